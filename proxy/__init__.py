@@ -1,0 +1,35 @@
+"""cloudrun-sidecar: a signing reverse proxy between Restate and private Cloud Run services.
+
+::
+
+    restate-server ──h2c──▶ downstream ─▶ relay ─▶ upstream ──TLS, ALPN h2──▶ Cloud Run
+                             (Hypercorn)     │
+                                          tokens ──▶ metadata server · IAM Credentials · OAuth token endpoint
+
+Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connect to.
+
+Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
+
+    cli → sidecar → admin | relay | settings → downstream | upstream | tokens
+        → telemetry → routing | restate | http2 → errors
+
+* `cli`         the command line, one file a command
+* `sidecar`     composition root: builds every object once, owns lifetimes and drain
+* `settings`    TOML file, environment and flags → validated, frozen settings
+* `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`carrier`, `forwarder`)
+* `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
+* `upstream`    TLS connections with ALPN h2, and the pool of them
+* `tokens`      credentials, minting, the cache of ID tokens
+* `http2`       HTTP/2 without IO: events, the engine seam, field rules (pure)
+* `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
+* `telemetry`   log lines and metrics
+* `admin`       health, metrics and routes on their own port
+* `emulator`    a strict local Google for development and tests; it imports none of the rooms above
+
+One invocation: a `DownstreamConnection` feeds what it reads to its engine and gets events; a head becomes a route,
+the route's token is taken from memory, an upstream connection with a free stream is taken from the pool, and from
+then on a `Carrier` passes data, trailers, ends and resets across by direct call. There is no task and no queue per
+stream; the only thing ever awaited is a token or a connection that is not there yet.
+"""
+
+__version__ = "0.1.0"

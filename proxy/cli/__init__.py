@@ -1,0 +1,1 @@
+"""The command line: `cloudrun-sidecar COMMAND`; one file a command."""

@@ -1,0 +1,316 @@
+"""One tree of failures. Each leaf knows what Restate is answered and what a person has to do.
+
+How Restate reads an answer decides the columns (restate 1.7, service-client and invoker):
+
+* an invocation that gets 503 with `retry-after` is tried again after that time and loses no attempt, so everything
+  that passes by itself, and everything that an operator can mend while work waits, is 503 there;
+* a discovery shows status, fields and body to the person who registers. It repeats 408, 429, 500, 502, 503 and 504
+  for some two seconds and gives up at once on any other status, so what does not pass by itself gets such another.
+
+==================================  ==========  =========  ===========  ============
+leaf                                invocation  discovery  retry-after  passes alone
+==================================  ==========  =========  ===========  ============
+`PathRefused`                       400         400        –            no
+`RouteNotFound`                     404         404        –            no
+`MethodRefused`                     501         501        –            no
+`Draining`, `Overloaded`            503         503        1–5 s        yes
+`Internal`                          500         500        –            no
+`TokenTimeout`, `TokenUnavailable`  503         503        1–5 s        yes
+`CredentialsNotFound`               503         503        1–5 s        yes
+`TokenMalformed`, `TokenExpired`    503         503        1–5 s        yes
+`CredentialsInvalid`                503         424        10–30 s      no
+`CredentialsRejected`               503         424        10–30 s      no
+`AmbientUnsupported`                503         424        10–30 s      no
+`ImpersonationDenied`               503         424        10–30 s      no
+`MintRefused`                       503         424        10–30 s      no
+`UpstreamConnectFailed`             503         503        1–5 s        yes
+`UpstreamConnectTimeout`            503         503        1–5 s        yes
+`UpstreamTlsFailed`                 503         424        10–30 s      no
+`UpstreamNotHttp2`                  503         424        10–30 s      no
+`UpstreamSaturated`                 503         503        1–5 s        yes
+`UpstreamRefusedStream`             503         503        1–5 s        yes
+`UpstreamConnectionLost`            503         503        1–5 s        yes
+`UpstreamReset`                     502         502        –            yes
+==================================  ==========  =========  ===========  ============
+
+No text in here may carry a token, a key or an `Authorization` value.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, NamedTuple
+
+__all__ = [
+    "ERROR_FIELD",
+    "AmbientUnsupported",
+    "Answer",
+    "CredentialsInvalid",
+    "CredentialsNotFound",
+    "CredentialsRejected",
+    "Draining",
+    "Failure",
+    "ImpersonationDenied",
+    "Internal",
+    "MethodRefused",
+    "MintRefused",
+    "Overloaded",
+    "PathRefused",
+    "Permanent",
+    "RequestRefused",
+    "RouteNotFound",
+    "TokenExpired",
+    "TokenFailure",
+    "TokenMalformed",
+    "TokenTimeout",
+    "TokenUnavailable",
+    "Transient",
+    "UpstreamConnectFailed",
+    "UpstreamConnectTimeout",
+    "UpstreamConnectionLost",
+    "UpstreamFailure",
+    "UpstreamNotHttp2",
+    "UpstreamRefusedStream",
+    "UpstreamReset",
+    "UpstreamSaturated",
+    "UpstreamTlsFailed",
+    "answer",
+    "leaves",
+]
+
+ERROR_FIELD: Final = b"x-cloudrun-sidecar-error"
+
+
+class Failure(Exception):
+    """Something that ends an exchange before its response began; `str()` is the sentence for a person."""
+
+    code: ClassVar[str]
+    """Stable name, sent as `x-cloudrun-sidecar-error`."""
+    status: ClassVar[int]
+    """HTTP status of the answer to an invocation."""
+    discovery_status: ClassVar[int]
+    """HTTP status of the answer to a discovery."""
+    retry_after_seconds: ClassVar[tuple[int, int] | None]
+    """Least and most seconds of `retry-after`, or None for no such field."""
+    passes: ClassVar[bool]
+    """Whether it is expected to pass by itself, without anybody mending anything."""
+
+
+class RequestRefused(Failure):
+    """The request itself is at fault; the same request will fail again."""
+
+    retry_after_seconds = None
+    passes = False
+
+
+class Transient(Failure):
+    """Passes by itself: Restate is told to come back soon and loses no attempt."""
+
+    status = 503
+    discovery_status = 503
+    retry_after_seconds = (1, 5)
+    passes = True
+
+
+class Permanent(Failure):
+    """Stays until somebody mends it: work waits, and a registration fails at once with the remedy."""
+
+    status = 503
+    discovery_status = 424
+    retry_after_seconds = (10, 30)
+    passes = False
+
+
+class TokenFailure(Failure):
+    """No ID token, so nothing was sent upstream."""
+
+
+class UpstreamFailure(Failure):
+    """The upstream could not be reached, or went away before it answered."""
+
+
+class PathRefused(RequestRefused):
+    """The path could mean another route, or leave the route's base path, once somebody normalises it."""
+
+    code = "path-refused"
+    status = discovery_status = 400
+
+
+class RouteNotFound(RequestRefused):
+    """No route has a prefix of this path."""
+
+    code = "route-not-found"
+    status = discovery_status = 404
+
+
+class MethodRefused(RequestRefused):
+    """CONNECT, `Upgrade` and the like have no meaning through this proxy."""
+
+    code = "method-refused"
+    status = discovery_status = 501
+
+
+class Draining(Transient):
+    """The sidecar is shutting down and takes no new exchange."""
+
+    code = "draining"
+
+
+class Overloaded(Transient):
+    """A limit of the sidecar itself was reached."""
+
+    code = "overloaded"
+
+
+class Internal(Failure):
+    """A defect of the sidecar."""
+
+    code = "internal"
+    status = discovery_status = 500
+    retry_after_seconds = None
+    passes = False
+
+
+class TokenTimeout(TokenFailure, Transient):
+    """Minting took longer than its deadline."""
+
+    code = "token-timeout"
+
+
+class TokenUnavailable(TokenFailure, Transient):
+    """Google (or the metadata server) could not be reached, answered 5xx or 429, or closed the connection."""
+
+    code = "token-unavailable"
+
+
+class CredentialsNotFound(TokenFailure, Transient):
+    """No credential file and no metadata server; the latter may still be starting (GKE), hence transient."""
+
+    code = "credentials-not-found"
+
+
+class TokenMalformed(TokenFailure, Transient):
+    """What was minted is not a JWT with an expiry."""
+
+    code = "token-malformed"
+
+
+class TokenExpired(TokenFailure, Transient):
+    """What was minted is expired already: a clock is wrong."""
+
+    code = "token-expired"
+
+
+class CredentialsInvalid(TokenFailure, Permanent):
+    """The credential file is missing, unreadable, or not what it should be."""
+
+    code = "credentials-invalid"
+
+
+class CredentialsRejected(TokenFailure, Permanent):
+    """Google does not take the credential any more (`invalid_grant`: revoked, deleted, expired)."""
+
+    code = "credentials-rejected"
+
+
+class AmbientUnsupported(TokenFailure, Permanent):
+    """This kind of credential cannot mint an ID token for an audience; impersonation can."""
+
+    code = "ambient-unsupported"
+
+
+class ImpersonationDenied(TokenFailure, Permanent):
+    """IAM says no: `roles/iam.serviceAccountOpenIdTokenCreator` is missing on the impersonated account."""
+
+    code = "impersonation-denied"
+
+
+class MintRefused(TokenFailure, Permanent):
+    """Google refused to mint for a reason other than the above (4xx)."""
+
+    code = "mint-refused"
+
+
+class UpstreamConnectFailed(UpstreamFailure, Transient):
+    """Name resolution or the TCP connection failed."""
+
+    code = "upstream-connect-failed"
+
+
+class UpstreamConnectTimeout(UpstreamFailure, Transient):
+    """Resolution, TCP and TLS together took longer than the connect deadline."""
+
+    code = "upstream-connect-timeout"
+
+
+class UpstreamTlsFailed(UpstreamFailure, Permanent):
+    """The upstream's certificate does not verify, or TLS failed otherwise."""
+
+    code = "upstream-tls-failed"
+
+
+class UpstreamNotHttp2(UpstreamFailure, Permanent):
+    """The upstream does not offer HTTP/2 (ALPN h2)."""
+
+    code = "upstream-not-http2"
+
+
+class UpstreamSaturated(UpstreamFailure, Transient):
+    """All streams of all connections that may be opened are taken, for longer than a request may wait."""
+
+    code = "upstream-saturated"
+
+
+class UpstreamRefusedStream(UpstreamFailure, Transient):
+    """The upstream did not process the request (REFUSED_STREAM, GOAWAY) and its octets are no longer held."""
+
+    code = "upstream-refused-stream"
+
+
+class UpstreamConnectionLost(UpstreamFailure, Transient):
+    """The upstream connection ended after the request was sent and before a response began."""
+
+    code = "upstream-connection-lost"
+
+
+class UpstreamReset(UpstreamFailure):
+    """The upstream reset the stream before a response began (told only to HTTP/1.1 callers, who know no reset)."""
+
+    code = "upstream-reset"
+    status = discovery_status = 502
+    retry_after_seconds = None
+    passes = True
+
+
+class Answer(NamedTuple):
+    """A response made up by the sidecar; `fields` are (name, value) and hold no pseudo-field."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
+    """Return what the caller is told; `chance` in [0, 1) spreads `retry-after` so that callers do not return at once."""
+    text = " ".join(str(failure).split()) or failure.code
+    body = f"cloudrun-sidecar: {text}\n".encode()
+    fields = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (ERROR_FIELD, failure.code.encode()),
+    ]
+    if failure.retry_after_seconds is not None:
+        least, most = failure.retry_after_seconds
+        fields.append((b"retry-after", str(least + int(chance * (most - least + 1))).encode()))
+    return Answer(failure.discovery_status if discovery else failure.status, fields, body)
+
+
+def leaves() -> list[type[Failure]]:
+    """Return every failure that has a code, in alphabetical order of the codes."""
+    found: dict[str, type[Failure]] = {}
+    pending: list[type[Failure]] = [Failure]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if "code" in vars(kind):
+            found[kind.code] = kind
+    return [found[code] for code in sorted(found)]

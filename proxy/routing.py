@@ -1,0 +1,167 @@
+"""Which upstream a request goes to. Pure.
+
+A route's name is its path prefix, one or more segments: `/greeter/discover` belongs to the route `greeter`, and goes to
+the route's URL with the prefix replaced by the URL's own base path. The longest prefix wins; a route named `""` takes
+what is left.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from proxy.errors import PathRefused, RouteNotFound
+
+__all__ = ["Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstream"]
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+
+# What some component on the way could normalise into another path: dot segments and their encodings, doubled,
+# encoded or backward slashes (RFC 3986, 5.2.4 and 6.2.2), and octets that no path may hold (RFC 3986, 3.3).
+_REFUSED: Final = re.compile(rb"//|/\.{1,2}(?:/|$)|%2[ef]|%5c|%00|[^!-~]|[\\#]", re.IGNORECASE)
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port of an upstream (RFC 9110, 4.3.1); `host` has no brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """`host` or `host:port`, IPv6 in brackets, a default port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the host is loopback or private by its name or address, without asking DNS."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_private or address.is_link_local
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One upstream, how to reach it, and who we are there."""
+
+    name: str
+    """The path prefix without slashes at its ends; `""` takes every path."""
+    origin: Origin
+    base_path: str = ""
+    """`""` or `/…` without a slash at its end; stands where the prefix stood."""
+    signed: bool = True
+    """Whether a token is added. Without one the request is only passed on."""
+    audience: str = ""
+    """The token's `aud`; `""` means the origin."""
+    impersonate: str | None = None
+    delegates: tuple[str, ...] = ()
+    authority: bytes = field(init=False)
+    """`:authority` of upstream requests."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "authority", self.origin.authority.encode())
+        if not self.audience:
+            object.__setattr__(self, "audience", str(self.origin))
+
+
+class Match(NamedTuple):
+    """The route of a request, and the path (with query) that its upstream is asked for."""
+
+    route: Route
+    path: bytes
+
+
+class RouteTable:
+    """All routes, looked up by path. Routes have distinct names; `ValueError` names one that is there twice."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes: tuple[Route, ...] = tuple(routes)
+        self._by_prefix: dict[bytes, tuple[Route, bytes]] = {}
+        for route in self.routes:
+            prefix = f"/{route.name}".encode() if route.name else b""
+            if prefix in self._by_prefix:
+                raise ValueError(f"two routes are named {route.name!r}")
+            self._by_prefix[prefix] = (route, route.base_path.encode())
+        self._depths = sorted({prefix.count(b"/") for prefix in self._by_prefix}, reverse=True)
+
+    def match(self, path: bytes) -> Match:
+        """Return the route with the longest prefix of `path`.
+
+        Raises PathRefused for a path that could mean another one once normalised, RouteNotFound where none fits.
+        """
+        bare, mark, query = path.partition(b"?")
+        if not bare.startswith(b"/") or _REFUSED.search(bare):
+            raise PathRefused(
+                "this path is not forwarded: it has dot segments, doubled, backward or encoded slashes, "
+                "or octets that a path may not hold"
+            )
+        parts = bare.split(b"/")
+        for depth in self._depths:
+            found = self._by_prefix.get(b"/".join(parts[: depth + 1]))
+            if found is not None and len(parts) > depth:
+                route, base = found
+                rest = b"/".join(parts[depth + 1 :])
+                target = base + b"/" + rest if len(parts) > depth + 1 else base or b"/"
+                return Match(route, target + mark + query)
+        raise RouteNotFound(self._no_route())
+
+    def _no_route(self) -> str:
+        names = ", ".join(f"/{route.name}" for route in self.routes) or "none"
+        return f"no route for this path; the routes are: {names}"
+
+
+def check_name(name: str) -> str:
+    """Return `name`; ValueError with a sentence unless it can be a path prefix of its own."""
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a route name is a path prefix: segments of letters, digits and . _ ~ - joined by single slashes, "
+            f"no segment beginning with a dot; {name!r} is not"
+        )
+    return name
+
+
+def parse_upstream(url: str) -> tuple[Origin, str]:
+    """Return origin and base path of an upstream URL; ValueError with a sentence that says what is wrong.
+
+    The scheme and the host are lowered, a default port is dropped from the origin's text (Cloud Run accepts no audience
+    with `:443`). User-info, query and fragment are refused: they would silently be lost.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError(f"{url!r} is not a URL: {exc}") from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ValueError(f"{url!r} must begin with https:// (or http:// for a local upstream)")
+    if not parts.hostname:
+        raise ValueError(f"{url!r} has no host")
+    _refuse_extras(url, parts)
+    if port == 0:
+        raise ValueError(f"{url!r}: port 0 cannot be connected to")
+    path = parts.path.rstrip("/")
+    if _REFUSED.search(path.encode()):
+        raise ValueError(f"{url!r}: its path has dot segments, doubled or encoded slashes, or characters to be encoded")
+    host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+    return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), path
+
+
+def _refuse_extras(url: str, parts: SplitResult) -> None:
+    if "@" in parts.netloc:
+        raise ValueError("an upstream URL holds no user name or password; put the credential where it belongs")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must end after the path: no query, no fragment")
