@@ -1,0 +1,266 @@
+"""`cloudrun-sidecar emulate`: a strict local Google, and a private Cloud Run service behind its front end."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ipaddress
+import json
+import os
+import signal
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from proxy.emulator import (
+    API_HOSTS,
+    CannotListen,
+    Certificates,
+    CloudRun,
+    CloudRunServer,
+    Control,
+    Google,
+    GoogleServer,
+    echo,
+    write_secret,
+)
+
+__all__ = ["emulate"]
+
+
+class Unusable(click.ClickException):
+    """The command cannot do what it is told; one sentence, exit code 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to emulate, as the options say."""
+
+    app: Any
+    url: str | None
+    audiences: tuple[str, ...]
+    invokers: tuple[str, ...]
+    host: str
+    cloud_run_port: int
+    metadata_port: int
+    tls_port: int
+    directory: Path
+    grants: tuple[tuple[str, str], ...]
+    token_lifetime_seconds: int
+    as_json: bool
+
+
+def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for value in values:
+        caller, equals, target = value.partition("=")
+        if not (caller and equals and target):
+            raise click.BadParameter(f"{value!r} is not CALLER=TARGET (two e-mail addresses).")
+        pairs.append((caller, target))
+    return tuple(pairs)
+
+
+def _https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (urlsplit(value).scheme != "https" or not urlsplit(value).hostname):
+        raise click.BadParameter(f"{value!r} is not an https:// URL.")
+    return value
+
+
+PORT = click.IntRange(0, 65535)
+
+
+@click.command()
+@click.option(
+    "--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]"
+)
+@click.option("--url", callback=_https, help="The service's URL, which is the audience. [default: where it listens]")
+@click.option("--audience", "audiences", multiple=True, help="Custom audience that is accepted too; repeatable.")
+@click.option("--invoker", "invokers", multiple=True, metavar="EMAIL", help="Account that may call the service; repeatable. [default: the metadata server's]")  # fmt: skip  # noqa: E501 – one option, one line
+@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET", callback=_pairs, help="Let one account mint tokens of another; repeatable.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines reach. Whoever does gets tokens.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
+@click.option("--metadata-port", type=PORT, default=0, help="Port of the metadata server. [default: a free one]")
+@click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where ca.pem and key files are written. [default: one that is removed at the end]")  # fmt: skip  # noqa: E501 – as above
+@click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+def emulate(
+    application: str | None,
+    url: str | None,
+    audiences: tuple[str, ...],
+    invokers: tuple[str, ...],
+    grants: tuple[tuple[str, str], ...],
+    host: str,
+    unsafe_listen: bool,
+    cloud_run_port: int,
+    metadata_port: int,
+    tls_port: int,
+    directory: Path | None,
+    token_lifetime: int,
+    as_json: bool,
+) -> None:
+    """Emulate Google locally, as strict as the real one, until interrupted.
+
+    A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
+    """
+    if not unsafe_listen and not _is_loopback(host):
+        raise Unusable(f"{host} is reachable from other machines; add --unsafe-listen if that is meant.")
+    with tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as spare:
+        plan = Plan(
+            app=echo if application is None else _load(application),
+            url=url,
+            audiences=audiences,
+            invokers=invokers,
+            host=host,
+            cloud_run_port=cloud_run_port,
+            metadata_port=metadata_port,
+            tls_port=tls_port,
+            directory=(directory or Path(spare)).absolute(),
+            grants=grants,
+            token_lifetime_seconds=token_lifetime,
+            as_json=as_json,
+        )
+        try:
+            asyncio.run(_run(plan))
+        except CannotListen as exc:
+            raise Unusable(_with_remedy(exc, plan)) from exc
+        except OSError as exc:
+            raise Unusable(f"Cannot write to {exc.filename or plan.directory}: {exc.strerror}.") from exc
+
+
+async def _run(plan: Plan) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stop.set)
+    google = Google(token_lifetime_seconds=plan.token_lifetime_seconds)
+    certificates = Certificates.create(plan.directory)
+    invokers = plan.invokers or (google.metadata_account,)
+    try:
+        for account in invokers:
+            google.add_account(account)
+        for caller, target in plan.grants:
+            google.add_account(caller)
+            google.allow_impersonation(caller, target)
+    except ValueError as exc:
+        raise Unusable(f"{exc}.") from exc
+    cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
+    names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
+    async with AsyncExitStack() as stack:
+        endpoints = await stack.enter_async_context(
+            GoogleServer(
+                google,
+                certificates,
+                host=plan.host,
+                metadata_port=plan.metadata_port,
+                tls_port=plan.tls_port,
+                beside=Control(google, cloud_run),
+            )
+        )
+        service = await stack.enter_async_context(
+            CloudRunServer(cloud_run, certificates, host=plan.host, port=plan.cloud_run_port, names=names)
+        )
+        keys = _write_keys(plan, google, endpoints)
+        _announce(plan, google, cloud_run, endpoints, service, certificates, keys)
+        await stop.wait()
+
+
+def _write_keys(plan: Plan, google: Google, endpoints: GoogleServer) -> dict[str, Path]:
+    """Write one key file for each account that somebody may start from; return account → file."""
+    directory = plan.directory / "keys"
+    directory.mkdir(exist_ok=True)
+    files: dict[str, Path] = {}
+    for account in dict.fromkeys((google.metadata_account, *plan.invokers, *(caller for caller, _ in plan.grants))):
+        # On 443, DNS is expected to lead here; on any other port only the file itself can.
+        key = google.key_file(account) if plan.tls_port == 443 else google.key_file(account, endpoints.token_uri)
+        files[account] = directory / f"{account}.json"
+        write_secret(files[account], json.dumps(key, indent=2).encode())
+    return files
+
+
+def _announce(
+    plan: Plan,
+    google: Google,
+    cloud_run: CloudRun,
+    endpoints: GoogleServer,
+    service: CloudRunServer,
+    certificates: Certificates,
+    keys: dict[str, Path],
+) -> None:
+    control = f"http://{endpoints.metadata_address}/emulator"
+    environment = {"GCE_METADATA_HOST": endpoints.metadata_address, "SSL_CERT_FILE": str(certificates.ca_file)}
+    if plan.as_json:
+        places = {
+            "cloud_run": service.url,
+            "audience": cloud_run.url,
+            "metadata": endpoints.metadata_address,
+            "tls": endpoints.tls_address,
+            "control": control,
+            "directory": str(plan.directory),
+            "ca_file": str(certificates.ca_file),
+            "key_files": {account: str(file) for account, file in keys.items()},
+            "environment": environment,
+        }
+        click.echo(json.dumps(places))
+        return
+    audiences = ", ".join((str(cloud_run.url), *cloud_run.custom_audiences))
+    lines = [
+        "The emulated Google is ready; Ctrl-C ends it.",
+        "",
+        f"  Cloud Run        {service.url}",
+        f"                   audience {audiences}",
+        f"                   invokers {', '.join(sorted(cloud_run.invokers))}",
+        f"  metadata server  http://{endpoints.metadata_address}  as {google.metadata_account}",
+        f"  API hosts        https://{endpoints.tls_address}  for {', '.join(API_HOSTS)}",
+        f"  control          GET {control}/state, POST {control}/faults",
+        f"  key files        {plan.directory / 'keys'}",
+        "",
+        "In the shell of the program that is to meet it:",
+        "",
+        *(f"  export {name}={value}" for name, value in environment.items()),
+        "",
+        "Or with a key instead of the metadata server:",
+        "",
+        f"  export GOOGLE_APPLICATION_CREDENTIALS={keys[google.metadata_account]}",
+    ]
+    click.echo("\n".join(lines))
+
+
+def _with_remedy(error: CannotListen, plan: Plan) -> str:
+    ports = {
+        plan.cloud_run_port: "--cloud-run-port",
+        plan.metadata_port: "--metadata-port",
+        plan.tls_port: "--tls-port",
+    }
+    option = ports[error.port] if error.port else "--host"
+    return f"{error} Choose another with {option}."
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _load(name: str) -> Any:
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise Unusable(f"--app {name!r} is not MODULE:ATTR, as in service:app.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        raise Unusable(f"--app {name}: there is no module {exc.name!r} here or among the installed ones.") from exc
+    if not hasattr(found, attribute):
+        raise Unusable(f"--app {name}: the module {module!r} has no {attribute!r}.")
+    return getattr(found, attribute)

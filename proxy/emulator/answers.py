@@ -1,0 +1,112 @@
+"""Answers in the shapes of Google's: API errors, OAuth errors, web pages; and the faults that replace an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from proxy.emulator.model import Endpoint, Fault
+
+__all__ = ["FLAVOR", "api_error", "disturb", "oauth_error", "page", "web_page"]
+
+STATUS_NAMES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+}
+FLAVOR: Final = "Metadata-Flavor"
+"""The field that a metadata server's request and answer carry; its value is Google."""
+
+FAULT_STATUS: Final = {Fault.TOO_MANY_REQUESTS: 429, Fault.SERVER_ERROR: 500, Fault.DENIED: 403}
+
+
+def page(status: int, text: str) -> str:
+    """Return a small web page that tells of a failure, as Google's front ends send it to whoever asks."""
+    title = f"{status} {HTTPStatus(status).phrase}"
+    return (
+        "<!doctype html>\n<html lang=en>\n<head><meta charset=utf-8>"
+        f"<title>{title}</title></head>\n<body><h1>{title}</h1>\n<p>{html.escape(text)}</p></body>\n</html>\n"
+    )
+
+
+def web_page(status: int, text: str) -> web.Response:
+    """Return that page as an answer."""
+    return web.Response(status=status, text=page(status, text), content_type="text/html", charset="utf-8")
+
+
+def api_error(
+    code: int, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return the error of a Google API; `reason` and `metadata` become its ErrorInfo detail (google.rpc)."""
+    error: dict[str, object] = {"code": code, "message": message, "status": STATUS_NAMES[code]}
+    if reason is not None:
+        error["details"] = [
+            {
+                "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": reason,
+                "domain": "iam.googleapis.com" if reason.startswith("IAM") else "googleapis.com",
+                "metadata": dict(metadata or {}),
+            }
+        ]
+    fields = {"www-authenticate": 'Bearer realm="https://accounts.google.com/"'} if code == 401 else None
+    return web.Response(
+        status=code, text=json.dumps({"error": error}, indent=2), content_type="application/json", headers=fields
+    )
+
+
+def oauth_error(error: str, description: str, *, status: int = 400) -> web.Response:
+    """Return the error of a token endpoint (RFC 6749, 5.2)."""
+    return web.json_response({"error": error, "error_description": description}, status=status)
+
+
+def _refusal(endpoint: Endpoint, status: int) -> web.Response:
+    if endpoint == "iam":
+        return api_error(status, "The emulator was told to refuse this request.")
+    if endpoint == "metadata":
+        response = web_page(status, "The emulator was told to refuse this request.")
+        response.headers[FLAVOR] = "Google"
+        return response
+    names = {403: "access_denied", 429: "rate_limit_exceeded", 500: "internal_failure"}
+    return oauth_error(names[status], "The emulator was told to refuse this request.", status=status)
+
+
+async def disturb(
+    fault: Fault, endpoint: Endpoint, request: web.BaseRequest, *, slow_seconds: float
+) -> web.Response | None:
+    """Do to the request what the fault says; return the answer, or None when the right one is to follow."""
+    if fault in FAULT_STATUS:
+        return _refusal(endpoint, FAULT_STATUS[fault])
+    if fault is Fault.JUNK:
+        flavor = {FLAVOR: "Google"} if endpoint == "metadata" else None
+        return web.Response(text='{"token": not-a-token', content_type="text/plain", headers=flavor)
+    if fault is Fault.HTML:
+        return web_page(200, "Sign in to this network to continue.")
+    if fault is Fault.SLOW:
+        await asyncio.sleep(slow_seconds)
+    if fault is Fault.RESET:
+        _reset(request)
+    if fault in (Fault.HANG, Fault.RESET):
+        # Ended by the server, which cancels this when the connection goes and when it shuts down.
+        await asyncio.get_running_loop().create_future()
+    return None
+
+
+def _reset(request: web.BaseRequest) -> None:
+    transport = request.transport
+    if transport is None:
+        return
+    connection = transport.get_extra_info("socket")
+    # With no time to linger, closing sends RST at once (RFC 9293, 3.10.7.4 and socket(7)), where it would send FIN.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

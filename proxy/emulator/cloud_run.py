@@ -1,0 +1,200 @@
+"""The front end of Cloud Run as ASGI middleware: nobody reaches the application without a token that holds.
+
+Which field is looked at, what is refused, and what the application gets to see::
+
+    X-Serverless-Authorization   Authorization   looked at      handed on
+    present                      anything        the first      its signature removed; the second untouched
+    absent                       present         the second     its signature removed
+    absent                       absent          –              403
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from proxy.emulator.answers import page
+from proxy.emulator.google import Google
+from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
+from proxy.emulator.model import unique_id
+
+__all__ = ["SIGNATURE_REMOVED", "Application", "Arrival", "CloudRun", "Verdict", "read_claims"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""Any ASGI 3 application."""
+
+SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
+"""What stands where the signature was in the token that the application sees."""
+
+ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"})
+SKEW_SECONDS: Final = 5
+STREAMS_KEPT: Final = 100_000
+PREFERRED: Final = b"x-serverless-authorization"
+ORDINARY: Final = b"authorization"
+BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
+
+INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The access token could not be verified"'
+
+
+class Verdict(enum.Enum):
+    """What became of a request."""
+
+    ACCEPTED = "accepted"
+    NO_TOKEN = "no token"  # noqa: S105 – a word
+    MALFORMED = "malformed"
+    UNKNOWN_KEY = "unknown key"
+    SIGNATURE = "bad signature"
+    ISSUER = "wrong issuer"
+    AUDIENCE = "wrong audience"
+    EXPIRED = "expired"
+    TOO_EARLY = "issued in the future"
+    NOT_INVOKER = "not an invoker"
+
+    @property
+    def status(self) -> int | None:
+        """The status of the refusal: 403 without a token or without permission, 401 otherwise; None if accepted."""
+        if self is Verdict.ACCEPTED:
+            return None
+        return 403 if self in (Verdict.NO_TOKEN, Verdict.NOT_INVOKER) else 401
+
+
+VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
+    Flaw.MALFORMED: Verdict.MALFORMED,
+    Flaw.ALGORITHM: Verdict.MALFORMED,
+    Flaw.CLAIMS: Verdict.MALFORMED,
+    Flaw.UNKNOWN_KEY: Verdict.UNKNOWN_KEY,
+    Flaw.SIGNATURE: Verdict.SIGNATURE,
+    Flaw.ISSUER: Verdict.ISSUER,
+    Flaw.AUDIENCE: Verdict.AUDIENCE,
+    Flaw.EXPIRED: Verdict.EXPIRED,
+    Flaw.TOO_EARLY: Verdict.TOO_EARLY,
+}
+
+
+class Arrival(NamedTuple):
+    """One request as it reached Cloud Run."""
+
+    method: str
+    """Upper case; `WEBSOCKET` for one of those."""
+    path: str
+    """The decoded path, without the query."""
+    verdict: Verdict
+    """What became of it."""
+
+
+class CloudRun:
+    """ASGI middleware around any application: checks the token of every request as Cloud Run does.
+
+    `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` is the
+    service's URL; a token's audience has to be it or one of `custom_audiences`, to the letter. `invokers` are the
+    e-mails of accounts with `roles/run.invoker`. The lifespan passes through.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        google: Google | Mapping[str, str],
+        *,
+        url: str | None = None,
+        custom_audiences: Sequence[str] = (),
+        invokers: Collection[str],
+    ) -> None:
+        self.url = url
+        """The service's URL; if None, a `CloudRunServer` puts its own here on entry."""
+        self.custom_audiences = tuple(custom_audiences)
+        self.invokers = set(invokers)
+        """Who may call; may be changed between requests."""
+        self.streams: list[Arrival] = []
+        """What arrived, oldest first; the older half is dropped at 100,000."""
+        self.verdicts: Counter[Verdict] = Counter()
+        """How often each verdict was given, nothing dropped."""
+        self._app = app
+        self._google = google
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        verdict, fields = self._judge(scope["headers"])
+        self._note(scope, verdict)
+        if verdict.status is None:
+            await self._app({**scope, "headers": fields}, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await _refuse(verdict.status, send)
+
+    def _note(self, scope: Scope, verdict: Verdict) -> None:
+        self.verdicts[verdict] += 1
+        if len(self.streams) >= STREAMS_KEPT:
+            del self.streams[: STREAMS_KEPT // 2]
+        self.streams.append(Arrival(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
+
+    def _judge(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
+        """Return the verdict, and the fields as the application gets them (as they came, unless accepted)."""
+        lines = [(bytes(name).lower(), bytes(value)) for name, value in fields]
+        names = {name for name, _ in lines}
+        checked = PREFERRED if PREFERRED in names else ORDINARY
+        values = [value for name, value in lines if name == checked]
+        if not values:
+            return Verdict.NO_TOKEN, lines
+        try:
+            token = _bearer(values)
+            claims = self._verified(token)
+        except TokenRefused as exc:
+            return VERDICT_OF[exc.flaw], lines
+        if claims["sub"] not in map(unique_id, self.invokers):
+            return Verdict.NOT_INVOKER, lines
+        unsigned = f"Bearer {token.rpartition('.')[0]}.{SIGNATURE_REMOVED}".encode("ascii")
+        return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lines]
+
+    def _verified(self, token: str) -> dict[str, Any]:
+        now = self._google.clock() if isinstance(self._google, Google) else time.time()
+        keys = self._google.certificates() if isinstance(self._google, Google) else self._google
+        claims = parse(token).verified(keys)
+        if not isinstance(claims.get("sub"), str):
+            raise TokenRefused(Flaw.CLAIMS)
+        issuer, audience = claims.get("iss"), claims.get("aud")
+        if not isinstance(issuer, str) or issuer not in ISSUERS:
+            raise TokenRefused(Flaw.ISSUER)
+        if not isinstance(audience, str) or audience not in {self.url, *self.custom_audiences}:
+            raise TokenRefused(Flaw.AUDIENCE)
+        check_times(claims, now, skew_seconds=SKEW_SECONDS)
+        return claims
+
+
+def read_claims(value: bytes) -> dict[str, Any]:
+    """Return the claims in a field value that an application behind Cloud Run sees; raises TokenRefused.
+
+    Nothing is verified: the signature is gone, and whoever reads it relies on the front end.
+    """
+    token = _bearer([value])
+    return parse(token.removesuffix(SIGNATURE_REMOVED) + "AA").claims
+
+
+def _bearer(values: Sequence[bytes]) -> str:
+    match = BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
+    if match is None:
+        raise TokenRefused(Flaw.MALFORMED)
+    return match[1]
+
+
+async def _refuse(status: int, send: Send) -> None:
+    text = {
+        401: "Your client does not hold a token that this service accepts.",
+        403: "Your client does not have permission to get this page from this server.",
+    }[status]
+    body = page(status, text).encode()
+    fields = [(b"content-type", b"text/html; charset=UTF-8"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        fields.append((b"www-authenticate", INVALID_TOKEN))
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,192 @@
+"""Hypercorn in the place of Google's front end: TLS, ALPN h2 and http/1.1, limits that get in nobody's way.
+
+Hypercorn's connections are used without its `serve()`. That one waits for every connection when it stops (Python ≥
+3.12.1), or for tasks that it cancelled already, and an emulator has to stop whatever its clients are doing. Besides,
+this process may hold a listener that replaces names which `serve()` looks up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, cast
+
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.typing import ASGIFramework
+from hypercorn.utils import wrap_app
+
+from proxy.emulator.certificates import Certificates
+from proxy.emulator.cloud_run import Application, CloudRun
+from proxy.emulator.sockets import address, bind
+
+__all__ = ["CloudRunServer"]
+
+STREAMS_PER_CONNECTION: Final = 100
+"""What the real front end advertises, about."""
+
+GRACE_SECONDS: Final = 1.0
+ABORT_SECONDS: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class CloudRunServer:
+    """Async context manager: serves the application from entry to exit.
+
+    `app` is a `CloudRun` as a rule; one without a `url` of its own gets this server's. The port is taken on entry
+    (0: a free one), which raises CannotListen. The certificate is good for `host`, `localhost` and `names`. On exit
+    running requests may finish for a second, then their connections are cut: exit takes some two seconds at most.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        certificates: Certificates,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        names: tuple[str, ...] = (),
+        alpn_protocols: tuple[str, ...] = ("h2", "http/1.1"),
+        streams_per_connection: int = STREAMS_PER_CONNECTION,
+    ) -> None:
+        self.url = ""
+        """`https://host:port`, set on entry."""
+        self._app = app
+        self._host = host
+        self._port = port
+        self._config = _config(alpn_protocols, streams_per_connection)
+        self._files = certificates.server_files(*dict.fromkeys((host, "localhost", "127.0.0.1", "::1", *names)))
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._stopping = False
+        self._stack = AsyncExitStack()
+        self._context = WorkerContext(None)
+        self._state: dict[str, Any] = {}
+        self._wrapped = wrap_app(cast(ASGIFramework, app), self._config.wsgi_max_body_size, "asgi")
+
+    async def __aenter__(self) -> CloudRunServer:
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            bound = stack.enter_context(bind(self._host, self._port))
+            self.url = f"https://{address(bound)}"
+            if isinstance(self._app, CloudRun) and self._app.url is None:
+                self._app.url = self.url
+            self._lifespan = Lifespan(self._wrapped, self._config, loop, self._state)
+            self._living = loop.create_task(self._lifespan.handle_lifespan())
+            stack.push_async_callback(self._end_lifespan)
+            await self._lifespan.wait_for_startup()
+            if self._living.done():
+                self._living.result()
+            server = await asyncio.start_server(self._connected, sock=bound, ssl=self._tls())
+            stack.push_async_callback(self._end_connections)
+            stack.callback(server.close)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _end_lifespan(self) -> None:
+        try:
+            if not self._living.done():
+                await self._lifespan.wait_for_shutdown()
+        finally:
+            self._living.cancel()
+            await asyncio.wait([self._living], timeout=ABORT_SECONDS)
+
+    async def _end_connections(self) -> None:
+        """Let requests finish, then cut connections, then cancel what still runs; each step has its deadline."""
+        self._stopping = True
+        await self._context.terminated.set()
+        await self._wait(GRACE_SECONDS)
+        for writer in self._connections.values():
+            writer.transport.abort()
+        # The order matters: Hypercorn's cleanup after a cancelled request waits for a window unless it knows that the
+        # connection is gone.
+        await self._wait(ABORT_SECONDS / 2)
+        for task in self._connections:
+            task.cancel()
+        await self._wait(ABORT_SECONDS / 2)
+        for task in self._connections:
+            log.warning("A request of the emulated Cloud Run could not be stopped: %s", task.get_name())
+
+    async def _wait(self, seconds: float) -> None:
+        if self._connections:
+            await asyncio.wait(tuple(self._connections), timeout=seconds)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._serve(reader, writer))
+        self._connections[task] = writer
+        task.add_done_callback(self._disconnected)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        # OSError: the client went away in the middle of TLS.
+        with contextlib.suppress(OSError):
+            await _Connection(self._wrapped, loop, self._config, self._context, self._state, reader, writer)
+
+    def _disconnected(self, task: asyncio.Task[None]) -> None:
+        writer = self._connections.pop(task)
+        writer.transport.abort()
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._stopping:
+            log.error("A connection to the emulated Cloud Run failed", exc_info=error)
+
+    def _tls(self) -> ssl.SSLContext:
+        chain, key = self._files
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(chain, key)
+        context.set_alpn_protocols(self._config.alpn_protocols)
+        return context
+
+
+class _Connection(TCPServer):
+    """One of Hypercorn's connections, which survives request content that comes after the response has ended."""
+
+    async def _read_data(self) -> None:
+        if isinstance(self.protocol.protocol, H2Protocol):
+            self.protocol.protocol.streams = _Streams()
+        await super()._read_data()
+
+
+class _Streams(dict[int, Any]):
+    """The streams of a connection; what is addressed to one that has ended is dropped.
+
+    Hypercorn 0.18 takes a stream away when its response ends, meets KeyError at the next DATA of its request, and
+    loses the whole connection. A refusal (401, 403) ends early as a rule.
+    """
+
+    def __missing__(self, stream_id: int) -> _Ended:
+        return _Ended()
+
+
+class _Ended:
+    async def handle(self, event: object) -> None:
+        """Drop the event; Hypercorn itself returns the window."""
+
+
+def _config(alpn_protocols: tuple[str, ...], streams_per_connection: int) -> Config:
+    config = Config()
+    config.alpn_protocols = list(alpn_protocols)
+    config.h2_max_concurrent_streams = streams_per_connection
+    config.keep_alive_max_requests = 2**62
+    config.keep_alive_timeout = 3600
+    config.shutdown_timeout = 2
+    # Bounded, it would block the connection's reader, PING included, while one application does not read.
+    config.max_app_queue_size = 0
+    config.include_server_header = False
+    config.include_date_header = False
+    config.errorlog = logging.getLogger(f"{__name__}.hypercorn")
+    # It warns of every application without a lifespan, and ASGI lets them be without.
+    config.errorlog.setLevel(logging.ERROR)
+    return config

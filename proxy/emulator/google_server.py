@@ -1,0 +1,136 @@
+"""The sockets of the emulated Google: the metadata server on plain HTTP, the API hosts on one TLS port."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from proxy.emulator.answers import disturb, web_page
+from proxy.emulator.certificates import Certificates
+from proxy.emulator.google import Google
+from proxy.emulator.iam import IamCredentials
+from proxy.emulator.metadata import MetadataServer
+from proxy.emulator.model import Endpoint, Fault
+from proxy.emulator.oauth import OAuth, TokenExchange
+from proxy.emulator.sockets import address, bind
+
+__all__ = ["API_HOSTS", "GoogleServer"]
+
+API_HOSTS: Final[Mapping[str, Endpoint]] = {
+    "iamcredentials.googleapis.com": "iam",
+    "oauth2.googleapis.com": "oauth",
+    "sts.googleapis.com": "sts",
+}
+"""The names that DNS has to point at the TLS port, and what answers under each."""
+
+API_PATHS: Final[Mapping[str, Endpoint]] = {"/v1/projects/": "iam", "/token": "oauth", "/v1/token": "sts"}
+
+SHUTDOWN_SECONDS: Final = 0.2
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class _Answering(Protocol):
+    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response: ...
+
+
+class GoogleServer:
+    """Async context manager: listens from entry to exit.
+
+    Ports are taken on entry (0: free ones), which raises CannotListen. Under one of Google's names (`API_HOSTS`) the
+    TLS port answers as that host alone; under any other name or address as all of them, told apart by path, for
+    files whose `token_uri` can be set. The certificate is good for Google's names, `host`, and `names`. `beside`
+    answers paths below `/emulator/` on the metadata port, which no fault touches and nothing counts.
+    """
+
+    def __init__(
+        self,
+        google: Google,
+        certificates: Certificates,
+        *,
+        host: str = "127.0.0.1",
+        metadata_port: int = 0,
+        tls_port: int = 0,
+        names: tuple[str, ...] = (),
+        beside: Handler | None = None,
+    ) -> None:
+        self.google = google
+        self.metadata_address = ""
+        """`host:port` of the metadata server, for `GCE_METADATA_HOST`; set on entry."""
+        self.tls_address = ""
+        """`host:port` of the API hosts; set on entry."""
+        self._certificates = certificates
+        self._host = host
+        self._metadata_port = metadata_port
+        self._tls_port = tls_port
+        self._names = names
+        self._beside = beside
+        self._stack = AsyncExitStack()
+        self._endpoints: dict[Endpoint, _Answering] = {
+            "metadata": MetadataServer(google),
+            "iam": IamCredentials(google),
+            "oauth": OAuth(google),
+            "sts": TokenExchange(google),
+        }
+
+    @property
+    def token_uri(self) -> str:
+        """The OAuth token endpoint at its own address, for a key file used where DNS cannot be turned."""
+        return f"https://{self.tls_address}/token"
+
+    async def __aenter__(self) -> GoogleServer:
+        async with AsyncExitStack() as stack:
+            self.metadata_address = await self._listen(stack, self._metadata, self._metadata_port, None)
+            self.tls_address = await self._listen(stack, self._api, self._tls_port, self._tls())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _listen(self, stack: AsyncExitStack, handler: Handler, port: int, tls: ssl.SSLContext | None) -> str:
+        bound = stack.enter_context(bind(self._host, port))
+        # Cancelled when the client goes: without that, `Fault.HANG` would hold its task until shutdown.
+        server = web.Server(handler, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, bound, ssl_context=tls).start()
+        return address(bound)
+
+    def _tls(self) -> ssl.SSLContext:
+        names = dict.fromkeys((*API_HOSTS, "localhost", "127.0.0.1", "::1", self._host, *self._names))
+        chain, key = self._certificates.server_files(*names)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(chain, key)
+        return context
+
+    async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._beside is not None and request.path.startswith("/emulator/"):
+            return await self._beside(request)
+        return await self._serve("metadata", request)
+
+    async def _api(self, request: web.BaseRequest) -> web.StreamResponse:
+        name = request.host.partition(":")[0].lower()
+        endpoint = API_HOSTS.get(name)
+        if endpoint is None:
+            endpoint = next((kind for path, kind in API_PATHS.items() if request.path.startswith(path)), None)
+        if endpoint is None:
+            return web_page(404, "No host of Google's that is emulated here has this path.")
+        return await self._serve(endpoint, request)
+
+    async def _serve(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
+        self.google.calls[endpoint] += 1
+        fault = self.google.take_fault(endpoint)
+        if fault is not None:
+            response = await disturb(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
+            if response is not None:
+                return response
+        return await self._endpoints[endpoint].answer(request, expired=fault is Fault.EXPIRED)

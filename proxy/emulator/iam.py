@@ -1,0 +1,175 @@
+"""IAM Credentials: ID tokens and access tokens of a service account for whoever may have them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from proxy.emulator.answers import api_error, web_page
+from proxy.emulator.google import Google, NoSuchAccount
+from proxy.emulator.model import SCOPE, Access, Permission
+
+__all__ = ["IamCredentials"]
+
+PATH: Final = re.compile(r"/v1/projects/([^/]+)/serviceAccounts/([^/:]+):(generateIdToken|generateAccessToken)")
+DELEGATE: Final = re.compile(r"projects/-/serviceAccounts/([^/:]+)")
+SCOPES: Final = frozenset({SCOPE, "https://www.googleapis.com/auth/iam"})
+LONGEST_SECONDS: Final = 3600
+
+
+class _InvalidArgument(Exception):
+    pass
+
+
+class _Denied(Exception):
+    def __init__(self, permission: Permission) -> None:
+        super().__init__(permission.value)
+        self.permission = permission
+
+
+class IamCredentials:
+    """Answers as iamcredentials.googleapis.com does."""
+
+    def __init__(self, google: Google) -> None:
+        self._google = google
+
+    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+        """Return the answer to one request."""
+        match = PATH.fullmatch(request.path)
+        if match is None or request.method != "POST":
+            return web_page(404, "There is no such method.")
+        project, name, action = match.groups()
+        access = self._caller(request)
+        if access is None:
+            return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
+        if not access.scopes & SCOPES:
+            return api_error(
+                403, "Request had insufficient authentication scopes.", reason="ACCESS_TOKEN_SCOPE_INSUFFICIENT"
+            )
+        try:
+            if project != "-":
+                raise _InvalidArgument("The project in the resource name must be the wildcard '-'")
+            body = _object(await request.text())
+            if action == "generateIdToken":
+                return self._id_token(access, name, body, expired=expired)
+            return self._access_token(access, name, body, expired=expired)
+        except _InvalidArgument as exc:
+            return api_error(400, str(exc))
+        except NoSuchAccount as exc:
+            return api_error(404, f"Not found; Gaia id not found for email {exc}")
+        except _Denied as exc:
+            return api_error(
+                403,
+                f"Permission '{exc.permission.value}' denied on resource (or it may not exist).",
+                reason="IAM_PERMISSION_DENIED",
+                metadata={"permission": exc.permission.value},
+            )
+
+    def _caller(self, request: web.BaseRequest) -> Access | None:
+        values = request.headers.getall("Authorization", [])
+        if len(values) != 1:
+            return None
+        scheme, _, token = values[0].partition(" ")
+        return self._google.access(token) if scheme.lower() == "bearer" else None
+
+    def _id_token(self, access: Access, name: str, body: dict[str, Any], *, expired: bool) -> web.Response:
+        fields = _fields(
+            body, audience=_string, includeEmail=_boolean, delegates=_delegates, useEmailAzp=_boolean,
+            organizationNumberIncluded=_boolean,
+        )  # fmt: skip
+        audience = fields.get("audience")
+        if not audience:
+            raise _InvalidArgument("Invalid value at 'audience': it is required")
+        email = self._target(access, name, fields.get("delegates", []), Permission.GET_OPEN_ID_TOKEN)
+        token, expires = self._google.id_token(
+            "iam",
+            email,
+            audience,
+            claims={"azp": email} if fields.get("useEmailAzp") else None,
+            with_email=fields.get("includeEmail", False),
+            expired=expired,
+        )
+        self._google.record("iam", email, audience, expires)
+        return web.json_response({"token": token})
+
+    def _access_token(self, access: Access, name: str, body: dict[str, Any], *, expired: bool) -> web.Response:
+        fields = _fields(body, scope=_strings, lifetime=_lifetime, delegates=_delegates)
+        if not fields.get("scope"):
+            raise _InvalidArgument("Invalid value at 'scope': it is required")
+        email = self._target(access, name, fields.get("delegates", []), Permission.GET_ACCESS_TOKEN)
+        lifetime = min(fields.get("lifetime", LONGEST_SECONDS), self._google.token_lifetime_seconds)
+        token, expires = self._google.access_token(email, fields["scope"], lifetime_seconds=lifetime, expired=expired)
+        expire_time = datetime.datetime.fromtimestamp(int(expires), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return web.json_response({"accessToken": token, "expireTime": expire_time})
+
+    def _target(self, access: Access, name: str, delegates: list[str], permission: Permission) -> str:
+        """Return the target's e-mail once each link of the chain caller → delegates → target is granted."""
+        target = self._google.account(name)
+        caller = access.principal
+        for delegate in map(self._google.account, delegates):
+            self._demand(caller, Permission.IMPLICIT_DELEGATION, delegate)
+            caller = delegate
+        self._demand(caller, permission, target)
+        return target
+
+    def _demand(self, caller: str, permission: Permission, target: str) -> None:
+        if not self._google.may(caller, permission, target):
+            raise _Denied(permission)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        raise _InvalidArgument("Invalid JSON payload received") from None
+    if not isinstance(body, dict):
+        raise _InvalidArgument("Invalid JSON payload received: an object is expected")
+    return body
+
+
+def _fields(body: Mapping[str, Any], **readers: Callable[[str, Any], Any]) -> dict[str, Any]:
+    for name in body:
+        if name not in readers:
+            raise _InvalidArgument(f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.')
+    # A null is a field that is not there (ProtoJSON).
+    return {name: readers[name](name, value) for name, value in body.items() if value is not None}
+
+
+def _string(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _InvalidArgument(f"Invalid value at '{name}' (TYPE_STRING)")
+    return value
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    # Google reads these two strings as well, and google-auth sends them.
+    if value in ("true", "false"):
+        return bool(value == "true")
+    raise _InvalidArgument(f"Invalid value at '{name}' (TYPE_BOOL)")
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise _InvalidArgument(f"Invalid value at '{name}': a list is expected")
+    return [_string(f"{name}[{index}]", entry) for index, entry in enumerate(value)]
+
+
+def _delegates(name: str, value: Any) -> list[str]:
+    matches = [DELEGATE.fullmatch(entry) for entry in _strings(name, value)]
+    if None in matches:
+        raise _InvalidArgument(f"Invalid value at '{name}': projects/-/serviceAccounts/{{account}} is expected")
+    return [match[1] for match in matches if match is not None]
+
+
+def _lifetime(name: str, value: Any) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})s", _string(name, value))
+    if match is None or not 0 < int(match[1]) <= LONGEST_SECONDS:
+        raise _InvalidArgument(f"Invalid value at '{name}': from 1s to {LONGEST_SECONDS}s is expected")
+    return int(match[1])

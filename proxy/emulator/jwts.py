@@ -1,0 +1,142 @@
+"""JSON Web Tokens as Google signs and reads them: RS256 only, compact form, nothing lenient (RFC 7515, 7519)."""
+
+from __future__ import annotations
+
+import base64
+import enum
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth import crypt, jwt
+
+__all__ = ["Flaw", "Key", "TokenRefused", "Unverified", "check_times", "parse"]
+
+
+class Flaw(enum.Enum):
+    """What is wrong with a token, in the order in which it is looked at."""
+
+    MALFORMED = "it is not a signed JWT"
+    ALGORITHM = "its algorithm is not RS256"
+    UNKNOWN_KEY = "its key id is unknown"
+    SIGNATURE = "its signature does not verify"
+    CLAIMS = "a claim is missing or of the wrong type"
+    ISSUER = "its issuer is not Google"
+    AUDIENCE = "its audience is somebody else"
+    EXPIRED = "it has expired"
+    TOO_EARLY = "it was issued in the future"
+
+
+class TokenRefused(Exception):
+    """A token that is not accepted. The text never holds the token."""
+
+    def __init__(self, flaw: Flaw) -> None:
+        super().__init__(f"The token is not accepted: {flaw.value}")
+        self.flaw = flaw
+        """Why."""
+
+
+class Key:
+    """An RSA signing key with its id."""
+
+    def __init__(self) -> None:
+        self._private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.public_pem: str = (
+            self._private.public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            .decode()
+        )
+        """The public half, PEM."""
+        self.key_id: str = hashlib.sha256(self.public_pem.encode()).hexdigest()[:40]
+        """What stands in a token's header as `kid`."""
+        self._signer = crypt.RSASigner(self._private, key_id=self.key_id)  # type: ignore[no-untyped-call]  # google-auth
+
+    def private_pem(self) -> str:
+        """Return the private half as Google's key files hold it: PKCS #8, PEM, not encrypted."""
+        return self._private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode()
+
+    def sign(self, claims: Mapping[str, object]) -> str:
+        """Return the claims as a signed token in compact form."""
+        token: bytes = jwt.encode(self._signer, dict(claims))  # type: ignore[no-untyped-call]  # google-auth
+        return token.decode("ascii")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unverified:
+    """A well-formed token of which nobody has looked at the signature yet."""
+
+    header: dict[str, Any]
+    claims: dict[str, Any]
+    signed: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+    def verified(self, keys: Mapping[str, str]) -> dict[str, Any]:
+        """Return the claims if a key of `keys` (id → public half, PEM) signed them; raises TokenRefused otherwise."""
+        if self.header.get("alg") != "RS256" or "crit" in self.header:
+            raise TokenRefused(Flaw.ALGORITHM)
+        key_id = self.header.get("kid")
+        if not isinstance(key_id, str) or key_id not in keys:
+            raise TokenRefused(Flaw.UNKNOWN_KEY)
+        if not _verifier(keys[key_id]).verify(self.signed, self.signature):
+            raise TokenRefused(Flaw.SIGNATURE)
+        return self.claims
+
+
+def parse(token: str) -> Unverified:
+    """Take a token in compact form apart; raises TokenRefused when it is not one."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise TokenRefused(Flaw.MALFORMED)
+    header, claims, signature = parts
+    return Unverified(
+        header=_object(header),
+        claims=_object(claims),
+        signed=f"{header}.{claims}".encode("ascii"),
+        signature=_octets(signature),
+    )
+
+
+def check_times(claims: Mapping[str, Any], now: float, *, skew_seconds: float) -> tuple[float, float]:
+    """Return `iat` and `exp` of claims that hold now, give or take the skew; raises TokenRefused otherwise."""
+    issued, expires = claims.get("iat"), claims.get("exp")
+    if not _is_time(issued) or not _is_time(expires):
+        raise TokenRefused(Flaw.CLAIMS)
+    if expires <= now - skew_seconds:
+        raise TokenRefused(Flaw.EXPIRED)
+    if issued > now + skew_seconds:
+        raise TokenRefused(Flaw.TOO_EARLY)
+    return issued, expires
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _object(segment: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_octets(segment))
+    except (ValueError, RecursionError):
+        raise TokenRefused(Flaw.MALFORMED) from None
+    if not isinstance(value, dict):
+        raise TokenRefused(Flaw.MALFORMED)
+    return value
+
+
+def _octets(segment: str) -> bytes:
+    # urlsafe_b64decode drops what is not of its alphabet without a word, so the alphabet is held here.
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", segment) or len(segment) % 4 == 1:
+        raise TokenRefused(Flaw.MALFORMED)
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+@functools.lru_cache(maxsize=64)
+def _verifier(public_pem: str) -> Any:
+    return crypt.RSAVerifier.from_string(public_pem)  # type: ignore[no-untyped-call]  # google-auth

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from proxy.emulator import Certificates, Google, GoogleServer
+from tests.unit.emulator.wire import Clock, Names, trusting
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def google(clock: Clock) -> Google:
+    return Google(clock=clock, slow_seconds=0.05)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.create(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest_asyncio.fixture
+async def server(google: Google, certificates: Certificates) -> AsyncIterator[GoogleServer]:
+    async with GoogleServer(google, certificates) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def client(server: GoogleServer, certificates: Certificates) -> AsyncIterator[aiohttp.ClientSession]:
+    """Every https name leads to the emulator; its certificate is verified."""
+    connector = aiohttp.TCPConnector(resolver=Names(server.tls_address), ssl=trusting(certificates.ca_file))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield session

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from proxy.emulator import Arrival, CloudRun, Google, Verdict, read_claims
+from proxy.emulator.cloud_run import STREAMS_KEPT
+from proxy.emulator.jwts import Key, TokenRefused
+from proxy.emulator.model import unique_id
+from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock
+
+Fields = list[tuple[bytes, bytes]]
+PREFERRED, ORDINARY = b"x-serverless-authorization", b"authorization"
+
+
+class Application:
+    """An ASGI application that notes what reaches it."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+@pytest.fixture
+def cloud_run(application: Application, google: Google) -> CloudRun:
+    return CloudRun(application, google, url=AUDIENCE, custom_audiences=["custom"], invokers=[CALLER])
+
+
+async def _call(cloud_run: CloudRun, fields: Sequence[tuple[bytes, bytes]], kind: str = "http") -> list[Any]:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the front end reads no content")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": kind, "path": "/invoke", "headers": list(fields)}
+    await cloud_run(scope | ({"method": "POST"} if kind == "http" else {}), receive, send)
+    return sent
+
+
+def _claims(clock: Clock, **changes: object) -> dict[str, object]:
+    number = unique_id(CALLER)
+    times = {"iat": int(clock.now), "exp": int(clock.now) + 3600}
+    claims = {"iss": "https://accounts.google.com", "aud": AUDIENCE, "azp": number, "sub": number} | times | changes
+    return {name: value for name, value in claims.items() if value is not None}
+
+
+def _bearer(token: str) -> bytes:
+    return b"Bearer " + token.encode()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, Verdict.ACCEPTED),
+        ({"iss": "accounts.google.com"}, Verdict.ACCEPTED),
+        ({"aud": "custom"}, Verdict.ACCEPTED),
+        ({"email": "whatever@example.com"}, Verdict.ACCEPTED),
+        ({"exp": 1_800_000_000 - 4}, Verdict.ACCEPTED),
+        ({"exp": 1_800_000_000 - 5}, Verdict.EXPIRED),
+        ({"iat": 1_800_000_000 + 5}, Verdict.ACCEPTED),
+        ({"iat": 1_800_000_000 + 6}, Verdict.TOO_EARLY),
+        ({"iss": "https://accounts.example.com"}, Verdict.ISSUER),
+        ({"iss": None}, Verdict.ISSUER),
+        ({"aud": AUDIENCE + "/"}, Verdict.AUDIENCE),
+        ({"aud": AUDIENCE + ":443"}, Verdict.AUDIENCE),
+        ({"aud": AUDIENCE.upper()}, Verdict.AUDIENCE),
+        ({"aud": [AUDIENCE]}, Verdict.AUDIENCE),
+        ({"aud": None}, Verdict.AUDIENCE),
+        ({"sub": None}, Verdict.MALFORMED),
+        ({"exp": None}, Verdict.MALFORMED),
+        ({"iat": "now"}, Verdict.MALFORMED),
+        ({"sub": unique_id(TARGET)}, Verdict.NOT_INVOKER),
+        ({"sub": unique_id(TARGET), "email": CALLER}, Verdict.NOT_INVOKER),
+    ],
+)
+async def test_the_claims_decide(
+    cloud_run: CloudRun,
+    application: Application,
+    google: Google,
+    clock: Clock,
+    changes: dict[str, object],
+    verdict: Verdict,
+) -> None:
+    sent = await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock, **changes))))])
+    assert cloud_run.streams == [Arrival("POST", "/invoke", verdict)]
+    assert sent[0]["status"] == (verdict.status or 204)
+    assert len(application.scopes) == (verdict is Verdict.ACCEPTED)
+
+
+def _forge(token: str) -> str:
+    head, claims, signature = token.split(".")
+    return f"{head}.{claims}.{signature[:-8]}AAAAAAAA"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("spoil", "verdict"),
+    [
+        (lambda token: [], Verdict.NO_TOKEN),
+        (lambda token: [token, token], Verdict.MALFORMED),
+        (lambda token: [f"{token}, {token}"], Verdict.MALFORMED),
+        (lambda token: [token.removeprefix("Bearer ")], Verdict.MALFORMED),
+        (lambda token: [token.replace("Bearer", "Basic")], Verdict.MALFORMED),
+        (lambda token: [""], Verdict.MALFORMED),
+        (lambda token: ["Bearer "], Verdict.MALFORMED),
+        (lambda token: [token.replace(" ", "  ")], Verdict.MALFORMED),
+        (lambda token: [token + " "], Verdict.MALFORMED),
+        (lambda token: ["Bearer ya29.an-access-token"], Verdict.MALFORMED),
+        (lambda token: [token.rpartition(".")[0]], Verdict.MALFORMED),
+        (lambda token: [token.rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"], Verdict.SIGNATURE),
+        (lambda token: [_forge(token)], Verdict.SIGNATURE),
+        (lambda token: [token.replace("Bearer", "bearer")], Verdict.ACCEPTED),
+    ],
+)
+@pytest.mark.parametrize("name", [PREFERRED, ORDINARY])
+async def test_the_form_of_the_field_decides(
+    cloud_run: CloudRun,
+    google: Google,
+    clock: Clock,
+    name: bytes,
+    spoil: Callable[[str], list[str]],
+    verdict: Verdict,
+) -> None:
+    values = spoil("Bearer " + google.sign(_claims(clock)))
+    await _call(cloud_run, [(name, value.encode()) for value in values])
+    assert [stream.verdict for stream in cloud_run.streams] == [verdict]
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_is_not_googles_is_refused(cloud_run: CloudRun, clock: Clock) -> None:
+    await _call(cloud_run, [(PREFERRED, _bearer(Key().sign(_claims(clock))))])
+    assert cloud_run.streams[0].verdict is Verdict.UNKNOWN_KEY
+
+
+@pytest.mark.asyncio
+async def test_a_401_names_the_error_and_a_403_does_not(cloud_run: CloudRun) -> None:
+    for value, status in ((b"Bearer junk", 401), (None, 403)):
+        start, body = await _call(cloud_run, [] if value is None else [(PREFERRED, value)])
+        fields = dict(start["headers"])
+        assert start["status"] == status
+        assert fields.get(b"www-authenticate", b"").startswith(b'Bearer error="invalid_token"') == (status == 401)
+        assert fields[b"content-type"] == b"text/html; charset=UTF-8"
+        assert fields[b"content-length"] == str(len(body["body"])).encode()
+
+
+@pytest.mark.asyncio
+async def test_the_preferred_field_alone_is_checked_and_the_other_crosses_untouched(
+    cloud_run: CloudRun, application: Application, google: Google, clock: Clock
+) -> None:
+    token = google.sign(_claims(clock))
+    others: Fields = [(b"host", b"x"), (ORDINARY, b"Bearer the caller's own"), (ORDINARY, b"Basic Zm9v"), (b"a", b"1")]
+    await _call(cloud_run, [*others, (PREFERRED, _bearer(token)), (b"a", b"2")])
+    unsigned = _bearer(token.rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE")
+    assert application.scopes[0]["headers"] == [*others, (PREFERRED, unsigned), (b"a", b"2")]
+
+
+@pytest.mark.asyncio
+async def test_a_good_authorization_does_not_make_up_for_a_bad_preferred_field(
+    cloud_run: CloudRun, google: Google, clock: Clock
+) -> None:
+    good = _bearer(google.sign(_claims(clock)))
+    await _call(cloud_run, [(ORDINARY, good), (PREFERRED, b"")])
+    assert cloud_run.streams[0].verdict is Verdict.MALFORMED
+
+
+@pytest.mark.asyncio
+async def test_authorization_loses_its_signature_when_it_was_the_one_checked(
+    cloud_run: CloudRun, application: Application, google: Google, clock: Clock
+) -> None:
+    token = google.sign(_claims(clock))
+    await _call(cloud_run, [(ORDINARY, _bearer(token))])
+    ((name, value),) = application.scopes[0]["headers"]
+    assert name == ORDINARY
+    assert value.endswith(b".SIGNATURE_REMOVED_BY_GOOGLE")
+    assert token.rpartition(".")[2].encode() not in value
+
+
+@pytest.mark.asyncio
+async def test_the_application_can_read_the_claims(
+    cloud_run: CloudRun, application: Application, google: Google, clock: Clock
+) -> None:
+    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    assert read_claims(application.scopes[0]["headers"][0][1]) == _claims(clock)
+    with pytest.raises(TokenRefused):
+        read_claims(b"Basic Zm9v")
+
+
+@pytest.mark.asyncio
+async def test_keys_alone_will_do_and_then_the_clock_is_the_real_one(
+    application: Application, google: Google, clock: Clock
+) -> None:
+    cloud_run = CloudRun(application, google.certificates(), url=AUDIENCE, invokers=[CALLER])
+    clock.now = time.time()
+    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    clock.now -= 7200
+    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    assert [stream.verdict for stream in cloud_run.streams] == [Verdict.ACCEPTED, Verdict.EXPIRED]
+
+
+@pytest.mark.asyncio
+async def test_without_a_url_no_audience_fits(application: Application, google: Google, clock: Clock) -> None:
+    cloud_run = CloudRun(application, google, invokers=[CALLER])
+    for audience in (None, "None", ""):
+        await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock, aud=audience))))])
+    assert cloud_run.verdicts == {Verdict.AUDIENCE: 3}
+
+
+@pytest.mark.asyncio
+async def test_invokers_may_change_between_requests(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
+    fields = [(PREFERRED, _bearer(google.sign(_claims(clock))))]
+    cloud_run.invokers.discard(CALLER)
+    await _call(cloud_run, fields)
+    cloud_run.invokers.add(CALLER)
+    await _call(cloud_run, fields)
+    assert [stream.verdict for stream in cloud_run.streams] == [Verdict.NOT_INVOKER, Verdict.ACCEPTED]
+
+
+@pytest.mark.asyncio
+async def test_the_lifespan_passes_through(cloud_run: CloudRun, application: Application) -> None:
+    await _call(cloud_run, [], kind="lifespan")
+    assert application.scopes[0]["type"] == "lifespan"
+    assert cloud_run.streams == []
+
+
+@pytest.mark.asyncio
+async def test_a_websocket_is_checked_too(
+    cloud_run: CloudRun, application: Application, google: Google, clock: Clock
+) -> None:
+    assert await _call(cloud_run, [], kind="websocket") == [{"type": "websocket.close"}]
+    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))], kind="websocket")
+    assert len(application.scopes) == 1
+    assert [stream.method for stream in cloud_run.streams] == ["WEBSOCKET", "WEBSOCKET"]
+
+
+@pytest.mark.asyncio
+async def test_what_arrived_is_bounded_and_the_counts_are_not(cloud_run: CloudRun) -> None:
+    cloud_run.streams += [Arrival("GET", "/", Verdict.NO_TOKEN)] * (STREAMS_KEPT - 1)
+    await _call(cloud_run, [])
+    assert len(cloud_run.streams) == STREAMS_KEPT
+    await _call(cloud_run, [])
+    assert len(cloud_run.streams) == STREAMS_KEPT // 2 + 1
+    assert cloud_run.verdicts[Verdict.NO_TOKEN] == 2

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, Verdict
+from tests.unit.emulator.wire import CALLER, Http2Client, NotHttp2, trusting
+
+Field = tuple[str, str]
+
+
+@contextlib.asynccontextmanager
+async def _http2(server: CloudRunServer, certificates: Certificates) -> AsyncIterator[Http2Client]:
+    client = await Http2Client.connect(server.url, certificates.ca_file)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _token(google: Google, url: str) -> Field:
+    return ("x-serverless-authorization", f"Bearer {google.id_token('metadata', CALLER, url)[0]}")
+
+
+class Service:
+    """An ASGI application: `/echo` answers while it reads, `/early` before, `/stuck` never."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.stuck = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["path"] == "/stuck":
+            self.stuck.set()
+            await asyncio.Event().wait()
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        for phase in ("startup", "shutdown"):
+            assert (await receive())["type"] == f"lifespan.{phase}"
+            self.events.append(phase)
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        fields = [(b"x-saw", name + b"=" + value) for name, value in scope["headers"] if name == b"authorization"]
+        trailers = "http.response.trailers" in scope["extensions"]
+        await send({"type": "http.response.start", "status": 200, "headers": fields, "trailers": trailers})
+        more = scope["path"] == "/echo"
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            await send({"type": "http.response.body", "body": message.get("body", b""), "more_body": True})
+        await send({"type": "http.response.body", "body": b"."})
+        if trailers:
+            await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"1")]})
+
+
+@pytest.mark.asyncio
+async def test_http2_is_negotiated_and_a_token_opens_the_door(google: Google, certificates: Certificates) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+        assert cloud_run.url == server.url
+        fields = [_token(google, server.url), ("authorization", "Bearer of the caller"), ("te", "trailers")]
+        answer = await client.answer(await client.request("/echo", *fields, method="POST", body=b"hello"))
+    assert answer.status == 200
+    assert answer.body == b"hello."
+    assert answer.trailers == {"x-sum": "1"}
+    assert answer.fields == {"x-saw": "authorization=Bearer of the caller"}
+    assert client.settings[3] == 100  # SETTINGS_MAX_CONCURRENT_STREAMS
+    assert cloud_run.verdicts == {Verdict.ACCEPTED: 1}
+
+
+@pytest.mark.asyncio
+async def test_http11_is_there_too(google: Google, certificates: Certificates) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server, aiohttp.ClientSession() as client:
+        tls = trusting(certificates.ca_file, "http/1.1")
+        async with client.post(
+            f"{server.url}/echo", ssl=tls, headers=[_token(google, server.url)], data=b"x"
+        ) as answer:
+            assert (answer.status, await answer.read()) == (200, b"x.")
+        async with client.get(f"{server.url}/", ssl=tls) as answer:
+            assert answer.status == 403
+            assert "server" not in answer.headers
+
+
+@pytest.mark.asyncio
+async def test_a_service_without_http2_does_not_offer_it(google: Google, certificates: Certificates) -> None:
+    async with CloudRunServer(Service(), certificates, alpn_protocols=("http/1.1",)) as server:
+        with pytest.raises(NotHttp2):
+            await Http2Client.connect(server.url, certificates.ca_file)
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_in_the_middle_of_the_content_leaves_the_connection_alone(
+    google: Google, certificates: Certificates
+) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+        refused = await client.request("/echo", ("x-serverless-authorization", "Bearer junk"), method="POST", end=False)
+        answer = await client.answer(refused)
+        assert answer.status == 401
+        for _ in range(40):
+            while client.h2.local_flow_control_window(refused) < 8_000:
+                assert await client.read()
+            client.h2.send_data(refused, b"x" * 8_000)
+            await client.flush()
+        client.h2.end_stream(refused)
+        await client.flush()
+        answer = await client.answer(await client.request("/early", _token(google, server.url)))
+        assert (answer.status, answer.body) == (200, b".")
+        assert not client.goaway
+
+
+@pytest.mark.asyncio
+async def test_more_than_a_thousand_requests_fit_one_connection(google: Google, certificates: Certificates) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+        for _ in range(11):
+            streams = [await client.request("/") for _ in range(100)]
+            assert {(await client.answer(stream)).status for stream in streams} == {403}
+        assert not client.goaway
+    assert len(cloud_run.streams) == 1100
+
+
+@pytest.mark.asyncio
+async def test_one_application_that_does_not_read_does_not_stop_another(
+    google: Google, certificates: Certificates
+) -> None:
+    service = Service()
+    async with CloudRunServer(service, certificates) as server, _http2(server, certificates) as client:
+        stuck = await client.request("/stuck", method="POST", end=False)
+        for _ in range(50):
+            client.h2.send_data(stuck, b"x")
+        answer = await client.answer(await client.request("/early"))
+        assert answer.body == b"."
+
+
+@pytest.mark.asyncio
+async def test_the_lifespan_is_run_around_it(certificates: Certificates) -> None:
+    service = Service()
+    async with CloudRunServer(service, certificates):
+        assert service.events == ["startup"]
+    assert service.events == ["startup", "shutdown"]
+
+
+@pytest.mark.asyncio
+async def test_a_startup_that_fails_frees_the_port(certificates: Certificates) -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    server = CloudRunServer(failing, certificates)
+    with pytest.raises(Exception, match="no database"):
+        async with server:
+            pass
+    port = int(server.url.rpartition(":")[2])
+    async with CloudRunServer(Service(), certificates, port=port) as again:
+        assert again.url == server.url
+
+
+@pytest.mark.asyncio
+async def test_it_ends_although_a_request_does_not(certificates: Certificates) -> None:
+    service = Service()
+    async with asyncio.timeout(8):
+        async with CloudRunServer(service, certificates) as server:
+            client = await Http2Client.connect(server.url, certificates.ca_file)
+            await client.request("/stuck")
+            await service.stuck.wait()
+        with contextlib.suppress(ConnectionError):
+            while await client.read():
+                pass
+    await client.close()
+    assert service.events == ["startup", "shutdown"]
+
+
+@pytest.mark.asyncio
+async def test_it_ends_although_a_client_does_not_read(certificates: Certificates) -> None:
+    sent = asyncio.Event()
+
+    async def flood(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sent.set()
+        await send({"type": "http.response.body", "body": b"x" * 1_000_000})
+
+    async with asyncio.timeout(8):
+        async with CloudRunServer(flood, certificates) as server:
+            client = await Http2Client.connect(server.url, certificates.ca_file)
+            await client.request("/")
+            await sent.wait()
+    await client.close()
+
+
+@pytest.mark.asyncio
+async def test_it_ends_at_once_when_connections_are_idle(certificates: Certificates) -> None:
+    loop = asyncio.get_running_loop()
+    async with CloudRunServer(Service(), certificates) as server, _http2(server, certificates) as client:
+        await client.answer(await client.request("/early"))
+        started = loop.time()
+    assert loop.time() - started < 0.9
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_breaks_hypercorn_is_logged_and_the_next_one_works(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CloudRunServer(Service(), certificates) as server:
+        async with _http2(server, certificates) as client:
+            await client.request("/\u00e9")
+            with contextlib.suppress(ConnectionError):
+                while await client.read():
+                    pass
+        async with _http2(server, certificates) as client:
+            assert (await client.answer(await client.request("/early"))).status == 200
+        assert "A connection to the emulated Cloud Run failed" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_a_taken_port_is_named(certificates: Certificates) -> None:
+    async with CloudRunServer(Service(), certificates) as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}"):
+            async with CloudRunServer(Service(), certificates, port=port):
+                pass
+
+
+@pytest.mark.asyncio
+async def test_the_certificate_is_good_for_the_services_own_name(certificates: Certificates) -> None:
+    async with CloudRunServer(Service(), certificates, names=("greeter-abc.a.run.app",)) as server:
+        host, _, port = server.url.removeprefix("https://").rpartition(":")
+        _, writer = await asyncio.open_connection(
+            host, int(port), ssl=trusting(certificates.ca_file), server_hostname="greeter-abc.a.run.app"
+        )
+        writer.close()
+        await writer.wait_closed()

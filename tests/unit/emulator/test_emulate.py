@@ -1,0 +1,208 @@
+"""The command `emulate`, as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from click.testing import CliRunner
+from google.auth import crypt, jwt
+
+from proxy.cli.emulate import emulate
+from tests.unit.emulator.wire import Http2Client, trusting
+
+COMMAND = [sys.executable, "-m", "proxy", "emulate"]
+METADATA = "metadata@emulated.iam.gserviceaccount.com"
+
+
+async def _start(*arguments: str, directory: Path | None = None) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=directory,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+
+
+@asynccontextmanager
+async def _running(*arguments: str, directory: Path | None = None) -> AsyncIterator[dict[str, Any]]:
+    process = await _start("--json", *arguments, directory=directory)
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+        assert line, (await process.communicate())[1].decode()
+        yield json.loads(line)
+        process.terminate()
+        _, errors = await asyncio.wait_for(process.communicate(), 10)
+        assert (process.returncode, errors) == (0, b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def _refused(*arguments: str, directory: Path | None = None) -> str:
+    process = await _start(*arguments, directory=directory)
+    output, errors = await process.communicate()
+    assert (process.returncode, output) == (2, b"")
+    text = errors.decode()
+    assert "Traceback" not in text
+    return text
+
+
+def _read_private(file: Path) -> dict[str, str]:
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    content: dict[str, str] = json.loads(file.read_text())
+    return content
+
+
+async def _token(client: aiohttp.ClientSession, places: dict[str, Any]) -> str:
+    path = "/computeMetadata/v1/instance/service-accounts/default/identity"
+    url = f"http://{places['environment']['GCE_METADATA_HOST']}{path}"
+    async with client.get(
+        url, params={"audience": places["audience"]}, headers={"Metadata-Flavor": "Google"}
+    ) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+@pytest.mark.asyncio
+async def test_a_token_of_the_metadata_server_opens_cloud_run(tmp_path: Path) -> None:
+    async with aiohttp.ClientSession() as session, _running("--directory", str(tmp_path)) as places:
+        ca_file = Path(places["environment"]["SSL_CERT_FILE"])
+        assert ca_file == tmp_path / "ca.pem"
+        token = await _token(session, places)
+        client = await Http2Client.connect(places["cloud_run"], ca_file)
+        refused = await client.answer(await client.request("/hello"))
+        answer = await client.answer(
+            await client.request("/hello", ("x-serverless-authorization", f"Bearer {token}"), method="POST", body=b"hi")
+        )
+        await client.close()
+        async with session.get(f"{places['control']}/state") as response:
+            state = await response.json()
+    assert refused.status == 403
+    seen = json.loads(answer.body)
+    assert (answer.status, seen["octets"], seen["claims"]["aud"]) == (200, 2, places["cloud_run"])
+    assert state["streams"] == {"no token": 1, "accepted": 1}
+    assert state["mints"]["metadata"] == 1
+
+
+@pytest.mark.asyncio
+async def test_its_key_file_works_without_dns_and_is_private(tmp_path: Path) -> None:
+    arguments = ("--directory", str(tmp_path), "--may-impersonate", "caller@a.example=target@a.example")
+    async with _running(*arguments) as places:
+        assert places["key_files"].keys() == {METADATA, "caller@a.example"}
+        key = _read_private(Path(places["key_files"]["caller@a.example"]))
+        signer = crypt.RSASigner.from_service_account_info(key)  # type: ignore[no-untyped-call]  # google-auth
+        now = int(time.time())
+        claims = {"iss": key["client_email"], "aud": "https://oauth2.googleapis.com/token", "iat": now}
+        claims |= {"exp": now + 3600, "target_audience": "x"}
+        assertion: bytes = jwt.encode(signer, claims)  # type: ignore[no-untyped-call]  # google-auth
+        form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion.decode()}
+        tls = trusting(tmp_path / "ca.pem")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(key["token_uri"], data=form, ssl=tls) as response,
+        ):
+            assert (response.status, set(await response.json())) == (200, {"id_token"})
+
+
+@pytest.mark.asyncio
+async def test_an_application_and_a_url_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] != 'http': raise NotImplementedError\n"
+        "    await send({'type': 'http.response.start', 'status': 299, 'headers': []})\n"
+        "    await send({'type': 'http.response.body'})\n"
+    )
+    arguments = ("--app", "service:app", "--url", "https://greeter-abc.a.run.app", "--audience", "custom")
+    async with aiohttp.ClientSession() as session, _running(*arguments, directory=tmp_path) as places:
+        assert places["audience"] == "https://greeter-abc.a.run.app"
+        token = await _token(session, places)
+        port = places["cloud_run"].rpartition(":")[2]
+        tls = trusting(Path(places["ca_file"]))
+        headers = {"Authorization": f"Bearer {token}"}
+        async with session.get(
+            f"https://127.0.0.1:{port}/", headers=headers, ssl=tls, server_hostname="greeter-abc.a.run.app"
+        ) as response:
+            assert response.status == 299
+    # What was written into a directory of its own is gone with the process.
+    assert not os.path.exists(places["directory"])  # noqa: ASYNC240 – nothing waits for it
+
+
+@pytest.mark.asyncio
+async def test_the_text_says_where_and_what_to_set() -> None:
+    process = await _start()
+    assert process.stdout is not None
+    text = ""
+    while "GOOGLE_APPLICATION_CREDENTIALS" not in text:
+        line = await process.stdout.readline()
+        assert line
+        text += line.decode()
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 0
+    for words in (
+        "Cloud Run",
+        "metadata server",
+        "iamcredentials.googleapis.com",
+        "export GCE_METADATA_HOST=",
+        METADATA,
+    ):
+        assert words in text
+    assert "export SSL_CERT_FILE=" in text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("option", ["--cloud-run-port", "--metadata-port", "--tls-port"])
+async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        text = await _refused(option, str(port))
+    assert text == (
+        f"Error: Cannot listen on 127.0.0.1:{port}: the port is taken by another program. "
+        f"Choose another with {option}.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "--unsafe-listen"),
+        (["--host", "emulator.example"], "--unsafe-listen"),
+        (["--app", "service"], "MODULE:ATTR"),
+        (["--app", "no_such_module:app"], "no module 'no_such_module'"),
+        (["--app", "json:app"], "has no 'app'"),
+        (["--url", "http://a.example"], "not an https:// URL"),
+        (["--invoker", "nobody"], "not an e-mail address"),
+        (["--may-impersonate", "a@b"], "CALLER=TARGET"),
+        (["--directory", "/dev/null/x"], "/dev/null/x"),
+        (["--host", "192.0.2.1", "--unsafe-listen"], "--host"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(arguments: Sequence[str], words: str) -> None:
+    result = CliRunner().invoke(emulate, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert words in result.stderr
+
+
+@pytest.mark.asyncio
+async def test_a_wildcard_needs_consent_and_is_then_reached_over_loopback() -> None:
+    async with _running("--host", "0.0.0.0", "--unsafe-listen") as places:
+        assert places["metadata"].startswith("127.0.0.1:")
+        assert places["cloud_run"].startswith("https://127.0.0.1:")

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import aiohttp
+import pytest
+from google.auth import transport
+from google.oauth2 import credentials, service_account
+
+from proxy.emulator import API_HOSTS, CannotListen, Certificates, Google, GoogleServer
+from proxy.emulator.model import SCOPE
+from tests.unit.emulator.wire import AUDIENCE, CALLER, Names, claims_of, trusting
+
+
+class _Response(transport.Response):
+    def __init__(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
+        self._status, self._headers, self._data = status, headers, data
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
+
+    @property
+    def data(self) -> bytes:
+        return self._data
+
+
+class _Request(transport.Request):
+    """google-auth's HTTP over aiohttp, to be called on another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: aiohttp.ClientSession) -> None:
+        self._loop, self._client = loop, client
+
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> _Response:
+        return asyncio.run_coroutine_threadsafe(self._send(url, method, body, headers), self._loop).result(10)
+
+    async def _send(self, url: str, method: str, body: bytes | None, headers: Mapping[str, str] | None) -> _Response:
+        async with self._client.request(method, url, data=body, headers=headers) as response:
+            return _Response(response.status, dict(response.headers), await response.read())
+
+
+@pytest.mark.asyncio
+async def test_google_auth_itself_gets_its_tokens(certificates: Certificates) -> None:
+    google = Google()
+    loop = asyncio.get_running_loop()
+    async with GoogleServer(google, certificates) as server:
+        connector = aiohttp.TCPConnector(resolver=Names(server.tls_address), ssl=trusting(certificates.ca_file))
+        async with aiohttp.ClientSession(connector=connector) as client:
+            request = _Request(loop, client)
+            sources = (
+                service_account.IDTokenCredentials.from_service_account_info(  # type: ignore[no-untyped-call]  # google-auth
+                    google.key_file(CALLER), target_audience=AUDIENCE
+                ),
+                service_account.Credentials.from_service_account_info(google.key_file(CALLER), scopes=[SCOPE]),  # type: ignore[no-untyped-call]  # google-auth
+                credentials.Credentials.from_authorized_user_info(google.user_file("person@example.com")),  # type: ignore[no-untyped-call]  # google-auth
+            )
+            with ThreadPoolExecutor(1) as thread:
+                for source in sources:
+                    await loop.run_in_executor(thread, source.refresh, request)
+    identity, account, user = sources
+    assert claims_of(identity.token)["email"] == CALLER
+    for source, principal in ((account, CALLER), (user, "person@example.com")):
+        access = google.access(source.token)
+        assert access is not None
+        assert access.principal == principal
+
+
+@pytest.mark.asyncio
+async def test_each_host_answers_for_itself_alone(client: aiohttp.ClientSession, google: Google) -> None:
+    for path in ("/v1/projects/-/serviceAccounts/a@b:generateIdToken", "/token", "/v1/token"):
+        answered = 0
+        for host in API_HOSTS:
+            async with client.post(f"https://{host}{path}") as response:
+                answered += response.status != 404
+        assert answered == 1
+    assert google.calls == {"iam": 3, "oauth": 3, "sts": 3}
+
+
+@pytest.mark.asyncio
+async def test_under_its_own_address_it_answers_for_all(server: GoogleServer, certificates: Certificates) -> None:
+    tls = trusting(certificates.ca_file)
+    paths = {"/token": 400, "/v1/token": 400, "/v1/projects/-/serviceAccounts/a@b:generateIdToken": 401, "/": 404}
+    async with aiohttp.ClientSession() as client:
+        for path, status in paths.items():
+            async with client.post(f"https://{server.tls_address}{path}", ssl=tls) as response:
+                assert response.status == status
+    assert server.token_uri == f"https://{server.tls_address}/token"
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_speaks_no_tls_and_the_api_hosts_nothing_else(
+    server: GoogleServer, certificates: Certificates
+) -> None:
+    async with aiohttp.ClientSession() as client:
+        with pytest.raises(aiohttp.ClientError):
+            await client.get(f"https://{server.metadata_address}/", ssl=trusting(certificates.ca_file))
+        with pytest.raises(aiohttp.ClientError):
+            await client.get(f"http://{server.tls_address}/token")
+
+
+@pytest.mark.asyncio
+async def test_it_can_have_the_very_port_that_https_means(certificates: Certificates) -> None:
+    async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=0) as server:
+        port = int(server.tls_address.rpartition(":")[2])
+        with pytest.raises(CannotListen, match=f"127.77.0.1:{port}"):
+            async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=port):
+                pass
+    # Whoever failed holds nothing, and whoever ended has let go.
+    async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=port) as server:
+        assert server.tls_address == f"127.77.0.1:{port}"
+
+
+@pytest.mark.asyncio
+async def test_it_ends_while_connections_are_kept_alive(certificates: Certificates) -> None:
+    async with asyncio.timeout(5), aiohttp.ClientSession() as client:
+        server = await GoogleServer(Google(), certificates).__aenter__()
+        async with client.get(f"http://{server.metadata_address}/") as response:
+            assert response.status == 403
+        await server.__aexit__(None, None, None)
+
+
+@pytest.mark.asyncio
+async def test_errors_are_json_as_googles_are(client: aiohttp.ClientSession) -> None:
+    url = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@b:generateIdToken"
+    async with client.post(url) as response:
+        error = json.loads(await response.read())["error"]
+    assert {"code", "message", "status"} <= error.keys()
