@@ -5,12 +5,22 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from proxy.errors import TokenMalformed
 
-__all__ = ["Token", "TokenKey", "read_claims"]
+__all__ = ["Token", "TokenKey", "is_account", "read_claims", "token_from_jwt"]
+
+# A JWT in compact form (RFC 7515, 3.1). Its value becomes an HTTP field, so no other octet may pass.
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+# E-mail or unique number of a service account. It becomes a segment of a URL's path, so no `/`, `:`, `%`, `?` or `#`.
+_ACCOUNT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*)@[A-Za-z0-9](?:[A-Za-z0-9.-]*)|[0-9]{5,30}")
+
+_LAST_SECOND: Final = 253_402_300_799
+"""The end of the year 9999, beyond which no calendar goes."""
 
 
 class TokenKey(NamedTuple):
@@ -49,11 +59,36 @@ def read_claims(jwt: str) -> dict[str, Any]:
     payload = segments[1]
     try:
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         raise TokenMalformed("the answer to the mint is not a JWT (its claims are not base64url JSON)") from None
     if not isinstance(claims, dict):
         raise TokenMalformed("the answer to the mint is not a JWT (its claims are not a JSON object)")
     expiry = claims.get("exp")
     if isinstance(expiry, bool) or not isinstance(expiry, int | float):
         raise TokenMalformed("the minted token has no numeric `exp` claim")
+    if not 0 < expiry <= _LAST_SECOND:
+        raise TokenMalformed("the `exp` claim of the minted token is no time (seconds since 1970 expected)")
     return claims
+
+
+def token_from_jwt(key: TokenKey, jwt: str) -> Token:
+    """Return the token that was minted for `key`.
+
+    Raises TokenMalformed, as `read_claims` does, and for a character that does not belong into a JWT: the value goes
+    into an HTTP field.
+    """
+    claims = read_claims(jwt)
+    if not _COMPACT.fullmatch(jwt):
+        raise TokenMalformed("the answer to the mint is not a JWT (characters that are not base64url)")
+    name = claims.get("email") or claims.get("sub")
+    return Token(
+        key=key,
+        authorization=b"Bearer " + jwt.encode("ascii"),
+        expires_at=float(claims["exp"]),
+        principal=name if isinstance(name, str) else None,
+    )
+
+
+def is_account(name: str) -> bool:
+    """Return whether `name` can be the e-mail, or the unique number, of a service account."""
+    return len(name) <= 320 and _ACCOUNT.fullmatch(name) is not None

@@ -1,0 +1,63 @@
+"""Who we are by ourselves: the credential source that Application Default Credentials name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from proxy.errors import Failure
+from proxy.tokens.calls import Bearer
+from proxy.tokens.model import Token, TokenKey
+
+__all__ = ["Ambient", "BearerCache"]
+
+# As google-auth has it: a metadata server hands out the same token until 4 or 5 minutes before it expires.
+_MARGIN_SECONDS = 225.0
+
+
+class Ambient(Protocol):
+    """A credential source."""
+
+    async def identity(self, key: TokenKey) -> Token:
+        """Return a newly minted token with the audience of `key` for the ambient identity itself.
+
+        Raises a leaf of Failure; AmbientUnsupported from a source that cannot do that for any audience.
+        """
+
+    async def bearer(self, stale: Bearer | None = None) -> Bearer:
+        """Return what authorises calls to Google's APIs (scope cloud-platform); one other than `stale`."""
+
+    async def principal(self) -> str:
+        """Return who this is, for a sentence: an e-mail where it is known. Raises nothing."""
+
+
+class BearerCache:
+    """Keeps an access token until shortly before it expires; one fetch however many wait, a failed one included."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[Bearer]], clock: Callable[[], float]) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._bearer: Bearer | None = None
+        self._failure: Failure | None = None
+        self._attempts = 0
+
+    async def get(self, stale: Bearer | None = None) -> Bearer:
+        """Return the access token that is kept, unless it is `stale`, or a new one; raises what the fetch raises."""
+        attempts = self._attempts
+        async with self._lock:
+            kept = self._bearer
+            if kept is not None and kept is not stale and self._clock() + _MARGIN_SECONDS < kept.expires_at:
+                return kept
+            if self._attempts != attempts and self._failure is not None:
+                # It failed while we waited for our turn: the same is not asked again at once.
+                raise type(self._failure)(*self._failure.args)
+            self._failure = None
+            try:
+                self._bearer = await self._fetch()
+            except Failure as failure:
+                self._failure = failure
+                self._attempts += 1
+                raise
+            return self._bearer

@@ -1,0 +1,143 @@
+"""Credential files as credential source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from proxy.errors import AmbientUnsupported, CredentialsInvalid
+from proxy.tokens.adc import CredentialFile, Kind, check
+from proxy.tokens.ambient import Ambient, BearerCache
+from proxy.tokens.calls import Bearer, BlockingSend
+from proxy.tokens.impersonation import IamCredentials
+from proxy.tokens.model import Token, TokenKey, is_account
+from proxy.tokens.worker import Worker
+
+__all__ = ["FileSource", "ImpersonatedFile", "source_of"]
+
+_NAMES: Final[dict[Kind, str]] = {
+    "authorized_user": "user credentials",
+    "external_account": "workload identity federation",
+    "external_account_authorized_user": "workforce identity federation",
+}
+
+_TARGET: Final = re.compile(r".*/serviceAccounts/(?P<account>[^/:]+):generateAccessToken")
+
+_ACCOUNT_PREFIX: Final = "projects/-/serviceAccounts/"
+
+
+class FileSource:
+    """A key file, user credentials or federation, by google-auth."""
+
+    def __init__(
+        self, file: CredentialFile, worker: Worker, clock: Callable[[], float], quota_project: str | None
+    ) -> None:
+        self._file = file
+        self._worker = worker
+        self._quota_project = quota_project
+        self._fetch_on_thread: Callable[[BlockingSend], Bearer] | None = None
+        self._cache = BearerCache(self._access_token, clock)
+
+    async def identity(self, key: TokenKey) -> Token:
+        if self._file.kind != "service_account":
+            raise AmbientUnsupported(
+                f"{_NAMES[self._file.kind]} ({self._file.path}) cannot mint an ID token for an audience. Three ways "
+                "out: set gcp_impersonate_service_account on the route; or set GOOGLE_APPLICATION_CREDENTIALS to "
+                "a service account's key file; or run where a metadata server is (Compute Engine, GKE, Cloud Run)"
+            )
+
+        def errand(send: BlockingSend) -> Token:
+            from proxy.tokens import credentials  # google-auth is imported here, on the thread, and not before
+
+            return credentials.identity(self._file, key, send)
+
+        return await self._worker.run(errand)
+
+    async def bearer(self, stale: Bearer | None = None) -> Bearer:
+        return await self._cache.get(stale)
+
+    async def principal(self) -> str:
+        named = self._file.info.get("client_email") or self._file.info.get("account")
+        if isinstance(named, str) and named and named.isprintable():
+            return named[:320]
+        return f"{_NAMES.get(self._file.kind, 'the service account')} ({self._file.path})"
+
+    async def _access_token(self) -> Bearer:
+        """Fetch by credentials that are kept, since a refresh token may be replaced in them.
+
+        Broken off, they are not used again: their thread may still be at work.
+        """
+        fetch, self._fetch_on_thread = self._fetch_on_thread, None
+        if fetch is None:
+            fetch = await self._worker.run(self._load)
+        fetched = await self._worker.run(fetch)
+        self._fetch_on_thread = fetch
+        return fetched
+
+    def _load(self, send: BlockingSend) -> Callable[[BlockingSend], Bearer]:
+        del send
+        from proxy.tokens import credentials  # as above
+
+        return credentials.AccessTokens(self._file, self._quota_project).fetch
+
+
+class ImpersonatedFile:
+    """An `impersonated_service_account` file: its target account, reached by the credential inside."""
+
+    def __init__(
+        self,
+        file: CredentialFile,
+        inner: Ambient,
+        iam: IamCredentials,
+        clock: Callable[[], float],
+        quota_project: str | None,
+    ) -> None:
+        target = _TARGET.fullmatch(file.info["service_account_impersonation_url"])
+        if target is None or not is_account(target["account"]):
+            raise CredentialsInvalid(f"{file.path}: its service_account_impersonation_url names no service account")
+        delegates = file.info.get("delegates") or []
+        if not isinstance(delegates, list) or not all(isinstance(name, str) for name in delegates):
+            raise CredentialsInvalid(f"{file.path}: its delegates are not a list of service accounts")
+        self._account: str = target["account"]
+        self._delegates = [name.removeprefix(_ACCOUNT_PREFIX) for name in delegates]
+        self._inner = inner
+        self._iam = iam
+        self._quota_project = quota_project
+        self._cache = BearerCache(self._access_token, clock)
+
+    async def identity(self, key: TokenKey) -> Token:
+        return await self._iam.identity(self._inner, key, self._account, self._delegates)
+
+    async def bearer(self, stale: Bearer | None = None) -> Bearer:
+        return await self._cache.get(stale)
+
+    async def principal(self) -> str:
+        return self._account
+
+    async def _access_token(self) -> Bearer:
+        return await self._iam.access_token(self._inner, self._account, self._delegates, self._quota_project)
+
+
+def source_of(
+    file: CredentialFile,
+    worker: Worker,
+    iam: IamCredentials,
+    clock: Callable[[], float],
+    environment: Mapping[str, str],
+) -> Ambient:
+    """Return the credential source that a credential file is; CredentialsInvalid if it contradicts itself."""
+    quota_project = environment.get("GOOGLE_CLOUD_QUOTA_PROJECT") or _text(file.info.get("quota_project_id"))
+    if file.kind != "impersonated_service_account":
+        return FileSource(file, worker, clock, quota_project)
+    where = f"{file.path} (source_credentials)"
+    info = file.info["source_credentials"]
+    kind = check(info, where)
+    if kind == "impersonated_service_account":
+        raise CredentialsInvalid(f"{where} are impersonated again; list the accounts between as delegates")
+    inner = FileSource(CredentialFile(where, file.stamp, kind, info), worker, clock, quota_project)
+    return ImpersonatedFile(file, inner, iam, clock, quota_project)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

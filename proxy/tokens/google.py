@@ -1,0 +1,195 @@
+"""Minting with Google: which credential source there is, and the HTTP to ask it with.
+
+==================================  ==================================  ==========================================
+source                              ambient ID token                    impersonation on top (`generateIdToken`)
+==================================  ==================================  ==========================================
+metadata server                     its `identity`                      its `token`
+service-account key file            signed assertion → `token_uri`      signed assertion → `token_uri`
+`impersonated_service_account`      `generateIdToken` on its target     `generateAccessToken` on its target
+user credentials                    AmbientUnsupported                  refresh grant
+workload, workforce federation      AmbientUnsupported                  exchange at the STS
+==================================  ==================================  ==========================================
+
+Nothing is read, imported or contacted before the first mint. The lookup is repeated at every mint, so that a changed
+file, or one that appears, is taken up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from proxy import __version__
+from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.tokens import adc
+from proxy.tokens.ambient import Ambient
+from proxy.tokens.calls import BlockingSend, Reply, host_of
+from proxy.tokens.files import source_of
+from proxy.tokens.impersonation import IamCredentials
+from proxy.tokens.metadata import MetadataServer
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.worker import Worker
+
+__all__ = ["GoogleMint"]
+
+_TOTAL_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 4.0
+_DIRECT_CONNECT_SECONDS: Final = 2.0
+_MOST_OCTETS: Final = 256 * 1024
+
+
+class GoogleMint:
+    """Mints ID tokens with whatever credentials the environment has (Application Default Credentials).
+
+    `environment` is read at every mint. `resolver`, for tests, says where Google's names lead. Deadlines are the
+    caller's; a cancelled mint leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        resolver: aiohttp.abc.AbstractResolver | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._environment = environment
+        self._clock = clock
+        self._direct = _Http(resolver, direct=True, connect_seconds=_DIRECT_CONNECT_SECONDS)
+        self._outside = _Http(resolver, direct=False, connect_seconds=_CONNECT_SECONDS)
+        self._worker = Worker(self._send)
+        self._iam = IamCredentials(self._outside.send)
+        self._metadata = MetadataServer(self._direct.send, environment, clock)
+        self._lookup = asyncio.Lock()
+        self._file: adc.CredentialFile | None = None
+        self._source: Ambient | None = None
+
+    async def __call__(self, key: TokenKey) -> Token:
+        """Return a new token for `key`. Raises a leaf of `proxy.errors.TokenFailure`."""
+        source = await self._ambient()
+        if key.impersonate is None:
+            return await source.identity(key)
+        return await self._iam.identity(source, key, key.impersonate, key.delegates)
+
+    async def close(self) -> None:
+        """Break off what is under way and close all connections; a mint after this raises TokenUnavailable."""
+        await self._worker.close()
+        await self._direct.close()
+        await self._outside.close()
+
+    async def _ambient(self) -> Ambient:
+        async with self._lookup:
+            known = self._file if self._source is not None else None
+            file = await self._worker.run(partial(_find, self._environment, known))
+            if file is None:
+                self._file = self._source = None
+                return self._metadata
+            if self._source is None or file is not known:
+                self._source = source_of(file, self._worker, self._iam, self._clock, self._environment)
+                self._file = file
+            return self._source
+
+    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
+        """Send for google-auth, which also asks metadata servers (AWS): no proxy for those."""
+        http = self._direct if _is_near(url) else self._outside
+        return await http.send(method, url, headers, body)
+
+
+def _find(
+    environment: Mapping[str, str], known: adc.CredentialFile | None, send: BlockingSend
+) -> adc.CredentialFile | None:
+    del send
+    return adc.find(environment, known)
+
+
+def _is_near(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return False
+    return parts.scheme == "http" and not address.is_global
+
+
+class _Http:
+    """An HTTP client that opens with its first call. `direct` means without a proxy and without TLS."""
+
+    def __init__(self, resolver: aiohttp.abc.AbstractResolver | None, *, direct: bool, connect_seconds: float) -> None:
+        self._resolver = resolver
+        self._direct = direct
+        self._connect_seconds = connect_seconds
+        self._opening = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
+        """Make one call (`calls.Send`)."""
+        host = host_of(url)
+        try:
+            session = await self._open()
+            # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
+            async with session.request(
+                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
+            ) as response:
+                content = bytearray()
+                async for chunk in response.content.iter_any():
+                    content += chunk
+                    if len(content) > _MOST_OCTETS:
+                        raise TokenUnavailable(f"{host} answered with more than {_MOST_OCTETS // 1024} KiB")
+                return Reply(response.status, response.headers, bytes(content))
+        except aiohttp.ConnectionTimeoutError:
+            raise TokenUnavailable(f"{host}: no connection within {self._connect_seconds:g} s") from None
+        except TimeoutError:
+            raise TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            # Without a chain: some of these hold what was received.
+            raise TokenUnavailable(f"{host} could not be asked: {_reason(exc)}") from None
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    async def _open(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            if self._closed:
+                raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
+            if self._session is None:
+                # Reads the trust store (or $SSL_CERT_FILE): milliseconds of disk and CPU, so not on the loop.
+                context = True if self._direct else await asyncio.to_thread(ssl.create_default_context)
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
+                    trust_env=not self._direct,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
+                    timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),
+                )
+            return self._session
+
+
+def _reason(exc: Exception) -> str:
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            why = getattr(exc.certificate_error, "verify_message", "") or "TLS failed"
+            return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
+        case aiohttp.ClientProxyConnectionError():
+            return "the proxy that the environment names cannot be reached"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name does not resolve"
+        case aiohttp.ClientConnectorError():
+            return exc.os_error.strerror or type(exc.os_error).__name__
+        case aiohttp.ServerDisconnectedError():
+            return "it closed the connection without an answer"
+        case OSError(strerror=str() as text) if text:
+            return text
+        case _:
+            return type(exc).__name__

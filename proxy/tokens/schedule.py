@@ -1,0 +1,71 @@
+"""When a token may be used, and when to mint again. Pure: time and chance are arguments.
+
+::
+
+    minted ─────────────── usable ───────────────┬─ refreshed in the background ─┬─ stop ─┬─ exp
+                                            exp − 225 s                     exp − 60 s    │
+                                          (+ up to 30 s)                    nobody uses it any more
+
+A metadata server hands out the same token until 4 to 5 minutes before it expires, so asking earlier than exp − 225 s
+is idle; and any remaining life down to 4 minutes is normal. Cloud Run's clock may differ from ours, hence the stop.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "PERMANENT_SECONDS",
+    "SKEW_SECONDS",
+    "UNCHANGED_SECONDS",
+    "idle_in",
+    "refresh_in",
+    "retry_in",
+    "usable_seconds",
+]
+
+SKEW_SECONDS: Final = 60.0
+"""A token is not used in its last minute (as Restate does not)."""
+
+UNCHANGED_SECONDS: Final = 10.0
+"""Least wait before asking again somebody who gave the same token again."""
+
+PERMANENT_SECONDS: Final = 30.0
+"""How long a failure that does not pass by itself is remembered, and how long the back-off of others can grow."""
+
+_LEAD_SECONDS: Final = 165.0
+_JITTER_SECONDS: Final = 30.0
+_FIRST_RETRY_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 10.0
+_LEAST_SECONDS: Final = 0.5
+
+
+def usable_seconds(expires_at: float, now: float) -> float:
+    """Return for how many seconds more the token may be used; 0 or less means not at all."""
+    return expires_at - SKEW_SECONDS - now
+
+
+def refresh_in(usable: float, chance: float) -> float:
+    """Return in how many seconds to refresh a token that stays usable for `usable` seconds more.
+
+    That is exp − 225 s plus up to 30 s by `chance` in [0, 1). A token that lives shorter is refreshed, and spread, in
+    proportion: in the second half of its usable life, so that no request has to wait at its end.
+    """
+    lead = min(_LEAD_SECONDS, usable / 2)
+    return usable - lead + chance * lead * (_JITTER_SECONDS / _LEAD_SECONDS)
+
+
+def idle_in(usable: float) -> float:
+    """Return in how many seconds to look again whether an idle key came into use, before its token ends."""
+    return max(_LEAST_SECONDS, min(_IDLE_SECONDS, usable / 2))
+
+
+def retry_in(failures: int, *, passes: bool, chance: float) -> float:
+    """Return how many seconds the last of `failures` failures in a row (≥ 1) stands before the next mint.
+
+    1, 2, 4 … 30 s, of which `chance` in [0, 1) takes up to half away, for what passes by itself; 30 s for
+    what does not.
+    """
+    if not passes:
+        return PERMANENT_SECONDS
+    return min(PERMANENT_SECONDS, _FIRST_RETRY_SECONDS * (1 << min(failures - 1, 10))) * (1 - chance / 2)

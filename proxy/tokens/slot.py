@@ -1,0 +1,50 @@
+"""The current token of one key, where the hot path finds it. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.tokens.model import Token
+from proxy.tokens.schedule import usable_seconds
+
+__all__ = ["Slot"]
+
+_NEVER: Final = float("-inf")
+
+
+class Slot:
+    """The current token of one key, for the hot path. A route holds it; the token source fills it."""
+
+    __slots__ = ("__weakref__", "_until", "token", "used")
+
+    def __init__(self) -> None:
+        self.token: Token | None = None
+        """The token, valid or not."""
+        self.used = False
+        """Whether anybody took the token since it was minted."""
+        self._until = _NEVER
+
+    def current(self, now: float) -> Token | None:
+        """Return the token and mark it used, or None where there is none that is valid for 60 s from `now` on.
+
+        `now` is wall-clock time in seconds since the epoch.
+        """
+        if now < self._until:
+            self.used = True
+            return self.token
+        return None
+
+    def fill(self, token: Token) -> None:
+        """Put a newly minted token in."""
+        self.token = token
+        self.used = False
+        self._until = usable_seconds(token.expires_at, 0.0)
+
+    def clear(self) -> None:
+        """Take the token out."""
+        self.token = None
+        self._until = _NEVER
+
+    def usable_seconds(self, now: float) -> float:
+        """Return for how many seconds more the token may be used; 0 or less without a token."""
+        return self._until - now

@@ -1,0 +1,101 @@
+"""Threads for what blocks: google-auth, and the reading of credential files. Their HTTP is done by the event loop.
+
+google-auth waits on its thread while the loop makes the call on a session of ours: some 130 µs a call, once an hour.
+The threads are our own, not the loop's default ones: those resolve names, which the calls made from here wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.tokens.calls import BlockingSend, Reply, Send
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+
+_THREADS: Final = 2
+_LONGEST_CALL_SECONDS: Final = 30.0
+_GOODBYE_SECONDS: Final = 1.0
+
+_GIVEN_UP: Final = "the mint was given up before it ended"
+
+
+class Worker:
+    """Runs errands on threads of its own, which start with the first errand."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._errands: dict[concurrent.futures.Future[Any], _Line] = {}
+        self._closed = False
+
+    async def run(self, errand: Callable[[BlockingSend], T]) -> T:
+        """Return what `errand` returns, or raise what it raises; it is called on a thread, with HTTP that it may use.
+
+        Cancelled, the errand's call is broken off and every further one refused, so that its thread comes free.
+        """
+        if self._closed:
+            raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="google-auth")
+        line = _Line(asyncio.get_running_loop(), self._send)
+        errand_done = self._pool.submit(errand, line.send)
+        self._errands[errand_done] = line
+        try:
+            return await asyncio.wrap_future(errand_done)
+        except asyncio.CancelledError:
+            line.cut()
+            raise
+        finally:
+            if errand_done.done():
+                del self._errands[errand_done]
+
+    async def close(self) -> None:
+        """Break all errands off and wait for them, up to a second."""
+        self._closed = True
+        if self._pool is None:
+            return
+        for line in self._errands.values():
+            line.cut()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        running = list(self._errands)
+        await asyncio.to_thread(concurrent.futures.wait, running, _GOODBYE_SECONDS)
+
+
+class _Line:
+    """One errand's way to the loop. `send` is called on the errand's thread, `cut` on the loop's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Send) -> None:
+        self._loop = loop
+        self._to_loop = send
+        self._lock = threading.Lock()
+        self._call: concurrent.futures.Future[Reply] | None = None
+        self._cut = False
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
+        async def make() -> Reply:
+            return await self._to_loop(method, url, headers, body)
+
+        with self._lock:
+            if self._cut:
+                raise TokenUnavailable(_GIVEN_UP)
+            call = self._call = asyncio.run_coroutine_threadsafe(make(), self._loop)
+        try:
+            return call.result(_LONGEST_CALL_SECONDS)
+        except concurrent.futures.CancelledError:
+            raise TokenUnavailable(_GIVEN_UP) from None
+        except TimeoutError:
+            call.cancel()
+            raise TokenTimeout(f"no answer within {_LONGEST_CALL_SECONDS:g} s") from None
+
+    def cut(self) -> None:
+        with self._lock:
+            self._cut = True
+            if self._call is not None:
+                self._call.cancel()

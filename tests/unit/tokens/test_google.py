@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver
+
+from proxy.errors import CredentialsInvalid, Failure, TokenUnavailable
+from proxy.tokens import google as google_module
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import TokenKey
+from proxy.tokens.source import TokenSource
+from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, says_nothing
+
+ATTACHED = "attached@project.iam.gserviceaccount.com"
+TARGET = "target@project.iam.gserviceaccount.com"
+OTHER = TokenKey(TARGET, (), AUDIENCE)
+
+
+def run_python(source: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def silent_and_sets(asked: asyncio.Event) -> Fault:
+    async def silent(request: Any) -> Any:
+        asked.set()
+        return await says_nothing(request)
+
+    return silent
+
+
+# Nothing before the first need
+
+
+def test_google_auth_is_not_imported_and_no_file_read_before_the_first_mint() -> None:
+    assert (
+        run_python(
+            """
+            import asyncio, os, sys, threading
+            os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent/key.json"
+            opened = []
+
+            def notice(event, args):
+                if event in ("open", "socket.connect"):
+                    opened.append(str(args))
+
+            sys.addaudithook(notice)
+            from proxy.tokens.google import GoogleMint
+            from proxy.tokens.source import TokenSource
+            from proxy.tokens.model import TokenKey
+            from proxy.errors import CredentialsInvalid
+
+            async def main():
+                mint = GoogleMint()
+                source = TokenSource(mint)
+                assert source.slot(TokenKey(None, (), "https://a")).current(0.0) is None
+                assert not [name for name in sys.modules if name.split(".")[0] == "google"]
+                assert not [line for line in opened if "nonexistent" in line or "169.254" in line]
+                assert threading.active_count() == 1
+                try:
+                    await source.token(TokenKey(None, (), "https://a"))
+                except CredentialsInvalid:
+                    print("asked only now")
+                assert not [name for name in sys.modules if name.split(".")[0] == "google"]
+                await source.close()
+                await mint.close()
+
+            asyncio.run(main())
+            """
+        ).splitlines()[-1]
+        == "asked only now"
+    )
+
+
+def test_the_requests_package_is_neither_needed_nor_there() -> None:
+    """With it google-auth would take other ways, and no test in here would show that they are closed."""
+    assert run_python("import importlib.util; print(importlib.util.find_spec('requests'))") == "None"
+
+
+# Application Default Credentials
+
+
+@pytest.mark.asyncio
+async def test_a_file_goes_before_the_metadata_server_and_may_come_and_go(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+) -> None:
+    assert (await mint(KEY)).principal == ATTACHED
+    house.file(key_info)
+    assert (await mint(KEY)).principal == KEY_ACCOUNT
+    del house.environment["GOOGLE_APPLICATION_CREDENTIALS"]
+    assert (await mint(KEY)).principal == ATTACHED
+
+
+@pytest.mark.asyncio
+async def test_a_changed_file_is_taken_up_at_the_next_mint(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], user_info: dict[str, Any]
+) -> None:
+    google.accounts.add(TARGET)
+    google.may_impersonate |= {(KEY_ACCOUNT, TARGET), ("user@example.com", TARGET)}
+    house.file(key_info)
+    await mint(OTHER)
+    house.file(user_info)
+    await mint(OTHER)
+    assert google.called("/token") == 2
+    house.file("")
+    with pytest.raises(CredentialsInvalid):
+        await mint(OTHER)
+    house.file(user_info)
+    assert (await mint(OTHER)).principal == TARGET
+
+
+# The way there
+
+
+@pytest.mark.asyncio
+async def test_a_certificate_that_nobody_vouches_for_stops_the_mint(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    house.file(key_info)
+    with pytest.raises(
+        TokenUnavailable, match=r"oauth2\.googleapis\.com .*certificate does not verify .*SSL_CERT_FILE"
+    ):
+        await mint(KEY)
+    assert google.calls == []
+
+
+@pytest.mark.asyncio
+async def test_calls_to_google_go_through_the_proxy_of_the_environment(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    house.file(key_info)
+    with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_an_endpoint_nearby_is_called_without_the_proxy(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    house.file({**key_info, "token_uri": f"http://127.0.0.1:{google.metadata_port}/token"})
+    with pytest.raises(Failure):
+        await mint(KEY)
+    assert google.calls == [(f"127.0.0.1:{google.metadata_port}", "/token")]
+
+
+@pytest.mark.asyncio
+async def test_an_endpoint_that_is_no_url_is_a_failure(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+) -> None:
+    house.file({**key_info, "token_uri": "https://"})
+    with pytest.raises(TokenUnavailable, match="could not be asked"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_does_not_come_about_is_unavailable(
+    house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
+) -> None:
+    class Slow(AbstractResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = None) -> Any:
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            return None
+
+    monkeypatch.setattr(google_module, "_CONNECT_SECONDS", 0.01)
+    house.file(key_info)
+    mint = GoogleMint(environment=house.environment, resolver=Slow())
+    with pytest.raises(TokenUnavailable, match=r"oauth2\.googleapis\.com: no connection within 0\.01 s"):
+        await mint(KEY)
+    await mint.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("where", ["metadata", "key", "impersonation"])
+async def test_a_mint_cancelled_in_a_google_that_says_nothing_blocks_nothing_after(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], where: str
+) -> None:
+    google.accounts.add(TARGET)
+    google.may_impersonate.add((ATTACHED, TARGET))
+    if where == "key":
+        house.file(key_info)
+    path = {"metadata": "/identity", "key": "/token", "impersonation": ":generateIdToken"}[where]
+    key = OTHER if where == "impersonation" else KEY
+    for _ in range(4):  # the threads are two
+        asked = asyncio.Event()
+        google.break_next(path, silent_and_sets(asked))
+        async with asyncio.TaskGroup() as group:
+            waiter = group.create_task(mint(key))
+            await asked.wait()
+            waiter.cancel()
+        assert waiter.cancelled()
+    assert (await mint(key)).key == key
+
+
+@pytest.mark.asyncio
+async def test_silence_has_a_deadline_of_its_own(
+    google: FakeGoogle, house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(google_module, "_TOTAL_SECONDS", 0.3)
+    mint = GoogleMint(environment=house.environment, resolver=google.names())
+    google.break_next("/token", says_nothing)
+    house.file(key_info)
+    with pytest.raises(Failure, match=r"oauth2\.googleapis\.com did not answer within 0\.3 s"):
+        await mint(KEY)
+    await mint.close()
+
+
+# The end
+
+
+@pytest.mark.asyncio
+async def test_closing_breaks_a_mint_off(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+) -> None:
+    house.file(key_info)
+    asked = asyncio.Event()
+    google.break_next("/token", silent_and_sets(asked))
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(asyncio.wait_for(asyncio.gather(mint(KEY), return_exceptions=True), 5))
+        await asked.wait()
+        await mint.close()
+    assert isinstance(waiter.result()[0], TokenUnavailable)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["metadata", "key"])
+async def test_after_closing_nothing_is_minted(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], kind: str
+) -> None:
+    if kind == "key":
+        house.file(key_info)
+    await mint(KEY)
+    await mint.close()
+    calls = len(google.calls)
+    with pytest.raises(TokenUnavailable, match="shutting down"):
+        await mint(KEY)
+    assert len(google.calls) == calls
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_was_never_used_closes(house: House) -> None:
+    await GoogleMint(environment=house.environment).close()
+
+
+# Together with the source
+
+
+@pytest.mark.asyncio
+async def test_500_cold_requests_are_one_mint(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+) -> None:
+    house.file(key_info)
+    source = TokenSource(mint)
+    tokens = await asyncio.gather(*(source.token(KEY) for _ in range(500)))
+    assert len({token.authorization for token in tokens}) == 1
+    assert google.called("/token") == 1
+    await source.close()
+
+
+# Secrets
+
+
+@pytest.mark.asyncio
+async def test_no_secret_reaches_a_log_or_a_failure(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    key_info: dict[str, Any],
+    user_info: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    log_lines: list[Any],
+    told: Callable[[BaseException], str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    google.accounts.add(TARGET)
+    google.may_impersonate |= {(ATTACHED, TARGET), (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET)}
+    source = TokenSource(mint)
+    texts: list[str] = []
+
+    async def ask_everything() -> None:
+        for info in (None, key_info, user_info):
+            if info is None:
+                house.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
+            else:
+                house.file(info)
+            for key in (KEY, OTHER):
+                try:
+                    token = await source.fresh(key)
+                except Failure as failure:
+                    texts.append(told(failure))
+                else:
+                    google.secrets.add(token.authorization.decode())
+                    texts.append(repr(token) + str(token))
+
+    await ask_everything()
+    google.may_impersonate.clear()
+    google.keys.clear()
+    google.users.clear()
+    await ask_everything()
+    await source.close()
+
+    assert len(google.secrets) > 15
+    everything = caplog.text + repr(log_lines) + "".join(texts) + repr(mint) + repr(source)
+    for secret in google.secrets:
+        assert secret not in everything
+    assert {line["event"] for line in log_lines} == {"token minted", "token mint failed"}

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+
+from proxy.errors import (
+    CredentialsRejected,
+    Failure,
+    ImpersonationDenied,
+    MintRefused,
+    TokenMalformed,
+    TokenUnavailable,
+)
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import TokenKey
+from tests.unit.tokens.fakes import (
+    AUDIENCE,
+    FakeGoogle,
+    answers,
+    api_error,
+    error_answer,
+    everybody_had_a_turn,
+    resets,
+)
+
+ATTACHED = "attached@project.iam.gserviceaccount.com"
+TARGET = "target@project.iam.gserviceaccount.com"
+FIRST, SECOND = "first@project.iam.gserviceaccount.com", "second@project.iam.gserviceaccount.com"
+KEY = TokenKey(TARGET, (), AUDIENCE)
+METHOD = ":generateIdToken"
+
+
+@pytest.fixture
+def allowed(google: FakeGoogle) -> FakeGoogle:
+    google.accounts.add(TARGET)
+    google.may_impersonate.add((ATTACHED, TARGET))
+    return google
+
+
+@pytest.mark.asyncio
+async def test_iam_is_asked_for_the_audience_with_the_email_claim(allowed: FakeGoogle, mint: GoogleMint) -> None:
+    token = await mint(KEY)
+    assert token.key == KEY
+    assert token.principal == TARGET
+    assert allowed.bodies == [{"audience": AUDIENCE, "includeEmail": True}]
+
+
+@pytest.mark.asyncio
+async def test_delegates_are_named_in_their_order(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.accounts.add(TARGET)
+    google.may_impersonate |= {(ATTACHED, FIRST), (FIRST, SECOND), (SECOND, TARGET)}
+    assert (await mint(TokenKey(TARGET, (FIRST, SECOND), AUDIENCE))).principal == TARGET
+    assert google.bodies[0]["delegates"] == [
+        f"projects/-/serviceAccounts/{FIRST}",
+        f"projects/-/serviceAccounts/{SECOND}",
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_denied_impersonation_names_role_account_principal_and_what_iam_said(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    google.accounts.add(TARGET)
+    with pytest.raises(ImpersonationDenied) as caught:
+        await mint(KEY)
+    text = str(caught.value)
+    assert f"{ATTACHED} may not impersonate {TARGET}" in text
+    assert "roles/iam.serviceAccountOpenIdTokenCreator" in text
+    assert "Permission 'iam.serviceAccounts.getOpenIdToken' denied" in text
+    assert "delegates" not in text
+
+
+@pytest.mark.asyncio
+async def test_a_denied_chain_names_the_role_between_its_links(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.accounts.add(TARGET)
+    with pytest.raises(ImpersonationDenied, match=r"needs roles/iam\.serviceAccountTokenCreator on the next"):
+        await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
+
+
+@pytest.mark.asyncio
+async def test_a_denial_is_told_although_the_principal_is_not_known(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.accounts.add(TARGET)
+    google.break_next("/email", resets)
+    google.break_next("/email", resets)  # aiohttp asks again once, as it may with a GET
+    with pytest.raises(ImpersonationDenied, match="the attached service account may not impersonate"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("SERVICE_DISABLED", r"gcloud services enable iamcredentials\.googleapis\.com"),
+        ("USER_PROJECT_DENIED", "quota project"),
+        ("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "must include cloud-platform"),
+    ],
+)
+async def test_a_403_for_another_reason_is_not_blamed_on_the_role(
+    allowed: FakeGoogle, mint: GoogleMint, reason: str, advice: str
+) -> None:
+    allowed.break_next(METHOD, error_answer(lambda: api_error(403, "no", reason)))
+    with pytest.raises(MintRefused, match=advice) as caught:
+        await mint(KEY)
+    assert "roles/" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_an_account_that_does_not_exist_is_named(google: FakeGoogle, mint: GoogleMint) -> None:
+    with pytest.raises(MintRefused, match=f"the service account {TARGET} does not exist"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_a_refused_audience_is_asked_about(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.accounts.add(TARGET)
+    google.may_impersonate.add((ATTACHED, TARGET))
+    with pytest.raises(MintRefused, match="is the audience right"):
+        await mint(TokenKey(TARGET, (), ""))
+
+
+@pytest.mark.asyncio
+async def test_a_stale_access_token_is_renewed_once_and_the_call_repeated(
+    allowed: FakeGoogle, mint: GoogleMint
+) -> None:
+    await mint(KEY)
+    allowed.revoke_access_tokens()
+    assert (await mint(KEY)).principal == TARGET
+    assert allowed.called("/token") == 2
+    assert allowed.called(METHOD) == 3
+
+
+@pytest.mark.asyncio
+async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed: FakeGoogle, mint: GoogleMint) -> None:
+    for _ in range(2):
+        allowed.break_next(METHOD, error_answer(lambda: api_error(401, "invalid authentication credentials")))
+    with pytest.raises(CredentialsRejected, match=f"does not take the access token of {ATTACHED}"):
+        await mint(KEY)
+    assert allowed.called(METHOD) == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 302])
+async def test_what_passes_by_itself_is_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
+    allowed.break_next(METHOD, answers(status, "<html>eyJzZWNyZXQi</html>", Location="https://elsewhere/"))
+    with pytest.raises(TokenUnavailable, match=f"IAM answered {status}$"):
+        await mint(KEY)
+    assert allowed.called(METHOD) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_reset_connection_is_unavailable(allowed: FakeGoogle, mint: GoogleMint) -> None:
+    allowed.break_next(METHOD, resets)
+    allowed.break_next(METHOD, resets)
+    with pytest.raises(TokenUnavailable, match=r"iamcredentials\.googleapis\.com could not be asked"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "<html>eyJzZWNyZXQi</html>",
+        "[]",
+        "{}",
+        '{"token": 5}',
+        '{"token": "eyJzZWNyZXQi"}',
+        '{"idToken": "eyJzZWNyZXQi"}',
+    ],
+)
+async def test_junk_with_status_200_is_no_token_and_not_quoted(
+    allowed: FakeGoogle, mint: GoogleMint, told: Callable[[BaseException], str], body: str
+) -> None:
+    allowed.break_next(METHOD, answers(200, body))
+    with pytest.raises(TokenMalformed) as caught:
+        await mint(KEY)
+    assert "eyJzZWNyZXQi" not in told(caught.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("account", "delegates"), [("a@b/../c", ()), ("a@b:signBlob?", ()), ("", ()), (TARGET, ("x y",))]
+)
+async def test_a_name_that_would_bend_the_url_is_refused_before_any_call(
+    google: FakeGoogle, mint: GoogleMint, account: str, delegates: tuple[str, ...]
+) -> None:
+    with pytest.raises(MintRefused, match="not the e-mail of a service account"):
+        await mint(TokenKey(account, delegates, AUDIENCE))
+    assert google.calls == []
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_is_endless_is_cut(allowed: FakeGoogle, mint: GoogleMint) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+            await everybody_had_a_turn()
+
+    allowed.break_next(METHOD, endless)
+    with pytest.raises(Failure, match="more than 256 KiB"):
+        await mint(KEY)

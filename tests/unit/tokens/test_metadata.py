@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+
+from proxy.errors import (
+    CredentialsInvalid,
+    CredentialsNotFound,
+    Failure,
+    MintRefused,
+    TokenMalformed,
+    TokenUnavailable,
+)
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import TokenKey
+from tests.unit.tokens.conftest import House
+from tests.unit.tokens.fakes import (
+    AUDIENCE,
+    KEY,
+    FakeGoogle,
+    Names,
+    answers,
+    metadata_answers,
+    resets,
+)
+
+TARGET = "target@project.iam.gserviceaccount.com"
+ATTACHED = "attached@project.iam.gserviceaccount.com"
+OTHER = TokenKey(TARGET, (), AUDIENCE)
+
+
+@pytest.mark.asyncio
+async def test_without_a_file_the_metadata_server_mints(google: FakeGoogle, mint: GoogleMint) -> None:
+    token = await mint(KEY)
+    assert token.principal == ATTACHED
+    assert token.key == KEY
+    assert google.calls == [
+        ("metadata.google.internal", "/computeMetadata/v1/instance/service-accounts/default/identity")
+    ]
+
+
+@pytest.mark.asyncio
+async def test_an_audience_with_special_characters_arrives_as_it_is(google: FakeGoogle, mint: GoogleMint) -> None:
+    seen: list[str] = []
+
+    async def look(request: web.Request) -> web.StreamResponse:
+        seen.append(request.query["audience"])
+        return await metadata_answers(503)(request)
+
+    google.break_next("/identity", look)
+    audience = "https://a.run.app/päth?x=1&format=none#f +%2F"
+    with pytest.raises(TokenUnavailable):
+        await mint(TokenKey(None, (), audience))
+    assert seen == [audience]
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_does_not_know_format_is_asked_again_without(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    google.metadata_knows_format = False
+    assert (await mint(KEY)).principal == ATTACHED
+    assert google.called("/identity") == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("variable", ["GCE_METADATA_HOST", "GCE_METADATA_ROOT"])
+async def test_the_environment_names_another_metadata_server(
+    google: FakeGoogle, house: House, mint: GoogleMint, variable: str
+) -> None:
+    house.environment[variable] = f"127.0.0.1:{google.metadata_port}"
+    await mint(KEY)
+    assert google.calls[0][0] == f"127.0.0.1:{google.metadata_port}"
+
+
+@pytest.mark.asyncio
+async def test_the_host_goes_before_the_older_variable(google: FakeGoogle, house: House, mint: GoogleMint) -> None:
+    house.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
+    house.environment["GCE_METADATA_ROOT"] = "nowhere.example"
+    assert await mint(KEY) is not None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["http://metadata", "a/b", "a@b", "a?b"])
+async def test_a_metadata_host_is_a_host(google: FakeGoogle, house: House, mint: GoogleMint, host: str) -> None:
+    house.environment["GCE_METADATA_HOST"] = host
+    with pytest.raises(CredentialsInvalid, match="GCE_METADATA_HOST must be a host"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_a_proxy_in_the_environment_does_not_get_metadata_calls(
+    google: FakeGoogle, mint: GoogleMint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert (await mint(KEY)).principal == ATTACHED
+
+
+# Not there
+
+
+@pytest.mark.asyncio
+async def test_no_file_and_no_metadata_server_says_what_was_looked_for(house: House) -> None:
+    mint = GoogleMint(environment=house.environment, resolver=Names({}))
+    with pytest.raises(CredentialsNotFound) as caught:
+        await mint(KEY)
+    text = str(caught.value)
+    assert "GOOGLE_APPLICATION_CREDENTIALS is not set" in text
+    assert f"{house.folder}/.config/gcloud/application_default_credentials.json" in text
+    assert "metadata.google.internal could not be asked: its name does not resolve" in text
+    assert "gcloud auth application-default login" in text
+    await mint.close()
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_refuses_the_connection_is_not_there(google: FakeGoogle, house: House) -> None:
+    await google.stop()
+    house.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
+    mint = GoogleMint(environment=house.environment)
+    with pytest.raises(CredentialsNotFound, match=r"127\.0\.0\.1 could not be asked: .*[Cc]onnect"):
+        await mint(KEY)
+    await mint.close()
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_was_not_there_is_found_when_it_is(google: FakeGoogle, mint: GoogleMint) -> None:
+    for _ in range(2):  # aiohttp asks again once, as it may with a GET
+        google.break_next("/identity", resets)
+    google.break_next("/identity", answers(200, "<html>a captive portal</html>"))
+    for _ in range(2):
+        with pytest.raises(CredentialsNotFound):
+            await mint(KEY)
+    assert (await mint(KEY)).principal == ATTACHED
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_answered_before_is_unavailable_and_not_missing(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    await mint(KEY)
+    for _ in range(2):
+        google.break_next("/identity", resets)
+    with pytest.raises(TokenUnavailable):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [200, 302, 403, 404])
+async def test_an_answer_without_the_flavour_is_not_of_a_metadata_server(
+    google: FakeGoogle, mint: GoogleMint, status: int
+) -> None:
+    google.break_next("/identity", answers(status, "a.b.c", Location="http://elsewhere/"))
+    with pytest.raises(CredentialsNotFound, match=r"what answers at metadata\.google\.internal is not one"):
+        await mint(KEY)
+    assert len(google.calls) == 1
+
+
+@pytest.mark.asyncio
+async def test_no_gce_check_looks_for_no_metadata_server(google: FakeGoogle, house: House, mint: GoogleMint) -> None:
+    house.environment["NO_GCE_CHECK"] = "true"
+    with pytest.raises(CredentialsNotFound, match="NO_GCE_CHECK"):
+        await mint(KEY)
+    assert google.calls == []
+
+
+# There, but not willing
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "leaf"),
+    [(429, TokenUnavailable), (500, TokenUnavailable), (503, TokenUnavailable), (403, MintRefused)],
+)
+async def test_an_unwilling_metadata_server(
+    google: FakeGoogle, mint: GoogleMint, status: int, leaf: type[Failure]
+) -> None:
+    google.break_next("/identity", metadata_answers(status, "eyJ0b2tlbg.html.page"))
+    with pytest.raises(leaf, match=f"the metadata server answered {status}") as caught:
+        await mint(KEY)
+    assert "eyJ0b2tlbg" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_an_instance_without_a_service_account_is_told_so(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.attached = None
+    with pytest.raises(MintRefused, match="no default service account"):
+        await mint(KEY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("body", ["", "<html>eyJzZWNyZXQi</html>", "eyJzZWNyZXQi.x", "é" * 9, "x" * 300_000])
+async def test_junk_with_status_200_is_no_token_and_not_quoted(
+    google: FakeGoogle, mint: GoogleMint, told: Callable[[BaseException], str], body: str
+) -> None:
+    google.break_next("/identity", metadata_answers(200, body))
+    with pytest.raises((TokenMalformed, TokenUnavailable, CredentialsNotFound)) as caught:
+        await mint(KEY)
+    assert "eyJzZWNyZXQi" not in told(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_few_calls_at_once_reach_the_metadata_server(google: FakeGoogle, mint: GoogleMint) -> None:
+    here, most = 0, 0
+
+    async def count(request: web.Request) -> web.StreamResponse:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        loop = asyncio.get_running_loop()
+        later = loop.create_future()
+        loop.call_later(0.005, later.set_result, None)
+        await later
+        here -= 1
+        return await metadata_answers(503)(request)
+
+    for _ in range(20):
+        google.break_next("/identity", count)
+    keys = [TokenKey(None, (), f"https://{number}") for number in range(20)]
+    await asyncio.gather(*map(mint, keys), return_exceptions=True)
+    assert 1 < most <= 4
+
+
+# As a source for impersonation
+
+
+@pytest.mark.asyncio
+async def test_impersonation_uses_the_attached_accounts_access_token(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.accounts.add(TARGET)
+    google.may_impersonate.add((ATTACHED, TARGET))
+    assert (await mint(OTHER)).principal == TARGET
+    assert (await mint(OTHER)).principal == TARGET
+    assert google.called("/token") == 1
+    assert google.quota_projects == [None, None]
+
+
+@pytest.mark.asyncio
+async def test_the_quota_project_of_the_environment_goes_to_iam(
+    google: FakeGoogle, house: House, mint: GoogleMint
+) -> None:
+    house.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "payer"
+    google.accounts.add(TARGET)
+    google.may_impersonate.add((ATTACHED, TARGET))
+    await mint(OTHER)
+    assert google.quota_projects == ["payer"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"access_token": "ya29.x"}',
+        '{"access_token": "a\\r\\nb", "expires_in": 9}',
+        '{"expires_in": 9}',
+    ],
+)
+async def test_a_junk_access_token_is_malformed(google: FakeGoogle, mint: GoogleMint, body: str) -> None:
+    google.break_next("/token", metadata_answers(200, body))
+    with pytest.raises(TokenMalformed) as caught:
+        await mint(OTHER)
+    assert "ya29" not in str(caught.value)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from proxy.errors import TokenMalformed
+from proxy.tokens.model import is_account, read_claims, token_from_jwt
+from tests.unit.tokens.fakes import AUDIENCE, KEY, encode, jwt_of, token_of
+
+
+def test_a_token_has_the_field_value_the_expiry_and_the_principal_of_its_jwt() -> None:
+    jwt = jwt_of({"exp": 1_800_000_000, "email": "me@example.com", "sub": "1"})
+    token = token_from_jwt(KEY, jwt)
+    assert token.authorization == b"Bearer " + jwt.encode()
+    assert token.expires_at == 1_800_000_000.0
+    assert token.principal == "me@example.com"
+    assert token.key.audience == AUDIENCE
+
+
+@pytest.mark.parametrize(("claims", "principal"), [({"sub": "1"}, "1"), ({}, None), ({"email": 5}, None)])
+def test_the_principal_is_the_subject_without_an_email_and_none_without_both(
+    claims: dict[str, Any], principal: str | None
+) -> None:
+    assert token_from_jwt(KEY, jwt_of({"exp": 1_800_000_000.5, **claims})).principal == principal
+
+
+def test_the_value_of_a_token_is_not_in_its_repr() -> None:
+    assert "t7" not in repr(token_of(KEY, 1.0, serial=7))
+
+
+SECRET = "c2VjcmV0LXNlY3JldA"  # base64url of a word that must not come out
+
+NO_TIMES: list[object] = [None, True, "1800000000", [], {}, -5, 0, 10**400, 1e300]
+
+MALFORMED = [
+    "",
+    "<html>sign in</html>",
+    f"{SECRET}.{SECRET}",
+    f"{SECRET}.{SECRET}.{SECRET}.{SECRET}",
+    f"{SECRET}..{SECRET}",
+    f"{SECRET}.{SECRET}.{SECRET}",
+    f"{SECRET}.é.{SECRET}",
+    f"{SECRET}.{encode([1])}.{SECRET}",
+    f"{SECRET}.{encode(b'[' * 20_000)}.{SECRET}",
+    *(jwt_of({"exp": value, "note": SECRET}) for value in NO_TIMES),
+    jwt_of({"note": SECRET}),
+    jwt_of({"exp": float("inf"), "note": SECRET}),
+    jwt_of({"exp": float("nan"), "note": SECRET}),
+]
+
+
+@pytest.mark.parametrize("jwt", MALFORMED)
+def test_what_is_no_jwt_with_an_expiry_is_refused_and_not_quoted(jwt: str) -> None:
+    with pytest.raises(TokenMalformed) as caught:
+        token_from_jwt(KEY, jwt)
+    assert SECRET not in str(caught.value)
+    assert "<html>" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("extra", ["\r\nx-other: 1", " ", "=", "\n", "\x00"])
+def test_a_character_that_could_leave_the_field_is_refused(extra: str) -> None:
+    header, payload, signature = jwt_of({"exp": 1_800_000_000}).split(".")
+    with pytest.raises(TokenMalformed):
+        token_from_jwt(KEY, f"{header}.{payload}.{signature}{extra}")
+    with pytest.raises(TokenMalformed):
+        token_from_jwt(KEY, f"{header}{extra}.{payload}.{signature}")
+
+
+def test_claims_are_read_without_padding() -> None:
+    for length in range(8):
+        claims = {"exp": 1_800_000_000, "filler": "x" * length}
+        payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+        assert read_claims(f"h.{payload}.s") == claims
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "greeter@project-1.iam.gserviceaccount.com",
+        "123-compute@developer.gserviceaccount.com",
+        "a@b",
+        "103456789012345678901",
+    ],
+)
+def test_an_account_is_an_email_or_a_number(name: str) -> None:
+    assert is_account(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "greeter",
+        "a@b/c",
+        "a@b:signBlob",
+        "a@b?x",
+        "a@b#",
+        "a%2f@b",
+        "a b@c",
+        "a@b\n",
+        "../x@y",
+        "@b",
+        "a@",
+        "1",
+        "é@b",
+    ],
+)
+def test_what_would_bend_a_url_is_no_account(name: str) -> None:
+    assert not is_account(name)
+
+
+def test_an_account_has_bounded_length() -> None:
+    assert not is_account("a" * 320 + "@b")

@@ -1,0 +1,625 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from proxy.errors import Failure, MintRefused, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import Slot, TokenSource
+from tests.unit.tokens.fakes import AUDIENCE, KEY, START, Counted, FakeMint, FakeTime, everybody_had_a_turn
+
+HOUR = 3600.0
+
+
+class Bench:
+    """A token source on fake time."""
+
+    def __init__(self, **options: Any) -> None:
+        self.time = FakeTime()
+        self.mint = FakeMint(self.time)
+        self.counted = Counted()
+        self.chance = 0.5
+        self.source = TokenSource(
+            self.mint,
+            clock=self.time.clock,
+            chance=lambda: self.chance,
+            later=self.time.later,
+            observer=self.counted,
+            **options,
+        )
+
+    @property
+    def minted(self) -> int:
+        return len(self.mint.calls)
+
+    def mint_times(self) -> list[float]:
+        return [at - START for at, _ in self.mint.calls]
+
+    async def traffic(self, slot: Slot, seconds: float, every: float) -> int:
+        """Take a token every so often; return how many requests had to wait for one."""
+        waited = 0
+        for _ in range(int(seconds / every)):
+            if slot.current(self.time.now) is None:
+                waited += 1
+                await self.source.token(KEY)
+            await self.time.advance(every)
+        return waited
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    yield made
+    await made.source.close()
+
+
+async def gather(*calls: Any) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+# One mint however many wait
+
+
+@pytest.mark.asyncio
+async def test_one_mint_however_many_wait(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(bench.source.token(KEY)) for _ in range(500)]
+        await everybody_had_a_turn()
+        bench.mint.gate.set()
+    assert len({id(waiter.result()) for waiter in waiters}) == 1
+    assert bench.minted == 1
+
+
+@pytest.mark.asyncio
+async def test_one_mint_for_each_key(bench: Bench) -> None:
+    keys = [TokenKey(None, (), AUDIENCE), TokenKey("a@b", (), AUDIENCE), TokenKey("a@b", ("c@d",), AUDIENCE)]
+    tokens = await gather(*(bench.source.token(key) for key in keys * 10))
+    assert bench.minted == 3
+    assert [token.key for token in tokens] == keys * 10
+
+
+@pytest.mark.asyncio
+async def test_a_cached_token_is_given_again(bench: Bench) -> None:
+    first = await bench.source.token(KEY)
+    assert await bench.source.token(KEY) is first
+    assert bench.minted == 1
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_first_caller_leaves_the_mint_to_the_others(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(bench.source.token(KEY))
+        await everybody_had_a_turn()
+        second = group.create_task(bench.source.token(KEY))
+        await everybody_had_a_turn()
+        first.cancel()
+        await everybody_had_a_turn()
+        bench.mint.gate.set()
+    assert first.cancelled()
+    assert second.result().expires_at == START + HOUR
+    assert bench.minted == 1
+
+
+@pytest.mark.asyncio
+async def test_a_mint_whose_every_caller_left_still_fills_the_slot(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        only = group.create_task(bench.source.token(KEY))
+        await everybody_had_a_turn()
+        only.cancel()
+    bench.mint.gate.set()
+    await everybody_had_a_turn()
+    assert slot.current(bench.time.now) is not None
+
+
+@pytest.mark.asyncio
+async def test_a_failed_mint_is_not_repeated_by_each_who_waited(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    bench.mint.failure = TokenUnavailable("metadata server answered 503")
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(gather(bench.source.token(KEY))) for _ in range(100)]
+        await everybody_had_a_turn()
+        bench.mint.gate.set()
+    for waiter in waiters:
+        [failure] = waiter.result()
+        assert isinstance(failure, TokenUnavailable)
+    assert bench.minted == 1
+
+
+# Slots
+
+
+def test_a_slot_is_the_same_while_somebody_holds_it() -> None:
+    source = Bench().source
+    slot = source.slot(KEY)
+    assert source.slot(KEY) is slot
+    assert source.slot(TokenKey("a@b", (), AUDIENCE)) is not slot
+
+
+@pytest.mark.asyncio
+async def test_a_mint_fills_the_slot_that_was_there_before(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    assert slot.current(bench.time.now) is None
+    token = await bench.source.token(KEY)
+    assert slot.current(bench.time.now) is token
+
+
+@pytest.mark.asyncio
+async def test_a_slot_taken_after_the_mint_is_full(bench: Bench) -> None:
+    token = await bench.source.token(KEY)
+    gc.collect()
+    assert bench.source.slot(KEY).current(bench.time.now) is token
+
+
+# Discovery
+
+
+@pytest.mark.asyncio
+async def test_two_discoveries_are_two_mints_and_fill_no_cache(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    first, second = await bench.source.fresh(KEY), await bench.source.fresh(KEY)
+    assert first is not second
+    assert bench.minted == 2
+    assert slot.current(bench.time.now) is None
+    await bench.source.token(KEY)
+    assert bench.minted == 3
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_mints_although_a_token_is_cached(bench: Bench) -> None:
+    cached = await bench.source.token(KEY)
+    assert await bench.source.fresh(KEY) is not cached
+    assert await bench.source.token(KEY) is cached
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_asks_although_a_failure_is_remembered(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no")
+    await gather(bench.source.token(KEY))
+    with pytest.raises(MintRefused):
+        await bench.source.fresh(KEY)
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_that_succeeds_ends_the_remembered_failure(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no")
+    await gather(bench.source.token(KEY))
+    bench.mint.failure = None
+    await bench.source.fresh(KEY)
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_discovery_cancels_its_mint(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        discovery = group.create_task(bench.source.fresh(KEY))
+        await everybody_had_a_turn()
+        discovery.cancel()
+        await everybody_had_a_turn()
+        bench.mint.gate.set()
+    assert discovery.cancelled()
+    assert not bench.counted.minted_tokens
+
+
+# Refreshing ahead
+
+
+@pytest.mark.asyncio
+async def test_a_used_token_is_refreshed_225_seconds_before_it_expires(bench: Bench) -> None:
+    bench.chance = 0.0
+    slot = bench.source.slot(KEY)
+    assert await bench.traffic(slot, 3 * HOUR, every=5.0) == 1
+    assert bench.mint_times() == [0, 3375, 6750, 10125]
+
+
+@pytest.mark.asyncio
+async def test_refreshes_are_spread_by_up_to_30_seconds(bench: Bench) -> None:
+    bench.chance = 0.999
+    assert await bench.traffic(bench.source.slot(KEY), HOUR, every=5.0) == 1
+    assert bench.mint_times()[1] == pytest.approx(3375 + 30, abs=0.1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("life", [61.5, 62, 70, 120, 239, 240, 300, 900])
+async def test_no_request_waits_at_the_end_of_a_short_token(bench: Bench, life: float) -> None:
+    bench.mint.life = life
+    usable = life - 60
+    assert await bench.traffic(bench.source.slot(KEY), 20 * usable, every=usable / 20) == 1
+    assert bench.minted <= 42
+
+
+@pytest.mark.asyncio
+async def test_an_unused_token_lapses(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    await bench.time.advance(24 * HOUR)
+    assert bench.minted == 1
+    assert slot.current(bench.time.now) is None
+    assert bench.time.armed == 0
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_comes_into_use_late_is_still_refreshed_before_its_end(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    await bench.time.advance(HOUR - 90)
+    assert bench.minted == 1
+    assert await bench.traffic(slot, 100.0, every=1.0) == 0
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
+async def test_the_same_token_again_is_no_progress_and_asked_for_each_10_seconds_only(bench: Bench) -> None:
+    bench.chance = 0.0
+    bench.mint.expires_at = START + HOUR
+    slot = bench.source.slot(KEY)
+    assert await bench.traffic(slot, HOUR - 60, every=1.0) == 1
+    times = bench.mint_times()
+    assert times[1] == 3375
+    assert all(later - earlier >= 10 for earlier, later in pairwise(times))
+    assert len(times) <= 20
+    bench.mint.expires_at = None
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_progress_after_the_same_token_again_ends_the_asking(bench: Bench) -> None:
+    bench.mint.expires_at = START + HOUR
+    slot = bench.source.slot(KEY)
+    await bench.traffic(slot, HOUR - 180, every=5.0)
+    bench.mint.expires_at = None
+    assert await bench.traffic(slot, 1000.0, every=5.0) == 0
+    assert len([at for at in bench.mint_times() if at > HOUR - 180]) == 1
+
+
+@pytest.mark.asyncio
+async def test_after_the_machine_slept_an_old_token_is_not_used(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    bench.time.now += 2 * HOUR  # and no timer ran
+    assert slot.current(bench.time.now) is None
+    assert (await bench.source.token(KEY)).expires_at == bench.time.now + HOUR
+
+
+@pytest.mark.asyncio
+async def test_without_a_fake_the_timers_are_the_loops(bench: Bench) -> None:
+    source = TokenSource(bench.mint, clock=bench.time.clock)
+    bench.mint.life = 60.02
+    await source.token(KEY)
+    assert source.slot(KEY).current(bench.time.now)
+    bench.mint.gate = asyncio.Event()
+    bench.mint.gate.set()
+    async with asyncio.timeout(5):
+        while bench.minted < 2:
+            await everybody_had_a_turn()
+    await source.close()
+
+
+# Tokens with little or no life left
+
+
+@pytest.mark.asyncio
+async def test_a_token_in_its_last_minute_is_used_once_and_not_cached(bench: Bench) -> None:
+    bench.mint.life = 60.0
+    slot = bench.source.slot(KEY)
+    assert (await bench.source.token(KEY)).expires_at == START + 60
+    assert slot.current(bench.time.now) is None
+    await bench.source.token(KEY)
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
+async def test_an_expired_token_is_given_to_nobody(bench: Bench) -> None:
+    bench.mint.life = -1.0
+    with pytest.raises(TokenExpired):
+        await bench.source.token(KEY)
+    with pytest.raises(TokenExpired):
+        await bench.source.fresh(KEY)
+
+
+# Failures
+
+
+@pytest.mark.asyncio
+async def test_an_outage_is_bridged_while_the_token_is_valid_then_fails_fast_then_recovers(bench: Bench) -> None:
+    bench.chance = 0.0
+    slot = bench.source.slot(KEY)
+    await bench.traffic(slot, 3370.0, every=5.0)
+    bench.mint.failure = TokenUnavailable("IAM answered 503")
+    assert await bench.traffic(slot, 170.0, every=1.0) == 0  # up to exp - 60
+    assert bench.time.now == START + HOUR - 60
+    attempts = bench.minted
+    assert 8 <= attempts <= 12
+    for _ in range(20):
+        with pytest.raises(TokenUnavailable, match="IAM answered 503"):
+            await bench.source.token(KEY)
+    assert bench.minted - attempts <= 1
+    bench.mint.failure = None
+    await bench.time.advance(31)
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_attempts_during_an_outage_thin_out_to_one_in_30_seconds(bench: Bench) -> None:
+    bench.chance = 0.0
+    bench.mint.failure = TokenUnavailable("down")
+    for _ in range(200):
+        await gather(bench.source.token(KEY))
+        await bench.time.advance(1.0)
+    assert bench.mint_times() == [0, 1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
+
+
+@pytest.mark.asyncio
+async def test_the_back_off_starts_again_after_a_success(bench: Bench) -> None:
+    bench.chance = 0.0
+    bench.mint.failure = TokenUnavailable("down")
+    for _ in range(40):
+        await gather(bench.source.token(KEY))
+        await bench.time.advance(1.0)
+    bench.mint.failure = None
+    await bench.time.advance(30.0)
+    await bench.source.token(KEY)
+    bench.mint.failure = TokenUnavailable("down again")
+    bench.time.now += 2 * HOUR
+    await gather(bench.source.token(KEY))
+    await bench.time.advance(1.0)
+    bench.mint.failure = None
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_what_does_not_pass_by_itself_is_remembered_for_30_seconds(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no such account")
+    await gather(bench.source.token(KEY))
+    bench.mint.failure = None
+    await bench.time.advance(29.9)
+    with pytest.raises(MintRefused, match="no such account"):
+        await bench.source.token(KEY)
+    assert bench.minted == 1
+    await bench.time.advance(0.2)
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_a_remembered_failure_does_not_outlive_a_clock_that_is_set_back(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no")
+    await gather(bench.source.token(KEY))
+    bench.mint.failure = None
+    bench.time.now -= HOUR
+    assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_one_key_failing_does_not_fail_another(bench: Bench) -> None:
+    bench.mint.failure = MintRefused("no")
+    await gather(bench.source.token(KEY))
+    bench.mint.failure = None
+    assert (await bench.source.token(TokenKey("a@b", (), AUDIENCE))).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_hangs_fails_all_its_waiters_at_the_deadline() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    bench.mint.gate = asyncio.Event()
+    outcomes = await gather(*(bench.source.token(KEY) for _ in range(50)))
+    assert [type(outcome) for outcome in outcomes] == [TokenTimeout] * 50
+    assert bench.minted == 1
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_cancels_itself_fails_its_waiters_and_does_not_cancel_them(bench: Bench) -> None:
+    async def gives_up(key: TokenKey) -> Token:
+        raise asyncio.CancelledError
+
+    source = TokenSource(gives_up)
+    with pytest.raises(TokenUnavailable, match="given up"):
+        await source.token(KEY)
+    with pytest.raises(TokenUnavailable, match="given up"):
+        await source.fresh(KEY)
+    await source.close()
+
+
+# Rejected by Cloud Run
+
+
+@pytest.mark.asyncio
+async def test_a_rejected_token_is_dropped_and_minted_anew(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    first = await bench.source.token(KEY)
+    bench.source.reject(first)
+    assert slot.current(bench.time.now) is None
+    second = await bench.source.token(KEY)
+    assert second is not first
+    assert slot.current(bench.time.now) is second
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
+async def test_a_rejection_of_every_token_is_one_mint_in_10_seconds(bench: Bench) -> None:
+    for _ in range(100):
+        bench.source.reject(await bench.source.token(KEY))
+        await bench.time.advance(1.0)
+    assert bench.minted <= 11
+
+
+@pytest.mark.asyncio
+async def test_a_rejection_of_a_token_that_is_not_the_cached_one_changes_nothing(bench: Bench) -> None:
+    old = await bench.source.token(KEY)
+    discovered = await bench.source.fresh(KEY)
+    bench.source.reject(discovered)
+    assert await bench.source.token(KEY) is old
+    bench.source.reject(old)
+    new = await bench.source.token(KEY)
+    await bench.time.advance(11)
+    bench.source.reject(old)
+    assert await bench.source.token(KEY) is new
+
+
+@pytest.mark.asyncio
+async def test_the_same_token_is_taken_again_after_it_was_rejected(bench: Bench) -> None:
+    """A metadata server may have no other; without it there would be none at all."""
+    bench.mint.expires_at = START + HOUR
+    bench.source.reject(await bench.source.token(KEY))
+    assert (await bench.source.token(KEY)).expires_at == START + HOUR
+    await bench.source.token(KEY)
+    assert bench.minted == 2
+
+
+def test_a_rejection_of_an_unknown_token_changes_nothing() -> None:
+    bench = Bench()
+    bench.source.reject(Token(key=KEY, authorization=b"Bearer x", expires_at=START, principal=None))
+
+
+@pytest.mark.asyncio
+async def test_a_rejection_is_logged_without_the_token(bench: Bench, log_lines: list[Any]) -> None:
+    token = await bench.source.token(KEY)
+    bench.source.reject(token)
+    assert log_lines[-1]["event"] == "token rejected by the service"
+    assert token.authorization.decode() not in repr(log_lines)
+
+
+# The end
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["token", "fresh"])
+async def test_closing_fails_those_who_wait_and_does_not_cancel_them(way: str) -> None:
+    bench = Bench()
+    bench.mint.gate = asyncio.Event()
+    call: Callable[[TokenKey], Any] = getattr(bench.source, way)
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(gather(call(KEY))) for _ in range(10)]
+        await everybody_had_a_turn()
+        await bench.source.close()
+    for waiter in waiters:
+        [failure] = waiter.result()
+        assert isinstance(failure, TokenUnavailable)
+        assert "shutting down" in str(failure)
+
+
+@pytest.mark.asyncio
+async def test_closing_at_once_after_a_mint_began_fails_who_waits() -> None:
+    bench = Bench()
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(gather(bench.source.token(KEY)))
+        group.create_task(bench.source.close())
+    assert isinstance(waiter.result()[0], Failure)
+
+
+@pytest.mark.asyncio
+async def test_a_waiter_that_is_cancelled_while_closing_is_cancelled() -> None:
+    bench = Bench()
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(bench.source.token(KEY))
+        await everybody_had_a_turn()
+        waiter.cancel()
+        await bench.source.close()
+    assert waiter.cancelled()
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_minted_or_kept_after_closing() -> None:
+    bench = Bench()
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    await bench.source.close()
+    assert bench.time.armed == 0
+    assert slot.current(bench.time.now) is None
+    for call in (bench.source.token, bench.source.fresh):
+        with pytest.raises(TokenUnavailable, match="shutting down"):
+            await call(KEY)
+    await bench.source.close()
+    assert bench.minted == 1
+
+
+@pytest.mark.asyncio
+async def test_closing_stops_a_refresh_in_the_background() -> None:
+    bench = Bench()
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    assert slot.current(bench.time.now)
+    bench.mint.gate = asyncio.Event()
+    await bench.time.advance(3400)
+    assert bench.minted == 2
+    await bench.source.close()
+    assert bench.time.armed == 0
+
+
+# Bounds and traps
+
+
+@pytest.mark.asyncio
+async def test_keys_over_the_bound_push_out_unused_ones_first() -> None:
+    bench = Bench(max_keys=3)
+    keys = [TokenKey(None, (), f"https://{name}") for name in "abcd"]
+    slots = [bench.source.slot(key) for key in keys]
+    for key in keys[:3]:
+        await bench.source.token(key)
+    assert slots[0].current(bench.time.now)
+    await bench.source.token(keys[3])
+    assert [slot.current(bench.time.now) is not None for slot in slots] == [True, False, True, True]
+    assert bench.time.armed == 3
+    await bench.source.token(keys[1])
+    assert slots[1].current(bench.time.now)
+    assert bench.minted == 5
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_thousand_keys_are_kept_and_no_more(bench: Bench) -> None:
+    for number in range(1100):
+        await bench.source.token(TokenKey(None, (), f"https://{number}"))
+    assert bench.time.armed == 1000
+
+
+@pytest.mark.asyncio
+async def test_keys_under_way_are_not_pushed_out() -> None:
+    bench = Bench(max_keys=1)
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(bench.source.token(TokenKey(None, (), f"https://{name}")))
+        await everybody_had_a_turn()
+        bench.mint.gate.set()
+    assert bench.minted == 3
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_aiocache_switched_off_by_the_environment_is_not_a_mint_a_request(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOCACHE_DISABLE", "1")
+    for _ in range(10):
+        await bench.source.token(KEY)
+    assert bench.minted == 1
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_aiocache_kept_too_long_is_not_used(bench: Bench) -> None:
+    await bench.source.token(KEY)  # aiocache's timers go by the loop's clock, which stands still here
+    bench.time.now += HOUR - 60
+    assert (await bench.source.token(KEY)).expires_at == bench.time.now + HOUR
+
+
+@pytest.mark.asyncio
+async def test_no_token_reaches_aiocaches_debug_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    token = await bench.source.token(KEY)
+    await bench.source.token(KEY)
+    assert "GET" in caplog.text
+    assert token.authorization.decode() not in caplog.text

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from proxy.errors import Failure, ImpersonationDenied, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.timed import TimedMint
+from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime
+
+
+def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, timeout_seconds: float = 5.0) -> TimedMint:
+    return TimedMint(mint, time.clock, timeout_seconds, counted)
+
+
+@pytest.mark.asyncio
+async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[Any]) -> None:
+    time, counted = FakeTime(), Counted()
+    key = TokenKey("other@project.iam.gserviceaccount.com", (), AUDIENCE)
+    token = await timed(FakeMint(time), time, counted).mint(key, fresh=True)
+    assert counted.minted_tokens == [token]
+    assert log_lines == [
+        {
+            "event": "token minted",
+            "log_level": "info",
+            "audience": AUDIENCE,
+            "impersonate": "other@project.iam.gserviceaccount.com",
+            "principal": "me@example.com",
+            "expires_at": "2027-01-15T09:00:00+00:00",
+            "remaining_seconds": 3600,
+            "fresh": True,
+        }
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any]) -> None:
+    time, counted = FakeTime(), Counted()
+    mint = FakeMint(time)
+    mint.failure = ImpersonationDenied("grant the role")
+    with pytest.raises(ImpersonationDenied):
+        await timed(mint, time, counted).mint(KEY, fresh=False)
+    assert counted.failures == [mint.failure]
+    [line] = log_lines
+    assert (line["event"], line["code"], line["error"]) == (
+        "token mint failed",
+        "impersonation-denied",
+        "grant the role",
+    )
+
+
+@pytest.mark.asyncio
+async def test_nobody_needs_to_count() -> None:
+    time = FakeTime()
+    mint = FakeMint(time)
+    assert (await TimedMint(mint, time.clock, 5.0, None).mint(KEY, fresh=False)).key == KEY
+    mint.failure = TokenUnavailable("down")
+    with pytest.raises(TokenUnavailable):
+        await TimedMint(mint, time.clock, 5.0, None).mint(KEY, fresh=False)
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
+    time, counted = FakeTime(), Counted()
+    mint = FakeMint(time)
+    mint.gate = asyncio.Event()
+    with pytest.raises(TokenTimeout, match=r"within 0\.01 s"):
+        await timed(mint, time, counted, timeout_seconds=0.01).mint(KEY, fresh=False)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("life", [0.0, -1.0, -86_400.0])
+async def test_a_token_that_is_expired_already_blames_the_clock(life: float) -> None:
+    time, counted = FakeTime(), Counted()
+    with pytest.raises(TokenExpired, match="clock of this machine ahead"):
+        await timed(FakeMint(time, life), time, counted).mint(KEY, fresh=False)
+
+
+@pytest.mark.asyncio
+async def test_a_defect_of_the_mint_is_a_failure_that_tells_nothing_it_holds(
+    told: Callable[[BaseException], str], log_lines: list[Any]
+) -> None:
+    time, counted = FakeTime(), Counted()
+
+    async def broken(key: TokenKey) -> Token:
+        raise KeyError("eyJ-secret")
+
+    with pytest.raises(TokenUnavailable, match="KeyError") as caught:
+        await timed(broken, time, counted).mint(KEY, fresh=False)
+    assert "eyJ-secret" not in told(caught.value)
+    assert "eyJ-secret" not in repr(log_lines)
+    assert isinstance(counted.failures[0], Failure)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.tokens import worker as worker_module
+from proxy.tokens.calls import BlockingSend, Reply
+from proxy.tokens.worker import Worker
+from tests.unit.tokens.fakes import everybody_had_a_turn
+
+
+class Loopback:
+    """Answers calls on the loop, when `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.threads: list[threading.Thread] = []
+        self.asked = asyncio.Event()
+        self.cancelled = 0
+
+    async def __call__(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
+        self.threads.append(threading.current_thread())
+        self.asked.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Reply(200, {}, f"{method} {url} {dict(headers)} {body!r}".encode())
+
+
+def one_call(send: BlockingSend) -> tuple[bytes, str]:
+    return send("POST", "https://x", {"a": "b"}, b"c").body, threading.current_thread().name
+
+
+@pytest.mark.asyncio
+async def test_an_errand_runs_on_a_thread_and_its_http_on_the_loop() -> None:
+    loopback = Loopback()
+    worker = Worker(loopback)
+    body, thread = await worker.run(one_call)
+    assert body == b"POST https://x {'a': 'b'} b'c'"
+    assert thread.startswith("google-auth")
+    assert loopback.threads == [threading.current_thread()]
+    await worker.close()
+
+
+@pytest.mark.asyncio
+async def test_what_an_errand_raises_is_raised() -> None:
+    def fails(send: BlockingSend) -> None:
+        raise TokenUnavailable("as it is")
+
+    worker = Worker(Loopback())
+    with pytest.raises(TokenUnavailable, match="as it is"):
+        await worker.run(fails)
+    await worker.close()
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_errand_gives_its_thread_back() -> None:
+    loopback = Loopback()
+    loopback.gate.clear()
+    worker = Worker(loopback)
+    ended: list[type[BaseException]] = []
+
+    def persists(send: BlockingSend) -> None:
+        for _ in range(3):
+            try:
+                send("GET", "https://x", {})
+            except TokenUnavailable as exc:
+                ended.append(type(exc))
+
+    for _ in range(4):  # of two threads
+        loopback.asked.clear()
+        async with asyncio.TaskGroup() as group:
+            errand = group.create_task(worker.run(persists))
+            await loopback.asked.wait()
+            errand.cancel()
+        assert errand.cancelled()
+    loopback.gate.set()
+    await worker.run(one_call)
+    await worker.close()
+    assert ended == [TokenUnavailable] * 12
+    await everybody_had_a_turn()
+    assert loopback.cancelled == 4
+
+
+@pytest.mark.asyncio
+async def test_closing_breaks_errands_off() -> None:
+    loopback = Loopback()
+    loopback.gate.clear()
+    worker = Worker(loopback)
+    async with asyncio.TaskGroup() as group:
+        errand = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 5))
+        await loopback.asked.wait()
+        await worker.close()
+    assert isinstance(errand.result()[0], TokenUnavailable)
+    with pytest.raises(TokenUnavailable, match="shutting down"):
+        await worker.run(one_call)
+
+
+@pytest.mark.asyncio
+async def test_no_thread_is_started_before_the_first_errand() -> None:
+    before = threading.active_count()
+    worker = Worker(Loopback())
+    assert threading.active_count() == before
+    await worker.close()
+
+
+@pytest.mark.asyncio
+async def test_a_loop_that_never_answers_does_not_hold_a_thread_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_LONGEST_CALL_SECONDS", 0.01)
+    loopback = Loopback()
+    loopback.gate.clear()
+    worker = Worker(loopback)
+    with pytest.raises(TokenTimeout):
+        await worker.run(one_call)
+    await worker.close()
