@@ -290,9 +290,9 @@ class Answer(NamedTuple):
 
 
 def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
-    """Return what the caller is told; `chance` in [0, 1) spreads `retry-after` so that callers do not return at once."""
+    """Return what the caller is told; `chance` in [0, 1) spreads `retry-after`, lest all callers return at once."""
     text = " ".join(str(failure).split()) or failure.code
-    body = f"cloudrun-sidecar: {text}\n".encode()
+    body = f"cloudrun-sidecar: {text}\n".encode(errors="backslashreplace")
     fields = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),

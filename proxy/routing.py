@@ -20,11 +20,17 @@ __all__ = ["Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstre
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
+_LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
+
+_AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:%]+)(?::[0-9]*)?")
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
 # What some component on the way could normalise into another path: dot segments and their encodings, doubled,
-# encoded or backward slashes (RFC 3986, 5.2.4 and 6.2.2), and octets that no path may hold (RFC 3986, 3.3).
-_REFUSED: Final = re.compile(rb"//|/\.{1,2}(?:/|$)|%2[ef]|%5c|%00|[^!-~]|[\\#]", re.IGNORECASE)
+# encoded or backward slashes (RFC 3986, 5.2.4 and 6.2.2), and octets that no path may hold (RFC 3986, 3.3). Servlet
+# containers drop `;…` from a segment first, so that `..;` is one of them.
+_REFUSED: Final = re.compile(rb"//|/\.{1,2}(?:[/;]|$)|%2[ef]|%5c|%00|[^!-~]|[\\#]", re.IGNORECASE)
 
 
 class Origin(NamedTuple):
@@ -46,9 +52,11 @@ class Origin(NamedTuple):
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
-            address = ipaddress.ip_address(self.host.partition("%")[0])
+            address = ipaddress.ip_address(self.host)
         except ValueError:
             return False
+        # `::ffff:8.8.8.8` is 8.8.8.8, but older Pythons call the whole of ::ffff:0:0/96 private.
+        address = getattr(address, "ipv4_mapped", None) or address
         return address.is_loopback or address.is_private or address.is_link_local
 
     def __str__(self) -> str:
@@ -141,27 +149,49 @@ def parse_upstream(url: str) -> tuple[Origin, str]:
     The scheme and the host are lowered, a default port is dropped from the origin's text (Cloud Run accepts no audience
     with `:443`). User-info, query and fragment are refused: they would silently be lost.
     """
+    shown = _without_secrets(url)
+    if not url.isprintable() or " " in url:
+        raise ValueError(f"{shown}: a URL holds no blanks and no control characters")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise ValueError(f"{url!r} is not a URL: {exc}") from None
-    if parts.scheme not in _DEFAULT_PORTS:
-        raise ValueError(f"{url!r} must begin with https:// (or http:// for a local upstream)")
-    if not parts.hostname:
-        raise ValueError(f"{url!r} has no host")
-    _refuse_extras(url, parts)
-    if port == 0:
-        raise ValueError(f"{url!r}: port 0 cannot be connected to")
-    path = parts.path.rstrip("/")
-    if _REFUSED.search(path.encode()):
-        raise ValueError(f"{url!r}: its path has dot segments, doubled or encoded slashes, or characters to be encoded")
-    host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
-    return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), path
-
-
-def _refuse_extras(url: str, parts: SplitResult) -> None:
+        raise ValueError(f"{shown} is not a URL{'' if '@' in url else f': {exc}'}") from None
     if "@" in parts.netloc:
         raise ValueError("an upstream URL holds no user name or password; put the credential where it belongs")
-    if parts.query or parts.fragment:
-        raise ValueError(f"{url!r} must end after the path: no query, no fragment")
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ValueError(f"{shown} must begin with https:// (or http:// for a local upstream)")
+    if "?" in url or "#" in url:
+        raise ValueError(f"{shown} must end there, after the path: no query, no fragment")
+    if port == 0:
+        raise ValueError(f"{shown}: port 0 cannot be connected to")
+    if _REFUSED.search(parts.path.encode()):
+        raise ValueError(f"{shown}: its path has dot segments, doubled or encoded slashes, or characters to be encoded")
+    origin = Origin(parts.scheme, _host(shown, parts), port or _DEFAULT_PORTS[parts.scheme])
+    return origin, parts.path.rstrip("/")
+
+
+def _without_secrets(url: str) -> str:
+    """Return what may be repeated of a URL that is being refused: no user-info, no query."""
+    return "the URL" if "@" in url else repr(url.partition("?")[0].partition("#")[0])
+
+
+def _host(shown: str, parts: SplitResult) -> str:
+    """Return the host of a URL as it is asked of DNS: an address, or labels of letters, digits, `-` and `_`."""
+    host = parts.hostname
+    if not host:
+        raise ValueError(f"{shown} has no host")
+    # `urlsplit` drops what stands between `]` and the port; a zone would have to be cut off for the `:authority`.
+    wrong = ValueError(f"{shown}: {host!r} is neither a host name nor an address")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise wrong
+    try:
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+            return host
+        name = host if host.isascii() else host.encode("idna").decode()
+    except ValueError:
+        raise wrong from None
+    if not _HOST.fullmatch(name):
+        raise wrong
+    return name

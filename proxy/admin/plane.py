@@ -1,0 +1,177 @@
+"""The admin port: aiohttp's server with a handful of paths.
+
+============  ======================================================================
+`/livez`      200 as long as the process answers at all
+`/startupz`   200 once everything is built and listening, 503 before
+`/readyz`     200 while new requests are taken, 503 before that and while draining
+`/metrics`    for Prometheus
+`/routes`     what goes where, and as whom; JSON
+`/`           the same for people
+============  ======================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from proxy.admin.page import status_page
+from proxy.routing import Route
+from proxy.telemetry import Metrics
+
+__all__ = ["PATHS", "AdminPlane", "Health"]
+
+PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
+
+# Answers are made at once, so that whoever is still connected after this is idle.
+_SHUTDOWN_SECONDS: Final = 1.0
+
+
+class Health(Protocol):
+    """What the probes ask."""
+
+    @property
+    def started(self) -> bool:
+        """Whether everything is built and the listener takes connections; stays True."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused because the sidecar ends."""
+
+
+class AdminPlane:
+    """Serves the admin paths at one address from `start` to `close`."""
+
+    def __init__(
+        self,
+        address: str,
+        health: Health,
+        metrics: Metrics,
+        routes: Sequence[Route],
+        *,
+        reuse_port: bool = False,
+    ) -> None:
+        self._asked = address
+        self._health = health
+        self._metrics = metrics
+        self._routes = tuple(routes)
+        self._reuse_port = reuse_port
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. OSError where that is not possible."""
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await runner.setup()
+        try:
+            await self._site(runner).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+
+    async def close(self) -> None:
+        """Stop listening and end open connections within about a second; may be called at any time, and again."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
+        await runner.cleanup()
+        if self._asked.startswith("unix:"):
+            _remove(Path(self._asked.removeprefix("unix:")))
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the real port where 0 was asked for; RuntimeError unless started."""
+        if self._runner is None:
+            raise RuntimeError("the admin plane has not been started")
+        bound = self._runner.addresses[0]
+        if isinstance(bound, str):
+            return f"unix:{bound}"
+        host, port = bound[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._asked.startswith("unix:"):
+            return web.UnixSite(runner, self._asked.removeprefix("unix:"))
+        host, _, port = self._asked.rpartition(":")
+        # asyncio sets SO_REUSEADDR by itself; two processes share a port by SO_REUSEPORT alone.
+        return web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=self._reuse_port)
+
+    def _application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_get("/", self._page)
+        application.router.add_get("/livez", self._livez)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/startupz", self._startupz)
+        application.router.add_get("/metrics", self._exposition)
+        application.router.add_get("/routes", self._list_routes)
+        application.router.add_route("*", "/{unknown:.*}", self._unknown)
+        application.on_response_prepare.append(_plain_head)
+        return application
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self._health.draining:
+            return False, "draining: live exchanges finish, new ones are refused"
+        if not self._health.started:
+            return False, "starting: not listening yet"
+        return True, "ready: taking requests"
+
+    async def _livez(self, _request: web.Request) -> web.Response:
+        return _told(True, "alive: answering")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        return _told(*self._readiness())
+
+    async def _startupz(self, _request: web.Request) -> web.Response:
+        started = self._health.started
+        return _told(started, "started: listening" if started else "starting: not listening yet")
+
+    async def _exposition(self, _request: web.Request) -> web.Response:
+        body, content_type = self._metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _list_routes(self, _request: web.Request) -> web.Response:
+        text = json.dumps([_in_json(route) for route in self._routes], indent=2, ensure_ascii=False)
+        return web.Response(text=f"{text}\n", content_type="application/json")
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        ready, words = self._readiness()
+        return web.Response(text=status_page(ready, words, self._routes, self._metrics), content_type="text/html")
+
+    async def _unknown(self, request: web.Request) -> web.Response:
+        if request.path in PATHS:
+            return web.Response(status=405, text="only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
+        return web.Response(status=404, text=f"no such path; there are {' '.join(PATHS)}\n")
+
+
+def _remove(socket: Path) -> None:
+    """Remove a socket's file, which asyncio leaves before Python 3.13."""
+    with contextlib.suppress(OSError):
+        socket.unlink()
+
+
+def _told(well: bool, words: str) -> web.Response:
+    return web.Response(status=200 if well else 503, text=f"{words}\n")
+
+
+def _in_json(route: Route) -> dict[str, Any]:
+    return {
+        "name": route.name,
+        "url": f"{route.origin}{route.base_path}",
+        "gcp_id_token": route.signed,
+        "gcp_audience": route.audience if route.signed else None,
+        "gcp_impersonate_service_account": route.impersonate,
+        "gcp_delegates": list(route.delegates),
+    }
+
+
+async def _plain_head(_request: web.Request, response: web.StreamResponse) -> None:
+    """Say nothing about the server, keep nothing, run nothing."""
+    response.headers.popall("Server", None)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"

@@ -1,0 +1,60 @@
+"""TOML file + environment + flags → frozen, validated settings, or everything that is wrong with them at once.
+
+* `addresses`  where to bind
+* `layers`     the places that settings come from
+* `model`      what can be set, and the rules; `route` is the part about a route
+* `wording`    what is wrong, in words
+* `loading`    the layers joined
+* `printing`   settings as TOML, the sample file, the JSON Schema
+
+Names are the same everywhere: `--drain-timeout`, `CLOUDRUN_SIDECAR_DRAIN_TIMEOUT`, `drain_timeout`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from proxy.settings.addresses import Address, parse_address
+from proxy.settings.layers import Problem, SettingsInvalid
+
+if TYPE_CHECKING:
+    from proxy.settings.loading import Loaded, load, load_traced
+    from proxy.settings.model import RouteSettings, Settings
+    from proxy.settings.printing import dump_toml, json_schema
+
+__all__ = [
+    "Address",
+    "Loaded",
+    "Problem",
+    "RouteSettings",
+    "Settings",
+    "SettingsInvalid",
+    "dump_toml",
+    "json_schema",
+    "load",
+    "load_traced",
+    "parse_address",
+]
+
+_HEAVY = {
+    "Loaded": "loading",
+    "load": "loading",
+    "load_traced": "loading",
+    "RouteSettings": "model",
+    "Settings": "model",
+    "dump_toml": "printing",
+    "json_schema": "printing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs pydantic when it is first asked for.
+
+    The health check of an image without a shell is a process every few seconds; it needs `layers` alone, and pydantic
+    would make it three times as slow.
+    """
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)

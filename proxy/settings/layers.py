@@ -1,0 +1,158 @@
+"""The places that settings come from, and what goes wrong there.
+
+This module and `addresses` stay free of pydantic, so that `cloudrun-sidecar healthcheck`, which a kubelet may start
+every few seconds, can find the admin address without loading the whole model.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "DEFAULT_CONFIG",
+    "FileLayer",
+    "Place",
+    "Problem",
+    "SettingsInvalid",
+    "did_you_mean",
+    "environment_name",
+    "flag_name",
+    "read_environment",
+    "read_file",
+    "toml_key",
+]
+
+PREFIX: Final = "CLOUDRUN_SIDECAR_"
+CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
+DEFAULT_CONFIG: Final = Path("config/routes.toml")
+"""Read if it exists and no other file is named; relative to the working directory."""
+
+# Kubernetes gives every container these about a Service that is named `cloudrun-sidecar`. They are no settings.
+_OF_KUBERNETES: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with the settings."""
+
+    where: str
+    """File and key, environment variable, or flag."""
+    what: str
+    """What is wrong there, and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class SettingsInvalid(Exception):
+    """The settings cannot be used; `problems` names everything that is wrong with them, in the order of the layers."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was given."""
+
+    text: str
+    """`config/routes.toml`, `environment: CLOUDRUN_SIDECAR_…` or `--flag`."""
+    keys: tuple[str, ...] | None = None
+    """The value's key in a file; None outside of files."""
+
+    def at(self, *more: str) -> str:
+        """Return this place in words; in a file, that of the key `more` below it."""
+        if self.keys is None:
+            return self.text
+        return f"{self.text}: {toml_key(*self.keys, *more)}"
+
+
+class FileLayer(NamedTuple):
+    """What a settings file says; an empty document if there is none, or if it cannot be read."""
+
+    document: dict[str, Any]
+    name: str
+    """The file as it was named."""
+    directory: Path
+    """What relative paths in it are relative to."""
+    problems: list[Problem]
+
+
+def flag_name(setting: str) -> str:
+    """Return `--drain-timeout` for `drain_timeout`."""
+    return "--" + setting.replace("_", "-")
+
+
+def environment_name(setting: str) -> str:
+    """Return `CLOUDRUN_SIDECAR_DRAIN_TIMEOUT` for `drain_timeout`."""
+    return PREFIX + setting.upper()
+
+
+def toml_key(*keys: str) -> str:
+    """Return a dotted TOML key, with quotes where TOML wants them: `routes."team/greeter".url`."""
+    return ".".join(key if _BARE_KEY.fullmatch(key) else f'"{key}"' for key in keys)
+
+
+def did_you_mean(word: str, known: Collection[str], spelled: Callable[[str], str] = str) -> str:
+    """Return `; did you mean …?` with the nearest name as it is `spelled`; `""` where none is near."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {spelled(near[0])}?" if near else ""
+
+
+def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
+    """Return what the settings file says.
+
+    It is `config`, else what `CLOUDRUN_SIDECAR_CONFIG` names, else `config/routes.toml` if that exists. A file that was
+    named and cannot be read is a problem, as is one that is not TOML (with its line and column).
+    """
+    named = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    path = named or DEFAULT_CONFIG
+    document: dict[str, Any] = {}
+    problems: list[Problem] = []
+    text = ""
+    try:
+        text = path.read_text("utf-8-sig")
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        if named is not None:
+            problems.append(Problem(str(path), "there is no such file; name one that exists"))
+    except UnicodeDecodeError as exc:
+        problems.append(Problem(str(path), f"is not UTF-8, as TOML must be (at octet {exc.start})"))
+    except tomllib.TOMLDecodeError as exc:
+        # tomllib names line and column but for the end, where nothing can be looked up.
+        lines = text.split("\n")
+        end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
+        what = str(exc).replace("at end of document", end)
+        problems.append(Problem(str(path), f"is not valid TOML: {what}"))
+    except OSError as exc:
+        problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
+    return FileLayer(document, str(path), path.parent, problems)
+
+
+def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Return the `CLOUDRUN_SIDECAR_…` variables by the name of their setting, and what is wrong with them.
+
+    An empty variable counts as not set. A variable that names no setting is a problem, since a setting that is silently
+    not applied is worse than one that is refused.
+    """
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    for variable, text in environment.items():
+        setting = variable.removeprefix(PREFIX)
+        if setting == variable or variable == CONFIG_VARIABLE or not text or _OF_KUBERNETES.fullmatch(setting):
+            continue
+        if setting.lower() in known and setting == setting.upper():
+            found[setting.lower()] = text
+        else:
+            hint = did_you_mean(setting.lower(), known, environment_name)
+            problems.append(Problem(f"environment: {variable}", f"is not a setting{hint}"))
+    return found, problems

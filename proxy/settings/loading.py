@@ -1,0 +1,246 @@
+"""From the three layers to valid settings, or to the list of everything that is wrong.
+
+Flags win over the environment, and that over the file, setting by setting. Routes are joined by name: one that is
+given by flag or in the environment (an inline route) replaces the one of that name in the file as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from proxy.settings.layers import (
+    FileLayer,
+    Place,
+    Problem,
+    SettingsInvalid,
+    environment_name,
+    flag_name,
+    read_environment,
+    read_file,
+)
+from proxy.settings.model import RouteSettings, Settings
+from proxy.settings.wording import NO_TABLE, in_words
+
+__all__ = ["INLINE_OPTIONS", "Loaded", "load", "load_traced"]
+
+INLINE_OPTIONS: Final = tuple(name for name in RouteSettings.model_fields if name != "url")
+"""What can be said of all inline routes together, by flag or in the environment."""
+
+_PLAIN: Final = tuple(name for name in Settings.model_fields if name != "routes")
+_KNOWN: Final = (*_PLAIN, *INLINE_OPTIONS, "route", "upstream")
+
+_TRUTHS: Final = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+_Keys = tuple[str, ...]
+
+
+class Loaded(NamedTuple):
+    """Settings, and by setting (`("workers",)`, `("routes", "greeter")`) where those that are no default were given."""
+
+    settings: Settings
+    places: Mapping[_Keys, str]
+
+
+def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+    """Return the effective settings; SettingsInvalid with all problems there are.
+
+    `config` is the file that was named, or None for `CLOUDRUN_SIDECAR_CONFIG` or else `config/routes.toml` if that
+    exists. `flags` is by setting; besides, `route` is a sequence of `NAME=URL`, `upstream` the URL for everything else,
+    and the keys of RouteSettings but `url` hold for all inline routes. A flag that is None or empty was not given; text
+    is read as in the environment.
+    """
+    return load_traced(config, environment, flags).settings
+
+
+def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    """Return what `load` does, and where each value was given."""
+    draft = _Draft()
+    file = read_file(config, environment)
+    draft.problems += file.problems
+    draft.lost_routes = bool(file.problems)
+    _take_file(draft, file)
+    variables, problems = read_environment(environment, _KNOWN)
+    draft.problems += problems
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    for name in _PLAIN:
+        if name in variables:
+            draft.put((name,), _from_text(name, variables[name]), Place(f"environment: {environment_name(name)}"))
+        if name in given:
+            draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name)))
+    _take_inline_routes(draft, variables, given)
+    _look_around(draft, file.directory)
+    settings = draft.settle()
+    return Loaded(settings, {keys: place.at() for keys, place in draft.places.items()})
+
+
+@dataclass
+class _Draft:
+    """What was given so far, where, and what is wrong with it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[_Keys, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    lost_routes: bool = False
+    """Whether some could not be read, so that "there is no route" would mislead."""
+
+    def put(self, keys: _Keys, value: Any, place: Place) -> None:
+        """Set the value at `keys` (of one or two, the first being `routes`), over whatever is there."""
+        target = self.values
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+        target[keys[-1]] = value
+        self.places[keys] = place
+
+    def blame(self, keys: _Keys, what: str) -> None:
+        """Note a problem at the place nearest to `keys`."""
+        self.problems.append(Problem(self._where(keys), what))
+
+    def _where(self, keys: _Keys) -> str:
+        for length in range(len(keys), 0, -1):
+            place = self.places.get(keys[:length])
+            if place is not None:
+                return place.at(*keys[length:])
+        return "settings"
+
+    def settle(self) -> Settings:
+        """Return the settings; SettingsInvalid if there is any problem."""
+        settings = None
+        try:
+            settings = Settings.model_validate(self.values)
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False):
+                keys, what = in_words(error)
+                if not (self.lost_routes and keys == ("routes",)):
+                    self.blame(keys, what)
+        if self.problems or settings is None:
+            raise SettingsInvalid(self.problems)
+        return settings
+
+
+def _take_file(draft: _Draft, file: FileLayer) -> None:
+    for name, value in file.document.items():
+        if name == "routes" and not isinstance(value, dict):
+            draft.problems.append(Problem(Place(file.name, ("routes",)).at(), NO_TABLE))
+            draft.lost_routes = True
+        elif name == "routes":
+            for route, table in value.items():
+                draft.put(("routes", route), _tuples(table), Place(file.name, ("routes", route)))
+        else:
+            draft.put((name,), _tuples(value), Place(file.name, (name,)))
+
+
+def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapping[str, Any]) -> None:
+    options: dict[str, tuple[Any, Place]] = {}
+    for name in INLINE_OPTIONS:
+        if name in variables:
+            place = Place(f"environment: {environment_name(name)}")
+            options[name] = (_from_text(name, variables[name], RouteSettings), place)
+        if name in flags:
+            options[name] = (_from_flag(name, flags[name], RouteSettings), Place(flag_name(name)))
+    from_variables = _inline(draft, variables.get("route", "").split(), variables.get("upstream"), "environment: ")
+    from_flags = _inline(draft, flags.get("route", ()), flags.get("upstream"), "")
+    for name, (url, place) in {**from_variables, **from_flags}.items():
+        draft.put(("routes", name), {"url": url, **{key: value for key, (value, _) in options.items()}}, place)
+        for key, (_, option_place) in options.items():
+            draft.places["routes", name, key] = option_place
+    if not from_variables and not from_flags:
+        for name, (_, place) in options.items():
+            what = f"holds for routes given by --route or --upstream, and there is none; say {name} in [routes.NAME]"
+            draft.problems.append(Problem(place.at(), what))
+
+
+def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: str) -> dict[str, tuple[str, Place]]:
+    """Return URL and place by route name; what cannot be one, or is there twice, is blamed."""
+    spelled = environment_name if layer else flag_name
+    found: dict[str, tuple[str, Place]] = {}
+    pairs = [(text, text.partition("="), f"{layer}{spelled('route')}") for text in routes]
+    if upstream is not None:
+        pairs.append((upstream, ("", "=", upstream), f"{layer}{spelled('upstream')}"))
+    for text, (name, equals, url), place in pairs:
+        if not equals or "://" in name:
+            shown = "a URL alone" if "://" in text else repr(text)
+            what = f"must be NAME=URL, not {shown}; for one service without a name there is {spelled('upstream')}"
+            draft.problems.append(Problem(place, what))
+            draft.lost_routes = True
+        elif name in found:
+            draft.problems.append(
+                Problem(place, f"gives the route {name!r} a second time; each name can be given once")
+            )
+        else:
+            found[name] = (url, Place(f"{place} {name}=…" if name else place))
+    return found
+
+
+def _look_around(draft: _Draft, directory: Path) -> None:
+    """Check what only this machine can tell: that files and directories are there. Makes `upstream_ca` absolute."""
+    given = draft.values.get("upstream_ca")
+    if isinstance(given, str | Path):
+        base = directory if draft.places["upstream_ca",].keys else Path()
+        path = Path(os.path.abspath(base / given))
+        draft.values["upstream_ca"] = path
+        if what := _not_an_authority(path):
+            draft.blame(("upstream_ca",), what)
+    listen = draft.values.get("listen")
+    addresses = [("listen", text) for text in listen] if isinstance(listen, tuple) else []
+    for name, text in [*addresses, ("admin", draft.values.get("admin"))]:
+        if isinstance(text, str) and text.startswith("unix:/"):
+            parent = Path(text.removeprefix("unix:")).parent
+            if not parent.is_dir():
+                draft.blame((name,), f"{text}: there is no directory {parent}; make it first")
+
+
+def _not_an_authority(path: Path) -> str | None:
+    """Return what is wrong with a file of certificates, or None."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return f"{path} holds no PEM certificate; it must be that of the certificate authority"
+    except OSError as exc:
+        return f"{path} cannot be read: {exc.strerror}"
+    except ValueError:
+        return "a path cannot hold a zero octet"
+    return None
+
+
+def _from_flag(name: str, value: Any, model: type[BaseModel] = Settings) -> Any:
+    return _from_text(name, value, model) if isinstance(value, str) else _tuples(value)
+
+
+def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
+    """Return the value that `text` writes for a setting; `text` itself if it writes none, for the model to refuse."""
+    kind = model.model_fields[name].annotation
+    if kind is bool:
+        return _TRUTHS.get(text.strip().lower(), text)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    if get_origin(kind) is tuple:
+        return tuple(text.split())
+    return text
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value of TOML with tuples for its lists: the settings are frozen all the way down."""
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,280 @@
+"""What can be set: names, units, defaults, reasons and rules. The descriptions are the reference, and `--help`, the
+sample file and the JSON Schema are made of them.
+
+A rule that spans two settings stands at the later one and is checked in field order, so that one bad value does not
+hide what is wrong with the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
+
+from proxy.http2.engine import EngineName
+from proxy.routing import RouteTable, check_name
+from proxy.settings.addresses import parse_address
+from proxy.settings.route import FROZEN, RouteSettings
+
+__all__ = ["GROUPS", "RouteSettings", "Settings"]
+
+Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
+Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
+
+
+def _bindable(text: str, info: ValidationInfo) -> str:
+    """Return an address to listen on; a rule over `unsafe_listen`, which therefore stands first."""
+    if not parse_address(text).is_local and not info.data.get("unsafe_listen", True):
+        raise ValueError(
+            f"{text} can be reached from other machines, and whoever reaches it can call the services with the "
+            "sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
+            "(--unsafe-listen)"
+        )
+    return text
+
+
+class Settings(BaseModel):
+    """Everything that can be set, valid and frozen."""
+
+    model_config = FROZEN
+
+    unsafe_listen: bool = Field(
+        default=False,
+        description=(
+            "Listen where other machines reach it, not only on loopback and Unix sockets. "
+            "Whoever reaches the port can call the services with the sidecar's identity, hence the word."
+        ),
+    )
+    listen: tuple[Annotated[str, AfterValidator(_bindable)], ...] = Field(
+        default=("127.0.0.1:9081",),
+        json_schema_extra={"minItems": 1},
+        description=(
+            "Where Restate connects: HOST:PORT, [IPV6]:PORT or unix:/path; several are possible. "
+            "9081 stands beside the 9080 of Restate's SDKs."
+        ),
+    )
+    admin: str = Field(
+        default="127.0.0.1:9091",
+        description=(
+            "Where health, metrics, routes and the status page are served, or `off`. "
+            "Any address is allowed: probes come from outside the pod, and nothing there is secret or changes anything."
+        ),
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        json_schema_extra={"x-unit": "processes"},
+        description=(
+            "Processes that share the listening sockets. "
+            "Each can use one processor, and has tokens, connections and limits of its own."
+        ),
+    )
+    drain_timeout: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description=(
+            "How long live streams may finish after SIGTERM; what is left then is cut. "
+            "Keep it below the grace period of whatever sends the signal."
+        ),
+    )
+    upstream_ca: Annotated[Path, Field(strict=False)] | None = Field(
+        default=None,
+        examples=["private-ca.pem"],
+        description=(
+            "PEM file of a certificate authority to trust beside the system's; verification is never off. "
+            "Relative to the file that names it, else to the working directory."
+        ),
+    )
+    connect_timeout: Seconds = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description=(
+            "Name resolution, TCP and TLS of an upstream connection together. "
+            "Restate's signature on a request is good for a minute, so it must not wait for long."
+        ),
+    )
+    mint_timeout: Seconds = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description=(
+            "How long a request may wait for its ID token. "
+            "Without one nothing is sent: it gets 503 then, and Restate comes back."
+        ),
+    )
+    stream_wait_timeout: Seconds = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="How long a request may wait for an upstream stream while all are taken. It gets 503 then.",
+    )
+    max_upstream_connections: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        json_schema_extra={"x-unit": "connections"},
+        description="Connections to one origin, in each worker. Cloud Run takes about 100 streams on each.",
+    )
+    ping_interval: Seconds = Field(
+        default=30.0,
+        ge=10,
+        le=3600,
+        description=(
+            "Time between PINGs to an upstream while streams are live; finds dead connections. "
+            "Google answers more frequent ones with ENHANCE_YOUR_CALM."
+        ),
+    )
+    ping_timeout: Seconds = Field(
+        default=15.0,
+        gt=0,
+        le=600,
+        description="How long an upstream may take to answer a PING before its connection is given up.",
+    )
+    upstream_idle_timeout: Seconds = Field(
+        default=180.0,
+        gt=0,
+        description=(
+            "How long an upstream connection is kept without a stream. "
+            "Google closes it after some four minutes: being first avoids sending into a closing connection."
+        ),
+    )
+    http2_engine: EngineName = Field(
+        default="auto",
+        description="Who speaks HTTP/2: nghttp2 is compiled and fast, h2 is portable, auto takes the best there is.",
+    )
+    max_concurrent_streams: int = Field(
+        default=1024,
+        ge=128,
+        le=65_535,
+        json_schema_extra={"x-unit": "streams"},
+        description="Streams that a client may have open on one connection. Restate uses up to 128, hence the minimum.",
+    )
+    stream_window: Octets = Field(
+        default=1 << 20,
+        ge=16_384,
+        le=(1 << 31) - 1,
+        description=(
+            "How much of a stream may be under way unacknowledged, each way. "
+            "Bounds the memory that a slow reader takes; smaller ones slow down distant services."
+        ),
+    )
+    queued_octets: Octets = Field(
+        default=256 << 20,
+        ge=64 << 10,
+        description="Cap on all octets that wait in one worker. Above it new requests get 503 until there is room.",
+    )
+    replay_octets: Octets = Field(
+        default=64 << 10,
+        ge=0,
+        le=16 << 20,
+        description=(
+            "How much of a request is held so that it can be sent again when Cloud Run provably did not process it. "
+            "Larger requests get 503, and Restate repeats them."
+        ),
+    )
+    max_field_section: Octets = Field(
+        default=64 << 10,
+        ge=16 << 10,
+        le=1 << 20,
+        description="Greatest head or trailer section taken, counted as in RFC 9113, 6.5.2: name + value + 32 a line.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="The least severe lines that are written; tokens are in none of them.",
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="How lines look; auto is console on a terminal and json elsewhere, for Cloud Logging and the like.",
+    )
+    access_log: bool = Field(
+        default=False,
+        description="Write a line for every exchange. Off, because the metrics tell most of it at less cost.",
+    )
+    routes: Mapping[Annotated[str, AfterValidator(check_name)], RouteSettings] = Field(
+        default={},
+        description=(
+            "The upstreams by name. A name is a path prefix: /greeter/discover goes to the route `greeter`; "
+            'the longest one wins, and a route named `""` takes what is left.'
+        ),
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _distinct(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        if not addresses:
+            raise ValueError("names no address; leave it out for 127.0.0.1:9081")
+        fixed = [address for address in map(parse_address, addresses) if address.path or address.port]
+        if len(set(fixed)) < len(fixed):
+            raise ValueError("names an address twice; each can be bound once")
+        return addresses
+
+    @field_validator("admin")
+    @classmethod
+    def _admin(cls, admin: str, info: ValidationInfo) -> str:
+        if admin == "off":
+            return admin
+        address = parse_address(admin)
+        if (address.path or address.port) and address in map(parse_address, info.data.get("listen", ())):
+            raise ValueError(f"{admin} is taken by `listen`; use another port, or off")
+        return admin
+
+    @field_validator("queued_octets")
+    @classmethod
+    def _cap(cls, queued_octets: int, info: ValidationInfo) -> int:
+        window = info.data.get("stream_window", 0)
+        if queued_octets < window:
+            raise ValueError(f"must be at least stream_window ({window}), or one stream could use it up")
+        return queued_octets
+
+    @field_validator("routes")
+    @classmethod
+    def _some_route(cls, routes: Mapping[str, RouteSettings]) -> Mapping[str, RouteSettings]:
+        if not routes:
+            raise ValueError(
+                "there is no route; give --upstream URL for one service, --route NAME=URL for each of several, "
+                "or [routes.NAME] tables with a url in a settings file (--config)"
+            )
+        return routes
+
+    def route_table(self) -> RouteTable:
+        """Return the routes for look-up by path."""
+        return RouteTable(settings.route(name) for name, settings in self.routes.items())
+
+    def to_json(self) -> str:
+        """Return all settings as JSON, for another process; `from_json` reads them back exactly."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Return the settings that `to_json` wrote; pydantic's ValidationError for anything else."""
+        return cls.model_validate_json(text)
+
+
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Listening": ("listen", "unsafe_listen", "admin", "workers", "drain_timeout"),
+    "Upstream": (
+        "upstream_ca",
+        "connect_timeout",
+        "mint_timeout",
+        "stream_wait_timeout",
+        "max_upstream_connections",
+        "ping_interval",
+        "ping_timeout",
+        "upstream_idle_timeout",
+    ),
+    "HTTP/2 and memory": (
+        "http2_engine",
+        "max_concurrent_streams",
+        "stream_window",
+        "queued_octets",
+        "replay_octets",
+        "max_field_section",
+    ),
+    "Logging": ("log_level", "log_format", "access_log"),
+}
+"""Every setting but `routes`, in the order and under the headings in which they are shown."""

@@ -1,0 +1,143 @@
+"""What can be set of a route, in Restate's own words, and the rules: a token goes nowhere but over TLS or nearby.
+
+The rules are checked in field order, so that one bad value does not hide what is wrong with the others.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from proxy.routing import Route, parse_upstream
+
+__all__ = ["FROZEN", "RouteSettings"]
+
+# Account names, project names and domains of service accounts; the e-mail becomes a part of a URL's path.
+_EMAIL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*\.[A-Za-z]{2,}")
+
+_AUDIENCE: Final = re.compile(r"[!-~]{1,2048}")
+
+FROZEN: Final = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+"""TOML has types: text is no number. Errors do not repeat their input by themselves."""
+
+
+def _refuse(what: str, *, at: str) -> NoReturn:
+    """Refuse a combination; `at` is the setting to blame, which need not be the one being validated."""
+    raise PydanticCustomError("combination", "{what}", {"what": what, "at": at})
+
+
+class RouteSettings(BaseModel):
+    """One upstream: where it is, and who we are there. The words are Restate's own."""
+
+    model_config = FROZEN
+
+    url: str = Field(
+        examples=["https://greeter-123456789012.europe-west1.run.app"],
+        description="The Cloud Run service, https://…run.app. A path is kept: it takes the place of the route's name.",
+    )
+    gcp_id_token: bool = Field(
+        default=True,
+        description=(
+            "Add a Google ID token, in X-Serverless-Authorization. "
+            "Signing is what the sidecar is for; without it requests are passed on as they are."
+        ),
+    )
+    gcp_impersonate_service_account: str | None = Field(
+        default=None,
+        examples=["restate-invoker@my-project.iam.gserviceaccount.com"],
+        description=(
+            "E-mail of the service account that the token is for; unset means the ambient identity. "
+            "The ambient identity needs roles/iam.serviceAccountOpenIdTokenCreator on it."
+        ),
+    )
+    gcp_audience: str | None = Field(
+        default=None,
+        examples=["https://greeter.example.com"],
+        description="Audience of the token; unset means the origin of the URL. For services with a custom audience.",
+    )
+    gcp_delegates: tuple[str, ...] = Field(
+        default=(),
+        examples=[["relay@my-project.iam.gserviceaccount.com"]],
+        description=(
+            "E-mails of the service accounts between the ambient identity and the impersonated one, nearest first. "
+            "Each needs roles/iam.serviceAccountTokenCreator on the next."
+        ),
+    )
+    allow_http: bool = Field(
+        default=False,
+        description=(
+            "Let tokens go to an http:// upstream, which must be loopback or private. "
+            "Without TLS anybody on the way can read and use them."
+        ),
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str) -> str:
+        parse_upstream(url)
+        return url
+
+    @field_validator("gcp_impersonate_service_account", "gcp_audience", "gcp_delegates")
+    @classmethod
+    def _implies_signing(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("gcp_id_token") is False:
+            raise ValueError("contradicts gcp_id_token = false; remove one of the two")
+        return value
+
+    @field_validator("gcp_impersonate_service_account")
+    @classmethod
+    def _account(cls, email: str | None) -> str | None:
+        return email if email is None else _check_email(email)
+
+    @field_validator("gcp_audience")
+    @classmethod
+    def _audience(cls, audience: str | None) -> str | None:
+        if audience is not None and not _AUDIENCE.fullmatch(audience):
+            raise ValueError("must be 1 to 2048 visible ASCII characters; leave it out for the origin of the URL")
+        return audience
+
+    @field_validator("gcp_delegates")
+    @classmethod
+    def _delegates(cls, emails: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if emails and info.data.get("gcp_impersonate_service_account", "") is None:
+            raise ValueError("delegates lead to an impersonated account; set gcp_impersonate_service_account as well")
+        return tuple(map(_check_email, emails))
+
+    @field_validator("allow_http")
+    @classmethod
+    def _signed_http(cls, allow_http: bool, info: ValidationInfo) -> bool:
+        url, signed = info.data.get("url"), info.data.get("gcp_id_token")
+        if url is None or not signed:
+            return allow_http
+        origin, _ = parse_upstream(url)
+        if origin.scheme == "http" and not origin.is_private:
+            _refuse(
+                "a token may not leave over http:// to a host that is not loopback or private; use https://", at="url"
+            )
+        if origin.scheme == "http" and not allow_http:
+            _refuse("a token would leave over http://; use https://, or say allow_http (--allow-http)", at="url")
+        return allow_http
+
+    def route(self, name: str) -> Route:
+        """Return this as the route `name`, with the URL taken apart and the audience filled in."""
+        origin, base_path = parse_upstream(self.url)
+        return Route(
+            name=name,
+            origin=origin,
+            base_path=base_path,
+            signed=self.gcp_id_token,
+            audience=self.gcp_audience or "",
+            impersonate=self.gcp_impersonate_service_account,
+            delegates=self.gcp_delegates,
+        )
+
+
+def _check_email(email: str) -> str:
+    if not _EMAIL.fullmatch(email):
+        raise ValueError(
+            f"{email!r} is not the e-mail of a service account; write NAME@PROJECT.iam.gserviceaccount.com"
+        )
+    return email

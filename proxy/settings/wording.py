@@ -1,0 +1,107 @@
+"""pydantic's errors in the words of the settings: which setting, what is wrong, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from proxy.settings.layers import did_you_mean
+from proxy.settings.model import RouteSettings, Settings
+
+__all__ = ["NO_TABLE", "in_words", "summary", "unit_of"]
+
+NO_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
+
+_SHOWN: Final = 60
+
+
+def in_words(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
+    """Return the keys to blame and a sentence about them.
+
+    The keys end at a setting: places within a list (`listen.0`) are those of the list.
+    """
+    keys = tuple(str(part) for part in error["loc"] if isinstance(part, str) and part != "[key]")
+    context = error.get("ctx", {})
+    kind = error["type"]
+    if kind == "combination":
+        return (*keys[:-1], context["at"]), context["what"]
+    if kind == "value_error":
+        return keys, str(context["error"])
+    if kind == "extra_forbidden":
+        return keys, _unknown(keys)
+    info = _field(keys)
+    if kind == "missing" and info is not None:
+        return keys, f"is missing: {summary(info)}"
+    if keys == ("routes",) or info is None:
+        return keys, NO_TABLE
+    told = _TOLD.get(kind)
+    said = told(context) if told else error["msg"]
+    return keys, f"must be {said}, not {_shown(error['input'])}{_expected(info)}"
+
+
+_TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "bool_type": lambda _: "true or false",
+    "int_type": lambda _: "a whole number",
+    "float_type": lambda _: "a number",
+    "finite_number": lambda _: "a finite number",
+    "string_type": lambda _: "text",
+    "string_unicode": lambda _: "UTF-8 text",
+    "path_type": lambda _: "text that names a file",
+    "tuple_type": lambda _: "a list of texts",
+    "literal_error": lambda context: f"one of {context['expected'].replace(chr(39), '')}",
+    "greater_than": lambda context: f"more than {_number(context['gt'])}",
+    "greater_than_equal": lambda context: f"at least {_number(context['ge'])}",
+    "less_than_equal": lambda context: f"at most {_number(context['le'])}",
+}
+
+
+def summary(info: FieldInfo) -> str:
+    """Return the first sentence of a setting's description."""
+    head, _, _ = (info.description or "").partition(". ")
+    return head.rstrip(".")
+
+
+def unit_of(info: FieldInfo) -> str:
+    """Return `seconds`, `octets`, … or, for a setting without a unit, `""`."""
+    extra = info.json_schema_extra
+    return str(extra.get("x-unit", "")) if isinstance(extra, dict) else ""
+
+
+def _field(keys: tuple[str, ...]) -> FieldInfo | None:
+    """Return the setting at `keys`; None for a table."""
+    if keys[:1] != ("routes",):
+        return Settings.model_fields.get(keys[0])
+    return RouteSettings.model_fields.get(keys[2]) if len(keys) > 2 else None
+
+
+def _unknown(keys: tuple[str, ...]) -> str:
+    within: type[BaseModel] = RouteSettings if len(keys) > 1 else Settings
+    word = keys[-1]
+    if within is RouteSettings and word.replace("-", "_") in Settings.model_fields:
+        return "is a setting of the sidecar, not of a route; put it above the first [routes.…]"
+    hint = did_you_mean(word.replace("-", "_"), within.model_fields)
+    if within is Settings and not hint and word in RouteSettings.model_fields:
+        hint = "; it belongs to a route, below [routes.NAME]"
+    return f"is not a setting{hint}"
+
+
+def _expected(info: FieldInfo) -> str:
+    parts = [part for part in (unit_of(info), f"default {_number(info.default)}") if part]
+    return f" ({', '.join(parts)})" if isinstance(info.default, int | float) else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from proxy.admin import AdminPlane, Health
+from proxy.admin.plane import PATHS
+from proxy.routing import Origin, Route
+from proxy.telemetry import Metrics
+
+ROUTES = (
+    Route(name="greeter", origin=Origin("https", "greeter.run.app", 443), base_path="/base"),
+    Route(
+        name="team/orders",
+        origin=Origin("https", "orders.run.app", 443),
+        audience="https://orders.example.com",
+        impersonate="invoker@project.iam.gserviceaccount.com",
+        delegates=("relay@project.iam.gserviceaccount.com",),
+    ),
+    Route(name="", origin=Origin("http", "127.0.0.1", 8080), signed=False),
+)
+
+
+@dataclass
+class State:
+    started: bool = True
+    draining: bool = False
+
+
+@dataclass
+class Site:
+    plane: AdminPlane
+    state: State
+    metrics: Metrics
+    session: aiohttp.ClientSession
+
+    async def get(self, path: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+        async with self.session.request(method, f"http://{self.plane.address}{path}") as response:
+            return response.status, await response.text(), dict(response.headers)
+
+
+@asynccontextmanager
+async def running(address: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[Site]:
+    state, metrics = State(), Metrics()
+    health: Health = state
+    plane = AdminPlane(address, health, metrics, ROUTES, **options)
+    await plane.start()
+    connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
+    async with aiohttp.ClientSession(connector=connector) as session:
+        try:
+            yield Site(plane, state, metrics, session)
+        finally:
+            await plane.close()
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncIterator[Site]:
+    async with running() as site:
+        yield site
+
+
+# ---- health
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("started", "draining", "live", "started_up", "ready"),
+    [
+        (False, False, 200, 503, 503),
+        (True, False, 200, 200, 200),
+        (True, True, 200, 200, 503),
+        (False, True, 200, 503, 503),
+    ],
+)
+async def test_probes_tell_life_start_and_readiness_apart(
+    site: Site, started: bool, draining: bool, live: int, started_up: int, ready: int
+) -> None:
+    site.state.started, site.state.draining = started, draining
+    assert [(await site.get(path))[0] for path in ("/livez", "/startupz", "/readyz")] == [live, started_up, ready]
+
+
+@pytest.mark.asyncio
+async def test_a_probe_is_answered_by_one_word_and_the_reason(site: Site) -> None:
+    assert (await site.get("/livez"))[1] == "alive: answering\n"
+    assert (await site.get("/readyz"))[1] == "ready: taking requests\n"
+    site.state.draining = True
+    status, text, headers = await site.get("/readyz")
+    assert (status, text) == (503, "draining: live exchanges finish, new ones are refused\n")
+    assert headers["Content-Type"] == "text/plain; charset=utf-8"
+    site.state.started = site.state.draining = False
+    assert (await site.get("/readyz"))[1] == (await site.get("/startupz"))[1] == "starting: not listening yet\n"
+
+
+@pytest.mark.asyncio
+async def test_readiness_never_dials_upstream() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as upstream:
+        upstream.setblocking(False)
+        route = Route(name="a", origin=Origin("http", "127.0.0.1", upstream.getsockname()[1]), signed=False)
+        plane = AdminPlane("127.0.0.1:0", State(), Metrics(), [route])
+        await plane.start()
+        async with aiohttp.ClientSession() as session:
+            for path in PATHS:
+                async with session.get(f"http://{plane.address}{path}") as response:
+                    assert response.status == 200
+        await plane.close()
+        with pytest.raises(BlockingIOError):
+            upstream.accept()
+
+
+# ---- the other paths
+
+
+@pytest.mark.asyncio
+async def test_metrics_are_served_as_prometheus_reads_them(site: Site) -> None:
+    site.metrics.route("greeter").started()
+    status, text, headers = await site.get("/metrics")
+    assert status == 200
+    assert headers["Content-Type"] == site.metrics.exposition()[1]
+    assert 'cloudrun_sidecar_requests_in_flight{route="greeter"} 1.0\n' in text
+
+
+@pytest.mark.asyncio
+async def test_routes_are_told_with_upstream_audience_and_identity(site: Site) -> None:
+    _, text, headers = await site.get("/routes")
+    greeter, orders, rest = json.loads(text)
+    assert headers["Content-Type"].startswith("application/json")
+    assert greeter == {
+        "name": "greeter",
+        "url": "https://greeter.run.app/base",
+        "gcp_id_token": True,
+        "gcp_audience": "https://greeter.run.app",
+        "gcp_impersonate_service_account": None,
+        "gcp_delegates": [],
+    }
+    assert orders["gcp_audience"] == "https://orders.example.com"
+    assert orders["gcp_impersonate_service_account"] == "invoker@project.iam.gserviceaccount.com"
+    assert orders["gcp_delegates"] == ["relay@project.iam.gserviceaccount.com"]
+    assert (rest["name"], rest["gcp_id_token"], rest["gcp_audience"]) == ("", False, None)
+
+
+@pytest.mark.asyncio
+async def test_an_unknown_path_is_told_which_there_are(site: Site) -> None:
+    for path in ("/nope", "/healthz", "/routes/greeter", "/livez/"):
+        status, text, _ = await site.get(path)
+        assert status == 404
+        assert text == f"no such path; there are {' '.join(PATHS)}\n"
+
+
+@pytest.mark.asyncio
+async def test_nothing_can_be_changed_here(site: Site) -> None:
+    for path in PATHS:
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            status, _, headers = await site.get(path, method)
+            assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.asyncio
+async def test_head_gives_the_status_without_a_body(site: Site) -> None:
+    site.state.draining = True
+    assert (await site.get("/readyz", "HEAD"))[:2] == (503, "")
+
+
+@pytest.mark.asyncio
+async def test_answers_say_nothing_about_the_server_and_are_not_kept(site: Site) -> None:
+    for path in (*PATHS, "/nope"):
+        _, _, headers = await site.get(path)
+        assert "Server" not in headers
+        assert headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+# ---- the port
+
+
+@pytest.mark.asyncio
+async def test_the_address_has_the_real_port() -> None:
+    async with running("127.0.0.1:0") as site:
+        host, _, port = site.plane.address.rpartition(":")
+        assert host == "127.0.0.1"
+        assert int(port) > 0
+
+
+@pytest.mark.asyncio
+async def test_ipv6_stands_in_brackets() -> None:
+    async with running("[::1]:0") as site:
+        assert site.plane.address.startswith("[::1]:")
+        assert (await site.get("/livez"))[0] == 200
+
+
+@pytest.mark.asyncio
+async def test_a_unix_socket_serves_too_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with running(f"unix:{path}") as site:
+        assert site.plane.address == f"unix:{path}"
+        async with site.session.get("http://localhost/readyz") as response:
+            assert response.status == 200
+    assert not path.exists()
+
+
+@pytest.mark.asyncio
+async def test_a_busy_port_is_an_os_error_for_the_caller_to_name() -> None:
+    async with running() as site:
+        second = AdminPlane(site.plane.address, State(), Metrics(), ROUTES)
+        with pytest.raises(OSError, match="address already in use") as busy:
+            await second.start()
+        assert busy.value.errno == errno.EADDRINUSE
+        await second.close()
+
+
+@pytest.mark.asyncio
+async def test_workers_may_share_the_port() -> None:
+    async with running(reuse_port=True) as first, running(first.plane.address, reuse_port=True) as second:
+        assert first.plane.address == second.plane.address
+
+
+@pytest.mark.asyncio
+async def test_it_has_no_address_before_the_start_and_may_be_closed_at_any_time() -> None:
+    plane = AdminPlane("127.0.0.1:0", State(), Metrics(), ROUTES)
+    with pytest.raises(RuntimeError, match="not been started"):
+        _ = plane.address
+    await plane.close()
+    await plane.start()
+    await plane.close()
+    await plane.close()
+    with pytest.raises(RuntimeError, match="not been started"):
+        _ = plane.address
+
+
+@pytest.mark.asyncio
+async def test_closing_does_not_wait_for_an_idle_client() -> None:
+    async with running() as site:
+        host, _, port = site.plane.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"alive: answering\n")
+        async with asyncio.timeout(5):
+            await site.plane.close()
+            assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.admin import AdminPlane
+from proxy.cli import healthcheck as module
+from proxy.cli import main
+from proxy.settings import Settings
+from proxy.telemetry import Metrics
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass
+class State:
+    started: bool = True
+    draining: bool = False
+
+
+@asynccontextmanager
+async def admin(state: State, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    plane = AdminPlane(address, state, Metrics(), [])
+    await plane.start()
+    try:
+        yield plane.address
+    finally:
+        await plane.close()
+
+
+async def ask(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, main, ["healthcheck", *arguments], env=env)
+
+
+def ask_now(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["healthcheck", *arguments], env=env)
+
+
+def write(name: str, text: str) -> None:
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(text)
+
+
+@contextmanager
+def answering(octets: bytes) -> Iterator[str]:
+    """A server that says the same to whoever connects first, and then nothing more."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(ConnectionError):
+                connection.sendall(octets)
+                while connection.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.asyncio
+async def test_a_sidecar_that_is_well_is_one_line_and_exit_code_0() -> None:
+    async with admin(State()) as address:
+        told = await ask("--admin", address)
+        assert (told.exit_code, told.stdout, told.stderr) == (0, f"{address}/readyz: ready: taking requests\n", "")
+
+
+@pytest.mark.asyncio
+async def test_a_sidecar_that_drains_is_one_line_and_exit_code_1() -> None:
+    async with admin(State(draining=True)) as address:
+        told = await ask("--admin", address)
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert told.stderr.startswith(f"unhealthy: {address}/readyz: 503 draining: ")
+        assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.asyncio
+async def test_another_path_asks_another_question() -> None:
+    async with admin(State(draining=True)) as address:
+        assert (await ask("--admin", address, "--path", "/livez")).exit_code == 0
+        assert "404 no such path" in (await ask("--admin", address, "--path", "/nope")).stderr
+
+
+@pytest.mark.asyncio
+async def test_it_finds_the_port_as_serve_does() -> None:
+    async with admin(State()) as address:
+        write("my.toml", f'admin = "{address}"\nworkers = "not looked at"\n')
+        wrong = {"CLOUDRUN_SIDECAR_ADMIN": "127.0.0.1:1"}
+        assert (await ask("--admin", address, env=wrong)).exit_code == 0
+        assert (await ask("--config", "my.toml", env={"CLOUDRUN_SIDECAR_ADMIN": address})).exit_code == 0
+        assert (await ask("--config", "my.toml")).exit_code == 0
+        assert (await ask(env={"CLOUDRUN_SIDECAR_CONFIG": "my.toml"})).exit_code == 0
+        assert (await ask("--config", "my.toml", env=wrong)).exit_code == 1
+        write("config/routes.toml", f'admin = "{address}"')
+        assert (await ask()).exit_code == 0
+
+
+def test_without_any_word_it_asks_the_default_port() -> None:
+    assert Settings.model_fields["admin"].default == module.DEFAULT_ADMIN
+
+
+@pytest.mark.asyncio
+async def test_a_wildcard_is_asked_on_loopback() -> None:
+    async with admin(State(), "0.0.0.0:0") as address:
+        told = await ask("--admin", address)
+        assert (told.exit_code, told.stdout) == (0, f"{address}/readyz: ready: taking requests\n")
+
+
+@pytest.mark.asyncio
+async def test_a_unix_socket_is_asked_too(tmp_path: Path) -> None:
+    async with admin(State(), f"unix:{tmp_path}/a.sock") as address:
+        assert (await ask("--admin", address)).exit_code == 0
+    told = await ask("--admin", address)
+    assert told.stderr == f"unhealthy: {address}/readyz: No such file or directory\n"
+
+
+def test_nobody_there_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = ask_now("--admin", f"127.0.0.1:{port}")
+    assert (told.exit_code, told.stderr) == (1, f"unhealthy: 127.0.0.1:{port}/readyz: Connection refused\n")
+
+
+def test_a_host_that_is_none_is_said_in_one_line() -> None:
+    told = ask_now("--admin", "no-such-host.invalid:1")
+    assert told.exit_code == 1
+    assert told.stderr.startswith("unhealthy: no-such-host.invalid:1/readyz: ")
+    assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("off", "nobody to ask"), ("9091", "has no port"), ("127.0.0.1:x", "the port must be a number")],
+)
+def test_an_address_that_cannot_be_asked_says_why(address: str, why: str) -> None:
+    told = ask_now(env={"CLOUDRUN_SIDECAR_ADMIN": address})
+    assert told.exit_code == 1
+    assert why in told.stderr
+
+
+def test_a_settings_file_that_cannot_be_read_is_unhealthy_not_a_traceback() -> None:
+    Path("bad.toml").write_text("admin = ")
+    for name, why in (("bad.toml", "is not valid TOML"), ("none.toml", "no such file")):
+        told = ask_now("--config", name)
+        assert told.exit_code == 1
+        assert told.stderr.startswith(f"unhealthy: {name}: ")
+        assert why in told.stderr
+
+
+def test_something_else_on_the_port_is_told_as_that() -> None:
+    with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as address:
+        told = ask_now("--admin", address)
+    assert (told.exit_code, told.stderr) == (
+        1,
+        f"unhealthy: {address}/readyz: what answers there does not speak HTTP\n",
+    )
+
+
+def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.TIMEOUT_SECONDS == 3
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
+    with answering(b"") as address:
+        told = ask_now("--admin", address)
+    assert (told.exit_code, told.stderr) == (1, f"unhealthy: {address}/readyz: no answer within 0.05 s\n")
+
+
+def test_a_hostile_answer_stays_one_printable_line() -> None:
+    body = b"well \x1b[31m\xff\x00" + b"x" * 10_000
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as address:
+        told = ask_now("--admin", address)
+    assert told.exit_code == 0
+    assert told.stdout.rstrip("\n").isprintable()
+    assert len(told.stdout) < 1_000

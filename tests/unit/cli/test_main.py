@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from proxy import __version__
+from proxy.cli import main
+
+HEAVY = ("proxy.sidecar", "proxy.emulator", "proxy.settings.model", "pydantic", "aiohttp", "structlog", "asyncio")
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Run the command line in a fresh interpreter, and return which heavy modules it took."""
+    code = (
+        "import sys\nfrom proxy.cli import main\n"
+        f"try: main({list(arguments)!r}, prog_name='cloudrun-sidecar')\n"
+        f"except SystemExit: print('\\n' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    return set(ran.stdout.splitlines()[-1].split())
+
+
+def test_the_version_is_told() -> None:
+    told = CliRunner().invoke(main, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"cloudrun-sidecar {__version__}\n")
+
+
+def test_help_lists_every_command_with_what_it_does() -> None:
+    told = CliRunner().invoke(main, ["--help"])
+    assert told.exit_code == 0
+    for name in ("serve", "healthcheck", "emulate"):
+        assert f"\n  {name} " in told.output
+
+
+@pytest.mark.parametrize("name", ["serve", "healthcheck", "emulate"])
+def test_every_command_has_help_of_its_own(name: str) -> None:
+    told = CliRunner().invoke(main, [name, "-h"])
+    assert told.exit_code == 0
+    assert told.output.startswith(f"Usage: main {name} ")
+
+
+def test_what_help_says_of_a_command_is_no_promise_that_it_breaks() -> None:
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    told = CliRunner().invoke(main, ["sreve"])
+    assert told.exit_code == 2
+    assert "No such command 'sreve'" in told.stderr
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    assert loaded("--help") == set()
+    assert loaded("--version") == set()
+
+
+def test_the_health_check_loads_neither_the_settings_model_nor_the_sidecar() -> None:
+    assert loaded("healthcheck", "--admin", "127.0.0.1:1") == set()
+
+
+def test_checking_the_configuration_loads_neither_sidecar_nor_emulator() -> None:
+    taken = loaded("serve", "--upstream", "https://svc.run.app", "--print-config")
+    assert taken == {"proxy.settings.model", "pydantic"}
+
+
+def test_the_package_runs_as_a_module() -> None:
+    ran = subprocess.run([sys.executable, "-m", "proxy", "--version"], capture_output=True, check=True, text=True)
+    assert ran.stdout == f"cloudrun-sidecar {__version__}\n"

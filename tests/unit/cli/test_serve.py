@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+from proxy.settings import RouteSettings, Settings, load
+from proxy.settings.layers import flag_name
+from proxy.settings.model import GROUPS
+
+URL = "https://svc.run.app"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What would be served: the composition root is replaced, and ends at once with 7."""
+    seen: list[Settings] = []
+    root = ModuleType("proxy.sidecar")
+
+    def serve(settings: Settings) -> int:
+        seen.append(settings)
+        return 7
+
+    root.serve = serve  # type: ignore[attr-defined] # a module made by hand
+    monkeypatch.setitem(sys.modules, "proxy.sidecar", root)
+    return seen
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["serve", *arguments], env=env, terminal_width=100)
+
+
+def test_it_serves_what_is_set_and_ends_with_the_exit_code_of_the_sidecar(served: list[Settings]) -> None:
+    told = run("--route", f"a={URL}", "--route", f"b={URL}/b", "--workers", "2", env={"CLOUDRUN_SIDECAR_ADMIN": "off"})
+    assert told.exit_code == 7
+    assert served == [
+        Settings(routes={"a": RouteSettings(url=URL), "b": RouteSettings(url=f"{URL}/b")}, workers=2, admin="off")
+    ]
+
+
+def test_every_flag_reaches_its_setting(served: list[Settings]) -> None:
+    account = "invoker@project.iam.gserviceaccount.com"
+    flags = (
+        f"--upstream {URL} --gcp-id-token --gcp-impersonate-service-account {account} --gcp-audience aud "
+        f"--gcp-delegates {account} --gcp-delegates {account} --allow-http "
+        "--listen 0.0.0.0:1 --listen [::1]:2 --unsafe-listen --admin off --workers 3 --drain-timeout 4.5 "
+        "--connect-timeout 5.5 --mint-timeout 6.5 --stream-wait-timeout 7.5 --max-upstream-connections 8 "
+        "--ping-interval 19 --ping-timeout 10 --upstream-idle-timeout 11 --http2-engine h2 "
+        "--max-concurrent-streams 212 --stream-window 131072 --queued-octets 1048577 --replay-octets 13 "
+        "--max-field-section 20000 --log-level error --log-format json --access-log"
+    )
+    run(*flags.split())
+    assert served == [
+        Settings(
+            routes={
+                "": RouteSettings(
+                    url=URL, gcp_impersonate_service_account=account, gcp_audience="aud",
+                    gcp_delegates=(account, account), allow_http=True,
+                )
+            },
+            listen=("0.0.0.0:1", "[::1]:2"), unsafe_listen=True, admin="off", workers=3, drain_timeout=4.5,
+            connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5, max_upstream_connections=8,
+            ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, http2_engine="h2", max_concurrent_streams=212,
+            stream_window=131_072, queued_octets=1_048_577, replay_octets=13, max_field_section=20_000,
+            log_level="error", log_format="json", access_log=True,
+        )
+    ]  # fmt: skip
+
+
+def test_a_truth_can_be_taken_back_by_flag(served: list[Settings]) -> None:
+    run("--upstream", URL, "--no-access-log", "--no-gcp-id-token", env={"CLOUDRUN_SIDECAR_ACCESS_LOG": "true"})
+    assert served[0].access_log is False
+    assert served[0].routes[""].gcp_id_token is False
+
+
+def test_print_config_shows_what_results_and_serves_nothing(served: list[Settings]) -> None:
+    Path("my.toml").write_text(f'workers = 2\n[routes.a]\nurl = "{URL}"\n')
+    told = run("--config", "my.toml", "--log-level", "debug", "--print-config")
+    assert (told.exit_code, told.stderr, served) == (0, "", [])
+    Path("printed.toml").write_text(told.stdout)
+    assert load(Path("printed.toml"), {}, {}) == load(Path("my.toml"), {}, {"log_level": "debug"})
+    assert tomllib.loads(told.stdout)["workers"] == 2
+    assert "workers = 2  # my.toml: workers" in told.stdout
+
+
+def test_all_problems_are_told_on_stderr_with_exit_code_2(served: list[Settings]) -> None:
+    Path("my.toml").write_text('workers = 0\n[routes.a]\nurl = "ftp://x"\n')
+    told = run("--config", "my.toml", "--http2-engine", "x", env={"CLOUDRUN_SIDECAR_MINT_TIMEOUT": "soon"})
+    assert (told.exit_code, told.stdout, served) == (2, "", [])
+    first, *others = told.stderr.splitlines()
+    assert first == "cloudrun-sidecar: 4 problems with the settings"
+    assert [line.split(": ")[0] for line in others] == [
+        "  my.toml",
+        "  environment",
+        "  --http2-engine",
+        "  my.toml",
+    ]
+    assert "  my.toml: routes.a.url: 'ftp://x' must begin with https://" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_one_problem_is_one_problem() -> None:
+    told = run()
+    assert told.exit_code == 2
+    assert told.stderr.startswith("cloudrun-sidecar: 1 problem with the settings\n  settings: there is no route; give ")
+
+
+def test_an_unknown_flag_is_a_usage_error() -> None:
+    told = run("--drain", "3", "--upstream", URL)
+    assert told.exit_code == 2
+    assert "--drain" in told.stderr
+
+
+def test_help_shows_every_flag_under_its_heading_with_its_default() -> None:
+    text = run("--help").stdout
+    sections = re.split(r"^(\S.*):$", text, flags=re.MULTILINE)
+    by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))
+    for heading, names in GROUPS.items():
+        for name in names:
+            assert re.search(rf"^  {flag_name(name)}\b", by_heading[heading], re.MULTILINE)
+    for flag in ("--config", "--route", "--upstream"):
+        assert f"\n  {flag} " in by_heading["Routes"]
+    for name in RouteSettings.model_fields.keys() - {"url"}:
+        assert f"\n  {flag_name(name)} " in by_heading["For all routes given by flag"]
+    flat = " ".join(text.split())
+    for default in ("127.0.0.1:9081", "127.0.0.1:9091", "30", "auto", "1048576 (1 MiB)", "info", "1024"):
+        assert f"[default: {default}]" in flat
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,36 @@
+"""Settings files in the working directory, and what comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.settings import Settings, SettingsInvalid, load
+
+URL = "https://svc.run.app"
+ACCOUNT = "invoker@project.iam.gserviceaccount.com"
+
+
+def write(text: str, name: str = "my.toml") -> Path:
+    """Write a file, and return its relative path."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def upstream(**flags: Any) -> Settings:
+    """Load flags together with one upstream."""
+    return load(None, {}, {"upstream": URL, **flags})
+
+
+def problems(toml: str | None = None, environment: Mapping[str, str] | None = None, /, **flags: Any) -> dict[str, str]:
+    """Load what must not load, and return what is wrong by place."""
+    with pytest.raises(SettingsInvalid) as invalid:
+        load(None if toml is None else write(toml), environment or {}, flags)
+    found = {problem.where: problem.what for problem in invalid.value.problems}
+    assert len(found) == len(invalid.value.problems), "one place is named twice"
+    return found

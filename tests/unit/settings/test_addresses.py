@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from proxy.settings import Address, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9081", Address("127.0.0.1", 9081, "")),
+        ("[::1]:0", Address("::1", 0, "")),
+        ("my-host.local:65535", Address("my-host.local", 65535, "")),
+        ("unix:/run/s.sock", Address("", 0, "/run/s.sock")),
+    ],
+)
+def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("9081", "no port"),
+        ("", "no port"),
+        (":9081", "no host"),
+        ("127.0.0.1:", "port must be a number"),
+        ("127.0.0.1:65536", "port must be a number"),
+        ("127.0.0.1:-1", "port must be a number"),
+        ("127.0.0.1:٣", "port must be a number"),
+        ("127.0.0.1:h2c", "port must be a number"),
+        ("::1:9081", "stands in brackets"),
+        ("[127.0.0.1]:9081", "not an IPv6 address"),
+        ("[::1:9081", "stands in brackets"),
+        ("a b:1", "neither a host name nor an address"),
+        ("http://x:1", "stands in brackets"),
+        ("unix:", "absolute path"),
+        ("unix:relative", "absolute path"),
+        ("unix:/dir/", "absolute path"),
+        ("unix:/" + "x" * 103, "103 octets"),
+    ],
+)
+def test_what_is_no_address_says_why(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_address(text)
+
+
+def test_a_wildcard_is_reached_by_the_loopback_of_its_family() -> None:
+    assert parse_address("0.0.0.0:1").connectable_host == "127.0.0.1"
+    assert parse_address("[::]:1").connectable_host == "::1"
+    assert parse_address("10.0.0.1:1").connectable_host == "10.0.0.1"

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from proxy.settings.layers import (
+    Place,
+    Problem,
+    SettingsInvalid,
+    did_you_mean,
+    environment_name,
+    flag_name,
+    read_environment,
+    read_file,
+    toml_key,
+)
+from tests.unit.settings.given import write
+
+
+def test_names_are_the_same_everywhere() -> None:
+    assert flag_name("drain_timeout") == "--drain-timeout"
+    assert environment_name("drain_timeout") == "CLOUDRUN_SIDECAR_DRAIN_TIMEOUT"
+    assert toml_key("drain_timeout") == "drain_timeout"
+
+
+def test_keys_are_written_as_toml_wants_them() -> None:
+    assert toml_key("routes", "team/orders", "url") == 'routes."team/orders".url'
+    assert toml_key("routes", "", "url") == 'routes."".url'
+
+
+def test_a_place_in_a_file_leads_on_to_the_keys_below_it() -> None:
+    assert Place("my.toml", ("routes", "a")).at("url") == "my.toml: routes.a.url"
+    assert Place("--upstream").at("url") == "--upstream"
+
+
+def test_all_problems_are_in_the_text_a_line_each() -> None:
+    invalid = SettingsInvalid([Problem("--a", "is wrong"), Problem("my.toml: b", "is wrong too")])
+    assert str(invalid) == "--a: is wrong\nmy.toml: b: is wrong too"
+
+
+def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
+    assert did_you_mean("workres", ["workers", "listen"]) == "; did you mean workers?"
+    assert did_you_mean("zzz", ["workers", "listen"]) == ""
+
+
+def test_no_file_is_fine_unless_it_was_named() -> None:
+    assert read_file(None, {}).problems == []
+    for file in (read_file(Path("no.toml"), {}), read_file(None, {"CLOUDRUN_SIDECAR_CONFIG": "no.toml"})):
+        assert file.problems == [Problem("no.toml", "there is no such file; name one that exists")]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("workers = 1\nlisten = [\n  x\n", "at line 3, column 3"),
+        ("workers = 1\nworkers = 2\n", "at line 2, column 12"),
+        ("a = 1\nlisten = [", "at line 2, column 11, the end of the file"),
+        ("[routes.a]\n[routes.a]\n", "at line 2, column"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_told_by_line_and_column(text: str, place: str) -> None:
+    (problem,) = read_file(write(text), {}).problems
+    assert problem.where == "my.toml"
+    assert re.search(f"is not valid TOML: .*{place}", problem.what)
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_not_a_traceback() -> None:
+    Path("latin.toml").write_bytes(b'admin = "caf\xe9"')
+    Path("folder").mkdir()
+    assert read_file(Path("latin.toml"), {}).problems == [
+        Problem("latin.toml", "is not UTF-8, as TOML must be (at octet 12)")
+    ]
+    assert read_file(Path("folder"), {}).problems == [Problem("folder", "cannot be read: Is a directory")]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_nothing() -> None:
+    Path("windows.toml").write_bytes(b"\xef\xbb\xbfworkers = 1\r\nadmin = 'off'\r\n")
+    file = read_file(Path("windows.toml"), {})
+    assert (file.document, file.problems) == ({"workers": 1, "admin": "off"}, [])
+
+
+def test_other_peoples_variables_are_left_alone() -> None:
+    environment = {"PATH": "/bin", "CLOUDRUN_SIDECAR": "x", "cloudrun_sidecar_workers": "1", "XCLOUDRUN_SIDECAR_A": "x"}
+    assert read_environment(environment, ["workers"]) == ({}, [])
+
+
+def test_a_variable_that_names_no_setting_is_a_problem() -> None:
+    found, problems = read_environment({"CLOUDRUN_SIDECAR_Workers": "1", "CLOUDRUN_SIDECAR_QQ": "1"}, ["workers"])
+    assert found == {}
+    assert problems == [
+        Problem("environment: CLOUDRUN_SIDECAR_Workers", "is not a setting; did you mean CLOUDRUN_SIDECAR_WORKERS?"),
+        Problem("environment: CLOUDRUN_SIDECAR_QQ", "is not a setting"),
+    ]

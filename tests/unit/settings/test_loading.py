@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.emulator import Certificates
+from proxy.settings import RouteSettings, Settings, load, load_traced
+from proxy.settings.layers import environment_name
+from proxy.settings.printing import toml_value
+from tests.unit.settings.given import ACCOUNT, URL, problems, upstream, write
+
+
+def test_defaults_need_nothing_but_a_route() -> None:
+    settings = upstream()
+    assert settings == Settings(routes={"": RouteSettings(url=URL)})
+    assert settings.listen == ("127.0.0.1:9081",)
+    assert (settings.admin, settings.workers, settings.drain_timeout) == ("127.0.0.1:9091", 1, 30)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
+    file = write('workers = 2\ndrain_timeout = 2\nlog_level = "debug"\n[routes.a]\nurl = "https://svc.run.app"')
+    environment = {"CLOUDRUN_SIDECAR_DRAIN_TIMEOUT": "3", "CLOUDRUN_SIDECAR_LOG_LEVEL": "error"}
+    settings, places = load_traced(file, environment, {"log_level": "warning"})
+    assert (settings.workers, settings.drain_timeout, settings.log_level) == (2, 3.0, "warning")
+    assert places["workers",] == "my.toml: workers"
+    assert places["drain_timeout",] == "environment: CLOUDRUN_SIDECAR_DRAIN_TIMEOUT"
+    assert places["log_level",] == "--log-level"
+    assert ("admin",) not in places
+
+
+def test_a_value_that_is_overruled_does_no_harm() -> None:
+    assert load(write("workers = 0"), {"CLOUDRUN_SIDECAR_WORKERS": "x"}, {"workers": "3", "upstream": URL}).workers == 3
+
+
+def test_the_default_file_is_read_if_it_is_there() -> None:
+    write('workers = 7\n[routes.a]\nurl = "https://svc.run.app"', "config/routes.toml")
+    assert load(None, {}, {}).workers == 7
+
+
+def test_the_environment_can_name_the_file_and_the_flag_wins() -> None:
+    write("workers = 7", "seven.toml")
+    write("workers = 8", "eight.toml")
+    environment = {"CLOUDRUN_SIDECAR_CONFIG": "seven.toml"}
+    assert load(None, environment, {"upstream": URL}).workers == 7
+    assert load(Path("eight.toml"), environment, {"upstream": URL}).workers == 8
+
+
+def test_every_setting_can_be_given_in_every_layer() -> None:
+    values: dict[str, Any] = {
+        "listen": ("127.0.0.1:1", "[::1]:2"), "unsafe_listen": True, "admin": "127.0.0.1:3", "workers": 2,
+        "drain_timeout": 1.5, "connect_timeout": 1.0, "mint_timeout": 2.0, "stream_wait_timeout": 3.0,
+        "max_upstream_connections": 4, "ping_interval": 11.0, "ping_timeout": 6.0, "upstream_idle_timeout": 7.0,
+        "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000, "queued_octets": 2 << 20,
+        "replay_octets": 0, "max_field_section": 20_000, "log_level": "error", "log_format": "json", "access_log": True,
+    }  # fmt: skip
+    assert {*values, "upstream_ca", "routes"} == set(Settings.model_fields)
+    expected = Settings(routes={"": RouteSettings(url=URL)}, **values)
+    file = "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
+    texts = {name: " ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
+    assert load(write(file), {}, {"upstream": URL}) == expected
+    assert load(None, {environment_name(n): text for n, text in texts.items()}, {"upstream": URL}) == expected
+    assert load(None, {}, {**values, "upstream": URL}) == expected
+    assert load(None, {}, {**texts, "listen": values["listen"], "upstream": URL}) == expected
+
+
+def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None:
+    environment = {"CLOUDRUN_SIDECAR_WORKERS": "", "CLOUDRUN_SIDECAR_CONFIG": "", "CLOUDRUN_SIDECAR_ROUTE": ""}
+    settings = load(None, environment, {"upstream": URL, "workers": None, "listen": (), "route": ()})
+    assert settings == upstream()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("0", False), ("No", False)],
+)
+def test_truth_has_the_usual_words_in_the_environment(text: str, value: bool) -> None:
+    assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
+
+
+def test_variables_of_kubernetes_about_a_service_of_our_name_are_left_alone() -> None:
+    environment = {
+        f"CLOUDRUN_SIDECAR_{name}": "tcp://10.0.0.1:9081"
+        for name in (
+            "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_H2C", "PORT", "PORT_9081_TCP", "PORT_9081_TCP_PROTO",
+            "PORT_9081_TCP_PORT", "PORT_9081_TCP_ADDR",
+        )
+    }  # fmt: skip
+    assert load(None, environment, {"upstream": URL}) == upstream()
+
+
+# ---- routes
+
+
+def test_routes_come_from_tables_named_by_path_prefix() -> None:
+    file = write(f"""
+        [routes.greeter]
+        url = "https://greeter.run.app/base"
+        [routes."team/orders"]
+        url = "https://orders.run.app"
+        gcp_impersonate_service_account = "{ACCOUNT}"
+        gcp_audience = "orders"
+        gcp_delegates = ["relay@project.iam.gserviceaccount.com"]
+        [routes.""]
+        url = "http://127.0.0.1:8080"
+        gcp_id_token = false
+    """)
+    table = load(file, {}, {}).route_table()
+    greeter, orders, rest = table.routes
+    assert (greeter.name, str(greeter.origin), greeter.base_path) == ("greeter", "https://greeter.run.app", "/base")
+    assert (greeter.signed, greeter.audience, greeter.impersonate) == (True, "https://greeter.run.app", None)
+    assert (orders.audience, orders.impersonate) == ("orders", ACCOUNT)
+    assert orders.delegates == ("relay@project.iam.gserviceaccount.com",)
+    assert (rest.name, rest.signed) == ("", False)
+    assert table.match(b"/team/orders/x").route is orders
+
+
+def test_inline_routes_share_their_options() -> None:
+    flags = {
+        "route": ("a=https://a.run.app", "b=https://b.run.app/x?".rstrip("?")),
+        "gcp_impersonate_service_account": ACCOUNT,
+    }
+    settings = load(None, {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "aud"}, flags)
+    assert list(settings.routes) == ["a", "b"]
+    for route in settings.routes.values():
+        assert (route.gcp_audience, route.gcp_impersonate_service_account) == ("aud", ACCOUNT)
+
+
+def test_routes_of_all_layers_are_joined_by_name_and_replaced_as_a_whole() -> None:
+    file = write(f'[routes.a]\nurl = "{URL}"\ngcp_audience = "old"\n[routes.b]\nurl = "{URL}/file"')
+    environment = {
+        "CLOUDRUN_SIDECAR_ROUTE": "a=https://svc.run.app/env c=https://svc.run.app/env",
+        "CLOUDRUN_SIDECAR_UPSTREAM": "https://svc.run.app/env",
+    }
+    settings, places = load_traced(file, environment, {"route": ("c=https://svc.run.app/flag",)})
+    paths = {name: route.url.removeprefix(URL) for name, route in settings.routes.items()}
+    assert paths == {"a": "/env", "b": "/file", "c": "/flag", "": "/env"}
+    assert settings.routes["a"].gcp_audience is None
+    assert places["routes", "a"] == "environment: CLOUDRUN_SIDECAR_ROUTE a=…"
+    assert places["routes", "b"] == "my.toml: routes.b"
+    assert places["routes", "c"] == "--route c=…"
+    assert places["routes", ""] == "environment: CLOUDRUN_SIDECAR_UPSTREAM"
+
+
+def test_no_route_at_all_names_the_three_ways_to_give_one() -> None:
+    (what,) = problems().values()
+    assert "--upstream URL" in what
+    assert "--route NAME=URL" in what
+    assert "[routes.NAME]" in what
+
+
+def test_a_route_that_could_not_be_read_is_not_called_missing() -> None:
+    assert problems(route=("https://svc.run.app/?a=b",)).keys() == {"--route"}
+    assert problems("routes = 3").keys() == {"my.toml: routes"}
+    assert problems("workers = ").keys() == {"my.toml"}
+
+
+@pytest.mark.parametrize("text", ["greeter", "https://svc.run.app", "https://user:hunter2@svc.run.app/?a=b"])
+def test_a_route_flag_without_a_name_says_what_to_write(text: str) -> None:
+    what = problems(route=(text,))["--route"]
+    assert "must be NAME=URL" in what
+    assert "--upstream" in what
+    assert "hunter2" not in what
+
+
+def test_a_route_given_twice_in_one_layer_is_refused() -> None:
+    assert "second time" in problems(route=("a=https://x.run.app", "a=https://y.run.app"))["--route"]
+    assert "second time" in problems(route=("=https://x.run.app",), upstream=URL)["--upstream"]
+    twice = problems(None, {"CLOUDRUN_SIDECAR_ROUTE": "a=https://x.run.app a=https://y.run.app"})
+    assert "second time" in twice["environment: CLOUDRUN_SIDECAR_ROUTE"]
+    assert "Cannot declare" in problems('[routes.a]\nurl = "x"\n[routes.a]\nurl = "y"')["my.toml"]
+
+
+def test_options_of_inline_routes_need_one() -> None:
+    found = problems(f'[routes.a]\nurl = "{URL}"', {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "x"}, gcp_id_token=False)
+    assert found.keys() == {"environment: CLOUDRUN_SIDECAR_GCP_AUDIENCE", "--gcp-id-token"}
+    assert "[routes.NAME]" in found["--gcp-id-token"]
+
+
+# ---- the certificate authority
+
+
+def test_an_authority_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    certificates = Certificates.create(tmp_path / "deep")
+    write(f'upstream_ca = "{certificates.ca_file.name}"', "deep/my.toml")
+    expected = certificates.ca_file.resolve()
+    assert load(Path("deep/my.toml"), {}, {"upstream": URL}).upstream_ca == expected
+    assert upstream(upstream_ca=f"deep/{certificates.ca_file.name}").upstream_ca == expected
+    assert upstream(upstream_ca=certificates.ca_file).upstream_ca == expected
+
+
+def test_an_authority_must_be_there_and_hold_a_certificate() -> None:
+    write("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "broken.pem")
+    write("", "empty.pem")
+    assert "No such file" in problems(upstream=URL, upstream_ca="none.pem")["--upstream-ca"]
+    assert "no PEM certificate" in problems(upstream=URL, upstream_ca="broken.pem")["--upstream-ca"]
+    assert "no PEM certificate" in problems(upstream=URL, upstream_ca="empty.pem")["--upstream-ca"]
+    assert "zero octet" in problems('upstream_ca = "a\\u0000b"', upstream=URL)["my.toml: upstream_ca"]
+    assert "text that names a file" in problems("upstream_ca = 3", upstream=URL)["my.toml: upstream_ca"]
+
+
+def test_the_check_of_the_authority_is_the_one_that_tls_will_make(tmp_path: Path) -> None:
+    settings = upstream(upstream_ca=Certificates.create(tmp_path).ca_file)
+    assert settings.upstream_ca is not None
+    context = ssl.create_default_context(cafile=str(settings.upstream_ca))
+    assert context.cert_store_stats()["x509"] > 0
+
+
+# ---- everything that is wrong, at once
+
+
+def test_all_problems_of_all_layers_are_told_together_each_with_its_place() -> None:
+    found = problems(
+        """
+        listn = "x"
+        drain-timeout = 3
+        workers = 0
+        drain_timeout = true
+        stream_window = "1MiB"
+        http2_engine = "nghttp"
+        listen = ["127.0.0.1:9081", 5]
+        access_log = "yes"
+        gcp_audience = "x"
+        [routes.a]
+        audience = "x"
+        admin = "off"
+        gcp_id_token = 1
+        [routes]
+        b = "https://svc.run.app"
+        c = { url = "svc.run.app" }
+        """,
+        {"CLOUDRUN_SIDECAR_WORKRES": "1", "CLOUDRUN_SIDECAR_MINT_TIMEOUT": "nan", "cloudrun_sidecar_admin": "x"},
+        ping_interval="3",
+        replay_octets="many",
+        upstream="ftp://x",
+    )
+    assert found == {
+        "my.toml: listn": "is not a setting; did you mean listen?",
+        "my.toml: drain-timeout": "is not a setting; did you mean drain_timeout?",
+        "my.toml: workers": "must be at least 1, not 0 (processes, default 1)",
+        "my.toml: drain_timeout": "must be a number, not true (seconds, default 30)",
+        "my.toml: stream_window": "must be a whole number, not '1MiB' (octets, default 1048576)",
+        "my.toml: http2_engine": "must be one of auto, nghttp2 or h2, not 'nghttp'",
+        "my.toml: listen": "must be text, not 5",
+        "my.toml: access_log": "must be true or false, not 'yes' (default false)",
+        "my.toml: gcp_audience": "is not a setting; it belongs to a route, below [routes.NAME]",
+        "my.toml: routes.a.audience": "is not a setting; did you mean gcp_audience?",
+        "my.toml: routes.a.admin": "is a setting of the sidecar, not of a route; put it above the first [routes.…]",
+        "my.toml: routes.a.gcp_id_token": "must be true or false, not 1 (default true)",
+        "my.toml: routes.a.url": "is missing: The Cloud Run service, https://…run.app",
+        "my.toml: routes.b": 'must be a table: write [routes.NAME] and below it url = "https://…"',
+        "my.toml: routes.c.url": "'svc.run.app' must begin with https:// (or http:// for a local upstream)",
+        "environment: CLOUDRUN_SIDECAR_WORKRES": "is not a setting; did you mean CLOUDRUN_SIDECAR_WORKERS?",
+        "environment: CLOUDRUN_SIDECAR_MINT_TIMEOUT": "must be a finite number, not nan (seconds, default 5)",
+        "--ping-interval": "must be at least 10, not 3.0 (seconds, default 30)",
+        "--replay-octets": "must be a whole number, not 'many' (octets, default 65536)",
+        "--upstream": "'ftp://x' must begin with https:// (or http:// for a local upstream)",
+    }

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import proxy.settings
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    for name in proxy.settings.__all__:
+        assert getattr(proxy.settings, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'else'"):
+        getattr(proxy.settings, "else")
+
+
+def test_reading_the_layers_alone_does_not_load_pydantic() -> None:
+    code = "import sys, proxy.settings.layers, proxy.settings.addresses; print('pydantic' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert ran.stdout.strip() == "False"

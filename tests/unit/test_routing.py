@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from proxy.errors import PathRefused, RouteNotFound
+from proxy.routing import Origin, Route, RouteTable, check_name, parse_upstream
+
+RUN = Origin("https", "svc.run.app", 443)
+
+
+def route(name: str, base_path: str = "") -> Route:
+    return Route(name=name, origin=RUN, base_path=base_path)
+
+
+def went(table: RouteTable, path: str) -> tuple[str, str]:
+    match = table.match(path.encode())
+    return match.route.name, match.path.decode()
+
+
+# ---- matching
+
+
+def test_the_prefix_is_replaced_by_the_base_path() -> None:
+    table = RouteTable([route("greeter"), route("orders", "/v2/api")])
+    assert went(table, "/greeter/discover") == ("greeter", "/discover")
+    assert went(table, "/orders/invoke/S/h") == ("orders", "/v2/api/invoke/S/h")
+
+
+def test_the_prefix_alone_asks_for_the_base_path_or_the_root() -> None:
+    table = RouteTable([route("greeter"), route("orders", "/v2")])
+    assert went(table, "/greeter") == ("greeter", "/")
+    assert went(table, "/greeter/") == ("greeter", "/")
+    assert went(table, "/orders") == ("orders", "/v2")
+    assert went(table, "/orders/") == ("orders", "/v2/")
+
+
+def test_a_query_crosses_untouched() -> None:
+    table = RouteTable([route("greeter", "/b")])
+    assert went(table, "/greeter/x?a=1&b=..//%2e?") == ("greeter", "/b/x?a=1&b=..//%2e?")
+    assert went(table, "/greeter?") == ("greeter", "/b?")
+
+
+def test_the_longest_prefix_wins_wherever_it_stands_in_the_table() -> None:
+    for names in (["a", "a/b", "a/b/c"], ["a/b/c", "a", "a/b"]):
+        table = RouteTable([route(name) for name in names])
+        assert went(table, "/a/b/c/d") == ("a/b/c", "/d")
+        assert went(table, "/a/b/x") == ("a/b", "/x")
+        assert went(table, "/a/x") == ("a", "/x")
+        assert went(table, "/a") == ("a", "/")
+
+
+def test_a_prefix_is_whole_segments_and_its_case_counts() -> None:
+    table = RouteTable([route("greeter")])
+    for path in ("/greeterx", "/greete", "/Greeter/x", "/x/greeter", "/greeter;v=1/x", "/gr%65eter/x"):
+        with pytest.raises(RouteNotFound):
+            went(table, path)
+
+
+def test_the_route_without_a_name_takes_what_is_left() -> None:
+    table = RouteTable([route(""), route("a")])
+    assert went(table, "/a/x") == ("a", "/x")
+    assert went(table, "/ab/x") == ("", "/ab/x")
+    assert went(table, "/") == ("", "/")
+    assert went(RouteTable([route("", "/base")]), "/x/y") == ("", "/base/x/y")
+
+
+def test_an_unknown_path_is_told_which_routes_there_are() -> None:
+    with pytest.raises(RouteNotFound, match=r"the routes are: /a, /b/c$"):
+        RouteTable([route("a"), route("b/c")]).match(b"/x")
+    with pytest.raises(RouteNotFound, match=r"the routes are: none$"):
+        RouteTable([]).match(b"/x")
+
+
+def test_two_routes_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two routes are named 'a'"):
+        RouteTable([route("a"), route("b"), route("a", "/else")])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "*", "x", "https://svc/a", "?", "//", "/a//b", "/a/../b", "/a/..", "/a/.", "/a/./b", "/..", "/a/..;x/b",
+        "/a/.;/b", "/a/%2e%2e/b", "/a/%2E./b", "/a/b%2fc", "/a/b%2Fc", "/a/b%5cc", "/a/b%5Cc", "/a\\b", "/a/%00",
+        "/a b", "/a\tb", "/a\n", "/a#x", "/é", "/a\x00", "/a\x7f",
+    ],
+)  # fmt: skip
+def test_a_path_that_somebody_could_normalise_is_refused(path: str) -> None:
+    table = RouteTable([route(""), route("a")])
+    with pytest.raises(PathRefused, match="not forwarded"):
+        table.match(path.encode())
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/...", "/a/..b", "/a/b..", "/a/.well-known/x", "/a/b;c=.", "/a/%20", "/a/b:c@d!$&'()*+,="]
+)
+def test_a_path_that_only_looks_odd_is_forwarded(path: str) -> None:
+    assert went(RouteTable([route("a")]), path) == ("a", path.removeprefix("/a"))
+
+
+SEGMENT = st.from_regex(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,4}", fullmatch=True) | st.sampled_from(["a", "b", "c"])
+NAME = st.lists(SEGMENT, max_size=3).map("/".join)
+BASE = st.lists(SEGMENT, max_size=2).map(lambda parts: "".join(f"/{part}" for part in parts))
+
+
+@given(
+    st.dictionaries(NAME, BASE, max_size=8),
+    st.lists(SEGMENT, min_size=1, max_size=5),
+    st.sampled_from(["", "?", "?q=/a"]),
+)
+def test_a_match_is_the_longest_name_that_the_path_begins_with(
+    bases: dict[str, str], segments: list[str], query: str
+) -> None:
+    table = RouteTable([route(name, base) for name, base in bases.items()])
+    path = "/" + "/".join(segments)
+    fitting = [name for name in bases if not name or f"{path}/".startswith(f"/{name}/")]
+    if not fitting:
+        with pytest.raises(RouteNotFound):
+            went(table, path + query)
+        return
+    best = max(fitting, key=len)
+    rest = path.removeprefix(f"/{best}") if best else path
+    assert went(table, path + query) == (best, (bases[best] + rest or "/") + query)
+
+
+@given(st.text("/.%2eEfF5cC;a\\#", max_size=12), BASE.filter(bool))
+def test_what_is_forwarded_never_leaves_the_base_path(tail: str, base: str) -> None:
+    try:
+        _, target = went(RouteTable([route("a", base)]), f"/a/{tail}")
+    except PathRefused:
+        return
+    assert target.startswith(f"{base}/")
+    kept: list[str] = []
+    for segment in unquote(target).replace("\\", "/").split("/")[1:]:
+        name = segment.partition(";")[0]
+        if name == "..":
+            kept = kept[:-1]
+        elif name != ".":
+            kept.append(segment)
+    assert "/" + "/".join(kept) == unquote(target)
+
+
+# ---- routes and origins
+
+
+def test_the_audience_is_the_origin_unless_said_otherwise() -> None:
+    assert route("a", "/base").audience == "https://svc.run.app"
+    assert Route(name="a", origin=RUN, audience="custom").audience == "custom"
+
+
+def test_the_authority_leaves_a_default_port_out_and_keeps_brackets() -> None:
+    assert route("a").authority == b"svc.run.app"
+    assert Origin("https", "svc", 8443).authority == "svc:8443"
+    assert Origin("http", "svc", 443).authority == "svc:443"
+    assert Origin("http", "::1", 80).authority == "[::1]"
+    assert str(Origin("http", "::1", 8080)) == "http://[::1]:8080"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.1.1",
+     "::1", "fd00::1", "fe80::1", "fe80::1%eth0", "::ffff:10.0.0.1"],
+)  # fmt: skip
+def test_a_private_host_is_known_by_its_address(host: str) -> None:
+    assert Origin("http", host, 80).is_private
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["svc.run.app", "localhost.example.com", "notlocalhost", "8.8.8.8", "172.32.0.1", "2001:4860:4860::8888",
+     "::ffff:8.8.8.8", "127.0.0.1.example.com", "2130706433"],
+)  # fmt: skip
+def test_any_other_host_is_taken_for_a_public_one(host: str) -> None:
+    assert not Origin("http", host, 80).is_private
+
+
+# ---- names and URLs as people write them
+
+
+@pytest.mark.parametrize("name", ["", "greeter", "a/b/c", "v1.2", "A-b_c~d", "-", "a..b"])
+def test_a_name_is_whole_segments(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["/", "/a", "a/", "a//b", ".", "..", ".a", "a/../b", "a b", "a%20", "é", "a\n", "a?b", "a:b"]
+)
+def test_a_name_that_no_path_could_begin_with_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="path prefix"):
+        check_name(name)
+
+
+@given(NAME)
+def test_the_path_of_every_good_name_is_matched(name: str) -> None:
+    assume(name)
+    table = RouteTable([route(check_name(name))])
+    assert went(table, f"/{name}/discover") == (name, "/discover")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "base_path"),
+    [
+        ("https://svc.run.app", "https://svc.run.app", ""),
+        ("https://svc.run.app/", "https://svc.run.app", ""),
+        ("HTTPS://Svc.RUN.app:443/Base/", "https://svc.run.app", "/Base"),
+        ("https://svc.run.app:8443/a/b", "https://svc.run.app:8443", "/a/b"),
+        ("http://127.0.0.1:80", "http://127.0.0.1", ""),
+        ("http://[FD00::1]:8080/x", "http://[fd00::1]:8080", "/x"),
+        ("http://my_service:8080", "http://my_service:8080", ""),
+        ("https://bücher.example", "https://xn--bcher-kva.example", ""),
+        ("https://svc.run.app:", "https://svc.run.app", ""),
+    ],
+)
+def test_a_url_is_taken_apart(url: str, origin: str, base_path: str) -> None:
+    parsed, path = parse_upstream(url)
+    assert (str(parsed), path) == (origin, base_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "must begin with https://"),
+        ("svc.run.app", "must begin with https://"),
+        ("localhost:8080", "must begin with https://"),
+        ("ftp://svc.run.app", "must begin with https://"),
+        ("https://", "no host"),
+        ("https:///path", "no host"),
+        ("https://svc:port", "is not a URL"),
+        ("https://svc:70000", "is not a URL"),
+        ("https://[::1", "is not a URL"),
+        ("https://svc:0", "port 0"),
+        ("https://user@svc", "no user name"),
+        ("https://svc/?", "no query"),
+        ("https://svc?a=b", "no query"),
+        ("https://svc/#part", "no fragment"),
+        ("https://svc/a/../b", "dot segments"),
+        ("https://svc/a//", "doubled"),
+        ("https://svc/a%2fb", "encoded slashes"),
+        ("https://svc/é", "to be encoded"),
+        ("https://s vc", "no blanks"),
+        (" https://svc", "no blanks"),
+        ("https://svc\n.run.app", "no control characters"),
+        ("https://svc..run.app", "neither a host name nor an address"),
+        ("https://svc.run.app.", "neither a host name nor an address"),
+        ("https://-svc", "neither a host name nor an address"),
+        ("https://a%2fb", "neither a host name nor an address"),
+        ("https://" + "a" * 64, "neither a host name nor an address"),
+        ("https://" + "ä" * 70, "neither a host name nor an address"),
+        ("https://[fe80::1%25eth0]", "neither a host name nor an address"),
+        ("https://[::1]x", "neither a host name nor an address"),
+        ("https://[v1.a:b]", "neither a host name nor an address"),
+    ],
+)
+def test_a_url_that_cannot_be_an_upstream_says_why(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        parse_upstream(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@svc", "https://user:hunter2@[svc", "ftp://user:hunter2@svc", "user:hunter2@svc",
+        "https:/u:hunter2@svc", "https://svc/?key=hunter2", "https://svc/#hunter2", "https://user:hunter2@s vc", "https://u:hunter2@svc\uff1a1/",
+    ],
+)  # fmt: skip
+def test_a_refused_url_is_not_repeated_with_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        parse_upstream(url)
+    assert "hunter2" not in str(refused.value)

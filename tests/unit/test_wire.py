@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from proxy.wire import Budget
+
+
+def test_a_budget_wakes_who_waits_once_a_quarter_is_free() -> None:
+    budget = Budget(1000)
+    woken: list[str] = []
+    budget.change(1000)
+    assert budget.used_up
+    budget.wait(lambda: woken.append("a"))
+    budget.change(-249)
+    assert not woken
+    budget.change(-1)
+    assert woken == ["a"]
+    budget.change(-750)
+    assert woken == ["a"]
+    assert budget.queued_octets == 0
+
+
+def test_who_left_the_budget_is_not_woken() -> None:
+    budget = Budget(10)
+    woken: list[str] = []
+
+    def wake() -> None:
+        woken.append("a")
+
+    budget.change(10)
+    budget.wait(wake)
+    budget.leave(wake)
+    budget.leave(wake)
+    budget.change(-10)
+    assert not woken
+
+
+def test_who_is_woken_may_wait_again_at_once() -> None:
+    budget = Budget(10)
+    woken: list[int] = []
+
+    def wake() -> None:
+        woken.append(budget.queued_octets)
+        if len(woken) == 1:
+            budget.change(10)
+            budget.wait(wake)
+
+    budget.change(10)
+    budget.wait(wake)
+    budget.change(-10)
+    assert woken == [0]
+    budget.change(-10)
+    assert woken == [0, 0]
