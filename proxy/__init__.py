@@ -11,7 +11,7 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → sidecar → admin | relay | settings → downstream | upstream | tokens
-        → telemetry → routing | restate | http2 → errors
+        → wire → telemetry → routing | restate | http2 → errors
 
 * `cli`         the command line, one file a command
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
@@ -20,6 +20,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
+* `wire`        one HTTP/2 connection on a transport: what downstream and upstream share
 * `http2`       HTTP/2 without IO: events, the engine seam, field rules (pure)
 * `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `telemetry`   log lines and metrics

@@ -1,1 +1,1 @@
-"""downstream."""
+"""Faces Restate: Hypercorn's listener, h2c connections, and HTTP/1.1 through ASGI."""

@@ -108,5 +108,9 @@ class Engine(Protocol):
         """Whether `send_request` may be called now: no GOAWAY, no failure, a stream and an id are free."""
 
     @property
+    def queued_octets(self) -> int:
+        """Content octets of all streams that were queued and have neither left nor been dropped."""
+
+    @property
     def wants_to_send(self) -> bool:
         """Whether `take` would return bytes now. May err towards True."""

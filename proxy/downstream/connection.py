@@ -1,0 +1,195 @@
+"""One h2c connection from Restate.
+
+It never says GOAWAY while a stream is live: Restate up to 1.7.6 answers any GOAWAY by aborting every stream of the
+connection. It has no idle timeout: eleven minutes of silence on a stream are legal, and longer ones by setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.http2.engine import Engine
+from proxy.http2.events import (
+    DataReceived,
+    ErrorCode,
+    Fields,
+    GoAwayReceived,
+    HeadReceived,
+    InterimReceived,
+    StreamId,
+    StreamReset,
+    TrailersReceived,
+)
+from proxy.wire import Budget, FrameProtocol
+
+__all__ = ["DownstreamConnection", "Exchanges", "RequestSink", "ResponseChannel"]
+
+
+class RequestSink(Protocol):
+    """Who takes what a downstream stream brings; one for each stream."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+
+    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+        """The request's head; comes first."""
+
+    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+        """Content; `ResponseChannel.acknowledge` is owed for its octets."""
+
+    def request_trailers(self, fields: Fields) -> None:
+        """The trailer section, which ends the request."""
+
+    def request_reset(self, code: int) -> None:
+        """The stream is over: the client reset it, or is gone."""
+
+    def response_sent(self, octets: int) -> None:
+        """So many octets of the response's content have left."""
+
+
+class ResponseChannel(Protocol):
+    """How a response goes back; `DownstreamConnection` is one for all its streams."""
+
+    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+        """Send an interim or final response head."""
+
+    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+        """Send content."""
+
+    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+        """Send the trailer section."""
+
+    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+        """Reset the stream."""
+
+    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+        """Invite so many more octets of the request."""
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream."""
+
+
+class Exchanges(Protocol):
+    """Where new exchanges are taken up (the relay)."""
+
+    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
+        """Return who takes the request of this stream."""
+
+
+class DownstreamConnection(FrameProtocol):
+    """A server connection with HTTP/2 prior knowledge (RFC 9113, 3.3)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        budget: Budget,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        exchanges: Exchanges,
+        on_change: Callable[[], None],
+        displaced: asyncio.Protocol | None = None,
+    ) -> None:
+        super().__init__(engine, budget, loop)
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when the transport is closed."""
+        self._exchanges = exchanges
+        self._on_change = on_change
+        self._displaced = displaced
+        self._sinks: dict[StreamId, RequestSink] = {}
+        self._peer_leaves = False
+
+    @property
+    def live_streams(self) -> int:
+        """Streams whose request or response has not gone through in full."""
+        return 0 if self.closed else self.engine.open_streams
+
+    # ---- for the carriers
+
+    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+        """Queue an interim or final response head."""
+        self.engine.send_head(stream_id, fields, end_stream=end_stream)
+        self.schedule_flush()
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream; what is queued still leaves."""
+        self._sinks.pop(stream_id, None)
+
+    # ---- events
+
+    def on_head(self, event: HeadReceived) -> None:
+        stream_id = event.stream_id
+        sink = self._sinks[stream_id] = self._exchanges.carrier(self, stream_id)
+        sink.request_head(event.fields, end_stream=event.end_stream)
+
+    def on_interim(self, event: InterimReceived) -> None:
+        raise AssertionError("a server engine reports no interim response")
+
+    def on_data(self, event: DataReceived) -> None:
+        self.note_received(len(event.data))
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.request_data(event.data, end_stream=event.end_stream)
+        elif event.data:
+            self.engine.acknowledge(event.stream_id, len(event.data))
+
+    def on_trailers(self, event: TrailersReceived) -> None:
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.request_trailers(event.fields)
+
+    def on_reset(self, event: StreamReset) -> None:
+        sink = self._sinks.pop(event.stream_id, None)
+        if sink is not None:
+            sink.request_reset(event.code)
+
+    def on_go_away(self, event: GoAwayReceived) -> None:
+        self._peer_leaves = True
+
+    def on_sent(self, stream_id: StreamId, octets: int) -> None:
+        sink = self._sinks.get(stream_id)
+        if sink is not None:
+            sink.response_sent(octets)
+
+    def on_lost(self, reason: str) -> None:
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink.request_reset(ErrorCode.CANCEL)
+        self._on_change()
+
+    def after_flush(self) -> None:
+        if self.engine.open_streams == 0:
+            if self._peer_leaves:
+                self.leave("the peer said GOAWAY")
+            else:
+                self._on_change()
+
+    # ---- the transport's side
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._displaced is not None:
+            # The StreamWriter that Hypercorn holds waits for this.
+            self._displaced.connection_lost(exc)
+        super().connection_lost(exc)
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    # ---- ending
+
+    def leave(self, reason: str) -> None:
+        """Say GOAWAY and close. Only for a connection without live streams."""
+        if not self.closed:
+            self.engine.go_away(ErrorCode.NO_ERROR)
+            self.close(reason)
+
+    def cut(self, reason: str) -> None:
+        """Reset every live stream, both ways, say GOAWAY and close."""
+        if self.closed:
+            return
+        sinks, self._sinks = self._sinks, {}
+        for stream_id, sink in sinks.items():
+            self.engine.reset(stream_id, ErrorCode.CANCEL)
+            sink.request_reset(ErrorCode.CANCEL)
+        self.leave(reason)

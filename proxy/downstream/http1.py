@@ -1,0 +1,153 @@
+"""HTTP/1.1 callers, through Hypercorn's ASGI: curl, probes, and deployments registered with `--use-http1.1`.
+
+The same carriers do the work; this module is their downstream for one request. HTTP/1.1 knows no reset: before the
+response began it is answered with 502, afterwards the connection is cut before the response is complete, which every
+client can tell from a clean end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, Protocol, TypeAlias
+
+from proxy import errors
+from proxy.downstream.connection import RequestSink, ResponseChannel
+from proxy.errors import UpstreamReset
+from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.fields import from_http1
+
+__all__ = ["Http1Exchange", "Http1Exchanges"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+_WINDOW_OCTETS: Final = 256 << 10
+"""How much of a request may be under way; more is not read from the socket."""
+
+_STREAM_ID: Final = 1
+
+
+class Http1Exchanges(Protocol):
+    """Where new exchanges are taken up (the relay)."""
+
+    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
+        """Return who takes the request."""
+
+
+class Http1Exchange:
+    """One HTTP/1.1 request and its response: a `ResponseChannel` with a single stream."""
+
+    def __init__(self, exchanges: Http1Exchanges, receive: Receive, send: Send) -> None:
+        self._sink = exchanges.carrier(self, _STREAM_ID)
+        self._receive = receive
+        self._send = send
+        self._under_way_octets = 0
+        self._room = asyncio.Event()
+        self._outgoing: deque[Message] = deque()
+        self._waiting = asyncio.Event()
+        self._began = False
+        self._ended = False
+        self._is_head_request = False
+
+    async def run(self, scope: Message) -> None:
+        """Carry the exchange; returns when the response is complete, or cut."""
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        method = scope["method"].encode("ascii")
+        self._is_head_request = method == b"HEAD"
+        lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        # Framing of HTTP/1.1 requests: without one of these there is no content (RFC 9112, 6.3).
+        self._ended = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
+        self._sink.request_head(from_http1(method, target, lines), end_stream=self._ended)
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(self._read())
+        try:
+            await self._write()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            if not self._sink.over:
+                self._sink.request_reset(ErrorCode.CANCEL)
+
+    # ---- for the carrier
+
+    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+        """Queue a final head; interim ones have no way through ASGI over HTTP/1.1."""
+        status = int(fields[0][1])
+        if status < 200:
+            return
+        self._began = True
+        lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
+        self._put({"type": "http.response.start", "status": status, "headers": lines})
+        if end_stream:
+            self.send_data(stream_id, b"", end_stream=True)
+
+    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+        """Queue content."""
+        self._put({"type": "http.response.body", "body": data, "more_body": not end_stream})
+
+    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+        """End the response: Hypercorn sends no trailers over HTTP/1.1."""
+        self.send_data(stream_id, b"", end_stream=True)
+
+    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+        """Answer 502 if nothing has been sent, else cut the connection."""
+        if self._began:
+            self._put({"type": "cut"})
+            return
+        name = ErrorCode(code).name if code in ErrorCode.__members__.values() else hex(code)
+        answer = errors.answer(UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, chance=0.0)
+        self._began = True
+        self._put({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
+        self._put({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+        """Let so many more octets of the request be read."""
+        self._under_way_octets -= octets
+        if self._under_way_octets < _WINDOW_OCTETS:
+            self._room.set()
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Nothing to forget: the exchange ends with its response."""
+
+    # ---- both directions
+
+    def _put(self, message: Message) -> None:
+        self._outgoing.append(message)
+        self._waiting.set()
+
+    async def _read(self) -> None:
+        while not self._sink.over:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                if not self._sink.over:
+                    self._sink.request_reset(ErrorCode.CANCEL)
+                self._put({"type": "cut"})
+                return
+            data, more = message.get("body", b""), message.get("more_body", False)
+            if (data or not more) and not self._ended and not self._sink.over:
+                self._ended = not more
+                self._under_way_octets += len(data)
+                self._sink.request_data(bytes(data), end_stream=not more)
+            while self._under_way_octets >= _WINDOW_OCTETS:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _write(self) -> None:
+        while True:
+            while not self._outgoing:
+                self._waiting.clear()
+                await self._waiting.wait()
+            message = self._outgoing.popleft()
+            if message["type"] == "cut":
+                return  # Hypercorn closes the connection of an application that returns half way
+            if self._is_head_request and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await self._send(message)
+            if message["type"] == "http.response.body":
+                if not message["more_body"]:
+                    return
+                if message["body"] and not self._sink.over:
+                    self._sink.response_sent(len(message["body"]))

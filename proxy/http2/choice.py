@@ -1,0 +1,57 @@
+"""Which engine: the compiled one where it is there, the portable one otherwise.
+
+`proxy.http2.nghttp2_engine`, once built, has a class `Nghttp2Engine` with the constructor of `H2Engine`, and `LIBRARY`,
+the name and version of what is underneath.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final, NamedTuple, Protocol
+
+from proxy.http2.engine import Engine, EngineName, Limits
+from proxy.http2.h2_engine import LIBRARY, H2Engine
+
+__all__ = ["EngineChoice", "EngineFactory", "EngineUnavailable", "engine_choice"]
+
+_COMPILED: Final = "proxy.http2.nghttp2_engine"
+_REMEDY: Final = (
+    "install libnghttp2-dev and a C compiler and reinstall cloudrun-sidecar, "
+    "or choose the engine h2, which needs neither"
+)
+
+
+class EngineUnavailable(Exception):
+    """The engine asked for is not installed; `str()` says how to get it."""
+
+
+class EngineFactory(Protocol):
+    """Makes one engine for one side of one connection."""
+
+    def __call__(self, *, client: bool, limits: Limits) -> Engine:
+        """Return a new engine, its preface and SETTINGS queued."""
+
+
+class EngineChoice(NamedTuple):
+    """The engine that was chosen, and what to tell the log about it."""
+
+    name: str
+    """"h2" or "nghttp2"."""
+    library: str
+    """Name and version of the library underneath."""
+    make: EngineFactory
+    reason: str | None
+    """Why it is not the fast one although any would have done; None if there is nothing to say."""
+
+
+def engine_choice(name: EngineName) -> EngineChoice:
+    """Return the engine of that name; "auto" prefers the compiled one. Raises EngineUnavailable."""
+    if name == "h2":
+        return EngineChoice("h2", LIBRARY, H2Engine, None)
+    try:
+        compiled = import_module(_COMPILED)
+    except ImportError as exc:
+        if name == "nghttp2":
+            raise EngineUnavailable(f"the HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}") from exc
+        return EngineChoice("h2", LIBRARY, H2Engine, f"the faster HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}")
+    return EngineChoice("nghttp2", str(compiled.LIBRARY), compiled.Nghttp2Engine, None)

@@ -1,0 +1,364 @@
+"""One exchange carried across: the shell around `Exchange`.
+
+A carrier is told what each side did, by direct call from the connection that read it, and tells the other connection
+what to do. Nothing in here waits; where the token or the connection is not there yet, the forwarder's task calls
+`start` later, and what comes of the request meanwhile is held, at most a stream window of it, because nothing is
+acknowledged before it has left.
+
+What has been sent of a small request stays held until the response begins: if the upstream provably did not process it,
+it is sent again elsewhere. Octets sent a second time were acknowledged the first time, and are not again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.errors import Failure, UpstreamRefusedStream
+from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.fields import trailers_for_upstream
+from proxy.relay.exchange import Action, Exchange, Move
+
+if TYPE_CHECKING:
+    from proxy.routing import Route
+
+__all__ = ["Carrier", "Downstream", "OctetBudget", "Office", "Upstream"]
+
+_MAX_ATTEMPTS = 3
+
+
+class Downstream(Protocol):
+    """The connection an exchange came from, as the relay sees it."""
+
+    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+        """Send an interim or final response head."""
+
+    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+        """Send response content; `Carrier.response_sent` follows when it has left."""
+
+    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+        """Send the response's trailer section and end it."""
+
+    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+        """Reset the stream."""
+
+    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+        """Invite so many more octets of the request."""
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream."""
+
+
+class Upstream(Protocol):
+    """The connection an exchange goes to, as the relay sees it."""
+
+    def open(self, fields: Fields, *, end_stream: bool, sink: Carrier) -> StreamId:
+        """Send a request head on a new stream."""
+
+    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+        """Send request content; `Carrier.request_sent` follows when it has left."""
+
+    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+        """Send the request's trailer section and end it."""
+
+    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+        """Reset the stream."""
+
+    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+        """Invite so many more octets of the response."""
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream."""
+
+
+class OctetBudget(Protocol):
+    """Where octets that are held are counted."""
+
+    @property
+    def used_up(self) -> bool:
+        """Whether no more should be invited."""
+
+    def change(self, octets: int) -> None:
+        """So many more (or fewer) octets are held."""
+
+
+class Office(Protocol):
+    """What a carrier asks of the forwarder."""
+
+    budget: OctetBudget
+
+    replay_octets: int
+    """How many request octets are held for sending again."""
+
+    def dispatch(self, carrier: Carrier) -> None:
+        """Find route, token and connection, now or in a task, and `start` or `fail` the carrier."""
+
+    def made_up(self, carrier: Carrier, failure: Failure) -> tuple[Fields, bytes]:
+        """Return head and content of the answer to this failure."""
+
+    def response_began(self, carrier: Carrier, fields: Fields) -> None:
+        """The upstream answered; look at the status."""
+
+    def ended(self, carrier: Carrier) -> None:
+        """The exchange is over."""
+
+
+class Carrier:
+    """Takes what both sides of one exchange bring; see the module."""
+
+    __slots__ = (
+        "_acknowledged_octets",
+        "_downstream",
+        "_downstream_id",
+        "_exchange",
+        "_held",
+        "_held_octets",
+        "_office",
+        "_received_octets",
+        "_request_ended",
+        "_sent_octets",
+        "_trailers",
+        "_upstream",
+        "_upstream_id",
+        "attempts",
+        "cancel_start",
+        "code",
+        "discovery",
+        "head",
+        "route",
+        "started_at",
+        "status",
+        "token",
+        "upstream_path",
+    )
+
+    def __init__(self, office: Office, downstream: Downstream, downstream_id: StreamId, started_at: float) -> None:
+        self._office = office
+        self._downstream = downstream
+        self._downstream_id = downstream_id
+        self._exchange = Exchange()
+        self._upstream: Upstream | None = None
+        self._upstream_id: StreamId = 0
+        self._held: list[bytes] | None = []
+        self._held_octets = 0
+        self._request_ended = False
+        self._trailers: Fields | None = None
+        self._received_octets = 0
+        self._acknowledged_octets = 0
+        self._sent_octets = 0
+        self.head: Fields = []
+        self.route: Route | None = None
+        self.upstream_path = b""
+        self.discovery = False
+        self.token: object | None = None
+        """The token this request went out with."""
+        self.attempts = 0
+        """How often it was started."""
+        self.started_at = started_at
+        self.status: int | None = None
+        """Of the response that went downstream; None while there is none."""
+        self.code: str = ""
+        """Of the failure that was answered."""
+        self.cancel_start: Callable[[], object] | None = None
+        """Stops the task that is going to call `start`."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._exchange.over
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a `start` is still wanted."""
+        return not self._exchange.answered and self._upstream is None
+
+    # ---- downstream brings
+
+    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+        """The request's head: the exchange begins."""
+        self.head = fields
+        if end_stream:
+            self._exchange.on(Move.REQUEST_END)
+            self._request_ended = True
+        self._office.dispatch(self)
+
+    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+        """Content of the request."""
+        if end_stream:
+            self._request_ended = True
+        action = self._exchange.on(Move.REQUEST_END if end_stream else Move.REQUEST_DATA)
+        if action is Action.PASS:
+            self._received_octets += len(data)
+            if data and self._held is not None:
+                self._hold(self._held, data)
+            if self._upstream is not None:
+                self._upstream.send_data(self._upstream_id, data, end_stream=end_stream)
+        elif data:
+            self._downstream.acknowledge(self._downstream_id, len(data))
+        if end_stream and self._exchange.over:
+            self._end()
+
+    def request_trailers(self, fields: Fields) -> None:
+        """The request's trailer section, which ends it."""
+        self._request_ended = True
+        self._trailers = trailers = trailers_for_upstream(fields)
+        if self._exchange.on(Move.REQUEST_END) is Action.PASS and self._upstream is not None:
+            self._upstream.send_trailers(self._upstream_id, trailers)
+        if self._exchange.over:
+            self._end()
+
+    def request_reset(self, code: int) -> None:
+        """Downstream reset the stream, or is gone."""
+        if self._exchange.on(Move.REQUEST_RESET) is Action.PASS and self._upstream is not None:
+            self._upstream.reset(self._upstream_id, code)
+        self._end()
+
+    def response_sent(self, octets: int) -> None:
+        """Content of the response has left."""
+        if self._upstream is not None:
+            self._upstream.acknowledge(self._upstream_id, octets)
+
+    # ---- upstream brings
+
+    def interim(self, fields: Fields) -> None:
+        """A 1xx head."""
+        self._exchange.on(Move.INTERIM)
+        self._drop_held()
+        self._downstream.send_head(self._downstream_id, fields, end_stream=False)
+
+    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+        """The final head."""
+        self._exchange.on(Move.RESPONSE_HEAD)
+        self._drop_held()
+        self._office.response_began(self, fields)
+        self._downstream.send_head(self._downstream_id, fields, end_stream=end_stream)
+        if end_stream:
+            self._response_ended()
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        """Content of the response."""
+        if not end_stream:
+            self._exchange.on(Move.RESPONSE_DATA)
+            self._downstream.send_data(self._downstream_id, data, end_stream=False)
+            return
+        self._downstream.send_data(self._downstream_id, data, end_stream=True)
+        self._response_ended()
+
+    def response_trailers(self, fields: Fields) -> None:
+        """The response's trailer section, which ends it."""
+        self._downstream.send_trailers(self._downstream_id, fields)
+        self._response_ended()
+
+    def response_reset(self, code: int) -> None:
+        """The upstream reset the stream."""
+        self._upstream_gone()
+        move = Move.UNWANTED if code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET
+        if self._exchange.on(move) is Action.PASS:
+            self._downstream.reset(self._downstream_id, code, after_data=True)
+        self._settle()
+
+    def unprocessed(self) -> None:
+        """The upstream did not process the request: send it again if all of it is still held."""
+        self._upstream_gone()
+        if self._exchange.answered or self._held is None or self.attempts >= _MAX_ATTEMPTS:
+            self.fail(
+                UpstreamRefusedStream("the upstream refused the request unprocessed, and it could not be sent again")
+            )
+            return
+        self._sent_octets = 0
+        self._office.dispatch(self)
+
+    def upstream_lost(self, failure: Failure) -> None:
+        """The upstream connection is gone."""
+        self._upstream_gone()
+        self.fail(failure)
+
+    def request_sent(self, octets: int) -> None:
+        """Content of the request has left; what leaves again was acknowledged before."""
+        self._sent_octets += octets
+        self._acknowledge_up_to(self._sent_octets)
+
+    # ---- the forwarder decides
+
+    def start(self, upstream: Upstream, fields: Fields) -> None:
+        """Send the request: its head, what is held of its content, and its end if that has come."""
+        self.attempts += 1
+        self._upstream = upstream
+        held = self._held or ()
+        ended, trailers = self._request_ended, self._trailers
+        bare = ended and trailers is None and not held
+        self._upstream_id = stream_id = upstream.open(fields, end_stream=bare, sink=self)
+        for data in held:
+            upstream.send_data(stream_id, data, end_stream=False)
+        if trailers is not None:
+            upstream.send_trailers(stream_id, trailers)
+        elif ended and not bare:
+            upstream.send_data(stream_id, b"", end_stream=True)
+        self._release()
+
+    def fail(self, failure: Failure) -> None:
+        """End the exchange: with an answer while the response has not begun, else as a reset."""
+        self._drop_held()
+        self.code = failure.code
+        action = self._exchange.on(Move.FAILED)
+        if action is Action.ANSWER:
+            fields, body = self._office.made_up(self, failure)
+            self._downstream.send_head(self._downstream_id, fields, end_stream=not body)
+            if body:
+                self._downstream.send_data(self._downstream_id, body, end_stream=True)
+        elif action is Action.RESET:
+            self._downstream.reset(self._downstream_id, ErrorCode.INTERNAL_ERROR, after_data=True)
+        self._settle()
+
+    # ---- inside
+
+    def _hold(self, held: list[bytes], data: bytes) -> None:
+        held.append(data)
+        self._held_octets += len(data)
+        self._office.budget.change(len(data))
+        if self._upstream is not None:
+            self._release()
+
+    def _release(self) -> None:
+        """Stop holding a request that has grown too large to be sent again."""
+        if self._held_octets > self._office.replay_octets:
+            self._drop_held()
+
+    def _drop_held(self) -> None:
+        self._held = None
+        if self._held_octets:
+            self._office.budget.change(-self._held_octets)
+            self._held_octets = 0
+
+    def _acknowledge_up_to(self, octets: int) -> None:
+        """Acknowledge so many octets of the request in all; those acknowledged already are not again."""
+        fresh = octets - self._acknowledged_octets
+        if fresh > 0:
+            self._acknowledged_octets = octets
+            self._downstream.acknowledge(self._downstream_id, fresh)
+
+    def _response_ended(self) -> None:
+        self._exchange.on(Move.RESPONSE_END)
+        if self._exchange.over:
+            self._end()
+
+    def _upstream_gone(self) -> None:
+        self._upstream = None
+        self._upstream_id = 0
+
+    def _settle(self) -> None:
+        """The upstream stream is gone: either all is over, or the rest of the request is only discarded."""
+        if self._exchange.over:
+            self._end()
+        else:
+            self._acknowledge_up_to(self._received_octets)
+
+    def _end(self) -> None:
+        self._downstream.forget(self._downstream_id)
+        if self._upstream is not None:
+            self._upstream.forget(self._upstream_id)
+        if self.cancel_start is not None:
+            self.cancel_start()
+            self.cancel_start = None
+        self._drop_held()
+        self._office.ended(self)

@@ -1,0 +1,282 @@
+"""Route, token, upstream stream: how every exchange is sent on its way.
+
+On the hot path `dispatch` finds the route, reads the token from the route's slot, takes a pooled connection and starts
+the carrier, all in one call. What is missing is fetched by one task for that exchange, which the forwarder owns. A
+signed route's carrier is started with a token or not at all (fail closed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from proxy import errors
+from proxy.errors import Draining, Failure, Internal, MethodRefused, Overloaded
+from proxy.http2.events import Fields, StreamId
+from proxy.http2.fields import for_upstream, request_line
+from proxy.relay.carrier import Carrier, Downstream, OctetBudget, Upstream
+from proxy.restate import is_discovery
+from proxy.routing import Origin, Route, RouteTable
+from proxy.telemetry import Metrics, RouteMetrics
+from proxy.tokens.model import Token, TokenKey
+
+__all__ = ["Forwarder", "Pool", "Slot", "Tokens"]
+
+_log: Final = structlog.get_logger("relay")
+_access: Final = structlog.get_logger("access")
+
+# What a person has to see, because Restate shows neither these fields nor the body.
+_TELLING_STATUSES: Final = frozenset((401, 403, 404, 429, 502, 503, 504))
+
+_LOG_INTERVAL_SECONDS: Final = 1.0
+
+
+class Slot(Protocol):
+    """Where a route's token lies ready."""
+
+    def current(self, now: float) -> Token | None:
+        """Return the token if it is usable at `now`, seconds since the epoch."""
+
+
+class Tokens(Protocol):
+    """Where tokens come from."""
+
+    def slot(self, key: TokenKey) -> Slot:
+        """Return the slot of this key."""
+
+    async def token(self, key: TokenKey) -> Token:
+        """Return a usable token; mint one if need be."""
+
+    async def fresh(self, key: TokenKey) -> Token:
+        """Mint one, whatever is cached."""
+
+    def reject(self, token: Token) -> None:
+        """Cloud Run did not take this token."""
+
+
+class Pool(Protocol):
+    """Where upstream connections come from."""
+
+    def ready(self, origin: Origin) -> Upstream | None:
+        """Return a connection with a free stream, if there is one now."""
+
+    def acquire(self, origin: Origin) -> Awaitable[Upstream]:
+        """Wait for one; its stream must be opened before the next await."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """What the forwarder keeps ready for a route."""
+
+    route: Route
+    key: TokenKey
+    slot: Slot | None
+    scheme: bytes
+    metrics: RouteMetrics
+
+
+class Forwarder:
+    """Sends exchanges on their way; one for each worker."""
+
+    def __init__(
+        self,
+        routes: RouteTable,
+        tokens: Tokens,
+        pool: Pool,
+        metrics: Metrics,
+        budget: OctetBudget,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+        replay_octets: int,
+        access_log: bool = False,
+    ) -> None:
+        self.replay_octets = replay_octets
+        self.budget = budget
+        self.draining = False
+        """Whether new exchanges are refused."""
+        self._routes = routes
+        self._tokens = tokens
+        self._pool = pool
+        self._loop = loop
+        self._clock = clock
+        self._chance = chance
+        self._access_log = access_log
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quiet_until: dict[tuple[str, str], float] = {}
+        self._unmatched = metrics.route("unmatched")
+        self._posts = {route.name: self._post(route, metrics) for route in routes.routes}
+
+    def _post(self, route: Route, metrics: Metrics) -> _Post:
+        key = TokenKey(route.impersonate, route.delegates, route.audience)
+        return _Post(
+            route=route,
+            key=key,
+            slot=self._tokens.slot(key) if route.signed else None,
+            scheme=route.origin.scheme.encode(),
+            metrics=metrics.route(route.name or "default"),
+        )
+
+    # ---- for downstream
+
+    def carrier(self, downstream: Downstream, stream_id: StreamId) -> Carrier:
+        """Return the carrier of a new exchange; tell it the request's head next."""
+        return Carrier(self, downstream, stream_id, self._loop.time())
+
+    # ---- for carriers
+
+    def dispatch(self, carrier: Carrier) -> None:
+        """Start the carrier now if token and connection are there, else in a task; fail it if it has no way."""
+        try:
+            post = self._find(carrier)
+        except Failure as failure:
+            carrier.fail(failure)
+            return
+        token = self._token_at_hand(carrier, post)
+        if token is not None or post.slot is None:
+            connection = self._pool.ready(post.route.origin)
+            if connection is not None:
+                self._launch(carrier, post, connection, token)
+                return
+        task = self._loop.create_task(self._start_later(carrier, post, token))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        carrier.cancel_start = task.cancel
+
+    def made_up(self, carrier: Carrier, failure: Failure) -> tuple[Fields, bytes]:
+        """Return head and content of the answer to this failure."""
+        answer = errors.answer(failure, discovery=carrier.discovery, chance=self._chance())
+        carrier.status = answer.status
+        metrics = self._metrics_of(carrier)
+        metrics.failed(failure.code)
+        name = carrier.route.name if carrier.route is not None else ""
+        if self._may_log(name, failure.code):
+            _log.warning("request failed", route=name, code=failure.code, status=answer.status, reason=str(failure))
+        fields: Fields = [(b":status", str(answer.status).encode(), False)]
+        fields += [(key, value, False) for key, value in answer.fields]
+        return fields, b"" if carrier.head and request_line(carrier.head).method == b"HEAD" else answer.body
+
+    def response_began(self, carrier: Carrier, fields: Fields) -> None:
+        """Note the status; a 401 drops the token that Cloud Run did not take."""
+        carrier.status = status = int(fields[0][1])
+        if status not in _TELLING_STATUSES or carrier.route is None:
+            return
+        if status == 401 and isinstance(carrier.token, Token):
+            self._tokens.reject(carrier.token)
+        if self._may_log(carrier.route.name, str(status)):
+            challenge = next((value for name, value, _ in fields if name == b"www-authenticate"), b"")
+            _log.warning(
+                "upstream answered an error",
+                route=carrier.route.name,
+                status=status,
+                www_authenticate=challenge.decode("latin-1"),
+            )
+
+    def ended(self, carrier: Carrier) -> None:
+        """Count the exchange."""
+        seconds = self._loop.time() - carrier.started_at
+        self._metrics_of(carrier).ended(carrier.status, seconds)
+        if self._access_log:
+            line = request_line(carrier.head)
+            _access.info(
+                "exchange",
+                route=carrier.route.name if carrier.route is not None else None,
+                method=line.method.decode("latin-1"),
+                path=line.path.partition(b"?")[0].decode("latin-1"),
+                status=carrier.status,
+                milliseconds=round(seconds * 1000, 1),
+                code=carrier.code or None,
+            )
+
+    # ---- for the composition root
+
+    async def close(self) -> None:
+        """Give up every exchange that has not been started."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- inside
+
+    def _find(self, carrier: Carrier) -> _Post:
+        """Return what is kept for the exchange's route. Raises a leaf of RequestRefused, or Draining."""
+        if carrier.route is None:
+            method, path = request_line(carrier.head)
+            carrier.discovery = is_discovery(method, path)
+            if self.draining:
+                self._unmatched.started()
+                raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
+            if self.budget.used_up:
+                self._unmatched.started()
+                raise Overloaded("as many octets are queued as may be (queued_octets); slow readers hold them")
+            try:
+                if method == b"CONNECT":
+                    raise MethodRefused("CONNECT is not forwarded: name the upstream as a route, and call its path")
+                carrier.route, carrier.upstream_path = self._routes.match(path)
+            except Failure:
+                self._unmatched.started()
+                raise
+            post = self._posts[carrier.route.name]
+            post.metrics.started()
+            return post
+        return self._posts[carrier.route.name]
+
+    def _token_at_hand(self, carrier: Carrier, post: _Post) -> Token | None:
+        if post.slot is None:
+            return None
+        if isinstance(carrier.token, Token) and carrier.token.expires_at > self._clock():
+            return carrier.token  # sent before, unprocessed: a discovery's own token is still fresh
+        return None if carrier.discovery else post.slot.current(self._clock())
+
+    def _launch(self, carrier: Carrier, post: _Post, connection: Upstream, token: Token | None) -> None:
+        route = post.route
+        carrier.token = token
+        carrier.start(
+            connection,
+            for_upstream(
+                carrier.head,
+                method=request_line(carrier.head).method,
+                scheme=post.scheme,
+                authority=route.authority,
+                path=carrier.upstream_path,
+                authorization=token.authorization if token is not None else None,
+            ),
+        )
+
+    async def _start_later(self, carrier: Carrier, post: _Post, token: Token | None) -> None:
+        """Fetch what is missing, then start; the carrier cancels this when its exchange ends before."""
+        failure: Failure | None = None
+        connection: Upstream | None = None
+        try:
+            if post.slot is not None and token is None:
+                fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
+                token = await fetch(post.key)
+            connection = await self._pool.acquire(post.route.origin)
+        except Failure as exc:
+            failure = exc
+        except Exception as exc:  # noqa: BLE001 - the caller must be answered, whatever it was
+            _log.error("dispatch failed unexpectedly", route=post.route.name, error=type(exc).__name__)
+            failure = Internal(f"the sidecar failed: {type(exc).__name__}")
+        carrier.cancel_start = None
+        if not carrier.waiting:
+            return
+        if connection is None:
+            carrier.fail(failure or Internal("the sidecar found no way"))
+        else:
+            self._launch(carrier, post, connection, token)
+
+    def _metrics_of(self, carrier: Carrier) -> RouteMetrics:
+        return self._unmatched if carrier.route is None else self._posts[carrier.route.name].metrics
+
+    def _may_log(self, route: str, what: str) -> bool:
+        """Return whether this has not been said for a second: an outage must not fill the disk."""
+        now = self._loop.time()
+        if now < self._quiet_until.get((route, what), 0.0):
+            return False
+        self._quiet_until[route, what] = now + _LOG_INTERVAL_SECONDS
+        return True

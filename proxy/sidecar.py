@@ -1,0 +1,254 @@
+"""The composition root: every object of a worker is built here, once, and ends here.
+
+One worker runs in this process; several are processes of their own, each with its own pool and tokens, that share the
+listening sockets. Ending is the same for both: the first SIGTERM or SIGINT drains (new requests are answered 503, live
+streams finish, at most `drain_timeout`), a second one cuts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import signal
+import sys
+import time
+from functools import partial
+from multiprocessing.synchronize import Event as ProcessEvent
+from typing import Any, Final
+
+import structlog
+
+from proxy import __version__
+from proxy.admin import AdminPlane
+from proxy.downstream.listener import Listener, ListenerConfig, ListenFailed, Sockets, listen, run_workers
+from proxy.errors import Failure
+from proxy.http2.choice import EngineUnavailable, engine_choice
+from proxy.http2.engine import Engine, Limits
+from proxy.relay.forwarder import Forwarder
+from proxy.settings import Settings
+from proxy.telemetry import Metrics, configure_logging
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import TokenSource
+from proxy.upstream.connection import Timing
+from proxy.upstream.connector import Connector
+from proxy.upstream.pool import Pool
+from proxy.wire import Budget
+
+__all__ = ["Sidecar", "serve"]
+
+_log: Final = structlog.get_logger("sidecar")
+
+_PARENT_POLL_SECONDS: Final = 0.1
+
+
+class Sidecar:
+    """One worker: built on its event loop, started, drained, closed."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self.settings = settings
+        self.started = False
+        """Whether requests are taken; for probes."""
+        self.metrics = Metrics()
+        routes = settings.route_table()
+        budget = Budget(settings.queued_octets)
+        choice = engine_choice(settings.http2_engine)
+        self.engine_name = choice.name
+        if choice.reason:
+            _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
+        limits = Limits(
+            max_concurrent_streams=settings.max_concurrent_streams,
+            stream_window_octets=settings.stream_window,
+            max_field_section_octets=settings.max_field_section,
+        )
+        server: partial[Engine] = partial(choice.make, client=False, limits=limits)
+        client: partial[Engine] = partial(choice.make, client=True, limits=limits)
+        self._mint = GoogleMint()
+        self._tokens = TokenSource(
+            self._mint, observer=_MintCounts(self.metrics), mint_timeout_seconds=settings.mint_timeout
+        )
+        connector = Connector(
+            client,
+            budget,
+            timing=Timing(
+                ping_interval_seconds=settings.ping_interval,
+                ping_timeout_seconds=settings.ping_timeout,
+                idle_timeout_seconds=settings.upstream_idle_timeout,
+            ),
+            upstream_ca=settings.upstream_ca,
+            connect_timeout_seconds=settings.connect_timeout,
+        )
+        self._pool = Pool(
+            connector.connect,
+            self.metrics,
+            max_connections=settings.max_upstream_connections,
+            wait_timeout_seconds=settings.stream_wait_timeout,
+        )
+        self._forwarder = Forwarder(
+            routes,
+            self._tokens,
+            self._pool,
+            self.metrics,
+            budget,
+            loop=loop,
+            clock=time.time,
+            chance=random.random,
+            replay_octets=settings.replay_octets,
+            access_log=settings.access_log,
+        )
+        self.listener = Listener(self._forwarder, server, budget, self.metrics)
+        self._admin: AdminPlane | None = None
+        if settings.admin != "off":
+            self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)
+        self._ending = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused; for probes."""
+        return self._forwarder.draining
+
+    async def start(self) -> None:
+        """Open the admin plane. Raises ListenFailed."""
+        if self._admin is not None:
+            try:
+                await self._admin.start()
+            except OSError as exc:
+                raise ListenFailed(f"cannot listen on {self.settings.admin} (admin): {exc.strerror or exc}") from exc
+        self.started = True
+
+    def end(self) -> None:
+        """Begin to drain; called again, cut what is left."""
+        if self._ending.is_set():
+            self._hurry.set()
+        self._ending.set()
+
+    async def ended(self) -> None:
+        """Wait until `end` was called and everything is drained, or cut."""
+        await self._ending.wait()
+        self._forwarder.draining = True
+        live = self.listener.live
+        _log.info("draining", live=live, timeout_seconds=self.settings.drain_timeout)
+        started = time.monotonic()
+        complete = await self.listener.drain(self.settings.drain_timeout, self._hurry)
+        _log.info("drained", complete=complete, seconds=round(time.monotonic() - started, 1))
+
+    async def close(self) -> None:
+        """Release everything; safe after a failed start."""
+        await self._forwarder.close()
+        await self._pool.close()
+        await self._tokens.close()
+        await self._mint.close()
+        if self._admin is not None:
+            await self._admin.close()
+
+    async def run(self, config: ListenerConfig, sockets: Sockets, parent: ProcessEvent | None) -> None:
+        """Start, serve until told to end, and close."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end)
+        watch = loop.create_task(self._watch(parent)) if parent is not None else None
+        try:
+            await self.start()
+            addresses = [_shown(bound.getsockname()) for bound in sockets.insecure_sockets]
+            _log.info(
+                "listening",
+                version=__version__,
+                listen=addresses,
+                admin=self._admin.address if self._admin is not None else "off",
+                engine=self.engine_name,
+                routes={
+                    route.name: str(route.origin) + route.base_path for route in self.settings.route_table().routes
+                },
+            )
+            # What was made so far lives as long as the process: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            await listen(self.listener, config, sockets, self.ended)
+        finally:
+            if watch is not None:
+                watch.cancel()
+            await self.close()
+
+    async def _watch(self, parent: ProcessEvent) -> None:
+        while not parent.is_set():  # noqa: ASYNC110 - an event of another process has nothing to await
+            await asyncio.sleep(_PARENT_POLL_SECONDS)
+        self.end()
+
+
+class _MintCounts:
+    """Tells the metrics what the token source reports."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def minted(self, token: Token, seconds: float) -> None:
+        self._metrics.token_minted(seconds)
+
+    def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
+        self._metrics.mint_failed(failure.code)
+
+
+def serve(settings: Settings) -> int:
+    """Run the sidecar until it is told to end; return the exit code: 0, or 2 with the reason on standard error."""
+    configure_logging(settings.log_level, settings.log_format)
+    config = ListenerConfig(settings.listen, settings.workers, settings.to_json())
+    try:
+        engine_choice(settings.http2_engine)
+        if settings.workers > 1:
+            return run_workers(config, worker)
+        worker(config, config.create_sockets())
+    except (ListenFailed, EngineUnavailable) as exc:
+        sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
+        return 2
+    return 0
+
+
+def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: ProcessEvent | None = None) -> None:
+    """Run one worker. In a process of its own it ends when `shutdown_event` is set, or on its own signals."""
+    settings = Settings.from_json(config.payload)
+    if shutdown_event is not None:
+        configure_logging(settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.get_loop().set_exception_handler(_report)
+        try:
+            runner.run(_run(settings, config, sockets, shutdown_event))
+        except ListenFailed as exc:
+            if shutdown_event is None:
+                raise
+            sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
+            sys.exit(2)
+
+
+async def _run(settings: Settings, config: ListenerConfig, sockets: Sockets, parent: ProcessEvent | None) -> None:
+    await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, parent)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught: the kind of error and where, not its text, which may hold what must not be logged."""
+    exception = context.get("exception")
+    where = exception.__traceback__ if exception is not None else None
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    _log.error(
+        "unexpected error",
+        what=context.get("message"),
+        error=type(exception).__name__ if exception is not None else None,
+        at=f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else None,
+    )
+
+
+def _shown(name: Any) -> str:
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,270 @@
+"""One HTTP/2 connection to an upstream.
+
+It absorbs what must not reach Restate: GOAWAY lets live streams finish and sends the others elsewhere, idle
+connections close before Google's front end closes them (some four minutes), and a PING finds a dead peer, but only
+while streams are live, because too many of them get ENHANCE_YOUR_CALM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.http2.engine import Engine
+from proxy.http2.events import (
+    ConnectionFailed,
+    DataReceived,
+    ErrorCode,
+    Fields,
+    GoAwayReceived,
+    HeadReceived,
+    InterimReceived,
+    SettingsReceived,
+    StreamId,
+    StreamReset,
+    TrailersReceived,
+)
+from proxy.routing import Origin
+from proxy.wire import Budget, FrameProtocol
+
+__all__ = ["ResponseSink", "Timing", "UpstreamConnection"]
+
+_PING_PAYLOAD: Final = b"sidecar\x00"
+
+# Stream ids are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
+_STREAMS_PER_CONNECTION: Final = 1 << 29
+
+
+class ResponseSink(Protocol):
+    """Who takes what an upstream stream brings; one for each stream."""
+
+    def interim(self, fields: Fields) -> None:
+        """A 1xx head."""
+
+    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+        """The final head."""
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        """Content; `UpstreamConnection.acknowledge` is owed for its octets."""
+
+    def response_trailers(self, fields: Fields) -> None:
+        """The trailer section, which ends the response."""
+
+    def response_reset(self, code: int) -> None:
+        """The stream is over, with this error code."""
+
+    def unprocessed(self) -> None:
+        """The upstream has provably not processed the request (RFC 9113, 8.7); the stream is over."""
+
+    def upstream_lost(self, failure: Failure) -> None:
+        """The connection is gone, and the stream with it."""
+
+    def request_sent(self, octets: int) -> None:
+        """So many octets of the request's content have left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When a connection is probed and when it is given up. All in seconds."""
+
+    ping_interval_seconds: float = 30.0
+    """Silence on a connection with live streams before it is probed."""
+    ping_timeout_seconds: float = 15.0
+    """Silence after a probe before the connection is given up."""
+    idle_timeout_seconds: float = 180.0
+    """How long a connection without streams is kept: less than the front end keeps it."""
+
+
+class UpstreamConnection(FrameProtocol):
+    """A client connection; usable once `settled` is done."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        budget: Budget,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        origin: Origin,
+        timing: Timing,
+    ) -> None:
+        super().__init__(engine, budget, loop)
+        self.origin = origin
+        self.settled: asyncio.Future[None] = loop.create_future()
+        """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
+        self.reserved = 0
+        """Streams promised to requests that are about to open them."""
+        self.retiring = False
+        """Whether no new streams may be opened."""
+        self.on_change: Callable[[UpstreamConnection], None] = lambda _: None
+        """Called whenever streams may have become free, and when the connection is gone."""
+        self._sinks: dict[StreamId, ResponseSink] = {}
+        self._timing = timing
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = loop.time()
+        self._pinged_at: float | None = None
+
+    # ---- streams
+
+    @property
+    def free_streams(self) -> int:
+        """How many more streams may be opened now; 0 or less when none."""
+        if self.retiring or self.closed or not self.engine.can_open_stream:
+            return 0
+        return self.engine.peer_max_concurrent_streams - self.engine.open_streams - self.reserved
+
+    def open(self, fields: Fields, *, end_stream: bool, sink: ResponseSink) -> StreamId:
+        """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""
+        stream_id = self.engine.send_request(fields, end_stream=end_stream)
+        self._sinks[stream_id] = sink
+        if stream_id >= _STREAMS_PER_CONNECTION:
+            self.retiring = True
+        self.schedule_flush()
+        return stream_id
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream; what is queued still leaves."""
+        self._sinks.pop(stream_id, None)
+
+    # ---- events
+
+    def on_head(self, event: HeadReceived) -> None:
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.response_head(event.fields, end_stream=event.end_stream)
+
+    def on_interim(self, event: InterimReceived) -> None:
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.interim(event.fields)
+
+    def on_data(self, event: DataReceived) -> None:
+        self.note_received(len(event.data))
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.response_data(event.data, end_stream=event.end_stream)
+        elif event.data:
+            self.engine.acknowledge(event.stream_id, len(event.data))
+
+    def on_trailers(self, event: TrailersReceived) -> None:
+        sink = self._sinks.get(event.stream_id)
+        if sink is not None:
+            sink.response_trailers(event.fields)
+
+    def on_reset(self, event: StreamReset) -> None:
+        sink = self._sinks.pop(event.stream_id, None)
+        if sink is None:
+            return
+        if not event.by_peer:
+            # The upstream broke a rule; the code that told it so would blame the caller.
+            sink.response_reset(ErrorCode.INTERNAL_ERROR)
+        elif event.code == ErrorCode.REFUSED_STREAM:
+            sink.unprocessed()
+        else:
+            sink.response_reset(event.code)
+
+    def on_go_away(self, event: GoAwayReceived) -> None:
+        self.retiring = True
+        for stream_id in [id_ for id_ in self._sinks if id_ > event.last_stream_id]:
+            sink = self._sinks.pop(stream_id)
+            self.engine.reset(stream_id, ErrorCode.CANCEL)
+            sink.unprocessed()
+        self.on_change(self)
+
+    def on_settings(self, event: SettingsReceived) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
+            self._arm(self._timing.ping_interval_seconds)
+
+    def on_failed(self, event: ConnectionFailed) -> None:
+        if not self.settled.done():
+            self.settled.set_exception(_not_http2(self.origin))
+        super().on_failed(event)
+
+    def on_sent(self, stream_id: StreamId, octets: int) -> None:
+        sink = self._sinks.get(stream_id)
+        if sink is not None:
+            sink.request_sent(octets)
+
+    def on_lost(self, reason: str) -> None:
+        self.retiring = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.settled.done():
+            self.settled.set_exception(
+                UpstreamConnectionLost(f"the connection to {self.origin} ended before it was usable: {reason}")
+            )
+        sinks, self._sinks = self._sinks, {}
+        if sinks:
+            failure = UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}")
+            for sink in sinks.values():
+                sink.upstream_lost(failure)
+        self.on_change(self)
+
+    def after_flush(self) -> None:
+        if self.retiring and not self._sinks and self.engine.open_streams == 0:
+            self.retire("no streams are left after GOAWAY")
+        else:
+            self.on_change(self)
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self.transport = transport  # type: ignore[assignment]  # a TLS transport is always a full one
+            self.settled.set_exception(_not_http2(self.origin))
+            self.abort()
+            return
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
+        super().data_received(data)
+
+    def retire(self, reason: str) -> None:
+        """Say GOAWAY and close; live streams are lost."""
+        if not self.closed:
+            self.retiring = True
+            self.engine.go_away(ErrorCode.NO_ERROR)
+            self.close(reason)
+
+    # ---- time
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        timing, now = self._timing, self.loop.time()
+        if self.closed:
+            return
+        if self.engine.open_streams == 0:
+            self._pinged_at = None
+            if now - self._heard_at >= timing.idle_timeout_seconds:
+                self.retire("idle")
+                return
+            self._arm(timing.ping_interval_seconds)
+        elif self._pinged_at is not None and self._heard_at < self._pinged_at:
+            if now - self._pinged_at >= timing.ping_timeout_seconds:
+                self.close(f"no answer to a PING within {timing.ping_timeout_seconds:g} s")
+                self.abort()
+                return
+            self._arm(timing.ping_timeout_seconds)
+        elif now - self._heard_at >= timing.ping_interval_seconds:
+            self._pinged_at = now
+            self.engine.ping(_PING_PAYLOAD)
+            self.schedule_flush()
+            self._arm(timing.ping_timeout_seconds)
+        else:
+            self._pinged_at = None
+            self._arm(timing.ping_interval_seconds - (now - self._heard_at))
+
+
+def _not_http2(origin: Origin) -> UpstreamNotHttp2:
+    return UpstreamNotHttp2(
+        f"{origin} does not speak HTTP/2 with us; deploy the service with `gcloud run deploy --use-http2`, and check "
+        "that nothing before it ends HTTP/2"
+    )

@@ -1,0 +1,286 @@
+"""One HTTP/2 connection on a transport: what both sides share. Bytes in, events out, one flush a loop turn.
+
+It stands between the rooms `downstream` and `upstream`, which do not know each other, and `http2`, which has no IO.
+
+Credit (receive windows) follows two rules. A stream's credit goes back when its octets have left in the other
+connection's outgoing bytes and that transport is not paused: `take` reports what left, and the reports wait while the
+transport is paused. The connection's credit goes back on receipt, so that a stream that is stuck cannot starve the
+others; only when the worker's `Budget` is used up does it wait, which bounds memory whatever the peers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, cast
+
+from proxy.http2.engine import Engine
+from proxy.http2.events import (
+    ConnectionFailed,
+    DataReceived,
+    Fields,
+    GoAwayReceived,
+    HeadReceived,
+    InterimReceived,
+    PingAcknowledged,
+    Sent,
+    SettingsReceived,
+    StreamId,
+    StreamReset,
+    TrailersReceived,
+)
+
+__all__ = ["Budget", "FrameProtocol"]
+
+# Beyond this the transport is paused, and what it holds is not acknowledged.
+_WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
+
+# How long a closed connection may take to deliver its last octets.
+_CLOSE_SECONDS: Final = 5.0
+
+
+class Budget:
+    """How many octets all connections of a worker hold queued, against a cap.
+
+    Connections report changes; one that finds the budget used up keeps its connection credit back until there is room.
+    """
+
+    __slots__ = ("_waiting", "limit_octets", "queued_octets")
+
+    def __init__(self, limit_octets: int) -> None:
+        self.limit_octets = limit_octets
+        self.queued_octets = 0
+        self._waiting: set[Callable[[], None]] = set()
+
+    @property
+    def used_up(self) -> bool:
+        """Whether no more should be invited."""
+        return self.queued_octets >= self.limit_octets
+
+    def change(self, octets: int) -> None:
+        """Note that so many more (or fewer) octets are queued; wake who waits once a quarter is free again."""
+        self.queued_octets += octets
+        if self._waiting and self.queued_octets <= self.limit_octets - self.limit_octets // 4:
+            waiting, self._waiting = self._waiting, set()
+            for wake in waiting:
+                wake()
+
+    def wait(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called once there is room."""
+        self._waiting.add(wake)
+
+    def leave(self, wake: Callable[[], None]) -> None:
+        """Forget `wake`."""
+        self._waiting.discard(wake)
+
+
+class FrameProtocol(asyncio.Protocol):
+    """An engine on a transport. Subclasses say what the events mean.
+
+    Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
+    loop turn, unless the transport is paused.
+    """
+
+    _on: ClassVar[dict[type, Callable[[Any, Any], None]]]
+    """What to do about each kind of event; filled by `__init_subclass__` from the `on_…` methods."""
+
+    def __init_subclass__(cls) -> None:
+        cls._on = {
+            HeadReceived: cls.on_head,
+            InterimReceived: cls.on_interim,
+            DataReceived: cls.on_data,
+            TrailersReceived: cls.on_trailers,
+            StreamReset: cls.on_reset,
+            GoAwayReceived: cls.on_go_away,
+            PingAcknowledged: cls.on_ping_acknowledged,
+            SettingsReceived: cls.on_settings,
+            ConnectionFailed: cls.on_failed,
+        }
+
+    def __init__(self, engine: Engine, budget: Budget, loop: asyncio.AbstractEventLoop) -> None:
+        self.engine = engine
+        self.budget = budget
+        self.loop = loop
+        self.transport: asyncio.Transport | None = None
+        self.closed = False
+        self._paused = False
+        self._flush_scheduled = False
+        self._unreported: list[Sent] = []
+        self._credit_octets = 0
+        self._counted_octets = 0
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    # ---- commands, for the carriers
+
+    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+        """Queue content of a stream."""
+        self.engine.send_data(stream_id, data, end_stream=end_stream)
+        self.schedule_flush()
+
+    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+        """Queue a trailer section behind the stream's content."""
+        self.engine.send_trailers(stream_id, fields)
+        self.schedule_flush()
+
+    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+        """Queue a reset; see `Engine.reset`."""
+        self.engine.reset(stream_id, code, after_data=after_data)
+        self.schedule_flush()
+
+    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+        """Give the stream's sender its window back."""
+        self.engine.acknowledge(stream_id, octets)
+        if self.engine.wants_to_send:
+            self.schedule_flush()
+
+    # ---- what subclasses say
+
+    def on_head(self, event: HeadReceived) -> None:
+        """A request or final response head has come."""
+        raise NotImplementedError
+
+    def on_interim(self, event: InterimReceived) -> None:
+        """A 1xx head has come."""
+        raise NotImplementedError
+
+    def on_data(self, event: DataReceived) -> None:
+        """Content has come; its octets are counted for the connection's credit by `note_received`."""
+        raise NotImplementedError
+
+    def on_trailers(self, event: TrailersReceived) -> None:
+        """A trailer section has come."""
+        raise NotImplementedError
+
+    def on_reset(self, event: StreamReset) -> None:
+        """A stream is over."""
+        raise NotImplementedError
+
+    def on_go_away(self, event: GoAwayReceived) -> None:
+        """The peer takes no new streams."""
+        raise NotImplementedError
+
+    def on_sent(self, stream_id: StreamId, octets: int) -> None:
+        """Content of the stream has left, and the transport takes more."""
+        raise NotImplementedError
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone, however it ended; called once."""
+        raise NotImplementedError
+
+    def on_ping_acknowledged(self, event: PingAcknowledged) -> None:
+        """The peer answered a PING."""
+
+    def on_settings(self, event: SettingsReceived) -> None:
+        """The peer's settings were applied."""
+
+    def on_failed(self, event: ConnectionFailed) -> None:
+        """The peer broke the connection's rules: tell it, and close."""
+        self.close(event.reason)
+
+    def after_flush(self) -> None:
+        """All that could leave has left."""
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_OCTETS)
+        self.schedule_flush()
+
+    def data_received(self, data: bytes) -> None:
+        on = self._on
+        for event in self.engine.receive(data):
+            on[type(event)](self, event)
+        if self._credit_octets:
+            self._give_credit()
+        self.schedule_flush()
+
+    def eof_received(self) -> bool | None:
+        return False  # the transport closes itself: a half-closed TCP connection carries no HTTP/2
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        reports, self._unreported = self._unreported, []
+        for stream_id, octets in reports:
+            self.on_sent(stream_id, octets)
+        self.schedule_flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        self._end(f"{type(exc).__name__}: {exc}" if exc else "closed by the peer")
+
+    # ---- flushing and closing
+
+    def note_received(self, octets: int) -> None:
+        """Count octets whose connection credit goes back at the end of this read."""
+        self._credit_octets += octets
+
+    def schedule_flush(self) -> None:
+        """Have everything queued leave at the end of this loop turn."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what the engine has, unless the transport is paused."""
+        self._flush_scheduled = False
+        transport = self.transport
+        if self.closed or transport is None or transport.is_closing():
+            return
+        sent: list[Sent] = []
+        if not self._paused:
+            data, sent = self.engine.take()
+            if data:
+                transport.write(data)
+        queued = self.engine.queued_octets
+        if queued != self._counted_octets:
+            self.budget.change(queued - self._counted_octets)
+            self._counted_octets = queued
+        if self._paused:
+            self._unreported += sent
+        else:
+            for stream_id, octets in sent:
+                self.on_sent(stream_id, octets)
+        self.after_flush()
+
+    def close(self, reason: str) -> None:
+        """Send what is queued and close; `on_lost` says `reason` to whoever still waits."""
+        transport = self.transport
+        if self.closed or transport is None:
+            return
+        if not transport.is_closing():
+            data, _ = self.engine.take()
+            if data:
+                transport.write(data)
+            transport.close()
+            # A peer that does not read would keep the transport, and what it holds, for ever.
+            self._abort_timer = self.loop.call_later(_CLOSE_SECONDS, transport.abort)
+        self._end(reason)
+
+    def abort(self) -> None:
+        """Drop the transport at once, with whatever it still holds."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.budget.leave(self._give_credit)
+        self.budget.change(-self._counted_octets)
+        self._counted_octets = 0
+        self._unreported.clear()
+        self.on_lost(reason)
+
+    def _give_credit(self) -> None:
+        if self.budget.used_up:
+            self.budget.wait(self._give_credit)
+            return
+        octets, self._credit_octets = self._credit_octets, 0
+        self.engine.acknowledge_connection(octets)
+        if self.engine.wants_to_send:
+            self.schedule_flush()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.emulator import Certificates
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.create(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> Callable[..., Path]:
+    """Write a settings file with one unsigned route a keyword, and whatever else is given first."""
+
+    def write(extra: str = "", **urls: str) -> Path:
+        file = tmp_path / "routes.toml"
+        tables = [f'[routes.{name}]\nurl = "{url}"\ngcp_id_token = false\n' for name, url in urls.items()]
+        file.write_text("\n".join([extra, *tables]))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,159 @@
+"""A real restate-server on ports and data of its own, and the little of its two APIs that tests and demo need."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+
+from tests.support.processes import Program, program
+
+__all__ = ["Invoked", "Registered", "RestateServer", "find_restate_server"]
+
+_START_SECONDS = 60.0
+_CONFIGURATION = """
+disable-telemetry = true
+log-format = "compact"
+log-disable-ansi-codes = true
+shutdown-timeout = "5s"
+default-num-partitions = 4
+rocksdb-total-memory-size = "256 MiB"
+bind-address = "127.0.0.1:0"
+[admin]
+bind-address = "127.0.0.1:{admin_port}"
+[ingress]
+bind-address = "127.0.0.1:{ingress_port}"
+[worker.invoker]
+inactivity-timeout = "{inactivity_milliseconds}ms"
+[default-retry-policy]
+initial-interval = "50ms"
+max-interval = "1s"
+"""
+
+
+class Registered(NamedTuple):
+    """What the admin API says to a registration: 201 new, 200 known already, else refused."""
+
+    status: int
+    body: dict[str, Any]
+
+    @property
+    def services(self) -> list[str]:
+        """The names of the services that were found."""
+        return [service["name"] for service in self.body["services"]]
+
+
+class Invoked(NamedTuple):
+    """What the ingress answers to an invocation; `value` is the handler's result, or the error as Restate words it."""
+
+    status: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class RestateServer:
+    """A running server; `http` serves both of its APIs."""
+
+    program: Program
+    admin_url: str
+    ingress_url: str
+    http: aiohttp.ClientSession
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls,
+        folder: Path,
+        *,
+        admin_port: int = 0,
+        ingress_port: int = 0,
+        inactivity_milliseconds: int = 60_000,
+        log: Path | None = None,
+    ) -> AsyncIterator[RestateServer]:
+        """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
+
+        After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend.
+        """
+        configuration = folder / "restate.toml"
+        configuration.write_text(
+            _CONFIGURATION.format(
+                admin_port=admin_port, ingress_port=ingress_port, inactivity_milliseconds=inactivity_milliseconds
+            )
+        )
+        argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
+        argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
+        # A proxy meant for the way out would otherwise get the invocations of local deployments.
+        environment = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
+        async with (
+            program("restate-server", argv, env=environment, log=log) as child,
+            aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=90), connector=aiohttp.TCPConnector(limit=0)
+            ) as http,
+        ):
+            ports = {}
+            for role in ("http-ingress-server", "admin-api-server"):
+                found = await child.line(
+                    rf"[Ll]istening server_name={role} .*server\.port=(\d+)", within_seconds=_START_SECONDS
+                )
+                ports[role] = found[1]
+            server = cls(
+                child,
+                f"http://127.0.0.1:{ports['admin-api-server']}",
+                f"http://127.0.0.1:{ports['http-ingress-server']}",
+                http,
+            )
+            await child.answers(f"{server.admin_url}/health", within_seconds=_START_SECONDS)
+            await child.answers(f"{server.ingress_url}/restate/health", within_seconds=_START_SECONDS)
+            yield server
+
+    async def register(
+        self, uri: str, *, headers: Mapping[str, str] | None = None, use_http_11: bool = False, force: bool = False
+    ) -> Registered:
+        """Register the deployment at `uri`; `headers` go with every request to it."""
+        wish = {"uri": uri, "additional_headers": dict(headers or {}), "use_http_11": use_http_11, "force": force}
+        async with self.http.post(f"{self.admin_url}/deployments", json=wish) as response:
+            return Registered(response.status, await response.json(content_type=None))
+
+    async def invoke(
+        self, service: str, handler: str, body: object = None, *, key: str | None = None, send: bool = False
+    ) -> Invoked:
+        """Call a handler through the ingress and wait for its result; with `send` only until it is taken on."""
+        parts = [service, handler] if key is None else [service, key, handler]
+        path = "/".join(quote(part, safe="") for part in parts)
+        url = f"{self.ingress_url}/{path}{'/send' if send else ''}"
+        content = None if body is None else io.BytesIO(json.dumps(body).encode())
+        fields = {} if content is None else {"content-type": "application/json"}
+        # A handler without input refuses a content-type that came by itself.
+        async with self.http.post(url, data=content, headers=fields, skip_auto_headers=["content-type"]) as response:
+            text = await response.text()
+            return Invoked(response.status, json.loads(text) if text else None)
+
+    async def query(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows that Restate's introspection has for `sql`."""
+        url, fields = f"{self.admin_url}/query", {"accept": "application/json"}
+        async with self.http.post(url, json={"query": sql}, headers=fields) as response:
+            response.raise_for_status()
+            rows: list[dict[str, Any]] = (await response.json())["rows"]
+            return rows
+
+
+def find_restate_server() -> Path:
+    """Return the program: `$RESTATE_SERVER`, else the one beside this Python, else the one on PATH.
+
+    Raises FileNotFoundError with what to do.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = os.environ.get("RESTATE_SERVER") or shutil.which("restate-server", path=path)
+    if not found or not Path(found).exists():
+        raise FileNotFoundError("restate-server is not installed here: `make demo` and `make test` install it")
+    return Path(found)

@@ -1,0 +1,62 @@
+"""The sidecar under test: the real command, unmodified, on free ports, with nothing but its flags and environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.processes import Program, program
+
+__all__ = ["Sidecar", "sidecar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A running sidecar and where it listens."""
+
+    program: Program
+    listen: tuple[str, ...]
+    admin: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the first listener."""
+        host, _, port = self.listen[0].rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def url(self) -> str:
+        """The first listener as a base URL."""
+        return f"http://{self.listen[0]}"
+
+    @property
+    def resident_octets(self) -> int:
+        """Resident memory of the process."""
+        pages = int(Path(f"/proc/{self.program.pid}/statm").read_text().split()[1])
+        return pages * 4096
+
+    def log(self) -> list[dict[str, object]]:
+        """Return its log lines so far."""
+        return [json.loads(line) for line in self.program.lines if line.startswith("{")]
+
+
+@asynccontextmanager
+async def sidecar(
+    *flags: str | Path, env: Mapping[str, str | None] | None = None, log: Path | None = None
+) -> AsyncIterator[Sidecar]:
+    """Run `cloudrun-sidecar serve` for the time of a `with`; ports are free ones unless the flags say otherwise."""
+    given = [str(flag) for flag in flags]
+    argv: list[str | Path] = [sys.executable, "-m", "proxy", "serve", "--log-format", "json"]
+    if "--listen" not in given:
+        argv += ["--listen", "127.0.0.1:0"]
+    if "--admin" not in given:
+        argv += ["--admin", "127.0.0.1:0"]
+    clean = {"GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent", **(env or {})}
+    async with program("cloudrun-sidecar", [*argv, *given], env=clean, log=log) as running:
+        line = (await running.line(r'^\{.*"listening".*$')).group(0)
+        said = json.loads(line)
+        yield Sidecar(running, tuple(said["listen"]), said["admin"])

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.http2.events import Fields
+from proxy.http2.fields import for_upstream, from_http1, request_line, trailers_for_upstream
+
+HEAD: Fields = [
+    (b":method", b"POST", False),
+    (b":scheme", b"http", False),
+    (b":authority", b"sidecar:9081", False),
+    (b":path", b"/greeter/invoke/Greeter/greet", False),
+    (b"content-type", b"application/vnd.restate.invocation.v6", False),
+    (b"authorization", b"Bearer the-caller's", True),
+]
+
+
+def upstream(head: Fields, authorization: bytes | None = b"Bearer ours") -> Fields:
+    return for_upstream(
+        head,
+        method=b"POST",
+        scheme=b"https",
+        authority=b"greeter.run.app",
+        path=b"/invoke/Greeter/greet",
+        authorization=authorization,
+    )
+
+
+def test_pseudo_fields_are_rewritten_and_all_else_crosses_to_the_octet() -> None:
+    assert upstream(HEAD) == [
+        (b":method", b"POST", False),
+        (b":scheme", b"https", False),
+        (b":authority", b"greeter.run.app", False),
+        (b":path", b"/invoke/Greeter/greet", False),
+        (b"x-serverless-authorization", b"Bearer ours", False),
+        (b"content-type", b"application/vnd.restate.invocation.v6", False),
+        (b"authorization", b"Bearer the-caller's", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x-serverless-authorization",
+        b"x_serverless_authorization",
+        b"x-serverless_authorization",
+        b"x_serverless-authorization",
+    ],
+)
+def test_a_spoofed_token_never_passes_however_spelled_or_repeated(name: bytes) -> None:
+    spoof = [(name, b"Bearer spoofed", False)] * 3
+    assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof)]
+    assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof, authorization=None)]
+    assert trailers_for_upstream([*spoof, (b"x-checksum", b"1", False)]) == [(b"x-checksum", b"1", False)]
+
+
+@given(st.lists(st.tuples(st.from_regex(rb"[a-z_-]{1,30}", fullmatch=True), st.binary(max_size=20), st.booleans())))
+def test_whatever_the_client_sends_exactly_one_token_leaves(extra: Fields) -> None:
+    spoof: Fields = [(b"x-serverless-authorization", b"Bearer spoofed", True)]
+    sent = upstream(HEAD + extra + spoof)
+    tokens = [value for name, value, _ in sent if name.replace(b"_", b"-") == b"x-serverless-authorization"]
+    assert tokens == [b"Bearer ours"]
+
+
+def test_host_does_not_contradict_the_new_authority() -> None:
+    assert b"host" not in [name for name, _, _ in upstream([*HEAD, (b"host", b"sidecar:9081", False)])]
+
+
+def test_request_line_is_found_in_any_order_of_the_pseudo_fields() -> None:
+    assert request_line(HEAD) == (b"POST", b"/greeter/invoke/Greeter/greet")
+    assert request_line(list(reversed(HEAD[:4])) + HEAD[4:]) == (b"POST", b"/greeter/invoke/Greeter/greet")
+    assert request_line([(b":method", b"CONNECT", False), (b":authority", b"x:1", False)]) == (b"CONNECT", b"")
+
+
+def test_http1_heads_lose_what_belongs_to_the_connection() -> None:
+    head = from_http1(
+        b"POST",
+        b"/greeter/x",
+        [
+            (b"Host", b"sidecar"),
+            (b"Connection", b"keep-alive, X-Private"),
+            (b"Keep-Alive", b"timeout=5"),
+            (b"Transfer-Encoding", b"chunked"),
+            (b"X-Private", b"1"),
+            (b"TE", b"gzip"),
+            (b"Expect", b"100-continue"),
+            (b"Upgrade", b"h2c"),
+            (b"HTTP2-Settings", b"AAMAAABk"),
+            (b"Authorization", b"Bearer the-caller's"),
+            (b"X-Serverless-Authorization", b"Bearer spoofed"),
+        ],
+    )
+    assert head == [
+        (b":method", b"POST", False),
+        (b":scheme", b"http", False),
+        (b":authority", b"sidecar", False),
+        (b":path", b"/greeter/x", False),
+        (b"authorization", b"Bearer the-caller's", True),
+        (b"x-serverless-authorization", b"Bearer spoofed", False),
+    ]
+    assert b"Bearer spoofed" not in [value for _, value, _ in upstream(head)]
+
+
+def test_te_trailers_is_the_one_te_that_stays() -> None:
+    assert (b"te", b"trailers", False) in from_http1(b"GET", b"/", [(b"te", b"trailers")])
