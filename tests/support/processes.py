@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -182,12 +183,14 @@ async def program(
     """Run `argv` with `env` laid over this process' environment (None removes); at the end of the block it is stopped.
 
     It runs in a session of its own: a Ctrl-C in the terminal reaches only who started it, who then stops it in order.
+    Where that one is killed, the kernel sends `stop` instead.
     """
     loop = asyncio.get_running_loop()
     child = Program(name, log)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     await loop.subprocess_exec(
         lambda: child,
+        *_leash(stop),
         *map(str, argv),
         env={name: value for name, value in environment.items() if value is not None},
         stdin=asyncio.subprocess.DEVNULL,
@@ -200,3 +203,9 @@ async def program(
             await child.stop(stop, within_seconds=stop_seconds)
         finally:
             child.close()
+
+
+def _leash(stop: signal.Signals) -> list[str]:
+    """Return what to put before a command so that it does not outlive us (Linux; elsewhere it may)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", stop.name.removeprefix("SIG"), "--"] if setpriv else []

