@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +131,27 @@ def emulate(
             as_json=as_json,
         )
         try:
-            asyncio.run(_run(plan))
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(_run(plan))
         except CannotListen as exc:
             raise Unusable(_with_remedy(exc, plan)) from exc
         except OSError as exc:
             raise Unusable(f"Cannot write to {exc.filename or plan.directory}: {exc.strerror}.") from exc
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose signals stay this command's.
+
+    Restate's SDK, for one, takes SIGTERM for itself at the first request that it serves; the command would not end.
+    """
+
+    signals_taken = False
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
+        """Refuse once the command has its own: RuntimeError, as on a loop that cannot handle signals."""
+        if self.signals_taken:
+            raise RuntimeError("signals are handled by the command that hosts this application")
+        super().add_signal_handler(sig, callback, *args)
 
 
 async def _run(plan: Plan) -> None:
@@ -142,6 +159,8 @@ async def _run(plan: Plan) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop.set)
+    if isinstance(loop, _Loop):
+        loop.signals_taken = True
     google = Google(token_lifetime_seconds=plan.token_lifetime_seconds)
     certificates = Certificates.create(plan.directory)
     invokers = plan.invokers or (google.metadata_account,)

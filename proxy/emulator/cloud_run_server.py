@@ -109,7 +109,7 @@ class CloudRunServer:
         await self._context.terminated.set()
         await self._wait(GRACE_SECONDS)
         for writer in self._connections.values():
-            writer.transport.abort()
+            _abort(writer)
         # The order matters: Hypercorn's cleanup after a cancelled request waits for a window unless it knows that the
         # connection is gone.
         await self._wait(ABORT_SECONDS / 2)
@@ -137,7 +137,7 @@ class CloudRunServer:
 
     def _disconnected(self, task: asyncio.Task[None]) -> None:
         writer = self._connections.pop(task)
-        writer.transport.abort()
+        _abort(writer)
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._stopping:
             log.error("A connection to the emulated Cloud Run failed", exc_info=error)
@@ -148,6 +148,12 @@ class CloudRunServer:
         context.load_cert_chain(chain, key)
         context.set_alpn_protocols(self._config.alpn_protocols)
         return context
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    # Up to Python 3.11.3 a TLS transport that was closed twice has nothing left that it could abort.
+    with contextlib.suppress(AttributeError):
+        writer.transport.abort()
 
 
 class _Connection(TCPServer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -87,8 +86,7 @@ async def emulated_google(folder: Path, ports: Ports, app: str) -> AsyncIterator
         folder / "google",
     ]
     argv += ["--cloud-run-port", str(ports.cloud_run), "--metadata-port", str(ports.metadata)]
-    # Restate's SDK takes SIGTERM for itself at its first request, so it is SIGINT that ends whoever hosts it.
-    async with program("cloudrun-sidecar emulate", argv, log=folder / "emulate.log", stop=signal.SIGINT) as emulator:
+    async with program("cloudrun-sidecar emulate", argv, log=folder / "emulate.log") as emulator:
         announced = await emulator.line(r"^\{.*\}$", within_seconds=START_SECONDS)
         yield emulator, json.loads(announced[0])
 

@@ -120,7 +120,7 @@ async def typed(command: str) -> str:
 
 
 async def ended(pid: int) -> None:
-    """Return when the process has ended, whoever's child it is."""
+    """Return when the process has ended, whether or not it was started here."""
     over, descriptor = asyncio.Event(), os.pidfd_open(pid)
     asyncio.get_running_loop().add_reader(descriptor, over.set)
     try:

@@ -251,7 +251,7 @@ def test_a_url_is_taken_apart(url: str, origin: str, base_path: str) -> None:
         ("https://" + "a" * 64, "neither a host name nor an address"),
         ("https://" + "ä" * 70, "neither a host name nor an address"),
         ("https://[fe80::1%25eth0]", "neither a host name nor an address"),
-        ("https://[::1]x", "neither a host name nor an address"),
+        ("https://[::1]x", "[::1]x"),  # what follows depends on the Python
         ("https://[v1.a:b]", "neither a host name nor an address"),
     ],
 )
