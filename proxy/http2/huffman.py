@@ -55,16 +55,15 @@ class _Tree:
                 node = step
             node[code & 1] = symbol
         self._states: dict[int, _State] = {}
+        self._padding = [self.root]
+        for _ in range(7):
+            step = self._padding[-1][1]
+            assert isinstance(step, list)  # noqa: S101  (the code of all ones, end-of-string, has 30 bits)
+            self._padding.append(step)
 
     def is_padding(self, node: _Node) -> bool:
         """Whether a string may end here: after at most seven bits, all of them ones."""
-        place: _Node | int = self.root
-        for _ in range(8):
-            if place is node:
-                return True
-            if isinstance(place, list):
-                place = place[1]
-        return False
+        return any(node is place for place in self._padding)
 
     def state(self, node: _Node) -> _State:
         state = self._states.get(id(node))

@@ -63,7 +63,7 @@ class Receiver(Generic[StreamT]):
         self.failed = False
         """ConnectionFailed was reported; nothing more will be."""
         self.going_away = False
-        """We sent GOAWAY: the peer opens no more streams."""
+        """We sent GOAWAY (or failed, which implies it): neither side opens streams any more."""
         self.peer_going_away = False
         """The peer sent GOAWAY: we open no more streams."""
         self.last_processed: StreamId = 0
@@ -288,7 +288,7 @@ class Receiver(Generic[StreamT]):
             return
         self.connection.reset_arrived(stream)
         self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big"), True))
-        if not self._client and not stream.has_sent_head:
+        if not stream.has_sent_head:
             self._spend(self.allowance.cancelled())
 
     def _on_window_update(self, _flags: int, stream_id: StreamId, payload: bytes) -> None:

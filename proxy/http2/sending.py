@@ -134,7 +134,7 @@ class Sender(Generic[StreamT]):
     @property
     def can_open_stream(self) -> bool:
         connection, receiver = self._connection, self._receiver
-        if not self._client or receiver.failed or receiver.going_away or receiver.peer_going_away:
+        if not self._client or receiver.going_away or receiver.peer_going_away:
             return False
         free = len(connection.streams) < connection.peer_max_streams
         return free and connection.highest_outbound_stream_id < _MAX_STREAM_ID

@@ -1,0 +1,98 @@
+"""Much content through small windows, with a slow reader (ARCHITECTURE, laws 2 and 5)."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from tests.conformance.engines import each_engine
+from tests.conformance.joined import Joined
+from tests.conformance.raw import REQUEST, RESPONSE, line
+
+MEBI = 1 << 20
+
+
+@each_engine
+def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EngineFactory) -> None:
+    window = 256 << 10
+    joined = Joined(make, server_limits=Limits(stream_window_octets=window, connection_window_octets=MEBI))
+    client, server = joined.client.engine, joined.server.engine
+    stream_id = client.send_request([*REQUEST, line(b"content-length", b"%d" % (64 * MEBI))], end_stream=False)
+    joined.run()
+    chunk = bytes(range(256)) * 128
+    digest, expected = sha256(), sha256()
+    queued = received = most = 0
+    while received < 64 * MEBI:
+        # A sender that law 2 binds: never more unsent content than one window.
+        while queued < 64 * MEBI and queued - joined.client.sent[stream_id] < window:
+            client.send_data(stream_id, chunk, end_stream=queued + len(chunk) == 64 * MEBI)
+            expected.update(chunk)
+            queued += len(chunk)
+        most = max(most, client.queued_octets)
+        joined.step()
+        arrived = joined.server.content.pop(stream_id, b"")
+        digest.update(arrived)
+        received += len(arrived)
+        joined.server.events.clear()
+    assert most <= window + len(chunk)
+    assert digest.digest() == expected.digest()
+    assert stream_id in joined.server.ended
+    assert client.queued_octets == 0
+    assert server.open_streams == 1
+
+
+@each_engine
+def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(make: EngineFactory) -> None:
+    window = 64 << 10
+    limits = Limits(stream_window_octets=window, connection_window_octets=MEBI)
+    joined = Joined(make, client_limits=limits, acknowledge=False)
+    client, server = joined.client.engine, joined.server.engine
+    slow, quick = (client.send_request(REQUEST, end_stream=True) for _ in range(2))
+    joined.run()
+    for stream_id in (slow, quick):
+        server.send_head(stream_id, RESPONSE, end_stream=False)
+        server.send_data(stream_id, bytes(4 * MEBI), end_stream=True)
+    done = 0
+    pings = 0
+    while done < 4 * MEBI:
+        joined.run()
+        # The connection's window goes back on receipt, for both; the stream's only for the one that is read.
+        arrived = len(joined.client.content.pop(quick, b""))
+        client.acknowledge(quick, arrived)
+        client.acknowledge_connection(arrived)
+        done += arrived
+        client.ping(pings.to_bytes(8, "big"))
+        pings += 1
+    joined.run()
+    assert len(joined.client.content[slow]) == window
+    assert server.queued_octets == 4 * MEBI - window
+    assert quick in joined.client.ended
+    assert [event for event in joined.client.events if type(event).__name__ == "PingAcknowledged"]
+    client.acknowledge(slow, window)
+    client.acknowledge_connection(window)
+    joined.run()
+    assert len(joined.client.content[slow]) > window
+
+
+@each_engine
+def test_a_thousand_streams_at_once(make: EngineFactory) -> None:
+    joined = Joined(
+        make,
+        client_limits=Limits(stream_window_octets=20_000, connection_window_octets=100_000),
+        server_limits=Limits(stream_window_octets=20_000, connection_window_octets=100_000),
+    )
+    client, server = joined.client.engine, joined.server.engine
+    streams = [client.send_request(REQUEST, end_stream=False) for _ in range(1_000)]
+    assert client.open_streams == 1_000
+    for stream_id in streams:
+        client.send_data(stream_id, b"%d" % stream_id * 100, end_stream=True)
+    joined.run()
+    for stream_id in streams:
+        assert joined.server.content[stream_id] == b"%d" % stream_id * 100
+        server.send_head(stream_id, RESPONSE, end_stream=False)
+        server.send_data(stream_id, b"%d" % stream_id * 7_000, end_stream=True)
+    joined.run()
+    for stream_id in streams:
+        assert joined.client.content[stream_id] == b"%d" % stream_id * 7_000
+    assert client.open_streams == server.open_streams == client.queued_octets == server.queued_octets == 0

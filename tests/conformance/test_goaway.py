@@ -1,0 +1,128 @@
+"""GOAWAY, in either direction, ends no stream (RFC 9113, 6.8; ARCHITECTURE, law 7)."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.events import DataReceived, GoAwayReceived, HeadReceived
+from tests.conformance.engines import each_engine
+from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, codes, content, credit, of
+
+
+@each_engine
+def test_streams_go_on_after_the_peers_goaway(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    peer.asked()
+    peer.engine.send_data(1, b"queued", end_stream=False)
+    assert peer.send(peer.go_away(3, 0, b"bye")) == [GoAwayReceived(3, 0, b"bye")]
+    assert not peer.engine.can_open_stream
+    with pytest.raises(RuntimeError):
+        peer.asked()
+    peer.engine.send_data(1, b" and more", end_stream=True)
+    assert content(peer.take(), 1) == b"queued and more"
+    assert peer.send(peer.headers(1, RESPONSE), peer.data(1, b"answer", end=True)) == [
+        HeadReceived(1, RESPONSE, False),
+        DataReceived(1, b"answer", True),
+    ]
+    assert peer.engine.open_streams == 1
+    assert peer.send(peer.ping()) == []
+    assert of(peer.take(), "Ping")
+
+
+@each_engine
+def test_goaway_may_come_in_two_steps(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    peer.asked()
+    assert peer.send(peer.go_away((1 << 31) - 1)) == [GoAwayReceived((1 << 31) - 1, 0, b"")]
+    assert peer.send(peer.go_away(1, 11)) == [GoAwayReceived(1, 11, b"")]
+    assert peer.send(peer.headers(1, RESPONSE, end=True)) == [HeadReceived(1, RESPONSE, True)]
+
+
+@each_engine
+def test_streams_that_were_not_processed_are_their_owners_business(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    peer.asked()
+    assert peer.send(peer.go_away(1)) == [GoAwayReceived(1, 0, b"")]
+    peer.engine.reset(3, 8)
+    peer.take()
+    assert peer.engine.open_streams == 1
+
+
+@each_engine
+def test_a_server_survives_goaway_from_its_client(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open()
+    assert peer.send(peer.go_away(0)) == [GoAwayReceived(0, 0, b"")]
+    assert peer.send(peer.data(1, b"x", end=True)) == [DataReceived(1, b"x", True)]
+    peer.engine.send_head(1, RESPONSE, end_stream=True)
+    assert [one.ends for one in of(peer.take(), "Headers")] == [True]
+
+
+@each_engine
+def test_our_goaway_names_the_last_stream_processed(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.open(5)
+    peer.engine.go_away(0, b"closing time")
+    (seen,) = of(peer.take(), "GoAway")
+    assert seen.body == (5).to_bytes(4, "big") + bytes(4) + b"closing time"
+
+
+@each_engine
+def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.engine.go_away(0)
+    peer.take()
+    assert peer.open(3) == []
+    assert peer.send(peer.data(3, b"for nobody", end=True)) == []
+    seen = peer.take()
+    assert [(one.stream_id, *codes([one], "RstStream")) for one in of(seen, "RstStream")] == [(3, 7)]
+    assert peer.send(peer.data(1, b"x", end=True)) == [DataReceived(1, b"x", True)]
+    peer.engine.send_head(1, RESPONSE, end_stream=False)
+    peer.engine.send_data(1, b"answer", end_stream=True)
+    seen = peer.take()
+    assert of(seen, "Headers")[0].fields == RESPONSE
+    assert content(seen, 1) == b"answer"
+    assert peer.engine.open_streams == 0
+    peer.engine.go_away(0)
+    (seen_again,) = of(peer.take(), "GoAway")
+    assert seen_again.body[:4] == (1).to_bytes(4, "big")
+
+
+@each_engine
+def test_compression_stays_in_step_over_refused_requests(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.engine.go_away(0)
+    peer.open(3, [*REQUEST, (b"x-new", b"entered in a refused request", False)])
+    trailers = [(b"x-new", b"entered in a refused request", False)]
+    (event,) = peer.send(peer.headers(1, trailers, end=True))
+    assert tuple(event) == (1, trailers)
+
+
+@each_engine
+def test_content_of_refused_requests_uses_up_no_credit(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.engine.go_away(0)
+    peer.open(1)
+    returned = 0
+    for _ in range(1_200):
+        assert peer.send(peer.data(1, bytes(16_384))) == []
+        returned += credit(peer.take(), 0)
+    assert returned > 0
+
+
+@each_engine
+def test_a_client_that_said_goaway_opens_nothing_more(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    peer.engine.go_away(0)
+    (seen,) = of(peer.take(), "GoAway")
+    assert seen.body == bytes(8)
+    assert not peer.engine.can_open_stream
+    assert peer.send(peer.headers(1, RESPONSE, end=True)) == [HeadReceived(1, RESPONSE, True)]

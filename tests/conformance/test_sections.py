@@ -1,0 +1,447 @@
+"""Heads and trailers: what crosses unchanged, what is refused (RFC 9113, 8), how blocks are cut (4.3, 6.10)."""
+
+from __future__ import annotations
+
+import pytest
+from hyperframe.frame import HeadersFrame
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.http2.events import (
+    DataReceived,
+    Field,
+    Fields,
+    HeadReceived,
+    InterimReceived,
+    TrailersReceived,
+)
+from tests.conformance.engines import each_engine
+from tests.conformance.joined import Joined
+from tests.conformance.raw import (
+    REQUEST,
+    RESPONSE,
+    TRAILERS,
+    RawPeer,
+    assert_connection_failed,
+    assert_stream_failed,
+    line,
+    of,
+)
+
+METHOD, SCHEME, AUTHORITY, PATH = REQUEST[:4]
+
+
+@each_engine
+def test_heads_arrive_as_they_were_sent(make: EngineFactory) -> None:
+    joined = Joined(make)
+    request = [
+        *REQUEST,
+        line(b"x-empty", b""),
+        line(b"cookie", b"a=1"),
+        line(b"x-obs", b"caf\xe9 \xff"),
+        line(b"cookie", b"b=2"),
+        line(b"x-restate-signature-scheme", b"v1"),
+        line(b"x-inner", b"a  b\tc"),
+        line(b"te", b"trailers"),
+    ]
+    response = [line(b":status", b"299"), line(b"set-cookie", b"a"), line(b"set-cookie", b"b")]
+    stream_id = joined.client.engine.send_request(request, end_stream=True)
+    joined.run()
+    assert joined.server.of(HeadReceived) == [HeadReceived(stream_id, request, True)]
+    joined.server.engine.send_head(stream_id, response, end_stream=True)
+    joined.run()
+    assert joined.client.of(HeadReceived) == [HeadReceived(stream_id, response, True)]
+    assert joined.client.engine.open_streams == joined.server.engine.open_streams == 0
+
+
+@each_engine
+def test_the_same_head_crosses_however_often_it_is_sent(make: EngineFactory) -> None:
+    joined = Joined(make)
+    for number in range(50):
+        head = [*REQUEST, line(b"x-token", b"t" * 900), line(b"traceparent", b"%032d" % number)]
+        stream_id = joined.client.engine.send_request(head, end_stream=True)
+        joined.run()
+        assert joined.server.events[-1] == HeadReceived(stream_id, head, True)
+        joined.server.engine.send_head(stream_id, RESPONSE, end_stream=True)
+        joined.run()
+
+
+@each_engine
+def test_never_indexed_fields_arrive_marked(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    block = peer.encoder.encode([*((n, v) for n, v, _ in REQUEST), (b"authorization", b"secret", True)])
+    (event,) = peer.send(HeadersFrame(1, block, flags=["END_HEADERS"]))
+    assert event == HeadReceived(1, [*REQUEST, (b"authorization", b"secret", True)], False)
+
+
+@each_engine
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"authorization", b"secret", True),
+        (b"x-unheard-of", b"secret", True),
+        (b"x-indexed-before", b"secret", True),
+        (b"accept-encoding", b"gzip, deflate", True),
+    ],
+    ids=["static name", "new name", "line in the dynamic table", "line in the static table"],
+)
+def test_never_indexed_fields_leave_as_never_indexed_literals(make: EngineFactory, field: Field) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    for _ in range(4):
+        peer.asked([*REQUEST, line(b"x-indexed-before", b"secret")])
+    peer.engine.send_request([*REQUEST, field], end_stream=True)
+    (head,) = of(peer.take(), "Headers")
+    assert head.fields == [*REQUEST, field]
+
+
+@each_engine
+def test_interim_heads_come_before_the_final_one(make: EngineFactory) -> None:
+    joined = Joined(make)
+    stream_id = joined.client.engine.send_request(REQUEST, end_stream=False)
+    joined.run()
+    server = joined.server.engine
+    early = [line(b":status", b"103"), line(b"link", b"</a>")]
+    server.send_head(stream_id, [line(b":status", b"100")], end_stream=False)
+    server.send_head(stream_id, early, end_stream=False)
+    server.send_head(stream_id, RESPONSE, end_stream=False)
+    joined.run()
+    assert joined.client.events[-3:] == [
+        InterimReceived(stream_id, [line(b":status", b"100")]),
+        InterimReceived(stream_id, early),
+        HeadReceived(stream_id, RESPONSE, False),
+    ]
+
+
+@each_engine
+def test_trailers_cross_both_ways(make: EngineFactory) -> None:
+    joined = Joined(make)
+    client, server = joined.client.engine, joined.server.engine
+    stream_id = client.send_request(REQUEST, end_stream=False)
+    client.send_data(stream_id, b"question", end_stream=False)
+    client.send_trailers(stream_id, TRAILERS)
+    joined.run()
+    assert joined.server.events[-3:] == [
+        HeadReceived(stream_id, REQUEST, False),
+        DataReceived(stream_id, b"question", False),
+        TrailersReceived(stream_id, TRAILERS),
+    ]
+    server.send_head(stream_id, RESPONSE, end_stream=False)
+    server.send_trailers(stream_id, [*TRAILERS, (b"x-sum", b"1", True)])
+    joined.run()
+    assert joined.client.events[-2:] == [
+        HeadReceived(stream_id, RESPONSE, False),
+        TrailersReceived(stream_id, [*TRAILERS, (b"x-sum", b"1", True)]),
+    ]
+    assert client.open_streams == server.open_streams == 0
+
+
+@each_engine
+def test_empty_trailers_are_received_as_such(make: EngineFactory) -> None:
+    server = RawPeer(make, engine_is_client=False)
+    server.open()
+    server.send(server.data(1, b"x"))
+    assert server.send(server.headers(1, [], end=True)) == [TrailersReceived(1, [])]
+    client = RawPeer(make, engine_is_client=True)
+    client.asked()
+    client.send(client.headers(1, RESPONSE))
+    assert client.send(client.headers(1, [], end=True)) == [TrailersReceived(1, [])]
+
+
+@each_engine
+def test_empty_trailers_leave_as_the_end_of_data(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    peer.engine.send_data(1, b"last", end_stream=False)
+    peer.engine.send_trailers(1, [])
+    (only,) = peer.take()
+    assert (only.kind, only.body, only.ends) == ("Data", b"last", True)
+    peer.asked()
+    peer.engine.send_trailers(3, [])
+    (only,) = peer.take()
+    assert (only.kind, only.body, only.ends) == ("Data", b"", True)
+
+
+@each_engine
+def test_a_response_may_end_before_its_request(make: EngineFactory) -> None:
+    joined = Joined(make)
+    client, server = joined.client.engine, joined.server.engine
+    stream_id = client.send_request(REQUEST, end_stream=False)
+    joined.run()
+    server.send_head(stream_id, RESPONSE, end_stream=False)
+    server.send_data(stream_id, b"early", end_stream=True)
+    joined.run()
+    assert stream_id in joined.client.ended
+    assert client.open_streams == server.open_streams == 1
+    client.send_data(stream_id, b"late", end_stream=False)
+    client.send_data(stream_id, b"r", end_stream=True)
+    joined.run()
+    assert joined.server.content[stream_id] == b"later"
+    assert client.open_streams == server.open_streams == 0
+
+
+@each_engine
+def test_connect_is_reported_as_it_is(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    head = [line(b":method", b"CONNECT"), line(b":authority", b"a.internal:443")]
+    assert peer.open(1, head) == [HeadReceived(1, head, False)]
+
+
+@each_engine
+def test_an_authority_may_be_missing_where_host_is_there(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    head = [METHOD, SCHEME, PATH, line(b"host", b"a.internal")]
+    assert peer.open(1, head) == [HeadReceived(1, head, False)]
+
+
+@each_engine
+def test_field_blocks_may_come_in_pieces(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    frames = peer.split_headers(1, REQUEST, [0, 1, 10, 0, 3], end=True)
+    assert peer.send(*frames[:-1]) == []
+    assert peer.send(frames[-1]) == [HeadReceived(1, REQUEST, True)]
+
+
+@each_engine
+def test_padding_and_priority_of_heads_are_no_part_of_them(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    frame = HeadersFrame(
+        1, peer.block(REQUEST), flags=["PADDED", "PRIORITY", "END_HEADERS"], pad_length=200, stream_weight=9
+    )
+    assert peer.send(frame) == [HeadReceived(1, REQUEST, False)]
+
+
+@each_engine
+def test_priority_frames_change_nothing(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    assert peer.send(peer.priority(1), peer.priority(3)) == []
+    assert peer.open(1) == [HeadReceived(1, REQUEST, False)]
+    assert peer.send(peer.priority(1)) == []
+
+
+@each_engine
+@pytest.mark.parametrize("max_frame", [16_384, 20_000])
+def test_long_heads_leave_in_frames_that_the_peer_takes(make: EngineFactory, max_frame: int) -> None:
+    peer = RawPeer(make, engine_is_client=True, settings={5: max_frame})
+    long = [*REQUEST, *(line(b"x-%d" % number, bytes(b"\xfe" * 9_000)) for number in range(5))]
+    peer.engine.send_request(long, end_stream=True)
+    (head,) = peer.take()
+    assert head.fields == long
+    assert head.ends
+    assert len(head.fragments) > 1
+    assert all(16_384 <= octets <= max_frame for octets in head.fragments[:-1])
+
+
+@each_engine
+def test_the_peers_table_size_is_respected(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    for size in (0, 100, 4_096, 65_536, 1 << 30):
+        peer.send(peer.settings({1: size}))
+        peer.decoder.max_allowed_table_size = size
+        for _ in range(3):
+            peer.engine.send_request([*REQUEST, line(b"x-again", b"and again")], end_stream=True)
+            (head,) = of(peer.take(), "Headers")
+            assert head.fields == [*REQUEST, line(b"x-again", b"and again")]
+        assert peer.decoder.header_table_size <= size
+
+
+@each_engine
+def test_a_table_that_shrank_and_grew_again_is_empty(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    head = [*REQUEST, line(b"x-again", b"and again")]
+    for _ in range(3):
+        peer.engine.send_request(head, end_stream=True)
+        peer.take()
+    peer.send(peer.settings({1: 0}), peer.settings({1: 4_096}))
+    for _ in range(3):
+        peer.engine.send_request(head, end_stream=True)
+        (seen,) = of(peer.take(), "Headers")
+        assert seen.fields == head
+
+
+MALFORMED_REQUESTS: dict[str, Fields] = {
+    "no method": [SCHEME, AUTHORITY, PATH],
+    "no scheme": [METHOD, AUTHORITY, PATH],
+    "no path": [METHOD, SCHEME, AUTHORITY],
+    "empty path": [METHOD, SCHEME, AUTHORITY, line(b":path", b"")],
+    "method twice": [METHOD, METHOD, SCHEME, AUTHORITY, PATH],
+    "path twice": [METHOD, SCHEME, AUTHORITY, PATH, PATH],
+    "authority twice": [METHOD, SCHEME, AUTHORITY, AUTHORITY, PATH],
+    "unknown pseudo-field": [*REQUEST[:4], line(b":colour", b"red")],
+    "a response's pseudo-field": [*REQUEST[:4], line(b":status", b"200")],
+    "protocol without leave": [*REQUEST[:4], line(b":protocol", b"websocket")],
+    "pseudo-field after a field": [METHOD, SCHEME, line(b"accept", b"*/*"), AUTHORITY, PATH],
+    "upper case": [*REQUEST[:4], line(b"Accept", b"*/*")],
+    "empty name": [*REQUEST[:4], line(b"", b"x")],
+    "space in a name": [*REQUEST[:4], line(b"a b", b"x")],
+    "colon in a name": [*REQUEST[:4], line(b"a:b", b"x")],
+    "line break in a name": [*REQUEST[:4], line(b"a\nb", b"x")],
+    "octet above ASCII in a name": [*REQUEST[:4], line(b"caf\xe9", b"x")],
+    "NUL in a value": [*REQUEST[:4], line(b"x", b"a\0b")],
+    "CR in a value": [*REQUEST[:4], line(b"x", b"a\rb")],
+    "LF in a value": [*REQUEST[:4], line(b"x", b"a\nb")],
+    "space before a value": [*REQUEST[:4], line(b"x", b" a")],
+    "tab after a value": [*REQUEST[:4], line(b"x", b"a\t")],
+    "connection": [*REQUEST[:4], line(b"connection", b"close")],
+    "keep-alive": [*REQUEST[:4], line(b"keep-alive", b"5")],
+    "proxy-connection": [*REQUEST[:4], line(b"proxy-connection", b"close")],
+    "transfer-encoding": [*REQUEST[:4], line(b"transfer-encoding", b"chunked")],
+    "upgrade": [*REQUEST[:4], line(b"upgrade", b"h2c")],
+    "te": [*REQUEST[:4], line(b"te", b"trailers, gzip")],
+    "no authority at all": [METHOD, SCHEME, PATH],
+    "content-length that is none": [*REQUEST, line(b"content-length", b"1x")],
+    "content-length below nought": [*REQUEST, line(b"content-length", b"-1")],
+    "two content-lengths": [*REQUEST, line(b"content-length", b"1"), line(b"content-length", b"2")],
+}
+
+
+@each_engine
+@pytest.mark.parametrize("fault", MALFORMED_REQUESTS)
+def test_malformed_requests_are_reset_and_never_reported(make: EngineFactory, fault: str) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    events = peer.send(peer.headers(3, MALFORMED_REQUESTS[fault]), peer.headers(5, REQUEST))
+    assert not [event for event in events if getattr(event, "stream_id", 0) == 3]
+    assert HeadReceived(5, REQUEST, False) in events
+    assert_stream_failed(peer, [], 3, 1, reported=False)
+    assert peer.engine.open_streams == 2
+
+
+MALFORMED_RESPONSES: dict[str, Fields] = {
+    "no status": [line(b"content-type", b"a")],
+    "nothing": [],
+    "status twice": [line(b":status", b"200"), line(b":status", b"200")],
+    "status of two digits": [line(b":status", b"20")],
+    "status of four digits": [line(b":status", b"2000")],
+    "status that is no number": [line(b":status", b"2xx")],
+    "switching protocols": [line(b":status", b"101")],
+    "a request's pseudo-field": [line(b":status", b"200"), line(b":path", b"/")],
+    "status after a field": [line(b"accept", b"*/*"), line(b":status", b"200")],
+    "upper case": [line(b":status", b"200"), line(b"Server", b"x")],
+    "LF in a value": [line(b":status", b"200"), line(b"server", b"a\nb")],
+    "connection": [line(b":status", b"200"), line(b"connection", b"close")],
+    "transfer-encoding": [line(b":status", b"200"), line(b"transfer-encoding", b"chunked")],
+    "content-length that is none": [line(b":status", b"200"), line(b"content-length", b"")],
+}
+
+
+@each_engine
+@pytest.mark.parametrize("fault", MALFORMED_RESPONSES)
+def test_malformed_responses_reset_their_stream(make: EngineFactory, fault: str) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    assert_stream_failed(peer, peer.send(peer.headers(1, MALFORMED_RESPONSES[fault])), 1, 1)
+    assert peer.engine.open_streams == 0
+    assert peer.engine.can_open_stream
+
+
+@each_engine
+def test_an_interim_response_does_not_end_a_stream(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    assert_stream_failed(peer, peer.send(peer.headers(1, [line(b":status", b"100")], end=True)), 1, 1)
+
+
+@each_engine
+@pytest.mark.parametrize(
+    ("section", "end"),
+    [
+        (TRAILERS, False),
+        ([line(b":status", b"200")], True),
+        ([line(b"Upper", b"x")], True),
+        ([line(b"x", b"a\nb")], True),
+        ([line(b"connection", b"close")], True),
+    ],
+    ids=["do not end the stream", "pseudo-field", "upper case", "LF in a value", "connection"],
+)
+def test_malformed_trailers_reset_their_stream(make: EngineFactory, section: Fields, end: bool) -> None:
+    server = RawPeer(make, engine_is_client=False)
+    server.open()
+    assert_stream_failed(server, server.send(server.headers(1, section, end=end)), 1, 1)
+    client = RawPeer(make, engine_is_client=True)
+    client.asked()
+    client.send(client.headers(1, RESPONSE))
+    assert_stream_failed(client, client.send(client.headers(1, section, end=end)), 1, 1)
+
+
+@each_engine
+@pytest.mark.parametrize("pieces", [[b"12345", b"6"], [b"1234", b""], [b"", b""]])
+def test_content_must_have_the_length_announced(make: EngineFactory, pieces: list[bytes]) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1, [*REQUEST, line(b"content-length", b"5")])
+    first, last = pieces
+    events = peer.send(*([peer.data(1, first)] if first else []), peer.data(1, last, end=True))
+    assert_stream_failed(peer, events, 1, 1)
+
+
+@each_engine
+def test_a_head_that_ends_its_stream_announces_no_content(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    events = peer.open(1, [*REQUEST, line(b"content-length", b"5")], end=True)
+    assert not [event for event in events if isinstance(event, HeadReceived)]
+    assert_stream_failed(peer, events, 1, 1, reported=False)
+    assert peer.open(3, [*REQUEST, line(b"content-length", b"0")], end=True)
+
+
+@each_engine
+def test_a_response_that_ends_with_its_head_announces_no_content(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    head = [*RESPONSE, line(b"content-length", b"5")]
+    assert_stream_failed(peer, peer.send(peer.headers(1, head, end=True)), 1, 1)
+
+
+@each_engine
+def test_trailers_do_not_make_up_for_missing_content(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1, [*REQUEST, line(b"content-length", b"5")])
+    peer.send(peer.data(1, b"1234"))
+    assert_stream_failed(peer, peer.send(peer.headers(1, TRAILERS, end=True)), 1, 1)
+
+
+@each_engine
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
+def test_answers_without_content_may_name_a_length(make: EngineFactory, method: bytes, status: bytes) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked([line(b":method", method), *REQUEST[1:]], end=True)
+    head = [line(b":status", status), line(b"content-length", b"1234")]
+    assert peer.send(peer.headers(1, head, end=True)) == [HeadReceived(1, head, True)]
+    assert peer.engine.open_streams == 0
+
+
+@each_engine
+def test_content_before_the_response_head_is_a_fault(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    assert_stream_failed(peer, peer.send(peer.data(1, b"x")), 1, 1)
+
+
+@each_engine
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"\x80",
+        b"\xff\xff\xff\xff\xff\x7f",
+        b"\x40\x05ab",
+        b"\xbf",
+        b"\x3f\xff\xff\x7f",
+        b"\x82\x20",
+        b"\x40\x81\x00\x00",
+    ],
+    ids=["index 0", "endless integer", "truncated", "no such index", "table too large", "late update", "bad padding"],
+)
+def test_blocks_that_cannot_be_decoded_end_the_connection(make: EngineFactory, block: bytes) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    assert_connection_failed(peer, peer.send(HeadersFrame(1, block, flags=["END_HEADERS"])), 9)
+
+
+@each_engine
+def test_compression_stays_in_step_over_sections_that_are_refused(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=2_000))
+    new = line(b"x-new", b"entered in a refused section")
+    peer.send(peer.headers(1, [*REQUEST[:4], new, line(b"Upper", b"case")]))
+    peer.open(3)
+    peer.engine.reset(3, 8)
+    peer.take()
+    peer.send(peer.headers(3, [line(b"x-late", b"trailers of a stream we reset")], end=True))
+    head = [*REQUEST, new, line(b"x-late", b"trailers of a stream we reset")]
+    assert peer.open(5, head) == [HeadReceived(5, head, False)]

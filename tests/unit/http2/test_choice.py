@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from proxy.http2.choice import EngineFactory, EngineUnavailable, engine_choice
+from proxy.http2.engine import EngineName, Limits
+from proxy.http2.h2_engine import H2Engine
+
+COMPILED = "proxy.http2.nghttp2_engine"
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, COMPILED, None)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> EngineFactory:
+    module = ModuleType(COMPILED)
+
+    class Nghttp2Engine(H2Engine):
+        name = "nghttp2"
+
+    vars(module).update(LIBRARY="libnghttp2 1.52.0", Nghttp2Engine=Nghttp2Engine)
+    monkeypatch.setitem(sys.modules, COMPILED, module)
+    return Nghttp2Engine
+
+
+def test_h2_is_h2_and_needs_no_reason(absent: None) -> None:
+    chosen = engine_choice("h2")
+    assert (chosen.name, chosen.make, chosen.reason) == ("h2", H2Engine, None)
+    assert chosen.library.startswith("h2 4.")
+
+
+def test_auto_takes_h2_where_the_compiled_engine_is_absent_and_says_why(absent: None) -> None:
+    chosen = engine_choice("auto")
+    assert (chosen.name, chosen.make) == ("h2", H2Engine)
+    assert chosen.reason is not None
+    assert "libnghttp2-dev" in chosen.reason
+
+
+def test_nghttp2_where_it_is_absent_is_an_error_that_says_how_to_get_it(absent: None) -> None:
+    with pytest.raises(EngineUnavailable, match="libnghttp2-dev"):
+        engine_choice("nghttp2")
+
+
+@pytest.mark.parametrize("name", ["auto", "nghttp2"])
+def test_the_compiled_engine_is_preferred_where_it_is(compiled: EngineFactory, name: EngineName) -> None:
+    chosen = engine_choice(name)
+    assert chosen.make is compiled
+    assert (chosen.name, chosen.library, chosen.reason) == ("nghttp2", "libnghttp2 1.52.0", None)
+
+
+def test_h2_stays_h2_where_the_compiled_engine_is(compiled: EngineFactory) -> None:
+    assert engine_choice("h2").make is H2Engine
+
+
+@pytest.mark.parametrize("client", [True, False])
+def test_what_is_chosen_makes_engines(absent: None, client: bool) -> None:
+    engine = engine_choice("auto").make(client=client, limits=Limits())
+    assert engine.name == "h2"
+    assert engine.wants_to_send
