@@ -1,27 +1,31 @@
 """The composition root: every object of a worker is built here, once, and ends here.
 
 One worker runs in this process; several are processes of their own, each with its own pool and tokens, that share the
-listening sockets. Ending is the same for both: the first SIGTERM or SIGINT drains (new requests are answered 503, live
-streams finish, at most `drain_timeout`), a second one cuts.
+listening sockets. Ending looks the same from outside: the first SIGTERM or SIGINT drains (new requests are answered
+503, live streams finish, at most `drain_timeout`), a second one cuts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import signal
+import socket
 import sys
 import time
+from contextlib import AsyncExitStack
 from functools import partial
-from multiprocessing.synchronize import Event as ProcessEvent
 from typing import Any, Final
 
 import structlog
 
 from proxy import __version__
 from proxy.admin import AdminPlane
-from proxy.downstream.listener import Listener, ListenerConfig, ListenFailed, Sockets, listen, run_workers
+from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
+from proxy.downstream.listener import Listener, listen
+from proxy.downstream.workers import Order, Orders, run_workers
 from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
@@ -40,7 +44,10 @@ __all__ = ["Sidecar", "serve"]
 
 _log: Final = structlog.get_logger("sidecar")
 
-_PARENT_POLL_SECONDS: Final = 0.1
+_ORDERS_POLL_SECONDS: Final = 0.1
+
+_LINGER_SECONDS: Final = 1.0
+"""How long upstream connections may take to close at the end."""
 
 
 class Sidecar:
@@ -54,9 +61,8 @@ class Sidecar:
         routes = settings.route_table()
         budget = Budget(settings.queued_octets)
         choice = engine_choice(settings.http2_engine)
-        self.engine_name = choice.name
-        if choice.reason:
-            _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
+        self.engine = choice.library
+        """Name and version of what speaks HTTP/2."""
         limits = Limits(
             max_concurrent_streams=settings.max_concurrent_streams,
             stream_window_octets=settings.stream_window,
@@ -102,7 +108,6 @@ class Sidecar:
         if settings.admin != "off":
             self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)
         self._ending = asyncio.Event()
-        self._hurry = asyncio.Event()
 
     @property
     def draining(self) -> bool:
@@ -115,66 +120,86 @@ class Sidecar:
             try:
                 await self._admin.start()
             except OSError as exc:
-                raise ListenFailed(f"cannot listen on {self.settings.admin} (admin): {exc.strerror or exc}") from exc
+                raise _admin_failed(self.settings.admin, exc) from exc
         self.started = True
+
+    def drain(self) -> None:
+        """Begin to drain; called again, change nothing."""
+        self._ending.set()
+
+    def cut(self) -> None:
+        """Drain, and wait for nothing any more."""
+        _log.warning("cutting what is live: told to end twice", live=self.listener.live)
+        self.listener.hurry()
+        self._ending.set()
 
     def end(self) -> None:
         """Begin to drain; called again, cut what is left."""
         if self._ending.is_set():
-            self._hurry.set()
-        self._ending.set()
+            self.cut()
+        else:
+            self.drain()
 
     async def ended(self) -> None:
-        """Wait until `end` was called and everything is drained, or cut."""
+        """Wait until the end was asked for and everything is drained, or cut."""
         await self._ending.wait()
         self._forwarder.draining = True
-        live = self.listener.live
-        _log.info("draining", live=live, timeout_seconds=self.settings.drain_timeout)
+        _log.info("draining", live=self.listener.live, timeout_seconds=self.settings.drain_timeout)
         started = time.monotonic()
-        complete = await self.listener.drain(self.settings.drain_timeout, self._hurry)
-        _log.info("drained", complete=complete, seconds=round(time.monotonic() - started, 1))
+        complete = await self.listener.drain(self.settings.drain_timeout)
+        seconds = round(time.monotonic() - started, 1)
+        if complete:
+            _log.info("drained", seconds=seconds)
+        else:
+            _log.warning("not drained in time: what was live has been cut", seconds=seconds)
 
     async def close(self) -> None:
         """Release everything; safe after a failed start."""
-        await self._forwarder.close()
-        await self._pool.close()
-        await self._tokens.close()
-        await self._mint.close()
-        if self._admin is not None:
-            await self._admin.close()
+        async with AsyncExitStack() as closing:  # from the last to the first, all of them whatever happens
+            if self._admin is not None:
+                closing.push_async_callback(self._admin.close)
+            closing.push_async_callback(self._mint.close)
+            closing.push_async_callback(self._tokens.close)
+            closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
+            closing.push_async_callback(self._forwarder.close)
 
-    async def run(self, config: ListenerConfig, sockets: Sockets, parent: ProcessEvent | None) -> None:
-        """Start, serve until told to end, and close."""
+    async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+        """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.end)
-        watch = loop.create_task(self._watch(parent)) if parent is not None else None
-        try:
+            loop.add_signal_handler(number, self.end if orders is None else self.drain)
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.close)
+            if orders is not None:
+                watch = loop.create_task(self._obey(orders))
+                closing.callback(watch.cancel)
             await self.start()
-            addresses = [_shown(bound.getsockname()) for bound in sockets.insecure_sockets]
-            _log.info(
-                "listening",
-                version=__version__,
-                listen=addresses,
-                admin=self._admin.address if self._admin is not None else "off",
-                engine=self.engine_name,
-                routes={
-                    route.name: str(route.origin) + route.base_path for route in self.settings.route_table().routes
-                },
-            )
+            self._say_where(sockets, orders)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
             await listen(self.listener, config, sockets, self.ended)
-        finally:
-            if watch is not None:
-                watch.cancel()
-            await self.close()
 
-    async def _watch(self, parent: ProcessEvent) -> None:
-        while not parent.is_set():  # noqa: ASYNC110 - an event of another process has nothing to await
-            await asyncio.sleep(_PARENT_POLL_SECONDS)
-        self.end()
+    def _say_where(self, sockets: Sockets, orders: Orders | None) -> None:
+        routes = self.settings.route_table().routes
+        _log.info(
+            "listening",
+            version=__version__,
+            listen=[_shown(bound.getsockname()) for bound in sockets.insecure_sockets],
+            admin=self._admin.address if self._admin is not None else "off",
+            engine=self.engine,
+            routes={route.name: str(route.origin) + route.base_path for route in routes},
+            **({"worker": os.getpid()} if orders is not None else {}),
+        )
+
+    async def _obey(self, orders: Orders) -> None:
+        # Memory of another process has nothing to await.
+        while orders.latest is Order.SERVE:  # noqa: ASYNC110
+            await asyncio.sleep(_ORDERS_POLL_SECONDS)
+        self.drain()
+        while orders.latest is not Order.CUT:  # noqa: ASYNC110
+            await asyncio.sleep(_ORDERS_POLL_SECONDS)
+        self.cut()
 
 
 class _MintCounts:
@@ -191,22 +216,34 @@ class _MintCounts:
 
 
 def serve(settings: Settings) -> int:
-    """Run the sidecar until it is told to end; return the exit code: 0, or 2 with the reason on standard error."""
+    """Run the sidecar until it is told to end.
+
+    Returns the exit code: 0, or 2 with the reason on standard error, or that of a worker process that failed.
+    """
     configure_logging(settings.log_level, settings.log_format)
-    config = ListenerConfig(settings.listen, settings.workers, settings.to_json())
+    config = ListenerConfig(
+        settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
+    )
     try:
-        engine_choice(settings.http2_engine)
+        choice = engine_choice(settings.http2_engine)
+        if choice.reason:
+            _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
         if settings.workers > 1:
+            _try_admin(settings.admin)
             return run_workers(config, worker)
-        worker(config, config.create_sockets())
+        sockets = config.create_sockets()
+        try:
+            worker(config, sockets)
+        finally:
+            config.release(sockets)
     except (ListenFailed, EngineUnavailable) as exc:
         sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
         return 2
     return 0
 
 
-def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: ProcessEvent | None = None) -> None:
-    """Run one worker. In a process of its own it ends when `shutdown_event` is set, or on its own signals."""
+def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders | None = None) -> None:
+    """Run one worker: on its own signals, or in a process of its own by order of its parent (`run_workers`)."""
     settings = Settings.from_json(config.payload)
     if shutdown_event is not None:
         configure_logging(settings.log_level, settings.log_format)
@@ -221,8 +258,27 @@ def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: ProcessEven
             sys.exit(2)
 
 
-async def _run(settings: Settings, config: ListenerConfig, sockets: Sockets, parent: ProcessEvent | None) -> None:
-    await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, parent)
+async def _run(settings: Settings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+    await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, orders)
+
+
+def _try_admin(admin: str) -> None:
+    """Raise ListenFailed where the workers could not share the admin port: each of them would say so."""
+    if admin == "off" or admin.startswith("unix:"):
+        return
+    host, _, port = admin.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, int(port)), family=family, reuse_port=True).close()
+    except OSError as exc:
+        raise _admin_failed(admin, exc) from exc
+
+
+def _admin_failed(admin: str, exc: OSError) -> ListenFailed:
+    # asyncio puts a sentence of its own in the place of the system's words.
+    reason = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc
+    return ListenFailed(f"cannot listen on {admin} (admin): {reason}")
 
 
 def _loop_factory() -> Any:

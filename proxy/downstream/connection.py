@@ -143,7 +143,8 @@ class DownstreamConnection(FrameProtocol):
     def on_reset(self, event: StreamReset) -> None:
         sink = self._sinks.pop(event.stream_id, None)
         if sink is not None:
-            sink.request_reset(event.code)
+            # A rule that the client broke is not the upstream's fault: the code that tells the client stays here.
+            sink.request_reset(event.code if event.by_peer else ErrorCode.CANCEL)
 
     def on_go_away(self, event: GoAwayReceived) -> None:
         self._peer_leaves = True
@@ -167,6 +168,12 @@ class DownstreamConnection(FrameProtocol):
                 self._on_change()
 
     # ---- the transport's side
+
+    def eof_received(self) -> bool | None:
+        # A client that has shut its side down gets nothing more (see `FrameProtocol`), and if it does not read either,
+        # the transport would close only when it is aborted.
+        self.close("closed by the peer")
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._displaced is not None:

@@ -2,7 +2,10 @@
 
 The same carriers do the work; this module is their downstream for one request. HTTP/1.1 knows no reset: before the
 response began it is answered with 502, afterwards the connection is cut before the response is complete, which every
-client can tell from a clean end.
+HTTP/1.1 client can tell from a clean end.
+
+Back-pressure does not go through ASGI, whose queue deadlocks when an application ends before its request does: the
+queue is unbounded, and the connection stops reading while its `Gate` is shut.
 """
 
 from __future__ import annotations
@@ -17,15 +20,22 @@ from proxy.downstream.connection import RequestSink, ResponseChannel
 from proxy.errors import UpstreamReset
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import from_http1
+from proxy.wire import Budget
 
-__all__ = ["Http1Exchange", "Http1Exchanges"]
+__all__ = ["Gate", "Http1Exchange", "Http1Exchanges", "Message", "Receive", "Send"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Gate: TypeAlias = asyncio.Event
+"""Set while more of a request may be read from the socket."""
 
 _WINDOW_OCTETS: Final = 256 << 10
 """How much of a request may be under way; more is not read from the socket."""
+
+_LINGER_SECONDS: Final = 1.0
+"""How long the end of a response waits for the end of its request. To close a socket of which something is still unread
+resets the connection, and the client may lose what it has not read of the response (RFC 9112, 9.6)."""
 
 _STREAM_ID: Final = 1
 
@@ -40,36 +50,40 @@ class Http1Exchanges(Protocol):
 class Http1Exchange:
     """One HTTP/1.1 request and its response: a `ResponseChannel` with a single stream."""
 
-    def __init__(self, exchanges: Http1Exchanges, receive: Receive, send: Send) -> None:
+    def __init__(self, exchanges: Http1Exchanges, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
         self._sink = exchanges.carrier(self, _STREAM_ID)
         self._receive = receive
         self._send = send
+        self._gate = gate
+        self._budget = budget
         self._under_way_octets = 0
-        self._room = asyncio.Event()
         self._outgoing: deque[Message] = deque()
+        self._queued_octets = 0
         self._waiting = asyncio.Event()
         self._began = False
-        self._ended = False
+        self._read_all = asyncio.Event()
         self._is_head_request = False
 
     async def run(self, scope: Message) -> None:
         """Carry the exchange; returns when the response is complete, or cut."""
-        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         method = scope["method"].encode("ascii")
         self._is_head_request = method == b"HEAD"
         lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         # Framing of HTTP/1.1 requests: without one of these there is no content (RFC 9112, 6.3).
-        self._ended = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
-        self._sink.request_head(from_http1(method, target, lines), end_stream=self._ended)
-        loop = asyncio.get_running_loop()
-        reading = loop.create_task(self._read())
+        bare = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
+        if bare:
+            self._read_all.set()
         try:
-            await self._write()
+            self._sink.request_head(from_http1(method, _target(scope), lines), end_stream=bare)
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read())
+                await self._write()
+                reading.cancel()
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
             if not self._sink.over:
                 self._sink.request_reset(ErrorCode.CANCEL)
+            self._budget.change(-self._queued_octets)
+            self._gate.set()
 
     # ---- for the carrier
 
@@ -86,6 +100,8 @@ class Http1Exchange:
 
     def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
         """Queue content."""
+        self._queued_octets += len(data)
+        self._budget.change(len(data))
         self._put({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
@@ -101,13 +117,13 @@ class Http1Exchange:
         answer = errors.answer(UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, chance=0.0)
         self._began = True
         self._put({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
-        self._put({"type": "http.response.body", "body": answer.body, "more_body": False})
+        self.send_data(stream_id, answer.body, end_stream=True)
 
     def acknowledge(self, stream_id: StreamId, octets: int) -> None:
         """Let so many more octets of the request be read."""
         self._under_way_octets -= octets
         if self._under_way_octets < _WINDOW_OCTETS:
-            self._room.set()
+            self._gate.set()
 
     def forget(self, stream_id: StreamId) -> None:
         """Nothing to forget: the exchange ends with its response."""
@@ -119,21 +135,23 @@ class Http1Exchange:
         self._waiting.set()
 
     async def _read(self) -> None:
-        while not self._sink.over:
+        """Pass the request on; what comes of it after the exchange is over is dropped."""
+        while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 if not self._sink.over:
                     self._sink.request_reset(ErrorCode.CANCEL)
+                self._read_all.set()
                 self._put({"type": "cut"})
                 return
             data, more = message.get("body", b""), message.get("more_body", False)
-            if (data or not more) and not self._ended and not self._sink.over:
-                self._ended = not more
+            if (data or not more) and not self._read_all.is_set() and not self._sink.over:
                 self._under_way_octets += len(data)
                 self._sink.request_data(bytes(data), end_stream=not more)
-            while self._under_way_octets >= _WINDOW_OCTETS:
-                self._room.clear()
-                await self._room.wait()
+                if self._under_way_octets >= _WINDOW_OCTETS and not self._sink.over:
+                    self._gate.clear()
+            if not more:
+                self._read_all.set()
 
     async def _write(self) -> None:
         while True:
@@ -143,11 +161,36 @@ class Http1Exchange:
             message = self._outgoing.popleft()
             if message["type"] == "cut":
                 return  # Hypercorn closes the connection of an application that returns half way
-            if self._is_head_request and message["type"] == "http.response.body":
+            octets = len(message.get("body", b""))
+            if self._is_head_request and octets:
                 message = {**message, "body": b""}
+            if message.get("more_body") is False:
+                await self._finish(message)
+                return
             await self._send(message)
-            if message["type"] == "http.response.body":
-                if not message["more_body"]:
-                    return
-                if message["body"] and not self._sink.over:
-                    self._sink.response_sent(len(message["body"]))
+            self._queued_octets -= octets
+            self._budget.change(-octets)
+            if octets and not self._sink.over:
+                self._sink.response_sent(octets)
+
+    async def _finish(self, message: Message) -> None:
+        """Send the last of the response; its end waits for a request that has not ended."""
+        if not self._read_all.is_set():
+            await self._send({**message, "more_body": True})
+            message = {**message, "body": b""}
+            if self._sink.over:
+                self._gate.set()
+            try:
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await self._read_all.wait()
+            except TimeoutError:
+                pass
+        await self._send(message)
+
+
+def _target(scope: Message) -> bytes:
+    """Return path and query; an absolute-form target loses its scheme and authority (RFC 9112, 3.2.2)."""
+    path: bytes = scope["raw_path"]
+    if not path.startswith(b"/") and b"://" in path:
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path + (b"?" + scope["query_string"] if scope["query_string"] else b"")

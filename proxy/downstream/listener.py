@@ -1,63 +1,48 @@
 """Hypercorn listens; h2c connections are taken over by frames, the rest stays HTTP/1.1 through ASGI.
 
-Hypercorn brings its configuration, sockets, workers, lifespan and task a connection. Two of its names are replaced, and
-a test holds their signatures against the installed version:
+Hypercorn brings its configuration, sockets, workers, lifespan and task a connection. One of its names is replaced here
+(and one in `workers`), and a test holds their signatures against the installed version:
 
 * `hypercorn.asyncio.run.TCPServer`, awaited once for each accepted connection. Ours reads the first octets: the HTTP/2
   preface means that a `DownstreamConnection` takes over the transport; everything else runs on Hypercorn's own
   HTTP/1.1, with `Upgrade` left without effect.
-* `hypercorn.asyncio.run.asyncio_worker`, the entry point of a worker process, so that a worker builds its own sidecar
-  and drains it before Hypercorn closes anything.
+
+Draining happens before Hypercorn closes anything, and leaves no connection behind: since Python 3.12.1 asyncio's
+servers wait for every one of them, however long it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol, cast
 
 import h11
 import hypercorn.asyncio.run
-import hypercorn.run
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
-from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.config import Config, Sockets
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
 from proxy.downstream.connection import DownstreamConnection, Exchanges
-from proxy.downstream.http1 import Http1Exchange, Message, Receive, Send
+from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send
 from proxy.http2.engine import Engine
 from proxy.wire import Budget
 
-__all__ = [
-    "Application",
-    "ListenFailed",
-    "Listener",
-    "ListenerConfig",
-    "ListenerMetrics",
-    "Sockets",
-    "listen",
-    "run_workers",
-]
+__all__ = ["Application", "ListenFailed", "Listener", "ListenerConfig", "ListenerMetrics", "Sockets", "listen"]
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _PREFACE_SECONDS: Final = 10.0
-_STATE: Final = "listener"
-
-# Restate may be silent for 60 s + 600 s on a stream, and pools connections for five minutes.
-_KEEP_ALIVE_SECONDS: Final = 720
+_LISTENER: Final = "listener"
+_GATE: Final = "gate"
 
 _LAST_SECONDS: Final = 0.5
 """Of the time to drain, what is left for delivering the last frames."""
-
-
-class ListenFailed(Exception):
-    """An address cannot be listened on; the text names it and says why."""
 
 
 class ListenerMetrics(Protocol):
@@ -77,13 +62,16 @@ class Listener:
         self, exchanges: Exchanges, engine: Callable[[], Engine], budget: Budget, metrics: ListenerMetrics
     ) -> None:
         self.exchanges = exchanges
+        self.drained = False
+        """Whether `drain` is over: connections that still come are dropped."""
         self._metrics = metrics
         self._engine = engine
         self._budget = budget
         self._connections: set[DownstreamConnection] = set()
-        self._http1_transports: set[asyncio.Transport] = set()
+        self._held: set[Held] = set()
         self._http1_live = 0
         self._changed = asyncio.Event()
+        self._hurrying = False
 
     @property
     def live(self) -> int:
@@ -91,6 +79,16 @@ class Listener:
         return self._http1_live + sum(connection.live_streams for connection in self._connections)
 
     # ---- for Hypercorn's connections
+
+    @contextlib.contextmanager
+    def holding(self, transport: asyncio.Transport) -> Iterator[Held]:
+        """See to it that the transport is closed when draining is over; for as long as Hypercorn's task serves it."""
+        held = Held(transport)
+        self._held.add(held)
+        try:
+            yield held
+        finally:
+            self._held.discard(held)
 
     async def serve_h2c(self, transport: asyncio.Transport, first: bytes) -> None:
         """Take over the transport, whose first octets were `first`; returns when it is closed."""
@@ -123,57 +121,89 @@ class Listener:
         """Carry one HTTP/1.1 exchange."""
         self._http1_live += 1
         try:
-            await Http1Exchange(self.exchanges, receive, send).run(scope)
+            await Http1Exchange(self.exchanges, receive, send, scope["state"][_GATE], self._budget).run(scope)
         finally:
             self._http1_live -= 1
             self._changed.set()
 
-    def note_http1(self, transport: asyncio.Transport) -> Callable[[], None]:
-        """Have the transport aborted at the end of draining, unless the returned function was called before."""
-        self._http1_transports.add(transport)
-        return lambda: self._http1_transports.discard(transport)
-
     # ---- ending
 
-    async def drain(self, timeout_seconds: float, hurry: asyncio.Event) -> bool:
+    async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no exchange is live, say GOAWAY on every connection and close; False if some had to be cut.
 
-        Takes `timeout_seconds` at most, and ends at once when `hurry` is set.
+        Takes `timeout_seconds` at most, but long enough to deliver the last frames, and ends at once on `hurry`.
         """
-        complete = True
-        try:
-            async with asyncio.timeout(max(0.0, timeout_seconds - _LAST_SECONDS)):
-                while self.live and not hurry.is_set():
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        await self._until(lambda: not self.live, deadline - _LAST_SECONDS)
+        complete = not self.live
+        leaving = self._dismiss()
+        # What was answered may still lie in a transport's buffer, and its client may be slow.
+        soon = loop.time() + _LAST_SECONDS
+        await self._until(
+            lambda: all(connection.gone.done() for connection in leaving),
+            max(soon, deadline) if complete else soon,
+            unhurried=not complete,
+        )
+        for connection in leaving:
+            connection.abort()
+        self.drained = True
+        self._dismiss()  # who came meanwhile
+        for held in list(self._held):
+            held.drained()
+        # HTTP/1.1 connections between two requests are closed by Hypercorn, in order; that takes no time.
+        loop.call_later(_LAST_SECONDS if complete else 0.0, self._drop)
+        return complete
+
+    def hurry(self) -> None:
+        """Have `drain` cut what is live, now."""
+        self._hurrying = True
+        self._changed.set()
+
+    async def _until(self, done: Callable[[], bool], deadline: float, *, unhurried: bool = False) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while not done() and (unhurried or not self._hurrying):
                     self._changed.clear()
-                    await self._any(self._changed, hurry)
-        except TimeoutError:
-            pass
-        for connection in list(self._connections):
+                    await self._changed.wait()
+
+    def _dismiss(self) -> list[DownstreamConnection]:
+        """Say GOAWAY on every connection, cut what is live there, and close; return the connections."""
+        dismissed = list(self._connections)
+        for connection in dismissed:
             if connection.live_streams:
-                complete = False
                 connection.cut("the time to drain is over")
             else:
                 connection.leave("the sidecar is shutting down")
-        complete = complete and not self._http1_live
-        try:
-            async with asyncio.timeout(_LAST_SECONDS):
-                await asyncio.gather(*(connection.gone for connection in self._connections))
-        except TimeoutError:
-            pass
-        for connection in list(self._connections):
-            connection.abort()
-        if self._http1_live:
-            for transport in list(self._http1_transports):
-                transport.abort()
-        return complete
+        return dismissed
 
-    @staticmethod
-    async def _any(*events: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(event.wait()) for event in events]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
+    def _drop(self) -> None:
+        for held in list(self._held):
+            held.drop()
+
+
+class Held:
+    """An accepted connection, as the one who ends it sees it."""
+
+    __slots__ = ("gate", "transport", "undecided")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.gate = Gate()
+        """Set while an HTTP/1.1 request may be read on."""
+        self.gate.set()
+        self.undecided = True
+        """Nobody knows yet which protocol it speaks."""
+
+    def drained(self) -> None:
+        """Nothing is worth waiting for on a connection that has said nothing."""
+        if self.undecided:
+            self.drop()
+
+    def drop(self) -> None:
+        """End it at once."""
+        self.transport.abort()
+        self.gate.set()
 
 
 class Application:
@@ -184,47 +214,13 @@ class Application:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            scope["state"][_STATE] = self._listener
+            scope["state"][_LISTENER] = self._listener
             await receive()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})
         elif scope["type"] == "http":
             await self._listener.serve_http1(scope, receive, send)
-
-
-class ListenerConfig(Config):
-    """Hypercorn's configuration, with its defaults that hurt here replaced. It is pickled for worker processes."""
-
-    def __init__(self, addresses: tuple[str, ...], workers: int, payload: str = "") -> None:
-        self.bind = list(addresses)
-        self.workers = workers
-        self.payload = payload
-        """What a worker process builds its sidecar from."""
-        self.backlog = 1_024
-        self.errorlog = logging.getLogger("hypercorn")
-        self.include_date_header = False
-        self.include_server_header = False
-        self.keep_alive_timeout = _KEEP_ALIVE_SECONDS
-        self.keep_alive_max_requests = 1 << 62
-        self.h11_max_incomplete_size = 64 << 10
-        # The sidecar has drained before Hypercorn closes; this is what stuck HTTP/1.1 connections get.
-        self.graceful_timeout = 1.0
-
-    def create_sockets(self) -> Sockets:
-        """Bind every address and listen. Raises ListenFailed that names the one that cannot be bound."""
-        bound: list[socket.socket] = []
-        addresses = self.bind
-        for address in addresses:
-            try:
-                bound += self._create_sockets([address])
-                # From here on clients are queued, not refused: whoever reads that we listen may connect.
-                bound[-1].listen(self.backlog)
-            except OSError as exc:
-                for other in bound:
-                    other.close()
-                raise ListenFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
-        return Sockets([], bound, [])
 
 
 async def listen(
@@ -237,36 +233,25 @@ async def listen(
     )
 
 
-def run_workers(config: ListenerConfig, worker: Callable[..., None]) -> int:
-    """Run `config.workers` processes of `worker(config, sockets, shutdown_event)`; returns the exit code.
-
-    `worker` is pickled by its name. Raises ListenFailed.
-    """
-    hypercorn.asyncio.run.asyncio_worker = worker
-    config.worker_class = "asyncio"
-    return hypercorn.run.run(config)
-
-
 class _Server(TCPServer):
     """One accepted connection: which protocol is it, and who serves it?"""
 
     async def run(self) -> None:
-        listener: Listener = self.state[_STATE]
-        first = await self._first_octets()
-        if first is None:
-            await self._close()
-        elif first.startswith(_PREFACE) and not self.reader.at_eof():
+        listener: Listener = self.state[_LISTENER]
+        transport = cast(asyncio.Transport, self.writer.transport)
+        with listener.holding(transport) as held:
             try:
-                await listener.serve_h2c(cast(asyncio.Transport, self.writer.transport), first)
+                first = await self._first_octets() if not listener.drained else None
+                held.undecided = False
+                if first is None or transport.is_closing():
+                    transport.abort()
+                elif not first.startswith(_PREFACE):
+                    self.reader = _Pushback(first, self.reader)  # type: ignore[assignment]  # all that TCPServer calls
+                    await self._run_http1(held.gate)
+                elif not self.reader.at_eof():  # a half-closed connection carries no HTTP/2
+                    await listener.serve_h2c(transport, first)
             finally:
                 await self._close()
-        else:
-            self.reader = _Pushback(first, self.reader)  # type: ignore[assignment]  # all that TCPServer calls
-            forget = listener.note_http1(cast(asyncio.Transport, self.writer.transport))
-            try:
-                await self._run_http1()
-            finally:
-                forget()
 
     async def _first_octets(self) -> bytes | None:
         """Return enough octets to tell the preface from anything else; None if the client is gone or silent."""
@@ -278,13 +263,14 @@ class _Server(TCPServer):
                     if not data:
                         break
                     first += data
-        except (TimeoutError, OSError):
+        except OSError:
             return None
         return first or None
 
-    async def _run_http1(self) -> None:
+    async def _run_http1(self, gate: Gate) -> None:
         """Do what `TCPServer.run` does, with an HTTP/1.1 protocol that cannot become another one."""
         connection = self.writer.get_extra_info("socket")
+        self._gate = gate
         try:
             client = parse_socket_addr(connection.family, connection.getpeername())
             server = parse_socket_addr(connection.family, connection.getsockname())
@@ -295,7 +281,7 @@ class _Server(TCPServer):
                     self.config,
                     self.context,
                     task_group,
-                    ConnectionState(self.state.copy()),
+                    ConnectionState({**self.state, _GATE: gate}),
                     False,
                     client,
                     server,
@@ -306,8 +292,28 @@ class _Server(TCPServer):
                 await self._read_data()
         except OSError:
             pass
-        finally:
-            await self._close()
+
+    async def _read_data(self) -> None:
+        """Do what `TCPServer._read_data` does, as far as the gate is open."""
+        while not self.reader.at_eof():
+            await self._gate.wait()
+            try:
+                data = await self.reader.read(MAX_RECV)
+            except OSError:
+                break
+            await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+    async def protocol_send(self, event: Event) -> None:
+        # Hypercorn knows resets, but not that keepalive or routing may end a connection (ETIMEDOUT, EHOSTUNREACH).
+        try:
+            await super().protocol_send(event)
+        except OSError:
+            await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            await super()._close()
 
 
 class _PlainHttp1(H11Protocol):

@@ -3,6 +3,9 @@
 It absorbs what must not reach Restate: GOAWAY lets live streams finish and sends the others elsewhere, idle
 connections close before Google's front end closes them (some four minutes), and a PING finds a dead peer, but only
 while streams are live, because too many of them get ENHANCE_YOUR_CALM.
+
+Whoever takes a free stream may be sure that the connection could send at that moment: one that is closing, for whatever
+reason, has none.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import structlog
 
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Engine
@@ -33,7 +38,12 @@ from proxy.wire import Budget, FrameProtocol
 
 __all__ = ["ResponseSink", "Timing", "UpstreamConnection"]
 
+_log: Final = structlog.get_logger("upstream")
+
 _PING_PAYLOAD: Final = b"sidecar\x00"
+
+_DEBUG_OCTETS: Final = 200
+"""How much of GOAWAY's debug data is logged."""
 
 # Stream ids are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
 _STREAMS_PER_CONNECTION: Final = 1 << 29
@@ -74,7 +84,8 @@ class Timing:
     ping_interval_seconds: float = 30.0
     """Silence on a connection with live streams before it is probed."""
     ping_timeout_seconds: float = 15.0
-    """Silence after a probe before the connection is given up."""
+    """Silence after a probe before the connection is given up. A peer that takes nothing of what is written, though it
+    may talk, is given up after an interval and a timeout."""
     idle_timeout_seconds: float = 180.0
     """How long a connection without streams is kept: less than the front end keeps it."""
 
@@ -95,6 +106,8 @@ class UpstreamConnection(FrameProtocol):
         self.origin = origin
         self.settled: asyncio.Future[None] = loop.create_future()
         """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when the transport, if there ever was one, is closed."""
         self.reserved = 0
         """Streams promised to requests that are about to open them."""
         self.retiring = False
@@ -106,13 +119,16 @@ class UpstreamConnection(FrameProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = loop.time()
         self._pinged_at: float | None = None
+        self._stalled_at: float | None = None
+        self._stalled_octets = 0
 
     # ---- streams
 
     @property
     def free_streams(self) -> int:
         """How many more streams may be opened now; 0 or less when none."""
-        if self.retiring or self.closed or not self.engine.can_open_stream:
+        transport = self.transport
+        if self.retiring or transport is None or transport.is_closing() or not self.engine.can_open_stream:
             return 0
         return self.engine.peer_max_concurrent_streams - self.engine.open_streams - self.reserved
 
@@ -168,6 +184,14 @@ class UpstreamConnection(FrameProtocol):
 
     def on_go_away(self, event: GoAwayReceived) -> None:
         self.retiring = True
+        if event.code != ErrorCode.NO_ERROR:
+            # Google ends every connection after an hour or so, with NO_ERROR; anything else wants to be looked at.
+            _log.warning(
+                "upstream said GOAWAY",
+                origin=str(self.origin),
+                code=_error_name(event.code),
+                debug=event.debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
+            )
         for stream_id in [id_ for id_ in self._sinks if id_ > event.last_stream_id]:
             sink = self._sinks.pop(stream_id)
             self.engine.reset(stream_id, ErrorCode.CANCEL)
@@ -177,7 +201,7 @@ class UpstreamConnection(FrameProtocol):
     def on_settings(self, event: SettingsReceived) -> None:
         if not self.settled.done():
             self.settled.set_result(None)
-            self._arm(self._timing.ping_interval_seconds)
+            self._tick_idle(self.loop.time())
 
     def on_failed(self, event: ConnectionFailed) -> None:
         if not self.settled.done():
@@ -195,7 +219,10 @@ class UpstreamConnection(FrameProtocol):
             self._timer.cancel()
         if not self.settled.done():
             self.settled.set_exception(
-                UpstreamConnectionLost(f"the connection to {self.origin} ended before it was usable: {reason}")
+                UpstreamConnectionLost(
+                    f"the connection to {self.origin} ended before it was usable ({reason}); check the url of the "
+                    "route, and that HTTP/2 is spoken there"
+                )
             )
         sinks, self._sinks = self._sinks, {}
         if sinks:
@@ -225,6 +252,24 @@ class UpstreamConnection(FrameProtocol):
         self._heard_at = self.loop.time()
         super().data_received(data)
 
+    def eof_received(self) -> bool | None:
+        # Closing may take a while (TLS, a full buffer); from now on nobody may be sent here.
+        self.close("closed by the peer")
+        return False
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled_at, self._stalled_octets = self.loop.time(), self._unwritten_octets()
+
+    def resume_writing(self) -> None:
+        self._stalled_at = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self.gone.done():
+            self.gone.set_result(None)
+
     def retire(self, reason: str) -> None:
         """Say GOAWAY and close; live streams are lost."""
         if not self.closed:
@@ -234,33 +279,57 @@ class UpstreamConnection(FrameProtocol):
 
     # ---- time
 
-    def _arm(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self._tick)
+    def _arm(self, due: float) -> None:
+        self._timer = self.loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
-        timing, now = self._timing, self.loop.time()
-        if self.closed:
-            return
+        now = self.loop.time()
         if self.engine.open_streams == 0:
-            self._pinged_at = None
-            if now - self._heard_at >= timing.idle_timeout_seconds:
-                self.retire("idle")
-                return
-            self._arm(timing.ping_interval_seconds)
-        elif self._pinged_at is not None and self._heard_at < self._pinged_at:
-            if now - self._pinged_at >= timing.ping_timeout_seconds:
-                self.close(f"no answer to a PING within {timing.ping_timeout_seconds:g} s")
-                self.abort()
-                return
-            self._arm(timing.ping_timeout_seconds)
-        elif now - self._heard_at >= timing.ping_interval_seconds:
-            self._pinged_at = now
-            self.engine.ping(_PING_PAYLOAD)
-            self.schedule_flush()
-            self._arm(timing.ping_timeout_seconds)
+            self._tick_idle(now)
+        elif (fault := self._stalled(now) or self._silent(now)) is not None:
+            # It would not read a GOAWAY either.
+            self.close(fault)
+            self.abort()
+
+    def _tick_idle(self, now: float) -> None:
+        self._pinged_at = None
+        due = self._heard_at + self._timing.idle_timeout_seconds
+        if now >= due:
+            self.retire("idle")
+        else:
+            # Streams that are opened meanwhile are looked after in time, too.
+            self._arm(min(due, now + self._timing.ping_interval_seconds))
+
+    def _stalled(self, now: float) -> str | None:
+        """Return what is wrong if the peer has long taken nothing of what is written to it."""
+        if self._stalled_at is None:
+            return None
+        octets = self._unwritten_octets()
+        if octets < self._stalled_octets:
+            self._stalled_at, self._stalled_octets = now, octets
+        seconds = self._timing.ping_interval_seconds + self._timing.ping_timeout_seconds
+        return f"the peer has read nothing for {seconds:g} s" if now >= self._stalled_at + seconds else None
+
+    def _silent(self, now: float) -> str | None:
+        """Return what is wrong if a PING has had no answer; else send one if it is time, and come back in time."""
+        timing = self._timing
+        if self._pinged_at is not None and self._heard_at < self._pinged_at:
+            due = self._pinged_at + timing.ping_timeout_seconds
+            if now >= due:
+                return f"no answer to a PING within {timing.ping_timeout_seconds:g} s"
         else:
             self._pinged_at = None
-            self._arm(timing.ping_interval_seconds - (now - self._heard_at))
+            due = self._heard_at + timing.ping_interval_seconds
+            if now >= due:
+                self._pinged_at = now
+                self.engine.ping(_PING_PAYLOAD)
+                self.schedule_flush()
+                due = now + timing.ping_timeout_seconds
+        self._arm(due)
+        return None
+
+    def _unwritten_octets(self) -> int:
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
 
 def _not_http2(origin: Origin) -> UpstreamNotHttp2:
@@ -268,3 +337,10 @@ def _not_http2(origin: Origin) -> UpstreamNotHttp2:
         f"{origin} does not speak HTTP/2 with us; deploy the service with `gcloud run deploy --use-http2`, and check "
         "that nothing before it ends HTTP/2"
     )
+
+
+def _error_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return hex(code)

@@ -7,6 +7,7 @@ The peer's SETTINGS are waited for because they say how many streams may be open
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -32,8 +33,12 @@ _HAPPY_EYEBALLS_DELAY_SECONDS = 0.25  # RFC 8305, section 8
 
 
 def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
-    """Return a verifying client context with ALPN h2 alone; `upstream_ca` adds to the system's authorities."""
+    """Return a verifying client context, TLS 1.2 or newer (RFC 9113, 9.2), that offers h2 alone.
+
+    `upstream_ca` adds to the system's authorities; OSError (ssl.SSLError is one) where it cannot be used.
+    """
     context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if upstream_ca is not None:
         context.load_verify_locations(cafile=upstream_ca)
     context.set_alpn_protocols(["h2"])
@@ -61,55 +66,81 @@ class Connector:
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """Return a settled connection. Raises a leaf of UpstreamFailure that says what failed and what to do."""
+        tls = self._context() if origin.scheme == "https" else None
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._connect(origin)
+                return await self._connect(origin, tls)
         except Failure:
             raise
-        except TimeoutError:
-            raise UpstreamConnectTimeout(
-                f"{origin} was not connected within {self._timeout_seconds:g} s (name, TCP, TLS and SETTINGS together)"
-            ) from None
-        except ssl.SSLCertVerificationError as exc:
-            raise UpstreamTlsFailed(
-                f"the certificate of {origin} does not verify: {exc.verify_message}; if a private authority signed it, "
-                "name its certificate with --upstream-ca"
-            ) from exc
-        except ssl.SSLError as exc:
-            if "NO_APPLICATION_PROTOCOL" in (exc.reason or ""):
-                raise UpstreamNotHttp2(
-                    f"{origin} does not offer HTTP/2 (ALPN h2); deploy the service with `gcloud run deploy --use-http2`"
-                ) from exc
-            raise UpstreamTlsFailed(f"TLS with {origin} failed: {exc.reason or exc}") from exc
-        except socket.gaierror as exc:
-            raise UpstreamConnectFailed(f"the host name of {origin} does not resolve: {exc.strerror}") from exc
-        except OSError as exc:
-            raise UpstreamConnectFailed(f"{origin} cannot be connected to: {exc.strerror or exc}") from exc
+        except OSError as exc:  # TimeoutError and ssl.SSLError are among them
+            raise self._explained(origin, exc) from exc
 
-    async def _connect(self, origin: Origin) -> UpstreamConnection:
+    async def _connect(self, origin: Origin, tls: ssl.SSLContext | None) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
         )
         connection = UpstreamConnection(self._engine(), self._budget, loop, origin=origin, timing=self._timing)
-        secure = origin.scheme == "https"
         try:
+            # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.
             await loop.create_connection(
-                lambda: connection,
-                sock=connected,
-                ssl=self._context() if secure else None,
-                server_hostname=origin.host if secure else None,
+                lambda: connection, sock=connected, ssl=tls, server_hostname=origin.host if tls is not None else None
             )
             await connection.settled
         except BaseException:
             connection.abort()
-            if connection.settled.done() and not connection.settled.cancelled():
-                connection.settled.exception()  # seen: whoever raised has said more
+            # Whoever raised has said what there is to say: nobody will ask this future any more.
+            if not connection.settled.cancel():
+                connection.settled.exception()
             raise
         return connection
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = tls_context(self._upstream_ca)
+            try:
+                self._tls = tls_context(self._upstream_ca)
+            except OSError as exc:
+                raise UpstreamTlsFailed(
+                    f"{self._upstream_ca} (upstream_ca) cannot be used as a certificate authority: {_reason(exc)}"
+                ) from exc
         return self._tls
+
+    def _explained(self, origin: Origin, exc: OSError) -> Failure:
+        """Return what a person needs to know about this error."""
+        match exc:
+            case ssl.SSLCertVerificationError():
+                remedy = "if a private authority signed it, name its certificate with --upstream-ca"
+                if "mismatch" in exc.verify_message:
+                    remedy = "the url of the route must have a name that the certificate is made out to"
+                message = exc.verify_message.rstrip(".")
+                return UpstreamTlsFailed(f"the certificate of {origin} does not verify: {message}; {remedy}")
+            case ssl.SSLError() if "NO_APPLICATION_PROTOCOL" in (exc.reason or ""):
+                return UpstreamNotHttp2(
+                    f"{origin} does not offer HTTP/2 (ALPN h2); deploy the service with `gcloud run deploy --use-http2`"
+                )
+            case ssl.SSLError():
+                return UpstreamTlsFailed(
+                    f"TLS with {origin} failed: {_reason(exc)}; check that it is an https:// service, and its port"
+                )
+            case socket.gaierror():
+                return UpstreamConnectFailed(
+                    f"the host name of {origin} does not resolve ({_reason(exc)}); check the url of the route"
+                )
+            case TimeoutError() if exc.errno is None:
+                return UpstreamConnectTimeout(
+                    f"{origin} was not connected within {self._timeout_seconds:g} s "
+                    "(name, TCP, TLS and SETTINGS together)"
+                )
+        return UpstreamConnectFailed(
+            f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and what lies between"
+        )
+
+
+def _reason(exc: OSError) -> str:
+    """Return the cause in a few words."""
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason
+    if exc.errno is not None and exc.errno > 0 and not isinstance(exc, ssl.SSLError):
+        return os.strerror(exc.errno)
+    return exc.strerror or str(exc) or "the connection ended"

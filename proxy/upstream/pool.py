@@ -3,18 +3,29 @@
 The hot path asks `ready` and gets a connection with a free stream, or None. Then, and only then, a request waits: in
 line with the others of its origin, first come first served, until a stream is free or a new connection is open. Half
 open connections count as the streams they will bring, so that a burst opens as many as it needs and no more.
+
+A stream is given away twice: the line reserves it for a request, whose task runs a turn of the loop later and opens it.
+What happened in between (GOAWAY, a lost connection, a lower limit) puts the request back to where it stood in line.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import structlog
 
-from proxy.errors import Failure, Internal, UpstreamConnectTimeout, UpstreamSaturated
+from proxy.errors import (
+    Draining,
+    Failure,
+    Internal,
+    UpstreamConnectionLost,
+    UpstreamConnectTimeout,
+    UpstreamSaturated,
+)
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
 
@@ -24,6 +35,9 @@ _log: Final = structlog.get_logger("upstream")
 
 # Cloud Run's front end offers some 100 streams a connection (research: Google's front end, SETTINGS).
 _EXPECTED_STREAMS: Final = 100
+
+_PAUSE_SECONDS: Final = 1.0
+"""After a connection failed, so long no other is tried beside those that there are."""
 
 
 class PoolMetrics(Protocol):
@@ -46,68 +60,88 @@ class Pool:
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._metrics = metrics
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
+        self._clock = clock
         self._lines: dict[Origin, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_connections: set[UpstreamConnection] = set()
+        self._closed = False
 
     def ready(self, origin: Origin) -> UpstreamConnection | None:
         """Return a connection with a free stream, unless there is none or others wait for one. Does not block."""
         line = self._lines.get(origin)
-        if line is None or line.waiters:
+        if line is None or line.waiting:
             return None
         return line.free()
 
     async def acquire(self, origin: Origin) -> UpstreamConnection:
         """Wait for a connection with a free stream; the stream must be opened before the next await.
 
-        Raises a leaf of UpstreamFailure when none could be opened, or none became free in time.
+        Raises a leaf of UpstreamFailure when none could be opened, or none became free in time; Draining after `close`.
         """
+        if self._closed:
+            raise _closing()
         line = self._lines.setdefault(origin, _Line(origin))
-        waiter: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
-        line.waiters.append(waiter)
-        line.serve()
-        self._grow(line)
+        ticket = line.next_ticket()
         try:
             async with asyncio.timeout(self._wait_timeout_seconds):
-                connection = await waiter
+                while True:
+                    connection = await self._reserved(line, ticket)
+                    if connection.free_streams > 0:
+                        return connection
         except TimeoutError:
-            line.give_up(waiter)
             raise self._late(line) from None
-        except BaseException:
-            line.give_up(waiter)
-            raise
-        connection.reserved -= 1
-        return connection
 
-    async def close(self) -> None:
-        """Close every connection and give up those being opened."""
+    async def close(self, *, linger_seconds: float = 0.0) -> None:
+        """Say GOAWAY on every connection and close it; give up those being opened, and whoever waits.
+
+        With `linger_seconds` it returns when all are gone, at the latest after that time.
+        """
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for line in self._lines.values():
-            line.fail(UpstreamSaturated("the sidecar is shutting down"))
-        for connection in list(self._open_connections):
+            line.fail(_closing())
+        leaving = list(self._open_connections)
+        for connection in leaving:
             connection.retire("the sidecar is shutting down")
-        self._lines.clear()
+        if leaving and linger_seconds:
+            await asyncio.wait([connection.gone for connection in leaving], timeout=linger_seconds)
+            for connection in leaving:
+                connection.abort()
 
-    def _late(self, line: _Line) -> Failure:
-        waited = f"{self._wait_timeout_seconds:g} s"
-        if line.opening and not line.connections:
-            return UpstreamConnectTimeout(f"{line.origin} was not connected within {waited}")
-        return UpstreamSaturated(
-            f"no stream to {line.origin} became free within {waited}: {len(line.connections)} connections are in use, "
-            f"{self._max_connections} are allowed (max_upstream_connections)"
-        )
+    async def _reserved(self, line: _Line, ticket: int) -> UpstreamConnection:
+        """Wait in line for a stream, and return its connection; the stream is free for this turn of the loop."""
+        waiter: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
+        line.join(ticket, waiter)
+        self._serve(line)
+        try:
+            connection = await waiter
+        except BaseException:
+            line.give_up(waiter)
+            line.serve()
+            raise
+        connection.reserved -= 1
+        if line.waiting:
+            # Should the stream not be opened after all, it is for the next.
+            asyncio.get_running_loop().call_soon(line.serve)
+        return connection
 
-    def _grow(self, line: _Line) -> None:
+    def _serve(self, line: _Line) -> None:
+        """Give free streams to those who wait, and open connections for the rest."""
+        line.serve()
+        if self._closed or (line.connections and self._clock() < line.paused_until):
+            return
         while (
-            len(line.waiters) > line.opening * _EXPECTED_STREAMS
+            line.waiting > line.opening * line.expected_streams
             and len(line.connections) + line.opening < self._max_connections
+            and not line.has_fruitless
         ):
             line.opening += 1
             task = asyncio.get_running_loop().create_task(self._open(line))
@@ -115,7 +149,8 @@ class Pool:
             task.add_done_callback(self._tasks.discard)
 
     async def _open(self, line: _Line) -> None:
-        failure: Failure | None = None
+        connection: UpstreamConnection | None = None
+        failure: Failure = UpstreamConnectionLost(f"{line.origin} ended the connection as soon as it was open")
         try:
             connection = await self._connect(line.origin)
         except Failure as exc:
@@ -123,17 +158,29 @@ class Pool:
         except Exception as exc:  # noqa: BLE001 - whoever waits must be told, whatever it was
             _log.error("connecting failed unexpectedly", origin=str(line.origin), error=type(exc).__name__)
             failure = Internal(f"connecting to {line.origin} failed: {type(exc).__name__}")
-        else:
-            self._add(line, connection)
         finally:
             line.opening -= 1
-        if failure is not None:
+        if connection is not None and not connection.retiring:
+            self._add(line, connection)
+            return
+        # A peer that turns everybody away at once has failed, too: it would be asked again and again otherwise.
+        if connection is not None:
+            connection.retire("turned away")
+        self._failed(line, failure)
+
+    def _failed(self, line: _Line, failure: Failure) -> None:
+        line.failures += 1
+        line.paused_until = self._clock() + _PAUSE_SECONDS
+        if not line.connections and (not line.opening or line.failures > 1):
+            line.fail(failure)
+        else:
+            # Nobody is told yet: there are others that may bring a stream.
             _log.warning("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
-            if not line.connections and not line.opening:
-                line.fail(failure)
 
     def _add(self, line: _Line, connection: UpstreamConnection) -> None:
+        line.failures = 0
         line.connections.append(connection)
+        line.expected_streams = max(1, min(_EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
         self._open_connections.add(connection)
         self._metrics.upstream_opened(str(line.origin))
         _log.debug("upstream connected", origin=str(line.origin), streams=connection.engine.peer_max_concurrent_streams)
@@ -145,24 +192,64 @@ class Pool:
             if connection.closed and connection in self._open_connections:
                 self._open_connections.remove(connection)
                 self._metrics.upstream_closed(str(line.origin))
-            if line.waiters:
-                line.serve()
-                self._grow(line)
+            if line.waiting:
+                self._serve(line)
 
         connection.on_change = changed
         changed(connection)
+
+    def _late(self, line: _Line) -> Failure:
+        waited = f"{self._wait_timeout_seconds:g} s"
+        if not line.connections:
+            return UpstreamConnectTimeout(f"{line.origin} was not connected within {waited}")
+        return UpstreamSaturated(
+            f"no stream to {line.origin} became free within {waited}: {len(line.connections)} connections are in use, "
+            f"{self._max_connections} are allowed (max_upstream_connections)"
+        )
 
 
 class _Line:
     """The connections of one origin, and who waits for a stream there."""
 
-    __slots__ = ("connections", "opening", "origin", "waiters")
+    __slots__ = (
+        "_heap",
+        "_tickets",
+        "connections",
+        "expected_streams",
+        "failures",
+        "opening",
+        "origin",
+        "paused_until",
+        "waiting",
+    )
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self.connections: list[UpstreamConnection] = []
+        """Those that may be given streams, in the order in which they were opened."""
         self.opening = 0
-        self.waiters: deque[asyncio.Future[UpstreamConnection]] = deque()
+        """Connections being opened."""
+        self.expected_streams = _EXPECTED_STREAMS
+        """How many streams the next connection will bring: as many as the last one."""
+        self.failures = 0
+        """Attempts to connect that failed since the last one that did not."""
+        self.paused_until = 0.0
+        """When another connection may be tried beside those that there are."""
+        self.waiting = 0
+        """Requests in line."""
+        self._heap: list[tuple[int, asyncio.Future[UpstreamConnection]]] = []
+        self._tickets = 0
+
+    @property
+    def has_fruitless(self) -> bool:
+        """Whether the newest connection offers no stream although none is in use: another one would not either.
+
+        A server offers 0 streams for short durations only (RFC 9113, 5.1.2).
+        """
+        if not self.connections:
+            return False
+        newest = self.connections[-1]
+        return newest.engine.open_streams == 0 and newest.reserved == 0 and newest.free_streams <= 0
 
     def free(self) -> UpstreamConnection | None:
         """Return the first connection with a free stream: the first stay full, so that the last can fall idle."""
@@ -171,29 +258,45 @@ class _Line:
                 return connection
         return None
 
+    def next_ticket(self) -> int:
+        """Return a place in line behind all others."""
+        self._tickets += 1
+        return self._tickets
+
+    def join(self, ticket: int, waiter: asyncio.Future[UpstreamConnection]) -> None:
+        """Wait in the place that `ticket` gives."""
+        heapq.heappush(self._heap, (ticket, waiter))
+        self.waiting += 1
+
     def serve(self) -> None:
         """Give free streams to those who wait longest."""
-        while self.waiters:
-            if self.waiters[0].done():
-                self.waiters.popleft()
+        heap = self._heap
+        while heap:
+            if heap[0][1].done():
+                heapq.heappop(heap)  # given up, and counted out then
                 continue
             connection = self.free()
             if connection is None:
                 return
             connection.reserved += 1
-            self.waiters.popleft().set_result(connection)
+            self.waiting -= 1
+            heapq.heappop(heap)[1].set_result(connection)
 
     def fail(self, failure: Failure) -> None:
         """Tell everybody who waits that there will be no connection."""
-        waiters, self.waiters = self.waiters, deque()
-        for waiter in waiters:
+        heap, self._heap = self._heap, []
+        for _, waiter in heap:
             if not waiter.done():
+                self.waiting -= 1
                 waiter.set_exception(failure)
 
     def give_up(self, waiter: asyncio.Future[UpstreamConnection]) -> None:
-        """Take a waiter out of the line; a stream that it was just given goes to the next."""
-        if waiter in self.waiters:
-            self.waiters.remove(waiter)
-        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+        """Count a waiter out that does not wait any more; a stream that it was just given is free again."""
+        if waiter.cancel() or waiter.cancelled():
+            self.waiting -= 1
+        elif waiter.exception() is None:
             waiter.result().reserved -= 1
-            self.serve()
+
+
+def _closing() -> Draining:
+    return Draining("the sidecar is shutting down; another one, or the next, will take the request")

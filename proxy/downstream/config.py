@@ -1,0 +1,121 @@
+"""Hypercorn's configuration with our defaults, and the sockets that are listened on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from typing import Final
+
+from hypercorn.config import Config, Sockets
+
+__all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
+
+# Restate may be silent for 60 s + 600 s on a stream, and pools connections for five minutes.
+_KEEP_ALIVE_SECONDS: Final = 720
+
+_UNIX: Final = "unix:"
+
+# A client that has vanished without a word (a lost node, a NAT that forgot) is found after 60 + 4 × 15 s. Accepted
+# sockets take these over from the one that listens.
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+
+
+class ListenFailed(Exception):
+    """An address cannot be listened on; the text names it and says why."""
+
+
+class ListenerConfig(Config):
+    """Hypercorn's configuration, with its defaults that hurt here replaced. It is pickled for worker processes."""
+
+    def __init__(
+        self, addresses: tuple[str, ...], workers: int, payload: str = "", *, max_head_octets: int = 64 << 10
+    ) -> None:
+        self.bind = list(addresses)
+        self.workers = workers
+        self.payload = payload
+        """What a worker process builds its sidecar from."""
+        self.backlog = 1_024
+        self.errorlog = logging.getLogger("hypercorn")
+        self.include_date_header = False
+        self.include_server_header = False
+        self.keep_alive_timeout = _KEEP_ALIVE_SECONDS
+        self.keep_alive_max_requests = 1 << 62
+        self.h11_max_incomplete_size = max_head_octets
+        # Unbounded: a full queue would keep Hypercorn from telling of a disconnect, for ever (see `http1`).
+        self.max_app_queue_size = 0
+        # The sidecar has drained before Hypercorn closes; all that is left by then is cut before this is over.
+        self.graceful_timeout = 1.0
+        self._files: list[tuple[str, int, int]] = []
+
+    def create_sockets(self) -> Sockets:
+        """Bind every address and listen. Raises ListenFailed that names the one that cannot be bound."""
+        bound: list[socket.socket] = []
+        for address in self.bind:
+            try:
+                bound.append(self._listening(address))
+            except OSError as exc:
+                self.release(Sockets([], bound, []))
+                raise ListenFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
+        return Sockets([], bound, [])
+
+    def release(self, sockets: Sockets) -> None:
+        """Close the sockets and remove the files of Unix ones, unless others have taken their places."""
+        for bound in sockets.insecure_sockets:
+            bound.close()
+        files, self._files = self._files, []
+        for path, device, inode in files:
+            with contextlib.suppress(OSError):
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    os.remove(path)
+
+    def _listening(self, address: str) -> socket.socket:
+        path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
+        if path is not None:
+            _refuse_taken(path)
+        workers = self.workers
+        # With several workers Hypercorn would share the port with every program that asks for it, a second sidecar
+        # started by mistake among them. Ours get the socket handed down.
+        self.workers = 1
+        try:
+            (bound,) = self._create_sockets([address])
+        finally:
+            self.workers = workers
+        try:
+            if path is not None:
+                found = os.stat(path)
+                self._files.append((path, found.st_dev, found.st_ino))
+            else:
+                _keep_alive(bound)
+            # From here on clients are queued, not refused: whoever reads that we listen may connect.
+            bound.listen(self.backlog)
+        except OSError:
+            bound.close()
+            raise
+        return bound
+
+
+def _refuse_taken(path: str) -> None:
+    """Raise OSError where somebody listens: Hypercorn removes the file of a socket, be it in use or left behind."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file of that name, and it is no socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except BlockingIOError:
+        pass  # its queue is full
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _keep_alive(bound: socket.socket) -> None:
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            bound.setsockopt(socket.IPPROTO_TCP, option, value)
