@@ -1,0 +1,79 @@
+"""What the sidecar is held to, as ratios to its peers in the same run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tests.load.figures import Summary, ratio
+
+__all__ = ["COMPILED", "PLAIN", "PORTABLE", "TARGETS", "Target", "Verdict", "judge"]
+
+COMPILED: Final = "sidecar-nghttp2"
+PORTABLE: Final = "sidecar-h2"
+PLAIN: Final = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """subject ÷ peer of one metric at one workload, at most so much."""
+
+    what: str
+    workload: str
+    metric: str
+    subject: str = COMPILED
+    peer: str
+    at_most: float
+    peer_metric: str | None = None
+    """What of the peer it is compared with; None: the same metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run says to a target; `ratio` None: the run cannot say, because one side is absent or void."""
+
+    target: Target
+    ratio: float | None
+
+    @property
+    def mark(self) -> str:
+        """✔ met, ✘ missed, – not measured."""
+        if self.ratio is None:
+            return "–"
+        return "✔" if self.ratio <= self.target.at_most else "✘"
+
+
+_UNARY: Final = "CPU per request, POST 1 KiB, -c1 -m50"
+
+TARGETS: Final = (
+    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="envoy", at_most=0.50),
+    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="nghttpx", at_most=1.8),
+    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="cloud-run-proxy", at_most=0.20),
+    Target(what="p50 at one in flight", workload="single", metric="p50_us", peer="envoy", at_most=0.9),
+    Target(what="CPU per MiB, upload of 16 MiB", workload="upload", metric="cpu_us", peer="envoy", at_most=1.3),
+    Target(what="CPU per MiB, download of 16 MiB", workload="download", metric="cpu_us", peer="envoy", at_most=1.3),
+    Target(what="RSS idle", workload="memory", metric="rss_mib", peer="envoy", at_most=0.9),
+    Target(what="RSS per open idle stream", workload="memory", metric="stream_kib", peer="envoy", at_most=0.5),
+    Target(
+        what="p99 while a token is refreshed",
+        workload="refresh",
+        metric="refresh_p99_us",
+        peer=COMPILED,
+        peer_metric="p99_us",
+        at_most=1.25,  # the same, but for the noise in the hundredth part of some thousand requests
+    ),
+    Target(what=_UNARY, workload="unary", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=0.6),
+)
+"""The sidecar has one worker, every feature on, access log off."""
+
+
+def judge(summaries: Mapping[str, Mapping[str, Summary]]) -> list[Verdict]:
+    """Return a verdict for each target, in order."""
+    return [
+        Verdict(
+            target,
+            ratio(summaries.get(target.workload, {}), target.metric, target.subject, target.peer, target.peer_metric),
+        )
+        for target in TARGETS
+    ]
