@@ -161,7 +161,7 @@ async def _nghttpx(way: Way, around: Surroundings) -> Command:
 async def _haproxy(way: Way, around: Surroundings) -> Command:
     haproxy = locate("haproxy", "Debian's haproxy")
     config = _write(around, "haproxy.cfg", peer_configs.haproxy(way))
-    return Command([haproxy, "-db", "-q", "-f", config], {}, await version_of([haproxy, "-v"]))
+    return Command([haproxy, "-db", "-f", config], {}, await version_of([haproxy, "-v"]))
 
 
 async def _cloud_run_proxy(way: Way, around: Surroundings) -> Command:

@@ -65,11 +65,17 @@ log-level=ERROR
 
 
 def haproxy(way: Way) -> str:
-    """Return haproxy.cfg. HAProxy compares host names with DNS names alone, hence `verifyhost localhost`."""
+    """Return haproxy.cfg.
+
+    It compares host names with DNS names alone, hence `verifyhost localhost`. Without room to rewrite, it answers 500
+    to a request whose body has filled the buffer before the token is added.
+    """
     return f"""\
 global
     nbthread 1
     maxconn 4000
+    tune.bufsize 32768
+    tune.maxrewrite 4096
     tune.h2.initial-window-size {_STREAM_WINDOW}
     tune.h2.max-concurrent-streams {_STREAMS}
 defaults
