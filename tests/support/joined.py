@@ -1,0 +1,220 @@
+"""The data path in memory: clients' engines, the sidecar's own connections, carriers and pool, and services' engines.
+
+Everything between the two ends is what runs in production. Only the sockets are missing: a `Wire` moves octets when it
+is told to, and can be stopped like a socket whose peer does not read. Time stands still unless a test moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from proxy.downstream.connection import DownstreamConnection
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.http2.events import StreamId
+from proxy.relay.forwarder import Forwarder, Tokens
+from proxy.routing import Origin, Route, RouteTable
+from proxy.telemetry import Metrics
+from proxy.tokens.source import TokenSource
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.pool import Pool
+from proxy.wire import Budget
+from tests.support.ends import Client, End, Ledger, Service
+from tests.support.workshop import Transport, Workshop
+
+__all__ = ["Wire", "World", "route"]
+
+T = TypeVar("T")
+
+_QUIET_TURNS = 10
+"""So many turns of the loop without an octet moved, and nothing more will move."""
+
+
+@dataclass
+class Wire:
+    """One connection of the sidecar's, joined to an end that the test holds."""
+
+    protocol: DownstreamConnection | UpstreamConnection
+    transport: Transport
+    ledger: Ledger
+    end: End
+    cut: bool = False
+
+    def move(self) -> bool:
+        """Carry octets over, each way; return whether there were any."""
+        up = b"" if self.transport.paused or self.transport.lost else self.transport.read()
+        if up:
+            self.end.receive(up)
+        down = b"" if self.cut else self.end.take()
+        if down and not self.transport.is_closing():
+            self._give(down)
+        return bool(up or down)
+
+    def _give(self, data: bytes) -> None:
+        try:
+            self.protocol.data_received(data)
+        except Exception as exc:  # noqa: BLE001 - what a real transport does: it reports it, and the connection is lost
+            self.transport.fail(exc)
+
+    def lose(self, exc: Exception | None = None) -> None:
+        """Have the connection end from the other side."""
+        self.cut = True
+        self.transport.lose(exc)
+
+
+class World:
+    """A sidecar's data path between any number of clients and services."""
+
+    def __init__(
+        self,
+        *routes: Route,
+        make: EngineFactory,
+        limits: Limits | None = None,
+        client_limits: Limits | None = None,
+        service_limits: Limits | None = None,
+        queued_octets: int = 1 << 20,
+        replay_octets: int = 1_000,
+        tokens: Callable[[Callable[[], float]], Tokens] | None = None,
+        max_connections: int = 8,
+        access_log: bool = False,
+    ) -> None:
+        self.loop = Workshop()
+        self.make = make
+        self.limits = limits or Limits()
+        self.client_limits = client_limits or Limits()
+        self.service_limits = service_limits or Limits()
+        self.budget = Budget(queued_octets)
+        self.metrics = Metrics()
+        self.wires: list[Wire] = []
+        self.services: list[Service] = []
+        self.refusals: list[Exception] = []
+        """Raised by the next attempts to connect, in this order."""
+        self.connecting: Awaitable[None] | None = None
+        """Waited for before a connection is made."""
+        self.wall = 1_800_000_000.0
+        self.tokens = tokens(self.clock) if tokens is not None else TokenSource(_no_mint, clock=self.clock)
+        self.pool = Pool(self._connect, self.metrics, max_connections=max_connections)
+        self.routes = routes or (route("svc"),)
+        self.forwarder = Forwarder(
+            RouteTable(self.routes),
+            self.tokens,
+            self.pool,
+            self.metrics,
+            self.budget,
+            loop=self.loop,
+            clock=self.clock,
+            chance=lambda: 0.0,
+            replay_octets=replay_octets,
+            access_log=access_log,
+        )
+
+    def clock(self) -> float:
+        """Wall-clock seconds, moved by the test."""
+        return self.wall
+
+    def client(self, limits: Limits | None = None) -> Client:
+        """Connect another client."""
+        ledger = Ledger(self.make(client=False, limits=self.limits))
+        connection = DownstreamConnection(
+            ledger, self.budget, self.loop, exchanges=self.forwarder, on_change=lambda: None
+        )
+        client = Client(self.make, limits or self.client_limits)
+        self._join(connection, ledger, client)
+        self.settle()
+        return client
+
+    async def _connect(self, origin: Origin) -> UpstreamConnection:
+        if self.connecting is not None:
+            await self.connecting
+        if self.refusals:
+            raise self.refusals.pop(0)
+        ledger = Ledger(self.make(client=True, limits=self.limits))
+        connection = UpstreamConnection(ledger, self.budget, self.loop, origin=origin, timing=Timing())
+        service = Service(self.make, self.service_limits)
+        self.services.append(service)
+        self._join(connection, ledger, service)
+        await connection.settled
+        return connection
+
+    def _join(self, connection: DownstreamConnection | UpstreamConnection, ledger: Ledger, end: End) -> None:
+        transport = Transport(self.loop, connection)
+        self.wires.append(Wire(connection, transport, ledger, end))
+        connection.connection_made(transport)
+
+    def wire(self, end: End) -> Wire:
+        """Return the connection of this end."""
+        return next(wire for wire in self.wires if wire.end is end)
+
+    def step(self) -> bool:
+        """Let everybody have one turn; return whether octets moved."""
+        moved = [wire.move() for wire in self.wires]
+        self.loop.turn()
+        return any(moved)
+
+    def settle(self) -> None:
+        """Let octets move until none do."""
+        quiet = 0
+        while quiet < _QUIET_TURNS:
+            quiet = 0 if self.step() else quiet + 1
+
+    def run(self, coroutine: Awaitable[T]) -> T:
+        """Wait for something of the sidecar's."""
+        return self.loop.run_until_complete(coroutine)
+
+    def latest(self, path: str) -> tuple[Service, StreamId]:
+        """Return where the last request with this path has arrived."""
+        found = self.arrivals(path)
+        assert found, f"no request for {path} has arrived"
+        return found[-1]
+
+    def arrivals(self, path: str) -> list[tuple[Service, StreamId]]:
+        """Return every arrival of a request with this path, attempt by attempt."""
+        return [
+            (service, stream_id)
+            for service in self.services
+            for stream_id in service.heads
+            if service.path(stream_id) == path.encode()
+        ]
+
+    def assert_in_order(self) -> None:
+        """Nobody caught a defect, and no connection's credit is lost."""
+        assert not self.loop.uncaught, self.loop.uncaught
+        for wire in self.wires:
+            assert wire.end.failed is None, wire.end.failed
+            if not wire.protocol.closed:
+                assert wire.ledger.connection_acknowledged == wire.ledger.connection_received
+
+    def assert_at_rest(self) -> None:
+        """All exchanges are over: nothing is held, nobody is listened to, all credit is back."""
+        self.assert_in_order()
+        assert self.budget.queued_octets == 0
+        assert not self.forwarder._tasks
+        for wire in self.wires:
+            assert not wire.protocol._sinks
+            if not wire.protocol.closed:
+                assert wire.ledger.open_streams == 0
+        for known in (*(known.name for known in self.routes), "unmatched"):
+            assert self.metrics.route(known).in_flight == 0
+
+    def close(self) -> None:
+        """End everything."""
+        self.run(self.forwarder.close())
+        self.run(self.pool.close())
+        if isinstance(self.tokens, TokenSource):
+            self.run(self.tokens.close())
+        for wire in self.wires:
+            wire.transport.abort()
+        self.loop.turn()
+        self.loop.turn()
+        self.loop.close()
+
+
+def route(name: str, *, signed: bool = False, port: int = 443) -> Route:
+    """Return a route to a service of this name."""
+    return Route(name=name, origin=Origin("https", f"{name}.example", port), signed=signed)
+
+
+async def _no_mint(key: object) -> Any:
+    raise AssertionError("nothing here asks for a token")
