@@ -6,18 +6,22 @@ Credit (receive windows) follows two rules. A stream's credit goes back when its
 connection's outgoing bytes and that transport is not paused: `take` reports what left, and the reports wait while the
 transport is paused. The connection's credit goes back on receipt, so that a stream that is stuck cannot starve the
 others; only when the worker's `Budget` is used up does it wait, which bounds memory whatever the peers do.
+
+A defect of ours that shows while one stream is served is reported to the loop and ends that stream's exchange; the
+other streams, and the rest of what was read, are served as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
 
 from proxy.http2.engine import Engine
 from proxy.http2.events import (
     ConnectionFailed,
     DataReceived,
+    ErrorCode,
     Fields,
     GoAwayReceived,
     HeadReceived,
@@ -30,7 +34,7 @@ from proxy.http2.events import (
     TrailersReceived,
 )
 
-__all__ = ["Budget", "FrameProtocol"]
+__all__ = ["Budget", "FrameProtocol", "Sink"]
 
 # Beyond this the transport is paused, and what it holds is not acknowledged.
 _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
@@ -74,7 +78,17 @@ class Budget:
         self._waiting.discard(wake)
 
 
-class FrameProtocol(asyncio.Protocol):
+class Sink(Protocol):
+    """Who takes what a stream brings."""
+
+    def broken(self) -> None:
+        """A defect showed while the stream was served, and it was reset: end the exchange, wherever it stands."""
+
+
+SinkT = TypeVar("SinkT", bound=Sink)
+
+
+class FrameProtocol(asyncio.Protocol, Generic[SinkT]):
     """An engine on a transport. Subclasses say what the events mean.
 
     Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
@@ -103,6 +117,7 @@ class FrameProtocol(asyncio.Protocol):
         self.loop = loop
         self.transport: asyncio.Transport | None = None
         self.closed = False
+        self._sinks: dict[StreamId, SinkT] = {}
         self._paused = False
         self._flush_scheduled = False
         self._unreported: list[Sent] = []
@@ -132,6 +147,10 @@ class FrameProtocol(asyncio.Protocol):
         self.engine.acknowledge(stream_id, octets)
         if self.engine.wants_to_send:
             self.schedule_flush()
+
+    def forget(self, stream_id: StreamId) -> None:
+        """Report nothing more of this stream; what is queued still leaves."""
+        self._sinks.pop(stream_id, None)
 
     # ---- what subclasses say
 
@@ -188,10 +207,18 @@ class FrameProtocol(asyncio.Protocol):
         self.schedule_flush()
 
     def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return  # TLS hands on what it had read when it is closed
         on = self._on
         for event in self.engine.receive(data):
-            on[type(event)](self, event)
-        if self._credit_octets:
+            try:
+                on[type(event)](self, event)
+            except Exception as exc:  # see the module
+                stream_id = getattr(event, "stream_id", None)
+                if stream_id is None:
+                    raise
+                self._break_off(stream_id, exc)
+        if self._credit_octets and not self.closed:
             self._give_credit()
         self.schedule_flush()
 
@@ -204,8 +231,7 @@ class FrameProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         reports, self._unreported = self._unreported, []
-        for stream_id, octets in reports:
-            self.on_sent(stream_id, octets)
+        self._report_sent(reports)
         self.schedule_flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -243,8 +269,7 @@ class FrameProtocol(asyncio.Protocol):
         if self._paused:
             self._unreported += sent
         else:
-            for stream_id, octets in sent:
-                self.on_sent(stream_id, octets)
+            self._report_sent(sent)
         self.after_flush()
 
     def close(self, reason: str) -> None:
@@ -265,6 +290,39 @@ class FrameProtocol(asyncio.Protocol):
         """Drop the transport at once, with whatever it still holds."""
         if self.transport is not None:
             self.transport.abort()
+
+    # ---- inside
+
+    def tell(self, stream_id: StreamId, what: Callable[..., None], *args: object) -> None:
+        """Call a sink's method outside of an event of its stream; a defect in there stays with the stream."""
+        try:
+            what(*args)
+        except Exception as exc:  # noqa: BLE001 - see the module
+            self._break_off(stream_id, exc)
+
+    def _report_sent(self, reports: list[Sent]) -> None:
+        for stream_id, octets in reports:
+            try:
+                self.on_sent(stream_id, octets)
+            except Exception as exc:  # noqa: BLE001 - see the module
+                self._break_off(stream_id, exc)
+
+    def _break_off(self, stream_id: StreamId, exc: Exception) -> None:
+        """Report a defect and end the exchange in which it showed."""
+        self._report_defect(exc)
+        sink = self._sinks.pop(stream_id, None)
+        # Without a sink the exchange is over, and what is queued was meant to leave.
+        self.reset(stream_id, ErrorCode.INTERNAL_ERROR, after_data=sink is None)
+        if sink is not None:
+            try:
+                sink.broken()
+            except Exception as again:  # noqa: BLE001 - nothing more can be done
+                self._report_defect(again)
+
+    def _report_defect(self, exc: Exception) -> None:
+        self.loop.call_exception_handler(
+            {"message": "a defect showed while a stream was served", "exception": exc, "protocol": self}
+        )
 
     def _end(self, reason: str) -> None:
         if self.closed:

@@ -49,6 +49,9 @@ class RequestSink(Protocol):
     def response_sent(self, octets: int) -> None:
         """So many octets of the response's content have left."""
 
+    def broken(self) -> None:
+        """A defect showed while the stream was served, and it was reset."""
+
 
 class ResponseChannel(Protocol):
     """How a response goes back; `DownstreamConnection` is one for all its streams."""
@@ -79,7 +82,7 @@ class Exchanges(Protocol):
         """Return who takes the request of this stream."""
 
 
-class DownstreamConnection(FrameProtocol):
+class DownstreamConnection(FrameProtocol[RequestSink]):
     """A server connection with HTTP/2 prior knowledge (RFC 9113, 3.3)."""
 
     def __init__(
@@ -98,7 +101,6 @@ class DownstreamConnection(FrameProtocol):
         self._exchanges = exchanges
         self._on_change = on_change
         self._displaced = displaced
-        self._sinks: dict[StreamId, RequestSink] = {}
         self._peer_leaves = False
 
     @property
@@ -112,10 +114,6 @@ class DownstreamConnection(FrameProtocol):
         """Queue an interim or final response head."""
         self.engine.send_head(stream_id, fields, end_stream=end_stream)
         self.schedule_flush()
-
-    def forget(self, stream_id: StreamId) -> None:
-        """Report nothing more of this stream; what is queued still leaves."""
-        self._sinks.pop(stream_id, None)
 
     # ---- events
 
@@ -141,10 +139,11 @@ class DownstreamConnection(FrameProtocol):
             sink.request_trailers(event.fields)
 
     def on_reset(self, event: StreamReset) -> None:
-        sink = self._sinks.pop(event.stream_id, None)
+        sink = self._sinks.get(event.stream_id)
         if sink is not None:
             # A rule that the client broke is not the upstream's fault: the code that tells the client stays here.
             sink.request_reset(event.code if event.by_peer else ErrorCode.CANCEL)
+            self.forget(event.stream_id)
 
     def on_go_away(self, event: GoAwayReceived) -> None:
         self._peer_leaves = True
@@ -155,9 +154,9 @@ class DownstreamConnection(FrameProtocol):
             sink.response_sent(octets)
 
     def on_lost(self, reason: str) -> None:
-        sinks, self._sinks = self._sinks, {}
-        for sink in sinks.values():
-            sink.request_reset(ErrorCode.CANCEL)
+        for stream_id, sink in list(self._sinks.items()):
+            self.tell(stream_id, sink.request_reset, ErrorCode.CANCEL)
+        self._sinks.clear()
         self._on_change()
 
     def after_flush(self) -> None:
@@ -195,8 +194,7 @@ class DownstreamConnection(FrameProtocol):
         """Reset every live stream, both ways, say GOAWAY and close."""
         if self.closed:
             return
-        sinks, self._sinks = self._sinks, {}
-        for stream_id, sink in sinks.items():
+        for stream_id, sink in list(self._sinks.items()):
             self.engine.reset(stream_id, ErrorCode.CANCEL)
-            sink.request_reset(ErrorCode.CANCEL)
+            self.tell(stream_id, sink.request_reset, ErrorCode.CANCEL)
         self.leave(reason)

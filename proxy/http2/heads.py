@@ -185,7 +185,7 @@ def check_sendable(fields: Fields) -> None:
         hash(tuple(fields))
     except (TypeError, ValueError):
         raise ValueError("each field must be a tuple of two bytes and a bool") from None
-    if b"\r" in text or b"\n" in text or b"\0" in text or not names.islower():
+    if b"\r" in text or b"\n" in text or b"\0" in text or not names or names != names.lower():
         raise ValueError("fields that must not be sent: none at all, upper case in names, or CR, LF or NUL")
 
 

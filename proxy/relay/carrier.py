@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.errors import Failure, UpstreamRefusedStream
+from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import trailers_for_upstream
 from proxy.relay.exchange import Action, Exchange, Move
@@ -96,6 +96,9 @@ class Office(Protocol):
     def made_up(self, carrier: Carrier, failure: Failure) -> tuple[Fields, bytes]:
         """Return head and content of the answer to this failure."""
 
+    def broke_off(self, carrier: Carrier, failure: Failure) -> None:
+        """The failure came too late to be answered: the stream was reset."""
+
     def response_began(self, carrier: Carrier, fields: Fields) -> None:
         """The upstream answered; look at the status."""
 
@@ -110,6 +113,7 @@ class Carrier:
         "_acknowledged_octets",
         "_downstream",
         "_downstream_id",
+        "_ended",
         "_exchange",
         "_held",
         "_held_octets",
@@ -137,6 +141,7 @@ class Carrier:
         self._downstream = downstream
         self._downstream_id = downstream_id
         self._exchange = Exchange()
+        self._ended = False
         self._upstream: Upstream | None = None
         self._upstream_id: StreamId = 0
         self._held: list[bytes] | None = []
@@ -158,7 +163,7 @@ class Carrier:
         self.status: int | None = None
         """Of the response that went downstream; None while there is none."""
         self.code: str = ""
-        """Of the failure that was answered."""
+        """Of the failure that was answered, or reset the stream."""
         self.cancel_start: Callable[[], object] | None = None
         """Stops the task that is going to call `start`."""
 
@@ -166,11 +171,6 @@ class Carrier:
     def over(self) -> bool:
         """Whether nothing more will come."""
         return self._exchange.over
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a `start` is still wanted."""
-        return not self._exchange.answered and self._upstream is None
 
     # ---- downstream brings
 
@@ -283,11 +283,11 @@ class Carrier:
     def start(self, upstream: Upstream, fields: Fields) -> None:
         """Send the request: its head, what is held of its content, and its end if that has come."""
         self.attempts += 1
-        self._upstream = upstream
         held = self._held or ()
         ended, trailers = self._request_ended, self._trailers
         bare = ended and trailers is None and not held
         self._upstream_id = stream_id = upstream.open(fields, end_stream=bare, sink=self)
+        self._upstream = upstream
         for data in held:
             upstream.send_data(stream_id, data, end_stream=False)
         if trailers is not None:
@@ -299,16 +299,33 @@ class Carrier:
     def fail(self, failure: Failure) -> None:
         """End the exchange: with an answer while the response has not begun, else as a reset."""
         self._drop_held()
-        self.code = failure.code
         action = self._exchange.on(Move.FAILED)
         if action is Action.ANSWER:
+            self.code = failure.code
             fields, body = self._office.made_up(self, failure)
             self._downstream.send_head(self._downstream_id, fields, end_stream=not body)
             if body:
                 self._downstream.send_data(self._downstream_id, body, end_stream=True)
         elif action is Action.RESET:
+            self.code = failure.code
             self._downstream.reset(self._downstream_id, ErrorCode.INTERNAL_ERROR, after_data=True)
+            self._office.broke_off(self, failure)
         self._settle()
+
+    # ---- whoever finds a defect decides
+
+    def broken(self) -> None:
+        """A defect of ours showed: reset both streams and be over, whatever has been done by halves."""
+        if self._ended:
+            return
+        if not self._exchange.over:
+            self._exchange.on(Move.BROKEN)
+        self._downstream.reset(self._downstream_id, ErrorCode.INTERNAL_ERROR)
+        if self._upstream is not None:
+            self._upstream.reset(self._upstream_id, ErrorCode.INTERNAL_ERROR)
+        self.code = Internal.code
+        self._end()
+        self._office.broke_off(self, Internal("a defect of the sidecar; the log says where"))
 
     # ---- inside
 
@@ -354,6 +371,7 @@ class Carrier:
             self._acknowledge_up_to(self._received_octets)
 
     def _end(self) -> None:
+        self._ended = True
         self._downstream.forget(self._downstream_id)
         if self._upstream is not None:
             self._upstream.forget(self._upstream_id)

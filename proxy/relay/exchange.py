@@ -17,7 +17,7 @@ a complete response only says that the rest of the request is not wanted (RFC 91
 comes of the request is discarded, and the caller is not reset, because Restate would take that for a broken body.
 
 An upstream failure before the response head is answered in the upstream's stead; after it, it is a reset, never an end
-that looks clean.
+that looks clean. A defect of ours is a reset at any time.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Move(Enum):
     RESPONSE_RESET = "upstream reset the stream"
     UNWANTED = "upstream reset the stream with NO_ERROR"
     FAILED = "no upstream was reached, or its connection is lost"
+    BROKEN = "neither did anything: a defect of ours showed"
 
 
 class Action(Enum):
@@ -80,12 +81,14 @@ _TABLE: Final[dict[tuple[State, Move], tuple[State, Action]]] = {
     (_S.REQUESTING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
     (_S.REQUESTING, _M.UNWANTED): (_S.OVER, _A.PASS),
     (_S.REQUESTING, _M.FAILED): (_S.DISCARDING, _A.ANSWER),
+    (_S.REQUESTING, _M.BROKEN): (_S.OVER, _A.RESET),
     (_S.AWAITING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
     (_S.AWAITING, _M.INTERIM): (_S.AWAITING, _A.PASS),
     (_S.AWAITING, _M.RESPONSE_HEAD): (_S.RECEIVING, _A.PASS),
     (_S.AWAITING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
     (_S.AWAITING, _M.UNWANTED): (_S.OVER, _A.PASS),
     (_S.AWAITING, _M.FAILED): (_S.OVER, _A.ANSWER),
+    (_S.AWAITING, _M.BROKEN): (_S.OVER, _A.RESET),
     (_S.STREAMING, _M.REQUEST_DATA): (_S.STREAMING, _A.PASS),
     (_S.STREAMING, _M.REQUEST_END): (_S.RECEIVING, _A.PASS),
     (_S.STREAMING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
@@ -94,21 +97,25 @@ _TABLE: Final[dict[tuple[State, Move], tuple[State, Action]]] = {
     (_S.STREAMING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
     (_S.STREAMING, _M.UNWANTED): (_S.OVER, _A.PASS),
     (_S.STREAMING, _M.FAILED): (_S.OVER, _A.RESET),
+    (_S.STREAMING, _M.BROKEN): (_S.OVER, _A.RESET),
     (_S.RECEIVING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
     (_S.RECEIVING, _M.RESPONSE_DATA): (_S.RECEIVING, _A.PASS),
     (_S.RECEIVING, _M.RESPONSE_END): (_S.OVER, _A.PASS),
     (_S.RECEIVING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
     (_S.RECEIVING, _M.UNWANTED): (_S.OVER, _A.PASS),
     (_S.RECEIVING, _M.FAILED): (_S.OVER, _A.RESET),
+    (_S.RECEIVING, _M.BROKEN): (_S.OVER, _A.RESET),
     (_S.ANSWERED, _M.REQUEST_DATA): (_S.ANSWERED, _A.PASS),
     (_S.ANSWERED, _M.REQUEST_END): (_S.OVER, _A.PASS),
     (_S.ANSWERED, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
     (_S.ANSWERED, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
     (_S.ANSWERED, _M.UNWANTED): (_S.DISCARDING, _A.NOTHING),
     (_S.ANSWERED, _M.FAILED): (_S.DISCARDING, _A.NOTHING),
+    (_S.ANSWERED, _M.BROKEN): (_S.OVER, _A.RESET),
     (_S.DISCARDING, _M.REQUEST_DATA): (_S.DISCARDING, _A.DISCARD),
     (_S.DISCARDING, _M.REQUEST_END): (_S.OVER, _A.DISCARD),
     (_S.DISCARDING, _M.REQUEST_RESET): (_S.OVER, _A.NOTHING),
+    (_S.DISCARDING, _M.BROKEN): (_S.OVER, _A.RESET),
 }
 
 

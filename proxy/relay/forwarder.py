@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from proxy import errors
-from proxy.errors import Draining, Failure, Internal, MethodRefused, Overloaded
+from proxy.errors import Draining, Failure, MethodRefused, Overloaded
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.fields import for_upstream, request_line
 from proxy.relay.carrier import Carrier, Downstream, OctetBudget, Upstream
@@ -152,14 +152,14 @@ class Forwarder:
         """Return head and content of the answer to this failure."""
         answer = errors.answer(failure, discovery=carrier.discovery, chance=self._chance())
         carrier.status = answer.status
-        metrics = self._metrics_of(carrier)
-        metrics.failed(failure.code)
-        name = carrier.route.name if carrier.route is not None else ""
-        if self._may_log(name, failure.code):
-            _log.warning("request failed", route=name, code=failure.code, status=answer.status, reason=str(failure))
+        self._count(carrier, failure, "request failed")
         fields: Fields = [(b":status", str(answer.status).encode(), False)]
         fields += [(key, value, False) for key, value in answer.fields]
         return fields, b"" if carrier.head and request_line(carrier.head).method == b"HEAD" else answer.body
+
+    def broke_off(self, carrier: Carrier, failure: Failure) -> None:
+        """Count and log a failure that came too late for an answer."""
+        self._count(carrier, failure, "exchange broken off")
 
     def response_began(self, carrier: Carrier, fields: Fields) -> None:
         """Note the status; a 401 drops the token that Cloud Run did not take."""
@@ -250,28 +250,33 @@ class Forwarder:
 
     async def _start_later(self, carrier: Carrier, post: _Post, token: Token | None) -> None:
         """Fetch what is missing, then start; the carrier cancels this when its exchange ends before."""
-        failure: Failure | None = None
-        connection: Upstream | None = None
         try:
-            if post.slot is not None and token is None:
-                fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
-                token = await fetch(post.key)
-            connection = await self._pool.acquire(post.route.origin)
-        except Failure as exc:
-            failure = exc
-        except Exception as exc:  # noqa: BLE001 - the caller must be answered, whatever it was
-            _log.error("dispatch failed unexpectedly", route=post.route.name, error=type(exc).__name__)
-            failure = Internal(f"the sidecar failed: {type(exc).__name__}")
-        carrier.cancel_start = None
-        if not carrier.waiting:
-            return
-        if connection is None:
-            carrier.fail(failure or Internal("the sidecar found no way"))
-        else:
+            try:
+                if post.slot is not None and token is None:
+                    fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
+                    token = await fetch(post.key)
+                connection = await self._pool.acquire(post.route.origin)
+            except Failure as failure:
+                carrier.cancel_start = None
+                carrier.fail(failure)
+                return
+            carrier.cancel_start = None
             self._launch(carrier, post, connection, token)
+        except Exception as exc:  # noqa: BLE001 - the caller must not be left waiting, whatever it was
+            carrier.cancel_start = None
+            self._loop.call_exception_handler(
+                {"message": "a defect showed while a request was sent on its way", "exception": exc}
+            )
+            carrier.broken()
 
     def _metrics_of(self, carrier: Carrier) -> RouteMetrics:
         return self._unmatched if carrier.route is None else self._posts[carrier.route.name].metrics
+
+    def _count(self, carrier: Carrier, failure: Failure, what: str) -> None:
+        self._metrics_of(carrier).failed(failure.code)
+        name = carrier.route.name if carrier.route is not None else ""
+        if self._may_log(name, failure.code):
+            _log.warning(what, route=name, code=failure.code, status=carrier.status, reason=str(failure))
 
     def _may_log(self, route: str, what: str) -> bool:
         """Return whether this has not been said for a second: an outage must not fill the disk."""

@@ -76,6 +76,9 @@ class ResponseSink(Protocol):
     def request_sent(self, octets: int) -> None:
         """So many octets of the request's content have left."""
 
+    def broken(self) -> None:
+        """A defect showed while the stream was served, and it was reset."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -90,7 +93,7 @@ class Timing:
     """How long a connection without streams is kept: less than the front end keeps it."""
 
 
-class UpstreamConnection(FrameProtocol):
+class UpstreamConnection(FrameProtocol[ResponseSink]):
     """A client connection; usable once `settled` is done."""
 
     def __init__(
@@ -114,7 +117,6 @@ class UpstreamConnection(FrameProtocol):
         """Whether no new streams may be opened."""
         self.on_change: Callable[[UpstreamConnection], None] = lambda _: None
         """Called whenever streams may have become free, and when the connection is gone."""
-        self._sinks: dict[StreamId, ResponseSink] = {}
         self._timing = timing
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = loop.time()
@@ -140,10 +142,6 @@ class UpstreamConnection(FrameProtocol):
             self.retiring = True
         self.schedule_flush()
         return stream_id
-
-    def forget(self, stream_id: StreamId) -> None:
-        """Report nothing more of this stream; what is queued still leaves."""
-        self._sinks.pop(stream_id, None)
 
     # ---- events
 
@@ -171,7 +169,7 @@ class UpstreamConnection(FrameProtocol):
             sink.response_trailers(event.fields)
 
     def on_reset(self, event: StreamReset) -> None:
-        sink = self._sinks.pop(event.stream_id, None)
+        sink = self._sinks.get(event.stream_id)
         if sink is None:
             return
         if not event.by_peer:
@@ -181,6 +179,7 @@ class UpstreamConnection(FrameProtocol):
             sink.unprocessed()
         else:
             sink.response_reset(event.code)
+        self.forget(event.stream_id)
 
     def on_go_away(self, event: GoAwayReceived) -> None:
         self.retiring = True
@@ -193,9 +192,9 @@ class UpstreamConnection(FrameProtocol):
                 debug=event.debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
             )
         for stream_id in [id_ for id_ in self._sinks if id_ > event.last_stream_id]:
-            sink = self._sinks.pop(stream_id)
             self.engine.reset(stream_id, ErrorCode.CANCEL)
-            sink.unprocessed()
+            self.tell(stream_id, self._sinks[stream_id].unprocessed)
+            self.forget(stream_id)
         self.on_change(self)
 
     def on_settings(self, event: SettingsReceived) -> None:
@@ -224,11 +223,10 @@ class UpstreamConnection(FrameProtocol):
                     "route, and that HTTP/2 is spoken there"
                 )
             )
-        sinks, self._sinks = self._sinks, {}
-        if sinks:
-            failure = UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}")
-            for sink in sinks.values():
-                sink.upstream_lost(failure)
+        failure = UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}")
+        for stream_id, sink in list(self._sinks.items()):
+            self.tell(stream_id, sink.upstream_lost, failure)
+        self._sinks.clear()
         self.on_change(self)
 
     def after_flush(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
@@ -77,6 +77,7 @@ class World:
         queued_octets: int = 1 << 20,
         replay_octets: int = 1_000,
         tokens: Callable[[Callable[[], float]], Tokens] | None = None,
+        chance: Callable[[], float] = lambda: 0.0,
         max_connections: int = 8,
         access_log: bool = False,
     ) -> None:
@@ -105,10 +106,16 @@ class World:
             self.budget,
             loop=self.loop,
             clock=self.clock,
-            chance=lambda: 0.0,
+            chance=chance,
             replay_octets=replay_octets,
             access_log=access_log,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def clock(self) -> float:
         """Wall-clock seconds, moved by the test."""

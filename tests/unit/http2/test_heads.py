@@ -229,3 +229,4 @@ def test_what_would_break_the_connection_is_not_sendable(fields: Fields) -> None
 
 def test_what_was_received_is_sendable() -> None:
     check_sendable([*REQUEST, line(b"x", b""), (b"authorization", b"a  b", True)])
+    check_sendable([line(b"1", b"names need no letters (RFC 9110, 5.6.2)")])

@@ -69,6 +69,13 @@ def test_what_is_answered_while_the_request_is_open_discards_the_rest_of_it() ->
     assert exchange.over
 
 
+@pytest.mark.parametrize("moves", [[], [Move.REQUEST_END], [Move.RESPONSE_HEAD], [Move.FAILED]])
+def test_a_defect_of_ours_is_a_reset_wherever_the_exchange_stands(moves: list[Move]) -> None:
+    exchange = after(*moves)
+    assert exchange.on(Move.BROKEN) is Action.RESET
+    assert exchange.over
+
+
 def test_an_illegal_move_raises_and_changes_nothing() -> None:
     exchange = after(Move.REQUEST_END)
     with pytest.raises(IllegalMove, match="REQUEST_DATA in AWAITING"):
@@ -101,7 +108,7 @@ class Oracle:
             return False
         if move in (Move.REQUEST_DATA, Move.REQUEST_END):
             return not self.request_ended
-        if move is Move.REQUEST_RESET:
+        if move in (Move.REQUEST_RESET, Move.BROKEN):
             return True
         if self.unwanted:
             return False
@@ -118,7 +125,7 @@ class Oracle:
             self.head = True
         elif move is Move.RESPONSE_END:
             self.response_ended = True
-        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET):
+        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.BROKEN):
             self.dead = True
         elif move is Move.UNWANTED:
             self.unwanted, self.dead = self.response_ended, not self.response_ended

@@ -1,0 +1,191 @@
+"""A defect of the sidecar's own, wherever it shows, ends one exchange and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import pytest
+import structlog
+from hyperframe.frame import GoAwayFrame, HeadersFrame
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.events import ErrorCode
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import TokenSource
+from tests.conformance.engines import each_engine
+from tests.support.joined import World, route
+
+Clock = Callable[[], float]
+
+
+class Defect(Exception):
+    """What nobody expects."""
+
+
+class Chance:
+    """Chance that fails when it is told to; it is asked wherever an answer is made up."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def __call__(self) -> float:
+        if self.fails:
+            raise Defect
+        return 0.0
+
+
+@contextmanager
+def no_log() -> Iterator[None]:
+    """Have every line of the log fail."""
+
+    def fail(*_: object) -> NoReturn:
+        raise Defect
+
+    # In place, as loggers may have been bound to the list before.
+    processors = structlog.get_config()["processors"]
+    kept = processors[:]
+    processors[:] = [fail]
+    try:
+        yield
+    finally:
+        processors[:] = kept
+
+
+def defects(world: World) -> list[type[BaseException]]:
+    """Return what was reported and forget it, so that the world may be found in order."""
+    found = [type(context["exception"]) for context in world.loop.uncaught]
+    world.loop.uncaught.clear()
+    return found
+
+
+def minted(authorization: bytes) -> Callable[[Clock], TokenSource]:
+    async def mint(key: TokenKey) -> Token:
+        return Token(key=key, authorization=authorization, expires_at=1_800_003_600.0, principal=None)
+
+    return lambda clock: TokenSource(mint, clock=clock)
+
+
+@each_engine
+@pytest.mark.parametrize("from_client", [True, False])
+def test_a_trailer_whose_name_has_no_letter_is_a_trailer(make: EngineFactory, from_client: bool) -> None:
+    # RFC 9110, 5.6.2: digits and punctuation are enough for a name.
+    digits = HeadersFrame(1, b"\x00\x01" + b"1" + b"\x01" + b"x", flags=["END_HEADERS", "END_STREAM"])
+    with World(make=make) as world:
+        client = world.client()
+        stream = client.request("/svc/x", end=not from_client)
+        world.settle()
+        service, far = world.latest("/x")
+        service.respond(far)
+        world.settle()
+        (client if from_client else service).raw(digits)
+        world.settle()
+        seen = service.streams[far] if from_client else client.streams[stream]
+        assert seen.trailers == [(b"1", b"x", False)]
+        assert seen.ended
+        world.assert_in_order()
+
+
+@each_engine
+def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(make: EngineFactory) -> None:
+    chance = Chance()
+    with World(make=make, chance=chance) as world:
+        client = world.client()
+        neighbour = client.request("/svc/x")
+        world.settle()
+        chance.fails = True
+        lost = [client.request("/nowhere"), client.request("/nowhere", end=True)]
+        client.engine.send_data(neighbour, b"content", end_stream=True)
+        world.settle()
+        assert [client.streams[stream].reset for stream in lost] == [ErrorCode.INTERNAL_ERROR] * 2
+        assert defects(world) == [Defect] * 2
+        service, far = world.latest("/x")
+        assert service.streams[far].content == b"content"
+        service.respond(far, end=True)
+        world.settle()
+        assert client.streams[neighbour].ended
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("how", ["go away", "refused", "lost"])
+def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFactory, how: str) -> None:
+    chance = Chance()
+    with World(make=make, chance=chance, replay_octets=0) as world:
+        client = world.client()
+        streams = [client.request(f"/svc/{number}") for number in range(3)]
+        for stream in streams:
+            client.engine.send_data(stream, b"content", end_stream=False)
+        world.settle()
+        service, _ = world.latest("/0")
+        chance.fails = True
+        if how == "go away":
+            service.raw(GoAwayFrame(0, last_stream_id=0))
+        elif how == "lost":
+            world.wire(service).lose()
+        else:
+            for _, far in (world.latest(f"/{number}") for number in range(3)):
+                service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert [client.streams[stream].reset for stream in streams] == [ErrorCode.INTERNAL_ERROR] * 3
+        assert defects(world) == [Defect] * 3
+        world.assert_at_rest()
+
+
+@each_engine
+def test_a_response_that_cannot_be_looked_at_is_reset_on_both_sides(make: EngineFactory) -> None:
+    with World(route("svc", signed=True), make=make, tokens=minted(b"Bearer minted")) as world:
+        client = world.client()
+        stream, neighbour = client.request("/svc/x"), client.request("/svc/y")
+        world.settle()
+        (service, far), (_, other) = world.latest("/x"), world.latest("/y")
+        world.wall = None  # type: ignore[assignment]  # the clock breaks: to drop a token, the time must be known
+        service.respond(far, 401)
+        service.engine.send_data(far, b"content", end_stream=False)
+        service.respond(other, 200)
+        service.engine.send_data(other, b"content", end_stream=True)
+        world.settle()
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert service.streams[far].reset == ErrorCode.INTERNAL_ERROR
+        assert client.streams[neighbour].content == b"content"
+        assert defects(world) == [TypeError]
+        client.engine.send_data(neighbour, b"", end_stream=True)
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
+def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: EngineFactory, path: str) -> None:
+    with World(route("svc", signed=True), make=make, tokens=minted(b"Bearer of\nbad news")) as world:
+        client = world.client()
+        stream = client.request(path, method="GET", end=True)
+        world.settle()
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert not world.arrivals(path.removeprefix("/svc"))
+        assert defects(world) == [ValueError]
+        # The token is in memory now, and the connection is there: nothing needs to be waited for.
+        again = client.request("/svc/y")
+        world.settle()
+        assert client.streams[again].reset == ErrorCode.INTERNAL_ERROR
+        assert defects(world) == [ValueError]
+        world.assert_at_rest()
+
+
+@each_engine
+def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory) -> None:
+    with World(make=make, access_log=True) as world:
+        client = world.client()
+        streams = [client.request(f"/svc/{number}", end=True) for number in range(2)]
+        world.settle()
+        for number in range(2):
+            service, far = world.latest(f"/{number}")
+            service.respond(far)
+            service.engine.send_data(far, b"content", end_stream=True)
+        with no_log():
+            world.settle()
+        assert [client.streams[stream].content for stream in streams] == [b"content"] * 2
+        assert all(client.streams[stream].ended for stream in streams)
+        assert defects(world) == [Defect] * 2
+        world.assert_at_rest()
