@@ -14,6 +14,7 @@ other streams, and the rest of what was read, are served as if nothing had happe
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
 
@@ -88,7 +89,7 @@ class Sink(Protocol):
 SinkT = TypeVar("SinkT", bound=Sink)
 
 
-class FrameProtocol(asyncio.Protocol, Generic[SinkT]):
+class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
     """An engine on a transport. Subclasses say what the events mean.
 
     Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
@@ -154,37 +155,37 @@ class FrameProtocol(asyncio.Protocol, Generic[SinkT]):
 
     # ---- what subclasses say
 
+    @abstractmethod
     def on_head(self, event: HeadReceived) -> None:
         """A request or final response head has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_interim(self, event: InterimReceived) -> None:
         """A 1xx head has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_data(self, event: DataReceived) -> None:
         """Content has come; its octets are counted for the connection's credit by `note_received`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_trailers(self, event: TrailersReceived) -> None:
         """A trailer section has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_reset(self, event: StreamReset) -> None:
         """A stream is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_go_away(self, event: GoAwayReceived) -> None:
         """The peer takes no new streams."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_sent(self, stream_id: StreamId, octets: int) -> None:
         """Content of the stream has left, and the transport takes more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_lost(self, reason: str) -> None:
         """The connection is gone, however it ended; called once."""
-        raise NotImplementedError
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:
         """The peer answered a PING."""

@@ -42,6 +42,8 @@ class Transport(asyncio.Transport):
         self.paused = False
         self.written = 0
         """Octets written so far."""
+        self.fills = False
+        """Whether the next write is more than the socket takes: the protocol is told to pause from within."""
         self.aborted = False
         self.lost = False
         self._loop = loop
@@ -61,6 +63,9 @@ class Transport(asyncio.Transport):
         assert not self._closing, "written to a transport that is closing"
         self._buffer += data
         self.written += len(data)
+        if self.fills:
+            self.fills = False
+            self.pause()
 
     def pause(self) -> None:
         """Tell the protocol that there is no room; a real transport does it when its buffer is over `high`."""
