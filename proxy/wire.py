@@ -62,6 +62,11 @@ class Budget:
         """Whether no more should be invited."""
         return self.queued_octets >= self.limit_octets
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half is used: nothing should be held that need not be."""
+        return self.queued_octets > self.limit_octets // 2
+
     def change(self, octets: int) -> None:
         """Note that so many more (or fewer) octets are queued; wake who waits once a quarter is free again."""
         self.queued_octets += octets

@@ -78,6 +78,10 @@ class OctetBudget(Protocol):
     def used_up(self) -> bool:
         """Whether no more should be invited."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether nothing should be held that need not be."""
+
     def change(self, octets: int) -> None:
         """So many more (or fewer) octets are held."""
 
@@ -337,8 +341,12 @@ class Carrier:
             self._release()
 
     def _release(self) -> None:
-        """Stop holding a request that has grown too large to be sent again."""
-        if self._held_octets > self._office.replay_octets:
+        """Stop holding a request that has grown too large to be sent again.
+
+        What is held for nothing else must not use the budget up: the rest of the same requests would then wait for it,
+        and their responses, with which it is dropped, may wait for that rest.
+        """
+        if self._held_octets > self._office.replay_octets or self._office.budget.crowded:
             self._drop_held()
 
     def _drop_held(self) -> None:

@@ -92,7 +92,7 @@ class World:
         self.services: list[Service] = []
         self.refusals: list[Exception] = []
         """Raised by the next attempts to connect, in this order."""
-        self.connecting: Awaitable[None] | None = None
+        self.connecting: Callable[[], Awaitable[None]] | None = None
         """Waited for before a connection is made."""
         self.wall = 1_800_000_000.0
         self.tokens = tokens(self.clock) if tokens is not None else TokenSource(_no_mint, clock=self.clock)
@@ -134,7 +134,7 @@ class World:
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         if self.connecting is not None:
-            await self.connecting
+            await self.connecting()
         if self.refusals:
             raise self.refusals.pop(0)
         ledger = Ledger(self.make(client=True, limits=self.limits))

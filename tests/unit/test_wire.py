@@ -439,7 +439,12 @@ def test_pings_and_settings_need_no_attention(make: EngineFactory) -> None:
 def test_a_budget_wakes_who_waits_once_a_quarter_is_free() -> None:
     budget = Budget(1000)
     woken: list[str] = []
-    budget.change(1000)
+    budget.change(500)
+    assert not budget.crowded
+    budget.change(499)
+    assert budget.crowded
+    assert not budget.used_up
+    budget.change(1)
     assert budget.used_up
     budget.wait(lambda: woken.append("a"))
     budget.change(-249)
