@@ -229,9 +229,12 @@ class Forwarder:
     def _token_at_hand(self, carrier: Carrier, post: _Post) -> Token | None:
         if post.slot is None:
             return None
+        if not carrier.discovery:
+            # Also where it is sent again: the token that it went out with may have been rejected meanwhile.
+            return post.slot.current(self._clock())
         if isinstance(carrier.token, Token) and carrier.token.expires_at > self._clock():
-            return carrier.token  # sent before, unprocessed: a discovery's own token is still fresh
-        return None if carrier.discovery else post.slot.current(self._clock())
+            return carrier.token  # minted for this discovery, which was not processed
+        return None
 
     def _launch(self, carrier: Carrier, post: _Post, connection: Upstream, token: Token | None) -> None:
         route = post.route

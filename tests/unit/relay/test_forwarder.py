@@ -1,0 +1,336 @@
+"""Route, token, connection: what every request is given before it leaves, and what happens where one is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+
+import pytest
+import structlog
+
+from proxy.errors import (
+    ERROR_FIELD,
+    AmbientUnsupported,
+    Failure,
+    ImpersonationDenied,
+    TokenTimeout,
+    UpstreamConnectFailed,
+)
+from proxy.http2.choice import EngineFactory
+from proxy.http2.events import ErrorCode, Fields
+from proxy.routing import Route
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import TokenSource
+from tests.conformance.engines import each_engine
+from tests.support.ends import Client
+from tests.support.joined import World, route
+
+TOKEN_FIELD = b"x-serverless-authorization"
+HOUR = 3_600.0
+
+
+class Signed(World):
+    """A world with one signed route, whose mint the test controls."""
+
+    def __init__(self, make: EngineFactory, *routes: Route, access_log: bool = False) -> None:
+        self.mints: list[TokenKey] = []
+        self.failure: Exception | None = None
+        self.may_mint = asyncio.Event()
+        self.may_mint.set()
+        self._numbers = count(1)
+        super().__init__(
+            *(routes or (route("svc", signed=True),)),
+            make=make,
+            tokens=lambda clock: TokenSource(self._mint, clock=clock, chance=lambda: 0.0),
+            access_log=access_log,
+        )
+
+    async def _mint(self, key: TokenKey) -> Token:
+        self.mints.append(key)
+        number = next(self._numbers)
+        await self.may_mint.wait()
+        if self.failure is not None:
+            raise self.failure
+        return Token(key=key, authorization=b"Bearer %d" % number, expires_at=self.wall + HOUR, principal=None)
+
+    def tokens_of(self, path: str) -> list[bytes]:
+        """Return every token field with which a request has arrived, attempt by attempt."""
+        return [
+            value
+            for service, stream_id in self.arrivals(path)
+            for name, value, _ in service.streams[stream_id].head or []
+            if b"serverless" in name
+        ]
+
+    def respond(self, path: str, status: int = 200, *, challenge: bytes = b"") -> None:
+        """Answer the latest request with this path, and settle."""
+        service, far = self.latest(path)
+        service.respond(far, status, fields=[(b"www-authenticate", challenge)] if challenge else [], end=True)
+        self.settle()
+
+
+def get(world: World, client: Client, path: str) -> int:
+    """Send a request and return its stream, all of it settled."""
+    stream = client.request(path, method="GET", end=True)
+    world.settle()
+    return stream
+
+
+# ---- tokens
+
+
+@each_engine
+def test_one_mint_serves_however_many_wait_and_all_that_come_after(make: EngineFactory) -> None:
+    with Signed(make) as world:
+        world.may_mint.clear()
+        client = world.client()
+        streams = [client.request(f"/svc/{number}", end=True) for number in range(5)]
+        world.settle()
+        assert not world.services, "nothing leaves without a token"
+        world.may_mint.set()
+        world.settle()
+        streams.append(get(world, client, "/svc/5"))
+        for number, stream in enumerate(streams):
+            assert world.tokens_of(f"/{number}") == [b"Bearer 1"]
+            world.respond(f"/{number}")
+            assert client.streams[stream].status == 200
+        assert len(world.mints) == 1
+        world.assert_at_rest()
+
+
+@each_engine
+def test_each_discovery_mints_for_itself_and_leaves_the_cache_alone(make: EngineFactory) -> None:
+    with Signed(make) as world:
+        client = world.client()
+        get(world, client, "/svc/discover?first")
+        get(world, client, "/svc/discover?second")
+        get(world, client, "/svc/x")
+        assert world.tokens_of("/discover?first") == [b"Bearer 1"]
+        assert world.tokens_of("/discover?second") == [b"Bearer 2"]
+        assert world.tokens_of("/x") == [b"Bearer 3"]
+        assert len(world.mints) == 3
+
+
+@each_engine
+@pytest.mark.parametrize(
+    ("failure", "status", "discovery_status"),
+    [
+        (TokenTimeout("too slow"), 503, 503),
+        (AmbientUnsupported("impersonate an account"), 503, 424),
+        (ImpersonationDenied("grant the role"), 503, 424),
+    ],
+)
+def test_without_a_token_nothing_leaves_and_the_caller_is_told(
+    make: EngineFactory, failure: Failure, status: int, discovery_status: int
+) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        world.failure = failure
+        client = world.client()
+        spoofed = [(TOKEN_FIELD, b"Bearer spoofed"), (b"x_serverless_authorization", b"Bearer spoofed")]
+        invocation = client.request("/svc/x", fields=spoofed, end=True)
+        discovery = client.request("/svc/discover", method="GET", fields=spoofed, end=True)
+        world.settle()
+        assert not world.services
+        assert client.streams[invocation].status == status
+        assert client.streams[discovery].status == discovery_status
+        assert str(failure).encode() in client.streams[discovery].content
+        assert client.streams[discovery].value(ERROR_FIELD) == failure.code.encode()
+        assert {line["code"] for line in log if line["event"] == "request failed"} == {failure.code}
+        world.assert_at_rest()
+
+
+@each_engine
+def test_an_unsigned_route_gets_no_token_and_passes_none_on(make: EngineFactory) -> None:
+    with Signed(make, route("open"), route("svc", signed=True)) as world:
+        client = world.client()
+        client.request(
+            "/open/x", fields=[(TOKEN_FIELD, b"Bearer spoofed"), (b"authorization", b"Bearer own")], end=True
+        )
+        world.settle()
+        service, far = world.latest("/x")
+        assert world.tokens_of("/x") == []
+        assert service.streams[far].value(b"authorization") == b"Bearer own"
+        assert world.mints == []
+
+
+@each_engine
+def test_a_401_drops_the_token_once_however_many_get_it(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        streams = [get(world, client, f"/svc/{number}") for number in range(3)]
+        world.respond("/0", 401, challenge=b'Bearer error="invalid_token"')
+        get(world, client, "/svc/after")
+        world.respond("/1", 401)
+        world.respond("/2", 401)
+        get(world, client, "/svc/later")
+        assert [client.streams[stream].status for stream in streams] == [401] * 3
+        assert client.streams[streams[0]].value(b"www-authenticate") == b'Bearer error="invalid_token"'
+        assert world.tokens_of("/after") == world.tokens_of("/later") == [b"Bearer 2"]
+        assert len(world.mints) == 2
+        told = [line for line in log if line["event"] == "upstream answered an error"]
+        assert [line["www_authenticate"] for line in told] == ['Bearer error="invalid_token"'], "once a second"
+
+
+@each_engine
+def test_a_request_is_not_sent_again_with_a_token_that_was_refused_meanwhile(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        get(world, client, "/svc/x")
+        get(world, client, "/svc/y")
+        world.respond("/y", 401)
+        service, far = world.latest("/x")
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert world.tokens_of("/x") == [b"Bearer 1", b"Bearer 2"]
+
+
+@each_engine
+def test_a_discovery_that_was_not_processed_is_sent_again_with_its_own_token(make: EngineFactory) -> None:
+    with Signed(make) as world:
+        client = world.client()
+        stream = get(world, client, "/svc/discover")
+        service, far = world.latest("/discover")
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert world.tokens_of("/discover") == [b"Bearer 1"] * 2
+        assert len(world.mints) == 1
+        service, far = world.latest("/discover")
+        world.wall += HOUR
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert world.tokens_of("/discover") == [b"Bearer 1", b"Bearer 1", b"Bearer 2"]
+        world.respond("/discover")
+        assert client.streams[stream].status == 200
+
+
+# ---- ways
+
+
+@each_engine
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/nowhere", 404, b"route-not-found"),
+        ("POST", "/svc/%2e%2e/x", 400, b"path-refused"),
+        ("GET", "/discover", 404, b"route-not-found"),
+    ],
+)
+def test_a_request_without_a_way_is_answered_at_once(
+    make: EngineFactory, method: str, path: str, status: int, code: bytes
+) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = client.request(path, method=method, end=True)
+        world.settle()
+        assert client.streams[stream].status == status
+        assert client.streams[stream].value(ERROR_FIELD) == code
+        assert world.metrics.route("unmatched").total == 1
+        assert not world.mints
+        world.assert_at_rest()
+
+
+@each_engine
+def test_connect_is_refused(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        head: Fields = [(b":method", b"CONNECT", False), (b":authority", b"svc.example:443", False)]
+        stream = client.engine.send_request(head, end_stream=False)
+        world.settle()
+        assert client.streams[stream].status == 501
+        assert client.streams[stream].value(ERROR_FIELD) == b"method-refused"
+        client.engine.send_data(stream, b"", end_stream=True)
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_engine
+def test_no_connection_is_answered_with_503(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        world.refusals.append(UpstreamConnectFailed("nobody listens there"))
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        assert client.streams[stream].status == 503
+        assert client.streams[stream].value(ERROR_FIELD) == b"upstream-connect-failed"
+        assert client.streams[stream].value(b"retry-after") is not None
+        world.assert_at_rest()
+
+
+@each_engine
+def test_a_mint_that_breaks_is_answered_without_the_text_of_what_broke_it(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        world.failure = RuntimeError("Bearer secret")
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        assert client.streams[stream].status == 503
+        assert not world.services
+        assert b"secret" not in client.streams[stream].content
+        assert "secret" not in str(log)
+        world.assert_at_rest()
+
+
+# ---- the end of the day
+
+
+@each_engine
+def test_draining_refuses_what_is_new_and_lets_go_on_what_waits(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        world.may_mint.clear()
+        client = world.client()
+        old = get(world, client, "/svc/old")
+        world.forwarder.draining = True
+        new = get(world, client, "/svc/new")
+        assert client.streams[new].status == 503
+        assert client.streams[new].value(ERROR_FIELD) == b"draining"
+        world.may_mint.set()
+        world.settle()
+        service, far = world.latest("/old")
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        world.respond("/old")
+        assert client.streams[old].status == 200
+        world.assert_at_rest()
+
+
+@each_engine
+def test_closing_gives_up_what_still_waits(make: EngineFactory) -> None:
+    with Signed(make) as world:
+        world.may_mint.clear()
+        client = world.client()
+        get(world, client, "/svc/x")
+        world.run(world.forwarder.close())
+        world.may_mint.set()
+        world.settle()
+        assert not world.arrivals("/x")
+        world.wire(client).lose()
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_engine
+def test_the_access_log_has_a_line_for_each_exchange_and_no_query(make: EngineFactory) -> None:
+    with Signed(make, access_log=True) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        get(world, client, "/svc/x?token=secret")
+        world.loop.advance(0.25)
+        world.respond("/x?token=secret", 201)
+        get(world, client, "/nowhere")
+        lines = [line for line in log if line["event"] == "exchange"]
+        assert [(line["route"], line["path"], line["status"], line["code"]) for line in lines] == [
+            ("svc", "/svc/x", 201, None),
+            (None, "/nowhere", 404, "route-not-found"),
+        ]
+        assert lines[0]["milliseconds"] == 250.0
+        assert "secret" not in str(log)
+
+
+@each_engine
+@pytest.mark.parametrize("status", [403, 404, 429, 502, 503, 504])
+def test_what_the_front_end_says_passes_through_and_is_logged(make: EngineFactory, status: int) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        world.respond("/x", status)
+        get(world, client, "/svc/y")
+        assert client.streams[stream].status == status
+        assert world.tokens_of("/y") == [b"Bearer 1"]
+        assert [line["status"] for line in log if line["event"] == "upstream answered an error"] == [status]
