@@ -366,6 +366,18 @@ def test_a_connection_that_fails_does_not_wait_for_the_budget(make: EngineFactor
 
 
 @each_engine
+def test_a_connection_that_ends_while_it_waits_for_the_budget_is_not_called_any_more(make: EngineFactory) -> None:
+    with Pair(make, queued_octets=1_000) as pair:
+        stream = pair.client.request("/x")
+        pair.client.engine.send_data(stream, b"content", end_stream=False)
+        pair.budget.change(1_000)
+        pair.up()
+        pair.server.close("enough")
+        pair.budget.change(-1_000)
+        assert pair.ledger.connection_acknowledged == 0
+
+
+@each_engine
 def test_a_defect_ends_its_stream_and_the_rest_of_the_read_is_served(make: EngineFactory) -> None:
     with Pair(make) as pair:
         listener = Listener()

@@ -208,6 +208,24 @@ def test_what_is_held_for_sending_again_never_uses_the_budget_up(make: EngineFac
         world.assert_at_rest()
 
 
+@each_engine
+@pytest.mark.parametrize("how", ["response", "failure"])
+def test_nothing_is_held_any_more_once_an_answer_has_begun(make: EngineFactory, how: str) -> None:
+    with World(make=make, replay_octets=1_000) as world, structlog.testing.capture_logs():
+        client, stream, service, far = begun(world)
+        client.engine.send_data(stream, bytes(500), end_stream=False)
+        world.settle()
+        assert world.budget.queued_octets == 500
+        if how == "response":
+            service.respond(far)
+        else:
+            world.wire(service).lose()
+        client.engine.send_data(stream, bytes(300), end_stream=False)
+        world.settle()
+        assert client.streams[stream].head is not None
+        assert world.budget.queued_octets == 0
+
+
 # ---- answers and failures while the request is open
 
 
@@ -248,14 +266,18 @@ def test_an_upstream_lost_before_the_response_is_answered_and_the_rest_discarded
 def test_an_upstream_lost_after_the_response_began_is_a_reset_behind_what_came(
     make: EngineFactory, ended: bool
 ) -> None:
-    with World(make=make) as world, structlog.testing.capture_logs() as log:
+    with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world, end=ended)
+        client.acknowledging = False
         service.respond(far)
-        service.engine.send_data(far, b"beginning", end_stream=False)
+        service.engine.send_data(far, bytes(2 * WINDOW), end_stream=False)
         world.settle()
         world.wire(service).lose()
         world.settle()
-        assert client.streams[stream].content == b"beginning"
+        assert client.streams[stream].reset is None, "what came before has not all been read"
+        client.acknowledge_all()
+        world.settle()
+        assert len(client.streams[stream].content) == 2 * WINDOW
         assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
         assert [line["code"] for line in log if line["event"] == "exchange broken off"] == ["upstream-connection-lost"]
         assert world.metrics.route("svc").failures == 1

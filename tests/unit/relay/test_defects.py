@@ -11,6 +11,7 @@ import structlog
 from hyperframe.frame import GoAwayFrame, HeadersFrame
 
 from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
@@ -109,6 +110,28 @@ def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(ma
 
 
 @each_engine
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineFactory, answered: bool) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        stream = client.request("/svc/x")
+        world.settle()
+        service, far = world.latest("/x")
+        if answered:
+            service.respond(far, end=True)
+            world.settle()
+        carrier = world.wire(client).protocol._sinks[stream]
+        carrier.broken()
+        carrier.broken()
+        world.settle()
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert service.streams[far].reset == ErrorCode.INTERNAL_ERROR
+        assert [line["code"] for line in log if line["event"] == "exchange broken off"] == ["internal"]
+        assert world.metrics.route("svc").total == world.metrics.route("svc").failures == 1
+        world.assert_at_rest()
+
+
+@each_engine
 @pytest.mark.parametrize("how", ["go away", "refused", "lost"])
 def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFactory, how: str) -> None:
     chance = Chance()
@@ -174,17 +197,26 @@ def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: Engin
 
 
 @each_engine
-def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory) -> None:
-    with World(make=make, access_log=True) as world:
+@pytest.mark.parametrize("last", ["request", "response"])
+def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory, last: str) -> None:
+    narrow = Limits(stream_window_octets=4)
+    with World(make=make, access_log=True, client_limits=narrow) as world:
         client = world.client()
-        streams = [client.request(f"/svc/{number}", end=True) for number in range(2)]
+        client.acknowledging = False
+        streams = [client.request(f"/svc/{number}", end=last == "response") for number in range(2)]
         world.settle()
         for number in range(2):
             service, far = world.latest(f"/{number}")
             service.respond(far)
             service.engine.send_data(far, b"content", end_stream=True)
+        if last == "request":
+            world.settle()
+            for stream in streams:
+                client.engine.send_data(stream, b"", end_stream=True)
         with no_log():
             world.settle()
+        client.acknowledge_all()
+        world.settle()
         assert [client.streams[stream].content for stream in streams] == [b"content"] * 2
         assert all(client.streams[stream].ended for stream in streams)
         assert defects(world) == [Defect] * 2
