@@ -64,6 +64,7 @@ LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate
 clean: ## remove everything that these commands made
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find proxy tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f proxy/http2/*.so
 
 # The stamps below make a second `make` instant: each step runs again only when what it installs has changed.
 
@@ -75,7 +76,8 @@ $(VENV)/.packages: requirements-dev.lock $(VENV)/.python
 	$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.packages
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard proxy/http2/*.px[dy]) $(VENV)/.packages
+	@.ci/engine $(VENV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@

@@ -19,16 +19,30 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["Allowance"]
+__all__ = [
+    "CONTENT_EARNS",
+    "EMPTY_DATA_COSTS",
+    "HEAD_EARNS",
+    "MOST_CHATTER",
+    "MOST_RESETS",
+    "READ_EARNS",
+    "SETTINGS_COST",
+    "Allowance",
+]
 
-_MOST_RESETS: Final = 1_000
-_MOST_CHATTER: Final = 2_000
-_READ_EARNS: Final = 16
-_HEAD_EARNS: Final = 16
-_CONTENT_EARNS: Final = 4
+MOST_RESETS: Final = 1_000
+"""What the account of resets holds."""
+MOST_CHATTER: Final = 2_000
+"""What the account of chatter holds."""
+READ_EARNS: Final = 16
+"""A read of the socket."""
+HEAD_EARNS: Final = 16
+"""A well-formed head."""
+CONTENT_EARNS: Final = 4
 """A frame, and a KiB: receivers commonly send two window updates for every 4 KiB."""
-_EMPTY_DATA_COSTS: Final = 4
-_SETTINGS_COST: Final = 20
+EMPTY_DATA_COSTS: Final = 4
+"""DATA without content that does not end its stream."""
+SETTINGS_COST: Final = 20
 """More than a read earns: one SETTINGS may touch every stream of the connection."""
 
 
@@ -38,26 +52,26 @@ class Allowance:
     __slots__ = ("_chatter", "_resets")
 
     def __init__(self) -> None:
-        self._resets = _MOST_RESETS
-        self._chatter = _MOST_CHATTER
+        self._resets = MOST_RESETS
+        self._chatter = MOST_CHATTER
 
     # ---- earning
 
     def read(self) -> None:
         """Bytes were read from the socket."""
-        self._chatter = min(_MOST_CHATTER, self._chatter + _READ_EARNS)
+        self._chatter = min(MOST_CHATTER, self._chatter + READ_EARNS)
 
     def head(self) -> None:
         """A well-formed head came in."""
-        self._chatter = min(_MOST_CHATTER, self._chatter + _HEAD_EARNS)
+        self._chatter = min(MOST_CHATTER, self._chatter + HEAD_EARNS)
 
     def content(self, octets: int, *, frames: int = 1) -> None:
         """Content came in or went out, in so many DATA frames at least."""
-        self._chatter = min(_MOST_CHATTER, self._chatter + _CONTENT_EARNS * (frames + (octets >> 10)))
+        self._chatter = min(MOST_CHATTER, self._chatter + CONTENT_EARNS * (frames + (octets >> 10)))
 
     def answered(self) -> None:
         """A final response head went out: the peer let a stream live that long."""
-        if self._resets < _MOST_RESETS:
+        if self._resets < MOST_RESETS:
             self._resets += 1
 
     # ---- spending
@@ -74,10 +88,10 @@ class Allowance:
 
     def empty_data(self) -> bool:
         """DATA without content that does not end its stream."""
-        self._chatter -= _EMPTY_DATA_COSTS
+        self._chatter -= EMPTY_DATA_COSTS
         return self._chatter >= 0
 
     def settings(self) -> bool:
         """SETTINGS that we have to apply and to acknowledge."""
-        self._chatter -= _SETTINGS_COST
+        self._chatter -= SETTINGS_COST
         return self._chatter >= 0

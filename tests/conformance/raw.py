@@ -239,10 +239,15 @@ def assert_connection_failed(peer: RawPeer, events: list[Event], *allowed: int) 
 
 
 def assert_stream_failed(
-    peer: RawPeer, events: list[Event], stream_id: int, *allowed: int, reported: bool = True
+    peer: RawPeer,
+    events: list[Event],
+    stream_id: int,
+    *allowed: int,
+    reported: bool = True,
+    or_connection: bool = False,
 ) -> None:
-    """The stream was reset with one of these codes, or the connection, which RFC 9113, 5.4.2 allows as well."""
-    if events and isinstance(events[-1], ConnectionFailed):
+    """The stream was reset with one of these codes; `or_connection`: where `Engine` leaves that choice, it may end."""
+    if or_connection and events and isinstance(events[-1], ConnectionFailed):
         assert_connection_failed(peer, events, *allowed)
         return
     resets = [event for event in events if isinstance(event, StreamReset)]

@@ -238,7 +238,7 @@ def test_what_comes_after_the_end_is_a_fault_of_the_stream(make: EngineFactory, 
         "empty data": lambda: peer.data(1, end=True),
         "trailers": lambda: peer.headers(1, TRAILERS, end=True),
     }[kind]()
-    assert_stream_failed(peer, peer.send(late), 1, 5)
+    assert_stream_failed(peer, peer.send(late), 1, 5, or_connection=True)
 
 
 @each_engine
@@ -320,11 +320,11 @@ def test_frames_against_the_rules_end_the_connection(make: EngineFactory, fault:
 
 @each_engine
 @pytest.mark.parametrize("octets", [4, 6])
-def test_priority_of_a_wrong_length_is_a_fault(make: EngineFactory, octets: int) -> None:
+def test_priority_of_a_wrong_length_ends_the_connection(make: EngineFactory, octets: int) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     events = peer.send(bytes((0, 0, octets)) + b"\2\0\0\0\0\1" + bytes(octets))
-    assert_stream_failed(peer, events, 1, 6)
+    assert_connection_failed(peer, events, 6)
 
 
 @each_engine

@@ -1,0 +1,75 @@
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+cdef enum:  # types of frames
+    DATA
+    HEADERS
+    PRIORITY
+    RST_STREAM
+    SETTINGS
+    PUSH_PROMISE
+    PING
+    GOAWAY
+    WINDOW_UPDATE
+    CONTINUATION
+
+cdef enum:  # flags
+    ACK = 0x1
+    END_STREAM = 0x1
+    END_HEADERS = 0x4
+    PADDED = 0x8
+
+cdef enum:  # error codes
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    COMPRESSION_ERROR = 0x9
+    ENHANCE_YOUR_CALM = 0xB
+
+cdef enum:
+    FRAME_HEADER_OCTETS = 9
+    MAX_STREAM_ID = 0x7FFFFFFF
+    MOST_UNSENT_ACKS = 1000
+    MOST_HARMLESS_INCREMENT = 1 << 30
+
+cdef class Frames:
+    cdef Py_ssize_t max_frame
+    cdef Py_ssize_t max_continuations
+    cdef Py_ssize_t preface_left
+    cdef int pings
+    cdef int unsent_acks
+
+    cdef uint8_t *_held
+    cdef Py_ssize_t _held_octets
+    cdef bint _started
+    cdef bint _in_block
+    cdef Py_ssize_t _continuations
+    cdef int _resets
+    cdef int _chatter
+
+    cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef int handle(self, const uint8_t *frame, Py_ssize_t length) except -1
+
+    cdef int take_in(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef void release(self) noexcept
+    cdef void earn_by_read(self) noexcept
+    cdef void earn_by_head(self) noexcept
+    cdef void earn_by_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept
+    cdef void earn_by_answer(self) noexcept
+    cdef int spend(self, int cost) except -1
+    cdef int spend_reset(self) except -1
+
+    cdef Py_ssize_t _complete(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef int _hold(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef Py_ssize_t _walk(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef bint _is_ours(self, const uint8_t *frame, Py_ssize_t length) except -1
+
+cdef inline Py_ssize_t length_of(const uint8_t *frame) noexcept:
+    return <Py_ssize_t>frame[0] << 16 | <Py_ssize_t>frame[1] << 8 | frame[2]
+
+cdef inline int32_t stream_of(const uint8_t *frame) noexcept:
+    return <int32_t>(number_at(frame + 5) & MAX_STREAM_ID)
+
+cdef inline uint32_t number_at(const uint8_t *place) noexcept:
+    return <uint32_t>place[0] << 24 | <uint32_t>place[1] << 16 | <uint32_t>place[2] << 8 | place[3]

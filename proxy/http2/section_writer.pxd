@@ -1,0 +1,23 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from proxy.http2.outbox cimport Outbox
+
+cdef class SectionWriter:
+    cdef dict _lines
+    cdef dict _names
+    cdef list _entries
+    cdef Py_ssize_t _first
+    cdef Py_ssize_t _added
+    cdef Py_ssize_t _octets
+    cdef Py_ssize_t _table_octets
+    cdef Py_ssize_t _smallest
+    cdef Py_ssize_t _told
+    cdef uint64_t _seen[256]
+
+    cdef int check(self, list fields) except -1
+    cdef int write(self, list fields, Outbox outbox) except -1
+    cdef int resize(self, uint32_t octets) except -1
+
+    cdef int _literal(self, tuple field, Outbox outbox) except -1
+    cdef int _add(self, tuple field, Py_ssize_t octets) except -1
+    cdef int _evict(self) except -1
