@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
-from hyperframe.frame import RstStreamFrame, SettingsFrame
+from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
 
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
@@ -440,7 +440,11 @@ def test_a_defect_that_concerns_no_stream_ends_the_connection(make: EngineFactor
 @each_engine
 def test_pings_and_settings_need_no_attention(make: EngineFactory) -> None:
     with Pair(make) as pair:
+        pair.client.raw(PingFrame(0, b"87654321"))
         pair.client.raw(SettingsFrame(0, settings={4: 1_000}))
+        pair.up()
+        pair.loop.turn()
+        pair.transport.read()  # what is acknowledged, the client's engine knows nothing of
         pair.server.engine.ping(b"12345678")
         pair.server.schedule_flush()
         pair.settle()
