@@ -15,6 +15,8 @@ checks heads loosely, and repairs them      that is switched off: `SectionReader
 keeps a tree of PRIORITY                    PRIORITY is kept from it
 ends the connection when a stream's window  such updates are kept from it
 is updated by nothing, or (1.70) overflows
+ends the connection when its SETTINGS are   the second acknowledgement is kept from it
+acknowledged twice
 reports content read by read                it gets whole frames only
 sends no empty DATA through a closed        an end without content is HEADERS for the library, DATA on the wire
 window

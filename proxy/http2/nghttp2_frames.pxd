@@ -43,6 +43,7 @@ cdef class Frames:
     cdef uint8_t *_held
     cdef Py_ssize_t _held_octets
     cdef bint _started
+    cdef bint _acknowledged
     cdef bint _in_block
     cdef Py_ssize_t _continuations
     cdef int _resets

@@ -4,8 +4,8 @@ Only whole frames go on, in runs as long as a read has them, so that the library
 frame becomes two (law 6). A length is looked at before its payload is waited for. Every frame is counted (see `flood`),
 also where the library would skip it without a word.
 
-PRIORITY, GOAWAY, suspicious window updates and frames of unknown types are kept from the library (`nghttp2_connection`
-says why), but not within a field block and not before SETTINGS, where any of them is a fault that the library names.
+PRIORITY, GOAWAY, suspicious window updates, surplus acknowledgements of SETTINGS and frames of unknown types are kept
+from the library (`nghttp2_connection` says why), but not within a field block and not before SETTINGS, where any of them is a fault that the library names.
 """
 
 cimport cython
@@ -128,6 +128,7 @@ cdef class Frames:
         """Count what the frame costs; return whether the library is not to see it."""
         cdef uint8_t kind = frame[3], flags = frame[4]
         cdef uint32_t increment
+        cdef bint surplus
         if self._in_block:
             self._in_block = kind != CONTINUATION or not flags & END_HEADERS
             self._continuations += 1
@@ -138,7 +139,10 @@ cdef class Frames:
         if kind == DATA:
             if not flags & END_STREAM and (length == 0 or (flags & PADDED and frame[9] == length - 1)):
                 self.spend(_EMPTY_DATA_COSTS)
-        elif kind == HEADERS or kind == PUSH_PROMISE:
+        elif kind == PUSH_PROMISE:
+            # The library would take it until our SETTINGS are acknowledged.
+            raise ConnectionFault(PROTOCOL_ERROR, "a push that we did not allow")
+        elif kind == HEADERS:
             self._in_block = not flags & END_HEADERS
             self.spend(1)
         elif kind == SETTINGS and not flags & ACK:
@@ -159,6 +163,11 @@ cdef class Frames:
         if kind == WINDOW_UPDATE and length == 4 and stream_of(frame):
             increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
             return increment == 0 or increment > MOST_HARMLESS_INCREMENT
+        if kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
+            # We send SETTINGS once; the library ends the connection when they are acknowledged twice.
+            surplus = self._acknowledged
+            self._acknowledged = True
+            return surplus
         return kind == GOAWAY or kind == PRIORITY or kind > CONTINUATION
 
     # ---- accounts (see `flood`)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hyperframe.frame import PingFrame, SettingsFrame
+from hyperframe.frame import PingFrame, PushPromiseFrame, SettingsFrame
 
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
@@ -11,6 +11,7 @@ from proxy.http2.events import ConnectionFailed, DataReceived, HeadReceived, Set
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import (
     PREFACE,
+    REQUEST,
     RawPeer,
     assert_connection_failed,
     assert_stream_failed,
@@ -259,3 +260,22 @@ def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_st
     peer.send(peer.reset(1, 8))
     (event,) = peer.send(peer.headers(7, marked))
     assert event == HeadReceived(7, marked, False)
+
+
+@each_engine
+@pytest.mark.parametrize("client", [True, False])
+def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EngineFactory, client: bool) -> None:
+    peer = RawPeer(make, engine_is_client=client)
+    again = SettingsFrame(flags=["ACK"])
+    assert peer.send(again, again, peer.settings({})) == [SettingsReceived()]
+
+
+@each_engine
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_push_is_a_fault_even_from_a_server_that_has_not_read_our_settings(
+    make: EngineFactory, acknowledged: bool
+) -> None:
+    peer = RawPeer(make, engine_is_client=True, acknowledge_settings=acknowledged)
+    peer.asked()
+    push = PushPromiseFrame(1, 2, peer.block(REQUEST), flags=["END_HEADERS"])
+    assert_connection_failed(peer, peer.send(push), 1)

@@ -1,0 +1,19 @@
+"""Some hundred random peers for each engine; `python -m tests.fuzz` runs as many as one likes; see there."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.http2.choice import EngineFactory
+from tests.conformance.engines import each_engine
+from tests.fuzz.case import Case
+
+NUMBERS = st.integers(0, 1 << 64)
+
+
+@each_engine
+@given(number=NUMBERS)
+@settings(max_examples=400, deadline=None)
+def test_no_peer_brings_an_engine_out_of_step(make: EngineFactory, number: int) -> None:
+    Case(make, number).run()
