@@ -31,6 +31,8 @@ __all__ = ["Action", "Exchange", "IllegalMove", "Move", "State"]
 class State(Enum):
     """What is left to come of an exchange."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python: 0.2 µs, six times an exchange
+
     REQUESTING = "request open, no response yet"
     AWAITING = "request ended, no response yet"
     STREAMING = "request and response open"
@@ -42,6 +44,8 @@ class State(Enum):
 
 class Move(Enum):
     """What a side did. `*_END` may carry the last data or trailers."""
+
+    __hash__ = object.__hash__  # Enum's own is written in Python: 0.2 µs, six times an exchange
 
     REQUEST_DATA = "downstream sent content"
     REQUEST_END = "downstream ended the request"
