@@ -133,6 +133,7 @@ class Carrier:
         "code",
         "discovery",
         "head",
+        "method",
         "route",
         "started_at",
         "status",
@@ -156,6 +157,8 @@ class Carrier:
         self._acknowledged_octets = 0
         self._sent_octets = 0
         self.head: Fields = []
+        self.method = b""
+        """Of the request; empty until it is dispatched."""
         self.route: Route | None = None
         self.upstream_path = b""
         self.discovery = False

@@ -155,7 +155,7 @@ class Forwarder:
         self._count(carrier, failure, "request failed")
         fields: Fields = [(b":status", str(answer.status).encode(), False)]
         fields += [(key, value, False) for key, value in answer.fields]
-        return fields, b"" if carrier.head and request_line(carrier.head).method == b"HEAD" else answer.body
+        return fields, b"" if carrier.method == b"HEAD" else answer.body
 
     def broke_off(self, carrier: Carrier, failure: Failure) -> None:
         """Count and log a failure that came too late for an answer."""
@@ -207,6 +207,7 @@ class Forwarder:
         """Return what is kept for the exchange's route. Raises a leaf of RequestRefused, or Draining."""
         if carrier.route is None:
             method, path = request_line(carrier.head)
+            carrier.method = method
             carrier.discovery = is_discovery(method, path)
             if self.draining:
                 self._unmatched.started()
@@ -243,7 +244,7 @@ class Forwarder:
             connection,
             for_upstream(
                 carrier.head,
-                method=request_line(carrier.head).method,
+                method=carrier.method,
                 scheme=post.scheme,
                 authority=route.authority,
                 path=carrier.upstream_path,
