@@ -5,7 +5,8 @@ frame becomes two (law 6). A length is looked at before its payload is waited fo
 also where the library would skip it without a word.
 
 PRIORITY, GOAWAY, suspicious window updates, surplus acknowledgements of SETTINGS and frames of unknown types are kept
-from the library (`nghttp2_connection` says why), but not within a field block and not before SETTINGS, where any of them is a fault that the library names.
+from the library (`nghttp2_connection` says why), but not within a field block and not before SETTINGS, where any of them
+is a fault that the library names. PUSH_PROMISE is a fault whenever it comes.
 """
 
 cimport cython
