@@ -311,7 +311,11 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
     def _silent(self, now: float) -> str | None:
         """Return what is wrong if a PING has had no answer; else send one if it is time, and come back in time."""
         timing = self._timing
-        if self._pinged_at is not None and self._heard_at < self._pinged_at:
+        if self._stalled_at is not None:
+            # A PING could not leave, so that no answer proves nothing; `_stalled` watches the peer meanwhile.
+            self._pinged_at = None
+            due = now + timing.ping_timeout_seconds
+        elif self._pinged_at is not None and self._heard_at < self._pinged_at:
             due = self._pinged_at + timing.ping_timeout_seconds
             if now >= due:
                 return f"no answer to a PING within {timing.ping_timeout_seconds:g} s"

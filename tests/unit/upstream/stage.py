@@ -1,0 +1,262 @@
+"""An upstream in memory: a real connection and engine, frames built and read by hand, and a clock that skips."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Final, ParamSpec
+
+from hyperframe.frame import Frame
+
+from proxy.errors import Failure
+from proxy.http2.choice import EngineFactory
+from proxy.http2.events import Fields
+from proxy.routing import Origin
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.wire import Budget
+from tests.conformance.raw import REQUEST, RawPeer, Seen
+
+ORIGIN: Final = Origin("https", "greeter.example", 443)
+
+MAX_STREAMS: Final = 0x3
+"""SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, 6.5.2)."""
+
+P = ParamSpec("P")
+
+
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock can be put forward."""
+
+    skipped_seconds = 0.0
+    slow_callback_duration = float("inf")  # a skip is no slow callback
+
+    def time(self) -> float:
+        return super().time() + self.skipped_seconds
+
+
+def skipping(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on a loop that `skip` puts forward; what nobody caught fails it."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        uncaught: list[dict[str, Any]] = []
+        with asyncio.Runner(loop_factory=SkippingLoop, debug=True) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: uncaught.append(context))
+            runner.run(test(*args, **kwargs))
+        assert not uncaught
+
+    return run
+
+
+async def turns(count: int = 8) -> None:
+    """Let everybody have a few turns."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def skip(seconds: float) -> None:
+    """Put the clock forward, and let everybody do what is due then."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SkippingLoop)
+    loop.skipped_seconds += seconds
+    await turns()
+
+
+class MemoryTransport(asyncio.Transport):
+    """The near end of a connection; the far end takes what is written unless it is not `reading`."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self.reading = True
+        self.aborted = False
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._high = 64 << 10
+        self._paused = False
+        self._closing = False
+        self._lost = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = high if high is not None else self._high
+
+    def get_write_buffer_size(self) -> int:
+        return 0 if self.reading else len(self._buffer)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self._closing, "nothing is written to a transport that was closed"
+        self._buffer += data
+        if not self.reading and len(self._buffer) > self._high and not self._paused:
+            self._paused = True
+            self._protocol.pause_writing()
+
+    def read(self, octets: int | None = None) -> bytes:
+        """Take what was written, or so much of it."""
+        taken = bytes(self._buffer[:octets])
+        del self._buffer[:octets]
+        if self._paused and len(self._buffer) <= self._high // 4:
+            self._paused = False
+            self._protocol.resume_writing()
+        return taken
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            if self.reading:
+                self._loop.call_soon(self._lose)
+
+    def abort(self) -> None:
+        self._closing = self.aborted = True
+        self._loop.call_soon(self._lose)
+
+    def _lose(self, exc: Exception | None = None) -> None:
+        if not self._lost:
+            self._lost = self._closing = True
+            self._protocol.connection_lost(exc)
+
+    def break_off(self, exc: Exception | None) -> None:
+        """End the connection from the far end's side."""
+        self._closing = True
+        self._loop.call_soon(self._lose, exc)
+
+
+class Far(RawPeer):
+    """The upstream's end of `connection`, in the test's hands."""
+
+    def __init__(self, make: EngineFactory, timing: Timing, origin: Origin = ORIGIN) -> None:
+        super().__init__(make, engine_is_client=True, greet=False)
+        self.budget = Budget(1 << 20)
+        self.connection = UpstreamConnection(
+            self.engine, self.budget, asyncio.get_running_loop(), origin=origin, timing=timing
+        )
+        self.transport = MemoryTransport(self.connection)
+        self.connection.connection_made(self.transport)
+
+    def send(self, *frames: Frame | bytes) -> list[Any]:
+        """Have the connection read these frames, and write what it has to say."""
+        self.connection.data_received(
+            b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
+        )
+        self.connection.flush()
+        return []
+
+    def greet(self, streams: int | None = None) -> None:
+        """Send SETTINGS with this limit of streams."""
+        self.send(self.settings({} if streams is None else {MAX_STREAMS: streams}))
+
+    def limit(self, streams: int) -> None:
+        """Change the limit of streams."""
+        self.greet(streams)
+
+    def take(self) -> list[Seen]:
+        """Return every frame that has come since the last time."""
+        self.connection.flush()
+        data = self.transport.read()
+        if self._expects_preface and data:
+            data = data.removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            self._expects_preface = False
+        return self._read(data)
+
+    def open(self, sink: Sink | None = None, *, end: bool = True) -> int:  # type: ignore[override]  # the near end's
+        """Open a stream on the near end."""
+        return self.connection.open(REQUEST, end_stream=end, sink=sink or Sink())
+
+    async def gone(self) -> bool:
+        """Give the connection time to close; return whether it has."""
+        await turns()
+        return self.connection.gone.done()
+
+
+class Sink:
+    """Takes what a stream brings, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.sent_octets = 0
+
+    @property
+    def ends(self) -> int:
+        """How often it was told that the stream is over, but for a regular end."""
+        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost"))
+
+    def interim(self, fields: Fields) -> None:
+        self.told.append(("interim", fields))
+
+    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+        self.told.append(("head", fields, end_stream))
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        self.told.append(("data", data, end_stream))
+
+    def response_trailers(self, fields: Fields) -> None:
+        self.told.append(("trailers", fields))
+
+    def response_reset(self, code: int) -> None:
+        self.told.append(("reset", code))
+
+    def unprocessed(self) -> None:
+        self.told.append(("unprocessed",))
+
+    def upstream_lost(self, failure: Failure) -> None:
+        self.told.append(("lost", failure.code, str(failure)))
+
+    def request_sent(self, octets: int) -> None:
+        self.sent_octets += octets
+
+
+class Counts:
+    """What the pool counted."""
+
+    def __init__(self) -> None:
+        self.opened: Counter[str] = Counter()
+        self.closed: Counter[str] = Counter()
+
+    def upstream_opened(self, origin: str) -> None:
+        self.opened[origin] += 1
+
+    def upstream_closed(self, origin: str) -> None:
+        self.closed[origin] += 1
+
+
+class Service:
+    """Where a pool dials; a dial hangs until the test says what becomes of it."""
+
+    def __init__(self, make: EngineFactory, timing: Timing | None = None) -> None:
+        self.dials = 0
+        self.fars: list[Far] = []
+        self.dialling: deque[tuple[Origin, asyncio.Future[UpstreamConnection]]] = deque()
+        self._make = make
+        self._timing = timing or Timing()
+
+    async def connect(self, origin: Origin) -> UpstreamConnection:
+        """The pool's `connect`."""
+        self.dials += 1
+        answer: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
+        self.dialling.append((origin, answer))
+        try:
+            return await answer
+        finally:
+            self.dialling = deque(one for one in self.dialling if one[1] is not answer)
+
+    async def accept(self, streams: int | None = None) -> Far:
+        """Let the oldest dial succeed."""
+        origin, answer = self.dialling.popleft()
+        far = Far(self._make, self._timing, origin)
+        far.greet(streams)
+        self.fars.append(far)
+        answer.set_result(far.connection)
+        await turns()
+        return far
+
+    async def refuse(self, failure: BaseException) -> None:
+        """Let the oldest dial fail."""
+        self.dialling.popleft()[1].set_exception(failure)
+        await turns()
