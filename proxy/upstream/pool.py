@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -60,16 +59,14 @@ class Pool:
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._metrics = metrics
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
-        self._clock = clock
         self._lines: dict[Origin, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open_connections: set[UpstreamConnection] = set()
+        self._connections: set[UpstreamConnection] = set()
         self._closed = False
 
     def ready(self, origin: Origin) -> UpstreamConnection | None:
@@ -84,8 +81,6 @@ class Pool:
 
         Raises a leaf of UpstreamFailure when none could be opened, or none became free in time; Draining after `close`.
         """
-        if self._closed:
-            raise _closing()
         line = self._lines.setdefault(origin, _Line(origin))
         ticket = line.next_ticket()
         try:
@@ -107,8 +102,9 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for line in self._lines.values():
+            line.end_pause()
             line.fail(_closing())
-        leaving = list(self._open_connections)
+        leaving = list(self._connections)
         for connection in leaving:
             connection.retire("the sidecar is shutting down")
         if leaving and linger_seconds:
@@ -118,6 +114,8 @@ class Pool:
 
     async def _reserved(self, line: _Line, ticket: int) -> UpstreamConnection:
         """Wait in line for a stream, and return its connection; the stream is free for this turn of the loop."""
+        if self._closed:
+            raise _closing()
         waiter: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
         line.join(ticket, waiter)
         self._serve(line)
@@ -136,12 +134,14 @@ class Pool:
     def _serve(self, line: _Line) -> None:
         """Give free streams to those who wait, and open connections for the rest."""
         line.serve()
-        if self._closed or (line.connections and self._clock() < line.paused_until):
+        if self._closed or (line.connections and line.pause is not None):
             return
         while (
             line.waiting > line.opening * line.expected_streams
             and len(line.connections) + line.opening < self._max_connections
             and not line.has_fruitless
+            # After a failure one probes the way for all: an upstream in trouble is not helped by more dials.
+            and not (line.failures and line.opening)
         ):
             line.opening += 1
             task = asyncio.get_running_loop().create_task(self._open(line))
@@ -160,38 +160,48 @@ class Pool:
             failure = Internal(f"connecting to {line.origin} failed: {type(exc).__name__}")
         finally:
             line.opening -= 1
-        if connection is not None and not connection.retiring:
-            self._add(line, connection)
-            return
-        # A peer that turns everybody away at once has failed, too: it would be asked again and again otherwise.
         if connection is not None:
+            self._connections.add(connection)
+            connection.gone.add_done_callback(lambda _: self._connections.discard(connection))
+            if not connection.retiring:
+                self._add(line, connection)
+                return
+            # A peer that turns everybody away at once has failed, too: it would be asked again and again otherwise.
             connection.retire("turned away")
         self._failed(line, failure)
 
     def _failed(self, line: _Line, failure: Failure) -> None:
         line.failures += 1
-        line.paused_until = self._clock() + _PAUSE_SECONDS
+        line.failure = failure
+        line.end_pause()
+        line.pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._resume, line)
         if not line.connections and (not line.opening or line.failures > 1):
             line.fail(failure)
         else:
             # Nobody is told yet: there are others that may bring a stream.
             _log.warning("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
 
+    def _resume(self, line: _Line) -> None:
+        line.pause = None
+        if line.waiting:
+            self._serve(line)
+        if not line.opening:
+            line.failure = None
+
     def _add(self, line: _Line, connection: UpstreamConnection) -> None:
         line.failures = 0
+        line.failure = None
+        line.end_pause()
         line.connections.append(connection)
         line.expected_streams = max(1, min(_EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
-        self._open_connections.add(connection)
         self._metrics.upstream_opened(str(line.origin))
+        connection.gone.add_done_callback(lambda _: self._metrics.upstream_closed(str(line.origin)))
         _log.debug("upstream connected", origin=str(line.origin), streams=connection.engine.peer_max_concurrent_streams)
 
         def changed(connection: UpstreamConnection) -> None:
             if connection.retiring and connection in line.connections:
                 line.connections.remove(connection)
                 _log.debug("upstream connection retired", origin=str(line.origin))
-            if connection.closed and connection in self._open_connections:
-                self._open_connections.remove(connection)
-                self._metrics.upstream_closed(str(line.origin))
             if line.waiting:
                 self._serve(line)
 
@@ -202,10 +212,18 @@ class Pool:
         waited = f"{self._wait_timeout_seconds:g} s"
         if not line.connections:
             return UpstreamConnectTimeout(f"{line.origin} was not connected within {waited}")
-        return UpstreamSaturated(
-            f"no stream to {line.origin} became free within {waited}: {len(line.connections)} connections are in use, "
-            f"{self._max_connections} are allowed (max_upstream_connections)"
-        )
+        if line.failure is not None:
+            why = f"all {len(line.connections)} connections are in use, and no other could be opened: {line.failure}"
+        elif line.opening:
+            why = f"all {len(line.connections)} connections are in use, and another is still being opened"
+        elif line.has_fruitless:
+            why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); look after the service"
+        else:
+            why = (
+                f"{len(line.connections)} connections are in use, {self._max_connections} are allowed "
+                "(max_upstream_connections)"
+            )
+        return UpstreamSaturated(f"no stream to {line.origin} became free within {waited}: {why}")
 
 
 class _Line:
@@ -216,10 +234,11 @@ class _Line:
         "_tickets",
         "connections",
         "expected_streams",
+        "failure",
         "failures",
         "opening",
         "origin",
-        "paused_until",
+        "pause",
         "waiting",
     )
 
@@ -233,8 +252,10 @@ class _Line:
         """How many streams the next connection will bring: as many as the last one."""
         self.failures = 0
         """Attempts to connect that failed since the last one that did not."""
-        self.paused_until = 0.0
-        """When another connection may be tried beside those that there are."""
+        self.failure: Failure | None = None
+        """The last of them, while it matters to those who wait."""
+        self.pause: asyncio.TimerHandle | None = None
+        """Ends the time in which no other connection is tried beside those that there are."""
         self.waiting = 0
         """Requests in line."""
         self._heap: list[tuple[int, asyncio.Future[UpstreamConnection]]] = []
@@ -257,6 +278,12 @@ class _Line:
             if connection.free_streams > 0:
                 return connection
         return None
+
+    def end_pause(self) -> None:
+        """Forget that connecting failed a moment ago."""
+        if self.pause is not None:
+            self.pause.cancel()
+            self.pause = None
 
     def next_ticket(self) -> int:
         """Return a place in line behind all others."""

@@ -30,7 +30,10 @@ class SkippingLoop(asyncio.SelectorEventLoop):
     """A loop whose clock can be put forward."""
 
     skipped_seconds = 0.0
-    slow_callback_duration = float("inf")  # a skip is no slow callback
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow_callback_duration = float("inf")  # a skip is no slow callback
 
     def time(self) -> float:
         return super().time() + self.skipped_seconds

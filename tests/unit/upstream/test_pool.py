@@ -1,0 +1,639 @@
+"""The pool: who gets which stream, when it dials, and what it tells whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+import structlog
+
+from proxy.errors import (
+    Draining,
+    Failure,
+    Internal,
+    UpstreamConnectFailed,
+    UpstreamConnectionLost,
+    UpstreamConnectTimeout,
+    UpstreamSaturated,
+)
+from proxy.http2.choice import EngineFactory
+from proxy.http2.h2_engine import H2Engine
+from proxy.routing import Origin
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.pool import Pool
+from tests.conformance.engines import each_engine
+from tests.conformance.raw import REQUEST, RESPONSE, codes
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Service, Sink, skip, skipping, turns
+
+OTHER = Origin("http", "127.0.0.1", 8080)
+REFUSED = UpstreamConnectFailed("https://greeter.example cannot be connected to (Connection refused)")
+
+
+class House:
+    """A pool, the service that it dials, and requests that wait for a stream and then open it."""
+
+    def __init__(self, make: EngineFactory = H2Engine, **options: Any) -> None:
+        self.service = Service(make, options.pop("timing", None))
+        self.counts = Counts()
+        self.pool = Pool(self.service.connect, self.counts, **options)
+        self.opened: list[str] = []
+        """The names of requests that have a stream, in order."""
+
+    def task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return asyncio.get_running_loop().create_task(work)
+
+    async def _request(self, name: str, origin: Origin, sink: Sink) -> tuple[UpstreamConnection, int]:
+        connection = self.pool.ready(origin) or await self.pool.acquire(origin)
+        stream = connection.open(REQUEST, end_stream=True, sink=sink)
+        self.opened.append(name)
+        return connection, stream
+
+    async def ask(self, *names: str, origin: Origin = ORIGIN, sink: Sink | None = None) -> list[asyncio.Task[Any]]:
+        """Let requests come, and give them time."""
+        tasks = [self.task(self._request(name, origin, sink or Sink())) for name in names]
+        await turns()
+        return tasks
+
+    async def close(self) -> None:
+        await self.pool.close(linger_seconds=1.0)
+        await turns()
+        assert all([await far.gone() for far in self.service.fars])
+        assert self.counts.opened == self.counts.closed
+
+
+def finish(far: Far, stream: int) -> None:
+    """Answer a request, and let the near end forget it."""
+    far.send(far.headers(stream, RESPONSE, end=True))
+    far.connection.forget(stream)
+    far.connection.flush()
+
+
+async def failures_of(tasks: list[asyncio.Task[Any]]) -> Counter[str]:
+    """Return how many of these failed with which code."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert len(failures) == len(results), results
+    return Counter(failure.code for failure in failures)
+
+
+# ---- on demand
+
+
+@each_engine
+@skipping
+async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: EngineFactory) -> None:
+    house = House(make)
+    assert house.pool.ready(ORIGIN) is None
+    assert house.service.dials == 0
+    await house.ask("a", "b", "c")
+    assert house.service.dials == 1
+    far = await house.service.accept()
+    assert house.opened == ["a", "b", "c"]
+    assert house.pool.ready(ORIGIN) is far.connection
+    assert house.pool.ready(OTHER) is None
+    await house.ask("d")
+    assert house.service.dials == 1
+    assert house.counts.opened == {"https://greeter.example": 1}
+    await house.close()
+
+
+@each_engine
+@skipping
+async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than_needed(make: EngineFactory) -> None:
+    house = House(make)
+    await house.ask(*(str(number) for number in range(35)))
+    assert house.service.dials == 1
+    await house.service.accept(10)
+    assert house.service.dials == 4, "25 wait, a connection brings 10"
+    while house.service.dialling:
+        await house.service.accept(10)
+    assert house.service.dials == 4
+    assert house.opened == [str(number) for number in range(35)]
+    assert [far.connection.engine.open_streams for far in house.service.fars] == [10, 10, 10, 5]
+    await house.close()
+
+
+@skipping
+async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_to_bring() -> None:
+    house = House()
+    tasks = await house.ask(*(str(number) for number in range(250)))
+    assert house.service.dials == 3
+    await house.close()
+    assert await failures_of(tasks) == {"draining": 250}
+
+
+@each_engine
+@skipping
+async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_wait_go_on_when_it_rises(
+    make: EngineFactory,
+) -> None:
+    house = House(make, max_connections=1)
+    await house.ask("a", "b")
+    far = await house.service.accept(2)
+    far.limit(1)
+    await house.ask("c")
+    finish(far, 1)
+    await turns()
+    assert house.opened == ["a", "b"]
+    finish(far, 3)
+    await turns()
+    assert house.opened == ["a", "b", "c"]
+    await house.ask("d", "e")
+    far.limit(0)
+    finish(far, 5)
+    await turns()
+    assert house.opened == ["a", "b", "c"]
+    far.limit(2)
+    await turns()
+    assert house.opened == ["a", "b", "c", "d", "e"]
+    assert house.service.dials == 1
+    await house.close()
+
+
+@each_engine
+@skipping
+async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_rule(make: EngineFactory) -> None:
+    house = House(make, max_connections=1)
+    tasks = await house.ask("a", "b", "c")
+    origin, answer = house.service.dialling.popleft()
+    far = Far(make, Timing(), origin)
+    house.service.fars.append(far)
+    far.greet(3)
+    far.connection.on_change = lambda _: None
+    answer.set_result(far.connection)
+    await turns(1)
+    assert far.connection.reserved == 3
+    far.limit(1)
+    await turns()
+    assert far.connection.engine.open_streams == 1
+    finish(far, 1)
+    await turns()
+    finish(far, 3)
+    await turns()
+    assert sorted(house.opened) == ["a", "b", "c"]
+    assert all(task.done() for task in tasks)
+    await house.close()
+
+
+@each_engine
+@skipping
+async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make: EngineFactory) -> None:
+    house = House(make, wait_timeout_seconds=5.0)
+    tasks = await house.ask("a", "b")
+    far = await house.service.accept(0)
+    more = await house.ask("c")
+    assert house.service.dials == 1
+    await skip(5.1)
+    assert await failures_of(tasks + more) == {"upstream-saturated": 3}
+    with pytest.raises(UpstreamSaturated, match="SETTINGS_MAX_CONCURRENT_STREAMS"):
+        await tasks[0]
+    [late] = await house.ask("d")
+    far.limit(1)
+    await late
+    await house.close()
+
+
+@skipping
+async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> None:
+    house = House(timing=Timing(ping_interval_seconds=1000.0))
+    await house.ask("a", "b", "c")
+    first = await house.service.accept(2)
+    second = await house.service.accept(2)
+    finish(first, 1)
+    await house.ask("d")
+    assert first.connection.engine.open_streams == 2
+    assert second.connection.engine.open_streams == 1
+    finish(second, 1)
+    await skip(100.0)
+    first.send(first.ping())
+    await skip(100.0)
+    assert second.connection.closed
+    assert house.pool.ready(ORIGIN) is None
+    assert not first.connection.closed
+    assert house.counts.closed == {"https://greeter.example": 1}
+    await house.close()
+
+
+@skipping
+async def test_origins_share_nothing() -> None:
+    house = House()
+    here = await house.ask("a")
+    there = await house.ask("b", origin=OTHER)
+    await house.service.refuse(REFUSED)
+    assert await failures_of(here) == {"upstream-connect-failed": 1}
+    far = await house.service.accept()
+    [(connection, _)] = [await task for task in there]
+    assert connection is far.connection
+    assert connection.origin == OTHER
+    await house.close()
+
+
+# ---- the line
+
+
+@each_engine
+@skipping
+async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: EngineFactory) -> None:
+    house = House(make, max_connections=1)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    await house.ask("b")
+    await house.ask("c")
+    far.send(far.headers(1, RESPONSE, end=True))
+    assert house.pool.ready(ORIGIN) is None, "the stream that is free is for b"
+    await house.ask("d")
+    for stream in (3, 5):
+        finish(far, stream)
+        await turns()
+    assert house.opened == ["a", "b", "c", "d"]
+    await house.close()
+
+
+@each_engine
+@skipping
+async def test_a_request_whose_connection_said_goaway_keeps_its_place_in_line(make: EngineFactory) -> None:
+    house = House(make, max_connections=2)
+    await house.ask("a")
+    first = await house.service.accept(1)
+    await house.ask("b", "c")
+    assert house.service.dials == 2
+    finish(first, 1)
+    first.send(first.go_away((1 << 31) - 1))
+    await turns()
+    second = await house.service.accept(1)
+    assert house.opened == ["a", "b"]
+    finish(second, 1)
+    await turns()
+    assert house.opened == ["a", "b", "c"]
+    await house.close()
+
+
+@skipping
+async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_next() -> None:
+    house = House(max_connections=1)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    [b, c] = await house.ask("b", "c")
+    finish(far, 1)
+    b.cancel()
+    await turns()
+    assert house.opened == ["a", "c"]
+    assert b.cancelled()
+    await c
+    assert far.connection.reserved == 0
+    await house.close()
+
+
+@skipping
+async def test_requests_that_gave_up_are_not_dialled_for() -> None:
+    house = House()
+    tasks = await house.ask(*(str(number) for number in range(20)))
+    for task in tasks:
+        task.cancel()
+    await turns()
+    far = await house.service.accept(1)
+    assert house.service.dials == 1
+    assert far.connection.free_streams == 1
+    assert house.pool.ready(ORIGIN) is far.connection
+    await house.close()
+
+
+@skipping
+async def test_a_stream_that_was_asked_for_and_not_opened_is_for_the_next() -> None:
+    house = House(max_connections=1)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    idler = house.task(house.pool.acquire(ORIGIN))
+    await turns()
+    await house.ask("b")
+    finish(far, 1)
+    await turns()
+    assert idler.result() is far.connection
+    assert house.opened == ["a", "b"]
+    await house.close()
+
+
+@skipping
+async def test_beyond_all_connections_a_request_waits_its_time_and_the_limit_is_named() -> None:
+    house = House(max_connections=1, wait_timeout_seconds=5.0)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    [b] = await house.ask("b")
+    await skip(3.0)
+    [c] = await house.ask("c")
+    await skip(2.5)
+    with pytest.raises(UpstreamSaturated, match=r"within 5 s: 1 connections are in use, 1 are allowed \(max_upstream"):
+        await b
+    assert not c.done()
+    finish(far, 1)
+    await c
+    await house.close()
+
+
+@skipping
+async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_on_for_the_next() -> None:
+    house = House(wait_timeout_seconds=5.0)
+    [a] = await house.ask("a")
+    await skip(5.1)
+    with pytest.raises(UpstreamConnectTimeout, match=r"https://greeter\.example was not connected within 5 s"):
+        await a
+    [b] = await house.ask("b")
+    await house.service.accept()
+    await b
+    assert house.service.dials == 1
+    await house.close()
+
+
+# ---- failures
+
+
+@skipping
+async def test_a_failed_dial_is_told_to_all_who_wait_and_once() -> None:
+    house = House()
+    tasks = await house.ask(*(str(number) for number in range(50)))
+    assert house.service.dials == 1
+    await house.service.refuse(REFUSED)
+    assert await failures_of(tasks) == {"upstream-connect-failed": 50}
+    assert house.service.dials == 1, "nobody asked since"
+    again = await house.ask("a", "b", "c")
+    assert house.service.dials == 2, "one for all that came meanwhile"
+    await house.service.refuse(REFUSED)
+    assert await failures_of(again) == {"upstream-connect-failed": 3}
+    await house.close()
+
+
+@skipping
+async def test_one_of_several_dials_may_fail_unnoticed_but_two_are_an_outage() -> None:
+    house = House()
+    tasks = await house.ask(*(str(number) for number in range(250)))
+    assert house.service.dials == 3
+    with structlog.testing.capture_logs() as lines:
+        await house.service.refuse(REFUSED)
+    assert [line["code"] for line in lines if line["log_level"] == "warning"] == ["upstream-connect-failed"]
+    assert not any(task.done() for task in tasks)
+    await house.service.refuse(REFUSED)
+    assert await failures_of(tasks) == {"upstream-connect-failed": 250}
+    assert house.service.dials <= 4
+    await house.close()
+
+
+@skipping
+async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_pause() -> None:
+    house = House(wait_timeout_seconds=30.0)
+    await house.ask("a")
+    first = await house.service.accept(1)
+    [b] = await house.ask("b")
+    await house.service.refuse(REFUSED)
+    assert not b.done(), "the first connection may bring a stream"
+    [c] = await house.ask("c")
+    first.send(first.ping())
+    assert house.service.dials == 2, "not at once"
+    await skip(1.1)
+    assert house.service.dials == 3, "one probes the way"
+    await house.service.accept(1)
+    assert house.service.dials == 4, "two wait, a connection brings one"
+    await house.service.accept(1)
+    await b
+    await c
+    await house.close()
+
+
+@skipping
+async def test_a_request_that_waited_in_vain_hears_why_there_was_no_other_connection() -> None:
+    house = House(wait_timeout_seconds=5.0)
+    await house.ask("a")
+    await house.service.accept(1)
+    [b] = await house.ask("b")
+    for _ in range(4):
+        await house.service.refuse(REFUSED)
+        await skip(1.1)
+    assert house.service.dials == 6, "one a second"
+    await skip(1.0)
+    with pytest.raises(UpstreamSaturated, match="Connection refused"):
+        await b
+    await house.close()
+
+
+@skipping
+async def test_after_an_outage_one_dial_probes_the_way_for_all() -> None:
+    house = House()
+    first = await house.ask("a")
+    await house.service.refuse(REFUSED)
+    assert await failures_of(first) == {"upstream-connect-failed": 1}
+    tasks = await house.ask(*(str(number) for number in range(250)))
+    assert house.service.dials == 2
+    await house.service.accept(100)
+    assert house.service.dials == 4
+    while house.service.dialling:
+        await house.service.accept(100)
+    await asyncio.gather(*tasks)
+    assert house.service.dials == 4
+    await house.close()
+
+
+@skipping
+async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> None:
+    house = House(max_connections=2, wait_timeout_seconds=5.0)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    [b] = await house.ask("b")
+    await house.service.refuse(REFUSED)
+    finish(far, 1)
+    await b
+    await skip(2.0)
+    [c] = await house.ask("c")
+    await skip(5.1)
+    with pytest.raises(UpstreamSaturated, match="another is still being opened"):
+        await c
+    await house.close()
+
+
+@skipping
+async def test_nobody_waits_out_a_pause_when_the_last_connection_is_gone() -> None:
+    house = House()
+    await house.ask("a")
+    first = await house.service.accept(1)
+    [b] = await house.ask("b")
+    await house.service.refuse(REFUSED)
+    first.transport.break_off(None)
+    await turns()
+    assert house.service.dials == 3
+    await house.service.accept(1)
+    await b
+    await skip(2.0)
+    assert house.service.dials == 3
+    await house.close()
+
+
+@skipping
+async def test_an_unexpected_failure_is_told_without_its_text() -> None:
+    house = House()
+    [a] = await house.ask("a")
+    with structlog.testing.capture_logs() as lines:
+        await house.service.refuse(ZeroDivisionError("ya29.secret"))
+    with pytest.raises(Internal, match=r"connecting to https://greeter\.example failed: ZeroDivisionError") as failure:
+        await a
+    assert "secret" not in f"{failure.value} {lines}"
+    assert [line["error"] for line in lines if line["log_level"] == "error"] == ["ZeroDivisionError"]
+    await house.close()
+
+
+@each_engine
+@pytest.mark.parametrize("way", ["goaway", "end"])
+@skipping
+async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineFactory, way: str) -> None:
+    house = House(make)
+    tasks = await house.ask("a", "b")
+    origin, answer = house.service.dialling.popleft()
+    far = Far(make, Timing(), origin)
+    house.service.fars.append(far)
+    far.greet(100)
+    if way == "goaway":
+        far.send(far.go_away(0))
+    else:
+        far.connection.eof_received()
+    answer.set_result(far.connection)
+    with pytest.raises(UpstreamConnectionLost, match="as soon as it was open"):
+        await tasks[0]
+    assert await failures_of(tasks) == {"upstream-connection-lost": 2}
+    assert house.service.dials == 1
+    assert not house.counts.opened
+    await house.close()
+
+
+# ---- GOAWAY
+
+
+@each_engine
+@skipping
+async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(make: EngineFactory) -> None:
+    house = House(make)
+    sinks = [Sink(), Sink()]
+    await house.ask("a", sink=sinks[0])
+    first = await house.service.accept()
+    first.send(first.go_away((1 << 31) - 1))
+    await house.ask("b", sink=sinks[1])
+    second = await house.service.accept()
+    first.send(first.go_away(1))
+    finish(first, 1)
+    finish(second, 1)
+    assert [sink.told for sink in sinks] == [[("head", RESPONSE, True)]] * 2
+    assert await first.gone()
+    assert not second.connection.closed
+    assert house.counts.opened["https://greeter.example"] == 2
+    assert house.counts.closed["https://greeter.example"] == 1
+    await house.close()
+
+
+@each_engine
+@skipping
+async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory) -> None:
+    house = House(make)
+    for number in range(20):
+        [task] = await house.ask(str(number))
+        far = await house.service.accept()
+        await task
+        far.send(far.go_away((1 << 31) - 1))
+        far.send(far.go_away(1))
+    assert house.service.dials == 20
+    assert all(not far.connection.closed for far in house.service.fars)
+    for far in house.service.fars:
+        finish(far, 1)
+        assert await far.gone()
+    assert house.counts.closed["https://greeter.example"] == 20
+    await house.close()
+
+
+# ---- the end
+
+
+@each_engine
+@skipping
+async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: EngineFactory) -> None:
+    house = House(make, max_connections=2)
+    sink = Sink()
+    await house.ask("a", sink=sink)
+    far = await house.service.accept(1)
+    far.take()
+    [b] = await house.ask("b")
+    assert len(house.service.dialling) == 1
+    await house.pool.close(linger_seconds=1.0)
+    assert not house.service.dialling, "the dial was given up"
+    assert far.connection.gone.done()
+    assert codes(far.take(), "GoAway") == [0]
+    assert [one[0] for one in sink.told] == ["lost"]
+    for task in (b, *await house.ask("c")):
+        with pytest.raises(Draining):
+            await task
+    await house.close()
+
+
+@skipping
+async def test_close_waits_no_longer_than_it_may_for_a_peer_that_takes_nothing() -> None:
+    house = House()
+    await house.ask("a")
+    far = await house.service.accept()
+    far.transport.reading = False
+    closing = house.task(house.pool.close(linger_seconds=1.0))
+    await turns()
+    assert not closing.done()
+    await skip(1.1)
+    await closing
+    assert far.transport.aborted
+    await house.close()
+
+
+@skipping
+async def test_close_waits_for_connections_that_were_leaving_already() -> None:
+    house = House()
+    await house.ask("a")
+    far = await house.service.accept()
+    far.transport.reading = False
+    far.connection.retire("idle")
+    closing = house.task(house.pool.close(linger_seconds=1.0))
+    await turns()
+    assert not closing.done()
+    far.transport.abort()
+    await turns()
+    assert closing.done()
+    await house.close()
+
+
+@skipping
+async def test_a_request_that_was_just_given_a_stream_hears_of_the_end_at_once() -> None:
+    house = House(max_connections=1)
+    await house.ask("a")
+    far = await house.service.accept(1)
+    [b] = await house.ask("b")
+    finish(far, 1)
+    assert far.connection.reserved == 1
+    await house.pool.close()
+    await turns()
+    assert b.done()
+    with pytest.raises(Draining):
+        await b
+    await house.close()
+
+
+@skipping
+async def test_close_without_anything_open_is_nothing() -> None:
+    house = House()
+    await house.pool.close(linger_seconds=1.0)
+    await house.close()
+
+
+@skipping
+async def test_no_dial_follows_the_end() -> None:
+    house = House()
+    await house.ask("a")
+    await house.service.accept(1)
+    waiting = await house.ask("b")
+    await house.service.refuse(REFUSED)
+    await house.pool.close()
+    await skip(2.0)
+    assert house.service.dials == 2
+    assert await failures_of(waiting) == {"draining": 1}
+    await house.close()
