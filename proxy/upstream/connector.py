@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import aiohappyeyeballs
 
@@ -30,6 +31,18 @@ from proxy.wire import Budget
 __all__ = ["Connector", "tls_context"]
 
 _HAPPY_EYEBALLS_DELAY_SECONDS = 0.25  # RFC 8305, section 8
+
+# No issuer, no issuer here, a self-signed certificate, one in the chain, no chain.
+_UNTRUSTED: Final = frozenset((2, 20, 18, 19, 21))
+
+_WRONG_NAME: Final = "the url of the route must have a name that the certificate is made out to"
+
+_REMEDIES: Final = {
+    9: "see that this machine's clock is right, or have it issued anew",  # not yet valid
+    10: "renew it, and see that this machine's clock is right",  # expired
+    62: _WRONG_NAME,
+    64: _WRONG_NAME,  # an address
+}
 
 
 def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
@@ -91,7 +104,7 @@ class Connector:
         except BaseException:
             connection.abort()
             # Whoever raised has said what there is to say: nobody will ask this future any more.
-            if not connection.settled.cancel():
+            if not connection.settled.cancel() and not connection.settled.cancelled():
                 connection.settled.exception()
             raise
         return connection
@@ -101,21 +114,20 @@ class Connector:
             try:
                 self._tls = tls_context(self._upstream_ca)
             except OSError as exc:
-                raise UpstreamTlsFailed(
-                    f"{self._upstream_ca} (upstream_ca) cannot be used as a certificate authority: {_reason(exc)}"
-                ) from exc
+                what = "TLS cannot be set up"
+                if self._upstream_ca is not None:
+                    what = f"{self._upstream_ca} (upstream_ca) cannot be used as a certificate authority"
+                raise UpstreamTlsFailed(f"{what}: {_reason(exc)}") from exc
         return self._tls
 
     def _explained(self, origin: Origin, exc: OSError) -> Failure:
         """Return what a person needs to know about this error."""
         match exc:
             case ssl.SSLCertVerificationError():
-                remedy = "if a private authority signed it, name its certificate with --upstream-ca"
-                if "mismatch" in exc.verify_message:
-                    remedy = "the url of the route must have a name that the certificate is made out to"
                 message = exc.verify_message.rstrip(".")
+                remedy = self._remedy(exc.verify_code)
                 return UpstreamTlsFailed(f"the certificate of {origin} does not verify: {message}; {remedy}")
-            case ssl.SSLError() if "NO_APPLICATION_PROTOCOL" in (exc.reason or ""):
+            case ssl.SSLError() if "no application protocol" in _alert(exc):
                 return UpstreamNotHttp2(
                     f"{origin} does not offer HTTP/2 (ALPN h2); deploy the service with `gcloud run deploy --use-http2`"
                 )
@@ -135,6 +147,19 @@ class Connector:
         return UpstreamConnectFailed(
             f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and what lies between"
         )
+
+    def _remedy(self, verify_code: int) -> str:
+        """Return what mends a certificate that does not verify (X509_V_ERR_…, x509_vfy.h)."""
+        if verify_code not in _UNTRUSTED:
+            return _REMEDIES.get(verify_code, "it, or the certificate of its authority, has to be issued anew")
+        if self._upstream_ca is None:
+            return "if a private authority signed it, name its certificate with --upstream-ca"
+        return f"neither the system nor {self._upstream_ca} (upstream_ca) has the authority that signed it"
+
+
+def _alert(exc: ssl.SSLError) -> str:
+    """Return what OpenSSL says, in one spelling: older Pythons have no name for some alerts, only words."""
+    return f"{exc.reason} {exc.strerror}".lower().replace("_", " ")
 
 
 def _reason(exc: OSError) -> str:
