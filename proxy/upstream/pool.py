@@ -6,6 +6,9 @@ open connections count as the streams they will bring, so that a burst opens as 
 
 A stream is given away twice: the line reserves it for a request, whose task runs a turn of the loop later and opens it.
 What happened in between (GOAWAY, a lost connection, a lower limit) puts the request back to where it stood in line.
+
+A dial that fails is told to all who wait, unless connections are there that may bring a stream; then the next dial
+comes after a pause. Until one succeeds, one at a time probes the way for all.
 """
 
 from __future__ import annotations

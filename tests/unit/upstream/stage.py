@@ -188,7 +188,7 @@ class Sink:
     @property
     def ends(self) -> int:
         """How often it was told that the stream is over, but for a regular end."""
-        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost"))
+        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost", "broken"))
 
     def interim(self, fields: Fields) -> None:
         self.told.append(("interim", fields))
@@ -213,6 +213,9 @@ class Sink:
 
     def request_sent(self, octets: int) -> None:
         self.sent_octets += octets
+
+    def broken(self) -> None:
+        self.told.append(("broken",))
 
 
 class Counts:

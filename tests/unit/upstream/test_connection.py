@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import structlog
 
-from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.choice import EngineFactory
-from proxy.http2.events import ErrorCode
+from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream import connection as connection_module
 from proxy.upstream.connection import Timing
 from tests.conformance.engines import each_engine
@@ -370,6 +370,42 @@ async def test_to_retire_says_goaway_and_closes_once(make: EngineFactory) -> Non
     assert codes(far.take(), "GoAway") == [0]
     assert [one[0] for one in sink.told] == ["lost"]
     assert "the sidecar is shutting down" in sink.told[0][2]
+    assert await far.gone()
+
+
+class Defective(Sink):
+    """Fails at whatever it is told."""
+
+    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+        raise ZeroDivisionError
+
+    def unprocessed(self) -> None:
+        raise ZeroDivisionError
+
+    def upstream_lost(self, failure: Failure) -> None:
+        raise ZeroDivisionError
+
+
+@each_engine
+@pytest.mark.parametrize("way", ["head", "goaway", "loss"])
+@skipping
+async def test_a_defect_of_one_exchange_stays_with_it(make: EngineFactory, way: str) -> None:
+    far = made(make)
+    uncaught: list[object] = []
+    far.connection.loop.set_exception_handler(lambda _, context: uncaught.append(context["exception"]))
+    sinks: list[Sink] = [Sink(), Defective(), Sink()]
+    streams = [far.open(sink) for sink in sinks]
+    far.take()
+    if way == "head":
+        far.send(*(far.headers(stream, RESPONSE, end=True) for stream in streams))
+    elif way == "goaway":
+        far.send(far.go_away(0))
+    else:
+        far.connection.eof_received()
+    expected = {"head": "head", "goaway": "unprocessed", "loss": "lost"}[way]
+    assert [[one[0] for one in sink.told] for sink in sinks] == [[expected], ["broken"], [expected]]
+    assert [type(exc) for exc in uncaught] == [ZeroDivisionError]
+    far.connection.retire("enough")
     assert await far.gone()
 
 
