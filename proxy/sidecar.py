@@ -25,7 +25,7 @@ from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
 from proxy.downstream.listener import Listener, listen
-from proxy.downstream.workers import Order, Orders, run_workers
+from proxy.downstream.workers import ENDING_SIGNALS, Order, Orders, run_workers
 from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
@@ -166,8 +166,10 @@ class Sidecar:
     async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
         """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING_SIGNALS:
             loop.add_signal_handler(number, self.end if orders is None else self.drain)
+        # In a worker process they have been waiting for somebody to take them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             if orders is not None:
@@ -230,7 +232,7 @@ def serve(settings: Settings) -> int:
             _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
         if settings.workers > 1:
             _try_admin(settings.admin)
-            return run_workers(config, worker)
+            return run_workers(config, worker, drain_seconds=settings.drain_timeout)
         sockets = config.create_sockets()
         try:
             worker(config, sockets)

@@ -1,13 +1,10 @@
-"""Clients that people have: curl over HTTP/1.1 and h2c, nghttp, h2load; and how the listener starts and ends."""
+"""Clients that people have: curl over HTTP/1.1 and h2c, nghttp, h2load."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Certificates, CloudRunServer
-from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
-from tests.support.processes import program
+from tests.support.h2_peer import Reset, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]
@@ -193,132 +189,3 @@ async def test_unix_sockets_work(certificates: Certificates, routes: Routes, tmp
         for version in ("--http1.1", "--http2-prior-knowledge"):
             seen = await run("curl", "-sSf", version, "--unix-socket", str(path), "http://sidecar/svc/hello")
             assert json.loads(seen)["path"] == "/hello"
-
-
-@pytest.mark.asyncio
-async def test_several_workers_share_the_listener_and_end_together(certificates: Certificates, routes: Routes) -> None:
-    async with mirrored(certificates, routes, "--workers", "2", "--listen", "127.0.0.1:0") as running:
-        # One address, chosen by the parent, in the lines of both.
-        await running.program.line(r'"listening".*', within_seconds=10)
-        output = await run("h2load", "-n400", "-c8", "-m5", f"{running.url}/svc/bytes/100")
-        assert "400 succeeded" in output
-        running.program.send(signal.SIGTERM)
-        assert await running.program.ended() == 0
-
-
-@pytest.mark.asyncio
-async def test_a_busy_port_is_named_in_one_line(routes: Routes) -> None:
-    config = routes(svc="https://127.0.0.1:1")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for flags in (["--listen", address], ["--listen", "127.0.0.1:0", "--admin", address]):
-            argv = [sys.executable, "-m", "proxy", "serve", "--config", str(config), *flags]
-            async with program("serve", argv) as child:
-                assert await child.ended() == 2
-                assert len([line for line in child.lines if "cannot listen" in line and address in line]) == 1
-                assert not any("Traceback" in line for line in child.lines)
-
-
-# ---- draining
-
-
-@asynccontextmanager
-async def streaming(
-    certificates: Certificates, routes: Routes, *flags: str
-) -> AsyncIterator[tuple[Sidecar, Peer, int, Peer, int]]:
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        async with (
-            sidecar("--config", config, "--upstream-ca", certificates.ca_file, *flags) as running,
-            client(*running.address) as near,
-        ):
-            stream = near.open("/svc/live")
-            peer, far_stream, _, _ = await far.request()
-            peer.respond(far_stream)
-            await near.head(stream)
-            yield running, near, stream, peer, far_stream
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_draining_refuses_new_requests_finishes_live_ones_then_says_go_away(
-    certificates: Certificates, routes: Routes, number: signal.Signals
-) -> None:
-    async with streaming(certificates, routes) as (running, near, stream, peer, far_stream):
-        running.program.send(number)
-        await running.program.line('"draining"')
-        late = near.open("/svc/late", end=True)
-        head = await near.head(late)
-        assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
-        assert 1 <= int(head[b"retry-after"]) <= 5
-        assert not near.went_away.done()
-        async with client(*running.address) as newcomer:
-            head = await newcomer.head(newcomer.open("/svc/new", end=True))
-            assert head[b":status"] == b"503"
-        output = await run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{running.admin}/readyz")
-        assert output == "503"
-        await near.send(stream, b"last", end=True)
-        assert await peer.body(far_stream) == b"last"
-        await peer.send(far_stream, b"words", end=True)
-        assert await near.body(stream) == b"words"
-        assert (await near.went_away).error_code == 0
-        await near.closed
-        assert await running.program.ended() == 0
-
-
-@pytest.mark.asyncio
-async def test_draining_ends_by_its_deadline_whatever_lives(certificates: Certificates, routes: Routes) -> None:
-    async with streaming(certificates, routes, "--drain-timeout", "1") as (running, near, stream, _, _):
-        loop = asyncio.get_running_loop()
-        running.program.send(signal.SIGTERM)
-        await running.program.line('"draining"')
-        started = loop.time()
-        with pytest.raises((Reset, Gone)) as cut:
-            await near.body(stream)
-        assert isinstance(cut.value, Reset)
-        assert await running.program.ended() == 0
-        assert loop.time() - started < 3
-
-
-@pytest.mark.asyncio
-async def test_a_second_signal_cuts_at_once(certificates: Certificates, routes: Routes) -> None:
-    async with streaming(certificates, routes) as (running, near, stream, _, _):
-        running.program.send(signal.SIGTERM)
-        await running.program.line('"draining"')
-        running.program.send(signal.SIGTERM)
-        with pytest.raises((Reset, Gone)):
-            await near.body(stream)
-        assert await running.program.ended(within_seconds=5) == 0
-
-
-@pytest.mark.asyncio
-async def test_an_idle_sidecar_ends_at_once_and_closes_its_clients(certificates: Certificates, routes: Routes) -> None:
-    config = routes(svc="https://127.0.0.1:1")
-    async with sidecar("--config", config) as running, client(*running.address) as near:
-        assert await near.ping() == b"12345678"
-        _, http1 = await asyncio.open_connection(*running.address)
-        http1.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
-        running.program.send(signal.SIGTERM)
-        assert (await near.went_away).error_code == 0
-        assert await running.program.ended(within_seconds=5) == 0
-        http1.close()
-
-
-@pytest.mark.asyncio
-async def test_a_stuck_reader_does_not_hold_the_end_up(certificates: Certificates, routes: Routes) -> None:
-    """Response data is queued for a client that gives no window, and for an HTTP/1.1 client that does not read."""
-    async with (
-        mirrored(certificates, routes, "--drain-timeout", "1") as running,
-        client(*running.address, acknowledging=False) as near,
-    ):
-        stream = near.open("/svc/bytes/20000000", end=True)
-        await near.head(stream)
-        _, http1 = await asyncio.open_connection(*running.address, limit=1)
-        http1.write(b"GET /svc/bytes/50000000 HTTP/1.1\r\nhost: x\r\n\r\n")
-        await near.ping()
-        running.program.send(signal.SIGTERM)
-        assert await running.program.ended(within_seconds=6) == 0
-        http1.close()

@@ -1,0 +1,361 @@
+"""How the program starts and ends, with one worker and with several: signals, deadlines, deaths, busy ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.emulator import Certificates
+from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
+from tests.support.processes import program
+from tests.support.sidecar import Sidecar, sidecar
+
+Routes = Callable[..., Path]
+
+one_or_two = pytest.mark.parametrize("workers", [1, 2])
+
+
+@dataclass
+class Live:
+    """A sidecar with one stream open on both of its sides."""
+
+    sidecar: Sidecar
+    near: Peer
+    stream: int
+    peer: Peer
+    far_stream: int
+    idle: int | None
+    """The worker that does not carry the stream, where there are two."""
+
+    @property
+    def pid(self) -> int:
+        return self.sidecar.program.pid
+
+    async def draining(self) -> None:
+        """Wait until the stream's worker drains; if there is another, until that has ended."""
+        await self.sidecar.program.line(r'"live": 1.*"draining"|"draining".*"live": 1')
+        if self.idle is not None:
+            await ended(self.idle)
+
+    async def refused(self) -> None:
+        """New requests get 503 and when to come again, on an old connection and on a new one; nobody says GOAWAY."""
+        async with client(*self.sidecar.address) as newcomer:
+            for peer in (self.near, newcomer):
+                head = await peer.head(peer.open("/svc/late", end=True))
+                assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
+                assert 1 <= int(head[b"retry-after"]) <= 5
+        async with aiohttp.ClientSession() as http, http.get(f"http://{self.sidecar.admin}/readyz") as answer:
+            assert answer.status == 503
+        assert not self.near.went_away.done()
+
+    async def finished(self) -> None:
+        """Bring the stream to its end, in order."""
+        await self.near.send(self.stream, b"last", end=True)
+        assert await self.peer.body(self.far_stream) == b"last"
+        await self.peer.send(self.far_stream, b"words", end=True)
+        assert await self.near.body(self.stream) == b"words"
+        assert (await self.near.went_away).error_code == 0
+        await self.near.closed
+
+    async def cut(self) -> None:
+        """Wait until the stream is reset."""
+        with pytest.raises(Reset):
+            await self.near.body(self.stream)
+
+
+async def ended(pid: int) -> None:
+    """Wait until a process is gone that need not be our child."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop.add_reader(process, over.set)
+    try:
+        async with asyncio.timeout(20):
+            await over.wait()
+    finally:
+        loop.remove_reader(process)
+        os.close(process)
+
+
+async def worker_pids(running: Sidecar) -> list[int]:
+    """Return the two workers' process ids once both listen."""
+    first = await running.program.line(r'"listening".*"worker": (\d+)|"worker": (\d+).*"listening"')
+    one = first.group(1) or first.group(2)
+    other = await running.program.line(
+        rf'"listening".*"worker": (?!{one}\b)(\d+)|"worker": (?!{one}\b)(\d+).*"listening"'
+    )
+    return [int(one), int(other.group(1) or other.group(2))]
+
+
+@contextlib.contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """Have a process do nothing for the time of a `with`."""
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if pid is not None:
+            os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def live(
+    certificates: Certificates, routes: Routes, workers: int, *flags: str, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Live]:
+    tls = server_context(*certificates.server_files("127.0.0.1"))
+    async with server(tls) as far:
+        config = routes(svc=f"https://127.0.0.1:{far.port}")
+        many = ["--workers", str(workers)]
+        if workers > 1:
+            many += ["--admin", free_address()]
+        async with sidecar(
+            "--config", config, "--upstream-ca", certificates.ca_file, *many, *flags, env=env
+        ) as running:
+            idle = (await worker_pids(running))[0] if workers > 1 else None
+            async with AsyncExitStack() as stack:
+                with stopped(idle):
+                    near = await stack.enter_async_context(client(*running.address))
+                    stream = near.open("/svc/live")
+                    peer, far_stream, _, _ = await far.request()
+                    peer.respond(far_stream)
+                    await near.head(stream)
+                yield Live(running, near, stream, peer, far_stream, idle)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def tell(pid: int, number: signal.Signals, whole_group: bool) -> None:
+    """Signal the parent alone, or like a terminal everybody at once."""
+    (os.killpg if whole_group else os.kill)(pid, number)
+
+
+# ---- in order
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
+    ids=["terminated", "ctrl-c", "group-terminated"],
+)
+async def test_new_requests_are_refused_and_live_streams_finish(
+    certificates: Certificates, routes: Routes, workers: int, number: signal.Signals, whole_group: bool
+) -> None:
+    async with live(certificates, routes, workers) as it:
+        tell(it.pid, number, whole_group)
+        await it.draining()
+        await it.refused()
+        await it.finished()
+        assert await it.sidecar.program.ended() == 0
+        assert not [line for line in it.sidecar.program.lines if "Traceback" in line or '"level": "error"' in line]
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_the_end_comes_by_the_deadline_whatever_lives(
+    certificates: Certificates, routes: Routes, workers: int
+) -> None:
+    async with live(certificates, routes, workers, "--drain-timeout", "1") as it:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        it.sidecar.program.send(signal.SIGTERM)
+        await it.cut()
+        assert await it.sidecar.program.ended() == 0
+        assert loop.time() - started < 4
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
+async def test_a_second_signal_cuts_at_once(
+    certificates: Certificates, routes: Routes, workers: int, whole_group: bool
+) -> None:
+    async with live(certificates, routes, workers) as it:
+        tell(it.pid, signal.SIGINT, whole_group)
+        await it.draining()
+        assert await it.near.ping() == b"12345678"
+        tell(it.pid, signal.SIGINT, whole_group)
+        await it.cut()
+        assert await it.sidecar.program.ended(within_seconds=5) == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_what_is_idle_ends_at_once_and_its_clients_are_told(
+    certificates: Certificates, routes: Routes, workers: int
+) -> None:
+    config = routes(svc="https://127.0.0.1:1")
+    flags = ["--workers", str(workers), *(["--admin", "off"] if workers > 1 else [])]
+    async with sidecar("--config", config, *flags) as running, client(*running.address) as near:
+        assert await near.ping() == b"12345678"
+        _, silent = await asyncio.open_connection(*running.address)
+        _, http1 = await asyncio.open_connection(*running.address)
+        http1.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+        running.program.send(signal.SIGTERM)
+        assert (await near.went_away).error_code == 0
+        assert await running.program.ended(within_seconds=5) == 0
+        silent.close()
+        http1.close()
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_it_ends_as_well_without_uvloop(
+    certificates: Certificates, routes: Routes, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError\n")
+    slow = {"PYTHONPATH": str(tmp_path), "PYTHONASYNCIODEBUG": "1"}
+    async with live(certificates, routes, workers, "--drain-timeout", "1", env=slow) as it:
+        _, silent = await asyncio.open_connection(*it.sidecar.address)
+        reader, http1 = await asyncio.open_connection(*it.sidecar.address)
+        http1.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        it.sidecar.program.send(signal.SIGTERM)
+        await it.cut()
+        assert await it.sidecar.program.ended(within_seconds=5) == 0
+        silent.close()
+        http1.close()
+
+
+@pytest.mark.asyncio
+async def test_a_stuck_reader_does_not_hold_the_end_up(certificates: Certificates, routes: Routes) -> None:
+    """Response data is queued for a client that gives no window, and for HTTP/1.1 clients that do not read."""
+    tls = server_context(*certificates.server_files("127.0.0.1"))
+    async with server(tls) as far:
+        config = routes(svc=f"https://127.0.0.1:{far.port}")
+        flags = ["--config", str(config), "--upstream-ca", str(certificates.ca_file), "--drain-timeout", "1"]
+        async with (
+            sidecar(*flags) as running,
+            client(*running.address, acknowledging=False) as near,
+            asyncio.TaskGroup() as sending,
+        ):
+            near.open("/svc/h2", end=True)
+            _, http1 = await asyncio.open_connection(*running.address, limit=1)
+            # The second request is read only after the first response: nobody notices whether the client leaves.
+            http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
+            peer, stream, _, _ = await far.request()
+            streams = [stream, (await peer.request())[0]]
+            for stream in streams:
+                peer.respond(stream)
+                sending.create_task(endless(peer, stream))
+            await near.ping()
+            running.program.send(signal.SIGTERM)
+            assert await running.program.ended(within_seconds=6) == 0
+            http1.close()
+            await peer.close()
+
+
+async def endless(peer: Peer, stream: int) -> None:
+    with contextlib.suppress(Gone, Exception):
+        while True:
+            await peer.send(stream, bytes(65_536))
+
+
+# ---- deaths
+
+
+@pytest.mark.asyncio
+async def test_workers_whose_parent_is_killed_finish_what_lives_and_end(
+    certificates: Certificates, routes: Routes
+) -> None:
+    async with live(certificates, routes, 2) as it:
+        workers = await worker_pids(it.sidecar)
+        os.kill(it.pid, signal.SIGKILL)
+        await it.draining()
+        await it.refused()
+        await it.finished()
+        for pid in workers:
+            await ended(pid)
+
+
+@pytest.mark.asyncio
+async def test_workers_whose_parent_is_killed_do_not_stay_behind(certificates: Certificates, routes: Routes) -> None:
+    async with live(certificates, routes, 2, "--drain-timeout", "1") as it:
+        workers = await worker_pids(it.sidecar)
+        os.kill(it.pid, signal.SIGKILL)
+        await it.cut()
+        for pid in workers:
+            await ended(pid)
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_is_killed_ends_the_others_in_order(certificates: Certificates, routes: Routes) -> None:
+    async with live(certificates, routes, 2) as it:
+        assert it.idle is not None
+        os.kill(it.idle, signal.SIGKILL)
+        await it.sidecar.program.line(r"a worker has failed; the others drain and end")
+        await it.draining()
+        await it.refused()
+        await it.finished()
+        assert await it.sidecar.program.ended() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_is_killed_with_what_it_carries_ends_all(
+    certificates: Certificates, routes: Routes
+) -> None:
+    async with live(certificates, routes, 2) as it:
+        (carrying,) = set(await worker_pids(it.sidecar)) - {it.idle}
+        os.kill(carrying, signal.SIGKILL)
+        with pytest.raises(Gone):
+            await it.near.body(it.stream)
+        with pytest.raises(Gone):
+            await it.peer.body(it.far_stream)
+        assert await it.sidecar.program.ended() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_is_told_to_end_by_itself_ends_all(certificates: Certificates, routes: Routes) -> None:
+    async with live(certificates, routes, 2) as it:
+        assert it.idle is not None
+        os.kill(it.idle, signal.SIGTERM)
+        await it.draining()
+        await it.finished()
+        assert await it.sidecar.program.ended() == 1
+        await it.sidecar.program.line(rf'"pid": {it.idle}\b')
+
+
+# ---- busy ports
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize("busy", ["listen", "admin", "unix"])
+async def test_a_busy_address_is_named_in_one_line(routes: Routes, tmp_path: Path, workers: int, busy: str) -> None:
+    config = routes(svc="https://127.0.0.1:1")
+    with socket.socket() as taken, socket.socket(socket.AF_UNIX) as taken_unix:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        taken_unix.bind(str(tmp_path / "s"))
+        taken_unix.listen()
+        address = f"unix:{tmp_path}/s" if busy == "unix" else f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ["--listen", "127.0.0.1:0", "--admin", address] if busy == "admin" else ["--listen", address]
+        argv = [sys.executable, "-m", "proxy", "serve", "--config", str(config), "--workers", str(workers), *flags]
+        async with program("serve", argv) as child:
+            assert await child.ended() == 2
+            (said,) = [line for line in child.lines if "cannot listen" in line]
+            assert said.startswith(f"cloudrun-sidecar: cannot listen on {address}")
+            assert re.search("already in use", said)
+            assert not any("Traceback" in line for line in child.lines)
+        assert (tmp_path / "s").is_socket()
