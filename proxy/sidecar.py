@@ -24,7 +24,8 @@ import structlog
 from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
-from proxy.downstream.listener import Listener, listen
+from proxy.downstream.listener import Listener
+from proxy.downstream.serving import listen
 from proxy.downstream.workers import ENDING_SIGNALS, Order, Orders, run_workers
 from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice

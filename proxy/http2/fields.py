@@ -88,6 +88,9 @@ def from_http1(method: bytes, path: bytes, lines: list[tuple[bytes, bytes]]) -> 
         token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")
     }
     dropped = _CONNECTION_SPECIFIC | nominated | {b"expect", b"host"}
+    if any(name == b"transfer-encoding" for name, _ in lowered):
+        # It overrides a content-length, which then says nothing about the content (RFC 9112, 6.3).
+        dropped |= {b"content-length"}
     authority = next((value for name, value in lowered if name == b"host"), b"")
     head: Fields = [
         (b":method", method, False),

@@ -14,7 +14,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 
-from proxy.downstream.listener import ListenerConfig, ListenFailed
+from proxy.downstream.config import ListenerConfig, ListenFailed
 
 
 def parameters(thing: object) -> list[str]:

@@ -1,0 +1,259 @@
+"""Hypercorn at work: h2c connections are taken over by frames, the rest stays HTTP/1.1 through ASGI.
+
+Hypercorn brings its configuration, sockets, workers, lifespan and task a connection. One of its names is replaced here
+(and one used in `workers`), and a test holds their signatures against the installed version:
+
+* `hypercorn.asyncio.run.TCPServer`, awaited once for each accepted connection. Ours reads the first octets: the HTTP/2
+  preface means that a `DownstreamConnection` takes over the transport; everything else runs on Hypercorn's own
+  HTTP/1.1, with `Upgrade` left without effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, cast
+
+import h11
+import hypercorn.asyncio.run
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.downstream.http1 import Gate
+from proxy.downstream.listener import GATE, Listener
+
+__all__ = ["Application", "listen"]
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
+_PREFACE_SECONDS: Final = 10.0
+_HEAD_SECONDS: Final = 30.0
+"""How long the head of an HTTP/1.1 request may take once it has begun."""
+_LISTENER: Final = "listener"
+
+
+class Application:
+    """What Hypercorn calls: lifespan hands the listener to the connections, HTTP/1.1 requests are carried."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"][_LISTENER] = self._listener
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "http":
+            await self._listener.serve_http1(scope, receive, send)
+
+
+async def listen(
+    listener: Listener, config: ListenerConfig, sockets: Sockets, shutdown: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve until `shutdown` returns, which it does when everything is drained."""
+    setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - the seam (see the module), and no export
+    await hypercorn.asyncio.run.worker_serve(
+        ASGIWrapper(Application(listener)), config, sockets=sockets, shutdown_trigger=shutdown
+    )
+
+
+class _Server(TCPServer):
+    """One accepted connection: which protocol is it, and who serves it?"""
+
+    reader: _Pushback  # type: ignore[assignment]  # all that `TCPServer` calls
+    protocol: _PlainHttp1  # type: ignore[assignment]  # `ProtocolWrapper` forwards the calls that `TCPServer` makes
+
+    async def run(self) -> None:
+        listener: Listener = self.state[_LISTENER]
+        transport = cast(asyncio.Transport, self.writer.transport)
+        self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
+        with listener.holding(transport) as held:
+            try:
+                first = await self._first_octets() if not listener.drained else None
+                held.undecided = False
+                if first is None or transport.is_closing():
+                    transport.abort()
+                elif not first.startswith(_PREFACE):
+                    self.reader.give_back(first)
+                    await self._run_http1(held.gate)
+                elif not self.reader.at_eof():  # a half-closed connection carries no HTTP/2
+                    await listener.serve_h2c(transport, first)
+            finally:
+                await self._close()
+
+    async def _first_octets(self) -> bytes | None:
+        """Return enough octets to tell the preface from anything else; None if the client is gone or silent."""
+        first = b""
+        try:
+            async with asyncio.timeout(_PREFACE_SECONDS):
+                while len(first) < len(_PREFACE) and _PREFACE.startswith(first):
+                    data = await self.reader.read(1 << 20)
+                    if not data:
+                        break
+                    first += data
+        except OSError:
+            return None
+        return first or None
+
+    async def _run_http1(self, gate: Gate) -> None:
+        """Do what `TCPServer.run` does, with an HTTP/1.1 protocol that cannot become another one."""
+        connection = self.writer.get_extra_info("socket")
+        self._gate = gate
+        try:
+            client = parse_socket_addr(connection.family, connection.getpeername())
+            server = parse_socket_addr(connection.family, connection.getsockname())
+            async with TaskGroup(self.loop) as task_group:
+                self._task_group = task_group
+                self.protocol = _PlainHttp1(
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState({**self.state, GATE: gate}),
+                    False,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                self.protocol.can_read = _Turn(self._stays)
+                await self.protocol.initiate()
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+
+    async def _read_data(self) -> None:
+        """Do what `TCPServer._read_data` does, as far as the gate is open, and with a deadline for heads."""
+        head_until: float | None = None
+        while not self.reader.at_eof():
+            await self._gate.wait()
+            try:
+                async with asyncio.timeout_at(head_until):
+                    data = await self.reader.read(MAX_RECV)
+                await self.protocol.handle(RawData(data))
+            except OSError:  # TimeoutError is one
+                break
+            if not self.protocol.amid_head:
+                head_until = None
+            elif head_until is None:
+                head_until = self.loop.time() + _HEAD_SECONDS
+        await self.protocol.handle(Closed())
+
+    async def _stays(self) -> bool:
+        """Wait for the client to say more, or to leave."""
+        try:
+            data = await self.reader.read(MAX_RECV)
+        except OSError:
+            return False
+        self.reader.give_back(data)
+        return bool(data)
+
+    async def protocol_send(self, event: Event) -> None:
+        # Hypercorn knows resets, but not that keepalive or routing may end a connection (ETIMEDOUT, EHOSTUNREACH).
+        try:
+            await super().protocol_send(event)
+        except OSError:
+            await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            await super()._close()
+
+
+class _PlainHttp1(H11Protocol):
+    """HTTP/1.1 without `Upgrade`: neither h2c (RFC 9113, 3.1 has withdrawn it) nor WebSocket."""
+
+    @property
+    def amid_head(self) -> bool:
+        """Whether some of a request's head has come, and not all of it."""
+        return self.stream is None and bool(cast(h11.Connection, self.connection).trailing_data[0])
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            await self._send_error_response(refusal)
+            await self.send(Closed())
+            return
+        if any(name == b"upgrade" for name, _ in request.headers):
+            request = h11.Request(
+                method=request.method,
+                target=request.target,
+                headers=[line for line in request.headers.raw_items() if line[0].lower() != b"upgrade"],
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
+
+    def _refusal(self, request: h11.Request) -> int | None:
+        """Return the status for a head that h11 lets pass: of another version, or too long but come in one read."""
+        if request.http_version not in (b"1.0", b"1.1"):
+            return 505
+        # Counted as in HTTP/2 (RFC 9113, 6.5.2), so that the setting means the same for both.
+        octets = len(request.target) + sum(len(name) + len(value) + 32 for name, value in request.headers)
+        return 431 if octets > self.config.h11_max_incomplete_size else None
+
+
+class _Turn:
+    """When the next request of a connection may be read: Hypercorn waits for it once that has begun to come.
+
+    It reads nothing meanwhile and would not notice that the client leaves. `stays` does; then `wait` raises
+    ConnectionResetError.
+    """
+
+    def __init__(self, stays: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        self._come = asyncio.Event()
+        self._stays = stays
+        self._left = False
+
+    def is_set(self) -> bool:
+        return self._come.is_set()
+
+    async def clear(self) -> None:
+        self._come.clear()
+
+    async def set(self) -> None:
+        self._come.set()
+
+    async def wait(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(self._look())
+            await self._come.wait()
+            looking.cancel()
+        if self._left:
+            raise ConnectionResetError("the client has left")
+
+    async def _look(self) -> None:
+        if not await self._stays():
+            self._left = True
+            self._come.set()
+
+
+class _Pushback:
+    """A reader that gives back what was read to look at it."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._first = b""
+        self._reader = reader
+
+    def at_eof(self) -> bool:
+        return not self._first and self._reader.at_eof()
+
+    def give_back(self, data: bytes) -> None:
+        """Have this read again, before anything else."""
+        self._first = data + self._first
+
+    async def read(self, n: int) -> bytes:
+        if self._first:
+            data, self._first = self._first[:n], self._first[n:]
+            return data
+        return await self._reader.read(n)

@@ -1,0 +1,186 @@
+"""The relay's place at the listener, taken by a test: what comes of a request is looked at, and answered by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from proxy.downstream.config import ListenerConfig
+from proxy.downstream.connection import RequestSink, ResponseChannel
+from proxy.downstream.listener import Listener
+from proxy.downstream.serving import listen
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Engine, Limits
+from proxy.http2.events import Fields, StreamId
+from proxy.http2.h2_engine import H2Engine
+from proxy.wire import Budget
+
+
+class Taken:
+    """One request as it comes, and the way back. Content is acknowledged at once, or by hand."""
+
+    def __init__(self, channel: ResponseChannel, stream_id: StreamId, *, acknowledging: bool) -> None:
+        self.over = False
+        self.fields: Fields = []
+        self.ended_with_head = False
+        self.content = bytearray()
+        self.trailers: Fields | None = None
+        self.sent_octets = 0
+        self.ended = asyncio.Event()
+        self.reset: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._channel = channel
+        self._stream_id = stream_id
+        self._acknowledging = acknowledging
+        self._grown = asyncio.Event()
+
+    # ---- the request
+
+    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+        self.fields = fields
+        self.ended_with_head = end_stream
+        if end_stream:
+            self.ended.set()
+
+    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+        self.content += data
+        self._grown.set()
+        if end_stream:
+            self.ended.set()
+        if self._acknowledging:
+            self.acknowledge(len(data))
+
+    def request_trailers(self, fields: Fields) -> None:
+        self.trailers = fields
+        self.ended.set()
+
+    def request_reset(self, code: int) -> None:
+        self.over = True
+        self.reset.set_result(code)
+
+    def response_sent(self, octets: int) -> None:
+        self.sent_octets += octets
+
+    # ---- what a test does with it
+
+    @property
+    def plain(self) -> dict[bytes, bytes]:
+        return {name: value for name, value, _ in self.fields}
+
+    async def came(self, octets: int) -> None:
+        """Wait until so much content has come."""
+        while len(self.content) < octets:
+            self._grown.clear()
+            await self._grown.wait()
+
+    def acknowledge(self, octets: int) -> None:
+        self._channel.acknowledge(self._stream_id, octets)
+
+    def head(self, status: int = 200, *fields: tuple[bytes, bytes], end: bool = False) -> None:
+        lines: Fields = [(b":status", b"%d" % status, False), *((name, value, False) for name, value in fields)]
+        self.over = self.over or end
+        self._channel.send_head(self._stream_id, lines, end_stream=end)
+
+    def data(self, data: bytes, *, end: bool = False) -> None:
+        self.over = self.over or end
+        self._channel.send_data(self._stream_id, data, end_stream=end)
+
+    def end_with_trailers(self, *fields: tuple[bytes, bytes]) -> None:
+        self.over = True
+        self._channel.send_trailers(self._stream_id, [(name, value, False) for name, value in fields])
+
+    def answer(self, content: bytes, *fields: tuple[bytes, bytes]) -> None:
+        """The whole response."""
+        self.head(200, *fields)
+        self.data(content, end=True)
+
+    def break_off(self, code: int) -> None:
+        self.over = True
+        self._channel.reset(self._stream_id, code)
+
+    def forget(self) -> None:
+        self._channel.forget(self._stream_id)
+
+
+@dataclass
+class Relay:
+    """Takes every request up, and hands it to the test."""
+
+    acknowledging: bool = True
+    requests: asyncio.Queue[Taken] = field(default_factory=asyncio.Queue)
+
+    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
+        taken = Taken(downstream, stream_id, acknowledging=self.acknowledging)
+        self.requests.put_nowait(taken)
+        return taken
+
+    async def request(self) -> Taken:
+        return await self.requests.get()
+
+
+class Counts:
+    """How many h2c connections there are, and have been."""
+
+    def __init__(self) -> None:
+        self.opened = self.closed = 0
+
+    def downstream_opened(self) -> None:
+        self.opened += 1
+
+    def downstream_closed(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Listening:
+    """A listener of this process on a free port."""
+
+    listener: Listener
+    relay: Relay
+    counts: Counts
+    budget: Budget
+    port: int
+    end: asyncio.Event
+    drain_seconds: float = 5.0
+    drained: asyncio.Future[bool] = field(default_factory=asyncio.Future)
+    clients: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def shutdown(self) -> None:
+        await self.end.wait()
+        self.drained.set_result(await self.listener.drain(self.drain_seconds))
+
+    async def raw(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a connection on which `data` has been sent; it is closed in the end."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.clients.append(writer)
+        writer.write(data)
+        return reader, writer
+
+
+@asynccontextmanager
+async def listening(
+    make: EngineFactory = H2Engine,
+    *,
+    limits: Limits | None = None,
+    acknowledging: bool = True,
+    max_head_octets: int = 64 << 10,
+) -> AsyncIterator[Listening]:
+    """Serve for the time of a `with`; at its end, drain within five seconds."""
+    relay, counts, budget = Relay(acknowledging), Counts(), Budget(1 << 30)
+    engine: partial[Engine] = partial(make, client=False, limits=limits or Limits())
+    config = ListenerConfig(("127.0.0.1:0",), 1, max_head_octets=max_head_octets)
+    sockets = config.create_sockets()
+    port = sockets.insecure_sockets[0].getsockname()[1]
+    it = Listening(Listener(relay, engine, budget, counts), relay, counts, budget, port, asyncio.Event())
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(listen(it.listener, config, sockets, it.shutdown))
+        try:
+            yield it
+        finally:
+            it.end.set()
+            for writer in it.clients:
+                writer.close()
+    assert counts.opened == counts.closed
+    assert budget.queued_octets == 0

@@ -1,0 +1,286 @@
+"""HTTP/1.1 on the port of h2c, octet by octet."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.downstream.relaying import Listening, listening
+
+pytestmark = pytest.mark.asyncio
+
+GET = b"GET /svc/x?y=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /svc/x HTTP/1.1\r\nHost: x\r\n"
+
+
+async def head_of(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def lives(it: Listening, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Have one more exchange on this connection."""
+    writer.write(GET)
+    (await it.relay.request()).answer(b"!", (b"content-length", b"1"))
+    await head_of(reader)
+    assert await reader.readexactly(1) == b"!"
+
+
+async def test_a_request_without_content_ends_with_its_head() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET)
+        taken = await it.relay.request()
+        assert taken.ended_with_head
+        assert taken.plain == {b":method": b"GET", b":scheme": b"http", b":authority": b"x", b":path": b"/svc/x?y=1"}
+        taken.answer(b"hello", (b"x-a", b"1"))
+        assert await head_of(reader) == b"HTTP/1.1 200 \r\nx-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nhello\r\n0\r\n\r\n"
+        assert taken.sent_octets in (0, 5)  # of the last octets nobody needs to know
+        await lives(it, reader, writer)
+
+
+async def test_chunks_come_as_content_and_their_trailers_stay_behind() -> None:
+    async with listening() as it:
+        chunked = b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n"
+        reader, writer = await it.raw(POST + chunked + b"3\r\nabc\r\n")
+        taken = await it.relay.request()
+        await taken.came(3)
+        assert not taken.ended.is_set()
+        assert b"content-length" not in taken.plain
+        writer.write(b"2\r\nde\r\n0\r\nX-Serverless-Authorization: Bearer spoofed\r\n\r\n")
+        await taken.ended.wait()
+        assert (bytes(taken.content), taken.trailers) == (b"abcde", None)
+        taken.head(200)
+        taken.data(b"one")
+        taken.end_with_trailers((b"sum", b"1"))
+        await head_of(reader)
+        assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\none\r\n0\r\n\r\n"
+        await lives(it, reader, writer)
+
+
+async def test_who_expects_100_gets_it_before_the_content() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        taken = await it.relay.request()
+        assert b"expect" not in taken.plain
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 100")
+        writer.write(b"ok")
+        await taken.ended.wait()
+        assert taken.content == b"ok"
+        taken.head(103, (b"link", b"<x>"))  # has no way over ASGI
+        taken.head(204, end=True)
+        assert await head_of(reader) == b"HTTP/1.1 204 \r\n\r\n"
+        await lives(it, reader, writer)
+
+
+async def test_the_answer_to_head_has_no_content() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET.replace(b"GET", b"HEAD"))
+        taken = await it.relay.request()
+        assert taken.plain[b":method"] == b"HEAD"
+        taken.answer(b"hello", (b"content-length", b"5"))
+        assert await head_of(reader) == b"HTTP/1.1 200 \r\ncontent-length: 5\r\n\r\n"
+        await lives(it, reader, writer)
+
+
+async def test_pipelined_requests_are_answered_one_after_the_other() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET + GET + POST + b"Content-Length: 1\r\n\r\n?")
+        for number in range(3):
+            taken = await it.relay.request()
+            assert it.relay.requests.empty()
+            await taken.ended.wait()
+            assert bytes(taken.content) == (b"?" if number == 2 else b"")
+            taken.answer(b"%d" % number, (b"content-length", b"1"))
+            await head_of(reader)
+            assert await reader.readexactly(1) == b"%d" % number
+
+
+@pytest.mark.parametrize("more", [b"", GET], ids=["alone", "pipelined"])
+@pytest.mark.parametrize("abruptly", [True, False])
+async def test_a_client_that_leaves_resets_its_request(more: bytes, abruptly: bool) -> None:
+    async with listening() as it:
+        _, writer = await it.raw(GET + more)
+        taken = await it.relay.request()
+        if abruptly:
+            writer.transport.abort()
+        else:
+            writer.close()
+        assert await taken.reset == 0x8
+
+
+async def test_a_client_that_sends_on_while_another_request_waits_loses_nothing() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET + POST[:9])
+        taken = await it.relay.request()
+        writer.write(POST[9:] + b"Content-Length: 4\r\n\r\nab")
+        await it.raw()  # a turn of the loop in which that comes
+        taken.answer(b"1", (b"content-length", b"1"))
+        await head_of(reader)
+        assert await reader.readexactly(1) == b"1"
+        taken = await it.relay.request()
+        writer.write(b"cd")
+        await taken.ended.wait()
+        assert taken.content == b"abcd"
+        writer.close()
+        assert await taken.reset == 0x8
+
+
+async def test_a_client_that_closes_amid_its_content_resets_its_request() -> None:
+    async with listening() as it:
+        _, writer = await it.raw(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab")
+        taken = await it.relay.request()
+        await taken.came(2)
+        writer.close()
+        assert await taken.reset == 0x8
+        assert not taken.ended.is_set()
+
+
+async def test_more_than_a_window_of_a_request_is_not_read() -> None:
+    async with listening(acknowledging=False) as it:
+        size = 8 << 20
+        reader, _ = await it.raw(POST + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+        taken = await it.relay.request()
+        await taken.came(256 << 10)
+        await lives(it, *(await it.raw()))
+        assert len(taken.content) < 1 << 20
+        seen = 0
+        while not taken.ended.is_set():
+            octets, seen = len(taken.content) - seen, len(taken.content)
+            taken.acknowledge(octets)
+            await asyncio.wait_for(taken.came(min(size, seen + 1)), 5)
+        assert len(taken.content) == size
+        taken.answer(b"")
+        await head_of(reader)
+
+
+async def test_a_response_may_end_before_its_request() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(POST + b"Content-Length: 4\r\n\r\nab")
+        taken = await it.relay.request()
+        await taken.came(2)
+        taken.answer(b"early", (b"content-length", b"5"))
+        await head_of(reader)
+        assert await reader.readexactly(5) == b"early"
+        writer.write(b"cd")
+        await lives(it, reader, writer)
+
+
+async def test_who_never_ends_a_request_whose_response_has_ended_is_left() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(POST + b"Content-Length: 4\r\n\r\nab")
+        taken = await it.relay.request()
+        await taken.came(2)
+        taken.answer(b"early", (b"content-length", b"5"))
+        assert (await reader.read()).endswith(b"early")
+
+
+async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET)
+        (await it.relay.request()).break_off(0xFE)
+        answer = await head_of(reader)
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert b"x-cloudrun-sidecar-error: upstream-reset" in answer
+        writer.close()
+        reader, writer = await it.raw(GET)
+        taken = await it.relay.request()
+        taken.head()
+        taken.data(b"half")
+        taken.break_off(0x2)
+        assert (await reader.read()).endswith(b"4\r\nhalf\r\n")
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /svc/x HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /svc/x HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"400"),
+        (b"GET /svc/\xc3\xa4 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
+        (POST + b"Content-Length: -1\r\n\r\n", b"400"),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", b"501"),
+        (POST + b"A: " + b"a" * 9_000 + b"\r\n\r\n", b"431"),
+        (POST + b"A: b\r\n" * 300 + b"\r\n", b"431"),
+        (POST + b"A: " + b"a" * 2_000_000, b"431"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), b"400"),  # TLS
+        (b"PRI * HTTP/1.1\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"505"),
+    ],
+)
+async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: bytes, status: bytes) -> None:
+    async with listening(max_head_octets=8_192) as it:
+        reader, _ = await it.raw(request_head)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 " + status), answer
+        assert it.relay.requests.empty()
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_no_upgrade_has_an_effect(protocol: bytes) -> None:
+    async with listening() as it:
+        upgrade = (
+            b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+        )
+        reader, writer = await it.raw(GET[:-2] + upgrade)
+        taken = await it.relay.request()
+        assert not {b"upgrade", b"connection", b"http2-settings"} & set(taken.plain)
+        taken.answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+        await lives(it, reader, writer)
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [(b"http://other/svc/x?y=1", b"/svc/x?y=1"), (b"http://other?y", b"/?y"), (b"*", b"*")]
+)
+async def test_a_target_in_absolute_form_keeps_its_path(target: bytes, path: bytes) -> None:
+    async with listening() as it:
+        await it.raw(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await it.relay.request()).plain[b":path"] == path
+
+
+async def test_http_1_0_is_answered_and_closed() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(b"GET /svc/x HTTP/1.0\r\n\r\n")
+        (await it.relay.request()).answer(b"old")
+        assert await reader.read() == b"HTTP/1.1 200 \r\nConnection: close\r\n\r\nold"
+
+
+async def test_a_connection_that_is_told_to_close_is_closed_after_the_response() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET[:-2] + b"Connection: close\r\n\r\n")
+        (await it.relay.request()).answer(b"last")
+        assert (await reader.read()).endswith(b"4\r\nlast\r\n0\r\n\r\n")
+
+
+async def test_an_idle_connection_is_closed_when_all_is_drained_and_a_busy_one_after_its_response() -> None:
+    async with listening() as it:
+        idle_reader, idle = await it.raw()
+        await lives(it, idle_reader, idle)
+        reader, _ = await it.raw(GET)
+        taken = await it.relay.request()
+        it.end.set()
+        taken.answer(b"last")
+        assert (await reader.read()).endswith(b"0\r\n\r\n")
+        assert await idle_reader.read() == b""
+        assert await it.drained
+
+
+async def test_what_is_not_drained_in_time_is_cut() -> None:
+    async with listening() as it:
+        it.drain_seconds = 0.6
+        reader, _ = await it.raw(GET + GET)
+        taken = await it.relay.request()
+        taken.head()
+        await head_of(reader)
+        it.end.set()
+        assert b"0\r\n\r\n" not in await _until_gone(reader)
+        assert await taken.reset == 0x8
+        assert not await it.drained
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
