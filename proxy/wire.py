@@ -214,7 +214,7 @@ class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
 
     def data_received(self, data: bytes) -> None:
         if self.closed:
-            return  # TLS hands on what it had read when it is closed
+            return  # the peer has not read yet that it is over, and TLS hands on what it had read
         on = self._on
         for event in self.engine.receive(data):
             try:
@@ -287,7 +287,12 @@ class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
             data, _ = self.engine.take()
             if data:
                 transport.write(data)
-            transport.close()
+            if transport.can_write_eof():
+                # To close a socket of which something is unread (a window update is enough) resets the connection, and
+                # what is still on its way is lost. So the peer closes first, having read it all.
+                transport.write_eof()
+            else:
+                transport.close()
             # A peer that does not read would keep the transport, and what it holds, for ever.
             self._abort_timer = self.loop.call_later(_CLOSE_SECONDS, transport.abort)
         self._end(reason)

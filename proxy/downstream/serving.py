@@ -20,7 +20,7 @@ import hypercorn.asyncio.run
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -107,6 +107,7 @@ class _Server(TCPServer):
         """Do what `TCPServer.run` does, with an HTTP/1.1 protocol that cannot become another one."""
         connection = self.writer.get_extra_info("socket")
         self._gate = gate
+        self._over = False
         try:
             client = parse_socket_addr(connection.family, connection.getpeername())
             server = parse_socket_addr(connection.family, connection.getsockname())
@@ -127,6 +128,9 @@ class _Server(TCPServer):
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
+                # Its timer is a task of the group, which would keep the closed connection until it is over.
+                self._over = True
+                await self.idle_task.stop()
         except OSError:
             pass
 
@@ -157,6 +161,8 @@ class _Server(TCPServer):
         return bool(data)
 
     async def protocol_send(self, event: Event) -> None:
+        if self._over and isinstance(event, Updated):
+            return
         # Hypercorn knows resets, but not that keepalive or routing may end a connection (ETIMEDOUT, EHOSTUNREACH).
         try:
             await super().protocol_send(event)

@@ -109,6 +109,14 @@ async def test_a_client_that_leaves_resets_its_request(more: bytes, abruptly: bo
         assert await taken.reset == 0x8
 
 
+async def test_a_client_that_leaves_an_idle_connection_leaves_nothing_behind() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw()
+        await lives(it, reader, writer)
+        writer.write_eof()
+        assert await reader.read() == b""
+
+
 async def test_a_client_that_sends_on_while_another_request_waits_loses_nothing() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET + POST[:9])

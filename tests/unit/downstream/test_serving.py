@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import pickle
-import socket
-from pathlib import Path
 
 import hypercorn.asyncio.run
 import hypercorn.run
-import pytest
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
-
-from proxy.downstream.config import ListenerConfig, ListenFailed
 
 
 def parameters(thing: object) -> list[str]:
@@ -61,34 +55,3 @@ def test_workers_are_started_through_the_name_that_is_replaced() -> None:
     assert parameters(hypercorn.asyncio.run.asyncio_worker) == ["config", "sockets", "shutdown_event"]
     populate = inspect.getsource(hypercorn.run._populate)
     assert '"config": config, "shutdown_event": shutdown_event, "sockets": sockets' in populate
-
-
-def test_the_configuration_survives_the_way_into_a_worker_process() -> None:
-    config = ListenerConfig(("127.0.0.1:0",), 2, '{"x": 1}')
-    copy = pickle.loads(pickle.dumps(config))
-    assert (copy.payload, copy.workers, copy.bind) == ('{"x": 1}', 2, ["127.0.0.1:0"])
-    assert copy.keep_alive_max_requests > 1 << 60
-
-
-# Hypercorn leaves the socket that it could not bind to the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        busy = f"127.0.0.1:{taken.getsockname()[1]}"
-        config = ListenerConfig(("127.0.0.1:0", busy), 1)
-        with pytest.raises(ListenFailed, match=f"cannot listen on {busy}: Address already in use"):
-            config.create_sockets()
-    with pytest.raises(ListenFailed, match="no-such-directory"):
-        ListenerConfig((f"unix:{tmp_path}/no-such-directory/s",), 1).create_sockets()
-
-
-def test_every_address_is_bound() -> None:
-    sockets = ListenerConfig(("127.0.0.1:0", "127.0.0.1:0"), 1).create_sockets()
-    try:
-        assert len({bound.getsockname()[1] for bound in sockets.insecure_sockets}) == 2
-        assert not sockets.secure_sockets
-    finally:
-        for bound in sockets.insecure_sockets:
-            bound.close()

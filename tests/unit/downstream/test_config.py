@@ -1,0 +1,162 @@
+"""Sockets: bound, named where that fails, and their files removed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from proxy.downstream.config import ListenerConfig, ListenFailed
+
+
+def test_restate_is_not_closed_on_by_any_limit_of_hypercorns() -> None:
+    config = ListenerConfig(("127.0.0.1:0",), 1)
+    assert config.keep_alive_timeout >= 11 * 60
+    assert config.keep_alive_max_requests > 1 << 60
+    assert config.read_timeout is None
+    assert config.max_requests is None
+    assert config.response_headers("h11") == []
+
+
+def test_the_configuration_survives_the_way_into_a_worker_process() -> None:
+    config = ListenerConfig(("127.0.0.1:0",), 2, '{"x": 1}', max_head_octets=7)
+    copy = pickle.loads(pickle.dumps(config))
+    assert (copy.payload, copy.workers, copy.bind) == ('{"x": 1}', 2, ["127.0.0.1:0"])
+    assert copy.h11_max_incomplete_size == 7
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_address_is_bound_and_listens(workers: int, tmp_path: Path) -> None:
+    config = ListenerConfig(("127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path}/s"), workers)
+    sockets = config.create_sockets()
+    try:
+        names = [bound.getsockname() for bound in sockets.insecure_sockets]
+        assert len(set(names)) == 3
+        assert not sockets.secure_sockets
+        for bound, name in zip(sockets.insecure_sockets, names, strict=True):
+            with socket.socket(bound.family) as probe:
+                probe.connect(name)
+        assert config.workers == workers
+    finally:
+        config.release(sockets)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_is_ours_alone_however_many_workers(workers: int) -> None:
+    config = ListenerConfig(("127.0.0.1:0",), workers)
+    sockets = config.create_sockets()
+    try:
+        (bound,) = sockets.insecure_sockets
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(bound.getsockname())
+    finally:
+        config.release(sockets)
+
+
+def test_accepted_sockets_find_out_that_the_client_is_lost() -> None:
+    config = ListenerConfig(("127.0.0.1:0",), 1)
+    sockets = config.create_sockets()
+    try:
+        (bound,) = sockets.insecure_sockets
+        with socket.create_connection(bound.getsockname()):
+            accepted, _ = bound.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 15
+    finally:
+        config.release(sockets)
+
+
+# Hypercorn leaves the socket that it could not bind to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path, workers: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = ListenerConfig((f"unix:{tmp_path}/s", busy), workers)
+        with pytest.raises(ListenFailed, match=f"cannot listen on {busy}: Address already in use"):
+            config.create_sockets()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("unix:{folder}/none/s", "No such file or directory"),
+        ("unix:{folder}/file", "there is a file of that name, and it is no socket"),
+        ("unix:{folder}/file/s", "Not a directory"),
+        ("192.0.2.1:0", "Cannot assign requested address"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path, address: str, reason: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    address = address.format(folder=tmp_path)
+    with pytest.raises(ListenFailed, match=rf"^cannot listen on {re.escape(address)}: {reason}$"):
+        ListenerConfig((address,), 1).create_sockets()
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_socket_that_somebody_listens_on_is_not_taken_from_him(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(path)
+        owner.listen(0)
+        with pytest.raises(ListenFailed, match="Address already in use"):
+            ListenerConfig((f"unix:{path}",), 1).create_sockets()
+        owner.accept()[0].close()
+        with socket.socket(socket.AF_UNIX) as queued, socket.socket(socket.AF_UNIX) as refused:
+            queued.connect(path)
+            refused.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                refused.connect(path)
+            with pytest.raises(ListenFailed, match="Address already in use"):
+                ListenerConfig((f"unix:{path}",), 1).create_sockets()
+
+
+def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(path)
+        gone.listen()
+    config = ListenerConfig((f"unix:{path}",), 1)
+    sockets = config.create_sockets()
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+    config.release(sockets)
+    assert not os.path.exists(path)
+
+
+def test_a_unix_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """To connect takes the permission to write."""
+    before = os.umask(0o022)
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1)
+    try:
+        sockets = config.create_sockets()
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) & 0o022 == 0
+        config.release(sockets)
+    finally:
+        os.umask(before)
+
+
+def test_the_file_of_another_that_took_the_place_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    config = ListenerConfig((f"unix:{path}",), 1)
+    sockets = config.create_sockets()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(path))
+        config.release(sockets)
+        assert path.is_socket()
+    path.unlink()
+    config.release(sockets)

@@ -1,0 +1,120 @@
+"""Which protocol a connection speaks, and how the listener ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from proxy.downstream import serving
+from proxy.http2.choice import EngineFactory
+from tests.conformance.engines import each_engine
+from tests.support.h2_peer import client
+from tests.unit.downstream.relaying import listening
+
+pytestmark = pytest.mark.asyncio
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@each_engine
+@pytest.mark.parametrize("size", [1, 5, 23, 24])
+async def test_a_preface_in_pieces_is_one(make: EngineFactory, size: int) -> None:
+    async with listening(make) as it:
+        reader, writer = await it.raw()
+        octets = PREFACE + SETTINGS
+        for start in range(0, len(octets), size):
+            writer.write(octets[start : start + size])
+            await asyncio.sleep(0)  # a turn of the loop, so that the pieces are read apart
+        head = await reader.readexactly(9)
+        assert head[3] == 0x4  # SETTINGS
+        assert it.counts.opened == 1
+
+
+async def test_what_begins_like_the_preface_may_still_be_http1() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(b"P")
+        writer.write(b"ATCH /svc/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        (await it.relay.request()).answer(b"")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert it.counts.opened == 0
+
+
+@pytest.mark.parametrize("said", [b"", b"PRI * HT"])
+async def test_who_does_not_say_what_he_speaks_is_dropped(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_PREFACE_SECONDS", 0.05)
+    async with listening() as it:
+        reader, _ = await it.raw(said)
+        assert await _until_gone(reader) == b""
+
+
+async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.05)
+    async with listening() as it:
+        reader, writer = await it.raw(b"GET / HTTP/1.1\r\n")
+        _, content = await it.raw(b"POST /svc/x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
+        taken = await it.relay.request()
+        writer.write(b"Host: x\r\n")
+        assert await _until_gone(reader) == b""
+        # Content takes the time that it takes.
+        content.write(b"2")
+        await taken.ended.wait()
+
+
+@pytest.mark.parametrize("said", [b"", b"PRI", PREFACE])
+@pytest.mark.parametrize("abruptly", [True, False])
+async def test_who_leaves_early_leaves_nothing_behind(said: bytes, abruptly: bool) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(said)
+        if abruptly:
+            writer.transport.abort()
+        else:
+            writer.write_eof()
+            await _until_gone(reader)
+        assert it.listener.live == 0
+
+
+@each_engine
+async def test_a_half_closed_connection_carries_no_http2(make: EngineFactory) -> None:
+    async with listening(make) as it:
+        reader, writer = await it.raw(PREFACE + SETTINGS)
+        writer.write_eof()
+        await _until_gone(reader)
+        assert it.counts.opened == it.counts.closed
+
+
+@each_engine
+async def test_who_has_said_nothing_is_not_waited_for(make: EngineFactory) -> None:
+    async with listening(make) as it, client("127.0.0.1", it.port) as near:
+        reader, _ = await it.raw()
+        await near.ping()
+        it.end.set()
+        assert await it.drained
+        assert (await near.went_away).error_code == 0
+        assert await _until_gone(reader) == b""
+        assert it.listener.drained
+
+
+@each_engine
+async def test_the_last_frames_are_delivered_before_the_end(make: EngineFactory) -> None:
+    """The response has left the engine, and lies in the transport of a client that is slow to read."""
+    async with listening(make) as it, client("127.0.0.1", it.port) as near:
+        near.h2.increment_flow_control_window((1 << 30) - 1)
+        near.transport.pause_reading()
+        stream = near.open("/svc/x", end=True)
+        near.h2.increment_flow_control_window(1 << 20, stream)
+        near.flush()
+        taken = await it.relay.request()
+        taken.answer(bytes(1 << 20))
+        it.end.set()
+        near.transport.resume_reading()
+        assert len(await near.body(stream)) == 1 << 20
+        assert await it.drained
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
