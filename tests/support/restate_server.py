@@ -94,6 +94,10 @@ class RestateServer:
         argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
         environment = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
+        # It does not remove what it puts there.
+        spare = folder / "tmp"
+        spare.mkdir(exist_ok=True)
+        environment["TMPDIR"] = str(spare)
         async with (
             program("restate-server", argv, env=environment, log=log) as child,
             aiohttp.ClientSession(
