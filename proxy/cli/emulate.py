@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,11 @@ def emulate(
     """
     if not unsafe_listen and not _is_loopback(host):
         raise Unusable(f"{host} is reachable from other machines; add --unsafe-listen if that is meant.")
-    with tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as spare:
+    app = echo if application is None else _load(application)
+    # A folder of its own is the last thing made before signals are handled: it is removed whenever the command is ended.
+    with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
         plan = Plan(
-            app=echo if application is None else _load(application),
+            app=app,
             url=url,
             audiences=audiences,
             invokers=invokers,
@@ -125,7 +127,7 @@ def emulate(
             cloud_run_port=cloud_run_port,
             metadata_port=metadata_port,
             tls_port=tls_port,
-            directory=(directory or Path(spare)).absolute(),
+            directory=Path(folder).absolute(),
             grants=grants,
             token_lifetime_seconds=token_lifetime,
             as_json=as_json,
