@@ -116,7 +116,7 @@ def emulate(
     if not unsafe_listen and not _is_loopback(host):
         raise Unusable(f"{host} is reachable from other machines; add --unsafe-listen if that is meant.")
     app = echo if application is None else _load(application)
-    # A folder of its own is the last thing made before signals are handled: it is removed whenever the command is ended.
+    # The folder is the last thing made before signals are handled: it is removed whenever the command is ended.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
         plan = Plan(
             app=app,
