@@ -88,6 +88,10 @@ class Transport(asyncio.Transport):
             self.lose(None)
         return data
 
+    def can_write_eof(self) -> bool:
+        """Return False, as TLS does: closed is closed."""
+        return False
+
     def close(self) -> None:
         self._closing = True
         if not self._buffer:

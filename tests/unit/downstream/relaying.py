@@ -14,7 +14,7 @@ from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import Fields, StreamId
+from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.h2_engine import H2Engine
 from proxy.wire import Budget
 
@@ -59,6 +59,9 @@ class Taken:
     def request_reset(self, code: int) -> None:
         self.over = True
         self.reset.set_result(code)
+
+    def broken(self) -> None:
+        self.request_reset(ErrorCode.INTERNAL_ERROR)
 
     def response_sent(self, octets: int) -> None:
         self.sent_octets += octets
