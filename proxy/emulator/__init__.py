@@ -3,7 +3,9 @@
 ::
 
     Google          accounts, keys, grants, tokens, faults; no socket
-    GoogleServer    metadata server (HTTP) · IAM Credentials, OAuth, token exchange (TLS)
+    Federation      the identity providers of a workload identity pool: a cluster, Azure, AWS
+    GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange (TLS)
+    CredentialFiles one credential file of each kind
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
     CloudRunServer  Hypercorn with TLS and ALPN h2, to put that middleware on
     Control         faults and counts over HTTP
@@ -18,7 +20,9 @@ from proxy.emulator.certificates import Certificates, write_secret
 from proxy.emulator.cloud_run import Arrival, CloudRun, Verdict, read_claims
 from proxy.emulator.cloud_run_server import CloudRunServer
 from proxy.emulator.control import Control
+from proxy.emulator.credential_files import CredentialFiles, Written
 from proxy.emulator.echo import echo
+from proxy.emulator.federation import AwsProvider, Federation, OidcProvider
 from proxy.emulator.google import Google
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
 from proxy.emulator.model import Access, Fault, Mint, Permission, Role
@@ -28,18 +32,23 @@ __all__ = [
     "API_HOSTS",
     "Access",
     "Arrival",
+    "AwsProvider",
     "CannotListen",
     "Certificates",
     "CloudRun",
     "CloudRunServer",
     "Control",
+    "CredentialFiles",
     "Fault",
+    "Federation",
     "Google",
     "GoogleServer",
     "Mint",
+    "OidcProvider",
     "Permission",
     "Role",
     "Verdict",
+    "Written",
     "echo",
     "read_claims",
     "write_secret",

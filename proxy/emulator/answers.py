@@ -31,6 +31,11 @@ FLAVOR: Final = "Metadata-Flavor"
 FAULT_STATUS: Final = {Fault.TOO_MANY_REQUESTS: 429, Fault.SERVER_ERROR: 500, Fault.DENIED: 403}
 
 
+REJECTED_STATUS: Final[Mapping[Endpoint, int]] = {
+    "metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "aws": 401, "azure": 400,
+}  # fmt: skip
+
+
 def page(status: int, text: str) -> str:
     """Return a small web page that tells of a failure, as Google's front ends send it to whoever asks."""
     title = f"{status} {HTTPStatus(status).phrase}"
@@ -73,11 +78,12 @@ def oauth_error(error: str, description: str, *, status: int = 400) -> web.Respo
 def _refusal(endpoint: Endpoint, status: int) -> web.Response:
     if endpoint == "iam":
         return api_error(status, "The emulator was told to refuse this request.")
-    if endpoint == "metadata":
+    if endpoint in ("metadata", "aws"):
         response = web_page(status, "The emulator was told to refuse this request.")
-        response.headers[FLAVOR] = "Google"
+        if endpoint == "metadata":
+            response.headers[FLAVOR] = "Google"
         return response
-    names = {403: "access_denied", 429: "rate_limit_exceeded", 500: "internal_failure"}
+    names = {400: "invalid_grant", 403: "access_denied", 429: "rate_limit_exceeded", 500: "internal_failure"}
     return oauth_error(names[status], "The emulator was told to refuse this request.", status=status)
 
 
@@ -87,6 +93,8 @@ async def disturb(
     """Do to the request what the fault says; return the answer, or None when the right one is to follow."""
     if fault in FAULT_STATUS:
         return _refusal(endpoint, FAULT_STATUS[fault])
+    if fault is Fault.REJECTED:
+        return _refusal(endpoint, REJECTED_STATUS[endpoint])
     if fault is Fault.JUNK:
         flavor = {FLAVOR: "Google"} if endpoint == "metadata" else None
         return web.Response(text='{"token": not-a-token', content_type="text/plain", headers=flavor)

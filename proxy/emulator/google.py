@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+from proxy.emulator.federation import Federation
 from proxy.emulator.jwts import Key
 from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Role, unique_id
 
@@ -19,6 +20,7 @@ ISSUER: Final = "https://accounts.google.com"
 TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 – an address
 """The `aud` of every assertion, wherever the assertion is posted to."""
 
+WORKFORCE_ENDPOINT: Final = "https://sts.googleapis.com/v1/oauthtoken"
 EXPIRED_AGO_SECONDS: Final = 3600
 UNIVERSE: Final = "googleapis.com"
 
@@ -54,11 +56,15 @@ class Google:
         """Every ID token handed out, oldest first."""
         self.calls: Counter[Endpoint] = Counter()
         """How many requests reached each endpoint, refused and faulty ones included."""
+        self.handed_out: set[str] = set()
+        """Every secret that left the emulator: tokens, private keys, client secrets; to search logs for them."""
+        self.federation = Federation(lambda: self.clock(), self.handed_out)
+        """The workload identity pool, and the clouds whose identities it takes."""
         self._key = Key()
         self._accounts: dict[str, str] = {}
         self._account_keys: dict[str, dict[str, str]] = {}
         self._users: dict[str, Mapping[str, str]] = {}
-        self._subjects: dict[tuple[str, str], str] = {}
+        self._workforce: dict[str, Mapping[str, str]] = {}
         self._grants: dict[tuple[str, str], set[Permission]] = {}
         self._access: dict[str, Access] = {}
         self._faults: dict[Endpoint, tuple[Fault, int | None]] = {}
@@ -89,6 +95,8 @@ class Google:
         self.add_account(email)
         key = Key()
         self._account_keys[email][key.key_id] = key.public_pem
+        # By the line, since whoever leaks a key may have broken it up; the last one may be too short to be told apart.
+        self.handed_out.update(key.private_pem().splitlines()[1:-2])
         return {
             "type": "service_account",
             "project_id": self.project_of(email),
@@ -116,19 +124,36 @@ class Google:
             "refresh_token": f"1//{secrets.token_urlsafe(48)}",
         }
         self._users[user["refresh_token"]] = {**user, "email": email}
+        self.handed_out |= {user["client_secret"], user["refresh_token"]}
         return user
 
     def user(self, refresh_token: str) -> Mapping[str, str] | None:
         """Return the fields of that user's file with `email` beside them, or None when the token is not known."""
         return self._users.get(refresh_token)
 
-    def trust_subject(self, audience: str, subject_token: str, principal: str) -> None:
-        """Let the token exchange for this audience take this subject token to stand for `principal`."""
-        self._subjects[audience, subject_token] = principal
+    def revoke_user(self, refresh_token: str) -> None:
+        """Make a user's, or a workforce member's, refresh token unknown."""
+        self._users.pop(refresh_token, None)
+        self._workforce.pop(refresh_token, None)
 
-    def subject(self, audience: str, subject_token: str) -> str | None:
-        """Return the principal that the subject token stands for with this audience, or None."""
-        return self._subjects.get((audience, subject_token))
+    def workforce_file(self, principal: str, token_url: str = WORKFORCE_ENDPOINT) -> dict[str, str]:
+        """Return what gcloud writes for a member of a workforce pool (`external_account_authorized_user`)."""
+        member = {
+            "type": "external_account_authorized_user",
+            "audience": "//iam.googleapis.com/locations/global/workforcePools/emulated/providers/sso",
+            "client_id": f"{unique_id('client ' + principal)}.apps.googleusercontent.com",
+            "client_secret": secrets.token_urlsafe(18),
+            "refresh_token": f"1//{secrets.token_urlsafe(48)}",
+            "token_url": token_url,
+            "token_info_url": "https://sts.googleapis.com/v1/introspect",
+        }
+        self._workforce[member["refresh_token"]] = {**member, "principal": principal}
+        self.handed_out |= {member["client_secret"], member["refresh_token"]}
+        return member
+
+    def workforce_member(self, refresh_token: str) -> Mapping[str, str] | None:
+        """Return the fields of that member's file with `principal` beside them, or None when it is not known."""
+        return self._workforce.get(refresh_token)
 
     def allow_impersonation(self, caller: str, target: str, role: Role = Role.TOKEN_CREATOR) -> None:
         """Grant `caller` (account, user or federated principal) the role on account `target`, created when missing."""
@@ -178,7 +203,9 @@ class Google:
         if with_email:
             body |= {"email": email, "email_verified": True}
         body |= {"iat": issued, "exp": expires} | dict(claims or {})
-        return self.sign(body), float(expires)
+        token = self.sign(body)
+        self.handed_out.add(token)
+        return token, float(expires)
 
     def record(self, endpoint: Endpoint, email: str, audience: str, expires_at: float) -> None:
         """Note that an ID token was handed out."""
@@ -196,6 +223,7 @@ class Google:
         lifetime = self.token_lifetime_seconds if lifetime_seconds is None else lifetime_seconds
         expires = self.clock() + (-EXPIRED_AGO_SECONDS if expired else lifetime)
         token = f"ya29.emulated-{secrets.token_urlsafe(32)}"
+        self.handed_out.add(token)
         self._access[token] = Access(principal=principal, scopes=frozenset(scopes), expires_at=expires)
         return token, expires
 

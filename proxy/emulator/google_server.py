@@ -1,4 +1,4 @@
-"""The sockets of the emulated Google: the metadata server on plain HTTP, the API hosts on one TLS port."""
+"""The sockets of the emulated Google: metadata servers on plain HTTP, the API hosts on one TLS port."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from aiohttp import web
 
 from proxy.emulator.answers import disturb, web_page
 from proxy.emulator.certificates import Certificates
+from proxy.emulator.clouds import AwsMetadata, AzureMetadata
 from proxy.emulator.google import Google
 from proxy.emulator.iam import IamCredentials
 from proxy.emulator.metadata import MetadataServer
 from proxy.emulator.model import Endpoint, Fault
-from proxy.emulator.oauth import OAuth, TokenExchange
+from proxy.emulator.oauth import OAuth
 from proxy.emulator.sockets import address, bind
+from proxy.emulator.sts import TokenExchange
 
 __all__ = ["API_HOSTS", "GoogleServer"]
 
@@ -28,7 +30,12 @@ API_HOSTS: Final[Mapping[str, Endpoint]] = {
 }
 """The names that DNS has to point at the TLS port, and what answers under each."""
 
-API_PATHS: Final[Mapping[str, Endpoint]] = {"/v1/projects/": "iam", "/token": "oauth", "/v1/token": "sts"}
+API_PATHS: Final[Mapping[str, Endpoint]] = {
+    "/v1/projects/": "iam", "/token": "oauth", "/v1/token": "sts", "/v1/oauthtoken": "sts",
+}  # fmt: skip
+
+PLAIN_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
+"""What else answers on the metadata server's port."""
 
 SHUTDOWN_SECONDS: Final = 0.2
 
@@ -44,7 +51,8 @@ class GoogleServer:
 
     Ports are taken on entry (0: free ones), which raises CannotListen. Under one of Google's names (`API_HOSTS`) the
     TLS port answers as that host alone; under any other name or address as all of them, told apart by path, for
-    files whose `token_uri` can be set. The certificate is good for Google's names, `host`, and `names`. `beside`
+    files whose `token_uri` or `token_url` can be set. AWS' and Azure's metadata servers have paths of their own on the
+    metadata port, which files can name, too. The certificate is good for Google's names, `host`, and `names`. `beside`
     answers paths below `/emulator/` on the metadata port, which no fault touches and nothing counts.
     """
 
@@ -76,12 +84,19 @@ class GoogleServer:
             "iam": IamCredentials(google),
             "oauth": OAuth(google),
             "sts": TokenExchange(google),
+            "aws": AwsMetadata(google),
+            "azure": AzureMetadata(google),
         }
 
     @property
     def token_uri(self) -> str:
         """The OAuth token endpoint at its own address, for a key file used where DNS cannot be turned."""
         return f"https://{self.tls_address}/token"
+
+    @property
+    def token_url(self) -> str:
+        """The token exchange at its own address, for a federation file."""
+        return f"https://{self.tls_address}/v1/token"
 
     async def __aenter__(self) -> GoogleServer:
         async with AsyncExitStack() as stack:
@@ -115,7 +130,8 @@ class GoogleServer:
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._beside is not None and request.path.startswith("/emulator/"):
             return await self._beside(request)
-        return await self._serve("metadata", request)
+        elsewhere = next((kind for path, kind in PLAIN_PATHS.items() if request.path.startswith(path)), None)
+        return await self._serve(elsewhere or "metadata", request)
 
     async def _api(self, request: web.BaseRequest) -> web.StreamResponse:
         name = request.host.partition(":")[0].lower()

@@ -9,10 +9,11 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 __all__ = ["ENDPOINTS", "SCOPE", "Access", "Endpoint", "Fault", "Mint", "Permission", "Role", "unique_id"]
 
-Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts"]
-"""The parts of Google that a client calls: metadata server, IAM Credentials, OAuth token endpoint, token exchange."""
+Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "aws", "azure"]
+"""What a client calls: metadata server, IAM Credentials, OAuth token endpoint, token exchange; and the metadata servers
+of AWS and Azure, where federation begins."""
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts")
+ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "aws", "azure")
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 """The scope that lets a caller use every Google Cloud API, IAM Credentials included."""
@@ -27,6 +28,8 @@ class Fault(enum.Enum):
     """500, shaped as the endpoint's errors are."""
     DENIED = "denied"
     """403, shaped as the endpoint's errors are."""
+    REJECTED = "rejected"
+    """Whoever asks is not known any more: 400 `invalid_grant`, 401, or 404 where there is no account to ask for."""
     HANG = "hang"
     """No answer, until the client goes or the server closes."""
     RESET = "reset"

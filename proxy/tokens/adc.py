@@ -29,6 +29,10 @@ Kind = Literal[
 
 _VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
 
+_UNIVERSE_VARIABLE: Final = "GOOGLE_CLOUD_UNIVERSE_DOMAIN"
+_UNIVERSE: Final = "googleapis.com"
+_UNSUPPORTED: Final = "only Google's public cloud is supported"
+
 _MOST_OCTETS: Final = 1 << 20
 
 _REQUIRED: Final[dict[Kind, tuple[str, ...]]] = {
@@ -38,6 +42,9 @@ _REQUIRED: Final[dict[Kind, tuple[str, ...]]] = {
     "external_account_authorized_user": ("client_id", "client_secret", "refresh_token", "token_url", "audience"),
     "impersonated_service_account": ("service_account_impersonation_url", "source_credentials"),
 }
+
+_SOURCES: Final = ("environment_id", "executable", "file", "url")
+"""What a `credential_source` has one of; the first is AWS', which has a `url` besides."""
 
 _OBJECTS: Final = frozenset({"credential_source", "source_credentials"})
 
@@ -60,6 +67,8 @@ def find(environment: Mapping[str, str], known: CredentialFile | None = None) ->
     Raises CredentialsInvalid, with one sentence that names the path, for a file that is named but missing, or there but
     not a credential that can be used.
     """
+    if environment.get(_UNIVERSE_VARIABLE, "") not in ("", _UNIVERSE):
+        raise CredentialsInvalid(f"{_UNIVERSE_VARIABLE} names another universe than {_UNIVERSE}: {_UNSUPPORTED}")
     named = environment.get(_VARIABLE)
     path = named or well_known_path(environment)
     try:
@@ -100,7 +109,10 @@ def check(info: Mapping[str, Any], path: str) -> Kind:
     """
     declared = info.get("type")
     if declared == "gdch_service_account":
-        raise CredentialsInvalid(f"{path}: credentials of Google Distributed Cloud Hosted cannot mint ID tokens")
+        raise CredentialsInvalid(
+            f"{path}: credentials of Google Distributed Cloud Hosted cannot mint ID tokens; "
+            "use a service account's key file, or federation with impersonation"
+        )
     kind = next((known for known in _REQUIRED if known == declared), None)
     if kind is None:
         what = f'has the type "{declared[:60]}"' if isinstance(declared, str) else "has no type"
@@ -111,14 +123,28 @@ def check(info: Mapping[str, Any], path: str) -> Kind:
     for name in ("token_uri", "token_url"):
         if not str(info.get(name, "https://")).startswith(("https://", "http://")):
             raise CredentialsInvalid(f"{path} ({kind}): its {name} is not an http(s) URL")
-    universe = info.get("universe_domain", "googleapis.com")
-    if universe != "googleapis.com":
-        raise CredentialsInvalid(f"{path} belongs to another universe than googleapis.com, which is not supported")
-    if kind == "external_account" and "certificate" in info["credential_source"]:
+    if info.get("universe_domain", _UNIVERSE) != _UNIVERSE:
+        raise CredentialsInvalid(f"{path} belongs to another universe than {_UNIVERSE}: {_UNSUPPORTED}")
+    if kind == "external_account":
+        _check_source(info["credential_source"], path)
+    return kind
+
+
+def _check_source(source: Mapping[str, Any], path: str) -> None:
+    """Raise CredentialsInvalid unless a subject token can come from `source`."""
+    if "certificate" in source:
         raise CredentialsInvalid(
             f"{path}: X.509 workload identity federation is not supported; use a file, url, executable or AWS source"
         )
-    return kind
+    named = [name for name in _SOURCES if name in source]
+    if not named:
+        raise CredentialsInvalid(f"{path}: its credential_source has none of {', '.join(_SOURCES)}; get the file anew")
+    if named[0] == "executable":
+        executable = source["executable"]
+        if not isinstance(executable, dict) or not _filled(executable.get("command"), "command"):
+            raise CredentialsInvalid(f"{path}: the executable of its credential_source has no command")
+    elif not _filled(source[named[0]], named[0]):
+        raise CredentialsInvalid(f"{path}: the {named[0]} of its credential_source is empty")
 
 
 def _filled(value: object, name: str) -> bool:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ __all__ = [
     "Reply",
     "Send",
     "bearer",
+    "clock_remark",
     "complaint",
     "host_of",
     "read_object",
@@ -35,6 +37,8 @@ _SECRET: Final = re.compile(r"(?:eyJ|ya29\.)[\w.~+/=-]{8,}")
 
 # RFC 6750, 2.1.
 _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+_SKEW_SECONDS: Final = 30.0
 
 _PASSING: Final = frozenset({408, 425, 429})
 
@@ -57,6 +61,8 @@ class Bearer:
     """`authorization`, and `x-goog-user-project` where there is a quota project; names in lower case."""
     expires_at: float
     """In seconds since the epoch."""
+    principal: str | None = None
+    """Whose it is, where that came with it: an e-mail."""
 
 
 class Send(Protocol):
@@ -84,14 +90,16 @@ def host_of(url: str) -> str:
     return urlsplit(url).hostname or "the endpoint"
 
 
-def bearer(access_token: object, expires_at: float, quota_project: str | None = None) -> Bearer:
+def bearer(
+    access_token: object, expires_at: float, quota_project: str | None = None, principal: str | None = None
+) -> Bearer:
     """Return the headers that carry an access token; TokenMalformed unless it can stand in one (RFC 6750, 2.1)."""
     if not isinstance(access_token, str) or not _B68_TOKEN.fullmatch(access_token):
         raise TokenMalformed("Google answered 200 without an access token")
     headers = {"authorization": f"Bearer {access_token}"}
     if quota_project:
         headers["x-goog-user-project"] = quota_project
-    return Bearer(headers, expires_at)
+    return Bearer(headers, expires_at, principal)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -135,6 +143,18 @@ def reasons(reply: Reply) -> set[str]:
         return set()
     found = [detail.get("reason") for detail in details if isinstance(detail, dict)]
     return {reason for reason in found if isinstance(reason, str)}
+
+
+def clock_remark(reply: Reply, now: float) -> str:
+    """Return what to say of our clock when the answer's `date` differs by more than 30 s from `now`, else `""`."""
+    try:
+        date = parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return ""
+    ahead = now - date
+    if abs(ahead) <= _SKEW_SECONDS:
+        return ""
+    return f"the clock of this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} Google's; set it"
 
 
 def refusal(what: str, reply: Reply, advice: str = "") -> Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from proxy.errors import AmbientUnsupported, CredentialsInvalid
 from proxy.tokens.adc import CredentialFile, Kind, check
@@ -24,6 +24,8 @@ _NAMES: Final[dict[Kind, str]] = {
 
 _TARGET: Final = re.compile(r".*/serviceAccounts/(?P<account>[^/:]+):generateAccessToken")
 
+_POOL: Final = re.compile(r"//iam\.googleapis\.com/(?P<pool>[\w./-]{1,200})/providers/")
+
 _ACCOUNT_PREFIX: Final = "projects/-/serviceAccounts/"
 
 
@@ -35,22 +37,25 @@ class FileSource:
     ) -> None:
         self._file = file
         self._worker = worker
+        self._clock = clock
         self._quota_project = quota_project
+        self._principal: str | None = None
         self._fetch_on_thread: Callable[[BlockingSend], Bearer] | None = None
         self._cache = BearerCache(self._access_token, clock)
 
     async def identity(self, key: TokenKey) -> Token:
         if self._file.kind != "service_account":
             raise AmbientUnsupported(
-                f"{_NAMES[self._file.kind]} ({self._file.path}) cannot mint an ID token for an audience. Three ways "
-                "out: set gcp_impersonate_service_account on the route; or set GOOGLE_APPLICATION_CREDENTIALS to "
-                "a service account's key file; or run where a metadata server is (Compute Engine, GKE, Cloud Run)"
+                f"{_NAMES[self._file.kind]} ({self._file.path}) cannot mint an ID token for the audience "
+                f"{key.audience}, for Google signs those for service accounts only. Three ways out: set "
+                "gcp_impersonate_service_account on the route; or set GOOGLE_APPLICATION_CREDENTIALS to a service "
+                "account's key file; or run where a metadata server is (Compute Engine, GKE, Cloud Run)"
             )
 
         def errand(send: BlockingSend) -> Token:
             from proxy.tokens import credentials  # google-auth is imported here, on the thread, and not before
 
-            return credentials.identity(self._file, key, send)
+            return credentials.identity(self._file, key, send, self._clock)
 
         return await self._worker.run(errand)
 
@@ -58,10 +63,13 @@ class FileSource:
         return await self._cache.get(stale)
 
     async def principal(self) -> str:
-        named = self._file.info.get("client_email") or self._file.info.get("account")
+        info = self._file.info
+        named = info.get("client_email") or info.get("account") or self._principal or _target(info)
         if isinstance(named, str) and named and named.isprintable():
             return named[:320]
-        return f"{_NAMES.get(self._file.kind, 'the service account')} ({self._file.path})"
+        pool = _POOL.match(str(info.get("audience", "")))
+        members = f"; principalSet://iam.googleapis.com/{pool['pool']}/*" if pool else ""
+        return f"{_NAMES.get(self._file.kind, 'the service account')} ({self._file.path}{members})"
 
     async def _access_token(self) -> Bearer:
         """Fetch by credentials that are kept, since a refresh token may be replaced in them.
@@ -73,13 +81,14 @@ class FileSource:
             fetch = await self._worker.run(self._load)
         fetched = await self._worker.run(fetch)
         self._fetch_on_thread = fetch
+        self._principal = fetched.principal
         return fetched
 
     def _load(self, send: BlockingSend) -> Callable[[BlockingSend], Bearer]:
         del send
         from proxy.tokens import credentials  # as above
 
-        return credentials.AccessTokens(self._file, self._quota_project).fetch
+        return credentials.AccessTokens(self._file, self._quota_project, self._clock).fetch
 
 
 class ImpersonatedFile:
@@ -93,13 +102,13 @@ class ImpersonatedFile:
         clock: Callable[[], float],
         quota_project: str | None,
     ) -> None:
-        target = _TARGET.fullmatch(file.info["service_account_impersonation_url"])
-        if target is None or not is_account(target["account"]):
+        target = _target(file.info)
+        if target is None:
             raise CredentialsInvalid(f"{file.path}: its service_account_impersonation_url names no service account")
         delegates = file.info.get("delegates") or []
         if not isinstance(delegates, list) or not all(isinstance(name, str) for name in delegates):
             raise CredentialsInvalid(f"{file.path}: its delegates are not a list of service accounts")
-        self._account: str = target["account"]
+        self._account: str = target
         self._delegates = [name.removeprefix(_ACCOUNT_PREFIX) for name in delegates]
         self._inner = inner
         self._iam = iam
@@ -137,6 +146,12 @@ def source_of(
         raise CredentialsInvalid(f"{where} are impersonated again; list the accounts between as delegates")
     inner = FileSource(CredentialFile(where, file.stamp, kind, info), worker, clock, quota_project)
     return ImpersonatedFile(file, inner, iam, clock, quota_project)
+
+
+def _target(info: Mapping[str, Any]) -> str | None:
+    """Return the service account that a file says to impersonate, or None."""
+    target = _TARGET.fullmatch(str(info.get("service_account_impersonation_url", "")))
+    return target["account"] if target is not None and is_account(target["account"]) else None
 
 
 def _text(value: object) -> str | None:

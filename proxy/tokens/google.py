@@ -113,6 +113,8 @@ def _find(
 
 def _is_near(url: str) -> bool:
     parts = urlsplit(url)
+    if parts.hostname == "localhost":
+        return parts.scheme == "http"
     try:
         address = ipaddress.ip_address(parts.hostname or "")
     except ValueError:
@@ -180,6 +182,8 @@ def _reason(exc: Exception) -> str:
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             why = getattr(exc.certificate_error, "verify_message", "") or "TLS failed"
+            if why in ("certificate is not yet valid", "certificate has expired"):
+                return f"its certificate does not verify ({why}); is the clock of this machine right?"
             return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
         case aiohttp.ClientProxyConnectionError():
             return "the proxy that the environment names cannot be reached"

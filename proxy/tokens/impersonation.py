@@ -27,7 +27,10 @@ _ROLES: Final = {
 _OTHER_403: Final = {
     "SERVICE_DISABLED": "enable it: gcloud services enable iamcredentials.googleapis.com",
     "USER_PROJECT_DENIED": "the quota project cannot be used by these credentials",
-    "ACCESS_TOKEN_SCOPE_INSUFFICIENT": "the access scopes of this instance must include cloud-platform",
+    "ACCESS_TOKEN_SCOPE_INSUFFICIENT": (
+        "the access scopes of this instance, or those granted at `gcloud auth application-default login`, must include "
+        "cloud-platform"
+    ),
 }
 
 

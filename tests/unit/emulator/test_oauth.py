@@ -12,8 +12,6 @@ from proxy.emulator.model import SCOPE, unique_id
 from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock, claims_of
 
 TOKEN = "https://oauth2.googleapis.com/token"
-EXCHANGE = "https://sts.googleapis.com/v1/token"
-PROVIDER = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/p"
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
@@ -135,13 +133,12 @@ async def test_a_parameter_given_twice_is_refused(client: aiohttp.ClientSession)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("url", [TOKEN, EXCHANGE])
-async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession, url: str) -> None:
-    async with client.post(url, json={"grant_type": JWT_BEARER}) as response:
+async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None:
+    async with client.post(TOKEN, json={"grant_type": JWT_BEARER}) as response:
         assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
-    async with client.get(url) as response:
+    async with client.get(TOKEN) as response:
         assert response.status == 404
-    async with client.post(url + "/more") as response:
+    async with client.post(TOKEN + "/more") as response:
         assert response.status == 404
 
 
@@ -188,6 +185,13 @@ async def test_a_wrong_field_of_a_user_is_refused(
 
 
 @pytest.mark.asyncio
+async def test_a_revoked_user_is_refused(client: aiohttp.ClientSession, google: Google) -> None:
+    form = google.user_file("person@example.com") | {"grant_type": "refresh_token"}
+    google.revoke_user(form["refresh_token"])
+    assert (await _post(client, TOKEN, form))[1]["error"] == "invalid_grant"
+
+
+@pytest.mark.asyncio
 async def test_expired_tokens_are_handed_out_on_demand(
     client: aiohttp.ClientSession, google: Google, file: dict[str, str], clock: Clock
 ) -> None:
@@ -197,46 +201,3 @@ async def test_expired_tokens_are_handed_out_on_demand(
     _, answer = await _grant(client, _assertion(file, clock.now, scope=SCOPE))
     assert answer["expires_in"] == 0
     assert google.access(answer["access_token"]) is None
-
-
-EXCHANGE_FORM = {
-    "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
-    "audience": PROVIDER,
-    "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
-    "scope": SCOPE,
-    "subject_token": "subject",
-    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-}
-
-
-@pytest.mark.asyncio
-async def test_a_trusted_subject_is_exchanged(client: aiohttp.ClientSession, google: Google) -> None:
-    google.trust_subject(PROVIDER, "subject", "principal://pool/subject/me")
-    status, answer = await _post(client, EXCHANGE, EXCHANGE_FORM)
-    assert (status, answer["token_type"], answer["expires_in"]) == (200, "Bearer", 3600)
-    assert answer["issued_token_type"] == EXCHANGE_FORM["requested_token_type"]
-    access = google.access(answer["access_token"])
-    assert access is not None
-    assert access.principal == "principal://pool/subject/me"
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"grant_type": JWT_BEARER}, "unsupported_grant_type"),
-        ({"requested_token_type": ""}, "invalid_request"),
-        ({"subject_token_type": "jwt"}, "invalid_request"),
-        ({"audience": ""}, "invalid_request"),
-        ({"scope": ""}, "invalid_request"),
-        ({"subject_token": ""}, "invalid_request"),
-        ({"subject_token": "another"}, "invalid_grant"),
-        ({"audience": PROVIDER + "2"}, "invalid_grant"),
-    ],
-)
-async def test_a_wrong_exchange_is_refused(
-    client: aiohttp.ClientSession, google: Google, changes: dict[str, str], error: str
-) -> None:
-    google.trust_subject(PROVIDER, "subject", "principal://pool/subject/me")
-    status, answer = await _post(client, EXCHANGE, EXCHANGE_FORM | changes)
-    assert (status, answer["error"]) == (400, error)

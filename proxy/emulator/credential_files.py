@@ -1,0 +1,198 @@
+"""One credential file of each kind that Google's libraries read, all of which the emulator takes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from proxy.emulator.certificates import write_secret
+from proxy.emulator.clouds import ROLE, SUBJECT
+from proxy.emulator.federation import Provider
+from proxy.emulator.google import TOKEN_ENDPOINT, WORKFORCE_ENDPOINT, Google
+from proxy.emulator.google_server import GoogleServer
+
+__all__ = ["CredentialFiles", "CredentialKind", "Written"]
+
+TOKEN_EXCHANGE: Final = "https://sts.googleapis.com/v1/token"  # noqa: S105 – an address
+IAM: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts"
+POD: Final = "system:serviceaccount:default:pod"
+POD_SECONDS: Final = 24 * 3600
+JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
+ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105 – a name
+AWS: Final = "urn:ietf:params:aws:token-type:aws4_request"
+VERIFICATION_URL: Final = "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15"
+
+CredentialKind = str
+"""Name of one of `CredentialFiles.KINDS`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A credential file on disk."""
+
+    file: Path
+    """For `GOOGLE_APPLICATION_CREDENTIALS`."""
+    principal: str
+    """Who it is to IAM: the caller in a grant."""
+    environment: Mapping[str, str] = field(repr=False, default_factory=dict)
+    """What has to be set besides."""
+
+
+class CredentialFiles:
+    """Writes credential files into a folder, readable by their owner alone.
+
+    They name `server`'s own addresses where a file can name one; with `by_name` Google's names, which DNS then has to
+    lead there. User credentials and impersonation go by name in any case: no file can say otherwise.
+    """
+
+    KINDS: Final[tuple[CredentialKind, ...]] = (
+        "service-account-key",
+        "authorized-user",
+        "external-account-file",
+        "external-account-url",
+        "external-account-executable",
+        "external-account-aws-metadata",
+        "external-account-aws-keys",
+        "external-account-impersonating",
+        "external-account-authorized-user",
+        "impersonated-service-account",
+    )
+    """All kinds there are; `write` takes one."""
+
+    def __init__(
+        self, folder: Path, google: Google, server: GoogleServer, *, account: str, by_name: bool = False
+    ) -> None:
+        self._folder = folder
+        self._google = google
+        self._plain = f"http://{server.metadata_address}"
+        self._account = account
+        self._token_uri = TOKEN_ENDPOINT if by_name else server.token_uri
+        self._token_url = TOKEN_EXCHANGE if by_name else server.token_url
+        self._workforce_url = WORKFORCE_ENDPOINT if by_name else f"https://{server.tls_address}/v1/oauthtoken"
+
+    def write(self, kind: CredentialKind) -> Written:
+        """Write the file of one kind, with everything that it refers to; raises KeyError for another word.
+
+        Two kinds are of `account`: the key is its own, and `impersonated-service-account` impersonates it, as does
+        `external-account-impersonating`. What a file needs for that is granted.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if kind == "service-account-key":
+            return self._write(kind, self._google.key_file(self._account, self._token_uri), self._account)
+        if kind == "authorized-user":
+            return self._write(kind, self._google.user_file("person@example.com"), "person@example.com")
+        if kind == "external-account-authorized-user":
+            member = (
+                "principal://iam.googleapis.com/locations/global/workforcePools/emulated/subject/member@example.com"
+            )
+            return self._write(kind, self._google.workforce_file(member, self._workforce_url), member)
+        if kind == "impersonated-service-account":
+            user = self._google.user_file("person@example.com")
+            self._google.allow_impersonation("person@example.com", self._account)
+            info: dict[str, object] = {
+                "type": "impersonated_service_account",
+                "source_credentials": user,
+                "delegates": [],
+            }
+            return self._write(kind, info | self._impersonating(), self._account)
+        return {
+            "external-account-file": self._file,
+            "external-account-url": self._url,
+            "external-account-executable": self._executable,
+            "external-account-aws-metadata": self._aws_metadata,
+            "external-account-aws-keys": self._aws_keys,
+            "external-account-impersonating": self._federated_impersonating,
+        }[kind](kind)
+
+    def _file(self, kind: CredentialKind, **more: object) -> Written:
+        source = {"file": str(self._pod_token()), "format": {"type": "text"}}
+        return self._federated(kind, self._google.federation.cluster, POD, JWT, source, **more)
+
+    def _federated_impersonating(self, kind: CredentialKind) -> Written:
+        written = self._file(kind, **self._impersonating())
+        self._google.allow_impersonation(written.principal, self._account)
+        return Written(file=written.file, principal=self._account)
+
+    def _url(self, kind: CredentialKind) -> Written:
+        azure = self._google.federation.azure
+        source = {
+            "url": f"{self._plain}/metadata/identity/oauth2/token?api-version=2018-02-01&resource={azure.accepts[0]}",
+            "headers": {"Metadata": "true"},
+            "format": {"type": "json", "subject_token_field_name": "access_token"},
+        }
+        return self._federated(kind, azure, SUBJECT, JWT, source)
+
+    def _executable(self, kind: CredentialKind) -> Written:
+        script = self._folder / "subject-token.sh"
+        answer = f'{{"version": 1, "success": true, "token_type": "{ID_TOKEN}", "id_token": "%s"}}'
+        write_secret(
+            script, f"#!/bin/sh\nprintf '{answer}' \"$(cat {shlex.quote(str(self._pod_token()))})\"\n".encode()
+        )
+        script.chmod(0o700)
+        source = {"executable": {"command": shlex.quote(str(script)), "timeout_millis": 5000}}
+        written = self._federated(kind, self._google.federation.cluster, POD, ID_TOKEN, source)
+        return Written(
+            file=written.file,
+            principal=written.principal,
+            environment={"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"},
+        )
+
+    def _aws_metadata(self, kind: CredentialKind) -> Written:
+        aws = self._google.federation.aws
+        source = {
+            "environment_id": "aws1",
+            "region_url": f"{self._plain}/latest/meta-data/placement/availability-zone",
+            "url": f"{self._plain}/latest/meta-data/iam/security-credentials",
+            "imdsv2_session_token_url": f"{self._plain}/latest/api/token",
+            "regional_cred_verification_url": VERIFICATION_URL,
+        }
+        return self._federated(kind, aws, aws.role_arn(ROLE), AWS, source)
+
+    def _aws_keys(self, kind: CredentialKind) -> Written:
+        aws = self._google.federation.aws
+        key = aws.user_key("developer")
+        source = {"environment_id": "aws1", "regional_cred_verification_url": VERIFICATION_URL}
+        written = self._federated(kind, aws, key.arn, AWS, source)
+        environment = {
+            "AWS_REGION": "eu-west-1",
+            "AWS_ACCESS_KEY_ID": key.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
+        }
+        return Written(file=written.file, principal=written.principal, environment=environment)
+
+    def _federated(
+        self,
+        kind: CredentialKind,
+        provider: Provider,
+        subject: str,
+        token_type: str,
+        source: Mapping[str, Any],
+        **more: object,
+    ) -> Written:
+        info = {
+            "type": "external_account",
+            "universe_domain": "googleapis.com",
+            "audience": provider.audience,
+            "subject_token_type": token_type,
+            "token_url": self._token_url,
+            "credential_source": source,
+        }
+        return self._write(kind, info | more, self._google.federation.principal(provider.audience, subject))
+
+    def _impersonating(self) -> dict[str, str]:
+        return {"service_account_impersonation_url": f"{IAM}/{self._account}:generateAccessToken"}
+
+    def _pod_token(self) -> Path:
+        file = self._folder / "subject-token"
+        token = self._google.federation.cluster.token(POD, lifetime_seconds=POD_SECONDS)
+        write_secret(file, token.encode())
+        return file
+
+    def _write(self, kind: CredentialKind, info: Mapping[str, object], principal: str) -> Written:
+        file = self._folder / f"{kind}.json"
+        write_secret(file, json.dumps(info, indent=2).encode())
+        return Written(file=file, principal=principal)

@@ -1,0 +1,116 @@
+"""The token exchange: subject tokens of other identity providers, and the refresh tokens of a workforce."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from proxy.emulator.answers import web_page
+from proxy.emulator.federation import SubjectRefused, UnknownProvider
+from proxy.emulator.google import Google
+from proxy.emulator.grants import GrantRefused, access_answer, read_form
+from proxy.emulator.model import SCOPE
+
+__all__ = ["TokenExchange"]
+
+GRANT: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 – a name
+SUBJECT_TYPES: Final = frozenset(
+    {
+        "urn:ietf:params:oauth:token-type:jwt",
+        "urn:ietf:params:oauth:token-type:id_token",
+        "urn:ietf:params:aws:token-type:aws4_request",
+    }
+)
+REQUIRED: Final = ("audience", "scope", "subject_token")
+KNOWN: Final = frozenset({"grant_type", "requested_token_type", "subject_token_type", "options", *REQUIRED})
+SCOPES: Final = "https://www.googleapis.com/auth/"
+
+
+class TokenExchange:
+    """Answers as sts.googleapis.com does (RFC 8693), to subject tokens that prove something to a known provider."""
+
+    def __init__(self, google: Google) -> None:
+        self._google = google
+
+    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+        """Return the answer to one request."""
+        if request.path not in ("/v1/token", "/v1/oauthtoken") or request.method != "POST":
+            return web_page(404, "There is no such method.")
+        try:
+            form = await read_form(request)
+            if request.path == "/v1/token":
+                return web.json_response(self._exchange(form, expired=expired))
+            client = _basic(request.headers.getall("Authorization", []))
+            return web.json_response(self._refresh(form, client, expired=expired))
+        except GrantRefused as exc:
+            return exc.answer()
+
+    def _exchange(self, form: Mapping[str, str], *, expired: bool) -> dict[str, object]:
+        if form.get("grant_type") != GRANT:
+            raise GrantRefused("unsupported_grant_type", "The grant_type is not token-exchange.")
+        unknown = form.keys() - KNOWN
+        if unknown:
+            raise GrantRefused("invalid_request", f"Unknown or unsupported: {', '.join(sorted(unknown))}")
+        if form.get("requested_token_type") != ACCESS_TOKEN_TYPE:
+            raise GrantRefused("invalid_request", "The requested_token_type is not that of an access token.")
+        if form.get("subject_token_type") not in SUBJECT_TYPES:
+            raise GrantRefused("invalid_request", "The subject_token_type is missing or unknown.")
+        for name in REQUIRED:
+            if not form.get(name):
+                raise GrantRefused("invalid_request", f"The field {name} is required.")
+        _check_options(form.get("options"))
+        scopes = form["scope"].split()
+        if not all(scope.startswith(SCOPES) for scope in scopes):
+            raise GrantRefused("invalid_scope", "A scope is not one of Google's.")
+        try:
+            principal = self._google.federation.exchange(
+                form["audience"], form["subject_token_type"], form["subject_token"]
+            )
+        except UnknownProvider:
+            raise GrantRefused(
+                "invalid_target",
+                'The target service indicated by the "audience" parameters is invalid. This might either be because '
+                "the pool or provider is disabled or deleted or because it doesn't exist.",
+            ) from None
+        except SubjectRefused as exc:
+            raise GrantRefused("invalid_grant", str(exc)) from None
+        token, expires = self._google.access_token(principal, scopes, expired=expired)
+        answer = access_answer(token, expires - self._google.clock())
+        return answer | {"issued_token_type": ACCESS_TOKEN_TYPE}
+
+    def _refresh(self, form: Mapping[str, str], client: tuple[str, str], *, expired: bool) -> dict[str, object]:
+        if form.get("grant_type") != "refresh_token":
+            raise GrantRefused("unsupported_grant_type", "The grant_type is not refresh_token.")
+        member = self._google.workforce_member(form.get("refresh_token", ""))
+        if member is None:
+            raise GrantRefused("invalid_grant", "The refresh token is expired or revoked.")
+        if client != (member["client_id"], member["client_secret"]):
+            raise GrantRefused("invalid_client", "The OAuth client was not found.", 401)
+        token, expires = self._google.access_token(member["principal"], (SCOPE,), expired=expired)
+        return access_answer(token, expires - self._google.clock())
+
+
+def _check_options(options: str | None) -> None:
+    try:
+        right = options is None or json.loads(unquote(options)).keys() <= {"userProject"}
+    except (ValueError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise GrantRefused("invalid_request", "The options are no JSON object with a userProject.")
+
+
+def _basic(values: list[str]) -> tuple[str, str]:
+    """Return id and secret of the client (RFC 6749, 2.3.1); empty ones when there are none."""
+    scheme, _, encoded = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    try:
+        client, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return "", ""
+    return (client, secret) if scheme.lower() == "basic" else ("", "")

@@ -1,0 +1,88 @@
+"""Every credential source against the emulated Google, without a sidecar around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from proxy.emulator import Certificates, CredentialFiles, Google, GoogleServer, Written
+from proxy.errors import AmbientUnsupported
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import TokenKey
+from tests.unit.emulator.wire import AUDIENCE, TARGET, Names
+
+ACCOUNT = "ambient@emulated.iam.gserviceaccount.com"
+MIDDLE = "middle@emulated.iam.gserviceaccount.com"
+AMBIENT = TokenKey(None, (), AUDIENCE)
+IMPERSONATED = TokenKey(TARGET, (), AUDIENCE)
+DELEGATED = TokenKey(TARGET, (MIDDLE,), AUDIENCE)
+
+SELVES = ("service-account-key", "impersonated-service-account")
+"""The kinds that can mint for themselves."""
+
+
+@dataclass
+class Place:
+    """An emulated Google, and a mint whose environment can name a credential file."""
+
+    google: Google
+    server: GoogleServer
+    mint: GoogleMint
+    files: CredentialFiles
+    environment: dict[str, str]
+    setenv: Callable[[str, str], None]
+
+    def take(self, kind: str) -> Written:
+        """Make a file of this kind the ambient credential."""
+        written = self.files.write(kind)
+        self.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(written.file)
+        for name, value in written.environment.items():
+            self.setenv(name, value)  # google-auth reads the process' own
+        return written
+
+
+@pytest_asyncio.fixture
+async def place(certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca_file))
+    google = Google()
+    google.add_account(TARGET)
+    async with GoogleServer(google, certificates) as server:
+        environment = {"HOME": str(tmp_path), "GCE_METADATA_HOST": server.metadata_address}
+        mint = GoogleMint(environment=environment, resolver=Names(server.tls_address))
+        files = CredentialFiles(tmp_path / "credentials", google, server, account=ACCOUNT)
+        yield Place(google, server, mint, files, environment, monkeypatch.setenv)
+        await mint.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", CredentialFiles.KINDS)
+async def test_every_source_impersonates(place: Place, kind: str) -> None:
+    written = place.take(kind)
+    place.google.allow_impersonation(written.principal, TARGET)
+    assert (await place.mint(IMPERSONATED)).principal == TARGET
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", CredentialFiles.KINDS)
+async def test_every_source_impersonates_through_delegates(place: Place, kind: str) -> None:
+    written = place.take(kind)
+    place.google.allow_impersonation(written.principal, MIDDLE)
+    place.google.allow_impersonation(MIDDLE, TARGET)
+    assert (await place.mint(DELEGATED)).principal == TARGET
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", CredentialFiles.KINDS)
+async def test_only_a_service_account_mints_for_itself(place: Place, kind: str) -> None:
+    written = place.take(kind)
+    if kind in SELVES:
+        assert (await place.mint(AMBIENT)).principal == written.principal
+        return
+    with pytest.raises(AmbientUnsupported) as caught:
+        await place.mint(AMBIENT)
+    assert AUDIENCE in str(caught.value)
+    assert place.google.calls == {}
