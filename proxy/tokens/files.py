@@ -72,15 +72,17 @@ class FileSource:
         return f"{_NAMES.get(self._file.kind, 'the service account')} ({self._file.path}{members})"
 
     async def _access_token(self) -> Bearer:
-        """Fetch by credentials that are kept, since a refresh token may be replaced in them.
+        """Fetch by credentials that are made anew, but for a refresh token: that one may be replaced in them.
 
-        Broken off, they are not used again: their thread may still be at work.
+        Federation that goes through a service account would otherwise go on with an exchanged token that Google does
+        not take any more. Broken off or failed, credentials are not used again: their thread may still be at work.
         """
         fetch, self._fetch_on_thread = self._fetch_on_thread, None
         if fetch is None:
             fetch = await self._worker.run(self._load)
         fetched = await self._worker.run(fetch)
-        self._fetch_on_thread = fetch
+        if "refresh_token" in self._file.info:
+            self._fetch_on_thread = fetch
         self._principal = fetched.principal
         return fetched
 

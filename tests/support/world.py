@@ -21,7 +21,7 @@ from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["AUTHORIZATION", "TARGET", "Identity", "World", "world"]
+__all__ = ["AUTHORIZATION", "TARGET", "Identity", "World", "google_by_name", "resolving", "world"]
 
 AUTHORIZATION = "Bearer of-the-application"
 """What the deployment's requests carry for the application itself."""
@@ -88,7 +88,8 @@ async def world(folder: Path, identity: Identity = Identity.METADATA, *flags: st
     cloud_run = CloudRun(container, google, invokers=[account])
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(CloudRunServer(cloud_run, certificates))
-        endpoints = await _google_server(stack, google, certificates, identity)
+        reach = google_by_name if identity.impersonates else google_by_address
+        endpoints = await stack.enter_async_context(reach(google, certificates))
         environment: dict[str, str | None] = {
             "GCE_METADATA_HOST": endpoints.metadata_address,
             "SSL_CERT_FILE": str(certificates.ca_file),
@@ -130,20 +131,29 @@ def resolving(folder: Path, address: str) -> dict[str, str]:
     return {"LD_PRELOAD": libraries[0], "NSS_WRAPPER_HOSTS": str(hosts)}
 
 
-async def _google_server(
-    stack: AsyncExitStack, google: Google, certificates: Certificates, identity: Identity
-) -> GoogleServer:
-    """Start Google's endpoints; where their real names must lead to them, on port 443 of a spare loopback address."""
-    if not identity.impersonates:
-        return await stack.enter_async_context(GoogleServer(google, certificates))
-    for attempt in range(ADDRESSES_TRIED):
+def google_by_address(google: Google, certificates: Certificates) -> GoogleServer:
+    """Return Google's endpoints on free ports, for whoever is told their addresses."""
+    return GoogleServer(google, certificates)
+
+
+@asynccontextmanager
+async def google_by_name(google: Google, certificates: Certificates) -> AsyncIterator[GoogleServer]:
+    """Run Google's endpoints where their real names can lead to them: on port 443 of a spare loopback address."""
+    tried = 0
+    while True:
         host = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
+        server = GoogleServer(google, certificates, host=host, tls_port=HTTPS)
         try:
-            return await stack.enter_async_context(GoogleServer(google, certificates, host=host, tls_port=HTTPS))
+            await server.__aenter__()
+            break
         except CannotListen:
-            if attempt == ADDRESSES_TRIED - 1:
+            tried += 1
+            if tried == ADDRESSES_TRIED:
                 raise
-    raise AssertionError("unreachable")
+    try:
+        yield server
+    finally:
+        await server.__aexit__(None, None, None)
 
 
 def _routes(url: str, *, impersonate: str | None) -> str:

@@ -1,0 +1,139 @@
+"""Nothing that the sidecar writes or answers holds a secret: every source, every fault, at the noisiest log level."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Fault, Google, Written
+from proxy.emulator.cloud_run import Receive, Scope, Send
+from proxy.emulator.model import ENDPOINTS
+from tests.support.sidecar import sidecar
+from tests.support.world import TARGET, google_by_name, resolving
+
+ACCOUNT = "ambient@samples.iam.gserviceaccount.com"
+METADATA = "metadata-server"
+
+ROUTES = """
+[routes.ambient]
+url = "{url}"
+[routes.impersonating]
+url = "{url}"
+gcp_impersonate_service_account = "{target}"
+"""
+
+ASKED = {
+    METADATA: {"metadata", "iam"},
+    "service-account-key": {"oauth", "iam"},
+    "authorized-user": {"oauth", "iam"},
+    "external-account-file": {"sts", "iam"},
+    "external-account-url": {"azure", "sts", "iam"},
+    "external-account-executable": {"sts", "iam"},
+    "external-account-aws-metadata": {"aws", "sts", "iam"},
+    "external-account-aws-keys": {"sts", "iam"},
+    "external-account-impersonating": {"sts", "iam"},
+    "external-account-authorized-user": {"sts", "iam"},
+    "impersonated-service-account": {"oauth", "iam"},
+}
+"""Source → who is asked to mint with it."""
+
+OF_THE_CALLER = {
+    "Authorization": "Bearer credential-of-the-application",
+    "X-Serverless-Authorization": "Bearer eyJmYWtl.eyJzcG9vZmVk.c3Bvb2ZlZA",
+}
+ADMIN = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
+
+# What a secret begins with, whoever made it: JWTs, Google's access and refresh tokens, AWS' signed requests, keys.
+BEGINNINGS = ("eyJ", "ya29.", "1//", "AWS4-HMAC", "PRIVATE KEY", "credential-of-the-application")
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200 without content."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def all_of(client: aiohttp.ClientSession, method: str, url: str) -> str:
+    """Return everything of the answer as text, and its status in front."""
+    async with client.request(method, url, headers=OF_THE_CALLER) as response:
+        return f"{response.status} {response.raw_headers!r} {await response.text()}"
+
+
+def pieces(handed_out: set[str]) -> Iterator[str]:
+    """The secrets, and of each token its claims and its signature by themselves."""
+    for secret in handed_out:
+        yield secret
+        if secret.count(".") == 2:
+            yield from secret.split(".")[1:]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ASKED)
+async def test_nothing_written_or_answered_holds_a_secret(
+    certificates: Certificates, tmp_path: Path, kind: str
+) -> None:
+    google = Google(slow_seconds=0.05)
+    cloud_run = CloudRun(nothing, google, invokers=[ACCOUNT, TARGET, google.metadata_account])
+    async with google_by_name(google, certificates) as server, CloudRunServer(cloud_run, certificates) as service:
+        environment: dict[str, str | None] = {
+            "GCE_METADATA_HOST": server.metadata_address,
+            "SSL_CERT_FILE": str(certificates.ca_file),
+            **resolving(tmp_path, server.tls_address.partition(":")[0]),
+        }
+        written = Written(file=tmp_path / "no-file", principal=google.metadata_account)
+        if kind != METADATA:
+            files = CredentialFiles(tmp_path / "credentials", google, server, account=ACCOUNT, by_name=True)
+            written = files.write(kind)
+            environment |= {"GOOGLE_APPLICATION_CREDENTIALS": str(written.file), **written.environment}
+        config = tmp_path / "routes.toml"
+        config.write_text(ROUTES.format(url=service.url, target=TARGET))
+        flags = ("--config", config, "--log-level", "debug", "--access-log", "--mint-timeout", "1")
+        told: list[str] = []
+        async with sidecar(*flags, env=environment) as running, aiohttp.ClientSession() as client:
+
+            async def ask_everything() -> None:
+                google.revoke_access_tokens()
+                for route in ("ambient", "impersonating"):
+                    told.append(await all_of(client, "GET", f"{running.url}/{route}/discover"))
+                    told.append(await all_of(client, "POST", f"{running.url}/{route}/invoke/S/h"))
+
+            google.allow_impersonation(written.principal, TARGET)
+            await ask_everything()
+            assert any(text.startswith("200 ") for text in told)
+            cloud_run.invokers.clear()
+            await ask_everything()
+            cloud_run.url = "https://of-another-service.example"
+            await ask_everything()
+            for endpoint in ENDPOINTS:
+                for fault in Fault:
+                    calls = google.calls[endpoint]
+                    google.fail(endpoint, fault)
+                    await ask_everything()
+                    google.fail(endpoint, None)
+                    if google.calls[endpoint] == calls:
+                        assert endpoint not in ASKED[kind]
+                        break
+                    assert endpoint in ASKED[kind]
+            google.forbid_impersonation(written.principal, TARGET)
+            await ask_everything()
+            if kind != METADATA:
+                written.file.write_text(written.file.read_text()[:-40])
+                await ask_everything()
+            told += [await all_of(client, "GET", f"http://{running.admin}{path}") for path in ADMIN]
+            running.program.send(signal.SIGTERM)
+            await running.program.ended()
+            everything = "\n".join([*running.program.lines, *told])
+
+    assert set(ASKED) == {METADATA, *CredentialFiles.KINDS}
+    for event in ("token mint failed", "token minted"):
+        assert event in everything
+    assert len(google.handed_out) > 5
+    # The net below the law had nothing to catch.
+    assert "[redacted]" not in everything
+    for secret in (*pieces(google.handed_out), *BEGINNINGS):
+        assert secret not in everything, f"…{everything[everything.index(secret) - 200 :][:200]}"
