@@ -7,6 +7,7 @@ import importlib
 import ipaddress
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -26,8 +27,10 @@ from proxy.emulator import (
     CloudRun,
     CloudRunServer,
     Control,
+    CredentialFiles,
     Google,
     GoogleServer,
+    Written,
     echo,
     write_secret,
 )
@@ -56,6 +59,7 @@ class Plan:
     directory: Path
     grants: tuple[tuple[str, str], ...]
     token_lifetime_seconds: int
+    credentials: bool
     as_json: bool
 
 
@@ -75,6 +79,7 @@ def _https(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+HTTPS = 443
 PORT = click.IntRange(0, 65535)
 
 
@@ -85,13 +90,14 @@ PORT = click.IntRange(0, 65535)
 @click.option("--url", callback=_https, help="The service's URL, which is the audience. [default: where it listens]")
 @click.option("--audience", "audiences", multiple=True, help="Custom audience that is accepted too; repeatable.")
 @click.option("--invoker", "invokers", multiple=True, metavar="EMAIL", help="Account that may call the service; repeatable. [default: the metadata server's]")  # fmt: skip  # noqa: E501 – one option, one line
-@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET", callback=_pairs, help="Let one account mint tokens of another; repeatable.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET", callback=_pairs, help="Let an account, a person or a federated principal mint tokens of an account; repeatable.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines reach. Whoever does gets tokens.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
 @click.option("--metadata-port", type=PORT, default=0, help="Port of the metadata server. [default: a free one]")
 @click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where ca.pem and key files are written. [default: one that is removed at the end]")  # fmt: skip  # noqa: E501 – as above
+@click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; who is in them may impersonate the invokers.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
 def emulate(
@@ -106,6 +112,7 @@ def emulate(
     metadata_port: int,
     tls_port: int,
     directory: Path | None,
+    credentials: bool,
     token_lifetime: int,
     as_json: bool,
 ) -> None:
@@ -130,6 +137,7 @@ def emulate(
             directory=Path(folder).absolute(),
             grants=grants,
             token_lifetime_seconds=token_lifetime,
+            credentials=credentials,
             as_json=as_json,
         )
         try:
@@ -170,7 +178,8 @@ async def _run(plan: Plan) -> None:
         for account in invokers:
             google.add_account(account)
         for caller, target in plan.grants:
-            google.add_account(caller)
+            if _is_account(caller):
+                google.add_account(caller)
             google.allow_impersonation(caller, target)
     except ValueError as exc:
         raise Unusable(f"{exc}.") from exc
@@ -191,7 +200,8 @@ async def _run(plan: Plan) -> None:
             CloudRunServer(cloud_run, certificates, host=plan.host, port=plan.cloud_run_port, names=names)
         )
         keys = _write_keys(plan, google, endpoints)
-        _announce(plan, google, cloud_run, endpoints, service, certificates, keys)
+        written = _write_credentials(plan, google, endpoints, invokers) if plan.credentials else {}
+        _announce(plan, google, cloud_run, endpoints, service, certificates, keys, written)
         await stop.wait()
 
 
@@ -200,12 +210,27 @@ def _write_keys(plan: Plan, google: Google, endpoints: GoogleServer) -> dict[str
     directory = plan.directory / "keys"
     directory.mkdir(exist_ok=True)
     files: dict[str, Path] = {}
-    for account in dict.fromkeys((google.metadata_account, *plan.invokers, *(caller for caller, _ in plan.grants))):
+    callers = [caller for caller, _ in plan.grants if _is_account(caller)]
+    for account in dict.fromkeys((google.metadata_account, *plan.invokers, *callers)):
         # On 443, DNS is expected to lead here; on any other port only the file itself can.
-        key = google.key_file(account) if plan.tls_port == 443 else google.key_file(account, endpoints.token_uri)
+        key = google.key_file(account) if plan.tls_port == HTTPS else google.key_file(account, endpoints.token_uri)
         files[account] = directory / f"{account}.json"
         write_secret(files[account], json.dumps(key, indent=2).encode())
     return files
+
+
+def _write_credentials(
+    plan: Plan, google: Google, endpoints: GoogleServer, invokers: tuple[str, ...]
+) -> dict[str, Written]:
+    """Write one credential file of each kind, and let each impersonate the invokers; return kind → file."""
+    files = CredentialFiles(
+        plan.directory / "credentials", google, endpoints, account=invokers[0], by_name=plan.tls_port == HTTPS
+    )
+    written = {kind: files.write(kind) for kind in files.KINDS}
+    for caller in {file.principal for file in written.values()}:
+        for target in invokers:
+            google.allow_impersonation(caller, target)
+    return written
 
 
 def _announce(
@@ -216,6 +241,7 @@ def _announce(
     service: CloudRunServer,
     certificates: Certificates,
     keys: dict[str, Path],
+    written: dict[str, Written],
 ) -> None:
     control = f"http://{endpoints.metadata_address}/emulator"
     environment = {"GCE_METADATA_HOST": endpoints.metadata_address, "SSL_CERT_FILE": str(certificates.ca_file)}
@@ -230,6 +256,10 @@ def _announce(
             "ca_file": str(certificates.ca_file),
             "key_files": {account: str(file) for account, file in keys.items()},
             "environment": environment,
+            "credentials": {
+                kind: {"file": str(file.file), "principal": file.principal, "environment": dict(file.environment)}
+                for kind, file in written.items()
+            },
         }
         click.echo(json.dumps(places))
         return
@@ -252,8 +282,30 @@ def _announce(
         "Or with a key instead of the metadata server:",
         "",
         f"  export GOOGLE_APPLICATION_CREDENTIALS={keys[google.metadata_account]}",
+        *_credential_lines(written, endpoints),
     ]
     click.echo("\n".join(lines))
+
+
+def _credential_lines(written: dict[str, Written], endpoints: GoogleServer) -> list[str]:
+    if not written:
+        return []
+    lines = ["", f"Or with another kind of credential, from {next(iter(written.values())).file.parent}:", ""]
+    for file in written.values():
+        needs = "".join(f"{name}={shlex.quote(value)} " for name, value in file.environment.items())
+        lines += [f"  {needs}GOOGLE_APPLICATION_CREDENTIALS={shlex.quote(str(file.file))}", f"    is {file.principal}"]
+    address, _, port = endpoints.tls_address.rpartition(":")
+    lines += [
+        "",
+        "Users' credentials and impersonation call Google by name, whatever a file says. These names have to lead to",
+        f"{address}, port {HTTPS}{'' if port == str(HTTPS) else ' (so add --tls-port 443)'}: {', '.join(API_HOSTS)}",
+    ]
+    return lines
+
+
+def _is_account(caller: str) -> bool:
+    """Return whether a caller goes by an e-mail, so that it may have a key; federated principals do not."""
+    return not caller.startswith(("principal://", "principalSet://"))
 
 
 def _with_remedy(error: CannotListen, plan: Plan) -> str:

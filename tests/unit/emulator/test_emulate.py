@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from google.auth import crypt, jwt
 
 from proxy.cli.emulate import emulate
+from proxy.emulator import CredentialFiles
 from tests.unit.emulator.wire import Http2Client, trusting
 
 COMMAND = [sys.executable, "-m", "proxy", "emulate"]
@@ -64,9 +65,9 @@ async def _refused(*arguments: str, directory: Path | None = None) -> str:
     return text
 
 
-def _read_private(file: Path) -> dict[str, str]:
+def _read_private(file: Path) -> dict[str, Any]:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    content: dict[str, str] = json.loads(file.read_text())
+    content: dict[str, Any] = json.loads(file.read_text())
     return content
 
 
@@ -122,6 +123,49 @@ async def test_its_key_file_works_without_dns_and_is_private(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
+async def test_credentials_of_each_kind_are_written_on_demand_and_are_private(tmp_path: Path) -> None:
+    async with _running("--directory", str(tmp_path), "--credentials", "--invoker", "app@a.example") as places:
+        written = places["credentials"]
+        assert tuple(written) == CredentialFiles.KINDS
+        for kind, credential in written.items():
+            content = _read_private(Path(credential["file"]))
+            assert Path(credential["file"]).parent == tmp_path / "credentials"
+            assert content["type"].replace("_", "-") in kind + "-key"
+        assert written["impersonated-service-account"]["principal"] == "app@a.example"
+        assert written["external-account-executable"]["environment"] == {
+            "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"
+        }
+        # One of them from end to end: exchange, impersonation of the invoker.
+        pod = _read_private(Path(written["external-account-file"]["file"]))
+        subject_token = tmp_path / "credentials" / "subject-token"
+        assert pod["credential_source"] == {"file": str(subject_token), "format": {"type": "text"}}
+        form = {
+            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+            "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+            "audience": pod["audience"],
+            "subject_token_type": pod["subject_token_type"],
+            "subject_token": subject_token.read_text(),
+            "scope": "https://www.googleapis.com/auth/cloud-platform",
+        }
+        tls = trusting(tmp_path / "ca.pem")
+        async with aiohttp.ClientSession() as session:
+            async with session.post(pod["token_url"], data=form, ssl=tls) as response:
+                token = (await response.json())["access_token"]
+            url = f"https://{places['tls']}/v1/projects/-/serviceAccounts/app@a.example:generateIdToken"
+            headers = {"Authorization": f"Bearer {token}"}
+            async with session.post(url, json={"audience": "x"}, headers=headers, ssl=tls) as response:
+                assert (response.status, set(await response.json())) == (200, {"token"})
+
+
+@pytest.mark.asyncio
+async def test_a_federated_principal_may_be_granted_an_account_and_gets_no_key(tmp_path: Path) -> None:
+    grant = "principal://iam.googleapis.com/p/subject/s=target@a.example"
+    async with _running("--directory", str(tmp_path), "--may-impersonate", grant) as places:
+        assert places["key_files"].keys() == {METADATA}
+        assert places["credentials"] == {}
+
+
+@pytest.mark.asyncio
 async def test_an_application_and_a_url_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(
         "async def app(scope, receive, send):\n"
@@ -146,10 +190,10 @@ async def test_an_application_and_a_url_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_the_text_says_where_and_what_to_set() -> None:
-    process = await _start()
+    process = await _start("--credentials")
     assert process.stdout is not None
     text = ""
-    while "GOOGLE_APPLICATION_CREDENTIALS" not in text:
+    while "so add --tls-port 443" not in text:
         line = await process.stdout.readline()
         assert line
         text += line.decode()
@@ -161,6 +205,10 @@ async def test_the_text_says_where_and_what_to_set() -> None:
         "metadata server",
         "iamcredentials.googleapis.com",
         "export GCE_METADATA_HOST=",
+        "export GOOGLE_APPLICATION_CREDENTIALS=",
+        "credentials/external-account-file.json",
+        "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1 GOOGLE_APPLICATION_CREDENTIALS=",
+        "AWS_ACCESS_KEY_ID=AKIA",
         METADATA,
     ):
         assert words in text
