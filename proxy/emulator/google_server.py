@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from email.utils import formatdate
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -149,4 +150,7 @@ class GoogleServer:
             response = await disturb(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
             if response is not None:
                 return response
-        return await self._endpoints[endpoint].answer(request, expired=fault is Fault.EXPIRED)
+        answer = await self._endpoints[endpoint].answer(request, expired=fault is Fault.EXPIRED)
+        # The time that it is here, by which a client can tell that its own clock is wrong.
+        answer.headers["Date"] = formatdate(self.google.clock(), usegmt=True)
+        return answer

@@ -45,6 +45,8 @@ class Token:
     """`exp`, in seconds since the epoch."""
     principal: str | None
     """The `email` claim, or `sub`; None if it has neither."""
+    issued_at: float | None = None
+    """`iat`, in seconds since the epoch; None if it has none."""
 
 
 def read_claims(jwt: str) -> dict[str, Any]:
@@ -81,11 +83,13 @@ def token_from_jwt(key: TokenKey, jwt: str) -> Token:
     if not _COMPACT.fullmatch(jwt):
         raise TokenMalformed("the answer to the mint is not a JWT (characters that are not base64url)")
     name = claims.get("email") or claims.get("sub")
+    issued = claims.get("iat")
     return Token(
         key=key,
         authorization=b"Bearer " + jwt.encode("ascii"),
         expires_at=float(claims["exp"]),
         principal=name if isinstance(name, str) else None,
+        issued_at=float(issued) if isinstance(issued, int | float) and 0 < issued <= _LAST_SECOND else None,
     )
 
 

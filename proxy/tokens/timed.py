@@ -16,6 +16,8 @@ __all__ = ["Mint", "MintObserver", "TimedMint"]
 
 log: Final = structlog.get_logger("tokens")
 
+_SKEW_SECONDS: Final = 30.0
+
 Mint = Callable[[TokenKey], Awaitable[Token]]
 """Makes a new token for a key, or raises a leaf of `proxy.errors.Failure`."""
 
@@ -60,6 +62,10 @@ class TimedMint:
             remaining_seconds=round(token.expires_at - self._clock()),
             **about,
         )
+        behind = (token.issued_at or 0.0) - self._clock()
+        if behind > _SKEW_SECONDS:
+            # Such a token is thought to live longer than it does, and Cloud Run answers 401 in its last minutes.
+            log.warning("the clock of this machine is behind Google's; set it", seconds=round(behind))
         if self._observer is not None:
             self._observer.minted(token, loop.time() - started)
         return token

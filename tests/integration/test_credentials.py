@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from proxy.emulator import Certificates, CredentialFiles, Google, GoogleServer, Written
-from proxy.errors import AmbientUnsupported
+from proxy.emulator import Certificates, CredentialFiles, Fault, Google, GoogleServer, Written
+from proxy.errors import AmbientUnsupported, CredentialsRejected, ImpersonationDenied, MintRefused
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
 from tests.unit.emulator.wire import AUDIENCE, TARGET, Names
@@ -86,3 +87,56 @@ async def test_only_a_service_account_mints_for_itself(place: Place, kind: str) 
         await place.mint(AMBIENT)
     assert AUDIENCE in str(caught.value)
     assert place.google.calls == {}
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_clock_is_recognised(place: Place) -> None:
+    place.take("service-account-key")
+    place.google.clock = lambda: time.time() + 7200
+    with pytest.raises(CredentialsRejected, match=r"the clock of this machine is 7\d\d\d s behind Google's; set it"):
+        await place.mint(AMBIENT)
+
+
+@pytest.mark.asyncio
+async def test_a_user_is_known_by_name_though_the_file_has_none(place: Place) -> None:
+    place.take("authorized-user")
+    with pytest.raises(ImpersonationDenied, match=rf"person@example\.com may not impersonate {TARGET}"):
+        await place.mint(IMPERSONATED)
+
+
+@pytest.mark.asyncio
+async def test_a_subject_token_that_changes_is_taken_up(place: Place) -> None:
+    written = place.take("external-account-file")
+    place.google.allow_impersonation(written.principal, TARGET)
+    subject = written.file.with_name("subject-token")
+    right = subject.read_text()
+    subject.write_text(place.google.federation.cluster.token("pod", lifetime_seconds=-600))
+    with pytest.raises(CredentialsRejected, match="invalid_grant: The ID Token is invalid: it has expired"):
+        await place.mint(IMPERSONATED)
+    subject.write_text(right)
+    assert (await place.mint(IMPERSONATED)).principal == TARGET
+
+
+@pytest.mark.asyncio
+async def test_a_source_that_google_drops_is_built_anew(place: Place) -> None:
+    written = place.take("external-account-impersonating")
+    place.google.allow_impersonation(written.principal, TARGET)
+    await place.mint(IMPERSONATED)
+    place.google.revoke_access_tokens()
+    assert (await place.mint(IMPERSONATED)).principal == TARGET
+
+
+@pytest.mark.asyncio
+async def test_an_identity_that_a_cloud_does_not_know_is_told_from_google(place: Place) -> None:
+    place.take("external-account-aws-metadata")
+    place.google.fail("aws", Fault.REJECTED)
+    with pytest.raises(MintRefused, match=r"credential_source of .*external-account-aws-metadata\.json\) answered 401"):
+        await place.mint(IMPERSONATED)
+    place.take("external-account-url")
+    place.google.fail("azure", Fault.REJECTED)
+    with pytest.raises(MintRefused, match=r"external-account-url\.json\) answered 400 \(invalid_grant: "):
+        await place.mint(IMPERSONATED)
+    place.google.federation.distrust(place.google.federation.cluster.audience)
+    place.take("external-account-file")
+    with pytest.raises(MintRefused, match=r"providers/cluster that .* names does not exist, or it is disabled"):
+        await place.mint(IMPERSONATED)

@@ -98,7 +98,7 @@ class FakeTime:
 
 
 class FakeMint:
-    """Mints tokens that live `life` seconds, or fails, at once or when `gate` opens."""
+    """Mints tokens that live `life` seconds, or fails; at once, after `seconds`, or when `gate` opens."""
 
     def __init__(self, time: FakeTime, life: float = 3600.0) -> None:
         self._time = time
@@ -106,6 +106,7 @@ class FakeMint:
         self.expires_at: float | None = None
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.seconds = 0.0
         self.calls: list[tuple[float, TokenKey]] = []
 
     async def __call__(self, key: TokenKey) -> Token:
@@ -113,6 +114,10 @@ class FakeMint:
         serial = len(self.calls)
         if self.gate is not None:
             await self.gate.wait()
+        if self.seconds:
+            over = asyncio.Event()
+            self._time.later(self.seconds, over.set)
+            await over.wait()
         if self.failure is not None:
             raise self.failure
         expires_at = self.expires_at if self.expires_at is not None else self._time.now + self.life

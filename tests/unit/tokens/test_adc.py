@@ -174,6 +174,35 @@ def test_other_universes_and_odd_endpoints_are_refused(key_info: dict[str, Any],
     assert check({**key_info, "universe_domain": "googleapis.com"}, "key.json") == "service_account"
 
 
+@pytest.mark.parametrize("universe", ["example.cloud", "googleapis.com.example"])
+def test_another_universe_by_the_environment_is_refused(house: House, universe: str) -> None:
+    house.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = universe
+    with pytest.raises(CredentialsInvalid, match="GOOGLE_CLOUD_UNIVERSE_DOMAIN names another universe"):
+        find(house.environment)
+    for same in ("googleapis.com", ""):
+        house.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = same
+        assert find(house.environment) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ({"headers": {}}, "has none of environment_id, executable, file, url"),
+        ({"file": ""}, "the file of its credential_source is empty"),
+        ({"url": ["https://a"]}, "the url of its credential_source is empty"),
+        ({"environment_id": None}, "the environment_id of its credential_source is empty"),
+        ({"executable": {}}, "has no command"),
+        ({"executable": "/bin/true"}, "has no command"),
+        ({"executable": {"command": ["/bin/true"]}}, "has no command"),
+    ],
+)
+def test_a_federation_file_that_names_no_source_is_refused(source: Any, what: str) -> None:
+    info = {"type": "external_account", "audience": "a", "subject_token_type": "b", "credential_source": source}
+    with pytest.raises(CredentialsInvalid, match=what) as caught:
+        check(info, "wif.json")
+    assert "wif.json" in str(caught.value)
+
+
 def test_x509_federation_is_refused() -> None:
     info = {
         "type": "external_account",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import Failure, MintRefused, TokenMalformed, TokenUnavailable
-from proxy.tokens.calls import Reply, bearer, complaint, host_of, read_object, reasons, refusal
+from proxy.tokens.calls import Reply, bearer, clock_remark, complaint, host_of, read_object, reasons, refusal
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
 
@@ -91,3 +91,18 @@ def test_a_body_that_is_no_object_reads_as_an_empty_one() -> None:
 def test_a_url_without_a_host_can_still_be_named() -> None:
     assert host_of("https://sts.googleapis.com/v1/token") == "sts.googleapis.com"
     assert host_of("/v1") == "the endpoint"
+
+
+@pytest.mark.parametrize(
+    ("date", "remark"),
+    [
+        ("Fri, 15 Jan 2027 08:00:00 GMT", ""),
+        ("Fri, 15 Jan 2027 08:00:30 GMT", ""),
+        ("Fri, 15 Jan 2027 08:00:31 GMT", "the clock of this machine is 31 s behind Google's; set it"),
+        ("Fri, 15 Jan 2027 07:00:00 GMT", "the clock of this machine is 3600 s ahead of Google's; set it"),
+        ("junk", ""),
+        ("", ""),
+    ],
+)
+def test_a_wrong_clock_is_told_by_the_date_of_the_answer(date: str, remark: str) -> None:
+    assert clock_remark(Reply(400, {"date": date}, b""), 1_800_000_000.0) == remark

@@ -80,9 +80,9 @@ async def test_one_mint_however_many_wait(bench: Bench) -> None:
 @pytest.mark.asyncio
 async def test_one_mint_for_each_key(bench: Bench) -> None:
     keys = [TokenKey(None, (), AUDIENCE), TokenKey("a@b", (), AUDIENCE), TokenKey("a@b", ("c@d",), AUDIENCE)]
-    tokens = await gather(*(bench.source.token(key) for key in keys * 10))
+    tokens = await gather(*(bench.source.token(key) for key in keys * 167))
     assert bench.minted == 3
-    assert [token.key for token in tokens] == keys * 10
+    assert [token.key for token in tokens] == keys * 167
 
 
 @pytest.mark.asyncio
@@ -238,6 +238,19 @@ async def test_no_request_waits_at_the_end_of_a_short_token(bench: Bench, life: 
     usable = life - 60
     assert await bench.traffic(bench.source.slot(KEY), 20 * usable, every=usable / 20) == 1
     assert bench.minted <= 42
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("chance", [0.0, 0.999])
+async def test_five_minutes_of_constant_load_on_tokens_of_62_seconds_and_slow_mints(
+    bench: Bench, chance: float
+) -> None:
+    bench.chance, bench.mint.life = chance, 62.0
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    bench.mint.seconds = 0.7
+    assert await bench.traffic(slot, 300.0, every=0.1) == 0
+    assert 100 < bench.minted < 300
 
 
 @pytest.mark.asyncio

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from proxy.errors import Failure, ImpersonationDenied, TokenExpired, TokenTimeout, TokenUnavailable
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.timed import TimedMint
-from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime
+from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime, token_of
 
 
 def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, timeout_seconds: float = 5.0) -> TimedMint:
@@ -50,6 +51,22 @@ async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any
         "impersonation-denied",
         "grant the role",
     )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("behind", "warned"), [(30.0, False), (31.0, True), (-3600.0, False)])
+async def test_a_token_from_the_future_means_that_the_clock_is_behind(
+    log_lines: list[Any], behind: float, warned: bool
+) -> None:
+    time = FakeTime()
+
+    async def mint(key: TokenKey) -> Token:
+        return replace(token_of(key, time.now + 3600), issued_at=time.now + behind)
+
+    await timed(mint, time, Counted()).mint(KEY, fresh=False)
+    [*_, last] = log_lines
+    assert (last["event"] == "the clock of this machine is behind Google's; set it") == warned
+    assert last.get("seconds") == (31 if warned else None)
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,83 @@
+"""An outage of the metadata server under load, with tokens that hardly outlive the minute in which nobody uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, Fault, Google, GoogleServer
+from proxy.emulator.cloud_run import Receive, Scope, Send
+from tests.support.sidecar import Sidecar, sidecar
+
+USABLE_SECONDS = 3
+AT_ONCE = 50
+BATCHES = 6
+GROWTH_OCTETS = 16 << 20
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200 without content."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def threads(running: Sidecar) -> int:
+    status = Path(f"/proc/{running.program.pid}/status").read_text()
+    return int(status.partition("Threads:")[2].split()[0])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.RESET])
+async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
+    certificates: Certificates, fault: Fault
+) -> None:
+    google = Google(token_lifetime_seconds=60 + USABLE_SECONDS)
+    cloud_run = CloudRun(nothing, google, invokers=[google.metadata_account])
+    async with (
+        GoogleServer(google, certificates) as server,
+        CloudRunServer(cloud_run, certificates) as service,
+        sidecar(
+            *("--route", f"svc={service.url}", "--mint-timeout", "0.5", "--upstream-ca", certificates.ca_file),
+            env={"GCE_METADATA_HOST": server.metadata_address},
+        ) as running,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+    ):
+
+        async def invoke() -> tuple[int, int]:
+            """Status, and retry-after in seconds (0: none)."""
+            async with client.post(f"{running.url}/svc/invoke/S/h") as response:
+                return response.status, int(response.headers.get("retry-after", 0))
+
+        assert await invoke() == (200, 0)
+        google.fail("metadata", fault)
+        until = google.mints[-1].expires_at - 60
+
+        # Served as long as the token holds, whatever the metadata server does meanwhile.
+        bridged = 0
+        while (answer := await invoke())[0] == 200:
+            bridged += 1
+        assert bridged > 0
+        assert time.time() > until
+
+        # Then every request fails, at once: few of them are calls of the metadata server.
+        flat = threads(running), running.resident_octets
+        calls = google.calls["metadata"]
+        for _ in range(BATCHES):
+            for status, seconds in (answer, *await asyncio.gather(*(invoke() for _ in range(AT_ONCE)))):
+                assert status == 503
+                assert 1 <= seconds <= 5
+        assert google.calls["metadata"] - calls <= 6
+        assert threads(running) <= flat[0]
+        assert running.resident_octets - flat[1] < GROWTH_OCTETS
+
+        # And nobody has to do anything when it is over.
+        google.fail("metadata", None)
+        minted = len(google.mints)
+        while (await invoke())[0] != 200:
+            assert len(google.mints) <= minted + 1
+        assert (await invoke())[0] == 200

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from proxy.errors import (
+    CredentialsInvalid,
+    CredentialsRejected,
+    Failure,
+    ImpersonationDenied,
+    MintRefused,
+    TokenMalformed,
+    TokenTimeout,
+    TokenUnavailable,
+)
+from proxy.tokens.adc import CredentialFile, Kind
+from proxy.tokens.calls import Reply
+from proxy.tokens.explaining import LastCall, explain, unloadable
+
+NOW = 1_800_000_000.0
+SECRET = "eyJzZWNyZXQi"
+STS = "https://sts.googleapis.com/v1/token"
+IMDS = "http://169.254.169.254/latest"
+AWS = {"environment_id": "aws1", "url": f"{IMDS}/meta-data/iam", "imdsv2_session_token_url": f"{IMDS}/api/token"}
+
+
+def file(kind: Kind = "external_account", **info: Any) -> CredentialFile:
+    return CredentialFile("file.json", (0, 0, 0, 0), kind, info)
+
+
+def told(
+    of: CredentialFile,
+    exc: Exception | None = None,
+    *,
+    url: str = STS,
+    status: int = 0,
+    body: object = None,
+    date: str = "",
+) -> Failure:
+    reply = Reply(status, {"date": date}, json.dumps(body).encode()) if status else None
+    return explain(of, LastCall(url, reply), exc or RuntimeError(SECRET), NOW)
+
+
+def test_a_failure_of_ours_below_is_what_happened() -> None:
+    exc = RuntimeError(SECRET)
+    exc.__cause__ = TokenUnavailable("down")
+    assert told(file(), exc) is exc.__cause__
+
+
+# What goes wrong on this machine
+
+
+@pytest.mark.parametrize(
+    ("exc", "leaf", "what"),
+    [
+        (subprocess.TimeoutExpired(SECRET, 5, output=SECRET), TokenTimeout, "gave no subject token in time"),
+        (FileNotFoundError(2, "No such file or directory", SECRET), CredentialsInvalid, "cannot be started: No such"),
+        (json.JSONDecodeError("x", SECRET, 0), CredentialsInvalid, "printed something other than JSON"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, SECRET), CredentialsInvalid, "printed something other than JSON"),
+        (
+            ValueError(f"Executable exited with non-zero return code 3. Error: {SECRET}"),
+            CredentialsInvalid,
+            "ended with exit code 3; run it by hand",
+        ),
+        (
+            ValueError(f"Executable returned unsuccessful response: code: 401, message: {SECRET}."),
+            CredentialsInvalid,
+            "reports a failure (code 401)",
+        ),
+        (ValueError("The token returned by the executable is expired."), CredentialsInvalid, "is expired"),
+        (
+            ValueError("Executables need to be explicitly allowed (set GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES …"),
+            CredentialsInvalid,
+            "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
+        ),
+        (KeyError(SECRET), CredentialsInvalid, "cannot be used (KeyError)"),
+    ],
+)
+def test_an_executable_that_fails_is_told_by_its_end(exc: Exception, leaf: type[Failure], what: str) -> None:
+    failure = told(file(credential_source={"executable": {"command": SECRET}}), exc)
+    assert type(failure) is leaf
+    assert what in str(failure)
+    assert "file.json" in str(failure)
+    assert SECRET not in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("exc", "what"),
+    [
+        (PermissionError(13, "Permission denied", SECRET), "cannot be read: Permission denied"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, SECRET), "is not text"),
+        (ValueError("File '/var/run/token' was not found."), "File '/var/run/token' was not found."),
+        (ValueError("Unable to determine AWS region"), "Unable to determine AWS region"),
+        (ValueError(f"Unable to retrieve AWS region: {SECRET}"), "cannot be used (ValueError)"),
+    ],
+)
+def test_a_subject_tokens_file_that_fails_is_told_by_what_is_wrong_with_it(exc: Exception, what: str) -> None:
+    failure = told(file(credential_source={"file": "/var/run/token"}), exc)
+    assert type(failure) is CredentialsInvalid
+    assert what in str(failure)
+    assert SECRET not in str(failure)
+
+
+def test_what_cannot_be_loaded_is_told_without_its_content() -> None:
+    assert "is not an RSA key in PEM form" in str(unloadable(file("service_account"), ValueError(SECRET)))
+    assert SECRET not in str(unloadable(file(), ValueError(SECRET)))
+
+
+# Where a subject token comes from
+
+
+@pytest.mark.parametrize(
+    ("source", "url", "status", "leaf", "what"),
+    [
+        ({**AWS, "imdsv2_session_token_url": None}, AWS["url"], 401, MintRefused, "169.254.169.254 (credential_source"),
+        ({"environment_id": "aws1", "url": AWS["url"]}, AWS["url"], 401, CredentialsInvalid, "--enable-imdsv2"),
+        (AWS, f"{AWS['url']}/role", 404, MintRefused, "attach an IAM role to this machine"),
+        (AWS, f"{IMDS}/api/token", 403, MintRefused, "answered 403: is /latest/meta-data/iam right"),
+        ({"url": "http://a/b?c=d"}, "http://a/b?c=d", 400, MintRefused, "a (credential_source of file.json) answered"),
+        ({"url": "http://a"}, "http://a", 404, MintRefused, "is its URL right"),
+        ({"url": "http://a"}, "http://a", 302, TokenUnavailable, "answered 302"),
+    ],
+)
+def test_a_source_that_says_no_is_told_from_google(
+    source: dict[str, Any], url: str, status: int, leaf: type[Failure], what: str
+) -> None:
+    failure = told(file(credential_source=source), url=url, status=status, body=[SECRET])
+    assert type(failure) is leaf
+    assert what in str(failure)
+    assert SECRET not in str(failure)
+
+
+# What Google says
+
+
+def test_a_success_without_a_token_is_malformed_unless_something_better_is_known() -> None:
+    assert type(told(file(credential_source={}), status=200)) is TokenMalformed
+    failure = told(file(), ValueError("Missing subject_token in the credential_source file"), status=200)
+    assert type(failure) is CredentialsInvalid
+    assert "Missing subject_token" in str(failure)
+
+
+LATE, EARLY = "Fri, 15 Jan 2027 09:00:00 GMT", "Fri, 15 Jan 2027 07:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("kind", "date", "what"),
+    [
+        ("service_account", "", "it was deleted or disabled; create a new key"),
+        ("service_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
+        ("service_account", EARLY, "the clock of this machine is 3600 s ahead of Google's; set it"),
+        ("external_account", "", "what the identity provider in file.json vouches for (invalid_grant: no)"),
+        ("external_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
+        ("authorized_user", LATE, "run `gcloud auth application-default login`"),
+        ("external_account_authorized_user", "", "run `gcloud auth application-default login`"),
+    ],
+)
+def test_a_rejection_says_what_to_do(kind: Kind, date: str, what: str) -> None:
+    body = {"error": "invalid_grant", "error_description": "no"}
+    failure = told(file(kind), status=400, body=body, date=date)
+    assert type(failure) is CredentialsRejected
+    assert what in str(failure)
+
+
+def test_a_provider_that_does_not_exist_is_named() -> None:
+    failure = told(file(audience="//iam.googleapis.com/p"), status=400, body={"error": "invalid_target"})
+    assert type(failure) is MintRefused
+    assert "provider //iam.googleapis.com/p that file.json names does not exist" in str(failure)
+
+
+def test_federation_that_may_not_become_its_account_names_the_role() -> None:
+    failure = told(file(), url="https://iamcredentials.googleapis.com/x:generateAccessToken", status=403)
+    assert type(failure) is ImpersonationDenied
+    assert "roles/iam.workloadIdentityUser" in str(failure)
+    assert type(told(file(), status=403)) is MintRefused
