@@ -46,7 +46,8 @@ class CredentialFiles:
     """Writes credential files into a folder, readable by their owner alone.
 
     They name `server`'s own addresses where a file can name one; with `by_name` Google's names, which DNS then has to
-    lead there. User credentials and impersonation go by name in any case: no file can say otherwise.
+    lead there. User credentials and impersonation go by name in any case: no file can say otherwise. The subject token
+    of a cluster is good for a day.
     """
 
     KINDS: Final[tuple[CredentialKind, ...]] = (

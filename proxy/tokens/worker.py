@@ -47,25 +47,27 @@ class Worker:
         line = _Line(asyncio.get_running_loop(), self._send)
         errand_done = self._pool.submit(errand, line.send)
         self._errands[errand_done] = line
+        # Called where the errand ends: on its thread, which may be long after whoever waited has left.
+        errand_done.add_done_callback(self._forget)
         try:
             return await asyncio.wrap_future(errand_done)
         except asyncio.CancelledError:
             line.cut()
             raise
-        finally:
-            if errand_done.done():
-                del self._errands[errand_done]
 
     async def close(self) -> None:
         """Break all errands off and wait for them, up to a second."""
         self._closed = True
         if self._pool is None:
             return
-        for line in self._errands.values():
+        running = list(self._errands.items())
+        for _, line in running:
             line.cut()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        running = list(self._errands)
-        await asyncio.to_thread(concurrent.futures.wait, running, _GOODBYE_SECONDS)
+        await asyncio.to_thread(concurrent.futures.wait, [errand for errand, _ in running], _GOODBYE_SECONDS)
+
+    def _forget(self, errand: concurrent.futures.Future[Any]) -> None:
+        self._errands.pop(errand, None)
 
 
 class _Line:

@@ -1,4 +1,4 @@
-"""An outage of the metadata server under load, with tokens that hardly outlive the minute in which nobody uses them."""
+"""An outage under load: of the metadata server, or of whoever a key is shown to. Tokens live little over a minute."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.emulator import Certificates, CloudRun, CloudRunServer, Fault, Google, GoogleServer
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Fault, Google, GoogleServer
 from proxy.emulator.cloud_run import Receive, Scope, Send
+from proxy.emulator.model import Endpoint
 from tests.support.sidecar import Sidecar, sidecar
 
 USABLE_SECONDS = 3
@@ -31,10 +32,24 @@ def threads(running: Sidecar) -> int:
     return int(status.partition("Threads:")[2].split()[0])
 
 
+def environment(certificates: Certificates, server: GoogleServer, folder: Path | None) -> dict[str, str | None]:
+    """Point a sidecar at the emulator; with a folder, at a key file in there."""
+    found: dict[str, str | None] = {
+        "GCE_METADATA_HOST": server.metadata_address,
+        "SSL_CERT_FILE": str(certificates.ca_file),
+    }
+    if folder is None:
+        return found
+    files = CredentialFiles(folder, server.google, server, account=server.google.metadata_account)
+    return found | {"GOOGLE_APPLICATION_CREDENTIALS": str(files.write("service-account-key").file)}
+
+
 @pytest.mark.asyncio
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.RESET])
+@pytest.mark.parametrize(
+    ("endpoint", "fault"), [("metadata", Fault.HANG), ("metadata", Fault.RESET), ("oauth", Fault.HANG)]
+)
 async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
-    certificates: Certificates, fault: Fault
+    certificates: Certificates, tmp_path: Path, endpoint: Endpoint, fault: Fault
 ) -> None:
     google = Google(token_lifetime_seconds=60 + USABLE_SECONDS)
     cloud_run = CloudRun(nothing, google, invokers=[google.metadata_account])
@@ -42,8 +57,8 @@ async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
         GoogleServer(google, certificates) as server,
         CloudRunServer(cloud_run, certificates) as service,
         sidecar(
-            *("--route", f"svc={service.url}", "--mint-timeout", "0.5", "--upstream-ca", certificates.ca_file),
-            env={"GCE_METADATA_HOST": server.metadata_address},
+            *("--route", f"svc={service.url}", "--mint-timeout", "0.5"),
+            env=environment(certificates, server, tmp_path if endpoint == "oauth" else None),
         ) as running,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
     ):
@@ -54,7 +69,7 @@ async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
                 return response.status, int(response.headers.get("retry-after", 0))
 
         assert await invoke() == (200, 0)
-        google.fail("metadata", fault)
+        google.fail(endpoint, fault)
         until = google.mints[-1].expires_at - 60
 
         # Served as long as the token holds, whatever the metadata server does meanwhile.
@@ -66,17 +81,17 @@ async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
 
         # Then every request fails, at once: few of them are calls of the metadata server.
         flat = threads(running), running.resident_octets
-        calls = google.calls["metadata"]
+        calls = google.calls[endpoint]
         for _ in range(BATCHES):
             for status, seconds in (answer, *await asyncio.gather(*(invoke() for _ in range(AT_ONCE)))):
                 assert status == 503
                 assert 1 <= seconds <= 5
-        assert google.calls["metadata"] - calls <= 6
+        assert google.calls[endpoint] - calls <= 6
         assert threads(running) <= flat[0]
         assert running.resident_octets - flat[1] < GROWTH_OCTETS
 
         # And nobody has to do anything when it is over.
-        google.fail("metadata", None)
+        google.fail(endpoint, None)
         minted = len(google.mints)
         while (await invoke())[0] != 200:
             assert len(google.mints) <= minted + 1

@@ -202,7 +202,8 @@ class FakeGoogle:
             await runner.cleanup()
 
     def names(self) -> Names:
-        return Names({**dict.fromkeys(GOOGLE_NAMES, self.port), "metadata.google.internal": self.metadata_port})
+        plain = dict.fromkeys(("metadata.google.internal", "localhost"), self.metadata_port)
+        return Names({**dict.fromkeys(GOOGLE_NAMES, self.port), **plain})
 
     def break_next(self, path_end: str, fault: Fault) -> None:
         """Let the next call whose path ends so meet `fault`."""

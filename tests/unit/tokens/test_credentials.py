@@ -243,6 +243,22 @@ async def test_a_denied_user_without_a_name_is_told_by_the_file(
         await mint(OTHER)
 
 
+@pytest.mark.asyncio
+async def test_an_id_token_that_is_none_leaves_the_user_without_a_name(
+    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+) -> None:
+    path = house.file({**user_info, "account": ""})
+    google.accounts.add(TARGET)
+    for id_token in ('"junk"', "5"):
+        answer = f'{{"access_token": "ya29.unknown", "expires_in": 3599, "id_token": {id_token}}}'
+        google.break_next("/token", answers(200, answer))
+        google.break_next("/token", answers(200, answer))
+        google.break_next(":generateIdToken", error_answer(lambda: web.json_response({}, status=403)))
+        with pytest.raises(ImpersonationDenied, match=rf"user credentials \({path}\) may not impersonate"):
+            await mint(OTHER)
+        google.faults.clear()
+
+
 # Federation
 
 

@@ -16,7 +16,7 @@ from proxy.tokens import google as google_module
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Authority, House
 from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, says_nothing
 
 ATTACHED = "attached@project.iam.gserviceaccount.com"
@@ -137,6 +137,20 @@ async def test_a_certificate_that_nobody_vouches_for_stops_the_mint(
 
 
 @pytest.mark.asyncio
+async def test_a_certificate_that_is_over_may_mean_that_the_clock_is_wrong(
+    google: FakeGoogle, house: House, key_info: dict[str, Any], authority: Authority
+) -> None:
+    over = FakeGoogle()
+    await over.start(authority.expired)
+    mint = GoogleMint(environment=house.environment, resolver=over.names())
+    house.file(key_info)
+    with pytest.raises(TokenUnavailable, match=r"\(certificate has expired\); is the clock of this machine right\?"):
+        await mint(KEY)
+    await mint.close()
+    await over.stop()
+
+
+@pytest.mark.asyncio
 async def test_calls_to_google_go_through_the_proxy_of_the_environment(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,14 +161,20 @@ async def test_calls_to_google_go_through_the_proxy_of_the_environment(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_an_endpoint_nearby_is_called_without_the_proxy(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    key_info: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    house.file({**key_info, "token_uri": f"http://127.0.0.1:{google.metadata_port}/token"})
+    house.file({**key_info, "token_uri": f"http://{host}:{google.metadata_port}/token"})
     with pytest.raises(Failure):
         await mint(KEY)
-    assert google.calls == [(f"127.0.0.1:{google.metadata_port}", "/token")]
+    assert google.calls == [(f"{host}:{google.metadata_port}", "/token")]
 
 
 @pytest.mark.asyncio

@@ -85,6 +85,7 @@ async def test_a_cancelled_errand_gives_its_thread_back() -> None:
     await worker.run(one_call)
     await worker.close()
     assert ended == [TokenUnavailable] * 12
+    assert worker._errands == {}  # nothing is kept of an errand that ended after its caller had left
     await everybody_had_a_turn()
     assert loopback.cancelled == 4
 
