@@ -30,16 +30,25 @@ class Traffic(RuleBasedStateMachine):
         )
         self.slot = self.source.slot(KEY)
         self.taken: list[Token] = []
-        self.discoveries = 0
         self.rejections: list[float] = []
+        self.waiting: list[asyncio.Task[list[Token | BaseException]]] = []
 
     def run_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
     def teardown(self) -> None:
         self.run_loop(self.source.close())
+        self.run_loop(everybody_had_a_turn())
+        self.all_who_waited_are_served()
         assert self.time.armed == 0
         self.loop.close()
+
+    def all_who_waited_are_served(self) -> None:
+        waited, self.waiting = self.waiting, []
+        for task in waited:
+            assert task.done()
+            if not task.cancelled():
+                assert isinstance(task.result()[0], Token | Failure)
 
     @rule(chance=st.floats(0, 1, exclude_max=True))
     def chance_changes(self, chance: float) -> None:
@@ -66,6 +75,43 @@ class Traffic(RuleBasedStateMachine):
     def the_clock_is_set(self, seconds: float) -> None:
         self.time.now += seconds
 
+    @precondition(lambda self: self.mint.gate is None)
+    @rule()
+    def google_says_nothing_for_now(self) -> None:
+        self.mint.gate = asyncio.Event()
+
+    @precondition(lambda self: self.mint.gate is not None)
+    @rule()
+    def a_request_begins_to_wait(self) -> None:
+        async def settled() -> list[Token | BaseException]:
+            return list(await asyncio.gather(self.source.token(KEY), return_exceptions=True))
+
+        before, first = len(self.mint.calls), all(task.done() for task in self.waiting)
+        self.waiting.append(self.loop.create_task(settled()))
+        self.run_loop(everybody_had_a_turn())
+        assert len(self.mint.calls) - before <= first
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def the_first_who_waits_leaves(self) -> None:
+        gone, before = self.waiting.pop(0), len(self.mint.calls)
+        others = [task for task in self.waiting if not task.done()]
+        gone.cancel()
+        self.run_loop(everybody_had_a_turn())
+        assert gone.done()
+        assert not any(task.done() for task in others)
+        assert len(self.mint.calls) == before
+
+    @precondition(lambda self: self.mint.gate is not None)
+    @rule()
+    def google_speaks_again(self) -> None:
+        assert self.mint.gate is not None
+        self.mint.gate.set()
+        self.run_loop(everybody_had_a_turn())
+        self.mint.gate = None
+        self.all_who_waited_are_served()
+
+    @precondition(lambda self: self.mint.gate is None)
     @rule()
     def a_request_takes_the_slot_or_waits(self) -> None:
         token = self.slot.current(self.time.now)
@@ -76,6 +122,7 @@ class Traffic(RuleBasedStateMachine):
         if token is not None:
             self.taken.append(token)
 
+    @precondition(lambda self: self.mint.gate is None)
     @rule(waiters=st.integers(1, 5))
     def requests_wait_together(self, waiters: int) -> None:
         async def together() -> list[Any]:
@@ -99,6 +146,7 @@ class Traffic(RuleBasedStateMachine):
         assert token.expires_at > self.time.now
         return token
 
+    @precondition(lambda self: self.mint.gate is None)
     @rule()
     def a_discovery_mints_for_itself(self) -> None:
         before, slot_before = len(self.mint.calls), self.slot.token
@@ -137,5 +185,5 @@ class Traffic(RuleBasedStateMachine):
         assert self.time.armed <= 1
 
 
-Traffic.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Traffic.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestTraffic = Traffic.TestCase
