@@ -10,11 +10,12 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
-    cli → sidecar → admin | relay | settings → downstream | upstream | tokens
+    cli → sidecar | doctor → admin | relay | settings → downstream | upstream | tokens
         → wire → telemetry → routing | restate | http2 → errors
 
 * `cli`         the command line, one file a command
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
+* `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
 * `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`carrier`, `forwarder`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI

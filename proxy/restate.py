@@ -7,9 +7,41 @@
 
 from __future__ import annotations
 
-__all__ = ["is_discovery"]
+import json
+import re
+from typing import Any, Final
+
+__all__ = ["DISCOVERY_ACCEPT", "is_discovery", "is_manifest", "manifest_services"]
+
+_MANIFEST: Final = "application/vnd.restate.endpointmanifest.v{}+json"
+
+DISCOVERY_ACCEPT: Final = ", ".join(_MANIFEST.format(version) for version in range(1, 5)).encode()
+"""What Restate accepts as the answer to a discovery."""
+
+_IS_MANIFEST: Final = re.compile(re.escape(_MANIFEST).replace(r"\{\}", "[0-9]+"))
 
 
 def is_discovery(method: bytes, path: bytes) -> bool:
     """Return whether this is a discovery; `path` may have a prefix and a query."""
     return method == b"GET" and path.partition(b"?")[0].endswith(b"/discover")
+
+
+def is_manifest(content_type: str) -> bool:
+    """Return whether this content type is that of a manifest, of whatever version."""
+    return _IS_MANIFEST.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+
+
+def manifest_services(body: bytes) -> dict[str, list[str]]:
+    """Return the handlers of each service that a manifest lists, by name; ValueError if it is no manifest."""
+    try:
+        manifest = json.loads(body)
+        return {_name(service): [_name(handler) for handler in service["handlers"]] for service in manifest["services"]}
+    except (ValueError, KeyError, TypeError, RecursionError):  # Not chained: the error could hold the answer.
+        raise ValueError("it is no manifest of services") from None
+
+
+def _name(entry: Any) -> str:
+    name = entry["name"]
+    if not isinstance(name, str):
+        raise TypeError
+    return name

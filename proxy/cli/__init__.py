@@ -17,6 +17,8 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "serve": "Run the sidecar.",
+    "check": "Try every route, and say what is wrong and what mends it.",
+    "token": "Show what is in a route's token, or print it.",
     "healthcheck": "Ask a running sidecar how it is; for images without a shell.",
     "emulate": "Run a strict local Google (metadata server, IAM, Cloud Run) for development.",
 }

@@ -23,7 +23,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -40,12 +40,23 @@ from proxy.tokens.metadata import MetadataServer
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.worker import Worker
 
-__all__ = ["GoogleMint"]
+__all__ = ["GoogleMint", "Who"]
 
 _TOTAL_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 4.0
 _DIRECT_CONNECT_SECONDS: Final = 2.0
 _MOST_OCTETS: Final = 256 * 1024
+
+
+class Who(NamedTuple):
+    """A credential source, to be shown."""
+
+    file: adc.CredentialFile | None
+    """None for the metadata server."""
+    place: str
+    """Path of the file, or where the metadata server is asked."""
+    principal: str
+    """An e-mail where it is known, else some words."""
 
 
 class GoogleMint:
@@ -79,6 +90,17 @@ class GoogleMint:
         if key.impersonate is None:
             return await source.identity(key)
         return await self._iam.identity(source, key, key.impersonate, key.delegates)
+
+    async def who(self) -> Who:
+        """Return which credential source there is and who that is. Raises a leaf of `proxy.errors.TokenFailure`.
+
+        The metadata server is asked for it; a credential file is only read.
+        """
+        source = await self._ambient()
+        if source is self._metadata:
+            return Who(None, self._metadata.host, await self._metadata.email())
+        assert self._file is not None  # noqa: S101 - a source that is no metadata server was made of a file
+        return Who(self._file, self._file.path, await source.principal())
 
     async def close(self) -> None:
         """Break off what is under way and close all connections; a mint after this raises TokenUnavailable."""

@@ -31,6 +31,8 @@ _ACCOUNT: Final = "/computeMetadata/v1/instance/service-accounts/default/"
 # GKE's metadata server does not take many calls at once.
 _CALLS_AT_ONCE: Final = 4
 
+_SOMEBODY: Final = "the attached service account"
+
 
 class MetadataServer:
     """Mints with the service account that is attached to where we run.
@@ -58,10 +60,21 @@ class MetadataServer:
 
     async def principal(self) -> str:
         try:
-            name = self._body(await self._ask("email"))
+            return await self.email()
         except Failure:
-            name = ""
-        return name if name.isprintable() and 0 < len(name) <= 320 else "the attached service account"
+            return _SOMEBODY
+
+    @property
+    def host(self) -> str:
+        """Where it is asked: host, or host and port. Raises CredentialsNotFound where there is to be none, or
+        CredentialsInvalid.
+        """
+        return self._host()
+
+    async def email(self) -> str:
+        """Return the e-mail of the attached service account; raises a leaf of TokenFailure."""
+        name = self._body(await self._ask("email"))
+        return name if name.isprintable() and 0 < len(name) <= 320 else _SOMEBODY
 
     async def _access_token(self) -> Bearer:
         body = self._body(await self._ask("token"))

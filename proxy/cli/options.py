@@ -1,0 +1,159 @@
+"""What commands that read the settings have in common: the flags, the help with headings, how problems are told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from proxy.routing import Route
+from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
+from proxy.settings.layers import did_you_mean, flag_name
+from proxy.settings.loading import INLINE_OPTIONS
+from proxy.settings.model import GROUPS
+from proxy.settings.printing import default_text
+from proxy.settings.wording import summary, unit_of
+
+__all__ = ["GroupedCommand", "Unusable", "chosen_routes", "settings_flags", "settings_from"]
+
+_ROUTES: Final = "Routes"
+_INLINE: Final = "For all routes given by flag"
+
+
+class _Setting(click.Option):
+    """A flag that stands under a heading. Its value is not judged here, so that all problems can be told at once."""
+
+    def __init__(self, *names: str, heading: str, **attributes: Any) -> None:
+        super().__init__(names, **attributes)
+        self.heading = heading
+
+
+class GroupedCommand(click.Command):
+    """A command whose flags are listed under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue
+            listed = records.setdefault(getattr(parameter, "heading", "Other"), [])
+            listed += filter(None, [parameter.get_help_record(ctx)])
+        for heading, listed in records.items():
+            if listed:
+                with formatter.section(heading):
+                    formatter.write_dl(listed, col_max=34)
+
+
+class Unusable(click.ClickException):
+    """What was asked for cannot be begun; exit code 2."""
+
+    exit_code = 2
+
+    @classmethod
+    def settings(cls, invalid: SettingsInvalid) -> Unusable:
+        """Return everything that is wrong with the settings, a line each."""
+        count = len(invalid.problems)
+        lines = [f"  {problem}" for problem in invalid.problems]
+        return cls("\n".join([f"{count} problem{'s' * (count > 1)} with the settings", *lines]))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"cloudrun-sidecar: {self.format_message()}", err=True)
+
+
+def settings_flags(*, shown: frozenset[str] | None = None) -> list[click.Parameter]:
+    """Return a flag for every setting, in the order and under the headings of the sample file.
+
+    All are taken. `--help` lists those of routes, and of the others those that are named in `shown` (None: all).
+    """
+    return list(_flags(shown))
+
+
+def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
+    """Return the settings that result from file, environment and flags, or raise Unusable with all problems."""
+    try:
+        return load_traced(config, os.environ, flags)
+    except SettingsInvalid as exc:
+        raise Unusable.settings(exc) from None
+
+
+def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
+    """Return the routes of these names in their order, all if there is no name; Unusable for one that there is not.
+
+    A name may be written as the path that it is: `/greeter`; `/` is the route for all other paths.
+    """
+    routes = {route.name: route for route in settings.route_table().routes}
+    if not names:
+        return list(routes.values())
+    chosen = {}
+    for name in (given.strip("/") for given in names):
+        if name not in routes:
+            known = ", ".join(f"/{route}" for route in routes)
+            hint = did_you_mean(name, routes, lambda near: f"/{near}")
+            raise Unusable(f"there is no route /{name}{hint}; the routes are: {known}")
+        chosen[name] = routes[name]
+    return list(chosen.values())
+
+
+def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
+    yield _Setting(
+        "--config",
+        heading=_ROUTES,
+        type=click.Path(path_type=Path),
+        help="Settings file (TOML). [default: config/routes.toml if there is one]",
+        metavar="FILE",
+    )
+    yield _Setting(
+        "--route",
+        heading=_ROUTES,
+        multiple=True,
+        metavar="NAME=URL",
+        help="A Cloud Run service under a path prefix; repeatable.",
+    )
+    yield _Setting(
+        "--upstream", heading=_ROUTES, metavar="URL", help="The service for everything, or for all other paths."
+    )
+    for name in INLINE_OPTIONS:
+        yield _flag(name, RouteSettings.model_fields[name], _INLINE)
+    for heading, names in GROUPS.items():
+        for name in names:
+            hidden = shown is not None and name not in shown
+            yield _flag(name, Settings.model_fields[name], heading, hidden=hidden)
+
+
+def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> click.Parameter:
+    text = f"{summary(info)}.{_default(info)}"
+    if info.annotation is bool:
+        spelled = f"{flag_name(name)}/--no-{name.replace('_', '-')}"
+        return _Setting(spelled, name, heading=heading, default=None, help=text, hidden=hidden)
+    several = get_origin(info.annotation) is tuple
+    return _Setting(
+        flag_name(name),
+        name,
+        heading=heading,
+        multiple=several,
+        metavar=_placeholder(name, info),
+        help=text,
+        hidden=hidden,
+    )
+
+
+def _default(info: FieldInfo) -> str:
+    """Return the default as it would be written on the command line; nothing where that would say nothing."""
+    if not info.default:
+        return ""
+    if isinstance(info.default, tuple):
+        return f" [default: {' '.join(info.default)}]"
+    return f" [default: {default_text(info).strip(chr(34))}]"
+
+
+def _placeholder(name: str, info: FieldInfo) -> str:
+    if get_origin(info.annotation) is Literal:
+        return f"[{'|'.join(get_args(info.annotation))}]"
+    if unit := unit_of(info):
+        return unit.upper()
+    named = {"listen": "ADDR", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
+    return named.get(name, "EMAIL")

@@ -1,0 +1,78 @@
+"""`cloudrun-sidecar token`: what is in a route's token, or (`--raw`) the token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_flags, settings_from
+from proxy.doctor.claims import life_in_words, raw, taken_apart
+from proxy.doctor.examination import Doctor
+from proxy.errors import Failure
+from proxy.http2.choice import EngineUnavailable
+from proxy.routing import Route
+from proxy.settings import Settings
+from proxy.telemetry import configure_logging
+from proxy.tokens.model import Token
+
+__all__ = ["token"]
+
+_SHOWN: Final = frozenset({"mint_timeout"})
+
+_EPILOG: Final = """\
+Exit code: 0 there is a token; 1 it could not be minted; 2 the settings cannot be used, or there is no such route.
+
+\b
+  curl -H "X-Serverless-Authorization: Bearer $(cloudrun-sidecar token --raw greeter)" \\
+      https://greeter-….run.app/health
+"""
+
+
+@click.command(cls=GroupedCommand, params=settings_flags(shown=_SHOWN), epilog=_EPILOG)
+@click.argument("name", metavar="ROUTE")
+@click.option("--raw", "alone", is_flag=True, help="Print the token itself, a secret, and nothing else.")
+def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
+    """Mint a token for ROUTE, as the sidecar would, and print its header and claims as JSON.
+
+    The signature is not printed, so what is shown is no credential; with --raw it is the whole token.
+    """
+    settings = settings_from(config, flags).settings
+    (chosen,) = chosen_routes(settings, (name,))
+    if not chosen.signed:
+        raise Unusable(f"the route /{chosen.name} adds no token (gcp_id_token = false)")
+    configure_logging("error", "auto")  # A failure is told below, once.
+    try:
+        with asyncio.Runner() as runner:
+            minted = runner.run(_mint(settings, chosen))
+    except EngineUnavailable as exc:
+        raise Unusable(str(exc)) from None
+    except Failure as failure:
+        raise _NoToken(str(failure)) from None
+    now = time.time()
+    if not alone:
+        click.echo(json.dumps(taken_apart(minted, now), indent=2))
+        return
+    if sys.stdout.isatty():
+        remaining = life_in_words(minted.expires_at - now)
+        click.echo(f"This is a secret: for {remaining} it opens {chosen.audience} to whoever has it.", err=True)
+    click.echo(raw(minted))
+
+
+async def _mint(settings: Settings, route: Route) -> Token:
+    async with Doctor(settings) as doctor:
+        return await doctor.token(route)
+
+
+class _NoToken(click.ClickException):
+    """There is no token; the sentence says why."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"cloudrun-sidecar: {self.format_message()}", err=True)

@@ -1,0 +1,96 @@
+"""One request without content on an upstream connection, and its whole answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from proxy.doctor.diagnosis import Answer
+from proxy.errors import Failure, UpstreamRefusedStream, UpstreamReset
+from proxy.http2.events import ErrorCode, Fields
+from proxy.upstream.connection import UpstreamConnection
+
+__all__ = ["MOST_OCTETS", "ask"]
+
+MOST_OCTETS: Final = 8 << 20
+"""How much of an answer is read; manifests with schemas have hundreds of KiB."""
+
+
+async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: float) -> Answer:
+    """Return the answer to this request.
+
+    Raises TimeoutError, or a leaf of UpstreamFailure: UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost.
+    """
+    loop = asyncio.get_running_loop()
+    sink = _Collector(connection, loop)
+    sink.stream_id = connection.open(fields, end_stream=True, sink=sink)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await sink.answer
+    finally:
+        if not sink.ended:
+            connection.reset(sink.stream_id, ErrorCode.CANCEL)
+            connection.forget(sink.stream_id)
+
+
+class _Collector:
+    """A ResponseSink that keeps what comes."""
+
+    def __init__(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
+        self.stream_id = 0
+        self.ended = False
+        self.answer: asyncio.Future[Answer] = loop.create_future()
+        self._connection = connection
+        self._fields: Fields = []
+        self._body = bytearray()
+
+    def interim(self, fields: Fields) -> None:
+        """A 1xx head: the final one follows."""
+
+    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+        self._fields = fields
+        if end_stream:
+            self._finish()
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        self._connection.acknowledge(self.stream_id, len(data))
+        self._body += data
+        if end_stream:
+            self._finish()
+        elif len(self._body) > MOST_OCTETS:
+            self._fail(
+                UpstreamReset(f"the answer has more than {MOST_OCTETS >> 20} MiB; that is no manifest"), over=False
+            )
+
+    def response_trailers(self, fields: Fields) -> None:
+        self._finish()
+
+    def response_reset(self, code: int) -> None:
+        try:
+            name = ErrorCode(code).name
+        except ValueError:
+            name = hex(code)
+        if code == ErrorCode.NO_ERROR and self._fields:
+            self._finish()
+        else:
+            self._fail(UpstreamReset(f"the service broke the request off ({name})"))
+
+    def unprocessed(self) -> None:
+        self._fail(UpstreamRefusedStream("the service did not take the request; try again"))
+
+    def upstream_lost(self, failure: Failure) -> None:
+        self._fail(failure)
+
+    def request_sent(self, octets: int) -> None:
+        """Nothing is sent but the head."""
+
+    def _finish(self) -> None:
+        self.ended = True
+        if not self.answer.done():
+            named = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in self._fields}
+            self.answer.set_result(Answer(int(named.pop(":status")), named, bytes(self._body)))
+
+    def _fail(self, failure: Failure, *, over: bool = True) -> None:
+        self.ended = over
+        if not self.answer.done():
+            self.answer.set_exception(failure)

@@ -1,0 +1,216 @@
+"""The examination of routes: all steps in order for each, all routes at the same time.
+
+A route without credentials is still looked at from outside, and one that cannot be reached still shows whether there
+is a token for it: who mends a set-up wants to know everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from proxy import __version__
+from proxy.doctor.asking import ask
+from proxy.doctor.diagnosis import Answer, Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.doctor.identity import find_credentials, mint
+from proxy.doctor.reaching import Reacher
+from proxy.doctor.report import Outcome, RouteReport, Step, StepName, sentence, skipped
+from proxy.errors import Failure
+from proxy.http2.choice import engine_choice
+from proxy.http2.engine import Limits
+from proxy.http2.events import Fields
+from proxy.http2.fields import for_upstream
+from proxy.restate import DISCOVERY_ACCEPT
+from proxy.routing import Route
+from proxy.settings import Settings
+from proxy.tokens.google import GoogleMint
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import TokenSource
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.connector import Connector
+from proxy.wire import Budget
+
+__all__ = ["Doctor", "Progress"]
+
+Progress = Callable[[Route, StepName], None]
+"""Is told which step of a route begins."""
+
+_QUIET: Final[Progress] = lambda route, step: None  # noqa: E731 - a default that says nothing
+
+
+class Doctor:
+    """Examines routes with the settings and the environment that the sidecar would have.
+
+    `answer_timeout_seconds` is how long the service may take over one answer; a cold start takes its time. Raises
+    EngineUnavailable. An async context manager; it is used up at its end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.time,
+        answer_timeout_seconds: float = 30.0,
+        progress: Progress = _QUIET,
+    ) -> None:
+        limits = Limits(max_field_section_octets=settings.max_field_section)
+        engine = partial(engine_choice(settings.http2_engine).make, client=True, limits=limits)
+        self._google = GoogleMint(environment=environment, clock=clock)
+        self._tokens = TokenSource(self._google, clock=clock, mint_timeout_seconds=settings.mint_timeout)
+        self._connector = Connector(
+            engine,
+            Budget(settings.queued_octets),
+            timing=Timing(),
+            upstream_ca=settings.upstream_ca,
+            connect_timeout_seconds=settings.connect_timeout,
+        )
+        self._reacher = Reacher(self._connector, settings.upstream_ca, settings.connect_timeout)
+        self._environment = environment
+        self._clock = clock
+        self._mint_timeout_seconds = settings.mint_timeout
+        self._answer_timeout_seconds = answer_timeout_seconds
+        self._progress = progress
+
+    async def __aenter__(self) -> Doctor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._google.close)
+            closing.push_async_callback(self._tokens.close)
+
+    async def examine_all(self, routes: Sequence[Route], tell: Callable[[RouteReport], None]) -> list[RouteReport]:
+        """Return the reports in the order of `routes`; `tell` gets each as soon as it and all before it are there."""
+        reports = []
+        async with asyncio.TaskGroup() as group:
+            for task in [group.create_task(self.examine(route)) for route in routes]:
+                reports.append(await task)
+                tell(reports[-1])
+        return reports
+
+    async def token(self, route: Route) -> Token:
+        """Return a new token for a route that has one; raises a leaf of TokenFailure."""
+        return await self._tokens.fresh(_key(route))
+
+    async def examine(self, route: Route) -> RouteReport:
+        """Return what was found; nothing that is wrong with a route is raised."""
+        identity, token = await self._identify(route)
+        self._progress(route, "dns")
+        reached = await self._reacher.reach(route.origin, self._clock())
+        asked: tuple[Step, ...]
+        if reached.connection is None:
+            asked = _not_asked("not reached: there is no connection")
+        else:
+            visit = _Visit(self._connector, reached.connection, route, self._answer_timeout_seconds)
+            try:
+                asked = await self._ask(visit, token)
+            finally:
+                await visit.leave()
+        return RouteReport(
+            route=route.name,
+            url=f"{route.origin}{route.base_path}",
+            audience=route.audience if route.signed else None,
+            steps=(*identity, *reached.steps, *asked),
+        )
+
+    async def _identify(self, route: Route) -> tuple[tuple[Step, Step], Token | None]:
+        if not route.signed:
+            why = "not needed: the route adds no token (gcp_id_token = false)"
+            return (skipped("credentials", why), skipped("token", why)), None
+        self._progress(route, "credentials")
+        credentials = await find_credentials(self._google, self._environment, self._mint_timeout_seconds)
+        if credentials.who is None:
+            return (credentials.step, skipped("token", "not reached: there are no credentials")), None
+        self._progress(route, "token")
+        step, token = await mint(self._tokens, route, credentials.who, self._clock())
+        return (credentials.step, step), token
+
+    async def _ask(self, visit: _Visit, token: Token | None) -> tuple[Step, Step, Step]:
+        route = visit.route
+        skew: float | None = None
+        if route.signed:
+            self._progress(route, "private")
+            answer = await visit.get(None)
+            if isinstance(answer, Answer):
+                skew = skew_seconds(answer, self._clock())
+                private = private_step(answer, Patient(route=route))
+            else:
+                private = skipped("private", f"cannot be told: {answer.text} to an unsigned request")
+        else:
+            private = skipped("private", "not asked: the route adds no token")
+        if route.signed and token is None:
+            return private, clock_step(skew), skipped("discovery", "not reached: there is no token")
+        self._progress(route, "discovery")
+        answer = await visit.get(token)
+        if not isinstance(answer, Answer):
+            return private, clock_step(skew), answer
+        if skew is None:
+            skew = skew_seconds(answer, self._clock())
+        principal = token.principal if token is not None else None
+        patient = Patient(route=route, principal=principal, skew_seconds=skew)
+        return private, clock_step(skew), discovery_step(answer, patient)
+
+
+class _Visit:
+    """Requests to one route, on one connection while it lasts."""
+
+    def __init__(
+        self, connector: Connector, connection: UpstreamConnection, route: Route, timeout_seconds: float
+    ) -> None:
+        self.route = route
+        self._connector = connector
+        self._connection = connection
+        self._timeout_seconds = timeout_seconds
+
+    async def get(self, token: Token | None) -> Answer | Step:
+        """Return the answer to a discovery, with this token or none; a failed step `discovery` where none came."""
+        try:
+            if self._connection.free_streams <= 0:
+                await self.leave()
+                self._connection = await self._connector.connect(self.route.origin)
+            return await ask(self._connection, self._head(token), self._timeout_seconds)
+        except TimeoutError:
+            return _no_answer(
+                f"no answer within {self._timeout_seconds:g} s",
+                "Is the container starting slowly, or stuck? Look at its logs; --timeout waits longer.",
+            )
+        except Failure as failure:
+            return _no_answer("no answer came", sentence(str(failure)))
+
+    async def leave(self) -> None:
+        """End the connection: say so, and do not wait for the peer to agree."""
+        self._connection.retire("examined")
+        self._connection.abort()
+        await self._connection.gone
+
+    def _head(self, token: Token | None) -> Fields:
+        route = self.route
+        return for_upstream(
+            [
+                (b"accept", DISCOVERY_ACCEPT, False),
+                (b"user-agent", f"cloudrun-sidecar/{__version__} (check)".encode(), False),
+            ],
+            method=b"GET",
+            scheme=route.origin.scheme.encode(),
+            authority=route.authority,
+            path=f"{route.base_path}/discover".encode(),
+            authorization=token.authorization if token is not None else None,
+        )
+
+
+def _key(route: Route) -> TokenKey:
+    return TokenKey(route.impersonate, route.delegates, route.audience)
+
+
+def _not_asked(why: str) -> tuple[Step, Step, Step]:
+    return skipped("private", why), skipped("clock", why), skipped("discovery", why)
+
+
+def _no_answer(text: str, remedy: str) -> Step:
+    return Step(name="discovery", outcome=Outcome.FAILED, code="no-answer", text=text, remedy=remedy)

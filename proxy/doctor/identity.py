@@ -1,0 +1,149 @@
+"""The steps that need no service: which credentials there are, and whether they give a token for the audience."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from proxy.doctor import gcloud
+from proxy.doctor.claims import claims_of, life_in_words, time_in_words
+from proxy.doctor.report import Outcome, Step, StepName, quoted, sentence
+from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
+from proxy.routing import Route
+from proxy.tokens.google import GoogleMint, Who
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.source import TokenSource
+
+__all__ = ["find_credentials", "mint", "remedies_of_refusal"]
+
+_KINDS: Final = {
+    "service_account": "key file",
+    "authorized_user": "user credentials",
+    "external_account": "workload identity federation",
+    "external_account_authorized_user": "workforce identity federation",
+    "impersonated_service_account": "impersonated service account",
+}
+
+_HEADLINES: Final = {
+    "credentials-not-found": "there are no Google credentials here",
+    "credentials-invalid": "the credentials cannot be used",
+    "credentials-rejected": "Google does not take these credentials",
+    "ambient-unsupported": "these credentials cannot mint an ID token by themselves",
+    "impersonation-denied": "the impersonation is not allowed",
+    "mint-refused": "Google refused to mint",
+    "token-timeout": "no answer in time",
+    "token-unavailable": "who mints could not be reached, or could not answer",
+    "token-malformed": "what came is no token",
+    "token-expired": "the token has expired already: is a clock wrong?",
+}
+"""What a failed mint is, in a few words; the failure's own sentence says the rest, and what to do."""
+
+_SHORT_SECONDS: Final = 60.0
+
+
+class Credentials(NamedTuple):
+    """What the first step found."""
+
+    step: Step
+    who: Who | None
+    """None where it failed."""
+
+
+async def find_credentials(google: GoogleMint, environment: Mapping[str, str], timeout_seconds: float) -> Credentials:
+    """Return the step `credentials`: which source, where, and who it is."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            who = await google.who()
+    except TimeoutError:
+        late = TokenTimeout(f"the credential source did not say who it is within {timeout_seconds:g} s")
+        return Credentials(_failed("credentials", late), None)
+    except Failure as failure:
+        return Credentials(_failed("credentials", failure), None)
+    kind = who.file.kind if who.file is not None else "metadata"
+    named_by = _named_by(who, environment)
+    what = _KINDS.get(kind, "metadata server")
+    where = f"{what} {who.place} ({named_by})"
+    step = Step(
+        name="credentials",
+        outcome=Outcome.OK,
+        text=f"{quoted(who.principal)}, by the {where}" if _is_email(who.principal) else where,
+        details={"source": kind, "place": who.place, "named_by": named_by, "principal": quoted(who.principal)},
+    )
+    return Credentials(step, who)
+
+
+async def mint(tokens: TokenSource, route: Route, who: Who, now: float) -> tuple[Step, Token | None]:
+    """Return the step `token`, and the token if there is one. The token source sets the deadline."""
+    key = TokenKey(route.impersonate, route.delegates, route.audience)
+    try:
+        token = await tokens.fresh(key)
+    except Failure as failure:
+        return _failed("token", failure, remedies_of_refusal(failure, route, who), audience=route.audience), None
+    claims = claims_of(token)
+    remaining = token.expires_at - now
+    details: dict[str, Any] = {
+        name: claims[name] for name in ("aud", "email", "sub", "iss", "iat", "exp") if name in claims
+    }
+    details |= {"expires_at": time_in_words(token.expires_at), "remaining_seconds": round(remaining)}
+    subject = quoted(token.principal or "nobody")
+    text = (
+        f"for {quoted(str(claims.get('aud')))}, as {subject}, "
+        f"expires {details['expires_at']}, in {life_in_words(remaining)}"
+    )
+    if remaining <= _SHORT_SECONDS:
+        return (
+            Step(
+                name="token",
+                outcome=Outcome.WARNING,
+                code="token-short-lived",
+                text=text,
+                remedy="A token that ends within a minute is used once and not kept, so every request mints. "
+                "Is the clock of this machine ahead?",
+                details=details,
+            ),
+            token,
+        )
+    return Step(name="token", outcome=Outcome.OK, text=text, details=details), token
+
+
+def remedies_of_refusal(failure: Failure, route: Route, who: Who) -> tuple[str, ...]:
+    """Return the commands after which IAM would allow what it refused; none for any other failure."""
+    if not isinstance(failure, ImpersonationDenied) or "workloadIdentityUser" in str(failure):
+        return ()
+    commands: tuple[str, ...] = ()
+    caller: str | None = who.principal
+    if who.file is not None and who.file.kind == "impersonated_service_account":
+        # The file's own account is reached first, by the credential inside.
+        role = gcloud.ID_TOKEN_CREATOR if route.impersonate is None else gcloud.TOKEN_CREATOR
+        inner = who.file.info["source_credentials"].get("client_email")
+        commands = gcloud.grant_chain(inner if isinstance(inner, str) else None, (), who.principal, role)
+    if route.impersonate is not None:
+        commands += gcloud.grant_chain(caller, route.delegates, route.impersonate, gcloud.ID_TOKEN_CREATOR)
+    return commands
+
+
+def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **details: Any) -> Step:
+    return Step(
+        name=name,
+        outcome=Outcome.FAILED,
+        code=failure.code,
+        text=_HEADLINES.get(failure.code, failure.code),
+        remedy=sentence(str(failure)),
+        commands=commands,
+        details=details,
+    )
+
+
+def _named_by(who: Who, environment: Mapping[str, str]) -> str:
+    """Return what led to this source: a variable, or words."""
+    if who.file is None:
+        named = next((name for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT") if environment.get(name)), None)
+        return named or "no credential file is there"
+    if environment.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return "GOOGLE_APPLICATION_CREDENTIALS"
+    return "CLOUDSDK_CONFIG" if environment.get("CLOUDSDK_CONFIG") else "gcloud's default place"
+
+
+def _is_email(name: str) -> bool:
+    return "@" in name and " " not in name

@@ -1,0 +1,227 @@
+"""The steps to a usable connection: name, TCP, TLS, HTTP/2. The last two by the sidecar's own connector.
+
+The first two are taken apart from it, so that a deadline that passed can be told to belong to one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import aiohappyeyeballs
+
+from proxy.doctor.claims import time_in_words
+from proxy.doctor.report import Outcome, Step, StepName, quoted, sentence, skipped
+from proxy.errors import Failure, UpstreamConnectionLost, UpstreamFailure, UpstreamNotHttp2
+from proxy.routing import Origin
+from proxy.upstream.connection import UpstreamConnection
+from proxy.upstream.connector import Connector, tls_context
+
+__all__ = ["Reached", "Reacher", "certificate_details"]
+
+_HAPPY_EYEBALLS_DELAY_SECONDS: Final = 0.25  # RFC 8305, section 8
+_DAY_SECONDS: Final = 86_400
+_SOON_DAYS: Final = 7
+_ADDRESSES_SHOWN: Final = 4
+
+_HEADLINES: Final = {
+    "upstream-tls-failed": "TLS fails",
+    "upstream-not-http2": "HTTP/2 is not spoken there",
+    "upstream-connect-timeout": "no answer in time",
+    "upstream-connect-failed": "the connection broke",
+    "upstream-connection-lost": "the connection ended before it was usable",
+}
+
+_Addresses = list[tuple[Any, ...]]
+
+
+class Reached(NamedTuple):
+    """Four steps, and the connection if all of them went well."""
+
+    steps: tuple[Step, ...]
+    connection: UpstreamConnection | None
+
+
+class Reacher:
+    """Goes to origins. `timeout_seconds` holds for each step."""
+
+    def __init__(self, connector: Connector, upstream_ca: Path | None, timeout_seconds: float) -> None:
+        self._connector = connector
+        self._upstream_ca = upstream_ca
+        self._timeout_seconds = timeout_seconds
+
+    async def reach(self, origin: Origin, now: float) -> Reached:
+        """Return what the way to `origin` is like; `now` is for the certificate's remaining days."""
+        dns, addresses = await self._resolve(origin)
+        if not addresses:
+            return _stopped("DNS", dns)
+        tcp, connected = await self._connect(origin, addresses)
+        if connected is None:
+            return _stopped("TCP", dns, tcp)
+        with connected:
+            try:
+                connection = await self._connector.connect(origin)
+            except Failure as failure:
+                # In this order: the probe of the certificate takes the socket over.
+                tls, http2 = await self._explain(origin, failure, connected, now)
+                return Reached((dns, tcp, tls, http2), None)
+        tls = _tls_step(origin, _tls_of(connection), now)
+        return Reached((dns, tcp, tls, _http2_step(origin, connection)), connection)
+
+    async def _resolve(self, origin: Origin) -> tuple[Step, _Addresses]:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            late = f"no answer about {origin.host} within {self._timeout_seconds:g} s"
+            return _failed("dns", "dns-timeout", late, "Check the resolver of this machine (/etc/resolv.conf)."), []
+        except OSError as exc:
+            text = f"the name {origin.host} does not resolve ({exc.strerror or exc})"
+            remedy = "Check the url of the route for a slip of the pen, then the resolver of this machine."
+            return _failed("dns", "dns-failed", text, remedy), []
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        shown = ", ".join(addresses[:_ADDRESSES_SHOWN]) + (", …" if len(addresses) > _ADDRESSES_SHOWN else "")
+        step = Step(name="dns", outcome=Outcome.OK, text=shown, details={"addresses": addresses})
+        return step, list(found)
+
+    async def _connect(self, origin: Origin, addresses: _Addresses) -> tuple[Step, socket.socket | None]:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                connected = await aiohappyeyeballs.start_connection(
+                    addresses,
+                    happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS,
+                    loop=loop,
+                )
+        except OSError as exc:  # TimeoutError is one
+            return self._unconnected(origin, exc), None
+        milliseconds = round((loop.time() - started) * 1000, 1)
+        host, port = connected.getpeername()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        text = f"{where}, {milliseconds:g} ms"
+        details = {"address": where, "milliseconds": milliseconds}
+        return Step(name="tcp", outcome=Outcome.OK, text=text, details=details), connected
+
+    def _unconnected(self, origin: Origin, exc: OSError) -> Step:
+        if isinstance(exc, TimeoutError) and exc.errno is None:
+            return _failed(
+                "tcp",
+                "tcp-timeout",
+                f"{origin.host} port {origin.port} did not answer within {self._timeout_seconds:g} s",
+                "Something drops the packets: check firewalls and, in a VPC, routes to Google (Cloud NAT, Private "
+                "Google Access).",
+            )
+        why = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc.strerror or type(exc).__name__
+        return _failed(
+            "tcp",
+            "tcp-failed",
+            f"{origin.host} port {origin.port} cannot be connected to ({why})",
+            "Check host and port in the url of the route, and whether the service is up.",
+        )
+
+    async def _explain(
+        self, origin: Origin, failure: Failure, connected: socket.socket, now: float
+    ) -> tuple[Step, Step]:
+        """Return the steps `tls` and `http2` after a connection that could not be used."""
+        if origin.scheme == "http":
+            return _no_tls(), _of_failure("http2", failure)
+        if not isinstance(failure, UpstreamNotHttp2 | UpstreamConnectionLost):
+            return _of_failure("tls", failure), skipped("http2", "not reached: TLS failed")
+        tls = await self._handshake(origin, connected)
+        if tls is None:
+            return skipped("tls", "it did not come to an end: see the next step"), _of_failure("http2", failure)
+        chosen = tls.selected_alpn_protocol()
+        step = _of_failure("http2", failure, details={"alpn": chosen})
+        return _tls_step(origin, tls, now), step
+
+    async def _handshake(self, origin: Origin, connected: socket.socket) -> ssl.SSLObject | None:
+        """Return TLS with whatever HTTP there is, to see the certificate; None where that fails as well."""
+        context = tls_context(self._upstream_ca)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, sock=connected.dup(), ssl=context, server_hostname=origin.host
+                )
+        except OSError:  # ssl.SSLError and TimeoutError are among them
+            return None
+        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        transport.abort()
+        return tls
+
+
+def certificate_details(certificate: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Return issuer and expiry of a verified certificate as `SSLSocket.getpeercert` gives it."""
+    issuer = {key: value for pairs in certificate.get("issuer", ()) for key, value in pairs}
+    names = [issuer.get("organizationName"), issuer.get("commonName")]
+    expires_at = ssl.cert_time_to_seconds(certificate["notAfter"])
+    return {
+        "issuer": quoted(", ".join(name for name in names if name) or "somebody without a name"),
+        "expires_at": time_in_words(expires_at),
+        "remaining_days": int((expires_at - now) // _DAY_SECONDS),
+    }
+
+
+def _tls_of(connection: UpstreamConnection) -> ssl.SSLObject | None:
+    transport = connection.transport
+    return transport.get_extra_info("ssl_object") if transport is not None else None
+
+
+def _tls_step(origin: Origin, tls: ssl.SSLObject | None, now: float) -> Step:
+    if tls is None:
+        return _no_tls()
+    certificate = tls.getpeercert()
+    version = tls.version() or "TLS"
+    if not certificate:
+        return Step(name="tls", outcome=Outcome.OK, text=version, details={"version": version})
+    details = {"version": version, **certificate_details(certificate, now)}
+    days = details["remaining_days"]
+    text = f"{version}, certificate of {details['issuer']}, good until {details['expires_at']}"
+    if days < _SOON_DAYS:
+        return Step(
+            name="tls",
+            outcome=Outcome.WARNING,
+            code="certificate-expires-soon",
+            text=text,
+            remedy=f"The certificate of {origin.host} ends in {days} days: see that it is renewed.",
+            details=details,
+        )
+    return Step(name="tls", outcome=Outcome.OK, text=text, details=details)
+
+
+def _no_tls() -> Step:
+    return skipped("tls", "not used: the url is http:// (allow_http)")
+
+
+def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
+    streams = connection.engine.peer_max_concurrent_streams
+    how = "ALPN h2" if origin.scheme == "https" else "prior knowledge"
+    return Step(
+        name="http2",
+        outcome=Outcome.OK,
+        text=f"{how}, {streams} streams a connection",
+        details={"streams": streams},
+    )
+
+
+def _of_failure(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
+    text = _HEADLINES.get(failure.code, failure.code) if isinstance(failure, UpstreamFailure) else failure.code
+    return _failed(name, failure.code, text, sentence(str(failure)), details)
+
+
+def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[str, Any] | None = None) -> Step:
+    return Step(name=name, outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details or {})
+
+
+def _stopped(what: str, *steps: Step) -> Reached:
+    names: tuple[StepName, ...] = ("dns", "tcp", "tls", "http2")
+    rest = [skipped(name, f"not reached: {what} failed") for name in names[len(steps) :]]
+    return Reached((*steps, *rest), None)

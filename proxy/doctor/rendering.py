@@ -1,0 +1,107 @@
+"""A report for people: a line a step, a remedy under what is wrong. Pure.
+
+::
+
+    /greeter  https://greeter-123456789012.europe-west1.run.app
+      ✔ credentials  ambient@…, by the metadata server metadata.google.internal (no credential file is there)
+      ✘ token        the impersonation is not allowed
+                     → ambient@… may not impersonate invoker@…: grant it …
+                       $ gcloud iam service-accounts add-iam-policy-binding …
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.doctor.report import STEPS, Outcome, RouteReport, Step
+
+__all__ = ["Manner", "render", "shown_name", "summary", "to_ascii"]
+
+_MARKS: Final = {Outcome.OK: "✔", Outcome.WARNING: "!", Outcome.FAILED: "✘", Outcome.SKIPPED: "–"}
+_WORDS: Final = {Outcome.OK: "ok  ", Outcome.WARNING: "WARN", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "-   "}
+
+# SGR (ECMA-48, 8.3.117): green, yellow, red, faint.
+_COLOURS: Final = {Outcome.OK: "32", Outcome.WARNING: "33", Outcome.FAILED: "31", Outcome.SKIPPED: "2"}
+_BOLD: Final = "1"
+_FAINT: Final = "2"
+
+_ASCII: Final = str.maketrans({"→": "->", "–": "-", "—": "-", "…": "...", "·": "|", "’": "'", "✔": "ok", "✘": "x"})
+_LABEL_COLUMNS: Final = max(map(len, STEPS))
+_LEAST_COLUMNS: Final = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """What whoever shows the report can show."""
+
+    columns: int = 100
+    """Where lines are broken; commands are never."""
+    colour: bool = False
+    ascii_only: bool = False
+
+
+def shown_name(route: str) -> str:
+    """Return a route's name as the path prefix that it is."""
+    return f"/{route}"
+
+
+def render(report: RouteReport, manner: Manner) -> str:
+    """Return the report of a route as lines, with a line feed at the end."""
+    lines = [_styled(shown_name(report.route), _BOLD, manner) + "  " + report.url]
+    for step in report.steps:
+        lines += _step_lines(step, manner)
+    text = "\n".join(lines) + "\n"
+    return to_ascii(text) if manner.ascii_only else text
+
+
+def summary(reports: Sequence[RouteReport], manner: Manner) -> str:
+    """Return the last line: how many routes there are, and how they are."""
+    counts = Counter(report.outcome for report in reports)
+    words = {Outcome.OK: "well", Outcome.WARNING: "with a warning", Outcome.FAILED: "failing"}
+    parts = [_styled(f"{counts[kind]} {said}", _COLOURS[kind], manner) for kind, said in words.items() if counts[kind]]
+    return f"{len(reports)} route{'s' * (len(reports) != 1)}: {', '.join(parts) or 'nothing to check'}\n"
+
+
+def to_ascii(text: str) -> str:
+    """Return the text in ASCII: our own signs spelled out, what is left as `?`."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def _step_lines(step: Step, manner: Manner) -> list[str]:
+    mark = (_WORDS if manner.ascii_only else _MARKS)[step.outcome]
+    begin = f"  {mark} {step.name:{_LABEL_COLUMNS}}  "
+    indent = " " * len(begin)
+    first, *more = _wrapped(step.text, indent, indent, manner)
+    text = first[len(indent) :]
+    if step.outcome is Outcome.SKIPPED:
+        lines = [_styled(begin + text, _FAINT, manner), *[_styled(line, _FAINT, manner) for line in more]]
+    else:
+        lines = [f"  {_styled(mark, _COLOURS[step.outcome], manner)} {begin[3 + len(mark) :]}{text}", *more]
+    said = step.details.get("said")
+    if isinstance(said, str):
+        lines += _wrapped(f'it said "{said}"', indent, indent, manner)
+    if step.remedy:
+        lines += _wrapped(step.remedy, f"{indent}→ ", f"{indent}  ", manner)
+    lines += [f"{indent}  {_styled(f'$ {command}', _BOLD, manner)}" for command in step.commands]
+    return lines
+
+
+def _wrapped(text: str, first: str, following: str, manner: Manner) -> list[str]:
+    columns = max(manner.columns, len(following) + _LEAST_COLUMNS)
+    return textwrap.wrap(
+        re.sub(r"\s+", " ", text),
+        columns,
+        initial_indent=first,
+        subsequent_indent=following,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first]
+
+
+def _styled(text: str, code: str, manner: Manner) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if manner.colour else text
