@@ -93,7 +93,7 @@ def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
         if name not in routes:
             known = ", ".join(f"/{route}" for route in routes)
             hint = did_you_mean(name, routes, lambda near: f"/{near}")
-            raise Unusable(f"there is no route /{name}{hint}; the routes are: {known}")
+            raise Unusable(f"there is no route /{name}; the routes are: {known}{hint}")
         chosen[name] = routes[name]
     return list(chosen.values())
 

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+
+from proxy.doctor.diagnosis import Answer, Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.doctor.report import Outcome
+from proxy.routing import Origin, Route
+
+HOST = "greeter-123456789012.europe-west1.run.app"
+WHO = "restate@project.iam.gserviceaccount.com"
+MANIFEST = "application/vnd.restate.endpointmanifest.v4+json"
+OF_SDK = {"x-restate-server": "restate-sdk/1"}
+CHALLENGE = {"www-authenticate": 'Bearer error="invalid_token"'}
+
+
+def route(host: str = HOST, *, audience: str = "", signed: bool = True, base_path: str = "") -> Route:
+    return Route(
+        name="greeter", origin=Origin("https", host, 443), audience=audience, signed=signed, base_path=base_path
+    )
+
+
+def patient(of: Route | None = None, *, skew: float | None = None, principal: str | None = WHO) -> Patient:
+    return Patient(route=of or route(), principal=principal, skew_seconds=skew)
+
+
+def answer(status: int, body: str = "", **fields: str) -> Answer:
+    return Answer(status, {name.replace("_", "-"): value for name, value in fields.items()}, body.encode())
+
+
+# ---- private
+
+
+@pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
+def test_a_service_that_refuses_unsigned_requests_is_private(refusal: Answer) -> None:
+    step = private_step(refusal, patient())
+    assert (step.outcome, step.code) == (Outcome.OK, None)
+
+
+@pytest.mark.parametrize("undecided", [answer(401), answer(404), answer(429), answer(500), answer(503)])
+def test_what_front_end_and_container_both_could_answer_decides_nothing(undecided: Answer) -> None:
+    assert private_step(undecided, patient()).outcome is Outcome.SKIPPED
+
+
+@pytest.mark.parametrize(
+    "open_", [answer(200), answer(302), answer(400), Answer(401, OF_SDK, b""), Answer(404, OF_SDK, b"")]
+)
+def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Answer) -> None:
+    step = private_step(open_, patient())
+    assert (step.outcome, step.code) == (Outcome.WARNING, "public")
+    assert step.commands == (
+        "gcloud run services remove-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
+        "--member=allUsers --role=roles/run.invoker",
+    )
+
+
+# ---- clock
+
+
+def test_skew_is_how_far_we_are_ahead_of_the_date_of_an_answer() -> None:
+    assert skew_seconds(answer(200, date=formatdate(1_000, usegmt=True)), 1_090.0) == 90.0
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"])
+def test_without_a_date_there_is_no_skew(date: str | None) -> None:
+    fields = {} if date is None else {"date": date}
+    assert skew_seconds(Answer(200, fields, b""), 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("skew", "outcome", "words"),
+    [
+        (None, Outcome.SKIPPED, "tell no time"),
+        (0.4, Outcome.OK, "agrees"),
+        (-59.0, Outcome.OK, "59 s from"),
+        (61.0, Outcome.WARNING, "61 s ahead"),
+        (-61.0, Outcome.WARNING, "61 s behind"),
+    ],
+)
+def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: str) -> None:
+    step = clock_step(skew)
+    assert step.outcome is outcome
+    assert words in step.text
+
+
+# ---- discovery
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        (Answer(401, CHALLENGE, b""), "audience-refused", f"https://{HOST}"),
+        (answer(401, "who are you"), "identity-required", "request identity"),
+        (Answer(401, {**CHALLENGE, **OF_SDK}, b""), "identity-required", "request identity"),
+        (Answer(403, OF_SDK, b""), "identity-required", "request identity"),
+        (answer(403), "invoker-missing", WHO),
+        (answer(404), "not-found", "ingress"),
+        (Answer(404, OF_SDK, b""), "not-found", "path in the url"),
+        (answer(415), "versions-refused", "Upgrade"),
+        (answer(429), "no-instance", "--max-instances"),
+        (answer(500), "service-failed", "logs"),
+        (answer(502, "upstream connect error … reset reason: protocol error"), "http2-not-end-to-end", "--use-http2"),
+        (answer(503, "upstream connect error … reset reason: connection failure"), "no-instance", "logs"),
+        (answer(504), "timed-out", "timeout"),
+        (answer(302, location="https://accounts.google.com/o?secret=1"), "redirected", "accounts.google.com/o "),
+        (answer(307), "redirected", "nowhere"),
+        (answer(204), "unexpected-status", "204"),
+        (answer(400), "unexpected-status", "400"),
+    ],
+)
+def test_each_answer_has_its_diagnosis(given: Answer, code: str, words: str) -> None:
+    step = discovery_step(given, patient())
+    assert (step.name, step.outcome, step.code) == ("discovery", Outcome.FAILED, code)
+    assert step.remedy
+    assert words in " ".join([step.text, step.remedy, *step.commands])
+    assert step.details["status"] == given.status
+
+
+def test_the_command_for_a_missing_role_is_complete() -> None:
+    step = discovery_step(answer(403), patient())
+    assert step.commands == (
+        "gcloud run services add-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
+        f"--member=serviceAccount:{WHO} --role=roles/run.invoker",
+    )
+
+
+def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
+    step = discovery_step(answer(403), patient(principal=None))
+    assert "the principal of the token may not call" in step.text
+    assert "--member=PRINCIPAL" in step.commands[0]
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        (route(), "traffic tag"),
+        (route("greeter.example.com"), "custom domain"),
+        (route(audience="https://other"), "The route sets gcp_audience = 'https://other'"),
+    ],
+)
+def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words: str) -> None:
+    step = discovery_step(Answer(401, CHALLENGE, b""), patient(of))
+    assert step.remedy
+    assert of.audience in step.text
+    assert words in step.remedy
+    assert "gcp_audience" in step.remedy
+
+
+@pytest.mark.parametrize(("skew", "code"), [(61.0, "clock-wrong"), (-61.0, "clock-wrong"), (60.0, "audience-refused")])
+def test_a_refused_token_is_the_fault_of_a_clock_that_is_wrong(skew: float, code: str) -> None:
+    assert discovery_step(Answer(401, CHALLENGE, b""), patient(skew=skew)).code == code
+
+
+@pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
+def test_a_route_without_tokens_to_a_private_service_is_told_so(refusal: Answer) -> None:
+    assert discovery_step(refusal, patient(route(signed=False))).code == "unsigned-refused"
+
+
+def test_a_missing_page_is_named_with_its_path() -> None:
+    assert f"https://{HOST}/restate/discover" in discovery_step(answer(404), patient(route(base_path="/restate"))).text
+
+
+def test_a_manifest_lists_services_and_handlers() -> None:
+    greeter = '{"name": "Greeter", "handlers": [{"name": "greet"}, {"name": "bye"}]}'
+    body = f'{{"services": [{greeter}, {{"name": "N", "handlers": []}}]}}'
+    step = discovery_step(answer(200, body, content_type=MANIFEST), patient())
+    assert (step.outcome, step.text) == (Outcome.OK, "Greeter (greet, bye) · N ()")
+    assert step.details["services"] == {"Greeter": ["greet", "bye"], "N": []}
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (answer(200, "<html>", content_type="text/html; charset=utf-8"), "not-restate"),
+        (answer(200, "{}"), "not-restate"),
+        (answer(200, "not JSON", content_type=MANIFEST), "manifest-unreadable"),
+        (answer(200, '{"services": 1}', content_type=MANIFEST), "manifest-unreadable"),
+        (answer(200, '{"services": []}', content_type=MANIFEST), "no-services"),
+    ],
+)
+def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Answer, code: str) -> None:
+    step = discovery_step(given, patient())
+    assert (step.outcome, step.code) == (Outcome.FAILED, code)
+    assert step.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "expected"),
+    [
+        ("<title>403</title><h1>Forbidden</h1> <p>No\n entry", "text/html", "Forbidden No entry"),
+        ('{"error": "no"}', "application/json", '{"error": "no"}'),
+        ("\x00\x01", "application/octet-stream", ""),
+        ("", "text/plain", ""),
+    ],
+)
+def test_what_was_said_is_shown_without_mark_up_if_it_is_text(body: str, kind: str, expected: str) -> None:
+    given = answer(500, body, content_type=kind)
+    assert given.excerpt() == expected
+    assert discovery_step(given, patient()).details.get("said", "") == expected
+
+
+def test_an_answer_shows_neither_fields_nor_body_when_it_is_printed() -> None:
+    assert repr(answer(200, "secret", x="secret")) == "Answer(status=200)"

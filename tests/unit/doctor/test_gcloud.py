@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from proxy.doctor import gcloud
+from proxy.doctor.gcloud import Service, service_of
+
+CALLER = "caller@p.iam.gserviceaccount.com"
+MIDDLE = "middle@q.iam.gserviceaccount.com"
+TARGET = "target@r.iam.gserviceaccount.com"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("greeter-123456789012.europe-west1.run.app", Service("greeter", "europe-west1", "123456789012")),
+        ("my-greeter-2-123456789012.us-east4.run.app", Service("my-greeter-2", "us-east4", "123456789012")),
+        ("canary---greeter-123456789012.us-east4.run.app", Service("greeter", "us-east4", "123456789012")),
+        ("my-greeter-x7zq2ab3cd-ew.a.run.app", Service("my-greeter", "REGION", None)),
+        ("canary---greeter-x7zq2ab3cd-uc.a.run.app", Service("greeter", "REGION", None)),
+        ("greeter.example.com", Service("SERVICE", "REGION", None)),
+        ("run.app", Service()),
+        ("127.0.0.1", Service()),
+    ],
+)
+def test_a_host_name_of_cloud_run_tells_the_service(host: str, expected: Service) -> None:
+    assert service_of(host) == expected
+
+
+def test_commands_about_a_service_name_it_with_region_and_project() -> None:
+    service = service_of("greeter-123456789012.europe-west1.run.app")
+    options = "greeter --region=europe-west1 --project=123456789012"
+    assert gcloud.grant_invoker(service, CALLER) == (
+        f"gcloud run services add-iam-policy-binding {options} --member=serviceAccount:{CALLER} "
+        "--role=roles/run.invoker"
+    )
+    assert gcloud.revoke_public(service) == (
+        f"gcloud run services remove-iam-policy-binding {options} --member=allUsers --role=roles/run.invoker"
+    )
+    assert gcloud.use_http2(service) == f"gcloud run services update {options} --use-http2"
+    assert gcloud.add_audience(service, "https://x.example.com") == (
+        f"gcloud run services update {options} --add-custom-audiences=https://x.example.com"
+    )
+    assert gcloud.logs(service) == f"gcloud run services logs read {options} --limit=50"
+
+
+@pytest.mark.parametrize(
+    ("principal", "member"),
+    [
+        (CALLER, f"serviceAccount:{CALLER}"),
+        ("123-compute@developer.gserviceaccount.com", "serviceAccount:123-compute@developer.gserviceaccount.com"),
+        ("ada@example.com", "user:ada@example.com"),
+        ("102030405060708090100", "PRINCIPAL"),
+        ("workload identity federation (/a@b)", "PRINCIPAL"),
+        (None, "PRINCIPAL"),
+    ],
+)
+def test_a_member_is_written_as_iam_wants_it_or_left_to_be_filled_in(principal: str | None, member: str) -> None:
+    assert f" --member={member} " in gcloud.grant_invoker(Service(), principal)
+
+
+def test_a_chain_of_delegates_needs_token_creator_on_each_next_account_and_the_role_on_the_last() -> None:
+    commands = gcloud.grant_chain(CALLER, [MIDDLE], TARGET, gcloud.ID_TOKEN_CREATOR)
+    base = "gcloud iam service-accounts add-iam-policy-binding"
+    assert commands == (
+        f"{base} {MIDDLE} --project=q --member=serviceAccount:{CALLER} --role=roles/iam.serviceAccountTokenCreator",
+        f"{base} {TARGET} --project=r --member=serviceAccount:{MIDDLE} "
+        "--role=roles/iam.serviceAccountOpenIdTokenCreator",
+    )
+
+
+def test_an_account_without_a_project_in_its_name_leaves_the_project_to_gcloud() -> None:
+    command = gcloud.grant_impersonation(CALLER, "123-compute@developer.gserviceaccount.com", gcloud.TOKEN_CREATOR)
+    assert "--project" not in command
+
+
+def test_what_a_shell_would_interpret_is_quoted() -> None:
+    audience = "x; rm -rf $HOME"
+    command = gcloud.add_audience(Service(), audience)
+    assert shlex.split(command)[-1] == f"--add-custom-audiences={audience}"

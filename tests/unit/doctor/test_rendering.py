@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from proxy.doctor.rendering import Manner, render, shown_name, summary, to_ascii
+from proxy.doctor.report import Outcome, RouteReport, Step, skipped
+
+PLAIN = Manner()
+LONG = "gcloud " + "x" * 200
+
+REPORT = RouteReport(
+    route="team/greeter",
+    url="https://greeter.run.app",
+    audience="https://greeter.run.app",
+    steps=(
+        Step(name="credentials", outcome=Outcome.OK, text="me"),
+        Step(name="private", outcome=Outcome.WARNING, code="public", text="it is public", remedy="Close it."),
+        skipped("clock", "the answers tell no time"),
+        Step(
+            name="discovery",
+            outcome=Outcome.FAILED,
+            code="invoker-missing",
+            text="may not call (403)",
+            remedy="Grant the role.",
+            commands=(LONG, "two"),
+            details={"said": "Forbidden"},
+        ),
+    ),
+)
+
+
+def test_a_report_is_a_line_a_step_with_the_remedy_under_what_is_wrong() -> None:
+    assert render(REPORT, PLAIN) == (
+        "/team/greeter  https://greeter.run.app\n"
+        "  ✔ credentials  me\n"
+        "  ! private      it is public\n"
+        "                 → Close it.\n"
+        "  – clock        the answers tell no time\n"
+        "  ✘ discovery    may not call (403)\n"
+        '                 it said "Forbidden"\n'
+        "                 → Grant the role.\n"
+        f"                   $ {LONG}\n"
+        "                   $ two\n"
+    )
+
+
+def test_an_ascii_terminal_gets_words_for_signs_in_columns_as_straight() -> None:
+    text = render(REPORT, Manner(ascii_only=True))
+    assert text.isascii()
+    lines = text.splitlines()
+    assert lines[1] == "  ok   credentials  me"
+    assert lines[2] == "  WARN private      it is public"
+    assert lines[3] == "                    -> Close it."
+    assert lines[4] == "  -    clock        the answers tell no time"
+    assert lines[5] == "  FAIL discovery    may not call (403)"
+
+
+def test_colours_change_nothing_but_colour() -> None:
+    coloured = render(REPORT, Manner(colour=True))
+    assert "\x1b[31m✘\x1b[0m" in coloured
+    assert "\x1b[32m✔\x1b[0m" in coloured
+    bare = coloured
+    for code in ("1", "2", "31", "32", "33", "0"):
+        bare = bare.replace(f"\x1b[{code}m", "")
+    assert bare == render(REPORT, PLAIN)
+    assert "\x1b" not in render(REPORT, PLAIN)
+
+
+def test_lines_end_where_the_terminal_does_but_commands_stay_whole() -> None:
+    steps = (
+        replace(REPORT.steps[3], remedy="many words " * 30, text="more words " * 20),
+        skipped("clock", "and so " * 30),
+    )
+    for colour in (False, True):
+        lines = render(replace(REPORT, steps=steps), Manner(columns=60, colour=colour)).splitlines()
+        assert f"$ {LONG}" in " ".join(lines)
+        assert all(len(line) <= 60 + 20 * colour for line in lines if LONG not in line)
+
+
+def test_a_very_narrow_terminal_still_gets_text() -> None:
+    assert "may not call" in render(REPORT, Manner(columns=5))
+
+
+def test_the_summary_counts_routes() -> None:
+    well = replace(REPORT, steps=REPORT.steps[:1])
+    warned = replace(REPORT, steps=REPORT.steps[:2])
+    assert summary([well], PLAIN) == "1 route: 1 well\n"
+    assert summary([well, warned, REPORT, well], PLAIN) == "4 routes: 2 well, 1 with a warning, 1 failing\n"
+    assert summary([REPORT], Manner(colour=True)) == "1 route: \x1b[31m1 failing\x1b[0m\n"
+
+
+def test_a_route_is_shown_as_the_path_that_it_takes() -> None:
+    assert (shown_name("a/b"), shown_name("")) == ("/a/b", "/")
+
+
+def test_our_own_signs_are_spelled_out_and_others_are_not_guessed() -> None:
+    assert to_ascii("a → b – c… ü") == "a -> b - c... ?"

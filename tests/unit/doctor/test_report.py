@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+
+from proxy.doctor.report import Outcome, RouteReport, Step, as_json, quoted, sentence, skipped, worst
+
+OK = Step(name="dns", outcome=Outcome.OK, text="127.0.0.1", details={"addresses": ["127.0.0.1"]})
+WARNING = Step(
+    name="private", outcome=Outcome.WARNING, code="public", text="public", remedy="Close it.", commands=("c",)
+)
+FAILED = Step(name="tcp", outcome=Outcome.FAILED, code="tcp-failed", text="refused", remedy="Look.")
+
+
+def report(*steps: Step, route: str = "a") -> RouteReport:
+    return RouteReport(route=route, url="https://a.run.app", audience=None, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ((), Outcome.OK),
+        ((OK, skipped("clock", "no time")), Outcome.OK),
+        ((OK, WARNING), Outcome.WARNING),
+        ((FAILED, WARNING, OK), Outcome.FAILED),
+    ],
+)
+def test_a_route_is_as_well_as_its_worst_step_and_what_was_left_out_is_no_fault(
+    steps: tuple[Step, ...], expected: Outcome
+) -> None:
+    assert report(*steps).outcome is expected
+
+
+def test_the_worst_of_nothing_is_ok() -> None:
+    assert worst([]) is Outcome.OK
+
+
+def test_the_machine_form_is_version_1_and_names_everything() -> None:
+    assert as_json([report(OK, WARNING), report(FAILED, route="")]) == {
+        "version": 1,
+        "outcome": "failed",
+        "routes": [
+            {
+                "route": "a",
+                "url": "https://a.run.app",
+                "audience": None,
+                "outcome": "warning",
+                "steps": [
+                    {
+                        "step": "dns",
+                        "outcome": "ok",
+                        "code": None,
+                        "text": "127.0.0.1",
+                        "remedy": None,
+                        "commands": [],
+                        "details": {"addresses": ["127.0.0.1"]},
+                    },
+                    {
+                        "step": "private",
+                        "outcome": "warning",
+                        "code": "public",
+                        "text": "public",
+                        "remedy": "Close it.",
+                        "commands": ["c"],
+                        "details": {},
+                    },
+                ],
+            },
+            {
+                "route": "",
+                "url": "https://a.run.app",
+                "audience": None,
+                "outcome": "failed",
+                "steps": [
+                    {
+                        "step": "tcp",
+                        "outcome": "failed",
+                        "code": "tcp-failed",
+                        "text": "refused",
+                        "remedy": "Look.",
+                        "commands": [],
+                        "details": {},
+                    }
+                ],
+            },
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        (" two\n\tlines \x1b[31m", "two lines [31m"),
+        ("token eyJhbGciOiJS.eyJhdWQiOiJ4.c2lnbmF0dXJl!", "token [not shown]!"),
+        ("ya29.a0AfH6SMBx-y_z and more", "[not shown] and more"),
+        ("x" * 200, "x" * 159 + "…"),
+    ],
+)
+def test_text_from_outside_is_one_line_without_controls_and_tokens(text: str, expected: str) -> None:
+    assert quoted(text) == expected
+
+
+def test_a_token_is_taken_out_before_the_text_is_cut() -> None:
+    assert "eyJ" not in quoted("x" * 150 + " eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0.c2ln")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("it broke", "it broke."), ("did it?", "did it?"), ("It did.\nSo there.", "It did. So there.")],
+)
+def test_a_failure_is_told_as_a_sentence(text: str, expected: str) -> None:
+    assert sentence(text) == expected
