@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from proxy.emulator import Fault, Google, echo
 from proxy.emulator.cloud_run import Receive, Scope, Send
-from tests.support.patient import Ran, answering, patient
+from tests.support.patient import Patient, Ran, answering, patient
 
 TARGET = "invoker@samples.iam.gserviceaccount.com"
 NAMES = ["credentials", "token", "dns", "tcp", "tls", "http2", "private", "clock", "discovery"]
@@ -414,3 +416,51 @@ async def test_token_says_why_there_is_none(tmp_path: Path) -> None:
         assert ran.err.startswith("cloudrun-sidecar: no Google credentials: ")
         unsigned = await here.run("token", "svc", "--route", f"svc={here.url}", "--no-gcp-id-token")
         assert (unsigned.code, unsigned.out) == (2, "")
+
+
+async def in_a_terminal(here: Patient, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Run the command with a terminal for both outputs; return its exit code and what the terminal got."""
+    near, far = os.openpty()
+    try:
+        here.environment.update({"TERM": "xterm", "LC_ALL": "C.UTF-8", **variables})
+        ran = await here.run(*arguments, terminal=far)
+        os.close(far)
+        far = -1
+        written = bytearray()
+        # Linux ends a terminal that nobody holds any more with EIO.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(near, 65_536):
+                written += chunk
+        return ran.code, written.decode()
+    finally:
+        os.close(near)
+        if far >= 0:
+            os.close(far)
+
+
+@pytest.mark.asyncio
+async def test_a_terminal_gets_progress_that_goes_away_and_colours_that_can_be_refused(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here:
+        route = ("--route", f"svc={here.url}")
+        code, shown = await in_a_terminal(here, "check", *route)
+        assert code == 0
+        assert "\r\x1b[Kchecking /svc: credentials" in shown
+        assert "checking /svc: discovery\r\x1b[K\x1b[1m/svc\x1b[0m  " in shown
+        assert "\x1b[32m✔\x1b[0m credentials" in shown
+        code, shown = await in_a_terminal(here, "check", *route, NO_COLOR="1")
+        assert "  ✔ credentials  " in shown
+        assert "\x1b[32m" not in shown
+        code, shown = await in_a_terminal(here, "check", *route, TERM="dumb", PYTHONIOENCODING="ascii")
+        assert "  ok   credentials  " in shown
+        assert shown.isascii()
+        assert "\x1b" not in shown
+
+
+@pytest.mark.asyncio
+async def test_a_token_on_a_terminal_comes_with_a_warning(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here:
+        code, shown = await in_a_terminal(here, "token", "--raw", "svc", "--route", f"svc={here.url}")
+        note, token = shown.splitlines()
+        assert code == 0
+        assert note == f"This is a secret: for 60 min it opens {here.url} to whoever has it."
+        assert token.count(".") == 2

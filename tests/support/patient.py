@@ -100,8 +100,11 @@ class Patient:
     environment: dict[str, str | None] = field(default_factory=dict)
     """What the command gets; may be changed."""
 
-    async def run(self, *arguments: str | Path) -> Ran:
-        """Run `cloudrun-sidecar` with these arguments in an empty directory, to its end."""
+    async def run(self, *arguments: str | Path, terminal: int | None = None) -> Ran:
+        """Run `cloudrun-sidecar` with these arguments in an empty directory, to its end.
+
+        With `terminal` both outputs go there and are not in what is returned.
+        """
         environment = {**os.environ, "GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent"}
         environment |= self.environment
         process = await asyncio.create_subprocess_exec(
@@ -112,8 +115,8 @@ class Patient:
             env={name: value for name, value in environment.items() if value is not None},
             cwd=self.folder,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE if terminal is None else terminal,
+            stderr=asyncio.subprocess.PIPE if terminal is None else terminal,
         )
         try:
             async with asyncio.timeout(WITHIN_SECONDS):
@@ -122,7 +125,7 @@ class Patient:
             process.kill()
             raise
         assert process.returncode is not None
-        return Ran(process.returncode, out.decode(), err.decode())
+        return Ran(process.returncode, (out or b"").decode(), (err or b"").decode())
 
     async def check(self, *flags: str | Path, url: str | None = None) -> Ran:
         """Run `check --json` with one route, `svc`, to `url` (the service unless given)."""

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from proxy.errors import CredentialsInvalid, Failure, TokenUnavailable
+from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, TokenUnavailable
 from proxy.tokens import google as google_module
-from proxy.tokens.google import GoogleMint
+from proxy.tokens.google import GoogleMint, Who
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
 from tests.unit.tokens.conftest import KEY_ACCOUNT, Authority, House
-from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, says_nothing
+from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, Names, says_nothing
 
 ATTACHED = "attached@project.iam.gserviceaccount.com"
 TARGET = "target@project.iam.gserviceaccount.com"
@@ -38,6 +38,31 @@ def silent_and_sets(asked: asyncio.Event) -> Fault:
         return await says_nothing(request)
 
     return silent
+
+
+# Who it is
+
+
+@pytest.mark.asyncio
+async def test_who_it_is_can_be_asked_without_a_mint(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+) -> None:
+    assert await mint.who() == Who(None, "metadata.google.internal", ATTACHED)
+    assert google.called("/identity") == 0
+    path = house.file(key_info)
+    asked = len(google.calls)
+    file, place, principal = await mint.who()
+    assert file is not None
+    assert (file.kind, place, principal) == ("service_account", str(path), KEY_ACCOUNT)
+    assert len(google.calls) == asked
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_cannot_be_asked_who_it_is_says_why(house: House) -> None:
+    mint = GoogleMint(environment=house.environment, resolver=Names({}))
+    with pytest.raises(CredentialsNotFound, match="no Google credentials"):
+        await mint.who()
+    await mint.close()
 
 
 # Nothing before the first need

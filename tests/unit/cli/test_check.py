@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+from proxy.cli.check import _manner
+from proxy.settings.layers import PREFIX
+
+DOCTORED = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty directory, and leave logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is taken, but on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["check", *arguments], env={**DOCTORED, **(env or {})}, terminal_width=100)
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream of this encoding that says it is a terminal."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_failure_is_told_in_the_table_and_by_the_exit_code(closed_port: int) -> None:
+    told = run("--route", f"a=https://127.0.0.1:{closed_port}")
+    assert (told.exit_code, told.stderr) == (1, "")
+    assert told.stdout.startswith(f"/a  https://127.0.0.1:{closed_port}\n  ✘ credentials  there are no Google cred")
+    assert "  ✘ tcp          127.0.0.1 port" in told.stdout
+    assert told.stdout.endswith("\n1 route: 1 failing\n")
+
+
+def test_json_is_one_document_on_stdout(closed_port: int) -> None:
+    told = run("--json", "--route", f"a=https://127.0.0.1:{closed_port}", "--upstream", "https://127.0.0.1:1")
+    assert (told.exit_code, told.stderr) == (1, "")
+    document = json.loads(told.stdout)
+    assert (document["version"], document["outcome"]) == (1, "failed")
+    assert [route["route"] for route in document["routes"]] == ["a", ""]
+
+
+def test_variables_are_settings_as_for_serve(closed_port: int) -> None:
+    url = f"https://127.0.0.1:{closed_port}"
+    told = run(env={f"{PREFIX}ROUTE": f"x={url}", f"{PREFIX}LISTEN": "127.0.0.1:0"})
+    assert told.stdout.startswith(f"/x  {url}\n")
+
+
+def test_what_cannot_be_begun_is_told_with_exit_code_2() -> None:
+    told = run("--route", "a=ftp://x", "--mint-timeout", "soon")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr.startswith("cloudrun-sidecar: 2 problems with the settings\n")
+    assert run("b", "--upstream", "https://svc.run.app").exit_code == 2
+    engine = run("--upstream", "https://svc.run.app", "--http2-engine", "nghttp2")
+    if engine.exit_code == 2:  # where it is not compiled
+        assert engine.stderr.startswith("cloudrun-sidecar: the HTTP/2 engine nghttp2 cannot be loaded")
+
+
+def test_help_says_what_the_exit_codes_mean() -> None:
+    text = " ".join(run("--help").stdout.split())
+    for words in ("Exit code: 0 all is well", "1 something fails", "2 the settings", "3 with --strict", "--json"):
+        assert words in text
+    assert "--drain-timeout" not in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "variables", "colour", "ascii_only"),
+    [
+        ("utf-8", {}, True, False),
+        ("utf-8", {"NO_COLOR": "1"}, False, False),
+        ("utf-8", {"TERM": "dumb"}, False, False),
+        ("ascii", {}, True, True),
+        ("latin-1", {}, True, True),
+    ],
+)
+def test_colours_and_signs_are_those_that_the_terminal_can_show(
+    encoding: str, variables: dict[str, str], colour: bool, ascii_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    manner = _manner(Terminal(encoding))
+    assert (manner.colour, manner.ascii_only) == (colour, ascii_only)
+
+
+def test_a_pipe_gets_no_colour_and_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    manner = _manner(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert (manner.colour, manner.columns) == (False, 100)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from proxy.cli.options import Unusable, chosen_routes, settings_flags
+from proxy.settings import RouteSettings, Settings
+from proxy.settings.loading import INLINE_OPTIONS
+
+SETTINGS = Settings(
+    routes={name: RouteSettings(url=f"https://{name or 'rest'}.run.app") for name in ("b", "team/a", "")}
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), ["b", "team/a", ""]),
+        (("team/a", "b"), ["team/a", "b"]),
+        (("/b", "b", "/b/"), ["b"]),
+        (("/",), [""]),
+    ],
+)
+def test_routes_are_chosen_by_name_or_path_in_the_order_given(names: tuple[str, ...], expected: list[str]) -> None:
+    assert [route.name for route in chosen_routes(SETTINGS, names)] == expected
+
+
+def test_a_route_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(Unusable) as caught:
+        chosen_routes(SETTINGS, ("b", "teams/a"))
+    assert caught.value.exit_code == 2
+    assert caught.value.format_message() == (
+        "there is no route /teams/a; the routes are: /b, /team/a, /; did you mean /team/a?"
+    )
+
+
+def test_all_flags_are_taken_and_the_help_lists_those_that_matter() -> None:
+    flags = settings_flags(shown=frozenset({"mint_timeout"}))
+    assert {flag.name for flag in flags} == {"config", "route", "upstream", *INLINE_OPTIONS, *Settings.model_fields} - {
+        "routes"
+    }
+    listed = {flag.name for flag in flags if not getattr(flag, "hidden", False)}
+    assert listed == {"config", "route", "upstream", "mint_timeout", *INLINE_OPTIONS}
+    assert not [flag for flag in settings_flags() if getattr(flag, "hidden", False)]

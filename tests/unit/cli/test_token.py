@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+
+URL = "https://svc.run.app"
+NOBODY = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty directory, and leave logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
+    structlog.reset_defaults()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["token", *arguments], env=NOBODY, terminal_width=100)
+
+
+@pytest.mark.parametrize("raw", [(), ("--raw",)])
+def test_without_a_token_nothing_is_printed_but_why(raw: tuple[str, ...]) -> None:
+    told = run("a", "--route", f"a={URL}", *raw)
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.startswith("cloudrun-sidecar: no Google credentials: ")
+    assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("b", "--route", f"a={URL}"), "there is no route /b; the routes are: /a"),
+        (("a", "--route", f"a={URL}", "--no-gcp-id-token"), "the route /a adds no token"),
+        (("a", "--route", "a=ftp://x"), "1 problem with the settings"),
+        ((), "Missing argument 'ROUTE'"),
+    ],
+)
+def test_what_cannot_be_begun_is_told_with_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
+    told = run(*arguments)
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert words in told.stderr
+
+
+def test_help_shows_how_to_use_a_token_with_curl() -> None:
+    text = run("--help").stdout
+    assert 'curl -H "X-Serverless-Authorization: Bearer $(cloudrun-sidecar token --raw greeter)"' in text

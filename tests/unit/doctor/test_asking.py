@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.doctor import asking
+from proxy.doctor.asking import ask
+from proxy.errors import UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset
+from proxy.http2.engine import Limits
+from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.h2_engine import H2Engine
+from proxy.routing import Origin
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.connector import Connector
+from proxy.wire import Budget
+from tests.support.h2_peer import Peer, Reset, server
+
+HEAD: Fields = [
+    (b":method", b"GET", False),
+    (b":scheme", b"http", False),
+    (b":authority", b"svc", False),
+    (b":path", b"/discover", False),
+]
+LONG = 30.0
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[UpstreamConnection, Peer]]:
+    """A connection in use, and its other end."""
+    async with server() as far:
+        connector = Connector(lambda: H2Engine(client=True, limits=Limits()), Budget(1 << 20), timing=Timing())
+        connection = await connector.connect(Origin("http", "127.0.0.1", far.port))
+        try:
+            yield connection, await far.accepted()
+        finally:
+            connection.abort()
+            await connection.gone
+
+
+@pytest.mark.asyncio
+async def test_an_answer_is_collected_to_its_end_and_its_window_given_back() -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(ask(near, HEAD, LONG))
+        stream, fields, ended = await far.request()
+        assert ended
+        assert dict(fields)[b":path"] == b"/discover"
+        far.respond(stream, 103, [(b"link", b"</x>")])
+        far.respond(stream, 200, [(b"content-type", b"text/plain"), (b"x", b"\xe9")])
+        await far.send(stream, b"x" * (3 << 20), end=True)
+        answer = await asked
+        assert (answer.status, answer.fields) == (200, {"content-type": "text/plain", "x": "é"})
+        assert answer.body == b"x" * (3 << 20)
+
+
+@pytest.mark.asyncio
+async def test_an_answer_may_end_with_its_head_or_with_trailers() -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        bare = group.create_task(ask(near, HEAD, LONG))
+        stream, _, _ = await far.request()
+        far.respond(stream, 403, end=True)
+        assert (await bare).status == 403
+        trailed = group.create_task(ask(near, HEAD, LONG))
+        stream, _, _ = await far.request()
+        far.respond(stream, 200)
+        await far.send(stream, b"body")
+        far.trailers(stream, [(b"t", b"1")])
+        assert (await trailed).body == b"body"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(0x2, "INTERNAL_ERROR"), (0x8, "CANCEL"), (0x0, "NO_ERROR"), (0x4321, "0x4321")]
+)
+@pytest.mark.asyncio
+async def test_a_reset_before_the_answer_is_told_with_its_code(code: int, words: str) -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(_raised(near))
+        stream, _, _ = await far.request()
+        far.reset(stream, code)
+        failure = await asked
+        assert isinstance(failure, UpstreamReset)
+        assert words in str(failure)
+
+
+@pytest.mark.asyncio
+async def test_a_reset_without_error_after_the_head_ends_the_answer() -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(ask(near, HEAD, LONG))
+        stream, _, _ = await far.request()
+        far.respond(stream, 200)
+        await far.send(stream, b"body")
+        far.reset(stream, 0x0)
+        assert (await asked).body == b"body"
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_was_not_taken_and_a_connection_that_was_lost_are_told_apart() -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        refused = group.create_task(_raised(near))
+        stream, _, _ = await far.request()
+        far.reset(stream, 0x7)
+        assert isinstance(await refused, UpstreamRefusedStream)
+        lost = group.create_task(_raised(near))
+        await far.request()
+        await far.close()
+        assert isinstance(await lost, UpstreamConnectionLost)
+
+
+@pytest.mark.asyncio
+async def test_silence_ends_in_a_timeout_and_the_service_hears_of_it() -> None:
+    async with connected() as (near, far):
+        with pytest.raises(TimeoutError):
+            await ask(near, HEAD, 0.05)
+        stream, _, _ = await far.request()
+        with pytest.raises(Reset) as caught:
+            await _events(far, stream)
+        assert caught.value.code == ErrorCode.CANCEL
+
+
+@pytest.mark.asyncio
+async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "MOST_OCTETS", 1 << 20)
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(_raised(near))
+        stream, _, _ = await far.request()
+        far.respond(stream, 200)
+        await far.send(stream, b"x" * (1 << 20))
+        assert not asked.done()
+        await far.send(stream, b"x" * 1000)
+        failure = await asked
+        assert isinstance(failure, UpstreamReset)
+        assert "1 MiB" in str(failure)
+
+
+async def _events(far: Peer, stream: int) -> None:
+    while True:
+        await far.event(stream)
+
+
+async def _raised(connection: UpstreamConnection) -> BaseException:
+    try:
+        await ask(connection, HEAD, LONG)
+    except (UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost) as failure:
+        return failure
+    raise AssertionError("there was an answer")

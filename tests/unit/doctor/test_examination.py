@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.doctor.examination import Doctor
+from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
+from proxy.emulator.cloud_run import Receive, Scope, Send
+from proxy.errors import TokenUnavailable
+from proxy.routing import Route
+from proxy.settings import RouteSettings, Settings
+from tests.support.h2_peer import server
+from tests.support.patient import Patient, patient
+
+
+def settings(here: Patient, urls: dict[str, str], **more: Any) -> Settings:
+    routes = {name: RouteSettings(url=url, **more) for name, url in urls.items()}
+    return Settings(routes=routes, upstream_ca=Path(str(here.environment["SSL_CERT_FILE"])))
+
+
+def environment(here: Patient) -> dict[str, str]:
+    return {"HOME": str(here.folder), **{name: value for name, value in here.environment.items() if value}}
+
+
+async def examined(here: Patient, given: Settings, **options: Any) -> list[RouteReport]:
+    async with Doctor(given, environment=environment(here), **options) as doctor:
+        return await doctor.examine_all(given.route_table().routes, lambda report: None)
+
+
+def faults(report: RouteReport) -> dict[str, str | None]:
+    return {step.name: step.code for step in report.steps if step.outcome in (Outcome.WARNING, Outcome.FAILED)}
+
+
+@pytest.mark.asyncio
+async def test_every_step_is_taken_in_order_and_progress_told(tmp_path: Path) -> None:
+    begun: list[StepName] = []
+
+    def progress(route: Route, step: StepName) -> None:
+        assert route.name == "svc"
+        begun.append(step)
+
+    async with patient(tmp_path) as here:
+        here.front.ahead_seconds = 0
+        (report,) = await examined(here, settings(here, {"svc": here.url}), progress=progress)
+        assert [arrival.verdict.value for arrival in here.cloud_run.streams] == ["no token", "accepted"]
+    assert tuple(step.name for step in report.steps) == STEPS
+    assert {step.outcome for step in report.steps} == {Outcome.OK}
+    assert begun == ["credentials", "token", "dns", "private", "discovery"]
+
+
+@pytest.mark.asyncio
+async def test_routes_are_told_in_their_order_whichever_is_done_first(tmp_path: Path) -> None:
+    async def slow_then_fast(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"].startswith("/slow"):
+            await fast_is_done.wait()
+        else:
+            fast_is_done.set()
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"x-restate-server", b"x")]})
+        await send({"type": "http.response.body"})
+
+    fast_is_done = asyncio.Event()
+    told: list[str] = []
+    async with patient(tmp_path, slow_then_fast) as here:
+        given = settings(here, {"slow": f"{here.url}/slow", "fast": f"{here.url}/fast"})
+        async with Doctor(given, environment=environment(here)) as doctor:
+            reports = await doctor.examine_all(given.route_table().routes, lambda report: told.append(report.route))
+    assert told == [report.route for report in reports] == ["slow", "fast"]
+
+
+@pytest.mark.asyncio
+async def test_without_a_token_the_service_is_still_looked_at(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here:
+        here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent"
+        (report,) = await examined(here, settings(here, {"svc": here.url}))
+    outcomes = {step.name: step.outcome.value for step in report.steps}
+    assert faults(report) == {"credentials": "credentials-invalid"}
+    assert (outcomes["http2"], outcomes["private"], outcomes["discovery"]) == ("ok", "ok", "skipped")
+
+
+@pytest.mark.asyncio
+async def test_a_route_without_tokens_is_asked_for_its_services_only(tmp_path: Path) -> None:
+    async with patient(tmp_path, public=True) as here:
+        here.front.ahead_seconds = 300
+        (report,) = await examined(here, settings(here, {"svc": here.url}, gcp_id_token=False))
+    outcomes = [step.outcome.value for step in report.steps]
+    assert outcomes == ["skipped", "skipped", "ok", "ok", "ok", "ok", "skipped", "warning", "ok"]
+    assert report.audience is None
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_closes_after_each_answer_is_opened_anew(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
+        given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
+        asked = group.create_task(examined(here, given))
+        await far.accepted()  # The step `tcp` connects for itself.
+        old = await far.accepted()
+        stream, _, _ = await old.request()
+        old.go_away(stream)
+        old.respond(stream, 403, end=True)
+        new = await far.accepted()
+        stream, fields, _ = await new.request()
+        assert b"x-serverless-authorization" in dict(fields)
+        new.respond(stream, 403, end=True)
+        (report,) = await asked
+    assert faults(report) == {"discovery": "invoker-missing"}
+
+
+@pytest.mark.asyncio
+async def test_the_token_command_gets_a_token_of_the_route(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here:
+        given = settings(here, {"svc": here.url})
+        (route,) = given.route_table().routes
+        async with Doctor(given, environment=environment(here)) as doctor:
+            token = await doctor.token(route)
+            assert token.key.audience == here.url
+        with pytest.raises(TokenUnavailable):
+            await doctor.token(route)
+
+
+@pytest.mark.asyncio
+async def test_a_service_that_cannot_be_reached_is_not_asked(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here:
+        (report,) = await examined(here, settings(here, {"svc": "https://nowhere.invalid"}))
+    assert faults(report) == {"dns": "dns-failed"}
+    assert [step.outcome.value for step in report.steps[-3:]] == ["skipped"] * 3
+
+
+@pytest.mark.asyncio
+async def test_a_service_that_does_not_answer_in_time_or_breaks_off_is_told_so(tmp_path: Path) -> None:
+    async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
+        given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
+        silent = group.create_task(examined(here, given, answer_timeout_seconds=0.1))
+        (report,) = await silent
+        assert faults(report) == {"discovery": "no-answer"}
+        by_name = {step.name: step for step in report.steps}
+        assert by_name["private"].text == "cannot be told: no answer within 0.1 s to an unsigned request"
+        while far.connections.qsize():
+            await far.accepted()
+        rude = group.create_task(examined(here, given))
+        await far.accepted()
+        peer = await far.accepted()
+        for _ in range(2):
+            stream, _, _ = await peer.request()
+            peer.reset(stream, 0x2)
+        (report,) = await rude
+        step = report.steps[-1]
+        assert (step.code, step.remedy) == ("no-answer", "the service broke the request off (INTERNAL_ERROR).")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.doctor.identity import find_credentials, mint, remedies_of_refusal
+from proxy.doctor.report import Outcome
+from proxy.emulator import Certificates, Fault, Google, GoogleServer
+from proxy.errors import ImpersonationDenied, MintRefused
+from proxy.routing import Origin, Route
+from proxy.tokens.adc import CredentialFile, Kind
+from proxy.tokens.google import GoogleMint, Who
+from proxy.tokens.source import TokenSource
+
+CALLER = "caller@p.iam.gserviceaccount.com"
+MIDDLE = "middle@q.iam.gserviceaccount.com"
+TARGET = "target@r.iam.gserviceaccount.com"
+BASE = "gcloud iam service-accounts add-iam-policy-binding"
+CREATOR = "roles/iam.serviceAccountTokenCreator"
+ID_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"
+
+ROUTE = Route(name="a", origin=Origin("https", "svc.run.app", 443))
+
+
+@asynccontextmanager
+async def minting(
+    folder: Path, environment: Mapping[str, str], google: Google | None = None
+) -> AsyncIterator[tuple[GoogleMint, Mapping[str, str], GoogleServer]]:
+    """A mint with this environment, and the metadata server that it finds."""
+    async with GoogleServer(google or Google(), Certificates.create(folder)) as endpoints:
+        seen = {"GCE_METADATA_HOST": endpoints.metadata_address, "HOME": str(folder), **environment}
+        made = GoogleMint(environment=seen)
+        try:
+            yield made, seen, endpoints
+        finally:
+            await made.close()
+
+
+@pytest.mark.asyncio
+async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> None:
+    google = Google()
+    async with minting(tmp_path, {}, google) as (made, environment, endpoints):
+        step, who = await find_credentials(made, environment, 5.0)
+    assert who == Who(None, endpoints.metadata_address, google.metadata_account)
+    assert step.text == (
+        f"{google.metadata_account}, by the metadata server {endpoints.metadata_address} (GCE_METADATA_HOST)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "place", "named_by"),
+    [
+        ({"GOOGLE_APPLICATION_CREDENTIALS": "{}/given.json"}, "given.json", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ({"CLOUDSDK_CONFIG": "{}/sdk"}, "sdk/application_default_credentials.json", "CLOUDSDK_CONFIG"),
+        ({}, ".config/gcloud/application_default_credentials.json", "gcloud's default place"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_file_is_named_with_what_led_to_it(
+    tmp_path: Path, variables: dict[str, str], place: str, named_by: str
+) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(Google().user_file("ada@example.com")))
+    given = {name: value.format(tmp_path) for name, value in variables.items()}
+    async with minting(tmp_path, given) as (made, environment, _):
+        step, who = await find_credentials(made, environment, 5.0)
+    assert who is not None
+    assert step.outcome is Outcome.OK
+    assert step.details["place"] == str(path)
+    assert step.details["named_by"] == named_by
+    assert step.text == f"user credentials {path} ({named_by})"
+
+
+@pytest.mark.asyncio
+async def test_without_credentials_the_step_fails_with_what_to_do(tmp_path: Path) -> None:
+    async with minting(tmp_path, {"NO_GCE_CHECK": "true"}) as (made, environment, _):
+        step, who = await find_credentials(made, environment, 5.0)
+    assert (who, step.outcome, step.code) == (None, Outcome.FAILED, "credentials-not-found")
+    assert step.remedy
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in step.remedy
+
+
+@pytest.mark.asyncio
+async def test_a_source_that_hangs_fails_in_time(tmp_path: Path) -> None:
+    google = Google()
+    google.fail("metadata", Fault.HANG)
+    async with minting(tmp_path, {}, google) as (made, environment, _), asyncio.timeout(20):
+        step, _ = await find_credentials(made, environment, 0.2)
+    assert step.code == "token-timeout"
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "outcome", "code"), [(3600, Outcome.OK, None), (30, Outcome.WARNING, "token-short-lived")]
+)
+@pytest.mark.asyncio
+async def test_a_token_is_told_by_its_claims(tmp_path: Path, lifetime: int, outcome: Outcome, code: str | None) -> None:
+    google = Google(token_lifetime_seconds=lifetime)
+    async with minting(tmp_path, {}, google) as (made, _, _):
+        tokens = TokenSource(made)
+        step, token = await mint(tokens, ROUTE, Who(None, "x", "me"), google.clock())
+        await tokens.close()
+    assert token is not None
+    assert (step.outcome, step.code) == (outcome, code)
+    assert step.details["aud"] == "https://svc.run.app"
+    assert step.details["email"] == google.metadata_account
+    assert step.text.startswith(f"for https://svc.run.app, as {google.metadata_account}, expires 20")
+    assert "eyJ" not in repr(step)
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_fails_is_told_with_its_remedy(tmp_path: Path) -> None:
+    google = Google()
+    google.fail("metadata", Fault.SERVER_ERROR)
+    async with minting(tmp_path, {}, google) as (made, _, _):
+        tokens = TokenSource(made)
+        step, token = await mint(tokens, ROUTE, Who(None, "x", "me"), google.clock())
+        await tokens.close()
+    assert (token, step.outcome, step.code) == (None, Outcome.FAILED, "token-unavailable")
+    assert step.remedy
+    assert "500" in step.remedy
+    assert step.details == {"audience": "https://svc.run.app"}
+
+
+def file_of(kind: Kind, info: dict[str, Any]) -> CredentialFile:
+    return CredentialFile("/key.json", (0, 0, 0, 0), kind, info)
+
+
+def route(impersonate: str | None, *delegates: str) -> Route:
+    return Route(name="a", origin=ROUTE.origin, impersonate=impersonate, delegates=delegates)
+
+
+def binding(caller: str, target: str, role: str) -> str:
+    project = target.partition("@")[2].partition(".")[0]
+    return f"{BASE} {target} --project={project} --member={caller} --role={role}"
+
+
+def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
+    who = Who(None, "metadata.google.internal", CALLER)
+    assert remedies_of_refusal(ImpersonationDenied("no"), route(TARGET, MIDDLE), who) == (
+        binding(f"serviceAccount:{CALLER}", MIDDLE, CREATOR),
+        binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "member"),
+    [({"client_email": CALLER}, f"serviceAccount:{CALLER}"), ({"refresh_token": "x"}, "PRINCIPAL")],
+)
+def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[str, str], member: str) -> None:
+    who = Who(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
+    denied = ImpersonationDenied("no")
+    assert remedies_of_refusal(denied, route(None), who) == (binding(member, MIDDLE, ID_CREATOR),)
+    assert remedies_of_refusal(denied, route(TARGET), who) == (
+        binding(member, MIDDLE, CREATOR),
+        binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
+    )
+
+
+def test_other_refusals_get_no_command() -> None:
+    who = Who(None, "metadata.google.internal", CALLER)
+    assert remedies_of_refusal(MintRefused("no"), route(TARGET), who) == ()
+    federated = ImpersonationDenied("grant it roles/iam.workloadIdentityUser on that account")
+    assert remedies_of_refusal(federated, route(TARGET), who) == ()
