@@ -20,7 +20,7 @@ from proxy.doctor.diagnosis import Answer, Patient, clock_step, discovery_step, 
 from proxy.doctor.identity import find_credentials, mint
 from proxy.doctor.reaching import Reacher
 from proxy.doctor.report import Outcome, RouteReport, Step, StepName, sentence, skipped
-from proxy.errors import Failure
+from proxy.errors import Failure, UpstreamSaturated
 from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
@@ -174,6 +174,8 @@ class _Visit:
             if self._connection.free_streams <= 0:
                 await self.leave()
                 self._connection = await self._connector.connect(self.route.origin)
+            if self._connection.free_streams <= 0:
+                raise UpstreamSaturated(f"{self.route.origin} lets no stream be opened; try again, it may be starting")
             return await ask(self._connection, self._head(token), self._timeout_seconds)
         except TimeoutError:
             return _no_answer(

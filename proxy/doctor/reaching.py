@@ -17,7 +17,7 @@ import aiohappyeyeballs
 
 from proxy.doctor.claims import time_in_words
 from proxy.doctor.report import Outcome, Step, StepName, quoted, sentence, skipped
-from proxy.errors import Failure, UpstreamConnectionLost, UpstreamFailure, UpstreamNotHttp2
+from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
@@ -28,6 +28,9 @@ _HAPPY_EYEBALLS_DELAY_SECONDS: Final = 0.25  # RFC 8305, section 8
 _DAY_SECONDS: Final = 86_400
 _SOON_DAYS: Final = 7
 _ADDRESSES_SHOWN: Final = 4
+
+_NOT_IN_TIME: Final = frozenset((9, 10))
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _HEADLINES: Final = {
     "upstream-tls-failed": "TLS fails",
@@ -213,8 +216,12 @@ def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
 
 
 def _of_failure(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
-    text = _HEADLINES.get(failure.code, failure.code) if isinstance(failure, UpstreamFailure) else failure.code
-    return _failed(name, failure.code, text, sentence(str(failure)), details)
+    text, remedy = _HEADLINES.get(failure.code, failure.code), sentence(str(failure))
+    if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
+        text = "the certificate does not verify"
+        if failure.__cause__.verify_code in _NOT_IN_TIME:
+            remedy += " Is the clock of this machine right?"
+    return _failed(name, failure.code, text, remedy, details)
 
 
 def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[str, Any] | None = None) -> Step:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.settings import SettingCodes
 
 from proxy.doctor.examination import Doctor
 from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
@@ -150,3 +151,15 @@ async def test_a_service_that_does_not_answer_in_time_or_breaks_off_is_told_so(t
         (report,) = await rude
         step = report.steps[-1]
         assert (step.code, step.remedy) == ("no-answer", "the service broke the request off (INTERNAL_ERROR).")
+
+
+@pytest.mark.asyncio
+async def test_a_service_that_lets_no_stream_be_opened_is_told_so(tmp_path: Path) -> None:
+    none = {SettingCodes.MAX_CONCURRENT_STREAMS: 0}
+    async with patient(tmp_path) as here, server(settings=none) as far:
+        given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
+        (report,) = await examined(here, given)
+    step = report.steps[-1]
+    assert step.code == "no-answer"
+    assert step.remedy
+    assert "lets no stream be opened" in step.remedy

@@ -159,6 +159,27 @@ async def test_a_certificate_for_another_name_does_not_verify(certificates: Cert
     assert "must have a name that the certificate is made out to" in step.remedy
 
 
+@pytest.mark.parametrize(("code", "asked"), [(9, True), (10, True), (19, False)])
+@pytest.mark.asyncio
+async def test_a_certificate_whose_time_is_not_now_may_be_the_fault_of_the_clock(
+    code: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = ssl.SSLCertVerificationError(1, "no")
+    cause.verify_code, cause.verify_message = code, "certificate has expired"
+
+    async def handshake(protocol: object, *, sock: socket.socket, **_: object) -> None:
+        sock.close()
+        raise cause
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", handshake)
+        step = by_name(await reached(Origin("https", "127.0.0.1", port)))["tls"]
+    assert step.text == "the certificate does not verify"
+    assert step.remedy
+    assert ("clock" in step.remedy) is asked
+
+
 @pytest.mark.parametrize(("alpn", "chosen"), [(["http/1.1"], "http/1.1"), ([], None)])
 @pytest.mark.asyncio
 async def test_tls_without_h2_still_shows_the_certificate(
