@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from proxy.doctor.diagnosis import Answer
-from proxy.errors import Failure, UpstreamRefusedStream, UpstreamReset
+from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream.connection import UpstreamConnection
 
@@ -19,7 +19,7 @@ MOST_OCTETS: Final = 8 << 20
 async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: float) -> Answer:
     """Return the answer to this request.
 
-    Raises TimeoutError, or a leaf of UpstreamFailure: UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost.
+    Raises TimeoutError, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost, or Internal for a defect of ours.
     """
     loop = asyncio.get_running_loop()
     sink = _Collector(connection, loop)
@@ -83,6 +83,9 @@ class _Collector:
 
     def request_sent(self, octets: int) -> None:
         """Nothing is sent but the head."""
+
+    def broken(self) -> None:
+        self._fail(Internal("the check itself failed over this answer; that is a defect, please report it"))
 
     def _finish(self) -> None:
         self.ended = True

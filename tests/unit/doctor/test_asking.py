@@ -8,7 +8,7 @@ import pytest
 
 from proxy.doctor import asking
 from proxy.doctor.asking import ask
-from proxy.errors import UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset
+from proxy.errors import Internal, UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields
 from proxy.http2.h2_engine import H2Engine
@@ -134,6 +134,19 @@ async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch
         assert "1 MiB" in str(failure)
 
 
+@pytest.mark.asyncio
+async def test_a_defect_of_ours_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(self: object, fields: Fields, *, end_stream: bool) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(asking._Collector, "response_head", stumble)
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(_raised(near))
+        stream, _, _ = await far.request()
+        far.respond(stream, 200)
+        assert isinstance(await asked, Internal)
+
+
 async def _events(far: Peer, stream: int) -> None:
     while True:
         await far.event(stream)
@@ -142,6 +155,6 @@ async def _events(far: Peer, stream: int) -> None:
 async def _raised(connection: UpstreamConnection) -> BaseException:
     try:
         await ask(connection, HEAD, LONG)
-    except (UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost) as failure:
+    except (Internal, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost) as failure:
         return failure
     raise AssertionError("there was an answer")
