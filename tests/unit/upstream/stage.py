@@ -110,6 +110,10 @@ class MemoryTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self._closing
 
+    def can_write_eof(self) -> bool:
+        """Return False, as TLS does: closed is closed."""
+        return False
+
     def close(self) -> None:
         if not self._closing:
             self._closing = True
