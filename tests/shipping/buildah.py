@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +42,6 @@ class Builder:
 
     folder: Path
     log: Path
-    _containers: list[str] = field(default_factory=list)
 
     def base(self, suite: str) -> str:
         """Make a minimal Debian and return its reference."""
@@ -82,9 +82,7 @@ class Builder:
 
     def mounted(self, image: Image) -> Path:
         """Return the root of a new container of the image."""
-        container = self.buildah("from", image.reference)
-        self._containers.append(container)
-        return Path(self.buildah("mount", container))
+        return Path(self.buildah("mount", self.buildah("from", image.reference)))
 
     def run_inside(self, image: Image, *argv: str) -> str:
         """Run a command in a container of the image as its user, and return what it prints. Raises BuildFailed."""
@@ -126,8 +124,7 @@ class Builder:
 
     def close(self) -> None:
         """Unmount what was mounted."""
-        for container in self._containers:
-            self.buildah("unmount", container)
+        self.buildah("unmount", "--all")
 
     def _index(self) -> Sequence[str]:
         """Return what lets pip inside reach the packages that pip reaches here: index, and who is trusted."""
@@ -141,7 +138,8 @@ class Builder:
 
 
 def _pip_setting(name: str) -> str:
-    told = subprocess.run(["pip", "config", "get", name], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "config", "get", name]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
     return told.stdout.strip() if told.returncode == 0 else ""
 
 

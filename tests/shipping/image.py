@@ -235,6 +235,7 @@ def main(suite: str, plan: Path | None) -> None:
     """Build the images, run the compose file's services in them, serve a request."""
     try:
         if plan is None:
+            check(os.geteuid() == 0, "Debian's base and its containers are made by root alone; run it as root")
             sys.exit(build(suite))
         run(pickle.loads(plan.read_bytes()))
     except (BuildFailed, FileNotFoundError, ProgramFailed, Wrong) as exc:

@@ -1,0 +1,49 @@
+"""What the command line makes of the words and variables that a file of the deployment gives it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from proxy.cli.emulate import emulate
+from proxy.cli.healthcheck import healthcheck
+
+__all__ = ["REPOSITORY", "accepted", "read_yaml", "settings"]
+
+REPOSITORY = Path(__file__).parents[2]
+
+_COMMANDS: dict[str, click.Command] = {"emulate": emulate, "healthcheck": healthcheck}
+
+
+def settings(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the settings that `cloudrun-sidecar serve …` comes to, by the real command with this environment alone."""
+    assert arguments[0] == "serve", arguments
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments, "--print-config"],
+        cwd=REPOSITORY,
+        env=dict(environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return tomllib.loads(done.stdout)
+
+
+def accepted(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options of `cloudrun-sidecar emulate …` or `… healthcheck …`, as its command line reads them."""
+    command = _COMMANDS[arguments[0]]
+    context = command.make_context(arguments[0], list(arguments[1:]))
+    return dict(context.params)
+
+
+def read_yaml(name: str) -> list[Any]:
+    """Return the documents of a YAML file of the repository."""
+    return list(yaml.safe_load_all((REPOSITORY / name).read_text()))

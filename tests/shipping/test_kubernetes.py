@@ -1,0 +1,217 @@
+"""The manifests in config/kubernetes/ are Kubernetes', hang together, and give the sidecar settings that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from proxy.admin.plane import PATHS
+from tests.shipping.commands import REPOSITORY, read_yaml, settings
+
+FOLDER = "config/kubernetes"
+FILES = sorted(path.name for path in (REPOSITORY / FOLDER).glob("*.yaml"))
+IMAGE = "europe-west1-docker.pkg.dev/my-project/restate/cloudrun-sidecar:0.1.0"
+
+Resource = dict[str, Any]
+
+
+def resources(file: str) -> list[Resource]:
+    return read_yaml(f"{FOLDER}/{file}")
+
+
+def only(file: str, kind: str) -> Resource:
+    (found,) = [resource for resource in resources(file) if resource["kind"] == kind]
+    return found
+
+
+def workload(file: str) -> Resource:
+    (found,) = [resource for resource in resources(file) if resource["kind"] in ("Deployment", "StatefulSet")]
+    return found
+
+
+def pod(file: str) -> Resource:
+    spec: Resource = workload(file)["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(file: str) -> list[Resource]:
+    return [*pod(file).get("initContainers", []), *pod(file)["containers"]]
+
+
+def sidecar(file: str) -> Resource:
+    (found,) = [container for container in containers(file) if container["image"] == IMAGE]
+    return found
+
+
+def ports(container: Resource) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container["ports"]}
+
+
+def told(file: str, folder: Path) -> Resource:
+    """Return the settings that the sidecar comes to, with its volume in `folder`."""
+    (mount,) = sidecar(file)["volumeMounts"]
+    (volume,) = [volume for volume in pod(file)["volumes"] if volume["name"] == mount["name"]]
+    settings_map = only(file, "ConfigMap")
+    assert volume["configMap"]["name"] == settings_map["metadata"]["name"]
+    for name, text in settings_map["data"].items():
+        (folder / name).write_text(text)
+    arguments = [word.replace(mount["mountPath"], str(folder)) for word in sidecar(file)["args"]]
+    return settings(arguments)
+
+
+def octets(quantity: str) -> int:
+    assert quantity.endswith("Mi")
+    return int(quantity.removesuffix("Mi")) << 20
+
+
+def test_both_ways_are_there() -> None:
+    assert FILES == ["beside-restate.yaml", "shared.yaml"]
+
+
+# 1.30: the pause before SIGTERM without a shell. The newest one tells what has been taken away.
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("file", FILES)
+def test_kubernetes_understands_every_resource(file: str, version: str) -> None:
+    for resource in resources(file):
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_the_schemas_would_tell_of_a_mistake() -> None:
+    deployment = workload("shared.yaml")
+    deployment["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] = {"sleep": {"second": 5}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.30", strict=True)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_and_labels_lead_somewhere(file: str) -> None:
+    (namespace,) = {resource["metadata"].get("namespace") for resource in resources(file)} - {None}
+    assert only(file, "Namespace")["metadata"]["name"] == namespace
+    assert pod(file)["serviceAccountName"] == only(file, "ServiceAccount")["metadata"]["name"]
+    labels = workload(file)["spec"]["template"]["metadata"]["labels"]
+    for resource in resources(file):
+        match resource["kind"]:
+            case "Service":
+                selectors, names = [resource["spec"]["selector"]], [p["targetPort"] for p in resource["spec"]["ports"]]
+            case "Deployment" | "StatefulSet" | "PodDisruptionBudget":
+                selectors, names = [resource["spec"]["selector"]["matchLabels"]], []
+            case "NetworkPolicy":
+                selectors = [resource["spec"]["podSelector"]["matchLabels"]]
+                names = [port["port"] for rule in resource["spec"]["ingress"] for port in rule["ports"]]
+            case _:
+                selectors, names = [], []
+        assert all(selector.items() <= labels.items() for selector in selectors)
+        assert set(names) <= {name for container in containers(file) for name in ports(container)}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_sidecar_takes_its_settings_and_listens_where_it_is_expected(file: str, tmp_path: Path) -> None:
+    result = told(file, tmp_path)
+    listening = {int(address.rpartition(":")[2]) for address in result["listen"]}
+    admin = int(result["admin"].rpartition(":")[2])
+    if file == "shared.yaml":
+        assert set(ports(sidecar(file)).values()) == {*listening, admin}
+        (port,) = only(file, "Service")["spec"]["ports"]
+        assert {port["port"]} == listening
+    else:
+        assert result["listen"] == ["127.0.0.1:9081"]
+        assert set(ports(sidecar(file)).values()) == {admin}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_kubelet_can_ask_the_admin_plane(file: str, tmp_path: Path) -> None:
+    admin = told(file, tmp_path)["admin"]
+    assert admin.startswith("0.0.0.0:")
+    for probe, path in (("startupProbe", "/startupz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
+        asked = sidecar(file)[probe]["httpGet"]
+        assert asked["path"] == path
+        assert path in PATHS
+        assert ports(sidecar(file))[asked["port"]] == int(admin.rpartition(":")[2])
+    annotations = workload(file)["spec"]["template"]["metadata"]["annotations"]
+    assert f"0.0.0.0:{annotations['prometheus.io/port']}" == admin
+    assert annotations["prometheus.io/path"] in PATHS
+
+
+def test_a_shared_sidecar_may_drain_before_it_is_killed(tmp_path: Path) -> None:
+    pause = sidecar("shared.yaml")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = told("shared.yaml", tmp_path)["drain_timeout"]
+    assert pod("shared.yaml")["terminationGracePeriodSeconds"] > pause + drain
+
+
+def test_a_sidecar_beside_restate_may_drain_after_restate_has_ended(tmp_path: Path) -> None:
+    # Restate's own `shutdown-timeout` is a minute.
+    drain = told("beside-restate.yaml", tmp_path)["drain_timeout"]
+    assert pod("beside-restate.yaml")["terminationGracePeriodSeconds"] > 60 + drain
+
+
+def test_the_sidecar_is_up_before_restate_and_ends_after_it() -> None:
+    (init,) = pod("beside-restate.yaml")["initContainers"]
+    assert init is not None
+    assert init["image"] == IMAGE
+    assert init["restartPolicy"] == "Always"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_memory_holds_what_may_be_queued(file: str, tmp_path: Path) -> None:
+    limit = octets(sidecar(file)["resources"]["limits"]["memory"])
+    assert limit >= told(file, tmp_path)["queued_octets"] + (128 << 20)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_runs_with_more_rights_than_it_needs(file: str) -> None:
+    assert only(file, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    spec = pod(file)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    shared = spec["securityContext"]
+    assert (shared["runAsNonRoot"], shared["runAsUser"]) == (True, 65532)
+    assert shared["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(file):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_workload_identity_names_a_google_account(file: str) -> None:
+    annotations: Mapping[str, str] = only(file, "ServiceAccount")["metadata"]["annotations"]
+    account = annotations["iam.gke.io/gcp-service-account"]
+    text = (REPOSITORY / FOLDER / file).read_text()
+    namespace, name = only(file, "Namespace")["metadata"]["name"], only(file, "ServiceAccount")["metadata"]["name"]
+    assert f"add-iam-policy-binding {account}" in text
+    assert f"serviceAccount:my-project.svc.id.goog[{namespace}/{name}]" in text
+
+
+def test_the_autoscaler_decides_alone() -> None:
+    deployment, scaler = workload("shared.yaml"), only("shared.yaml", "HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": deployment["kind"],
+        "name": deployment["metadata"]["name"],
+    }
+    assert "replicas" not in deployment["spec"]
+    assert scaler["spec"]["minReplicas"] > only("shared.yaml", "PodDisruptionBudget")["spec"]["maxUnavailable"]
+    # One worker cannot use more than one processor: a target above that would never be reached.
+    requested = int(sidecar("shared.yaml")["resources"]["requests"]["cpu"].removesuffix("m"))
+    target = scaler["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"]
+    assert requested * target / 100 < 1000
+
+
+def test_the_network_policy_lets_restate_in_and_metadata_google_and_dns_out() -> None:
+    policy = only("shared.yaml", "NetworkPolicy")["spec"]
+    assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
+    restate, metrics = policy["ingress"]
+    (caller,) = restate["from"]
+    assert caller["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": only("beside-restate.yaml", "Namespace")["metadata"]["name"]
+    }
+    assert caller["podSelector"]["matchLabels"].items() <= workload("beside-restate.yaml")["metadata"]["labels"].items()
+    assert (restate["ports"], metrics["ports"]) == ([{"port": "h2c"}], [{"port": "admin"}])
+    out = {(rule["to"][0].get("ipBlock", {}).get("cidr", "dns"), rule["ports"][0]["port"]) for rule in policy["egress"]}
+    assert {("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("0.0.0.0/0", 443), ("dns", 53)} <= out
