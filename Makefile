@@ -54,6 +54,10 @@ image: setup $(RESTATE) ## the image, built without Docker, and the services of 
 	@.ci/apt $(IMAGE_PACKAGES)
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
+.PHONY: dist
+dist: setup ## dist/: source distribution and wheel, tried in empty environments with and without a compiler
+	@$(BIN)/python -m tests.shipping.dist
+
 .PHONY: check
 check: setup ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

@@ -10,9 +10,8 @@ import json
 import os
 import pickle
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +24,7 @@ from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, Googl
 from proxy.emulator.certificates import write_secret
 from tests.shipping.buildah import Builder, BuildFailed, Image, builder
 from tests.shipping.containers import Container, Containers, isolated
+from tests.shipping.steps import Wrong, check, step
 from tests.support.compose import Mount, Service, load, start_order
 from tests.support.processes import Program, ProgramFailed
 from tests.support.restate_server import find_restate_server
@@ -41,24 +41,6 @@ DEVELOPER = "developer@example.com"
 
 Plan: TypeAlias = dict[str, tuple[Image, Path]]
 """The image of each service, and the root of a container of it."""
-
-
-class Wrong(Exception):
-    """Something is not as it should be; the text says what."""
-
-
-def check(holds: bool, otherwise: str) -> None:
-    """Raise Wrong with the text unless it holds."""
-    if not holds:
-        raise Wrong(otherwise)
-
-
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Print what is done, and how long it took."""
-    began = time.monotonic()
-    yield
-    click.echo(f"   {click.style('✓', fg='green')} {what:<76} {time.monotonic() - began:5.1f} s")
 
 
 # Outside: with a network, to build.

@@ -1,0 +1,138 @@
+"""`python -m tests.shipping.dist`: source distribution and wheel, each installed where nothing else is, and tried.
+
+The source distribution is installed twice, with a C compiler and without one. What has passed is left in `dist/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import aiohttp
+import click
+
+from tests.shipping.steps import Wrong, check, step
+from tests.support.processes import ProgramFailed, program
+
+REPOSITORY = Path(__file__).parents[2]
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+COMPILED, PORTABLE = "libnghttp2 ", "h2 "
+
+
+def main(folder: Path) -> None:
+    """Build into `folder`, install, try; raises Wrong, ProgramFailed or CalledProcessError."""
+    tree = folder / "tree"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
+    for name in filter(None, files.decode().split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, tree / name)
+    with step("build the source distribution"):
+        source = built("build_sdist", tree, folder)
+        held_by_source(source, tree)
+    with step("build the wheel"):
+        wheel = built("build_wheel", tree, folder)
+        held_by_wheel(wheel)
+    for what, artifact, environment, engine in (
+        ("the source distribution, with a compiler", source, {}, COMPILED),
+        ("the source distribution, without a compiler", source, NO_COMPILER, PORTABLE),
+        ("the wheel, without a compiler", wheel, NO_COMPILER, COMPILED),
+    ):
+        with step(f"install {what}"):
+            place = folder / "-".join(what.split()[1:]).replace(",", "")
+            installed(artifact, place, environment)
+        with step(f"serve a request with {engine.strip()}"):
+            asyncio.run(tried(place, engine))
+    kept = REPOSITORY / "dist"
+    kept.mkdir(exist_ok=True)
+    for artifact in (source, wheel):
+        shutil.copy2(artifact, kept)
+        click.echo(f"     dist/{artifact.name}")
+
+
+def built(hook: str, tree: Path, folder: Path) -> Path:
+    """Build with the build system's own hook, and return the file."""
+    return folder / run(sys.executable, "-c", BUILD, hook, folder, cwd=tree).splitlines()[-1]
+
+
+def held_by_source(source: Path, tree: Path) -> None:
+    """Everything that the engine is compiled of is in the source distribution, and nothing that was compiled."""
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {str(path.relative_to(tree)) for path in tree.glob("proxy/**/*.p[xy]*")}
+    needed |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "proxy/py.typed"}
+    check(needed <= names, f"the source distribution lacks {sorted(needed - names)}")
+    foreign = [name for name in names if name.endswith((".so", ".c", ".pyc"))]
+    check(not foreign, f"the source distribution has {foreign}")
+
+
+def held_by_wheel(wheel: Path) -> None:
+    """The wheel has the package alone: what was compiled, and not what of."""
+    names = zipfile.ZipFile(wheel).namelist()
+    check(any(name.startswith("proxy/http2/nghttp2_engine.") and name.endswith(".so") for name in names), "no engine")
+    roots = {name.partition("/")[0] for name in names}
+    check(len(roots) == 2 and "proxy" in roots, f"the wheel has {sorted(roots)}")
+    sources = [name for name in names if name.endswith((".pyx", ".pxd", ".c"))]
+    check(not sources, f"the wheel has {sources}")
+
+
+def installed(artifact: Path, place: Path, environment: dict[str, str]) -> None:
+    """Install a file, and what it depends on, into a new virtual environment."""
+    venv.create(place, with_pip=True)
+    pip = (place / "bin/python", "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "install", "--no-cache-dir", "--constraint", constraints(place), artifact, environment=environment)
+    run(*pip, "check")
+
+
+def constraints(place: Path) -> Path:
+    """Write the versions of the lock file as constraints: what is newest today shall not decide."""
+    lock = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    file = place / "constraints.txt"
+    file.write_text("".join(line.removesuffix("\\").rstrip() + "\n" for line in lock if "==" in line))
+    return file
+
+
+async def tried(place: Path, engine: str) -> None:
+    """Run emulator and sidecar as they were installed; the emulated service answers nothing but a valid token."""
+    command = place / "bin/cloudrun-sidecar"
+    async with program("emulate", [command, "emulate", "--json", "--directory", place / "google"]) as google:
+        places = json.loads((await google.line(r"^\{.*\}$"))[0])
+        flags = ["--upstream", places["cloud_run"], "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+        argv = [command, "serve", "--log-format", "json", *flags]
+        async with program("serve", argv, env=places["environment"]) as sidecar, aiohttp.ClientSession() as http:
+            said = json.loads((await sidecar.line(r'^\{.*"listening".*$'))[0])
+            check(said["engine"].startswith(engine), f"the engine is {said['engine']}")
+            async with http.get(f"http://{said['listen'][0]}/hello") as response:
+                check(response.status == 200, f"{response.status} {await response.text()}")
+                claims = (await response.json())["claims"]
+            check(claims["aud"] == places["audience"], f"the token is {claims}")
+            run(command, "healthcheck", "--admin", said["admin"])
+
+
+def run(*argv: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
+    """Run a command and return what it prints. Raises Wrong with the end of that when it fails."""
+    told = {**os.environ, **(environment or {})}
+    done = subprocess.run(
+        argv, cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    tail = "\n".join(done.stdout.splitlines()[-25:])
+    check(done.returncode == 0, f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{tail}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory(prefix="cloudrun-sidecar-dist-") as name:
+        try:
+            main(Path(name))
+        except (ProgramFailed, Wrong) as exc:
+            click.echo(f"\n{click.style('failed:', fg='red')} {exc}", err=True)
+            sys.exit(1)
