@@ -98,7 +98,7 @@ class Stack:
 
     def __init__(self, folder: Path, plan: Plan, environment: dict[str, str]) -> None:
         self.services = load(COMPOSE, environment)
-        self._folder = folder
+        self.folder = folder
         self._plan = plan
         self._containers = Containers(folder, self.services)
 
@@ -111,7 +111,7 @@ class Stack:
     async def up(self, container: Container) -> AsyncIterator[Program]:
         """Run a container; yields when it is healthy, and checks that it ends in order."""
         name = container.service.name
-        async with container.running(self._folder / f"{name}.log") as child:
+        async with container.running(self.folder / f"{name}.log") as child:
             await container.healthy(child)
             yield child
             status = await child.stop(within_seconds=container.service.stop_grace_seconds)
@@ -153,7 +153,7 @@ async def register(stack: Stack) -> None:
     """What `docker compose run --rm register` does."""
     with step("register: Restate discovers the service through the sidecar"):
         container = stack.container("register")
-        async with container.running(stack._folder / "register.log") as child:
+        async with container.running(stack.folder / "register.log") as child:
             status = await child.ended(within_seconds=30)
         check(status == 0 and '"Greeter"' in child.tail(), f"it ended with {status}:\n{child.tail()}")
 
