@@ -84,8 +84,9 @@ $(VENV)/.python: .ci/venv
 	@.ci/venv $(VENV)
 	@touch $@
 
-$(VENV)/.packages: requirements-dev.lock $(VENV)/.python
+$(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.python
 	$(PIP) install --require-hashes --requirement requirements-dev.lock
+	$(PIP) install --require-hashes --no-deps --requirement tests/shipping/schemas.txt
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard proxy/http2/*.px[dy]) $(VENV)/.packages

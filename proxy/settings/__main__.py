@@ -1,20 +1,24 @@
-"""`python -m proxy.settings schema` and `… example` print the files in `config/` that are made of the model."""
+"""`python -m proxy.settings schema|example|table` prints what is made of the model: two files in `config/`, and the tables
+of the README.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 
-from proxy.settings.printing import example_toml, json_schema
+from proxy.settings.printing import example_toml, json_schema, markdown_tables
 
 
 def main(what: str) -> str:
-    """Return the text of `routes.schema.json` for `schema`, of `routes.example.toml` for `example`."""
+    """Return the text of `routes.schema.json` for `schema`, of `routes.example.toml` for `example`, Markdown for `table`."""
     if what == "schema":
         return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     if what == "example":
         return example_toml()
-    raise SystemExit("python -m proxy.settings schema|example")
+    if what == "table":
+        return markdown_tables() + "\n"
+    raise SystemExit("python -m proxy.settings schema|example|table")
 
 
 if __name__ == "__main__":

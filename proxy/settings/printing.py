@@ -1,4 +1,4 @@
-"""The settings as people and editors see them: TOML, the sample file, and the JSON Schema."""
+"""The settings as people and editors see them: TOML, the sample file, the JSON Schema, and the table of the README."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic.fields import FieldInfo
 
 from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name, toml_key
 from proxy.settings.model import GROUPS, RouteSettings, Settings
-from proxy.settings.wording import unit_of
+from proxy.settings.wording import summary, unit_of
 
-__all__ = ["default_text", "dump_toml", "example_toml", "json_schema", "toml_value"]
+__all__ = ["default_text", "dump_toml", "example_toml", "json_schema", "markdown_tables", "toml_value"]
 
 _COLUMNS: Final = 100
 
@@ -81,6 +81,22 @@ def json_schema() -> dict[str, Any]:
         "title": "cloudrun-sidecar settings",
         "description": "What `cloudrun-sidecar serve --config FILE` reads. Routes may also be given by flag.",
     }
+
+
+def markdown_tables() -> str:
+    """Return the settings of the sidecar and those of a route, each a table in Markdown, as the README has them."""
+    sidecar = [(name, Settings.model_fields[name]) for names in GROUPS.values() for name in names]
+    return "\n".join([*_rows("setting", sidecar), "", *_rows("of a route", list(RouteSettings.model_fields.items()))])
+
+
+def _rows(head: str, fields: list[tuple[str, FieldInfo]]) -> Iterator[str]:
+    yield f"| {head} | default | |"
+    yield "|---|---|---|"
+    for name, info in fields:
+        default = "required" if info.is_required() else default_text(info)
+        unit = " seconds" if unit_of(info) == "seconds" else ""
+        shown = default if default in ("required", "not set") else f"`{default}`{unit}"
+        yield f"| `{name}` | {shown} | {summary(info)}. |"
 
 
 def toml_value(value: Any) -> str:

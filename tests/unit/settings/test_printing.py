@@ -40,7 +40,7 @@ def test_the_committed_schema_is_that_of_the_model() -> None:
 
 
 def test_only_these_two_files_are_printed() -> None:
-    with pytest.raises(SystemExit, match=r"schema\|example"):
+    with pytest.raises(SystemExit, match=r"schema\|example\|table"):
         main("else")
 
 
