@@ -1,5 +1,5 @@
-"""`python -m proxy.settings schema|example|table` prints what is made of the model: two files in `config/`, and the tables
-of the README.
+"""`python -m proxy.settings schema|example|table` prints what is made of the model: two files in `config/`, and
+the tables of the README.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from proxy.settings.printing import example_toml, json_schema, markdown_tables
 
 
 def main(what: str) -> str:
-    """Return the text of `routes.schema.json` for `schema`, of `routes.example.toml` for `example`, Markdown for `table`."""
+    """Return `routes.schema.json` for `schema`, `routes.example.toml` for `example`, Markdown for `table`."""
     if what == "schema":
         return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     if what == "example":
