@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Final, NamedTuple, Protocol
 
 from proxy.http2.engine import Engine, EngineName, Limits
-from proxy.http2.h2_engine import LIBRARY, H2Engine
 
 __all__ = ["EngineChoice", "EngineFactory", "EngineUnavailable", "engine_choice"]
 
@@ -47,11 +46,18 @@ class EngineChoice(NamedTuple):
 def engine_choice(name: EngineName) -> EngineChoice:
     """Return the engine of that name; "auto" prefers the compiled one. Raises EngineUnavailable."""
     if name == "h2":
-        return EngineChoice("h2", LIBRARY, H2Engine, None)
+        return _portable(None)
     try:
         compiled = import_module(_COMPILED)
     except ImportError as exc:
         if name == "nghttp2":
             raise EngineUnavailable(f"the HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}") from exc
-        return EngineChoice("h2", LIBRARY, H2Engine, f"the faster HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}")
+        return _portable(f"the faster HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}")
     return EngineChoice("nghttp2", str(compiled.LIBRARY), compiled.Nghttp2Engine, None)
+
+
+def _portable(reason: str | None) -> EngineChoice:
+    # Here, and not at the top: its code and tables are a MiB and a half that the compiled engine has no use for.
+    from proxy.http2.h2_engine import LIBRARY, H2Engine
+
+    return EngineChoice("h2", LIBRARY, H2Engine, reason)
