@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -104,6 +103,9 @@ def toml_key(*keys: str) -> str:
 
 def did_you_mean(word: str, known: Collection[str], spelled: Callable[[str], str] = str) -> str:
     """Return `; did you mean …?` with the nearest name as it is `spelled`; `""` where none is near."""
+    # Here, and not at the top: most processes never need it, and it is 0.2 MiB.
+    from difflib import get_close_matches
+
     near = get_close_matches(word, known, n=1)
     return f"; did you mean {spelled(near[0])}?" if near else ""
 
