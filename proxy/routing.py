@@ -91,6 +91,11 @@ class Route:
         if not self.audience:
             object.__setattr__(self, "audience", str(self.origin))
 
+    @property
+    def label(self) -> str:
+        """Its name in metrics, where an empty one would tell nothing."""
+        return self.name or "default"
+
 
 class Match(NamedTuple):
     """The route of a request, and the path (with query) that its upstream is asked for."""

@@ -88,7 +88,7 @@ def status_page(ready: bool, words: str, routes: Sequence[Route], metrics: Metri
 
 
 def _row(route: Route, metrics: Metrics) -> str:
-    counted = metrics.route(route.name)
+    counted = metrics.route(route.label)
     return (
         f"<tr><td><code>/{escape(route.name)}</code></td>"
         f"<td><code>{escape(f'{route.origin}{route.base_path}')}</code></td>"

@@ -119,7 +119,7 @@ class Forwarder:
             key=key,
             slot=self._tokens.slot(key) if route.signed else None,
             scheme=route.origin.scheme.encode(),
-            metrics=metrics.route(route.name or "default"),
+            metrics=metrics.route(route.label),
         )
 
     # ---- for downstream

@@ -202,7 +202,7 @@ class World:
             assert not wire.protocol._sinks
             if not wire.protocol.closed:
                 assert wire.ledger.open_streams == 0
-        for known in (*(known.name for known in self.routes), "unmatched"):
+        for known in (*(known.label for known in self.routes), "unmatched"):
             assert self.metrics.route(known).in_flight == 0
 
     def close(self) -> None:

@@ -78,6 +78,15 @@ def test_it_shows_each_route_with_upstream_identity_and_counts() -> None:
     ]  # fmt: skip
 
 
+def test_the_route_for_all_other_paths_shows_its_counts_and_adds_no_label_of_its_own() -> None:
+    metrics = Metrics()
+    rest = route("")
+    metrics.route(rest.label).started()
+    texts = page(rest, metrics=metrics).texts
+    assert texts[texts.index("More") - 3] == "1"
+    assert b'route=""' not in metrics.exposition()[0]
+
+
 def test_what_was_configured_cannot_become_markup() -> None:
     evil = "<script>alert('x')</script>"
     document = page(route("a", audience=evil, impersonate=evil, delegates=(evil,)), words=f"{evil}: {evil}")
