@@ -4,7 +4,7 @@
 
     restate-server ──h2c──▶ downstream ─▶ relay ─▶ upstream ──TLS, ALPN h2──▶ Cloud Run
                              (Hypercorn)     │
-                                          tokens ──▶ metadata server · IAM Credentials · OAuth token endpoint
+                                          tokens ──▶ metadata server · IAM Credentials · OAuth token endpoint · STS
 
 Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connect to.
 

@@ -1,4 +1,4 @@
-"""Log lines on stderr, and metrics for Prometheus. No secret gets into either (`redact` is the net below the law).
+"""Log lines on stderr, and metrics for Prometheus. No secret gets into either (`redact` is only the net below).
 
 Lines are rendered by structlog alone. What libraries say through `logging` at WARNING and above becomes such lines too;
 below that nothing of theirs is let through, for google-auth and others log requests and answers at DEBUG.

@@ -1,8 +1,8 @@
 """From octets to frames, before the library sees any: cutting, counting, and keeping some from it.
 
 Only whole frames go on, in runs as long as a read has them, so that the library reports content frame by frame and no
-frame becomes two (law 6). A length is looked at before its payload is waited for. Every frame is counted (see `flood`),
-also where the library would skip it without a word.
+frame becomes two (Restate's client ends a connection that brings too many small ones). A length is looked at before its
+payload is waited for. Every frame is counted (see `flood`), also where the library would skip it without a word.
 
 PRIORITY, GOAWAY, suspicious window updates, surplus acknowledgements of SETTINGS and frames of unknown types are kept
 from the library (`nghttp2_connection` says why), but not within a field block and not before SETTINGS, where any of them

@@ -35,7 +35,7 @@ __all__ = ["Pool", "PoolMetrics"]
 
 _log: Final = structlog.get_logger("upstream")
 
-# Cloud Run's front end offers some 100 streams a connection (research: Google's front end, SETTINGS).
+# What Google's front end offers in its SETTINGS, more or less.
 _EXPECTED_STREAMS: Final = 100
 
 _PAUSE_SECONDS: Final = 1.0

@@ -1,4 +1,4 @@
-"""Much content through small windows, with a slow reader (ARCHITECTURE, laws 2 and 5)."""
+"""Much content through small windows, with a slow reader: what waits stays within the windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EngineFa
     digest, expected = sha256(), sha256()
     queued = received = most = 0
     while received < 64 * MEBI:
-        # A sender that law 2 binds: never more unsent content than one window.
+        # A sender as the relay is one: never more unsent content than one window.
         while queued < 64 * MEBI and queued - joined.client.sent[stream_id] < window:
             client.send_data(stream_id, chunk, end_stream=queued + len(chunk) == 64 * MEBI)
             expected.update(chunk)

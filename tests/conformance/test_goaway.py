@@ -1,4 +1,4 @@
-"""GOAWAY, in either direction, ends no stream (RFC 9113, 6.8; ARCHITECTURE, law 7)."""
+"""GOAWAY, in either direction, ends no stream (RFC 9113, 6.8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content on the way in: events, credit, faults (RFC 9113, 5.1, 6.1, 6.9; ARCHITECTURE, laws 2 and 4)."""
+"""Content on the way in: events, credit, faults (RFC 9113, 5.1, 6.1, 6.9)."""
 
 from __future__ import annotations
 

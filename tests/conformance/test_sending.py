@@ -1,4 +1,4 @@
-"""What leaves, when, and in which frames (RFC 9113, 5.2 and 6.9; ARCHITECTURE, laws 2, 3 and 6)."""
+"""What leaves, when, and in which frames (RFC 9113, 5.2 and 6.9)."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ async def test_nothing_written_or_answered_holds_a_secret(
     for event in ("token mint failed", "token minted"):
         assert event in everything
     assert len(google.handed_out) > 5
-    # The net below the law had nothing to catch.
+    # `redact`, the net below, had nothing to catch.
     assert "[redacted]" not in everything
     for secret in (*pieces(google.handed_out), *BEGINNINGS):
         assert secret not in everything, f"…{everything[everything.index(secret) - 200 :][:200]}"

@@ -1,4 +1,4 @@
-"""The states of one exchange, checked against what RFC 9113 and the laws say, not against the table."""
+"""The states of one exchange, checked against what RFC 9113 and the README's promises say, not against the table."""
 
 from __future__ import annotations
 
