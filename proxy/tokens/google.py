@@ -17,14 +17,17 @@ file, or one that appears, is taken up.
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -144,6 +147,32 @@ def _is_near(url: str) -> bool:
     return parts.scheme == "http" and not address.is_global
 
 
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """What a call goes through. Its login has no repr."""
+
+    url: URL
+    headers: Mapping[str, str] = field(repr=False)
+
+
+def _proxy_for(url: str) -> _Proxy | None:
+    """Return the proxy that the environment names for this URL (`https_proxy`, `no_proxy` …), or None.
+
+    aiohttp's `trust_env` would do this, and take logins for the host from `~/.netrc` as well: a `default` there would
+    be sent to Google, and make calls that are authorised already fail.
+    """
+    parts = urlsplit(url)
+    named = getproxies_environment().get(parts.scheme)
+    if not named or proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = URL(named if "://" in named else f"http://{named}")
+    headers = {}
+    if proxy.user is not None:
+        login = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+        headers["proxy-authorization"] = f"Basic {login}"
+    return _Proxy(proxy.with_user(None), headers)
+
+
 class _Http:
     """An HTTP client that opens with its first call. `direct` means without a proxy and without TLS."""
 
@@ -161,8 +190,17 @@ class _Http:
         try:
             session = await self._open()
             # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
+            proxy = None if self._direct else _proxy_for(url)
+            if proxy is not None and url.startswith("http:"):
+                headers = {**headers, **proxy.headers}  # There is no CONNECT that could carry them.
             async with session.request(
-                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                proxy=proxy.url if proxy is not None else None,
+                proxy_headers=proxy.headers if proxy is not None else None,
             ) as response:
                 content = bytearray()
                 async for chunk in response.content.iter_any():
@@ -192,7 +230,6 @@ class _Http:
                 context = True if self._direct else await asyncio.to_thread(ssl.create_default_context)
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
-                    trust_env=not self._direct,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
                     timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),

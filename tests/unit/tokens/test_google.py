@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,49 @@ async def test_calls_to_google_go_through_the_proxy_of_the_environment(
     house.file(key_info)
     with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
         await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_a_proxy_gets_its_login_and_a_host_in_no_proxy_goes_without(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    house.file(key_info)
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        monkeypatch.setenv("https_proxy", f"ada:secret@127.0.0.1:{port}")
+        with pytest.raises(TokenUnavailable):
+            await mint(KEY)
+        monkeypatch.setenv("no_proxy", "oauth2.googleapis.com")
+        await mint(KEY)
+    (head,) = heads
+    assert head.startswith(b"CONNECT oauth2.googleapis.com:443 ")
+    assert b"proxy-authorization: basic ywrhonnly3jlda==" in head.lower()
+
+
+@pytest.mark.asyncio
+async def test_logins_in_netrc_are_not_for_google(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    user_info: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login ada password of-another-place\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    house.file(user_info)
+    google.accounts.add(TARGET)
+    google.may_impersonate.add(("user@example.com", TARGET))
+    assert (await mint(OTHER)).principal == TARGET
 
 
 @pytest.mark.asyncio
