@@ -2,31 +2,16 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
 from proxy.cli.check import _manner
 from proxy.settings.layers import PREFIX
-
-DOCTORED = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in an empty directory, and leave logging as it was."""
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before = root.handlers[:]
-    yield
-    root.handlers[:] = before
-    structlog.reset_defaults()
+from tests.unit.cli.conftest import NO_CREDENTIALS
 
 
 @pytest.fixture
@@ -38,7 +23,7 @@ def closed_port() -> Iterator[int]:
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, ["check", *arguments], env={**DOCTORED, **(env or {})}, terminal_width=100)
+    return CliRunner().invoke(main, ["check", *arguments], env={**NO_CREDENTIALS, **(env or {})}, terminal_width=100)
 
 
 class Terminal(io.TextIOWrapper):

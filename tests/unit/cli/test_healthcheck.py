@@ -18,11 +18,6 @@ from proxy.settings import Settings
 from proxy.telemetry import Metrics
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @dataclass
 class State:
     started: bool = True

@@ -17,11 +17,6 @@ from proxy.settings.model import GROUPS
 URL = "https://svc.run.app"
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What would be served: the composition root is replaced, and ends at once with 7."""

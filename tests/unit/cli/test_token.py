@@ -1,32 +1,16 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from tests.unit.cli.conftest import NO_CREDENTIALS
 
 URL = "https://svc.run.app"
-NOBODY = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in an empty directory, and leave logging as it was."""
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before = root.handlers[:]
-    yield
-    root.handlers[:] = before
-    structlog.reset_defaults()
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["token", *arguments], env=NOBODY, terminal_width=100)
+    return CliRunner().invoke(main, ["token", *arguments], env=NO_CREDENTIALS, terminal_width=100)
 
 
 @pytest.mark.parametrize("raw", [(), ("--raw",)])
