@@ -98,15 +98,15 @@ async def _failure(source: Ambient, method: str, account: str, delegates: Sequen
             other = next((advice for reason, advice in _OTHER_403.items() if reason in reasons(reply)), None)
             if other is not None:
                 return MintRefused(f"IAM refused to mint for {account}{quoted}: {other}")
-            chain = (
-                f"; with delegates, each account of the chain needs {_ROLES['generateAccessToken']} on the next"
-                if delegates
-                else ""
-            )
-            return ImpersonationDenied(
-                f"{await source.principal()} may not impersonate {account}: grant it {_ROLES[method]} on that service "
-                f"account and wait some minutes{chain}{quoted}"
-            )
+            who = await source.principal()
+            way, grant = "", f"grant it {_ROLES[method]} on that service account"
+            if delegates:
+                way = " by way of its delegates"
+                grant = (
+                    f"grant {delegates[-1]} {_ROLES[method]} on that service account, and {who}, and each delegate but "
+                    f"the last, {_ROLES['generateAccessToken']} on the next"
+                )
+            return ImpersonationDenied(f"{who} may not impersonate {account}{way}: {grant}; wait some minutes{quoted}")
         case 404:
             return MintRefused(f"the service account {account} does not exist{quoted}")
         case 400:

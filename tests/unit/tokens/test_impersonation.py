@@ -73,10 +73,14 @@ async def test_a_denied_impersonation_names_role_account_principal_and_what_iam_
 
 
 @pytest.mark.asyncio
-async def test_a_denied_chain_names_the_role_between_its_links(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_denied_chain_names_the_role_of_each_link(google: FakeGoogle, mint: GoogleMint) -> None:
     google.accounts.add(TARGET)
-    with pytest.raises(ImpersonationDenied, match=r"needs roles/iam\.serviceAccountTokenCreator on the next"):
+    with pytest.raises(ImpersonationDenied) as caught:
         await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
+    text = str(caught.value)
+    assert f"{ATTACHED} may not impersonate {TARGET} by way of its delegates: " in text
+    assert f"grant {FIRST} roles/iam.serviceAccountOpenIdTokenCreator on that service account" in text
+    assert f"and {ATTACHED}, and each delegate but the last, roles/iam.serviceAccountTokenCreator on the next" in text
 
 
 @pytest.mark.asyncio
