@@ -13,6 +13,7 @@ leaf                                invocation  discovery  retry-after  passes a
 `PathRefused`                       400         400        –            no
 `RouteNotFound`                     404         404        –            no
 `MethodRefused`                     501         501        –            no
+`BrowserRefused`                    403         403        –            no
 `Draining`, `Overloaded`            503         503        1–5 s        yes
 `Internal`                          500         500        –            no
 `TokenTimeout`, `TokenUnavailable`  503         503        1–5 s        yes
@@ -44,6 +45,7 @@ __all__ = [
     "ERROR_FIELD",
     "AmbientUnsupported",
     "Answer",
+    "BrowserRefused",
     "CredentialsInvalid",
     "CredentialsNotFound",
     "CredentialsRejected",
@@ -147,6 +149,13 @@ class MethodRefused(RequestRefused):
 
     code = "method-refused"
     status = discovery_status = 501
+
+
+class BrowserRefused(RequestRefused):
+    """A page in somebody's browser would call the services with the sidecar's identity (cross-site request forgery)."""
+
+    code = "browser-refused"
+    status = discovery_status = 403
 
 
 class Draining(Transient):

@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from proxy import errors
 from proxy.downstream.connection import RequestSink, ResponseChannel
-from proxy.errors import UpstreamReset
+from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import from_http1
 from proxy.wire import Budget
 
-__all__ = ["Gate", "Http1Exchange", "Http1Exchanges", "Message", "Receive", "Send"]
+__all__ = ["Gate", "Http1Exchange", "Http1Exchanges", "Message", "Receive", "Send", "refuse_pages"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -186,6 +186,23 @@ class Http1Exchange:
             except TimeoutError:
                 pass
         await self._send(message)
+
+
+async def refuse_pages(scope: Message, send: Send) -> bool:
+    """Answer a request that a web page makes, and return whether it was one.
+
+    Browsers reach loopback, speak HTTP/1.1 without TLS, and name the page in `origin` (Fetch, 3.1) or say
+    in `sec-fetch-site` that there is one (Fetch Metadata, 2.3); `none` there is a person who typed the address. Restate
+    and its like send neither.
+    """
+    fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
+    if b"origin" not in fields and fields.get(b"sec-fetch-site", b"none") == b"none":
+        return False
+    refusal = BrowserRefused("this is for Restate, not for web pages: what they ask would be signed with our identity")
+    answer = errors.answer(refusal, discovery=False, chance=0.0)
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+    return True
 
 
 def _target(scope: Message) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, cast
 
 from proxy.downstream.connection import DownstreamConnection, Exchanges
-from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send
+from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send, refuse_pages
 from proxy.http2.engine import Engine
 from proxy.wire import Budget
 
@@ -99,6 +99,8 @@ class Listener:
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Carry one HTTP/1.1 exchange."""
+        if await refuse_pages(scope, send):
+            return
         self._http1_live += 1
         try:
             await Http1Exchange(self.exchanges, receive, send, scope["state"][GATE], self._budget).run(scope)

@@ -224,6 +224,28 @@ async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: by
         assert it.relay.requests.empty()
 
 
+@pytest.mark.parametrize(
+    "says", [b"Origin: https://evil.example\r\n", b"Origin: null\r\n", b"Sec-Fetch-Site: cross-site\r\n"]
+)
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
+async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(method + b" /svc/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + says + b"\r\n")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert b"x-cloudrun-sidecar-error: browser-refused" in answer
+        assert answer.endswith(b"\r\n\r\n") == (method == b"HEAD")
+        assert it.relay.requests.empty()
+
+
+async def test_a_person_who_types_the_address_is_answered() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET[:-2] + b"Sec-Fetch-Site: none\r\n\r\n")
+        (await it.relay.request()).answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+        await lives(it, reader, writer)
+
+
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
 async def test_no_upgrade_has_an_effect(protocol: bytes) -> None:
     async with listening() as it:
