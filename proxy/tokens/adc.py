@@ -8,16 +8,18 @@ Everything here blocks, a little: call it on a thread that may wait.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from proxy.errors import CredentialsInvalid
 
-__all__ = ["CredentialFile", "Kind", "find", "looked_for"]
+__all__ = ["CredentialFile", "Kind", "find", "is_near", "looked_for"]
 
 Kind = Literal[
     "service_account",
@@ -121,13 +123,28 @@ def check(info: Mapping[str, Any], path: str) -> Kind:
     if missing:
         raise CredentialsInvalid(f"{path} ({kind}) has no {', '.join(missing)}; get the file anew")
     for name in ("token_uri", "token_url"):
-        if not str(info.get(name, "https://")).startswith(("https://", "http://")):
+        url = str(info.get(name, "https://"))
+        if not url.startswith(("https://", "http://")):
             raise CredentialsInvalid(f"{path} ({kind}): its {name} is not an http(s) URL")
+        if url.startswith("http://") and not is_near(url):
+            raise CredentialsInvalid(
+                f"{path} ({kind}): its {name} is plain http:// to another machine, and what goes there is secret; "
+                "it has to be https://"
+            )
     if info.get("universe_domain", _UNIVERSE) != _UNIVERSE:
         raise CredentialsInvalid(f"{path} belongs to another universe than {_UNIVERSE}: {_UNSUPPORTED}")
     if kind == "external_account":
         _check_source(info["credential_source"], path)
     return kind
+
+
+def is_near(url: str) -> bool:
+    """Return whether a URL's host is `localhost` or an address that is not public."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
 
 
 def _check_source(source: Mapping[str, Any], path: str) -> None:

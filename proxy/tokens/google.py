@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import os
 import ssl
 import time
@@ -137,14 +136,7 @@ def _find(
 
 
 def _is_near(url: str) -> bool:
-    parts = urlsplit(url)
-    if parts.hostname == "localhost":
-        return parts.scheme == "http"
-    try:
-        address = ipaddress.ip_address(parts.hostname or "")
-    except ValueError:
-        return False
-    return parts.scheme == "http" and not address.is_global
+    return url.startswith("http://") and adc.is_near(url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,9 @@ def test_a_file_that_may_not_be_read_is_an_error(
     [
         ({"universe_domain": "example.cloud"}, "another universe"),
         ({"token_uri": "file:///etc/passwd"}, "token_uri is not an http"),
+        ({"token_uri": "http://oauth2.googleapis.com/token"}, "token_uri is plain http:// to another machine"),
+        ({"token_uri": "http://8.8.8.8/token"}, "it has to be https://"),
+        ({"token_uri": "http://[/token"}, "it has to be https://"),
     ],
 )
 def test_other_universes_and_odd_endpoints_are_refused(key_info: dict[str, Any], extra: Any, what: str) -> None:
