@@ -47,12 +47,12 @@ class _Collector:
     def interim(self, fields: Fields) -> None:
         """A 1xx head: the final one follows."""
 
-    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def response_head(self, fields: Fields, end_stream: bool) -> None:
         self._fields = fields
         if end_stream:
             self._finish()
 
-    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+    def response_data(self, data: bytes, end_stream: bool) -> None:
         self._connection.acknowledge(self.stream_id, len(data))
         self._body += data
         if end_stream:

@@ -34,10 +34,10 @@ class RequestSink(Protocol):
     def over(self) -> bool:
         """Whether nothing more will come."""
 
-    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def request_head(self, fields: Fields, end_stream: bool) -> None:
         """The request's head; comes first."""
 
-    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+    def request_data(self, data: bytes, end_stream: bool) -> None:
         """Content; `ResponseChannel.acknowledge` is owed for its octets."""
 
     def request_trailers(self, fields: Fields) -> None:
@@ -56,10 +56,10 @@ class RequestSink(Protocol):
 class ResponseChannel(Protocol):
     """How a response goes back; `DownstreamConnection` is one for all its streams."""
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Send an interim or final response head."""
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         """Send content."""
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
@@ -110,28 +110,30 @@ class DownstreamConnection(FrameProtocol[RequestSink]):
 
     # ---- for the carriers
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Queue an interim or final response head."""
-        self.engine.send_head(stream_id, fields, end_stream=end_stream)
-        self.schedule_flush()
+        self.engine.send_head(stream_id, fields, end_stream)
+        if not self._flush_scheduled:
+            self.schedule_flush()
 
     # ---- events
 
     def on_head(self, event: HeadReceived) -> None:
-        stream_id = event.stream_id
+        stream_id, fields, end_stream = event
         sink = self._sinks[stream_id] = self._exchanges.carrier(self, stream_id)
-        sink.request_head(event.fields, end_stream=event.end_stream)
+        sink.request_head(fields, end_stream)
 
     def on_interim(self, event: InterimReceived) -> None:
         raise AssertionError("a server engine reports no interim response")
 
     def on_data(self, event: DataReceived) -> None:
-        self.note_received(len(event.data))
-        sink = self._sinks.get(event.stream_id)
+        stream_id, data, end_stream = event
+        self.credit_octets += len(data)
+        sink = self._sinks.get(stream_id)
         if sink is not None:
-            sink.request_data(event.data, end_stream=event.end_stream)
-        elif event.data:
-            self.engine.acknowledge(event.stream_id, len(event.data))
+            sink.request_data(data, end_stream)
+        elif data:
+            self.engine.acknowledge(stream_id, len(data))
 
     def on_trailers(self, event: TrailersReceived) -> None:
         sink = self._sinks.get(event.stream_id)

@@ -87,7 +87,7 @@ class Http1Exchange:
 
     # ---- for the carrier
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Queue a final head; interim ones have no way through ASGI over HTTP/1.1."""
         status = int(fields[0][1])
         if status < 200:
@@ -98,7 +98,7 @@ class Http1Exchange:
         if end_stream:
             self.send_data(stream_id, b"", end_stream=True)
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         """Queue content."""
         self._queued_octets += len(data)
         self._budget.change(len(data))

@@ -65,16 +65,16 @@ class Engine(Protocol):
 
     # ---- sending: everything is queued until `take`
 
-    def send_request(self, fields: Fields, *, end_stream: bool) -> StreamId:
+    def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
         """Open a stream (client only) and return its id.
 
         The caller has checked `can_open_stream`; raises RuntimeError otherwise.
         """
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Queue a response head (server only); with a 1xx `:status` it is an interim one and `end_stream` is False."""
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         """Queue content; the engine keeps `data` until the peer's windows take it."""
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:

@@ -59,7 +59,7 @@ cdef class Nghttp2Engine(Receiver):
 
     # ---- sending
 
-    def send_request(self, list fields not None, *, bint end_stream):
+    def send_request(self, list fields not None, bint end_stream):
         cdef Stream stream
         if not self._can_open():
             raise RuntimeError("no stream can be opened now: ask can_open_stream first")
@@ -70,7 +70,7 @@ cdef class Nghttp2Engine(Receiver):
         self._submit_section(stream, -1, fields, end_stream)
         return stream.key
 
-    def send_head(self, stream_id, list fields not None, *, bint end_stream):
+    def send_head(self, stream_id, list fields not None, bint end_stream):
         cdef Stream stream = self._sending(stream_id)
         if stream is None:
             return
@@ -82,7 +82,7 @@ cdef class Nghttp2Engine(Receiver):
             self.earn_by_answer()
         self._submit_section(stream, stream.id, fields, end_stream)
 
-    def send_data(self, stream_id, bytes data not None, *, bint end_stream):
+    def send_data(self, stream_id, bytes data not None, bint end_stream):
         cdef Stream stream = self._sending_content(stream_id)
         if stream is None:
             return

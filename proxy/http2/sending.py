@@ -31,7 +31,7 @@ class Sender(Generic[StreamT]):
     def acknowledge_connection(self, octets: int) -> None:
         self._connection.credit(octets)
 
-    def send_request(self, fields: Fields, *, end_stream: bool) -> StreamId:
+    def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
         if not self.can_open_stream:
             raise RuntimeError("no stream can be opened now: ask can_open_stream first")
         check_sendable(fields)
@@ -44,7 +44,7 @@ class Sender(Generic[StreamT]):
             connection.end_sent(stream)
         return stream.stream_id
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         stream = self._sending(stream_id)
         if stream is None:
             return
@@ -58,7 +58,7 @@ class Sender(Generic[StreamT]):
         if end_stream:
             self._connection.end_sent(stream)
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         stream = self._sending(stream_id, behind_head=True)
         if stream is not None:
             self._connection.rotation.push(stream, data)

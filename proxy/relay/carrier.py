@@ -38,10 +38,10 @@ _PASS: Final = Action.PASS
 class Downstream(Protocol):
     """The connection an exchange came from, as the relay sees it."""
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Send an interim or final response head."""
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         """Send response content; `Carrier.response_sent` follows when it has left."""
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
@@ -60,10 +60,10 @@ class Downstream(Protocol):
 class Upstream(Protocol):
     """The connection an exchange goes to, as the relay sees it."""
 
-    def open(self, fields: Fields, *, end_stream: bool, sink: Carrier) -> StreamId:
+    def open(self, fields: Fields, end_stream: bool, sink: Carrier) -> StreamId:
         """Send a request head on a new stream."""
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         """Send request content; `Carrier.request_sent` follows when it has left."""
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
@@ -189,7 +189,7 @@ class Carrier:
 
     # ---- downstream brings
 
-    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def request_head(self, fields: Fields, end_stream: bool) -> None:
         """The request's head: the exchange begins."""
         self.head = fields
         if end_stream:
@@ -197,7 +197,7 @@ class Carrier:
             self._request_ended = True
         self._office.dispatch(self)
 
-    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+    def request_data(self, data: bytes, end_stream: bool) -> None:
         """Content of the request."""
         if end_stream:
             self._request_ended = True
@@ -207,7 +207,7 @@ class Carrier:
             if data and self._held is not None:
                 self._hold(self._held, data)
             if self._upstream is not None:
-                self._upstream.send_data(self._upstream_id, data, end_stream=end_stream)
+                self._upstream.send_data(self._upstream_id, data, end_stream)
         elif data:
             self._downstream.acknowledge(self._downstream_id, len(data))
         if end_stream and self._exchange.over:
@@ -239,24 +239,24 @@ class Carrier:
         """A 1xx head."""
         self._exchange.on(Move.INTERIM)
         self._drop_held()
-        self._downstream.send_head(self._downstream_id, fields, end_stream=False)
+        self._downstream.send_head(self._downstream_id, fields, False)
 
-    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def response_head(self, fields: Fields, end_stream: bool) -> None:
         """The final head."""
         self._exchange.on(_RESPONSE_HEAD)
         self._drop_held()
         self._office.response_began(self, fields)
-        self._downstream.send_head(self._downstream_id, fields, end_stream=end_stream)
+        self._downstream.send_head(self._downstream_id, fields, end_stream)
         if end_stream:
             self._response_ended()
 
-    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+    def response_data(self, data: bytes, end_stream: bool) -> None:
         """Content of the response."""
         if not end_stream:
             self._exchange.on(_RESPONSE_DATA)
-            self._downstream.send_data(self._downstream_id, data, end_stream=False)
+            self._downstream.send_data(self._downstream_id, data, False)
             return
-        self._downstream.send_data(self._downstream_id, data, end_stream=True)
+        self._downstream.send_data(self._downstream_id, data, True)
         self._response_ended()
 
     def response_trailers(self, fields: Fields) -> None:
@@ -301,14 +301,14 @@ class Carrier:
         held = self._held or ()
         ended, trailers = self._request_ended, self._trailers
         bare = ended and trailers is None and not held
-        self._upstream_id = stream_id = upstream.open(fields, end_stream=bare, sink=self)
+        self._upstream_id = stream_id = upstream.open(fields, bare, self)
         self._upstream = upstream
         for data in held:
-            upstream.send_data(stream_id, data, end_stream=False)
+            upstream.send_data(stream_id, data, False)
         if trailers is not None:
             upstream.send_trailers(stream_id, trailers)
         elif ended and not bare:
-            upstream.send_data(stream_id, b"", end_stream=True)
+            upstream.send_data(stream_id, b"", True)
         self._release()
 
     def fail(self, failure: Failure) -> None:
@@ -318,9 +318,9 @@ class Carrier:
         if action is Action.ANSWER:
             self.code = failure.code
             fields, body = self._office.made_up(self, failure)
-            self._downstream.send_head(self._downstream_id, fields, end_stream=not body)
+            self._downstream.send_head(self._downstream_id, fields, not body)
             if body:
-                self._downstream.send_data(self._downstream_id, body, end_stream=True)
+                self._downstream.send_data(self._downstream_id, body, True)
         elif action is Action.RESET:
             self.code = failure.code
             self._downstream.reset(self._downstream_id, ErrorCode.INTERNAL_ERROR, after_data=True)

@@ -55,10 +55,10 @@ class ResponseSink(Protocol):
     def interim(self, fields: Fields) -> None:
         """A 1xx head."""
 
-    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def response_head(self, fields: Fields, end_stream: bool) -> None:
         """The final head."""
 
-    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+    def response_data(self, data: bytes, end_stream: bool) -> None:
         """Content; `UpstreamConnection.acknowledge` is owed for its octets."""
 
     def response_trailers(self, fields: Fields) -> None:
@@ -134,21 +134,23 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
             return 0
         return self.engine.peer_max_concurrent_streams - self.engine.open_streams - self.reserved
 
-    def open(self, fields: Fields, *, end_stream: bool, sink: ResponseSink) -> StreamId:
+    def open(self, fields: Fields, end_stream: bool, sink: ResponseSink) -> StreamId:
         """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""
-        stream_id = self.engine.send_request(fields, end_stream=end_stream)
+        stream_id = self.engine.send_request(fields, end_stream)
         self._sinks[stream_id] = sink
         if stream_id >= _STREAMS_PER_CONNECTION:
             self.retiring = True
-        self.schedule_flush()
+        if not self._flush_scheduled:
+            self.schedule_flush()
         return stream_id
 
     # ---- events
 
     def on_head(self, event: HeadReceived) -> None:
-        sink = self._sinks.get(event.stream_id)
+        stream_id, fields, end_stream = event
+        sink = self._sinks.get(stream_id)
         if sink is not None:
-            sink.response_head(event.fields, end_stream=event.end_stream)
+            sink.response_head(fields, end_stream)
 
     def on_interim(self, event: InterimReceived) -> None:
         sink = self._sinks.get(event.stream_id)
@@ -156,12 +158,13 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
             sink.interim(event.fields)
 
     def on_data(self, event: DataReceived) -> None:
-        self.note_received(len(event.data))
-        sink = self._sinks.get(event.stream_id)
+        stream_id, data, end_stream = event
+        self.credit_octets += len(data)
+        sink = self._sinks.get(stream_id)
         if sink is not None:
-            sink.response_data(event.data, end_stream=event.end_stream)
-        elif event.data:
-            self.engine.acknowledge(event.stream_id, len(event.data))
+            sink.response_data(data, end_stream)
+        elif data:
+            self.engine.acknowledge(stream_id, len(data))
 
     def on_trailers(self, event: TrailersReceived) -> None:
         sink = self._sinks.get(event.stream_id)

@@ -146,15 +146,15 @@ class Twins:
 
     # ---- sending
 
-    def send_request(self, fields: Fields, *, end_stream: bool) -> StreamId:
+    def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
         stream_id = self.both(lambda engine: engine.send_request(fields, end_stream=end_stream))
         self.sound.add(stream_id)
         return stream_id
 
-    def send_head(self, stream_id: StreamId, fields: Fields, *, end_stream: bool) -> None:
+    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         self.both(lambda engine: engine.send_head(stream_id, fields, end_stream=end_stream))
 
-    def send_data(self, stream_id: StreamId, data: bytes, *, end_stream: bool) -> None:
+    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
         self.both(lambda engine: engine.send_data(stream_id, data, end_stream=end_stream))
 
     def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:

@@ -68,7 +68,7 @@ class Server(FrameProtocol[Listener]):
         raise AssertionError("a server hears of no interim response")
 
     def on_data(self, event: DataReceived) -> None:
-        self.note_received(len(event.data))
+        self.credit_octets += len(event.data)
         self._note(event)
 
     def on_trailers(self, event: TrailersReceived) -> None:

@@ -136,7 +136,7 @@ async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.asyncio
 async def test_a_defect_of_ours_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stumble(self: object, fields: Fields, *, end_stream: bool) -> None:
+    def stumble(self: object, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(asking._Collector, "response_head", stumble)

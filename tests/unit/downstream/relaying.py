@@ -38,13 +38,13 @@ class Taken:
 
     # ---- the request
 
-    def request_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def request_head(self, fields: Fields, end_stream: bool) -> None:
         self.fields = fields
         self.ended_with_head = end_stream
         if end_stream:
             self.ended.set()
 
-    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+    def request_data(self, data: bytes, end_stream: bool) -> None:
         self.content += data
         self._grown.set()
         if end_stream:

@@ -197,10 +197,10 @@ class Sink:
     def interim(self, fields: Fields) -> None:
         self.told.append(("interim", fields))
 
-    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def response_head(self, fields: Fields, end_stream: bool) -> None:
         self.told.append(("head", fields, end_stream))
 
-    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+    def response_data(self, data: bytes, end_stream: bool) -> None:
         self.told.append(("data", data, end_stream))
 
     def response_trailers(self, fields: Fields) -> None:

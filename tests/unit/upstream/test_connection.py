@@ -376,7 +376,7 @@ async def test_to_retire_says_goaway_and_closes_once(make: EngineFactory) -> Non
 class Defective(Sink):
     """Fails at whatever it is told."""
 
-    def response_head(self, fields: Fields, *, end_stream: bool) -> None:
+    def response_head(self, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 
     def unprocessed(self) -> None:
