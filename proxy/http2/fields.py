@@ -8,11 +8,11 @@ underscores are dropped too, because CGI-like containers cannot tell them apart.
 from __future__ import annotations
 
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final
 
 from proxy.http2.events import Fields
 
-__all__ = ["TOKEN_FIELD", "RequestLine", "for_upstream", "from_http1", "request_line", "trailers_for_upstream"]
+__all__ = ["TOKEN_FIELD", "for_upstream", "from_http1", "request_line", "trailers_for_upstream"]
 
 TOKEN_FIELD: Final = b"x-serverless-authorization"
 """Cloud Run checks it in preference to `Authorization`, which so reaches the container unchanged
@@ -26,34 +26,28 @@ _CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
 )
 
+# All there are in a request: the engines let no other pass (RFC 9113, 8.3.1).
+_PSEUDO_FIELDS: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+
 # `host` would contradict the `:authority` that is rewritten.
-_NOT_FOR_UPSTREAM: Final = _TOKEN_SPELLINGS | _CONNECTION_SPECIFIC | {b"host"}
-
-_PSEUDO: Final = 0x3A  # ":"
+_NOT_FOR_UPSTREAM: Final = _TOKEN_SPELLINGS | _CONNECTION_SPECIFIC | _PSEUDO_FIELDS | {b"host"}
 
 
-class RequestLine(NamedTuple):
-    """Method and path (with query) of a request head; `path` is empty for CONNECT."""
-
-    method: bytes
-    path: bytes
-
-
-def request_line(head: Fields) -> RequestLine:
-    """Return method and path of a request head whose pseudo-fields stand first."""
+def request_line(head: Fields) -> tuple[bytes, bytes]:
+    """Return method and path (with query) of a request head whose pseudo-fields stand first; no path for CONNECT."""
     method = path = b""
     for name, value, _ in head:
         if name == b":path":
             path = value
         elif name == b":method":
             method = value
-        elif name[0] != _PSEUDO:
+        elif name not in _PSEUDO_FIELDS:
             break
-    return RequestLine(method, path)
+    return method, path
 
 
 def for_upstream(
-    head: Fields, *, method: bytes, scheme: bytes, authority: bytes, path: bytes, authorization: bytes | None
+    head: Fields, method: bytes, scheme: bytes, authority: bytes, path: bytes, authorization: bytes | None
 ) -> Fields:
     """Return the head to send upstream: pseudo-fields rewritten, the token field set, hop-by-hop fields gone.
 
@@ -68,7 +62,7 @@ def for_upstream(
     ]
     if authorization is not None:
         fields.append((TOKEN_FIELD, authorization, False))
-    fields += [field for field in head if field[0] not in _NOT_FOR_UPSTREAM and field[0][0] != _PSEUDO]
+    fields += [field for field in head if field[0] not in _NOT_FOR_UPSTREAM]
     return fields
 
 
