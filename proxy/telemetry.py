@@ -198,7 +198,8 @@ class RouteMetrics:
     def ended(self, status: int | None, seconds: float) -> None:
         """Count an exchange out: the status of its head, or None where it was reset without one."""
         self.in_flight -= 1
-        self._statuses[status] = self._statuses.get(status, 0) + 1
+        statuses = self._statuses
+        statuses[status] = statuses.get(status, 0) + 1
         self._durations.observe(seconds)
 
     def failed(self, code: str) -> None:

@@ -211,8 +211,9 @@ class Carrier(Exchange):
             self._received_octets += len(data)
             if data and self._held is not None:
                 self._hold(self._held, data)
-            if self._upstream is not None:
-                self._upstream.send_data(self._upstream_id, data, end_stream)
+            upstream = self._upstream
+            if upstream is not None:
+                upstream.send_data(self._upstream_id, data, end_stream)
         elif data:
             self._downstream.acknowledge(self._downstream_id, len(data))
         if end_stream and self.state is _OVER:
@@ -296,8 +297,8 @@ class Carrier(Exchange):
 
     def request_sent(self, octets: int) -> None:
         """Content of the request has left; what leaves again was acknowledged before."""
-        self._sent_octets += octets
-        self._acknowledge_up_to(self._sent_octets)
+        self._sent_octets = sent_octets = self._sent_octets + octets
+        self._acknowledge_up_to(sent_octets)
 
     # ---- the forwarder decides
 
@@ -351,11 +352,13 @@ class Carrier(Exchange):
     # ---- inside
 
     def _hold(self, held: list[bytes], data: bytes) -> None:
+        octets = len(data)
+        office = self._office
         held.append(data)
-        self._held_octets += len(data)
-        self._office.budget.change(len(data))
-        if self._upstream is not None:
-            self._release()
+        self._held_octets += octets
+        office.budget.change(octets)
+        if self._upstream is not None and (self._held_octets > office.replay_octets or office.budget.crowded):
+            self._drop_held()
 
     def _release(self) -> None:
         """Stop holding a request that has grown too large to be sent again.

@@ -216,7 +216,7 @@ class Forwarder:
         if carrier.route is None:
             method, path = request_line(carrier.head)
             carrier.method = method
-            carrier.discovery = is_discovery(method, path)
+            carrier.discovery = method == b"GET" and is_discovery(method, path)
             if self.draining:
                 self._unmatched.started()
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
@@ -226,13 +226,13 @@ class Forwarder:
             try:
                 if method == b"CONNECT":
                     raise MethodRefused("CONNECT is not forwarded: name the upstream as a route, and call its path")
-                carrier.route, carrier.upstream_path = self._routes.match(path)
+                carrier.route, carrier.upstream_path = route, _ = self._routes.match(path)
             except Failure:
                 self._unmatched.started()
                 raise
-            post = self._posts[carrier.route.name]
-            carrier.metrics = metrics = post.metrics
-            metrics.started()
+            post = self._posts[route.name]
+            carrier.metrics = post.metrics
+            post.metrics.started()
             return post
         return self._posts[carrier.route.name]
 
