@@ -14,8 +14,9 @@ the exception. It waits here, a queue a stream, and `take` gives the library one
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.list cimport PyList_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from proxy.http2.libnghttp2 cimport *
@@ -65,7 +66,7 @@ cdef class Nghttp2Engine(Receiver):
             raise RuntimeError("no stream can be opened now: ask can_open_stream first")
         self.writer.check(fields)
         stream = self.new_stream(<int32_t>nghttp2_session_get_next_stream_id(self.session))
-        stream.to_head = any([field[0] == b":method" and field[1] == b"HEAD" for field in fields[:4]])
+        stream.to_head = _is_to_head(fields)
         stream.has_sent_head = True
         self._submit_section(stream, -1, fields, end_stream)
         return stream.key
@@ -295,6 +296,17 @@ cdef class Nghttp2Engine(Receiver):
             return self.fail(exc.code, exc.reason)
         except Exception as exc:
             return self.fail(INTERNAL_ERROR, f"a defect of the engine: {type(exc).__name__}")
+
+
+cdef bint _is_to_head(list fields) except -1:
+    """Whether the request asks for no content; its pseudo-fields stand first."""
+    cdef Py_ssize_t place
+    cdef tuple field
+    for place in range(min(PyList_GET_SIZE(fields), 4)):
+        field = <tuple>PyList_GET_ITEM(fields, place)
+        if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
+            return <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
+    return False
 
 
 cdef object _sent(Stream stream):

@@ -1,6 +1,11 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from proxy.http2.outbox cimport Outbox
+
+cdef struct Known:
+    PyObject *field
+    Py_ssize_t number
 
 cdef class SectionWriter:
     cdef dict _lines
@@ -13,11 +18,13 @@ cdef class SectionWriter:
     cdef Py_ssize_t _smallest
     cdef Py_ssize_t _told
     cdef uint64_t _seen[256]
+    cdef Known _known[64]
 
     cdef int check(self, list fields) except -1
     cdef int write(self, list fields, Outbox outbox) except -1
     cdef int resize(self, uint32_t octets) except -1
 
+    cdef Py_ssize_t _index(self, object field) except -1
     cdef int _literal(self, tuple field, Outbox outbox) except -1
     cdef int _add(self, tuple field, Py_ssize_t octets) except -1
     cdef int _evict(self) except -1

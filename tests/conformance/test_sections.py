@@ -258,6 +258,16 @@ def test_a_table_that_shrank_and_grew_again_is_empty(make: EngineFactory) -> Non
         assert seen.fields == head
 
 
+@each_engine
+def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    heads = [[*REQUEST, line(b"x-number", b"%02d" % number * 300)] for number in range(20)]
+    for head in [head for head in heads for _ in range(3)] * 2:
+        peer.engine.send_request(head, end_stream=True)
+        (seen,) = of(peer.take(), "Headers")
+        assert seen.fields == head
+
+
 MALFORMED_REQUESTS: dict[str, Fields] = {
     "no method": [SCHEME, AUTHORITY, PATH],
     "no scheme": [METHOD, AUTHORITY, PATH],
