@@ -297,7 +297,9 @@ class Server:
         """Stop listening and close every connection."""
         self._server.close()
         for peer in self.peers:
-            peer.transport.abort()
+            # Up to Python 3.11.3 a TLS transport that was closed twice has nothing left that it could abort.
+            if not peer.closed.done():
+                peer.transport.abort()
             await peer.closed
 
 
