@@ -18,7 +18,8 @@ from proxy import errors
 from proxy.errors import Draining, Failure, MethodRefused, Overloaded
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.fields import for_upstream, request_line
-from proxy.relay.carrier import Carrier, Downstream, OctetBudget, Upstream
+from proxy.relay.carrier import Carrier
+from proxy.relay.sides import Downstream, OctetBudget, Upstream
 from proxy.restate import is_discovery
 from proxy.routing import Origin, Route, RouteTable
 from proxy.telemetry import Metrics, RouteMetrics
