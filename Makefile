@@ -76,7 +76,7 @@ LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate
 clean: ## remove everything that these commands made
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find proxy tests -name __pycache__ -prune -exec rm -rf {} +
-	rm -f proxy/http2/*.so
+	find proxy -name '*.so' -delete
 
 # The stamps below make a second `make` instant: each step runs again only when what it installs has changed.
 
@@ -89,7 +89,10 @@ $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.pyt
 	$(PIP) install --require-hashes --no-deps --requirement tests/shipping/schemas.txt
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard proxy/http2/*.px[dy]) $(VENV)/.packages
+# What is compiled, and what that was compiled against.
+COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2 relay tokens upstream wire))
+
+$(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@echo "ready: $(BIN)/cloudrun-sidecar"

@@ -1,7 +1,8 @@
-"""Builds the compiled HTTP/2 engine where that can be done; everything else is in pyproject.toml.
+"""Builds what is compiled, where that can be done; everything else is in pyproject.toml.
 
-Without a C compiler, Cython, or the headers of Python and libnghttp2, the package is installed all the same and runs on
-the engine that needs none of these.
+Compiled are the HTTP/2 engine on libnghttp2 (Cython), and the modules that every exchange runs through (mypyc, which
+takes the same Python that runs without it). Without a C compiler, these tools, or the headers of Python and libnghttp2,
+the package is installed all the same, with the engine that needs none of it and with those modules interpreted.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import logging
 import os
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError
 
-MODULES = (
+ENGINE = (
     "outbox",
     "section_reader",
     "section_writer",
@@ -25,7 +28,7 @@ MODULES = (
     "nghttp2_receiver",
     "nghttp2_engine",
 )
-DIRECTIVES = {
+ENGINE_DIRECTIVES = {
     "binding": False,
     "boundscheck": False,
     "cdivision": True,
@@ -33,38 +36,73 @@ DIRECTIVES = {
     "language_level": 3,
     "wraparound": False,
 }
+DATA_PATH = (
+    "proxy/downstream/connection.py",
+    "proxy/http2/fields.py",
+    "proxy/relay/carrier.py",
+    "proxy/relay/exchange.py",
+    "proxy/relay/forwarder.py",
+    "proxy/routing.py",
+    "proxy/upstream/connection.py",
+    "proxy/upstream/pool.py",
+    "proxy/wire.py",
+)
+# What mypyc knows of other packages must not depend on which are installed.
+DATA_PATH_OPTIONS = ("--config-file=", "--no-site-packages", "--ignore-missing-imports")
+DATA_PATH_LIBRARY = "proxy.data_path"
 PROBE = "#include <Python.h>\n#include <nghttp2/nghttp2.h>\n"
 
 
-class BuildEngine(build_ext):
-    """Builds all of the engine or nothing."""
+class BuildFast(build_ext):
+    """Builds all of it or nothing."""
 
     def build_extensions(self) -> None:
         """Compile what can be compiled; say in one line why not, otherwise."""
         missing = self._missing()
+        if not missing:
+            try:
+                self._build()
+            except (CCompilerError, SystemExit) as exc:  # mypyc ends the process over what it cannot compile
+                missing = f"the compiler failed ({exc})"
         if missing:
-            self.announce(f"the compiled HTTP/2 engine is not built: {missing}", logging.WARNING)
+            self.announce(f"nothing is compiled, and all runs slower: {missing}", logging.WARNING)
+            for extension in self.extensions:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
-            return
-        from Cython.Build import cythonize
-
-        compiled = cythonize(
-            self.extensions, build_dir=self.build_temp, compiler_directives=DIRECTIVES, force=self.force, quiet=True
-        )
-        sources = {extension.name: extension.sources for extension in compiled}
-        for extension in self.extensions:
-            extension.sources = sources[extension.name]
-        super().build_extensions()
 
     def get_source_files(self) -> list[str]:
         """Have source distributions contain all that the engine is made of."""
-        return [*super().get_source_files(), *map(str, sorted(Path("proxy").rglob("*.px[dy]")))]
+        pyrex = [str(path) for path in Path("proxy").rglob("*.px[dy]")]
+        return sorted({*pyrex, *DATA_PATH})
+
+    def _build(self) -> None:
+        from Cython.Build import cythonize
+        from mypyc.build import mypycify
+
+        engine = [extension for extension in self.extensions if extension.sources]
+        made = cythonize(
+            engine, build_dir=self.build_temp, compiler_directives=ENGINE_DIRECTIVES, force=self.force, quiet=True
+        )
+        made += mypycify(
+            [*DATA_PATH_OPTIONS, *DATA_PATH],
+            group_name=DATA_PATH_LIBRARY,
+            target_dir=self.build_temp,
+            debug_level="0",
+        )
+        by_name = {extension.name: extension for extension in made}
+        for extension in self.extensions:
+            compiled = by_name[extension.name]
+            extension.sources = compiled.sources
+            extension.depends = compiled.depends
+            extension.include_dirs = compiled.include_dirs
+            # A warning of another compiler than mypyc's authors have is no reason to do without.
+            extension.extra_compile_args = [flag for flag in compiled.extra_compile_args if flag != "-Werror"]
+        super().build_extensions()
 
     def _missing(self) -> str | None:
-        try:
-            import Cython  # noqa: F401  (asked for its presence)
-        except ImportError:
-            return "Cython is not installed"
+        absent = [name for name in ("Cython", "mypyc") if find_spec(name) is None]
+        if absent:
+            return f"{' and '.join(absent)} not installed"
         compiler = getattr(self.compiler, "compiler_so", None)
         if compiler is None:
             return "this compiler is not supported"
@@ -91,16 +129,24 @@ def package_flags(kind: str) -> list[str]:
     return found.stdout.split()
 
 
+def modules(paths: tuple[str, ...]) -> list[str]:
+    """Return the names of the modules in these files."""
+    return [path.removesuffix(".py").replace("/", ".") for path in paths]
+
+
 setup(
-    cmdclass={"build_ext": BuildEngine},
+    cmdclass={"build_ext": BuildFast},
     ext_modules=[
-        Extension(
-            f"proxy.http2.{name}",
-            [f"proxy/http2/{name}.pyx"],
-            extra_compile_args=package_flags("--cflags"),
-            extra_link_args=package_flags("--libs") or ["-lnghttp2"],
-            optional=True,
-        )
-        for name in MODULES
+        *(
+            Extension(
+                f"proxy.http2.{name}",
+                [f"proxy/http2/{name}.pyx"],
+                extra_compile_args=package_flags("--cflags"),
+                extra_link_args=package_flags("--libs") or ["-lnghttp2"],
+            )
+            for name in ENGINE
+        ),
+        # Their sources are C that is made while it is built.
+        *(Extension(name, []) for name in (f"{DATA_PATH_LIBRARY}__mypyc", *modules(DATA_PATH))),
     ],
 )

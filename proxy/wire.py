@@ -19,13 +19,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from proxy.http2.engine import Engine
 from proxy.http2.events import (
     ConnectionFailed,
     DataReceived,
     ErrorCode,
+    Event,
     Fields,
     GoAwayReceived,
     HeadReceived,
@@ -97,28 +98,14 @@ class Sink(Protocol):
 SinkT = TypeVar("SinkT", bound=Sink)
 
 
-class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
+class FrameProtocol(ABC, Generic[SinkT]):
     """An engine on a transport. Subclasses say what the events mean.
 
     Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
     loop turn, unless the transport is paused.
+
+    It has the methods of `asyncio.Protocol`, and is one by structure only: a compiled class has no interpreted base.
     """
-
-    _on: ClassVar[dict[type, Callable[[Any, Any], None]]]
-    """What to do about each kind of event; filled by `__init_subclass__` from the `on_…` methods."""
-
-    def __init_subclass__(cls) -> None:
-        cls._on = {
-            HeadReceived: cls.on_head,
-            InterimReceived: cls.on_interim,
-            DataReceived: cls.on_data,
-            TrailersReceived: cls.on_trailers,
-            StreamReset: cls.on_reset,
-            GoAwayReceived: cls.on_go_away,
-            PingAcknowledged: cls.on_ping_acknowledged,
-            SettingsReceived: cls.on_settings,
-            ConnectionFailed: cls.on_failed,
-        }
 
     def __init__(self, engine: Engine, budget: Budget, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
@@ -134,6 +121,10 @@ class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
         """Octets of content whose connection credit goes back at the end of this read; `on_data` adds to them."""
         self._counted_octets = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+
+    def as_protocol(self) -> asyncio.Protocol:
+        """Return this, for transports' type checkers; see the class."""
+        return cast(asyncio.Protocol, self)
 
     # ---- commands, for the carriers
 
@@ -220,10 +211,9 @@ class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
     def data_received(self, data: bytes) -> None:
         if self.closed:
             return  # the peer has not read yet that it is over, and TLS hands on what it had read
-        on = self._on
         for event in self.engine.receive(data):
             try:
-                on[type(event)](self, event)
+                self._on(event)
             except Exception as exc:  # see the module
                 stream_id = getattr(event, "stream_id", None)
                 if stream_id is None:
@@ -305,6 +295,27 @@ class FrameProtocol(asyncio.Protocol, ABC, Generic[SinkT]):
             self.transport.abort()
 
     # ---- inside
+
+    def _on(self, event: Event) -> None:
+        """Have the subclass do what is to be done about an event; the frequent ones are asked for first."""
+        if isinstance(event, DataReceived):
+            self.on_data(event)
+        elif isinstance(event, HeadReceived):
+            self.on_head(event)
+        elif isinstance(event, TrailersReceived):
+            self.on_trailers(event)
+        elif isinstance(event, StreamReset):
+            self.on_reset(event)
+        elif isinstance(event, InterimReceived):
+            self.on_interim(event)
+        elif isinstance(event, PingAcknowledged):
+            self.on_ping_acknowledged(event)
+        elif isinstance(event, SettingsReceived):
+            self.on_settings(event)
+        elif isinstance(event, GoAwayReceived):
+            self.on_go_away(event)
+        else:
+            self.on_failed(event)
 
     def tell(self, stream_id: StreamId, what: Callable[..., None], *args: object) -> None:
         """Call a sink's method outside of an event of its stream; a defect in there stays with the stream."""

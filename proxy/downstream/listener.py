@@ -84,7 +84,7 @@ class Listener:
         self._connections.add(connection)
         self._metrics.downstream_opened()
         try:
-            transport.set_protocol(connection)
+            transport.set_protocol(connection.as_protocol())
             connection.connection_made(transport)
             connection.data_received(first)
             await connection.gone

@@ -45,8 +45,8 @@ _PING_PAYLOAD: Final = b"sidecar\x00"
 _DEBUG_OCTETS: Final = 200
 """How much of GOAWAY's debug data is logged."""
 
-# Stream ids are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
-_STREAMS_PER_CONNECTION: Final = 1 << 29
+# They are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
+_LAST_STREAM_ID: Final = (1 << 29) - 1
 
 
 class ResponseSink(Protocol):
@@ -104,6 +104,7 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
         *,
         origin: Origin,
         timing: Timing,
+        last_stream_id: StreamId = _LAST_STREAM_ID,
     ) -> None:
         super().__init__(engine, budget, loop)
         self.origin = origin
@@ -118,6 +119,7 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
         self.on_change: Callable[[UpstreamConnection], None] = lambda _: None
         """Called whenever streams may have become free, and when the connection is gone."""
         self._timing = timing
+        self._last_stream_id = last_stream_id
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = loop.time()
         self._pinged_at: float | None = None
@@ -138,7 +140,7 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
         """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""
         stream_id = self.engine.send_request(fields, end_stream)
         self._sinks[stream_id] = sink
-        if stream_id >= _STREAMS_PER_CONNECTION:
+        if stream_id >= self._last_stream_id:
             self.retiring = True
         if not self._flush_scheduled:
             self.schedule_flush()

@@ -98,7 +98,10 @@ class Connector:
         try:
             # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.
             await loop.create_connection(
-                lambda: connection, sock=connected, ssl=tls, server_hostname=origin.host if tls is not None else None
+                connection.as_protocol,
+                sock=connected,
+                ssl=tls,
+                server_hostname=origin.host if tls is not None else None,
             )
             await connection.settled
         except BaseException:

@@ -146,7 +146,7 @@ class World:
         return connection
 
     def _join(self, connection: DownstreamConnection | UpstreamConnection, ledger: Ledger, end: End) -> None:
-        transport = Transport(self.loop, connection)
+        transport = Transport(self.loop, connection.as_protocol())
         self.wires.append(Wire(connection, transport, ledger, end))
         connection.connection_made(transport)
 

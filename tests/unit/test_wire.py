@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
@@ -22,10 +22,16 @@ from proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
-from proxy.wire import Budget, FrameProtocol
 from tests.conformance.engines import each_engine
 from tests.support.ends import Client, Ledger
+from tests.support.interpreted import interpreted
 from tests.support.workshop import Transport, Workshop
+
+if TYPE_CHECKING:
+    from proxy.wire import Budget, FrameProtocol
+else:
+    wire = interpreted("proxy.wire")  # what is written here cannot have a compiled base
+    Budget, FrameProtocol = wire.Budget, wire.FrameProtocol
 
 RESPONSE: Fields = [(b":status", b"200", False)]
 
@@ -105,7 +111,7 @@ class Pair:
         self.budget = Budget(queued_octets)
         self.ledger = Ledger(make(client=False, limits=limits or Limits()))
         self.server = Server(self.ledger, self.budget, self.loop)
-        self.transport = Transport(self.loop, self.server)
+        self.transport = Transport(self.loop, self.server.as_protocol())
         self.client = Client(make, Limits(stream_window_octets=65_535, connection_window_octets=65_535))
         self.client.acknowledging = False
         self.server.connection_made(self.transport)

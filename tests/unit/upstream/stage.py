@@ -12,7 +12,7 @@ from hyperframe.frame import Frame
 
 from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
-from proxy.http2.events import Fields
+from proxy.http2.events import Fields, StreamId
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.wire import Budget
@@ -138,13 +138,13 @@ class MemoryTransport(asyncio.Transport):
 class Far(RawPeer):
     """The upstream's end of `connection`, in the test's hands."""
 
-    def __init__(self, make: EngineFactory, timing: Timing, origin: Origin = ORIGIN) -> None:
+    def __init__(self, make: EngineFactory, timing: Timing, origin: Origin = ORIGIN, **given: StreamId) -> None:
         super().__init__(make, engine_is_client=True, greet=False)
         self.budget = Budget(1 << 20)
         self.connection = UpstreamConnection(
-            self.engine, self.budget, asyncio.get_running_loop(), origin=origin, timing=timing
+            self.engine, self.budget, asyncio.get_running_loop(), origin=origin, timing=timing, **given
         )
-        self.transport = MemoryTransport(self.connection)
+        self.transport = MemoryTransport(self.connection.as_protocol())
         self.connection.connection_made(self.transport)
 
     def send(self, *frames: Frame | bytes) -> list[Any]:

@@ -9,20 +9,19 @@ import structlog
 
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.choice import EngineFactory
-from proxy.http2.events import ErrorCode, Fields
-from proxy.upstream import connection as connection_module
+from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.upstream.connection import Timing
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import RESPONSE, TRAILERS, codes, content, credit, of
-from tests.unit.upstream.stage import Far, Sink, skip, skipping, turns
+from tests.unit.upstream.stage import ORIGIN, Far, Sink, skip, skipping, turns
 
 TIMING = Timing(ping_interval_seconds=30.0, ping_timeout_seconds=15.0, idle_timeout_seconds=180.0)
 LAST = (1 << 31) - 1
 
 
-def made(make: EngineFactory, streams: int | None = None) -> Far:
+def made(make: EngineFactory, streams: int | None = None, **given: StreamId) -> Far:
     """A settled connection, its far end in hand."""
-    far = Far(make, TIMING)
+    far = Far(make, TIMING, ORIGIN, **given)
     far.greet(streams)
     far.take()
     return far
@@ -156,10 +155,9 @@ async def test_request_content_is_reported_when_it_has_left_and_not_while_the_pe
 @each_engine
 @skipping
 async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_closes_after_the_last(
-    make: EngineFactory, monkeypatch: pytest.MonkeyPatch
+    make: EngineFactory,
 ) -> None:
-    monkeypatch.setattr(connection_module, "_STREAMS_PER_CONNECTION", 3)
-    far, sink = made(make), Sink()
+    far, sink = made(make, last_stream_id=3), Sink()
     far.open(end=True)
     assert far.connection.free_streams > 0
     stream = far.open(sink)
