@@ -45,7 +45,9 @@ DATA_PATH = (
     "proxy/routing.py",
     "proxy/upstream/connection.py",
     "proxy/upstream/pool.py",
-    "proxy/wire.py",
+    "proxy/wire/budget.py",
+    "proxy/wire/protocol.py",
+    "proxy/wire/sides.py",
 )
 # What mypyc knows of other packages must not depend on which are installed.
 DATA_PATH_OPTIONS = ("--config-file=", "--no-site-packages", "--ignore-missing-imports")

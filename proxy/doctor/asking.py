@@ -9,6 +9,7 @@ from proxy.doctor.diagnosis import Answer
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream.connection import UpstreamConnection
+from proxy.wire import Sink
 
 __all__ = ["MOST_OCTETS", "ask"]
 
@@ -33,8 +34,8 @@ async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: f
             connection.forget(sink.stream_id)
 
 
-class _Collector:
-    """A ResponseSink that keeps what comes."""
+class _Collector(Sink):
+    """Keeps what comes."""
 
     def __init__(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
         self.stream_id = 0

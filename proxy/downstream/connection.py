@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 from proxy.http2.engine import Engine
 from proxy.http2.events import (
@@ -22,67 +21,12 @@ from proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
-from proxy.wire import Budget, FrameProtocol
+from proxy.wire import Budget, Exchanges, FrameProtocol
 
-__all__ = ["DownstreamConnection", "Exchanges", "RequestSink", "ResponseChannel"]
-
-
-class RequestSink(Protocol):
-    """Who takes what a downstream stream brings; one for each stream."""
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-
-    def request_head(self, fields: Fields, end_stream: bool) -> None:
-        """The request's head; comes first."""
-
-    def request_data(self, data: bytes, end_stream: bool) -> None:
-        """Content; `ResponseChannel.acknowledge` is owed for its octets."""
-
-    def request_trailers(self, fields: Fields) -> None:
-        """The trailer section, which ends the request."""
-
-    def request_reset(self, code: int) -> None:
-        """The stream is over: the client reset it, or is gone."""
-
-    def response_sent(self, octets: int) -> None:
-        """So many octets of the response's content have left."""
-
-    def broken(self) -> None:
-        """A defect showed while the stream was served, and it was reset."""
+__all__ = ["DownstreamConnection"]
 
 
-class ResponseChannel(Protocol):
-    """How a response goes back; `DownstreamConnection` is one for all its streams."""
-
-    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
-        """Send an interim or final response head."""
-
-    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
-        """Send content."""
-
-    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
-        """Send the trailer section."""
-
-    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
-        """Reset the stream."""
-
-    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
-        """Invite so many more octets of the request."""
-
-    def forget(self, stream_id: StreamId) -> None:
-        """Report nothing more of this stream."""
-
-
-class Exchanges(Protocol):
-    """Where new exchanges are taken up (the relay)."""
-
-    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
-        """Return who takes the request of this stream."""
-
-
-class DownstreamConnection(FrameProtocol[RequestSink]):
+class DownstreamConnection(FrameProtocol):
     """A server connection with HTTP/2 prior knowledge (RFC 9113, 3.3)."""
 
     def __init__(

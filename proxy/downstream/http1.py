@@ -13,16 +13,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from proxy import errors
-from proxy.downstream.connection import RequestSink, ResponseChannel
 from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import from_http1
-from proxy.wire import Budget
+from proxy.wire import Budget, Channel, Exchanges
 
-__all__ = ["Gate", "Http1Exchange", "Http1Exchanges", "Message", "Receive", "Send", "refuse_pages"]
+__all__ = ["Gate", "Http1Exchange", "Message", "Receive", "Send", "refuse_pages"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -40,17 +39,10 @@ resets the connection, and the client may lose what it has not read of the respo
 _STREAM_ID: Final = 1
 
 
-class Http1Exchanges(Protocol):
-    """Where new exchanges are taken up (the relay)."""
+class Http1Exchange(Channel):
+    """One HTTP/1.1 request and its response: a channel with a single stream."""
 
-    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
-        """Return who takes the request."""
-
-
-class Http1Exchange:
-    """One HTTP/1.1 request and its response: a `ResponseChannel` with a single stream."""
-
-    def __init__(self, exchanges: Http1Exchanges, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
+    def __init__(self, exchanges: Exchanges, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
         self._sink = exchanges.carrier(self, _STREAM_ID)
         self._receive = receive
         self._send = send
@@ -152,6 +144,7 @@ class Http1Exchange:
                     self._gate.clear()
             if not more:
                 self._read_all.set()
+                self._gate.set()  # nothing more is acknowledged
 
     async def _write(self) -> None:
         while True:

@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, cast
 
-from proxy.downstream.connection import DownstreamConnection, Exchanges
+from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send, refuse_pages
 from proxy.http2.engine import Engine
-from proxy.wire import Budget
+from proxy.wire import Budget, Exchanges
 
 __all__ = ["GATE", "Held", "Listener", "ListenerMetrics"]
 

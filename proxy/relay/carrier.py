@@ -18,9 +18,10 @@ from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import trailers_for_upstream
 from proxy.relay.exchange import Action, Exchange, Move, State
-from proxy.relay.sides import Downstream, Office, Upstream
+from proxy.wire import Channel, Sink
 
 if TYPE_CHECKING:
+    from proxy.relay.forwarder import Forwarder
     from proxy.routing import Route
     from proxy.telemetry import RouteMetrics
 
@@ -35,21 +36,18 @@ _RESPONSE_HEAD: Final = Move.RESPONSE_HEAD
 _RESPONSE_DATA: Final = Move.RESPONSE_DATA
 _RESPONSE_END: Final = Move.RESPONSE_END
 _PASS: Final = Action.PASS
-_REQUESTING: Final = State.REQUESTING
 _OVER: Final = State.OVER
 
 
-class Carrier(Exchange):
-    """Takes what both sides of one exchange bring; see the module.
-
-    It is the exchange's state machine itself: one object an exchange less, and 0.3 µs.
-    """
+class Carrier(Sink):
+    """Takes what both sides of one exchange bring; see the module."""
 
     __slots__ = (
         "_acknowledged_octets",
         "_downstream",
         "_downstream_id",
         "_ended",
+        "_exchange",
         "_held",
         "_held_octets",
         "_office",
@@ -74,14 +72,14 @@ class Carrier(Exchange):
     )
 
     def __init__(
-        self, office: Office, downstream: Downstream, downstream_id: StreamId, started_at: float, metrics: RouteMetrics
+        self, office: Forwarder, downstream: Channel, downstream_id: StreamId, started_at: float, metrics: RouteMetrics
     ) -> None:
         self._office = office
         self._downstream = downstream
         self._downstream_id = downstream_id
-        self.state = _REQUESTING
+        self._exchange = Exchange()
         self._ended = False
-        self._upstream: Upstream | None = None
+        self._upstream: Channel | None = None
         self._upstream_id: StreamId = 0
         self._held: list[bytes] | None = []
         self._held_octets = 0
@@ -110,13 +108,17 @@ class Carrier(Exchange):
         self.cancel_start: Callable[[], object] | None = None
         """Stops the task that is going to call `start`."""
 
+    @property
+    def over(self) -> bool:
+        return self._exchange.over
+
     # ---- downstream brings
 
     def request_head(self, fields: Fields, end_stream: bool) -> None:
         """The request's head: the exchange begins."""
         self.head = fields
         if end_stream:
-            self.on(_REQUEST_END)
+            self._exchange.on(_REQUEST_END)
             self._request_ended = True
         self._office.dispatch(self)
 
@@ -124,7 +126,7 @@ class Carrier(Exchange):
         """Content of the request."""
         if end_stream:
             self._request_ended = True
-        action = self.on(_REQUEST_END if end_stream else _REQUEST_DATA)
+        action = self._exchange.on(_REQUEST_END if end_stream else _REQUEST_DATA)
         if action is _PASS:
             self._received_octets += len(data)
             if data and self._held is not None:
@@ -134,21 +136,21 @@ class Carrier(Exchange):
                 upstream.send_data(self._upstream_id, data, end_stream)
         elif data:
             self._downstream.acknowledge(self._downstream_id, len(data))
-        if end_stream and self.state is _OVER:
+        if end_stream and self._exchange.state is _OVER:
             self._end()
 
     def request_trailers(self, fields: Fields) -> None:
         """The request's trailer section, which ends it."""
         self._request_ended = True
         self._trailers = trailers = trailers_for_upstream(fields)
-        if self.on(_REQUEST_END) is _PASS and self._upstream is not None:
+        if self._exchange.on(_REQUEST_END) is _PASS and self._upstream is not None:
             self._upstream.send_trailers(self._upstream_id, trailers)
-        if self.state is _OVER:
+        if self._exchange.state is _OVER:
             self._end()
 
     def request_reset(self, code: int) -> None:
         """Downstream reset the stream, or is gone."""
-        if self.on(Move.REQUEST_RESET) is _PASS and self._upstream is not None:
+        if self._exchange.on(Move.REQUEST_RESET) is _PASS and self._upstream is not None:
             self._upstream.reset(self._upstream_id, code)
         self._end()
 
@@ -161,13 +163,13 @@ class Carrier(Exchange):
 
     def interim(self, fields: Fields) -> None:
         """A 1xx head."""
-        self.on(Move.INTERIM)
+        self._exchange.on(Move.INTERIM)
         self._drop_held()
         self._downstream.send_head(self._downstream_id, fields, False)
 
     def response_head(self, fields: Fields, end_stream: bool) -> None:
         """The final head."""
-        self.on(_RESPONSE_HEAD)
+        self._exchange.on(_RESPONSE_HEAD)
         if self._held is not None:
             self._drop_held()
         self._office.response_began(self, fields)
@@ -178,7 +180,7 @@ class Carrier(Exchange):
     def response_data(self, data: bytes, end_stream: bool) -> None:
         """Content of the response."""
         if not end_stream:
-            self.on(_RESPONSE_DATA)
+            self._exchange.on(_RESPONSE_DATA)
             self._downstream.send_data(self._downstream_id, data, False)
             return
         self._downstream.send_data(self._downstream_id, data, True)
@@ -193,14 +195,14 @@ class Carrier(Exchange):
         """The upstream reset the stream."""
         self._upstream_gone()
         move = Move.UNWANTED if code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET
-        if self.on(move) is _PASS:
+        if self._exchange.on(move) is _PASS:
             self._downstream.reset(self._downstream_id, code, after_data=True)
         self._settle()
 
     def unprocessed(self) -> None:
         """The upstream did not process the request: send it again if all of it is still held."""
         self._upstream_gone()
-        if self.answered or self._held is None or self.attempts >= _MAX_ATTEMPTS:
+        if self._exchange.answered or self._held is None or self.attempts >= _MAX_ATTEMPTS:
             self.fail(
                 UpstreamRefusedStream("the upstream refused the request unprocessed, and it could not be sent again")
             )
@@ -220,7 +222,7 @@ class Carrier(Exchange):
 
     # ---- the forwarder decides
 
-    def start(self, upstream: Upstream, fields: Fields) -> None:
+    def start(self, upstream: Channel, fields: Fields) -> None:
         """Send the request: its head, what is held of its content, and its end if that has come."""
         self.attempts += 1
         held = self._held or ()
@@ -239,7 +241,7 @@ class Carrier(Exchange):
     def fail(self, failure: Failure) -> None:
         """End the exchange: with an answer while the response has not begun, else as a reset."""
         self._drop_held()
-        action = self.on(Move.FAILED)
+        action = self._exchange.on(Move.FAILED)
         if action is Action.ANSWER:
             self.code = failure.code
             fields, body = self._office.made_up(self, failure)
@@ -258,8 +260,8 @@ class Carrier(Exchange):
         """A defect of ours showed: reset both streams and be over, whatever has been done by halves."""
         if self._ended:
             return
-        if self.state is not _OVER:
-            self.on(Move.BROKEN)
+        if self._exchange.state is not _OVER:
+            self._exchange.on(Move.BROKEN)
         self._downstream.reset(self._downstream_id, ErrorCode.INTERNAL_ERROR)
         if self._upstream is not None:
             self._upstream.reset(self._upstream_id, ErrorCode.INTERNAL_ERROR)
@@ -294,15 +296,18 @@ class Carrier(Exchange):
             self._held_octets = 0
 
     def _acknowledge_up_to(self, octets: int) -> None:
-        """Acknowledge so many octets of the request in all; those acknowledged already are not again."""
+        """Acknowledge so many octets of the request in all; those acknowledged already are not again.
+
+        A request that has ended needs no window any more.
+        """
         fresh = octets - self._acknowledged_octets
-        if fresh > 0:
+        if fresh > 0 and not self._request_ended:
             self._acknowledged_octets = octets
             self._downstream.acknowledge(self._downstream_id, fresh)
 
     def _response_ended(self) -> None:
-        self.on(_RESPONSE_END)
-        if self.state is _OVER:
+        self._exchange.on(_RESPONSE_END)
+        if self._exchange.state is _OVER:
             self._end()
 
     def _upstream_gone(self) -> None:
@@ -311,7 +316,7 @@ class Carrier(Exchange):
 
     def _settle(self) -> None:
         """The upstream stream is gone: either all is over, or the rest of the request is only discarded."""
-        if self.state is _OVER:
+        if self._exchange.state is _OVER:
             self._end()
         else:
             self._acknowledge_up_to(self._received_octets)

@@ -19,13 +19,14 @@ from proxy.errors import Draining, Failure, MethodRefused, Overloaded
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.fields import for_upstream, request_line
 from proxy.relay.carrier import Carrier
-from proxy.relay.sides import Downstream, OctetBudget, Upstream
 from proxy.restate import is_discovery
 from proxy.routing import Origin, Route, RouteTable
 from proxy.telemetry import Metrics, RouteMetrics
 from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.slot import Slot
+from proxy.wire import Budget, Channel, Exchanges, StreamSource
 
-__all__ = ["Forwarder", "Pool", "Slot", "Tokens"]
+__all__ = ["Forwarder", "Pool", "Tokens"]
 
 _log: Final = structlog.get_logger("relay")
 _access: Final = structlog.get_logger("access")
@@ -37,13 +38,6 @@ _TELLING_STATUSES: Final = frozenset((401, 403, 404, 429, 502, 503, 504))
 _STATUSES: Final = {str(status).encode(): status for status in range(100, 600)}
 
 _LOG_INTERVAL_SECONDS: Final = 1.0
-
-
-class Slot(Protocol):
-    """Where a route's token lies ready."""
-
-    def current(self, now: float) -> Token | None:
-        """Return the token if it is usable at `now`, seconds since the epoch."""
 
 
 class Tokens(Protocol):
@@ -65,10 +59,10 @@ class Tokens(Protocol):
 class Pool(Protocol):
     """Where upstream connections come from."""
 
-    def ready(self, origin: Origin) -> Upstream | None:
-        """Return a connection with a free stream, if there is one now."""
+    def line(self, origin: Origin) -> StreamSource:
+        """Return where connections to this origin are taken from."""
 
-    def acquire(self, origin: Origin) -> Awaitable[Upstream]:
+    def acquire(self, origin: Origin) -> Awaitable[Channel]:
         """Wait for one; its stream must be opened before the next await."""
 
 
@@ -79,11 +73,12 @@ class _Post:
     route: Route
     key: TokenKey
     slot: Slot | None
+    line: StreamSource
     scheme: bytes
     metrics: RouteMetrics
 
 
-class Forwarder:
+class Forwarder(Exchanges):
     """Sends exchanges on their way; one for each worker."""
 
     def __init__(
@@ -92,7 +87,7 @@ class Forwarder:
         tokens: Tokens,
         pool: Pool,
         metrics: Metrics,
-        budget: OctetBudget,
+        budget: Budget,
         *,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
@@ -122,13 +117,14 @@ class Forwarder:
             route=route,
             key=key,
             slot=self._tokens.slot(key) if route.signed else None,
+            line=self._pool.line(route.origin),
             scheme=route.origin.scheme.encode(),
             metrics=metrics.route(route.label),
         )
 
     # ---- for downstream
 
-    def carrier(self, downstream: Downstream, stream_id: StreamId) -> Carrier:
+    def carrier(self, downstream: Channel, stream_id: StreamId, /) -> Carrier:
         """Return the carrier of a new exchange; tell it the request's head next."""
         return Carrier(self, downstream, stream_id, self._loop.time(), self._unmatched)
 
@@ -147,7 +143,7 @@ class Forwarder:
             # Also where it is sent again: the token that it went out with may have been rejected meanwhile.
             token = slot.current(self._clock()) if not carrier.discovery else self._minted_before(carrier)
         if token is not None or slot is None:
-            connection = self._pool.ready(post.route.origin)
+            connection = post.line.ready()
             if connection is not None:
                 self._launch(carrier, post, connection, token)
                 return
@@ -243,7 +239,7 @@ class Forwarder:
             return carrier.token
         return None
 
-    def _launch(self, carrier: Carrier, post: _Post, connection: Upstream, token: Token | None) -> None:
+    def _launch(self, carrier: Carrier, post: _Post, connection: Channel, token: Token | None) -> None:
         carrier.token = token
         authorization = token.authorization if token is not None else None
         carrier.start(

@@ -14,11 +14,11 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Engine
 from proxy.http2.events import (
     ConnectionFailed,
@@ -34,9 +34,9 @@ from proxy.http2.events import (
     TrailersReceived,
 )
 from proxy.routing import Origin
-from proxy.wire import Budget, FrameProtocol
+from proxy.wire import Budget, FrameProtocol, Sink
 
-__all__ = ["ResponseSink", "Timing", "UpstreamConnection"]
+__all__ = ["Timing", "UpstreamConnection"]
 
 _log: Final = structlog.get_logger("upstream")
 
@@ -47,37 +47,6 @@ _DEBUG_OCTETS: Final = 200
 
 # They are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
 _LAST_STREAM_ID: Final = (1 << 29) - 1
-
-
-class ResponseSink(Protocol):
-    """Who takes what an upstream stream brings; one for each stream."""
-
-    def interim(self, fields: Fields) -> None:
-        """A 1xx head."""
-
-    def response_head(self, fields: Fields, end_stream: bool) -> None:
-        """The final head."""
-
-    def response_data(self, data: bytes, end_stream: bool) -> None:
-        """Content; `UpstreamConnection.acknowledge` is owed for its octets."""
-
-    def response_trailers(self, fields: Fields) -> None:
-        """The trailer section, which ends the response."""
-
-    def response_reset(self, code: int) -> None:
-        """The stream is over, with this error code."""
-
-    def unprocessed(self) -> None:
-        """The upstream has provably not processed the request (RFC 9113, 8.7); the stream is over."""
-
-    def upstream_lost(self, failure: Failure) -> None:
-        """The connection is gone, and the stream with it."""
-
-    def request_sent(self, octets: int) -> None:
-        """So many octets of the request's content have left."""
-
-    def broken(self) -> None:
-        """A defect showed while the stream was served, and it was reset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +62,7 @@ class Timing:
     """How long a connection without streams is kept: less than the front end keeps it."""
 
 
-class UpstreamConnection(FrameProtocol[ResponseSink]):
+class UpstreamConnection(FrameProtocol):
     """A client connection; usable once `settled` is done."""
 
     def __init__(
@@ -136,7 +105,7 @@ class UpstreamConnection(FrameProtocol[ResponseSink]):
             return 0
         return engine.peer_max_concurrent_streams - engine.open_streams - self.reserved
 
-    def open(self, fields: Fields, end_stream: bool, sink: ResponseSink) -> StreamId:
+    def open(self, fields: Fields, end_stream: bool, sink: Sink) -> StreamId:
         """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""
         stream_id = self.engine.send_request(fields, end_stream)
         self._sinks[stream_id] = sink

@@ -1,6 +1,6 @@
 """Connections by origin: as few as the streams need, opened on demand.
 
-The hot path asks `ready` and gets a connection with a free stream, or None. Then, and only then, a request waits: in
+The hot path asks its `Line` and gets a connection with a free stream, or None. Then, and only then, a request waits: in
 line with the others of its origin, first come first served, until a stream is free or a new connection is open. Half
 open connections count as the streams they will bring, so that a burst opens as many as it needs and no more.
 
@@ -30,8 +30,9 @@ from proxy.errors import (
 )
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
+from proxy.wire import StreamSource
 
-__all__ = ["Pool", "PoolMetrics"]
+__all__ = ["Line", "Pool", "PoolMetrics"]
 
 _log: Final = structlog.get_logger("upstream")
 
@@ -67,24 +68,21 @@ class Pool:
         self._metrics = metrics
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
-        self._lines: dict[Origin, _Line] = {}
+        self._lines: dict[Origin, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[UpstreamConnection] = set()
         self._closed = False
 
-    def ready(self, origin: Origin) -> UpstreamConnection | None:
-        """Return a connection with a free stream, unless there is none or others wait for one. Does not block."""
-        line = self._lines.get(origin)
-        if line is None or line.waiting:
-            return None
-        return line.free()
+    def line(self, origin: Origin) -> Line:
+        """Return where those who want a stream to this origin are served; always the same object for an origin."""
+        return self._lines.setdefault(origin, Line(origin))
 
     async def acquire(self, origin: Origin) -> UpstreamConnection:
         """Wait for a connection with a free stream; the stream must be opened before the next await.
 
         Raises a leaf of UpstreamFailure when none could be opened, or none became free in time; Draining after `close`.
         """
-        line = self._lines.setdefault(origin, _Line(origin))
+        line = self.line(origin)
         ticket = line.next_ticket()
         try:
             async with asyncio.timeout(self._wait_timeout_seconds):
@@ -115,7 +113,7 @@ class Pool:
             for connection in leaving:
                 connection.abort()
 
-    async def _reserved(self, line: _Line, ticket: int) -> UpstreamConnection:
+    async def _reserved(self, line: Line, ticket: int) -> UpstreamConnection:
         """Wait in line for a stream, and return its connection; the stream is free for this turn of the loop."""
         if self._closed:
             raise _closing()
@@ -134,7 +132,7 @@ class Pool:
             asyncio.get_running_loop().call_soon(line.serve)
         return connection
 
-    def _serve(self, line: _Line) -> None:
+    def _serve(self, line: Line) -> None:
         """Give free streams to those who wait, and open connections for the rest."""
         line.serve()
         if self._closed or (line.connections and line.pause is not None):
@@ -151,7 +149,7 @@ class Pool:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, line: _Line) -> None:
+    async def _open(self, line: Line) -> None:
         connection: UpstreamConnection | None = None
         failure: Failure = UpstreamConnectionLost(f"{line.origin} ended the connection as soon as it was open")
         try:
@@ -173,7 +171,7 @@ class Pool:
             connection.retire("turned away")
         self._failed(line, failure)
 
-    def _failed(self, line: _Line, failure: Failure) -> None:
+    def _failed(self, line: Line, failure: Failure) -> None:
         line.failures += 1
         line.failure = failure
         line.end_pause()
@@ -184,14 +182,14 @@ class Pool:
             # Nobody is told yet: there are others that may bring a stream.
             _log.warning("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
 
-    def _resume(self, line: _Line) -> None:
+    def _resume(self, line: Line) -> None:
         line.pause = None
         if line.waiting:
             self._serve(line)
         if not line.opening:
             line.failure = None
 
-    def _add(self, line: _Line, connection: UpstreamConnection) -> None:
+    def _add(self, line: Line, connection: UpstreamConnection) -> None:
         line.failures = 0
         line.failure = None
         line.end_pause()
@@ -211,7 +209,7 @@ class Pool:
         connection.on_change = changed
         changed(connection)
 
-    def _late(self, line: _Line) -> Failure:
+    def _late(self, line: Line) -> Failure:
         waited = f"{self._wait_timeout_seconds:g} s"
         if not line.connections:
             return UpstreamConnectTimeout(f"{line.origin} was not connected within {waited}")
@@ -229,7 +227,7 @@ class Pool:
         return UpstreamSaturated(f"no stream to {line.origin} became free within {waited}: {why}")
 
 
-class _Line:
+class Line(StreamSource):
     """The connections of one origin, and who waits for a stream there."""
 
     __slots__ = (
@@ -274,6 +272,10 @@ class _Line:
             return False
         newest = self.connections[-1]
         return newest.engine.open_streams == 0 and newest.reserved == 0 and newest.free_streams <= 0
+
+    def ready(self) -> UpstreamConnection | None:
+        """Return a connection with a free stream, unless there is none or others wait for one."""
+        return None if self.waiting else self.free()
 
     def free(self) -> UpstreamConnection | None:
         """Return the first connection with a free stream: the first stay full, so that the last can fall idle."""

@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from proxy.downstream.config import ListenerConfig
-from proxy.downstream.connection import RequestSink, ResponseChannel
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Engine, Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.h2_engine import H2Engine
-from proxy.wire import Budget
+from proxy.wire import Budget, Channel, Exchanges, Sink
 
 
-class Taken:
+class Taken(Sink):
     """One request as it comes, and the way back. Content is acknowledged at once, or by hand."""
 
-    def __init__(self, channel: ResponseChannel, stream_id: StreamId, *, acknowledging: bool) -> None:
-        self.over = False
+    def __init__(self, channel: Channel, stream_id: StreamId, *, acknowledging: bool) -> None:
+        self._over = False
         self.fields: Fields = []
         self.ended_with_head = False
         self.content = bytearray()
@@ -35,6 +34,10 @@ class Taken:
         self._stream_id = stream_id
         self._acknowledging = acknowledging
         self._grown = asyncio.Event()
+
+    @property
+    def over(self) -> bool:
+        return self._over
 
     # ---- the request
 
@@ -57,7 +60,7 @@ class Taken:
         self.ended.set()
 
     def request_reset(self, code: int) -> None:
-        self.over = True
+        self._over = True
         self.reset.set_result(code)
 
     def broken(self) -> None:
@@ -83,15 +86,15 @@ class Taken:
 
     def head(self, status: int = 200, *fields: tuple[bytes, bytes], end: bool = False) -> None:
         lines: Fields = [(b":status", b"%d" % status, False), *((name, value, False) for name, value in fields)]
-        self.over = self.over or end
+        self._over = self._over or end
         self._channel.send_head(self._stream_id, lines, end_stream=end)
 
     def data(self, data: bytes, *, end: bool = False) -> None:
-        self.over = self.over or end
+        self._over = self._over or end
         self._channel.send_data(self._stream_id, data, end_stream=end)
 
     def end_with_trailers(self, *fields: tuple[bytes, bytes]) -> None:
-        self.over = True
+        self._over = True
         self._channel.send_trailers(self._stream_id, [(name, value, False) for name, value in fields])
 
     def answer(self, content: bytes, *fields: tuple[bytes, bytes]) -> None:
@@ -100,7 +103,7 @@ class Taken:
         self.data(content, end=True)
 
     def break_off(self, code: int) -> None:
-        self.over = True
+        self._over = True
         self._channel.reset(self._stream_id, code)
 
     def forget(self) -> None:
@@ -108,13 +111,13 @@ class Taken:
 
 
 @dataclass
-class Relay:
+class Relay(Exchanges):
     """Takes every request up, and hands it to the test."""
 
     acknowledging: bool = True
     requests: asyncio.Queue[Taken] = field(default_factory=asyncio.Queue)
 
-    def carrier(self, downstream: ResponseChannel, stream_id: StreamId, /) -> RequestSink:
+    def carrier(self, downstream: Channel, stream_id: StreamId, /) -> Sink:
         taken = Taken(downstream, stream_id, acknowledging=self.acknowledging)
         self.requests.put_nowait(taken)
         return taken

@@ -10,6 +10,7 @@ from typing import Any, Final, ParamSpec
 
 from hyperframe.frame import Frame
 
+from proxy import wire
 from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import Fields, StreamId
@@ -182,7 +183,7 @@ class Far(RawPeer):
         return self.connection.gone.done()
 
 
-class Sink:
+class Sink(wire.Sink):
     """Takes what a stream brings, in order."""
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class House:
         return asyncio.get_running_loop().create_task(work)
 
     async def _request(self, name: str, origin: Origin, sink: Sink) -> tuple[UpstreamConnection, int]:
-        connection = self.pool.ready(origin) or await self.pool.acquire(origin)
+        connection = self.pool.line(origin).ready() or await self.pool.acquire(origin)
         stream = connection.open(REQUEST, end_stream=True, sink=sink)
         self.opened.append(name)
         return connection, stream
@@ -86,14 +86,14 @@ async def failures_of(tasks: list[asyncio.Task[Any]]) -> Counter[str]:
 @skipping
 async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: EngineFactory) -> None:
     house = House(make)
-    assert house.pool.ready(ORIGIN) is None
+    assert house.pool.line(ORIGIN).ready() is None
     assert house.service.dials == 0
     await house.ask("a", "b", "c")
     assert house.service.dials == 1
     far = await house.service.accept()
     assert house.opened == ["a", "b", "c"]
-    assert house.pool.ready(ORIGIN) is far.connection
-    assert house.pool.ready(OTHER) is None
+    assert house.pool.line(ORIGIN).ready() is far.connection
+    assert house.pool.line(OTHER).ready() is None
     await house.ask("d")
     assert house.service.dials == 1
     assert house.counts.opened == {"https://greeter.example": 1}
@@ -211,7 +211,7 @@ async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> N
     first.send(first.ping())
     await skip(100.0)
     assert second.connection.closed
-    assert house.pool.ready(ORIGIN) is None
+    assert house.pool.line(ORIGIN).ready() is None
     assert not first.connection.closed
     assert house.counts.closed == {"https://greeter.example": 1}
     await house.close()
@@ -243,7 +243,7 @@ async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: Engi
     await house.ask("b")
     await house.ask("c")
     far.send(far.headers(1, RESPONSE, end=True))
-    assert house.pool.ready(ORIGIN) is None, "the stream that is free is for b"
+    assert house.pool.line(ORIGIN).ready() is None, "the stream that is free is for b"
     await house.ask("d")
     for stream in (3, 5):
         finish(far, stream)
@@ -297,7 +297,7 @@ async def test_requests_that_gave_up_are_not_dialled_for() -> None:
     far = await house.service.accept(1)
     assert house.service.dials == 1
     assert far.connection.free_streams == 1
-    assert house.pool.ready(ORIGIN) is far.connection
+    assert house.pool.line(ORIGIN).ready() is far.connection
     await house.close()
 
 

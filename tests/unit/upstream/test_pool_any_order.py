@@ -41,7 +41,7 @@ class Request:
         return f"request {self.number}"
 
     async def run(self, traffic: Traffic) -> None:
-        connection = traffic.pool.ready(ORIGIN) or await traffic.pool.acquire(ORIGIN)
+        connection = traffic.pool.line(ORIGIN).ready() or await traffic.pool.acquire(ORIGIN)
         far = next(far for far in traffic.live if far.connection is connection)
         # What counts is what the far end has been told, and what it allows by now.
         assert traffic.live[far] < traffic.limits[far], "no stream above the limit"

@@ -1,7 +1,5 @@
 """One HTTP/2 connection on a transport: what both sides share. Bytes in, events out, one flush a loop turn.
 
-It stands between the rooms `downstream` and `upstream`, which do not know each other, and `http2`, which has no IO.
-
 Credit (receive windows) follows two rules. A stream's credit goes back when its octets have left in the other
 connection's outgoing bytes and that transport is not paused: `take` reports what left, and the reports wait while the
 transport is paused. The connection's credit goes back on receipt, so that a stream that is stuck cannot starve the
@@ -17,9 +15,9 @@ an exchange costs 0.8 µs less of 9.8 (CPython 3.11; both connections and the re
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar, cast
+from typing import Final, cast
 
 from proxy.http2.engine import Engine
 from proxy.http2.events import (
@@ -38,8 +36,10 @@ from proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
+from proxy.wire.budget import Budget
+from proxy.wire.sides import Channel, Sink
 
-__all__ = ["Budget", "FrameProtocol", "Sink"]
+__all__ = ["FrameProtocol"]
 
 # Beyond this the transport is paused, and what it holds is not acknowledged.
 _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
@@ -48,57 +48,7 @@ _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
 _CLOSE_SECONDS: Final = 5.0
 
 
-class Budget:
-    """How many octets all connections of a worker hold queued, against a cap.
-
-    Connections report changes; one that finds the budget used up keeps its connection credit back until there is room.
-    """
-
-    __slots__ = ("_waiting", "limit_octets", "queued_octets")
-
-    def __init__(self, limit_octets: int) -> None:
-        self.limit_octets = limit_octets
-        self.queued_octets = 0
-        self._waiting: set[Callable[[], None]] = set()
-
-    @property
-    def used_up(self) -> bool:
-        """Whether no more should be invited."""
-        return self.queued_octets >= self.limit_octets
-
-    @property
-    def crowded(self) -> bool:
-        """Whether more than half is used: nothing should be held that need not be."""
-        return self.queued_octets > self.limit_octets // 2
-
-    def change(self, octets: int) -> None:
-        """Note that so many more (or fewer) octets are queued; wake who waits once a quarter is free again."""
-        self.queued_octets += octets
-        if self._waiting and self.queued_octets <= self.limit_octets - self.limit_octets // 4:
-            waiting, self._waiting = self._waiting, set()
-            for wake in waiting:
-                wake()
-
-    def wait(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called once there is room."""
-        self._waiting.add(wake)
-
-    def leave(self, wake: Callable[[], None]) -> None:
-        """Forget `wake`."""
-        self._waiting.discard(wake)
-
-
-class Sink(Protocol):
-    """Who takes what a stream brings."""
-
-    def broken(self) -> None:
-        """A defect showed while the stream was served, and it was reset: end the exchange, wherever it stands."""
-
-
-SinkT = TypeVar("SinkT", bound=Sink)
-
-
-class FrameProtocol(ABC, Generic[SinkT]):
+class FrameProtocol(Channel):
     """An engine on a transport. Subclasses say what the events mean.
 
     Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
@@ -113,7 +63,7 @@ class FrameProtocol(ABC, Generic[SinkT]):
         self.loop = loop
         self.transport: asyncio.Transport | None = None
         self.closed = False
-        self._sinks: dict[StreamId, SinkT] = {}
+        self._sinks: dict[StreamId, Sink] = {}
         self._paused = False
         self._flush_scheduled = False
         self._unreported: list[Sent] = []

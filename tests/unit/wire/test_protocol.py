@@ -22,21 +22,21 @@ from proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
+from proxy.wire import Budget, Sink
 from tests.conformance.engines import each_engine
 from tests.support.ends import Client, Ledger
 from tests.support.interpreted import interpreted
 from tests.support.workshop import Transport, Workshop
 
 if TYPE_CHECKING:
-    from proxy.wire import Budget, FrameProtocol
+    from proxy.wire import FrameProtocol
 else:
-    wire = interpreted("proxy.wire")  # what is written here cannot have a compiled base
-    Budget, FrameProtocol = wire.Budget, wire.FrameProtocol
+    FrameProtocol = interpreted("proxy.wire.protocol").FrameProtocol  # a compiled one can be no base here
 
 RESPONSE: Fields = [(b":status", b"200", False)]
 
 
-class Listener:
+class Listener(Sink):
     """Takes what comes of one stream."""
 
     def __init__(self, on_broken: Callable[[], None] = lambda: None) -> None:
@@ -48,7 +48,7 @@ class Listener:
         self._on_broken()
 
 
-class Server(FrameProtocol[Listener]):
+class Server(FrameProtocol):
     """A connection that writes down what it is told, and fails for streams that it is told to fail for."""
 
     def __init__(self, engine: Ledger, budget: Budget, loop: Workshop) -> None:
