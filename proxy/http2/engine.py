@@ -68,7 +68,7 @@ class Engine(Protocol):
     def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
         """Open a stream (client only) and return its id.
 
-        The caller has checked `can_open_stream`; raises RuntimeError otherwise.
+        The caller has checked `free_streams`; raises RuntimeError otherwise.
         """
 
     def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
@@ -107,8 +107,8 @@ class Engine(Protocol):
         """Streams that are not finished in both directions."""
 
     @property
-    def can_open_stream(self) -> bool:
-        """Whether `send_request` may be called now: no GOAWAY, no failure, a stream and an id are free."""
+    def free_streams(self) -> int:
+        """How often `send_request` may be called now; 0 after GOAWAY or a failure, or with no stream or id left."""
 
     @property
     def queued_octets(self) -> int:

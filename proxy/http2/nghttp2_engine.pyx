@@ -62,8 +62,8 @@ cdef class Nghttp2Engine(Receiver):
 
     def send_request(self, list fields not None, bint end_stream):
         cdef Stream stream
-        if not self._can_open():
-            raise RuntimeError("no stream can be opened now: ask can_open_stream first")
+        if not self._free_streams():
+            raise RuntimeError("no stream can be opened now: ask free_streams first")
         self.writer.check(fields)
         stream = self.new_stream(<int32_t>nghttp2_session_get_next_stream_id(self.session))
         stream.to_head = _is_to_head(fields)
@@ -217,8 +217,8 @@ cdef class Nghttp2Engine(Receiver):
         return len(self.streams)
 
     @property
-    def can_open_stream(self):
-        return self._can_open()
+    def free_streams(self):
+        return self._free_streams()
 
     @property
     def queued_octets(self):
@@ -234,15 +234,13 @@ cdef class Nghttp2Engine(Receiver):
 
     # ---- inside
 
-    cdef bint _can_open(self) except -1:
-        return (
-            self.client
-            and self.session != NULL
-            and not self.going_away
-            and not self.peer_going_away
-            and <uint32_t>len(self.streams) < self.peer_max_streams
-            and nghttp2_session_get_next_stream_id(self.session) <= MAX_STREAM_ID
-        )
+    cdef int64_t _free_streams(self) except -1:
+        cdef int64_t ids, streams
+        if not self.client or self.session == NULL or self.going_away or self.peer_going_away:
+            return 0
+        ids = (<int64_t>MAX_STREAM_ID - nghttp2_session_get_next_stream_id(self.session)) // 2 + 1
+        streams = <int64_t>self.peer_max_streams - len(self.streams)
+        return max(0, min(streams, ids))
 
     cdef Stream _get(self, object stream_id):
         cdef PyObject *found = PyDict_GetItemWithError(self.streams, stream_id)

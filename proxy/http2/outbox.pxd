@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, uint32_t
 cdef class Outbox:
     cdef PyObject *_held
     cdef Py_ssize_t _capacity
+    cdef Py_ssize_t _expected
     cdef Py_ssize_t size
 
     cdef char *room(self, Py_ssize_t octets) except NULL

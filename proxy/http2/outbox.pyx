@@ -13,6 +13,7 @@ cdef extern from "Python.h":
     char *_octets_of "PyBytes_AS_STRING"(PyObject *) noexcept
 
 cdef Py_ssize_t _FIRST_CAPACITY = 1024
+cdef Py_ssize_t _MOST_EXPECTED = 64 << 10
 
 
 @cython.final
@@ -23,6 +24,7 @@ cdef class Outbox:
     def __cinit__(self):
         self._held = NULL
         self._capacity = 0
+        self._expected = _FIRST_CAPACITY
         self.size = 0
 
     def __dealloc__(self):
@@ -34,7 +36,8 @@ cdef class Outbox:
         cdef char *place
         if needed > self._capacity:
             if self._held == NULL:
-                self._capacity = max(needed, _FIRST_CAPACITY)
+                # As much as last time: to grow there by doubling would copy it all once more.
+                self._capacity = max(needed, self._expected)
                 self._held = _new_bytes(NULL, self._capacity)
             else:
                 needed = max(needed, self._capacity * 2)
@@ -77,6 +80,7 @@ cdef class Outbox:
         cdef bytes taken
         if not self.size:
             return b""
+        self._expected = max(_FIRST_CAPACITY, min(self.size, _MOST_EXPECTED))
         _PyBytes_Resize(&self._held, self.size)
         taken = <bytes><object>self._held
         Py_XDECREF(self._held)

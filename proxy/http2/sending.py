@@ -32,8 +32,8 @@ class Sender(Generic[StreamT]):
         self._connection.credit(octets)
 
     def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
-        if not self.can_open_stream:
-            raise RuntimeError("no stream can be opened now: ask can_open_stream first")
+        if not self.free_streams:
+            raise RuntimeError("no stream can be opened now: ask free_streams first")
         check_sendable(fields)
         connection = self._connection
         stream = connection.open_stream((connection.highest_outbound_stream_id + 1) | 1)
@@ -132,12 +132,12 @@ class Sender(Generic[StreamT]):
         return len(self._connection.streams)
 
     @property
-    def can_open_stream(self) -> bool:
+    def free_streams(self) -> int:
         connection, receiver = self._connection, self._receiver
         if not self._client or receiver.going_away or receiver.peer_going_away:
-            return False
-        free = len(connection.streams) < connection.peer_max_streams
-        return free and connection.highest_outbound_stream_id < _MAX_STREAM_ID
+            return 0
+        ids = (_MAX_STREAM_ID - connection.highest_outbound_stream_id + 1) // 2
+        return max(0, min(connection.peer_max_streams - len(connection.streams), ids))
 
     @property
     def queued_octets(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from proxy.tokens.model import Token
 from proxy.tokens.schedule import usable_seconds
 
@@ -12,10 +14,11 @@ __all__ = ["Slot"]
 _NEVER: Final = float("-inf")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Slot:
     """The current token of one key, for the hot path. A route holds it; the token source fills it."""
 
-    __slots__ = ("__weakref__", "_until", "token", "used")
+    __slots__ = ("_until", "token", "used")
 
     def __init__(self) -> None:
         self.token: Token | None = None

@@ -87,6 +87,12 @@ class _Entry:
             self.timer = None
 
 
+class _Slot(Slot):
+    """One that can be held weakly, which a compiled class cannot."""
+
+    __slots__ = ("__weakref__",)
+
+
 class TokenSource:
     """Keeps tokens for keys. One for the whole process; used on one event loop only.
 
@@ -112,7 +118,7 @@ class TokenSource:
         self._max_keys = max_keys
         # Without `timeout=None` every call would cost a task (its default is 5 s).
         self._store = SimpleMemoryCache(timeout=None)
-        self._slots: weakref.WeakValueDictionary[TokenKey, Slot] = weakref.WeakValueDictionary()
+        self._slots: weakref.WeakValueDictionary[TokenKey, _Slot] = weakref.WeakValueDictionary()
         self._entries: OrderedDict[TokenKey, _Entry] = OrderedDict()
         self._tasks: set[asyncio.Task[Token]] = set()
         self._closed = False
@@ -121,7 +127,7 @@ class TokenSource:
         """Return the slot of `key`, the same as long as anybody holds it. Asks for no token."""
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = Slot()
+            slot = self._slots[key] = _Slot()
         return slot
 
     async def token(self, key: TokenKey) -> Token:

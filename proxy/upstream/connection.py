@@ -100,10 +100,10 @@ class UpstreamConnection(FrameProtocol):
     @property
     def free_streams(self) -> int:
         """How many more streams may be opened now; 0 or less when none."""
-        transport, engine = self.transport, self.engine
-        if self.retiring or transport is None or transport.is_closing() or not engine.can_open_stream:
+        transport = self.transport
+        if self.retiring or transport is None or transport.is_closing():
             return 0
-        return engine.peer_max_concurrent_streams - engine.open_streams - self.reserved
+        return self.engine.free_streams - self.reserved
 
     def open(self, fields: Fields, end_stream: bool, sink: Sink) -> StreamId:
         """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""

@@ -235,7 +235,7 @@ def assert_connection_failed(peer: RawPeer, events: list[Event], *allowed: int) 
     assert events[-1].reason
     assert codes(peer.take(), "GoAway") == [events[-1].code]
     assert peer.send(peer.ping()) == []
-    assert not peer.engine.can_open_stream
+    assert not peer.engine.free_streams
 
 
 def assert_stream_failed(

@@ -17,7 +17,7 @@ def test_streams_go_on_after_the_peers_goaway(make: EngineFactory) -> None:
     peer.asked()
     peer.engine.send_data(1, b"queued", end_stream=False)
     assert peer.send(peer.go_away(3, 0, b"bye")) == [GoAwayReceived(3, 0, b"bye")]
-    assert not peer.engine.can_open_stream
+    assert not peer.engine.free_streams
     with pytest.raises(RuntimeError):
         peer.asked()
     peer.engine.send_data(1, b" and more", end_stream=True)
@@ -124,5 +124,5 @@ def test_a_client_that_said_goaway_opens_nothing_more(make: EngineFactory) -> No
     peer.engine.go_away(0)
     (seen,) = of(peer.take(), "GoAway")
     assert seen.body == bytes(8)
-    assert not peer.engine.can_open_stream
+    assert not peer.engine.free_streams
     assert peer.send(peer.headers(1, RESPONSE, end=True)) == [HeadReceived(1, RESPONSE, True)]

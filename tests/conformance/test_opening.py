@@ -111,19 +111,20 @@ def test_the_peers_limit_of_streams_is_followed(make: EngineFactory) -> None:
     assert peer.engine.peer_max_concurrent_streams >= 1_000
     peer.send(peer.settings({MAX_STREAMS: 2}))
     assert peer.engine.peer_max_concurrent_streams == 2
-    assert peer.engine.can_open_stream
+    assert peer.engine.free_streams == 2
     peer.asked()
+    assert peer.engine.free_streams == 1
     peer.asked()
-    assert not peer.engine.can_open_stream
+    assert peer.engine.free_streams == 0
     assert peer.engine.open_streams == 2
     with pytest.raises(RuntimeError):
         peer.asked()
     peer.send(peer.reset(1, 8))
-    assert peer.engine.can_open_stream
+    assert peer.engine.free_streams == 1
     peer.send(peer.settings({MAX_STREAMS: 0}))
-    assert not peer.engine.can_open_stream
+    assert peer.engine.free_streams == 0
     peer.send(peer.settings({MAX_STREAMS: 5}))
-    assert peer.engine.can_open_stream
+    assert peer.engine.free_streams == 4
 
 
 @each_engine
@@ -135,7 +136,7 @@ def test_streams_are_numbered_from_one_in_steps_of_two(make: EngineFactory) -> N
 @each_engine
 def test_a_server_opens_no_streams(make: EngineFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
-    assert not peer.engine.can_open_stream
+    assert not peer.engine.free_streams
     with pytest.raises(RuntimeError):
         peer.asked()
 

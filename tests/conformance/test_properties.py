@@ -130,7 +130,7 @@ def exercise(side: Side, pieces: list[bytes], *, client: bool) -> None:
         assert isinstance(data, bytes)
         assert all(octets > 0 for _, octets in sent)
     if failed:
-        assert not engine.can_open_stream
+        assert not engine.free_streams
         assert engine.receive(RECORDED[True]) == []
 
 
@@ -278,7 +278,7 @@ class Script:
         self.acknowledge(bool(client))
 
     def do_open(self, extra: Fields, end: bool) -> None:
-        if self.joined.client.engine.can_open_stream:
+        if self.joined.client.engine.free_streams:
             stream_id = self.joined.client.engine.send_request([*REQUEST, *extra], end_stream=end)
             self.streams.append(stream_id)
             self.told[True][stream_id] = Story([[*REQUEST, *extra]], ended=end)

@@ -341,7 +341,7 @@ def test_malformed_responses_reset_their_stream(make: EngineFactory, fault: str)
     peer.asked()
     assert_stream_failed(peer, peer.send(peer.headers(1, MALFORMED_RESPONSES[fault])), 1, 1)
     assert peer.engine.open_streams == 0
-    assert peer.engine.can_open_stream
+    assert peer.engine.free_streams
 
 
 @each_engine

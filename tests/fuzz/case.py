@@ -132,7 +132,7 @@ class Case:
         assert engine.open_streams >= 0
         if self.failed:
             assert engine.open_streams == engine.queued_octets == 0
-            assert not engine.can_open_stream
+            assert not engine.free_streams
 
     # ---- commands
 
@@ -140,7 +140,7 @@ class Case:
         return self.rng.choice(sorted(self.seen)) if self.seen and self.rng.random() < 0.9 else 1
 
     def command_request(self) -> None:
-        if self.engine.can_open_stream:
+        if self.engine.free_streams:
             self.seen.add(self.engine.send_request(REQUEST, end_stream=self.rng.random() < 0.2))
 
     def command_head(self) -> None:

@@ -211,8 +211,8 @@ class Twins:
         return self.same(lambda engine: engine.open_streams)
 
     @property
-    def can_open_stream(self) -> bool:
-        return self.same(lambda engine: engine.can_open_stream)
+    def free_streams(self) -> int:
+        return self.same(lambda engine: engine.free_streams)
 
     @property
     def queued_octets(self) -> int:

@@ -84,8 +84,8 @@ class Ledger:
         return self._engine.open_streams
 
     @property
-    def can_open_stream(self) -> bool:
-        return self._engine.can_open_stream
+    def free_streams(self) -> int:
+        return self._engine.free_streams
 
     @property
     def queued_octets(self) -> int:

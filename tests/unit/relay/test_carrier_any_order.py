@@ -135,7 +135,7 @@ class Script:
 
     def on_request(self, end: bool, discovery: bool) -> None:
         client = self.clients[len(self.trials) % 2]
-        if id(client) in self.lost or not client.engine.can_open_stream:
+        if id(client) in self.lost or not client.engine.free_streams:
             return
         path = f"/{len(self.trials)}" + ("/discover" if discovery else "")
         fields = [(b"x-serverless-authorization", b"Bearer spoofed"), (b"x_serverless-authorization", b"spoofed")]
