@@ -74,9 +74,8 @@ class BuildFast(build_ext):
             self.extensions = []
 
     def get_source_files(self) -> list[str]:
-        """Have source distributions contain all that the engine is made of."""
-        pyrex = [str(path) for path in Path("proxy").rglob("*.px[dy]")]
-        return sorted({*pyrex, *DATA_PATH})
+        """Have source distributions contain all that the engine is made of; Python they contain anyway."""
+        return [str(path) for pattern in ("*.pxd", "*.pyx") for path in sorted(Path("proxy").rglob(pattern))]
 
     def _build(self) -> None:
         from Cython.Build import cythonize

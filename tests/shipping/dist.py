@@ -78,7 +78,8 @@ def held_by_source(source: Path, tree: Path) -> None:
 def held_by_wheel(wheel: Path) -> None:
     """The wheel has the package alone: what was compiled, and not what of."""
     names = zipfile.ZipFile(wheel).namelist()
-    check(any(name.startswith("proxy/http2/nghttp2_engine.") and name.endswith(".so") for name in names), "no engine")
+    for module in ("proxy/http2/nghttp2_engine", "proxy/data_path__mypyc", "proxy/relay/carrier"):
+        check(any(name.startswith(f"{module}.") and name.endswith(".so") for name in names), f"{module} is not compiled")
     roots = {name.partition("/")[0] for name in names}
     check(len(roots) == 2 and "proxy" in roots, f"the wheel has {sorted(roots)}")
     sources = [name for name in names if name.endswith((".pyx", ".pxd", ".c"))]
