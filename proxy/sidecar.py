@@ -31,7 +31,7 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
 from proxy.relay.forwarder import Forwarder
-from proxy.settings import Settings
+from proxy.settings.plain import PlainSettings
 from proxy.telemetry import Metrics, configure_logging
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey
@@ -54,7 +54,7 @@ _LINGER_SECONDS: Final = 1.0
 class Sidecar:
     """One worker: built on its event loop, started, drained, closed."""
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: PlainSettings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
         self.started = False
         """Whether requests are taken; for probes."""
@@ -184,14 +184,13 @@ class Sidecar:
             await listen(self.listener, config, sockets, self.ended)
 
     def _say_where(self, sockets: Sockets, orders: Orders | None) -> None:
-        routes = self.settings.route_table().routes
         _log.info(
             "listening",
             version=__version__,
             listen=[_shown(bound.getsockname()) for bound in sockets.insecure_sockets],
             admin=self._admin.address if self._admin is not None else "off",
             engine=self.engine,
-            routes={route.name: str(route.origin) + route.base_path for route in routes},
+            routes={route.name: str(route.origin) + route.base_path for route in self.settings.routes},
             **({"worker": os.getpid()} if orders is not None else {}),
         )
 
@@ -218,15 +217,14 @@ class _MintCounts:
         self._metrics.mint_failed(failure.code)
 
 
-def serve(settings: Settings) -> int:
-    """Run the sidecar until it is told to end.
+def serve(text: str) -> int:
+    """Run the sidecar of these settings, which are as `Settings.to_json` gives them, until it is told to end.
 
     Returns the exit code: 0, or 2 with the reason on standard error, or that of a worker process that failed.
     """
+    settings = PlainSettings.from_json(text)
     configure_logging(settings.log_level, settings.log_format)
-    config = ListenerConfig(
-        settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
-    )
+    config = ListenerConfig(settings.listen, settings.workers, text, max_head_octets=settings.max_field_section)
     try:
         choice = engine_choice(settings.http2_engine)
         if choice.reason:
@@ -247,7 +245,7 @@ def serve(settings: Settings) -> int:
 
 def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders | None = None) -> None:
     """Run one worker: on its own signals, or in a process of its own by order of its parent (`run_workers`)."""
-    settings = Settings.from_json(config.payload)
+    settings = PlainSettings.from_json(config.payload)
     if shutdown_event is not None:
         configure_logging(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -261,7 +259,7 @@ def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders | No
             sys.exit(2)
 
 
-async def _run(settings: Settings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+async def _run(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
     await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, orders)
 
 

@@ -1,49 +1,30 @@
 """The command line: `cloudrun-sidecar COMMAND`; one file a command.
 
-A command is imported when it is run. `serve` must not pay for the emulator, in memory or in time, and `healthcheck`,
-which may run every few seconds, must not pay for `serve`.
+* `commands`            the list of them, and what is common to their help
+* `options`             the flags that are made of the settings
+* `serve`, `check`, …   a command each, imported when it is run
+* `anew`                how `serve` gets rid of all of this before it serves
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Final
+import sys
 
-import click
-
-from proxy import __version__
+from proxy.cli.anew import handed_over, serve_anew, serve_here
 
 __all__ = ["main"]
 
-_COMMANDS: Final = {
-    "serve": "Run the sidecar.",
-    "check": "Try every route, and say what is wrong and what mends it.",
-    "token": "Show what is in a route's token, or print it.",
-    "healthcheck": "Ask a running sidecar how it is; for images without a shell.",
-    "emulate": "Run a strict local Google (metadata server, IAM, Cloud Run) for development.",
-}
-"""Each command is the object of its name in the module of its name."""
 
-
-class _OnDemand(click.Group):
-    """Imports a command when it is asked for, and lists them all without importing any."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command = getattr(import_module(f"proxy.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101 - tells the type checker
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group(cls=_OnDemand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="cloudrun-sidecar", message="%(prog)s %(version)s")
 def main() -> None:
-    """A signing sidecar for Restate on Google Cloud: h2c in, Google ID token added, HTTP/2 to private Cloud Run out."""
+    """Run what the command line says; ends in SystemExit."""
+    settings = handed_over()
+    if settings is None:
+        from proxy.cli.commands import commands  # not where settings were handed over: see `anew`
+
+        commands(obj=serve_anew)
+        return
+    try:
+        sys.exit(serve_here(settings))
+    except KeyboardInterrupt:  # before the sidecar listens to signals; in the words of click
+        sys.stderr.write("Aborted!\n")
+        sys.exit(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from proxy.cli.anew import serve_here
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.settings import dump_toml
 
@@ -21,7 +23,8 @@ variables, and those over the file; routes of all three are joined by name.
 
 @click.command(cls=GroupedCommand, params=settings_flags(), epilog=_EPILOG)
 @click.option("--print-config", is_flag=True, help="Show the settings that result, as TOML, and end.")
-def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
+@click.pass_obj
+def serve(run: Callable[[str], int] | None, /, config: Path | None, print_config: bool, **flags: Any) -> None:
     """Run the sidecar until SIGTERM.
 
     Restate reaches a route as http://HOST:9081/NAME; its Cloud Run service gets each request with a Google ID token.
@@ -33,6 +36,4 @@ def serve(config: Path | None, print_config: bool, **flags: Any) -> None:
     if print_config:
         click.echo(dump_toml(settings, places), nl=False)
         return
-    from proxy.sidecar import serve as run
-
-    raise SystemExit(run(settings))
+    raise SystemExit((run or serve_here)(settings.to_json()))

@@ -6,6 +6,7 @@
 * `wording`    what is wrong, in words
 * `loading`    the layers joined
 * `printing`   settings as TOML, the sample file, the JSON Schema
+* `plain`      what is left of them when they have been judged, and what a sidecar runs on
 
 Names are the same everywhere: `--drain-timeout`, `CLOUDRUN_SIDECAR_DRAIN_TIMEOUT`, `drain_timeout`.
 """
@@ -20,11 +21,13 @@ from proxy.settings.layers import Problem, SettingsInvalid
 if TYPE_CHECKING:
     from proxy.settings.loading import Loaded, load, load_traced
     from proxy.settings.model import RouteSettings, Settings
+    from proxy.settings.plain import PlainSettings
     from proxy.settings.printing import dump_toml, json_schema
 
 __all__ = [
     "Address",
     "Loaded",
+    "PlainSettings",
     "Problem",
     "RouteSettings",
     "Settings",
@@ -36,10 +39,11 @@ __all__ = [
     "parse_address",
 ]
 
-_HEAVY = {
+_ON_DEMAND = {
     "Loaded": "loading",
     "load": "loading",
     "load_traced": "loading",
+    "PlainSettings": "plain",
     "RouteSettings": "model",
     "Settings": "model",
     "dump_toml": "printing",
@@ -48,13 +52,13 @@ _HEAVY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs pydantic when it is first asked for.
+    """Import what is made of several modules, or needs pydantic, when it is first asked for.
 
     The health check of an image without a shell is a process every few seconds; it needs `layers` alone, and pydantic
-    would make it three times as slow.
+    would make it three times as slow. A sidecar that serves needs `plain` alone.
     """
-    if name not in _HEAVY:
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)

@@ -246,13 +246,8 @@ class Settings(BaseModel):
         return RouteTable(settings.route(name) for name, settings in self.routes.items())
 
     def to_json(self) -> str:
-        """Return all settings as JSON, for another process; `from_json` reads them back exactly."""
+        """Return all settings as JSON, for `PlainSettings.from_json`."""
         return self.model_dump_json()
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """Return the settings that `to_json` wrote; pydantic's ValidationError for anything else."""
-        return cls.model_validate_json(text)
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {

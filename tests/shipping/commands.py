@@ -12,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from proxy.cli import main
+from proxy.cli.commands import commands
 from proxy.cli.emulate import emulate
 from proxy.cli.healthcheck import healthcheck
 
@@ -41,7 +41,7 @@ def settings(arguments: Sequence[str], environment: Mapping[str, str] | None = N
 def accepted(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of `cloudrun-sidecar emulate …` or `… healthcheck …`, as its command line reads them."""
     # With the program's own settings above it: a command keeps the help option that it is first asked for.
-    with main.make_context("cloudrun-sidecar", ["--"], resilient_parsing=True) as program:
+    with commands.make_context("cloudrun-sidecar", ["--"], resilient_parsing=True) as program:
         context = _COMMANDS[arguments[0]].make_context(arguments[0], list(arguments[1:]), parent=program)
     return dict(context.params)
 

@@ -16,21 +16,25 @@ import pytest
 
 from proxy.downstream.config import ListenerConfig, ListenFailed
 from proxy.downstream.workers import Orders
-from proxy.settings import RouteSettings, Settings
+from proxy.settings import PlainSettings, RouteSettings, Settings
 from proxy.sidecar import Sidecar, _report, serve, worker
 from tests.support.h2_peer import Reset, client, server
 
 HOST = "127.0.0.1"
 
 
-def settings(**more: object) -> Settings:
+def settings(**more: object) -> PlainSettings:
+    return PlainSettings.from_json(in_json(**more))
+
+
+def in_json(**more: object) -> str:
     routes = {"svc": RouteSettings(url="http://127.0.0.1:1", gcp_id_token=False, allow_http=True)}
     given: dict[str, object] = {"listen": ("127.0.0.1:0",), "admin": "127.0.0.1:0", "access_log": True, **more}
-    return Settings.model_validate({"routes": routes, **given})
+    return Settings.model_validate({"routes": routes, **given}).to_json()
 
 
 async def running(
-    given: Settings,
+    given: PlainSettings,
     meanwhile: Callable[[Sidecar, int], Awaitable[None]],
     capsys: pytest.CaptureFixture[str],
     orders: Orders | None = None,
@@ -150,7 +154,7 @@ def test_a_busy_address_ends_with_2_and_a_sentence(
         taken.listen()
         busy = f"{HOST}:{taken.getsockname()[1]}"
         given: dict[str, object] = {"listen": (busy,), "admin": "off"} if which == "listen" else {"admin": busy}
-        assert serve(settings(workers=workers, **given)) == 2
+        assert serve(in_json(workers=workers, **given)) == 2
     said = capsys.readouterr().err
     assert f"cloudrun-sidecar: cannot listen on {busy}" in said
     assert "Address already in use" in said
@@ -170,7 +174,7 @@ def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert serve(settings(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
+    assert serve(in_json(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
     ending.join()
     assert not path.exists()
 
@@ -179,8 +183,8 @@ def test_a_worker_raises_what_it_cannot_listen_on_where_it_is_alone() -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
-        given = settings(admin=f"{HOST}:{taken.getsockname()[1]}")
-        config = ListenerConfig(given.listen, 1, given.to_json())
+        given = in_json(admin=f"{HOST}:{taken.getsockname()[1]}")
+        config = ListenerConfig(settings().listen, 1, given)
         sockets = config.create_sockets()
         try:
             with pytest.raises(ListenFailed, match=r"\(admin\): Address already in use"):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli import main
 from proxy.cli.check import _manner
+from proxy.cli.commands import commands
 from proxy.settings.layers import PREFIX
 from tests.unit.cli.conftest import NO_CREDENTIALS
 
@@ -23,7 +23,9 @@ def closed_port() -> Iterator[int]:
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, ["check", *arguments], env={**NO_CREDENTIALS, **(env or {})}, terminal_width=100)
+    return CliRunner().invoke(
+        commands, ["check", *arguments], env={**NO_CREDENTIALS, **(env or {})}, terminal_width=100
+    )
 
 
 class Terminal(io.TextIOWrapper):

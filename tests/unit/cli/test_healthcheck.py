@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from proxy.admin import AdminPlane
 from proxy.cli import healthcheck as module
-from proxy.cli import main
+from proxy.cli.commands import commands
 from proxy.settings import Settings
 from proxy.telemetry import Metrics
 
@@ -35,11 +35,11 @@ async def admin(state: State, address: str = "127.0.0.1:0") -> AsyncIterator[str
 
 
 async def ask(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, main, ["healthcheck", *arguments], env=env)
+    return await asyncio.to_thread(CliRunner().invoke, commands, ["healthcheck", *arguments], env=env)
 
 
 def ask_now(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, ["healthcheck", *arguments], env=env)
+    return CliRunner().invoke(commands, ["healthcheck", *arguments], env=env)
 
 
 def write(name: str, text: str) -> None:

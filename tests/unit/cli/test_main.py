@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy import __version__
-from proxy.cli import main
+from proxy.cli.commands import commands
 
 HEAVY = ("proxy.sidecar", "proxy.emulator", "proxy.settings.model", "pydantic", "aiohttp", "structlog", "asyncio")
 
@@ -16,8 +16,8 @@ HEAVY = ("proxy.sidecar", "proxy.emulator", "proxy.settings.model", "pydantic", 
 def loaded(*arguments: str) -> set[str]:
     """Run the command line in a fresh interpreter, and return which heavy modules it took."""
     code = (
-        "import sys\nfrom proxy.cli import main\n"
-        f"try: main({list(arguments)!r}, prog_name='cloudrun-sidecar')\n"
+        f"import sys\nfrom proxy.cli import main\nsys.argv[1:] = {list(arguments)!r}\n"
+        "try: main()\n"
         f"except SystemExit: print('\\n' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
@@ -25,12 +25,12 @@ def loaded(*arguments: str) -> set[str]:
 
 
 def test_the_version_is_told() -> None:
-    told = CliRunner().invoke(main, ["--version"])
+    told = CliRunner().invoke(commands, ["--version"])
     assert (told.exit_code, told.output) == (0, f"cloudrun-sidecar {__version__}\n")
 
 
 def test_help_lists_every_command_with_what_it_does() -> None:
-    told = CliRunner().invoke(main, ["--help"])
+    told = CliRunner().invoke(commands, ["--help"])
     assert told.exit_code == 0
     for name in ("serve", "check", "token", "healthcheck", "emulate"):
         assert f"\n  {name} " in told.output
@@ -38,21 +38,21 @@ def test_help_lists_every_command_with_what_it_does() -> None:
 
 @pytest.mark.parametrize("name", ["serve", "check", "token", "healthcheck", "emulate"])
 def test_every_command_has_help_of_its_own(name: str) -> None:
-    told = CliRunner().invoke(main, [name, "-h"])
+    told = CliRunner().invoke(commands, [name, "-h"])
     assert told.exit_code == 0
-    assert told.output.startswith(f"Usage: main {name} ")
+    assert told.output.startswith(f"Usage: cloudrun-sidecar {name} ")
 
 
 def test_what_help_says_of_a_command_is_no_promise_that_it_breaks() -> None:
-    context = click.Context(main)
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
+    context = click.Context(commands)
+    for name in commands.list_commands(context):
+        command = commands.get_command(context, name)
         assert command is not None
         assert command.name == name
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:
-    told = CliRunner().invoke(main, ["sreve"])
+    told = CliRunner().invoke(commands, ["sreve"])
     assert told.exit_code == 2
     assert "No such command 'sreve'" in told.stderr
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli import main
+from proxy.cli.commands import commands
 from proxy.settings import RouteSettings, Settings, load
 from proxy.settings.layers import flag_name
 from proxy.settings.model import GROUPS
@@ -23,8 +23,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     seen: list[Settings] = []
     root = ModuleType("proxy.sidecar")
 
-    def serve(settings: Settings) -> int:
-        seen.append(settings)
+    def serve(text: str) -> int:
+        seen.append(Settings.model_validate_json(text))
         return 7
 
     root.serve = serve  # type: ignore[attr-defined] # a module made by hand
@@ -33,7 +33,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, ["serve", *arguments], env=env, terminal_width=100)
+    return CliRunner().invoke(commands, ["serve", *arguments], env=env, terminal_width=100)
 
 
 def test_it_serves_what_is_set_and_ends_with_the_exit_code_of_the_sidecar(served: list[Settings]) -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli import main
+from proxy.cli.commands import commands
 from tests.unit.cli.conftest import NO_CREDENTIALS
 
 URL = "https://svc.run.app"
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["token", *arguments], env=NO_CREDENTIALS, terminal_width=100)
+    return CliRunner().invoke(commands, ["token", *arguments], env=NO_CREDENTIALS, terminal_width=100)
 
 
 @pytest.mark.parametrize("raw", [(), ("--raw",)])

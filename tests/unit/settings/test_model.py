@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from proxy.settings import RouteSettings, Settings, SettingsInvalid, load
-from tests.unit.settings.given import ACCOUNT, URL, problems, upstream
+from proxy.settings import Settings, SettingsInvalid, load
+from tests.unit.settings.given import URL, problems, upstream
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9081", "[::]:9081", "10.0.0.1:9081", "sidecar:9081"])
@@ -75,19 +75,6 @@ def test_a_request_waits_for_something_but_never_for_ever(setting: str) -> None:
 def test_one_stream_cannot_use_up_the_cap_of_all() -> None:
     found = problems(upstream=URL, stream_window="2097152", queued_octets="1048576")
     assert "at least stream_window (2097152)" in found["--queued-octets"]
-
-
-def test_json_gives_the_very_same_settings_back() -> None:
-    routes = {"": RouteSettings(url=URL), "a/b": RouteSettings(url=URL, gcp_impersonate_service_account=ACCOUNT)}
-    settings = Settings(routes=routes, upstream_ca=Path("/ca.pem"), listen=("[::1]:1",), drain_timeout=0.1)
-    assert Settings.from_json(settings.to_json()) == settings
-    assert Settings.from_json(settings.to_json()).to_json() == settings.to_json()
-
-
-def test_json_is_held_to_the_same_rules() -> None:
-    text = upstream().to_json().replace("127.0.0.1:9081", "0.0.0.0:9081")
-    with pytest.raises(ValidationError, match="unsafe_listen"):
-        Settings.from_json(text)
 
 
 def test_the_settings_are_frozen_all_the_way_down() -> None:

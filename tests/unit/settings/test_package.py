@@ -15,7 +15,8 @@ def test_everything_that_is_promised_is_there() -> None:
         getattr(proxy.settings, "else")
 
 
-def test_reading_the_layers_alone_does_not_load_pydantic() -> None:
-    code = "import sys, proxy.settings.layers, proxy.settings.addresses; print('pydantic' in sys.modules)"
+@pytest.mark.parametrize("module", ["layers", "addresses", "plain"])
+def test_what_is_plain_does_not_load_pydantic(module: str) -> None:
+    code = f"import sys, proxy.settings.{module}; print('pydantic' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert ran.stdout.strip() == "False"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import proxy.cli
+from proxy.cli.anew import handed_over, serve_anew
+
+VARIABLE = "_CLOUDRUN_SIDECAR_SETTINGS_FD"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The settings that were served in this process: the composition root is replaced, and ends at once with 7."""
+    seen: list[str] = []
+
+    def serve(settings: str) -> int:
+        seen.append(settings)
+        return 7
+
+    root(monkeypatch, serve)
+    return seen
+
+
+def root(monkeypatch: pytest.MonkeyPatch, serve: Callable[[str], int]) -> None:
+    module = ModuleType("proxy.sidecar")
+    module.serve = serve  # type: ignore[attr-defined] # a module made by hand
+    monkeypatch.setitem(sys.modules, "proxy.sidecar", module)
+
+
+def hand_over(settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave settings as a process leaves them that begins anew."""
+    Path("settings").write_text(settings, encoding="utf-8")
+    monkeypatch.setenv(VARIABLE, str(os.open("settings", os.O_RDONLY)))
+
+
+def descriptors() -> set[str]:
+    """What is open in this process; its very listing is not any more."""
+    return {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+
+
+def test_a_process_that_begins_for_the_first_time_has_been_handed_nothing() -> None:
+    assert handed_over() is None
+
+
+def test_what_is_handed_over_is_taken_once_and_nothing_of_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_over('{"é": 1}', monkeypatch)
+    assert handed_over() == '{"é": 1}'
+    assert VARIABLE not in os.environ
+    assert not any(name.endswith("/settings") for name in descriptors())
+    assert handed_over() is None
+
+
+def test_a_process_with_settings_serves_them_without_reading_its_command_line(
+    monkeypatch: pytest.MonkeyPatch, served: list[str]
+) -> None:
+    hand_over("{}", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["cloudrun-sidecar", "--nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        proxy.cli.main()
+    assert (ended.value.code, served) == (7, ["{}"])
+
+
+def test_an_interrupt_before_it_serves_ends_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> int:
+        raise KeyboardInterrupt
+
+    root(monkeypatch, interrupted)
+    hand_over("{}", monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        proxy.cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Aborted!\n"
+
+
+def test_where_nothing_can_be_begun_anew_it_serves_as_it_is(monkeypatch: pytest.MonkeyPatch, served: list[str]) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    assert serve_anew("{}") == 7
+    assert served == ["{}"]
+    assert not any("memfd:settings" in name for name in descriptors())
+
+
+def test_where_there_is_no_memfd_it_serves_as_it_is(monkeypatch: pytest.MonkeyPatch, served: list[str]) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    assert serve_anew("{}") == 7
+    assert served == ["{}"]
