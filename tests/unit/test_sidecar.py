@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from multiprocessing import get_context
@@ -21,6 +23,15 @@ from proxy.sidecar import Sidecar, _report, serve, worker
 from tests.support.h2_peer import Reset, client, server
 
 HOST = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> frozenset[str]:
+    """The modules of a process that could begin to serve."""
+    code = "import sys, proxy.sidecar; print(*sys.modules)"
+    return frozenset(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    )
 
 
 def settings(**more: object) -> PlainSettings:
@@ -52,6 +63,15 @@ async def running(
         config.release(sockets)
     told = capsys.readouterr()
     return told.out + told.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["click", "pydantic", "prometheus_client", "google", "cryptography", "rich", "proxy.doctor", "proxy.emulator"],
+)
+def test_nothing_is_loaded_before_it_is_needed(name: str, loaded: frozenset[str]) -> None:
+    assert "aiohttp.web" in loaded
+    assert name not in loaded
 
 
 @pytest.mark.asyncio

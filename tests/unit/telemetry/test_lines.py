@@ -13,11 +13,8 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import __version__
-from proxy.errors import leaves
-from proxy.telemetry import REDACTED, Metrics, configure_logging, redact
+from proxy.telemetry import REDACTED, configure_logging, redact
 
 JWT = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3N2YyJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
 
@@ -45,9 +42,6 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     captured = capsys.readouterr()
     assert captured.out == ""
     return [json.loads(line) for line in captured.err.splitlines()]
-
-
-# ---- lines
 
 
 def test_a_json_line_has_time_severity_and_message_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,131 +231,3 @@ BASE64URL = st.from_regex(r"[A-Za-z0-9_-]{20,60}", fullmatch=True)
 def test_a_bearer_value_never_survives_its_surroundings(before: str, one: str, two: str, after: str) -> None:
     assert one not in str(redacted(event=f"{before} Bearer {one}.{two} {after}"))
     assert two not in str(redacted(event=f"{before} Bearer {one}.{two} {after}"))
-
-
-# ---- metrics
-
-
-def samples(metrics: Metrics) -> dict[str, float]:
-    body, _ = metrics.exposition()
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(body.decode()):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            found[f"{sample.name.removeprefix('cloudrun_sidecar_')}{{{labels}}}"] = sample.value
-    return found
-
-
-def test_exchanges_are_counted_in_and_out_by_route_and_status() -> None:
-    metrics = Metrics()
-    greeter = metrics.route("greeter")
-    for _ in range(3):
-        greeter.started()
-    greeter.ended(200, 0.02)
-    greeter.ended(None, 40)
-    told = samples(metrics)
-    assert told["requests_in_flight{route=greeter}"] == 1
-    assert told["requests_total{route=greeter,status=200}"] == 1
-    assert told["requests_total{route=greeter,status=reset}"] == 1
-    assert (greeter.in_flight, greeter.total, greeter.failures) == (1, 2, 0)
-
-
-def test_durations_are_a_histogram_up_to_the_longest_request_of_cloud_run() -> None:
-    metrics = Metrics()
-    for seconds in (0.001, 0.005, 0.02, 3600, 4000):
-        metrics.route("a").started()
-        metrics.route("a").ended(200, seconds)
-    told = samples(metrics)
-    name = "request_duration_seconds"
-    assert told[f"{name}_bucket{{le=0.005,route=a}}"] == 2
-    assert told[f"{name}_bucket{{le=0.025,route=a}}"] == 3
-    assert told[f"{name}_bucket{{le=3600.0,route=a}}"] == 4
-    assert told[f"{name}_bucket{{le=+Inf,route=a}}"] == told[f"{name}_count{{route=a}}"] == 5
-    assert told[f"{name}_sum{{route=a}}"] == pytest.approx(7600.026)
-
-
-def test_a_route_is_asked_for_by_name_and_is_always_the_same() -> None:
-    metrics = Metrics()
-    assert metrics.route("a") is metrics.route("a")
-    assert metrics.route("a") is not metrics.route("b")
-    metrics.route("").started()
-    assert samples(metrics)["requests_in_flight{route=}"] == 1
-
-
-@pytest.mark.parametrize("code", [leaf.code for leaf in leaves()])
-def test_failures_are_counted_by_every_code_there_is(code: str) -> None:
-    metrics = Metrics()
-    metrics.route("a").failed(code)
-    metrics.mint_failed(code)
-    told = samples(metrics)
-    assert told[f"request_failures_total{{code={code},route=a}}"] == 1
-    assert told[f"token_mint_failures_total{{code={code}}}"] == 1
-    assert metrics.route("a").failures == 1
-
-
-def test_labels_stay_bounded_whatever_is_counted() -> None:
-    metrics = Metrics()
-    route = metrics.route("a")
-    for number in range(1000):
-        route.failed(f"code-{number}")
-        metrics.mint_failed(f"code-{number}")
-        route.started()
-        route.ended(number, 0)
-    told = samples(metrics)
-    assert told["request_failures_total{code=other,route=a}"] == 1000
-    assert told["token_mint_failures_total{code=other}"] == 1000
-    assert told["requests_total{route=a,status=other}"] == 500
-    assert sum(name.startswith("requests_total") for name in told) == 501
-
-
-def test_mints_are_counted_by_how_long_they_took() -> None:
-    metrics = Metrics()
-    metrics.token_minted(0.2)
-    metrics.token_minted(9)
-    told = samples(metrics)
-    assert told["token_mint_duration_seconds_bucket{le=0.25}"] == 1
-    assert told["token_mint_duration_seconds_count{}"] == 2
-
-
-def test_connections_are_counted_open_and_ever_opened() -> None:
-    metrics = Metrics()
-    for origin in ("https://a", "https://a", "https://b"):
-        metrics.upstream_opened(origin)
-    metrics.upstream_closed("https://a")
-    metrics.downstream_opened()
-    metrics.downstream_opened()
-    metrics.downstream_closed()
-    told = samples(metrics)
-    assert told["upstream_connections{origin=https://a}"] == 1
-    assert told["upstream_connections_opened_total{origin=https://a}"] == 2
-    assert told["upstream_connections{origin=https://b}"] == 1
-    assert told["downstream_connections{}"] == 1
-    assert told["downstream_connections_opened_total{}"] == 2
-
-
-def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
-    one, two = Metrics(), Metrics()
-    one.downstream_opened()
-    assert samples(two)["downstream_connections{}"] == 0
-
-
-def test_the_exposition_names_the_version_and_the_process() -> None:
-    body, content_type = Metrics().exposition()
-    assert content_type.startswith("text/plain; version=")
-    assert f'cloudrun_sidecar_build_info{{version="{__version__}"}} 1.0'.encode() in body
-    assert b"process_resident_memory_bytes" in body
-
-
-def test_names_follow_the_rules_of_prometheus() -> None:
-    metrics = Metrics()
-    metrics.route("a").failed("draining")
-    body, _ = metrics.exposition()
-    for family in text_string_to_metric_families(body.decode()):
-        if family.name.startswith("process_"):
-            continue
-        assert re.fullmatch(r"cloudrun_sidecar_[a-z_]+", family.name)
-        assert family.documentation
-        if family.type == "histogram":
-            assert family.name.endswith("_seconds")
-        if family.type == "counter":
-            assert all(sample.name.endswith("_total") for sample in family.samples)

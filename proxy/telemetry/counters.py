@@ -1,0 +1,113 @@
+"""What is counted on the data path.
+
+Plain integers rather than prometheus_client's own objects, which lock: 0.2 µs an exchange instead of 1.6
+(`RouteMetrics.started` and `ended`, CPython 3.11), where the whole exchange is to cost some 20.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from proxy.errors import leaves
+
+__all__ = ["Connections", "Durations", "RouteMetrics", "known_code"]
+
+# From a cached answer to Cloud Run's longest request.
+_REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+_CODES: Final = frozenset(kind.code for kind in leaves())
+
+
+def known_code(code: str) -> str:
+    """Return `code` if it is that of a failure, else `other`, so that the labels are bounded."""
+    return code if code in _CODES else "other"
+
+
+class Durations:
+    """How long things took: how many seconds in all, and how often up to each of `bounds`, and longer."""
+
+    __slots__ = ("bounds", "counts", "seconds")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        """By bucket; the last one has no bound."""
+        self.seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.seconds += seconds
+
+
+class Connections:
+    """How many connections are open, and how many ever were."""
+
+    __slots__ = ("ever", "now")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.ever = 0
+
+    def opened(self) -> None:
+        """Count one in; `closed` follows exactly once."""
+        self.now += 1
+        self.ever += 1
+
+    def closed(self) -> None:
+        """Count one out."""
+        self.now -= 1
+
+
+class RouteMetrics:
+    """What happened on one route. Every call is a few additions: it is made for the data path."""
+
+    __slots__ = ("_failures", "_statuses", "durations", "in_flight")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        """Exchanges that have begun and not ended."""
+        self._statuses: dict[int | None, int] = {}
+        self._failures: Counter[str] = Counter()
+        self.durations = Durations(_REQUEST_BUCKETS)
+        """Of the exchanges that have ended."""
+
+    def started(self) -> None:
+        """Count an exchange in; `ended` follows exactly once."""
+        self.in_flight += 1
+
+    def ended(self, status: int | None, seconds: float) -> None:
+        """Count an exchange out: the status of its head, or None where it was reset without one."""
+        self.in_flight -= 1
+        statuses = self._statuses
+        statuses[status] = statuses.get(status, 0) + 1
+        self.durations.observe(seconds)
+
+    def failed(self, code: str) -> None:
+        """Count a failure by its `Failure.code`; any other word counts as `other`."""
+        self._failures[known_code(code)] += 1
+
+    @property
+    def total(self) -> int:
+        """Exchanges that have ended."""
+        return sum(self._statuses.values())
+
+    @property
+    def failures(self) -> int:
+        """Failures of the sidecar's own making, of all codes."""
+        return self._failures.total()
+
+    def by_status(self) -> Mapping[str, int]:
+        """Return exchanges by status: a three-digit number, `reset`, or `other`, so that the labels are bounded."""
+        found: Counter[str] = Counter()
+        for status, count in self._statuses.items():
+            label = "reset" if status is None else str(status) if 100 <= status <= 599 else "other"
+            found[label] += count
+        return found
+
+    def by_code(self) -> Mapping[str, int]:
+        """Return failures by code."""
+        return self._failures

@@ -1,0 +1,134 @@
+"""Log lines on stderr. No secret gets into one (`redact` is only the net below).
+
+Lines are rendered by structlog alone. What libraries say through `logging` at WARNING and above becomes such lines too;
+below that nothing of theirs is let through, for google-auth and others log requests and answers at DEBUG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Literal
+
+import structlog
+from structlog.typing import Processor
+
+__all__ = ["REDACTED", "configure_logging", "redact"]
+
+REDACTED: Final = "[redacted]"
+
+_SECRET_KEY: Final = re.compile(
+    r"(?:^|[_.-])(?:authorization|token|jwt|assertion|password|secret|private[_-]?key|api[_-]?key|cookie)$",
+    re.IGNORECASE,
+)
+
+# A bearer credential (but not the challenge in a `www-authenticate`), a JWT (a base64url JSON object before the first
+# dot), a Google access token, a private key.
+_SECRET_TEXT: Final = re.compile(
+    r"(?i:\bbearer(?:\s|%20)+(?!(?:realm|scope|error\w*)=))[^\s\"',;]+"
+    r"|e(?:yJ|yA|wo|w0|wk)[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]{9,}(?:\.[A-Za-z0-9_-]*)?"
+    r"|\bya29\.[A-Za-z0-9_.-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+)
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"], log_format: Literal["auto", "console", "json"]
+) -> None:
+    """Send lines of `level` and above to stderr, for the whole process; may be called again.
+
+    Loggers are made by `structlog.get_logger("the room")`, before or after; the room's name stands in their lines.
+
+    `json` gives one object a line, with `time` (ISO 8601, UTC), `severity` and `message` as Cloud Logging reads them;
+    `console` is for people, in colour on a terminal only; `auto` is `console` on a terminal and `json` elsewhere.
+    """
+    terminal = sys.stderr.isatty()
+    console = log_format == "console" or (log_format == "auto" and terminal)
+    rendering: list[Processor] = [_for_cloud_logging, structlog.processors.JSONRenderer()]
+    if console:
+        # Plain tracebacks: the pretty ones that structlog takes where it finds `rich` print local variables.
+        plain = structlog.dev.plain_traceback
+        rendering = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
+    structlog.configure(
+        processors=[
+            _name_room,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            *rendering,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=_Stderr,
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forward) for handler in root.handlers):
+        root.addHandler(_Forward(logging.WARNING))
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return the event without values of telling keys and without anything that looks like a credential.
+
+    Values that are no plain data are replaced by their masked `repr`, so that no renderer sees more than this did.
+    """
+    for key, value in event.items():
+        event[key] = REDACTED if _SECRET_KEY.search(key) else _masked(value)
+    return event
+
+
+def _masked(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub(REDACTED, value)
+    if isinstance(value, bytes | bytearray):
+        return _SECRET_TEXT.sub(REDACTED, value.decode("utf-8", "backslashreplace"))
+    if isinstance(value, Mapping):
+        return {str(key): REDACTED if _SECRET_KEY.search(str(key)) else _masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_masked(item) for item in value]
+    return _SECRET_TEXT.sub(REDACTED, repr(value))
+
+
+def _name_room(written_to: _Stderr, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if written_to.room:
+        event["room"] = written_to.room
+    return event
+
+
+def _for_cloud_logging(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Name the fields as Cloud Logging reads them, those that every line has first."""
+    level = str(event.pop("level", "info"))
+    head = {
+        "time": event.pop("timestamp", ""),
+        "severity": level.upper(),
+        "message": event.pop("event", ""),
+    }
+    return {**head, **event, **head}
+
+
+class _Stderr:
+    """Where structlog writes: whatever stderr is at the time of the line."""
+
+    def __init__(self, room: str = "") -> None:
+        self.room = room
+
+    def msg(self, line: str) -> None:
+        # A reader of stderr that went away must not take the exchange down that had something to say.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(line + "\n")
+
+    debug = info = warning = error = critical = msg
+
+
+class _Forward(logging.Handler):
+    """Makes lines of what libraries log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = min(record.levelno // 10 * 10, logging.CRITICAL)
+        log = structlog.get_logger()
+        log.log(level, record.getMessage(), library=record.name, exc_info=record.exc_info or None)
