@@ -25,8 +25,8 @@ from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
 from proxy.downstream.listener import Listener
+from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
 from proxy.downstream.serving import listen
-from proxy.downstream.workers import ENDING_SIGNALS, Order, Orders, run_workers
 from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
@@ -230,6 +230,9 @@ def serve(text: str) -> int:
         if choice.reason:
             _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
         if settings.workers > 1:
+            # Not where one serves alone: what starts others is 0.8 MiB.
+            from proxy.downstream.workers import run_workers
+
             _try_admin(settings.admin)
             return run_workers(config, worker, drain_seconds=settings.drain_timeout)
         sockets = config.create_sockets()

@@ -13,16 +13,13 @@ one has failed. So only its way of starting them is used (`hypercorn.run._popula
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, cast
 
@@ -30,48 +27,14 @@ import hypercorn.run
 import structlog
 
 from proxy.downstream.config import ListenerConfig
+from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
 
-__all__ = ["ENDING_SIGNALS", "Order", "Orders", "run_workers"]
+__all__ = ["run_workers"]
 
 _log: Final = structlog.get_logger("workers")
 
-ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What asks a process to end. A worker process starts with them blocked, and unblocks them when it can obey."""
-
 _CUT_SECONDS: Final = 5.0
 """How long workers may take to end once all that is live has to be cut."""
-
-
-class Order(IntEnum):
-    """What a worker has to do."""
-
-    SERVE = 0
-    DRAIN = 1
-    CUT = 2
-
-
-class Orders:
-    """What the parent tells all workers. It is memory that they share, without a lock: a worker that is killed while it
-    looked would leave that taken.
-    """
-
-    def __init__(self, context: SpawnContext) -> None:
-        self._order: Any = context.RawValue("b", Order.SERVE)
-
-    @property
-    def latest(self) -> Order:
-        """The last order; DRAIN at least where the process that gives them is gone."""
-        order = Order(self._order.value)
-        parent = parent_process()
-        return max(order, Order.DRAIN) if parent is not None and os.getppid() != parent.pid else order
-
-    def drain(self) -> None:
-        """Order to drain, unless more was ordered."""
-        self._order.value = max(self._order.value, Order.DRAIN)
-
-    def end(self) -> None:
-        """Order to drain, or to cut if the order to drain has been given."""
-        self._order.value = Order.DRAIN if self._order.value == Order.SERVE else Order.CUT
 
 
 def run_workers(config: ListenerConfig, worker: Callable[..., None], *, drain_seconds: float) -> int:

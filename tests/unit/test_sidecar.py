@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from proxy.downstream.config import ListenerConfig, ListenFailed
-from proxy.downstream.workers import Orders
+from proxy.downstream.orders import Orders
 from proxy.settings import PlainSettings, RouteSettings, Settings
 from proxy.sidecar import Sidecar, _report, serve, worker
 from tests.support.h2_peer import Reset, client, server
@@ -67,7 +67,17 @@ async def running(
 
 @pytest.mark.parametrize(
     "name",
-    ["click", "pydantic", "prometheus_client", "google", "cryptography", "rich", "proxy.doctor", "proxy.emulator"],
+    [
+        "click",
+        "pydantic",
+        "prometheus_client",
+        "google",
+        "cryptography",
+        "rich",
+        "multiprocessing.spawn",
+        "proxy.doctor",
+        "proxy.emulator",
+    ],
 )
 def test_nothing_is_loaded_before_it_is_needed(name: str, loaded: frozenset[str]) -> None:
     assert "aiohttp.web" in loaded

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from proxy.downstream.workers import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
 
 
 def _wait_for(orders: Orders, order: Order) -> None:

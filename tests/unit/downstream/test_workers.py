@@ -14,7 +14,8 @@ import pytest
 
 from proxy.downstream import workers
 from proxy.downstream.config import ListenerConfig, ListenFailed
-from proxy.downstream.workers import ENDING_SIGNALS, Order, Orders, run_workers
+from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.workers import run_workers
 from tests.unit.downstream import crew
 
 
