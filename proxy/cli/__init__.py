@@ -18,11 +18,15 @@ __all__ = ["main"]
 def main() -> None:
     """Run what the command line says; ends in SystemExit."""
     settings = handed_over()
-    if settings is None:
+    if settings is not None:
+        _serve(settings)
+    else:
         from proxy.cli.commands import commands  # not where settings were handed over: see `anew`
 
         commands(obj=serve_anew)
-        return
+
+
+def _serve(settings: str) -> None:
     try:
         sys.exit(serve_here(settings))
     except KeyboardInterrupt:  # before the sidecar listens to signals; in the words of click

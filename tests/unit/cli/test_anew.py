@@ -56,6 +56,15 @@ def test_what_is_handed_over_is_taken_once_and_nothing_of_it_stays(monkeypatch: 
     assert handed_over() is None
 
 
+def test_a_process_without_settings_does_what_its_command_line_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cloudrun-sidecar", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        proxy.cli.main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"cloudrun-sidecar {proxy.__version__}\n")
+
+
 def test_a_process_with_settings_serves_them_without_reading_its_command_line(
     monkeypatch: pytest.MonkeyPatch, served: list[str]
 ) -> None:
