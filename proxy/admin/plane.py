@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -131,6 +133,8 @@ class AdminPlane:
         return _told(started, "started: listening" if started else "starting: not listening yet")
 
     async def _exposition(self, _request: web.Request) -> web.Response:
+        # The first time it takes tens of milliseconds, for which no stream is to wait.
+        await asyncio.to_thread(import_module, "proxy.telemetry.exposition")
         body, content_type = self._metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": content_type})
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from proxy.telemetry.counters import Connections, Durations, RouteMetrics, known_code
-
-if TYPE_CHECKING:
-    from proxy.telemetry.exposition import Exposition
 
 __all__ = ["Metrics"]
 
@@ -31,7 +28,6 @@ class Metrics:
         self.upstream_connections: defaultdict[str, Connections] = defaultdict(Connections)
         """By origin."""
         self.downstream_connections = Connections()
-        self._exposition: Exposition | None = None
 
     def route(self, name: str) -> RouteMetrics:
         """Return the counters of a route, always the same object for a name. Ask once, not for every exchange."""
@@ -63,9 +59,7 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """Return body and content type of what Prometheus scrapes."""
-        if self._exposition is None:
-            # Not before it is asked for: prometheus_client and what comes with it are 0.8 MiB.
-            from proxy.telemetry.exposition import Exposition
+        # Not before it is asked for: prometheus_client and what comes with it are 0.8 MiB.
+        from proxy.telemetry.exposition import Exposition
 
-            self._exposition = Exposition(self)
-        return self._exposition.render()
+        return Exposition(self).render()
