@@ -90,7 +90,7 @@ $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.pyt
 	@touch $@
 
 # What is compiled, and what that was compiled against.
-COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2 relay tokens upstream wire))
+COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2 relay telemetry tokens upstream wire))
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)

@@ -43,6 +43,7 @@ DATA_PATH = (
     "proxy/relay/exchange.py",
     "proxy/relay/forwarder.py",
     "proxy/routing.py",
+    "proxy/telemetry/counters.py",
     "proxy/tokens/slot.py",
     "proxy/upstream/connection.py",
     "proxy/upstream/pool.py",

@@ -134,10 +134,13 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_option_set_max_outbound_ack(nghttp2_option *, size_t)
     void nghttp2_option_set_max_settings(nghttp2_option *, size_t)
 
-    int nghttp2_session_client_new2(
-        nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *)
-    int nghttp2_session_server_new2(
-        nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *)
+    ctypedef struct nghttp2_mem:
+        pass
+
+    int nghttp2_session_client_new3(
+        nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *, nghttp2_mem *)
+    int nghttp2_session_server_new3(
+        nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *, nghttp2_mem *)
     void nghttp2_session_del(nghttp2_session *)
 
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)

@@ -35,6 +35,7 @@ from libc.string cimport memcpy
 
 from proxy.http2.libnghttp2 cimport *
 from proxy.http2.nghttp2_frames cimport *
+from proxy.http2.nghttp2_session cimport python_memory, set_young_limits
 from proxy.http2.nghttp2_stream cimport Stream
 from proxy.http2.outbox cimport Outbox, put_frame_header
 from proxy.http2.section_writer cimport SectionWriter
@@ -42,33 +43,6 @@ from proxy.http2.section_writer cimport SectionWriter
 from proxy.http2 import flood
 from proxy.http2.events import ConnectionFailed
 from proxy.http2.framing import ConnectionFault
-
-cdef extern from *:
-    """
-    #include <nghttp2/nghttp2.h>
-
-    /* Limits that are younger than libnghttp2 1.52, or that distributions have put into it: its version tells nothing
-       about them. A weak symbol is NULL where the library at hand does not have the function. */
-    extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t) __attribute__((weak));
-    extern void nghttp2_option_set_max_continuations(nghttp2_option *, size_t) __attribute__((weak));
-    extern void nghttp2_option_set_glitch_rate_limit(nghttp2_option *, uint64_t, uint64_t) __attribute__((weak));
-
-    static void set_young_limits(nghttp2_option *option, size_t continuations, uint64_t resets, uint64_t glitches,
-                                 uint64_t seconds) {
-        if (nghttp2_option_set_max_continuations) {
-            nghttp2_option_set_max_continuations(option, continuations);
-        }
-        if (nghttp2_option_set_stream_reset_rate_limit) {
-            nghttp2_option_set_stream_reset_rate_limit(option, resets * seconds, resets);
-        }
-        if (nghttp2_option_set_glitch_rate_limit) {
-            nghttp2_option_set_glitch_rate_limit(option, glitches * seconds, glitches);
-        }
-    }
-    """
-    void set_young_limits(
-        nghttp2_option *option, size_t continuations, uint64_t resets, uint64_t glitches, uint64_t seconds
-    )
 
 cdef uint64_t _RESETS_A_SECOND = flood.MOST_RESETS
 cdef uint64_t _GLITCHES_A_SECOND = flood.MOST_CHATTER
@@ -151,9 +125,9 @@ cdef class Connection(Frames):
         nghttp2_option_set_max_settings(option, _MOST_SETTINGS)
         set_young_limits(option, <size_t>self.max_continuations, _RESETS_A_SECOND, _GLITCHES_A_SECOND, _SECONDS)
         if self.client:
-            rv = nghttp2_session_client_new2(&self.session, _CALLBACKS, <void *>self, option)
+            rv = nghttp2_session_client_new3(&self.session, _CALLBACKS, <void *>self, option, &python_memory)
         else:
-            rv = nghttp2_session_server_new2(&self.session, _CALLBACKS, <void *>self, option)
+            rv = nghttp2_session_server_new3(&self.session, _CALLBACKS, <void *>self, option, &python_memory)
         nghttp2_option_del(option)
         if rv != 0:
             raise MemoryError

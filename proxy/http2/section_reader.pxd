@@ -15,6 +15,11 @@ cdef struct Kept:
     int token
     bint never
 
+cdef struct Repeated:
+    nghttp2_rcbuf *name
+    PyObject *field
+    int token
+
 cdef class SectionReader:
     cdef list fields
     cdef bint malformed
@@ -30,11 +35,13 @@ cdef class SectionReader:
     cdef Py_ssize_t _most_octets
     cdef PyObject *_values[16]
     cdef Kept _kept[64]
+    cdef Repeated _repeated[32]
 
     cdef int begin(self, int kind) except -1
     cdef int add(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1
     cdef list end(self, bint to_head)
 
+    cdef object _read(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never, int *token)
     cdef void _note(self, int token, object field) noexcept
     cdef bint _is_request(self) noexcept
     cdef bint _is_response(self, bint to_head) noexcept

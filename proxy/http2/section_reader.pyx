@@ -6,7 +6,8 @@ otherwise good section, and refuse control characters that RFC 9113 lets pass.
 
 Most lines of a head are in the decoder's table, which hands out the same buffers every time. So the line that was made
 of two buffers is kept with them, checked, and costs no more than a look: no allocation, and no hashing when the other
-connection looks it up in its own table.
+connection looks it up in its own table. Lines that most compressors leave out of the table (`:path`, `content-length`)
+have a name that is in it, and are kept by that, for whoever sends the same value again.
 """
 
 cimport cython
@@ -34,6 +35,7 @@ cdef enum:
 
 cdef enum:
     _SLOTS = 64
+    _NAME_SLOTS = 32
     _MOST_KEPT_OCTETS = 512  # of a line that is kept: what peers send must not decide how much memory we use
     _FAR = 4  # each octet of a block may stand for 4 KiB: a section this much over the limit is not read to its end
     _MOST_LENGTH_DIGITS = 18
@@ -57,11 +59,14 @@ cdef class SectionReader:
     def __cinit__(self, Py_ssize_t most_octets):
         self._most_octets = most_octets
         memset(self._kept, 0, sizeof(self._kept))
+        memset(self._repeated, 0, sizeof(self._repeated))
 
     def __dealloc__(self):
         cdef int place
         for place in range(_SLOTS):
             _let_go(&self._kept[place])
+        for place in range(_NAME_SLOTS):
+            _let_go_of_repeated(&self._repeated[place])
 
     cdef int begin(self, int kind) except -1:
         """Forget the section before and expect one of this kind."""
@@ -80,33 +85,51 @@ cdef class SectionReader:
         cdef size_t octets = name_octets.len + value_octets.len + 32
         cdef Kept *kept
         cdef object field
-        cdef int token
+        cdef int token = _MALFORMED
         self._octets += <Py_ssize_t>octets
         if self._octets > self._most_octets:
             self.too_great = True
             self.far_too_great = self._octets > _FAR * self._most_octets
             return 0
-        kept = &self._kept[((<uintptr_t>name >> 5) * 31 + (<uintptr_t>value >> 5)) % _SLOTS]
+        kept = &self._kept[_slot(name, value)]
         if kept.name == name and kept.value == value and kept.never == never and kept.field != NULL:
             field = <object>kept.field
             token = kept.token
         else:
-            field = (
-                PyBytes_FromStringAndSize(<char *>name_octets.base, <Py_ssize_t>name_octets.len),
-                PyBytes_FromStringAndSize(<char *>value_octets.base, <Py_ssize_t>value_octets.len),
-                never,
-            )
-            token = _token(name_octets.base, name_octets.len, value_octets.base, value_octets.len)
-            if octets <= _MOST_KEPT_OCTETS:
-                _let_go(kept)
-                nghttp2_rcbuf_incref(name)
-                nghttp2_rcbuf_incref(value)
-                Py_INCREF(field)
-                kept.name, kept.value, kept.never = name, value, never
-                kept.field, kept.token = <PyObject *>field, token
+            field = self._read(name, value, never, &token)
         self.fields.append(field)
         self._note(token, field)
         return 0
+
+    cdef object _read(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never, int *token):
+        """Return the field of a line whose buffers are not known together; `token` is what it is."""
+        cdef nghttp2_vec name_octets = nghttp2_rcbuf_get_buf(name)
+        cdef nghttp2_vec value_octets = nghttp2_rcbuf_get_buf(value)
+        cdef Repeated *repeated = &self._repeated[(<uintptr_t>name >> 5) % _NAME_SLOTS]
+        cdef Kept *kept
+        cdef object field
+        if repeated.name == name and _says(<object>repeated.field, &value_octets, never):
+            token[0] = repeated.token
+            return <object>repeated.field
+        field = (
+            PyBytes_FromStringAndSize(<char *>name_octets.base, <Py_ssize_t>name_octets.len),
+            PyBytes_FromStringAndSize(<char *>value_octets.base, <Py_ssize_t>value_octets.len),
+            never,
+        )
+        token[0] = _token(name_octets.base, name_octets.len, value_octets.base, value_octets.len)
+        if name_octets.len + value_octets.len + 32 <= _MOST_KEPT_OCTETS:
+            kept = &self._kept[_slot(name, value)]
+            _let_go(kept)
+            nghttp2_rcbuf_incref(name)
+            nghttp2_rcbuf_incref(value)
+            Py_INCREF(field)
+            kept.name, kept.value, kept.never = name, value, never
+            kept.field, kept.token = <PyObject *>field, token[0]
+            _let_go_of_repeated(repeated)
+            nghttp2_rcbuf_incref(name)
+            Py_INCREF(field)
+            repeated.name, repeated.field, repeated.token = name, <PyObject *>field, token[0]
+        return field
 
     cdef list end(self, bint to_head):
         """Return the section, and let `malformed`, `interim` and `content_length` say what it is.
@@ -219,6 +242,27 @@ cdef class SectionReader:
             length = length * 10 + (digit - c"0")
         self.content_length = length
         return True
+
+
+cdef size_t _slot(nghttp2_rcbuf *name, nghttp2_rcbuf *value) noexcept:
+    return ((<uintptr_t>name >> 5) * 31 + (<uintptr_t>value >> 5)) % _SLOTS
+
+
+cdef bint _says(object field, nghttp2_vec *octets, bint never) noexcept:
+    """Whether the field, whose name is known to be the same, has this value and mark."""
+    cdef object value = <object>PyTuple_GET_ITEM(field, 1)
+    return (
+        PyBytes_GET_SIZE(value) == <Py_ssize_t>octets.len
+        and memcmp(PyBytes_AS_STRING(value), octets.base, octets.len) == 0
+        and (<object>PyTuple_GET_ITEM(field, 2) is True) == never
+    )
+
+
+cdef void _let_go_of_repeated(Repeated *repeated) noexcept:
+    if repeated.field != NULL:
+        nghttp2_rcbuf_decref(repeated.name)
+        Py_XDECREF(repeated.field)
+        repeated.name, repeated.field = NULL, NULL
 
 
 cdef void _let_go(Kept *kept) noexcept:
