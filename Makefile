@@ -22,6 +22,7 @@ ARGS ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RESTATE := $(VENV)/restate/.installed-$(RESTATE_VERSION)
+RESTATE_CLI := $(VENV)/restate-cli/.installed-$(RESTATE_VERSION)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 .DELETE_ON_ERROR:
@@ -40,7 +41,7 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 	@$(BIN)/python -m tests.demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
 .PHONY: test
-test: setup $(RESTATE) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+test: setup $(RESTATE) $(RESTATE_CLI) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
 
@@ -99,11 +100,14 @@ $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@
 
-$(RESTATE): $(VENV)/.python
+$(RESTATE): PACKAGE := restate-server
+$(RESTATE_CLI): PACKAGE := restate
+# A folder for each: npm removes from a folder what it is not told of.
+$(RESTATE) $(RESTATE_CLI): $(VENV)/.python
 	@npm=$$(command -v npm) || { $(PIP) install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
-	echo "installing restate-server $(RESTATE_VERSION) with $$npm"; \
-	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(VENV)/restate --no-save --no-package-lock --ignore-scripts \
-		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/restate-server@$(RESTATE_VERSION)"
-	@cd $(BIN) && ln -sf ../restate/node_modules/@restatedev/restate-server-*/bin/restate-server restate-server
-	@$(BIN)/restate-server --version
+	echo "installing $(PACKAGE) $(RESTATE_VERSION) with $$npm"; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
+		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/$(PACKAGE)@$(RESTATE_VERSION)"
+	@cd $(BIN) && ln -sf ../$(notdir $(@D))/node_modules/@restatedev/$(PACKAGE)-*/bin/$(PACKAGE) $(PACKAGE)
+	@$(BIN)/$(PACKAGE) --version
 	@touch $@

@@ -1,28 +1,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from proxy.errors import leaves
 from proxy.settings import load
 from proxy.settings.__main__ import main
-from tests.support.readme import REPOSITORY, TEXT, anchors, blocks, commands, links
+from tests.readme.stages import Stage, assigned, complete, program_of, stage_of
+from tests.support.readme import REPOSITORY, TEXT, Block, anchors, blocks, commands, inline_commands, links
 
-SHIPPED = {"docker", "kubectl", "export", "python3", "install", "systemctl"}
-"""What is read here, and run by `make image` and `make dist` as far as it can be run without an engine or a cluster."""
-
-SHIPPED_COMMANDS = [
-    command
-    for block in blocks()
-    if block.language == "console"
-    for command in commands(block)
-    if command.split()[0] in SHIPPED
-]
+SHOWN = [(block, command) for block in blocks() if block.language == "console" for command in commands(block)]
 
 
 @pytest.mark.parametrize("link", links())
@@ -68,26 +58,22 @@ def test_every_flag_is_one_of_ours_or_of_gcloud_and_docker(flag: str) -> None:
     assert flag in theirs or flag in ours or f"\n    {flag[2:]}: " in settings
 
 
-@pytest.mark.parametrize("command", SHIPPED_COMMANDS)
-def test_every_file_that_is_shipped_with_a_command_is_there(command: str) -> None:
-    for word in shlex.split(command):
-        if word.startswith("config/"):
-            assert word == "config/routes.toml" or (REPOSITORY / word).exists()
+@pytest.mark.parametrize(("block", "command"), SHOWN, ids=[command for _, command in SHOWN])
+def test_every_command_of_a_block_is_run_by_who_follows_the_block(block: Block, command: str) -> None:
+    assert program_of(command) in stage_of(block).programs
 
 
-@pytest.mark.parametrize("command", [one for one in SHIPPED_COMMANDS if one.startswith("docker compose")])
-def test_compose_has_the_services_and_profiles_that_are_named(command: str) -> None:
-    stack = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
-    words = shlex.split(command)[2:]
-    profiles = {profile for service in stack["services"].values() for profile in service.get("profiles", [])}
-    while words[0] == "--profile":
-        assert words[1] in profiles
-        words = words[2:]
-    assert words[0] in ("up", "run", "restart")
-    assert {word for word in words[1:] if not word.startswith("--")} <= set(stack["services"])
+@pytest.mark.parametrize("command", inline_commands())
+def test_every_command_in_prose_is_run_as_it_stands_there_or_completed(command: str) -> None:
+    assert program_of(complete(command)) in stage_of(command).programs
+    assert "…" not in complete(command), "say the whole of it, or in tests/readme/stages.py what is meant"
 
 
-def test_every_command_is_run_or_read_by_somebody() -> None:
-    played = {"make", "gcloud", "curl", ".venv/bin/cloudrun-sidecar"}
-    first = {command.split()[0] for block in blocks() if block.language == "console" for command in commands(block)}
-    assert first <= played | SHIPPED
+def test_nothing_is_left_over_and_nothing_is_for_two() -> None:
+    everything = [command for stage in Stage for command in assigned(stage)]
+    assert sorted(everything) == sorted([*(command for _, command in SHOWN), *inline_commands()])
+
+
+def test_code_of_two_words_that_begins_like_a_program_is_a_command() -> None:
+    prose = "`serve --now`, `a/bin/b c`, `helm\ninstall x`, `curl`, `--flag 1`, `CODE x`, `name: x`\n"
+    assert inline_commands(prose + "```console\n$ `a b`\n```\n") == ["serve --now", "a/bin/b c", "helm install x"]

@@ -31,11 +31,7 @@ COMPILED, PORTABLE = "libnghttp2 ", "h2 "
 
 def main(folder: Path) -> None:
     """Build into `folder`, install, try; raises Wrong, ProgramFailed or CalledProcessError."""
-    tree = folder / "tree"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
-    for name in filter(None, files.decode().split("\0")):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPOSITORY / name, tree / name)
+    tree = tracked(folder)
     with step("build the source distribution"):
         source = built("build_sdist", tree, folder)
         held_by_source(source, tree)
@@ -57,6 +53,22 @@ def main(folder: Path) -> None:
     for artifact in (source, wheel):
         shutil.copy2(artifact, kept)
         click.echo(f"     dist/{artifact.name}")
+
+
+def tracked(folder: Path) -> Path:
+    """Return a folder in `folder` with everything of the repository that is under version control."""
+    tree = folder / "tree"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
+    for name in filter(None, files.decode().split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, tree / name)
+    return tree
+
+
+def source_distribution(folder: Path) -> Path:
+    """Build the source distribution alone into `folder`, and return it. Raises Wrong."""
+    with TemporaryDirectory(prefix="cloudrun-sidecar-source-") as name:
+        return built("build_sdist", tracked(Path(name)), folder)
 
 
 def built(hook: str, tree: Path, folder: Path) -> Path:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "links"]
+__all__ = ["REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "inline_commands", "links"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "README.md").read_text("utf-8")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_SPAN = re.compile(r"`([^`]+)`")
+_PROGRAM_AND_MORE = re.compile(r"[a-z.~/][\w.~/-]*\s+\S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,12 @@ def commands(block: Block) -> Iterator[str]:
         while command.endswith("\\"):
             command = command[:-1].rstrip() + " " + next(lines).strip()
         yield command
+
+
+def inline_commands(text: str = TEXT) -> list[str]:
+    """Return the commands in prose and tables, each once: code of two words or more, the first like a program."""
+    spans = (" ".join(span.split()) for span in _SPAN.findall(_BLOCK.sub("", text)))
+    return list(dict.fromkeys(span for span in spans if _PROGRAM_AND_MORE.match(span)))
 
 
 def links(text: str = TEXT) -> list[str]:

@@ -128,6 +128,14 @@ class RestateServer:
         async with self.http.post(f"{self.admin_url}/deployments", json=wish) as response:
             return Registered(response.status, await response.json(content_type=None))
 
+    async def forget(self) -> None:
+        """Remove all deployments, whatever runs on them."""
+        async with self.http.get(f"{self.admin_url}/deployments") as response:
+            known = [deployment["id"] for deployment in (await response.json())["deployments"]]
+        for name in known:
+            async with self.http.delete(f"{self.admin_url}/deployments/{name}?force=true") as response:
+                response.raise_for_status()
+
     async def invoke(
         self, service: str, handler: str, body: object = None, *, key: str | None = None, send: bool = False
     ) -> Invoked:

@@ -1,0 +1,43 @@
+"""A stand-in for `kubectl apply -f FILE`: what an API server says to the file, and whether all of it hangs together."""
+
+from __future__ import annotations
+
+import yaml
+
+from tests.readme.stand_in import Call, Refused, read
+from tests.shipping import manifests
+
+__all__ = ["Kubectl"]
+
+
+class Kubectl:
+    """A cluster that takes what is right, and runs nothing of it."""
+
+    def __init__(self) -> None:
+        self._there: set[tuple[str, str, str]] = set()
+
+    async def do(self, call: Call) -> str:
+        """Take the resources of a file and return a line for each; Refused with all that is wrong with them."""
+        words, options = read(call.words, valued=("-f",))
+        if words != ["apply"] or "-f" not in options:
+            raise Refused("`apply -f FILE` is all that is known here")
+        try:
+            resources = manifests.read(call.folder / options["-f"])
+        except (OSError, yaml.YAMLError) as exc:
+            raise Refused(str(exc)) from exc
+        wrong = [
+            f"{version}: {refusal}"
+            for version in manifests.VERSIONS
+            for resource in resources
+            for refusal in manifests.refusals(resource, version)
+        ]
+        if wrong := wrong or list(manifests.mistakes(resources)):
+            raise Refused("\n".join(wrong))
+        return "".join(self._applied(resource) for resource in resources)
+
+    def _applied(self, resource: manifests.Resource) -> str:
+        kind, metadata = resource["kind"], resource["metadata"]
+        key = (kind, metadata.get("namespace", ""), metadata["name"])
+        done = "configured" if key in self._there else "created"
+        self._there.add(key)
+        return f"{kind.lower()}/{metadata['name']} {done}\n"

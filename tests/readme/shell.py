@@ -1,0 +1,48 @@
+"""The shell of somebody who follows the README: what is typed, where, and what came of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.shipping.steps import Wrong
+from tests.support.processes import Program, ProgramFailed, program
+
+__all__ = ["Shell"]
+
+
+@dataclass
+class Shell:
+    """A shell in a folder; what it exports, it keeps."""
+
+    folder: Path
+    environment: dict[str, str | None]
+    within_seconds: float = 120.0
+    _exports: list[str] = field(default_factory=list)
+
+    async def type(self, command: str) -> str:
+        """Return what a command prints; raises Wrong when it fails."""
+        try:
+            async with self.running(command) as child:
+                status = await child.ended(within_seconds=self.within_seconds)
+                output = "\n".join(child.lines)
+        except ProgramFailed as exc:
+            raise Wrong(f"$ {command}\n{exc}") from exc
+        if status:
+            raise Wrong(f"$ {command}\nended with {status}:\n{output}")
+        if command.startswith("export "):
+            self._exports.append(command)
+        return output
+
+    def running(self, command: str, folder: Path | None = None) -> AbstractAsyncContextManager[Program]:
+        """Run a command that stays, in this folder or in another one; it is told to end with the block."""
+        # The last one takes the shell's place, so that it is the one to get a signal.
+        last = command if "&&" in command or command.startswith("export ") else f"exec {command}"
+        script = "\n".join(["set -e", *self._exports, last])
+        return program(
+            command.partition(" ")[0],
+            ["bash", "-c", f'cd "$0"\n{script}', folder or self.folder],
+            env=self.environment,
+            stop_seconds=60.0,
+        )

@@ -1,0 +1,111 @@
+"""Programs that stand in for others: found on PATH by whoever runs them, and done here.
+
+What such a program does not know to the letter, it refuses in a sentence, and ends with 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+__all__ = ["Call", "Does", "Refused", "on_path", "read"]
+
+# SIGTERM is passed on as the end of what is said, so that what runs in the foreground ends in order.
+_PROGRAM: Final = """\
+#!{python}
+import json, os, signal, socket, sys
+with socket.socket(socket.AF_UNIX) as peer:
+    peer.connect({socket!r})
+    signal.signal(signal.SIGTERM, lambda *_: peer.shutdown(socket.SHUT_WR))
+    call = dict(program={name!r}, words=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ))
+    peer.sendall(json.dumps(call).encode() + b"\\n")
+    answer = json.loads(peer.makefile().readline())
+print(answer["text"], end="", file=sys.stderr if answer["status"] else sys.stdout)
+sys.exit(answer["status"])
+"""
+_MOST_OCTETS: Final = 1 << 20
+
+
+class Refused(Exception):
+    """The real one would not take this, or could not do it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How a program was run."""
+
+    program: str
+    words: Sequence[str]
+    """What follows its name."""
+    folder: Path
+    environment: Mapping[str, str] = field(repr=False)
+    _rest: asyncio.StreamReader = field(default_factory=asyncio.StreamReader, repr=False)
+
+    async def told_to_end(self) -> None:
+        """Return when whoever ran it sends SIGTERM, or is gone."""
+        await self._rest.read()
+
+
+Does: TypeAlias = Callable[[Call], Awaitable[str]]
+"""Does what a program is run for, and returns what it prints; raises Refused."""
+
+
+@asynccontextmanager
+async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[str]:
+    """Yield a PATH with these programs before the system's, which is good for the time of a `with`."""
+    address, place = str(folder / "stand-ins.sock"), folder / "stand-ins"
+    place.mkdir()
+    for name in programs:
+        file = place / name
+        file.write_text(_PROGRAM.format(python=sys.executable, socket=address, name=name))
+        file.chmod(0o755)
+
+    async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told = json.loads(await reader.readline())
+        folder = Path(told.pop("folder"))
+        call = Call(folder=folder, **told, _rest=reader)
+        try:
+            answer = {"status": 0, "text": await programs[call.program](call)}
+        except Refused as exc:
+            answer = {"status": 1, "text": f"{call.program} {shlex.join(call.words)}: {exc}\n"}
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_unix_server(called, address, limit=_MOST_OCTETS):
+        yield f"{place}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def read(
+    words: Sequence[str], *, flags: Collection[str] = (), valued: Collection[str] = (), then: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """Return the words that are no options, and the options; a flag has the value "".
+
+    With `then`, options end at the first word. Refused for an option that is not known, comes twice or lacks its value.
+    """
+    plain: list[str] = []
+    options: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            plain.append(word)
+            if then:
+                return [*plain, *rest], options
+            continue
+        if word not in {*flags, *valued}:
+            raise Refused(f"there is no option {word} here")
+        if word in options:
+            raise Refused(f"{word} is given twice")
+        options[word] = ""
+        if word in valued:
+            options[word] = next(rest, "")
+            if not options[word]:
+                raise Refused(f"{word} lacks its value")
+    return plain, options

@@ -1,0 +1,70 @@
+"""What somebody who follows the README has around them: a clone, an emulated Google under its real names."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+from proxy.emulator import API_HOSTS, Certificates, CloudRun, CloudRunServer, Google, GoogleServer
+from proxy.emulator.cloud_run import Application
+from tests.demo.service import app
+from tests.readme.gcloud import Gcloud
+from tests.support.container import Recorder
+from tests.support.readme import REPOSITORY
+
+__all__ = ["ADDRESSES", "Surroundings", "clone", "google", "loopback_up"]
+
+SERVICE_HOST: Final = "greeter-123456789012.europe-west1.run.app"
+SERVICE_ADDRESS: Final = "127.0.0.2"
+GOOGLE_ADDRESS: Final = "127.0.0.3"
+ADDRESSES: Final = {**dict.fromkeys(API_HOSTS, GOOGLE_ADDRESS), SERVICE_HOST: SERVICE_ADDRESS}
+"""Where the names of Google lead to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Google with nothing in it but what `gcloud` puts there."""
+
+    gcloud: Gcloud
+    container: Recorder
+    """What the service has seen."""
+    authority: Path
+    """PEM file of who vouches for the certificates."""
+
+
+def loopback_up() -> None:
+    """Bring the loopback interface of a new network namespace up (netdevice(7))."""
+    with socket.socket() as any_socket:
+        flags = struct.pack("16sh14x", b"lo", 0x1)  # IFF_UP
+        fcntl.ioctl(any_socket, 0x8914, flags)  # SIOCSIFFLAGS
+
+
+@asynccontextmanager
+async def google(folder: Path) -> AsyncIterator[Surroundings]:
+    """Run Google at ADDRESSES, in a network where nothing else is; files go to the folder."""
+    emulated, certificates = Google(), Certificates.create(folder / "google")
+    container = Recorder(cast(Application, app))
+    cloud_run = CloudRun(container, emulated, url=f"https://{SERVICE_HOST}", invokers=[])
+    async with (
+        GoogleServer(emulated, certificates, host=GOOGLE_ADDRESS, tls_port=443),
+        CloudRunServer(cloud_run, certificates, host=SERVICE_ADDRESS, port=443, names=(SERVICE_HOST,)),
+    ):
+        yield Surroundings(gcloud=Gcloud(emulated, cloud_run), container=container, authority=certificates.ca_file)
+
+
+def clone(folder: Path) -> Path:
+    """Return a folder that looks like a clone: links to everything, and a copy of what somebody may edit."""
+    made = folder / "clone"
+    made.mkdir()
+    for entry in REPOSITORY.iterdir():
+        if entry.name not in ("config", "dist", ".git"):
+            (made / entry.name).symlink_to(entry)
+    shutil.copytree(REPOSITORY / "config", made / "config", ignore=shutil.ignore_patterns("routes.toml"))
+    return made

@@ -1,0 +1,102 @@
+"""What the stand-ins refuse: whatever they do not know to the letter, with a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from proxy.emulator import CloudRun, Google, echo
+from tests.readme.gcloud import Gcloud
+from tests.readme.kubectl import Kubectl
+from tests.readme.stand_in import Call, Refused, on_path, read
+from tests.readme.systemctl import Systemctl
+from tests.support.processes import program
+from tests.support.readme import REPOSITORY
+
+
+def gcloud() -> Callable[[Call], Awaitable[str]]:
+    google = Google()
+    return Gcloud(google, CloudRun(echo, google, invokers=[])).do
+
+
+STAND_INS: Mapping[str, Callable[[], Callable[[Call], Awaitable[str]]]] = {
+    "gcloud": gcloud,
+    "kubectl": lambda: Kubectl().do,
+    "systemctl": lambda: Systemctl().do,
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("gcloud run delete greeter", "no such command"),
+        ("gcloud run deploy greeter --allow-unauthenticated", "no option --allow-unauthenticated"),
+        ("gcloud run deploy greeter --source . --region here --use-http2", "options are"),
+        ("gcloud run services update greeter --region here --timeout 7200", "cannot be updated like this"),
+        ("gcloud run services update greeter --timeout 60", "the region is missing"),
+        ("kubectl apply --filename x", "no option --filename"),
+        ("kubectl delete -f config/kubernetes/shared.yaml", "all that is known"),
+        ("kubectl apply -f config/nothing.yaml", "No such file"),
+        ("kubectl apply -f docker-compose.yml", "is no resource"),
+        ("systemctl start cloudrun-sidecar", "all that is known"),
+        ("systemctl enable --now nothing-of-ours", "is not there"),
+    ],
+)
+async def test_what_is_not_known_to_the_letter_is_refused(line: str, sentence: str) -> None:
+    name, *words = line.split()
+    call = Call(program=name, words=words, folder=REPOSITORY, environment={"HOME": "/nonexistent"})
+    with pytest.raises(Refused, match=sentence):
+        await STAND_INS[name]()(call)
+
+
+@pytest.mark.asyncio
+async def test_what_would_not_run_in_a_cluster_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
+    text = (REPOSITORY / "config/kubernetes/shared.yaml").read_text()
+    call = Call(program="kubectl", words=["apply", "-f", "x.yaml"], folder=tmp_path, environment={})
+    (tmp_path / "x.yaml").write_text(text.replace("minReplicas", "minReplica"))
+    with pytest.raises(Refused, match=r"HorizontalPodAutoscaler cloudrun-sidecar: .*minReplica"):
+        await Kubectl().do(call)
+    (tmp_path / "x.yaml").write_text(text.replace("targetPort: h2c", "targetPort: http"))
+    with pytest.raises(Refused, match="Service cloudrun-sidecar: no container has a port http"):
+        await Kubectl().do(call)
+
+
+@pytest.mark.parametrize("words", [["--a", "--a"], ["--b"], ["--c"]])
+def test_options_that_come_twice_lack_their_value_or_are_unknown_are_refused(words: Sequence[str]) -> None:
+    with pytest.raises(Refused):
+        read(words, flags=["--a"], valued=["--b"])
+
+
+def test_options_end_at_the_first_word_where_the_rest_is_for_another_program() -> None:
+    assert read(["--a", "x", "--a"], flags=["--a"], then=True) == (["x", "--a"], {"--a": ""})
+
+
+@pytest.mark.asyncio
+async def test_a_stand_in_prints_refuses_and_hears_that_it_shall_end(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
+    async def tell(call: Call) -> str:
+        if call.words == ["wait"]:
+            started.set()
+            await call.told_to_end()
+            return "ended\n"
+        if call.words:
+            raise Refused("none of that")
+        return f"{call.program} in {call.folder} with {call.environment['GIVEN']}\n"
+
+    async with on_path(tmp_path, {"tell": tell}) as path:
+        environment = {"PATH": path, "GIVEN": "1"}
+        async with program("tell", ["sh", "-c", f"cd {tmp_path} && exec tell"], env=environment) as child:
+            assert await child.ended() == 0
+            assert child.lines == [f"tell in {tmp_path} with 1"]
+        async with program("tell", ["sh", "-c", "exec tell 'a b'"], env=environment) as child:
+            assert await child.ended() == 1
+            assert child.lines == ["tell 'a b': none of that"]
+        async with program("tell", ["sh", "-c", "exec tell wait"], env=environment) as child:
+            await started.wait()
+            assert await child.stop() == 0
+            assert child.lines == ["ended"]
