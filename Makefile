@@ -12,7 +12,7 @@ TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What builds images where there is neither Docker nor a registry.
-IMAGE_PACKAGES := buildah debootstrap
+IMAGE_PACKAGES := buildah debootstrap curl
 
 UV ?= uv
 # ONCE=1 ends the demo after its answer, QUICK=1 shortens the bench; ARGS goes to demo, pytest or bench as it is.
@@ -51,7 +51,7 @@ bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 
 	@$(BIN)/python -m tests.load.bench $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 .PHONY: image
-image: setup $(RESTATE) ## the image, built without Docker, and the services of docker-compose.yml run in it (root; minutes)
+image: setup $(RESTATE) ## the README's lines for Docker run without Docker: image, compose services (root; minutes)
 	@.ci/apt $(IMAGE_PACKAGES)
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 

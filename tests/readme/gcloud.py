@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -87,11 +88,12 @@ class Gcloud:
 
     def _log_in(self, environment: Mapping[str, str], options: dict[str, str]) -> None:
         _exactly(options)
-        folder = environment.get("CLOUDSDK_CONFIG") or f"{environment['HOME']}/.config/gcloud"
-        file = Path(folder, "application_default_credentials.json")
+        home = Path(environment["HOME"])
+        file = home / ".config/gcloud/application_default_credentials.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
         file.write_text(json.dumps(self._google.user_file(USER)))
+        os.chown(file, home.stat().st_uid, home.stat().st_gid)
         self._logged_in = True
 
     def _update(self, words: list[str], options: dict[str, str]) -> None:

@@ -19,6 +19,8 @@ class Shell:
     folder: Path
     environment: dict[str, str | None]
     within_seconds: float = 120.0
+    user: int | None = None
+    """Who it is; None is who we are."""
     _exports: list[str] = field(default_factory=list)
 
     async def type(self, command: str) -> str:
@@ -40,9 +42,10 @@ class Shell:
         # The last one takes the shell's place, so that it is the one to get a signal.
         last = command if "&&" in command or command.startswith("export ") else f"exec {command}"
         script = "\n".join(["set -e", *self._exports, last])
+        become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"] if self.user else []
         return program(
             command.partition(" ")[0],
-            ["bash", "-c", f'cd "$0"\n{script}', folder or self.folder],
+            ["env", f"--chdir={folder or self.folder}", *become, "bash", "-c", script],
             env=self.environment,
             stop_seconds=60.0,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import sys
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ __all__ = ["Call", "Does", "Refused", "on_path", "read"]
 
 # SIGTERM is passed on as the end of what is said, so that what runs in the foreground ends in order.
 _PROGRAM: Final = """\
-#!{python}
+#!/usr/bin/env python3
 import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as peer:
     peer.connect({socket!r})
@@ -60,11 +60,11 @@ Does: TypeAlias = Callable[[Call], Awaitable[str]]
 @asynccontextmanager
 async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[str]:
     """Yield a PATH with these programs before the system's, which is good for the time of a `with`."""
-    address, place = str(folder / "stand-ins.sock"), folder / "stand-ins"
+    address, place = folder / "stand-ins.sock", folder / "stand-ins"
     place.mkdir()
     for name in programs:
         file = place / name
-        file.write_text(_PROGRAM.format(python=sys.executable, socket=address, name=name))
+        file.write_text(_PROGRAM.format(socket=str(address), name=name))
         file.chmod(0o755)
 
     async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,8 +79,16 @@ async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[s
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_unix_server(called, address, limit=_MOST_OCTETS):
+    async with await asyncio.start_unix_server(called, sock=_open_to_all(address), limit=_MOST_OCTETS):
         yield f"{place}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _open_to_all(address: Path) -> socket.socket:
+    """Return a socket at this address that every user may connect to."""
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(address))
+    address.chmod(0o666)
+    return made
 
 
 def read(

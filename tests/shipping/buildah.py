@@ -7,14 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-__all__ = ["BuildFailed", "Builder", "Image", "builder"]
+__all__ = ["BuildFailed", "Builder", "Image", "local"]
 
 MIRROR = "http://deb.debian.org/debian"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -41,59 +39,49 @@ class Builder:
     """Builds, and mounts what was built; everything is below `folder`."""
 
     folder: Path
-    log: Path
+    network: int
+    """Descriptor of the network namespace that packages can be had in."""
 
-    def base(self, suite: str) -> str:
-        """Make a minimal Debian and return its reference."""
+    def base(self, reference: str, suite: str) -> None:
+        """Make a minimal Debian under the name of an image of a registry."""
         tree = self.folder / suite
         self.run("debootstrap", "--variant=minbase", suite, tree, MIRROR)
-        reference = f"localhost/{suite}"
         container = self.buildah("from", "scratch")
         self.buildah("add", "--quiet", container, tree, "/")
         self.buildah("commit", "--quiet", "--rm", container, reference)
         shutil.rmtree(tree)
-        return reference
 
-    def build(self, reference: str, base: str, target: str, context: Path) -> Image:
-        """Build a stage of the Dockerfile in `context`. Raises BuildFailed."""
-        arguments: list[str | Path] = [
-            "bud",
-            "--isolation",
-            "chroot",
-            "--format",
-            "docker",
-            "--layers",
-            "--target",
-            target,
-        ]
-        arguments += [*self._index(), "--build-arg", f"BASE={base}", "--tag", reference]
-        self.buildah(*arguments, context)
-        return self.inspect(reference)
+    def build(self, reference: str, context: Path, target: str | None, arguments: Mapping[str, str]) -> None:
+        """Build a stage of the Dockerfile in `context`, or the last one. Raises BuildFailed."""
+        words = ["bud", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never", *self._index()]
+        words += ["--target", target] if target else []
+        words += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        self.buildah(*words, "--tag", local(reference), context)
 
-    def restate(self, reference: str, base: str, program: Path) -> Image:
-        """Make an image like Restate's own: Debian, curl, authorities, and the program."""
-        container = self.buildah("from", base)
+    def restate(self, reference: str, base: str, program: Path) -> None:
+        """Make an image like Restate's own, under its name: Debian, curl, authorities, and the program."""
+        container = self.buildah("from", "--pull-never", base)
         install = "apt-get update && apt-get install --yes --no-install-recommends ca-certificates curl"
         self.buildah("run", "--isolation", "chroot", container, "sh", "-c", install)
         self.buildah("copy", "--quiet", container, program, "/usr/local/bin/restate-server")
         self.buildah("config", "--entrypoint", '["/usr/local/bin/restate-server"]', "--cmd", "", container)
         self.buildah("commit", "--quiet", "--rm", "--format", "docker", container, reference)
-        return self.inspect(reference)
 
     def mounted(self, image: Image) -> Path:
         """Return the root of a new container of the image."""
-        return Path(self.buildah("mount", self.buildah("from", image.reference)))
+        return Path(self.buildah("mount", self.buildah("from", "--pull-never", image.reference)))
 
     def run_inside(self, image: Image, *argv: str) -> str:
         """Run a command in a container of the image as its user, and return what it prints. Raises BuildFailed."""
-        container = self.buildah("from", image.reference)
+        container = self.buildah("from", "--pull-never", image.reference)
         try:
             return self.buildah("run", "--isolation", "chroot", container, "--", *argv)
         finally:
             self.buildah("rm", container)
 
     def inspect(self, reference: str) -> Image:
-        """Return what the image says."""
+        """Return what an image says that was built or made here. Raises BuildFailed where there is none."""
+        reference = local(reference)
         said: dict[str, Any] = json.loads(self.buildah("inspect", "--type", "image", reference))["Docker"]["config"]
         health = (said.get("Healthcheck") or {}).get("Test") or ["NONE"]
         return Image(
@@ -112,19 +100,28 @@ class Builder:
 
     def run(self, *argv: str | Path) -> str:
         """Run a command and return what it prints. Raises BuildFailed."""
+        outside = ["nsenter", f"--net=/proc/self/fd/{self.network}", "--"]
         with self.log.open("ab+") as log:
             log.write(f"+ {' '.join(map(str, argv))}\n".encode())
             log.flush()
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, check=False)
+            done = subprocess.run(
+                [*outside, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=[self.network],
+                check=False,
+            )
             log.write(done.stdout)
         if done.returncode:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
             raise BuildFailed(f"{argv[0]} ended with {done.returncode}:\n{tail}")
         return done.stdout.decode().strip()
 
-    def close(self) -> None:
-        """Unmount what was mounted."""
-        self.buildah("unmount", "--all")
+    @property
+    def log(self) -> Path:
+        """What the commands have written."""
+        return self.folder / "build.log"
 
     def _index(self) -> Sequence[str]:
         """Return what lets pip inside reach the packages that pip reaches here: index, and who is trusted."""
@@ -143,13 +140,6 @@ def _pip_setting(name: str) -> str:
     return told.stdout.strip() if told.returncode == 0 else ""
 
 
-@contextmanager
-def builder() -> Iterator[Builder]:
-    """Yield a builder; what it made is gone at the end."""
-    with TemporaryDirectory(prefix="cloudrun-sidecar-image-") as name:
-        folder = Path(name)
-        made = Builder(folder, folder / "build.log")
-        try:
-            yield made
-        finally:
-            made.close()
+def local(reference: str) -> str:
+    """Return the whole name of an image, as a name without a registry is one of this machine."""
+    return reference if "/" in reference else f"localhost/{reference}"

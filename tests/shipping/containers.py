@@ -7,11 +7,8 @@ that network every name is 127.0.0.1, so two services that listen on the same po
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
-import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,13 +21,11 @@ from tests.support.processes import Program, ProgramFailed, program
 
 __all__ = ["Container", "Containers", "isolated"]
 
-_SET_FLAGS, _UP = 0x8914, 0x1
 
-
-def isolated(*argv: str | Path) -> int:
+def isolated(*argv: str | Path, pass_fds: Sequence[int] = ()) -> int:
     """Run a command of this Python in namespaces of its own; what it leaves running or mounted ends with it."""
     namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return subprocess.run([*namespaces, sys.executable, *argv], check=False).returncode
+    return subprocess.run([*namespaces, sys.executable, *argv], pass_fds=pass_fds, check=False).returncode
 
 
 class Container:
@@ -86,18 +81,20 @@ class Container:
 class Containers:
     """Makes containers; to be used inside of `isolated`."""
 
-    def __init__(self, folder: Path, services: Mapping[str, Service]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._hosts = folder / "hosts"
-        names = [name for service in services.values() for name in service.aliases]
-        self._hosts.write_text(f"127.0.0.1 localhost {' '.join(names)}\n")
-        _bring_up_loopback()
-        for service in services.values():
-            for name, value in service.sysctls.items():
-                Path("/proc/sys", name.replace(".", "/")).write_text(value)
+        self.name({})
+
+    def name(self, addresses: Mapping[str, str]) -> None:
+        """Have names lead to these addresses, and nowhere else, in every container that was or will be made."""
+        lines = [f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **addresses}.items()]
+        self._hosts.write_text("".join(lines))
 
     def make(self, service: Service, image: Image, root: Path, **environment: str) -> Container:
         """Give the service its mounts in `root`, a fresh copy of the image; `environment` is added to its own."""
+        for name, value in service.sysctls.items():
+            Path("/proc/sys", name.replace(".", "/")).write_text(value)
         sources = {mount: self._source(mount, root) for mount in service.volumes}
         bound = {"/etc/hosts": self._hosts, "/dev/null": Path("/dev/null")}
         bound |= {mount.target: source for mount, source in sources.items()}
@@ -144,8 +141,3 @@ def _point(root: Path, target: str, *, is_folder: bool) -> None:
 
 def _mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *arguments], check=True)
-
-
-def _bring_up_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("16sh", b"lo", _UP))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Mount", "Service", "interpolated", "load", "seconds", "start_order"]
+__all__ = ["Mount", "Service", "interpolated", "load", "seconds", "service", "start_order"]
 
 _REFERENCE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}|(?P<bad>))")
 _DURATION = re.compile(r"(\d+)(s|m)")
@@ -32,6 +32,7 @@ class Service:
     image: str
     target: str | None
     """The stage of the Dockerfile that it is built of; None where it is not built."""
+    build_arguments: Mapping[str, str]
     entrypoint: tuple[str, ...] | None
     command: tuple[str, ...] | None
     environment: Mapping[str, str]
@@ -54,7 +55,7 @@ def load(file: Path, environment: Mapping[str, str]) -> dict[str, Service]:
     """Return the services of a compose file by name. ValueError for a reference that is none."""
     document = interpolated(yaml.safe_load(file.read_text()), environment)
     secrets = {name: secret["file"] for name, secret in document.get("secrets", {}).items()}
-    return {name: _service(name, told, secrets) for name, told in document["services"].items()}
+    return {name: service(name, told, secrets) for name, told in document["services"].items()}
 
 
 def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
@@ -66,6 +67,39 @@ def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: interpolated(item, environment) for key, item in value.items()}
     return value
+
+
+def service(name: str, told: Mapping[str, Any], secrets: Mapping[str, str]) -> Service:
+    """Return the service that an entry of a compose file tells of; `secrets` are files of this machine by name.
+
+    ValueError for what would need a shell.
+    """
+    health = told.get("healthcheck", {})
+    test = health.get("test", ["CMD"])
+    if test[0] != "CMD":
+        raise ValueError(f"the health check of {name} needs a shell")
+    networks = told.get("networks", {}).get("default", {})
+    return Service(
+        name=name,
+        image=told["image"],
+        target=told.get("build", {}).get("target"),
+        build_arguments=told.get("build", {}).get("args", {}),
+        entrypoint=_words(told.get("entrypoint")),
+        command=_words(told.get("command")),
+        environment=told.get("environment", {}),
+        user=told.get("user"),
+        read_only=told.get("read_only", False),
+        volumes=tuple(_mounts(told, secrets)),
+        tmpfs=tuple(told.get("tmpfs", ())),
+        aliases=(name, *networks.get("aliases", ())),
+        sysctls=told.get("sysctls", {}),
+        health_command=tuple(test[1:]),
+        health_interval_seconds=seconds(health.get("interval", "30s")),
+        health_retries=health.get("retries", 3),
+        depends_on={other: how["condition"] for other, how in told.get("depends_on", {}).items()},
+        profiles=tuple(told.get("profiles", ())),
+        stop_grace_seconds=seconds(told.get("stop_grace_period", "10s")),
+    )
 
 
 def start_order(services: Mapping[str, Service], *wanted: str) -> list[str]:
@@ -97,34 +131,6 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
     if not found["name"]:
         raise ValueError(f"a $ that begins no reference, in {found.string!r}")
     return environment.get(found["name"]) or found["default"] or ""
-
-
-def _service(name: str, told: Mapping[str, Any], secrets: Mapping[str, str]) -> Service:
-    health = told.get("healthcheck", {})
-    test = health.get("test", ["CMD"])
-    if test[0] != "CMD":
-        raise ValueError(f"the health check of {name} needs a shell")
-    networks = told.get("networks", {}).get("default", {})
-    return Service(
-        name=name,
-        image=told["image"],
-        target=told.get("build", {}).get("target"),
-        entrypoint=_words(told.get("entrypoint")),
-        command=_words(told.get("command")),
-        environment=told.get("environment", {}),
-        user=told.get("user"),
-        read_only=told.get("read_only", False),
-        volumes=tuple(_mounts(told, secrets)),
-        tmpfs=tuple(told.get("tmpfs", ())),
-        aliases=(name, *networks.get("aliases", ())),
-        sysctls=told.get("sysctls", {}),
-        health_command=tuple(test[1:]),
-        health_interval_seconds=seconds(health.get("interval", "30s")),
-        health_retries=health.get("retries", 3),
-        depends_on={other: how["condition"] for other, how in told.get("depends_on", {}).items()},
-        profiles=tuple(told.get("profiles", ())),
-        stop_grace_seconds=seconds(told.get("stop_grace_period", "10s")),
-    )
 
 
 def _words(told: list[str] | None) -> tuple[str, ...] | None:

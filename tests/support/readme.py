@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "inline_commands", "links"]
+__all__ = ["REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "inline_commands", "links", "parts"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "README.md").read_text("utf-8")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_SPAN = re.compile(r"`([^`]+)`")
+_PART = re.compile(rf"{_BLOCK.pattern}|`([^`]+)`", _BLOCK.flags)
 _PROGRAM_AND_MORE = re.compile(r"[a-z.~/][\w.~/-]*\s+\S")
 
 
@@ -26,9 +26,21 @@ class Block:
     text: str
 
 
+def parts(text: str = TEXT) -> Iterator[Block | str]:
+    """Yield, in order, the fenced blocks, and the commands in prose and tables.
+
+    Such a command is code of two words or more, the first of which is like a program.
+    """
+    for language, content, code in _PART.findall(text):
+        if not code:
+            yield Block(language, content)
+        elif _PROGRAM_AND_MORE.match(code):
+            yield " ".join(code.split())
+
+
 def blocks(text: str = TEXT) -> list[Block]:
     """Return the fenced blocks in order."""
-    return [Block(language, content) for language, content in _BLOCK.findall(text)]
+    return [part for part in parts(text) if isinstance(part, Block)]
 
 
 def commands(block: Block) -> Iterator[str]:
@@ -44,9 +56,8 @@ def commands(block: Block) -> Iterator[str]:
 
 
 def inline_commands(text: str = TEXT) -> list[str]:
-    """Return the commands in prose and tables, each once: code of two words or more, the first like a program."""
-    spans = (" ".join(span.split()) for span in _SPAN.findall(_BLOCK.sub("", text)))
-    return list(dict.fromkeys(span for span in spans if _PROGRAM_AND_MORE.match(span)))
+    """Return the commands in prose and tables, each once, where it stands first."""
+    return list(dict.fromkeys(part for part in parts(text) if isinstance(part, str)))
 
 
 def links(text: str = TEXT) -> list[str]:
