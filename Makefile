@@ -55,6 +55,10 @@ image: setup $(RESTATE) ## the README's lines for Docker run without Docker: ima
 	@.ci/apt $(IMAGE_PACKAGES)
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
+.PHONY: readme
+readme: setup ## every other target that the README names, in a new clone (root; a quarter of an hour); ARGS='dist lock' for some
+	@$(BIN)/python -m tests.readme.targets $(ARGS)
+
 .PHONY: dist
 dist: setup ## dist/: source distribution and wheel, tried in empty environments with and without a compiler
 	@$(BIN)/python -m tests.shipping.dist

@@ -23,7 +23,7 @@ from tests.readme.stages import Stage, program_of, within
 from tests.readme.stand_in import on_path
 from tests.readme.surroundings import clone
 from tests.readme.systemctl import UNITS, Systemctl
-from tests.shipping.dist import constraints, source_distribution
+from tests.shipping.dist import NO_COMPILER, constraints, source_distribution
 from tests.shipping.steps import Wrong, check
 from tests.support.readme import blocks, commands
 
@@ -60,8 +60,8 @@ async def follow(place: Path, say: Callable[[str], Any]) -> None:
     (folder / "dist").mkdir()
     source_distribution(folder / "dist")
     async with on_path(place, {"systemctl": Systemctl().do}) as path:
-        # What is newest today shall not decide.
-        shell = Shell(folder, {"PATH": path, "PIP_CONSTRAINT": str(constraints(place))})
+        # What is newest today shall not decide; and `make dist` tries it with a compiler, which takes minutes.
+        shell = Shell(folder, {"PATH": path, "PIP_CONSTRAINT": str(constraints(place)), **NO_COMPILER})
         for block in within(Stage.INSTALL):
             for command in commands(block):
                 check(program_of(command) in Stage.INSTALL.programs, f"# {command}\nis not for here")

@@ -125,7 +125,7 @@ def environment(folder: Path, around: Surroundings, path: str) -> dict[str, str 
     told: dict[str, str | None] = dict(resolving(folder, ""))
     (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
     return told | {
-        "PATH": f"{path}:{folder / 'clone/.venv/bin'}",
+        "PATH": path,
         "HOME": str(folder),
         "SSL_CERT_FILE": str(around.authority),
         "CURL_CA_BUNDLE": str(around.authority),

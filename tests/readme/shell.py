@@ -18,7 +18,7 @@ class Shell:
 
     folder: Path
     environment: dict[str, str | None]
-    within_seconds: float = 120.0
+    within_seconds: float = 240.0
     user: int | None = None
     """Who it is; None is who we are."""
     _exports: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Shell:
         except ProgramFailed as exc:
             raise Wrong(f"$ {command}\n{exc}") from exc
         if status:
-            raise Wrong(f"$ {command}\nended with {status}:\n{output}")
+            raise Wrong(f"$ {command}\nended with {status}:\n{child.tail(60)}")
         if command.startswith("export "):
             self._exports.append(command)
         return output

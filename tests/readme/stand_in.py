@@ -9,6 +9,7 @@ import asyncio
 import json
 import shlex
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ Does: TypeAlias = Callable[[Call], Awaitable[str]]
 
 @asynccontextmanager
 async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[str]:
-    """Yield a PATH with these programs before the system's, which is good for the time of a `with`."""
+    """Yield a PATH, good for the time of a `with`: these programs, then the system's, then those of this Python."""
     address, place = folder / "stand-ins.sock", folder / "stand-ins"
     place.mkdir()
     for name in programs:
@@ -80,7 +81,7 @@ async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[s
         writer.close()
 
     async with await asyncio.start_unix_server(called, sock=_open_to_all(address), limit=_MOST_OCTETS):
-        yield f"{place}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        yield f"{place}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{Path(sys.executable).parent}"
 
 
 def _open_to_all(address: Path) -> socket.socket:

@@ -10,6 +10,7 @@ from proxy.errors import leaves
 from proxy.settings import load
 from proxy.settings.__main__ import main
 from tests.readme.stages import Stage, assigned, complete, program_of, stage_of
+from tests.support.compose import load as load_compose
 from tests.support.readme import REPOSITORY, TEXT, Block, anchors, blocks, commands, inline_commands, links
 
 SHOWN = [(block, command) for block in blocks() if block.language == "console" for command in commands(block)]
@@ -67,6 +68,17 @@ def test_every_command_of_a_block_is_run_by_who_follows_the_block(block: Block, 
 def test_every_command_in_prose_is_run_as_it_stands_there_or_completed(command: str) -> None:
     assert program_of(complete(command)) in stage_of(command).programs
     assert "…" not in complete(command), "say the whole of it, or in tests/readme/stages.py what is meant"
+
+
+@pytest.mark.parametrize("command", [one for one in assigned(Stage.IMAGE) if one.startswith("docker compose")])
+def test_compose_has_the_services_and_profiles_that_are_named(command: str) -> None:
+    services = load_compose(REPOSITORY / "docker-compose.yml", {})
+    profiles = {profile for service in services.values() for profile in service.profiles}
+    words = command.split()[2:]
+    while words[0] == "--profile":
+        assert words[1] in profiles
+        words = words[2:]
+    assert {word for word in words[1:] if not word.startswith("--")} <= services.keys()
 
 
 def test_nothing_is_left_over_and_nothing_is_for_two() -> None:

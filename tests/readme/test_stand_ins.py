@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,21 +11,24 @@ import pytest
 from proxy.emulator import CloudRun, Google, echo
 from tests.readme.gcloud import Gcloud
 from tests.readme.kubectl import Kubectl
-from tests.readme.stand_in import Call, Refused, on_path, read
+from tests.readme.stand_in import Call, Does, Refused, on_path, read
 from tests.readme.systemctl import Systemctl
+from tests.shipping.buildah import Builder
+from tests.shipping.docker import Docker
 from tests.support.processes import program
 from tests.support.readme import REPOSITORY
 
 
-def gcloud() -> Callable[[Call], Awaitable[str]]:
+def gcloud(_: Path) -> Does:
     google = Google()
     return Gcloud(google, CloudRun(echo, google, invokers=[])).do
 
 
-STAND_INS: Mapping[str, Callable[[], Callable[[Call], Awaitable[str]]]] = {
+STAND_INS: Mapping[str, Callable[[Path], Does]] = {
     "gcloud": gcloud,
-    "kubectl": lambda: Kubectl().do,
-    "systemctl": lambda: Systemctl().do,
+    "kubectl": lambda _: Kubectl().do,
+    "systemctl": lambda _: Systemctl().do,
+    "docker": lambda folder: Docker(Builder(folder, network=0), folder).do,
 }
 
 
@@ -42,15 +45,27 @@ STAND_INS: Mapping[str, Callable[[], Callable[[Call], Awaitable[str]]]] = {
         ("kubectl delete -f config/kubernetes/shared.yaml", "all that is known"),
         ("kubectl apply -f config/nothing.yaml", "No such file"),
         ("kubectl apply -f docker-compose.yml", "is no resource"),
+        ("docker pull debian", "all that is known"),
+        ("docker build .", "a --tag are needed"),
+        ("docker build --tag x --no-cache .", "no option --no-cache"),
+        ("docker run --rm --read-only --network host cloudrun-sidecar", "has no rights"),
+        ("docker run --rm --read-only --cap-drop ALL --network bridge cloudrun-sidecar", "the one network"),
+        ("docker run --rm --publish 9081:9081 cloudrun-sidecar", "no option --publish"),
+        ("docker compose down", "all that is known"),
+        ("docker compose up --build", "--wait is needed"),
+        ("docker compose up --wait nothing", "no service nothing"),
+        ("docker compose --profile nothing up --wait", "no service has the profile nothing"),
+        ("docker compose run register", "and then removed"),
+        ("docker compose restart google", "no service google here"),
         ("systemctl start cloudrun-sidecar", "all that is known"),
         ("systemctl enable --now nothing-of-ours", "is not there"),
     ],
 )
-async def test_what_is_not_known_to_the_letter_is_refused(line: str, sentence: str) -> None:
+async def test_what_is_not_known_to_the_letter_is_refused(line: str, sentence: str, tmp_path: Path) -> None:
     name, *words = line.split()
     call = Call(program=name, words=words, folder=REPOSITORY, environment={"HOME": "/nonexistent"})
     with pytest.raises(Refused, match=sentence):
-        await STAND_INS[name]()(call)
+        await STAND_INS[name](tmp_path)(call)
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,63 @@
+"""`python -m tests.readme.targets [TARGET...]`: type the README's long make targets in a new clone, all or these.
+
+What is not committed is not in the clone. Takes a quarter of an hour, and root for `make image`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import click
+
+from tests.readme.shell import Shell
+from tests.readme.stages import Stage, assigned
+from tests.shipping.steps import Wrong, check, step
+from tests.support.readme import REPOSITORY
+
+__all__ = ["main"]
+
+LONGEST_SECONDS: Final = 3600.0
+QUICK: Final = {"make bench": "make bench QUICK=1"}
+OURSELVES: Final = "make readme"
+# What our own make would say to those that it has run.
+FROM_ABOVE: Final = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR", "ARGS")
+
+
+async def follow(place: Path, commands: Sequence[str]) -> None:
+    """Type the commands in a new clone; raises Wrong."""
+    environment = {**dict.fromkeys(FROM_ABOVE), "PATH": f"{os.environ['PATH']}:{place}/uv/bin"}
+    around = Shell(place, environment, within_seconds=LONGEST_SECONDS)
+    clone = Shell(place / "clone", environment, within_seconds=LONGEST_SECONDS)
+    with step("git clone"):
+        await around.type(f"git clone --quiet {REPOSITORY} clone")
+    if "make lock" in commands:
+        with step("install uv, which `make lock` needs"):
+            await around.type("python3 -m venv uv && uv/bin/pip install --quiet uv")
+    for command in commands:
+        with step(f"$ {command}"):
+            await clone.type(QUICK.get(command, command))
+
+
+@click.command()
+@click.argument("targets", nargs=-1)
+def main(targets: tuple[str, ...]) -> None:
+    """Type every long target of make that the README names, in a new clone, or only these."""
+    known = [command for command in assigned(Stage.TARGETS) if command != OURSELVES]
+    wanted = [f"make {target}" for target in targets] or known
+    try:
+        check(set(wanted) <= set(known), f"the README has {', '.join(known)}")
+        with TemporaryDirectory(prefix="cloudrun-sidecar-targets-") as name:
+            asyncio.run(follow(Path(name), wanted))
+    except Wrong as exc:
+        click.echo(f"\n{click.style('failed:', fg='red')} {exc}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m tests.readme.targets")
