@@ -91,7 +91,9 @@ def held_by_wheel(wheel: Path) -> None:
     """The wheel has the package alone: what was compiled, and not what of."""
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("proxy/http2/nghttp2_engine", "proxy/data_path__mypyc", "proxy/relay/carrier"):
-        check(any(name.startswith(f"{module}.") and name.endswith(".so") for name in names), f"{module} is not compiled")
+        check(
+            any(name.startswith(f"{module}.") and name.endswith(".so") for name in names), f"{module} is not compiled"
+        )
     roots = {name.partition("/")[0] for name in names}
     check(len(roots) == 2 and "proxy" in roots, f"the wheel has {sorted(roots)}")
     sources = [name for name in names if name.endswith((".pyx", ".pxd", ".c"))]
