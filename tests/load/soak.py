@@ -108,7 +108,8 @@ class Soak:
         try:
             async with asyncio.timeout(_ACT_SECONDS):
                 await ACTS[name][0](peer, self.chance)
-        except (Unexpected, Reset, Gone, h2.exceptions.ProtocolError, TimeoutError, AssertionError) as exc:
+        # KeyError: h2 on a stream that was reset so long ago that it has forgotten it.
+        except (Unexpected, Reset, Gone, h2.exceptions.ProtocolError, KeyError, TimeoutError, AssertionError) as exc:
             await asyncio.sleep(_EXCUSED_SECONDS)  # the cut may be noted later than it is felt
             if any(begun <= moment <= time.monotonic() for moment in self.upstream.aborted_at):
                 self.record.excused += 1

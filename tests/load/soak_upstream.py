@@ -30,6 +30,7 @@ STREAMS: Final = 100
 _CONNECTION_WINDOW: Final = 16 << 20
 _FIRST_NOTICE: Final = (1 << 31) - 1
 _NOTICE_SECONDS: Final = 0.05
+_LINGER_SECONDS: Final = 5.0
 _PATTERN: Final = bytes(range(256)) * 4096
 
 
@@ -119,6 +120,9 @@ class SoakUpstream:
                     peer.transport.abort()
                 else:
                     await self._go_away(peer, streams)
+            # A request that is under way now will come again elsewhere. To close before it is read resets the
+            # connection, and what the other side has not read yet would be lost, GOAWAY too.
+            await asyncio.wait([peer.closed], timeout=_LINGER_SECONDS)
         finally:
             peer.transport.close()
             await peer.closed
