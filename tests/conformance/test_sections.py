@@ -94,6 +94,30 @@ def test_never_indexed_fields_leave_as_never_indexed_literals(make: EngineFactor
     assert head.fields == [*REQUEST, field]
 
 
+def literal(name_index: int, value: bytes, *, never: bool = False) -> bytes:
+    """A line whose name is in a table and whose value is in none (RFC 7541, 6.2.2 and 6.2.3)."""
+    pattern = 0x10 if never else 0x00
+    name = bytes([pattern | name_index]) if name_index < 15 else bytes([pattern | 15, name_index - 15])
+    return name + bytes([len(value)]) + value
+
+
+@each_engine
+@pytest.mark.parametrize("name_index", [4, 17, 62], ids=["path", "static name", "name in the dynamic table"])
+def test_lines_that_their_sender_does_not_index_arrive_as_they_are(make: EngineFactory, name_index: int) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    stream_id = 1
+    peer.send(HeadersFrame(stream_id, b"\x83\x86\x41\x01a\x44\x02/x\x40\x03x-a\x01a", flags=["END_HEADERS"]))
+    name = {4: b":path", 17: b"accept-language", 62: b"x-a"}[name_index]
+    for value in (b"/a", b"/a", b"/b", b"/ab", b"/a", b"/a"):
+        for never in (False, False, True, True, False):
+            stream_id += 2
+            rest = b"" if name_index == 4 else b"\x84"
+            block = b"\x83\x86" + literal(1, b"a") + rest + literal(name_index, value, never=never)
+            (event,) = peer.send(HeadersFrame(stream_id, block, flags=["END_HEADERS", "END_STREAM"]))
+            assert isinstance(event, HeadReceived)
+            assert event.fields[-1] == (name, value, never)
+
+
 @each_engine
 def test_interim_heads_come_before_the_final_one(make: EngineFactory) -> None:
     joined = Joined(make)
