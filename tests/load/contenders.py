@@ -171,8 +171,10 @@ async def _cloud_run_proxy(way: Way, around: Surroundings) -> Command:
         if not any("-http2" in line for line in asked.lines):
             raise Unavailable("this cloud-run-proxy has no -http2")
     argv: list[str | Path] = [path, "-http2", "-host", f"https://{way.authority}", "-bind", f"127.0.0.1:{way.port}"]
-    argv += ["-token", way.authorization.removeprefix("Bearer ")]
-    return Command(argv, {"SSL_CERT_FILE": str(way.ca_file), "GOMAXPROCS": "1"}, "on PATH")
+    # Unless told otherwise, it lengthens every user-agent, which the sidecar does not.
+    argv += ["-token", way.authorization.removeprefix("Bearer "), "-prepend-user-agent=false"]
+    environment = {"SSL_CERT_FILE": str(way.ca_file), "GOMAXPROCS": "1"}
+    return Command(argv, environment, await version_of([path, "-version"]))
 
 
 async def _plain(way: Way, around: Surroundings) -> Command:
