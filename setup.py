@@ -46,7 +46,7 @@ DATA_PATH = (
     "proxy/telemetry/counters.py",
     "proxy/tokens/slot.py",
     "proxy/upstream/connection.py",
-    "proxy/upstream/pool.py",
+    "proxy/upstream/line.py",
     "proxy/wire/budget.py",
     "proxy/wire/protocol.py",
     "proxy/wire/sides.py",

@@ -17,7 +17,8 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
-* `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`carrier`, `forwarder`)
+* `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`forwarder`, `carrier`,
+                `waiting`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
@@ -34,8 +35,8 @@ then on a `Carrier` passes data, trailers, ends and resets across by direct call
 stream; the only thing ever awaited is a token or a connection that is not there yet.
 
 The modules on this way (`DATA_PATH` in setup.py) are plain typed Python. Where there is a compiler, mypyc makes native
-code of them, which takes more than a quarter off the CPU of a request; so they may not be patched from outside, and
-derive from nothing that is interpreted.
+code of them, which takes more than a quarter off the CPU of a request. So they may not be patched from outside, derive
+from nothing that is interpreted, and have no coroutines, which mypyc cancels in a way that Python 3.12 warns of.
 """
 
 __version__ = "0.1.0"

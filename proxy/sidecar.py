@@ -162,7 +162,7 @@ class Sidecar:
             closing.push_async_callback(self._mint.close)
             closing.push_async_callback(self._tokens.close)
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
-            closing.push_async_callback(self._forwarder.close)
+            closing.push_async_callback(self._forwarder.waiting.close)
 
     async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
         """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""

@@ -1,4 +1,4 @@
-"""What one exchange is (`exchange`, pure), and how it is carried across (`carrier`, `forwarder`).
+"""What one exchange is (`exchange`, pure), and how it is carried across (`forwarder`, `carrier`, `waiting`).
 
 Where the time of an exchange goes (perf; CPython 3.11, everything compiled, POST 1 KiB, 50 at a time on one connection;
 8 µs of the process' CPU in all):

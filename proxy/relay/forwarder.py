@@ -1,16 +1,16 @@
 """Route, token, upstream stream: how every exchange is sent on its way.
 
 On the hot path `dispatch` finds the route, reads the token from the route's slot, takes a pooled connection and starts
-the carrier, all in one call. What is missing is fetched by one task for that exchange, which the forwarder owns. A
-signed route's carrier is started with a token or not at all (fail closed).
+the carrier, all in one call. What is missing is fetched by one task for that exchange (`waiting`). A signed route's
+carrier is started with a token or not at all (fail closed).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -19,14 +19,15 @@ from proxy.errors import Draining, Failure, MethodRefused, Overloaded
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.fields import for_upstream, request_line
 from proxy.relay.carrier import Carrier
+from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import is_discovery
-from proxy.routing import Origin, Route, RouteTable
+from proxy.routing import Route, RouteTable
 from proxy.telemetry import Metrics, RouteMetrics
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
 from proxy.wire import Budget, Channel, Exchanges, StreamSource
 
-__all__ = ["Forwarder", "Pool", "Tokens"]
+__all__ = ["Forwarder", "Post"]
 
 _log: Final = structlog.get_logger("relay")
 _access: Final = structlog.get_logger("access")
@@ -40,34 +41,8 @@ _STATUSES: Final = {str(status).encode(): status for status in range(100, 600)}
 _LOG_INTERVAL_SECONDS: Final = 1.0
 
 
-class Tokens(Protocol):
-    """Where tokens come from."""
-
-    def slot(self, key: TokenKey) -> Slot:
-        """Return the slot of this key."""
-
-    async def token(self, key: TokenKey) -> Token:
-        """Return a usable token; mint one if need be."""
-
-    async def fresh(self, key: TokenKey) -> Token:
-        """Mint one, whatever is cached."""
-
-    def reject(self, token: Token) -> None:
-        """Cloud Run did not take this token."""
-
-
-class Pool(Protocol):
-    """Where upstream connections come from."""
-
-    def line(self, origin: Origin) -> StreamSource:
-        """Return where connections to this origin are taken from."""
-
-    def acquire(self, origin: Origin) -> Awaitable[Channel]:
-        """Wait for one; its stream must be opened before the next await."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Post:
+class Post:
     """What the forwarder keeps ready for a route."""
 
     route: Route
@@ -106,14 +81,15 @@ class Forwarder(Exchanges):
         self._clock = clock
         self._chance = chance
         self._access_log = access_log
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.waiting = Waiting(self, tokens, pool, loop)
+        """Those that could not be started at once."""
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._unmatched = metrics.route("unmatched")
         self._posts = {route.name: self._post(route, metrics) for route in routes.routes}
 
-    def _post(self, route: Route, metrics: Metrics) -> _Post:
+    def _post(self, route: Route, metrics: Metrics) -> Post:
         key = TokenKey(route.impersonate, route.delegates, route.audience)
-        return _Post(
+        return Post(
             route=route,
             key=key,
             slot=self._tokens.slot(key) if route.signed else None,
@@ -145,12 +121,20 @@ class Forwarder(Exchanges):
         if token is not None or slot is None:
             connection = post.line.ready()
             if connection is not None:
-                self._launch(carrier, post, connection, token)
+                self.launch(carrier, post, connection, token)
                 return
-        task = self._loop.create_task(self._start_later(carrier, post, token))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        carrier.cancel_start = task.cancel
+        self.waiting.add(carrier, post, token)
+
+    def launch(self, carrier: Carrier, post: Post, connection: Channel, token: Token | None) -> None:
+        """Start the carrier on this connection, which has a free stream."""
+        carrier.token = token
+        authorization = token.authorization if token is not None else None
+        carrier.start(
+            connection,
+            for_upstream(
+                carrier.head, carrier.method, post.scheme, post.route.authority, carrier.upstream_path, authorization
+            ),
+        )
 
     def made_up(self, carrier: Carrier, failure: Failure) -> tuple[Fields, bytes]:
         """Return head and content of the answer to this failure."""
@@ -198,17 +182,9 @@ class Forwarder(Exchanges):
                 code=carrier.code or None,
             )
 
-    # ---- for the composition root
-
-    async def close(self) -> None:
-        """Give up every exchange that has not been started."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     # ---- inside
 
-    def _find(self, carrier: Carrier) -> _Post:
+    def _find(self, carrier: Carrier) -> Post:
         """Return what is kept for the exchange's route. Raises a leaf of RequestRefused, or Draining."""
         if carrier.route is None:
             method, path = request_line(carrier.head)
@@ -238,37 +214,6 @@ class Forwarder(Exchanges):
         if isinstance(carrier.token, Token) and carrier.token.expires_at > self._clock():
             return carrier.token
         return None
-
-    def _launch(self, carrier: Carrier, post: _Post, connection: Channel, token: Token | None) -> None:
-        carrier.token = token
-        authorization = token.authorization if token is not None else None
-        carrier.start(
-            connection,
-            for_upstream(
-                carrier.head, carrier.method, post.scheme, post.route.authority, carrier.upstream_path, authorization
-            ),
-        )
-
-    async def _start_later(self, carrier: Carrier, post: _Post, token: Token | None) -> None:
-        """Fetch what is missing, then start; the carrier cancels this when its exchange ends before."""
-        try:
-            try:
-                if post.slot is not None and token is None:
-                    fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
-                    token = await fetch(post.key)
-                connection = await self._pool.acquire(post.route.origin)
-            except Failure as failure:
-                carrier.cancel_start = None
-                carrier.fail(failure)
-                return
-            carrier.cancel_start = None
-            self._launch(carrier, post, connection, token)
-        except Exception as exc:  # noqa: BLE001 - the caller must not be left waiting, whatever it was
-            carrier.cancel_start = None
-            self._loop.call_exception_handler(
-                {"message": "a defect showed while a request was sent on its way", "exception": exc}
-            )
-            carrier.broken()
 
     def _count(self, carrier: Carrier, failure: Failure, what: str) -> None:
         carrier.metrics.failed(failure.code)

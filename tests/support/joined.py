@@ -14,7 +14,8 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
-from proxy.relay.forwarder import Forwarder, Tokens
+from proxy.relay.forwarder import Forwarder
+from proxy.relay.waiting import Tokens
 from proxy.routing import Origin, Route, RouteTable
 from proxy.telemetry import Metrics
 from proxy.tokens.source import TokenSource
@@ -197,7 +198,7 @@ class World:
         """All exchanges are over: nothing is held, nobody is listened to, all credit is back."""
         self.assert_in_order()
         assert self.budget.queued_octets == 0
-        assert not self.forwarder._tasks
+        assert self.forwarder.waiting.count == 0
         for wire in self.wires:
             assert not wire.protocol._sinks
             if not wire.protocol.closed:
@@ -207,7 +208,7 @@ class World:
 
     def close(self) -> None:
         """End everything."""
-        self.run(self.forwarder.close())
+        self.run(self.forwarder.waiting.close())
         self.run(self.pool.close())
         if isinstance(self.tokens, TokenSource):
             self.run(self.tokens.close())

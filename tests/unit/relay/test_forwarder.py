@@ -297,7 +297,7 @@ def test_closing_gives_up_what_still_waits(make: EngineFactory) -> None:
         world.may_mint.clear()
         client = world.client()
         get(world, client, "/svc/x")
-        world.run(world.forwarder.close())
+        world.run(world.forwarder.waiting.close())
         world.may_mint.set()
         world.settle()
         assert not world.arrivals("/x")
