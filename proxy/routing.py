@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from proxy.errors import PathRefused, RouteNotFound
 
-__all__ = ["Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstream"]
+__all__ = ["UNMATCHED", "Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstream"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -36,6 +36,10 @@ _REFUSED: Final = re.compile(rb"//|/\.{1,2}(?:[/;]|$)|%2[ef]|%5c|%00|[^!-~]|[\\#
 # What callers send must not decide how much memory we use.
 _MOST_KEPT_PATHS: Final = 1_024
 _MOST_KEPT_OCTETS: Final = 256
+
+
+UNMATCHED: Final = "(unmatched)"
+"""What stands in metrics for the route of exchanges that had none; no route can have this name."""
 
 
 class Origin(NamedTuple):
@@ -93,8 +97,8 @@ class Route:
 
     @property
     def label(self) -> str:
-        """Its name in metrics, where an empty one would tell nothing."""
-        return self.name or "default"
+        """Its name in metrics, where an empty one would tell nothing; no other route can have it."""
+        return self.name or "/"
 
 
 class Match(NamedTuple):

@@ -11,9 +11,11 @@ queue is unbounded, and the connection stops reading while its `Gate` is shut.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from proxy import errors
 from proxy.errors import BrowserRefused, UpstreamReset
@@ -186,15 +188,40 @@ async def refuse_pages(scope: Message, send: Send) -> bool:
 
     Browsers reach loopback, speak HTTP/1.1 without TLS, and name the page in `origin` (Fetch, 3.1) or say
     in `sec-fetch-site` that there is one (Fetch Metadata, 2.3); `none` there is a person who typed the address. Restate
-    and its like send neither.
+    and its like send neither. Of a page whose own name its owner had lead to loopback (DNS rebinding), a browser says
+    nothing but that name.
     """
     fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
-    if b"origin" not in fields and fields.get(b"sec-fetch-site", b"none") == b"none":
+    if b"origin" in fields or fields.get(b"sec-fetch-site", b"none") != b"none":
+        refusal = BrowserRefused(
+            "this is for Restate, not for web pages: what they ask would be signed with our identity"
+        )
+    elif _is_loopback(scope) and not _needs_no_dns(fields.get(b"host", b"")):
+        refusal = BrowserRefused(
+            "a web page may have had its own name lead here: over HTTP/1.1, call 127.0.0.1 or localhost by these names"
+        )
+    else:
         return False
-    refusal = BrowserRefused("this is for Restate, not for web pages: what they ask would be signed with our identity")
     answer = errors.answer(refusal, discovery=False, chance=0.0)
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+    return True
+
+
+def _is_loopback(scope: Message) -> bool:
+    """Whether the connection came to a loopback address of ours; a Unix socket has none."""
+    return scope["server"] is not None and ipaddress.ip_address(scope["server"][0]).is_loopback
+
+
+def _needs_no_dns(host: bytes) -> bool:
+    """Whether `host` is an address, or a name that leads to loopback wherever it is asked (RFC 6761, 6.3)."""
+    try:
+        name = (urlsplit(f"//{host.decode('latin-1')}").hostname or "localhost").removesuffix(".")
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
     return True
 
 

@@ -21,7 +21,7 @@ from proxy.http2.fields import for_upstream, request_line
 from proxy.relay.carrier import Carrier
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import is_discovery
-from proxy.routing import Route, RouteTable
+from proxy.routing import UNMATCHED, Route, RouteTable
 from proxy.telemetry import Metrics, RouteMetrics
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
@@ -84,7 +84,7 @@ class Forwarder(Exchanges):
         self.waiting = Waiting(self, tokens, pool, loop)
         """Those that could not be started at once."""
         self._quiet_until: dict[tuple[str, str], float] = {}
-        self._unmatched = metrics.route("unmatched")
+        self._unmatched = metrics.route(UNMATCHED)
         self._posts = {route.name: self._post(route, metrics) for route in routes.routes}
 
     def _post(self, route: Route, metrics: Metrics) -> Post:

@@ -211,7 +211,7 @@ async def test_what_is_idle_ends_at_once_and_its_clients_are_told(
         assert await near.ping() == b"12345678"
         _, silent = await asyncio.open_connection(*running.address)
         _, http1 = await asyncio.open_connection(*running.address)
-        http1.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+        http1.write(b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n")
         running.program.send(signal.SIGTERM)
         assert (await near.went_away).error_code == 0
         assert await running.program.ended(within_seconds=5) == 0
@@ -229,7 +229,7 @@ async def test_it_ends_as_well_without_uvloop(
     async with live(certificates, routes, workers, "--drain-timeout", "1", env=slow) as it:
         _, silent = await asyncio.open_connection(*it.sidecar.address)
         reader, http1 = await asyncio.open_connection(*it.sidecar.address)
-        http1.write(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+        http1.write(b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 404")
         it.sidecar.program.send(signal.SIGTERM)
         await it.cut()
@@ -253,7 +253,7 @@ async def test_a_stuck_reader_does_not_hold_the_end_up(certificates: Certificate
             near.open("/svc/h2", end=True)
             _, http1 = await asyncio.open_connection(*running.address, limit=1)
             # The second request is read only after the first response: nobody notices whether the client leaves.
-            http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
+            http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
             peer, stream, _, _ = await far.request()
             streams = [stream, (await peer.request())[0]]
             for stream in streams:

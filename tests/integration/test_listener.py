@@ -133,7 +133,7 @@ async def test_http1_callers_see_a_reset_as_502_before_and_as_a_cut_after_the_he
         config = routes(svc=f"https://127.0.0.1:{far.port}")
         async with sidecar("--config", config, "--upstream-ca", certificates.ca_file) as running:
             reader, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
             peer, far_stream, _, _ = await far.request()
             peer.reset(far_stream, 0x2)
             answer = await reader.readuntil(b"\r\n\r\n")
@@ -142,7 +142,7 @@ async def test_http1_callers_see_a_reset_as_502_before_and_as_a_cut_after_the_he
             writer.close()
 
             reader, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
             far_stream, _, _ = await peer.request()
             peer.respond(far_stream)
             await peer.send(far_stream, b"half of it")
@@ -162,7 +162,7 @@ async def test_an_http1_client_that_leaves_resets_the_stream_upstream(
         config = routes(svc=f"https://127.0.0.1:{far.port}")
         async with sidecar("--config", config, "--upstream-ca", certificates.ca_file) as running:
             _, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"POST /svc/x HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf")
+            writer.write(b"POST /svc/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf")
             peer, far_stream, _, _ = await far.request()
             assert await peer.data(far_stream) == b"half"
             writer.transport.abort()

@@ -16,7 +16,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
 from proxy.relay.forwarder import Forwarder
 from proxy.relay.waiting import Tokens
-from proxy.routing import Origin, Route, RouteTable
+from proxy.routing import UNMATCHED, Origin, Route, RouteTable
 from proxy.telemetry import Metrics
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
@@ -203,7 +203,7 @@ class World:
             assert not wire.protocol._sinks
             if not wire.protocol.closed:
                 assert wire.ledger.open_streams == 0
-        for known in (*(known.label for known in self.routes), "unmatched"):
+        for known in (*(known.label for known in self.routes), UNMATCHED):
             assert self.metrics.route(known).in_flight == 0
 
     def close(self) -> None:

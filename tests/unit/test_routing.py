@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.errors import PathRefused, RouteNotFound
-from proxy.routing import Origin, Route, RouteTable, check_name, parse_upstream
+from proxy.routing import UNMATCHED, Origin, Route, RouteTable, check_name, parse_upstream
 
 RUN = Origin("https", "svc.run.app", 443)
 
@@ -283,3 +283,9 @@ def test_a_refused_url_is_not_repeated_with_its_secrets(url: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as refused:
         parse_upstream(url)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("label", [route("").label, UNMATCHED])
+def test_what_stands_in_metrics_for_no_name_is_no_name(label: str) -> None:
+    with pytest.raises(ValueError, match="route name"):
+        check_name(label)

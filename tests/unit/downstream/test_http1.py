@@ -10,8 +10,8 @@ from tests.unit.downstream.relaying import Listening, listening
 
 pytestmark = pytest.mark.asyncio
 
-GET = b"GET /svc/x?y=1 HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /svc/x HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /svc/x?y=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /svc/x HTTP/1.1\r\nHost: localhost\r\n"
 
 
 async def head_of(reader: asyncio.StreamReader) -> bytes:
@@ -31,7 +31,12 @@ async def test_a_request_without_content_ends_with_its_head() -> None:
         reader, writer = await it.raw(GET)
         taken = await it.relay.request()
         assert taken.ended_with_head
-        assert taken.plain == {b":method": b"GET", b":scheme": b"http", b":authority": b"x", b":path": b"/svc/x?y=1"}
+        assert taken.plain == {
+            b":method": b"GET",
+            b":scheme": b"http",
+            b":authority": b"localhost",
+            b":path": b"/svc/x?y=1",
+        }
         taken.answer(b"hello", (b"x-a", b"1"))
         assert await head_of(reader) == b"HTTP/1.1 200 \r\nx-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nhello\r\n0\r\n\r\n"
@@ -203,8 +208,8 @@ async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> 
     ("request_head", "status"),
     [
         (b"GET /svc/x HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET /svc/x HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"400"),
-        (b"GET /svc/\xc3\xa4 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /svc/x HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", b"400"),
+        (b"GET /svc/\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
         (POST + b"Content-Length: -1\r\n\r\n", b"400"),
         (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", b"501"),
@@ -230,12 +235,35 @@ async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: by
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
 async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) -> None:
     async with listening() as it:
-        reader, _ = await it.raw(method + b" /svc/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + says + b"\r\n")
+        request = method + b" /svc/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + says
+        reader, _ = await it.raw(request + b"\r\n")
         answer = await asyncio.wait_for(reader.read(), 5)
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"x-cloudrun-sidecar-error: browser-refused" in answer
         assert answer.endswith(b"\r\n\r\n") == (method == b"HEAD")
         assert it.relay.requests.empty()
+
+
+@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:9081", b"127.0.0.1.evil.example", b"x", b"[evil]"])
+async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes) -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert b"x-cloudrun-sidecar-error: browser-refused" in answer
+        assert it.relay.requests.empty()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [b"127.0.0.1", b"127.0.0.1:9081", b"[::1]", b"[::1]:9081", b"LOCALHOST:9081", b"localhost.", b"a.localhost", b""],
+)
+async def test_whoever_calls_loopback_by_its_names_is_answered(host: bytes) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(b"GET /svc/x HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        (await it.relay.request()).answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+        await lives(it, reader, writer)
 
 
 async def test_a_person_who_types_the_address_is_answered() -> None:
@@ -265,7 +293,7 @@ async def test_no_upgrade_has_an_effect(protocol: bytes) -> None:
 )
 async def test_a_target_in_absolute_form_keeps_its_path(target: bytes, path: bytes) -> None:
     async with listening() as it:
-        await it.raw(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        await it.raw(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await it.relay.request()).plain[b":path"] == path
 
 

@@ -35,7 +35,7 @@ async def test_a_preface_in_pieces_is_one(make: EngineFactory, size: int) -> Non
 async def test_what_begins_like_the_preface_may_still_be_http1() -> None:
     async with listening() as it:
         reader, writer = await it.raw(b"P")
-        writer.write(b"ATCH /svc/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"ATCH /svc/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
         (await it.relay.request()).answer(b"")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         assert it.counts.opened == 0
@@ -53,9 +53,9 @@ async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(monkeypatc
     monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.05)
     async with listening() as it:
         reader, writer = await it.raw(b"GET / HTTP/1.1\r\n")
-        _, content = await it.raw(b"POST /svc/x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
+        _, content = await it.raw(b"POST /svc/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n1")
         taken = await it.relay.request()
-        writer.write(b"Host: x\r\n")
+        writer.write(b"Host: localhost\r\n")
         assert await _until_gone(reader) == b""
         # Content takes the time that it takes.
         content.write(b"2")

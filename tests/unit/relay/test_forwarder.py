@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
-from proxy.routing import Route
+from proxy.routing import UNMATCHED, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.conformance.engines import each_engine
@@ -224,7 +224,7 @@ def test_a_request_without_a_way_is_answered_at_once(
         world.settle()
         assert client.streams[stream].status == status
         assert client.streams[stream].value(ERROR_FIELD) == code
-        assert world.metrics.route("unmatched").total == 1
+        assert world.metrics.route(UNMATCHED).total == 1
         assert not world.mints
         world.assert_at_rest()
 
