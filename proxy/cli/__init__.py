@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from proxy.cli.anew import handed_over, serve_anew, serve_here
@@ -17,6 +18,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run what the command line says; ends in SystemExit."""
+    _hold_standard_streams()
     settings = handed_over()
     if settings is not None:
         _serve(settings)
@@ -32,3 +34,16 @@ def _serve(settings: str) -> None:
     except KeyboardInterrupt:  # before the sidecar listens to signals; in the words of click
         sys.stderr.write("Aborted!\n")
         sys.exit(1)
+
+
+def _hold_standard_streams() -> None:
+    """Open those that whoever started this has closed.
+
+    What is opened later would get their numbers, and a socket what is written to stderr: a process that begins anew
+    takes for its stderr whatever is open there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open

@@ -29,9 +29,10 @@ def serve_here(settings: str) -> int:
 def serve_anew(settings: str) -> int:
     """Begin this process anew, where `handed_over` returns `settings`; run the sidecar as it is where that cannot be.
 
-    It cannot without a memfd (Linux has it), and where a sandbox forbids either: more memory is all that this costs.
+    It cannot without a memfd (Linux has it), where the program came through a pipe, and where a sandbox forbids either:
+    more memory is all that this costs.
     """
-    if hasattr(os, "memfd_create"):
+    if hasattr(os, "memfd_create") and not _has_been_read():
         with contextlib.suppress(OSError):
             _begin_anew(settings)
     return serve_here(settings)
@@ -45,6 +46,11 @@ def handed_over() -> str | None:
         return None
     with open(int(descriptor), encoding="utf-8") as handed:
         return handed.read()
+
+
+def _has_been_read() -> bool:
+    """Whether the program is not to be had again: it came through standard input, or another descriptor."""
+    return sys.argv[0] in ("", "-") or sys.argv[0].startswith(("/dev/", "/proc/"))
 
 
 def _begin_anew(settings: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,37 @@ def test_where_there_is_no_memfd_it_serves_as_it_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.delattr(os, "memfd_create")
     assert serve_anew("{}") == 7
     assert served == ["{}"]
+
+
+BEGINS = f"""
+import os, sys, types
+from proxy.cli import main
+again = {VARIABLE!r} in os.environ
+def serve(settings):
+    sys.stderr.write("a line\\n")
+    with open("seen", "a") as seen:
+        print(again, *(os.path.realpath(f"/proc/self/fd/{{number}}") for number in range(3)), file=seen)
+    return 7
+sys.modules["proxy.sidecar"] = types.ModuleType("proxy.sidecar")
+sys.modules["proxy.sidecar"].serve = serve
+main()
+"""
+"""A program that writes, instead of serving, whether it was begun anew, and what its first three descriptors are."""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- 2>&-", "2>&-"])
+def test_what_is_opened_takes_the_place_of_no_standard_stream(closed: str) -> None:
+    """A socket with the number of stderr would get the lines of the log."""
+    Path("program").write_text(BEGINS)
+    argv = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "program", "serve", "--upstream", "https://a"]
+    ran = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    assert ran.returncode == 7
+    assert Path("seen").read_text() == "True /dev/null /dev/null /dev/null\n"
+
+
+@pytest.mark.parametrize("dash", [["-"], ["/dev/stdin"]])
+def test_a_program_that_came_through_a_pipe_is_not_begun_anew(dash: list[str]) -> None:
+    argv = [sys.executable, *dash, "serve", "--upstream", "https://a"]
+    ran = subprocess.run(argv, input=BEGINS, capture_output=True, check=False, text=True)
+    assert (ran.returncode, ran.stderr) == (7, "a line\n")
+    assert Path("seen").read_text().startswith("False ")
