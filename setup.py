@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_config_var
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -59,6 +60,13 @@ PROBE = "#include <Python.h>\n#include <nghttp2/nghttp2.h>\n"
 
 class BuildFast(build_ext):
     """Builds all of it or nothing."""
+
+    def run(self) -> None:
+        """Where it is built among the sources, remove first what was compiled of older ones."""
+        if self.inplace:
+            for old in Path("proxy").rglob(f"*{get_config_var('EXT_SUFFIX')}"):
+                old.unlink()
+        super().run()
 
     def build_extensions(self) -> None:
         """Compile what can be compiled; say in one line why not, otherwise."""
