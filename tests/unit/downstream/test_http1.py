@@ -167,6 +167,18 @@ async def test_more_than_a_window_of_a_request_is_not_read() -> None:
         await head_of(reader)
 
 
+async def test_a_client_that_leaves_is_noticed_however_much_of_its_ended_request_is_under_way() -> None:
+    async with listening(acknowledging=False) as it:
+        window = 256 << 10
+        _, writer = await it.raw(POST + b"Content-Length: %d\r\n\r\n" % (window + 1) + bytes(window))
+        taken = await it.relay.request()
+        await taken.came(window)
+        writer.write(b"!")  # which the read brings that was waiting when the window was full
+        await taken.ended.wait()
+        writer.close()
+        assert await asyncio.wait_for(taken.reset, 5) == 0x8
+
+
 async def test_a_response_may_end_before_its_request() -> None:
     async with listening() as it:
         reader, writer = await it.raw(POST + b"Content-Length: 4\r\n\r\nab")
