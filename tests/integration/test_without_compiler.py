@@ -18,7 +18,10 @@ TESTS = (
     "tests/unit/upstream/test_pool.py",
     "tests/unit/downstream/test_connection.py",
     "tests/unit/http2/test_fields.py",
+    "tests/unit/telemetry/test_metrics.py",
     "tests/unit/test_routing.py",
+    "tests/unit/tokens/test_slot.py",
+    "tests/unit/wire",
 )
 
 
