@@ -7,6 +7,7 @@ hide what is wrong with the others.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -246,8 +247,8 @@ class Settings(BaseModel):
         return RouteTable(settings.route(name) for name, settings in self.routes.items())
 
     def to_json(self) -> str:
-        """Return all settings as JSON, for `PlainSettings.from_json`."""
-        return self.model_dump_json()
+        """Return all settings as JSON, for `PlainSettings.from_json`; in ASCII, since paths need not be UTF-8."""
+        return json.dumps(self.model_dump(mode="json"))
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {

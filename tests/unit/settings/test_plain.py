@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from proxy.routing import Origin, Route
@@ -35,6 +36,17 @@ def test_defaults_stay_what_they_are() -> None:
         settings.drain_timeout,
         settings.route_table().routes,
     )
+
+
+def test_paths_need_not_be_utf8() -> None:
+    """Python has such octets of flags and variables as surrogates (PEP 383)."""
+    settings = Settings(
+        routes={"": RouteSettings(url=URL)}, listen=("unix:/\udcff",), upstream_ca=Path(os.fsdecode(b"/\xff.pem"))
+    )
+    text = settings.to_json()
+    assert text.isascii()
+    plain = PlainSettings.from_json(text)
+    assert (plain.listen, plain.upstream_ca) == (settings.listen, settings.upstream_ca)
 
 
 def test_routes_come_in_their_order_with_url_taken_apart_and_audience_filled_in() -> None:
