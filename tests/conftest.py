@@ -11,9 +11,9 @@ def pytest_configure() -> None:
     """Refuse to test what is not there any more: of a compiled module, the source does not count."""
     old = [
         str(source.relative_to(PROXY.parent))
-        for source in PROXY.rglob("*.py*")
+        for source in PROXY.rglob("*.p[xy]*")
         for compiled in source.parent.glob(f"{source.stem}.*.so")
-        if source.suffix in (".py", ".pyx") and source.stat().st_mtime > compiled.stat().st_mtime
+        if source.suffix in (".py", ".pyx", ".pxd") and source.stat().st_mtime > compiled.stat().st_mtime
     ]
     if old:
         raise pytest.UsageError(f"newer than what was compiled of it: {', '.join(sorted(old))}; run `make setup`")

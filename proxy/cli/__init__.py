@@ -42,6 +42,8 @@ def _hold_standard_streams() -> None:
     What is opened later would get their numbers, and a socket what is written to stderr: a process that begins anew
     takes for its stderr whatever is open there.
     """
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
