@@ -32,7 +32,7 @@ class Sink(ABC):
         raise NotImplementedError
 
     def request_data(self, data: bytes, end_stream: bool) -> None:
-        """Content; `Channel.acknowledge` is owed for its octets, unless the request ends with them."""
+        """Content; `Channel.acknowledge` is owed for its octets, until the request ends."""
         raise NotImplementedError
 
     def request_trailers(self, fields: Fields) -> None:
@@ -58,7 +58,7 @@ class Sink(ABC):
         raise NotImplementedError
 
     def response_data(self, data: bytes, end_stream: bool) -> None:
-        """Content; `Channel.acknowledge` is owed for its octets, unless the response ends with them."""
+        """Content; `Channel.acknowledge` is owed for its octets, until the response ends."""
         raise NotImplementedError
 
     def response_trailers(self, fields: Fields) -> None:
