@@ -210,7 +210,11 @@ async def refuse_pages(scope: Message, send: Send) -> bool:
 
 def _is_loopback(scope: Message) -> bool:
     """Whether the connection came to a loopback address of ours; a Unix socket has none."""
-    return scope["server"] is not None and ipaddress.ip_address(scope["server"][0]).is_loopback
+    if scope["server"] is None:
+        return False
+    address = ipaddress.ip_address(scope["server"][0])
+    # What comes to a listener on [::] over IPv4; the whole of ::ffff:0:0/96 is no loopback to older Pythons.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _needs_no_dns(host: bytes) -> bool:

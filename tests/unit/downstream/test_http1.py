@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from proxy.downstream.http1 import Message, refuse_pages
 from tests.unit.downstream.relaying import Listening, listening
 
 pytestmark = pytest.mark.asyncio
@@ -264,6 +265,22 @@ async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"x-cloudrun-sidecar-error: browser-refused" in answer
         assert it.relay.requests.empty()
+
+
+@pytest.mark.parametrize(
+    ("server", "refused"),
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False), ("10.0.0.1", False)],
+)
+async def test_loopback_is_loopback_in_whichever_notation(server: str, refused: bool) -> None:
+    """A listener on [::] has IPv4 addresses as IPv6 ones (RFC 4291, 2.5.5.2)."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"method": "GET", "headers": [(b"host", b"evil.example")], "server": (server, 9081)}
+    assert await refuse_pages(scope, send) is refused
+    assert bool(sent) is refused
 
 
 @pytest.mark.parametrize(
