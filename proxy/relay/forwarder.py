@@ -126,7 +126,9 @@ class Forwarder(Exchanges):
         self.waiting.add(carrier, post, token)
 
     def launch(self, carrier: Carrier, post: Post, connection: Channel, token: Token | None) -> None:
-        """Start the carrier on this connection, which has a free stream."""
+        """Start the carrier on this connection, which has a free stream. RuntimeError where its token is missing."""
+        if token is None and post.route.signed:
+            raise RuntimeError("a request that must have a token was to be sent without")
         carrier.token = token
         authorization = token.authorization if token is not None else None
         carrier.start(

@@ -197,6 +197,28 @@ def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: Engin
 
 
 @each_engine
+@pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
+def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory, path: str) -> None:
+    class Tokenless(TokenSource):
+        async def token(self, key: TokenKey) -> Token:
+            return None  # type: ignore[return-value]  # what must not be
+
+        fresh = token
+
+    async def mint(key: TokenKey) -> Token:
+        raise Defect
+
+    with World(route("svc", signed=True), make=make, tokens=lambda clock: Tokenless(mint, clock=clock)) as world:
+        client = world.client()
+        stream = client.request(path, method="GET", end=True)
+        world.settle()
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert not world.arrivals(path.removeprefix("/svc"))
+        assert defects(world) == [RuntimeError]
+        world.assert_at_rest()
+
+
+@each_engine
 @pytest.mark.parametrize("last", ["request", "response"])
 def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory, last: str) -> None:
     narrow = Limits(stream_window_octets=4)
