@@ -99,7 +99,6 @@ COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)
-	@find proxy -name '*.so' -delete
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@
