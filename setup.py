@@ -43,6 +43,7 @@ DATA_PATH = (
     "proxy/relay/carrier.py",
     "proxy/relay/exchange.py",
     "proxy/relay/forwarder.py",
+    "proxy/restate.py",
     "proxy/routing.py",
     "proxy/telemetry/counters.py",
     "proxy/tokens/slot.py",

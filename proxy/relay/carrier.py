@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from proxy.relay.forwarder import Forwarder
     from proxy.routing import Route
     from proxy.telemetry import RouteMetrics
+    from proxy.tokens.model import Token
 
 __all__ = ["Carrier"]
 
@@ -96,7 +97,7 @@ class Carrier(Sink):
         self.route: Route | None = None
         self.upstream_path = b""
         self.discovery = False
-        self.token: object | None = None
+        self.token: Token | None = None
         """The token this request went out with."""
         self.attempts = 0
         """How often it was started."""

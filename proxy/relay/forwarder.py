@@ -76,7 +76,6 @@ class Forwarder(Exchanges):
         """Whether new exchanges are refused."""
         self._routes = routes
         self._tokens = tokens
-        self._pool = pool
         self._loop = loop
         self._clock = clock
         self._chance = chance
@@ -85,15 +84,15 @@ class Forwarder(Exchanges):
         """Those that could not be started at once."""
         self._quiet_until: dict[tuple[str, str], float] = {}
         self._unmatched = metrics.route(UNMATCHED)
-        self._posts = {route.name: self._post(route, metrics) for route in routes.routes}
+        self._posts = {route.name: self._post(route, pool, metrics) for route in routes.routes}
 
-    def _post(self, route: Route, metrics: Metrics) -> Post:
+    def _post(self, route: Route, pool: Pool, metrics: Metrics) -> Post:
         key = TokenKey(route.impersonate, route.delegates, route.audience)
         return Post(
             route=route,
             key=key,
             slot=self._tokens.slot(key) if route.signed else None,
-            line=self._pool.line(route.origin),
+            line=pool.line(route.origin),
             scheme=route.origin.scheme.encode(),
             metrics=metrics.route(route.label),
         )
@@ -157,7 +156,7 @@ class Forwarder(Exchanges):
         carrier.status = status = _STATUSES.get(code) or int(code)
         if status not in _TELLING_STATUSES or carrier.route is None:
             return
-        if status == 401 and isinstance(carrier.token, Token):
+        if status == 401 and carrier.token is not None:
             self._tokens.reject(carrier.token)
         if self._may_log(carrier.route.name, str(status)):
             challenge = next((value for name, value, _ in fields if name == b"www-authenticate"), b"")
@@ -191,14 +190,12 @@ class Forwarder(Exchanges):
         if carrier.route is None:
             method, path = request_line(carrier.head)
             carrier.method = method
-            carrier.discovery = method == b"GET" and is_discovery(method, path)
-            if self.draining:
-                self._unmatched.started()
-                raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
-            if self.budget.used_up:
-                self._unmatched.started()
-                raise Overloaded("as many octets are queued as may be (queued_octets); slow readers hold them")
+            carrier.discovery = is_discovery(method, path)
             try:
+                if self.draining:
+                    raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
+                if self.budget.used_up:
+                    raise Overloaded("as many octets are queued as may be (queued_octets); slow readers hold them")
                 if method == b"CONNECT":
                     raise MethodRefused("CONNECT is not forwarded: name the upstream as a route, and call its path")
                 carrier.route, carrier.upstream_path = route, _ = self._routes.match(path)
@@ -213,9 +210,8 @@ class Forwarder(Exchanges):
 
     def _minted_before(self, carrier: Carrier) -> Token | None:
         """Return the token that was minted for this discovery, if it was not processed then."""
-        if isinstance(carrier.token, Token) and carrier.token.expires_at > self._clock():
-            return carrier.token
-        return None
+        token = carrier.token
+        return token if token is not None and token.expires_at > self._clock() else None
 
     def _count(self, carrier: Carrier, failure: Failure, what: str) -> None:
         carrier.metrics.failed(failure.code)
