@@ -77,6 +77,7 @@ __all__ = [
     "UpstreamTlsFailed",
     "answer",
     "leaves",
+    "retry_after",
 ]
 
 ERROR_FIELD: Final = b"x-cloudrun-sidecar-error"
@@ -109,7 +110,7 @@ class Transient(Failure):
 
     status = 503
     discovery_status = 503
-    retry_after_seconds = (1, 5)
+    retry_after_seconds: ClassVar[tuple[int, int]] = (1, 5)
     passes = True
 
 
@@ -308,9 +309,14 @@ def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
         (ERROR_FIELD, failure.code.encode()),
     ]
     if failure.retry_after_seconds is not None:
-        least, most = failure.retry_after_seconds
-        fields.append((b"retry-after", str(least + int(chance * (most - least + 1))).encode()))
+        fields.append((b"retry-after", retry_after(failure.retry_after_seconds, chance)))
     return Answer(failure.discovery_status if discovery else failure.status, fields, body)
+
+
+def retry_after(seconds: tuple[int, int], chance: float) -> bytes:
+    """Return a value of `retry-after` within these bounds, both included; `chance` in [0, 1) decides where."""
+    least, most = seconds
+    return str(least + int(chance * (most - least + 1))).encode()
 
 
 def leaves() -> list[type[Failure]]:

@@ -3,6 +3,9 @@
 * `GET {prefix}/discover` asks for the manifest. A person waits for it and sees the answer, body included.
 * `POST {prefix}/invoke/{service}/{handler}` runs a handler. Nobody sees the body of a failed one.
 * `POST {prefix}/serdes/…` serves the UI. It is no discovery: a UI can wait and repeat.
+
+An invocation that gets 429 or 503 is tried again. With `retry-after` that costs it no attempt; without, three of them
+pause it where its retry policy says `max-attempts = 3`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import json
 import re
 from typing import Any, Final
 
-__all__ = ["DISCOVERY_ACCEPT", "is_discovery", "is_manifest", "manifest_services"]
+from proxy.errors import Transient, retry_after
+
+__all__ = ["DISCOVERY_ACCEPT", "is_discovery", "is_manifest", "manifest_services", "missing_retry_after"]
 
 _MANIFEST: Final = "application/vnd.restate.endpointmanifest.v{}+json"
 
@@ -19,6 +24,22 @@ DISCOVERY_ACCEPT: Final = ", ".join(_MANIFEST.format(version) for version in ran
 """What Restate accepts as the answer to a discovery."""
 
 _IS_MANIFEST: Final = re.compile(re.escape(_MANIFEST).replace(r"\{\}", "[0-9]+"))
+
+
+_RETRIED_FOR_FREE: Final = frozenset((429, 503))
+"""Statuses that use no attempt of an invocation up, if `retry-after` comes with them."""
+
+
+def missing_retry_after(
+    status: int, fields: list[tuple[bytes, bytes, bool]], random_fraction: float
+) -> tuple[bytes, bytes, bool] | None:
+    """Return the `retry-after` line that a response head of an upstream lacks; None where it has one or needs none.
+
+    It asks for as long as our own transient answers do; `random_fraction` in [0, 1) spreads it.
+    """
+    if status not in _RETRIED_FOR_FREE or any(name == b"retry-after" for name, _, _ in fields):
+        return None
+    return (b"retry-after", retry_after(Transient.retry_after_seconds, random_fraction), False)
 
 
 def is_discovery(method: bytes, path: bytes) -> bool:

@@ -103,6 +103,7 @@ class Sidecar:
             chance=random.random,
             replay_octets=settings.replay_octets,
             access_log=settings.access_log,
+            add_retry_after=settings.add_retry_after,
         )
         self.listener = Listener(self._forwarder, server, budget, self.metrics)
         self._admin: AdminPlane | None = None

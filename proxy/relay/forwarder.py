@@ -20,7 +20,7 @@ from proxy.http2.events import Fields, StreamId
 from proxy.http2.fields import for_upstream, request_line
 from proxy.relay.carrier import Carrier
 from proxy.relay.waiting import Pool, Tokens, Waiting
-from proxy.restate import is_discovery
+from proxy.restate import is_discovery, missing_retry_after
 from proxy.routing import UNMATCHED, Route, RouteTable
 from proxy.telemetry import Metrics, RouteMetrics
 from proxy.tokens.model import Token, TokenKey
@@ -69,6 +69,7 @@ class Forwarder(Exchanges):
         chance: Callable[[], float],
         replay_octets: int,
         access_log: bool = False,
+        add_retry_after: bool = True,
     ) -> None:
         self.replay_octets = replay_octets
         self.budget = budget
@@ -80,6 +81,7 @@ class Forwarder(Exchanges):
         self._clock = clock
         self._chance = chance
         self._access_log = access_log
+        self._add_retry_after = add_retry_after
         self.waiting = Waiting(self, tokens, pool, loop)
         """Those that could not be started at once."""
         self._quiet_until: dict[tuple[str, str], float] = {}
@@ -150,12 +152,12 @@ class Forwarder(Exchanges):
         """Count and log a failure that came too late for an answer."""
         self._count(carrier, failure, "exchange broken off")
 
-    def response_began(self, carrier: Carrier, fields: Fields) -> None:
-        """Note the status; a 401 drops the token that Cloud Run did not take."""
+    def response_began(self, carrier: Carrier, fields: Fields) -> Fields:
+        """Return the head to send downstream; a 401 drops the token that Cloud Run did not take."""
         code = fields[0][1]
         carrier.status = status = _STATUSES.get(code) or int(code)
         if status not in _TELLING_STATUSES or carrier.route is None:
-            return
+            return fields
         if status == 401 and carrier.token is not None:
             self._tokens.reject(carrier.token)
         if self._may_log(carrier.route.name, str(status)):
@@ -166,6 +168,9 @@ class Forwarder(Exchanges):
                 status=status,
                 www_authenticate=challenge.decode("latin-1"),
             )
+        # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
+        added = missing_retry_after(status, fields, self._chance()) if self._add_retry_after else None
+        return fields if added is None else [*fields, added]
 
     def ended(self, carrier: Carrier) -> None:
         """Count the exchange."""

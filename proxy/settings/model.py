@@ -144,6 +144,13 @@ class Settings(BaseModel):
             "Google closes it after some four minutes: being first avoids sending into a closing connection."
         ),
     )
+    add_retry_after: bool = Field(
+        default=True,
+        description=(
+            "Add retry-after, 1 to 5 seconds, to a 429 or 503 of Cloud Run that has none. "
+            "Without it these use up Restate's attempts while there is no instance: work would fail, not wait."
+        ),
+    )
     http2_engine: EngineName = Field(
         default="auto",
         description="Who speaks HTTP/2: nghttp2 is compiled and fast, h2 is portable, auto takes the best there is.",
@@ -262,6 +269,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "ping_interval",
         "ping_timeout",
         "upstream_idle_timeout",
+        "add_retry_after",
     ),
     "HTTP/2 and memory": (
         "http2_engine",

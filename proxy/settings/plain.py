@@ -35,6 +35,7 @@ class PlainSettings:
     ping_interval: float
     ping_timeout: float
     upstream_idle_timeout: float
+    add_retry_after: bool
     http2_engine: EngineName
     max_concurrent_streams: int
     stream_window: int

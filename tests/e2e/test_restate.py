@@ -175,6 +175,26 @@ async def test_work_waits_while_nothing_can_be_minted_and_goes_on_afterwards(tmp
 
 
 @pytest.mark.asyncio
+async def test_an_invocation_outlasts_more_503s_without_retry_after_than_it_has_attempts(tmp_path: Path) -> None:
+    async with world(tmp_path, max_attempts=3) as here:
+        await here.register()
+        here.container.refusals_left = 4
+        assert await here.restate.invoke("Greeter", "greet", "Ada") == (200, "Hello, Ada!")
+        # Discovery, four refusals, and the attempt that succeeds.
+        assert here.cloud_run.verdicts[Verdict.ACCEPTED] == 1 + 4 + 1
+
+
+@pytest.mark.asyncio
+async def test_an_invocation_pauses_over_them_where_no_retry_after_is_added(tmp_path: Path) -> None:
+    async with world(tmp_path, Identity.METADATA, "--no-add-retry-after", max_attempts=3) as here:
+        await here.register()
+        here.container.refusals_left = 4
+        await here.restate.invoke("Greeter", "greet", "Ada", send=True)
+        await here.restate.program.line("pausing the invocation.*RT0023")
+        assert here.container.refusals_left == 1
+
+
+@pytest.mark.asyncio
 async def test_invocations_under_way_finish_while_the_sidecar_ends(tmp_path: Path) -> None:
     async with world(tmp_path) as here, asyncio.TaskGroup() as group:
         await here.register()

@@ -52,11 +52,18 @@ class Recorder:
 
     def __init__(self, app: Application, tell: Callable[[Seen], None] | None = None) -> None:
         self.seen: list[Seen] = []
+        self.refusals_left = 0
+        """So many of the next invocations find no instance: 503 without `retry-after`, and not noted."""
         self._app = app
         self._tell = tell
         self._arrived = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.refusals_left and "/invoke/" in scope["path"]:
+            self.refusals_left -= 1
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"no available instance"})
+            return
         if scope["type"] == "http":
             seen = Seen.of(scope)
             self.seen.append(seen)

@@ -81,6 +81,7 @@ class World:
         chance: Callable[[], float] = lambda: 0.0,
         max_connections: int = 8,
         access_log: bool = False,
+        add_retry_after: bool = True,
     ) -> None:
         self.loop = Workshop()
         self.make = make
@@ -110,6 +111,7 @@ class World:
             chance=chance,
             replay_octets=replay_octets,
             access_log=access_log,
+            add_retry_after=add_retry_after,
         )
 
     def __enter__(self) -> Self:

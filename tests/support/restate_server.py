@@ -78,18 +78,21 @@ class RestateServer:
         admin_port: int = 0,
         ingress_port: int = 0,
         inactivity_milliseconds: int = 60_000,
+        max_attempts: int | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
 
-        After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend.
+        After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend, and after
+        `max_attempts` that fail one is paused; None leaves that to the server.
         """
         configuration = folder / "restate.toml"
-        configuration.write_text(
-            _CONFIGURATION.format(
-                admin_port=admin_port, ingress_port=ingress_port, inactivity_milliseconds=inactivity_milliseconds
-            )
+        text = _CONFIGURATION.format(
+            admin_port=admin_port, ingress_port=ingress_port, inactivity_milliseconds=inactivity_milliseconds
         )
+        if max_attempts is not None:
+            text += f'max-attempts = {max_attempts}\non-max-attempts = "pause"\n'
+        configuration.write_text(text)
         argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
         argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.

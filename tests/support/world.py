@@ -78,8 +78,13 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, identity: Identity = Identity.METADATA, *flags: str) -> AsyncIterator[World]:
-    """Bring everything up, with the sample services in Cloud Run and one route to them; `flags` go to the sidecar."""
+async def world(
+    folder: Path, identity: Identity = Identity.METADATA, *flags: str, max_attempts: int | None = None
+) -> AsyncIterator[World]:
+    """Bring everything up, with the sample services in Cloud Run and one route to them; `flags` go to the sidecar.
+
+    After `max_attempts` that fail, Restate pauses an invocation.
+    """
     google = Google(slow_seconds=30.0)
     certificates = Certificates.create(folder / "google")
     start = "ambient@samples.iam.gserviceaccount.com" if identity.has_key else google.metadata_account
@@ -107,7 +112,7 @@ async def world(folder: Path, identity: Identity = Identity.METADATA, *flags: st
         restate_folder = folder / "restate"
         restate_folder.mkdir()
         running = await stack.enter_async_context(sidecar("--config", config, *flags, env=environment))
-        restate = await stack.enter_async_context(RestateServer.running(restate_folder))
+        restate = await stack.enter_async_context(RestateServer.running(restate_folder, max_attempts=max_attempts))
         yield World(
             google=google,
             cloud_run=cloud_run,

@@ -334,3 +334,63 @@ def test_what_the_front_end_says_passes_through_and_is_logged(make: EngineFactor
         assert client.streams[stream].status == status
         assert world.tokens_of("/y") == [b"Bearer 1"]
         assert [line["status"] for line in log if line["event"] == "upstream answered an error"] == [status]
+
+
+# ---- retry-after
+
+
+@each_engine
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, b"1"), (0.5, b"3"), (0.999, b"5")])
+def test_a_429_or_503_without_retry_after_gets_one_that_is_spread(
+    make: EngineFactory, status: int, chance: float, seconds: bytes
+) -> None:
+    with World(make=make, chance=lambda: chance) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        service, far = world.latest("/x")
+        service.respond(far, status, fields=[(b"content-type", b"text/plain")])
+        service.engine.send_data(far, b"no instance", end_stream=True)
+        world.settle()
+        assert client.streams[stream].head == [
+            (b":status", b"%d" % status, False),
+            (b"content-type", b"text/plain", False),
+            (b"retry-after", seconds, False),
+        ]
+        assert client.streams[stream].content == b"no instance"
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("value", [b"0", b"120", b"Fri, 31 Dec 1999 23:59:59 GMT", b"soon"])
+def test_a_retry_after_of_the_service_itself_is_left_alone(make: EngineFactory, value: bytes) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        service, far = world.latest("/x")
+        service.respond(far, 503, fields=[(b"retry-after", value)], end=True)
+        world.settle()
+        assert client.streams[stream].head == [(b":status", b"503", False), (b"retry-after", value, False)]
+
+
+@each_engine
+@pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 413, 500, 502, 504])
+def test_no_other_status_gets_a_retry_after(make: EngineFactory, status: int) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        service, far = world.latest("/x")
+        service.respond(far, status, end=True)
+        world.settle()
+        assert client.streams[stream].head == [(b":status", b"%d" % status, False)]
+
+
+@each_engine
+def test_no_retry_after_is_added_where_the_settings_say_so(make: EngineFactory) -> None:
+    with World(make=make, add_retry_after=False) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = get(world, client, "/svc/x")
+        service, far = world.latest("/x")
+        service.respond(far, 503, end=True)
+        world.settle()
+        assert client.streams[stream].head == [(b":status", b"503", False)]

@@ -53,8 +53,9 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "listen": ("127.0.0.1:1", "[::1]:2"), "unsafe_listen": True, "admin": "127.0.0.1:3", "workers": 2,
         "drain_timeout": 1.5, "connect_timeout": 1.0, "mint_timeout": 2.0, "stream_wait_timeout": 3.0,
         "max_upstream_connections": 4, "ping_interval": 11.0, "ping_timeout": 6.0, "upstream_idle_timeout": 7.0,
-        "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000, "queued_octets": 2 << 20,
-        "replay_octets": 0, "max_field_section": 20_000, "log_level": "error", "log_format": "json", "access_log": True,
+        "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
+        "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000,
+        "log_level": "error", "log_format": "json", "access_log": True,
     }  # fmt: skip
     assert {*values, "upstream_ca", "routes"} == set(Settings.model_fields)
     expected = Settings(routes={"": RouteSettings(url=URL)}, **values)
