@@ -11,13 +11,15 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from proxy.errors import CredentialsInvalid
+from proxy.quoting import plain, quoted
 
 __all__ = ["CredentialFile", "Kind", "find", "is_near", "looked_for"]
 
@@ -30,12 +32,17 @@ Kind = Literal[
 ]
 
 _VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
+_FOLDER_VARIABLE: Final = "CLOUDSDK_CONFIG"
+_WELL_KNOWN: Final = "application_default_credentials.json"
 
 _UNIVERSE_VARIABLE: Final = "GOOGLE_CLOUD_UNIVERSE_DOMAIN"
 _UNIVERSE: Final = "googleapis.com"
 _UNSUPPORTED: Final = "only Google's public cloud is supported"
 
 _MOST_OCTETS: Final = 1 << 20
+
+# RFC 3986 has no other character, but for the names in braces that google-auth fills in.
+_VISIBLE: Final = re.compile(r"[!-\[\]-~]+")
 
 _REQUIRED: Final[dict[Kind, tuple[str, ...]]] = {
     "service_account": ("client_email", "private_key", "token_uri"),
@@ -49,6 +56,15 @@ _SOURCES: Final = ("environment_id", "executable", "file", "url")
 """What a `credential_source` has one of; the first is AWS', which has a `url` besides."""
 
 _OBJECTS: Final = frozenset({"credential_source", "source_credentials"})
+
+_URLS: Final = ("token_uri", "token_url", "token_info_url", "revoke_url", "service_account_impersonation_url")
+"""Members that say where tokens, keys or proofs of them go."""
+
+_SOURCE_URLS: Final = ("url", "region_url", "imdsv2_session_token_url", "regional_cred_verification_url")
+"""The same of a `credential_source`."""
+
+# IPv6 addresses of AWS' metadata servers: EC2's fd00:ec2::254, EKS' fd00:ec2::23. Link-local but for their prefix.
+_METADATA_OF_AWS: Final = ipaddress.IPv6Network("fd00:ec2::/32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +82,86 @@ class CredentialFile:
 def find(environment: Mapping[str, str], known: CredentialFile | None = None) -> CredentialFile | None:
     """Return the credential file that the environment names, `known` itself if it is unchanged, None if there is none.
 
-    Raises CredentialsInvalid, with one sentence that names the path, for a file that is named but missing, or there but
-    not a credential that can be used.
+    Raises CredentialsInvalid, with one sentence that says where and what to do, for a file that is named but missing,
+    for gcloud's where it cannot be told whether it is there, and for one that is not a credential that can be used.
     """
     if environment.get(_UNIVERSE_VARIABLE, "") not in ("", _UNIVERSE):
         raise CredentialsInvalid(f"{_UNIVERSE_VARIABLE} names another universe than {_UNIVERSE}: {_UNSUPPORTED}")
     named = environment.get(_VARIABLE)
-    path = named or well_known_path(environment)
+    if named:
+        return _load(named, known, lambda why: _unusable(named, why))
+    where = _shown_well_known_path(environment)
+
+    def unusable(why: str) -> CredentialsInvalid:
+        what = f"gcloud's credential file, {where}, {why}"
+        return CredentialsInvalid(f"{what}; let the sidecar read it, or set {_VARIABLE}")
+
+    try:
+        return _load(well_known_path(environment), known, unusable)
+    except _Absent:
+        return None
+
+
+class _Absent(CredentialsInvalid):
+    """There is no such file.
+
+    No other error means that. A file that is there, and cannot be read, is not passed over: the next source is another
+    identity.
+    """
+
+
+def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], CredentialsInvalid]) -> CredentialFile:
     try:
         state = os.stat(path)
-    except (OSError, ValueError) as exc:
-        if not named:
-            return None
-        why = exc.strerror if isinstance(exc, OSError) else str(exc)
-        raise CredentialsInvalid(f"{_VARIABLE} names {path!r}, which cannot be read: {why}") from exc
-    stamp = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    if known is not None and (known.path, known.stamp) == (path, stamp):
-        return known
-    if not stat.S_ISREG(state.st_mode):
-        if not named:
-            return None
-        what = "a directory" if stat.S_ISDIR(state.st_mode) else "not a regular file"
-        raise CredentialsInvalid(f"{_VARIABLE} names {path!r}, which is {what}; name the credential file")
-    info = _read(path)
+        stamp = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if known is not None and (known.path, known.stamp) == (path, stamp):
+            return known
+        if not stat.S_ISREG(state.st_mode):
+            raise unusable(f"is {'a directory' if stat.S_ISDIR(state.st_mode) else 'not a regular file'}")
+        content = _read(path)
+    # Not chained: the errors hold the path, and that could be a pasted key.
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise _Absent(str(unusable(f"cannot be read: {_reason(exc)}"))) from None
+    except OSError as exc:
+        raise unusable(f"cannot be read: {_reason(exc)}") from None
+    except ValueError:
+        raise unusable("cannot be read: a path holds no zero octet") from None
+    info = _object(content, path)
     return CredentialFile(path, stamp, check(info, path), info)
+
+
+def _unusable(named: str, why: str) -> CredentialsInvalid:
+    if plain(named) is None:
+        return CredentialsInvalid(
+            f"{_VARIABLE} must be the path of a credential file, and holds {quoted(named)}; write a credential to a "
+            "file of its own, and name that"
+        )
+    return CredentialsInvalid(
+        f"{_VARIABLE} names {quoted(named)}, which {why}; name a credential file that the sidecar can read"
+    )
+
+
+def _reason(exc: OSError) -> str:
+    return exc.strerror or (os.strerror(exc.errno) if exc.errno else type(exc).__name__)
 
 
 def well_known_path(environment: Mapping[str, str]) -> str:
     """Return where `gcloud auth application-default login` leaves its file."""
     home = environment.get("HOME") or os.path.expanduser("~")
-    folder = environment.get("CLOUDSDK_CONFIG") or os.path.join(home, ".config", "gcloud")
-    return os.path.join(folder, "application_default_credentials.json")
+    folder = environment.get(_FOLDER_VARIABLE) or os.path.join(home, ".config", "gcloud")
+    return os.path.join(folder, _WELL_KNOWN)
 
 
 def looked_for(environment: Mapping[str, str]) -> str:
     """Return in words where `find` found nothing."""
-    return f"{_VARIABLE} is not set and there is no {well_known_path(environment)}"
+    return f"{_VARIABLE} is not set and there is no {_shown_well_known_path(environment)}"
+
+
+def _shown_well_known_path(environment: Mapping[str, str]) -> str:
+    path = well_known_path(environment)
+    if plain(path) is not None:
+        return path
+    return f"{_WELL_KNOWN} below {_FOLDER_VARIABLE if environment.get(_FOLDER_VARIABLE) else 'HOME'}"
 
 
 def check(info: Mapping[str, Any], path: str) -> Kind:
@@ -117,21 +177,14 @@ def check(info: Mapping[str, Any], path: str) -> Kind:
         )
     kind = next((known for known in _REQUIRED if known == declared), None)
     if kind is None:
-        what = f'has the type "{declared[:60]}"' if isinstance(declared, str) else "has no type"
+        what = f"has the type {quoted(declared)}" if isinstance(declared, str) else "has no type"
         raise CredentialsInvalid(f"{path} {what}; a Google credential file has one of: {', '.join(_REQUIRED)}")
     missing = [name for name in _REQUIRED[kind] if not _filled(info.get(name), name)]
     if missing:
         raise CredentialsInvalid(f"{path} ({kind}) has no {', '.join(missing)}; get the file anew")
-    for name in ("token_uri", "token_url"):
-        url = str(info.get(name, "https://"))
-        if not url.startswith(("https://", "http://")):
-            raise CredentialsInvalid(f"{path} ({kind}): its {name} is not an http(s) URL")
-        if url.startswith("http://") and not is_near(url):
-            raise CredentialsInvalid(
-                f"{path} ({kind}): its {name} is plain http:// to another machine, and what goes there is secret; "
-                "it has to be https://"
-            )
-    if info.get("universe_domain", _UNIVERSE) != _UNIVERSE:
+    for name in _URLS:
+        _check_url(info.get(name), name, f"{path} ({kind})")
+    if info.get("universe_domain") not in (None, "", _UNIVERSE):
         raise CredentialsInvalid(f"{path} belongs to another universe than {_UNIVERSE}: {_UNSUPPORTED}")
     if kind == "external_account":
         _check_source(info["credential_source"], path)
@@ -139,12 +192,36 @@ def check(info: Mapping[str, Any], path: str) -> Kind:
 
 
 def is_near(url: str) -> bool:
-    """Return whether a URL's host is `localhost` or an address that is not public."""
+    """Return whether a URL leads to this machine, or to a metadata server: by its address, loopback or link-local."""
     try:
         host = urlsplit(url).hostname or ""
-        return host == "localhost" or not ipaddress.ip_address(host).is_global
+        if host == "localhost":
+            return True
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_link_local or address in _METADATA_OF_AWS
+
+
+def _check_url(url: object, name: str, whose: str) -> None:
+    """Raise CredentialsInvalid unless a secret may go to a URL (None or `""` is none, and nothing goes there)."""
+    if url is None or url == "":
+        return
+    text = url if isinstance(url, str) else ""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("https", "http") or not parts.hostname or not _VISIBLE.fullmatch(text):
+        raise CredentialsInvalid(f"{whose}: its {name} is not an http(s) URL")
+    if "@" in parts.netloc:
+        raise CredentialsInvalid(f"{whose}: its {name} holds a user name or password, which is not sent; remove it")
+    if parts.scheme == "http" and not is_near(text):
+        raise CredentialsInvalid(
+            f"{whose}: its {name} is plain http:// to another machine, and what goes there, or comes from there, is "
+            "secret; it has to be https://"
+        )
 
 
 def _check_source(source: Mapping[str, Any], path: str) -> None:
@@ -162,18 +239,21 @@ def _check_source(source: Mapping[str, Any], path: str) -> None:
             raise CredentialsInvalid(f"{path}: the executable of its credential_source has no command")
     elif not _filled(source[named[0]], named[0]):
         raise CredentialsInvalid(f"{path}: the {named[0]} of its credential_source is empty")
+    for name in _SOURCE_URLS:
+        _check_url(source.get(name), f"credential_source.{name}", f"{path} (external_account)")
 
 
 def _filled(value: object, name: str) -> bool:
     return bool(value) and isinstance(value, dict if name in _OBJECTS else str)
 
 
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_OCTETS + 1)
-    except OSError as exc:
-        raise CredentialsInvalid(f"the credential file {path} cannot be read: {exc.strerror}") from exc
+def _read(path: str) -> bytes:
+    """Return the content, cut above the octets that are too many; OSError."""
+    with open(path, "rb") as file:
+        return file.read(_MOST_OCTETS + 1)
+
+
+def _object(content: bytes, path: str) -> dict[str, Any]:
     if not content.strip():
         raise CredentialsInvalid(f"the credential file {path} is empty")
     if len(content) > _MOST_OCTETS:

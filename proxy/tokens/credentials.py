@@ -118,7 +118,7 @@ def identity(file: CredentialFile, key: TokenKey, send: BlockingSend, clock: Cal
     """Return a new ID token of the service account whose key `file` is. Raises a leaf of Failure."""
     try:
         credentials = service_account.IDTokenCredentials.from_service_account_info(
-            file.info, target_audience=key.audience
+            _of_default_universe(file.info), target_audience=key.audience
         )
     except Exception as exc:  # noqa: BLE001 - google-auth raises whatever the content makes Python raise
         raise unloadable(file, exc) from None
@@ -139,22 +139,28 @@ def _email(id_token: object) -> str | None:
     return email if isinstance(email, str) and email.isprintable() else None
 
 
+def _of_default_universe(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's content without `universe_domain`: google-auth takes an empty one for another universe."""
+    return {name: value for name, value in info.items() if name != "universe_domain"}
+
+
 def _load(file: CredentialFile) -> Any:
     scopes = [CLOUD_PLATFORM]
+    info = _of_default_universe(file.info)
     match file.kind:
         case "service_account":
-            return service_account.Credentials.from_service_account_info(file.info, scopes=scopes)
+            return service_account.Credentials.from_service_account_info(info, scopes=scopes)
         case "authorized_user":
             from google.oauth2 import credentials
 
             # Without scopes: whatever the person granted. Then there is an ID token beside it, which tells who it is.
-            return credentials.Credentials.from_authorized_user_info(file.info)
+            return credentials.Credentials.from_authorized_user_info(info)
         case "external_account_authorized_user":
             from google.auth import external_account_authorized_user
 
-            return external_account_authorized_user.Credentials.from_info(file.info)
+            return external_account_authorized_user.Credentials.from_info(info)
         case _:
-            return _load_federated(file.info, scopes)
+            return _load_federated(info, scopes)
 
 
 def _load_federated(info: Mapping[str, Any], scopes: list[str]) -> Any:

@@ -132,7 +132,7 @@ async def test_an_access_token_without_an_expiry_is_malformed(
     [
         ({"service_account_impersonation_url": "https://x/y"}, "names no service account"),
         (
-            {"service_account_impersonation_url": "/serviceAccounts/a b@c:generateAccessToken"},
+            {"service_account_impersonation_url": "https://x/serviceAccounts/a@b@c:generateAccessToken"},
             "names no service account",
         ),
         ({"delegates": "a@b"}, "delegates are not a list"),

@@ -251,6 +251,9 @@ async def test_an_endpoint_that_is_no_url_is_a_failure(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     house.file({**key_info, "token_uri": "https://"})
+    with pytest.raises(CredentialsInvalid, match="token_uri is not an http"):
+        await mint(KEY)
+    house.file({**key_info, "token_uri": "https://a..b/token"})
     with pytest.raises(TokenUnavailable, match="could not be asked"):
         await mint(KEY)
 
