@@ -4,7 +4,7 @@
 
     Google          accounts, keys, grants, tokens, faults; no socket
     Federation      the identity providers of a workload identity pool: a cluster, Azure, AWS
-    GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange (TLS)
+    GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange, Resource Manager (TLS)
     CredentialFiles one credential file of each kind
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
     CloudRunServer  Hypercorn with TLS and ALPN h2, to put that middleware on

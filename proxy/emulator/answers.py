@@ -32,7 +32,7 @@ FAULT_STATUS: Final = {Fault.TOO_MANY_REQUESTS: 429, Fault.SERVER_ERROR: 500, Fa
 
 
 REJECTED_STATUS: Final[Mapping[Endpoint, int]] = {
-    "metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "aws": 401, "azure": 400,
+    "metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "aws": 401, "azure": 400,
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def oauth_error(error: str, description: str, *, status: int = 400) -> web.Respo
 
 
 def _refusal(endpoint: Endpoint, status: int) -> web.Response:
-    if endpoint == "iam":
+    if endpoint in ("iam", "projects"):
         return api_error(status, "The emulator was told to refuse this request.")
     if endpoint in ("metadata", "aws"):
         response = web_page(status, "The emulator was told to refuse this request.")

@@ -89,7 +89,9 @@ class AzureMetadata:
             return web_page(404, "There is no such path.")
         if request.method != "GET":
             return web_page(405, "Only GET is answered here.")
-        if request.headers.getall("Metadata", []) != ["true"] or "X-Forwarded-For" in request.headers:
+        # gcloud writes `"Metadata": "True"` into the files that it makes.
+        values = [value.lower() for value in request.headers.getall("Metadata", [])]
+        if values != ["true"] or "X-Forwarded-For" in request.headers:
             return oauth_error("invalid_request", "Required metadata header not specified")
         resource = request.query.get("resource", "")
         if not API_VERSION.fullmatch(request.query.get("api-version", "")) or not resource:

@@ -16,9 +16,19 @@ from typing import Final, Protocol
 from proxy.emulator import sigv4
 from proxy.emulator.jwts import Key, TokenRefused, check_times, parse
 
-__all__ = ["AwsKey", "AwsProvider", "Federation", "OidcProvider", "Provider", "SubjectRefused", "UnknownProvider"]
+__all__ = [
+    "POOL_PROJECT_NUMBER",
+    "AwsKey",
+    "AwsProvider",
+    "Federation",
+    "OidcProvider",
+    "Provider",
+    "SubjectRefused",
+    "UnknownProvider",
+]
 
-POOL: Final = "projects/123456789012/locations/global/workloadIdentityPools/emulated"
+POOL_PROJECT_NUMBER: Final = "123456789012"
+POOL: Final = f"projects/{POOL_PROJECT_NUMBER}/locations/global/workloadIdentityPools/emulated"
 JWT_TYPES: Final = frozenset({"urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"})
 AWS_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
 LONGEST_SECONDS: Final = 24 * 3600

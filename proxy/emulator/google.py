@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from proxy.emulator.federation import Federation
+from proxy.emulator.federation import POOL_PROJECT_NUMBER, Federation
 from proxy.emulator.jwts import Key
 from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Role, unique_id
 
@@ -18,7 +18,7 @@ ISSUER: Final = "https://accounts.google.com"
 """The `iss` of every ID token."""
 
 TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 – an address
-"""The `aud` of every assertion, wherever the assertion is posted to."""
+"""The `aud` of assertions, wherever they are posted to."""
 
 WORKFORCE_ENDPOINT: Final = "https://sts.googleapis.com/v1/oauthtoken"
 EXPIRED_AGO_SECONDS: Final = 3600
@@ -171,6 +171,20 @@ class Google:
     def project_of(self, email: str) -> str:
         """Return the id of the project an account belongs to, as its e-mail tells."""
         return email.partition("@")[2].partition(".")[0]
+
+    def project_number(self, project_id: str) -> int:
+        """Return the number of a project, 12 digits."""
+        return int(unique_id(project_id)[:12])
+
+    def project(self, name: str) -> str | None:
+        """Return the id of the project of that id or number; None when there is no such project.
+
+        There are the projects of the accounts, and the one that the workload identity pool belongs to.
+        """
+        if name == POOL_PROJECT_NUMBER:
+            return self.project_of(self.metadata_account)
+        ids = dict.fromkeys(self.project_of(email) for email in self._accounts)
+        return next((project for project in ids if name in (project, str(self.project_number(project)))), None)
 
     # Tokens
 

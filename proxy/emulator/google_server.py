@@ -19,6 +19,7 @@ from proxy.emulator.iam import IamCredentials
 from proxy.emulator.metadata import MetadataServer
 from proxy.emulator.model import Endpoint, Fault
 from proxy.emulator.oauth import OAuth
+from proxy.emulator.projects import ResourceManager
 from proxy.emulator.sockets import address, bind
 from proxy.emulator.sts import TokenExchange
 
@@ -28,11 +29,13 @@ API_HOSTS: Final[Mapping[str, Endpoint]] = {
     "iamcredentials.googleapis.com": "iam",
     "oauth2.googleapis.com": "oauth",
     "sts.googleapis.com": "sts",
+    "cloudresourcemanager.googleapis.com": "projects",
 }
 """The names that DNS has to point at the TLS port, and what answers under each."""
 
 API_PATHS: Final[Mapping[str, Endpoint]] = {
-    "/v1/projects/": "iam", "/token": "oauth", "/v1/token": "sts", "/v1/oauthtoken": "sts",
+    "/v1/projects/": "iam", "/v1/locations/": "iam", "/token": "oauth",
+    "/v1/token": "sts", "/v1/oauthtoken": "sts", "/v1/introspect": "sts",
 }  # fmt: skip
 
 PLAIN_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
@@ -85,6 +88,7 @@ class GoogleServer:
             "iam": IamCredentials(google),
             "oauth": OAuth(google),
             "sts": TokenExchange(google),
+            "projects": ResourceManager(google),
             "aws": AwsMetadata(google),
             "azure": AzureMetadata(google),
         }

@@ -1,16 +1,22 @@
-"""What the token endpoints have in common: a form, an access token as answer, and a refusal (RFC 6749, 5)."""
+"""What the token endpoints have in common: a form, a client, scopes, an access token, a refusal (RFC 6749)."""
 
 from __future__ import annotations
 
-from typing import Final
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, Final
 
 from aiohttp import web
 
 from proxy.emulator.answers import oauth_error
+from proxy.emulator.model import are_scopes
 
-__all__ = ["GrantRefused", "access_answer", "read_form"]
+__all__ = ["GrantRefused", "access_answer", "client_of", "read_form", "read_scopes"]
 
 FORM: Final = "application/x-www-form-urlencoded"
+JSON: Final = frozenset({"application/json", "text/json"})
 
 
 class GrantRefused(Exception):
@@ -27,9 +33,14 @@ class GrantRefused(Exception):
 
 
 async def read_form(request: web.BaseRequest) -> dict[str, str]:
-    """Return the fields of a posted form, each of which is there once; raises GrantRefused."""
+    """Return the fields of what was posted, a form or a JSON object, each of which is there once; raises GrantRefused.
+
+    A JSON field that is null is left out.
+    """
+    if request.content_type in JSON:
+        return _text_fields(await request.read())
     if request.content_type != FORM:
-        raise GrantRefused("invalid_request", f"The content-type is not {FORM}.")
+        raise GrantRefused("invalid_request", f"The content-type is neither {FORM} nor application/json.")
     form: dict[str, str] = {}
     for name, value in (await request.post()).items():
         if name in form or not isinstance(value, str):
@@ -38,6 +49,50 @@ async def read_form(request: web.BaseRequest) -> dict[str, str]:
     return form
 
 
+def client_of(request: web.BaseRequest, form: Mapping[str, str]) -> tuple[str, str]:
+    """Return id and secret of the OAuth client, from Authorization: Basic or else from the form (RFC 6749, 2.3.1).
+
+    Empty ones when there are none.
+    """
+    values = request.headers.getall("Authorization", [])
+    if not values:
+        return form.get("client_id", ""), form.get("client_secret", "")
+    scheme, _, encoded = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    # The Rust client writes the URL-safe alphabet without padding.
+    standard = encoded.replace("-", "+").replace("_", "/")
+    try:
+        client, _, secret = (
+            base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True).decode().partition(":")
+        )
+    except (binascii.Error, ValueError):
+        return "", ""
+    return (client, secret) if scheme.lower() == "basic" else ("", "")
+
+
+def read_scopes(text: str) -> list[str]:
+    """Return the scopes in a field, at least one, all of which Google has; raises GrantRefused."""
+    scopes = text.split()
+    if not scopes or not are_scopes(scopes):
+        raise GrantRefused("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
+    return scopes
+
+
 def access_answer(token: str, remaining_seconds: float) -> dict[str, object]:
     """Return what a token endpoint says with an access token (RFC 6749, 5.1)."""
     return {"access_token": token, "expires_in": max(0, round(remaining_seconds)), "token_type": "Bearer"}
+
+
+def _text_fields(content: bytes) -> dict[str, str]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    try:
+        fields = json.loads(content, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        fields = None
+    present = {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else None
+    if present is None or not all(isinstance(value, str) for value in present.values()):
+        raise GrantRefused("invalid_request", "The content is no JSON object of strings, each of which is there once.")
+    return present

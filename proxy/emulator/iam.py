@@ -11,15 +11,27 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy.emulator.answers import api_error, web_page
+from proxy.emulator.bearers import caller_of, quota_refusal
 from proxy.emulator.google import Google, NoSuchAccount
-from proxy.emulator.model import SCOPE, Access, Permission
+from proxy.emulator.model import SCOPE, Access, Permission, are_scopes
 
 __all__ = ["IamCredentials"]
 
 PATH: Final = re.compile(r"/v1/projects/([^/]+)/serviceAccounts/([^/:]+):(generateIdToken|generateAccessToken)")
+LOCATIONS: Final = re.compile(
+    r"/v1/(?:projects/-/serviceAccounts/(?P<account>[^/:]+)"
+    r"|projects/[0-9]+/locations/global/workloadIdentityPools/[^/]+"
+    r"|locations/global/workforcePools/[^/]+)/allowedLocations"
+)
 DELEGATE: Final = re.compile(r"projects/-/serviceAccounts/([^/:]+)")
 SCOPES: Final = frozenset({SCOPE, "https://www.googleapis.com/auth/iam"})
 LONGEST_SECONDS: Final = 3600
+SERVICE: Final = "iamcredentials.googleapis.com"
+AUDIENCES: Final = frozenset({f"https://{SERVICE}/", f"https://{SERVICE}/google.iam.credentials.v1.IAMCredentials"})
+"""What the `aud` of a self-signed JWT may be here."""
+
+EVERYWHERE: Final = {"locations": [], "encodedLocations": "0x0"}
+"""Where an account may be used that nothing restricts."""
 
 
 class _InvalidArgument(Exception):
@@ -40,18 +52,20 @@ class IamCredentials:
 
     async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
-        match = PATH.fullmatch(request.path)
-        if match is None or request.method != "POST":
+        match = PATH.fullmatch(request.path) if request.method == "POST" else None
+        locations = LOCATIONS.fullmatch(request.path) if request.method == "GET" else None
+        if match is None and locations is None:
             return web_page(404, "There is no such method.")
-        project, name, action = match.groups()
-        access = self._caller(request)
+        access = caller_of(self._google, request, AUDIENCES)
         if access is None:
             return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
-        if not access.scopes & SCOPES:
-            return api_error(
-                403, "Request had insufficient authentication scopes.", reason="ACCESS_TOKEN_SCOPE_INSUFFICIENT"
-            )
+        refusal = _scopes_refusal(access) or quota_refusal(self._google, request, SERVICE)
+        if refusal is not None:
+            return refusal
         try:
+            if match is None:
+                return self._locations(locations)
+            project, name, action = match.groups()
             if project != "-":
                 raise _InvalidArgument("The project in the resource name must be the wildcard '-'")
             body = _object(await request.text())
@@ -70,12 +84,11 @@ class IamCredentials:
                 metadata={"permission": exc.permission.value},
             )
 
-    def _caller(self, request: web.BaseRequest) -> Access | None:
-        values = request.headers.getall("Authorization", [])
-        if len(values) != 1:
-            return None
-        scheme, _, token = values[0].partition(" ")
-        return self._google.access(token) if scheme.lower() == "bearer" else None
+    def _locations(self, match: re.Match[str] | None) -> web.Response:
+        """Say that nothing restricts where the account may be used (Rust's client asks, google-auth when told to)."""
+        if match is not None and match["account"] is not None:
+            self._google.account(match["account"])
+        return web.json_response(EVERYWHERE)
 
     def _id_token(self, access: Access, name: str, body: dict[str, Any], *, expired: bool) -> web.Response:
         fields = _fields(
@@ -101,6 +114,8 @@ class IamCredentials:
         fields = _fields(body, scope=_strings, lifetime=_lifetime, delegates=_delegates)
         if not fields.get("scope"):
             raise _InvalidArgument("Invalid value at 'scope': it is required")
+        if not are_scopes(fields["scope"]):
+            raise _InvalidArgument("Invalid value at 'scope': one of them is no scope of Google's")
         email = self._target(access, name, fields.get("delegates", []), Permission.GET_ACCESS_TOKEN)
         lifetime = min(fields.get("lifetime", LONGEST_SECONDS), self._google.token_lifetime_seconds)
         token, expires = self._google.access_token(email, fields["scope"], lifetime_seconds=lifetime, expired=expired)
@@ -122,6 +137,12 @@ class IamCredentials:
             raise _Denied(permission)
 
 
+def _scopes_refusal(access: Access) -> web.Response | None:
+    if access.scopes & SCOPES:
+        return None
+    return api_error(403, "Request had insufficient authentication scopes.", reason="ACCESS_TOKEN_SCOPE_INSUFFICIENT")
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
@@ -133,11 +154,15 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _fields(body: Mapping[str, Any], **readers: Callable[[str, Any], Any]) -> dict[str, Any]:
-    for name in body:
+    fields: dict[str, Any] = {}
+    for written, value in body.items():
+        # ProtoJSON: a field may be written as in the .proto file, too, and a null is a field that is not there.
+        name = re.sub(r"_([a-z])", lambda match: match[1].upper(), written)
         if name not in readers:
-            raise _InvalidArgument(f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.')
-    # A null is a field that is not there (ProtoJSON).
-    return {name: readers[name](name, value) for name, value in body.items() if value is not None}
+            raise _InvalidArgument(f'Invalid JSON payload received. Unknown name "{written}": Cannot find field.')
+        if value is not None:
+            fields[name] = readers[name](name, value)
+    return fields
 
 
 def _string(name: str, value: Any) -> str:
@@ -169,7 +194,7 @@ def _delegates(name: str, value: Any) -> list[str]:
 
 
 def _lifetime(name: str, value: Any) -> int:
-    match = re.fullmatch(r"([0-9]{1,9})s", _string(name, value))
+    match = re.fullmatch(r"([0-9]{1,9})(?:\.[0-9]{1,9})?s", _string(name, value))
     if match is None or not 0 < int(match[1]) <= LONGEST_SECONDS:
         raise _InvalidArgument(f"Invalid value at '{name}': from 1s to {LONGEST_SECONDS}s is expected")
     return int(match[1])

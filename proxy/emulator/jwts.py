@@ -31,6 +31,7 @@ class Flaw(enum.Enum):
     AUDIENCE = "its audience is somebody else"
     EXPIRED = "it has expired"
     TOO_EARLY = "it was issued in the future"
+    LIFETIME = "it is valid for longer than an hour"
 
 
 class TokenRefused(Exception):
@@ -78,14 +79,21 @@ class Unverified:
     signed: bytes = field(repr=False)
     signature: bytes = field(repr=False)
 
-    def verified(self, keys: Mapping[str, str]) -> dict[str, Any]:
-        """Return the claims if a key of `keys` (id → public half, PEM) signed them; raises TokenRefused otherwise."""
+    def verified(self, keys: Mapping[str, str], *, key_id_optional: bool = False) -> dict[str, Any]:
+        """Return the claims if a key of `keys` (id → public half, PEM) signed them; raises TokenRefused otherwise.
+
+        With `key_id_optional`, a token without `kid` is tried with every key.
+        """
         if self.header.get("alg") != "RS256" or "crit" in self.header:
             raise TokenRefused(Flaw.ALGORITHM)
         key_id = self.header.get("kid")
-        if not isinstance(key_id, str) or key_id not in keys:
+        if key_id is None and key_id_optional:
+            candidates = list(keys.values())
+        elif isinstance(key_id, str) and key_id in keys:
+            candidates = [keys[key_id]]
+        else:
             raise TokenRefused(Flaw.UNKNOWN_KEY)
-        if not _verifier(keys[key_id]).verify(self.signed, self.signature):
+        if not any(_verifier(public_pem).verify(self.signed, self.signature) for public_pem in candidates):
             raise TokenRefused(Flaw.SIGNATURE)
         return self.claims
 

@@ -1,8 +1,13 @@
-"""The metadata server: identity and access tokens of the machine's own account, over plain HTTP."""
+"""The metadata server: identity and access tokens of the machine's own account, over plain HTTP.
+
+What it knows is a tree. A path that ends in `/` lists a directory, `?recursive=true` shows all below it as JSON.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
@@ -14,6 +19,13 @@ __all__ = ["MetadataServer"]
 
 ROOT: Final = "/computeMetadata/v1/"
 DEFAULT_SCOPES: Final = (SCOPE,)
+ZONE: Final = "europe-west1-b"
+INSTANCE: Final = "emulated-instance"
+
+Leaf: TypeAlias = str | int | list[str]
+Directory: TypeAlias = Mapping[str, "Leaf | Directory | Answering"]
+Answering: TypeAlias = Callable[..., web.Response]
+"""What makes an answer of its own from the request; no part of what is shown recursively."""
 
 
 class MetadataServer:
@@ -41,40 +53,53 @@ class MetadataServer:
         path = request.path
         if path in ("/", "/computeMetadata", "/computeMetadata/"):
             return _text("0.1/\ncomputeMetadata/\n" if path == "/" else "v1/\n")
-        if not path.startswith(ROOT):
+        if not f"{path}/".startswith(ROOT):
             return web_page(404, "There is no such path.")
-        return self._value(path.removeprefix(ROOT), request, expired=expired)
+        return self._value(path[len(ROOT) :], request, expired=expired)
 
     def _value(self, path: str, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        google = self._google
-        if path in ("universe/universe-domain", "universe/universe_domain"):
-            return _text(UNIVERSE)
-        if path == "project/project-id":
-            return _text(google.project_of(google.metadata_account))
-        if path == "project/numeric-project-id":
-            return _text(str(self._project_number()))
-        for account in ("default", google.metadata_account):
-            prefix = f"instance/service-accounts/{account}/"
-            if path.startswith(prefix):
-                return self._of_account(path.removeprefix(prefix), request, expired=expired)
-        return web_page(404, "There is no such path, or no such service account.")
+        found: Leaf | Directory | Answering | None = self._tree()
+        for name in filter(None, path.split("/")):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None or (path.endswith("/") and not isinstance(found, Mapping)):
+            return web_page(404, "There is no such path, or no such service account.")
+        if callable(found):
+            return found(request, expired=expired)
+        if not isinstance(found, Mapping):
+            return _leaf(found, request)
+        if request.query.get("recursive", "").lower() == "true":
+            return web.json_response(_recursive(found))
+        # Google sends whoever leaves out the slash to the listing; Node's probe of `instance` follows.
+        if not request.path.endswith("/"):
+            return web.Response(status=301, headers={"Location": f"{request.path}/"})
+        return _text(
+            "".join(f"{name}/\n" if isinstance(value, Mapping) else f"{name}\n" for name, value in found.items())
+        )
 
-    def _of_account(self, path: str, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        if path == "identity":
-            return self._identity(request, expired=expired)
-        if path == "token":
-            return self._token(request, expired=expired)
-        if path == "email":
-            return _text(self._google.metadata_account)
-        if path == "scopes":
-            return _text("".join(f"{scope}\n" for scope in DEFAULT_SCOPES))
-        if path == "" and request.query.get("recursive", "").lower() == "true":
-            return web.json_response(
-                {"aliases": ["default"], "email": self._google.metadata_account, "scopes": list(DEFAULT_SCOPES)}
-            )
-        if path == "":
-            return _text("aliases\nemail\nidentity\nscopes\ntoken\n")
-        return web_page(404, "There is no such path.")
+    def _tree(self) -> Directory:
+        google, email = self._google, self._google.metadata_account
+        project = google.project_of(email)
+        account: Directory = {
+            "aliases": ["default"],
+            "email": email,
+            "identity": self._identity,
+            "scopes": list(DEFAULT_SCOPES),
+            "token": self._token,
+        }
+        number = google.project_number(project)
+        return {
+            "instance": {
+                "attributes": {},
+                "hostname": f"{INSTANCE}.{ZONE}.c.{project}.internal",
+                "id": int(unique_id("instance")[:19]),
+                "machine-type": f"projects/{number}/machineTypes/e2-small",
+                "name": INSTANCE,
+                "service-accounts": {"default": account, email: account},
+                "zone": f"projects/{number}/zones/{ZONE}",
+            },
+            "project": {"attributes": {}, "numeric-project-id": number, "project-id": project},
+            "universe": {"universe-domain": UNIVERSE, "universe_domain": UNIVERSE},
+        }
 
     def _identity(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         audiences = request.query.getall("audience", [])
@@ -113,19 +138,34 @@ class MetadataServer:
     def _fresh(self, expires: float) -> bool:
         return expires - self._google.clock() > self._google.metadata_keeps_until_seconds
 
-    def _project_number(self) -> int:
-        return int(unique_id(self._google.project_of(self._google.metadata_account))[:12])
-
     def _instance(self) -> dict[str, Any]:
+        project = self._google.project_of(self._google.metadata_account)
         return {
-            "project_id": self._google.project_of(self._google.metadata_account),
-            "project_number": self._project_number(),
-            "zone": "europe-west1-b",
+            "project_id": project,
+            "project_number": self._google.project_number(project),
+            "zone": ZONE,
             "instance_id": unique_id("instance")[:19],
-            "instance_name": "emulated-instance",
+            "instance_name": INSTANCE,
             "instance_creation_timestamp": 1_700_000_000,
             "instance_confidentiality": 0,
         }
+
+
+def _leaf(value: Leaf, request: web.BaseRequest) -> web.Response:
+    if request.query.get("alt", "").lower() == "json":
+        return web.json_response(value)
+    return _text("".join(f"{entry}\n" for entry in value) if isinstance(value, list) else str(value))
+
+
+def _recursive(directory: Directory) -> dict[str, Any]:
+    """Return the directory as JSON: names in camel case, e-mail addresses as they are."""
+    return {
+        name if "@" in name else re.sub(r"[-_](.)", lambda match: match[1].upper(), name): (
+            _recursive(value) if isinstance(value, Mapping) else value
+        )
+        for name, value in directory.items()
+        if not callable(value)
+    }
 
 
 def _text(value: str) -> web.Response:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-__all__ = ["ENDPOINTS", "SCOPE", "Access", "Endpoint", "Fault", "Mint", "Permission", "Role", "unique_id"]
+__all__ = ["ENDPOINTS", "SCOPE", "Access", "Endpoint", "Fault", "Mint", "Permission", "Role", "are_scopes", "unique_id"]
 
-Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "aws", "azure"]
-"""What a client calls: metadata server, IAM Credentials, OAuth token endpoint, token exchange; and the metadata servers
-of AWS and Azure, where federation begins."""
+Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "aws", "azure"]
+"""What a client calls: metadata server, IAM Credentials, OAuth token endpoint, token exchange, Resource Manager; and
+the metadata servers of AWS and Azure, where federation begins."""
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "aws", "azure")
+ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "projects", "aws", "azure")
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 """The scope that lets a caller use every Google Cloud API, IAM Credentials included."""
+
+SCOPE_PREFIX: Final = "https://www.googleapis.com/auth/"
+OPEN_ID_SCOPES: Final = frozenset({"openid", "email", "profile"})
 
 
 class Fault(enum.Enum):
@@ -98,3 +102,8 @@ class Access:
 def unique_id(email: str) -> str:
     """Return the account's numeric id, 21 digits, the `sub` of its tokens; the same e-mail has the same id always."""
     return "1" + str(int.from_bytes(hashlib.sha256(email.encode()).digest(), "big"))[-20:]
+
+
+def are_scopes(scopes: Iterable[str]) -> bool:
+    """Return whether all of them are scopes as Google has them: URLs of one prefix, and OpenID's three words."""
+    return all(scope in OPEN_ID_SCOPES or scope.removeprefix(SCOPE_PREFIX) not in ("", scope) for scope in scopes)

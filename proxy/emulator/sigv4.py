@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote_plus, urlsplit
 
 __all__ = ["NotSigned", "SignedRequest", "parse"]
 
@@ -101,7 +101,8 @@ def parse(subject_token: str) -> SignedRequest:
 
 def _object(subject_token: str) -> dict[str, Any]:
     try:
-        request = json.loads(unquote(subject_token, errors="strict"))
+        # Go, Java and Rust escape a space as `+`, Python and Node as `%20`; a plus is `%2B` with all of them.
+        request = json.loads(unquote_plus(subject_token, errors="strict"))
     except (ValueError, RecursionError):
         raise NotSigned("it is not URL-quoted JSON") from None
     if not isinstance(request, dict) or not request.keys() <= {"url", "method", "headers", "body"}:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote
@@ -14,7 +13,7 @@ from aiohttp import web
 from proxy.emulator.answers import web_page
 from proxy.emulator.federation import SubjectRefused, UnknownProvider
 from proxy.emulator.google import Google
-from proxy.emulator.grants import GrantRefused, access_answer, read_form
+from proxy.emulator.grants import GrantRefused, access_answer, client_of, read_form, read_scopes
 from proxy.emulator.model import SCOPE
 
 __all__ = ["TokenExchange"]
@@ -29,8 +28,18 @@ SUBJECT_TYPES: Final = frozenset(
     }
 )
 REQUIRED: Final = ("audience", "scope", "subject_token")
-KNOWN: Final = frozenset({"grant_type", "requested_token_type", "subject_token_type", "options", *REQUIRED})
-SCOPES: Final = "https://www.googleapis.com/auth/"
+KNOWN: Final = frozenset(
+    {
+        "grant_type",
+        "requested_token_type",
+        "subject_token_type",
+        "options",
+        # Of the client, for which nobody asks here (Go sends them in the form, when it has them).
+        "client_id",
+        "client_secret",
+        *REQUIRED,
+    }
+)
 
 
 class TokenExchange:
@@ -41,13 +50,16 @@ class TokenExchange:
 
     async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
-        if request.path not in ("/v1/token", "/v1/oauthtoken") or request.method != "POST":
+        if request.path not in ("/v1/token", "/v1/oauthtoken", "/v1/introspect") or request.method != "POST":
             return web_page(404, "There is no such method.")
         try:
-            form = await read_form(request)
+            # JSON has the fields' names in camel case or as forms have them (ProtoJSON).
+            form = {_snake_case(name): value for name, value in (await read_form(request)).items()}
             if request.path == "/v1/token":
                 return web.json_response(self._exchange(form, expired=expired))
-            client = _basic(request.headers.getall("Authorization", []))
+            client = client_of(request, form)
+            if request.path == "/v1/introspect":
+                return web.json_response(self._introspect(form, client))
             return web.json_response(self._refresh(form, client, expired=expired))
         except GrantRefused as exc:
             return exc.answer()
@@ -66,9 +78,7 @@ class TokenExchange:
             if not form.get(name):
                 raise GrantRefused("invalid_request", f"The field {name} is required.")
         _check_options(form.get("options"))
-        scopes = form["scope"].split()
-        if not all(scope.startswith(SCOPES) for scope in scopes):
-            raise GrantRefused("invalid_scope", "A scope is not one of Google's.")
+        scopes = read_scopes(form["scope"])
         try:
             principal = self._google.federation.exchange(
                 form["audience"], form["subject_token_type"], form["subject_token"]
@@ -96,6 +106,27 @@ class TokenExchange:
         token, expires = self._google.access_token(member["principal"], (SCOPE,), expired=expired)
         return access_answer(token, expires - self._google.clock())
 
+    def _introspect(self, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, object]:
+        """Tell whom an access token stands for (RFC 7662): `gcloud auth login --cred-file` asks for its name."""
+        if not all(client):
+            raise GrantRefused("invalid_client", "The OAuth client is not authenticated.", 401)
+        access = self._google.access(form.get("token", ""))
+        if access is None:
+            return {"active": False}
+        return {
+            "active": True,
+            "client_id": client[0],
+            "exp": int(access.expires_at),
+            "iss": "https://sts.googleapis.com/",
+            "scope": " ".join(sorted(access.scopes)),
+            "sub": access.principal,
+            "username": access.principal,
+        }
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda match: f"_{match[0].lower()}", name)
+
 
 def _check_options(options: str | None) -> None:
     try:
@@ -104,13 +135,3 @@ def _check_options(options: str | None) -> None:
         right = False
     if not right:
         raise GrantRefused("invalid_request", "The options are no JSON object with a userProject.")
-
-
-def _basic(values: list[str]) -> tuple[str, str]:
-    """Return id and secret of the client (RFC 6749, 2.3.1); empty ones when there are none."""
-    scheme, _, encoded = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-    try:
-        client, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, ValueError):
-        return "", ""
-    return (client, secret) if scheme.lower() == "basic" else ("", "")

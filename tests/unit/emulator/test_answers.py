@@ -25,6 +25,7 @@ def urls(server: GoogleServer) -> dict[Endpoint, tuple[str, str]]:
         "iam": ("POST", "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@b:generateIdToken"),
         "oauth": ("POST", "https://oauth2.googleapis.com/token"),
         "sts": ("POST", "https://sts.googleapis.com/v1/token"),
+        "projects": ("GET", "https://cloudresourcemanager.googleapis.com/v1/projects/1"),
         "aws": ("GET", f"http://{server.metadata_address}/latest/meta-data/placement/availability-zone"),
         "azure": ("GET", f"http://{server.metadata_address}/metadata/identity/oauth2/token"),
     }
@@ -56,7 +57,7 @@ async def test_a_refusal_is_shaped_as_the_endpoints_errors_are(
             assert response.headers["Metadata-Flavor"] == "Google"
         elif endpoint == "aws":
             assert response.content_type == "text/html"
-        elif endpoint == "iam":
+        elif endpoint in ("iam", "projects"):
             assert (await response.json())["error"]["code"] == status
         else:
             assert (await response.json()).keys() == {"error", "error_description"}
@@ -67,7 +68,7 @@ async def test_whoever_asks_can_be_unknown_from_one_moment_to_the_next(
     ask: Ask, google: Google, endpoint: Endpoint
 ) -> None:
     google.fail(endpoint, Fault.REJECTED, times=1)
-    statuses = {"metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "aws": 401, "azure": 400}
+    statuses = {"metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "aws": 401, "azure": 400}
     async with ask() as response:
         assert response.status == statuses[endpoint]
         if response.status == 400:

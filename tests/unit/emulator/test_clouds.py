@@ -92,7 +92,8 @@ AZURE = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=api://e
 async def test_azure_hands_out_an_id_token_for_a_resource(plain: Plain, google: Google) -> None:
     import json
 
-    status, text = await plain.ask("GET", AZURE, Metadata="true")
+    # As gcloud writes it into the files that it makes.
+    status, text = await plain.ask("GET", AZURE, Metadata="True")
     answer: dict[str, Any] = json.loads(text)
     assert (status, answer["expires_in"], answer["resource"]) == (200, "3600", "api://emulated")
     assert google.federation.azure.subject(JWT, answer["access_token"]) == SUBJECT
@@ -105,7 +106,7 @@ async def test_azure_hands_out_an_id_token_for_a_resource(plain: Plain, google: 
 async def test_azure_wants_its_field_its_version_and_a_resource_it_knows(plain: Plain) -> None:
     for method, path, fields, status in (
         ("GET", AZURE, {}, 400),
-        ("GET", AZURE, {"Metadata": "True"}, 400),
+        ("GET", AZURE, {"Metadata": "yes"}, 400),
         ("GET", AZURE, {"Metadata": "true", "X_Forwarded_For": "192.0.2.1"}, 400),
         ("GET", AZURE.replace("2018-02-01", "latest"), {"Metadata": "true"}, 400),
         ("GET", AZURE.replace("api://emulated", ""), {"Metadata": "true"}, 400),

@@ -83,13 +83,18 @@ async def test_google_auth_itself_gets_its_tokens(certificates: Certificates) ->
 
 @pytest.mark.asyncio
 async def test_each_host_answers_for_itself_alone(client: aiohttp.ClientSession, google: Google) -> None:
-    for path in ("/v1/projects/-/serviceAccounts/a@b:generateIdToken", "/token", "/v1/token"):
+    for method, path in (
+        ("POST", "/v1/projects/-/serviceAccounts/a@b:generateIdToken"),
+        ("POST", "/token"),
+        ("POST", "/v1/token"),
+        ("GET", "/v1/projects/1"),
+    ):
         answered = 0
         for host in API_HOSTS:
-            async with client.post(f"https://{host}{path}") as response:
+            async with client.request(method, f"https://{host}{path}") as response:
                 answered += response.status != 404
         assert answered == 1
-    assert google.calls == {"iam": 3, "oauth": 3, "sts": 3}
+    assert google.calls == {"iam": 4, "oauth": 4, "sts": 4, "projects": 4}
 
 
 @pytest.mark.asyncio

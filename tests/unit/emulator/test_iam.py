@@ -64,6 +64,7 @@ async def test_the_account_may_be_named_by_number_or_percent_encoded(
         ({"includeEmail": False}, None, unique_id(TARGET)),
         ({"includeEmail": None}, None, unique_id(TARGET)),
         ({"includeEmail": "true", "useEmailAzp": "true"}, TARGET, TARGET),
+        ({"include_email": True, "delegates": None}, TARGET, unique_id(TARGET)),
     ],
 )
 async def test_the_email_is_in_the_token_when_asked_for(
@@ -144,7 +145,7 @@ async def test_an_unknown_account_is_not_found(client: aiohttp.ClientSession, be
         {"audience": AUDIENCE, "delegates": [f"projects/emulated/serviceAccounts/{MIDDLE}"]},
         {"audience": AUDIENCE, "delegates": [7]},
         {"audience": AUDIENCE, "target": TARGET},
-        {"audience": AUDIENCE, "include_email": True},
+        {"audience": AUDIENCE, "include-email": True},
         [AUDIENCE],
         "audience",
     ],
@@ -234,6 +235,7 @@ async def test_an_access_token_needs_the_larger_role(client: aiohttp.ClientSessi
         {"scope": [SCOPE], "lifetime": "0s"},
         {"scope": [SCOPE], "lifetime": "3601s"},
         {"scope": [SCOPE], "lifetime": "1h"},
+        {"scope": ["cloud-platform"]},
         {"scope": [SCOPE], "audience": AUDIENCE},
     ],
 )

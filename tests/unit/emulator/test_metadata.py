@@ -142,6 +142,10 @@ async def test_an_access_token_has_the_scopes_asked_for(
         ("/computeMetadata/", "v1/\n"),
         (f"{ACCOUNT}/scopes", "https://www.googleapis.com/auth/cloud-platform\n"),
         (f"{ACCOUNT}/", "aliases\nemail\nidentity\nscopes\ntoken\n"),
+        (f"{ACCOUNT}/scopes?alt=json", '["https://www.googleapis.com/auth/cloud-platform"]'),
+        ("/computeMetadata/v1/", "instance/\nproject/\nuniverse/\n"),
+        ("/computeMetadata/v1/instance/name", "emulated-instance"),
+        ("/computeMetadata/v1/instance/attributes/", ""),
     ],
 )
 async def test_the_small_values(client: aiohttp.ClientSession, server: GoogleServer, path: str, value: str) -> None:
@@ -172,6 +176,11 @@ async def test_the_account_in_one_piece(client: aiohttp.ClientSession, server: G
         "/nowhere",
         "/computeMetadata/v1/instance/service-accounts/another@emulated.iam.gserviceaccount.com/token",
         f"{ACCOUNT}/secrets",
+        f"{ACCOUNT}/email/",
+        f"{ACCOUNT}/email/more",
+        f"{ACCOUNT}/identity/?audience=x",
+        "/computeMetadata/v1/instance/attributes/cluster-name",
+        "/computeMetadata/v1beta1/instance/",
         "/computeMetadata/v2/",
     ],
 )

@@ -74,7 +74,8 @@ async def test_a_signed_assertion_gets_an_access_token(
         ({"iat": None}, "invalid_grant"),
         ({"exp": None}, "invalid_grant"),
         ({"exp": 1_800_000_000 - 60}, "invalid_grant"),
-        ({"exp": 1_800_000_000 + 3601}, "invalid_grant"),
+        ({"exp": 1_800_000_000 + 3661}, "invalid_grant"),
+        ({"iat": 1_800_000_000 - 60, "exp": 1_800_000_000 + 3601}, "invalid_grant"),
         ({"iat": 1_800_000_000 + 3600, "exp": 1_800_000_000 + 7200}, "invalid_grant"),
         ({"iat": 1_800_000_000 + 10, "exp": 1_800_000_000 + 10}, "invalid_grant"),
         ({"sub": "person@example.com"}, "unauthorized_client"),
@@ -82,7 +83,9 @@ async def test_a_signed_assertion_gets_an_access_token(
         ({"target_audience": ""}, "invalid_scope"),
         ({"target_audience": [AUDIENCE]}, "invalid_scope"),
         ({"target_audience": None, "scope": " "}, "invalid_scope"),
-        ({"scope": SCOPE}, "invalid_scope"),
+        ({"target_audience": None, "scope": "cloud-platform"}, "invalid_scope"),
+        ({"target_audience": None, "scope": ["openid"]}, "invalid_scope"),
+        ({"scope": [SCOPE]}, "invalid_scope"),
     ],
 )
 async def test_a_wrong_claim_is_refused(
@@ -134,7 +137,10 @@ async def test_a_parameter_given_twice_is_refused(client: aiohttp.ClientSession)
 
 @pytest.mark.asyncio
 async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None:
-    async with client.post(TOKEN, json={"grant_type": JWT_BEARER}) as response:
+    for wrong in ("[]", "{", '{"grant_type": 7}', '{"grant_type": "a", "grant_type": "a"}', "[" * 100_000):
+        async with client.post(TOKEN, data=wrong, headers={"content-type": "application/json"}) as response:
+            assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
+    async with client.post(TOKEN, data="grant_type=a", headers={"content-type": "text/plain"}) as response:
         assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
     async with client.get(TOKEN) as response:
         assert response.status == 404

@@ -73,7 +73,9 @@ async def test_a_subject_token_is_exchanged(
         ({"options": "junk"}, "invalid_request"),
         ({"options": "[]"}, "invalid_request"),
         ({"options": '{"other": 1}'}, "invalid_request"),
-        ({"scope": f"{SCOPE} openid"}, "invalid_scope"),
+        ({"scope": f"{SCOPE} cloud-platform"}, "invalid_scope"),
+        ({"scope": " "}, "invalid_scope"),
+        ({"subjectToken": "x"}, "invalid_grant"),
         ({"subject_token": "another"}, "invalid_grant"),
         ({"subject_token_type": "urn:ietf:params:aws:token-type:aws4_request"}, "invalid_grant"),
         ({"audience": "//iam.googleapis.com/projects/1/elsewhere"}, "invalid_target"),
@@ -90,7 +92,7 @@ async def test_a_wrong_field_is_refused(
 
 @pytest.mark.asyncio
 async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None:
-    async with client.post(EXCHANGE, json={}) as response:
+    async with client.post(EXCHANGE, data="a=b", headers={"content-type": "text/plain"}) as response:
         assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
     for method, url in (("GET", EXCHANGE), ("POST", EXCHANGE + "/more")):
         async with client.request(method, url) as response:

@@ -1,0 +1,59 @@
+"""JWTs that the holder of a key file signs: assertions for the token endpoint, and bearers that an API takes as such.
+
+RFC 7523 and AIP-4111, with what Google's own clients make of them: a `kid` that is missing (Node), an `iat` 10 s early
+and an `exp` 10 s late (Rust), claims that are null or empty (Rust, Go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from proxy.emulator.google import Google, NoSuchAccount
+from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
+from proxy.emulator.model import SCOPE, Access
+
+__all__ = ["check_life", "claims_of_account", "self_signed_access"]
+
+LIFE_SECONDS: Final = 3600
+SKEW_SECONDS: Final = 60
+
+
+def claims_of_account(google: Google, token: str) -> dict[str, Any]:
+    """Return the claims that a key of the account in `iss` signed, without those that are null or empty.
+
+    Raises TokenRefused and NoSuchAccount.
+    """
+    unverified = parse(token)
+    issuer = unverified.claims.get("iss")
+    keys = google.keys_of(issuer if isinstance(issuer, str) else "")
+    claims = unverified.verified(keys, key_id_optional=True)
+    return {name: value for name, value in claims.items() if value not in (None, "")}
+
+
+def check_life(claims: Mapping[str, Any], now: float) -> None:
+    """Raise TokenRefused unless the claims hold now and live for an hour at most, give or take the skew."""
+    issued, expires = check_times(claims, now, skew_seconds=SKEW_SECONDS)
+    if not 0 < expires - issued <= LIFE_SECONDS + SKEW_SECONDS:
+        raise TokenRefused(Flaw.LIFETIME)
+
+
+def self_signed_access(google: Google, token: str, audiences: Collection[str]) -> Access | None:
+    """Return what a self-signed JWT stands for as an API's bearer; None for one that the API does not take.
+
+    Its `aud` has to be one of `audiences`, or it has no `aud` and a `scope`. With `aud` alone it may do everything.
+    """
+    try:
+        claims = claims_of_account(google, token)
+        check_life(claims, google.clock())
+    except (TokenRefused, NoSuchAccount):
+        return None
+    audience, scope = claims.get("aud"), claims.get("scope", "" if "aud" in claims else None)
+    if "aud" in claims and not (isinstance(audience, str) and audience in audiences):
+        return None
+    if not isinstance(scope, str):
+        return None
+    if claims.get("sub") != claims["iss"]:
+        return None
+    scopes = frozenset(scope.split()) or frozenset({SCOPE})
+    return Access(principal=claims["iss"], scopes=scopes, expires_at=claims["exp"])

@@ -1,0 +1,45 @@
+"""Who calls an API of Google's, and which project pays: what all of its APIs ask before they do anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from aiohttp import web
+
+from proxy.emulator.answers import api_error
+from proxy.emulator.assertions import self_signed_access
+from proxy.emulator.google import Google
+from proxy.emulator.model import Access
+
+__all__ = ["caller_of", "quota_refusal"]
+
+
+def caller_of(google: Google, request: web.BaseRequest, audiences: Collection[str]) -> Access | None:
+    """Return what the bearer stands for: a live access token, or a self-signed JWT for one of the API's audiences.
+
+    None without exactly one bearer, or for one that is neither.
+    """
+    values = request.headers.getall("Authorization", [])
+    if len(values) != 1:
+        return None
+    scheme, _, token = values[0].partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    return google.access(token) or self_signed_access(google, token, audiences)
+
+
+def quota_refusal(google: Google, request: web.BaseRequest, service: str) -> web.Response | None:
+    """Return the refusal of a quota project (`x-goog-user-project`) that does not exist; None when nothing is wrong.
+
+    Whoever is known may use every project that there is.
+    """
+    wrong = [name for name in request.headers.getall("x-goog-user-project", []) if google.project(name) is None]
+    if not wrong:
+        return None
+    return api_error(
+        403,
+        f"Caller does not have required permission to use project {wrong[0]}. Grant the caller the "
+        "roles/serviceusage.serviceUsageConsumer role, or a custom role with the serviceusage.services.use permission.",
+        reason="USER_PROJECT_DENIED",
+        metadata={"service": service, "consumer": f"projects/{wrong[0]}"},
+    )

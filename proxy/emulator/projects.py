@@ -1,0 +1,42 @@
+"""Resource Manager, as far as google-auth asks it: the id of the project that a workload identity pool belongs to."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from proxy.emulator.answers import api_error, web_page
+from proxy.emulator.bearers import caller_of, quota_refusal
+from proxy.emulator.google import Google
+
+__all__ = ["ResourceManager"]
+
+PATH: Final = re.compile(r"/v1/projects/([^/:]+)")
+SERVICE: Final = "cloudresourcemanager.googleapis.com"
+
+
+class ResourceManager:
+    """Answers as cloudresourcemanager.googleapis.com does to `projects.get`; everybody may read every project."""
+
+    def __init__(self, google: Google) -> None:
+        self._google = google
+
+    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+        """Return the answer to one request; there is no token in it that could be expired."""
+        match = PATH.fullmatch(request.path)
+        if match is None or request.method != "GET":
+            return web_page(404, "There is no such method.")
+        if caller_of(self._google, request, (f"https://{SERVICE}/",)) is None:
+            return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
+        refusal = quota_refusal(self._google, request, SERVICE)
+        if refusal is not None:
+            return refusal
+        project = self._google.project(match[1])
+        if project is None:
+            return api_error(403, "The caller does not have permission")
+        return web.json_response(
+            {"projectNumber": match[1] if match[1].isdecimal() else str(self._google.project_number(project)),
+             "projectId": project, "lifecycleState": "ACTIVE", "name": project}
+        )  # fmt: skip
