@@ -6,6 +6,9 @@ Which field is looked at, what is refused, and what the application gets to see:
     present                      anything        the first      its signature removed; the second untouched
     absent                       present         the second     its signature removed
     absent                       absent          –              403
+
+Before that it answers 404 for a host that is not the service's and for paths that Cloud Run keeps for itself, and 431
+when the fields are more than it takes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 from proxy.emulator.answers import page
 from proxy.emulator.google import Google
@@ -41,6 +45,12 @@ PREFERRED: Final = b"x-serverless-authorization"
 ORDINARY: Final = b"authorization"
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
+FIELD_SECTION_OCTETS: Final = 16_384
+"""How much Google's front end takes, about: names, values and 32 octets for each field (RFC 9113, 6.5.2)."""
+
+RESERVED: Final = re.compile(rb"/_ah/.*|/eventlog|/healthz", re.DOTALL)
+"""Paths that never reach a container."""
+
 INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The access token could not be verified"'
 
 
@@ -57,13 +67,25 @@ class Verdict(enum.Enum):
     EXPIRED = "expired"
     TOO_EARLY = "issued in the future"
     NOT_INVOKER = "not an invoker"
+    UNKNOWN_HOST = "unknown host"
+    RESERVED_PATH = "reserved path"
+    TOO_LARGE = "fields too large"
 
     @property
     def status(self) -> int | None:
-        """The status of the refusal: 403 without a token or without permission, 401 otherwise; None if accepted."""
-        if self is Verdict.ACCEPTED:
-            return None
-        return 403 if self in (Verdict.NO_TOKEN, Verdict.NOT_INVOKER) else 401
+        """The status of the refusal; None if accepted."""
+        return STATUS_OF.get(self, 401)
+
+
+STATUS_OF: Final[Mapping[Verdict, int | None]] = {
+    Verdict.ACCEPTED: None,
+    Verdict.NO_TOKEN: 403,
+    Verdict.NOT_INVOKER: 403,
+    Verdict.UNKNOWN_HOST: 404,
+    Verdict.RESERVED_PATH: 404,
+    Verdict.TOO_LARGE: 431,
+}
+"""What is not in here is 401: the token is not accepted."""
 
 
 VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
@@ -95,7 +117,8 @@ class CloudRun:
 
     `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` is the
     service's URL; a token's audience has to be it or one of `custom_audiences`, to the letter. `invokers` are the
-    e-mails of accounts with `roles/run.invoker`. The lifespan passes through.
+    e-mails of accounts with `roles/run.invoker`. A request's fields may have `field_section_octets` in all. The
+    lifespan passes through.
     """
 
     def __init__(
@@ -106,12 +129,19 @@ class CloudRun:
         url: str | None = None,
         custom_audiences: Sequence[str] = (),
         invokers: Collection[str],
+        field_section_octets: int = FIELD_SECTION_OCTETS,
     ) -> None:
         self.url = url
         """The service's URL; if None, a `CloudRunServer` puts its own here on entry."""
         self.custom_audiences = tuple(custom_audiences)
         self.invokers = set(invokers)
         """Who may call; may be changed between requests."""
+        self.field_section_octets = field_section_octets
+        self.hosts: frozenset[str] = frozenset()
+        """Names by which the service is reached beside that of its URL, without port; empty: by any.
+
+        A `CloudRunServer` puts here what its certificate is good for, on entry.
+        """
         self.streams: list[Arrival] = []
         """What arrived, oldest first; the older half is dropped at 100,000."""
         self.verdicts: Counter[Verdict] = Counter()
@@ -123,7 +153,9 @@ class CloudRun:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        verdict, fields = self._judge(scope["headers"])
+        verdict, fields = self._front(scope), list(scope["headers"])
+        if verdict is Verdict.ACCEPTED:
+            verdict, fields = self._judge(scope["headers"])
         self._note(scope, verdict)
         if verdict.status is None:
             await self._app({**scope, "headers": fields}, receive, send)
@@ -137,6 +169,18 @@ class CloudRun:
         if len(self.streams) >= STREAMS_KEPT:
             del self.streams[: STREAMS_KEPT // 2]
         self.streams.append(Arrival(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
+
+    def _front(self, scope: Scope) -> Verdict:
+        """Return what Google's front end makes of a request before it looks for a token."""
+        fields = scope["headers"]
+        target = scope.get("raw_path") or scope["path"].encode()
+        octets = sum(len(name) + len(value) + 32 for name, value in [*fields, (b":path", target)])
+        if octets + len(scope.get("query_string", b"")) > self.field_section_octets:
+            return Verdict.TOO_LARGE
+        hosts = {bytes(value) for name, value in fields if bytes(name).lower() == b"host"}
+        if self.hosts and (len(hosts) != 1 or _name(hosts.pop()) not in self.hosts | {_name_of_url(self.url)}):
+            return Verdict.UNKNOWN_HOST
+        return Verdict.RESERVED_PATH if RESERVED.fullmatch(target) else Verdict.ACCEPTED
 
     def _judge(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
         """Return the verdict, and the fields as the application gets them (as they came, unless accepted)."""
@@ -180,6 +224,18 @@ def read_claims(value: bytes) -> dict[str, Any]:
     return parse(token.removesuffix(SIGNATURE_REMOVED) + "AA").claims
 
 
+def _name(host: bytes) -> str | None:
+    """Return the name or address in a Host field, in lower case; None for what is none."""
+    return _name_of_url(f"//{host.decode('latin-1')}")
+
+
+def _name_of_url(url: str | None) -> str | None:
+    try:
+        return urlsplit(url or "").hostname
+    except ValueError:
+        return None
+
+
 def _bearer(values: Sequence[bytes]) -> str:
     match = BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
     if match is None:
@@ -191,6 +247,8 @@ async def _refuse(status: int, send: Send) -> None:
     text = {
         401: "Your client does not hold a token that this service accepts.",
         403: "Your client does not have permission to get this page from this server.",
+        404: "The requested URL was not found on this server.",
+        431: "Your client issued a request whose header fields are too large.",
     }[status]
     body = page(status, text).encode()
     fields = [(b"content-type", b"text/html; charset=UTF-8"), (b"content-length", str(len(body)).encode())]

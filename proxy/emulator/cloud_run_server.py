@@ -24,7 +24,7 @@ from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
 
 from proxy.emulator.certificates import Certificates
-from proxy.emulator.cloud_run import Application, CloudRun
+from proxy.emulator.cloud_run import FIELD_SECTION_OCTETS, Application, CloudRun
 from proxy.emulator.sockets import address, bind
 
 __all__ = ["CloudRunServer"]
@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 class CloudRunServer:
     """Async context manager: serves the application from entry to exit.
 
-    `app` is a `CloudRun` as a rule; one without a `url` of its own gets this server's. The port is taken on entry
-    (0: a free one), which raises CannotListen. The certificate is good for `host`, `localhost` and `names`. On exit
+    `app` is a `CloudRun` as a rule; one without a `url` of its own gets this server's, and each answers under the names
+    of the certificate and of its URL alone. The port is taken on entry (0: a free one), which raises CannotListen. The
+    certificate is good for `host`, `localhost` and `names`. On exit
     running requests may finish for a second, then their connections are cut: exit takes some two seconds at most.
     """
 
@@ -62,8 +63,10 @@ class CloudRunServer:
         self._app = app
         self._host = host
         self._port = port
-        self._config = _config(alpn_protocols, streams_per_connection)
-        self._files = certificates.server_files(*dict.fromkeys((host, "localhost", "127.0.0.1", "::1", *names)))
+        octets = app.field_section_octets if isinstance(app, CloudRun) else FIELD_SECTION_OCTETS
+        self._config = _config(alpn_protocols, streams_per_connection, octets)
+        self._names = dict.fromkeys((host, "localhost", "127.0.0.1", "::1", *names))
+        self._files = certificates.server_files(*self._names)
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._stopping = False
         self._stack = AsyncExitStack()
@@ -76,8 +79,9 @@ class CloudRunServer:
         async with AsyncExitStack() as stack:
             bound = stack.enter_context(bind(self._host, self._port))
             self.url = f"https://{address(bound)}"
-            if isinstance(self._app, CloudRun) and self._app.url is None:
-                self._app.url = self.url
+            if isinstance(self._app, CloudRun):
+                self._app.url = self._app.url or self.url
+                self._app.hosts = frozenset(name.strip("[]").lower() for name in self._names)
             self._lifespan = Lifespan(self._wrapped, self._config, loop, self._state)
             self._living = loop.create_task(self._lifespan.handle_lifespan())
             stack.push_async_callback(self._end_lifespan)
@@ -181,8 +185,10 @@ class _Ended:
         """Drop the event; Hypercorn itself returns the window."""
 
 
-def _config(alpn_protocols: tuple[str, ...], streams_per_connection: int) -> Config:
+def _config(alpn_protocols: tuple[str, ...], streams_per_connection: int, field_section_octets: int) -> Config:
     config = Config()
+    # Only told to the peer. h2 itself takes more, so that a refusal can be an answer and not the connection's end.
+    config.h2_max_header_list_size = field_section_octets
     config.alpn_protocols = list(alpn_protocols)
     config.h2_max_concurrent_streams = streams_per_connection
     config.keep_alive_max_requests = 2**62

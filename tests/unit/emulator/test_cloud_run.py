@@ -39,7 +39,9 @@ def cloud_run(application: Application, google: Google) -> CloudRun:
     return CloudRun(application, google, url=AUDIENCE, custom_audiences=["custom"], invokers=[CALLER])
 
 
-async def _call(cloud_run: CloudRun, fields: Sequence[tuple[bytes, bytes]], kind: str = "http") -> list[Any]:
+async def _call(
+    cloud_run: CloudRun, fields: Sequence[tuple[bytes, bytes]], kind: str = "http", path: str = "/invoke"
+) -> list[Any]:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -48,7 +50,7 @@ async def _call(cloud_run: CloudRun, fields: Sequence[tuple[bytes, bytes]], kind
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": kind, "path": "/invoke", "headers": list(fields)}
+    scope = {"type": kind, "path": path, "headers": list(fields)}
     await cloud_run(scope | ({"method": "POST"} if kind == "http" else {}), receive, send)
     return sent
 
@@ -141,6 +143,55 @@ async def test_the_form_of_the_field_decides(
     values = spoil("Bearer " + google.sign(_claims(clock)))
     await _call(cloud_run, [(name, value.encode()) for value in values])
     assert [stream.verdict for stream in cloud_run.streams] == [verdict]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("hosts", "verdict"),
+    [
+        ([b"greeter-abc.a.run.app"], Verdict.ACCEPTED),
+        ([b"Greeter-ABC.a.run.app:443"], Verdict.ACCEPTED),
+        ([b"127.0.0.1:8443"], Verdict.ACCEPTED),
+        ([b"[::1]:8443"], Verdict.ACCEPTED),
+        ([b"127.0.0.1:8443", b"127.0.0.1:8443"], Verdict.ACCEPTED),
+        ([b"evil.example"], Verdict.UNKNOWN_HOST),
+        ([b"greeter-abc.a.run.app.evil.example"], Verdict.UNKNOWN_HOST),
+        ([b"greeter-abc.a.run.app", b"evil.example"], Verdict.UNKNOWN_HOST),
+        ([b""], Verdict.UNKNOWN_HOST),
+        ([b"[::1"], Verdict.UNKNOWN_HOST),
+        ([], Verdict.UNKNOWN_HOST),
+    ],
+)
+async def test_the_host_is_one_of_the_services(
+    cloud_run: CloudRun, google: Google, clock: Clock, hosts: list[bytes], verdict: Verdict
+) -> None:
+    cloud_run.hosts = frozenset({"127.0.0.1", "::1"})
+    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    sent = await _call(cloud_run, [token, *((b"host", host) for host in hosts)])
+    assert cloud_run.streams == [Arrival("POST", "/invoke", verdict)]
+    assert sent[0]["status"] == (204 if verdict is Verdict.ACCEPTED else 404)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["/_ah/warmup", "/_ah/", "/healthz", "/eventlog"])
+async def test_a_reserved_path_never_reaches_the_container(
+    cloud_run: CloudRun, google: Google, clock: Clock, path: str
+) -> None:
+    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    assert (await _call(cloud_run, [token], path=path))[0]["status"] == 404
+    for near in ("/healthz/x", "/x/healthz", "/_ahead", "/eventlogs"):
+        assert (await _call(cloud_run, [token], path=near))[0]["status"] == 204
+
+
+@pytest.mark.asyncio
+async def test_fields_have_a_limit_in_all(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
+    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    used = sum(len(part) for part in token) + 32 + len(b":path/invoke") + 32
+    padding = 16_384 - used - len(b"x-a") - 32
+    assert (await _call(cloud_run, [token, (b"x-a", b"a" * padding)]))[0]["status"] == 204
+    assert (await _call(cloud_run, [token, (b"x-a", b"a" * (padding + 1))]))[0]["status"] == 431
+    cloud_run.field_section_octets = 65_536
+    assert (await _call(cloud_run, [token, (b"x-a", b"a" * 40_000)]))[0]["status"] == 204
 
 
 @pytest.mark.asyncio

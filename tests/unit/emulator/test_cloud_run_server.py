@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from h2.settings import SettingCodes
 
 from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, Verdict
 from tests.unit.emulator.wire import CALLER, Http2Client, NotHttp2, trusting
@@ -118,6 +119,49 @@ async def test_a_refusal_in_the_middle_of_the_content_leaves_the_connection_alon
         answer = await client.answer(await client.request("/early", _token(google, server.url)))
         assert (answer.status, answer.body) == (200, b".")
         assert not client.goaway
+
+
+@pytest.mark.asyncio
+async def test_fields_over_the_advertised_limit_are_refused_and_the_connection_goes_on(
+    google: Google, certificates: Certificates
+) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+        token = _token(google, server.url)
+        large = [(f"x-{number}", "a" * 4096) for number in range(10)]
+        answer = await client.answer(await client.request("/early", token, *large))
+        assert client.settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 16_384
+        assert answer.status == 431
+        assert (await client.answer(await client.request("/early", token))).status == 200
+        async with (
+            aiohttp.ClientSession() as http1,
+            http1.get(server.url, headers=dict([token, *large]), ssl=trusting(certificates.ca_file)) as response,
+        ):
+            assert response.status == 431
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER], field_section_octets=65_536)
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+        answer = await client.answer(await client.request("/early", _token(google, server.url), *large))
+        assert client.settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 65_536
+        assert answer.status == 200
+
+
+@pytest.mark.asyncio
+async def test_a_request_for_another_host_is_not_the_services(google: Google, certificates: Certificates) -> None:
+    cloud_run = CloudRun(Service(), google, url="https://greeter-abc.a.run.app", invokers=[CALLER])
+    tls = trusting(certificates.ca_file)
+    async with CloudRunServer(cloud_run, certificates, names=("tagged---greeter-abc.a.run.app",)) as server:
+        fields = dict([_token(google, "https://greeter-abc.a.run.app")])
+        port = server.url.rpartition(":")[2]
+        async with aiohttp.ClientSession() as http1:
+            for host, status in (
+                ("greeter-abc.a.run.app", 200),
+                ("tagged---greeter-abc.a.run.app", 200),
+                (f"localhost:{port}", 200),
+                ("evil.example", 404),
+            ):
+                async with http1.get(f"{server.url}/early", headers=fields | {"Host": host}, ssl=tls) as response:
+                    assert response.status == status, host
+    assert cloud_run.verdicts == {Verdict.ACCEPTED: 3, Verdict.UNKNOWN_HOST: 1}
 
 
 @pytest.mark.asyncio
