@@ -18,7 +18,7 @@ AWS (environment's keys, or metadata: IMDSv2)                                 th
 anything of another universe                      refused, with a sentence    refused
 ================================================  ==========================  =================================
 
-¹ where `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES` is 1; it has 5 s, whatever the file says.
+¹ where `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES` is 1; it has the time that its file says (5 to 120 s).
 
 The modules:
 
@@ -28,5 +28,7 @@ The modules:
 * `adc`, `ambient`                       where credentials are; what a credential source can do
 * `metadata`, `files`, `impersonation`   metadata server, credential files, IAM
 * `credentials`, `worker`                google-auth, and the threads that it blocks
+* `subject`, `executable`                subject tokens of federation from this machine's files and executables
+* `reading`, `blocking`                  files that may be pipes or never end, and threads that may be lost
 * `explaining`                           what to tell a person when google-auth gives up (pure)
 """

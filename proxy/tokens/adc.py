@@ -3,11 +3,12 @@
 `$GOOGLE_APPLICATION_CREDENTIALS`, then gcloud's well-known file, then (elsewhere) the metadata server.
 google-auth's own lookup is not used: it pings the metadata server for up to 12 s and may start `gcloud`.
 
-Everything here blocks, a little: call it on a thread that may wait.
+Everything here reads files and so can block for ever: call it on a thread that may be lost (`blocking`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import os
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 
 from proxy.errors import CredentialsInvalid
 from proxy.quoting import plain, quoted
+from proxy.tokens.reading import FileTooLarge, read_regular
 
-__all__ = ["CredentialFile", "Kind", "find", "is_near", "looked_for"]
+__all__ = ["CredentialFile", "Kind", "find", "is_near", "label", "looked_for"]
 
 Kind = Literal[
     "service_account",
@@ -38,8 +40,6 @@ _WELL_KNOWN: Final = "application_default_credentials.json"
 _UNIVERSE_VARIABLE: Final = "GOOGLE_CLOUD_UNIVERSE_DOMAIN"
 _UNIVERSE: Final = "googleapis.com"
 _UNSUPPORTED: Final = "only Google's public cloud is supported"
-
-_MOST_OCTETS: Final = 1 << 20
 
 # RFC 3986 has no other character, but for the names in braces that google-auth fills in.
 _VISIBLE: Final = re.compile(r"[!-\[\]-~]+")
@@ -72,8 +72,8 @@ class CredentialFile:
     """A credential file that was read and looks right. Its content has no repr."""
 
     path: str
-    stamp: tuple[int, int, int, int]
-    """Device, inode, size and time of change in ns; another one means another content."""
+    digest: bytes
+    """SHA-256 of the content. Times and sizes do not tell it from another: they can be set, or be the same."""
     kind: Kind
     info: Mapping[str, Any] = field(repr=False)
     """The JSON object."""
@@ -113,12 +113,11 @@ class _Absent(CredentialsInvalid):
 def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], CredentialsInvalid]) -> CredentialFile:
     try:
         state = os.stat(path)
-        stamp = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-        if known is not None and (known.path, known.stamp) == (path, stamp):
-            return known
         if not stat.S_ISREG(state.st_mode):
             raise unusable(f"is {'a directory' if stat.S_ISDIR(state.st_mode) else 'not a regular file'}")
-        content = _read(path)
+        content = read_regular(path)
+    except FileTooLarge:
+        raise CredentialsInvalid(f"{path} is no credential file: it is larger than 1 MiB") from None
     # Not chained: the errors hold the path, and that could be a pasted key.
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise _Absent(str(unusable(f"cannot be read: {_reason(exc)}"))) from None
@@ -126,8 +125,11 @@ def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], Cre
         raise unusable(f"cannot be read: {_reason(exc)}") from None
     except ValueError:
         raise unusable("cannot be read: a path holds no zero octet") from None
+    digest = hashlib.sha256(content).digest()
+    if known is not None and (known.path, known.digest) == (path, digest):
+        return known
     info = _object(content, path)
-    return CredentialFile(path, stamp, check(info, path), info)
+    return CredentialFile(path, digest, check(info, path), info)
 
 
 def _unusable(named: str, why: str) -> CredentialsInvalid:
@@ -143,6 +145,12 @@ def _unusable(named: str, why: str) -> CredentialsInvalid:
 
 def _reason(exc: OSError) -> str:
     return exc.strerror or (os.strerror(exc.errno) if exc.errno else type(exc).__name__)
+
+
+def label(environment: Mapping[str, str]) -> str:
+    """Return in words which file `find` reads; without a look at the file system."""
+    named = environment.get(_VARIABLE)
+    return f"the credential file {quoted(named)}" if named else "gcloud's credential file"
 
 
 def well_known_path(environment: Mapping[str, str]) -> str:
@@ -247,17 +255,9 @@ def _filled(value: object, name: str) -> bool:
     return bool(value) and isinstance(value, dict if name in _OBJECTS else str)
 
 
-def _read(path: str) -> bytes:
-    """Return the content, cut above the octets that are too many; OSError."""
-    with open(path, "rb") as file:
-        return file.read(_MOST_OCTETS + 1)
-
-
 def _object(content: bytes, path: str) -> dict[str, Any]:
     if not content.strip():
         raise CredentialsInvalid(f"the credential file {path} is empty")
-    if len(content) > _MOST_OCTETS:
-        raise CredentialsInvalid(f"{path} is no credential file: it is larger than 1 MiB")
     try:
         info = json.loads(content)
     except (ValueError, RecursionError):  # Not chained: the error holds the text.

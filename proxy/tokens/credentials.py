@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC
-from typing import Any, Final
+from typing import Any
 
 from google.auth import exceptions, transport
 from google.oauth2 import service_account
@@ -26,9 +26,6 @@ from proxy.tokens.impersonation import CLOUD_PLATFORM
 from proxy.tokens.model import Token, TokenKey, read_claims, token_from_jwt
 
 __all__ = ["AccessTokens", "identity"]
-
-# The mint's own deadline is 5 s; this is the least that google-auth lets an executable have.
-_EXECUTABLE_MILLISECONDS: Final = 5000
 
 
 class _Response(transport.Response):
@@ -89,15 +86,22 @@ def _texts(headers: Mapping[str, str | bytes]) -> dict[str, str]:
 class AccessTokens:
     """Access tokens (scope cloud-platform) from one credential file. Not for two threads at once.
 
-    Raises CredentialsInvalid for a file that google-auth cannot load.
+    `subject_token` is given where it comes from this machine (`subject`). Raises CredentialsInvalid for a file that
+    google-auth cannot load.
     """
 
-    def __init__(self, file: CredentialFile, quota_project: str | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        file: CredentialFile,
+        quota_project: str | None,
+        clock: Callable[[], float],
+        subject_token: str | None = None,
+    ) -> None:
         self._file = file
         self._quota_project = quota_project
         self._clock = clock
         try:
-            self._credentials = _load(file)
+            self._credentials = _load(file, subject_token)
         except Exception as exc:  # noqa: BLE001 - google-auth raises whatever the content makes Python raise
             raise unloadable(file, exc) from None
 
@@ -144,7 +148,7 @@ def _of_default_universe(info: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in info.items() if name != "universe_domain"}
 
 
-def _load(file: CredentialFile) -> Any:
+def _load(file: CredentialFile, subject_token: str | None) -> Any:
     scopes = [CLOUD_PLATFORM]
     info = _of_default_universe(file.info)
     match file.kind:
@@ -160,22 +164,23 @@ def _load(file: CredentialFile) -> Any:
 
             return external_account_authorized_user.Credentials.from_info(info)
         case _:
-            return _load_federated(info, scopes)
+            return _load_federated(info, subject_token, scopes)
 
 
-def _load_federated(info: Mapping[str, Any], scopes: list[str]) -> Any:
-    source = info["credential_source"]
+def _load_federated(info: Mapping[str, Any], subject_token: str | None, scopes: list[str]) -> Any:
     if str(info["subject_token_type"]).startswith("urn:ietf:params:aws"):
         from google.auth import aws
 
         return aws.Credentials.from_info(info, scopes=scopes)
-    if "executable" in source:
-        from google.auth import pluggable
-
-        executable = {**source["executable"], "timeout_millis": _EXECUTABLE_MILLISECONDS}
-        return pluggable.Credentials.from_info(
-            {**info, "credential_source": {**source, "executable": executable}}, scopes=scopes
-        )
     from google.auth import identity_pool
 
-    return identity_pool.Credentials.from_info(info, scopes=scopes)
+    if subject_token is None:
+        return identity_pool.Credentials.from_info(info, scopes=scopes)
+
+    class Supplier(identity_pool.SubjectTokenSupplier):
+        def get_subject_token(self, context: object, request: object) -> str | None:
+            return subject_token
+
+    return identity_pool.Credentials.from_info(
+        {**info, "credential_source": None}, subject_token_supplier=Supplier(), scopes=scopes
+    )

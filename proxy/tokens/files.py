@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from proxy.errors import AmbientUnsupported, CredentialsInvalid
 from proxy.tokens.adc import CredentialFile, Kind, check
 from proxy.tokens.ambient import Ambient, BearerCache
+from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import Bearer, BlockingSend
 from proxy.tokens.impersonation import IamCredentials
 from proxy.tokens.model import Token, TokenKey, is_account
+from proxy.tokens.subject import local_subject_token
 from proxy.tokens.worker import Worker
 
 __all__ = ["FileSource", "ImpersonatedFile", "source_of"]
@@ -33,10 +36,16 @@ class FileSource:
     """A key file, user credentials or federation, by google-auth."""
 
     def __init__(
-        self, file: CredentialFile, worker: Worker, clock: Callable[[], float], quota_project: str | None
+        self,
+        file: CredentialFile,
+        worker: Worker,
+        blocking: BlockingCalls,
+        clock: Callable[[], float],
+        quota_project: str | None,
     ) -> None:
         self._file = file
         self._worker = worker
+        self._blocking = blocking
         self._clock = clock
         self._quota_project = quota_project
         self._principal: str | None = None
@@ -79,18 +88,19 @@ class FileSource:
         """
         fetch, self._fetch_on_thread = self._fetch_on_thread, None
         if fetch is None:
-            fetch = await self._worker.run(self._load)
+            subject_token = await local_subject_token(self._file, _target(self._file.info), self._blocking)
+            fetch = await self._worker.run(partial(self._load, subject_token))
         fetched = await self._worker.run(fetch)
         if "refresh_token" in self._file.info:
             self._fetch_on_thread = fetch
         self._principal = fetched.principal
         return fetched
 
-    def _load(self, send: BlockingSend) -> Callable[[BlockingSend], Bearer]:
+    def _load(self, subject_token: str | None, send: BlockingSend) -> Callable[[BlockingSend], Bearer]:
         del send
         from proxy.tokens import credentials  # as above
 
-        return credentials.AccessTokens(self._file, self._quota_project, self._clock).fetch
+        return credentials.AccessTokens(self._file, self._quota_project, self._clock, subject_token).fetch
 
 
 class ImpersonatedFile:
@@ -133,6 +143,7 @@ class ImpersonatedFile:
 def source_of(
     file: CredentialFile,
     worker: Worker,
+    blocking: BlockingCalls,
     iam: IamCredentials,
     clock: Callable[[], float],
     environment: Mapping[str, str],
@@ -140,13 +151,13 @@ def source_of(
     """Return the credential source that a credential file is; CredentialsInvalid if it contradicts itself."""
     quota_project = environment.get("GOOGLE_CLOUD_QUOTA_PROJECT") or _text(file.info.get("quota_project_id"))
     if file.kind != "impersonated_service_account":
-        return FileSource(file, worker, clock, quota_project)
+        return FileSource(file, worker, blocking, clock, quota_project)
     where = f"{file.path} (source_credentials)"
     info = file.info["source_credentials"]
     kind = check(info, where)
     if kind == "impersonated_service_account":
         raise CredentialsInvalid(f"{where} are impersonated again; list the accounts between as delegates")
-    inner = FileSource(CredentialFile(where, file.stamp, kind, info), worker, clock, quota_project)
+    inner = FileSource(CredentialFile(where, file.digest, kind, info), worker, blocking, clock, quota_project)
     return ImpersonatedFile(file, inner, iam, clock, quota_project)
 
 

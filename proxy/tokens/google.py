@@ -33,13 +33,17 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.quoting import quoted
 from proxy.tokens import adc
 from proxy.tokens.ambient import Ambient
-from proxy.tokens.calls import BlockingSend, Reply, host_of
+from proxy.tokens.blocking import BlockingCalls
+from proxy.tokens.calls import Reply, host_of
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
 from proxy.tokens.metadata import MetadataServer
 from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
+from proxy.tokens.subject import FILE_SECONDS
 from proxy.tokens.worker import Worker
 
 __all__ = ["GoogleMint", "Who"]
@@ -48,6 +52,7 @@ _TOTAL_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 4.0
 _DIRECT_CONNECT_SECONDS: Final = 2.0
 _MOST_OCTETS: Final = 256 * 1024
+_MOST_TRUST_OCTETS: Final = 16 << 20
 
 
 class Who(NamedTuple):
@@ -77,8 +82,9 @@ class GoogleMint:
     ) -> None:
         self._environment = environment
         self._clock = clock
-        self._direct = _Http(resolver, direct=True, connect_seconds=_DIRECT_CONNECT_SECONDS)
-        self._outside = _Http(resolver, direct=False, connect_seconds=_CONNECT_SECONDS)
+        self._blocking = BlockingCalls()
+        self._direct = _Http(resolver, self._blocking, direct=True, connect_seconds=_DIRECT_CONNECT_SECONDS)
+        self._outside = _Http(resolver, self._blocking, direct=False, connect_seconds=_CONNECT_SECONDS)
         self._worker = Worker(self._send)
         self._iam = IamCredentials(self._outside.send)
         self._metadata = MetadataServer(self._direct.send, environment, clock)
@@ -113,12 +119,14 @@ class GoogleMint:
     async def _ambient(self) -> Ambient:
         async with self._lookup:
             known = self._file if self._source is not None else None
-            file = await self._worker.run(partial(_find, self._environment, known))
+            file = await self._blocking.run(
+                partial(adc.find, self._environment, known), place=adc.label(self._environment), seconds=FILE_SECONDS
+            )
             if file is None:
                 self._file = self._source = None
                 return self._metadata
             if self._source is None or file is not known:
-                self._source = source_of(file, self._worker, self._iam, self._clock, self._environment)
+                self._source = source_of(file, self._worker, self._blocking, self._iam, self._clock, self._environment)
                 self._file = file
             return self._source
 
@@ -126,13 +134,6 @@ class GoogleMint:
         """Send for google-auth, which also asks metadata servers (AWS): no proxy for those."""
         http = self._direct if _is_near(url) else self._outside
         return await http.send(method, url, headers, body)
-
-
-def _find(
-    environment: Mapping[str, str], known: adc.CredentialFile | None, send: BlockingSend
-) -> adc.CredentialFile | None:
-    del send
-    return adc.find(environment, known)
 
 
 def _is_near(url: str) -> bool:
@@ -168,8 +169,16 @@ def _proxy_for(url: str) -> _Proxy | None:
 class _Http:
     """An HTTP client that opens with its first call. `direct` means without a proxy and without TLS."""
 
-    def __init__(self, resolver: aiohttp.abc.AbstractResolver | None, *, direct: bool, connect_seconds: float) -> None:
+    def __init__(
+        self,
+        resolver: aiohttp.abc.AbstractResolver | None,
+        blocking: BlockingCalls,
+        *,
+        direct: bool,
+        connect_seconds: float,
+    ) -> None:
         self._resolver = resolver
+        self._blocking = blocking
         self._direct = direct
         self._connect_seconds = connect_seconds
         self._opening = asyncio.Lock()
@@ -218,8 +227,12 @@ class _Http:
             if self._closed:
                 raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
             if self._session is None:
-                # Reads the trust store (or $SSL_CERT_FILE): milliseconds of disk and CPU, so not on the loop.
-                context = True if self._direct else await asyncio.to_thread(ssl.create_default_context)
+                context: ssl.SSLContext | bool = True
+                if not self._direct:
+                    # Milliseconds of disk and CPU at best, so not on the loop.
+                    context = await self._blocking.run(
+                        _trusting_context, place="the file of trusted certificates", seconds=FILE_SECONDS
+                    )
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
                     cookie_jar=aiohttp.DummyCookieJar(),
@@ -227,6 +240,25 @@ class _Http:
                     timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),
                 )
             return self._session
+
+
+def _trusting_context() -> ssl.SSLContext:
+    """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE.
+
+    OpenSSL would wait for somebody to write into a named pipe, and read a device without end. What else is wrong with
+    the file, it takes for a file without authorities.
+    """
+    named = os.environ.get("SSL_CERT_FILE")
+    if named:
+        try:
+            read_regular(named, _MOST_TRUST_OCTETS)
+        except (NotRegularFile, FileTooLarge) as exc:
+            raise TokenUnavailable(
+                f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {exc.strerror}"
+            ) from None
+        except OSError:
+            pass
+    return ssl.create_default_context()
 
 
 def _reason(exc: Exception) -> str:

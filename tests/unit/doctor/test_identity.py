@@ -129,7 +129,7 @@ async def test_a_mint_that_fails_is_told_with_its_remedy(tmp_path: Path) -> None
 
 
 def file_of(kind: Kind, info: dict[str, Any]) -> CredentialFile:
-    return CredentialFile("/key.json", (0, 0, 0, 0), kind, info)
+    return CredentialFile("/key.json", b"digest", kind, info)
 
 
 def route(impersonate: str | None, *delegates: str) -> Route:

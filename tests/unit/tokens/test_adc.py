@@ -124,6 +124,16 @@ def test_an_unchanged_file_is_not_read_again(house: House, key_info: dict[str, A
     assert find(house.environment, first) is first
 
 
+def test_another_content_of_the_same_size_and_time_is_noticed(house: House, key_info: dict[str, Any]) -> None:
+    path = house.file({**key_info, "client_email": "a@b"})
+    first, state = find(house.environment), path.stat()
+    path.write_text(path.read_text().replace("a@b", "c@d"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    second = find(house.environment, first)
+    assert second is not None
+    assert second.info["client_email"] == "c@d"
+
+
 @pytest.mark.parametrize("how", ["written", "replaced", "another path"])
 def test_a_changed_file_is_read_again(house: House, key_info: dict[str, Any], how: str) -> None:
     path = house.file(key_info)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -308,6 +309,58 @@ async def test_a_subject_token_file_that_is_missing_is_named(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("content", "kind", "what"),
+    [
+        (None, None, r"\('/.*/pipe'\) cannot be used: it is a named pipe"),
+        (b"\xff", None, "is not text"),
+        (b"", None, "has no subject token"),
+        (b"x" * (1 << 20) + b"x", None, "larger than 1024 KiB"),
+        (b'{"a": "eyJzZWNyZXQi"}', {"type": "json", "subject_token_field_name": "b"}, "Unable to parse subject_token"),
+        (b'["eyJzZWNyZXQi"]', {"type": "json", "subject_token_field_name": "b"}, "Unable to parse subject_token"),
+        (b"eyJzZWNyZXQi", {"type": "json", "subject_token_field_name": "b"}, "Unable to parse subject_token"),
+        (b'{"b": ["eyJzZWNyZXQi"]}', {"type": "json", "subject_token_field_name": "b"}, "Unable to parse"),
+        (b"{}", {"type": "json"}, "lacks subject_token_field_name"),
+        (b"{}", {"type": "xml"}, "neither text nor json"),
+        (b"{}", "json", "neither text nor json"),
+    ],
+)
+async def test_a_subject_tokens_file_that_is_none_is_told(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    federated_info: dict[str, Any],
+    told: Callable[[Any], str],
+    content: bytes | None,
+    kind: object,
+    what: str,
+) -> None:
+    path = house.folder / "pipe"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    named = house.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
+    with pytest.raises(CredentialsInvalid, match=what) as caught:
+        await mint(OTHER)
+    assert str(named) in str(caught.value)
+    assert "eyJzZWNyZXQi" not in told(caught.value)
+    assert google.calls == []
+
+
+@pytest.mark.asyncio
+async def test_a_subject_token_comes_from_a_field_of_a_json_file(
+    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+) -> None:
+    path = house.folder / "subject.json"
+    path.write_text('{"token": "subject-token-of-the-pod"}')
+    kind = {"type": "json", "subject_token_field_name": "token"}
+    house.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
+    may_impersonate(google, ("principal://pool/subject/pod", TARGET))
+    assert (await mint(OTHER)).principal == TARGET
+
+
+@pytest.mark.asyncio
 async def test_a_subject_token_comes_from_a_url(
     google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
@@ -435,7 +488,7 @@ def test_transport_options_are_not_dropped_silently(user_info: dict[str, Any]) -
     def unused(method: str, url: str, headers: object, body: bytes | None = None) -> Reply:
         raise AssertionError
 
-    tokens = AccessTokens(CredentialFile("user.json", (0, 0, 0, 0), "authorized_user", user_info), None, time.time)
+    tokens = AccessTokens(CredentialFile("user.json", b"digest", "authorized_user", user_info), None, time.time)
     tokens._credentials.refresh = lambda request: request("https://x", cert=("a", "b"))
     with pytest.raises(CredentialsInvalid, match="TransportError"):
         tokens.fetch(unused)

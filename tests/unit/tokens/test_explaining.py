@@ -28,7 +28,7 @@ AWS = {"environment_id": "aws1", "url": f"{IMDS}/meta-data/iam", "imdsv2_session
 
 
 def file(kind: Kind = "external_account", **info: Any) -> CredentialFile:
-    return CredentialFile("file.json", (0, 0, 0, 0), kind, info)
+    return CredentialFile("file.json", b"digest", kind, info)
 
 
 def told(

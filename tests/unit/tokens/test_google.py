@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -159,6 +160,25 @@ async def test_a_certificate_that_nobody_vouches_for_stops_the_mint(
         TokenUnavailable, match=r"oauth2\.googleapis\.com .*certificate does not verify .*SSL_CERT_FILE"
     ):
         await mint(KEY)
+    assert google.calls == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["a named pipe", "a device"])
+async def test_a_trust_store_that_never_ends_is_refused(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    key_info: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    os.mkfifo(house.folder / "pipe")
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/zero" if kind == "a device" else str(house.folder / "pipe"))
+    house.file(key_info)
+    for _ in range(2):
+        with pytest.raises(TokenUnavailable, match=f"SSL_CERT_FILE names .*, which cannot be used: it is {kind}"):
+            await mint(KEY)
     assert google.calls == []
 
 

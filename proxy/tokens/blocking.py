@@ -1,0 +1,93 @@
+"""Threads that may be lost: each call that can block for ever runs on a daemon thread of its own, with a deadline.
+
+A read from a network mount that hangs cannot be ended by anybody. So nobody waits for it longer than its deadline, its
+thread takes no place that another call needs, and the process ends without it. Lost threads do not pile up: while a
+call about a place (a path) is overdue, further calls about the same place fail at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+from proxy.errors import TokenTimeout, TokenUnavailable
+
+__all__ = ["BlockingCalls", "outcome_of", "start_daemon"]
+
+T = TypeVar("T")
+
+_THREAD_NAME: Final = "files"
+
+
+def start_daemon(call: Callable[[], T], name: str) -> Future[T]:
+    """Start `call` on a new daemon thread; the future gets its outcome. Raises TokenUnavailable without threads."""
+    outcome: Future[T] = Future()
+    # From here on `cancel` has no effect, which the thread could not cope with.
+    outcome.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            result = call()
+        except BaseException as exc:  # noqa: BLE001 - whoever waits is told
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(result)
+
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        raise TokenUnavailable("no thread can be started: is a limit on processes or memory reached?") from None
+    return outcome
+
+
+class BlockingCalls:
+    """Runs blocking calls for one event loop."""
+
+    def __init__(self) -> None:
+        self._overdue: dict[str, float] = {}
+        """Since when (monotonic), by place."""
+
+    async def run(self, call: Callable[[], T], *, place: str, seconds: float) -> T:
+        """Return what `call` returns, or raise what it raises; it runs on a thread of its own.
+
+        Raises TokenTimeout, whose sentence begins with `place`, after `seconds`, and at once while an earlier call
+        about the same place is overdue. Cancelled or late, the call itself goes on, and its result is dropped.
+        """
+        since = self._overdue.get(place)
+        if since is not None:
+            raise TokenTimeout(_hangs(place, time.monotonic() - since))
+        started = time.monotonic()
+        outcome = start_daemon(call, _THREAD_NAME)
+        try:
+            async with asyncio.timeout(seconds):
+                return await outcome_of(outcome)
+        except TimeoutError:
+            if outcome.done():  # In the last moment, or this is what the call itself raised.
+                return outcome.result()
+            self._overdue[place] = started
+            outcome.add_done_callback(lambda _: self._overdue.pop(place, None))
+            raise TokenTimeout(_hangs(place, seconds)) from None
+
+
+async def outcome_of(outcome: Future[T]) -> T:
+    """Wait for an outcome; cancelled, or with the loop closed, leave it alone."""
+    loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+
+    def wake(done: Future[Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(arrived.set)
+        except RuntimeError:  # The loop is closed: nobody waits any more.
+            del done
+
+    outcome.add_done_callback(wake)
+    await arrived.wait()
+    return outcome.result()
+
+
+def _hangs(place: str, seconds: float) -> str:
+    return f"{place} has not answered for {seconds:.0f} s: is it on a network file system that hangs?"

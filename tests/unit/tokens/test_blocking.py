@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from proxy.errors import TokenTimeout
+from proxy.tokens.blocking import BlockingCalls, start_daemon
+from tests.unit.tokens.fakes import everybody_had_a_turn
+
+
+@pytest.mark.asyncio
+async def test_a_result_and_an_exception_arrive() -> None:
+    calls = BlockingCalls()
+    assert await calls.run(lambda: 5, place="a", seconds=5) == 5
+
+    def fails() -> None:
+        raise TimeoutError("of the call itself")
+
+    with pytest.raises(TimeoutError, match="of the call itself"):
+        await calls.run(fails, place="a", seconds=5)
+    assert await calls.run(lambda: 6, place="a", seconds=5) == 6
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_hangs_is_left_at_its_deadline_and_only_its_own_place_is_closed() -> None:
+    calls, go_on = BlockingCalls(), threading.Event()
+    with pytest.raises(TokenTimeout, match=r"^the file /a has not answered for 0 s: .* hangs\?$"):
+        await calls.run(go_on.wait, place="the file /a", seconds=0.01)
+    threads = threading.active_count()
+    for _ in range(50):  # no thread each: they would pile up
+        with pytest.raises(TokenTimeout):
+            await calls.run(go_on.wait, place="the file /a", seconds=60)
+    assert threading.active_count() == threads
+    assert await calls.run(lambda: "other", place="the file /b", seconds=5) == "other"
+    go_on.set()
+
+
+@pytest.mark.asyncio
+async def test_a_place_is_open_again_once_the_call_has_ended() -> None:
+    calls, go_on, ended = BlockingCalls(), threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        go_on.wait()
+        ended.set()
+
+    with pytest.raises(TokenTimeout):
+        await calls.run(hangs, place="a", seconds=0.01)
+    go_on.set()
+    assert ended.wait(5)
+    async with asyncio.timeout(5):
+        while calls._overdue:  # the thread is about to say so
+            await everybody_had_a_turn()
+    assert await calls.run(lambda: 7, place="a", seconds=5) == 7
+
+
+@pytest.mark.asyncio
+async def test_who_waits_can_be_cancelled_and_the_late_result_bothers_nobody() -> None:
+    calls, go_on = BlockingCalls(), threading.Event()
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(calls.run(go_on.wait, place="a", seconds=60))
+        await everybody_had_a_turn()
+        waiter.cancel()
+    assert waiter.cancelled()
+    go_on.set()
+
+
+def test_a_result_after_the_loop_was_closed_bothers_nobody() -> None:
+    go_on = threading.Event()
+    outcome = None
+
+    def hangs() -> bool:
+        return go_on.wait()
+
+    async def gives_up() -> None:
+        nonlocal outcome
+        outcome = start_daemon(hangs, "test")
+        with pytest.raises(TokenTimeout):
+            await BlockingCalls().run(hangs, place="a", seconds=0.01)
+
+    asyncio.run(gives_up())
+    go_on.set()
+    assert outcome is not None
+    assert outcome.result(5)
+
+
+def test_a_process_ends_while_a_call_hangs() -> None:
+    source = """
+        import asyncio, threading
+        from proxy.errors import TokenTimeout
+        from proxy.tokens.blocking import BlockingCalls
+
+        async def main():
+            try:
+                await BlockingCalls().run(threading.Event().wait, place="a", seconds=0.01)
+            except TokenTimeout:
+                print("left it")
+
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("left it", "")
