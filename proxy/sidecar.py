@@ -1,8 +1,8 @@
 """The composition root: every object of a worker is built here, once, and ends here.
 
 One worker runs in this process; several are processes of their own, each with its own pool and tokens, that share the
-listening sockets. Ending looks the same from outside: the first SIGTERM or SIGINT drains (new requests are answered
-503, live streams finish, at most `drain_timeout`), a second one cuts.
+listening sockets. Ending looks the same from outside: the first SIGTERM, SIGINT or SIGQUIT drains (new requests are
+answered 503, live streams finish, at most `drain_timeout`), a second one cuts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
 from proxy.downstream.listener import Listener
-from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.orders import Order, Orders
 from proxy.downstream.serving import listen
+from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
 from proxy.relay.forwarder import Forwarder
 from proxy.settings.plain import PlainSettings
-from proxy.telemetry import Metrics, configure_logging
+from proxy.telemetry import Metrics, background_output, configure_logging
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
@@ -168,10 +169,15 @@ class Sidecar:
     async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
         """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""
         loop = asyncio.get_running_loop()
-        for number in ENDING_SIGNALS:
-            loop.add_signal_handler(number, self.end if orders is None else self.drain)
-        # In a worker process they have been waiting for somebody to take them.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        for number in HANDLED_SIGNALS:
+            if number in ENDING_SIGNALS:
+                loop.add_signal_handler(number, self.end if orders is None else self.drain)
+            elif number == RELOAD_SIGNAL:
+                loop.add_signal_handler(number, _cannot_reload)
+            else:
+                loop.add_signal_handler(number, _ignore)
+        # Those that came during the start have stayed pending.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             if orders is not None:
@@ -224,47 +230,69 @@ def serve(text: str) -> int:
     Returns the exit code: 0, or 2 with the reason on standard error, or that of a worker process that failed.
     """
     settings = PlainSettings.from_json(text)
-    configure_logging(settings.log_level, settings.log_format)
     config = ListenerConfig(settings.listen, settings.workers, text, max_head_octets=settings.max_field_section)
-    try:
-        choice = engine_choice(settings.http2_engine)
-        if choice.reason:
-            _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
-        if settings.workers > 1:
-            # Not where one serves alone: what starts others is 0.8 MiB.
-            from proxy.downstream.workers import run_workers
-
-            _try_admin(settings.admin)
-            return run_workers(config, worker, drain_seconds=settings.drain_timeout)
-        sockets = config.create_sockets()
+    with background_output():
+        configure_logging(settings.log_level, settings.log_format)
         try:
-            worker(config, sockets)
-        finally:
-            config.release(sockets)
-    except (ListenFailed, EngineUnavailable) as exc:
-        sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
-        return 2
+            return _serve(settings, config)
+        except (ListenFailed, EngineUnavailable) as exc:
+            sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
+            return 2
+
+
+def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
+    choice = engine_choice(settings.http2_engine)
+    if choice.reason:
+        _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
+    if settings.workers > 1:
+        # Not where one serves alone: what starts others is 0.8 MiB.
+        from proxy.downstream.workers import run_workers
+
+        _try_admin(settings.admin)
+        return run_workers(config, worker, drain_seconds=settings.drain_timeout)
+    sockets = config.create_sockets()
+    try:
+        _run_worker(settings, config, sockets, None)
+    finally:
+        config.release(sockets)
     return 0
 
 
-def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders | None = None) -> None:
-    """Run one worker: on its own signals, or in a process of its own by order of its parent (`run_workers`)."""
+def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders) -> None:
+    """Run one worker in a process of its own by order of its parent (`run_workers`)."""
     settings = PlainSettings.from_json(config.payload)
-    if shutdown_event is not None:
+    with background_output():
         configure_logging(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.get_loop().set_exception_handler(_report)
         try:
-            runner.run(_run(settings, config, sockets, shutdown_event))
+            _run_worker(settings, config, sockets, shutdown_event)
         except ListenFailed as exc:
-            if shutdown_event is None:
-                raise
             sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
             sys.exit(2)
 
 
+def _run_worker(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.get_loop().set_exception_handler(_report)
+            runner.run(_run(settings, config, sockets, orders))
+    finally:
+        ignore_signals()
+
+
 async def _run(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
-    await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, orders)
+    try:
+        await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, orders)
+    finally:
+        # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
+        block_signals()
+
+
+def _cannot_reload() -> None:
+    _log.warning("SIGHUP changes nothing: settings are read at the start; restart to apply new ones")
+
+
+def _ignore() -> None:
+    """Handle a signal that means nothing here, and would end the process without a handler."""
 
 
 def _try_admin(admin: str) -> None:

@@ -20,6 +20,10 @@ def main() -> None:
     """Run what the command line says; ends in SystemExit."""
     _hold_standard_streams()
     settings = handed_over()
+    if settings is not None or sys.argv[1:2] == ["serve"]:
+        from proxy.downstream.signals import hold_signals  # the other commands keep the defaults
+
+        hold_signals()
     if settings is not None:
         _serve(settings)
     else:

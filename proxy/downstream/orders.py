@@ -1,20 +1,16 @@
-"""What asks a process to end: signals, and for worker processes the orders of their parent."""
+"""What the parent of worker processes tells them: to drain, or to cut what is left."""
 
 from __future__ import annotations
 
 import os
-import signal
 from enum import IntEnum
 from multiprocessing import parent_process
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
 
-__all__ = ["ENDING_SIGNALS", "Order", "Orders"]
-
-ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What asks a process to end. A worker process starts with them blocked, and unblocks them when it can obey."""
+__all__ = ["Order", "Orders"]
 
 
 class Order(IntEnum):

@@ -3,7 +3,7 @@
 Hypercorn's own parent sends SIGTERM to all workers as soon as one has ended, waits for none of them, and says 0 where
 one has failed. So only its way of starting them is used (`hypercorn.run._populate`; a test holds its signature):
 
-* the first SIGTERM or SIGINT to the parent has every worker drain, the second has them cut what is left;
+* the first SIGTERM, SIGINT or SIGQUIT to the parent has every worker drain, the second has them cut what is left;
 * to a worker a signal means to drain, however often it comes: a terminal's Ctrl-C reaches parent and workers at once,
   and service managers signal whole groups;
 * a worker that ends unasked ends the others, in order, and the exit code is not 0;
@@ -27,7 +27,8 @@ import hypercorn.run
 import structlog
 
 from proxy.downstream.config import ListenerConfig
-from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.orders import Order, Orders
+from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 
 __all__ = ["run_workers"]
 
@@ -40,17 +41,19 @@ _CUT_SECONDS: Final = 5.0
 def run_workers(config: ListenerConfig, worker: Callable[..., None], *, drain_seconds: float) -> int:
     """Run `config.workers` processes of `worker(config, sockets, shutdown_event)` until the last one has ended.
 
-    `worker` is pickled by its name, and its `shutdown_event` is the `Orders`; it begins with `ENDING_SIGNALS` blocked.
+    `worker` is pickled by its name, and its `shutdown_event` is the `Orders`; it begins with `HANDLED_SIGNALS` blocked.
     One that has not ended some seconds after `drain_seconds` is killed. Returns 0 after an orderly end, else the exit
     code of the first worker that failed, or 1 if it has none to show. Raises ListenFailed.
+
+    When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
     context = get_context("spawn")
     orders = Orders(context)
-    with _told_to_end() as told:
+    with _signals_to_socket() as told:
         sockets = config.create_sockets()
         try:
             workers: list[BaseProcess] = []
-            with _born_deaf():
+            with _signals_blocked():
                 hypercorn.run._populate(workers, config, worker, sockets, cast(Any, orders), context)
             return _await_end(workers, orders, told, drain_seconds)
         finally:
@@ -68,7 +71,7 @@ def _await_end(workers: list[BaseProcess], orders: Orders, told: socket.socket, 
         )
         ended = [process for process in workers if process.exitcode is not None]
         # Only now: where a whole group was signalled, a worker may be the first to wake us, but not the first told.
-        for _ in _signals(told):
+        for _ in _ending_signals(told):
             orders.end()
             seconds = _CUT_SECONDS + (drain_seconds if orders.latest is Order.DRAIN else 0.0)
             deadline = min(deadline or float("inf"), time.monotonic() + seconds)
@@ -95,14 +98,16 @@ def _failure(process: BaseProcess, *, asked: bool) -> int:
 
 
 @contextmanager
-def _born_deaf() -> Iterator[None]:
-    """Have processes that are started here begin with `ENDING_SIGNALS` blocked; for us they wait as long.
+def _signals_blocked() -> Iterator[None]:
+    """Have processes that are started here begin with `HANDLED_SIGNALS` blocked; for us they stay pending as long.
 
-    Between its birth and its first handler a worker would otherwise die of them, with a traceback.
+    Between its start and its first handler a worker would otherwise die of them.
     """
-    # It is started with the first process otherwise, and lifts the blockade.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(HANDLED_SIGNALS) - set(ENDING_SIGNALS[:2]))
+    # It is started with the first process otherwise, and unblocks SIGTERM and SIGINT, which it ignores. What else comes
+    # to the whole group stays pending for it, as long as it lives.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    block_signals()
     try:
         yield
     finally:
@@ -110,26 +115,30 @@ def _born_deaf() -> Iterator[None]:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[socket.socket]:
-    """Give a socket from which an octet can be read for each of `ENDING_SIGNALS` that comes."""
+def _signals_to_socket() -> Iterator[socket.socket]:
+    """Give a socket that yields an octet for each of `HANDLED_SIGNALS` that comes; ignore them afterwards."""
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in ENDING_SIGNALS}
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    for number in HANDLED_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
     try:
         yield reading
     finally:
+        ignore_signals()
         signal.set_wakeup_fd(before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         reading.close()
         writing.close()
 
 
-def _signals(told: socket.socket) -> bytes:
-    """Return the numbers of the signals that have come since the last call."""
+def _ending_signals(told: socket.socket) -> bytes:
+    """Return the numbers of those of `ENDING_SIGNALS` that have come since the last call."""
     try:
-        return bytes(number for number in told.recv(64) if number in ENDING_SIGNALS)
+        numbers = told.recv(64)
     except BlockingIOError:
         return b""
+    if RELOAD_SIGNAL in numbers:
+        _log.warning("SIGHUP changes nothing: settings are read at the start; restart to apply new ones")
+    return bytes(number for number in numbers if number in ENDING_SIGNALS)

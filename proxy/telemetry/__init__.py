@@ -1,6 +1,7 @@
 """Log lines and metrics. No secret gets into either.
 
 * `lines`        log lines on stderr, and the net below that keeps secrets out of them
+* `background`   standard output and error that never block, whoever reads them
 * `counters`     what is counted on the data path, as plain integers
 * `metrics`      everything that is counted in this process
 * `exposition`   the same as Prometheus reads it; the only importer of prometheus_client
@@ -8,8 +9,9 @@
 
 from __future__ import annotations
 
+from proxy.telemetry.background import background_output
 from proxy.telemetry.counters import RouteMetrics
 from proxy.telemetry.lines import REDACTED, configure_logging, redact
 from proxy.telemetry.metrics import Metrics
 
-__all__ = ["REDACTED", "Metrics", "RouteMetrics", "configure_logging", "redact"]
+__all__ = ["REDACTED", "Metrics", "RouteMetrics", "background_output", "configure_logging", "redact"]

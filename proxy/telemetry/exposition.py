@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from proxy import __version__
+from proxy.telemetry.background import dropped_lines
 from proxy.telemetry.counters import Durations
 from proxy.telemetry.metrics import Metrics
 
@@ -38,6 +39,8 @@ class Exposition(Collector):
         yield from self._routes()
         yield from self._mints()
         yield from self._connections()
+        name = _name("log_lines_dropped")
+        yield CounterMetricFamily(name, "Log lines dropped because their reader did not keep up", dropped_lines())
 
     def _routes(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(_name("requests_in_flight"), "Exchanges not ended", labels=["route"])

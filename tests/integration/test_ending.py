@@ -19,7 +19,7 @@ import pytest
 
 from proxy.emulator import Certificates
 from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
-from tests.support.processes import program
+from tests.support.processes import Program, program
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]
@@ -94,11 +94,13 @@ async def ended(pid: int) -> None:
 
 async def worker_pids(running: Sidecar) -> list[int]:
     """Return the two workers' process ids once both listen."""
-    first = await running.program.line(r'"listening".*"worker": (\d+)|"worker": (\d+).*"listening"')
+    return await listening_workers(running.program)
+
+
+async def listening_workers(running: Program) -> list[int]:
+    first = await running.line(r'"listening".*"worker": (\d+)|"worker": (\d+).*"listening"')
     one = first.group(1) or first.group(2)
-    other = await running.program.line(
-        rf'"listening".*"worker": (?!{one}\b)(\d+)|"worker": (?!{one}\b)(\d+).*"listening"'
-    )
+    other = await running.line(rf'"listening".*"worker": (?!{one}\b)(\d+)|"worker": (?!{one}\b)(\d+).*"listening"')
     return [int(one), int(other.group(1) or other.group(2))]
 
 
@@ -156,8 +158,14 @@ def tell(pid: int, number: signal.Signals, whole_group: bool) -> None:
 @one_or_two
 @pytest.mark.parametrize(
     ("number", "whole_group"),
-    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)],
-    ids=["terminated", "ctrl-c", "group-terminated"],
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        (signal.SIGTERM, True),
+        (signal.SIGQUIT, False),
+        (signal.SIGQUIT, True),
+    ],
+    ids=["terminated", "ctrl-c", "group-terminated", "quit", "ctrl-backslash"],
 )
 async def test_new_requests_are_refused_and_live_streams_finish(
     certificates: Certificates, routes: Routes, workers: int, number: signal.Signals, whole_group: bool
@@ -270,6 +278,74 @@ async def endless(peer: Peer, stream: int) -> None:
     with contextlib.suppress(Gone, Exception):
         while True:
             await peer.send(stream, bytes(65_536))
+
+
+# ---- signals that end nothing
+
+OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE)
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
+async def test_other_signals_end_nothing(
+    certificates: Certificates, routes: Routes, workers: int, whole_group: bool
+) -> None:
+    async with live(certificates, routes, workers) as it:
+        for number in OTHERS:
+            tell(it.pid, number, whole_group)
+        await it.sidecar.program.line("SIGHUP changes nothing")
+        assert await it.near.ping() == b"12345678"
+        it.sidecar.program.send(signal.SIGTERM)
+        await it.draining()
+        for number in OTHERS:
+            tell(it.pid, number, whole_group)
+        await it.finished()
+        assert await it.sidecar.program.ended() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_other_signals_that_come_at_any_time_change_nothing(routes: Routes, tmp_path: Path, workers: int) -> None:
+    """The whole group gets them again and again, from the reading of the settings until the end."""
+    text = routes(svc="https://127.0.0.1:1").read_bytes()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    flags = ["--workers", str(workers), "--listen", "127.0.0.1:0", "--admin", "off", "--log-format", "json"]
+    argv: list[str | Path] = [sys.executable, "-m", "proxy", "serve", "--config", fifo, *flags]
+    async with program("serve", argv) as child, asyncio.TaskGroup() as tasks:
+        settings = await asyncio.to_thread(open, fifo, "wb")  # returns when the program opens it, too
+
+        async def signal_all() -> None:
+            while child.returncode is None:
+                for number in OTHERS:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, number)
+                await asyncio.sleep(0.002)  # it has to get on in between
+
+        tasks.create_task(signal_all())
+        with settings:
+            settings.write(text)
+        if workers == 1:
+            await child.line("listening")
+        else:
+            await listening_workers(child)
+        child.send(signal.SIGTERM)
+        assert await child.ended() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes: Routes, workers: int) -> None:
+    config = routes(svc="https://127.0.0.1:1")
+    async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as running:
+        if workers > 1:
+            await worker_pids(running)
+        while running.program.returncode is None:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                running.program.send(number)
+            await asyncio.sleep(0)
+        assert await running.program.ended() == 0
 
 
 # ---- deaths

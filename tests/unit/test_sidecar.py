@@ -9,20 +9,27 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from proxy.downstream.config import ListenerConfig, ListenFailed
+from proxy.downstream.config import ListenerConfig
 from proxy.downstream.orders import Orders
 from proxy.settings import PlainSettings, RouteSettings, Settings
-from proxy.sidecar import Sidecar, _report, serve, worker
+from proxy.sidecar import Sidecar, _report, serve
 from tests.support.h2_peer import Reset, client, server
+from tests.support.signals import signals_restored
 
 HOST = "127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +109,7 @@ async def test_it_answers_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     async with server() as far:  # a Cloud Run that never answers
 
@@ -207,20 +214,6 @@ def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:
     assert serve(in_json(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
     ending.join()
     assert not path.exists()
-
-
-def test_a_worker_raises_what_it_cannot_listen_on_where_it_is_alone() -> None:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        taken.listen()
-        given = in_json(admin=f"{HOST}:{taken.getsockname()[1]}")
-        config = ListenerConfig(settings().listen, 1, given)
-        sockets = config.create_sockets()
-        try:
-            with pytest.raises(ListenFailed, match=r"\(admin\): Address already in use"):
-                worker(config, sockets)
-        finally:
-            config.release(sockets)
 
 
 @pytest.mark.asyncio

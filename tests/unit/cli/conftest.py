@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.support.signals import signals_restored
+
 NO_CREDENTIALS = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
 """An environment in which nobody is anybody to Google."""
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in an empty directory, and leave logging as it was."""
+    """Run in an empty directory, and leave logging and signals as they were."""
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     before = root.handlers[:]
-    yield
+    with signals_restored():
+        yield
     root.handlers[:] = before
     structlog.reset_defaults()

@@ -7,20 +7,29 @@ import signal
 import sys
 from typing import Any
 
-from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.orders import Order, Orders
+from proxy.downstream.signals import HANDLED_SIGNALS
 
 
 def _wait_for(orders: Orders, order: Order) -> None:
     # Another process' memory has nothing to wait on; a signal that will not come is a clock.
     while orders.latest < order:
-        signal.sigtimedwait([signal.SIGUSR1], 0.01)
+        signal.sigtimedwait([signal.SIGALRM], 0.01)
 
 
 def obedient(config: Any, sockets: Any, shutdown_event: Orders) -> None:
     """Ask the parent to end as soon as all are there, and end when told."""
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(ENDING_SIGNALS)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(HANDLED_SIGNALS)
     os.kill(os.getppid(), getattr(signal, config.payload))
     _wait_for(shutdown_event, Order.DRAIN)
+
+
+def signalling(config: Any, sockets: Any, shutdown_event: Orders) -> None:
+    """Send the parent a signal that must not end anything, and then one that does."""
+    os.kill(os.getppid(), getattr(signal, config.payload))
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(shutdown_event, Order.DRAIN)
+    assert shutdown_event.latest is Order.DRAIN  # the second ending signal would have it cut
 
 
 def reluctant(config: Any, sockets: Any, shutdown_event: Orders) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,21 +14,37 @@ import pytest
 
 from proxy.downstream import workers
 from proxy.downstream.config import ListenerConfig, ListenFailed
-from proxy.downstream.orders import ENDING_SIGNALS, Order, Orders
+from proxy.downstream.orders import Order, Orders
+from proxy.downstream.signals import HANDLED_SIGNALS
 from proxy.downstream.workers import run_workers
+from tests.support.signals import signals_restored
 from tests.unit.downstream import crew
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
 
 
 def run(worker: Callable[..., None], payload: str = "", *, drain_seconds: float = 30.0, count: int = 2) -> int:
     return run_workers(ListenerConfig(("127.0.0.1:0",), count, payload), worker, drain_seconds=drain_seconds)
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_workers_that_end_when_told_end_with_0(number: str) -> None:
-    handlers = [signal.getsignal(each) for each in ENDING_SIGNALS]
     assert run(crew.obedient, number) == 0
-    assert [signal.getsignal(each) for each in ENDING_SIGNALS] == handlers
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(ENDING_SIGNALS)
+
+
+def test_signals_after_the_end_change_nothing() -> None:
+    assert run(crew.obedient, "SIGTERM") == 0
+    for number in HANDLED_SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_other_signals_end_nobody(number: str) -> None:
+    assert run(crew.signalling, number, count=1) == 0
 
 
 def test_who_is_told_twice_has_the_workers_cut() -> None:

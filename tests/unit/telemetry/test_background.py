@@ -1,0 +1,169 @@
+"""Output that never blocks, on real pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import pytest
+import structlog
+
+from proxy.telemetry import background_output, configure_logging
+from proxy.telemetry.background import BackgroundStream, dropped_lines
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe: the descriptor to read from, and the stream to write to."""
+    reading, writing = os.pipe()
+    with open(writing, "w", encoding="utf-8") as stream:
+        try:
+            yield reading, stream
+        finally:
+            os.close(reading)
+
+
+def read_all(descriptor: int) -> bytes:
+    """Everything until the last writer closes."""
+    read = b""
+    while piece := os.read(descriptor, 1 << 16):
+        read += piece
+    return read
+
+
+def fill(descriptor: int) -> None:
+    """Write until the pipe takes nothing more."""
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, bytes(4096))
+    os.set_blocking(descriptor, True)
+
+
+def test_lines_arrive_in_order_and_whole() -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        expected = [f"line {number} é" for number in range(2000)]
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+        reader.start()
+        for line in expected:
+            stream.write(line[:3])
+            stream.write(line[3:] + "\n")
+        assert stream.close_within(10)
+    reader.join()
+    os.close(reading)
+    assert got[0].decode().splitlines() == expected
+    assert stream.dropped == 0
+
+
+def test_a_reader_that_stops_blocks_nobody_and_what_is_dropped_is_counted() -> None:
+    with pipe() as (_, target):
+        fill(target.fileno())
+        stream = BackgroundStream(target, max_queued_octets=10_000)
+        for _ in range(15):
+            stream.write("x" * 999 + "\n")
+        assert stream.dropped == 5
+        assert not stream.close_within(0)
+        stream.write("too late\n")
+        assert stream.dropped == 6
+
+
+def test_a_line_says_how_many_were_dropped_once_the_reader_has_caught_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w", encoding="utf-8") as target:
+        monkeypatch.setattr(sys, "stderr", target)
+        before = dropped_lines()
+        with background_output():
+            configure_logging("info", "json")
+            log = structlog.get_logger("x")
+            while dropped_lines() == before:
+                log.info("hello", padding="x" * 10_000)
+            log.info("lost", padding="x" * 2_000_000)  # longer than the whole queue
+            got: list[bytes] = []
+            reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+            reader.start()
+        assert sys.stderr is target
+    reader.join()
+    os.close(reading)
+    lines = [json.loads(line) for line in got[0].decode().splitlines()]
+    reports = [line for line in lines if "dropped" in line]
+    assert [line["message"] for line in lines if "dropped" not in line] == ["hello"] * (len(lines) - len(reports))
+    assert sum(line["dropped"] for line in reports) == dropped_lines() - before == 2
+    assert {line["severity"] for line in reports} == {"WARNING"}
+    structlog.reset_defaults()
+
+
+def test_a_reader_that_has_gone_is_no_error_and_the_streams_stay_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as target:
+        monkeypatch.setattr(sys, "stderr", target)
+        before = dropped_lines()
+        with background_output():
+            sys.stderr.write("hello\n")
+        assert sys.stderr is not target
+        sys.stderr.write("after the end\n")
+        assert dropped_lines() == before + 1
+
+
+def test_a_descriptor_that_does_not_block_loses_nothing() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        for _ in range(500):
+            stream.write("x" * 999 + "\n")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+        reader.start()
+        assert stream.close_within(10)
+    reader.join()
+    os.close(reading)
+    assert len(got[0]) == 500_000
+
+
+def test_text_without_a_line_end_is_written_at_the_end() -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        stream.write("no line end")
+        assert stream.close_within(10)
+        assert os.read(reading, 100) == b"no line end"
+    os.close(reading)
+
+
+def test_a_stream_without_a_descriptor_is_written_to_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with background_output():
+        sys.stdout.write("out\n")
+        sys.stderr.write("err\n")
+    assert capsys.readouterr() == ("out\n", "err\n")
+
+
+def test_nothing_is_started_for_a_stream_that_nobody_writes_to(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    with background_output():
+        assert threading.active_count() == before
+        sys.stderr.write("err\n")
+    assert threading.active_count() == before
+
+
+def test_what_a_warning_in_a_destructor_writes_does_not_lock_up(capsys: pytest.CaptureFixture[str]) -> None:
+    class Noisy:
+        def __del__(self) -> None:
+            sys.stderr.write("gone\n")
+
+    with background_output():
+        stream = sys.stderr
+        assert isinstance(stream, BackgroundStream)
+        with stream._lock:
+            del_me = Noisy()
+            del del_me
+    assert capsys.readouterr().err == "gone\n"
