@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.support.loops import asyncio_loop
 
 PROXY = Path(__file__).parents[1] / "proxy"
 
@@ -17,3 +21,8 @@ def pytest_configure() -> None:
     ]
     if old:
         raise pytest.UsageError(f"newer than what was compiled of it: {', '.join(sorted(old))}; run `make setup`")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run asynchronous tests on a loop of asyncio, unless a folder's own conftest.py says otherwise."""
+    return {"asyncio": asyncio_loop}

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import pytest
-import uvloop
 
 from proxy.emulator import Certificates
+from tests.support.loops import LOOPS
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Sockets and TLS are the loop's: run those tests on the loop that is used where there is no other, too."""
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return LOOPS
 
 
 @pytest.fixture(scope="session")
