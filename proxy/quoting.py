@@ -13,16 +13,23 @@ No form tells a password such as `hunter2` from a name.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Final
 
-__all__ = ["NOT_SHOWN", "holds_credential", "masked", "one_line", "plain", "quoted"]
+__all__ = ["NOT_SHOWN", "holds_credential", "masked", "one_line", "plain", "quoted", "text_of"]
 
 NOT_SHOWN: Final = "[not shown]"
 
 _MOST_CHARACTERS: Final = 300
+_MOST_OCTETS: Final = 64 << 10
+_MOST_PROSE: Final = 16 << 10
+
+_MARKUP: Final = re.compile(
+    r"<!--.*?(?:-->|$)|<(style|script|title)\b.*?(?:</\1\s*>|$)|<[^>]*(?:>|$)", re.IGNORECASE | re.DOTALL
+)
 
 # A bearer credential (but not the challenge in a `www-authenticate`), the login of HTTP's Basic scheme, a JWT or
 # another base64 JSON object, Google's tokens, keys and client secrets, an AWS signature, a private key as PEM, as DER
@@ -42,13 +49,13 @@ _CREDENTIAL: Final = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|\bLS0tLS1CRUdJTi[\w+/=-]*"
     r"|\bMII[\w+/]{24,}"
-    r"|(?<=://)[^\s/@\"']*:[^\s/@\"']*@"
+    r"|(?<=://)[^\s/@\"':]{0,256}:[^\s/@\"']{0,256}@"
 )
 
 # The value of a member of a JSON object, or of a form, that holds a secret by its name.
 _SECRET_MEMBER: Final = re.compile(
     r"(?i:(?P<name>[\"']?\b(?:private_?key|client_?secret|(?:refresh|access|id|subject|actor|session|security)_?token"
-    r"|assertion|password|secret_?access_?key)[\"']?\s*(?:[:=]|%3D)\s*))(?P<value>\"[^\"]*\"?|'[^']*'?|[^\s&,;\"']+)"
+    r"|assertion|password|secret_?access_?key|(?<=[\"'])token)[\"']?\s*(?:[:=]|%3D)\s*))(?P<value>\"[^\"]*\"?|'[^']*'?|[^\s&,;\"']+)"
 )
 
 # Keys and tokens of no known form: long words in which letters, digits and upper and lower case change all the time.
@@ -120,6 +127,7 @@ def masked(text: str, instead: str = NOT_SHOWN) -> str:
 
 def one_line(text: str, most_characters: int = _MOST_CHARACTERS, secrets: Iterable[str] = ()) -> str:
     """Return prose from outside on one line: printable, bounded, without `secrets` and what looks like one."""
+    text = text[:_MOST_PROSE]
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, NOT_SHOWN)
     text = masked(text)
@@ -127,6 +135,14 @@ def one_line(text: str, most_characters: int = _MOST_CHARACTERS, secrets: Iterab
     text = _WORD.sub(lambda word: NOT_SHOWN if len(word[0]) >= _LONG_WORD and _is_opaque(word[0]) else word[0], text)
     line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
     return line if len(line) <= most_characters else line[: most_characters - 1] + "…"
+
+
+def text_of(body: bytes) -> str:
+    """Return the text of a body, without the mark-up of a page; `""` for one that is no text."""
+    text = body[:_MOST_OCTETS].decode("utf-8", "replace")
+    if "\0" in text or text.count("\ufffd") * 10 > len(text):
+        return ""
+    return html.unescape(_MARKUP.sub(" ", text)) if text.lstrip().startswith("<") else text
 
 
 def _is_key(value: str) -> bool:

@@ -27,6 +27,7 @@ The modules:
 * `google`                               the mint: choice of credential source, and the only HTTP in this room
 * `adc`, `ambient`                       where credentials are; what a credential source can do
 * `metadata`, `files`, `impersonation`   metadata server, credential files, IAM
+* `gke`                                  what GKE's metadata server means (pure)
 * `credentials`, `worker`                google-auth, and the threads that it blocks
 * `subject`, `executable`                subject tokens of federation from this machine's files and executables
 * `reading`, `blocking`                  files that may be pipes or never end, and threads that may be lost

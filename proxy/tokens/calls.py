@@ -1,7 +1,7 @@
 """HTTP as this room sees it: how a call is made, and what may be told of its answer. Pure.
 
-An answer with status 200 holds a secret, so nothing of it is ever quoted. Of other answers only the message of a JSON
-error is, on one line of bounded length.
+An answer with status 2xx holds a secret, so nothing of it is ever quoted. Of other answers the words are: the message
+of a JSON error, else the text, on one line of bounded length and without whatever was sent in secret.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from proxy.errors import Failure, MintRefused, TokenMalformed, TokenUnavailable
+from proxy.quoting import one_line, plain, text_of
 
 __all__ = [
     "Bearer",
     "BlockingSend",
+    "NotConnected",
     "Reply",
     "Send",
     "bearer",
@@ -28,12 +30,15 @@ __all__ = [
     "read_object",
     "reasons",
     "refusal",
+    "secrets_of",
 ]
 
-_COMPLAINT_CHARACTERS: Final = 300
+_COMPLAINT_CHARACTERS: Final = 500
 
-# A JWT or a Google access token, should a message ever quote one.
-_SECRET: Final = re.compile(r"(?:eyJ|ya29\.)[\w.~+/=-]{8,}")
+_SECRET_FIELDS: Final = frozenset({"authorization", "x-aws-ec2-metadata-token", "x-amz-security-token"})
+_SECRET_PARAMETERS: Final = frozenset({"assertion", "client_secret", "refresh_token", "subject_token", "actor_token"})
+_LEAST_SECRET: Final = 6
+"""Characters; of shorter ones nothing would be left of a sentence."""
 
 # RFC 6750, 2.1.
 _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -51,6 +56,12 @@ class Reply:
     headers: Mapping[str, str] = field(repr=False)
     """Looked up without regard to case."""
     body: bytes = field(repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What the call carried in secret, which the answer may repeat (`secrets_of`)."""
+
+
+class NotConnected(TokenUnavailable):
+    """Nobody was reached: no address, or no connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +79,9 @@ class Bearer:
 class Send(Protocol):
     """Makes one HTTP call, follows no redirect, and returns whatever was answered.
 
-    Raises TokenUnavailable when nobody answered, or not to the end, and TokenTimeout when it took too long; neither
-    quotes anything that was received.
+    Raises NotConnected when nobody was reached, TokenUnavailable when nobody answered, or not to the end, and
+    TokenTimeout when it took too long; none quotes anything that was received. Of an answer that is no success the body
+    may be cut.
     """
 
     async def __call__(
@@ -87,7 +99,38 @@ class BlockingSend(Protocol):
 
 def host_of(url: str) -> str:
     """Return the host of a URL, to be named in a sentence."""
-    return urlsplit(url).hostname or "the endpoint"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the endpoint"
+    # As it was written: `hostname` is in lower case, in which a token does not look like one.
+    return parts.hostname if parts.hostname and plain(parts.netloc) is not None else "the endpoint"
+
+
+def secrets_of(headers: Mapping[str, str], body: bytes | None) -> tuple[str, ...]:
+    """Return what is secret of a call, in all the spellings in which an answer might repeat it."""
+    found = set()
+    for name, value in headers.items():
+        if name.lower() in _SECRET_FIELDS:
+            found |= {value, value.partition(" ")[2]}
+    for name, value in parse_qsl((body or b"").decode("utf-8", "replace")):
+        if name in _SECRET_PARAMETERS:
+            found |= {value, *_signed(value)}
+    spelled = {how(secret) for secret in found for how in (str, quote, quote_plus, _in_json)}
+    return tuple(secret for secret in spelled if len(secret) >= _LEAST_SECRET)
+
+
+def _signed(subject_token: str) -> set[str]:
+    """Return what is secret of a signed request to AWS, which is a subject token in the form of (quoted) JSON."""
+    fields = read_object(unquote(subject_token).encode()).get("headers")
+    if not isinstance(fields, list):
+        return set()
+    pairs = [(field.get("key"), field.get("value")) for field in fields if isinstance(field, dict)]
+    return {str(value) for key, value in pairs if str(key).lower() in _SECRET_FIELDS}
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def bearer(
@@ -112,25 +155,25 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def complaint(reply: Reply) -> str:
-    """Return the message of a JSON error on one line of at most 300 characters, or `""`.
+    """Return in the words of whoever answered what is wrong, on one line of at most 500 characters; `""` for 2xx.
 
-    Both shapes are read: `{"error": {"message"}}` of Google's APIs, `{"error", "error_description"}` of OAuth 2.0
-    (RFC 6749, 5.2).
+    The message of a JSON error is read in the shapes of Google's APIs (`{"error": {"message"}}`), of OAuth 2.0
+    (`{"error", "error_description"}`, RFC 6749, 5.2) and of AWS (`{"message"}`); any other text as it is, a page
+    without its mark-up.
     """
-    if reply.status == 200:
+    if 200 <= reply.status < 300:
         return ""
-    document = read_object(reply.body)
+    return one_line(_message(read_object(reply.body)) or text_of(reply.body), _COMPLAINT_CHARACTERS, reply.secrets)
+
+
+def _message(document: Mapping[str, Any]) -> str:
     error, description = document.get("error"), document.get("error_description")
-    if isinstance(error, dict):
-        text = error.get("message")
-    elif isinstance(error, str) and isinstance(description, str):
-        text = f"{error}: {description}"
-    else:
-        text = error
-    if not isinstance(text, str):
-        return ""
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
-    return _SECRET.sub("[not shown]", line)[:_COMPLAINT_CHARACTERS]
+    if isinstance(error, str) and isinstance(description, str):
+        return f"{error}: {description}"
+    nested = error if isinstance(error, dict) else document.get("Error")
+    within = nested if isinstance(nested, dict) else document
+    found = (within.get("message"), within.get("Message"), error)
+    return next((text for text in found if isinstance(text, str)), "")
 
 
 def reasons(reply: Reply) -> set[str]:

@@ -21,8 +21,9 @@ from proxy.errors import (
     TokenMalformed,
     TokenTimeout,
 )
+from proxy.quoting import plain, quoted
 from proxy.tokens.adc import CredentialFile
-from proxy.tokens.calls import Reply, clock_remark, complaint, host_of, reasons, refusal
+from proxy.tokens.calls import NotConnected, Reply, clock_remark, complaint, host_of, reasons, refusal
 
 __all__ = ["LastCall", "explain", "unloadable"]
 
@@ -37,6 +38,11 @@ _TELLABLE: Final = re.compile(
 )
 _EXIT_CODE: Final = re.compile(r"Executable exited with non-zero return code (-?\d{1,5})\.")
 _REPORTED: Final = re.compile(r"Executable returned unsuccessful response: code: ([\w.-]{1,40}),")
+
+_QUOTED_MEMBERS: Final = ("file", "url", "environment_id", "subject_token_field_name")
+"""Members of a `credential_source`, and of its `format`, that these messages quote."""
+
+_OF_AWS: Final = "AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
 
 _SOURCE_URLS: Final = ("url", "region_url", "imdsv2_session_token_url")
 
@@ -58,7 +64,7 @@ def unloadable(file: CredentialFile, exc: Exception) -> CredentialsInvalid:
     """Return the failure for a file that google-auth cannot load."""
     if file.kind == "service_account":
         return CredentialsInvalid(f"the private_key in {file.path} is not an RSA key in PEM form; get the file anew")
-    return CredentialsInvalid(f"{file.path} ({file.kind}) cannot be used{_told(exc)}")
+    return CredentialsInvalid(f"{file.path} ({file.kind}) cannot be used{_reason(file, exc)}")
 
 
 def explain(file: CredentialFile, call: LastCall, exc: Exception, now: float) -> Failure:
@@ -66,7 +72,7 @@ def explain(file: CredentialFile, call: LastCall, exc: Exception, now: float) ->
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, Failure):
-            return cause
+            return _source_failed(file, cause) if _is_source(file.info, call.url) else cause
         cause = cause.__cause__
     reply = call.reply
     if reply is None:
@@ -77,26 +83,36 @@ def explain(file: CredentialFile, call: LastCall, exc: Exception, now: float) ->
         return TokenMalformed(f"{call.host} answered {reply.status} without a token")
     if _is_source(file.info, call.url):
         return _source_refused(file, call.host, reply)
-    said = complaint(reply)
-    quoted = f" ({said})" if said else ""
+    told = _told(reply)
     if reasons(reply) & _REJECTED:
-        return CredentialsRejected(_rejection(file, quoted, clock_remark(reply, now)))
+        return CredentialsRejected(_rejection(file, told, clock_remark(reply, now)))
     if "invalid_target" in reasons(reply):
         return MintRefused(
-            f"the workload identity provider {file.info.get('audience')} that {file.path} names does not exist, or it "
-            f"is disabled{quoted}"
+            f"the workload identity provider {quoted(file.info.get('audience'))} that {file.path} names does not "
+            f"exist, or it is disabled{told}"
         )
     if reply.status == 403 and call.url.endswith(":generateAccessToken"):
         return ImpersonationDenied(
             f"the federated identity of {file.path} may not impersonate the service account that the file names: "
-            f"grant it roles/iam.workloadIdentityUser on that account{quoted}"
+            f"grant it roles/iam.workloadIdentityUser on that account{told}"
         )
     return refusal(call.host, reply, f"look at {file.path}")
 
 
-def _told(exc: Exception) -> str:
+def _told(reply: Reply) -> str:
+    said = complaint(reply)
+    return f" ({said})" if said else ""
+
+
+def _reason(file: CredentialFile, exc: Exception) -> str:
+    """Return an exception of google-auth in words: its own, if they hold only names and paths, else its type."""
     text = str(exc)
-    return f": {text}" if _TELLABLE.fullmatch(text) else f" ({type(exc).__name__})"
+    source = file.info.get("credential_source")
+    form = source.get("format") if isinstance(source, dict) else None
+    quotes = [part.get(name) for part in (source, form) if isinstance(part, dict) for name in _QUOTED_MEMBERS]
+    if not _TELLABLE.fullmatch(text) or any(value is not None and plain(value) is None for value in quotes):
+        return f" ({type(exc).__name__})"
+    return f": {text}"
 
 
 def _without_a_call(file: CredentialFile, exc: Exception) -> Failure:
@@ -128,6 +144,28 @@ def _is_source(info: Mapping[str, Any], url: str) -> bool:
     return any(isinstance(source.get(name), str) and url.startswith(source[name]) for name in _SOURCE_URLS)
 
 
+def _source_failed(file: CredentialFile, cause: Failure) -> Failure:
+    """Return what to do when the metadata server of another cloud, or an identity provider's URL, gives no answer."""
+    unreached = isinstance(cause, NotConnected)
+    if "environment_id" in file.info["credential_source"]:
+        what = (
+            f"{file.path} takes the identity of this machine from AWS' metadata server (EC2), which gave none: {cause}"
+        )
+        if not unreached:
+            return type(cause)(what)
+        # As long as this runs where it runs, that stays so.
+        return CredentialsInvalid(
+            f"{what}. Where there is none (Fargate, EKS, Lambda), set {_OF_AWS}; container credentials "
+            "(AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_WEB_IDENTITY_TOKEN_FILE) "
+            "are not read, so hand them over in these variables. In a container on EC2, raise the metadata server's "
+            "hop limit to 2"
+        )
+    what = f"{file.path} takes its subject token from a URL (credential_source), which gave none: {cause}"
+    if unreached and str(cause).startswith("169.254."):
+        return CredentialsInvalid(f"{what}. Is this a machine of the cloud that the file was made for?")
+    return type(cause)(what)
+
+
 def _source_refused(file: CredentialFile, host: str, reply: Reply) -> Failure:
     """Return what to do when the metadata server of another cloud, or an identity provider's URL, says no."""
     source = file.info["credential_source"]
@@ -135,27 +173,29 @@ def _source_refused(file: CredentialFile, host: str, reply: Reply) -> Failure:
         if reply.status == 401 and "imdsv2_session_token_url" not in source:
             return CredentialsInvalid(
                 f"AWS' metadata server wants a session token (IMDSv2): {file.path} lacks imdsv2_session_token_url; "
-                "create it again with --enable-imdsv2"
+                f"create it again with --enable-imdsv2{_told(reply)}"
             )
         if reply.status == 404:
             return MintRefused(
-                f"AWS' metadata server has no credentials for {file.path} (404): attach an IAM role to this machine"
+                f"AWS' metadata server has no credentials for {file.path} (404): attach an IAM role to this machine, "
+                f"or set {_OF_AWS}{_told(reply)}"
             )
     path = urlsplit(str(source.get("url", ""))).path
+    where = path if path and plain(path) is not None else "its URL"
     what = f"{host} (credential_source of {file.path})"
-    return refusal(what, reply, f"is {path or 'its URL'} right, and does this machine have an identity there?")
+    return refusal(what, reply, f"is {where} right, and does this machine have an identity there?")
 
 
-def _rejection(file: CredentialFile, quoted: str, clock: str) -> str:
+def _rejection(file: CredentialFile, told: str, clock: str) -> str:
     match file.kind:
         case "service_account":
             why = clock or "it was deleted or disabled; create a new key"
-            return f"Google does not take the key in {file.path}{quoted}: {why}"
+            return f"Google does not take the key in {file.path}{told}: {why}"
         case "external_account":
-            vouched = f"Google does not take what the identity provider in {file.path} vouches for{quoted}"
+            vouched = f"Google does not take what the identity provider in {file.path} vouches for{told}"
             return f"{vouched}: {clock}" if clock else vouched
         case _:
             return (
-                f"Google does not take the user credentials in {file.path}{quoted}: run `gcloud auth "
+                f"Google does not take the user credentials in {file.path}{told}: run `gcloud auth "
                 "application-default login`"
             )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from proxy.errors import AmbientUnsupported, CredentialsInvalid
+from proxy.quoting import plain
 from proxy.tokens.adc import CredentialFile, Kind, check
 from proxy.tokens.ambient import Ambient, BearerCache
 from proxy.tokens.blocking import BlockingCalls
@@ -74,8 +75,8 @@ class FileSource:
     async def principal(self) -> str:
         info = self._file.info
         named = info.get("client_email") or info.get("account") or self._principal or _target(info)
-        if isinstance(named, str) and named and named.isprintable():
-            return named[:320]
+        if isinstance(named, str) and named and plain(named) is not None:
+            return named
         pool = _POOL.match(str(info.get("audience", "")))
         members = f"; principalSet://iam.googleapis.com/{pool['pool']}/*" if pool else ""
         return f"{_NAMES.get(self._file.kind, 'the service account')} ({self._file.path}{members})"

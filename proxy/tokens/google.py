@@ -37,7 +37,7 @@ from proxy.quoting import quoted
 from proxy.tokens import adc
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.calls import Reply, host_of
+from proxy.tokens.calls import NotConnected, Reply, host_of, secrets_of
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
 from proxy.tokens.metadata import MetadataServer
@@ -206,16 +206,20 @@ class _Http:
                 content = bytearray()
                 async for chunk in response.content.iter_any():
                     content += chunk
-                    if len(content) > _MOST_OCTETS:
+                    if len(content) <= _MOST_OCTETS:
+                        continue
+                    if 200 <= response.status < 300:
                         raise TokenUnavailable(f"{host} answered with more than {_MOST_OCTETS // 1024} KiB")
-                return Reply(response.status, response.headers, bytes(content))
+                    break  # The status and the beginning say what is wrong.
+                return Reply(response.status, response.headers, bytes(content), secrets_of(headers, body))
         except aiohttp.ConnectionTimeoutError:
-            raise TokenUnavailable(f"{host}: no connection within {self._connect_seconds:g} s") from None
+            raise NotConnected(f"{host}: no connection within {self._connect_seconds:g} s") from None
         except TimeoutError:
             raise TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             # Without a chain: some of these hold what was received.
-            raise TokenUnavailable(f"{host} could not be asked: {_reason(exc)}") from None
+            kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
+            raise kind(f"{host} could not be asked: {_reason(exc)}") from None
 
     async def close(self) -> None:
         self._closed = True

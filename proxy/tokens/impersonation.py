@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from proxy.errors import CredentialsRejected, Failure, ImpersonationDenied, MintRefused, TokenMalformed
+from proxy.quoting import quoted
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, read_object, reasons, refusal
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
@@ -18,10 +20,14 @@ CLOUD_PLATFORM: Final = "https://www.googleapis.com/auth/cloud-platform"
 
 _ACCOUNTS: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/"
 
+TOKEN_CREATOR: Final = "roles/iam.serviceAccountTokenCreator"  # noqa: S105 - a name
+
 _ROLES: Final = {
     "generateIdToken": "roles/iam.serviceAccountOpenIdTokenCreator",
-    "generateAccessToken": "roles/iam.serviceAccountTokenCreator",
+    "generateAccessToken": TOKEN_CREATOR,
 }
+
+_EMAIL: Final = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 
 # A 403 for one of these reasons is not about who may impersonate whom.
 _OTHER_403: Final = {
@@ -69,7 +75,7 @@ class IamCredentials:
     ) -> dict[str, Any]:
         for name in (account, *delegates):
             if not is_account(name):
-                raise MintRefused(f"{name!r} is not the e-mail of a service account")
+                raise MintRefused(f"{quoted(name)} is not the e-mail of a service account")
         body = dict(wanted)
         if delegates:
             body["delegates"] = [f"projects/-/serviceAccounts/{name}" for name in delegates]
@@ -90,26 +96,65 @@ class IamCredentials:
 
 async def _failure(source: Ambient, method: str, account: str, delegates: Sequence[str], reply: Reply) -> Failure:
     said = complaint(reply)
-    quoted = f" (IAM: {said})" if said else ""
+    told = f" (IAM: {said})" if said else ""
+    chain = (*delegates, account)
     match reply.status:
         case 401:
-            return CredentialsRejected(f"IAM does not take the access token of {await source.principal()}{quoted}")
+            return CredentialsRejected(f"IAM does not take the access token of {await source.principal()}{told}")
         case 403:
             other = next((advice for reason, advice in _OTHER_403.items() if reason in reasons(reply)), None)
             if other is not None:
-                return MintRefused(f"IAM refused to mint for {account}{quoted}: {other}")
-            who = await source.principal()
-            way, grant = "", f"grant it {_ROLES[method]} on that service account"
-            if delegates:
-                way = " by way of its delegates"
-                grant = (
-                    f"grant {delegates[-1]} {_ROLES[method]} on that service account, and {who}, and each delegate but "
-                    f"the last, {_ROLES['generateAccessToken']} on the next"
-                )
-            return ImpersonationDenied(f"{who} may not impersonate {account}{way}: {grant}; wait some minutes{quoted}")
+                return MintRefused(f"IAM refused to mint for {account}{told}: {other}")
+            return _denied(await source.principal(), method, chain, said)
         case 404:
-            return MintRefused(f"the service account {account} does not exist{quoted}")
+            return MintRefused(_nobody(chain, said))
         case 400:
-            return refusal("IAM", reply, f"is the audience right, and {account} enabled?")
+            accounts = " and ".join(chain)
+            return refusal("IAM", reply, f"is the audience right, and {accounts} enabled?")
         case _:
             return refusal("IAM", reply)
+
+
+def _named(chain: Sequence[str], said: str) -> str | None:
+    """Return the account that IAM names in its words, one of the chain if possible; None if it names none."""
+    named = [email.rstrip(".") for email in _EMAIL.findall(said)]
+    return next((email for email in named if email in chain), named[0] if named else None)
+
+
+def _nobody(chain: Sequence[str], said: str) -> str:
+    told = f" (IAM: {said})" if said else ""
+    named = _named(chain, said)
+    if named is None and len(chain) > 1:
+        what = f"one of the service accounts {', '.join(chain)} does not exist"
+    else:
+        what = f"the service account {named or chain[-1]} does not exist"
+    return (
+        f"{what}{told}: correct its name where it is set (gcp_impersonate_service_account, gcp_delegates, or the "
+        "credential file), or create it with `gcloud iam service-accounts create`"
+    )
+
+
+def _denied(who: str, method: str, chain: Sequence[str], said: str) -> ImpersonationDenied:
+    """Return whom to grant what on whom: the link that IAM's words lead to, or every one of the chain."""
+    told = f" (IAM: {said})" if said else ""
+    *delegates, account = chain
+    last = _ROLES[method]
+    if delegates and last != TOKEN_CREATOR:
+        # Google's reference asks every delegate for the one; the permission that it names is in the other as well.
+        last = f"{last} (Google's reference asks for {TOKEN_CREATOR})"
+    links = list(zip((who, *delegates), chain, strict=True))
+    named = _named(chain, said)
+    if named in delegates:
+        caller, target = links[chain.index(named)]
+        return ImpersonationDenied(
+            f"{caller} may not impersonate {target}, which is on the way to {account}: grant it {TOKEN_CREATOR} on "
+            f"that service account; wait some minutes{told}"
+        )
+    if not delegates:
+        return ImpersonationDenied(
+            f"{who} may not impersonate {account}: grant it {last} on that service account; wait some minutes{told}"
+        )
+    return ImpersonationDenied(
+        f"{who} may not impersonate {account} by way of its delegates: grant {delegates[-1]} {last} on that service "
+        f"account, and {who}, and each delegate but the last, {TOKEN_CREATOR} on the next; wait some minutes{told}"
+    )

@@ -7,26 +7,38 @@ there is no metadata server: GKE's is not ready in the first seconds of a pod.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlencode
 
 from proxy.errors import (
+    AmbientUnsupported,
     CredentialsInvalid,
     CredentialsNotFound,
     Failure,
+    ImpersonationDenied,
     MintRefused,
     TokenMalformed,
     TokenUnavailable,
 )
+from proxy.quoting import plain, quoted
+from proxy.tokens import gke
 from proxy.tokens.adc import looked_for
 from proxy.tokens.ambient import BearerCache
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, read_object, refusal
+from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, read_object, refusal
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
 
 __all__ = ["MetadataServer"]
 
-_ACCOUNT: Final = "/computeMetadata/v1/instance/service-accounts/default/"
+_ACCOUNT: Final = "instance/service-accounts/default/"
+
+_PROJECT: Final = re.compile(r"[a-z0-9.:-]{1,63}")
+
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?)(?::[0-9]{1,5})?")
+
+# What GKE's metadata server says where IAM does not let the Kubernetes account speak for the account of its annotation.
+_NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy binding|workloadIdentityUser", re.IGNORECASE)
 
 # GKE's metadata server does not take many calls at once.
 _CALLS_AT_ONCE: Final = 4
@@ -49,11 +61,13 @@ class MetadataServer:
         self._answered = False
 
     async def identity(self, key: TokenKey) -> Token:
-        reply = await self._ask("identity", audience=key.audience, format="full")
+        reply = await self._ask(f"{_ACCOUNT}identity", audience=key.audience, format="full")
         if reply.status == 400:
             # Some metadata servers do not know `format`; Cloud Run takes the plain token as well.
-            reply = await self._ask("identity", audience=key.audience)
-        return token_from_jwt(key, self._body(reply))
+            reply = await self._ask(f"{_ACCOUNT}identity", audience=key.audience)
+        if reply.status != 200:
+            raise await self._refused(reply, impersonating=False)
+        return token_from_jwt(key, _text(reply))
 
     async def bearer(self, stale: Bearer | None = None) -> Bearer:
         return await self._cache.get(stale)
@@ -72,13 +86,38 @@ class MetadataServer:
         return self._host()
 
     async def email(self) -> str:
-        """Return the e-mail of the attached service account; raises a leaf of TokenFailure."""
-        name = self._body(await self._ask("email"))
-        return name if name.isprintable() and 0 < len(name) <= 320 else _SOMEBODY
+        """Return the e-mail of the attached service account; raises a leaf of TokenFailure.
+
+        On GKE, where there is none, it is the principal that a role can be granted to.
+        """
+        name = await self._email()
+        if gke.is_federated(name):
+            return await self._federated_principal(name)
+        return name if plain(name) is not None and name else _SOMEBODY
+
+    async def _email(self) -> str:
+        reply = await self._ask(f"{_ACCOUNT}email")
+        if reply.status != 200:
+            raise _refusal(reply)
+        return _text(reply)
+
+    async def _federated_principal(self, email: str) -> str:
+        project = gke.project_of(email) or await self._about_project("project-id")
+        return gke.principal_of(project, await self._about_project("numeric-project-id"))
+
+    async def _about_project(self, what: str) -> str | None:
+        try:
+            reply = await self._ask(f"project/{what}")
+            value = _text(reply) if reply.status == 200 else ""
+        except Failure:
+            return None
+        return value if _PROJECT.fullmatch(value) else None
 
     async def _access_token(self) -> Bearer:
-        body = self._body(await self._ask("token"))
-        document = read_object(body.encode())
+        reply = await self._ask(f"{_ACCOUNT}token")
+        if reply.status != 200:
+            raise await self._refused(reply, impersonating=True)
+        document = read_object(reply.body)
         lifetime = document.get("expires_in")
         if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
             raise TokenMalformed("the metadata server answered 200 without an access token")
@@ -87,7 +126,7 @@ class MetadataServer:
 
     async def _ask(self, what: str, **query: str) -> Reply:
         host = self._host()
-        url = f"http://{host}{_ACCOUNT}{what}" + (f"?{urlencode(query)}" if query else "")
+        url = f"http://{host}/computeMetadata/v1/{what}" + (f"?{urlencode(query)}" if query else "")
         try:
             async with self._gate:
                 reply = await self._send("GET", url, {"metadata-flavor": "Google"})
@@ -96,7 +135,8 @@ class MetadataServer:
                 raise
             raise self._not_found(str(exc)) from exc
         if reply.status < 500 and reply.status != 429 and reply.headers.get("metadata-flavor") != "Google":
-            raise self._not_found(f"what answers at {host} is not one")
+            said = complaint(reply)
+            raise self._not_found(f"what answers at {host} is not one{said and f'; it said: {said}'}")
         self._answered = True
         return reply
 
@@ -106,8 +146,11 @@ class MetadataServer:
         if environment.get("NO_GCE_CHECK", "").lower() == "true":
             raise self._not_found("NO_GCE_CHECK says not to look for one")
         host = environment.get("GCE_METADATA_HOST") or environment.get("GCE_METADATA_ROOT")
-        if host and not all(mark.isalnum() or mark in ".-_:[]" for mark in host):
-            raise CredentialsInvalid("GCE_METADATA_HOST must be a host, or a host and a port: no scheme, no path")
+        if host and (not _HOST.fullmatch(host) or plain(host) is None):
+            name = "GCE_METADATA_HOST" if environment.get("GCE_METADATA_HOST") else "GCE_METADATA_ROOT"
+            raise CredentialsInvalid(
+                f"{name} must be a host, or a host and a port: no scheme, no path; it holds {quoted(host)}"
+            )
         return host or "metadata.google.internal"
 
     def _not_found(self, why: str) -> CredentialsNotFound:
@@ -116,17 +159,38 @@ class MetadataServer:
             "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, or run on Google Cloud"
         )
 
-    def _body(self, reply: Reply) -> str:
-        if reply.status == 404:
-            raise MintRefused(
-                "the metadata server has no default service account (404): attach one to this instance or pod, or set "
-                "GOOGLE_APPLICATION_CREDENTIALS"
-            )
-        if reply.status != 200:
-            raise refusal(
-                "the metadata server", reply, "check the attached service account (on GKE, Workload Identity's binding)"
-            )
-        try:
-            return reply.body.decode("ascii").strip()
-        except UnicodeDecodeError:  # Not chained: the error holds the answer.
-            raise TokenMalformed("the metadata server's answer is no token (it is not ASCII)") from None
+    async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:
+        """Return why there is no token, and what to do about it: on GKE something else than elsewhere."""
+        said = complaint(reply)
+        told = f" (it said: {said})" if said else ""
+        if 400 <= reply.status < 500 and reply.status != 429:
+            try:
+                email = await self._email()
+            except Failure:
+                email = ""
+            if reply.status == 404 and (gke.is_federated(email) or gke.ANNOTATION in said):
+                principal = await self._federated_principal(email)
+                return AmbientUnsupported(gke.link_missing(principal, told, impersonating=impersonating))
+            if reply.status in (403, 404) and _NOT_A_USER.search(said):
+                account = email if "@" in email and plain(email) is not None else "the account that it names"
+                return ImpersonationDenied(gke.user_missing(account, told))
+        return _refusal(reply)
+
+
+def _refusal(reply: Reply) -> Failure:
+    if reply.status == 404:
+        said = complaint(reply)
+        return MintRefused(
+            f"the metadata server has no default service account (404{said and f': {said}'}): attach one to this "
+            "instance or pod, or set GOOGLE_APPLICATION_CREDENTIALS"
+        )
+    return refusal(
+        "the metadata server", reply, "check the attached service account (on GKE, Workload Identity's binding)"
+    )
+
+
+def _text(reply: Reply) -> str:
+    try:
+        return reply.body.decode("ascii").strip()
+    except UnicodeDecodeError:  # Not chained: the error holds the answer.
+        raise TokenMalformed("the metadata server's answer is no token (it is not ASCII)") from None

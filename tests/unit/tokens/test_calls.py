@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 
 from proxy.errors import Failure, MintRefused, TokenMalformed, TokenUnavailable
-from proxy.tokens.calls import Reply, bearer, clock_remark, complaint, host_of, read_object, reasons, refusal
+from proxy.tokens.calls import (
+    Reply,
+    bearer,
+    clock_remark,
+    complaint,
+    host_of,
+    read_object,
+    reasons,
+    refusal,
+    secrets_of,
+)
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
 
@@ -24,26 +35,83 @@ def reply(status: int, document: object) -> Reply:
         ({"error": {"message": "two\r\nlines\tand\x1b[31m colour"}}, "two lines and [31m colour"),
         ({"error": {"message": f"what is {JWT}?"}}, "what is [not shown]?"),
         ({"error": {"message": "ya29.c.b0Aaekm1K0"}}, "[not shown]"),
-        ({"error": {"message": ["x"]}}, ""),
-        ({"error": 5}, ""),
-        ({"token": JWT}, ""),
-        ([JWT], ""),
-        (b"<html>" + JWT.encode(), ""),
-        (b"\xff\xfe", ""),
-        (b"[" * 100_000, ""),
+        ({"message": "of AWS"}, "of AWS"),
+        ({"Error": {"Code": "AccessDenied", "Message": "no"}}, "no"),
+        ({"error": {"message": ["x"]}}, '{"error": {"message": ["x"]}}'),
+        ({"error": 5}, '{"error": 5}'),
+        ({"token": JWT}, '{"token": [not shown]}'),
+        ({"token": "opaque"}, '{"token": [not shown]}'),
+        ([JWT], '["[not shown]"]'),
+        (b"plain\ntext\n", "plain text"),
+        (
+            b"<!doctype html><title>403</title><style>p{}</style><b>403.</b> <ins>That&#39;s an error.",
+            "403. That's an error.",
+        ),
+        (b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>", "AccessDenied no"),
+        (b"<html>" + JWT.encode(), "[not shown]"),
+        (b"\xff\xfe\x00\x01", ""),
+        (b"\x89PNG\r\n\xff\xff\xff", ""),
+        (b"[" * 100_000, "[" * 499 + "…"),
         (b"", ""),
+        (b"\n\n", ""),
     ],
 )
-def test_only_the_message_of_a_json_error_is_told(document: Any, said: str) -> None:
+def test_the_words_of_a_refusal_are_told_on_one_line(document: Any, said: str) -> None:
     assert complaint(reply(403, document)) == said
 
 
-def test_nothing_is_told_of_an_answer_with_status_200() -> None:
-    assert complaint(reply(200, {"error": {"message": "secret"}})) == ""
+@pytest.mark.parametrize("status", [200, 201, 204, 206, 299])
+def test_nothing_is_told_of_a_success(status: int) -> None:
+    assert complaint(reply(status, {"error": {"message": "secret"}})) == ""
+
+
+SIGNED = json.dumps(
+    {
+        "url": "https://sts.eu-west-1.amazonaws.com",
+        "headers": [
+            {"key": "Authorization", "value": "AWS4-HMAC-SHA256 Credential=ASIAX/x, Signature=0a1b2c"},
+            {"key": "x-amz-security-token", "value": "session/token+of=aws"},
+            {"key": "host", "value": "sts.eu-west-1.amazonaws.com"},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("headers", "form", "repeated"),
+    [
+        ({"Authorization": "Bearer opaque token"}, {}, "opaque token"),
+        ({"Authorization": "Basic opaque"}, {}, "opaque"),
+        ({"X-aws-ec2-metadata-token": "imds session"}, {}, "imds session"),
+        ({}, {"assertion": "key a b/c"}, "key a b/c"),
+        ({}, {"assertion": "key a b/c"}, "key+a+b%2Fc"),
+        ({}, {"assertion": "key a b/c"}, "key%20a%20b/c"),
+        ({}, {"subject_token": 'a"b\ncd'}, 'a\\"b\\ncd'),
+        ({}, {"refresh_token": "refresh"}, "refresh"),
+        ({}, {"client_secret": "secret"}, "secret"),
+        ({}, {"subject_token": SIGNED}, "session/token+of=aws"),
+        ({}, {"subject_token": quote(SIGNED)}, "session/token+of=aws"),
+        ({}, {"subject_token": quote(SIGNED)}, quote(SIGNED)),
+    ],
+)
+def test_an_answer_that_repeats_what_was_sent_in_secret_is_told_without_it(
+    headers: dict[str, str], form: dict[str, str], repeated: str
+) -> None:
+    secrets = secrets_of(headers, urlencode(form).encode())
+    for body in (f"what is {repeated}?", json.dumps({"error": "invalid", "error_description": f"what is {repeated}?"})):
+        said = complaint(Reply(400, {}, body.encode(), secrets))
+        assert said.removeprefix("invalid: ") == "what is [not shown]?"
+
+
+def test_what_is_no_secret_of_a_call_may_be_repeated() -> None:
+    body = b"grant_type=urn%3Aietf&audience=%2F%2Fiam.googleapis.com&subject_token=abc"
+    assert secrets_of({"content-type": "application/json", "metadata-flavor": "Google"}, body) == ()
+    assert secrets_of({}, None) == ()
+    assert secrets_of({}, b"subject_token=%7B%22headers%22%3A5%7D") != ()
 
 
 def test_a_complaint_is_bounded() -> None:
-    assert len(complaint(reply(400, {"error": {"message": "x" * 10_000}}))) == 300
+    assert len(complaint(reply(400, {"error": {"message": "x" * 10_000}}))) == 500
 
 
 def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
@@ -90,7 +158,8 @@ def test_a_body_that_is_no_object_reads_as_an_empty_one() -> None:
 
 def test_a_url_without_a_host_can_still_be_named() -> None:
     assert host_of("https://sts.googleapis.com/v1/token") == "sts.googleapis.com"
-    assert host_of("/v1") == "the endpoint"
+    for url in ("/v1", "https://[::1", f"https://{JWT}/token"):
+        assert host_of(url) == "the endpoint"
 
 
 @pytest.mark.parametrize(

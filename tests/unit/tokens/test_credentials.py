@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -372,7 +373,9 @@ async def test_a_subject_token_comes_from_a_url(
     assert (await mint(OTHER)).principal == TARGET
     google.revoke_access_tokens()
     google.break_next("/subject", answers(404, "eyJzZWNyZXQi"))
-    with pytest.raises(MintRefused, match=r"127\.0\.0\.1 \(credential_source of .*\) answered 404: is /subject"):
+    with pytest.raises(
+        MintRefused, match=r"127\.0\.0\.1 \(credential_source of .*\) answered 404 \(\[not shown\]\): is /subject"
+    ):
         await mint(OTHER)
     google.break_next("/subject", answers(200, '{"other": "eyJzZWNyZXQi"}'))
     with pytest.raises(CredentialsInvalid, match="Unable to parse subject_token") as caught:
@@ -423,6 +426,98 @@ async def test_an_executable_that_fails_tells_nothing_it_printed(
     with pytest.raises(CredentialsInvalid, match=r"the executable in .* ended with exit code 3") as caught:
         await mint(OTHER)
     assert "eyJzZWNyZXQi" not in told(caught.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("universe", ["", None])
+async def test_an_empty_universe_is_googles_default(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    key_info: dict[str, Any],
+    user_info: dict[str, Any],
+    federated_info: dict[str, Any],
+    universe: str | None,
+) -> None:
+    house.file({**key_info, "universe_domain": universe})
+    assert (await mint(KEY)).principal == KEY_ACCOUNT
+    may_impersonate(
+        google, (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET), ("principal://pool/subject/pod", TARGET)
+    )
+    (house.folder / "subject").write_text("subject-token-of-the-pod")
+    federated = {**federated_info, "credential_source": {"file": str(house.folder / "subject")}}
+    inner = {
+        "type": "impersonated_service_account",
+        "service_account_impersonation_url": (
+            f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{TARGET}:generateAccessToken"
+        ),
+        "source_credentials": {**user_info, "universe_domain": universe},
+    }
+    for number, info in enumerate((key_info, user_info, federated)):
+        house.file({**info, "universe_domain": universe}, f"{number}.json")
+        assert (await mint(OTHER)).principal == TARGET
+    house.file({**inner, "universe_domain": universe}, "inner.json")
+    assert (await mint(KEY)).principal == TARGET
+
+
+def aws_info(federated_info: dict[str, Any], port: int) -> dict[str, Any]:
+    imds = f"http://127.0.0.1:{port}/latest"
+    source = {
+        "environment_id": "aws1",
+        "region_url": f"{imds}/meta-data/placement/availability-zone",
+        "url": f"{imds}/meta-data/iam/security-credentials",
+        "imdsv2_session_token_url": f"{imds}/api/token",
+        "regional_cred_verification_url": "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity",
+    }
+    return {
+        **federated_info,
+        "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",
+        "credential_source": source,
+    }
+
+
+@pytest.mark.asyncio
+async def test_aws_without_a_metadata_server_names_the_file_and_the_variables(
+    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    path = house.file(aws_info(federated_info, port))
+    with pytest.raises(CredentialsInvalid) as caught:
+        await mint(OTHER)
+    text = str(caught.value)
+    for words in (
+        f"{path} takes the identity of this machine from AWS' metadata server (EC2), which gave none",
+        "127.0.0.1 could not be asked",
+        "Fargate, EKS",
+        "set AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    ):
+        assert words in text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [500, 503, 429])
+async def test_aws_metadata_server_that_is_out_of_order_is_named_and_passes(
+    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], status: int
+) -> None:
+    path = house.file(aws_info(federated_info, google.metadata_port))
+    google.break_next("/api/token", answers(status, "try later"))
+    with pytest.raises(TokenUnavailable, match=rf"{path} takes .* AWS' .*answered {status} \(try later\)"):
+        await mint(OTHER)
+
+
+@pytest.mark.asyncio
+async def test_a_url_that_cannot_be_reached_is_named_with_its_file(
+    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    path = house.file({**federated_info, "credential_source": {"url": f"http://127.0.0.1:{port}/token"}})
+    with pytest.raises(TokenUnavailable, match=rf"{path} takes its subject token from a URL .*could not be asked"):
+        await mint(OTHER)
 
 
 @pytest.mark.asyncio

@@ -118,7 +118,7 @@ def test_what_cannot_be_loaded_is_told_without_its_content() -> None:
         ({**AWS, "imdsv2_session_token_url": None}, AWS["url"], 401, MintRefused, "169.254.169.254 (credential_source"),
         ({"environment_id": "aws1", "url": AWS["url"]}, AWS["url"], 401, CredentialsInvalid, "--enable-imdsv2"),
         (AWS, f"{AWS['url']}/role", 404, MintRefused, "attach an IAM role to this machine"),
-        (AWS, f"{IMDS}/api/token", 403, MintRefused, "answered 403: is /latest/meta-data/iam right"),
+        (AWS, f"{IMDS}/api/token", 403, MintRefused, "is /latest/meta-data/iam right"),
         ({"url": "http://a/b?c=d"}, "http://a/b?c=d", 400, MintRefused, "a (credential_source of file.json) answered"),
         ({"url": "http://a"}, "http://a", 404, MintRefused, "is its URL right"),
         ({"url": "http://a"}, "http://a", 302, TokenUnavailable, "answered 302"),
@@ -168,7 +168,7 @@ def test_a_rejection_says_what_to_do(kind: Kind, date: str, what: str) -> None:
 def test_a_provider_that_does_not_exist_is_named() -> None:
     failure = told(file(audience="//iam.googleapis.com/p"), status=400, body={"error": "invalid_target"})
     assert type(failure) is MintRefused
-    assert "provider //iam.googleapis.com/p that file.json names does not exist" in str(failure)
+    assert "provider '//iam.googleapis.com/p' that file.json names does not exist" in str(failure)
 
 
 def test_federation_that_may_not_become_its_account_names_the_role() -> None:

@@ -79,7 +79,7 @@ async def test_a_denied_chain_names_the_role_of_each_link(google: FakeGoogle, mi
         await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
     text = str(caught.value)
     assert f"{ATTACHED} may not impersonate {TARGET} by way of its delegates: " in text
-    assert f"grant {FIRST} roles/iam.serviceAccountOpenIdTokenCreator on that service account" in text
+    assert f"grant {FIRST} roles/iam.serviceAccountOpenIdTokenCreator (Google's reference asks for" in text
     assert f"and {ATTACHED}, and each delegate but the last, roles/iam.serviceAccountTokenCreator on the next" in text
 
 
@@ -117,6 +117,41 @@ async def test_an_account_that_does_not_exist_is_named(google: FakeGoogle, mint:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("missing", [FIRST, SECOND, TARGET])
+async def test_of_a_chain_the_member_is_named_that_iam_does_not_know(
+    allowed: FakeGoogle, mint: GoogleMint, missing: str
+) -> None:
+    allowed.break_next(
+        METHOD, error_answer(lambda: api_error(404, f"Not found; Gaia id not found for email {missing}"))
+    )
+    with pytest.raises(MintRefused, match=f"^the service account {missing} does not exist") as caught:
+        await mint(TokenKey(TARGET, (FIRST, SECOND), AUDIENCE))
+    assert "gcp_delegates" in str(caught.value)
+    assert "gcloud iam service-accounts create" in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_of_a_chain_nobody_is_blamed_whom_iam_does_not_name(allowed: FakeGoogle, mint: GoogleMint) -> None:
+    allowed.break_next(METHOD, error_answer(lambda: api_error(404, "Requested entity was not found.")))
+    with pytest.raises(MintRefused, match=f"^one of the service accounts {FIRST}, {TARGET} does not exist"):
+        await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("named", "caller"), [(FIRST, ATTACHED), (SECOND, FIRST)])
+async def test_of_a_chain_the_link_is_named_that_iam_refused(
+    allowed: FakeGoogle, mint: GoogleMint, named: str, caller: str
+) -> None:
+    text = f"Permission 'iam.serviceAccounts.implicitDelegation' denied on projects/-/serviceAccounts/{named}."
+    allowed.break_next(METHOD, error_answer(lambda: api_error(403, text, "IAM_PERMISSION_DENIED")))
+    with pytest.raises(
+        ImpersonationDenied, match=f"^{caller} may not impersonate {named}, which is on the way"
+    ) as caught:
+        await mint(TokenKey(TARGET, (FIRST, SECOND), AUDIENCE))
+    assert "grant it roles/iam.serviceAccountTokenCreator" in str(caught.value)
+
+
+@pytest.mark.asyncio
 async def test_a_refused_audience_is_asked_about(google: FakeGoogle, mint: GoogleMint) -> None:
     google.accounts.add(TARGET)
     google.may_impersonate.add((ATTACHED, TARGET))
@@ -148,7 +183,7 @@ async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 302])
 async def test_what_passes_by_itself_is_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
     allowed.break_next(METHOD, answers(status, "<html>eyJzZWNyZXQi</html>", Location="https://elsewhere/"))
-    with pytest.raises(TokenUnavailable, match=f"IAM answered {status}$"):
+    with pytest.raises(TokenUnavailable, match=rf"IAM answered {status} \(\[not shown\]\)$"):
         await mint(KEY)
     assert allowed.called(METHOD) == 1
 

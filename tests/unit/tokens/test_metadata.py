@@ -7,9 +7,11 @@ import pytest
 from aiohttp import web
 
 from proxy.errors import (
+    AmbientUnsupported,
     CredentialsInvalid,
     CredentialsNotFound,
     Failure,
+    ImpersonationDenied,
     MintRefused,
     TokenMalformed,
     TokenUnavailable,
@@ -84,11 +86,14 @@ async def test_the_host_goes_before_the_older_variable(google: FakeGoogle, house
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("host", ["http://metadata", "a/b", "a@b", "a?b"])
+@pytest.mark.parametrize(
+    "host", ["http://metadata", "a/b", "a@b", "a?b", "a:b", "é", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2ln"]
+)
 async def test_a_metadata_host_is_a_host(google: FakeGoogle, house: House, mint: GoogleMint, host: str) -> None:
     house.environment["GCE_METADATA_HOST"] = host
-    with pytest.raises(CredentialsInvalid, match="GCE_METADATA_HOST must be a host"):
+    with pytest.raises(CredentialsInvalid, match="GCE_METADATA_HOST must be a host") as caught:
         await mint(KEY)
+    assert "eyJ" not in str(caught.value)
 
 
 @pytest.mark.asyncio
@@ -188,6 +193,116 @@ async def test_an_instance_without_a_service_account_is_told_so(google: FakeGoog
     google.attached = None
     with pytest.raises(MintRefused, match="no default service account"):
         await mint(KEY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (403, "two\nlines of text", "answered 403 (two lines of text)"),
+        (500, "<html><title>no</title><p>out of order</p></html>", "answered 500 (out of order)"),
+        (403, '{"error": {"message": "in JSON"}}', "answered 403 (in JSON)"),
+        (403, "", "answered 403:"),
+        (404, "nobody there", "no default service account (404: nobody there)"),
+        (403, "x" * 1_000_000, f"answered 403 ({'x' * 499}…)"),
+        (429, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "answered 429 ([not shown])"),
+    ],
+)
+async def test_the_metadata_servers_own_words_are_told(
+    google: FakeGoogle, mint: GoogleMint, status: int, body: str, said: str
+) -> None:
+    google.break_next("/identity", metadata_answers(status, body))
+    google.break_next("/email", metadata_answers(404, ""))
+    with pytest.raises(Failure) as caught:
+        await mint(KEY)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+# GKE
+
+UNLINKED = (
+    "Unable to generate identity token: the Kubernetes service account ns/ksa\n"
+    "has no annotation iam.gke.io/gcp-service-account\n"
+)
+NOT_A_USER = (
+    "Unable to generate access token; IAM returned 403 Forbidden: Permission 'iam.serviceAccounts.getAccessToken' "
+    "denied on resource (or it may not exist).\nThis error could be caused by a missing IAM policy binding on the "
+    "target IAM service account.\n"
+)
+PRINCIPAL = (
+    "principal://iam.googleapis.com/projects/123456789012/locations/global/workloadIdentityPools/my-project.svc.id.goog"
+    "/subject/ns/NS/sa/KSA"
+)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("email", ["my-project.svc.id.goog", "default"])
+@pytest.mark.parametrize("said", [UNLINKED, "404 page not found"])
+async def test_a_pod_without_a_linked_account_is_told_both_ways_out(
+    google: FakeGoogle, mint: GoogleMint, email: str, said: str
+) -> None:
+    google.break_next("/identity", metadata_answers(404, said))
+    google.break_next("/email", metadata_answers(200, email))
+    google.break_next("/project-id", metadata_answers(200, "my-project"))
+    google.break_next("/numeric-project-id", metadata_answers(200, "123456789012"))
+    with pytest.raises(AmbientUnsupported) as caught:
+        await mint(KEY)
+    text = str(caught.value)
+    assert " ".join(said.split()) in text
+    assert "kubectl annotate serviceaccount KSA --namespace NS iam.gke.io/gcp-service-account=ACCOUNT" in text
+    assert "roles/iam.workloadIdentityUser on ACCOUNT to serviceAccount:my-project.svc.id.goog[NS/KSA]" in text
+    assert "As long as the route impersonates nobody, it is the annotation" in text
+    assert f"roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {PRINCIPAL}" in text
+    assert "attach" not in text
+
+
+@pytest.mark.asyncio
+async def test_what_is_not_known_of_a_pod_stands_in_capitals(google: FakeGoogle, mint: GoogleMint) -> None:
+    google.attached = None
+    google.break_next("/identity", metadata_answers(404, UNLINKED))
+    with pytest.raises(AmbientUnsupported) as caught:
+        await mint(KEY)
+    assert "projects/NUMBER/locations/global/workloadIdentityPools/PROJECT.svc.id.goog/" in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_a_pod_that_may_not_speak_for_its_linked_account_is_told_the_role(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    google.break_next("/identity", metadata_answers(403, NOT_A_USER))
+    google.break_next("/token", metadata_answers(403, NOT_A_USER))
+    for key in (KEY, OTHER):
+        with pytest.raises(ImpersonationDenied) as caught:
+            await mint(key)
+        text = str(caught.value)
+        assert f"grant roles/iam.workloadIdentityUser on {ATTACHED} to serviceAccount:PROJECT.svc.id.goog" in text
+        assert " ".join(NOT_A_USER.split()) in text
+
+
+@pytest.mark.asyncio
+async def test_the_role_of_an_unlinked_pod_is_granted_to_a_principal_and_not_to_its_pool(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    google.accounts.add(TARGET)
+    google.break_next("/email", metadata_answers(200, "my-project.svc.id.goog"))
+    google.break_next("/numeric-project-id", metadata_answers(200, "123456789012"))
+    with pytest.raises(ImpersonationDenied) as caught:
+        await mint(OTHER)
+    assert str(caught.value).startswith(
+        f"{PRINCIPAL} may not impersonate {TARGET}: grant it roles/iam.serviceAccountOpen"
+    )
+
+
+@pytest.mark.asyncio
+async def test_an_unlinked_pod_that_gets_no_access_token_is_told_the_annotation(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
+    google.break_next("/token", metadata_answers(404, UNLINKED))
+    google.break_next("/email", metadata_answers(200, "my-project.svc.id.goog"))
+    with pytest.raises(AmbientUnsupported, match="The way out is the annotation") as caught:
+        await mint(OTHER)
+    assert "gcp_impersonate_service_account" not in str(caught.value)
 
 
 @pytest.mark.asyncio

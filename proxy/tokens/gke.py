@@ -1,0 +1,77 @@
+"""Workload Identity Federation for GKE, as its metadata server shows it. Pure.
+
+The metadata server of a GKE node speaks for the pod's Kubernetes account, in one of two ways:
+
+=====================================  ====================  ==============  =========================================
+the Kubernetes account                 `email`               `token`         `identity`
+=====================================  ====================  ==============  =========================================
+is linked to a Google service account  that account          of that         of that account, if the Kubernetes account
+by an annotation                                             account, if …   has `workloadIdentityUser` on it; else 403
+has no annotation (direct federation)  PROJECT.svc.id.goog   of a federated  404: no service account, no ID token
+                                                             principal
+=====================================  ====================  ==============  =========================================
+
+The name PROJECT.svc.id.goog is that of the pool of all the project's Kubernetes accounts; no role can be granted to it.
+https://cloud.google.com/kubernetes-engine/docs/concepts/workload-identity
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["ANNOTATION", "is_federated", "link_missing", "principal_of", "project_of", "user_missing"]
+
+ANNOTATION: Final = "iam.gke.io/gcp-service-account"
+
+_SUFFIX: Final = ".svc.id.goog"
+_POOL: Final = re.compile(r"workloadIdentityPools/(?P<pool>[^/]+)/")
+
+_PLACEHOLDERS: Final = "NS and KSA are the namespace and the name of the pod's Kubernetes account"
+
+
+def is_federated(email: str) -> bool:
+    """Return whether this, in the place of a service account's e-mail, says that there is none behind a pod."""
+    return email == "default" or project_of(email) is not None
+
+
+def project_of(email: str) -> str | None:
+    """Return the project of the pool whose name stands in the place of an e-mail; None where it is none."""
+    return email.removesuffix(_SUFFIX) if email.endswith(_SUFFIX) and "@" not in email else None
+
+
+def principal_of(project: str | None, project_number: str | None) -> str:
+    """Return what a role can be granted to, with capitals for what is not known."""
+    location = f"projects/{project_number or 'NUMBER'}/locations/global"
+    pool = f"workloadIdentityPools/{project or 'PROJECT'}{_SUFFIX}"
+    return f"principal://iam.googleapis.com/{location}/{pool}/subject/ns/NS/sa/KSA"
+
+
+def link_missing(principal: str, quoted: str, *, impersonating: bool) -> str:
+    """Return what to do where there is no service account behind the Kubernetes account `principal`, and it needs one.
+
+    `quoted` is what the metadata server said; `impersonating` whether the route impersonates already.
+    """
+    found = _POOL.search(principal)
+    member = f"serviceAccount:{found['pool'] if found else f'PROJECT{_SUFFIX}'}[NS/KSA]"
+    annotate = (
+        f"`kubectl annotate serviceaccount KSA --namespace NS {ANNOTATION}=ACCOUNT`, and grant "
+        f"roles/iam.workloadIdentityUser on ACCOUNT to {member}"
+    )
+    why = "the pod's Kubernetes account is not linked to a Google service account, and GKE's metadata server mints"
+    if impersonating:
+        return f"{why} nothing without{quoted}. The way out is the annotation: {annotate}. {_PLACEHOLDERS}"
+    return (
+        f"{why} ID tokens only for those{quoted}. Two ways out. As long as the route impersonates nobody, it is the "
+        f"annotation: {annotate}. Or impersonation: set gcp_impersonate_service_account = ACCOUNT on the route, and "
+        f"grant roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {principal}. {_PLACEHOLDERS}"
+    )
+
+
+def user_missing(account: str, quoted: str) -> str:
+    """Return what to do where the Kubernetes account is annotated, and may not speak for the account it names."""
+    return (
+        f"the pod's Kubernetes account is annotated ({ANNOTATION}) and may not speak for {account}{quoted}: grant "
+        f"roles/iam.workloadIdentityUser on {account} to serviceAccount:PROJECT{_SUFFIX}[NS/KSA] and wait some "
+        f"minutes, or correct the annotation. {_PLACEHOLDERS}; PROJECT is the cluster's"
+    )
