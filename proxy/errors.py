@@ -13,6 +13,8 @@ leaf                                invocation  discovery  retry-after  passes a
 `PathRefused`                       400         400        –            no
 `RouteNotFound`                     404         404        –            no
 `MethodRefused`                     501         501        –            no
+`LoopDetected`                      508         508        –            no
+`TokenFromCaller`                   400         400        –            no
 `BrowserRefused`                    403         403        –            no
 `Draining`, `Overloaded`            503         503        1–5 s        yes
 `Internal`                          500         500        –            no
@@ -53,6 +55,7 @@ __all__ = [
     "Failure",
     "ImpersonationDenied",
     "Internal",
+    "LoopDetected",
     "MethodRefused",
     "MintRefused",
     "Overloaded",
@@ -62,6 +65,7 @@ __all__ = [
     "RouteNotFound",
     "TokenExpired",
     "TokenFailure",
+    "TokenFromCaller",
     "TokenMalformed",
     "TokenTimeout",
     "TokenUnavailable",
@@ -146,10 +150,24 @@ class RouteNotFound(RequestRefused):
 
 
 class MethodRefused(RequestRefused):
-    """CONNECT, `Upgrade` and the like have no meaning through this proxy."""
+    """CONNECT, TRACE, `Upgrade` and the like have no meaning through this proxy."""
 
     code = "method-refused"
     status = discovery_status = 501
+
+
+class LoopDetected(RequestRefused):
+    """The request came from this sidecar itself, or has passed through too many others."""
+
+    code = "loop-detected"
+    status = discovery_status = 508
+
+
+class TokenFromCaller(RequestRefused):
+    """A discovery with a Google token of Restate's own. An invocation is forwarded, with ours in its place."""
+
+    code = "token-from-caller"
+    status = discovery_status = 400
 
 
 class BrowserRefused(RequestRefused):

@@ -32,6 +32,7 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
 from proxy.relay.forwarder import Forwarder
+from proxy.relay.via import sidecar_name
 from proxy.settings.plain import PlainSettings
 from proxy.telemetry import Metrics, background_output, configure_logging
 from proxy.tokens.google import GoogleMint
@@ -55,7 +56,7 @@ _LINGER_SECONDS: Final = 1.0
 class Sidecar:
     """One worker: built on its event loop, started, drained, closed."""
 
-    def __init__(self, settings: PlainSettings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: PlainSettings, loop: asyncio.AbstractEventLoop, name: bytes) -> None:
         self.settings = settings
         self.started = False
         """Whether requests are taken; for probes."""
@@ -104,6 +105,7 @@ class Sidecar:
             chance=random.random,
             replay_octets=settings.replay_octets,
             access_log=settings.access_log,
+            name=name,
             add_retry_after=settings.add_retry_after,
         )
         self.listener = Listener(self._forwarder, server, budget, self.metrics)
@@ -280,8 +282,9 @@ def _run_worker(settings: PlainSettings, config: ListenerConfig, sockets: Socket
 
 
 async def _run(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+    name = sidecar_name(config.sidecar_octets)
     try:
-        await Sidecar(settings, asyncio.get_running_loop()).run(config, sockets, orders)
+        await Sidecar(settings, asyncio.get_running_loop(), name).run(config, sockets, orders)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()

@@ -38,6 +38,8 @@ class ListenerConfig(Config):
         self.workers = workers
         self.payload = payload
         """What a worker process builds its sidecar from."""
+        self.sidecar_octets = os.urandom(8)
+        """What the name of this sidecar is made of: the same in all of its workers."""
         self.backlog = 1_024
         self.errorlog = logging.getLogger("hypercorn")
         self.include_date_header = False

@@ -57,10 +57,12 @@ class Http1Exchange(Channel):
         self._began = False
         self._read_all = asyncio.Event()
         self._is_head_request = False
+        self._http_version = b"1.1"
 
     async def run(self, scope: Message) -> None:
         """Carry the exchange; returns when the response is complete, or cut."""
         method = scope["method"].encode("ascii")
+        self._http_version = scope["http_version"].encode("ascii")
         self._is_head_request = method == b"HEAD"
         lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         # Framing of HTTP/1.1 requests: without one of these there is no content (RFC 9112, 6.3).
@@ -80,6 +82,10 @@ class Http1Exchange(Channel):
             self._gate.set()
 
     # ---- for the carrier
+
+    def http_version(self) -> bytes:
+        """Return `1.1` or `1.0`."""
+        return self._http_version
 
     def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Queue a final head; interim ones have no way through ASGI over HTTP/1.1."""

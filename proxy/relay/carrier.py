@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.events import ErrorCode, Fields, StreamId
-from proxy.http2.fields import trailers_for_upstream
+from proxy.http2.fields import end_to_end_response, end_to_end_trailers
 from proxy.relay.exchange import Action, Exchange, Move, State
 from proxy.wire import Channel, Sink
 
@@ -62,9 +62,10 @@ class Carrier(Sink):
         "cancel_start",
         "code",
         "discovery",
-        "head",
+        "fields",
         "method",
         "metrics",
+        "path",
         "route",
         "started_at",
         "status",
@@ -89,9 +90,12 @@ class Carrier(Sink):
         self._received_octets = 0
         self._acknowledged_octets = 0
         self._sent_octets = 0
-        self.head: Fields = []
+        self.fields: Fields = []
+        """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
         self.method = b""
         """Of the request; empty until it is dispatched."""
+        self.path = b""
+        """Of the request, with its query; empty until it is dispatched."""
         self.metrics = metrics
         """Where the exchange is counted."""
         self.route: Route | None = None
@@ -113,11 +117,16 @@ class Carrier(Sink):
     def over(self) -> bool:
         return self._exchange.over
 
+    @property
+    def http_version(self) -> bytes:
+        """The version in which the request came, as `via` names it."""
+        return self._downstream.http_version()
+
     # ---- downstream brings
 
     def request_head(self, fields: Fields, end_stream: bool) -> None:
         """The request's head: the exchange begins."""
-        self.head = fields
+        self.fields = fields
         if end_stream:
             self._exchange.on(_REQUEST_END)
             self._request_ended = True
@@ -143,7 +152,7 @@ class Carrier(Sink):
     def request_trailers(self, fields: Fields) -> None:
         """The request's trailer section, which ends it."""
         self._request_ended = True
-        self._trailers = trailers = trailers_for_upstream(fields)
+        self._trailers = trailers = end_to_end_trailers(fields)
         if self._exchange.on(_REQUEST_END) is _PASS and self._upstream is not None:
             self._upstream.send_trailers(self._upstream_id, trailers)
         if self._exchange.state is _OVER:
@@ -166,14 +175,15 @@ class Carrier(Sink):
         """A 1xx head."""
         self._exchange.on(Move.INTERIM)
         self._drop_held()
-        self._downstream.send_head(self._downstream_id, fields, False)
+        self._downstream.send_head(self._downstream_id, end_to_end_response(fields), False)
 
     def response_head(self, fields: Fields, end_stream: bool) -> None:
         """The final head."""
         self._exchange.on(_RESPONSE_HEAD)
         if self._held is not None:
             self._drop_held()
-        self._downstream.send_head(self._downstream_id, self._office.response_began(self, fields), end_stream)
+        fields = self._office.response_began(self, end_to_end_response(fields))
+        self._downstream.send_head(self._downstream_id, fields, end_stream)
         if end_stream:
             self._response_ended()
 
@@ -188,7 +198,7 @@ class Carrier(Sink):
 
     def response_trailers(self, fields: Fields) -> None:
         """The response's trailer section, which ends it."""
-        self._downstream.send_trailers(self._downstream_id, fields)
+        self._downstream.send_trailers(self._downstream_id, end_to_end_trailers(fields))
         self._response_ended()
 
     def response_reset(self, code: int) -> None:

@@ -15,9 +15,10 @@ from typing import Final
 import structlog
 
 from proxy import errors
-from proxy.errors import Draining, Failure, MethodRefused, Overloaded
+from proxy.errors import Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
 from proxy.http2.events import Fields, StreamId
-from proxy.http2.fields import for_upstream, request_line
+from proxy.http2.fields import end_to_end, for_upstream, has_token, request_line, values_of
+from proxy.relay import via
 from proxy.relay.carrier import Carrier
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import is_discovery, missing_retry_after
@@ -39,6 +40,23 @@ _TELLING_STATUSES: Final = frozenset((401, 403, 404, 429, 502, 503, 504))
 _STATUSES: Final = {str(status).encode(): status for status in range(100, 600)}
 
 _LOG_INTERVAL_SECONDS: Final = 1.0
+
+
+_COMMON_METHODS: Final = frozenset((b"GET", b"POST"))
+# Compared without regard to case, as a lenient service would.
+_REFUSED_METHODS: Final = {
+    b"CONNECT": "CONNECT is not forwarded: name the upstream as a route, and call its path",
+    b"TRACE": "TRACE is not forwarded: its answer would repeat the request, credentials included",
+}
+
+
+def _remedy_of_caller_token(route: Route) -> str:
+    adds = "the sidecar adds its own" if route.signed else "the route adds none (gcp_id_token = false)"
+    return (
+        f"the request has a Google token already (X-Serverless-Authorization), which never passes; {adds}. Register "
+        "the same URL without Restate's --gcp-id-token, --gcp-impersonate-service-account and --gcp-audience (in the "
+        "admin API: without auth), and without that field in --extra-header: restate deployments register --force URL"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +86,7 @@ class Forwarder(Exchanges):
         clock: Callable[[], float],
         chance: Callable[[], float],
         replay_octets: int,
+        name: bytes,
         access_log: bool = False,
         add_retry_after: bool = True,
     ) -> None:
@@ -82,6 +101,9 @@ class Forwarder(Exchanges):
         self._chance = chance
         self._access_log = access_log
         self._add_retry_after = add_retry_after
+        self._name = name
+        self._via = {version: via.via_line(version, name) for version in (b"2.0", b"1.1", b"1.0")}
+        self._caller_tokens_told: set[str] = set()
         self.waiting = Waiting(self, tokens, pool, loop)
         """Those that could not be started at once."""
         self._quiet_until: dict[tuple[str, str], float] = {}
@@ -135,7 +157,7 @@ class Forwarder(Exchanges):
         carrier.start(
             connection,
             for_upstream(
-                carrier.head, carrier.method, post.scheme, post.route.authority, carrier.upstream_path, authorization
+                carrier.fields, carrier.method, post.scheme, post.route.authority, carrier.upstream_path, authorization
             ),
         )
 
@@ -177,12 +199,11 @@ class Forwarder(Exchanges):
         seconds = self._loop.time() - carrier.started_at
         carrier.metrics.ended(carrier.status, seconds)
         if self._access_log:
-            method, path = request_line(carrier.head)
             _access.info(
                 "exchange",
                 route=carrier.route.name if carrier.route is not None else None,
-                method=method.decode("latin-1"),
-                path=path.partition(b"?")[0].decode("latin-1"),
+                method=carrier.method.decode("latin-1"),
+                path=carrier.path.partition(b"?")[0].decode("latin-1"),
                 status=carrier.status,
                 milliseconds=round(seconds * 1000, 1),
                 code=carrier.code or None,
@@ -193,16 +214,17 @@ class Forwarder(Exchanges):
     def _find(self, carrier: Carrier) -> Post:
         """Return what is kept for the exchange's route. Raises a leaf of RequestRefused, or Draining."""
         if carrier.route is None:
-            method, path = request_line(carrier.head)
-            carrier.method = method
+            head = carrier.fields
+            method, path = request_line(head)
+            carrier.method, carrier.path = method, path
             carrier.discovery = is_discovery(method, path)
             try:
                 if self.draining:
                     raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
                 if self.budget.used_up:
                     raise Overloaded("as many octets are queued as may be (queued_octets); slow readers hold them")
-                if method == b"CONNECT":
-                    raise MethodRefused("CONNECT is not forwarded: name the upstream as a route, and call its path")
+                if method not in _COMMON_METHODS and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
+                    raise MethodRefused(refusal)
                 carrier.route, carrier.upstream_path = route, _ = self._routes.match(path)
             except Failure:
                 self._unmatched.started()
@@ -210,8 +232,30 @@ class Forwarder(Exchanges):
             post = self._posts[route.name]
             carrier.metrics = post.metrics
             post.metrics.started()
+            carrier.fields = fields = end_to_end(head)
+            if len(fields) + 4 != len(head):  # more than pseudo-fields is missing: something that is rarely there
+                self._inspect(carrier, head, post)
+            fields.append(self._via[carrier.http_version])
             return post
         return self._posts[carrier.route.name]
+
+    def _inspect(self, carrier: Carrier, head: Fields, post: Post) -> None:
+        """Look at what does not cross over. Raises LoopDetected, or TokenFromCaller for a discovery."""
+        passed = values_of(head, b"via")
+        if passed:
+            via.check(passed, self._name)
+            carrier.fields += [(b"via", value, False) for value in passed]
+        if has_token(head):
+            if carrier.discovery:
+                raise TokenFromCaller(_remedy_of_caller_token(post.route))
+            post.metrics.caller_tokens += 1
+            if post.route.name not in self._caller_tokens_told:
+                self._caller_tokens_told.add(post.route.name)
+                _log.warning(
+                    "dropping the caller's own Google token",
+                    route=post.route.name,
+                    remedy=_remedy_of_caller_token(post.route),
+                )
 
     def _minted_before(self, carrier: Carrier) -> Token | None:
         """Return the token that was minted for this discovery, if it was not processed then."""

@@ -65,11 +65,13 @@ class Connections:
 class RouteMetrics:
     """What happened on one route. Every call is a few additions: it is made for the data path."""
 
-    __slots__ = ("_failures", "_statuses", "durations", "in_flight")
+    __slots__ = ("_failures", "_statuses", "caller_tokens", "durations", "in_flight")
 
     def __init__(self) -> None:
         self.in_flight = 0
         """Exchanges that have begun and not ended."""
+        self.caller_tokens = 0
+        """Invocations that came with a Google token of the caller's own, which was dropped."""
         self._statuses: dict[int | None, int] = {}
         self._failures: Counter[str] = Counter()
         self.durations = Durations(_REQUEST_BUCKETS)

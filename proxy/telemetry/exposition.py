@@ -53,14 +53,18 @@ class Exposition(Collector):
         failures = CounterMetricFamily(
             _name("request_failures"), "Failures of the sidecar or of its way upstream", labels=["route", "code"]
         )
+        caller_tokens = CounterMetricFamily(
+            _name("caller_tokens_dropped"), "Requests that came with a Google token of their own", labels=["route"]
+        )
         for name, route in self._metrics.routes.items():
+            caller_tokens.add_metric([name], route.caller_tokens)
             in_flight.add_metric([name], route.in_flight)
             for status, count in route.by_status().items():
                 requests.add_metric([name, status], count)
             for code, count in route.by_code().items():
                 failures.add_metric([name, code], count)
             _add(durations, [name], route.durations)
-        yield from (in_flight, requests, durations, failures)
+        yield from (in_flight, requests, durations, failures, caller_tokens)
 
     def _mints(self) -> Iterator[Metric]:
         durations = HistogramMetricFamily(_name("token_mint_duration_seconds"), "Minting of the ID tokens received")

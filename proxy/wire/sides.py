@@ -96,6 +96,10 @@ class Channel(ABC):
         """Send a request head on a new stream, whose events go to `sink`; there must be a free one. Upstream only."""
         raise NotImplementedError
 
+    def http_version(self) -> bytes:
+        """Return the version in which requests come, as `via` names it. Downstream only."""
+        return b"2.0"
+
     def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
         """Send an interim or final response head. Downstream only."""
         raise NotImplementedError

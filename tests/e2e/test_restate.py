@@ -10,7 +10,7 @@ import pytest
 
 from proxy.emulator import Fault, Verdict
 from proxy.emulator.model import Endpoint
-from tests.support.world import AUTHORIZATION, TARGET, Identity, World, world
+from tests.support.world import AUTHORIZATION, ROUTE, TARGET, Identity, World, world
 
 INVOCATIONS = 1_000
 IN_FLIGHT = 100
@@ -126,12 +126,43 @@ async def test_each_discovery_mints_for_itself(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("use_http_11", [False, True], ids=["h2c", "http-1.1"])
-async def test_a_token_that_the_caller_made_up_is_replaced(tmp_path: Path, use_http_11: bool) -> None:
+@pytest.mark.parametrize("gcp_id_token", [True, False], ids=["gcp-id-token", "extra-header"])
+async def test_a_registration_with_a_token_of_restates_own_fails_at_once_and_says_how_to_register(
+    tmp_path: Path, use_http_11: bool, gcp_id_token: bool
+) -> None:
     async with world(tmp_path) as here:
-        await here.register(use_http_11=use_http_11, x_serverless_authorization="Bearer made-up")
+        headers = {} if gcp_id_token else {"X-Serverless-Authorization": "Bearer made-up"}
+        answer = await here.restate.register(
+            here.deployment_url, headers=headers, use_http_11=use_http_11, gcp_id_token=gcp_id_token
+        )
+        assert answer.status == 500
+        assert answer.body["restate_code"] == "META0003"
+        assert "Register the same URL without Restate's --gcp-id-token" in answer.body["message"]
+        await here.sidecar.program.line("token-from-caller")
+        assert sum("token-from-caller" in line for line in here.sidecar.program.lines) == 1, "it is not tried again"
+        assert here.cloud_run.streams == []
+
+        await here.register(use_http_11=use_http_11)
         assert await here.restate.invoke("Greeter", "greet", "Ada") == (200, "Hello, Ada!")
         assert_all_signed(here)
         assert here.cloud_run.verdicts.keys() == {Verdict.ACCEPTED}
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_the_caller_made_up_is_replaced_and_counted(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        fields = {"X-Serverless-Authorization": "Bearer made-up", "authorization": AUTHORIZATION}
+        for _ in range(2):
+            url = f"{here.deployment_url}/invoke/Greeter/greet"
+            async with here.restate.http.post(url, headers=fields) as response:
+                await response.read()
+        assert_all_signed(here)
+        assert here.cloud_run.verdicts.keys() == {Verdict.ACCEPTED}
+        async with here.restate.http.get(f"http://{here.sidecar.admin}/metrics") as response:
+            metrics = await response.text()
+        assert f'cloudrun_sidecar_caller_tokens_dropped_total{{route="{ROUTE}"}} 2.0' in metrics
+        warnings = [line for line in here.sidecar.log() if "own Google token" in str(line["message"])]
+        assert [line["route"] for line in warnings] == [ROUTE]
 
 
 @pytest.mark.asyncio

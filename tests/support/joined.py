@@ -25,7 +25,9 @@ from proxy.wire import Budget
 from tests.support.ends import Client, End, Ledger, Service
 from tests.support.workshop import Transport, Workshop
 
-__all__ = ["Wire", "World", "route"]
+__all__ = ["NAME", "Wire", "World", "route"]
+
+NAME = b"cloudrun-sidecar-0123456789abcdef"
 
 T = TypeVar("T")
 
@@ -110,6 +112,7 @@ class World:
             clock=self.clock,
             chance=chance,
             replay_octets=replay_octets,
+            name=NAME,
             access_log=access_log,
             add_retry_after=add_retry_after,
         )

@@ -79,12 +79,14 @@ class RestateServer:
         ingress_port: int = 0,
         inactivity_milliseconds: int = 60_000,
         max_attempts: int | None = None,
+        metadata_address: str | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
 
         After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend, and after
-        `max_attempts` that fail one is paused; None leaves that to the server.
+        `max_attempts` that fail one is paused; None leaves that to the server. For deployments with authentication of
+        Restate's own, tokens come from the metadata server at `metadata_address`.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -97,6 +99,7 @@ class RestateServer:
         argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
         environment = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
+        environment["GCE_METADATA_HOST"] = metadata_address
         # It does not remove what it puts there.
         spare = folder / "tmp"
         spare.mkdir(exist_ok=True)
@@ -124,10 +127,21 @@ class RestateServer:
             yield server
 
     async def register(
-        self, uri: str, *, headers: Mapping[str, str] | None = None, use_http_11: bool = False, force: bool = False
+        self,
+        uri: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        use_http_11: bool = False,
+        force: bool = False,
+        gcp_id_token: bool = False,
     ) -> Registered:
-        """Register the deployment at `uri`; `headers` go with every request to it."""
+        """Register the deployment at `uri`; `headers` go with every request to it.
+
+        With `gcp_id_token` so does a Google token that Restate mints, as with the flag `--gcp-id-token`.
+        """
         wish = {"uri": uri, "additional_headers": dict(headers or {}), "use_http_11": use_http_11, "force": force}
+        if gcp_id_token:
+            wish["auth"] = {"GoogleIdToken": {}}
         async with self.http.post(f"{self.admin_url}/deployments", json=wish) as response:
             return Registered(response.status, await response.json(content_type=None))
 

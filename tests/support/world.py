@@ -21,7 +21,7 @@ from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["AUTHORIZATION", "TARGET", "Identity", "World", "google_by_name", "resolving", "world"]
+__all__ = ["AUTHORIZATION", "ROUTE", "TARGET", "Identity", "World", "google_by_name", "resolving", "world"]
 
 AUTHORIZATION = "Bearer of-the-application"
 """What the deployment's requests carry for the application itself."""
@@ -112,7 +112,11 @@ async def world(
         restate_folder = folder / "restate"
         restate_folder.mkdir()
         running = await stack.enter_async_context(sidecar("--config", config, *flags, env=environment))
-        restate = await stack.enter_async_context(RestateServer.running(restate_folder, max_attempts=max_attempts))
+        restate = await stack.enter_async_context(
+            RestateServer.running(
+                restate_folder, max_attempts=max_attempts, metadata_address=endpoints.metadata_address
+            )
+        )
         yield World(
             google=google,
             cloud_run=cloud_run,

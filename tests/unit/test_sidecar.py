@@ -61,7 +61,7 @@ async def running(
     config = ListenerConfig(given.listen, 1)
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
-    sidecar = Sidecar(given, asyncio.get_running_loop())
+    sidecar = Sidecar(given, asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(sidecar.run(config, sockets, orders))
@@ -175,7 +175,7 @@ async def test_probes_see_it_start_and_drain(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.asyncio
 async def test_closing_is_safe_before_the_start() -> None:
-    sidecar = Sidecar(settings(), asyncio.get_running_loop())
+    sidecar = Sidecar(settings(), asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
     await sidecar.close()
     assert not sidecar.started
 

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.http2.events import Fields
-from proxy.http2.fields import for_upstream, from_http1, request_line, trailers_for_upstream
+from proxy.http2.fields import (
+    end_to_end,
+    end_to_end_response,
+    end_to_end_trailers,
+    for_upstream,
+    from_http1,
+    has_token,
+    request_line,
+)
 
 HEAD: Fields = [
     (b":method", b"POST", False),
@@ -19,7 +27,7 @@ HEAD: Fields = [
 
 def upstream(head: Fields, authorization: bytes | None = b"Bearer ours") -> Fields:
     return for_upstream(
-        head,
+        end_to_end(head),
         method=b"POST",
         scheme=b"https",
         authority=b"greeter.run.app",
@@ -53,7 +61,9 @@ def test_a_spoofed_token_never_passes_however_spelled_or_repeated(name: bytes) -
     spoof = [(name, b"Bearer spoofed", False)] * 3
     assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof)]
     assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof, authorization=None)]
-    assert trailers_for_upstream([*spoof, (b"x-checksum", b"1", False)]) == [(b"x-checksum", b"1", False)]
+    assert end_to_end_trailers([*spoof, (b"x-checksum", b"1", False)]) == [(b"x-checksum", b"1", False)]
+    assert has_token(HEAD + spoof)
+    assert not has_token(HEAD)
 
 
 @given(st.lists(st.tuples(st.from_regex(rb"[a-z_-]{1,30}", fullmatch=True), st.binary(max_size=20), st.booleans())))
@@ -111,3 +121,59 @@ def test_a_content_length_that_chunks_override_does_not_pass() -> None:
     lines = [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")]
     assert b"content-length" not in [name for name, _, _ in from_http1(b"POST", b"/", lines)]
     assert (b"content-length", b"5", False) in from_http1(b"POST", b"/", lines[:1])
+
+
+PROXY_FIELDS = [b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info"]
+
+
+@pytest.mark.parametrize("name", [*PROXY_FIELDS, b"proxy-connection"])
+def test_what_a_client_says_to_its_proxy_stays_here(name: bytes) -> None:
+    assert name not in [field[0] for field in upstream([*HEAD, (name, b"Basic c2VjcmV0", True)])]
+    assert end_to_end_trailers([(name, b"Basic c2VjcmV0", True)]) == []
+
+
+@pytest.mark.parametrize("name", PROXY_FIELDS)
+def test_what_a_proxy_says_to_its_client_does_not_come_from_the_service(name: bytes) -> None:
+    head: Fields = [(b":status", b"407", False), (name, b"Basic", False), (b"www-authenticate", b"Basic", False)]
+    assert end_to_end_response(head) == [(b":status", b"407", False), (b"www-authenticate", b"Basic", False)]
+
+
+def test_a_response_head_without_them_is_not_made_anew() -> None:
+    head: Fields = [(b":status", b"200", False), (b"content-type", b"text/plain", False)]
+    assert end_to_end_response(head) is head
+
+
+# RFC 9110, 6.5.1: framing, routing, authentication, request modifiers, response control, content format.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transfer-encoding", "content-length", "connection", "keep-alive", "upgrade", "te", "trailer"),
+        *("host", "max-forwards"),
+        *("authorization", "cookie", "set-cookie", "www-authenticate"),
+        *("cache-control", "expect", "pragma", "range"),
+        *("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"),
+        *("accept", "accept-encoding", "accept-language"),
+        *("age", "date", "expires", "location", "retry-after", "vary", "warning"),
+        *("content-encoding", "content-type", "content-range"),
+    ],
+)
+def test_a_trailer_that_belongs_into_the_head_does_not_cross(name: str) -> None:
+    kept: Fields = [(b"grpc-status", b"0", False), (b"x-checksum", b"1", True)]
+    assert end_to_end_trailers([kept[0], (name.encode(), b"x", False), kept[1]]) == kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "digest",
+        "etag",
+        "authentication-info",
+        "server-timing",
+    ],
+)
+def test_any_other_trailer_crosses(name: str) -> None:
+    trailers: Fields = [(name.encode(), b"x", False)]
+    assert end_to_end_trailers(trailers) == trailers

@@ -23,7 +23,7 @@ from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.conformance.engines import each_engine
 from tests.support.ends import Client
-from tests.support.joined import World, route
+from tests.support.joined import NAME, World, route
 
 TOKEN_FIELD = b"x-serverless-authorization"
 HOUR = 3_600.0
@@ -72,6 +72,13 @@ class Signed(World):
 def get(world: World, client: Client, path: str) -> int:
     """Send a request and return its stream, all of it settled."""
     stream = client.request(path, method="GET", end=True)
+    world.settle()
+    return stream
+
+
+def get_by(world: World, client: Client, method: str) -> int:
+    """Send a request with this method and return its stream, all of it settled."""
+    stream = client.request("/svc/x", method=method, end=True)
     world.settle()
     return stream
 
@@ -128,7 +135,7 @@ def test_without_a_token_nothing_leaves_and_the_caller_is_told(
         client = world.client()
         spoofed = [(TOKEN_FIELD, b"Bearer spoofed"), (b"x_serverless_authorization", b"Bearer spoofed")]
         invocation = client.request("/svc/x", fields=spoofed, end=True)
-        discovery = client.request("/svc/discover", method="GET", fields=spoofed, end=True)
+        discovery = client.request("/svc/discover", method="GET", end=True)
         world.settle()
         assert not world.services
         assert client.streams[invocation].status == status
@@ -225,6 +232,18 @@ def test_a_request_without_a_way_is_answered_at_once(
         assert client.streams[stream].status == status
         assert client.streams[stream].value(ERROR_FIELD) == code
         assert world.metrics.route(UNMATCHED).total == 1
+        assert not world.mints
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("method", ["TRACE", "trace", "Trace"])
+def test_trace_is_refused(make: EngineFactory, method: str) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = get_by(world, client, method)
+        assert client.streams[stream].status == 501
+        assert client.streams[stream].value(ERROR_FIELD) == b"method-refused"
         assert not world.mints
         world.assert_at_rest()
 
@@ -394,3 +413,180 @@ def test_no_retry_after_is_added_where_the_settings_say_so(make: EngineFactory) 
         service.respond(far, 503, end=True)
         world.settle()
         assert client.streams[stream].head == [(b":status", b"503", False)]
+
+
+# ---- the caller's own token
+
+
+SPELLINGS = [b"x-serverless-authorization", b"x_serverless_authorization", b"x-serverless_authorization"]
+
+
+@each_engine
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_discovery_with_a_token_is_refused_for_good_and_told_how_to_register(
+    make: EngineFactory, name: bytes
+) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        stream = client.request("/svc/discover", method="GET", fields=[(name, b"Bearer restates-own")], end=True)
+        world.settle()
+        told = client.streams[stream]
+        assert told.status == 400
+        assert told.value(ERROR_FIELD) == b"token-from-caller"
+        assert told.value(b"retry-after") is None
+        assert told.content.count(b"\n") == 1
+        assert b"without Restate's --gcp-id-token" in told.content
+        assert b"restates-own" not in told.content
+        assert not world.mints
+        assert not world.services
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_an_invocation_with_a_token_goes_on_with_ours_is_counted_and_warned_of_once(
+    make: EngineFactory, name: bytes
+) -> None:
+    with Signed(make, route("svc", signed=True), route("open")) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        for number in range(3):
+            client.request(f"/svc/{number}", fields=[(name, b"Bearer restates-own")], end=True)
+            world.settle()
+            world.loop.advance(60.0)
+            assert world.tokens_of(f"/{number}") == [b"Bearer 1"]
+        client.request("/open/x", fields=[(name, b"Bearer restates-own")], end=True)
+        get(world, client, "/svc/plain")
+        world.settle()
+        assert world.tokens_of("/x") == []
+        counted = {known: world.metrics.route(known).caller_tokens for known in ("svc", "open")}
+        assert counted == {"svc": 3, "open": 1}
+        told = [line for line in log if line["event"] == "dropping the caller's own Google token"]
+        assert [line["route"] for line in told] == ["svc", "open"]
+        assert "the sidecar adds its own" in told[0]["remedy"]
+        assert "gcp_id_token = false" in told[1]["remedy"]
+        assert "restates-own" not in str(log)
+
+
+@each_engine
+def test_an_invocation_with_a_token_that_is_sent_again_is_counted_once(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        client.request("/svc/x", fields=[(TOKEN_FIELD, b"Bearer restates-own")], end=True)
+        world.settle()
+        service, far = world.latest("/x")
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert world.tokens_of("/x") == [b"Bearer 1"] * 2
+        assert world.metrics.route("svc").caller_tokens == 1
+
+
+# ---- loops
+
+
+def via_of(world: World, path: str) -> list[bytes]:
+    """Return the `via` values with which the latest request for a path has arrived."""
+    service, far = world.latest(path)
+    return [value for name, value, _ in service.streams[far].head or [] if name == b"via"]
+
+
+@each_engine
+def test_each_request_upstream_says_through_whom_it_came_behind_what_it_said_before(make: EngineFactory) -> None:
+    with World(make=make) as world:
+        client = world.client()
+        get(world, client, "/svc/x")
+        assert via_of(world, "/x") == [b"2.0 " + NAME]
+        client.request("/svc/y", fields=[(b"via", b"1.0 fred, 1.1 google"), (b"via", b"1.1 p (a proxy)")], end=True)
+        world.settle()
+        assert via_of(world, "/y") == [b"1.0 fred, 1.1 google", b"1.1 p (a proxy)", b"2.0 " + NAME]
+
+
+@each_engine
+@pytest.mark.parametrize(
+    "via",
+    [
+        [b"2.0 " + NAME],
+        [b"1.1 " + NAME],
+        [b"2.0 " + NAME + b", 1.1 google"],
+        [b"1.1 fred", b"HTTP/2.0 " + NAME + b" (a comment)"],
+        [b"2.0 " + NAME, b"2.0 cloudrun-sidecar-fedcba9876543210"],
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/svc/discover"), ("POST", "/svc/invoke/Greeter/greet")])
+def test_a_request_that_comes_back_is_answered_508_and_goes_no_further(
+    make: EngineFactory, via: list[bytes], method: str, path: str
+) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        stream = client.request(path, method=method, fields=[(b"via", value) for value in via], end=True)
+        world.settle()
+        assert client.streams[stream].status == 508
+        assert client.streams[stream].value(ERROR_FIELD) == b"loop-detected"
+        assert b"leads back to the sidecar itself" in client.streams[stream].content
+        assert [line["code"] for line in log if line["event"] == "request failed"] == ["loop-detected"]
+        assert not world.mints
+        assert not world.services
+        assert world.metrics.route("svc").by_status() == {"508": 1}
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize(("others", "status"), [(4, 200), (5, 508), (500, 508)])
+def test_a_request_passes_through_a_few_other_sidecars_and_not_through_more(
+    make: EngineFactory, others: int, status: int
+) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        passed = b", ".join(b"2.0 cloudrun-sidecar-%016x" % number for number in range(others))
+        stream = client.request("/svc/x", fields=[(b"via", passed)], end=True)
+        world.settle()
+        if status == 200:
+            service, far = world.latest("/x")
+            service.respond(far, end=True)
+            world.settle()
+        assert client.streams[stream].status == status
+        world.assert_at_rest()
+
+
+# ---- between a client and its proxy
+
+
+@each_engine
+def test_credentials_for_the_proxy_stay_here_both_ways(make: EngineFactory) -> None:
+    with World(make=make) as world:
+        client = world.client()
+        stream = client.request("/svc/x", fields=[(b"proxy-authorization", b"Basic c2VjcmV0")])
+        client.engine.send_trailers(stream, [(b"proxy-authorization", b"Basic c2VjcmV0", False)])
+        world.settle()
+        service, far = world.latest("/x")
+        assert service.streams[far].value(b"proxy-authorization") is None
+        assert service.streams[far].trailers is None
+        assert service.streams[far].ended
+        service.respond(far, 407, fields=[(b"proxy-authenticate", b"Basic"), (b"www-authenticate", b"Basic")])
+        service.engine.send_trailers(far, [(b"proxy-authenticate", b"Basic", False)])
+        world.settle()
+        assert client.streams[stream].head == [(b":status", b"407", False), (b"www-authenticate", b"Basic", False)]
+        assert client.streams[stream].trailers is None
+        assert client.streams[stream].ended
+
+
+@each_engine
+def test_trailers_that_belong_into_a_head_cross_neither_way(make: EngineFactory) -> None:
+    mixed: Fields = [
+        (b"host", b"elsewhere", False),
+        (b"x-checksum", b"1", False),
+        (b"authorization", b"Bearer late", False),
+        (b"grpc-status", b"0", False),
+    ]
+    crossing = [mixed[1], mixed[3]]
+    with World(make=make) as world:
+        client = world.client()
+        stream = client.request("/svc/x")
+        client.engine.send_trailers(stream, mixed)
+        world.settle()
+        service, far = world.latest("/x")
+        assert service.streams[far].trailers == crossing
+        service.respond(far)
+        service.engine.send_trailers(far, mixed)
+        world.settle()
+        assert client.streams[stream].trailers == crossing
+        world.assert_at_rest()
