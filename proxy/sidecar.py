@@ -12,7 +12,6 @@ import gc
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -23,12 +22,14 @@ import structlog
 
 from proxy import __version__
 from proxy.admin import AdminPlane
-from proxy.downstream.config import ListenerConfig, ListenFailed, Sockets
+from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.listener import Listener
 from proxy.downstream.orders import Order, Orders
 from proxy.downstream.serving import listen
 from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.errors import Failure
+from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
 from proxy.relay.forwarder import Forwarder
@@ -125,7 +126,7 @@ class Sidecar:
             try:
                 await self._admin.start()
             except OSError as exc:
-                raise _admin_failed(self.settings.admin, exc) from exc
+                raise ListenFailed(f"{self.settings.admin} (admin)", exc) from exc
         self.started = True
 
     def drain(self) -> None:
@@ -229,7 +230,7 @@ class _MintCounts:
 def serve(text: str) -> int:
     """Run the sidecar of these settings, which are as `Settings.to_json` gives them, until it is told to end.
 
-    Returns the exit code: 0, or 2 with the reason on standard error, or that of a worker process that failed.
+    Returns the `ExitCode`; where it is not 0, the reason is on standard error.
     """
     settings = PlainSettings.from_json(text)
     config = ListenerConfig(settings.listen, settings.workers, text, max_head_octets=settings.max_field_section)
@@ -238,8 +239,13 @@ def serve(text: str) -> int:
         try:
             return _serve(settings, config)
         except (ListenFailed, EngineUnavailable) as exc:
-            sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
-            return 2
+            return _refused(exc)
+
+
+def _refused(exc: ListenFailed | EngineUnavailable) -> ExitCode:
+    """Say why there is nothing to serve, and return the exit code."""
+    sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
+    return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
 
 
 def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
@@ -257,7 +263,7 @@ def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
         _run_worker(settings, config, sockets, None)
     finally:
         config.release(sockets)
-    return 0
+    return ExitCode.OK
 
 
 def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders) -> None:
@@ -268,8 +274,7 @@ def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders) -> 
         try:
             _run_worker(settings, config, sockets, shutdown_event)
         except ListenFailed as exc:
-            sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
-            sys.exit(2)
+            sys.exit(_refused(exc))
 
 
 def _run_worker(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
@@ -303,18 +308,11 @@ def _try_admin(admin: str) -> None:
     if admin == "off" or admin.startswith("unix:"):
         return
     host, _, port = admin.rpartition(":")
-    host = host.strip("[]")
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, int(port)), family=family, reuse_port=True).close()
+        with bind_tcp(host.strip("[]"), int(port), reuse_port=True) as bound:
+            bound.listen()
     except OSError as exc:
-        raise _admin_failed(admin, exc) from exc
-
-
-def _admin_failed(admin: str, exc: OSError) -> ListenFailed:
-    # asyncio puts a sentence of its own in the place of the system's words.
-    reason = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc
-    return ListenFailed(f"cannot listen on {admin} (admin): {reason}")
+        raise ListenFailed(f"{admin} (admin)", exc) from exc
 
 
 def _loop_factory() -> Any:

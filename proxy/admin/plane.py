@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from proxy.admin.page import status_page
+from proxy.downstream.binding import bind_tcp
 from proxy.routing import Route
 from proxy.telemetry import Metrics
 
@@ -32,6 +33,8 @@ PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
 
 # Answers are made at once, so that whoever is still connected after this is idle.
 _SHUTDOWN_SECONDS: Final = 1.0
+
+_BACKLOG: Final = 128
 
 
 class Health(Protocol):
@@ -70,7 +73,7 @@ class AdminPlane:
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         try:
-            await self._site(runner).start()
+            await (await self._site(runner)).start()
         except BaseException:
             await runner.cleanup()
             raise
@@ -96,12 +99,18 @@ class AdminPlane:
         host, port = bound[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+    async def _site(self, runner: web.AppRunner) -> web.BaseSite:
         if self._asked.startswith("unix:"):
             return web.UnixSite(runner, self._asked.removeprefix("unix:"))
         host, _, port = self._asked.rpartition(":")
-        # asyncio sets SO_REUSEADDR by itself; two processes share a port by SO_REUSEPORT alone.
-        return web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=self._reuse_port)
+        # Bound as the listener is, so that the same address means the same. Two processes share it by SO_REUSEPORT.
+        bound = await asyncio.to_thread(bind_tcp, host.strip("[]"), int(port), reuse_port=self._reuse_port)
+        try:
+            bound.listen(_BACKLOG)
+        except OSError:
+            bound.close()
+            raise
+        return web.SockSite(runner, bound, backlog=_BACKLOG)
 
     def _application(self) -> web.Application:
         application = web.Application()

@@ -12,6 +12,7 @@ import os
 import sys
 
 from proxy.cli.anew import handed_over, serve_anew, serve_here
+from proxy.exit_codes import ExitCode
 
 __all__ = ["main"]
 
@@ -37,7 +38,7 @@ def _serve(settings: str) -> None:
         sys.exit(serve_here(settings))
     except KeyboardInterrupt:  # before the sidecar listens to signals; in the words of click
         sys.stderr.write("Aborted!\n")
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
 
 
 def _hold_standard_streams() -> None:

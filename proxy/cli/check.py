@@ -16,6 +16,7 @@ from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_
 from proxy.doctor.examination import Doctor
 from proxy.doctor.rendering import Manner, render, shown_name, summary, to_ascii
 from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst
+from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.routing import Route
 from proxy.settings import Settings
@@ -76,9 +77,9 @@ def check(
     screen.finish(reports)
     outcome = worst(report.outcome for report in reports)
     if outcome is Outcome.FAILED:
-        raise SystemExit(1)
+        raise SystemExit(ExitCode.FAILED)
     if strict and outcome is Outcome.WARNING:
-        raise SystemExit(3)
+        raise SystemExit(ExitCode.WARNINGS)
 
 
 async def _examine(

@@ -34,14 +34,21 @@ from proxy.emulator import (
     echo,
     write_secret,
 )
+from proxy.exit_codes import ExitCode
 
 __all__ = ["emulate"]
 
 
 class Unusable(click.ClickException):
-    """The command cannot do what it is told; one sentence, exit code 2."""
+    """The command cannot do what it is told; one sentence."""
 
-    exit_code = 2
+    exit_code = ExitCode.SETTINGS_UNUSABLE
+
+
+class Failed(Unusable):
+    """The same, for what may pass by itself."""
+
+    exit_code = ExitCode.FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +151,7 @@ def emulate(
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(_run(plan))
         except CannotListen as exc:
-            raise Unusable(_with_remedy(exc, plan)) from exc
+            raise Failed(_with_remedy(exc, plan)) from exc
         except OSError as exc:
             raise Unusable(f"Cannot write to {exc.filename or plan.directory}: {exc.strerror}.") from exc
 

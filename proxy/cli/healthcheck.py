@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from proxy.exit_codes import ExitCode
 from proxy.settings.addresses import Address, parse_address
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
@@ -51,7 +52,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
 class _Unwell(click.ClickException):
     """The sidecar is not well, or cannot be asked. Exit code 1: Docker knows no other."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
     def show(self, file: Any = None) -> None:
         click.echo(f"unhealthy: {self.format_message()}", err=True)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from proxy.exit_codes import ExitCode
 from proxy.routing import Route
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.layers import did_you_mean, flag_name
@@ -51,7 +52,7 @@ class GroupedCommand(click.Command):
 class Unusable(click.ClickException):
     """What was asked for cannot be begun; exit code 2."""
 
-    exit_code = 2
+    exit_code = ExitCode.SETTINGS_UNUSABLE
 
     @classmethod
     def settings(cls, invalid: SettingsInvalid) -> Unusable:

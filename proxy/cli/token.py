@@ -15,6 +15,7 @@ from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_
 from proxy.doctor.claims import life_in_words, raw, taken_apart
 from proxy.doctor.examination import Doctor
 from proxy.errors import Failure
+from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.routing import Route
 from proxy.settings import Settings
@@ -72,7 +73,7 @@ async def _mint(settings: Settings, route: Route) -> Token:
 class _NoToken(click.ClickException):
     """There is no token; the sentence says why."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
     def show(self, file: Any = None) -> None:
         click.echo(f"cloudrun-sidecar: {self.format_message()}", err=True)

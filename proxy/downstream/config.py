@@ -12,6 +12,8 @@ from typing import Final
 
 from hypercorn.config import Config, Sockets
 
+from proxy.downstream.binding import ListenFailed, bind_tcp
+
 __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
 
 # Restate may be silent for 60 s + 600 s on a stream, and pools connections for five minutes.
@@ -22,10 +24,6 @@ _UNIX: Final = "unix:"
 # A client that has vanished without a word (a lost node, a NAT that forgot) is found after 60 + 4 × 15 s. Accepted
 # sockets take these over from the one that listens.
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-
-
-class ListenFailed(Exception):
-    """An address cannot be listened on; the text names it and says why."""
 
 
 class ListenerConfig(Config):
@@ -61,7 +59,7 @@ class ListenerConfig(Config):
                 bound.append(self._listening(address))
             except OSError as exc:
                 self.release(Sockets([], bound, []))
-                raise ListenFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
+                raise ListenFailed(address, exc) from exc
         return Sockets([], bound, [])
 
     def release(self, sockets: Sockets) -> None:
@@ -79,14 +77,12 @@ class ListenerConfig(Config):
         path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
         if path is not None:
             _refuse_taken(path)
-        workers = self.workers
-        # With several workers Hypercorn would share the port with every program that asks for it, a second sidecar
-        # started by mistake among them. Ours get the socket handed down.
-        self.workers = 1
-        try:
             (bound,) = self._create_sockets([address])
-        finally:
-            self.workers = workers
+        else:
+            host, _, port = address.rpartition(":")
+            # Not Hypercorn's way: with several workers it would share the port with every program that asks for it, a
+            # second sidecar started by mistake among them. Ours get the socket handed down.
+            bound = bind_tcp(host.strip("[]"), int(port))
         try:
             if path is not None:
                 found = os.stat(path)

@@ -29,6 +29,7 @@ import structlog
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.orders import Order, Orders
 from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
+from proxy.exit_codes import ExitCode
 
 __all__ = ["run_workers"]
 
@@ -38,12 +39,12 @@ _CUT_SECONDS: Final = 5.0
 """How long workers may take to end once all that is live has to be cut."""
 
 
-def run_workers(config: ListenerConfig, worker: Callable[..., None], *, drain_seconds: float) -> int:
+def run_workers(config: ListenerConfig, worker: Callable[..., None], *, drain_seconds: float) -> ExitCode:
     """Run `config.workers` processes of `worker(config, sockets, shutdown_event)` until the last one has ended.
 
     `worker` is pickled by its name, and its `shutdown_event` is the `Orders`; it begins with `HANDLED_SIGNALS` blocked.
-    One that has not ended some seconds after `drain_seconds` is killed. Returns 0 after an orderly end, else the exit
-    code of the first worker that failed, or 1 if it has none to show. Raises ListenFailed.
+    One that has not ended some seconds after `drain_seconds` is killed. Returns OK after an orderly end,
+    SETTINGS_UNUSABLE if the first worker that failed said so, else FAILED. Raises ListenFailed.
 
     When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
@@ -60,9 +61,9 @@ def run_workers(config: ListenerConfig, worker: Callable[..., None], *, drain_se
             config.release(sockets)
 
 
-def _await_end(workers: list[BaseProcess], orders: Orders, told: socket.socket, drain_seconds: float) -> int:
+def _await_end(workers: list[BaseProcess], orders: Orders, told: socket.socket, drain_seconds: float) -> ExitCode:
     """Pass orders on until no worker is left; return the exit code."""
-    failure = 0
+    failure = ExitCode.OK
     deadline: float | None = None
     while workers:
         wait(
@@ -88,13 +89,13 @@ def _await_end(workers: list[BaseProcess], orders: Orders, told: socket.socket, 
     return failure
 
 
-def _failure(process: BaseProcess, *, asked: bool) -> int:
-    """Return the exit code that the end of this worker means; 0 if it was in order."""
+def _failure(process: BaseProcess, *, asked: bool) -> ExitCode:
+    """Return the exit code that the end of this worker means."""
     code = process.exitcode or 0
     if asked and code == 0:
-        return 0
+        return ExitCode.OK
     _log.error("a worker has failed; the others drain and end", pid=process.pid, exit_code=code)
-    return code if code > 0 else 1
+    return ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
 
 
 @contextmanager

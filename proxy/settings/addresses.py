@@ -6,9 +6,13 @@ import ipaddress
 import re
 from typing import Final, NamedTuple
 
+from proxy.quoting import quoted
+
 __all__ = ["Address", "parse_address"]
 
 _FORMS: Final = "write HOST:PORT, [IPV6]:PORT or unix:/path"
+
+_NUMBERS: Final = re.compile(r"[0-9.]+")
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
@@ -51,35 +55,66 @@ def parse_address(text: str) -> Address:
     """Return the address that `text` writes; ValueError with a sentence that says what is wrong."""
     if text.startswith("unix:"):
         return _unix(text, text.removeprefix("unix:"))
-    host, colon, port_text = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} has no port; {_FORMS}")
-    if not host:
-        raise ValueError(
-            f"{text!r} has no host; write 127.0.0.1{text} for this machine, 0.0.0.0{text} for every network"
-        )
+    if wrong := _no_address(text):
+        raise ValueError(f"{quoted(text)} {wrong}")
+    host, _, port_text = text.rpartition(":")
     if not (port_text.isascii() and port_text.isdigit() and int(port_text) < 65536):
-        raise ValueError(f"{text!r}: the port must be a number from 0 to 65535; {_FORMS}")
+        raise ValueError(f"{quoted(text)}: the port must be a number from 0 to 65535; {_FORMS}")
     return Address(_host(text, host), int(port_text), "")
+
+
+def _no_address(text: str) -> str | None:
+    """Return what is wrong with something of another form; None where host and port can be told apart."""
+    if "://" in text:
+        return f"is a URL; an address to listen on has no scheme: {_FORMS}"
+    if "/" in text:
+        return f"has a slash; an address to listen on has no path: {_FORMS}"
+    if "@" in text:
+        return f"has an @; an address to listen on has no user name: {_FORMS}"
+    if "," in text or ";" in text:
+        return f"looks like several addresses; give one at a time: {_FORMS}"
+    if _is_ipv6(text) and not text.startswith("["):
+        return "is an IPv6 address without brackets, or without a port; write [ADDRESS]:PORT, as in [::1]:9081"
+    if text.startswith("[") and text.endswith("]"):
+        return f"has no port; {_FORMS}"
+    if (text.isascii() and text.isdigit()) or text.startswith(":"):
+        port = text.removeprefix(":")
+        return f"has no host; write 127.0.0.1:{port} for this machine, 0.0.0.0:{port} for every network"
+    if text.startswith("*:"):
+        return f"has no host; write 0.0.0.0{text[1:]} for every network, [::]{text[1:]} for IPv6 as well"
+    if ":" not in text:
+        return f"has no port; {_FORMS}"
+    return None
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unix(text: str, path: str) -> Address:
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
-        raise ValueError(f"{text!r}: a Unix socket needs the absolute path of a file; {_FORMS}")
+        raise ValueError(f"{quoted(text)}: a Unix socket needs the absolute path of a file; {_FORMS}")
     if len(path.encode(errors="surrogateescape")) > _LONGEST_SOCKET_PATH:
-        raise ValueError(f"{text!r}: the path of a Unix socket may have {_LONGEST_SOCKET_PATH} octets, not more")
+        raise ValueError(f"{quoted(text)}: the path of a Unix socket may have {_LONGEST_SOCKET_PATH} octets, not more")
     return Address("", 0, path)
 
 
 def _host(text: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise ValueError(f"{text!r}: what stands in brackets is not an IPv6 address") from None
+        if not _is_ipv6(host[1:-1]):
+            raise ValueError(f"{quoted(text)}: what stands in brackets is not an IPv6 address")
         return host[1:-1]
     if ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:9081")
+        raise ValueError(f"{quoted(text)}: an IPv6 address stands in brackets, as in [::1]:9081")
     if not _HOST_NAME.fullmatch(host):
-        raise ValueError(f"{text!r}: {host!r} is neither a host name nor an address; {_FORMS}")
+        raise ValueError(f"{quoted(text)}: {quoted(host)} is neither a host name nor an address; {_FORMS}")
+    if _NUMBERS.fullmatch(host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise ValueError(f"{quoted(text)}: {host} is not an IPv4 address; it has four numbers up to 255") from None
     return host

@@ -182,8 +182,7 @@ async def test_closing_is_safe_before_the_start() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("which", ["listen", "admin"])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the socket that Hypercorn leaves
-def test_a_busy_address_ends_with_2_and_a_sentence(
+def test_a_busy_address_ends_with_1_and_a_sentence(
     workers: int, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
@@ -191,10 +190,19 @@ def test_a_busy_address_ends_with_2_and_a_sentence(
         taken.listen()
         busy = f"{HOST}:{taken.getsockname()[1]}"
         given: dict[str, object] = {"listen": (busy,), "admin": "off"} if which == "listen" else {"admin": busy}
-        assert serve(in_json(workers=workers, **given)) == 2
+        assert serve(in_json(workers=workers, **given)) == 1
     said = capsys.readouterr().err
     assert f"cloudrun-sidecar: cannot listen on {busy}" in said
     assert "Address already in use" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_that_somebody_has_to_change_ends_with_2(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert serve(in_json(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
+    assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
 
 
 def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:

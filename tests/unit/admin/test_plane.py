@@ -70,6 +70,13 @@ async def site() -> AsyncIterator[Site]:
         yield site
 
 
+@pytest.mark.asyncio
+async def test_localhost_means_the_address_that_it_means_for_the_listener() -> None:
+    async with running("localhost:0") as site:
+        assert site.plane.address.startswith("127.0.0.1:")
+        assert (await site.get("/livez"))[0] == 200
+
+
 # ---- health
 
 
@@ -212,7 +219,7 @@ async def test_a_unix_socket_serves_too_and_leaves_no_file(tmp_path: Path) -> No
 async def test_a_busy_port_is_an_os_error_for_the_caller_to_name() -> None:
     async with running() as site:
         second = AdminPlane(site.plane.address, State(), Metrics(), ROUTES)
-        with pytest.raises(OSError, match="address already in use") as busy:
+        with pytest.raises(OSError, match="Address already in use") as busy:
             await second.start()
         assert busy.value.errno == errno.EADDRINUSE
         await second.close()

@@ -137,7 +137,7 @@ def test_a_host_that_is_none_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("address", "why"),
-    [("off", "nobody to ask"), ("9091", "has no port"), ("127.0.0.1:x", "the port must be a number")],
+    [("off", "nobody to ask"), ("9091", "has no host"), ("127.0.0.1:x", "the port must be a number")],
 )
 def test_an_address_that_cannot_be_asked_says_why(address: str, why: str) -> None:
     told = ask_now(env={"CLOUDRUN_SIDECAR_ADMIN": address})

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.downstream.config import ListenerConfig, ListenFailed
+from proxy.downstream.binding import ListenFailed
+from proxy.downstream.config import ListenerConfig
 
 
 def test_restate_is_not_closed_on_by_any_limit_of_hypercorns() -> None:
@@ -96,13 +97,13 @@ def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path, wor
         ("unix:{folder}/none/s", "No such file or directory"),
         ("unix:{folder}/file", "there is a file of that name, and it is no socket"),
         ("unix:{folder}/file/s", "Not a directory"),
-        ("192.0.2.1:0", "Cannot assign requested address"),
+        ("192.0.2.1:0", "Cannot assign requested address; no interface of this machine has this address now"),
     ],
 )
 def test_an_address_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path, address: str, reason: str) -> None:
     (tmp_path / "file").write_text("kept")
     address = address.format(folder=tmp_path)
-    with pytest.raises(ListenFailed, match=rf"^cannot listen on {re.escape(address)}: {reason}$"):
+    with pytest.raises(ListenFailed, match=rf"^cannot listen on {re.escape(address)}: {re.escape(reason)}$"):
         ListenerConfig((address,), 1).create_sockets()
     assert (tmp_path / "file").read_text() == "kept"
 

@@ -13,7 +13,8 @@ import hypercorn.run
 import pytest
 
 from proxy.downstream import workers
-from proxy.downstream.config import ListenerConfig, ListenFailed
+from proxy.downstream.binding import ListenFailed
+from proxy.downstream.config import ListenerConfig
 from proxy.downstream.orders import Order, Orders
 from proxy.downstream.signals import HANDLED_SIGNALS
 from proxy.downstream.workers import run_workers
@@ -67,8 +68,9 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -
     assert run(crew.stuck, drain_seconds=0.1) == 1
 
 
-def test_the_first_exit_code_that_is_not_0_is_the_programs() -> None:
-    assert run(crew.failing, "7") == 7
+@pytest.mark.parametrize(("of_a_worker", "of_all"), [("1", 1), ("2", 2), ("7", 1), ("120", 1)])
+def test_wrong_settings_of_a_worker_are_the_programs_and_all_else_may_pass(of_a_worker: str, of_all: int) -> None:
+    assert run(crew.failing, of_a_worker) == of_all
 
 
 def test_workers_that_end_unasked_are_a_failure_even_with_0() -> None:
@@ -79,7 +81,6 @@ def test_a_worker_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     assert run(crew.killed, str(tmp_path)) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the socket that Hypercorn leaves
 def test_a_busy_address_starts_nobody() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

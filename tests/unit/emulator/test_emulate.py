@@ -59,7 +59,7 @@ async def _running(*arguments: str, directory: Path | None = None) -> AsyncItera
 async def _refused(*arguments: str, directory: Path | None = None) -> str:
     process = await _start(*arguments, directory=directory)
     output, errors = await process.communicate()
-    assert (process.returncode, output) == (2, b"")
+    assert (process.returncode, output) == (1, b"")  # it may become free
     text = errors.decode()
     assert "Traceback" not in text
     return text
@@ -244,7 +244,8 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
 )
 def test_what_cannot_be_is_said_in_a_sentence(arguments: Sequence[str], words: str) -> None:
     result = CliRunner().invoke(emulate, arguments)
-    assert result.exit_code == 2
+    # An address that no interface has now may come.
+    assert result.exit_code == (1 if "192.0.2.1" in arguments else 2)
     assert result.stdout == ""
     assert words in result.stderr
 

@@ -22,19 +22,30 @@ def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> Non
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("9081", "no port"),
+        ("9081", "has no host; write 127.0.0.1:9081 for this machine"),
         ("", "no port"),
-        (":9081", "no host"),
+        (":9081", "has no host; write 127.0.0.1:9081 for this machine"),
+        ("*:9081", "has no host; write 0.0.0.0:9081"),
+        ("localhost", "no port"),
+        ("[::1]", "no port"),
+        ("::1", "without brackets, or without a port"),
         ("127.0.0.1:", "port must be a number"),
         ("127.0.0.1:65536", "port must be a number"),
         ("127.0.0.1:-1", "port must be a number"),
         ("127.0.0.1:٣", "port must be a number"),
         ("127.0.0.1:h2c", "port must be a number"),
-        ("::1:9081", "stands in brackets"),
+        ("::1:9081", "without brackets"),
+        ("fe80::1%lo:9081", "without brackets|stands in brackets"),
         ("[127.0.0.1]:9081", "not an IPv6 address"),
         ("[::1:9081", "stands in brackets"),
         ("a b:1", "neither a host name nor an address"),
-        ("http://x:1", "stands in brackets"),
+        ("http://127.0.0.1:9081", "is a URL; an address to listen on has no scheme"),
+        ("tcp://[::1]:9081", "is a URL"),
+        ("127.0.0.1:9081/", "has a slash; an address to listen on has no path"),
+        ("me@127.0.0.1:9081", "has no user name"),
+        ("127.0.0.1:9081,127.0.0.1:9082", "several addresses"),
+        ("256.0.0.1:80", "not an IPv4 address"),
+        ("127.1:80", "not an IPv4 address"),
         ("unix:", "absolute path"),
         ("unix:relative", "absolute path"),
         ("unix:/dir/", "absolute path"),
@@ -44,6 +55,12 @@ def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> Non
 def test_what_is_no_address_says_why(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_address(text)
+
+
+def test_a_login_in_what_is_no_address_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="is a URL") as refused:
+        parse_address("http://ada:hunter2@127.0.0.1:9081")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_wildcard_is_reached_by_the_loopback_of_its_family() -> None:

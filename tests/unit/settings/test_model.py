@@ -101,7 +101,7 @@ def test_settings_made_in_code_are_as_strict_about_types_as_a_file() -> None:
 def test_every_address_that_is_wrong_is_told() -> None:
     with pytest.raises(SettingsInvalid) as invalid:
         load(None, {}, {"upstream": URL, "listen": ("0.0.0.0:9081", "9082")})
-    exposed, no_port = invalid.value.problems
-    assert (exposed.where, no_port.where) == ("--listen", "--listen")
+    exposed, no_host = invalid.value.problems
+    assert (exposed.where, no_host.where) == ("--listen", "--listen")
     assert "0.0.0.0:9081 can be reached from other machines" in exposed.what
-    assert "'9082' has no port" in no_port.what
+    assert "'9082' has no host" in no_host.what

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from proxy.downstream.binding import ListenFailed, bind_tcp
+
+
+def failure(host: str, port: int) -> ListenFailed:
+    try:
+        bind_tcp(host, port).close()
+    except OSError as exc:
+        return ListenFailed(f"{host}:{port}", exc)
+    raise AssertionError(f"{host}:{port} can be bound")
+
+
+def test_a_name_is_bound_by_its_ipv4_address_first() -> None:
+    with bind_tcp("localhost", 0) as bound:
+        assert bound.getsockname()[0] == "127.0.0.1"
+
+
+def test_an_ipv6_address_is_bound_as_it_is() -> None:
+    with bind_tcp("::1", 0) as bound:
+        assert bound.getsockname()[0] == "::1"
+
+
+def test_a_wildcard_of_ipv6_takes_ipv4_as_well() -> None:
+    with bind_tcp("::", 0) as bound:
+        bound.listen()
+        with socket.create_connection(("127.0.0.1", bound.getsockname()[1])):
+            pass
+
+
+def test_several_processes_share_a_port_only_if_all_ask_for_it() -> None:
+    with bind_tcp("127.0.0.1", 0, reuse_port=True) as one:
+        one.listen()
+        port = one.getsockname()[1]
+        with bind_tcp("127.0.0.1", port, reuse_port=True):
+            pass
+        assert "already in use" in str(failure("127.0.0.1", port))
+
+
+def test_a_busy_port_may_become_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        failed = failure("127.0.0.1", taken.getsockname()[1])
+    assert failed.transient
+    assert "Address already in use" in str(failed)
+
+
+def test_an_address_of_no_interface_may_come() -> None:
+    failed = failure("192.0.2.1", 0)
+    assert failed.transient
+    assert "no interface of this machine has this address now" in str(failed)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_what_can_be_no_name_is_a_mistake(host: str) -> None:
+    failed = failure(host, 0)
+    assert not failed.transient
+    assert "the name does not resolve" in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("number", "transient"),
+    [
+        (errno.EADDRINUSE, True),
+        (errno.EADDRNOTAVAIL, True),
+        (errno.EMFILE, True),
+        (errno.ENOBUFS, True),
+        (errno.EACCES, False),
+        (errno.EPERM, False),
+        (errno.ENOENT, False),
+        (errno.EEXIST, False),
+        (errno.EROFS, False),
+        (errno.EAFNOSUPPORT, False),
+    ],
+)
+def test_what_may_pass_by_itself_is_told_from_what_somebody_must_change(number: int, transient: bool) -> None:
+    assert ListenFailed("127.0.0.1:1", OSError(number, os.strerror(number))).transient is transient
+
+
+@pytest.mark.parametrize(
+    ("number", "transient"), [(socket.EAI_AGAIN, True), (socket.EAI_FAIL, True), (socket.EAI_NONAME, False)]
+)
+def test_a_name_server_that_does_not_answer_may_come_back(number: int, transient: bool) -> None:
+    assert ListenFailed("host:1", socket.gaierror(number, "words")).transient is transient
+
+
+WITHOUT_IPV6 = textwrap.dedent(
+    """
+    import subprocess
+    from proxy.downstream.binding import bind_tcp
+
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as switch:
+        switch.write("1")
+    assert bind_tcp("localhost", 0).getsockname()[0] == "127.0.0.1"
+    try:
+        bind_tcp("::1", 0)
+    except OSError:
+        print("no IPv6, and localhost is bound")
+    """
+)
+
+
+def test_localhost_is_bound_where_ipv6_is_off() -> None:
+    """Needs root, for a network of its own."""
+    argv = ["unshare", "--net", sys.executable, "-c", WITHOUT_IPV6]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout == "no IPv6, and localhost is bound\n", done.stderr
