@@ -5,16 +5,22 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tests.shipping.steps import Wrong
 from tests.support.processes import Program, ProgramFailed, program
 
-__all__ = ["Shell"]
+__all__ = ["FROM_MAKE", "Shell"]
+
+FROM_MAKE: Final = (
+    "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR", "ARGS", "ONCE", "QUICK", "UV",
+)  # fmt: skip
+"""What a make that runs us says in the environment to every other make below it, `make test ARGS=…` for one."""
 
 
 @dataclass
 class Shell:
-    """A shell in a folder; what it exports, it keeps."""
+    """A shell in a folder; what it exports, it keeps. A make that runs us has no say in what is typed here."""
 
     folder: Path
     environment: dict[str, str | None]
@@ -46,6 +52,6 @@ class Shell:
         return program(
             command.partition(" ")[0],
             ["env", f"--chdir={folder or self.folder}", *become, "bash", "-c", script],
-            env=self.environment,
+            env={**dict.fromkeys(FROM_MAKE), **self.environment},
             stop_seconds=60.0,
         )

@@ -25,13 +25,11 @@ __all__ = ["main"]
 LONGEST_SECONDS: Final = 3600.0
 QUICK: Final = {"make bench": "make bench QUICK=1"}
 OURSELVES: Final = "make readme"
-# What our own make would say to those that it has run.
-FROM_ABOVE: Final = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR", "ARGS")
 
 
 async def follow(place: Path, commands: Sequence[str]) -> None:
     """Type the commands in a new clone; raises Wrong."""
-    environment = {**dict.fromkeys(FROM_ABOVE), "PATH": f"{os.environ['PATH']}:{place}/uv/bin"}
+    environment: dict[str, str | None] = {"PATH": f"{os.environ['PATH']}:{place}/uv/bin"}
     around = Shell(place, environment, within_seconds=LONGEST_SECONDS)
     clone = Shell(place / "clone", environment, within_seconds=LONGEST_SECONDS)
     with step("git clone"):

@@ -11,6 +11,7 @@ import pytest
 from proxy.emulator import CloudRun, Google, echo
 from tests.readme.gcloud import Gcloud
 from tests.readme.kubectl import Kubectl
+from tests.readme.shell import FROM_MAKE, Shell
 from tests.readme.stand_in import Call, Does, Refused, on_path, read
 from tests.readme.systemctl import Systemctl
 from tests.shipping.buildah import Builder
@@ -115,3 +116,13 @@ async def test_a_stand_in_prints_refuses_and_hears_that_it_shall_end(tmp_path: P
             await started.wait()
             assert await child.stop() == 0
             assert child.lines == ["ended"]
+
+
+@pytest.mark.asyncio
+async def test_what_was_said_to_our_own_make_does_not_reach_those_that_are_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FROM_MAKE:
+        monkeypatch.setenv(name, "-- ARGS=-n0")
+    (tmp_path / "Makefile").write_text("demo:\n\t@echo demo $(ARGS)\n")
+    assert await Shell(tmp_path, {}).type("make --no-print-directory demo") == "demo"

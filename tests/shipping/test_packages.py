@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.readme.shell import FROM_MAKE
 from tests.support.readme import REPOSITORY, TEXT
 
 SETUP: Final = "make setup"
@@ -76,8 +77,7 @@ def of_scripts(tmp_path: Path) -> dict[str, set[str]]:
 
 def installed(target: str, of_scripts: dict[str, set[str]]) -> set[str]:
     """Return what a target installs with apt on a machine on which nothing has been made yet."""
-    # What our own make would say to those that it has run.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
+    environment = {name: value for name, value in os.environ.items() if name not in FROM_MAKE}
     recipe = subprocess.run(
         [*target.split(), "--dry-run", "--always-make"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,

@@ -128,7 +128,7 @@ async def test_hanging_ends_when_the_server_closes(google: Google, certificates:
     google.fail("oauth", Fault.HANG)
     google.calls = calls = _Noticing()
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        async with asyncio.timeout(5), GoogleServer(google, certificates) as server:
+        async with asyncio.timeout(30), GoogleServer(google, certificates) as server:
             tls = trusting(certificates.ca_file)
             waiting = group.create_task(_error_of(session.post(server.token_uri, ssl=tls)))
             await calls.arrived.wait()

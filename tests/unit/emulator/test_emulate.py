@@ -48,7 +48,7 @@ async def _running(*arguments: str, directory: Path | None = None) -> AsyncItera
         assert line, (await process.communicate())[1].decode()
         yield json.loads(line)
         process.terminate()
-        _, errors = await asyncio.wait_for(process.communicate(), 10)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert (process.returncode, errors) == (0, b"")
     finally:
         if process.returncode is None:

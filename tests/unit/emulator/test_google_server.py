@@ -133,7 +133,7 @@ async def test_it_can_have_the_very_port_that_https_means(certificates: Certific
 
 @pytest.mark.asyncio
 async def test_it_ends_while_connections_are_kept_alive(certificates: Certificates) -> None:
-    async with asyncio.timeout(5), aiohttp.ClientSession() as client:
+    async with asyncio.timeout(30), aiohttp.ClientSession() as client:
         server = await GoogleServer(Google(), certificates).__aenter__()
         async with client.get(f"http://{server.metadata_address}/") as response:
             assert response.status == 403
