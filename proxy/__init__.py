@@ -11,7 +11,7 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → sidecar | doctor → admin | relay | settings → downstream | upstream | tokens
-        → wire → telemetry → routing | restate | http2 → errors → quoting
+        → wire → telemetry → routing | restate | http2 | network → errors → quoting
 
 * `cli`         the command line, one file a command
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
@@ -26,6 +26,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `http2`       HTTP/2 without IO: events, the engine seam, field rules (pure)
 * `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
+* `network`     what upstream connections and Google calls share of the system's networking: the event loop
 * `telemetry`   log lines and metrics
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above

@@ -32,6 +32,7 @@ from proxy.errors import Failure
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.http2.engine import Engine, Limits
+from proxy.network.loop import loop_factory
 from proxy.relay.forwarder import Forwarder
 from proxy.relay.via import sidecar_name
 from proxy.settings.plain import PlainSettings
@@ -279,7 +280,7 @@ def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders) -> 
 
 def _run_worker(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(_report)
             runner.run(_run(settings, config, sockets, orders))
     finally:
@@ -313,14 +314,6 @@ def _try_admin(admin: str) -> None:
             bound.listen()
     except OSError as exc:
         raise ListenFailed(f"{admin} (admin)", exc) from exc
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

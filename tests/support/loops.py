@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import uvloop
+from proxy.network.loop import loop_factory
 
 __all__ = ["LOOPS", "asyncio_loop", "uvloop_loop"]
 
@@ -16,8 +16,10 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 def uvloop_loop() -> asyncio.AbstractEventLoop:
-    """Return a new loop of uvloop that does not report slow callbacks."""
-    return _silent(uvloop.new_event_loop())
+    """Return a new loop as a worker has it where uvloop is installed, which does not report slow callbacks."""
+    make = loop_factory()
+    assert make is not None
+    return _silent(make())
 
 
 LOOPS: Final = {"asyncio": asyncio_loop, "uvloop": uvloop_loop}

@@ -1,0 +1,66 @@
+"""A descriptor that the loop took and closed is not closed again by the socket object it came from."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import ssl
+import struct
+
+import pytest
+
+TLS = ssl.create_default_context()
+
+
+async def hand_over(numbers: list[int], tls: ssl.SSLContext | None, *, reset: bool) -> None:
+    """Connect a socket, note its descriptor, and have the loop take it over; with `reset` the peer has reset it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        near.setblocking(False)
+        numbers.append(near.fileno())
+        far, _ = listening.accept()
+        with far:
+            if reset:
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                far.close()
+            await asyncio.get_running_loop().create_connection(
+                asyncio.Protocol, sock=near, ssl=tls, server_hostname="localhost" if tls else None
+            )
+
+
+async def closes_twice(tls: ssl.SSLContext | None, *, reset: bool) -> bool:
+    """Return whether a failed hand-over closes its descriptor's number again once somebody else has that."""
+    numbers: list[int] = []
+    try:
+        async with asyncio.timeout(None if reset else 0):
+            await hand_over(numbers, tls, reset=reset)
+        raise AssertionError("it did not fail")
+    except (ConnectionError, TimeoutError):
+        # asyncio closes in its next turn. The socket object lives on in the traceback.
+        await asyncio.sleep(0)
+        (number,) = numbers
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+        opened = os.open(os.devnull, os.O_RDONLY)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+    gc.collect()
+    try:
+        os.close(number)
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_resets_before_the_client_hello_costs_one_descriptor() -> None:
+    assert not await closes_twice(TLS, reset=True)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("tls", [TLS, None], ids=["tls", "plain"])
+async def test_so_does_a_hand_over_that_is_given_up_at_once(tls: ssl.SSLContext | None) -> None:
+    assert not await closes_twice(tls, reset=False)
