@@ -10,7 +10,7 @@ How Restate reads an answer decides the columns (restate 1.7, service-client and
 ==================================  ==========  =========  ===========  ============
 leaf                                invocation  discovery  retry-after  passes alone
 ==================================  ==========  =========  ===========  ============
-`PathRefused`                       400         400        –            no
+`BadRequest`, `PathRefused`         400         400        –            no
 `RouteNotFound`                     404         404        –            no
 `MethodRefused`                     501         501        –            no
 `LoopDetected`                      508         508        –            no
@@ -47,6 +47,7 @@ __all__ = [
     "ERROR_FIELD",
     "AmbientUnsupported",
     "Answer",
+    "BadRequest",
     "BrowserRefused",
     "CredentialsInvalid",
     "CredentialsNotFound",
@@ -133,6 +134,13 @@ class TokenFailure(Failure):
 
 class UpstreamFailure(Failure):
     """The upstream could not be reached, or went away before it answered."""
+
+
+class BadRequest(RequestRefused):
+    """An HTTP/1.1 request that is malformed, ambiguous or too long; where there is a more exact status, it is sent."""
+
+    code = "bad-request"
+    status = discovery_status = 400
 
 
 class PathRefused(RequestRefused):

@@ -110,7 +110,7 @@ class Sidecar:
             name=name,
             add_retry_after=settings.add_retry_after,
         )
-        self.listener = Listener(self._forwarder, server, budget, self.metrics)
+        self.listener = Listener(self._forwarder, server, budget, self.metrics, allowed_hosts=settings.allowed_hosts)
         self._admin: AdminPlane | None = None
         if settings.admin != "off":
             self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)

@@ -156,5 +156,5 @@ def _placeholder(name: str, info: FieldInfo) -> str:
         return f"[{'|'.join(get_args(info.annotation))}]"
     if unit := unit_of(info):
         return unit.upper()
-    named = {"listen": "ADDR", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
+    named = {"listen": "ADDR", "allowed_hosts": "HOST", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
     return named.get(name, "EMAIL")

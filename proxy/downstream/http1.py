@@ -11,13 +11,12 @@ queue is unbounded, and the connection stops reading while its `Gate` is shut.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
 
 from proxy import errors
+from proxy.downstream.hosts import HostRules, parse_authority
 from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.fields import from_http1
@@ -189,22 +188,23 @@ class Http1Exchange(Channel):
         await self._send(message)
 
 
-async def refuse_pages(scope: Message, send: Send) -> bool:
+async def refuse_pages(scope: Message, send: Send, allowed_hosts: frozenset[str] = frozenset()) -> bool:
     """Answer a request that a web page makes, and return whether it was one.
 
     Browsers reach loopback, speak HTTP/1.1 without TLS, and name the page in `origin` (Fetch, 3.1) or say
     in `sec-fetch-site` that there is one (Fetch Metadata, 2.3); `none` there is a person who typed the address. Restate
     and its like send neither. Of a page whose own name its owner had lead to loopback (DNS rebinding), a browser says
-    nothing but that name.
+    nothing but that name; `hosts` says which names are not taken for one.
     """
     fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
     if b"origin" in fields or fields.get(b"sec-fetch-site", b"none") != b"none":
         refusal = BrowserRefused(
             "this is for Restate, not for web pages: what they ask would be signed with our identity"
         )
-    elif _is_loopback(scope) and not _needs_no_dns(fields.get(b"host", b"")):
+    elif not _may_call_by(fields.get(b"host", b""), HostRules(scope["server"], allowed_hosts)):
         refusal = BrowserRefused(
-            "a web page may have had its own name lead here: over HTTP/1.1, call 127.0.0.1 or localhost by these names"
+            "the Host of this request could be a web page's own name that leads to loopback (DNS rebinding): "
+            "call 127.0.0.1 or localhost, or list the name in allowed_hosts (--allowed-hosts) if it is yours"
         )
     else:
         return False
@@ -214,30 +214,14 @@ async def refuse_pages(scope: Message, send: Send) -> bool:
     return True
 
 
-def _is_loopback(scope: Message) -> bool:
-    """Whether the connection came to a loopback address of ours; a Unix socket has none."""
-    if scope["server"] is None:
-        return False
-    address = ipaddress.ip_address(scope["server"][0])
-    # What comes to a listener on [::] over IPv4; the whole of ::ffff:0:0/96 is no loopback to older Pythons.
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _needs_no_dns(host: bytes) -> bool:
-    """Whether `host` is an address, or a name that leads to loopback wherever it is asked (RFC 6761, 6.3)."""
+def _may_call_by(host: bytes, rules: HostRules) -> bool:
     try:
-        name = (urlsplit(f"//{host.decode('latin-1')}").hostname or "localhost").removesuffix(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        ipaddress.ip_address(name)
+        return not host or rules.allows(parse_authority(host)[0])
     except ValueError:
         return False
-    return True
 
 
 def _target(scope: Message) -> bytes:
-    """Return path and query; an absolute-form target loses its scheme and authority (RFC 9112, 3.2.2)."""
+    """Return path and query."""
     path: bytes = scope["raw_path"]
-    if not path.startswith(b"/") and b"://" in path:
-        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
     return path + (b"?" + scope["query_string"] if scope["query_string"] else b"")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol, cast
 
 from proxy.downstream.connection import DownstreamConnection
@@ -39,9 +39,17 @@ class Listener:
     """All downstream connections of one worker."""
 
     def __init__(
-        self, exchanges: Exchanges, engine: Callable[[], Engine], budget: Budget, metrics: ListenerMetrics
+        self,
+        exchanges: Exchanges,
+        engine: Callable[[], Engine],
+        budget: Budget,
+        metrics: ListenerMetrics,
+        *,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         self.exchanges = exchanges
+        self.allowed_hosts = frozenset(allowed_hosts)
+        """Names of this server beside the usual ones (see `hosts`), in lower case."""
         self.drained = False
         """Whether `drain` is over: connections that still come are dropped."""
         self._metrics = metrics
@@ -99,7 +107,7 @@ class Listener:
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Carry one HTTP/1.1 exchange."""
-        if await refuse_pages(scope, send):
+        if await refuse_pages(scope, send, self.allowed_hosts):
             return
         self._http1_live += 1
         try:

@@ -4,29 +4,30 @@ Hypercorn brings its configuration, sockets, workers, lifespan and task a connec
 (and one used in `workers`), and a test holds their signatures against the installed version:
 
 * `hypercorn.asyncio.run.TCPServer`, awaited once for each accepted connection. Ours reads the first octets: the HTTP/2
-  preface means that a `DownstreamConnection` takes over the transport; everything else runs on Hypercorn's own
-  HTTP/1.1, with `Upgrade` left without effect.
+  preface means that a `DownstreamConnection` takes over the transport; everything else runs on `Http1Protocol`, which
+  is Hypercorn's with stricter rules.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, cast
 
-import h11
 import hypercorn.asyncio.run
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.http1 import Gate
+from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.downstream.listener import GATE, Listener
 
 __all__ = ["Application", "listen"]
@@ -35,6 +36,12 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _PREFACE_SECONDS: Final = 10.0
 _HEAD_SECONDS: Final = 30.0
 """How long the head of an HTTP/1.1 request may take once it has begun."""
+_LINGER_SECONDS: Final = 1.0
+"""How long what follows a refused request is read and dropped."""
+_PROBE_SECONDS: Final = 1.0
+"""How long a client that has closed its half waits before the first probe; each wait is twice the one before."""
+_GREATEST_PROBE_SECONDS: Final = 30.0
+_PROBE_ANSWER_SECONDS: Final = 0.1
 _LISTENER: Final = "listener"
 
 
@@ -69,7 +76,7 @@ class _Server(TCPServer):
     """One accepted connection: which protocol is it, and who serves it?"""
 
     reader: _Pushback  # type: ignore[assignment]  # all that `TCPServer` calls
-    protocol: _PlainHttp1  # type: ignore[assignment]  # `ProtocolWrapper` forwards the calls that `TCPServer` makes
+    protocol: Http1Protocol  # type: ignore[assignment]  # `ProtocolWrapper` forwards the calls that `TCPServer` makes
 
     async def run(self) -> None:
         listener: Listener = self.state[_LISTENER]
@@ -113,18 +120,18 @@ class _Server(TCPServer):
             server = parse_socket_addr(connection.family, connection.getsockname())
             async with TaskGroup(self.loop) as task_group:
                 self._task_group = task_group
-                self.protocol = _PlainHttp1(
+                self.protocol = Http1Protocol(
                     self.app,
-                    self.config,
+                    cast(ListenerConfig, self.config),
                     self.context,
                     task_group,
                     ConnectionState({**self.state, GATE: gate}),
-                    False,
                     client,
                     server,
                     self.protocol_send,
+                    allowed_hosts=self.state[_LISTENER].allowed_hosts,
                 )
-                self.protocol.can_read = _Turn(self._stays)
+                self.protocol.can_read = _Turn(self._client_speaks)
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
@@ -135,9 +142,13 @@ class _Server(TCPServer):
             pass
 
     async def _read_data(self) -> None:
-        """Do what `TCPServer._read_data` does, as far as the gate is open, and with a deadline for heads."""
+        """Do what `TCPServer._read_data` does, as far as the gate is open, and with a deadline for heads.
+
+        A client that closes its half of the connection gets the responses to what it had asked (RFC 9112, 9.6).
+        """
         head_until: float | None = None
-        while not self.reader.at_eof():
+        data = b"-"
+        while data:
             await self._gate.wait()
             try:
                 async with asyncio.timeout_at(head_until):
@@ -149,76 +160,92 @@ class _Server(TCPServer):
                 head_until = None
             elif head_until is None:
                 head_until = self.loop.time() + _HEAD_SECONDS
+        else:
+            await self._client_stays(self.protocol.response_over)
         await self.protocol.handle(Closed())
 
-    async def _stays(self) -> bool:
-        """Wait for the client to say more, or to leave."""
+    async def _client_speaks(self, answered: asyncio.Event) -> bool:
+        """Wait for the client to say more; if it has closed its half, until `answered`. False if it is gone."""
         try:
             data = await self.reader.read(MAX_RECV)
         except OSError:
             return False
         self.reader.give_back(data)
-        return bool(data)
+        return bool(data) or await self._client_stays(answered)
+
+    async def _client_stays(self, answered: asyncio.Event) -> bool:
+        """Wait until `answered`, or until it shows that a client that has closed its half is gone: then False.
+
+        TCP tells both in the same way; the difference shows when something is sent. So a client that waits for long is
+        sent something that it ignores. Where that cannot be done, TCP's keep-alive finds out after a minute or two.
+        """
+        connection = self.writer.get_extra_info("socket")
+        seconds = _PROBE_SECONDS
+        while not self._is_gone(connection):
+            if await _is_set_within(answered, seconds):
+                return True
+            await self.protocol.probe()
+            if await _is_set_within(answered, _PROBE_ANSWER_SECONDS):
+                return True
+            seconds = min(2 * seconds, _GREATEST_PROBE_SECONDS)
+        return False
+
+    def _is_gone(self, connection: socket.socket) -> bool:
+        """Whether both halves of the connection are closed, by whichever side."""
+        if self.writer.transport.is_closing() or connection.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(connection.fileno(), 0)
+        return bool(poll.poll(0))  # POLLHUP or POLLERR
 
     async def protocol_send(self, event: Event) -> None:
         if self._over and isinstance(event, Updated):
             return
+        if isinstance(event, Closed) and self.protocol.refused:
+            await self.protocol.handle(event)  # what came of the request goes no further
+            await self._linger()
         # Hypercorn knows resets, but not that keepalive or routing may end a connection (ETIMEDOUT, EHOSTUNREACH).
         try:
             await super().protocol_send(event)
         except OSError:
             await self.protocol.handle(Closed())
 
+    async def _linger(self) -> None:
+        """Drop for a while what a client still sends that was refused.
+
+        To close a socket of which something is unread resets the connection, and the client may lose the answer that
+        says what is wrong (RFC 9112, 9.6).
+        """
+        with contextlib.suppress(OSError, RuntimeError):
+            self.writer.write_eof()
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while await self.reader.read(MAX_RECV):
+                    pass
+
     async def _close(self) -> None:
         with contextlib.suppress(OSError):
             await super()._close()
 
 
-class _PlainHttp1(H11Protocol):
-    """HTTP/1.1 without `Upgrade`: neither h2c (RFC 9113, 3.1 has withdrawn it) nor WebSocket."""
-
-    @property
-    def amid_head(self) -> bool:
-        """Whether some of a request's head has come, and not all of it."""
-        return self.stream is None and bool(cast(h11.Connection, self.connection).trailing_data[0])
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        return
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        refusal = self._refusal(request)
-        if refusal is not None:
-            await self._send_error_response(refusal)
-            await self.send(Closed())
-            return
-        if any(name == b"upgrade" for name, _ in request.headers):
-            request = h11.Request(
-                method=request.method,
-                target=request.target,
-                headers=[line for line in request.headers.raw_items() if line[0].lower() != b"upgrade"],
-                http_version=request.http_version,
-            )
-        await super()._create_stream(request)
-
-    def _refusal(self, request: h11.Request) -> int | None:
-        """Return the status for a head that h11 lets pass: of another version, or too long but come in one read."""
-        if request.http_version not in (b"1.0", b"1.1"):
-            return 505
-        # Counted as in HTTP/2 (RFC 9113, 6.5.2), so that the setting means the same for both.
-        octets = len(request.target) + sum(len(name) + len(value) + 32 for name, value in request.headers)
-        return 431 if octets > self.config.h11_max_incomplete_size else None
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 class _Turn:
     """When the next request of a connection may be read: Hypercorn waits for it once that has begun to come.
 
-    It reads nothing meanwhile and would not notice that the client leaves. `stays` does; then `wait` raises
+    It reads nothing meanwhile and would not notice that the client leaves. `speaks` does; then `wait` raises
     ConnectionResetError.
     """
 
-    def __init__(self, stays: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(self, speaks: Callable[[asyncio.Event], Coroutine[Any, Any, bool]]) -> None:
         self._come = asyncio.Event()
-        self._stays = stays
+        self._speaks = speaks
         self._left = False
 
     def is_set(self) -> bool:
@@ -239,7 +266,7 @@ class _Turn:
             raise ConnectionResetError("the client has left")
 
     async def _look(self) -> None:
-        if not await self._stays():
+        if not await self._speaks(self._come):
             self._left = True
             self._come.set()
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from proxy.quoting import quoted
 
-__all__ = ["Address", "parse_address"]
+__all__ = ["Address", "parse_address", "parse_host_name"]
 
 _FORMS: Final = "write HOST:PORT, [IPV6]:PORT or unix:/path"
 
@@ -61,6 +61,14 @@ def parse_address(text: str) -> Address:
     if not (port_text.isascii() and port_text.isdigit() and int(port_text) < 65536):
         raise ValueError(f"{quoted(text)}: the port must be a number from 0 to 65535; {_FORMS}")
     return Address(_host(text, host), int(port_text), "")
+
+
+def parse_host_name(text: str) -> str:
+    """Return a host name as it is compared, in lower case; ValueError with a sentence that says what is wrong."""
+    name = text.removesuffix(".").lower()
+    if not _HOST_NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"{quoted(text)} is not a host name; write the name alone, without scheme, port or wildcard")
+    return name
 
 
 def _no_address(text: str) -> str | None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 
 from proxy.http2.engine import EngineName
 from proxy.routing import RouteTable, check_name
-from proxy.settings.addresses import parse_address
+from proxy.settings.addresses import parse_address, parse_host_name
 from proxy.settings.route import FROZEN, RouteSettings
 
 __all__ = ["GROUPS", "RouteSettings", "Settings"]
@@ -54,6 +54,14 @@ class Settings(BaseModel):
         description=(
             "Where Restate connects: HOST:PORT, [IPV6]:PORT or unix:/path; several are possible. "
             "9081 stands beside the 9080 of Restate's SDKs."
+        ),
+    )
+    allowed_hosts: tuple[Annotated[str, AfterValidator(parse_host_name)], ...] = Field(
+        default=(),
+        examples=[["sidecar.internal.example.com"]],
+        description=(
+            "Host names that HTTP/1.1 requests on loopback may have beside localhost and host.docker.internal. "
+            "Any other could be a web page's own that leads here (DNS rebinding), and is refused."
         ),
     )
     admin: str = Field(
@@ -259,7 +267,7 @@ class Settings(BaseModel):
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Listening": ("listen", "unsafe_listen", "admin", "workers", "drain_timeout"),
+    "Listening": ("listen", "unsafe_listen", "allowed_hosts", "admin", "workers", "drain_timeout"),
     "Upstream": (
         "upstream_ca",
         "connect_timeout",

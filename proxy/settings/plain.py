@@ -24,6 +24,7 @@ class PlainSettings:
 
     unsafe_listen: bool
     listen: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     admin: str
     workers: int
     drain_timeout: float
@@ -54,6 +55,7 @@ class PlainSettings:
         authority = values["upstream_ca"]
         plain = {
             "listen": tuple(values["listen"]),
+            "allowed_hosts": tuple(values["allowed_hosts"]),
             "upstream_ca": None if authority is None else Path(authority),
             "routes": tuple(route_of(name, route) for name, route in values["routes"].items()),
         }

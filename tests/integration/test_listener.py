@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proxy.emulator import Certificates, CloudRunServer
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from tests.support.h2_peer import Reset, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
@@ -179,6 +179,98 @@ async def test_nghttp_and_h2load_work_against_the_listener(certificates: Certifi
         output = await run("h2load", "-n2000", "-c4", "-m25", f"{running.url}/svc/bytes/1024")
         assert "2000 succeeded, 0 failed, 0 errored" in output
         assert "status codes: 2000 2xx, 0 3xx, 0 4xx, 0 5xx" in output
+
+
+@pytest.mark.asyncio
+async def test_h2load_takes_our_http1(certificates: Certificates, routes: Routes) -> None:
+    """It does not take a status line without a reason phrase."""
+    async with mirrored(certificates, routes) as running:
+        output = await run("h2load", "--h1", "-n200", "-c4", f"{running.url}/svc/bytes/1024")
+        assert "200 succeeded, 0 failed, 0 errored" in output
+        assert "status codes: 200 2xx, 0 3xx, 0 4xx, 0 5xx" in output
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_could_smuggle_in_another_is_not_signed(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    google = Google()
+    called: list[str] = []
+
+    async def count(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            called.append(scope["path"])
+        await mirror(scope, receive, send)
+
+    cloud_run = CloudRun(count, google, invokers=[google.metadata_account])
+    async with CloudRunServer(cloud_run, certificates) as far, GoogleServer(google, certificates) as endpoints:
+        environment = {"GCE_METADATA_HOST": endpoints.metadata_address}
+        flags = ("--route", f"g={far.url}", "--upstream-ca", certificates.ca_file)
+        async with sidecar(*flags, env=environment) as running:
+            for lines in (
+                b"Content-Length: 54\r\nTransfer-Encoding: chunked\r\n",
+                b"Transfer-Encoding: chunked\r\nContent-Length: 54\r\n",
+                b"Transfer-Encoding: xchunked\r\n",
+                b"Content-Length: 5\nTransfer-Encoding: chunked\r\n",
+                b"Content-Length: 5\r\nContent-Length: 6\r\n",
+                b"X: y\r\n Content-Length: 5\r\n",
+            ):
+                reader, writer = await asyncio.open_connection(*running.address)
+                writer.write(b"POST /g/v HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n")
+                writer.write(b"0\r\n\r\nGET /g/smuggled HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n")
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+                assert answer.count(b"HTTP/1.1 ") == 1
+                writer.close()
+            await run("curl", "-sSf", "--http1.1", f"{running.url}/g/last")
+    assert called == ["/last"]
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_closes_its_half_gets_its_answer(certificates: Certificates, routes: Routes) -> None:
+    async with mirrored(certificates, routes) as running:
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"GET /svc/hello HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        writer.write_eof()
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"path": "/hello"' in answer
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_what_containers_call_this_machine_is_taken_and_so_is_what_the_settings_list(
+    certificates: Certificates, routes: Routes
+) -> None:
+    async with mirrored(certificates, routes, "--allowed-hosts", "Sidecar.Example") as running:
+        _, port = running.address
+        for host, status in (("host.docker.internal", "200"), ("sidecar.example", "200"), ("other.example", "403")):
+            resolve = ("--resolve", f"{host}:{port}:127.0.0.1")
+            output = await run("curl", "-sSi", "--http1.1", *resolve, f"http://{host}:{port}/svc/hello")
+            assert output.startswith(f"HTTP/1.1 {status} ")
+            assert ("allowed_hosts" in output) is (status == "403")
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_closes_a_unix_socket_is_gone_at_once(
+    certificates: Certificates, routes: Routes, tmp_path: Path
+) -> None:
+    """Which TCP would not tell from one that has only closed its half."""
+    path = tmp_path / "sidecar.socket"
+    tls = server_context(*certificates.server_files("127.0.0.1"))
+    async with server(tls) as far:
+        config = routes(svc=f"https://127.0.0.1:{far.port}")
+        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--listen", f"unix:{path}")
+        async with sidecar(*flags):
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"get /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            peer, far_stream, fields, ended = await far.request()
+            assert fields[0][1] == b"get"  # another method than GET
+            assert ended
+            writer.close()
+            with pytest.raises(Reset) as reset:
+                await peer.head(far_stream)
+            assert reset.value.code == 0x8
 
 
 @pytest.mark.asyncio

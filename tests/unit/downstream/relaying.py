@@ -172,6 +172,7 @@ async def listening(
     limits: Limits | None = None,
     acknowledging: bool = True,
     max_head_octets: int = 64 << 10,
+    allowed_hosts: tuple[str, ...] = (),
 ) -> AsyncIterator[Listening]:
     """Serve for the time of a `with`; at its end, drain within five seconds."""
     relay, counts, budget = Relay(acknowledging), Counts(), Budget(1 << 30)
@@ -179,7 +180,14 @@ async def listening(
     config = ListenerConfig(("127.0.0.1:0",), 1, max_head_octets=max_head_octets)
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
-    it = Listening(Listener(relay, engine, budget, counts), relay, counts, budget, port, asyncio.Event())
+    it = Listening(
+        Listener(relay, engine, budget, counts, allowed_hosts=allowed_hosts),
+        relay,
+        counts,
+        budget,
+        port,
+        asyncio.Event(),
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(listen(it.listener, config, sockets, it.shutdown))
         try:

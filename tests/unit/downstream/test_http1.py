@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from proxy.downstream import serving
 from proxy.downstream.http1 import Message, refuse_pages
+from tests.unit.downstream.malformed import CHUNKED, FAULTS
 from tests.unit.downstream.relaying import Listening, listening
 
 pytestmark = pytest.mark.asyncio
@@ -39,7 +41,7 @@ async def test_a_request_without_content_ends_with_its_head() -> None:
             b":path": b"/svc/x?y=1",
         }
         taken.answer(b"hello", (b"x-a", b"1"))
-        assert await head_of(reader) == b"HTTP/1.1 200 \r\nx-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert await head_of(reader) == b"HTTP/1.1 200 OK\r\nx-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nhello\r\n0\r\n\r\n"
         assert taken.sent_octets in (0, 5)  # of the last octets nobody needs to know
         await lives(it, reader, writer)
@@ -47,12 +49,11 @@ async def test_a_request_without_content_ends_with_its_head() -> None:
 
 async def test_chunks_come_as_content_and_their_trailers_stay_behind() -> None:
     async with listening() as it:
-        chunked = b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n"
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n"
         reader, writer = await it.raw(POST + chunked + b"3\r\nabc\r\n")
         taken = await it.relay.request()
         await taken.came(3)
         assert not taken.ended.is_set()
-        assert b"content-length" not in taken.plain
         writer.write(b"2\r\nde\r\n0\r\nX-Serverless-Authorization: Bearer spoofed\r\n\r\n")
         await taken.ended.wait()
         assert (bytes(taken.content), taken.trailers) == (b"abcde", None)
@@ -75,7 +76,7 @@ async def test_who_expects_100_gets_it_before_the_content() -> None:
         assert taken.content == b"ok"
         taken.head(103, (b"link", b"<x>"))  # has no way over ASGI
         taken.head(204, end=True)
-        assert await head_of(reader) == b"HTTP/1.1 204 \r\n\r\n"
+        assert await head_of(reader) == b"HTTP/1.1 204 No Content\r\n\r\n"
         await lives(it, reader, writer)
 
 
@@ -85,7 +86,7 @@ async def test_the_answer_to_head_has_no_content() -> None:
         taken = await it.relay.request()
         assert taken.plain[b":method"] == b"HEAD"
         taken.answer(b"hello", (b"content-length", b"5"))
-        assert await head_of(reader) == b"HTTP/1.1 200 \r\ncontent-length: 5\r\n\r\n"
+        assert await head_of(reader) == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
         await lives(it, reader, writer)
 
 
@@ -242,6 +243,160 @@ async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: by
         assert it.relay.requests.empty()
 
 
+async def test_each_malformed_request_is_answered_with_the_reason_and_nothing_after_it_is_read() -> None:
+    """Above all, that no second request is smuggled in by it (RFC 9112, 11.2)."""
+    async with listening(max_head_octets=1_024) as it:
+        for name, octets, status in FAULTS:
+            reader, writer = await it.raw(octets + GET)
+            if octets.startswith(CHUNKED):
+                taken = await it.relay.request()
+                assert await taken.reset == 0x8, name
+                assert not taken.ended.is_set(), name
+            answer = await _until_gone(reader)
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 %d " % status), (name, answer)
+            assert b"\r\nx-cloudrun-sidecar-error: bad-request\r\n" in answer, name
+            assert b"\r\nconnection: close\r\n" in answer.lower(), name
+            answer_head, _, content = answer.partition(b"\r\n\r\n")
+            assert content.startswith(b"cloudrun-sidecar: "), name
+            assert b"\r\ncontent-length: %d\r\n" % len(content) in answer_head, name  # it is the only answer
+            assert it.relay.requests.empty(), name
+
+
+async def test_a_smuggled_request_is_not_seen() -> None:
+    async with listening() as it:
+        smuggled = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n"
+        both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n" % len(smuggled)
+        reader, _ = await it.raw(POST + both + smuggled)
+        answer = await _until_gone(reader)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert it.relay.requests.empty()
+
+
+async def test_the_response_to_a_request_comes_before_that_to_a_malformed_one_behind_it() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET + b"\r\n" + GET.replace(b"Host:", b"Host :") + GET)
+        taken = await it.relay.request()
+        taken.head(200, (b"content-length", b"1"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+        taken.data(b"!", end=True)
+        assert await reader.readexactly(1) == b"!"
+        assert (await _until_gone(reader)).startswith(b"HTTP/1.1 400")
+        assert it.relay.requests.empty()
+
+
+async def test_a_response_that_has_begun_is_cut_when_its_request_turns_out_malformed() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(CHUNKED + b"1\r\na\r\n")
+        taken = await it.relay.request()
+        taken.head()
+        taken.data(b"half")
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+        writer.write(b"x\r\n")
+        assert await _until_gone(reader) == b"4\r\nhalf\r\n"
+        assert await taken.reset == 0x8
+
+
+async def test_who_sends_much_after_a_malformed_head_still_reads_why() -> None:
+    """A socket that is closed with octets unread is reset, and the answer may be lost with it (RFC 9112, 9.6)."""
+    async with listening() as it:
+        reader, writer = await it.raw(POST + b"Content-Length: 4000000, 4000000\r\n\r\n" + bytes(4_000_000))
+        await writer.drain()
+        writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_no_content_answers_head_not_even_to_say_what_is_wrong() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(CHUNKED.replace(b"POST", b"HEAD") + b"x\r\n")
+        await it.relay.request()
+        answer = await _until_gone(reader)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("method", [b"get", b"Get", b"head", b"M-SEARCH", b"!#$%&'*+.^_`|~"])
+async def test_a_method_keeps_its_case_and_is_another_one_by_it(method: bytes) -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET.replace(b"GET", method))
+        taken = await it.relay.request()
+        assert taken.plain[b":method"] == method
+        taken.answer(b"content", (b"content-length", b"7"))
+        await head_of(reader)
+        assert await reader.readexactly(7) == b"content"
+
+
+@pytest.mark.parametrize(("status", "line"), [(200, b"200 OK"), (429, b"429 Too Many Requests"), (299, b"299 Unknown")])
+async def test_a_status_line_has_a_reason_phrase(status: int, line: bytes) -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET)
+        taken = await it.relay.request()
+        taken.head(status, (b"X-Kept", b"1"), (b"content-length", b"0"))
+        taken.data(b"", end=True)
+        assert await head_of(reader) == b"HTTP/1.1 " + line + b"\r\nX-Kept: 1\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_a_client_that_closes_its_half_gets_its_response(version: bytes) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(POST.replace(b"1.1", version) + b"Content-Length: 2\r\n\r\nab")
+        writer.write_eof()
+        taken = await it.relay.request()
+        await taken.ended.wait()
+        taken.head(200, (b"content-length", b"6"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 OK")
+        taken.data(b"abc")
+        assert await reader.readexactly(3) == b"abc"
+        taken.data(b"def", end=True)
+        assert await reader.read() == b"def"
+
+
+async def test_a_client_that_closes_its_half_gets_all_responses_to_what_it_had_pipelined() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET + POST + b"Content-Length: 2\r\n\r\nab" + GET)
+        writer.write_eof()
+        for content in (b"", b"ab", b""):
+            taken = await it.relay.request()
+            await taken.ended.wait()
+            assert bytes(taken.content) == content
+            taken.answer(content + b"!", (b"content-length", b"%d" % (len(content) + 1)))
+            await head_of(reader)
+            assert await reader.readexactly(len(content) + 1) == content + b"!"
+        assert await reader.read() == b""
+
+
+async def test_what_is_incomplete_when_the_client_closes_its_half_is_an_error() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET + GET[:20])
+        writer.write_eof()
+        (await it.relay.request()).answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 OK")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        assert it.relay.requests.empty()
+
+
+@pytest.mark.parametrize("more", [b"", GET], ids=["alone", "pipelined"])
+async def test_a_client_that_waits_for_long_with_its_half_closed_is_only_asked_whether_it_is_there(
+    more: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_PROBE_SECONDS", 0.01)
+    async with listening() as it:
+        reader, writer = await it.raw(GET + more)
+        writer.write_eof()
+        taken = await it.relay.request()
+        for _ in range(3):
+            assert await head_of(reader) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert not taken.reset.done()
+        taken.answer(b"", (b"content-length", b"0"))
+        while (response := await head_of(reader)).startswith(b"HTTP/1.1 100 "):
+            pass
+        assert response.startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+        if more:
+            assert await (await it.relay.request()).reset == 0x8
+
+
 @pytest.mark.parametrize(
     "says", [b"Origin: https://evil.example\r\n", b"Origin: null\r\n", b"Sec-Fetch-Site: cross-site\r\n"]
 )
@@ -257,7 +412,9 @@ async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) ->
         assert it.relay.requests.empty()
 
 
-@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:9081", b"127.0.0.1.evil.example", b"x", b"[evil]"])
+@pytest.mark.parametrize(
+    "host", [b"evil.example", b"evil.example:9081", b"127.0.0.1.evil.example", b"x", b"169.254.169.254.nip.io"]
+)
 async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes) -> None:
     async with listening() as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
@@ -281,6 +438,29 @@ async def test_loopback_is_loopback_in_whichever_notation(server: str, refused: 
     scope = {"method": "GET", "headers": [(b"host", b"evil.example")], "server": (server, 9081)}
     assert await refuse_pages(scope, send) is refused
     assert bool(sent) is refused
+
+
+@pytest.mark.parametrize("host", [b"host.docker.internal:9081", b"host.containers.internal", b"Sidecar.Example:80"])
+async def test_names_that_containers_have_for_us_and_those_in_the_settings_are_ours(host: bytes) -> None:
+    async with listening(allowed_hosts=("sidecar.example",)) as it:
+        for request in (b"GET /svc/x", b"GET http://%s/svc/x" % host):
+            reader, _ = await it.raw(request + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            taken = await it.relay.request()
+            assert taken.plain[b":path"] == b"/svc/x"
+            taken.answer(b"", (b"content-length", b"0"))
+            assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "host", [b"docker.internal", b"evil.host.docker.internal", b"other.example", b"a.sidecar.example"]
+)
+async def test_names_like_those_are_not_and_the_refusal_says_where_to_list_them(host: bytes) -> None:
+    async with listening(allowed_hosts=("sidecar.example",)) as it:
+        reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert b"allowed_hosts" in answer
+        assert it.relay.requests.empty()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +498,8 @@ async def test_no_upgrade_has_an_effect(protocol: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "path"), [(b"http://other/svc/x?y=1", b"/svc/x?y=1"), (b"http://other?y", b"/?y"), (b"*", b"*")]
+    ("target", "path"),
+    [(b"http://localhost/svc/x?y=1", b"/svc/x?y=1"), (b"HTTP://LOCALHOST:80?y", b"/?y"), (b"*", b"*")],
 )
 async def test_a_target_in_absolute_form_keeps_its_path(target: bytes, path: bytes) -> None:
     async with listening() as it:
@@ -330,7 +511,7 @@ async def test_http_1_0_is_answered_and_closed() -> None:
     async with listening() as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.0\r\n\r\n")
         (await it.relay.request()).answer(b"old")
-        assert await reader.read() == b"HTTP/1.1 200 \r\nConnection: close\r\n\r\nold"
+        assert await reader.read() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nold"
 
 
 async def test_a_connection_that_is_told_to_close_is_closed_after_the_response() -> None:

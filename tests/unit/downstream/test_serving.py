@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
+import h11
 import hypercorn.asyncio.run
 import hypercorn.run
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 
 
 def parameters(thing: object) -> list[str]:
@@ -37,11 +41,31 @@ def test_the_http1_protocol_is_made_as_the_wrapper_makes_it() -> None:
     made = ["app", "config", "context", "task_group", "connection_state", "ssl", "client", "server", "send"]
     assert parameters(H11Protocol) == made
     assert len(parameters(ProtocolWrapper)) == len(made) + 1
-    assert inspect.iscoroutinefunction(H11Protocol._check_protocol)
-    assert inspect.iscoroutinefunction(H11Protocol._create_stream)
-    # Upgrades are decided in these two, and nowhere else.
-    upgrading = [name for name, member in vars(H11Protocol).items() if "upgrade" in _source(member).lower()]
-    assert sorted(upgrading) == ["_check_protocol", "_create_stream"]
+    for name in ("_check_protocol", "_create_stream", "_close_stream", "_send_h11_event", "_send_error_response"):
+        assert inspect.iscoroutinefunction(getattr(H11Protocol, name)), name
+    # Upgrades are decided in these two, and methods are put in upper case in one of them, and nowhere else.
+    for word, where in (("upgrade", ["_check_protocol", "_create_stream"]), ("request.method", ["_create_stream"])):
+        found = [name for name, member in vars(H11Protocol).items() if word in _source(member).lower()]
+        assert sorted(found) == where
+
+
+def test_a_stream_is_made_as_hypercorn_makes_it() -> None:
+    assert parameters(HTTPStream) == [
+        *("app", "config", "context", "task_group", "ssl", "client", "server", "send", "stream_id")
+    ]
+    fields = [field.name for field in dataclasses.fields(Request)]
+    assert sorted(fields) == ["headers", "http_version", "method", "raw_path", "state", "stream_id"]
+    created = inspect.getsource(H11Protocol._create_stream)
+    assert "self.keep_alive_requests += 1" in created
+    assert "await self.context.mark_request()" in created
+
+
+def test_h11_fails_as_it_does_when_it_finds_a_fault_itself() -> None:
+    connection = h11.Connection(h11.SERVER)
+    connection._process_error(h11.CLIENT)
+    assert connection.their_state is h11.ERROR
+    assert connection.our_state is h11.IDLE
+    assert "self._process_error(self.their_role)" in inspect.getsource(h11.Connection.next_event)
 
 
 def _source(member: object) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.settings import Address, parse_address
+from proxy.settings.addresses import parse_host_name
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,16 @@ def test_a_wildcard_is_reached_by_the_loopback_of_its_family() -> None:
     assert parse_address("0.0.0.0:1").connectable_host == "127.0.0.1"
     assert parse_address("[::]:1").connectable_host == "::1"
     assert parse_address("10.0.0.1:1").connectable_host == "10.0.0.1"
+
+
+@pytest.mark.parametrize(("text", "name"), [("Sidecar.Example.", "sidecar.example"), ("sidecar", "sidecar")])
+def test_a_host_name_is_compared_in_lower_case_without_its_last_dot(text: str, name: str) -> None:
+    assert parse_host_name(text) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "a..b", "a:9081", "http://a", "*.a", ".a", "a/", "a b", "b\u00fccher", "me@a"]
+)
+def test_what_is_no_host_name_says_so(text: str) -> None:
+    with pytest.raises(ValueError, match="without scheme, port or wildcard"):
+        parse_host_name(text)

@@ -56,6 +56,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
         "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000,
         "log_level": "error", "log_format": "json", "access_log": True,
+        "allowed_hosts": ("sidecar.example", "sidecar"),
     }  # fmt: skip
     assert {*values, "upstream_ca", "routes"} == set(Settings.model_fields)
     expected = Settings(routes={"": RouteSettings(url=URL)}, **values)

@@ -17,6 +17,7 @@ def test_plain_settings_are_what_was_set_name_by_name() -> None:
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, log_level="error", log_format="json", access_log=True,
+            allowed_hosts=("sidecar.example",),
     )  # fmt: skip
     plain = PlainSettings.from_json(settings.to_json())
     names = [field.name for field in dataclasses.fields(PlainSettings)]

@@ -1,0 +1,165 @@
+"""Hypercorn's HTTP/1.1 with a stricter parser in front of it, and without upgrades.
+
+What Hypercorn and h11 do otherwise than it is wanted here:
+
+* h11 is lenient about where a request ends: `RequestSyntax` sees all octets first, and what it refuses is answered with
+  a sentence and closes the connection;
+* a protocol that is switched to (h2c, which RFC 9113, 3.1 has withdrawn, and WebSocket): `Upgrade` has no effect;
+* methods are case-sensitive (RFC 9110, 9.1), Hypercorn writes them in upper case;
+* status lines get a reason phrase, without which some clients do not take them (h2load, for one);
+* it is told when a response is over, so that a client that has closed its half of the connection gets it in full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any, Final
+
+import h11
+from hypercorn.events import Event
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent, TaskGroup, WorkerContext
+
+from proxy import errors
+from proxy.downstream.config import ListenerConfig
+from proxy.downstream.hosts import HostRules
+from proxy.downstream.http1_syntax import RequestSyntax
+from proxy.errors import BadRequest
+
+__all__ = ["Http1Protocol"]
+
+_REASONS: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+_UNKNOWN_REASON: Final = b"Unknown"
+
+
+class Http1Protocol(H11Protocol):
+    """The requests of one connection, one after the other."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: ListenerConfig,
+        context: WorkerContext,
+        task_group: TaskGroup,
+        connection_state: ConnectionState,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Coroutine[Any, Any, None]],
+        *,
+        allowed_hosts: frozenset[str],
+    ) -> None:
+        super().__init__(app, config, context, task_group, connection_state, False, client, server, send)
+        self.connection: _StrictConnection = _StrictConnection(
+            RequestSyntax(HostRules(server, allowed_hosts), config.h11_max_incomplete_size),
+            max_incomplete_event_size=config.h11_max_incomplete_size,
+        )
+        self.response_over = asyncio.Event()
+        """Set while no response is owed."""
+        self.response_over.set()
+        self._is_head_request = False
+
+    @property
+    def amid_head(self) -> bool:
+        """Whether some of a request's head has come, and not all of it."""
+        return self.stream is None and self.connection.syntax.amid_head
+
+    @property
+    def refused(self) -> bool:
+        """Whether the client was told that it does not speak HTTP as it must."""
+        return self.connection.their_state is h11.ERROR
+
+    async def probe(self) -> None:
+        """Send what a client ignores that still reads, and what makes the system of one that is gone answer with RST.
+
+        That is 100 (Continue), which every HTTP/1.1 client must take before a response whether it expects it or not
+        (RFC 9110, 15.2). Does nothing once a response has begun, and with HTTP/1.0, which has no such responses.
+        """
+        if self.connection.our_state is h11.SEND_RESPONSE and self.connection.their_http_version == b"1.1":
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+
+    # ---- what Hypercorn calls
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        self.response_over.clear()
+        self._is_head_request = request.method == b"HEAD"
+        self.stream = HTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii"),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+    async def _close_stream(self) -> None:
+        await super()._close_stream()
+        self.response_over.set()
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        if isinstance(event, h11.Response | h11.InformationalResponse) and not event.reason:
+            event = type(event)(
+                status_code=event.status_code,
+                headers=event.headers.raw_items(),
+                reason=_REASONS.get(event.status_code, _UNKNOWN_REASON),
+            )
+        await super()._send_h11_event(event)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        fault = self.connection.syntax.fault
+        text = fault.text if fault is not None else "the connection was closed before the request was complete"
+        answer = errors.answer(BadRequest(text), discovery=False, chance=0.0)
+        lines = [*answer.fields, (b"connection", b"close")]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=lines))
+        if not self._is_head_request:
+            await self._send_h11_event(h11.Data(data=answer.body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+class _StrictConnection(h11.Connection):
+    """h11 that gets what `RequestSyntax` lets pass, and reports its faults when their turn has come."""
+
+    def __init__(self, syntax: RequestSyntax, *, max_incomplete_event_size: int) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size)
+        self.syntax = syntax
+
+    def receive_data(self, data: bytes) -> None:
+        if not data:
+            self.syntax.feed_eof()
+            super().receive_data(b"")
+        elif passed := self.syntax.feed(data):
+            super().receive_data(passed)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        fault = self.syntax.fault
+        if fault is None or self.their_state is h11.ERROR:
+            return super().next_event()
+        all_read = not self.trailing_data[0]
+        if all_read and self.their_state is h11.DONE:
+            return h11.PAUSED  # the response to the request before the faulty one comes first
+        # In IDLE h11 would take the end of what came for a connection that is closed in order.
+        if not (all_read and self.their_state is h11.IDLE) and (event := super().next_event()) is not h11.NEED_DATA:
+            return event
+        self._process_error(self.their_role)
+        raise h11.RemoteProtocolError(fault.text, error_status_hint=fault.status)
