@@ -251,7 +251,12 @@ def _announce(
     written: dict[str, Written],
 ) -> None:
     control = f"http://{endpoints.metadata_address}/emulator"
-    environment = {"GCE_METADATA_HOST": endpoints.metadata_address, "SSL_CERT_FILE": str(certificates.ca_file)}
+    environment = {
+        "GCE_METADATA_HOST": endpoints.metadata_address,
+        # By this one google-auth's default() finds out that there is a metadata server.
+        "GCE_METADATA_IP": endpoints.metadata_address,
+        "SSL_CERT_FILE": str(certificates.ca_file),
+    }
     if plan.as_json:
         places = {
             "cloud_run": service.url,

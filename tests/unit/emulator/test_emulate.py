@@ -86,6 +86,10 @@ async def test_a_token_of_the_metadata_server_opens_cloud_run(tmp_path: Path) ->
     async with aiohttp.ClientSession() as session, _running("--directory", str(tmp_path)) as places:
         ca_file = Path(places["environment"]["SSL_CERT_FILE"])
         assert ca_file == tmp_path / "ca.pem"
+        # Two names: google-auth asks the second whether there is a metadata server, and the first for tokens.
+        assert (
+            places["environment"]["GCE_METADATA_HOST"] == places["environment"]["GCE_METADATA_IP"] == places["metadata"]
+        )
         token = await _token(session, places)
         client = await Http2Client.connect(places["cloud_run"], ca_file)
         refused = await client.answer(await client.request("/hello"))
@@ -205,6 +209,7 @@ async def test_the_text_says_where_and_what_to_set() -> None:
         "metadata server",
         "iamcredentials.googleapis.com",
         "export GCE_METADATA_HOST=",
+        "export GCE_METADATA_IP=",
         "export GOOGLE_APPLICATION_CREDENTIALS=",
         "credentials/external-account-file.json",
         "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1 GOOGLE_APPLICATION_CREDENTIALS=",
