@@ -125,7 +125,7 @@ def masked(text: str, instead: str = NOT_SHOWN) -> str:
     return _CREDENTIAL.sub(instead, text)
 
 
-def one_line(text: str, most_characters: int = _MOST_CHARACTERS, secrets: Iterable[str] = ()) -> str:
+def one_line(text: str, most_characters: int = 160, secrets: Iterable[str] = ()) -> str:
     """Return prose from outside on one line: printable, bounded, without `secrets` and what looks like one."""
     text = text[:_MOST_PROSE]
     for secret in sorted(filter(None, secrets), key=len, reverse=True):

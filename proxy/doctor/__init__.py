@@ -5,6 +5,7 @@ sidecar will meet.
 
 * `report`      steps, outcomes, and the machine form (pure)
 * `gcloud`      commands that mend things, spelled out (pure)
+* `answer`      an answer, and what can be read off it (pure)
 * `diagnosis`   what an answer, or its absence, means (pure)
 * `claims`      a token taken apart (pure)
 * `rendering`   a report for people (pure)

@@ -18,7 +18,8 @@ code                  what it means
 `no-instance`         429, 503: nothing took the request
 `timed-out`           504: the container did not answer in time
 `service-failed`      another 5xx
-`redirected`          3xx
+`iap`                 Identity-Aware Proxy refused, before Cloud Run looked at the token
+`redirected`          another 3xx
 `versions-refused`    415: the SDK and Restate have no manifest version in common
 `not-restate`         200, and no manifest
 `manifest-unreadable` the manifest is none
@@ -29,45 +30,21 @@ code                  what it means
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from proxy.doctor import gcloud
-from proxy.doctor.report import Outcome, Step, quoted, skipped
+from proxy.doctor.answer import Answer
+from proxy.doctor.report import Outcome, Step, skipped
+from proxy.quoting import one_line
 from proxy.restate import is_manifest, manifest_services
 from proxy.routing import Route
 
-__all__ = ["Answer", "Patient", "clock_step", "discovery_step", "private_step", "skew_seconds"]
+__all__ = ["Patient", "clock_step", "discovery_step", "private_step", "skew_seconds"]
 
 MOST_SKEW_SECONDS: Final = 60.0
 """Restate's signature on a request is good for a minute either way; Google allows tokens some seconds only."""
-
-_TAGS: Final = re.compile(r"<(?:style|script)\b.*?</(?:style|script)>|<title>.*?</title>|<[^>]*>", re.I | re.S)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back. Fields and body have no repr."""
-
-    status: int
-    fields: Mapping[str, str] = field(repr=False)
-    """By lower-case name; of repeated ones the last."""
-    body: bytes = field(repr=False)
-
-    @property
-    def from_sdk(self) -> bool:
-        """Whether a Restate SDK answered, so that the request did reach the container."""
-        return "x-restate-server" in self.fields
-
-    def excerpt(self) -> str:
-        """Return the beginning of a text body, without mark-up and fit to be shown; `""` for any other body."""
-        kind = self.fields.get("content-type", "text/plain")
-        if not kind.startswith(("text/", "application/json")):
-            return ""
-        return quoted(_TAGS.sub(" ", self.body[:4096].decode("utf-8", "replace")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +95,12 @@ _SET_CLOCK: Final = "Tokens and signatures are good for a time: set the clock (N
 def private_step(answer: Answer, patient: Patient) -> Step:
     """Return what the answer to an unsigned request says about who may call the service."""
     details: dict[str, Any] = {"status": answer.status}
+    if answer.from_iap:
+        text = f"an unsigned request is refused by Identity-Aware Proxy (IAP), which stands before it ({answer.status})"
+        return Step(name="private", outcome=Outcome.OK, text=text, details=details)
+    if answer.redirects:
+        text = f"cannot be told: an unsigned request is redirected to {answer.target} ({answer.status})"
+        return Step(name="private", outcome=Outcome.SKIPPED, text=text, details=details)
     refused = answer.status == 403 or (answer.status == 401 and "www-authenticate" in answer.fields)
     if refused and not answer.from_sdk:
         text = f"an unsigned request is refused ({answer.status})"
@@ -173,6 +156,8 @@ class _Finding:
 
 def _finding(answer: Answer, patient: Patient) -> _Finding:
     status = answer.status
+    if answer.from_iap:
+        return _behind_iap(answer, patient)
     if "upstream connect error" in answer.excerpt() and "protocol error" in answer.excerpt():
         return _no_http2(status, patient)
     if status in (401, 403):
@@ -194,14 +179,8 @@ def _finding(answer: Answer, patient: Patient) -> _Finding:
             "The container took longer than the service's request timeout: look at the logs for what it waits for.",
             (gcloud.logs(patient.service),),
         )
-    if 300 <= status < 400:
-        where = quoted(answer.fields.get("location", "nowhere").partition("?")[0])
-        return _Finding(
-            "redirected",
-            f"the answer is a redirect to {where} ({status})",
-            "Restate follows none. Set the route's url to the service itself; if a login page stands before it (IAP), "
-            "use the run.app URL.",
-        )
+    if answer.redirects:
+        return _redirected(answer, patient)
     if status == 415:
         return _Finding(
             "versions-refused",
@@ -219,6 +198,42 @@ def _finding(answer: Answer, patient: Patient) -> _Finding:
         "unexpected-status",
         f"the answer to a discovery was {status}",
         "Is this a Restate endpoint? Check the url of the route, its path included.",
+    )
+
+
+def _behind_iap(answer: Answer, patient: Patient) -> _Finding:
+    if patient.route.origin.host.endswith(".run.app"):
+        way = (
+            "IAP is switched on for the service itself, and covers its run.app URLs as well. If nobody has to sign in "
+            "there with a browser, switch it off (`gcloud run services update … --no-iap`) and leave the service "
+            "private: roles/run.invoker then decides. Otherwise deploy the endpoint as a service of its own."
+        )
+    else:
+        way = (
+            "If IAP belongs to a load balancer, set the url of the route to the service's run.app URL, which does not "
+            "lead through it; gcp_audience is not needed then."
+        )
+    return _Finding(
+        "iap",
+        f"Identity-Aware Proxy (IAP) stands before the service and refuses the request ({answer.status})",
+        "IAP looks for a sign-in, or for a token in Authorization or Proxy-Authorization, which the sidecar leaves to "
+        f"the application; what it adds, in X-Serverless-Authorization, IAP does not look at. {way}",
+    )
+
+
+def _redirected(answer: Answer, patient: Patient) -> _Finding:
+    route, target = patient.route, answer.target
+    own = f"{route.base_path}/discover"
+    if target in (f"{own}/", f"{route.origin}{own}/"):
+        advice = "The service wants a slash at the end of the path: mount the Restate endpoint so that it needs none."
+    elif target.startswith("/") or answer.target_host == route.origin.host:
+        advice = "Set the url of the route to the path under which the Restate endpoint is mounted."
+    else:
+        advice = "Set the url of the route to the service itself; if a login page stands before it, to its run.app URL."
+    return _Finding(
+        "redirected",
+        f"the answer is a redirect to {target} ({answer.status})",
+        f"Restate follows none. {advice}",
     )
 
 
@@ -310,7 +325,7 @@ def _not_found(answer: Answer, patient: Patient) -> _Finding:
 
 
 def _manifest_step(answer: Answer, details: dict[str, Any]) -> Step:
-    kind = quoted(answer.fields.get("content-type", ""))
+    kind = one_line(answer.fields.get("content-type", ""))
 
     def failed(code: str, text: str, remedy: str) -> Step:
         return Step(name="discovery", outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details)
@@ -331,7 +346,7 @@ def _manifest_step(answer: Answer, details: dict[str, Any]) -> Step:
             "the answer says that it is a manifest and is none",
             "Look at what stands between here and the service; upgrade its Restate SDK.",
         )
-    shown = {quoted(name): [quoted(handler) for handler in handlers] for name, handlers in services.items()}
+    shown = {one_line(name): [one_line(handler) for handler in handlers] for name, handlers in services.items()}
     details["services"] = shown
     if not shown:
         return failed("no-services", "the endpoint lists no service", "Bind services to it, deploy, and check again.")

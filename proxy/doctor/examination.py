@@ -15,8 +15,9 @@ from functools import partial
 from typing import Final
 
 from proxy import __version__
+from proxy.doctor.answer import Answer
 from proxy.doctor.asking import ask
-from proxy.doctor.diagnosis import Answer, Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.doctor.diagnosis import Patient, clock_step, discovery_step, private_step, skew_seconds
 from proxy.doctor.identity import find_credentials, mint
 from proxy.doctor.reaching import Reacher
 from proxy.doctor.report import Outcome, RouteReport, Step, StepName, sentence, skipped

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from proxy.quoting import plain
+
 __all__ = [
     "ID_TOKEN_CREATOR",
     "TOKEN_CREATOR",
@@ -109,6 +111,8 @@ def _services(verb: str, service: Service, *words: str) -> str:
 
 
 def _member(principal: str | None) -> str:
+    if principal is not None and principal.startswith("principal://") and plain(principal) is not None:
+        return principal
     if principal is None or "@" not in principal or any(mark.isspace() for mark in principal):
         return "PRINCIPAL"
     return f"{'serviceAccount' if principal.endswith('.gserviceaccount.com') else 'user'}:{principal}"

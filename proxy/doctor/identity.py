@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from proxy.doctor import gcloud
 from proxy.doctor.claims import claims_of, life_in_words, time_in_words
-from proxy.doctor.report import Outcome, Step, StepName, quoted, sentence
+from proxy.doctor.report import Outcome, Step, StepName, sentence
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
+from proxy.quoting import one_line
 from proxy.routing import Route
 from proxy.tokens.google import GoogleMint, Who
 from proxy.tokens.model import Token, TokenKey
@@ -67,8 +68,8 @@ async def find_credentials(google: GoogleMint, environment: Mapping[str, str], t
     step = Step(
         name="credentials",
         outcome=Outcome.OK,
-        text=f"{quoted(who.principal)}, by the {where}" if _is_email(who.principal) else where,
-        details={"source": kind, "place": who.place, "named_by": named_by, "principal": quoted(who.principal)},
+        text=f"{one_line(who.principal)}, by the {where}" if _is_email(who.principal) else where,
+        details={"source": kind, "place": who.place, "named_by": named_by, "principal": one_line(who.principal)},
     )
     return Credentials(step, who)
 
@@ -86,9 +87,9 @@ async def mint(tokens: TokenSource, route: Route, who: Who, now: float) -> tuple
         name: claims[name] for name in ("aud", "email", "sub", "iss", "iat", "exp") if name in claims
     }
     details |= {"expires_at": time_in_words(token.expires_at), "remaining_seconds": round(remaining)}
-    subject = quoted(token.principal or "nobody")
+    subject = one_line(token.principal or "nobody")
     text = (
-        f"for {quoted(str(claims.get('aud')))}, as {subject}, "
+        f"for {one_line(str(claims.get('aud')))}, as {subject}, "
         f"expires {details['expires_at']}, in {life_in_words(remaining)}"
     )
     if remaining <= _SHORT_SECONDS:

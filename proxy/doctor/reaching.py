@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 import aiohappyeyeballs
 
 from proxy.doctor.claims import time_in_words
-from proxy.doctor.report import Outcome, Step, StepName, quoted, sentence, skipped
+from proxy.doctor.report import Outcome, Step, StepName, sentence, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.quoting import one_line
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
@@ -167,7 +168,7 @@ def certificate_details(certificate: Mapping[str, Any], now: float) -> dict[str,
     names = [issuer.get("organizationName"), issuer.get("commonName")]
     expires_at = ssl.cert_time_to_seconds(certificate["notAfter"])
     return {
-        "issuer": quoted(", ".join(name for name in names if name) or "somebody without a name"),
+        "issuer": one_line(", ".join(name for name in names if name) or "somebody without a name"),
         "expires_at": time_in_words(expires_at),
         "remaining_days": int((expires_at - now) // _DAY_SECONDS),
     }

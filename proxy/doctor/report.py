@@ -17,18 +17,19 @@ The machine form (`cloudrun-sidecar check --json`), version 1. Members may be ad
            "commands": ["gcloud …"],   to be run in this order
            "details": {…}}]}]}         what was measured, by names of their own
 
-No text in here may carry a token. What comes from outside passes through `quoted`.
+No text in here may carry a token. What comes from outside passes through `one_line`.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-__all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "quoted", "sentence", "skipped", "worst"]
+from proxy.quoting import one_line
+
+__all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "sentence", "skipped", "worst"]
 
 VERSION: Final = 1
 
@@ -47,8 +48,7 @@ STEPS: Final[tuple[StepName, ...]] = (
 )
 """In the order in which they are taken."""
 
-# A JWT or a Google access token, should an answer ever repeat one.
-_SECRET: Final = re.compile(r"(?:eyJ|ya29\.)[\w.~+/=%-]{8,}")
+_MOST_CHARACTERS: Final = 2_000
 
 
 class Outcome(enum.Enum):
@@ -138,14 +138,7 @@ def _step_as_json(step: Step) -> dict[str, Any]:
     }
 
 
-def quoted(text: str, characters: int = 160) -> str:
-    """Return text from outside on one line: nothing that a terminal obeys, nothing that looks like a token."""
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
-    line = _SECRET.sub("[not shown]", line)
-    return line if len(line) <= characters else line[: characters - 1] + "…"
-
-
 def sentence(text: str) -> str:
     """Return the text of a failure as a sentence to be shown."""
-    text = quoted(text, 1000)
+    text = one_line(text, _MOST_CHARACTERS)
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -4,7 +4,8 @@ from email.utils import formatdate
 
 import pytest
 
-from proxy.doctor.diagnosis import Answer, Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.doctor.answer import Answer
+from proxy.doctor.diagnosis import Patient, clock_step, discovery_step, private_step, skew_seconds
 from proxy.doctor.report import Outcome
 from proxy.routing import Origin, Route
 
@@ -44,7 +45,7 @@ def test_what_front_end_and_container_both_could_answer_decides_nothing(undecide
 
 
 @pytest.mark.parametrize(
-    "open_", [answer(200), answer(302), answer(400), Answer(401, OF_SDK, b""), Answer(404, OF_SDK, b"")]
+    "open_", [answer(200), answer(204), answer(400), Answer(401, OF_SDK, b""), Answer(404, OF_SDK, b"")]
 )
 def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Answer) -> None:
     step = private_step(open_, patient())
@@ -53,6 +54,73 @@ def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_
         "gcloud run services remove-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
         "--member=allUsers --role=roles/run.invoker",
     )
+
+
+IAP = {"x-goog-iap-generated-response": "true"}
+SIGN_IN = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x&state=secret"}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Answer(302, {**IAP, **SIGN_IN}, b""),
+        Answer(302, SIGN_IN, b""),
+        Answer(401, IAP, b"Invalid IAP credentials: empty token"),
+        Answer(403, IAP, b""),
+    ],
+)
+@pytest.mark.parametrize("host", [HOST, "greeter.example.com"])
+def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(refusal: Answer, host: str) -> None:
+    of = patient(route(host))
+    private = private_step(refusal, of)
+    assert (private.outcome, private.code, private.commands) == (Outcome.OK, None, ())
+    assert "Identity-Aware Proxy" in private.text
+    step = discovery_step(refusal, of)
+    assert (step.outcome, step.code, step.commands) == (Outcome.FAILED, "iap", ())
+    assert step.remedy
+    assert "Authorization or Proxy-Authorization" in step.remedy
+    assert ("--no-iap" in step.remedy) == (host == HOST)
+    assert "secret" not in f"{private.text} {step.text} {step.remedy}"
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("/elsewhere?token=secret#secret", "/elsewhere"),
+        ("https://svc.example/login?next=secret", "https://svc.example/login"),
+        ("https://me:secret@svc.example/", "a place that is not shown"),
+        ("//svc.example/x", "//svc.example/x"),
+        ("https://[", "https://["),
+        ("", "nowhere"),
+        ("/eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "a place that is not shown"),
+    ],
+)
+def test_a_redirect_is_never_a_public_service(status: int, location: str, shown: str) -> None:
+    redirect = Answer(status, {"location": location} if location else {}, b"")
+    private = private_step(redirect, patient())
+    assert (private.outcome, private.code, private.commands) == (Outcome.SKIPPED, None, ())
+    assert f"redirected to {shown} ({status})" in private.text
+    step = discovery_step(redirect, patient())
+    assert (step.code, step.commands) == ("redirected", ())
+    assert f"a redirect to {shown} ({status})" in step.text
+    assert "secret" not in f"{private.text} {step.text} {step.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("location", "advice"),
+    [
+        ("/restate/discover/", "wants a slash at the end"),
+        (f"https://{HOST}/restate/discover/", "wants a slash at the end"),
+        ("/v2/discover", "the path under which"),
+        (f"https://{HOST}/v2/discover", "the path under which"),
+        ("https://other.example/", "the service itself"),
+    ],
+)
+def test_where_a_redirect_leads_says_what_to_set(location: str, advice: str) -> None:
+    step = discovery_step(answer(301, location=location), patient(route(base_path="/restate")))
+    assert step.remedy
+    assert advice in step.remedy
 
 
 # ---- clock
@@ -103,7 +171,8 @@ def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: 
         (answer(502, "upstream connect error … reset reason: protocol error"), "http2-not-end-to-end", "--use-http2"),
         (answer(503, "upstream connect error … reset reason: connection failure"), "no-instance", "logs"),
         (answer(504), "timed-out", "timeout"),
-        (answer(302, location="https://accounts.google.com/o?secret=1"), "redirected", "accounts.google.com/o "),
+        (answer(302, location="https://accounts.google.com/o?secret=1"), "iap", "--no-iap"),
+        (answer(302, location="https://login.example/o?secret=1"), "redirected", "login.example/o "),
         (answer(307), "redirected", "nowhere"),
         (answer(204), "unexpected-status", "204"),
         (answer(400), "unexpected-status", "400"),

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.doctor.report import Outcome, RouteReport, Step, as_json, quoted, sentence, skipped, worst
+from proxy.doctor.report import Outcome, RouteReport, Step, as_json, sentence, skipped, worst
+from proxy.quoting import one_line
 
 OK = Step(name="dns", outcome=Outcome.OK, text="127.0.0.1", details={"addresses": ["127.0.0.1"]})
 WARNING = Step(
@@ -97,11 +98,11 @@ def test_the_machine_form_is_version_1_and_names_everything() -> None:
     ],
 )
 def test_text_from_outside_is_one_line_without_controls_and_tokens(text: str, expected: str) -> None:
-    assert quoted(text) == expected
+    assert one_line(text) == expected
 
 
 def test_a_token_is_taken_out_before_the_text_is_cut() -> None:
-    assert "eyJ" not in quoted("x" * 150 + " eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0.c2ln")
+    assert "eyJ" not in one_line("x" * 150 + " eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0.c2ln")
 
 
 @pytest.mark.parametrize(
