@@ -43,6 +43,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, NamedTuple
 
+from proxy.quoting import one_line
+
 __all__ = [
     "ERROR_FIELD",
     "AmbientUnsupported",
@@ -86,6 +88,9 @@ __all__ = [
 ]
 
 ERROR_FIELD: Final = b"x-cloudrun-sidecar-error"
+
+_MOST_CHARACTERS: Final = 4_000
+"""Of a sentence; the list of routes in one may be long."""
 
 
 class Failure(Exception):
@@ -327,7 +332,7 @@ class Answer(NamedTuple):
 
 def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
     """Return what the caller is told; `chance` in [0, 1) spreads `retry-after`, lest all callers return at once."""
-    text = " ".join(str(failure).split()) or failure.code
+    text = one_line(str(failure), _MOST_CHARACTERS) or failure.code
     body = f"cloudrun-sidecar: {text}\n".encode(errors="backslashreplace")
     fields = [
         (b"content-type", b"text/plain; charset=utf-8"),

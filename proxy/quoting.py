@@ -83,7 +83,7 @@ _PLAIN: Final = tuple(
         r"(?!--)(?:unix:)?(?:[\w.~+-]+/)*[\w.~+-]+/?",
         r"unix:",
         # The principal of a federated identity, or a URL: no user-info, no query, no fragment.
-        r"[A-Za-z][A-Za-z0-9+.-]{1,19}://[^\s/?#@\\]*(?:/[^\s?#@\\\"'<>{}|^`]*)?",
+        r"[A-Za-z][A-Za-z0-9+.-]{1,19}://(?:[^\s/?#@\\:\[\]]*|\[[\w:.%]*\]?[\w.-]*)(?::[0-9]{0,8}|:[a-z]{1,5})?(?:/[^\s?#@\\\"'<>{}|^`]*)?",
     )
 )
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from proxy.errors import PathRefused, RouteNotFound
+from proxy.quoting import holds_credential, plain, quoted
 
 __all__ = ["UNMATCHED", "Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstream"]
 
@@ -121,7 +122,7 @@ class RouteTable:
         for route in self.routes:
             prefix = f"/{route.name}".encode() if route.name else b""
             if prefix in self._by_prefix:
-                raise ValueError(f"two routes are named {route.name!r}")
+                raise ValueError(f"two routes are named {quoted(route.name)}")
             self._by_prefix[prefix] = (route, route.base_path.encode())
         self._found: dict[bytes, Match] = {}
         self._depths = sorted({prefix.count(b"/") for prefix in self._by_prefix}, reverse=True)
@@ -167,8 +168,10 @@ def check_name(name: str) -> str:
     if name and not _NAME.fullmatch(name):
         raise ValueError(
             f"a route name is a path prefix: segments of letters, digits and . _ ~ - joined by single slashes, "
-            f"no segment beginning with a dot; {name!r} is not"
+            f"no segment beginning with a dot; {quoted(name)} is not"
         )
+    if holds_credential(name):
+        raise ValueError(f"a route name is a path prefix, which everybody may see; this is {quoted(name)}")
     return name
 
 
@@ -178,14 +181,14 @@ def parse_upstream(url: str) -> tuple[Origin, str]:
     The scheme and the host are lowered, a default port is dropped from the origin's text (Cloud Run accepts no audience
     with `:443`). User-info, query and fragment are refused: they would silently be lost.
     """
-    shown = _without_secrets(url)
+    shown = plain(url) or "the URL"
     if not url.isprintable() or " " in url:
         raise ValueError(f"{shown}: a URL holds no blanks and no control characters")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise ValueError(f"{shown} is not a URL{'' if '@' in url else f': {exc}'}") from None
+        raise ValueError(f"{shown} is not a URL{'' if plain(url) is None else f': {exc}'}") from None
     if "@" in parts.netloc:
         raise ValueError("an upstream URL holds no user name or password; put the credential where it belongs")
     if parts.scheme not in _DEFAULT_PORTS:
@@ -196,13 +199,10 @@ def parse_upstream(url: str) -> tuple[Origin, str]:
         raise ValueError(f"{shown}: port 0 cannot be connected to")
     if _REFUSED.search(parts.path.encode()):
         raise ValueError(f"{shown}: its path has dot segments, doubled or encoded slashes, or characters to be encoded")
+    if holds_credential(url):
+        raise ValueError("an upstream URL is shown to everybody, and a part of this one looks like a credential")
     origin = Origin(parts.scheme, _host(shown, parts), port or _DEFAULT_PORTS[parts.scheme])
     return origin, parts.path.rstrip("/")
-
-
-def _without_secrets(url: str) -> str:
-    """Return what may be repeated of a URL that is being refused: no user-info, no query."""
-    return "the URL" if "@" in url else repr(url.partition("?")[0].partition("#")[0])
 
 
 def _host(shown: str, parts: SplitResult) -> str:
@@ -211,7 +211,7 @@ def _host(shown: str, parts: SplitResult) -> str:
     if not host:
         raise ValueError(f"{shown} has no host")
     # `urlsplit` drops what stands between `]` and the port; a zone would have to be cut off for the `:authority`.
-    wrong = ValueError(f"{shown}: {host!r} is neither a host name nor an address")
+    wrong = ValueError(f"{shown}: {quoted(host)} is neither a host name nor an address")
     if not _AUTHORITY.fullmatch(parts.netloc):
         raise wrong
     try:

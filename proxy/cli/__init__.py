@@ -1,6 +1,7 @@
 """The command line: `cloudrun-sidecar COMMAND`; one file a command.
 
 * `commands`            the list of them, and what is common to their help
+* `pasted`              what click may repeat of a command line
 * `options`             the flags that are made of the settings
 * `serve`, `check`, …   a command each, imported when it is run
 * `anew`                how `serve` gets rid of all of this before it serves

@@ -7,11 +7,12 @@ which may run every few seconds, must not pay for `serve`.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from proxy import __version__
+from proxy.cli.pasted import without_pasted
 
 __all__ = ["commands"]
 
@@ -24,9 +25,31 @@ _COMMANDS: Final = {
 }
 """Each command is the object of its name in the module of its name."""
 
+_ARGUMENTS: Final = f"{__name__}.arguments"
+
 
 class _OnDemand(click.Group):
-    """Imports a command when it is asked for, and lists them all without importing any."""
+    """Imports a command when it is asked for, and lists them all without importing any.
+
+    What click says of a command line that it cannot read holds no secret.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        arguments = list(args)  # click takes them off the list as it reads them
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as exc:
+            raise _without_pasted(exc, arguments) from None
+        context.meta[_ARGUMENTS] = arguments
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            raise _without_pasted(exc, ctx.meta[_ARGUMENTS]) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -41,6 +64,10 @@ class _OnDemand(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _without_pasted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
+    return click.UsageError(without_pasted(exc.format_message(), arguments), exc.ctx)
 
 
 @click.group(

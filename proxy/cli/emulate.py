@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
+from proxy.cli.pasted import without_pasted
 from proxy.emulator import (
     API_HOSTS,
     CannotListen,
@@ -35,6 +37,7 @@ from proxy.emulator import (
     write_secret,
 )
 from proxy.exit_codes import ExitCode
+from proxy.quoting import plain, quoted
 
 __all__ = ["emulate"]
 
@@ -75,14 +78,16 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
     for value in values:
         caller, equals, target = value.partition("=")
         if not (caller and equals and target):
-            raise click.BadParameter(f"{value!r} is not CALLER=TARGET (two e-mail addresses).")
+            raise click.BadParameter(f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses).")
         pairs.append((caller, target))
     return tuple(pairs)
 
 
 def _https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (urlsplit(value).scheme != "https" or not urlsplit(value).hostname):
-        raise click.BadParameter(f"{value!r} is not an https:// URL.")
+    if value is not None and (
+        plain(value) is None or urlsplit(value).scheme != "https" or not urlsplit(value).hostname
+    ):
+        raise click.BadParameter(f"{quoted(value)} is not an https:// URL.")
     return value
 
 
@@ -128,7 +133,7 @@ def emulate(
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
     """
     if not unsafe_listen and not _is_loopback(host):
-        raise Unusable(f"{host} is reachable from other machines; add --unsafe-listen if that is meant.")
+        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant.")
     app = echo if application is None else _load(application)
     # The folder is the last thing made before signals are handled: it is removed whenever the command is ended.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
@@ -153,7 +158,8 @@ def emulate(
         except CannotListen as exc:
             raise Failed(_with_remedy(exc, plan)) from exc
         except OSError as exc:
-            raise Unusable(f"Cannot write to {exc.filename or plan.directory}: {exc.strerror}.") from exc
+            place = without_pasted(str(exc.filename or plan.directory), (str(plan.directory),))
+            raise Unusable(f"Cannot write to {place}: {exc.strerror}.") from exc
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -189,7 +195,7 @@ async def _run(plan: Plan) -> None:
                 google.add_account(caller)
             google.allow_impersonation(caller, target)
     except ValueError as exc:
-        raise Unusable(f"{exc}.") from exc
+        raise Unusable(f"{without_pasted(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
     cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
     names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
     async with AsyncExitStack() as stack:
@@ -327,7 +333,7 @@ def _with_remedy(error: CannotListen, plan: Plan) -> str:
         plan.tls_port: "--tls-port",
     }
     option = ports[error.port] if error.port else "--host"
-    return f"{error} Choose another with {option}."
+    return f"{without_pasted(str(error), (plan.host,))} Choose another with {option}."
 
 
 def _is_loopback(host: str) -> bool:
@@ -340,12 +346,12 @@ def _is_loopback(host: str) -> bool:
 def _load(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        raise Unusable(f"--app {name!r} is not MODULE:ATTR, as in service:app.")
+        raise Unusable(f"--app must be MODULE:ATTR, as in service:app, not {quoted(name)}.")
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        raise Unusable(f"--app {name}: there is no module {exc.name!r} here or among the installed ones.") from exc
+        raise Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones.") from exc
     if not hasattr(found, attribute):
-        raise Unusable(f"--app {name}: the module {module!r} has no {attribute!r}.")
+        raise Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}.")
     return getattr(found, attribute)

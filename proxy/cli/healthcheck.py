@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 import click
 
 from proxy.exit_codes import ExitCode
+from proxy.quoting import one_line, plain, quoted
 from proxy.settings.addresses import Address, parse_address
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
@@ -20,6 +22,7 @@ __all__ = ["DEFAULT_ADMIN", "healthcheck"]
 DEFAULT_ADMIN: Final = "127.0.0.1:9091"
 TIMEOUT_SECONDS: Final = 3.0
 _SHOWN_OCTETS: Final = 200
+_PATH: Final = re.compile(r"[!-~]+")
 
 
 @click.command()
@@ -34,6 +37,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     """
     try:
         address = parse_address(_admin(admin, config, os.environ))
+        _check_path(path)
     except (ValueError, SettingsInvalid) as exc:
         raise _Unwell(str(exc)) from None
     try:
@@ -47,6 +51,12 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     if status != 200:
         raise _Unwell(f"{address}{path}: {status} {words}")
     click.echo(f"{address}{path}: {words}")
+
+
+def _check_path(path: str) -> None:
+    """Raise ValueError unless it can be asked for, and be shown."""
+    if not path.startswith("/") or not _PATH.fullmatch(path) or plain(path) is None:
+        raise ValueError(f"--path must be the path of a URL, as in /readyz, not {quoted(path)}")
 
 
 class _Unwell(click.ClickException):
@@ -95,7 +105,6 @@ def _ask(address: Address, path: str) -> tuple[int, str]:
         connection.request("GET", path, headers={"Connection": "close"})
         response = connection.getresponse()
         first, _, _ = response.read(_SHOWN_OCTETS).partition(b"\n")
-        words = first.decode("ascii", "replace").strip()
-        return response.status, "".join(character if character.isprintable() else "?" for character in words)
+        return response.status, one_line(first.decode("ascii", "replace"), _SHOWN_OCTETS)
     finally:
         connection.close()

@@ -11,6 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from proxy.exit_codes import ExitCode
+from proxy.quoting import plain, quoted
 from proxy.routing import Route
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.layers import did_you_mean, flag_name
@@ -94,7 +95,8 @@ def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
         if name not in routes:
             known = ", ".join(f"/{route}" for route in routes)
             hint = did_you_mean(name, routes, lambda near: f"/{near}")
-            raise Unusable(f"there is no route /{name}; the routes are: {known}{hint}")
+            shown = f"/{name}" if plain(name) is not None else f"of this name: it is {quoted(name)}"
+            raise Unusable(f"there is no route {shown}; the routes are: {known}{hint}")
         chosen[name] = routes[name]
     return list(chosen.values())
 

@@ -147,4 +147,4 @@ def _named_by(who: Who, environment: Mapping[str, str]) -> str:
 
 
 def _is_email(name: str) -> bool:
-    return "@" in name and " " not in name
+    return ("@" in name or name.startswith("principal://")) and " " not in name

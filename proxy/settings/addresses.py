@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Final, NamedTuple
 
-from proxy.quoting import quoted
+from proxy.quoting import holds_credential, plain, quoted
 
 __all__ = ["Address", "parse_address", "parse_host_name"]
 
@@ -86,10 +86,11 @@ def _no_address(text: str) -> str | None:
     if text.startswith("[") and text.endswith("]"):
         return f"has no port; {_FORMS}"
     if (text.isascii() and text.isdigit()) or text.startswith(":"):
-        port = text.removeprefix(":")
+        port = text.removeprefix(":") if text.removeprefix(":").isdigit() else "PORT"
         return f"has no host; write 127.0.0.1:{port} for this machine, 0.0.0.0:{port} for every network"
     if text.startswith("*:"):
-        return f"has no host; write 0.0.0.0{text[1:]} for every network, [::]{text[1:]} for IPv6 as well"
+        port = text.removeprefix("*:") if text.removeprefix("*:").isdigit() else "PORT"
+        return f"has no host; write 0.0.0.0:{port} for every network, [::]:{port} for IPv6 as well"
     if ":" not in text:
         return f"has no port; {_FORMS}"
     return None
@@ -108,6 +109,8 @@ def _unix(text: str, path: str) -> Address:
         raise ValueError(f"{quoted(text)}: a Unix socket needs the absolute path of a file; {_FORMS}")
     if len(path.encode(errors="surrogateescape")) > _LONGEST_SOCKET_PATH:
         raise ValueError(f"{quoted(text)}: the path of a Unix socket may have {_LONGEST_SOCKET_PATH} octets, not more")
+    if holds_credential(path):
+        raise ValueError(f"{quoted(text)}: the path of a Unix socket is shown to everybody; {_FORMS}")
     return Address("", 0, path)
 
 
@@ -118,7 +121,7 @@ def _host(text: str, host: str) -> str:
         return host[1:-1]
     if ":" in host:
         raise ValueError(f"{quoted(text)}: an IPv6 address stands in brackets, as in [::1]:9081")
-    if not _HOST_NAME.fullmatch(host):
+    if not _HOST_NAME.fullmatch(host) or plain(host) is None:
         raise ValueError(f"{quoted(text)}: {quoted(host)} is neither a host name nor an address; {_FORMS}")
     if _NUMBERS.fullmatch(host):
         try:

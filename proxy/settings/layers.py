@@ -6,12 +6,15 @@ every few seconds, can find the admin address without loading the whole model.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from proxy.quoting import NOT_SHOWN, one_line, plain, quoted
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -37,6 +40,9 @@ DEFAULT_CONFIG: Final = Path("config/routes.toml")
 _OF_KUBERNETES: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+# tomllib quotes single characters, which is of use, and keys, which may be anything.
+_QUOTED_KEY: Final = re.compile(r"\('.*'(?:,\)|\))|\(\".*\"(?:,\)|\))|'[^']{2,}'|\"[^\"]{2,}\"", re.DOTALL)
 
 
 class Problem(NamedTuple):
@@ -72,7 +78,9 @@ class Place:
         """Return this place in words; in a file, that of the key `more` below it."""
         if self.keys is None:
             return self.text
-        return f"{self.text}: {toml_key(*self.keys, *more)}"
+        # A key may be anything, too.
+        keys = [key if plain(key) is not None else NOT_SHOWN for key in (*self.keys, *more)]
+        return f"{self.text}: {toml_key(*keys)}"
 
 
 class FileLayer(NamedTuple):
@@ -121,6 +129,10 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     document: dict[str, Any] = {}
     problems: list[Problem] = []
     text = ""
+    if plain(path) is None and not os.path.exists(path):
+        place = "--config" if config else f"environment: {CONFIG_VARIABLE}"
+        problem = Problem(place, f"must be the path of a settings file, and is {quoted(path)}")
+        return FileLayer({}, place, Path(), [problem])
     try:
         text = path.read_text("utf-8-sig")
         document = tomllib.loads(text)
@@ -133,8 +145,8 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         # tomllib names line and column but for the end, where nothing can be looked up.
         lines = text.split("\n")
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
-        what = str(exc).replace("at end of document", end)
-        problems.append(Problem(str(path), f"is not valid TOML: {what}"))
+        what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
+        problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
     except OSError as exc:
         problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
     return FileLayer(document, str(path), path.parent, problems)
@@ -156,5 +168,6 @@ def read_environment(environment: Mapping[str, str], known: Collection[str]) -> 
             found[setting.lower()] = text
         else:
             hint = did_you_mean(setting.lower(), known, environment_name)
-            problems.append(Problem(f"environment: {variable}", f"is not a setting{hint}"))
+            shown = variable if plain(variable) is not None else f"{PREFIX}{NOT_SHOWN}"
+            problems.append(Problem(f"environment: {shown}", f"is not a setting{hint}"))
     return found, problems

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from proxy.quoting import plain, quoted
 from proxy.settings.layers import (
     FileLayer,
     Place,
@@ -153,7 +154,7 @@ def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapp
             options[name] = (_from_text(name, variables[name], RouteSettings), place)
         if name in flags:
             options[name] = (_from_flag(name, flags[name], RouteSettings), Place(flag_name(name)))
-    from_variables = _inline(draft, variables.get("route", "").split(), variables.get("upstream"), "environment: ")
+    from_variables = _inline(draft, _pairs(variables.get("route", "")), variables.get("upstream"), "environment: ")
     from_flags = _inline(draft, flags.get("route", ()), flags.get("upstream"), "")
     for name, (url, place) in {**from_variables, **from_flags}.items():
         draft.put(("routes", name), {"url": url, **{key: value for key, (value, _) in options.items()}}, place)
@@ -165,6 +166,13 @@ def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapp
             draft.problems.append(Problem(place.at(), what))
 
 
+def _pairs(text: str) -> list[str]:
+    """Return the words of a list of NAME=URL; the text as a whole where it is plainly none."""
+    words = text.split()
+    listed = all("=" in word or plain(word) is not None for word in words)
+    return words if listed else [text]
+
+
 def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: str) -> dict[str, tuple[str, Place]]:
     """Return URL and place by route name; what cannot be one, or is there twice, is blamed."""
     spelled = environment_name if layer else flag_name
@@ -174,16 +182,17 @@ def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: s
         pairs.append((upstream, ("", "=", upstream), f"{layer}{spelled('upstream')}"))
     for text, (name, equals, url), place in pairs:
         if not equals or "://" in name:
-            shown = "a URL alone" if "://" in text else repr(text)
+            shown = "a URL alone" if "://" in text else quoted(text)
             what = f"must be NAME=URL, not {shown}; for one service without a name there is {spelled('upstream')}"
             draft.problems.append(Problem(place, what))
             draft.lost_routes = True
         elif name in found:
             draft.problems.append(
-                Problem(place, f"gives the route {name!r} a second time; each name can be given once")
+                Problem(place, f"gives the route {quoted(name)} a second time; each name can be given once")
             )
         else:
-            found[name] = (url, Place(f"{place} {name}=…" if name else place))
+            shown = name if plain(name) is not None else "NAME"
+            found[name] = (url, Place(f"{place} {shown}=…" if name else place))
     return found
 
 
@@ -194,12 +203,15 @@ def _look_around(draft: _Draft, directory: Path) -> None:
         base = directory if draft.places["upstream_ca",].keys else Path()
         path = Path(os.path.abspath(base / given))
         draft.values["upstream_ca"] = path
-        if what := _not_an_authority(path):
+        if plain(given) is None and "\0" not in str(given) and not os.path.exists(path):
+            draft.blame(("upstream_ca",), f"must be the path of a PEM file, and is {quoted(given)}")
+        elif what := _not_an_authority(path):
             draft.blame(("upstream_ca",), what)
     listen = draft.values.get("listen")
     addresses = [("listen", text) for text in listen] if isinstance(listen, tuple) else []
     for name, text in [*addresses, ("admin", draft.values.get("admin"))]:
-        if isinstance(text, str) and text.startswith("unix:/"):
+        # What is not plainly a path is for the model to refuse.
+        if isinstance(text, str) and text.startswith("unix:/") and plain(text) is not None:
             parent = Path(text.removeprefix("unix:")).parent
             if not parent.is_dir():
                 draft.blame((name,), f"{text}: there is no directory {parent}; make it first")
@@ -233,7 +245,9 @@ def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
         except ValueError:
             return text
     if get_origin(kind) is tuple:
-        return tuple(text.split())
+        words = text.split()
+        # What is no list is refused as a whole: the words of a key are no more to be quoted than the key.
+        return tuple(words) if all(plain(word) is not None for word in words) else (text,)
     return text
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from proxy.quoting import holds_credential, quoted
 from proxy.routing import Route, parse_upstream
 from proxy.settings.plain import route_of
 
@@ -98,6 +99,8 @@ class RouteSettings(BaseModel):
     def _audience(cls, audience: str | None) -> str | None:
         if audience is not None and not _AUDIENCE.fullmatch(audience):
             raise ValueError("must be 1 to 2048 visible ASCII characters; leave it out for the origin of the URL")
+        if audience is not None and holds_credential(audience):
+            raise ValueError(f"must be who the token is for, mostly a URL, and is {quoted(audience)}")
         return audience
 
     @field_validator("gcp_delegates")
@@ -130,6 +133,6 @@ class RouteSettings(BaseModel):
 def _check_email(email: str) -> str:
     if not _EMAIL.fullmatch(email):
         raise ValueError(
-            f"{email!r} is not the e-mail of a service account; write NAME@PROJECT.iam.gserviceaccount.com"
+            f"{quoted(email)} is not the e-mail of a service account; write NAME@PROJECT.iam.gserviceaccount.com"
         )
     return email

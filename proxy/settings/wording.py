@@ -9,14 +9,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from proxy.quoting import quoted
 from proxy.settings.layers import did_you_mean
 from proxy.settings.model import RouteSettings, Settings
 
 __all__ = ["NO_TABLE", "in_words", "summary", "unit_of"]
 
 NO_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
-
-_SHOWN: Final = 60
 
 
 def in_words(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
@@ -40,7 +39,7 @@ def in_words(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
         return keys, NO_TABLE
     told = _TOLD.get(kind)
     said = told(context) if told else error["msg"]
-    return keys, f"must be {said}, not {_shown(error['input'])}{_expected(info)}"
+    return keys, f"must be {said}, not {quoted(error['input'])}{_expected(info)}"
 
 
 _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -92,13 +91,6 @@ def _unknown(keys: tuple[str, ...]) -> str:
 def _expected(info: FieldInfo) -> str:
     parts = [part for part in (unit_of(info), f"default {_number(info.default)}") if part]
     return f" ({', '.join(parts)})" if isinstance(info.default, int | float) else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _number(value: Any) -> str:

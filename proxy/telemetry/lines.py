@@ -16,6 +16,8 @@ from typing import Any, Final, Literal
 import structlog
 from structlog.typing import Processor
 
+from proxy.quoting import masked
+
 __all__ = ["REDACTED", "configure_logging", "redact"]
 
 REDACTED: Final = "[redacted]"
@@ -23,15 +25,6 @@ REDACTED: Final = "[redacted]"
 _SECRET_KEY: Final = re.compile(
     r"(?:^|[_.-])(?:authorization|token|jwt|assertion|password|secret|private[_-]?key|api[_-]?key|cookie)$",
     re.IGNORECASE,
-)
-
-# A bearer credential (but not the challenge in a `www-authenticate`), a JWT (a base64url JSON object before the first
-# dot), a Google access token, a private key.
-_SECRET_TEXT: Final = re.compile(
-    r"(?i:\bbearer(?:\s|%20)+(?!(?:realm|scope|error\w*)=))[^\s\"',;]+"
-    r"|e(?:yJ|yA|wo|w0|wk)[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]{9,}(?:\.[A-Za-z0-9_-]*)?"
-    r"|\bya29\.[A-Za-z0-9_.-]+"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
 
 
@@ -84,14 +77,14 @@ def _masked(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(REDACTED, value)
+        return masked(value, REDACTED)
     if isinstance(value, bytes | bytearray):
-        return _SECRET_TEXT.sub(REDACTED, value.decode("utf-8", "backslashreplace"))
+        return masked(value.decode("utf-8", "backslashreplace"), REDACTED)
     if isinstance(value, Mapping):
         return {str(key): REDACTED if _SECRET_KEY.search(str(key)) else _masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_masked(item) for item in value]
-    return _SECRET_TEXT.sub(REDACTED, repr(value))
+    return masked(repr(value), REDACTED)
 
 
 def _name_room(written_to: _Stderr, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -73,6 +73,7 @@ def test_a_name_that_is_not_utf8_is_quoted_with_escapes() -> None:
         ("https://user:hunter2@svc/x", "what looks like a credential (not shown)"),
         ("https://user@svc/x", "a text of 18 characters (not shown)"),
         ("user:hunter2@svc", "a text of 16 characters (not shown)"),
+        ("https://admin:correct-horse", "a text of 27 characters (not shown)"),
         ("admin:hunter2", "a text of 13 characters (not shown)"),
         ("me @example.com", "a text of 15 characters (not shown)"),
         ("correct horse battery", "a text of 21 characters (not shown)"),

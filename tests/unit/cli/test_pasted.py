@@ -1,0 +1,66 @@
+"""Whatever is pasted into a command line: what click and the commands say of it holds none of it."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from proxy.cli.commands import commands
+from tests.support.pasted import PASTED, told_of
+
+UPSTREAM = ("--upstream", "https://svc.run.app")
+
+
+@pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("{}",),
+        ("--{}",),
+        ("serve", "{}"),
+        ("serve", "--{}"),
+        ("serve", "--no-such-flag={}"),
+        ("serve", "--workers={}", *UPSTREAM),
+        ("serve", "--config", "{}", *UPSTREAM),
+        ("serve", "--print-config", "--listen", "unix:{}", *UPSTREAM),
+        ("check", "--timeout", "{}", *UPSTREAM),
+        ("check", "--strict", "{}", *UPSTREAM),
+        ("token", "{}", *UPSTREAM),
+        ("token", "a", "{}", *UPSTREAM),
+        ("healthcheck", "--admin", "{}"),
+        ("healthcheck", "--admin", "127.0.0.1:1", "--path", "{}"),
+        ("healthcheck", "--config", "{}"),
+        ("emulate", "--url", "{}"),
+        ("emulate", "--url", "https://{}"),
+        ("emulate", "--host", "{}"),
+        ("emulate", "--app", "{}"),
+        ("emulate", "--app", "{}:app"),
+        ("emulate", "--app", "json:{}"),
+        ("emulate", "--invoker", "{}"),
+        ("emulate", "--may-impersonate", "{}"),
+        ("emulate", "--may-impersonate", "a@b.example={}"),
+        ("emulate", "--tls-port", "{}"),
+        ("emulate", "--token-lifetime", "{}"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_repeats_what_was_pasted(arguments: tuple[str, ...], pasted: str) -> None:
+    told = CliRunner().invoke(commands, [argument.replace("{}", pasted) for argument in arguments])
+    assert told.exit_code in (1, 2)
+    assert told.exception is None or isinstance(told.exception, SystemExit)
+    assert told_of(pasted, told.output) == []
+
+
+@pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
+@pytest.mark.parametrize("variable", ["CLOUDRUN_SIDECAR_ADMIN", "CLOUDRUN_SIDECAR_CONFIG"])
+def test_the_health_check_names_the_variable_and_does_not_quote_it(variable: str, pasted: str) -> None:
+    told = CliRunner().invoke(commands, ["healthcheck"], env={variable: pasted})
+    assert told.exit_code == 1
+    assert told.output.count("\n") == 1
+    assert told_of(pasted, told.output) == []
+
+
+def test_what_is_plainly_no_secret_is_repeated() -> None:
+    assert "No such command 'sreve'" in CliRunner().invoke(commands, ["sreve"]).output
+    assert "'soon' is not a valid" in CliRunner().invoke(commands, ["check", "--timeout", "soon"]).output
+    assert "unexpected extra argument (greeter)" in CliRunner().invoke(commands, ["serve", "greeter"]).output
