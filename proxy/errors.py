@@ -26,6 +26,7 @@ leaf                                invocation  discovery  retry-after  passes a
 `AmbientUnsupported`                503         424        10–30 s      no
 `ImpersonationDenied`               503         424        10–30 s      no
 `MintRefused`                       503         424        10–30 s      no
+`ProxyInvalid`                      503         424        10–30 s      no
 `UpstreamConnectFailed`             503         503        1–5 s        yes
 `UpstreamConnectTimeout`            503         503        1–5 s        yes
 `UpstreamTlsFailed`                 503         424        10–30 s      no
@@ -41,7 +42,7 @@ No text in here may carry a token, a key or an `Authorization` value.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 from proxy.quoting import one_line
 
@@ -64,6 +65,7 @@ __all__ = [
     "Overloaded",
     "PathRefused",
     "Permanent",
+    "ProxyInvalid",
     "RequestRefused",
     "RouteNotFound",
     "TokenExpired",
@@ -106,6 +108,8 @@ class Failure(Exception):
     """Least and most seconds of `retry-after`, or None for no such field."""
     passes: ClassVar[bool]
     """Whether it is expected to pass by itself, without anybody mending anything."""
+    severity: ClassVar[Literal["warning", "error"]] = "warning"
+    """Of its log line: `error` where somebody has to mend something on this side."""
 
 
 class RequestRefused(Failure):
@@ -131,6 +135,7 @@ class Permanent(Failure):
     discovery_status = 424
     retry_after_seconds = (10, 30)
     passes = False
+    severity = "error"
 
 
 class TokenFailure(Failure):
@@ -209,6 +214,7 @@ class Internal(Failure):
     status = discovery_status = 500
     retry_after_seconds = None
     passes = False
+    severity = "error"
 
 
 class TokenTimeout(TokenFailure, Transient):
@@ -263,6 +269,12 @@ class ImpersonationDenied(TokenFailure, Permanent):
     """IAM says no: `roles/iam.serviceAccountOpenIdTokenCreator` is missing on the impersonated account."""
 
     code = "impersonation-denied"
+
+
+class ProxyInvalid(TokenFailure, Permanent):
+    """The environment names a proxy that cannot be used (SOCKS, or no URL of a proxy)."""
+
+    code = "proxy-invalid"
 
 
 class MintRefused(TokenFailure, Permanent):

@@ -51,6 +51,9 @@ _log: Final = structlog.get_logger("sidecar")
 
 _ORDERS_POLL_SECONDS: Final = 0.1
 
+_MOST_SHOWN_ROUTES: Final = 100
+"""In the line that says where it listens."""
+
 _LINGER_SECONDS: Final = 1.0
 """How long upstream connections may take to close at the end."""
 
@@ -201,7 +204,11 @@ class Sidecar:
             listen=[_shown(bound.getsockname()) for bound in sockets.insecure_sockets],
             admin=self._admin.address if self._admin is not None else "off",
             engine=self.engine,
-            routes={route.name: str(route.origin) + route.base_path for route in self.settings.routes},
+            # Log collectors cut lines of some 100 KiB; /routes of the admin port has them all.
+            routes={
+                route.name: f"{route.origin}{route.base_path}" for route in self.settings.routes[:_MOST_SHOWN_ROUTES]
+            },
+            **({"more_routes": more} if (more := len(self.settings.routes) - _MOST_SHOWN_ROUTES) > 0 else {}),
             **({"worker": os.getpid()} if orders is not None else {}),
         )
 

@@ -23,6 +23,7 @@ from proxy.settings.wording import summary, unit_of
 __all__ = ["GroupedCommand", "Unusable", "chosen_routes", "settings_flags", "settings_from"]
 
 _ROUTES: Final = "Routes"
+_MOST_SHOWN_ROUTES: Final = 20
 _INLINE: Final = "For all routes given by flag"
 
 
@@ -93,7 +94,9 @@ def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
     chosen = {}
     for name in (given.strip("/") for given in names):
         if name not in routes:
-            known = ", ".join(f"/{route}" for route in routes)
+            known = ", ".join(f"/{route}" for route in list(routes)[:_MOST_SHOWN_ROUTES])
+            more = len(routes) - _MOST_SHOWN_ROUTES
+            known += f" and {more} more" if more > 0 else ""
             hint = did_you_mean(name, routes, lambda near: f"/{near}")
             shown = f"/{name}" if plain(name) is not None else f"of this name: it is {quoted(name)}"
             raise Unusable(f"there is no route {shown}; the routes are: {known}{hint}")

@@ -31,6 +31,7 @@ _HEADLINES: Final = {
     "credentials-invalid": "the credentials cannot be used",
     "credentials-rejected": "Google does not take these credentials",
     "ambient-unsupported": "these credentials cannot mint an ID token by themselves",
+    "proxy-invalid": "the proxy for calls to Google cannot be used",
     "impersonation-denied": "the impersonation is not allowed",
     "mint-refused": "Google refused to mint",
     "token-timeout": "no answer in time",

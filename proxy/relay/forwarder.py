@@ -23,7 +23,7 @@ from proxy.relay.carrier import Carrier
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import is_discovery, missing_retry_after
 from proxy.routing import UNMATCHED, Route, RouteTable
-from proxy.telemetry import Metrics, RouteMetrics
+from proxy.telemetry import Metrics, Repeats, RouteMetrics
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
 from proxy.wire import Budget, Channel, Exchanges, StreamSource
@@ -38,9 +38,6 @@ _TELLING_STATUSES: Final = frozenset((401, 403, 404, 429, 502, 503, 504))
 
 # 0.03 µs instead of 0.12.
 _STATUSES: Final = {str(status).encode(): status for status in range(100, 600)}
-
-_LOG_INTERVAL_SECONDS: Final = 1.0
-
 
 _COMMON_METHODS: Final = frozenset((b"GET", b"POST"))
 # Compared without regard to case, as a lenient service would.
@@ -106,7 +103,7 @@ class Forwarder(Exchanges):
         self._caller_tokens_told: set[str] = set()
         self.waiting = Waiting(self, tokens, pool, loop)
         """Those that could not be started at once."""
-        self._quiet_until: dict[tuple[str, str], float] = {}
+        self._repeats = Repeats()
         self._unmatched = metrics.route(UNMATCHED)
         self._posts = {route.name: self._post(route, pool, metrics) for route in routes.routes}
 
@@ -182,13 +179,15 @@ class Forwarder(Exchanges):
             return fields
         if status == 401 and carrier.token is not None:
             self._tokens.reject(carrier.token)
-        if self._may_log(carrier.route.name, str(status)):
+        repeats = self._repeats.fields((carrier.route.name, str(status)), self._loop.time())
+        if repeats is not None:
             challenge = next((value for name, value, _ in fields if name == b"www-authenticate"), b"")
             _log.warning(
                 "upstream answered an error",
                 route=carrier.route.name,
                 status=status,
                 www_authenticate=challenge.decode("latin-1"),
+                **repeats,
             )
         # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
         added = missing_retry_after(status, fields, self._chance()) if self._add_retry_after else None
@@ -265,13 +264,8 @@ class Forwarder(Exchanges):
     def _count(self, carrier: Carrier, failure: Failure, what: str) -> None:
         carrier.metrics.failed(failure.code)
         name = carrier.route.name if carrier.route is not None else ""
-        if self._may_log(name, failure.code):
-            _log.warning(what, route=name, code=failure.code, status=carrier.status, reason=str(failure))
-
-    def _may_log(self, route: str, what: str) -> bool:
-        """Return whether this has not been said for a second: an outage must not fill the disk."""
-        now = self._loop.time()
-        if now < self._quiet_until.get((route, what), 0.0):
-            return False
-        self._quiet_until[route, what] = now + _LOG_INTERVAL_SECONDS
-        return True
+        # An outage must not fill the disk.
+        repeats = self._repeats.fields((name, failure.code), self._loop.time())
+        if repeats is not None:
+            write = _log.error if failure.severity == "error" else _log.warning
+            write(what, route=name, code=failure.code, status=carrier.status, reason=str(failure), **repeats)

@@ -4,6 +4,7 @@
 * `background`   standard output and error that never block, whoever reads them
 * `counters`     what is counted on the data path, as plain integers
 * `metrics`      everything that is counted in this process
+* `repeats`      warnings that repeat, written once a second
 * `exposition`   the same as Prometheus reads it; the only importer of prometheus_client
 """
 
@@ -13,5 +14,6 @@ from proxy.telemetry.background import background_output
 from proxy.telemetry.counters import RouteMetrics
 from proxy.telemetry.lines import REDACTED, configure_logging, redact
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.repeats import Repeats
 
-__all__ = ["REDACTED", "Metrics", "RouteMetrics", "background_output", "configure_logging", "redact"]
+__all__ = ["REDACTED", "Metrics", "Repeats", "RouteMetrics", "background_output", "configure_logging", "redact"]

@@ -17,16 +17,12 @@ file, or one that appears, is taken up.
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -42,6 +38,7 @@ from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
 from proxy.tokens.metadata import MetadataServer
 from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.proxies import proxy_for
 from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
 from proxy.tokens.subject import FILE_SECONDS
 from proxy.tokens.worker import Worker
@@ -140,32 +137,6 @@ def _is_near(url: str) -> bool:
     return url.startswith("http://") and adc.is_near(url)
 
 
-@dataclass(frozen=True, slots=True)
-class _Proxy:
-    """What a call goes through. Its login has no repr."""
-
-    url: URL
-    headers: Mapping[str, str] = field(repr=False)
-
-
-def _proxy_for(url: str) -> _Proxy | None:
-    """Return the proxy that the environment names for this URL (`https_proxy`, `no_proxy` …), or None.
-
-    aiohttp's `trust_env` would do this, and take logins for the host from `~/.netrc` as well: a `default` there would
-    be sent to Google, and make calls that are authorised already fail.
-    """
-    parts = urlsplit(url)
-    named = getproxies_environment().get(parts.scheme)
-    if not named or proxy_bypass(parts.hostname or ""):
-        return None
-    proxy = URL(named if "://" in named else f"http://{named}")
-    headers = {}
-    if proxy.user is not None:
-        login = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
-        headers["proxy-authorization"] = f"Basic {login}"
-    return _Proxy(proxy.with_user(None), headers)
-
-
 class _Http:
     """An HTTP client that opens with its first call. `direct` means without a proxy and without TLS."""
 
@@ -191,7 +162,7 @@ class _Http:
         try:
             session = await self._open()
             # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
-            proxy = None if self._direct else _proxy_for(url)
+            proxy = None if self._direct else proxy_for(url)
             if proxy is not None and url.startswith("http:"):
                 headers = {**headers, **proxy.headers}  # There is no CONNECT that could carry them.
             async with session.request(
@@ -274,6 +245,10 @@ def _reason(exc: Exception) -> str:
             return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
         case aiohttp.ClientProxyConnectionError():
             return "the proxy that the environment names cannot be reached"
+        case aiohttp.ClientHttpProxyError(status=407):
+            return "the proxy that the environment names wants a login (407); put USER:PASSWORD@ into its URL"
+        case aiohttp.ClientHttpProxyError(status=status):
+            return f"the proxy that the environment names does not let it through ({status})"
         case aiohttp.ClientConnectorDNSError():
             return "its name does not resolve"
         case aiohttp.ClientConnectorError():

@@ -51,7 +51,8 @@ class TimedMint:
         try:
             token = await self._in_time(key)
         except Failure as failure:
-            log.warning("token mint failed", code=failure.code, error=str(failure), **about)
+            write = log.error if failure.severity == "error" else log.warning
+            write("token mint failed", code=failure.code, error=str(failure), **about)
             if self._observer is not None:
                 self._observer.mint_failed(key, failure, loop.time() - started)
             raise

@@ -176,7 +176,8 @@ class Pool:
             line.fail(failure)
         else:
             # Nobody is told yet: there are others that may bring a stream.
-            _log.warning("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
+            write = _log.error if failure.severity == "error" else _log.warning
+            write("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
 
     def _resume(self, line: Line) -> None:
         line.pause = None

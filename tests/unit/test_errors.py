@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import errors
-from proxy.errors import ERROR_FIELD, Answer, Failure, Permanent, Transient, answer, leaves
+from proxy.errors import ERROR_FIELD, Answer, Failure, Internal, Permanent, Transient, answer, leaves
 
 LEAVES = leaves()
 
@@ -118,3 +118,8 @@ def test_the_body_is_always_one_line_whatever_the_failure_says(text: str) -> Non
     assert b"\r" not in told.body
     assert field(told, b"content-length") == str(len(told.body)).encode()
     told.body.decode("utf-8")
+
+
+@pytest.mark.parametrize("kind", leaves())
+def test_the_log_says_error_where_somebody_has_to_mend_something(kind: type[Failure]) -> None:
+    assert kind.severity == ("error" if issubclass(kind, Permanent | Internal) else "warning")

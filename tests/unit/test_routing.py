@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 import pytest
@@ -86,6 +87,48 @@ def test_an_unknown_path_is_told_which_routes_there_are() -> None:
         RouteTable([route("a"), route("b/c")]).match(b"/x")
     with pytest.raises(RouteNotFound, match=r"the routes are: none$"):
         RouteTable([]).match(b"/x")
+
+
+def nearest(names: Iterable[str], path: str) -> list[str]:
+    table = RouteTable(Route(name=name, origin=RUN) for name in names)
+    with pytest.raises(RouteNotFound) as refused:
+        table.match(path.encode())
+    text = str(refused.value)
+    assert len(text) < 1_200
+    return text.rpartition(": ")[2].split(", ")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["oders-2500", "order-2500", "orders-2500x", "0rders-2500", "ordesr-2500", "ORDERS-2500"]
+)
+def test_of_many_routes_the_nearest_ten_are_told_the_likeliest_first(wrong: str) -> None:
+    names = [f"orders-{number}" for number in range(5_000)]
+    shown = nearest(names, f"/{wrong}/invoke/Orders/add")
+    assert len(shown) == 10
+    assert shown[0] == "/orders-2500"
+
+
+def test_a_route_of_several_segments_is_found_as_well() -> None:
+    names = [f"team-{number}/greeter" for number in range(100)]
+    assert nearest([*names, "shop/checkout"], "/shop/chekout/discover")[0] == "/shop/checkout"
+
+
+def test_names_that_are_long_are_fewer() -> None:
+    shown = nearest([f"{'x' * 300}-{number}" for number in range(50)], "/y")
+    assert len(shown) == 3
+
+
+@given(st.sets(st.text("abc", min_size=1, max_size=6), max_size=40), st.text("abc/", max_size=20))
+def test_any_path_without_a_route_gets_names_of_routes_each_once(names: set[str], path: str) -> None:
+    table = RouteTable(Route(name=name, origin=RUN) for name in names)
+    try:
+        table.match(b"/" + path.encode())
+    except PathRefused:
+        pass
+    except RouteNotFound as refused:
+        shown = [] if not names else str(refused).rpartition(": ")[2].split(", ")
+        assert len(shown) == len(set(shown)) == min(len(names), 10)
+        assert {name.removeprefix("/") for name in shown} <= names
 
 
 def test_two_routes_of_one_name_are_refused() -> None:

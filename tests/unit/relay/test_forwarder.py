@@ -142,8 +142,25 @@ def test_without_a_token_nothing_leaves_and_the_caller_is_told(
         assert client.streams[discovery].status == discovery_status
         assert str(failure).encode() in client.streams[discovery].content
         assert client.streams[discovery].value(ERROR_FIELD) == failure.code.encode()
-        assert {line["code"] for line in log if line["event"] == "request failed"} == {failure.code}
+        assert [(line["code"], line["log_level"]) for line in log if line["event"] == "request failed"] == [
+            (failure.code, "warning" if failure.passes else "error")
+        ]
         world.assert_at_rest()
+
+
+@each_engine
+def test_a_failure_that_repeats_is_logged_once_a_second_with_the_number_left_out(make: EngineFactory) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        world.failure = TokenTimeout("too slow")
+        client = world.client()
+        for _ in range(3):
+            client.request("/svc/x", end=True)
+        world.settle()
+        world.loop.advance(1.0)
+        client.request("/svc/x", end=True)
+        world.settle()
+        told = [line.get("repeats_dropped") for line in log if line["event"] == "request failed"]
+        assert told == [None, 2]
 
 
 @each_engine

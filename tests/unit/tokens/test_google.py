@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, TokenUnavailable
+from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, ProxyInvalid, TokenUnavailable
 from proxy.tokens import google as google_module
 from proxy.tokens.google import GoogleMint, Who
 from proxy.tokens.model import TokenKey
@@ -204,6 +204,42 @@ async def test_calls_to_google_go_through_the_proxy_of_the_environment(
     house.file(key_info)
     with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
         await mint(KEY)
+
+
+@pytest.mark.asyncio
+async def test_a_proxy_that_cannot_be_used_is_told_at_the_first_need(
+    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://ada:hunter2@127.0.0.1:9")
+    house.file(key_info)
+    with pytest.raises(ProxyInvalid, match=r"the variable https_proxy, .*SOCKS"):
+        await mint(KEY)
+    assert google.calls == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "why"), [(407, r"wants a login \(407\)"), (403, r"does not let it through \(403\)")]
+)
+async def test_a_proxy_that_refuses_is_told_apart_from_google(
+    google: FakeGoogle,
+    house: House,
+    mint: GoogleMint,
+    key_info: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    why: str,
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+
+    house.file(key_info)
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        with pytest.raises(TokenUnavailable, match=why):
+            await mint(KEY)
 
 
 @pytest.mark.asyncio

@@ -54,6 +54,21 @@ async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("failure", "level"), [(ImpersonationDenied("grant the role"), "error"), (TokenUnavailable("down"), "warning")]
+)
+async def test_what_somebody_has_to_mend_is_an_error_and_what_passes_a_warning(
+    log_lines: list[Any], failure: Failure, level: str
+) -> None:
+    time = FakeTime()
+    mint = FakeMint(time)
+    mint.failure = failure
+    with pytest.raises(type(failure)):
+        await timed(mint, time, Counted()).mint(KEY, fresh=False)
+    assert [line["log_level"] for line in log_lines] == [level]
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(("behind", "warned"), [(30.0, False), (31.0, True), (-3600.0, False)])
 async def test_a_token_from_the_future_means_that_the_clock_is_behind(
     log_lines: list[Any], behind: float, warned: bool
