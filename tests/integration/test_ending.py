@@ -190,7 +190,8 @@ async def test_the_end_comes_by_the_deadline_whatever_lives(
         it.sidecar.program.send(signal.SIGTERM)
         await it.cut()
         assert await it.sidecar.program.ended() == 0
-        assert loop.time() - started < 4
+        # By default it would be 30 s; what is over 1 s is what a busy machine needs.
+        assert loop.time() - started < 25
 
 
 @pytest.mark.asyncio

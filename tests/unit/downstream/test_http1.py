@@ -163,7 +163,7 @@ async def test_more_than_a_window_of_a_request_is_not_read() -> None:
         while not taken.ended.is_set():
             octets, seen = len(taken.content) - seen, len(taken.content)
             taken.acknowledge(octets)
-            await asyncio.wait_for(taken.came(min(size, seen + 1)), 5)
+            await asyncio.wait_for(taken.came(min(size, seen + 1)), 30)
         assert len(taken.content) == size
         taken.answer(b"")
         await head_of(reader)
@@ -238,7 +238,7 @@ async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> 
 async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: bytes, status: bytes) -> None:
     async with listening(max_head_octets=8_192) as it:
         reader, _ = await it.raw(request_head)
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), 30)
         assert answer.startswith(b"HTTP/1.1 " + status), answer
         assert it.relay.requests.empty()
 
@@ -405,7 +405,7 @@ async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) ->
     async with listening() as it:
         request = method + b" /svc/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + says
         reader, _ = await it.raw(request + b"\r\n")
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), 30)
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"x-cloudrun-sidecar-error: browser-refused" in answer
         assert answer.endswith(b"\r\n\r\n") == (method == b"HEAD")
@@ -418,7 +418,7 @@ async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) ->
 async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes) -> None:
     async with listening() as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), 30)
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"x-cloudrun-sidecar-error: browser-refused" in answer
         assert it.relay.requests.empty()

@@ -379,7 +379,7 @@ async def test_closing_breaks_a_mint_off(
     asked = asyncio.Event()
     google.break_next("/token", silent_and_sets(asked))
     async with asyncio.TaskGroup() as group:
-        waiter = group.create_task(asyncio.wait_for(asyncio.gather(mint(KEY), return_exceptions=True), 5))
+        waiter = group.create_task(asyncio.wait_for(asyncio.gather(mint(KEY), return_exceptions=True), 30))
         await asked.wait()
         await mint.close()
     assert isinstance(waiter.result()[0], TokenUnavailable)

@@ -96,7 +96,7 @@ async def test_closing_breaks_errands_off() -> None:
     loopback.gate.clear()
     worker = Worker(loopback)
     async with asyncio.TaskGroup() as group:
-        errand = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 5))
+        errand = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 30))
         await loopback.asked.wait()
         await worker.close()
     assert isinstance(errand.result()[0], TokenUnavailable)
