@@ -30,6 +30,9 @@ __all__ = ["Carrier"]
 
 _MAX_ATTEMPTS: Final = 3
 
+_MOST_DISCARDED_OCTETS: Final = 64 << 10
+"""How much of a request is taken after its response is complete and nobody wants the rest."""
+
 # What every exchange needs (see `exchange`: attributes of an Enum are slow).
 _REQUEST_DATA: Final = Move.REQUEST_DATA
 _REQUEST_END: Final = Move.REQUEST_END
@@ -45,6 +48,7 @@ class Carrier(Sink):
 
     __slots__ = (
         "_acknowledged_octets",
+        "_discarded_octets",
         "_downstream",
         "_downstream_id",
         "_ended",
@@ -90,6 +94,7 @@ class Carrier(Sink):
         self._received_octets = 0
         self._acknowledged_octets = 0
         self._sent_octets = 0
+        self._discarded_octets = 0
         self.fields: Fields = []
         """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
         self.method = b""
@@ -144,8 +149,8 @@ class Carrier(Sink):
             upstream = self._upstream
             if upstream is not None:
                 upstream.send_data(self._upstream_id, data, end_stream)
-        elif data:
-            self._downstream.acknowledge(self._downstream_id, len(data))
+        elif data and not end_stream:
+            self._discard(len(data))
         if end_stream and self._exchange.state is _OVER:
             self._end()
 
@@ -314,6 +319,16 @@ class Carrier(Sink):
         if fresh > 0 and not self._request_ended:
             self._acknowledged_octets = octets
             self._downstream.acknowledge(self._downstream_id, fresh)
+
+    def _discard(self, octets: int) -> None:
+        """Drop content that nobody wants; when it is too much, say so behind the response (RFC 9113, 8.1)."""
+        self._discarded_octets += octets
+        if self._discarded_octets <= _MOST_DISCARDED_OCTETS:
+            self._downstream.acknowledge(self._downstream_id, octets)
+            return
+        self._exchange.on(Move.DISCARDED_ENOUGH)
+        self._downstream.reset(self._downstream_id, ErrorCode.NO_ERROR, after_data=True)
+        self._end()
 
     def _response_ended(self) -> None:
         self._exchange.on(_RESPONSE_END)

@@ -11,10 +11,12 @@ is left to come::
     response ended   ANSWERED ──────request ends─────▶ OVER
                          │ upstream wants no more          ▲
                      DISCARDING ────request ends───────────┘
+                                    or too much of it comes
 
 A reset from either side ends everything and crosses over with its code. One exception: RST_STREAM(NO_ERROR) after
-a complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success; what still
-comes of the request is discarded, and the caller is not reset, because Restate would take that for a broken body.
+a complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success; a little of
+what still comes of the request is discarded, because most requests end soon. If more comes, the caller is told so in
+the same way, behind the whole response.
 
 An upstream failure before the response head is answered in the upstream's stead; after it, it is a reset, never an end
 that looks clean. A defect of ours is a reset at any time.
@@ -56,6 +58,7 @@ class Move(Enum):
     RESPONSE_END = "upstream ended the response"
     RESPONSE_RESET = "upstream reset the stream"
     UNWANTED = "upstream reset the stream with NO_ERROR"
+    DISCARDED_ENOUGH = "downstream sent more of a request that nobody wants than is discarded"
     FAILED = "no upstream was reached, or its connection is lost"
     BROKEN = "neither did anything: a defect of ours showed"
 
@@ -119,6 +122,7 @@ _TABLE: Final[dict[tuple[State, Move], tuple[State, Action]]] = {
     (_S.DISCARDING, _M.REQUEST_DATA): (_S.DISCARDING, _A.DISCARD),
     (_S.DISCARDING, _M.REQUEST_END): (_S.OVER, _A.DISCARD),
     (_S.DISCARDING, _M.REQUEST_RESET): (_S.OVER, _A.NOTHING),
+    (_S.DISCARDING, _M.DISCARDED_ENOUGH): (_S.OVER, _A.RESET),
     (_S.DISCARDING, _M.BROKEN): (_S.OVER, _A.RESET),
 }
 

@@ -206,6 +206,19 @@ async def test_work_waits_while_nothing_can_be_minted_and_goes_on_afterwards(tmp
 
 
 @pytest.mark.asyncio
+async def test_work_with_a_large_input_waits_too_and_uses_no_attempt_up(tmp_path: Path) -> None:
+    text = "x" * (8 << 20)
+    async with world(tmp_path, max_attempts=1) as here, asyncio.TaskGroup() as group:
+        await here.register()
+        here.google.fail("metadata", Fault.SERVER_ERROR)
+        waiting = group.create_task(here.restate.invoke("Echo", "echo", text))
+        # The answer comes, and then a reset with NO_ERROR, while most of the input is still to come.
+        await here.restate.program.line("Invocation error, retrying in [1-5].*RT0023")
+        here.google.fail("metadata", None)
+        assert await waiting == (200, text)
+
+
+@pytest.mark.asyncio
 async def test_an_invocation_outlasts_more_503s_without_retry_after_than_it_has_attempts(tmp_path: Path) -> None:
     async with world(tmp_path, max_attempts=3) as here:
         await here.register()

@@ -18,6 +18,7 @@ from tests.support.ends import Client, Service
 from tests.support.joined import World
 
 WINDOW = 40_000
+DISCARDED = 64 << 10
 SMALL = Limits(stream_window_octets=WINDOW)
 TRAILERS: Fields = [(b"x-checksum", b"1", False)]
 
@@ -151,7 +152,8 @@ def test_a_request_is_tried_three_times(make: EngineFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("why", ["too large", "interim", "not allowed"])
-def test_what_cannot_be_sent_again_is_answered_with_503(make: EngineFactory, why: str) -> None:
+@pytest.mark.parametrize("more", [DISCARDED, 3 << 20])
+def test_what_cannot_be_sent_again_is_answered_with_503(make: EngineFactory, why: str, more: int) -> None:
     octets = {"too large": 1_001, "interim": 10, "not allowed": 1}[why]
     with (
         World(make=make, replay_octets=0 if why == "not allowed" else 1_000) as world,
@@ -167,10 +169,12 @@ def test_what_cannot_be_sent_again_is_answered_with_503(make: EngineFactory, why
         assert len(world.arrivals("/x")) == 1
         assert client.streams[stream].status == 503
         assert client.streams[stream].value(ERROR_FIELD) == b"upstream-refused-stream"
-        # The client goes on sending, and is not left waiting for a window.
-        client.engine.send_data(stream, bytes(3 << 20), end_stream=True)
+        # The client goes on sending, and is not left waiting for a window: it finishes, or is told to stop.
+        client.engine.send_data(stream, bytes(more), end_stream=True)
         world.settle()
-        assert client.sent[stream] == octets + (3 << 20)
+        assert client.streams[stream].ended
+        assert (client.streams[stream].reset == ErrorCode.NO_ERROR) is (more > DISCARDED)
+        assert (client.sent[stream] == octets + more) is (more <= DISCARDED)
         world.assert_at_rest()
 
 
@@ -236,11 +240,11 @@ def test_an_early_answer_lets_the_client_finish(make: EngineFactory) -> None:
     with World(make=make) as world, structlog.testing.capture_logs():
         client = world.client()
         stream = client.request("/nowhere")
-        client.engine.send_data(stream, bytes(5 << 20), end_stream=False)
+        client.engine.send_data(stream, bytes(DISCARDED), end_stream=False)
         world.settle()
         assert client.streams[stream].status == 404
         assert client.streams[stream].ended
-        assert client.sent[stream] == 5 << 20
+        assert client.sent[stream] == DISCARDED
         client.engine.send_trailers(stream, TRAILERS)
         world.settle()
         assert client.streams[stream].reset is None
@@ -248,18 +252,22 @@ def test_an_early_answer_lets_the_client_finish(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_an_upstream_lost_before_the_response_is_answered_and_the_rest_discarded(make: EngineFactory) -> None:
+def test_an_upstream_lost_before_the_response_is_answered_and_a_little_of_the_rest_discarded(
+    make: EngineFactory,
+) -> None:
     with World(make=make) as world, structlog.testing.capture_logs():
         client, stream, service, _ = begun(world)
         service.acknowledging = False
-        client.engine.send_data(stream, bytes(2 << 20), end_stream=False)
+        client.engine.send_data(stream, bytes(9 << 20), end_stream=False)
         world.settle()
         assert client.sent[stream] < 3 << 20
         world.wire(service).lose(ConnectionResetError())
-        client.engine.send_data(stream, bytes(2 << 20), end_stream=True)
         world.settle()
         assert client.streams[stream].value(ERROR_FIELD) == b"upstream-connection-lost"
-        assert client.sent[stream] == 4 << 20
+        assert client.streams[stream].ended
+        assert client.streams[stream].reset == ErrorCode.NO_ERROR
+        # A window at the service, another in the sidecar, which is given back when the service is gone.
+        assert client.sent[stream] <= (3 << 20) + DISCARDED
         world.assert_at_rest()
 
 
@@ -292,7 +300,7 @@ def test_a_complete_response_is_a_success_whatever_becomes_of_the_upstream(make:
     with World(make=make, access_log=True) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world)
         service.acknowledging = False
-        client.engine.send_data(stream, bytes(2 << 20), end_stream=False)
+        client.engine.send_data(stream, bytes(1 << 20), end_stream=False)
         service.respond(far)
         service.engine.send_data(far, b"done", end_stream=True)
         world.settle()
@@ -300,13 +308,47 @@ def test_a_complete_response_is_a_success_whatever_becomes_of_the_upstream(make:
             world.wire(service).lose()
         else:
             service.engine.reset(far, ErrorCode.NO_ERROR)
-        client.engine.send_data(stream, bytes(2 << 20), end_stream=True)
+        world.settle()
+        client.engine.send_data(stream, bytes(DISCARDED), end_stream=True)
         world.settle()
         assert client.streams[stream].ended
         assert client.streams[stream].reset is None
-        assert client.sent[stream] == 4 << 20
+        assert client.sent[stream] == (1 << 20) + DISCARDED
         (line,) = [line for line in log if line["event"] == "exchange"]
         assert (line["status"], line["code"]) == (200, None)
+        world.assert_at_rest()
+
+
+@each_engine
+@pytest.mark.parametrize("how", ["lost", "not wanted", "no route"])
+def test_an_upload_that_nobody_wants_is_stopped_behind_the_whole_response(make: EngineFactory, how: str) -> None:
+    with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs():
+        client = world.client()
+        client.acknowledging = False
+        stream = client.request("/nowhere" if how == "no route" else "/svc/x")
+        world.settle()
+        if how != "no route":
+            service, far = world.latest("/x")
+            service.respond(far)
+            service.engine.send_data(far, bytes(2 * WINDOW), end_stream=True)
+            world.settle()
+            if how == "lost":
+                world.wire(service).lose()
+            else:
+                service.engine.reset(far, ErrorCode.NO_ERROR)
+            world.settle()
+        client.engine.send_data(stream, bytes(50 << 20), end_stream=False)
+        world.settle()
+        # A window, what is given back, and the rest of what was read at once with it: at most another window.
+        assert DISCARDED < client.sent[stream] <= (2 << 20) + DISCARDED
+        if how != "no route":
+            assert client.streams[stream].reset is None, "the response has not all been read"
+            client.acknowledge_all()
+            world.settle()
+            assert len(client.streams[stream].content) == 2 * WINDOW
+        assert client.streams[stream].ended
+        assert client.streams[stream].reset == ErrorCode.NO_ERROR
+        assert client.sent[stream] <= (2 << 20) + DISCARDED
         world.assert_at_rest()
 
 

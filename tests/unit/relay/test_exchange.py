@@ -62,6 +62,12 @@ def test_a_lost_upstream_does_not_spoil_a_complete_response() -> None:
     assert exchange.state is State.DISCARDING
 
 
+def test_too_much_of_a_request_that_nobody_wants_resets_it() -> None:
+    exchange = after(Move.RESPONSE_HEAD, Move.RESPONSE_END, Move.UNWANTED, Move.REQUEST_DATA)
+    assert exchange.on(Move.DISCARDED_ENOUGH) is Action.RESET
+    assert exchange.over
+
+
 def test_what_is_answered_while_the_request_is_open_discards_the_rest_of_it() -> None:
     exchange = after(Move.FAILED)
     assert exchange.on(Move.REQUEST_DATA) is Action.DISCARD
@@ -110,6 +116,8 @@ class Oracle:
             return not self.request_ended
         if move in (Move.REQUEST_RESET, Move.BROKEN):
             return True
+        if move is Move.DISCARDED_ENOUGH:
+            return self.unwanted
         if self.unwanted:
             return False
         if move in (Move.INTERIM, Move.RESPONSE_HEAD):
@@ -125,7 +133,7 @@ class Oracle:
             self.head = True
         elif move is Move.RESPONSE_END:
             self.response_ended = True
-        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.BROKEN):
+        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.BROKEN, Move.DISCARDED_ENOUGH):
             self.dead = True
         elif move is Move.UNWANTED:
             self.unwanted, self.dead = self.response_ended, not self.response_ended
