@@ -11,19 +11,20 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → sidecar | doctor → admin | relay | settings → downstream | upstream | tokens
-        → wire → telemetry → routing | restate | http2 | network → errors → quoting
+        → wire → telemetry → cloud_run → routing | restate | http2 | network → errors → quoting
 
 * `cli`         the command line, one file a command
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
 * `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`forwarder`, `carrier`,
-                `waiting`)
+                `waiting`); loops (`via`, pure), and lines about an upstream's errors
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
 * `wire`        one HTTP/2 connection on a transport, and what connections and exchanges are to each other
 * `http2`       HTTP/2 without IO: events, the engine seam, field rules (pure)
+* `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
 * `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `network`     what upstream connections and Google calls share of the system's networking: the event loop

@@ -4,8 +4,6 @@ It uses the sidecar's own parts (credentials, token source, connector, engine), 
 sidecar will meet.
 
 * `report`      steps, outcomes, and the machine form (pure)
-* `gcloud`      commands that mend things, spelled out (pure)
-* `answer`      an answer, and what can be read off it (pure)
 * `diagnosis`   what an answer, or its absence, means (pure)
 * `claims`      a token taken apart (pure)
 * `rendering`   a report for people (pure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from proxy.doctor.answer import Answer
+from proxy.cloud_run.answer import Answer
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream.connection import UpstreamConnection

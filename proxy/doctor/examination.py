@@ -15,9 +15,10 @@ from functools import partial
 from typing import Final
 
 from proxy import __version__
-from proxy.doctor.answer import Answer
+from proxy.cloud_run.answer import Answer
+from proxy.cloud_run.findings import Call, skew_seconds
 from proxy.doctor.asking import ask
-from proxy.doctor.diagnosis import Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import find_credentials, mint
 from proxy.doctor.reaching import Reacher
 from proxy.doctor.report import Outcome, RouteReport, Step, StepName, sentence, skipped
@@ -140,7 +141,7 @@ class Doctor:
             answer = await visit.get(None)
             if isinstance(answer, Answer):
                 skew = skew_seconds(answer, self._clock())
-                private = private_step(answer, Patient(route=route))
+                private = private_step(answer, Call(route=route))
             else:
                 private = skipped("private", f"cannot be told: {answer.text} to an unsigned request")
         else:
@@ -154,8 +155,8 @@ class Doctor:
         if skew is None:
             skew = skew_seconds(answer, self._clock())
         principal = token.principal if token is not None else None
-        patient = Patient(route=route, principal=principal, skew_seconds=skew)
-        return private, clock_step(skew), discovery_step(answer, patient)
+        call = Call(route=route, principal=principal, skew_seconds=skew)
+        return private, clock_step(skew), discovery_step(answer, call)
 
 
 class _Visit:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from proxy.doctor import gcloud
+from proxy.cloud_run import gcloud
 from proxy.doctor.claims import claims_of, life_in_words, time_in_words
 from proxy.doctor.report import Outcome, Step, StepName, sentence
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout

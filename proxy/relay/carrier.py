@@ -66,6 +66,7 @@ class Carrier(Sink):
         "cancel_start",
         "code",
         "discovery",
+        "error_head",
         "fields",
         "method",
         "metrics",
@@ -108,6 +109,8 @@ class Carrier(Sink):
         self.discovery = False
         self.token: Token | None = None
         """The token this request went out with."""
+        self.error_head: Fields | None = None
+        """Of a response that is to be logged when its content begins, or the exchange ends."""
         self.attempts = 0
         """How often it was started."""
         self.started_at = started_at
@@ -194,6 +197,8 @@ class Carrier(Sink):
 
     def response_data(self, data: bytes, end_stream: bool) -> None:
         """Content of the response."""
+        if self.error_head is not None and data:
+            self._office.error_answered(self, data)
         if not end_stream:
             self._exchange.on(_RESPONSE_DATA)
             self._downstream.send_data(self._downstream_id, data, False)

@@ -4,8 +4,9 @@ from email.utils import formatdate
 
 import pytest
 
-from proxy.doctor.answer import Answer
-from proxy.doctor.diagnosis import Patient, clock_step, discovery_step, private_step, skew_seconds
+from proxy.cloud_run.answer import Answer
+from proxy.cloud_run.findings import Call, skew_seconds
+from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.report import Outcome
 from proxy.routing import Origin, Route
 
@@ -22,8 +23,8 @@ def route(host: str = HOST, *, audience: str = "", signed: bool = True, base_pat
     )
 
 
-def patient(of: Route | None = None, *, skew: float | None = None, principal: str | None = WHO) -> Patient:
-    return Patient(route=of or route(), principal=principal, skew_seconds=skew)
+def call(of: Route | None = None, *, skew: float | None = None, principal: str | None = WHO) -> Call:
+    return Call(route=of or route(), principal=principal, skew_seconds=skew)
 
 
 def answer(status: int, body: str = "", **fields: str) -> Answer:
@@ -35,20 +36,20 @@ def answer(status: int, body: str = "", **fields: str) -> Answer:
 
 @pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
 def test_a_service_that_refuses_unsigned_requests_is_private(refusal: Answer) -> None:
-    step = private_step(refusal, patient())
+    step = private_step(refusal, call())
     assert (step.outcome, step.code) == (Outcome.OK, None)
 
 
 @pytest.mark.parametrize("undecided", [answer(401), answer(404), answer(429), answer(500), answer(503)])
 def test_what_front_end_and_container_both_could_answer_decides_nothing(undecided: Answer) -> None:
-    assert private_step(undecided, patient()).outcome is Outcome.SKIPPED
+    assert private_step(undecided, call()).outcome is Outcome.SKIPPED
 
 
 @pytest.mark.parametrize(
     "open_", [answer(200), answer(204), answer(400), Answer(401, OF_SDK, b""), Answer(404, OF_SDK, b"")]
 )
 def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Answer) -> None:
-    step = private_step(open_, patient())
+    step = private_step(open_, call())
     assert (step.outcome, step.code) == (Outcome.WARNING, "public")
     assert step.commands == (
         "gcloud run services remove-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
@@ -71,7 +72,7 @@ SIGN_IN = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x
 )
 @pytest.mark.parametrize("host", [HOST, "greeter.example.com"])
 def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(refusal: Answer, host: str) -> None:
-    of = patient(route(host))
+    of = call(route(host))
     private = private_step(refusal, of)
     assert (private.outcome, private.code, private.commands) == (Outcome.OK, None, ())
     assert "Identity-Aware Proxy" in private.text
@@ -98,10 +99,10 @@ def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(re
 )
 def test_a_redirect_is_never_a_public_service(status: int, location: str, shown: str) -> None:
     redirect = Answer(status, {"location": location} if location else {}, b"")
-    private = private_step(redirect, patient())
+    private = private_step(redirect, call())
     assert (private.outcome, private.code, private.commands) == (Outcome.SKIPPED, None, ())
     assert f"redirected to {shown} ({status})" in private.text
-    step = discovery_step(redirect, patient())
+    step = discovery_step(redirect, call())
     assert (step.code, step.commands) == ("redirected", ())
     assert f"a redirect to {shown} ({status})" in step.text
     assert "secret" not in f"{private.text} {step.text} {step.remedy}"
@@ -118,7 +119,7 @@ def test_a_redirect_is_never_a_public_service(status: int, location: str, shown:
     ],
 )
 def test_where_a_redirect_leads_says_what_to_set(location: str, advice: str) -> None:
-    step = discovery_step(answer(301, location=location), patient(route(base_path="/restate")))
+    step = discovery_step(answer(301, location=location), call(route(base_path="/restate")))
     assert step.remedy
     assert advice in step.remedy
 
@@ -179,7 +180,7 @@ def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: 
     ],
 )
 def test_each_answer_has_its_diagnosis(given: Answer, code: str, words: str) -> None:
-    step = discovery_step(given, patient())
+    step = discovery_step(given, call())
     assert (step.name, step.outcome, step.code) == ("discovery", Outcome.FAILED, code)
     assert step.remedy
     assert words in " ".join([step.text, step.remedy, *step.commands])
@@ -187,7 +188,7 @@ def test_each_answer_has_its_diagnosis(given: Answer, code: str, words: str) -> 
 
 
 def test_the_command_for_a_missing_role_is_complete() -> None:
-    step = discovery_step(answer(403), patient())
+    step = discovery_step(answer(403), call())
     assert step.commands == (
         "gcloud run services add-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
         f"--member=serviceAccount:{WHO} --role=roles/run.invoker",
@@ -195,7 +196,7 @@ def test_the_command_for_a_missing_role_is_complete() -> None:
 
 
 def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
-    step = discovery_step(answer(403), patient(principal=None))
+    step = discovery_step(answer(403), call(principal=None))
     assert "the principal of the token may not call" in step.text
     assert "--member=PRINCIPAL" in step.commands[0]
 
@@ -209,7 +210,7 @@ def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
     ],
 )
 def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words: str) -> None:
-    step = discovery_step(Answer(401, CHALLENGE, b""), patient(of))
+    step = discovery_step(Answer(401, CHALLENGE, b""), call(of))
     assert step.remedy
     assert of.audience in step.text
     assert words in step.remedy
@@ -218,22 +219,22 @@ def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words
 
 @pytest.mark.parametrize(("skew", "code"), [(61.0, "clock-wrong"), (-61.0, "clock-wrong"), (60.0, "audience-refused")])
 def test_a_refused_token_is_the_fault_of_a_clock_that_is_wrong(skew: float, code: str) -> None:
-    assert discovery_step(Answer(401, CHALLENGE, b""), patient(skew=skew)).code == code
+    assert discovery_step(Answer(401, CHALLENGE, b""), call(skew=skew)).code == code
 
 
 @pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
 def test_a_route_without_tokens_to_a_private_service_is_told_so(refusal: Answer) -> None:
-    assert discovery_step(refusal, patient(route(signed=False))).code == "unsigned-refused"
+    assert discovery_step(refusal, call(route(signed=False))).code == "unsigned-refused"
 
 
 def test_a_missing_page_is_named_with_its_path() -> None:
-    assert f"https://{HOST}/restate/discover" in discovery_step(answer(404), patient(route(base_path="/restate"))).text
+    assert f"https://{HOST}/restate/discover" in discovery_step(answer(404), call(route(base_path="/restate"))).text
 
 
 def test_a_manifest_lists_services_and_handlers() -> None:
     greeter = '{"name": "Greeter", "handlers": [{"name": "greet"}, {"name": "bye"}]}'
     body = f'{{"services": [{greeter}, {{"name": "N", "handlers": []}}]}}'
-    step = discovery_step(answer(200, body, content_type=MANIFEST), patient())
+    step = discovery_step(answer(200, body, content_type=MANIFEST), call())
     assert (step.outcome, step.text) == (Outcome.OK, "Greeter (greet, bye) · N ()")
     assert step.details["services"] == {"Greeter": ["greet", "bye"], "N": []}
 
@@ -249,7 +250,7 @@ def test_a_manifest_lists_services_and_handlers() -> None:
     ],
 )
 def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Answer, code: str) -> None:
-    step = discovery_step(given, patient())
+    step = discovery_step(given, call())
     assert (step.outcome, step.code) == (Outcome.FAILED, code)
     assert step.remedy
 
@@ -266,7 +267,7 @@ def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Answer, code: st
 def test_what_was_said_is_shown_without_mark_up_if_it_is_text(body: str, kind: str, expected: str) -> None:
     given = answer(500, body, content_type=kind)
     assert given.excerpt() == expected
-    assert discovery_step(given, patient()).details.get("said", "") == expected
+    assert discovery_step(given, call()).details.get("said", "") == expected
 
 
 def test_an_answer_shows_neither_fields_nor_body_when_it_is_printed() -> None:

@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
-from proxy.routing import UNMATCHED, Route
+from proxy.routing import UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.conformance.engines import each_engine
@@ -35,6 +35,7 @@ class Signed(World):
     def __init__(self, make: EngineFactory, *routes: Route, access_log: bool = False) -> None:
         self.mints: list[TokenKey] = []
         self.failure: Exception | None = None
+        self.principal: str | None = None
         self.may_mint = asyncio.Event()
         self.may_mint.set()
         self._numbers = count(1)
@@ -51,7 +52,9 @@ class Signed(World):
         await self.may_mint.wait()
         if self.failure is not None:
             raise self.failure
-        return Token(key=key, authorization=b"Bearer %d" % number, expires_at=self.wall + HOUR, principal=None)
+        return Token(
+            key=key, authorization=b"Bearer %d" % number, expires_at=self.wall + HOUR, principal=self.principal
+        )
 
     def tokens_of(self, path: str) -> list[bytes]:
         """Return every token field with which a request has arrived, attempt by attempt."""
@@ -360,7 +363,7 @@ def test_the_access_log_has_a_line_for_each_exchange_and_no_query(make: EngineFa
 
 
 @each_engine
-@pytest.mark.parametrize("status", [403, 404, 429, 502, 503, 504])
+@pytest.mark.parametrize("status", [302, 403, 404, 415, 429, 502, 503, 504, 508])
 def test_what_the_front_end_says_passes_through_and_is_logged(make: EngineFactory, status: int) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
         client = world.client()
@@ -607,3 +610,81 @@ def test_trailers_that_belong_into_a_head_cross_neither_way(make: EngineFactory)
         world.settle()
         assert client.streams[stream].trailers == crossing
         world.assert_at_rest()
+
+
+# ---- what the upstream answers, and what mends it
+
+
+PROTOCOL_ERROR = b"upstream connect error or disconnect/reset before headers. reset reason: protocol error"
+
+
+@each_engine
+@pytest.mark.parametrize(
+    ("status", "fields", "content", "code", "words"),
+    [
+        (401, [(b"www-authenticate", b'Bearer error="invalid_token"')], b"", "audience-refused", "gcp_audience"),
+        (401, [], b"", "identity-required", "request identity"),
+        (403, [(b"content-type", b"text/html")], b"<h1>Forbidden", "invoker-missing", "roles/run.invoker"),
+        (404, [], b"", "not-found", "Check the url of the route"),
+        (404, [(b"x-restate-server", b"sdk/1")], b"", "not-found", "register the deployment again"),
+        (429, [], b"Rate exceeded.", "no-instance", "--max-instances"),
+        (502, [(b"content-type", b"text/plain")], PROTOCOL_ERROR, "http2-not-end-to-end", "--use-http2"),
+        (503, [(b"content-type", b"text/plain")], PROTOCOL_ERROR, "http2-not-end-to-end", "--use-http2"),
+        (502, [], b"", "service-failed", "logs"),
+        (503, [], b"no instance", "no-instance", "--max-instances"),
+        (504, [], b"", "timed-out", "timeout"),
+        (508, [(ERROR_FIELD, b"loop-detected")], b"", "sidecar-answered", "not to a sidecar"),
+        (302, [(b"location", b"https://accounts.google.com/o?x=y")], b"", "iap", "IAP"),
+        (307, [(b"location", b"https://elsewhere.example/?x=y")], b"", "redirected", "Restate follows none"),
+    ],
+)
+def test_an_answer_that_stops_work_is_logged_with_what_mends_it(
+    make: EngineFactory, status: int, fields: list[tuple[bytes, bytes]], content: bytes, code: str, words: str
+) -> None:
+    with Signed(make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        stream = get(world, client, "/svc/invoke/Greeter/greet?key=secret")
+        service, far = world.latest("/invoke/Greeter/greet?key=secret")
+        service.respond(far, status, fields=fields, end=not content)
+        if content:
+            service.engine.send_data(far, content, end_stream=True)
+        world.settle()
+        assert client.streams[stream].content == content
+        (line,) = [line for line in log if line["event"] == "upstream answered an error"]
+        assert (line["log_level"], line["route"], line["status"], line["code"]) == ("warning", "svc", status, code)
+        assert line["reason"]
+        assert words in line["remedy"]
+        assert "secret" not in str(line)
+        world.assert_at_rest()
+
+
+@each_engine
+def test_a_content_that_never_comes_is_not_waited_for_beyond_the_exchange(make: EngineFactory) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        get(world, client, "/svc/x")
+        service, far = world.latest("/x")
+        service.respond(far, 502)
+        world.settle()
+        service.engine.reset(far, ErrorCode.INTERNAL_ERROR)
+        world.settle()
+        told = [line for line in log if line["event"] == "upstream answered an error"]
+        assert [line["code"] for line in told] == ["service-failed"]
+        world.assert_at_rest()
+
+
+@each_engine
+def test_a_403_names_whose_token_it_was_and_the_command(make: EngineFactory) -> None:
+    host = "greeter-123456789012.europe-west1.run.app"
+    greeter = Route(name="svc", origin=Origin("https", host, 443))
+    with Signed(make, greeter) as world, structlog.testing.capture_logs() as log:
+        world.principal = "me@project.iam.gserviceaccount.com"
+        client = world.client()
+        get(world, client, "/svc/x")
+        world.respond("/x", 403)
+        (line,) = [line for line in log if line["event"] == "upstream answered an error"]
+        assert line["reason"] == "me@project.iam.gserviceaccount.com may not call the service (403)"
+        assert line["commands"] == [
+            "gcloud run services add-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
+            "--member=serviceAccount:me@project.iam.gserviceaccount.com --role=roles/run.invoker"
+        ]

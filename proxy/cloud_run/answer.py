@@ -1,4 +1,4 @@
-"""What came back to a request of the doctor, and what can be read off it. Pure."""
+"""What came back to a request, and what can be read off it. Pure."""
 
 from __future__ import annotations
 

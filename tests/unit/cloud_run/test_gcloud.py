@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from proxy.doctor import gcloud
-from proxy.doctor.gcloud import Service, service_of
+from proxy.cloud_run import gcloud
+from proxy.cloud_run.gcloud import Service, service_of
 
 CALLER = "caller@p.iam.gserviceaccount.com"
 MIDDLE = "middle@q.iam.gserviceaccount.com"

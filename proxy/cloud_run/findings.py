@@ -1,0 +1,272 @@
+"""What an answer means that is not the one a caller hoped for. Pure.
+
+It may come from three places, and looks different from each: the front end (401 with a challenge, 403 and 404 as a web
+page, `upstream connect error`), the container (`x-restate-server` where it is a Restate SDK), or something that is no
+Cloud Run at all.
+
+======================  ========================================================================================
+code                    what it means
+======================  ========================================================================================
+`clock-wrong`           401, and this machine's clock and the service's differ by more than a minute
+`audience-refused`      401 of the front end: the token is for somebody else
+`identity-required`     401 or 403 of the container: it verifies requests by itself
+`invoker-missing`       403: the principal has no `roles/run.invoker`, or ingress keeps us out
+`unsigned-refused`      401 or 403 on a route that adds no token
+`not-found`             404: another URL, or ingress
+`http2-not-end-to-end`  the container is spoken to by HTTP/1.1: no `--use-http2`
+`no-instance`           429, 503: nothing took the request
+`timed-out`             504: the container did not answer in time
+`service-failed`        another 5xx
+`iap`                   Identity-Aware Proxy refused, before Cloud Run looked at the token
+`redirected`            another 3xx
+`versions-refused`      415: the SDK and Restate have no manifest version in common
+`sidecar-answered`      the URL leads to a cloudrun-sidecar
+`unexpected-status`     any other status
+======================  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from proxy.cloud_run import gcloud
+from proxy.cloud_run.answer import Answer
+from proxy.errors import ERROR_FIELD
+from proxy.quoting import one_line
+from proxy.routing import Route
+
+__all__ = ["MOST_SKEW_SECONDS", "SET_CLOCK", "Call", "Finding", "finding", "skew_seconds"]
+
+MOST_SKEW_SECONDS: Final = 60.0
+"""Restate's signature on a request is good for a minute either way; Google allows tokens some seconds only."""
+
+SET_CLOCK: Final = "Tokens and signatures are good for a time: set the clock (NTP), then check again."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The request that was answered: what the sentences are about."""
+
+    route: Route
+    path: str | None = None
+    """The path that the upstream was asked for, without query; None means a discovery's."""
+    principal: str | None = None
+    """Who the token speaks for; None where it does not say."""
+    skew_seconds: float | None = None
+    """How far this machine's clock is ahead of the service's; None where that is not known."""
+
+    @property
+    def service(self) -> gcloud.Service:
+        """The Cloud Run service, as far as the URL tells."""
+        return gcloud.service_of(self.route.origin.host)
+
+
+def skew_seconds(answer: Answer, now: float) -> float | None:
+    """Return how far `now` is ahead of the answer's `date` (whole seconds, RFC 9110, 6.6.1); None without one."""
+    try:
+        return now - parsedate_to_datetime(answer.fields["date"]).timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong, and what mends it."""
+
+    code: str
+    """See the module."""
+    text: str
+    """What was found, in a line."""
+    remedy: str
+    """What to do, in a sentence or two."""
+    commands: tuple[str, ...] = ()
+    """Shell commands that do it; names in capitals are to be filled in."""
+
+
+def finding(answer: Answer, call: Call) -> Finding:
+    """Return what an answer means whose status is not 200."""
+    status = answer.status
+    sidecar = answer.fields.get(ERROR_FIELD.decode())
+    if sidecar is not None:
+        return Finding(
+            "sidecar-answered",
+            f"what answers there is a cloudrun-sidecar ({status}, {one_line(sidecar)})",
+            "Set the url of the route to the Cloud Run service, not to a sidecar. If one is meant to stand there, its "
+            "log says more.",
+        )
+    if answer.from_iap:
+        return _behind_iap(answer, call)
+    if "upstream connect error" in answer.excerpt() and "protocol error" in answer.excerpt():
+        return _no_http2(status, call)
+    if status in (401, 403):
+        return _refused(answer, call)
+    if status == 404:
+        return _not_found(answer, call)
+    if status in (429, 503):
+        return Finding(
+            "no-instance",
+            f"no instance took the request ({status})",
+            "The container does not start, fails its probes, or --max-instances are all busy: look at the logs, then "
+            "raise the limit or mend the start.",
+            (gcloud.logs(call.service),),
+        )
+    if status == 504:
+        return Finding(
+            "timed-out",
+            "the service did not answer in time (504)",
+            "The container took longer than the service's request timeout: look at the logs for what it waits for.",
+            (gcloud.logs(call.service),),
+        )
+    if answer.redirects:
+        return _redirected(answer, call)
+    if status == 415:
+        return Finding(
+            "versions-refused",
+            "the service offers no version of the manifest that Restate accepts (415)",
+            "Upgrade the service's Restate SDK, or Restate itself.",
+        )
+    if status >= 500:
+        return Finding(
+            "service-failed",
+            f"the service failed ({status})",
+            "The request did reach it: look at its logs.",
+            (gcloud.logs(call.service),),
+        )
+    return Finding(
+        "unexpected-status",
+        f"the answer was {status}",
+        "Is this a Restate endpoint? Check the url of the route, its path included.",
+    )
+
+
+def _behind_iap(answer: Answer, call: Call) -> Finding:
+    if call.route.origin.host.endswith(".run.app"):
+        way = (
+            "IAP is switched on for the service itself, and covers its run.app URLs as well. If nobody has to sign in "
+            "there with a browser, switch it off (`gcloud run services update … --no-iap`) and leave the service "
+            "private: roles/run.invoker then decides. Otherwise deploy the endpoint as a service of its own."
+        )
+    else:
+        way = (
+            "If IAP belongs to a load balancer, set the url of the route to the service's run.app URL, which does not "
+            "lead through it; gcp_audience is not needed then."
+        )
+    return Finding(
+        "iap",
+        f"Identity-Aware Proxy (IAP) stands before the service and refuses the request ({answer.status})",
+        "IAP looks for a sign-in, or for a token in Authorization or Proxy-Authorization, which the sidecar leaves to "
+        f"the application; what it adds, in X-Serverless-Authorization, IAP does not look at. {way}",
+    )
+
+
+def _redirected(answer: Answer, call: Call) -> Finding:
+    route, target = call.route, answer.target
+    own = f"{route.base_path}/discover" if call.path is None else call.path
+    if target in (f"{own}/", f"{route.origin}{own}/"):
+        advice = "The service wants a slash at the end of the path: mount the Restate endpoint so that it needs none."
+    elif target.startswith("/") or answer.target_host == route.origin.host:
+        advice = "Set the url of the route to the path under which the Restate endpoint is mounted."
+    else:
+        advice = "Set the url of the route to the service itself; if a login page stands before it, to its run.app URL."
+    return Finding(
+        "redirected",
+        f"the answer is a redirect to {target} ({answer.status})",
+        f"Restate follows none. {advice}",
+    )
+
+
+def _no_http2(status: int, call: Call) -> Finding:
+    return Finding(
+        "http2-not-end-to-end",
+        f"Cloud Run and the container do not agree on HTTP/2 ({status}, protocol error)",
+        "Deploy the service with --use-http2, and have the container speak HTTP/2 without TLS (h2c).",
+        (gcloud.use_http2(call.service),),
+    )
+
+
+def _refused(answer: Answer, call: Call) -> Finding:
+    status, route = answer.status, call.route
+    if answer.from_sdk or (status == 401 and "www-authenticate" not in answer.fields):
+        return Finding(
+            "identity-required",
+            f"the container itself refuses ({status}): the token was accepted, and something behind it was not",
+            "If it verifies Restate's request identity, only your Restate server can sign: anybody else is refused, "
+            "and that server, too, where another one's key is expected. Otherwise look at the container's own checks "
+            "of Authorization.",
+            (gcloud.logs(call.service),),
+        )
+    if not route.signed:
+        return Finding(
+            "unsigned-refused",
+            f"the service is private, and the route adds no token ({status})",
+            "Remove gcp_id_token = false from the route.",
+        )
+    if status == 401:
+        return _token_refused(call)
+    who = call.principal or "the principal of the token"
+    return Finding(
+        "invoker-missing",
+        f"{who} may not call the service (403)",
+        f"Grant roles/run.invoker on the service to {who} and wait a minute or two. If it has the role: the service's "
+        "ingress setting may keep out what does not come through its VPC or load balancer.",
+        (gcloud.grant_invoker(call.service, call.principal),),
+    )
+
+
+def _token_refused(call: Call) -> Finding:
+    route, skew = call.route, call.skew_seconds
+    if skew is not None and abs(skew) > MOST_SKEW_SECONDS:
+        way = "ahead" if skew > 0 else "behind"
+        return Finding(
+            "clock-wrong",
+            f"the token is not accepted (401), and the clock of this machine is {abs(skew):.0f} s {way}",
+            SET_CLOCK,
+        )
+    if route.audience != str(route.origin):
+        remedy = (
+            f"The route sets gcp_audience = {route.audience!r}: it must be the service's own run.app URL, or one of "
+            f"its custom audiences, to the letter. Without gcp_audience it would be {route.origin}."
+        )
+    elif route.origin.host.endswith(".run.app"):
+        remedy = (
+            "It must be the service's own URL, or one of its custom audiences, to the letter. Compare it with what "
+            "`gcloud run services describe` says (a URL of a traffic tag is one too), and set gcp_audience."
+        )
+    else:
+        remedy = (
+            f"{route.origin.host} looks like a custom domain, which Cloud Run does not take by itself: set "
+            "gcp_audience on the route to the service's run.app URL, or make the domain one of its custom audiences."
+        )
+    return Finding(
+        "audience-refused",
+        f"the token for the audience {route.audience} is not accepted (401)",
+        remedy,
+        (gcloud.add_audience(call.service, route.audience),),
+    )
+
+
+def _not_found(answer: Answer, call: Call) -> Finding:
+    route = call.route
+    path = f"{route.base_path}/discover" if call.path is None else one_line(call.path)
+    if answer.from_sdk and not path.endswith("/discover"):
+        return Finding(
+            "not-found",
+            f"the Restate SDK there has nothing at {path} (404)",
+            "The revision that serves now does not have this handler: deploy one that has it, or register the "
+            "deployment again (restate deployments register --force URL).",
+        )
+    if answer.from_sdk:
+        return Finding(
+            "not-found",
+            f"the Restate SDK there has nothing at {path} (404)",
+            "Check the path in the url of the route: it must lead to where the endpoint is mounted.",
+        )
+    return Finding(
+        "not-found",
+        f"there is nothing at {route.origin}{path} (404)",
+        "Check the url of the route (service, region, project number, path). If it is right: the service's ingress "
+        "setting may keep out what does not come through its VPC or load balancer, which also looks like this.",
+        ("gcloud run services list",),
+    )

@@ -1,0 +1,70 @@
+"""Log lines for answers of an upstream that stop work, with what mends them.
+
+Restate shows neither fields nor body of such an answer, so this is where a person learns more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from proxy.cloud_run.answer import Answer
+from proxy.cloud_run.findings import Call, finding, skew_seconds
+from proxy.http2.events import Fields
+
+if TYPE_CHECKING:
+    from proxy.relay.carrier import Carrier
+    from proxy.routing import Route
+
+__all__ = ["log_error_answer", "says_more_in_content", "stops_work"]
+
+_log: Final = structlog.get_logger("relay")
+
+# Restate follows no redirect.
+_STATUSES: Final = frozenset((301, 302, 303, 307, 308, 401, 403, 404, 415, 429, 502, 503, 504, 508))
+
+# The front end says why in a line of text: `upstream connect error … reset reason: protocol error`.
+_SAID_IN_CONTENT: Final = frozenset((502, 503))
+
+
+def stops_work(status: int) -> bool:
+    """Return whether an answer with this status is told to a person."""
+    return status in _STATUSES
+
+
+def says_more_in_content(status: int) -> bool:
+    """Return whether the line should wait for the beginning of the content."""
+    return status in _SAID_IN_CONTENT
+
+
+def log_error_answer(
+    route: Route, carrier: Carrier, head: Fields, content: bytes, now: float, repeats: Mapping[str, int]
+) -> None:
+    """Write the line for an answer with this head; `content` is the beginning of its content.
+
+    The content decides what is said, and is not repeated.
+    """
+    fields = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in head}
+    answer = Answer(int(fields[":status"]), fields, content)
+    found = finding(
+        answer,
+        Call(
+            route=route,
+            path=carrier.upstream_path.partition(b"?")[0].decode("latin-1"),
+            principal=carrier.token.principal if carrier.token is not None else None,
+            skew_seconds=skew_seconds(answer, now),
+        ),
+    )
+    _log.warning(
+        "upstream answered an error",
+        route=route.name,
+        status=answer.status,
+        www_authenticate=fields.get("www-authenticate", ""),
+        code=found.code,
+        reason=found.text,
+        remedy=found.remedy,
+        commands=list(found.commands),
+        **repeats,
+    )
