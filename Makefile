@@ -94,7 +94,7 @@ $(VENV)/.python: .ci/venv
 	@touch $@
 
 $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.python
-	@$(PIP) "installing $$(grep -c '^[^ ].*==' $<) Python packages into $(VENV) with pip: a minute, more on a slow line" \
+	@$(PIP) "installing $$(grep -c '^[^ ].*==' $<) Python packages into $(VENV) with pip: a minute or more" \
 		install --require-hashes --requirement $<
 	@$(PIP) "installing Kubernetes' and Compose's schemas, which the tests hold the files in config/ against" \
 		install --require-hashes --no-deps --requirement tests/shipping/schemas.txt
@@ -105,7 +105,7 @@ COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)
-	@$(PIP) "installing cloudrun-sidecar into $(VENV); where there is a compiler, it compiles for a minute or two" \
+	@$(PIP) "installing cloudrun-sidecar into $(VENV); where there is a compiler, it compiles for some minutes" \
 		install --no-deps --no-build-isolation --editable .
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@
@@ -116,7 +116,7 @@ $(RESTATE_CLI): PACKAGE := restate
 $(RESTATE) $(RESTATE_CLI): $(VENV)/.python
 	@npm=$$(command -v npm) || { $(PIP) "installing npm ($(NODE_WHEEL)), since there is none on PATH" \
 		install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
-	echo "installing $(PACKAGE) $(RESTATE_VERSION) into $(@D) with $$npm: up to a minute"; \
+	echo "installing $(PACKAGE) $(RESTATE_VERSION) into $(@D) with $$npm: a minute or so"; \
 	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
 		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/$(PACKAGE)@$(RESTATE_VERSION)"
 	@cd $(BIN) && ln -sf ../$(notdir $(@D))/node_modules/@restatedev/$(PACKAGE)-*/bin/$(PACKAGE) $(PACKAGE)
