@@ -190,8 +190,7 @@ class Carrier(Sink):
         self._exchange.on(_RESPONSE_HEAD)
         if self._held is not None:
             self._drop_held()
-        fields = self._office.response_began(self, end_to_end_response(fields))
-        self._downstream.send_head(self._downstream_id, fields, end_stream)
+        self._downstream.send_head(self._downstream_id, self._office.response_began(self, fields), end_stream)
         if end_stream:
             self._response_ended()
 
