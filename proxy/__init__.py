@@ -27,7 +27,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
 * `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
-* `network`     what upstream connections and Google calls share of the system's networking: the event loop
+* `network`     what upstream connections and Google calls share of the networking: event loop, host names
 * `telemetry`   log lines and metrics
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above

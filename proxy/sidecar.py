@@ -98,6 +98,7 @@ class Sidecar:
             self.metrics,
             max_connections=settings.max_upstream_connections,
             wait_timeout_seconds=settings.stream_wait_timeout,
+            delay=connector.delay,
         )
         self._forwarder = Forwarder(
             routes,

@@ -27,6 +27,7 @@ from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from proxy.http2.fields import for_upstream
+from proxy.network.resolver import Resolver
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routing import Route
 from proxy.settings import Settings
@@ -65,14 +66,16 @@ class Doctor:
         engine = partial(engine_choice(settings.http2_engine).make, client=True, limits=limits)
         self._google = GoogleMint(environment=environment, clock=clock)
         self._tokens = TokenSource(self._google, clock=clock, mint_timeout_seconds=settings.mint_timeout)
+        resolver = Resolver()
         self._connector = Connector(
             engine,
             Budget(settings.queued_octets),
             timing=Timing(),
             upstream_ca=settings.upstream_ca,
             connect_timeout_seconds=settings.connect_timeout,
+            resolver=resolver,
         )
-        self._reacher = Reacher(self._connector, settings.upstream_ca, settings.connect_timeout)
+        self._reacher = Reacher(self._connector, resolver, settings.upstream_ca, settings.connect_timeout)
         self._environment = environment
         self._clock = clock
         self._mint_timeout_seconds = settings.mint_timeout

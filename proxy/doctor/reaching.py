@@ -18,6 +18,7 @@ import aiohappyeyeballs
 from proxy.doctor.claims import time_in_words
 from proxy.doctor.report import Outcome, Step, StepName, sentence, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
@@ -41,8 +42,6 @@ _HEADLINES: Final = {
     "upstream-connection-lost": "the connection ended before it was usable",
 }
 
-_Addresses = list[tuple[Any, ...]]
-
 
 class Reached(NamedTuple):
     """Four steps, and the connection if all of them went well."""
@@ -54,8 +53,11 @@ class Reached(NamedTuple):
 class Reacher:
     """Goes to origins. `timeout_seconds` holds for each step."""
 
-    def __init__(self, connector: Connector, upstream_ca: Path | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, connector: Connector, resolver: Resolver, upstream_ca: Path | None, timeout_seconds: float
+    ) -> None:
         self._connector = connector
+        self._resolver = resolver
         self._upstream_ca = upstream_ca
         self._timeout_seconds = timeout_seconds
 
@@ -77,11 +79,10 @@ class Reacher:
         tls = _tls_step(origin, _tls_of(connection), now)
         return Reached((dns, tcp, tls, _http2_step(origin, connection)), connection)
 
-    async def _resolve(self, origin: Origin) -> tuple[Step, _Addresses]:
-        loop = asyncio.get_running_loop()
+    async def _resolve(self, origin: Origin) -> tuple[Step, list[AddressInfo]]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+                found = await self._resolver.resolve(origin.host, origin.port)
         except TimeoutError:
             late = f"no answer about {origin.host} within {self._timeout_seconds:g} s"
             return _failed("dns", "dns-timeout", late, "Check the resolver of this machine (/etc/resolv.conf)."), []
@@ -89,12 +90,12 @@ class Reacher:
             text = f"the name {origin.host} does not resolve ({exc.strerror or exc})"
             remedy = "Check the url of the route for a slip of the pen, then the resolver of this machine."
             return _failed("dns", "dns-failed", text, remedy), []
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = list(dict.fromkeys(str(entry.sockaddr[0]) for entry in found))
         shown = ", ".join(addresses[:_ADDRESSES_SHOWN]) + (", …" if len(addresses) > _ADDRESSES_SHOWN else "")
         step = Step(name="dns", outcome=Outcome.OK, text=shown, details={"addresses": addresses})
-        return step, list(found)
+        return step, found
 
-    async def _connect(self, origin: Origin, addresses: _Addresses) -> tuple[Step, socket.socket | None]:
+    async def _connect(self, origin: Origin, addresses: list[AddressInfo]) -> tuple[Step, socket.socket | None]:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:

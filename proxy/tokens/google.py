@@ -29,6 +29,7 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import quoted
 from proxy.tokens import adc
 from proxy.tokens.ambient import Ambient
@@ -36,9 +37,10 @@ from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of, secrets_of
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
+from proxy.tokens.lookups import LookUps
 from proxy.tokens.metadata import MetadataServer
 from proxy.tokens.model import Token, TokenKey
-from proxy.tokens.proxies import proxy_for
+from proxy.tokens.proxies import Proxy, proxy_for
 from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
 from proxy.tokens.subject import FILE_SECONDS
 from proxy.tokens.worker import Worker
@@ -80,6 +82,7 @@ class GoogleMint:
         self._environment = environment
         self._clock = clock
         self._blocking = BlockingCalls()
+        resolver = resolver or LookUps()
         self._direct = _Http(resolver, self._blocking, direct=True, connect_seconds=_DIRECT_CONNECT_SECONDS)
         self._outside = _Http(resolver, self._blocking, direct=False, connect_seconds=_CONNECT_SECONDS)
         self._worker = Worker(self._send)
@@ -142,7 +145,7 @@ class _Http:
 
     def __init__(
         self,
-        resolver: aiohttp.abc.AbstractResolver | None,
+        resolver: aiohttp.abc.AbstractResolver,
         blocking: BlockingCalls,
         *,
         direct: bool,
@@ -159,10 +162,12 @@ class _Http:
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
         """Make one call (`calls.Send`)."""
         host = host_of(url)
+        proxy: Proxy | None = None
         try:
             session = await self._open()
             # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
-            proxy = None if self._direct else proxy_for(url)
+            if not self._direct:
+                proxy = proxy_for(url)
             if proxy is not None and url.startswith("http:"):
                 headers = {**headers, **proxy.headers}  # There is no CONNECT that could carry them.
             async with session.request(
@@ -184,13 +189,23 @@ class _Http:
                     break  # The status and the beginning say what is wrong.
                 return Reply(response.status, response.headers, bytes(content), secrets_of(headers, body))
         except aiohttp.ConnectionTimeoutError:
-            raise NotConnected(f"{host}: no connection within {self._connect_seconds:g} s") from None
+            raise NotConnected(self._late(host, proxy)) from None
         except TimeoutError:
             raise TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             # Without a chain: some of these hold what was received.
             kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
             raise kind(f"{host} could not be asked: {_reason(exc)}") from None
+
+    def _late(self, host: str, proxy: Proxy | None) -> str:
+        """Return why there was no connection in time."""
+        name, whose = host, "its name"
+        if proxy is not None:
+            name, whose = proxy.url.host or "", "the name of the proxy that the environment names"
+        within = f"within {self._connect_seconds:g} s"
+        if isinstance(self._resolver, LookUps) and self._resolver.is_unanswered(name):
+            return f"{host}: {whose} was not answered {within}; {CHECK_NAME_SERVERS}"
+        return f"{host}: no connection {within}"
 
     async def close(self) -> None:
         self._closed = True

@@ -24,6 +24,7 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.http2.engine import Engine
+from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.wire import Budget
@@ -69,28 +70,39 @@ class Connector:
         timing: Timing,
         upstream_ca: Path | None = None,
         connect_timeout_seconds: float = 5.0,
+        resolver: Resolver | None = None,
     ) -> None:
         self._engine = engine
         self._budget = budget
         self._timing = timing
         self._upstream_ca = upstream_ca
         self._timeout_seconds = connect_timeout_seconds
+        self._resolver = resolver or Resolver()
         self._tls: ssl.SSLContext | None = None
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """Return a settled connection. Raises a leaf of UpstreamFailure that says what failed and what to do."""
         tls = self._context() if origin.scheme == "https" else None
+        addresses: list[AddressInfo] = []
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._connect(origin, tls)
+                addresses = await self._resolver.resolve(origin.host, origin.port)
+                return await self._connect(origin, addresses, tls)
         except Failure:
             raise
         except OSError as exc:  # TimeoutError and ssl.SSLError are among them
-            raise self._explained(origin, exc) from exc
+            raise self._explained(origin, exc, resolved=bool(addresses)) from exc
 
-    async def _connect(self, origin: Origin, tls: ssl.SSLContext | None) -> UpstreamConnection:
+    def delay(self, origin: Origin) -> str:
+        """Return what an attempt to connect to `origin` that is under way waits for, and what to do about it."""
+        if self._resolver.is_unanswered(origin.host):
+            return f"its host name is not answered; {CHECK_NAME_SERVERS}"
+        return "check the url of the route, and what lies between"
+
+    async def _connect(
+        self, origin: Origin, addresses: list[AddressInfo], tls: ssl.SSLContext | None
+    ) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
         )
@@ -123,8 +135,8 @@ class Connector:
                 raise UpstreamTlsFailed(f"{what}: {_reason(exc)}") from exc
         return self._tls
 
-    def _explained(self, origin: Origin, exc: OSError) -> Failure:
-        """Return what a person needs to know about this error."""
+    def _explained(self, origin: Origin, exc: OSError, *, resolved: bool) -> Failure:
+        """Return what a person needs to know about this error; `resolved` tells that the addresses were known."""
         match exc:
             case ssl.SSLCertVerificationError():
                 message = exc.verify_message.rstrip(".")
@@ -141,6 +153,11 @@ class Connector:
             case socket.gaierror():
                 return UpstreamConnectFailed(
                     f"the host name of {origin} does not resolve ({_reason(exc)}); check the url of the route"
+                )
+            case TimeoutError() if exc.errno is None and not resolved:
+                return UpstreamConnectTimeout(
+                    f"the host name of {origin} was not answered within {self._timeout_seconds:g} s; "
+                    f"{CHECK_NAME_SERVERS}"
                 )
             case TimeoutError() if exc.errno is None:
                 return UpstreamConnectTimeout(

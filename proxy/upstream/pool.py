@@ -59,8 +59,11 @@ class Pool:
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
+        delay: Callable[[Origin], str] = lambda _: "check the url of the route, and what lies between",
     ) -> None:
+        """Open connections with `connect`; `delay` says in words what that waits for, and what to do about it."""
         self._connect = connect
+        self._delay = delay
         self._metrics = metrics
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
@@ -209,7 +212,9 @@ class Pool:
     def _late(self, line: Line) -> Failure:
         waited = f"{self._wait_timeout_seconds:g} s"
         if not line.connections:
-            return UpstreamConnectTimeout(f"{line.origin} was not connected within {waited}")
+            return UpstreamConnectTimeout(
+                f"{line.origin} was not connected within {waited}: {self._delay(line.origin)}"
+            )
         if line.failure is not None:
             why = f"all {len(line.connections)} connections are in use, and no other could be opened: {line.failure}"
         elif line.opening:

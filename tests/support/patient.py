@@ -99,6 +99,8 @@ class Patient:
     folder: Path
     environment: dict[str, str | None] = field(default_factory=dict)
     """What the command gets; may be changed."""
+    under: list[str] = field(default_factory=list)
+    """A command that executes the one that follows it, in other surroundings; may be changed."""
 
     async def run(self, *arguments: str | Path, terminal: int | None = None) -> Ran:
         """Run `cloudrun-sidecar` with these arguments in an empty directory, to its end.
@@ -108,6 +110,7 @@ class Patient:
         environment = {**os.environ, "GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent"}
         environment |= self.environment
         process = await asyncio.create_subprocess_exec(
+            *self.under,
             sys.executable,
             "-m",
             "proxy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +46,17 @@ class Sidecar:
 
 @asynccontextmanager
 async def sidecar(
-    *flags: str | Path, env: Mapping[str, str | None] | None = None, log: Path | None = None
+    *flags: str | Path,
+    env: Mapping[str, str | None] | None = None,
+    log: Path | None = None,
+    under: Sequence[str] = (),
 ) -> AsyncIterator[Sidecar]:
-    """Run `cloudrun-sidecar serve` for the time of a `with`; ports are free ones unless the flags say otherwise."""
+    """Run `cloudrun-sidecar serve` for the time of a `with`; ports are free ones unless the flags say otherwise.
+
+    `under` is a command that executes the one that follows it, in other surroundings.
+    """
     given = [str(flag) for flag in flags]
-    argv: list[str | Path] = [sys.executable, "-m", "proxy", "serve", "--log-format", "json"]
+    argv: list[str | Path] = [*under, sys.executable, "-m", "proxy", "serve", "--log-format", "json"]
     if "--listen" not in given:
         argv += ["--listen", "127.0.0.1:0"]
     if "--admin" not in given:

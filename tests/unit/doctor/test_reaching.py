@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from proxy.doctor.report import Outcome, Step
 from proxy.emulator import Certificates
 from proxy.http2.engine import Limits
 from proxy.http2.h2_engine import H2Engine
+from proxy.network.resolver import Resolver
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
@@ -38,7 +38,7 @@ def reacher(ca: Path | None = None, seconds: float = 10.0) -> Reacher:
         upstream_ca=ca,
         connect_timeout_seconds=seconds,
     )
-    return Reacher(connector, ca, seconds)
+    return Reacher(connector, Resolver(), ca, seconds)
 
 
 async def reached(origin: Origin, ca: Path | None = None, seconds: float = 10.0, ahead: float = 0.0) -> Reached:
@@ -253,32 +253,6 @@ async def test_a_name_that_does_not_exist_fails_in_dns() -> None:
     found = await reached(Origin("https", "nowhere.invalid", 443))
     assert outcomes(found) == ["failed", "skipped", "skipped", "skipped"]
     assert by_name(found)["dns"].code == "dns-failed"
-
-
-@pytest.mark.asyncio
-async def test_a_resolver_that_says_nothing_fails_in_dns_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-
-    async def never(*_: object, **__: object) -> None:
-        await loop.create_future()
-
-    monkeypatch.setattr(loop, "getaddrinfo", never)
-    found = await reached(Origin("https", "svc.example.com", 443), seconds=SHORT)
-    assert by_name(found)["dns"].code == "dns-timeout"
-
-
-@pytest.mark.asyncio
-async def test_many_addresses_are_shown_in_part_and_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    many = [f"127.0.0.{number}" for number in range(1, 7)]
-
-    async def several(*_: object, **__: object) -> list[tuple[Any, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 9)) for address in many]
-
-    monkeypatch.setattr(loop, "getaddrinfo", several)
-    step = by_name(await reached(Origin("https", "svc.example.com", 9)))["dns"]
-    assert step.text == "127.0.0.1, 127.0.0.2, 127.0.0.3, 127.0.0.4, …"
-    assert step.details["addresses"] == many
 
 
 def test_an_issuer_without_a_name_is_somebody() -> None:

@@ -1,0 +1,43 @@
+"""aiohttp's look-ups, made by `proxy.network.Resolver`."""
+
+from __future__ import annotations
+
+import socket
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from proxy.network.resolver import Resolver
+
+__all__ = ["LookUps"]
+
+
+class LookUps(AbstractResolver):
+    """aiohttp's look-ups; its own would block the exit, and use c-ares where aiodns happens to be installed."""
+
+    def __init__(self) -> None:
+        # As aiohttp's own: no address of a kind that this machine has not. Google's hosts have both.
+        self._resolver = Resolver(flags=socket.AI_ADDRCONFIG)
+
+    def is_unanswered(self, host: str) -> bool:
+        """Return whether a look-up of this name is under way."""
+        return self._resolver.is_unanswered(host)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                # aiohttp passes on nothing else of an address: a link-local one has its interface in the text.
+                host=f"{sockaddr[0]}%{sockaddr[3]}" if sockaddr[3:] and sockaddr[3] else sockaddr[0],
+                port=sockaddr[1],
+                family=found,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found, _, proto, _, sockaddr in await self._resolver.resolve(host, port)
+            if family in (socket.AF_UNSPEC, found)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open: who waits is cancelled by aiohttp, and a look-up that hangs holds nothing up."""

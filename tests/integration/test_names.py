@@ -1,0 +1,213 @@
+"""Names that no name server answers for delay nothing but themselves: no other name, no mint, and not the exit."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.emulator import Certificates, Google, GoogleServer
+from tests.support.h2_peer import client, server, server_context
+from tests.support.names import name_server
+from tests.support.patient import patient
+from tests.support.sidecar import sidecar
+
+Routes = Callable[..., Path]
+
+LONG = "connect_timeout = 25\nstream_wait_timeout = 25\nmint_timeout = 25\n"
+ENDS_WITHIN_SECONDS = 8
+"""Drain and exit; a look-up goes on for half a minute."""
+
+SILENT = {f"slow{number}.test" for number in range(1, 7)}
+
+both_loops = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+
+
+def loop_environment(loop: str, folder: Path) -> dict[str, str | None]:
+    """Return the environment in which the sidecar runs on this loop."""
+    if loop == "uvloop":
+        return {}
+    (folder / "uvloop.py").write_text("raise ImportError\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.asyncio
+@both_loops
+async def test_silent_upstreams_delay_neither_another_name_nor_a_mint_nor_the_exit(
+    certificates: Certificates, tmp_path: Path, loop: str
+) -> None:
+    google = Google()
+    async with (
+        name_server({"fast.test": ["127.0.0.1"], "metadata.test": ["127.0.0.1"]}, silent=SILENT) as names,
+        GoogleServer(google, certificates) as endpoints,
+        server(server_context(*certificates.server_files("fast.test"))) as far,
+    ):
+        config = tmp_path / "routes.toml"
+        config.write_text(
+            f'{LONG}[routes.fast]\nurl = "https://fast.test:{far.port}"\n'
+            + "".join(f'[routes."{name}"]\nurl = "https://{name}"\ngcp_id_token = false\n' for name in SILENT)
+        )
+        env = loop_environment(loop, tmp_path)
+        env["GCE_METADATA_HOST"] = f"metadata.test:{endpoints.metadata_address.rpartition(':')[2]}"
+        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--drain-timeout", "1")
+        async with (
+            sidecar(*flags, env=env, under=names.under(tmp_path)) as running,
+            client(*running.address) as near,
+        ):
+            for name in SILENT:
+                near.open(f"/{name}/discover", method="GET", end=True)
+            for name in SILENT:
+                await names.asked_for(name)
+            stream = near.open("/fast/discover", method="GET", end=True)
+            peer, far_stream, fields, _ = await far.request()
+            assert b"x-serverless-authorization" in dict(fields)
+            peer.respond(far_stream, end=True)
+            assert (await near.head(stream))[b":status"] == b"200"
+            running.program.send(signal.SIGTERM)
+            assert await running.program.ended(within_seconds=ENDS_WITHIN_SECONDS) == 0
+
+
+@pytest.mark.asyncio
+@both_loops
+async def test_a_silent_metadata_server_delays_neither_a_route_without_token_nor_the_exit(
+    certificates: Certificates, tmp_path: Path, loop: str
+) -> None:
+    async with (
+        name_server({"fast.test": ["127.0.0.1"]}, silent={"metadata.test"}) as names,
+        server(server_context(*certificates.server_files("fast.test"))) as far,
+    ):
+        config = tmp_path / "routes.toml"
+        config.write_text(
+            f'[routes.fast]\nurl = "https://fast.test:{far.port}"\ngcp_id_token = false\n'
+            f'[routes.signed]\nurl = "https://fast.test:{far.port}"\n'
+        )
+        env = loop_environment(loop, tmp_path) | {"GCE_METADATA_HOST": "metadata.test"}
+        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--drain-timeout", "1")
+        async with (
+            sidecar(*flags, env=env, under=names.under(tmp_path)) as running,
+            client(*running.address) as near,
+        ):
+            signed = near.open("/signed/discover", method="GET", end=True)
+            await names.asked_for("metadata.test")
+            stream = near.open("/fast/discover", method="GET", end=True)
+            peer, far_stream, _, _ = await far.request()
+            peer.respond(far_stream, end=True)
+            assert (await near.head(stream))[b":status"] == b"200"
+            # The mint gives up by itself. What it says names the server, and what to look at.
+            await near.head(signed)
+            said = (await near.body(signed)).decode()
+            assert "metadata.test: its name was not answered within 2 s; check the name servers" in said
+            # Who asks again shares the look-up that hangs.
+            near.open("/signed/discover", method="GET", end=True)
+            assert await near.ping()
+            running.program.send(signal.SIGTERM)
+            assert await running.program.ended(within_seconds=ENDS_WITHIN_SECONDS) == 0
+            assert names.questions["metadata.test"] == 1
+
+
+@pytest.mark.asyncio
+@both_loops
+async def test_who_waits_for_the_same_name_shares_one_look_up(
+    certificates: Certificates, routes: Routes, tmp_path: Path, loop: str
+) -> None:
+    tls = server_context(*certificates.server_files("slow.test"))
+    async with name_server(silent={"slow.test"}) as names, server(tls) as one, server(tls) as other:
+        urls = {"one": f"https://slow.test:{one.port}", "other": f"https://slow.test:{other.port}"}
+        flags = ("--config", routes(LONG, **urls), "--upstream-ca", certificates.ca_file)
+        async with (
+            sidecar(*flags, env=loop_environment(loop, tmp_path), under=names.under(tmp_path)) as running,
+            client(*running.address) as near,
+        ):
+            streams = {far: near.open(f"/{path}/x", end=True) for path, far in (("one", one), ("other", other))}
+            await names.asked_for("slow.test")
+            assert await near.ping()
+            names.answer_now("slow.test", "127.0.0.1")
+            for far, stream in streams.items():
+                peer, far_stream, _, _ = await far.request()
+                peer.respond(far_stream, end=True)
+                assert (await near.head(stream))[b":status"] == b"200"
+            assert names.questions["slow.test"] == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("late", ["connect_timeout", "stream_wait_timeout"])
+async def test_a_name_that_is_not_answered_is_told_and_its_look_up_serves_who_comes_later(
+    certificates: Certificates, routes: Routes, tmp_path: Path, late: str
+) -> None:
+    other = {"connect_timeout": "stream_wait_timeout", "stream_wait_timeout": "connect_timeout"}[late]
+    tls = server_context(*certificates.server_files("slow.test"))
+    async with name_server(silent={"slow.test"}) as names, server(tls) as far:
+        config = routes(f"{late} = 1\n{other} = 25", svc=f"https://slow.test:{far.port}")
+        async with (
+            sidecar("--config", config, "--upstream-ca", certificates.ca_file, under=names.under(tmp_path)) as running,
+            client(*running.address) as near,
+        ):
+            for _ in range(2):
+                stream = near.open("/svc/discover", method="GET", end=True)
+                assert (await near.head(stream))[b"x-cloudrun-sidecar-error"] == b"upstream-connect-timeout"
+                said = (await near.body(stream)).decode()
+                assert "slow.test" in said
+                assert "check the name servers of this machine (/etc/resolv.conf)" in said
+            stream = near.open("/svc/x", end=True)
+            names.answer_now("slow.test", "127.0.0.1")
+            peer, far_stream, _, _ = await far.request()
+            peer.respond(far_stream, end=True)
+            assert (await near.head(stream))[b":status"] == b"200"
+            assert names.questions["slow.test"] == 1
+
+
+@pytest.mark.asyncio
+async def test_names_are_those_of_the_machine(certificates: Certificates, routes: Routes, tmp_path: Path) -> None:
+    """Of /etc/hosts, of the search list, and not asked for alone where they have fewer dots than `ndots`."""
+    known = {"short.corp.test": ["127.0.0.1"], "two.parts.corp.test": ["127.0.0.1"], "two.parts": ["192.0.2.1"]}
+    hosts = ("listed", "short", "two.parts")
+    tls = server_context(*certificates.server_files(*hosts))
+    async with name_server(known) as names, server(tls) as far:
+        config = routes(**{host.replace(".", "-"): f"https://{host}:{far.port}" for host in hosts})
+        under = names.under(tmp_path, "search corp.test", "options ndots:2", hosts="127.0.0.1 localhost listed\n")
+        async with (
+            sidecar("--config", config, "--upstream-ca", certificates.ca_file, under=under) as running,
+            client(*running.address) as near,
+        ):
+            for host in hosts:
+                stream = near.open(f"/{host.replace('.', '-')}/x", end=True)
+                peer = await far.accepted()
+                far_stream, _, _ = await peer.request()
+                peer.respond(far_stream, end=True)
+                assert (await near.head(stream))[b":status"] == b"200"
+    assert names.questions == {"short.corp.test": 1, "two.parts.corp.test": 1}
+
+
+@pytest.mark.asyncio
+async def test_check_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
+    async with name_server(silent={"slow.test"}) as names, patient(tmp_path) as it:
+        it.under.extend(names.under(tmp_path))
+        async with asyncio.timeout(20):  # the look-up itself goes on for half a minute
+            ran = await it.check("--connect-timeout", "0.5", url="https://slow.test")
+        assert ran.faults() == {"dns": "dns-timeout"}
+        assert "/etc/resolv.conf" in ran.steps()["dns"]["remedy"]
+
+
+@pytest.mark.asyncio
+async def test_check_shows_many_addresses_in_part_and_in_json_whole(tmp_path: Path) -> None:
+    many = [f"127.0.0.{number}" for number in range(1, 7)]
+    async with name_server({"many.test": many}) as names, patient(tmp_path) as it:
+        it.under.extend(names.under(tmp_path))
+        ran = await it.check(url="https://many.test:9")
+        step = ran.steps()["dns"]
+        assert sorted(step["details"]["addresses"]) == many
+        assert step["text"] == ", ".join([*step["details"]["addresses"][:4], "…"])
+
+
+@pytest.mark.asyncio
+async def test_token_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
+    async with name_server(silent={"metadata.test"}) as names, patient(tmp_path) as it:
+        it.under.extend(names.under(tmp_path))
+        it.environment["GCE_METADATA_HOST"] = "metadata.test"
+        async with asyncio.timeout(20):
+            ran = await it.run("token", "--route", f"svc={it.url}", "svc")
+        assert ran.code == 1
+        assert "metadata.test: its name was not answered within 2 s; check the name servers" in ran.err
