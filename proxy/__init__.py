@@ -29,6 +29,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `network`     what upstream connections and Google calls share of the networking: event loop, host names
 * `telemetry`   log lines and metrics
+* `exit_codes`  what the end of a command means
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above
 

@@ -51,6 +51,7 @@ class Http1Protocol(H11Protocol):
         send: Callable[[Event], Coroutine[Any, Any, None]],
         *,
         allowed_hosts: frozenset[str],
+        on_refused: Callable[[str], None],
     ) -> None:
         super().__init__(app, config, context, task_group, connection_state, False, client, server, send)
         self.connection: _StrictConnection = _StrictConnection(
@@ -61,6 +62,7 @@ class Http1Protocol(H11Protocol):
         """Set while no response is owed."""
         self.response_over.set()
         self._is_head_request = False
+        self._on_refused = on_refused
 
     @property
     def amid_head(self) -> bool:
@@ -129,6 +131,7 @@ class Http1Protocol(H11Protocol):
     async def _send_error_response(self, status_code: int) -> None:
         fault = self.connection.syntax.fault
         text = fault.text if fault is not None else "the connection was closed before the request was complete"
+        self._on_refused(text)
         answer = errors.answer(BadRequest(text), discovery=False, chance=0.0)
         lines = [*answer.fields, (b"connection", b"close")]
         await self._send_h11_event(h11.Response(status_code=status_code, headers=lines))

@@ -11,12 +11,17 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol, cast
 
+import structlog
+
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send, refuse_pages
 from proxy.http2.engine import Engine
+from proxy.http2.events import StreamId
 from proxy.wire import Budget, Exchanges
 
 __all__ = ["GATE", "Held", "Listener", "ListenerMetrics"]
+
+_log: Final = structlog.get_logger("downstream")
 
 GATE: Final = "gate"
 """Where the ASGI state of an HTTP/1.1 request has the `Gate` of its connection."""
@@ -33,6 +38,9 @@ class ListenerMetrics(Protocol):
 
     def downstream_closed(self) -> None:
         """It is gone."""
+
+    def request_refused(self, reason: str) -> None:
+        """A client's request, or the stream that it came on, broke a rule of HTTP."""
 
 
 class Listener:
@@ -89,6 +97,7 @@ class Listener:
             on_change=self._changed.set,
             displaced=displaced,
         )
+        connection.on_refused = self._stream_refused
         self._connections.add(connection)
         self._metrics.downstream_opened()
         try:
@@ -108,6 +117,7 @@ class Listener:
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Carry one HTTP/1.1 exchange."""
         if await refuse_pages(scope, send, self.allowed_hosts):
+            self.refused("browser", protocol="HTTP/1.1")
             return
         self._http1_live += 1
         try:
@@ -115,6 +125,14 @@ class Listener:
         finally:
             self._http1_live -= 1
             self._changed.set()
+
+    def refused(self, reason: str, **more: object) -> None:
+        """Count a request that breaks a rule, and tell of it at the level `debug`; `more` quotes nothing of it."""
+        self._metrics.request_refused(reason)
+        _log.debug("request refused", reason=reason, **more)
+
+    def _stream_refused(self, stream_id: StreamId, reason: str) -> None:
+        self.refused(reason, protocol="HTTP/2", stream=stream_id)
 
     # ---- ending
 

@@ -120,6 +120,7 @@ class _Server(TCPServer):
             server = parse_socket_addr(connection.family, connection.getsockname())
             async with TaskGroup(self.loop) as task_group:
                 self._task_group = task_group
+                listener: Listener = self.state[_LISTENER]
                 self.protocol = Http1Protocol(
                     self.app,
                     cast(ListenerConfig, self.config),
@@ -129,7 +130,8 @@ class _Server(TCPServer):
                     client,
                     server,
                     self.protocol_send,
-                    allowed_hosts=self.state[_LISTENER].allowed_hosts,
+                    allowed_hosts=listener.allowed_hosts,
+                    on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
                 )
                 self.protocol.can_read = _Turn(self._client_speaks)
                 await self.protocol.initiate()

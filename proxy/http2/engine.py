@@ -57,6 +57,12 @@ class Engine(Protocol):
     def receive(self, data: bytes) -> list[Event]:
         """Return all events of these bytes, in order. Never raises; `b""` is allowed and returns no event."""
 
+    def take_refused(self) -> list[tuple[StreamId, str]]:
+        """Return which streams were reset since the last call because the peer broke a rule, and why (`refusals`).
+
+        Most of them were never reported. The list must not be changed.
+        """
+
     def acknowledge(self, stream_id: StreamId, octets: int) -> None:
         """Give receive window back to this stream's sender (RFC 9113, 6.9). Unknown or finished streams: nothing."""
 

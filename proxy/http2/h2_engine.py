@@ -328,3 +328,9 @@ class H2Engine(Sender[_Stream]):
 
     def receive(self, data: bytes) -> list[Event]:
         return self._receiver.receive(data)
+
+    def take_refused(self) -> list[tuple[StreamId, str]]:
+        refused = self._receiver.refused
+        if refused:
+            self._receiver.refused = []
+        return refused

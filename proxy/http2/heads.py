@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from proxy.http2 import refusals
 from proxy.http2.events import Fields
 
 __all__ = ["Malformed", "ResponseHead", "check_request", "check_response", "check_sendable", "check_trailers"]
@@ -33,6 +34,11 @@ _MOST_OCTETS_OF_NAMES: Final = 2_048
 
 class Malformed(Exception):
     """The section breaks a rule of RFC 9113, 8; its stream is to be reset with PROTOCOL_ERROR (8.1.1)."""
+
+    def __init__(self, fault: str, refusal: str) -> None:
+        super().__init__(fault)
+        self.refusal = refusal
+        """One of `refusals`."""
 
 
 class ResponseHead(NamedTuple):
@@ -133,15 +139,15 @@ def check_request(fields: Fields) -> int | None:
     method, scheme = _value(fields, shape.method), _value(fields, shape.scheme)
     authority, path = _value(fields, shape.authority), _value(fields, shape.path)
     if not method or not _is_visible(method):
-        raise Malformed("no :method")
+        raise Malformed("no :method", refusals.PSEUDO_FIELD)
     if method == b"CONNECT":
         if scheme is not None or path is not None or not authority:
-            raise Malformed("CONNECT with :scheme or :path, or without :authority")
+            raise Malformed("CONNECT with :scheme or :path, or without :authority", refusals.PSEUDO_FIELD)
         return None
     if not scheme:
-        raise Malformed("no :scheme")
+        raise Malformed("no :scheme", refusals.PSEUDO_FIELD)
     if not path or not _is_visible(path) or not (path[0] == 0x2F or (path == b"*" and method == b"OPTIONS")):
-        raise Malformed("a :path that is missing, empty or no path")
+        raise Malformed("a :path that is missing, empty or no path", refusals.PSEUDO_FIELD)
     _check_authority(authority, _value(fields, shape.host))
     return _content_length(fields, shape)
 
@@ -149,10 +155,12 @@ def check_request(fields: Fields) -> int | None:
 def _check_authority(authority: bytes | None, host: bytes | None) -> None:
     """RFC 9113, 8.3.1: one of the two at least; not empty, no user information, not contradicting each other."""
     named = host if authority is None else authority
-    if not named or not _is_visible(named) or b"@" in named:
-        raise Malformed("an authority that is missing, empty or no host")
+    if not named or not _is_visible(named):
+        raise Malformed("an authority that is missing, empty or no host", refusals.AUTHORITY)
+    if b"@" in named:
+        raise Malformed("an authority with user information", refusals.USER_INFO)
     if host is not None and host.lower() != named.lower():
-        raise Malformed("host is not :authority")
+        raise Malformed("host is not :authority", refusals.HOST_DIFFERS)
 
 
 def check_response(fields: Fields, *, to_head: bool) -> ResponseHead:
@@ -160,7 +168,7 @@ def check_response(fields: Fields, *, to_head: bool) -> ResponseHead:
     shape = _checked(fields, _RESPONSES)
     status = _value(fields, shape.status)
     if status is None or len(status) != 3 or not status.isdigit() or status[:1] == b"0" or status == b"101":
-        raise Malformed("a :status that is missing, not three digits or not for HTTP/2")
+        raise Malformed("a :status that is missing, not three digits or not for HTTP/2", refusals.PSEUDO_FIELD)
     length = _content_length(fields, shape)
     if status[:1] == b"1":
         return ResponseHead(True, None)
@@ -193,10 +201,10 @@ def _checked(fields: Fields, shapes: _Shapes) -> _Shape:
     shape = shapes.of(tuple([field[0] for field in fields]))
     fault = shape.fault or _value_fault([field[1] for field in fields])
     if fault is not None:
-        raise Malformed(fault)
+        raise Malformed(fault, refusals.FIELD)
     for place in shape.te:
         if fields[place][1].lower() != b"trailers":
-            raise Malformed("te other than trailers")
+            raise Malformed("te other than trailers", refusals.FIELD)
     return shape
 
 
@@ -223,5 +231,5 @@ def _content_length(fields: Fields, shape: _Shape) -> int | None:
     if value is None:
         return None
     if not value.isdigit() or len(value) > _MOST_LENGTH_DIGITS:
-        raise Malformed("a content-length that is no length")
+        raise Malformed("a content-length that is no length", refusals.CONTENT_LENGTH)
     return int(value)

@@ -14,8 +14,9 @@ from proxy.http2.libnghttp2 cimport *
 from proxy.http2.nghttp2_connection cimport Connection, new_event, put
 from proxy.http2.nghttp2_frames cimport *
 from proxy.http2.nghttp2_stream cimport Stream
-from proxy.http2.section_reader cimport REQUEST, RESPONSE, TRAILERS, SectionReader
+from proxy.http2.section_reader cimport *
 
+from proxy.http2 import refusals
 from proxy.http2.events import (
     DataReceived,
     GoAwayReceived,
@@ -35,6 +36,20 @@ cdef object _DATA_RECEIVED = DataReceived
 cdef object _TRAILERS_RECEIVED = TrailersReceived
 cdef object _STREAM_RESET = StreamReset
 
+cdef dict _WORDS = {
+    FIELD: refusals.FIELD,
+    PSEUDO_FIELD: refusals.PSEUDO_FIELD,
+    AUTHORITY: refusals.AUTHORITY,
+    USER_INFO: refusals.USER_INFO,
+    HOST_DIFFERS: refusals.HOST_DIFFERS,
+    CONTENT_LENGTH: refusals.CONTENT_LENGTH,
+    SECTION_TOO_LARGE: refusals.SECTION_TOO_LARGE,
+    TOO_MANY_STREAMS: refusals.TOO_MANY_STREAMS,
+    GOING_AWAY: refusals.GOING_AWAY,
+    STREAM_ORDER: refusals.STREAM_ORDER,
+    FLOW_CONTROL: refusals.FLOW_CONTROL,
+}
+
 
 @cython.no_gc
 cdef class Receiver(Connection):
@@ -42,6 +57,7 @@ cdef class Receiver(Connection):
 
     def __cinit__(self, *, bint client, limits):
         self._reader = SectionReader(limits.max_field_section_octets)
+        self._refused = []
 
     def receive(self, bytes data not None):
         cdef list reported
@@ -57,16 +73,22 @@ cdef class Receiver(Connection):
         self.events = []
         return reported
 
+    def take_refused(self):
+        cdef list refused = self._refused
+        if refused:
+            self._refused = []
+        return refused
+
     cdef int on_data_begins(self, int32_t stream_id, Py_ssize_t length) except -1:
         """DATA of this length is about to be read: is there room for it, and is content in its place?"""
         cdef Stream stream = self.stream(stream_id)
         if stream is None:
             return 0
         if not stream.has_head:
-            return self._fault(stream, PROTOCOL_ERROR)
+            return self._fault(stream, PROTOCOL_ERROR, STREAM_ORDER)
         if length > nghttp2_session_get_stream_local_window_size(self.session, stream_id):
             if length <= nghttp2_session_get_local_window_size(self.session):
-                return self._fault(stream, FLOW_CONTROL_ERROR)
+                return self._fault(stream, FLOW_CONTROL_ERROR, FLOW_CONTROL)
         return 0
 
     cdef int on_section_begins(self, const nghttp2_frame *frame) except? -1:
@@ -77,7 +99,7 @@ cdef class Receiver(Connection):
         elif self.client or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         elif self.going_away or len(self.streams) >= self.max_streams:
-            self._refuse(frame.hd.stream_id, REFUSED_STREAM)
+            self._refuse(frame.hd.stream_id, REFUSED_STREAM, GOING_AWAY if self.going_away else TOO_MANY_STREAMS)
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         else:
             self._reader.begin(REQUEST)
@@ -146,20 +168,20 @@ cdef class Receiver(Connection):
         if stream is None:
             return self._on_request(stream_id, fields, end)
         if reader.too_great:
-            return self._fault(stream, ENHANCE_YOUR_CALM)
+            return self._fault(stream, ENHANCE_YOUR_CALM, SECTION_TOO_LARGE)
         if reader.malformed:
-            return self._fault(stream, PROTOCOL_ERROR)
+            return self._fault(stream, PROTOCOL_ERROR, reader.refusal)
         if stream.has_head:
             if not end or stream.missing > 0:
-                return self._fault(stream, PROTOCOL_ERROR)
+                return self._fault(stream, PROTOCOL_ERROR, CONTENT_LENGTH if end else STREAM_ORDER)
             event = new_event(_TRAILERS_RECEIVED, 2)
         elif reader.interim:
             if end:
-                return self._fault(stream, PROTOCOL_ERROR)
+                return self._fault(stream, PROTOCOL_ERROR, STREAM_ORDER)
             event = new_event(_INTERIM_RECEIVED, 2)
         else:
             if end and reader.content_length > 0:
-                return self._fault(stream, PROTOCOL_ERROR)
+                return self._fault(stream, PROTOCOL_ERROR, CONTENT_LENGTH)
             stream.missing = reader.content_length
             stream.has_head = True
             self.earn_by_head()
@@ -178,11 +200,13 @@ cdef class Receiver(Connection):
         cdef object event
         if self.going_away:
             # GOAWAY was written while the block was coming in, and named a stream before this one.
-            return self._refuse(stream_id, REFUSED_STREAM)
+            return self._refuse(stream_id, REFUSED_STREAM, GOING_AWAY)
         if self._reader.too_great:
-            return self._refuse(stream_id, ENHANCE_YOUR_CALM)
-        if self._reader.malformed or (end and self._reader.content_length > 0):
-            return self._refuse(stream_id, PROTOCOL_ERROR)
+            return self._refuse(stream_id, ENHANCE_YOUR_CALM, SECTION_TOO_LARGE)
+        if self._reader.malformed:
+            return self._refuse(stream_id, PROTOCOL_ERROR, self._reader.refusal)
+        if end and self._reader.content_length > 0:
+            return self._refuse(stream_id, PROTOCOL_ERROR, CONTENT_LENGTH)
         stream = self.new_stream(stream_id)
         nghttp2_session_set_stream_user_data(self.session, stream_id, <void *>stream)
         stream.missing = self._reader.content_length
@@ -212,7 +236,7 @@ cdef class Receiver(Connection):
             stream.missing -= count
             if stream.missing < 0 or (end and stream.missing):
                 nghttp2_session_consume_connection(self.session, <size_t>count)
-                return self._fault(stream, PROTOCOL_ERROR)
+                return self._fault(stream, PROTOCOL_ERROR, CONTENT_LENGTH)
         stream.ended_by_peer = end
         if stream.muted:
             nghttp2_session_consume_connection(self.session, <size_t>count)
@@ -246,16 +270,18 @@ cdef class Receiver(Connection):
         self.events.append(SettingsReceived())
         return 0
 
-    cdef int _fault(self, Stream stream, uint32_t code) except -1:
+    cdef int _fault(self, Stream stream, uint32_t code, int refusal) except -1:
         """Reset a stream on which the peer broke a rule."""
+        self._refused.append((stream.key, _WORDS[refusal]))
         nghttp2_submit_rst_stream(self.session, NGHTTP2_FLAG_NONE, stream.id, code)
         if not stream.muted:
             self._report_reset(stream, code, False)
         self.forget(stream)
         return self.spend_reset()
 
-    cdef int _refuse(self, int32_t stream_id, uint32_t code) except -1:
+    cdef int _refuse(self, int32_t stream_id, uint32_t code, int refusal) except -1:
         """Reset a stream that nobody has heard of."""
+        self._refused.append((stream_id, _WORDS[refusal]))
         nghttp2_submit_rst_stream(self.session, NGHTTP2_FLAG_NONE, stream_id, code)
         return self.spend_reset()
 
@@ -295,7 +321,7 @@ cdef class Receiver(Connection):
         if stream is None:
             return self.feed(frame, FRAME_HEADER_OCTETS + 4)
         if not increment:
-            return self._fault(stream, PROTOCOL_ERROR)
+            return self._fault(stream, PROTOCOL_ERROR, FLOW_CONTROL)
         if <uint32_t>nghttp2_session_get_stream_remote_window_size(self.session, stream.id) > MAX_STREAM_ID - increment:
-            return self._fault(stream, FLOW_CONTROL_ERROR)
+            return self._fault(stream, FLOW_CONTROL_ERROR, FLOW_CONTROL)
         return self.feed(frame, FRAME_HEADER_OCTETS + 4)

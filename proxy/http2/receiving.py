@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Final, Generic
 
-from proxy.http2 import framing
+from proxy.http2 import framing, refusals
 from proxy.http2.compression import CompressionFault
 from proxy.http2.engine import Limits
 from proxy.http2.events import (
@@ -72,6 +72,8 @@ class Receiver(Generic[StreamT]):
         """PINGs of ours that the peer has not answered."""
         self._client = client
         self._max_streams = limits.max_concurrent_streams
+        self.refused: list[tuple[StreamId, str]] = []
+        """Streams that were reset because the peer broke a rule, and why (`refusals`), since the last look."""
         self._events: list[Event] = []
         self._reader = framing.FrameReader(
             server=not client,
@@ -129,15 +131,17 @@ class Receiver(Generic[StreamT]):
         if not within:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets, or too many frames to no effect")
 
-    def _fault(self, stream: StreamT, code: ErrorCode) -> None:
+    def _fault(self, stream: StreamT, code: ErrorCode, refusal: str) -> None:
         """Reset a stream on which the peer broke a rule."""
+        self.refused.append((stream.stream_id, refusal))
         self.connection.reset(stream, code)
         if not stream.muted:
             self._events.append(StreamReset(stream.stream_id, int(code), False))
         self._spend(self.allowance.cancelled())
 
-    def _refuse(self, stream_id: StreamId, code: ErrorCode) -> None:
+    def _refuse(self, stream_id: StreamId, code: ErrorCode, refusal: str) -> None:
         """Reset a stream that nobody has heard of."""
+        self.refused.append((stream_id, refusal))
         self.connection.write(framing.rst_stream(stream_id, code))
         self.connection.skip_stream(stream_id)
         self._spend(self.allowance.cancelled())
@@ -173,18 +177,19 @@ class Receiver(Generic[StreamT]):
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client opened a stream with an even number")
         if self.going_away or len(self.connection.streams) >= self._max_streams:
-            self._refuse(stream_id, ErrorCode.REFUSED_STREAM)
+            refusal = refusals.GOING_AWAY if self.going_away else refusals.TOO_MANY_STREAMS
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, refusal)
             return
         if fields is None:
-            self._refuse(stream_id, ErrorCode.ENHANCE_YOUR_CALM)
+            self._refuse(stream_id, ErrorCode.ENHANCE_YOUR_CALM, refusals.SECTION_TOO_LARGE)
             return
         try:
             length = check_request(fields)
-        except Malformed:
-            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
+        except Malformed as exc:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, exc.refusal)
             return
         if end and length:
-            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR)
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, refusals.CONTENT_LENGTH)
             return
         stream = self.connection.open_stream(stream_id)
         stream.missing = length
@@ -197,14 +202,14 @@ class Receiver(Generic[StreamT]):
 
     def _on_section(self, stream: StreamT, fields: Fields | None, *, end: bool) -> None:
         if not stream.receives:
-            self._fault(stream, ErrorCode.STREAM_CLOSED)
+            self._fault(stream, ErrorCode.STREAM_CLOSED, refusals.STREAM_CLOSED)
         elif fields is None:
-            self._fault(stream, ErrorCode.ENHANCE_YOUR_CALM)
+            self._fault(stream, ErrorCode.ENHANCE_YOUR_CALM, refusals.SECTION_TOO_LARGE)
         else:
             try:
                 event = self._trailers(stream, fields, end) if stream.has_head else self._head(stream, fields, end)
-            except Malformed:
-                self._fault(stream, ErrorCode.PROTOCOL_ERROR)
+            except Malformed as exc:
+                self._fault(stream, ErrorCode.PROTOCOL_ERROR, exc.refusal)
                 return
             if not stream.muted:
                 self._events.append(event)
@@ -215,11 +220,11 @@ class Receiver(Generic[StreamT]):
         head = check_response(fields, to_head=stream.to_head)
         if head.interim:
             if end:
-                raise Malformed("an interim response that ends its stream")
+                raise Malformed("an interim response that ends its stream", refusals.STREAM_ORDER)
             self._spend(self.allowance.idle_frame())
             return InterimReceived(stream.stream_id, fields)
         if end and head.content_length:
-            raise Malformed("content was announced and none follows")
+            raise Malformed("content was announced and none follows", refusals.CONTENT_LENGTH)
         stream.missing = head.content_length
         stream.head_arrived()
         self.allowance.head()
@@ -228,8 +233,10 @@ class Receiver(Generic[StreamT]):
 
     def _trailers(self, stream: StreamT, fields: Fields, end: bool) -> Event:
         check_trailers(fields)
-        if not end or stream.missing:
-            raise Malformed("trailers that do not end their stream, or content that was announced and did not come")
+        if not end:
+            raise Malformed("trailers that do not end their stream", refusals.STREAM_ORDER)
+        if stream.missing:
+            raise Malformed("content that was announced and did not come", refusals.CONTENT_LENGTH)
         return TrailersReceived(stream.stream_id, fields)
 
     # ---- content
@@ -247,7 +254,7 @@ class Receiver(Generic[StreamT]):
         fault = self._data_fault(stream, octets, len(data), end)
         if fault is not None:
             self.connection.credit(octets)
-            self._fault(stream, fault)
+            self._fault(stream, *fault)
             return
         if data:
             self.allowance.content(octets)
@@ -264,17 +271,17 @@ class Receiver(Generic[StreamT]):
         if end:
             self.connection.end_arrived(stream)
 
-    def _data_fault(self, stream: StreamT, octets: int, content: int, end: bool) -> ErrorCode | None:
+    def _data_fault(self, stream: StreamT, octets: int, content: int, end: bool) -> tuple[ErrorCode, str] | None:
         if not stream.receives:
-            return ErrorCode.STREAM_CLOSED
+            return ErrorCode.STREAM_CLOSED, refusals.STREAM_CLOSED
         if not stream.has_head:
-            return ErrorCode.PROTOCOL_ERROR
+            return ErrorCode.PROTOCOL_ERROR, refusals.STREAM_ORDER
         if not stream.consume(octets):
-            return ErrorCode.FLOW_CONTROL_ERROR
+            return ErrorCode.FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL
         if stream.missing is not None:
             stream.missing -= content
             if stream.missing < 0 or (end and stream.missing):
-                return ErrorCode.PROTOCOL_ERROR
+                return ErrorCode.PROTOCOL_ERROR, refusals.CONTENT_LENGTH
         return None
 
     # ---- the rest
@@ -303,9 +310,9 @@ class Receiver(Generic[StreamT]):
         if stream is None:
             self._must_have_been(stream_id)
         elif not increment:
-            self._fault(stream, ErrorCode.PROTOCOL_ERROR)
+            self._fault(stream, ErrorCode.PROTOCOL_ERROR, refusals.FLOW_CONTROL)
         elif not stream.widen(increment):
-            self._fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            self._fault(stream, ErrorCode.FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
         else:
             self.connection.rotation.schedule(stream)
 

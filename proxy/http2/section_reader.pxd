@@ -8,6 +8,20 @@ cdef enum:
     RESPONSE
     TRAILERS
 
+cdef enum:
+    # Why a section is malformed; `nghttp2_receiver` has the words.
+    FIELD
+    PSEUDO_FIELD
+    AUTHORITY
+    USER_INFO
+    HOST_DIFFERS
+    CONTENT_LENGTH
+    SECTION_TOO_LARGE
+    TOO_MANY_STREAMS
+    GOING_AWAY
+    STREAM_ORDER
+    FLOW_CONTROL
+
 cdef struct Kept:
     nghttp2_rcbuf *name
     nghttp2_rcbuf *value
@@ -23,6 +37,7 @@ cdef struct Repeated:
 cdef class SectionReader:
     cdef list fields
     cdef bint malformed
+    cdef int refusal
     cdef bint too_great
     cdef bint far_too_great
     cdef bint interim

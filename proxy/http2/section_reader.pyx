@@ -76,6 +76,7 @@ cdef class SectionReader:
         self._met = 0
         self._regular = self.malformed = self.too_great = self.far_too_great = self.interim = False
         self.content_length = -1
+        self.refusal = FIELD
         return 0
 
     cdef int add(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1:
@@ -132,7 +133,7 @@ cdef class SectionReader:
         return field
 
     cdef list end(self, bint to_head):
-        """Return the section, and let `malformed`, `interim` and `content_length` say what it is.
+        """Return the section, and let `malformed`, `refusal`, `interim` and `content_length` say what it is.
 
         `to_head`: a response answers a HEAD request. `content_length` is -1 where nothing is announced, 0 where there
         can be no content.
@@ -163,6 +164,7 @@ cdef class SectionReader:
 
     cdef bint _is_request(self) noexcept:
         cdef object method, path
+        self.refusal = PSEUDO_FIELD
         if not self._met & 1 << _METHOD:
             return False
         method = <object>self._values[_METHOD]
@@ -189,6 +191,7 @@ cdef class SectionReader:
         cdef bint with_host = self._met & 1 << _HOST != 0
         cdef object named, host
         cdef Py_ssize_t place, length
+        self.refusal = AUTHORITY
         if self._met & 1 << _AUTHORITY:
             named = <object>self._values[_AUTHORITY]
         elif with_host:
@@ -196,10 +199,14 @@ cdef class SectionReader:
         else:
             return False
         length = PyBytes_GET_SIZE(named)
-        if not _is_visible(named) or memchr(PyBytes_AS_STRING(named), c"@", <size_t>length):
+        if not _is_visible(named):
+            return False
+        if memchr(PyBytes_AS_STRING(named), c"@", <size_t>length):
+            self.refusal = USER_INFO
             return False
         if with_host:
             host = <object>self._values[_HOST]
+            self.refusal = HOST_DIFFERS
             if PyBytes_GET_SIZE(host) != length:
                 return False
             for place in range(length):
@@ -209,6 +216,7 @@ cdef class SectionReader:
 
     cdef bint _is_response(self, bint to_head) noexcept:
         cdef const char *status
+        self.refusal = PSEUDO_FIELD
         if not self._met & 1 << _STATUS or PyBytes_GET_SIZE(<object>self._values[_STATUS]) != 3:
             return False
         status = PyBytes_AS_STRING(<object>self._values[_STATUS])
@@ -232,6 +240,7 @@ cdef class SectionReader:
         cdef int64_t length = 0
         if not self._met & 1 << _CONTENT_LENGTH:
             return True
+        self.refusal = CONTENT_LENGTH
         value = <object>self._values[_CONTENT_LENGTH]
         if not 0 < PyBytes_GET_SIZE(value) <= _MOST_LENGTH_DIGITS:
             return False

@@ -39,6 +39,7 @@ class Exposition(Collector):
         yield from self._routes()
         yield from self._mints()
         yield from self._connections()
+        yield from self._refusals()
         name = _name("log_lines_dropped")
         yield CounterMetricFamily(name, "Log lines dropped because their reader did not keep up", dropped_lines())
 
@@ -73,6 +74,19 @@ class Exposition(Collector):
         for code, count in self._metrics.mint_failures.items():
             failures.add_metric([code], count)
         yield from (durations, failures)
+
+    def _refusals(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            _name("requests_refused"), "Requests without a route that broke a rule of HTTP", labels=["reason"]
+        )
+        for reason, count in self._metrics.requests_refused.items():
+            requests.add_metric([reason], count)
+        responses = CounterMetricFamily(
+            _name("upstream_responses_refused"), "Responses that broke a rule of HTTP/2", labels=["origin", "reason"]
+        )
+        for (origin, reason), count in self._metrics.responses_refused.items():
+            responses.add_metric([origin, reason], count)
+        yield from (requests, responses)
 
     def _connections(self) -> Iterator[Metric]:
         upstream = GaugeMetricFamily(_name("upstream_connections"), "Connections to services", labels=["origin"])

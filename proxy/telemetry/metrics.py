@@ -28,6 +28,10 @@ class Metrics:
         self.upstream_connections: defaultdict[str, Connections] = defaultdict(Connections)
         """By origin."""
         self.downstream_connections = Connections()
+        self.requests_refused: Counter[str] = Counter()
+        """Requests that broke a rule of HTTP, by reason; they have no route."""
+        self.responses_refused: Counter[tuple[str, str]] = Counter()
+        """Responses that broke one, by origin and reason."""
 
     def route(self, name: str) -> RouteMetrics:
         """Return the counters of a route, always the same object for a name. Ask once, not for every exchange."""
@@ -56,6 +60,14 @@ class Metrics:
     def downstream_closed(self) -> None:
         """Count a client's connection out."""
         self.downstream_connections.closed()
+
+    def request_refused(self, reason: str) -> None:
+        """Count a request that broke a rule of HTTP; there are few reasons."""
+        self.requests_refused[reason] += 1
+
+    def response_refused(self, origin: str, reason: str) -> None:
+        """Count a response of this origin that broke a rule of HTTP/2; there are few reasons."""
+        self.responses_refused[origin, reason] += 1
 
     def exposition(self) -> tuple[bytes, str]:
         """Return body and content type of what Prometheus scrapes."""

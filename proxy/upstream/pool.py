@@ -27,6 +27,7 @@ from proxy.errors import (
     UpstreamConnectTimeout,
     UpstreamSaturated,
 )
+from proxy.http2.events import StreamId
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.line import EXPECTED_STREAMS, Line
@@ -47,6 +48,9 @@ class PoolMetrics(Protocol):
 
     def upstream_closed(self, origin: str) -> None:
         """It is gone."""
+
+    def response_refused(self, origin: str, reason: str) -> None:
+        """A response of the upstream broke a rule of HTTP/2."""
 
 
 class Pool:
@@ -197,6 +201,12 @@ class Pool:
         line.expected_streams = max(1, min(EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
         self._metrics.upstream_opened(str(line.origin))
         connection.gone.add_done_callback(lambda _: self._metrics.upstream_closed(str(line.origin)))
+
+        def refused(stream_id: StreamId, reason: str) -> None:
+            self._metrics.response_refused(str(line.origin), reason)
+            _log.debug("response refused", origin=str(line.origin), reason=reason, stream=stream_id)
+
+        connection.on_refused = refused
         _log.debug("upstream connected", origin=str(line.origin), streams=connection.engine.peer_max_concurrent_streams)
 
         def changed(connection: UpstreamConnection) -> None:

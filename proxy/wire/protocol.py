@@ -72,6 +72,8 @@ class FrameProtocol(Channel):
         """Octets of content whose connection credit goes back at the end of this read; `on_data` adds to them."""
         self._counted_octets = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self.on_refused: Callable[[StreamId, str], None] | None = None
+        """Told of streams that were reset because the peer broke a rule (see `Engine.take_refused`)."""
 
     def as_protocol(self) -> asyncio.Protocol:
         """Return this, for transports' type checkers; see the class."""
@@ -170,6 +172,10 @@ class FrameProtocol(Channel):
                 if stream_id is None:
                     raise
                 self._break_off(stream_id, exc)
+        refused = self.engine.take_refused()
+        if refused and self.on_refused is not None:
+            for refused_id, reason in refused:
+                self.on_refused(refused_id, reason)
         if self.credit_octets and not self.closed:
             self._give_credit()
         if not self._flush_scheduled:

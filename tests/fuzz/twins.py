@@ -202,6 +202,12 @@ class Twins:
 
     # ---- questions
 
+    def take_refused(self) -> list[tuple[StreamId, str]]:
+        portable, compiled = (engine.take_refused() for engine in self.pair)
+        # Over some faults the library ends the connection instead.
+        assert set(compiled) <= set(portable) or self.failed
+        return portable
+
     @property
     def peer_max_concurrent_streams(self) -> int:
         return self.same(lambda engine: engine.peer_max_concurrent_streams)

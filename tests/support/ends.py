@@ -75,6 +75,9 @@ class Ledger:
         """Octets that were received and not given back."""
         return self.received[stream_id] - self.acknowledged[stream_id]
 
+    def take_refused(self) -> list[tuple[StreamId, str]]:
+        return self._engine.take_refused()
+
     @property
     def peer_max_concurrent_streams(self) -> int:
         return self._engine.peer_max_concurrent_streams

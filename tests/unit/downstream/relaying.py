@@ -131,12 +131,16 @@ class Counts:
 
     def __init__(self) -> None:
         self.opened = self.closed = 0
+        self.refused: list[str] = []
 
     def downstream_opened(self) -> None:
         self.opened += 1
 
     def downstream_closed(self) -> None:
         self.closed += 1
+
+    def request_refused(self, reason: str) -> None:
+        self.refused.append(reason)
 
 
 @dataclass

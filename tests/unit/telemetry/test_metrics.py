@@ -107,6 +107,16 @@ def test_connections_are_counted_open_and_ever_opened() -> None:
     assert told["downstream_connections_opened_total{}"] == 2
 
 
+def test_what_breaks_a_rule_of_http_is_counted_by_reason() -> None:
+    metrics = Metrics()
+    metrics.request_refused("host-differs")
+    metrics.request_refused("host-differs")
+    metrics.response_refused("https://a", "field")
+    told = samples(metrics)
+    assert told["requests_refused_total{reason=host-differs}"] == 2
+    assert told["upstream_responses_refused_total{origin=https://a,reason=field}"] == 1
+
+
 def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
     one, two = Metrics(), Metrics()
     one.downstream_opened()

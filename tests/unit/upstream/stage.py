@@ -229,12 +229,16 @@ class Counts:
     def __init__(self) -> None:
         self.opened: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
+        self.refused: list[tuple[str, str]] = []
 
     def upstream_opened(self, origin: str) -> None:
         self.opened[origin] += 1
 
     def upstream_closed(self, origin: str) -> None:
         self.closed[origin] += 1
+
+    def response_refused(self, origin: str, reason: str) -> None:
+        self.refused.append((origin, reason))
 
 
 class Service:
