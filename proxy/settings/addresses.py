@@ -66,7 +66,8 @@ def parse_address(text: str) -> Address:
 def parse_host_name(text: str) -> str:
     """Return a host name as it is compared, in lower case; ValueError with a sentence that says what is wrong."""
     name = text.removesuffix(".").lower()
-    if not _HOST_NAME.fullmatch(name) or ".." in name:
+    # A token has the form of a name, and a name that is taken is shown.
+    if not _HOST_NAME.fullmatch(name) or ".." in name or holds_credential(text):
         raise ValueError(f"{quoted(text)} is not a host name; write the name alone, without scheme, port or wildcard")
     return name
 
