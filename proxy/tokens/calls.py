@@ -14,8 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-from proxy.errors import Failure, MintRefused, TokenMalformed, TokenUnavailable
-from proxy.quoting import one_line, plain, text_of
+from proxy.errors import CredentialsInvalid, Failure, MintRefused, TokenMalformed, TokenUnavailable
+from proxy.quoting import one_line, plain, quoted, text_of
 
 __all__ = [
     "Bearer",
@@ -42,6 +42,9 @@ _LEAST_SECRET: Final = 6
 
 # RFC 6750, 2.1.
 _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+# Ids are in lower case, with the domain of an organisation before a colon in old ones; numbers will do.
+_PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}")
 
 _SKEW_SECONDS: Final = 30.0
 
@@ -136,7 +139,15 @@ def _in_json(text: str) -> str:
 def bearer(
     access_token: object, expires_at: float, quota_project: str | None = None, principal: str | None = None
 ) -> Bearer:
-    """Return the headers that carry an access token; TokenMalformed unless it can stand in one (RFC 6750, 2.1)."""
+    """Return the headers that carry an access token.
+
+    Raises TokenMalformed unless it can stand in one (RFC 6750, 2.1), CredentialsInvalid unless the quota project can.
+    """
+    if quota_project and not _PROJECT.fullmatch(quota_project):
+        raise CredentialsInvalid(
+            "the quota project (GOOGLE_CLOUD_QUOTA_PROJECT, or quota_project_id in the credential file) must be the id "
+            f"of a project, and is {quoted(quota_project)}"
+        )
     if not isinstance(access_token, str) or not _B68_TOKEN.fullmatch(access_token):
         raise TokenMalformed("Google answered 200 without an access token")
     headers = {"authorization": f"Bearer {access_token}"}

@@ -14,6 +14,7 @@ import pytest
 
 from proxy.emulator import Fault, Google, echo
 from proxy.emulator.cloud_run import Receive, Scope, Send
+from tests.support.pasted import PASTED, told_of
 from tests.support.patient import Patient, Ran, answering, patient
 
 TARGET = "invoker@samples.iam.gserviceaccount.com"
@@ -149,6 +150,18 @@ async def test_a_credential_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
+async def test_a_credential_in_the_place_of_its_path(tmp_path: Path, pasted: str) -> None:
+    async with patient(tmp_path) as here:
+        here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = pasted
+        ran = await here.check()
+        assert_told(ran, "credentials", "credentials-invalid", "GOOGLE_APPLICATION_CREDENTIALS must be the path")
+        shown = await here.run("check", "--upstream", here.url)
+        assert shown.code == 1
+        assert told_of(pasted, ran.out + shown.out + shown.err) == []
+
+
+@pytest.mark.asyncio
 async def test_user_credentials_without_impersonation(tmp_path: Path) -> None:
     async with patient(tmp_path) as here:
         path = here.with_key(here.google.user_file("ada@example.com"))
@@ -202,6 +215,30 @@ async def test_a_clock_that_is_ahead_of_the_token(tmp_path: Path) -> None:
 
 
 # ---- the way there
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("marked", [True, False])
+async def test_identity_aware_proxy_before_the_service(tmp_path: Path, marked: bool) -> None:
+    fields = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x&state=secret"}
+    if marked:
+        fields["x_goog_iap_generated_response"] = "true"
+    async with patient(tmp_path, answering(302, **fields), public=True) as here:
+        ran = await here.check()
+        assert_told(ran, "discovery", "iap", "Identity-Aware Proxy", "run.app URL")
+        private = ran.steps()["private"]
+        assert (private["outcome"], private["code"], private["commands"]) == ("ok", None, [])
+        assert "secret" not in ran.out
+        assert "allUsers" not in ran.out
+
+
+@pytest.mark.asyncio
+async def test_a_redirect_to_somewhere_else(tmp_path: Path) -> None:
+    async with patient(tmp_path, answering(307, location="https://elsewhere.example/x?y=secret"), public=True) as here:
+        ran = await here.check()
+        assert_told(ran, "discovery", "redirected", "https://elsewhere.example/x", "Set the url")
+        assert ran.steps()["private"]["outcome"] == "skipped"
+        assert "secret" not in ran.out
 
 
 @pytest.mark.asyncio
@@ -371,7 +408,7 @@ async def test_no_token_is_shown_even_if_the_service_repeats_it(tmp_path: Path) 
 
     async with patient(tmp_path, parrot, public=True) as here:
         ran = await here.check()
-        assert ran.steps()["discovery"]["details"]["said"] == "you said Bearer [not shown]"
+        assert ran.steps()["discovery"]["details"]["said"] == "you said [not shown]"
         table = await here.run("check", "--route", f"svc={here.url}", "--log-level", "debug")
         written = ran.out + ran.err + table.out + table.err
         signatures = {token.rpartition(".")[2] for token in seen if token}

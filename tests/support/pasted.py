@@ -40,6 +40,7 @@ def told_of(pasted: str, text: str) -> list[str]:
     """Return the pieces of what was pasted that are in the text; a piece has eight characters."""
     harmless = (
         "BEGIN PRIVATE KEY",
+        ' "private"',
         "svc.run.app",
         "https://",
         ".iam.gserviceaccount.com",

@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from proxy.errors import Failure, MintRefused, TokenMalformed, TokenUnavailable
+from proxy.errors import CredentialsInvalid, Failure, MintRefused, TokenMalformed, TokenUnavailable
 from proxy.tokens.calls import (
     Reply,
     bearer,
@@ -143,6 +143,15 @@ def test_a_reply_and_a_bearer_have_no_secret_in_their_repr() -> None:
 def test_a_bearer_carries_the_quota_project_if_there_is_one() -> None:
     assert bearer("ya29.x", 1.0).headers == {"authorization": "Bearer ya29.x"}
     assert bearer("ya29.x", 1.0, "p").headers["x-goog-user-project"] == "p"
+
+
+@pytest.mark.parametrize("project", ["a b", "p\r\nx: y", "é b", JWT, "P" * 101])
+def test_what_cannot_be_a_quota_project_is_named_and_not_quoted(project: str) -> None:
+    with pytest.raises(CredentialsInvalid, match="GOOGLE_CLOUD_QUOTA_PROJECT") as caught:
+        bearer("ya29.x", 1.0, project)
+    assert project not in str(caught.value)
+    for good in ("my-project", "example.com:my-project", "123456789012"):
+        bearer("ya29.x", 1.0, good)
 
 
 @pytest.mark.parametrize("token", [None, "", 5, "a b", "a\r\nx: y", "é"])
