@@ -21,7 +21,7 @@ from proxy.errors import (
     TokenMalformed,
     TokenTimeout,
 )
-from proxy.quoting import plain, quoted
+from proxy.quoting import plain
 from proxy.tokens.adc import CredentialFile
 from proxy.tokens.calls import NotConnected, Reply, clock_remark, complaint, host_of, reasons, refusal
 
@@ -88,8 +88,8 @@ def explain(file: CredentialFile, call: LastCall, exc: Exception, now: float) ->
         return CredentialsRejected(_rejection(file, told, clock_remark(reply, now)))
     if "invalid_target" in reasons(reply):
         return MintRefused(
-            f"the workload identity provider {quoted(file.info.get('audience'))} that {file.path} names does not "
-            f"exist, or it is disabled{told}"
+            f"the workload identity provider {_provider(file.info)}that {file.path} names does not exist, or it is "
+            f"disabled{told}"
         )
     if reply.status == 403 and call.url.endswith(":generateAccessToken"):
         return ImpersonationDenied(
@@ -97,6 +97,11 @@ def explain(file: CredentialFile, call: LastCall, exc: Exception, now: float) ->
             f"grant it roles/iam.workloadIdentityUser on that account{told}"
         )
     return refusal(call.host, reply, f"look at {file.path}")
+
+
+def _provider(info: Mapping[str, Any]) -> str:
+    audience = info.get("audience")
+    return f"{audience} " if isinstance(audience, str) and plain(audience) is not None else ""
 
 
 def _told(reply: Reply) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -41,8 +41,9 @@ ASKED = {
 }
 """Source → who is asked to mint with it."""
 
+OF_THE_APPLICATION = {"Authorization": "Bearer credential-of-the-application"}
 OF_THE_CALLER = {
-    "Authorization": "Bearer credential-of-the-application",
+    **OF_THE_APPLICATION,
     "X-Serverless-Authorization": "Bearer eyJmYWtl.eyJzcG9vZmVk.c3Bvb2ZlZA",
 }
 ADMIN = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
@@ -58,9 +59,11 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def all_of(client: aiohttp.ClientSession, method: str, url: str) -> str:
+async def all_of(
+    client: aiohttp.ClientSession, method: str, url: str, fields: Mapping[str, str] = OF_THE_CALLER
+) -> str:
     """Return everything of the answer as text, and its status in front."""
-    async with client.request(method, url, headers=OF_THE_CALLER) as response:
+    async with client.request(method, url, headers=fields) as response:
         return f"{response.status} {response.raw_headers!r} {await response.text()}"
 
 
@@ -99,7 +102,10 @@ async def test_nothing_written_or_answered_holds_a_secret(
             async def ask_everything() -> None:
                 google.revoke_access_tokens()
                 for route in ("ambient", "impersonating"):
-                    told.append(await all_of(client, "GET", f"{running.url}/{route}/discover"))
+                    # With a token of the caller's own it is refused, and nothing is minted.
+                    discovery = f"{running.url}/{route}/discover"
+                    told.append(await all_of(client, "GET", discovery))
+                    told.append(await all_of(client, "GET", discovery, OF_THE_APPLICATION))
                     told.append(await all_of(client, "POST", f"{running.url}/{route}/invoke/S/h"))
 
             google.allow_impersonation(written.principal, TARGET)

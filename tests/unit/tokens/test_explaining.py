@@ -168,7 +168,7 @@ def test_a_rejection_says_what_to_do(kind: Kind, date: str, what: str) -> None:
 def test_a_provider_that_does_not_exist_is_named() -> None:
     failure = told(file(audience="//iam.googleapis.com/p"), status=400, body={"error": "invalid_target"})
     assert type(failure) is MintRefused
-    assert "provider '//iam.googleapis.com/p' that file.json names does not exist" in str(failure)
+    assert "provider //iam.googleapis.com/p that file.json names does not exist" in str(failure)
 
 
 def test_federation_that_may_not_become_its_account_names_the_role() -> None:
