@@ -217,7 +217,7 @@ def broken(desk: Desk) -> Iterator[tuple[str, str, Callable[[], None]]]:
     yield "ambient", "is not JSON", lambda: desk.put("{")
     yield "ambient", "is not a JSON object", lambda: desk.put([key])
     yield "ambient", "has no type; a Google credential file has one of: service_account", but(key, type=None)
-    yield "ambient", 'has the type "foo"', but(key, type="foo")
+    yield "ambient", "has the type 'foo'", but(key, type="foo")
     yield "ambient", "has no client_email, token_uri", but(key, client_email=None, token_uri=None)
     yield "ambient", "is not an RSA key in PEM form", but(key, private_key="-----BEGIN PRIVATE KEY-----")
     yield "ambient", "credentials of Google Distributed Cloud", but(key, type="gdch_service_account")

@@ -200,7 +200,6 @@ async def test_a_lost_client_resets_its_streams_upstream(certificates: Certifica
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(180)
 async def test_64_mebioctets_each_way_with_a_slow_reader_stay_within_the_windows(
     certificates: Certificates, routes: Routes
 ) -> None:

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from proxy.downstream.binding import ListenFailed, bind_tcp
+from tests.support.readme import REPOSITORY
 
 
 def failure(host: str, port: int) -> ListenFailed:
@@ -94,10 +95,10 @@ def test_a_name_server_that_does_not_answer_may_come_back(number: int, transient
 
 WITHOUT_IPV6 = textwrap.dedent(
     """
-    import subprocess
     from proxy.downstream.binding import bind_tcp
+    from tests.readme.surroundings import loopback_up
 
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    loopback_up()
     with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as switch:
         switch.write("1")
     assert bind_tcp("localhost", 0).getsockname()[0] == "127.0.0.1"
@@ -112,5 +113,5 @@ WITHOUT_IPV6 = textwrap.dedent(
 def test_localhost_is_bound_where_ipv6_is_off() -> None:
     """Needs root, for a network of its own."""
     argv = ["unshare", "--net", sys.executable, "-c", WITHOUT_IPV6]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.stdout == "no IPv6, and localhost is bound\n", done.stderr
