@@ -47,8 +47,10 @@ async def test_a_sleeping_handler_suspends_and_comes_back(tmp_path: Path) -> Non
         await here.register()
         assert await here.restate.invoke("Sleeper", "nap", 1.5) == (200, ["fell asleep", "woke up"])
         attempts = here.container.invocations("Sleeper")
-        assert len(attempts) == 2
-        assert attempts[0].fields["x-restate-invocation-id"] == attempts[1].fields["x-restate-invocation-id"]
+        # One before and one after the sleep. A busy machine may take so long to take down a step that Restate suspends
+        # the handler there, too.
+        assert len(attempts) >= 2
+        assert len({attempt.fields["x-restate-invocation-id"] for attempt in attempts}) == 1
 
 
 @pytest.mark.asyncio
