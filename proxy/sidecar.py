@@ -80,7 +80,10 @@ class Sidecar:
         client: partial[Engine] = partial(choice.make, client=True, limits=limits)
         self._mint = GoogleMint()
         self._tokens = TokenSource(
-            self._mint, observer=_MintCounts(self.metrics), mint_timeout_seconds=settings.mint_timeout
+            self._mint,
+            observer=_MintCounts(self.metrics),
+            watched=self._mint,
+            mint_timeout_seconds=settings.mint_timeout,
         )
         connector = Connector(
             client,
@@ -230,7 +233,7 @@ class _MintCounts:
         self._metrics = metrics
 
     def minted(self, token: Token, seconds: float) -> None:
-        self._metrics.token_minted(seconds)
+        self._metrics.token_minted(seconds, token.clock_ahead_seconds)
 
     def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
         self._metrics.mint_failed(failure.code)

@@ -60,7 +60,7 @@ def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
         click.echo(json.dumps(taken_apart(minted, now), indent=2))
         return
     if sys.stdout.isatty():
-        remaining = life_in_words(minted.expires_at - now)
+        remaining = life_in_words(minted.local_expiry - now)
         click.echo(f"This is a secret: for {remaining} it opens {chosen.audience} to whoever has it.", err=True)
     click.echo(raw(minted))
 

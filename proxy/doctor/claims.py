@@ -29,7 +29,7 @@ def taken_apart(token: Token, now: float) -> dict[str, Any]:
         "header": _header(raw(token)),
         "claims": claims_of(token),
         "expires_at": time_in_words(token.expires_at),
-        "remaining_seconds": round(token.expires_at - now),
+        "remaining_seconds": round(token.local_expiry - now),
     }
 
 

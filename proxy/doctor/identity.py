@@ -83,7 +83,7 @@ async def mint(tokens: TokenSource, route: Route, who: Who, now: float) -> tuple
     except Failure as failure:
         return _failed("token", failure, remedies_of_refusal(failure, route, who), audience=route.audience), None
     claims = claims_of(token)
-    remaining = token.expires_at - now
+    remaining = token.local_expiry - now
     details: dict[str, Any] = {
         name: claims[name] for name in ("aud", "email", "sub", "iss", "iat", "exp") if name in claims
     }

@@ -109,7 +109,8 @@ class MetadataServer:
         if form not in ("standard", "full"):
             return web_page(400, "The format parameter is neither standard nor full.")
         google, audience = self._google, audiences[0]
-        token, expires = self._id_tokens.get((audience, form), ("", 0.0))
+        kept_for = (google.metadata_account, audience, form)
+        token, expires = self._id_tokens.get(kept_for, ("", 0.0))
         if expired or not self._fresh(expires):
             token, expires = google.id_token(
                 "metadata",
@@ -120,18 +121,19 @@ class MetadataServer:
                 expired=expired,
             )
         if not expired:
-            self._id_tokens[audience, form] = (token, expires)
+            self._id_tokens[kept_for] = (token, expires)
         google.record("metadata", google.metadata_account, audience, expires)
         return _text(token)
 
     def _token(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         google = self._google
         scopes = tuple(scope for scope in request.query.get("scopes", "").split(",") if scope) or DEFAULT_SCOPES
-        token, expires = self._access_tokens.get(scopes, ("", 0.0))
+        kept_for = (google.metadata_account, *scopes)
+        token, expires = self._access_tokens.get(kept_for, ("", 0.0))
         if expired or not self._fresh(expires) or google.access(token) is None:
             token, expires = google.access_token(google.metadata_account, scopes, expired=expired)
         if not expired:
-            self._access_tokens[scopes] = (token, expires)
+            self._access_tokens[kept_for] = (token, expires)
         remaining = max(0, int(expires - google.clock()))
         return web.json_response({"access_token": token, "expires_in": remaining, "token_type": "Bearer"})
 

@@ -266,7 +266,7 @@ class Forwarder(Exchanges):
     def _minted_before(self, carrier: Carrier) -> Token | None:
         """Return the token that was minted for this discovery, if it was not processed then."""
         token = carrier.token
-        return token if token is not None and token.expires_at > self._clock() else None
+        return token if token is not None and token.local_expiry > self._clock() else None
 
     def _count(self, carrier: Carrier, failure: Failure, what: str) -> None:
         carrier.metrics.failed(failure.code)

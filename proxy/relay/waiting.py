@@ -31,6 +31,9 @@ class Tokens(Protocol):
     async def fresh(self, key: TokenKey) -> Token:
         """Mint one, whatever is cached."""
 
+    def is_current(self, token: Token) -> bool:
+        """Return whether the token was minted from the credentials that there are now."""
+
     def reject(self, token: Token) -> None:
         """Cloud Run did not take this token."""
 
@@ -76,10 +79,14 @@ class Waiting:
     async def _start(self, carrier: Carrier, post: Post, token: Token | None) -> None:
         try:
             try:
-                if post.slot is not None and token is None:
-                    fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
-                    token = await fetch(post.key)
-                connection = await self._pool.acquire(post.route.origin)
+                while True:
+                    if post.slot is not None and token is None:
+                        fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
+                        token = await fetch(post.key)
+                    connection = await self._pool.acquire(post.route.origin)
+                    if token is None or self._tokens.is_current(token):
+                        break
+                    token = None  # The credentials changed while it waited for a stream.
             except Failure as failure:
                 carrier.cancel_start = None
                 carrier.fail(failure)

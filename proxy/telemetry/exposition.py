@@ -70,6 +70,11 @@ class Exposition(Collector):
     def _mints(self) -> Iterator[Metric]:
         durations = HistogramMetricFamily(_name("token_mint_duration_seconds"), "Minting of the ID tokens received")
         _add(durations, [], self._metrics.mints)
+        yield GaugeMetricFamily(
+            _name("clock_ahead_seconds"),
+            "How far this machine's clock is ahead of Google's, as of the last mint; 0 if right or unknown",
+            self._metrics.clock_ahead_seconds,
+        )
         failures = CounterMetricFamily(_name("token_mint_failures"), "Mints without a token", labels=["code"])
         for code, count in self._metrics.mint_failures.items():
             failures.add_metric([code], count)

@@ -23,6 +23,8 @@ class Metrics:
         """By name; see `route`."""
         self.mints = Durations(_MINT_BUCKETS)
         """Of the tokens received."""
+        self.clock_ahead_seconds = 0.0
+        """By how much this machine's clock was ahead of Google's at the last mint; 0 if right or unknown."""
         self.mint_failures: Counter[str] = Counter()
         """Mints without a token, by `Failure.code`."""
         self.upstream_connections: defaultdict[str, Connections] = defaultdict(Connections)
@@ -37,9 +39,10 @@ class Metrics:
         """Return the counters of a route, always the same object for a name. Ask once, not for every exchange."""
         return self.routes.setdefault(name, RouteMetrics())
 
-    def token_minted(self, seconds: float) -> None:
-        """Count a token, and how long its minting took."""
+    def token_minted(self, seconds: float, clock_ahead_seconds: float = 0.0) -> None:
+        """Count a token, and how long its minting took; note what it showed of the clock."""
         self.mints.observe(seconds)
+        self.clock_ahead_seconds = clock_ahead_seconds
 
     def mint_failed(self, code: str) -> None:
         """Count a mint that gave no token, by the `Failure.code` of its reason."""

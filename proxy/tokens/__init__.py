@@ -23,8 +23,9 @@ anything of another universe                      refused, with a sentence    re
 The modules:
 
 * `model`, `slot`, `schedule`, `calls`   values, the hot path's view, timing, what may be told of an answer (pure)
-* `source`, `timed`                      cache, single flight, refresh ahead, back-off; one mint and its deadline
-* `google`                               the mint: choice of credential source, and the only HTTP in this room
+* `source`, `entry`, `fresh`             cache, single flight, refresh ahead, back-off; mints of discoveries
+* `timed`, `watching`                    one mint and the clock; a look after the credentials while tokens are kept
+* `google`, `current`                    the mint, and the only HTTP in this room; which credentials there are now
 * `adc`, `ambient`                       where credentials are; what a credential source can do
 * `metadata`, `files`, `impersonation`   metadata server, credential files, IAM
 * `gke`                                  what GKE's metadata server means (pure)

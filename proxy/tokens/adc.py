@@ -8,6 +8,7 @@ Everything here reads files and so can block for ever: call it on a thread that 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import json
@@ -23,7 +24,7 @@ from proxy.errors import CredentialsInvalid
 from proxy.quoting import plain, quoted
 from proxy.tokens.reading import FileTooLarge, read_regular
 
-__all__ = ["CredentialFile", "Kind", "find", "is_near", "label", "looked_for"]
+__all__ = ["CredentialFile", "FileSystemFailed", "Kind", "find", "is_near", "label", "looked_for"]
 
 Kind = Literal[
     "service_account",
@@ -110,6 +111,16 @@ class _Absent(CredentialsInvalid):
     """
 
 
+class FileSystemFailed(CredentialsInvalid):
+    """The file system failed (an I/O error, a stale handle, too many open files): that says nothing of the file."""
+
+
+_TELLING: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, None)
+)
+"""What goes wrong with a file, not with the file system; None is of our own kinds of OSError."""
+
+
 def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], CredentialsInvalid]) -> CredentialFile:
     try:
         state = os.stat(path)
@@ -122,7 +133,8 @@ def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], Cre
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise _Absent(str(unusable(f"cannot be read: {_reason(exc)}"))) from None
     except OSError as exc:
-        raise unusable(f"cannot be read: {_reason(exc)}") from None
+        failure = unusable(f"cannot be read: {_reason(exc)}")
+        raise failure if exc.errno in _TELLING else FileSystemFailed(str(failure)) from None
     except ValueError:
         raise unusable("cannot be read: a path holds no zero octet") from None
     digest = hashlib.sha256(content).digest()

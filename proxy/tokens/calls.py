@@ -26,6 +26,7 @@ __all__ = [
     "bearer",
     "clock_remark",
     "complaint",
+    "date_of",
     "host_of",
     "read_object",
     "reasons",
@@ -199,11 +200,18 @@ def reasons(reply: Reply) -> set[str]:
     return {reason for reason in found if isinstance(reason, str)}
 
 
+def date_of(reply: Reply) -> float | None:
+    """Return when it was sent by the clock of who did, in seconds since the epoch; None if it does not say."""
+    try:
+        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def clock_remark(reply: Reply, now: float) -> str:
     """Return what to say of our clock when the answer's `date` differs by more than 30 s from `now`, else `""`."""
-    try:
-        date = parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
-    except (ValueError, OverflowError):
+    date = date_of(reply)
+    if date is None:
         return ""
     ahead = now - date
     if abs(ahead) <= _SKEW_SECONDS:

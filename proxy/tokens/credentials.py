@@ -20,7 +20,7 @@ from google.oauth2 import service_account
 
 from proxy.errors import Failure, TokenMalformed
 from proxy.tokens.adc import CredentialFile
-from proxy.tokens.calls import Bearer, BlockingSend, Reply, bearer, host_of, refusal
+from proxy.tokens.calls import Bearer, BlockingSend, Reply, bearer, date_of, host_of, refusal
 from proxy.tokens.explaining import LastCall, explain, unloadable
 from proxy.tokens.impersonation import CLOUD_PLATFORM
 from proxy.tokens.model import Token, TokenKey, read_claims, token_from_jwt
@@ -131,7 +131,8 @@ def identity(file: CredentialFile, key: TokenKey, send: BlockingSend, clock: Cal
         credentials.refresh(request)
     except Exception as exc:  # noqa: BLE001 - as above; what it holds must not pass
         raise explain(file, request.last, exc, clock()) from None
-    return token_from_jwt(key, credentials.token)
+    reply = request.last.reply
+    return token_from_jwt(key, credentials.token, date_of(reply) if reply is not None else None)
 
 
 def _email(id_token: object) -> str | None:

@@ -10,8 +10,8 @@ user credentials                    AmbientUnsupported                  refresh 
 workload, workforce federation      AmbientUnsupported                  exchange at the STS
 ==================================  ==================================  ==========================================
 
-Nothing is read, imported or contacted before the first mint. The lookup is repeated at every mint, so that a changed
-file, or one that appears, is taken up.
+Nothing is read, imported or contacted before the first mint. The lookup is repeated at every mint, and in between by
+whoever keeps tokens (`look`), so that a change is taken up in seconds: `current` has what is a change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import aiohttp
@@ -35,6 +35,7 @@ from proxy.tokens import adc
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of, secrets_of
+from proxy.tokens.current import CurrentCredentials
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
 from proxy.tokens.lookups import LookUps
@@ -68,8 +69,8 @@ class Who(NamedTuple):
 class GoogleMint:
     """Mints ID tokens with whatever credentials the environment has (Application Default Credentials).
 
-    `environment` is read at every mint. `resolver`, for tests, says where Google's names lead. Deadlines are the
-    caller's; a cancelled mint leaves nothing behind.
+    `environment` is read at every mint. `resolver`, for tests, says where Google's names lead. Every part of a mint has
+    a deadline of its own; a cancelled mint leaves nothing behind.
     """
 
     def __init__(
@@ -87,28 +88,55 @@ class GoogleMint:
         self._outside = _Http(resolver, self._blocking, direct=False, connect_seconds=_CONNECT_SECONDS)
         self._worker = Worker(self._send)
         self._iam = IamCredentials(self._outside.send)
-        self._metadata = MetadataServer(self._direct.send, environment, clock)
-        self._lookup = asyncio.Lock()
-        self._file: adc.CredentialFile | None = None
-        self._source: Ambient | None = None
+        self._current = CurrentCredentials(
+            environment,
+            self._blocking,
+            metadata_server=lambda: MetadataServer(self._direct.send, environment, clock),
+            file_source=lambda file: source_of(file, self._worker, self._blocking, self._iam, clock, environment),
+        )
+        self.on_change: Callable[[int, str], None] | None = None
+        """Called when the credentials have changed: the number of the new generation, and the new ones in words."""
+        self._minting: set[asyncio.Timeout] = set()
+        self._current.on_change = self._changed
 
     async def __call__(self, key: TokenKey) -> Token:
-        """Return a new token for `key`. Raises a leaf of `proxy.errors.TokenFailure`."""
-        source = await self._ambient()
-        if key.impersonate is None:
-            return await source.identity(key)
-        return await self._iam.identity(source, key, key.impersonate, key.delegates)
+        """Return a new token for `key` from the credentials that there are when it comes.
+
+        Raises a leaf of `proxy.errors.TokenFailure`. A mint that is under way when they change begins again.
+        """
+        while True:
+            source, generation = await self._current.source()
+            until_changed = asyncio.timeout(None)
+            try:
+                async with until_changed:
+                    self._minting.add(until_changed)
+                    try:
+                        token = await self._mint(source, key)
+                    finally:
+                        self._minting.discard(until_changed)
+            except TimeoutError:
+                if not until_changed.expired():
+                    raise
+                continue
+            if key.impersonate is None:
+                generation = self._current.minted(source, token, generation)
+            return replace(token, generation=generation)
+
+    async def look(self) -> None:
+        """Look whether the credentials are still the same: the file, or the account at the metadata server."""
+        await self._current.look()
 
     async def who(self) -> Who:
         """Return which credential source there is and who that is. Raises a leaf of `proxy.errors.TokenFailure`.
 
         The metadata server is asked for it; a credential file is only read.
         """
-        source = await self._ambient()
-        if source is self._metadata:
-            return Who(None, self._metadata.host, await self._metadata.email())
-        assert self._file is not None  # noqa: S101 - a source that is no metadata server was made of a file
-        return Who(self._file, self._file.path, await source.principal())
+        source, _ = await self._current.source()
+        if isinstance(source, MetadataServer):
+            return Who(None, source.host, await source.email())
+        file = self._current.file
+        assert file is not None  # noqa: S101 - a source that is no metadata server was made of a file
+        return Who(file, file.path, await source.principal())
 
     async def close(self) -> None:
         """Break off what is under way and close all connections; a mint after this raises TokenUnavailable."""
@@ -116,19 +144,18 @@ class GoogleMint:
         await self._direct.close()
         await self._outside.close()
 
-    async def _ambient(self) -> Ambient:
-        async with self._lookup:
-            known = self._file if self._source is not None else None
-            file = await self._blocking.run(
-                partial(adc.find, self._environment, known), place=adc.label(self._environment), seconds=FILE_SECONDS
-            )
-            if file is None:
-                self._file = self._source = None
-                return self._metadata
-            if self._source is None or file is not known:
-                self._source = source_of(file, self._worker, self._blocking, self._iam, self._clock, self._environment)
-                self._file = file
-            return self._source
+    async def _mint(self, source: Ambient, key: TokenKey) -> Token:
+        if key.impersonate is None:
+            return await source.identity(key)
+        return await self._iam.identity(source, key, key.impersonate, key.delegates)
+
+    def _changed(self, generation: int, now_in_words: str) -> None:
+        now = asyncio.get_running_loop().time()
+        for until_changed in self._minting:
+            if not until_changed.expired():
+                until_changed.reschedule(now)
+        if self.on_change is not None:
+            self.on_change(generation, now_in_words)
 
     async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
         """Send for google-auth, which also asks metadata servers (AWS): no proxy for those."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from proxy.errors import CredentialsRejected, Failure, ImpersonationDenied, MintRefused, TokenMalformed
 from proxy.quoting import quoted
 from proxy.tokens.ambient import Ambient
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, read_object, reasons, refusal
+from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, reasons, refusal
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
 
 __all__ = ["CLOUD_PLATFORM", "IamCredentials"]
@@ -53,17 +53,18 @@ class IamCredentials:
         and what `source.bearer` raises.
         """
         wanted = {"audience": key.audience, "includeEmail": True}
-        answer = await self._call(source, "generateIdToken", account, delegates, wanted)
-        token = answer.get("token")
+        reply = await self._call(source, "generateIdToken", account, delegates, wanted)
+        token = read_object(reply.body).get("token")
         if not isinstance(token, str):
             raise TokenMalformed("IAM answered 200 without an ID token")
-        return token_from_jwt(key, token)
+        return token_from_jwt(key, token, date_of(reply))
 
     async def access_token(
         self, source: Ambient, account: str, delegates: Sequence[str], quota_project: str | None
     ) -> Bearer:
         """Return a new access token of `account` with scope cloud-platform; raises as `identity` does."""
-        answer = await self._call(source, "generateAccessToken", account, delegates, {"scope": [CLOUD_PLATFORM]})
+        reply = await self._call(source, "generateAccessToken", account, delegates, {"scope": [CLOUD_PLATFORM]})
+        answer = read_object(reply.body)
         try:
             expires_at = datetime.fromisoformat(answer["expireTime"]).timestamp()
         except (KeyError, TypeError, ValueError, OverflowError):  # Not chained: the error could hold the answer.
@@ -72,7 +73,7 @@ class IamCredentials:
 
     async def _call(
         self, source: Ambient, method: str, account: str, delegates: Sequence[str], wanted: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    ) -> Reply:
         for name in (account, *delegates):
             if not is_account(name):
                 raise MintRefused(f"{quoted(name)} is not the e-mail of a service account")
@@ -88,7 +89,7 @@ class IamCredentials:
             reply = await self._post(url, await source.bearer(stale=authority), content)
         if reply.status != 200:
             raise await _failure(source, method, account, delegates, reply)
-        return read_object(reply.body)
+        return reply
 
     async def _post(self, url: str, authority: Bearer, content: bytes) -> Reply:
         return await self._send("POST", url, {**authority.headers, "content-type": "application/json"}, content)

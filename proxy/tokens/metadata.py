@@ -26,7 +26,7 @@ from proxy.quoting import plain, quoted
 from proxy.tokens import gke
 from proxy.tokens.adc import looked_for
 from proxy.tokens.ambient import BearerCache
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, read_object, refusal
+from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, refusal
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
 
 __all__ = ["MetadataServer"]
@@ -67,7 +67,7 @@ class MetadataServer:
             reply = await self._ask(f"{_ACCOUNT}identity", audience=key.audience)
         if reply.status != 200:
             raise await self._refused(reply, impersonating=False)
-        return token_from_jwt(key, _text(reply))
+        return token_from_jwt(key, _text(reply), date_of(reply))
 
     async def bearer(self, stale: Bearer | None = None) -> Bearer:
         return await self._cache.get(stale)
@@ -90,12 +90,13 @@ class MetadataServer:
 
         On GKE, where there is none, it is the principal that a role can be granted to.
         """
-        name = await self._email()
+        name = await self.account()
         if gke.is_federated(name):
             return await self._federated_principal(name)
         return name if plain(name) is not None and name else _SOMEBODY
 
-    async def _email(self) -> str:
+    async def account(self) -> str:
+        """Return what it calls its account, to be compared with what it called it before; raises a Failure."""
         reply = await self._ask(f"{_ACCOUNT}email")
         if reply.status != 200:
             raise _refusal(reply)
@@ -165,7 +166,7 @@ class MetadataServer:
         told = f" (it said: {said})" if said else ""
         if 400 <= reply.status < 500 and reply.status != 429:
             try:
-                email = await self._email()
+                email = await self.account()
             except Failure:
                 email = ""
             if reply.status == 404 and (gke.is_federated(email) or gke.ANNOTATION in said):

@@ -47,6 +47,17 @@ class Token:
     """The `email` claim, or `sub`; None if it has neither."""
     issued_at: float | None = None
     """`iat`, in seconds since the epoch; None if it has none."""
+    dated_at: float | None = None
+    """When it was handed out, by the clock of who did (the `date` of that answer); None if that is not known."""
+    clock_ahead_seconds: float = 0.0
+    """By how much this machine's clock was ahead of Google's then; negative if behind, 0 if right or unknown."""
+    generation: int = 0
+    """Which credentials it was minted from: a number that grows whenever they change."""
+
+    @property
+    def local_expiry(self) -> float:
+        """What this machine's clock will show when the token expires, in seconds since the epoch."""
+        return self.expires_at + self.clock_ahead_seconds
 
 
 def read_claims(jwt: str) -> dict[str, Any]:
@@ -73,8 +84,8 @@ def read_claims(jwt: str) -> dict[str, Any]:
     return claims
 
 
-def token_from_jwt(key: TokenKey, jwt: str) -> Token:
-    """Return the token that was minted for `key`.
+def token_from_jwt(key: TokenKey, jwt: str, dated_at: float | None = None) -> Token:
+    """Return the token that was minted for `key`; `dated_at` is the `date` of the answer that it was in.
 
     Raises TokenMalformed, as `read_claims` does, and for a character that does not belong into a JWT: the value goes
     into an HTTP field.
@@ -90,6 +101,7 @@ def token_from_jwt(key: TokenKey, jwt: str) -> Token:
         expires_at=float(claims["exp"]),
         principal=name if isinstance(name, str) else None,
         issued_at=float(issued) if isinstance(issued, int | float) and 0 < issued <= _LAST_SECOND else None,
+        dated_at=dated_at,
     )
 
 

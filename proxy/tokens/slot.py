@@ -41,7 +41,7 @@ class Slot:
         """Put a newly minted token in."""
         self.token = token
         self.used = False
-        self._until = usable_seconds(token.expires_at, 0.0)
+        self._until = usable_seconds(token.local_expiry, 0.0)
 
     def clear(self) -> None:
         """Take the token out."""

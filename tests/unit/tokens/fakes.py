@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -98,7 +98,10 @@ class FakeTime:
 
 
 class FakeMint:
-    """Mints tokens that live `life` seconds, or fails; at once, after `seconds`, or when `gate` opens."""
+    """Mints tokens that live `life` seconds, or fails; at once, after `seconds`, or when `gate` opens.
+
+    Google's clock is `behind` ours; unless `dated`, its answers do not say what it shows.
+    """
 
     def __init__(self, time: FakeTime, life: float = 3600.0) -> None:
         self._time = time
@@ -107,6 +110,9 @@ class FakeMint:
         self.failure: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.seconds = 0.0
+        self.behind = 0.0
+        self.dated = True
+        self.generation = 0
         self.calls: list[tuple[float, TokenKey]] = []
 
     async def __call__(self, key: TokenKey) -> Token:
@@ -120,8 +126,10 @@ class FakeMint:
             await over.wait()
         if self.failure is not None:
             raise self.failure
-        expires_at = self.expires_at if self.expires_at is not None else self._time.now + self.life
-        return token_of(key, expires_at, serial)
+        google_now = self._time.now - self.behind
+        expires_at = self.expires_at if self.expires_at is not None else google_now + self.life
+        token = token_of(key, expires_at, serial)
+        return replace(token, dated_at=google_now if self.dated else None, generation=self.generation)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.errors import Failure, MintRefused, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.tokens import watching
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import Slot, TokenSource
 from tests.unit.tokens.fakes import AUDIENCE, KEY, START, Counted, FakeMint, FakeTime, everybody_had_a_turn
@@ -37,6 +38,10 @@ class Bench:
     @property
     def minted(self) -> int:
         return len(self.mint.calls)
+
+    def has_time(self) -> None:
+        """Let who asks wait for as long as it takes from now on."""
+        self.source._wait_seconds = 60.0
 
     def mint_times(self) -> list[float]:
         return [at - START for at, _ in self.mint.calls]
@@ -201,7 +206,7 @@ async def test_a_discovery_that_succeeds_ends_the_remembered_failure(bench: Benc
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_discovery_cancels_its_mint(bench: Bench) -> None:
+async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         discovery = group.create_task(bench.source.fresh(KEY))
@@ -210,7 +215,8 @@ async def test_a_cancelled_discovery_cancels_its_mint(bench: Bench) -> None:
         await everybody_had_a_turn()
         bench.mint.gate.set()
     assert discovery.cancelled()
-    assert not bench.counted.minted_tokens
+    await everybody_had_a_turn()
+    assert bench.counted.minted_tokens == [await bench.source.fresh(KEY)]
 
 
 # Refreshing ahead
@@ -334,6 +340,37 @@ async def test_a_token_in_its_last_minute_is_used_once_and_not_cached(bench: Ben
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("behind", [31.0, 3599.0, 3600.0, 86_400.0])
+async def test_a_clock_that_is_ahead_by_any_time_changes_nothing_but_the_expiry(bench: Bench, behind: float) -> None:
+    bench.mint.behind, bench.chance = behind, 0.0
+    slot = bench.source.slot(KEY)
+    assert await bench.traffic(slot, 3 * HOUR, every=5.0) == 1
+    assert bench.mint_times() == [0, 3375, 6750, 10125]
+
+
+@pytest.mark.asyncio
+async def test_a_clock_that_is_behind_does_not_keep_a_token_beyond_its_end(bench: Bench) -> None:
+    bench.mint.behind = -1800.0
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    bench.time.now += HOUR - 61
+    assert slot.current(bench.time.now) is not None
+    bench.time.now += 1
+    assert slot.current(bench.time.now) is None
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_expired_by_our_clock_and_tells_no_date_is_used_once_by_those_who_wait(bench: Bench) -> None:
+    bench.mint.life, bench.mint.dated = -7200.0, False
+    slot = bench.source.slot(KEY)
+    tokens = await gather(*(bench.source.token(KEY) for _ in range(100)))
+    assert len({id(token) for token in tokens}) == 1
+    assert slot.current(bench.time.now) is None
+    assert (await bench.source.token(KEY)) is not tokens[0]
+    assert bench.minted == 2
+
+
+@pytest.mark.asyncio
 async def test_an_expired_token_is_given_to_nobody(bench: Bench) -> None:
     bench.mint.life = -1.0
     with pytest.raises(TokenExpired):
@@ -428,8 +465,90 @@ async def test_a_mint_that_hangs_fails_all_its_waiters_at_the_deadline() -> None
     bench.mint.gate = asyncio.Event()
     outcomes = await gather(*(bench.source.token(KEY) for _ in range(50)))
     assert [type(outcome) for outcome in outcomes] == [TokenTimeout] * 50
+    assert "within 0.02 s (mint_timeout); its mint goes on" in str(outcomes[0])
     assert bench.minted == 1
     await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_nobody_waits_for_any_more_goes_on_and_serves_the_next() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    bench.mint.gate = asyncio.Event()
+    slot = bench.source.slot(KEY)
+    for _ in range(3):
+        with pytest.raises(TokenTimeout):
+            await bench.source.token(KEY)
+    assert bench.minted == 1
+    bench.has_time()
+    bench.mint.gate.set()
+    await everybody_had_a_turn()
+    token = slot.current(bench.time.now)
+    assert token is not None
+    assert await bench.source.token(KEY) is token
+    assert bench.minted == 1
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_mint_that_fails_after_all_have_left_is_remembered() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    bench.mint.gate = asyncio.Event()
+    with pytest.raises(TokenTimeout):
+        await bench.source.token(KEY)
+    bench.mint.failure = TokenUnavailable("down")
+    bench.has_time()
+    bench.mint.gate.set()
+    await everybody_had_a_turn()
+    with pytest.raises(TokenUnavailable, match="down"):
+        await bench.source.token(KEY)
+    assert bench.minted == 1
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_that_was_left_serves_the_next_one_once() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    bench.mint.gate = asyncio.Event()
+    with pytest.raises(TokenTimeout):
+        await bench.source.fresh(KEY)
+    bench.has_time()
+    bench.mint.gate.set()
+    await everybody_had_a_turn()
+    first = await bench.source.fresh(KEY)
+    assert bench.counted.minted_tokens == [first]
+    assert await bench.source.fresh(KEY) is not first
+    assert bench.minted == 2
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_takes_what_comes_first_of_its_mint_and_one_that_was_left() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    hangs = bench.mint.gate = asyncio.Event()
+    for _ in range(5):  # no more than one of them is left
+        with pytest.raises(TokenTimeout):
+            await bench.source.fresh(KEY)
+    bench.has_time()
+    bench.mint.gate = None
+    second = await bench.source.fresh(KEY)
+    assert bench.counted.minted_tokens == [second]
+    hangs.set()
+    await everybody_had_a_turn()
+    assert bench.counted.minted_tokens == [second]
+    assert len(bench.source._tasks) == 0
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_that_succeeds_serves_those_who_wait_for_an_earlier_mint(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        waiters = [group.create_task(bench.source.token(KEY)) for _ in range(10)]
+        await everybody_had_a_turn()
+        bench.mint.gate = None
+        token = await bench.source.fresh(KEY)
+    assert {id(waiter.result()) for waiter in waiters} == {id(token)}
+    assert bench.minted == 2
 
 
 @pytest.mark.asyncio
@@ -502,6 +621,126 @@ async def test_a_rejection_is_logged_without_the_token(bench: Bench, log_lines: 
     bench.source.reject(token)
     assert log_lines[-1]["event"] == "token rejected by the service"
     assert token.authorization.decode() not in repr(log_lines)
+
+
+# When the credentials change
+
+
+@pytest.mark.asyncio
+async def test_a_change_drops_tokens_failures_and_discoveries_of_the_old_ones(bench: Bench) -> None:
+    other = TokenKey("a@b", (), AUDIENCE)
+    slot = bench.source.slot(KEY)
+    old = await bench.source.token(KEY)
+    bench.mint.failure = MintRefused("no")
+    await gather(bench.source.token(other))
+    bench.mint.failure, bench.mint.generation = None, 1
+    assert bench.source.is_current(old)
+    bench.source.credentials_changed(1, "/key.json")
+    assert not bench.source.is_current(old)
+    assert slot.current(bench.time.now) is None
+    assert bench.time.armed == 0
+    new = await bench.source.token(KEY)
+    assert new is not old
+    assert bench.source.is_current(new)
+    assert bench.source.is_current(await bench.source.token(other))
+    assert bench.minted == 4
+    for _ in range(5):
+        await everybody_had_a_turn()
+    assert await bench.source._store.get(KEY) is new
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["token", "fresh"])
+async def test_a_token_of_credentials_that_changed_while_it_was_minted_is_given_to_nobody(
+    bench: Bench, way: str
+) -> None:
+    bench.mint.gate = asyncio.Event()
+    call: Callable[[TokenKey], Any] = getattr(bench.source, way)
+
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(call(KEY))
+        await everybody_had_a_turn()
+        bench.source.credentials_changed(1, "/key.json")
+        gate, bench.mint.gate = bench.mint.gate, asyncio.Event()
+        gate.set()
+        await everybody_had_a_turn()
+        assert bench.minted == 2
+        bench.mint.generation = 1
+        bench.mint.gate.set()
+    assert waiter.result().generation == 1
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_that_was_left_before_a_change_serves_nobody_after_it() -> None:
+    bench = Bench(mint_timeout_seconds=0.02)
+    bench.mint.gate = asyncio.Event()
+    with pytest.raises(TokenTimeout):
+        await bench.source.fresh(KEY)
+    bench.source.credentials_changed(1, "/key.json")
+    bench.has_time()
+    bench.mint.generation, bench.mint.gate = 1, None
+    assert (await bench.source.fresh(KEY)).generation == 1
+    await bench.source.close()
+
+
+class Watching:
+    """Credentials that count how often they are looked at."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[int, str], None] | None = None
+        self.looks = 0
+        self.looked = asyncio.Event()
+
+    async def look(self) -> None:
+        self.looks += 1
+        self.looked.set()
+
+
+@pytest.mark.asyncio
+async def test_credentials_are_looked_at_while_a_token_of_theirs_is_kept_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.0)
+    credentials = Watching()
+    bench = Bench(watched=credentials)
+    await bench.source.fresh(KEY)
+    await everybody_had_a_turn()
+    assert credentials.looks == 0
+    await bench.source.token(KEY)
+    async with asyncio.timeout(5):
+        while credentials.looks < 3:
+            credentials.looked.clear()
+            await credentials.looked.wait()
+    bench.time.now += 2 * HOUR
+    monkeypatch.setattr(watching, "_STEP_SECONDS", 1e9)
+    for _ in range(20):
+        await everybody_had_a_turn()
+    looks = credentials.looks
+    await everybody_had_a_turn()
+    assert credentials.looks == looks
+    await bench.source.token(KEY)
+    await everybody_had_a_turn()
+    assert credentials.looks > looks
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seconds", [-7200.0, 60.0])
+async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.0)
+    credentials = Watching()
+    bench = Bench(watched=credentials)
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    await everybody_had_a_turn()
+    assert slot.current(bench.time.now) is not None
+    bench.time.now += seconds
+    await everybody_had_a_turn()
+    assert slot.current(bench.time.now) is None
+    assert slot.current(bench.time.now + seconds) is None
+    await bench.source.token(KEY)
+    assert bench.minted == 2
+    await bench.source.close()
 
 
 # The end

@@ -105,10 +105,70 @@ async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("life", [0.0, -1.0, -86_400.0])
-async def test_a_token_that_is_expired_already_blames_the_clock(life: float) -> None:
+@pytest.mark.parametrize("behind", [0.0, 7200.0, -7200.0])
+async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, behind: float) -> None:
     time, counted = FakeTime(), Counted()
-    with pytest.raises(TokenExpired, match="clock of this machine ahead"):
-        await timed(FakeMint(time, life), time, counted).mint(KEY, fresh=False)
+    mint = FakeMint(time, life)
+    mint.behind = behind
+    with pytest.raises(
+        TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of who minted it"
+    ):
+        await timed(mint, time, counted).mint(KEY, fresh=False)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("behind", "ahead", "event"),
+    [
+        (0.0, 0.0, "token minted"),
+        (30.0, 0.0, "token minted"),
+        (31.0, 31.0, "the clock of this machine is ahead of Google's; set it"),
+        (7200.0, 7200.0, "the clock of this machine is ahead of Google's; set it"),
+        (-30.0, 0.0, "token minted"),
+        (-7200.0, -7200.0, "the clock of this machine is behind Google's; set it"),
+    ],
+)
+async def test_an_expiry_is_put_by_our_clock_where_that_is_wrong(
+    log_lines: list[Any], behind: float, ahead: float, event: str
+) -> None:
+    time, counted = FakeTime(), Counted()
+    mint = FakeMint(time)
+    mint.behind = behind
+    token = await timed(mint, time, counted).mint(KEY, fresh=False)
+    assert token.expires_at == time.now - behind + 3600
+    assert token.clock_ahead_seconds == ahead
+    assert token.local_expiry == pytest.approx(time.now + 3600, abs=30)
+    assert log_lines[-1]["event"] == event
+    assert log_lines[0]["remaining_seconds"] == pytest.approx(3600, abs=30)
+
+
+@pytest.mark.asyncio
+async def test_a_token_of_unknown_date_that_expired_by_our_clock_is_let_through_as_it_is(log_lines: list[Any]) -> None:
+    time = FakeTime()
+    mint = FakeMint(time, life=-7200.0)
+    mint.dated = False
+    token = await timed(mint, time, Counted()).mint(KEY, fresh=False)
+    assert token.local_expiry == time.now - 7200
+    assert (log_lines[-1]["event"], log_lines[-1]["seconds"]) == (
+        "the clock of this machine is ahead of Google's; set it",
+        7200,
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_lines: list[Any]) -> None:
+    time = FakeTime()
+    mint = FakeMint(time)
+    told = timed(mint, time, Counted())
+    for behind in (0.0, 3600.0, 3600.0, 3601.0, 3590.0, 7200.0, 7200.0, 0.0, 0.0, -40.0, -41.0):
+        mint.behind = behind
+        await told.mint(KEY, fresh=False)
+    assert [(line["log_level"], line.get("seconds")) for line in log_lines if line["event"] != "token minted"] == [
+        ("warning", 3600),
+        ("warning", 7200),
+        ("info", None),
+        ("warning", 40),
+    ]
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,151 @@
+"""Which credentials there are now, and since when: the one place that notices a change.
+
+They change when
+
+* another file is named, or appears where there was none, or goes; or its content is another;
+* what was there is not usable any more (gone, unreadable, broken): then there are none, and nothing is minted;
+* the metadata server has another account than before, or none any more.
+
+Each change begins a new generation, and all that came of the earlier ones is void. No change is what leaves a doubt: a
+file system or a metadata server that fails or does not answer. A broken file is looked at again a moment later, since
+it may be half written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from proxy.errors import CredentialsInvalid, Failure, MintRefused
+from proxy.tokens import adc
+from proxy.tokens.ambient import Ambient
+from proxy.tokens.blocking import BlockingCalls
+from proxy.tokens.metadata import MetadataServer
+from proxy.tokens.model import Token
+from proxy.tokens.subject import FILE_SECONDS
+
+__all__ = ["CurrentCredentials"]
+
+_LOOKS_AT_BROKEN: Final = 3
+_PAUSE_SECONDS: Final = 0.2
+
+_METADATA: Final = b"metadata server"
+_BROKEN: Final = b"none that can be used"
+
+
+class CurrentCredentials:
+    """Looks the credentials up, and keeps the source that they are until they change.
+
+    `metadata_server` and `file_source` make a source; the latter may raise CredentialsInvalid.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        blocking: BlockingCalls,
+        *,
+        metadata_server: Callable[[], MetadataServer],
+        file_source: Callable[[adc.CredentialFile], Ambient],
+    ) -> None:
+        self._environment = environment
+        self._blocking = blocking
+        self._metadata_server = metadata_server
+        self._file_source = file_source
+        self._lock = asyncio.Lock()
+        self.on_change: Callable[[int, str], None] | None = None
+        """Called with the number of the new generation, and the new credentials in words."""
+        self.file: adc.CredentialFile | None = None
+        """What the source was made of; None for the metadata server."""
+        self._generation = 0
+        self._known: tuple[str, bytes] | None = None
+        """Path and digest of the file, or who else it is; None before the first look."""
+        self._source: Ambient | None = None
+        self._account: str | None = None
+        """What the metadata server last said to be its account."""
+        self._principal: str | None = None
+        """Who the last token of the metadata server was made out to."""
+
+    async def source(self) -> tuple[Ambient, int]:
+        """Return the source and its generation. Raises a leaf of TokenFailure."""
+        async with self._lock:
+            file = await self._find()
+            known = (file.path, file.digest) if file is not None else ("", _METADATA)
+            if self._source is None or known != self._known:
+                try:
+                    source = self._file_source(file) if file is not None else self._metadata_server()
+                except CredentialsInvalid:
+                    self._take(("", _BROKEN), None, None)
+                    raise
+                self._take(known, source, file)
+                return source, self._generation
+            return self._source, self._generation
+
+    async def look(self) -> None:
+        """Look whether they have changed; raises nothing."""
+        try:
+            source, generation = await self.source()
+            if isinstance(source, MetadataServer):
+                account = await _account_of(source)
+                if generation == self._generation:
+                    self._compare_account(account)
+        except Failure:
+            return
+
+    def minted(self, source: Ambient, token: Token, generation: int) -> int:
+        """Note for whom the source minted a token of its own; return the generation that the token belongs to."""
+        if not isinstance(source, MetadataServer) or source is not self._source or token.principal is None:
+            return generation
+        if self._principal is not None and self._principal != token.principal:
+            self._renew_metadata()
+        self._principal = token.principal
+        return self._generation
+
+    def _compare_account(self, account: str) -> None:
+        if self._account is not None and self._account != account:
+            self._renew_metadata()
+        self._account = account
+
+    def _renew_metadata(self) -> None:
+        """Begin a generation with the metadata server again: what it handed out before was somebody else's."""
+        self._begin(("", _METADATA), self._metadata_server(), None)
+
+    async def _find(self) -> adc.CredentialFile | None:
+        """Return the file that is named. Raises CredentialsInvalid, after noting it, and TokenTimeout."""
+        for look in range(_LOOKS_AT_BROKEN):
+            try:
+                return await self._blocking.run(
+                    partial(adc.find, self._environment, self.file),
+                    place=adc.label(self._environment),
+                    seconds=FILE_SECONDS,
+                )
+            except adc.FileSystemFailed:
+                raise
+            except CredentialsInvalid:
+                if self._source is None or look == _LOOKS_AT_BROKEN - 1:
+                    self._take(("", _BROKEN), None, None)
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+        raise AssertionError  # The last look returned or raised.
+
+    def _take(self, known: tuple[str, bytes], source: Ambient | None, file: adc.CredentialFile | None) -> None:
+        if self._known is None:
+            self._known, self._source, self.file = known, source, file
+        elif known != self._known:
+            self._begin(known, source, file)
+
+    def _begin(self, known: tuple[str, bytes], source: Ambient | None, file: adc.CredentialFile | None) -> None:
+        self._known, self._source, self.file = known, source, file
+        self._account = self._principal = None
+        self._generation += 1
+        if self.on_change is not None:
+            self.on_change(self._generation, file.path if file is not None else known[1].decode())
+
+
+async def _account_of(metadata: MetadataServer) -> str:
+    """Return what the metadata server says of its account, or that there is none; a Failure where that is unclear."""
+    try:
+        return await metadata.account()
+    except MintRefused:
+        return ""
