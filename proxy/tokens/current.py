@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from proxy.errors import CredentialsInvalid, Failure, MintRefused
+from proxy.errors import CredentialsInvalid, Failure
 from proxy.tokens import adc
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.blocking import BlockingCalls
@@ -87,7 +87,7 @@ class CurrentCredentials:
         try:
             source, generation = await self.source()
             if isinstance(source, MetadataServer):
-                account = await _account_of(source)
+                account = await source.account()
                 if generation == self._generation:
                     self._compare_account(account)
         except Failure:
@@ -141,11 +141,3 @@ class CurrentCredentials:
         self._generation += 1
         if self.on_change is not None:
             self.on_change(self._generation, file.path if file is not None else known[1].decode())
-
-
-async def _account_of(metadata: MetadataServer) -> str:
-    """Return what the metadata server says of its account, or that there is none; a Failure where that is unclear."""
-    try:
-        return await metadata.account()
-    except MintRefused:
-        return ""

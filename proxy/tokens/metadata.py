@@ -90,14 +90,24 @@ class MetadataServer:
 
         On GKE, where there is none, it is the principal that a role can be granted to.
         """
-        name = await self.account()
+        name = await self._email()
         if gke.is_federated(name):
             return await self._federated_principal(name)
         return name if plain(name) is not None and name else _SOMEBODY
 
     async def account(self) -> str:
-        """Return what it calls its account, to be compared with what it called it before; raises a Failure."""
+        """Return what it calls its account, "" if it has none: to be compared with what it said before.
+
+        Raises a Failure where it does not tell.
+        """
         reply = await self._ask(f"{_ACCOUNT}email")
+        return "" if reply.status == 404 else self._name_in(reply)
+
+    async def _email(self) -> str:
+        return self._name_in(await self._ask(f"{_ACCOUNT}email"))
+
+    @staticmethod
+    def _name_in(reply: Reply) -> str:
         if reply.status != 200:
             raise _refusal(reply)
         return _text(reply)
@@ -166,7 +176,7 @@ class MetadataServer:
         told = f" (it said: {said})" if said else ""
         if 400 <= reply.status < 500 and reply.status != 429:
             try:
-                email = await self.account()
+                email = await self._email()
             except Failure:
                 email = ""
             if reply.status == 404 and (gke.is_federated(email) or gke.ANNOTATION in said):

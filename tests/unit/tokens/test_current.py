@@ -170,6 +170,7 @@ async def test_an_account_that_was_detached_is_a_change(google: FakeGoogle, mint
     [
         answers(503, "", Metadata_Flavor="Google"),
         answers(429, "", Metadata_Flavor="Google"),
+        answers(403, "", Metadata_Flavor="Google"),
         answers(200, "<html>a portal</html>"),
         answers(404, "not a metadata server"),
     ],
