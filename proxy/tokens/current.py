@@ -82,11 +82,11 @@ class CurrentCredentials:
                 return source, self._generation
             return self._source, self._generation
 
-    async def look(self) -> None:
-        """Look whether they have changed; raises nothing."""
+    async def look(self, *, ask_account: bool) -> None:
+        """Look whether they have changed; raises nothing. The metadata server is asked for its account if wanted."""
         try:
             source, generation = await self.source()
-            if isinstance(source, MetadataServer):
+            if ask_account and isinstance(source, MetadataServer):
                 account = await source.account()
                 if generation == self._generation:
                     self._compare_account(account)

@@ -122,9 +122,12 @@ class GoogleMint:
                 generation = self._current.minted(source, token, generation)
             return replace(token, generation=generation)
 
-    async def look(self) -> None:
-        """Look whether the credentials are still the same: the file, or the account at the metadata server."""
-        await self._current.look()
+    async def look(self, *, tokens_kept: bool) -> None:
+        """Look whether the credentials are still the same: the file, or the account at the metadata server.
+
+        The latter is asked only if there are tokens to be dropped.
+        """
+        await self._current.look(ask_account=tokens_kept)
 
     async def who(self) -> Who:
         """Return which credential source there is and who that is. Raises a leaf of `proxy.errors.TokenFailure`.

@@ -91,7 +91,11 @@ class TokenSource:
         if watched is not None:
             watched.on_change = self.credentials_changed
             self._watch = CredentialWatch(
-                watched, needed=self._has_anything, clock=clock, clock_was_set=self._drop_tokens
+                watched,
+                needed=self._has_anything,
+                tokens_kept=self._has_tokens,
+                clock=clock,
+                clock_was_set=self._drop_tokens,
             )
         self._closed = False
 
@@ -353,10 +357,11 @@ class TokenSource:
     def _has_anything(self) -> bool:
         """Return whether anything is kept that came of the credentials: a token, or a failure."""
         now = self._clock()
-        return any(
-            entry.slot.usable_seconds(now) > 0 or entry.recall_failure(now) is not None
-            for entry in self._entries.values()
-        )
+        return self._has_tokens() or any(entry.recall_failure(now) is not None for entry in self._entries.values())
+
+    def _has_tokens(self) -> bool:
+        now = self._clock()
+        return any(entry.slot.usable_seconds(now) > 0 for entry in self._entries.values())
 
     def _keep_watch(self) -> None:
         if self._watch is not None and not self._closed:

@@ -24,14 +24,18 @@ class Watched(Protocol):
     """Called as soon as a change shows, in a look or in a mint: the number of the new generation, and the new ones in
     words."""
 
-    async def look(self) -> None:
-        """Look whether they are still the same; raises nothing."""
+    async def look(self, *, tokens_kept: bool) -> None:
+        """Look whether they are still the same; raises nothing.
+
+        Nobody outside of this machine is asked unless there are tokens to be dropped.
+        """
 
 
 class CredentialWatch:
     """Watches from `start` on, as long as `needed` says so.
 
-    `clock_was_set` is called when the wall clock made a step: what was said of a token's expiry is wrong then.
+    `tokens_kept` says whether any token is kept. `clock_was_set` is called when the wall clock made a step: what was
+    said of a token's expiry is wrong then.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class CredentialWatch:
         watched: Watched,
         *,
         needed: Callable[[], bool],
+        tokens_kept: Callable[[], bool],
         clock: Callable[[], float],
         clock_was_set: Callable[[], None],
     ) -> None:
         self._watched = watched
         self._needed = needed
+        self._tokens_kept = tokens_kept
         self._clock = clock
         self._clock_was_set = clock_was_set
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +69,7 @@ class CredentialWatch:
         offset = self._clock() - time.monotonic()
         try:
             while self._needed():
-                await self._watched.look()
+                await self._watched.look(tokens_kept=self._tokens_kept())
                 await asyncio.sleep(_LOOK_SECONDS)
                 before, offset = offset, self._clock() - time.monotonic()
                 # A machine that slept looks the same, and costs a mint without need.

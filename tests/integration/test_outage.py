@@ -68,7 +68,8 @@ async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
             async with client.post(f"{running.url}/svc/invoke/S/h") as response:
                 return response.status, int(response.headers.get("retry-after", 0))
 
-        assert await invoke() == (200, 0)
+        while (await invoke())[0] != 200:  # The first mint, with all its imports, may take longer than that timeout.
+            assert not google.mints[1:]
         google.fail(endpoint, fault)
         until = google.mints[-1].expires_at - 60
 

@@ -691,7 +691,8 @@ class Watching:
         self.looks = 0
         self.looked = asyncio.Event()
 
-    async def look(self) -> None:
+    async def look(self, *, tokens_kept: bool) -> None:
+        assert tokens_kept
         self.looks += 1
         self.looked.set()
 
