@@ -342,10 +342,14 @@ async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes
     async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as running:
         if workers > 1:
             await worker_pids(running)
+        # Not `Program.send`: `Popen.send_signal` may reap the process, whose exit code is then lost to asyncio.
+        process = os.pidfd_open(running.program.pid)
         while running.program.returncode is None:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                running.program.send(number)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, number)
             await asyncio.sleep(0)
+        os.close(process)
         assert await running.program.ended() == 0
 
 
