@@ -52,6 +52,12 @@ _CREDENTIAL: Final = re.compile(
     r"|(?<=://)[^\s/@\"':]{0,256}:[^\s/@\"']{0,256}@"
 )
 
+# In lower case, what each of these forms has in it; a login in a URL has an `@`.
+_MARKS: Final = (
+    "bearer", "basic", "eyj", "eya", "ewo", "ew0", "ewk", "ya29.", "1//0", "gocspx-", "aiza", "aws4-hmac", "signature=",
+    "-----begin", "ls0tls1crudjti", "mii",
+)  # fmt: skip
+
 # The value of a member of a JSON object, or of a form, that holds a secret by its name.
 _SECRET_MEMBER: Final = re.compile(
     r"(?i:(?P<name>[\"']?\b(?:private_?key|client_?secret|(?:refresh|access|id|subject|actor|session|security)_?token"
@@ -117,12 +123,12 @@ def quoted(value: object) -> str:
 
 def holds_credential(text: str) -> bool:
     """Return whether a part of the text has the form of a credential: a token, a key, a login in a URL."""
-    return _CREDENTIAL.search(text) is not None
+    return _may_hold_credential(text) and _CREDENTIAL.search(text) is not None
 
 
 def masked(text: str, instead: str = NOT_SHOWN) -> str:
     """Return the text with `instead` in the place of everything that has the form of a credential."""
-    return _CREDENTIAL.sub(instead, text)
+    return _CREDENTIAL.sub(instead, text) if _may_hold_credential(text) else text
 
 
 def one_line(text: str, most_characters: int = 160, secrets: Iterable[str] = ()) -> str:
@@ -135,6 +141,12 @@ def one_line(text: str, most_characters: int = 160, secrets: Iterable[str] = ())
     text = _WORD.sub(lambda word: NOT_SHOWN if len(word[0]) >= _LONG_WORD and _is_opaque(word[0]) else word[0], text)
     line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
     return line if len(line) <= most_characters else line[: most_characters - 1] + "…"
+
+
+def _may_hold_credential(text: str) -> bool:
+    """Return False where no form of a credential begins; every value of every log line is asked, mostly in vain."""
+    lowered = text.lower()
+    return any(mark in lowered for mark in _MARKS) or ("@" in text and "://" in text)
 
 
 def text_of(body: bytes) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from aiohttp import web
 
 from proxy.emulator import Fault, Google, echo
 from proxy.emulator.cloud_run import Receive, Scope, Send
@@ -204,6 +205,50 @@ async def test_a_metadata_server_that_hangs(tmp_path: Path) -> None:
         here.google.fail("metadata", Fault.HANG)
         ran = await here.check("--mint-timeout", "0.5")
         assert_told(ran, "credentials", "token-timeout", "0.5 s")
+
+
+GKE_ANSWERS = {
+    "service-accounts/default/email": (200, "my-project.svc.id.goog"),
+    "service-accounts/default/identity": (
+        404,
+        "the Kubernetes account lacks the annotation iam.gke.io/gcp-service-account\n",
+    ),
+    "project/numeric-project-id": (200, "123456789012"),
+}
+
+
+async def gke(request: web.BaseRequest) -> web.Response:
+    """Answer as GKE's metadata server does to a pod whose Kubernetes account is linked to no service account."""
+    found = [answer for path, answer in GKE_ANSWERS.items() if request.path.endswith(path)]
+    status, text = found[0] if found else (404, "404 page not found\n")
+    return web.Response(status=status, text=text, headers={"Metadata-Flavor": "Google"})
+
+
+@pytest.mark.asyncio
+async def test_a_pod_of_gke_that_is_linked_to_no_service_account(tmp_path: Path) -> None:
+    runner = web.ServerRunner(web.Server(gke))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        async with patient(tmp_path) as here:
+            here.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{runner.addresses[0][1]}"
+            ran = await here.check()
+    finally:
+        await runner.cleanup()
+    principal = (
+        "principal://iam.googleapis.com/projects/123456789012/locations/global/workloadIdentityPools/"
+        "my-project.svc.id.goog/subject/ns/NS/sa/KSA"
+    )
+    assert_told(
+        ran,
+        "token",
+        "ambient-unsupported",
+        "it said: the Kubernetes account lacks the annotation iam.gke.io/gcp-service-account",
+        "kubectl annotate serviceaccount KSA",
+        f"roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {principal}",
+    )
+    assert ran.steps()["credentials"]["details"]["principal"] == principal
 
 
 @pytest.mark.asyncio
