@@ -67,7 +67,7 @@ def check(
     """
     settings = settings_from(config, flags).settings
     chosen = chosen_routes(settings, names)
-    configure_logging("error", "auto")  # What the parts would log is in the report.
+    configure_logging("critical", "auto")  # What the parts would log is in the report.
     screen = _Screen(chosen, for_programs=for_programs)
     try:
         with asyncio.Runner() as runner:

@@ -47,7 +47,7 @@ def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
     (chosen,) = chosen_routes(settings, (name,))
     if not chosen.signed:
         raise Unusable(f"the route /{chosen.name} adds no token (gcp_id_token = false)")
-    configure_logging("error", "auto")  # A failure is told below, once.
+    configure_logging("critical", "auto")  # A failure is told below, once.
     try:
         with asyncio.Runner() as runner:
             minted = runner.run(_mint(settings, chosen))

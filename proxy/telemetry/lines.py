@@ -29,7 +29,7 @@ _SECRET_KEY: Final = re.compile(
 
 
 def configure_logging(
-    level: Literal["debug", "info", "warning", "error"], log_format: Literal["auto", "console", "json"]
+    level: Literal["debug", "info", "warning", "error", "critical"], log_format: Literal["auto", "console", "json"]
 ) -> None:
     """Send lines of `level` and above to stderr, for the whole process; may be called again.
 
@@ -37,6 +37,8 @@ def configure_logging(
 
     `json` gives one object a line, with `time` (ISO 8601, UTC), `severity` and `message` as Cloud Logging reads them;
     `console` is for people, in colour on a terminal only; `auto` is `console` on a terminal and `json` elsewhere.
+
+    Nothing is written at `critical`: that is for commands that tell by themselves what went wrong.
     """
     terminal = sys.stderr.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
