@@ -8,9 +8,10 @@ What an engine guarantees:
 
 * `receive` never raises. A fault of the peer on one stream resets that stream (`StreamReset`, `by_peer` False); a
   fault on the connection ends in `ConnectionFailed` with GOAWAY queued. After that it returns no more events.
-* Over three faults on a stream it may end the connection instead (RFC 9113, 5.4.1 lets it), with the same code: HEADERS
-  or DATA after the peer's END_STREAM or RST_STREAM, DATA before a response head, and DATA beyond the stream's window.
-  Over no other.
+* HEADERS or DATA after the peer's own END_STREAM or RST_STREAM, or on an id below one that the peer has opened, are a
+  fault on the connection; after our RST_STREAM they are discarded (`stream_history` has the table).
+* Over two faults on a stream it may end the connection instead (RFC 9113, 5.4.1 lets it), with the same code: DATA
+  before a response head, and DATA beyond the stream's window. Over no other.
 * It validates what it receives (RFC 9113, 8.2 and 8.3: names, values, pseudo-fields, connection-specific fields,
   content-length) and enforces `Limits`, so that a head it reports is well formed.
 * It never sends an empty DATA frame but the final one, merges what is queued for a stream into as few frames as

@@ -29,7 +29,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.exceptions import FlowControlError, ProtocolError
 from h2.settings import SettingCodes, Settings
-from h2.stream import H2Stream, StreamClosedBy, StreamInputs, StreamState
+from h2.stream import H2Stream, StreamInputs, StreamState
 from h2.utilities import guard_increment_window
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
@@ -43,6 +43,7 @@ from proxy.http2.huffman import huffman_decoder
 from proxy.http2.outgoing import Outgoing, Rotation
 from proxy.http2.receiving import Receiver
 from proxy.http2.sending import Sender
+from proxy.http2.stream_history import StreamHistory
 
 __all__ = ["LIBRARY", "PRIVATE_NAMES", "H2Engine"]
 
@@ -50,9 +51,7 @@ LIBRARY: Final = f"h2 {version('h2')}"
 """Name and version of what is underneath, for the log."""
 
 PRIVATE_NAMES: Final = (
-    "h2.connection.H2Connection:MAX_CLOSED_STREAMS",
     "h2.connection.H2Connection:_acknowledge_settings",
-    "h2.connection.H2Connection:_closed_streams",
     "h2.connection.H2Connection:_inbound_flow_control_window_manager",
     "h2.connection.H2Connection:_local_settings_acked",
     "h2.connection.H2Connection:decoder",
@@ -69,7 +68,6 @@ PRIVATE_NAMES: Final = (
     "h2.stream.H2StreamStateMachine:headers_sent",
     "h2.stream.H2StreamStateMachine:process_input",
     "h2.stream.H2StreamStateMachine:state",
-    "h2.stream.H2StreamStateMachine:stream_closed_by",
     "h2.settings.Settings:validate_received_setting",
     "h2.windows.WindowManager:current_window_size",
     "h2.windows.WindowManager:process_bytes",
@@ -85,11 +83,6 @@ _PEER_STREAMS_AT_FIRST: Final = 100
 _KNOWN_SETTINGS: Final = frozenset(range(1, 7))
 _RECEIVING: Final = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 _SENDING: Final = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
-_ENDED_BY_PEER: Final = (
-    StreamClosedBy.RECV_END_STREAM,
-    StreamClosedBy.SEND_END_STREAM,  # the later of two ends
-    StreamClosedBy.RECV_RST_STREAM,
-)
 _CONFIGURATIONS: Final = {client: H2Configuration(client_side=client, header_encoding=None) for client in (True, False)}
 _decode_huffman: Final = huffman_decoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
@@ -144,9 +137,6 @@ class _Stream(H2Stream):
 class _Connection(H2Connection):
     """h2's state of a connection, and the octets that are to leave on it."""
 
-    # Only to tell a peer's late frame from a wrong one: what is forgotten gets the benefit of the doubt.
-    MAX_CLOSED_STREAMS = 256
-
     encoder: FieldEncoder  # type: ignore[assignment]  # in place of hpack's
     decoder: FieldDecoder  # type: ignore[assignment]  # in place of hpack's
     streams: dict[int, _Stream]  # type: ignore[assignment]  # ours
@@ -158,6 +148,7 @@ class _Connection(H2Connection):
             HeaderTable.STATIC_TABLE, _decode_huffman, max_section_octets=limits.max_field_section_octets
         )
         self.parts: list[bytes | memoryview] = []
+        self.history = StreamHistory(client=client)
         self.rotation: Rotation[_Stream] = Rotation()
         self.peer_max_streams = _PEER_STREAMS_AT_FIRST
         self.write = self.parts.append
@@ -197,20 +188,17 @@ class _Connection(H2Connection):
         stream = self.streams[stream_id] = _Stream(stream_id, self.config, inbound, outbound)
         if self._client:
             self.highest_outbound_stream_id = stream_id
+            self.history.opened(stream_id)
         else:
             self.highest_inbound_stream_id = stream_id
         return stream
 
     def skip_stream(self, stream_id: StreamId) -> None:
         self.highest_inbound_stream_id = stream_id
-        self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM
 
     def was_opened(self, stream_id: StreamId) -> bool:
         highest = self.highest_outbound_stream_id if self._client else self.highest_inbound_stream_id
         return stream_id <= highest and stream_id & 1 == 1
-
-    def was_ended_by_peer(self, stream_id: StreamId) -> bool:
-        return self._closed_streams.get(stream_id) in _ENDED_BY_PEER
 
     def end_arrived(self, stream: _Stream) -> None:
         stream.state_machine.process_input(StreamInputs.RECV_END_STREAM)
@@ -231,11 +219,9 @@ class _Connection(H2Connection):
         self._retire_if_closed(stream)
 
     def _retire_if_closed(self, stream: _Stream) -> None:
-        machine = stream.state_machine
-        if machine.state is StreamState.CLOSED:
+        if stream.state_machine.state is StreamState.CLOSED:
             self.rotation.drop(stream)
             del self.streams[stream.stream_id]
-            self._closed_streams[stream.stream_id] = machine.stream_closed_by
 
     def forget_all(self) -> None:
         self.streams.clear()

@@ -29,7 +29,6 @@ cdef inline void put(object event, Py_ssize_t place, object item) noexcept:
 
 cdef class Connection(Frames):
     cdef nghttp2_session *session
-    cdef bint client
     cdef list events
     cdef dict streams
     cdef Outbox outbox

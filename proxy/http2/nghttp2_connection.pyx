@@ -20,6 +20,8 @@ acknowledged twice
 reports content read by read                it gets whole frames only
 sends no empty DATA through a closed        an end without content is HEADERS for the library, DATA on the wire
 window
+skips frames on streams that are gone,      what the peer has ended, and ids that it has passed over, are kept in mind
+and takes lower ids for such streams        by `nghttp2_frames`
 gives up without a word                     what it has to send is collected after each read: GOAWAY says so
 lets SETTINGS overflow a stream's window    the RST_STREAM for which nobody asked says so
 ==========================================  ==========================================================================

@@ -66,6 +66,7 @@ cdef class Nghttp2Engine(Receiver):
             raise RuntimeError("no stream can be opened now: ask free_streams first")
         self.writer.check(fields)
         stream = self.new_stream(<int32_t>nghttp2_session_get_next_stream_id(self.session))
+        self.opened(stream.id)
         stream.to_head = _is_to_head(fields)
         stream.has_sent_head = True
         self._submit_section(stream, -1, fields, end_stream)

@@ -22,6 +22,7 @@ cdef enum:  # error codes
     PROTOCOL_ERROR = 0x1
     INTERNAL_ERROR = 0x2
     FLOW_CONTROL_ERROR = 0x3
+    STREAM_CLOSED = 0x5
     FRAME_SIZE_ERROR = 0x6
     REFUSED_STREAM = 0x7
     COMPRESSION_ERROR = 0x9
@@ -32,8 +33,15 @@ cdef enum:
     MAX_STREAM_ID = 0x7FFFFFFF
     MOST_UNSENT_ACKS = 1000
     MOST_HARMLESS_INCREMENT = 1 << 30
+    REMEMBERED = 2048
+
+cdef enum:  # the peer's half of a stream
+    NEVER_OPENED
+    OPEN
+    ENDED
 
 cdef class Frames:
+    cdef bint client
     cdef Py_ssize_t max_frame
     cdef Py_ssize_t max_continuations
     cdef Py_ssize_t preface_left
@@ -48,12 +56,15 @@ cdef class Frames:
     cdef Py_ssize_t _continuations
     cdef int _resets
     cdef int _chatter
+    cdef int32_t _highest
+    cdef uint8_t[REMEMBERED] _states
 
     cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int handle(self, const uint8_t *frame, Py_ssize_t length) except -1
 
     cdef int take_in(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef void release(self) noexcept
+    cdef void opened(self, int32_t stream_id) noexcept
     cdef void earn_by_read(self) noexcept
     cdef void earn_by_head(self) noexcept
     cdef void earn_by_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept
@@ -65,6 +76,8 @@ cdef class Frames:
     cdef int _hold(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef Py_ssize_t _walk(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef bint _is_ours(self, const uint8_t *frame, Py_ssize_t length) except -1
+    cdef bint _is_remembered(self, int32_t stream_id) noexcept
+    cdef int _note(self, const uint8_t *frame) except -1
 
 cdef inline Py_ssize_t length_of(const uint8_t *frame) noexcept:
     return <Py_ssize_t>frame[0] << 16 | <Py_ssize_t>frame[1] << 8 | frame[2]

@@ -14,7 +14,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from proxy.http2 import flood
+from proxy.http2 import flood, stream_history
 from proxy.http2.framing import ConnectionFault
 
 cdef int _MOST_RESETS = flood.MOST_RESETS
@@ -24,6 +24,11 @@ cdef int _HEAD_EARNS = flood.HEAD_EARNS
 cdef int _CONTENT_EARNS = flood.CONTENT_EARNS
 cdef int _EMPTY_DATA_COSTS = flood.EMPTY_DATA_COSTS
 cdef int _SETTINGS_COST = flood.SETTINGS_COST
+
+cdef str _AFTER_THE_END = stream_history.AFTER_THE_END
+cdef str _PASSED_OVER = stream_history.PASSED_OVER
+if stream_history.REMEMBERED != REMEMBERED:
+    raise ImportError("stream_history and nghttp2_frames.pxd differ in how many streams they remember")
 
 
 @cython.no_gc
@@ -37,6 +42,7 @@ cdef class Frames:
     def __cinit__(self, *args, **kwargs):
         self._resets = _MOST_RESETS
         self._chatter = _MOST_CHATTER
+        self._highest = -1
 
     def __dealloc__(self):
         self.release()
@@ -161,6 +167,9 @@ cdef class Frames:
             raise ConnectionFault(ENHANCE_YOUR_CALM, "more to acknowledge than the peer reads")
         if not self._started:
             return False
+        if kind == DATA or kind == HEADERS or kind == RST_STREAM:
+            self._note(frame)
+            return False
         if kind == WINDOW_UPDATE and length == 4 and stream_of(frame):
             increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
             return increment == 0 or increment > MOST_HARMLESS_INCREMENT
@@ -170,6 +179,40 @@ cdef class Frames:
             self._acknowledged = True
             return surplus
         return kind == GOAWAY or kind == PRIORITY or kind > CONTINUATION
+
+    # ---- the peer's half of each of the latest streams (see `stream_history`)
+
+    cdef void opened(self, int32_t stream_id) noexcept:
+        """Note the next stream, ours or the peer's; its id is odd, and higher than that of the one before."""
+        cdef int32_t passed_over = max(self._highest + 2, stream_id - 2 * (REMEMBERED - 1))
+        while passed_over < stream_id:
+            self._states[(passed_over >> 1) % REMEMBERED] = NEVER_OPENED
+            passed_over += 2
+        self._states[(stream_id >> 1) % REMEMBERED] = OPEN
+        self._highest = stream_id
+
+    cdef bint _is_remembered(self, int32_t stream_id) noexcept:
+        return stream_id & 1 and stream_id <= self._highest and stream_id > self._highest - 2 * REMEMBERED
+
+    cdef int _note(self, const uint8_t *frame) except -1:
+        """Note HEADERS, DATA or RST_STREAM; raise ConnectionFault over a frame on a stream that the peer has ended."""
+        cdef int32_t stream_id = stream_of(frame)
+        cdef uint8_t *state
+        if frame[3] == HEADERS and stream_id > self._highest and stream_id & 1 and not self.client:
+            self.opened(stream_id)
+        elif not self._is_remembered(stream_id):
+            return 0
+        state = &self._states[(stream_id >> 1) % REMEMBERED]
+        if frame[3] == RST_STREAM:
+            if state[0] == OPEN:
+                state[0] = ENDED
+        elif state[0] == ENDED:
+            raise ConnectionFault(STREAM_CLOSED, _AFTER_THE_END)
+        elif state[0] == NEVER_OPENED:
+            raise ConnectionFault(PROTOCOL_ERROR, _PASSED_OVER)
+        elif frame[4] & END_STREAM:
+            state[0] = ENDED
+        return 0
 
     # ---- accounts (see `flood`)
 

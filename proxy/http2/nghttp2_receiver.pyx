@@ -1,8 +1,8 @@
 """What is made of the frames that libnghttp2 has read and acted upon: the events of `Engine.receive`.
 
 It decides as `receiving` does for the other engine (see the table there), except that the library ends the connection,
-not just the stream, over a frame after END_STREAM, over content before a response head and (1.70 does, 1.64 does not)
-over content beyond the stream's window, as `Engine` allows.
+not just the stream, over content before a response head and (1.70 does, 1.64 does not) over content beyond the stream's
+window, as `Engine` allows.
 """
 
 cimport cython

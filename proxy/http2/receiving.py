@@ -9,12 +9,13 @@ the peer                                              consequence
 ====================================================  ==================================================
 breaks a rule of framing, compression, settings       connection ends: GOAWAY with the code of RFC 9113
 uses a stream that never was                          connection ends: PROTOCOL_ERROR
+opens a stream below one that it has opened           connection ends: PROTOCOL_ERROR
+sends HEADERS or DATA after its own end or reset      connection ends: STREAM_CLOSED
 overruns the connection's window                      connection ends: FLOW_CONTROL_ERROR
 overruns a stream's window, or its own (2³¹−1)        RST_STREAM FLOW_CONTROL_ERROR
 sends a malformed section, a wrong content-length     RST_STREAM PROTOCOL_ERROR
 sends a section over the limit                        RST_STREAM ENHANCE_YOUR_CALM
 opens more streams than offered, or after our GOAWAY  RST_STREAM REFUSED_STREAM, nobody hears of it
-sends HEADERS or DATA after its END_STREAM            RST_STREAM STREAM_CLOSED
 sends on a stream that we reset                       nothing; the connection's window is given back
 sends too much to no effect                           connection ends: ENHANCE_YOUR_CALM
 ====================================================  ==================================================
@@ -46,6 +47,7 @@ from proxy.http2.flood import Allowance
 from proxy.http2.framing import ConnectionFault
 from proxy.http2.heads import Malformed, check_request, check_response, check_trailers
 from proxy.http2.state import Connection, StreamT
+from proxy.http2.stream_history import AFTER_THE_END
 
 __all__ = ["Receiver"]
 
@@ -150,26 +152,24 @@ class Receiver(Generic[StreamT]):
         if not self.connection.was_opened(stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream that was never opened")
 
-    def _too_late(self, stream_id: StreamId, *, content: bool) -> None:
-        """HEADERS or DATA came on a stream that is gone (RFC 9113, 5.1)."""
+    def _discard(self, stream_id: StreamId, *, content: bool) -> None:
+        """HEADERS or DATA came on a stream that is gone, and have crossed our RST_STREAM (see `stream_history`)."""
         self._must_have_been(stream_id)
-        if self.connection.was_ended_by_peer(stream_id):
-            self.connection.write(framing.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
-            self._spend(self.allowance.cancelled())
-        elif not content:
+        if not content:
             self._spend(self.allowance.idle_frame())
 
     # ---- sections
 
     def _on_headers(self, flags: int, stream_id: StreamId, block: bytes) -> None:
+        end = flags & framing.END_STREAM != 0
+        self.connection.history.section(stream_id, end=end)
         # Before anything else: the compression must stay in step even where the section is of no use.
         fields = self.connection.decode(block)
-        end = flags & framing.END_STREAM != 0
         stream = self.connection.streams.get(stream_id)
         if stream is not None:
             self._on_section(stream, fields, end=end)
         elif self._client or self.connection.was_opened(stream_id):
-            self._too_late(stream_id, content=False)
+            self._discard(stream_id, content=False)
         else:
             self._on_request(stream_id, fields, end=end)
 
@@ -202,8 +202,8 @@ class Receiver(Generic[StreamT]):
 
     def _on_section(self, stream: StreamT, fields: Fields | None, *, end: bool) -> None:
         if not stream.receives:
-            self._fault(stream, ErrorCode.STREAM_CLOSED, refusals.STREAM_CLOSED)
-        elif fields is None:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, AFTER_THE_END)
+        if fields is None:
             self._fault(stream, ErrorCode.ENHANCE_YOUR_CALM, refusals.SECTION_TOO_LARGE)
         else:
             try:
@@ -243,13 +243,14 @@ class Receiver(Generic[StreamT]):
 
     def _on_data(self, flags: int, stream_id: StreamId, payload: bytes) -> None:
         octets = len(payload)
+        end = flags & framing.END_STREAM != 0
+        self.connection.history.content(stream_id, end=end)
         self.connection.consume(octets)
         data = framing.unpadded(payload) if flags & framing.PADDED else payload
-        end = flags & framing.END_STREAM != 0
         stream = self.connection.streams.get(stream_id)
         if stream is None:
             self.connection.credit(octets)
-            self._too_late(stream_id, content=octets > 0)
+            self._discard(stream_id, content=octets > 0)
             return
         fault = self._data_fault(stream, octets, len(data), end)
         if fault is not None:
@@ -273,7 +274,7 @@ class Receiver(Generic[StreamT]):
 
     def _data_fault(self, stream: StreamT, octets: int, content: int, end: bool) -> tuple[ErrorCode, str] | None:
         if not stream.receives:
-            return ErrorCode.STREAM_CLOSED, refusals.STREAM_CLOSED
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, AFTER_THE_END)
         if not stream.has_head:
             return ErrorCode.PROTOCOL_ERROR, refusals.STREAM_ORDER
         if not stream.consume(octets):
@@ -288,6 +289,7 @@ class Receiver(Generic[StreamT]):
 
     def _on_rst_stream(self, _flags: int, stream_id: StreamId, payload: bytes) -> None:
         _must_have(len(payload) == 4, ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not four octets")
+        self.connection.history.reset(stream_id)
         stream = self.connection.streams.get(stream_id)
         if stream is None:
             self._must_have_been(stream_id)

@@ -17,7 +17,6 @@ __all__ = [
     "HOST_DIFFERS",
     "PSEUDO_FIELD",
     "SECTION_TOO_LARGE",
-    "STREAM_CLOSED",
     "STREAM_ORDER",
     "TOO_MANY_STREAMS",
     "USER_INFO",
@@ -41,7 +40,5 @@ GOING_AWAY: Final = "going-away"
 """A request after our GOAWAY."""
 STREAM_ORDER: Final = "stream-order"
 """A frame that has no place there: trailers that do not end their stream, content before a head (8.1)."""
-STREAM_CLOSED: Final = "stream-closed"
-"""A frame after the peer's end of the stream (5.1)."""
 FLOW_CONTROL: Final = "flow-control"
 """More than the window takes, or a window update that must not be (6.9)."""

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.outgoing import Lane, Rotation, Wire
+from proxy.http2.stream_history import StreamHistory
 
 __all__ = ["Connection", "Stream", "StreamT"]
 
@@ -60,6 +61,7 @@ StreamT = TypeVar("StreamT", bound=Stream)
 class Connection(Wire[StreamT], Protocol[StreamT]):
     """One connection. `consume`, `widen` and `apply_settings` raise ConnectionFault where the peer is wrong."""
 
+    history: StreamHistory
     rotation: Rotation[StreamT]
     parts: list[bytes | memoryview]
     """Frames queued, to be joined and sent."""
@@ -105,9 +107,6 @@ class Connection(Wire[StreamT], Protocol[StreamT]):
 
     def was_opened(self, stream_id: StreamId) -> bool:
         """Whether there is or was such a stream."""
-
-    def was_ended_by_peer(self, stream_id: StreamId) -> bool:
-        """Whether the peer is known to have finished or reset this stream, which is gone."""
 
     def forget_all(self) -> None:
         """Forget all streams: the connection is over."""

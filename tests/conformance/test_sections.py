@@ -283,6 +283,39 @@ def test_a_table_that_shrank_and_grew_again_is_empty(make: EngineFactory) -> Non
 
 
 @each_engine
+@pytest.mark.parametrize("sizes", [(100, 100), (0, 0), (100, 4_096, 4_096), (100, 200, 100), (0, 100, 100)])
+@pytest.mark.parametrize("together", [True, False])
+def test_table_sizes_that_are_set_several_times_before_a_block_hold(
+    make: EngineFactory, sizes: tuple[int, ...], together: bool
+) -> None:
+    """The least of them and the last are told at the start of the next block (RFC 7541, 4.2)."""
+    peer = RawPeer(make, engine_is_client=True)
+    head = [*REQUEST, line(b"x-again", b"and again")]
+    for _ in range(3):
+        peer.engine.send_request(head, end_stream=True)
+        peer.take()
+    frames = [peer.settings({1: size}) for size in sizes]
+    for read in [frames] if together else [[frame] for frame in frames]:
+        peer.send(*read)
+    peer.decoder.max_allowed_table_size = sizes[-1]
+    for _ in range(3):
+        peer.engine.send_request(head, end_stream=True)
+        (seen,) = of(peer.take(), "Headers")
+        assert seen.fields == head
+    assert peer.decoder.header_table_size <= sizes[-1]
+
+
+@each_engine
+def test_a_peer_may_tell_the_same_table_size_twice(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1, [*REQUEST, line(b"x-again", b"and again")])
+    update = b"\x3f\xe1\x1f"  # 4,096
+    block = update + update + peer.block([*REQUEST, line(b"x-again", b"and again")])
+    (event,) = peer.send(HeadersFrame(3, block, flags=["END_HEADERS"]))
+    assert event == HeadReceived(3, [*REQUEST, line(b"x-again", b"and again")], False)
+
+
+@each_engine
 def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EngineFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     heads = [[*REQUEST, line(b"x-number", b"%02d" % number * 300)] for number in range(20)]

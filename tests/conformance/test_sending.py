@@ -194,6 +194,43 @@ def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EngineFac
 
 
 @each_engine
+@pytest.mark.parametrize("how", ["end", "trailers", "empty trailers"])
+def test_an_end_leaves_however_negative_the_window_is(make: EngineFactory, how: str) -> None:
+    """A frame without content needs no window (RFC 9113, 6.9.1)."""
+    peer = client(make, settings={INITIAL_WINDOW: 1_000})
+    peer.engine.send_data(1, bytes(1_000), end_stream=False)
+    assert shape(peer.take()) == [("Data", 1, 1_000, False)]
+    peer.send(peer.settings({INITIAL_WINDOW: 100}))  # the window is now −900
+    peer.take()
+    if how == "end":
+        peer.engine.send_data(1, b"", end_stream=True)
+    else:
+        peer.engine.send_trailers(1, TRAILERS if how == "trailers" else [])
+    (last,) = peer.take()
+    assert (last.kind, last.ends) == ("Headers" if how == "trailers" else "Data", True)
+    assert not peer.engine.wants_to_send
+
+
+@each_engine
+@pytest.mark.parametrize("stream_id", [0, 1])
+def test_the_reserved_bit_of_a_window_update_is_ignored(make: EngineFactory, stream_id: int) -> None:
+    """RFC 9113, 6.9: it "MUST be ignored when receiving"."""
+    reserved = 1 << 31
+    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0 if stream_id else 1 << 20})
+    peer.asked()
+    peer.engine.send_data(1, bytes(100_000), end_stream=False)
+    before = len(content(peer.take(), 1))
+    assert peer.send(peer.window(stream_id, reserved | 10)) == []
+    assert len(content(peer.take(), 1)) == 10
+    assert before == (0 if stream_id else DEFAULT_WINDOW)
+    events = peer.send(peer.window(stream_id, reserved))
+    if stream_id:
+        assert_stream_failed(peer, events, 1, 1)
+    else:
+        assert_connection_failed(peer, events, 1)
+
+
+@each_engine
 def test_a_window_that_grows_lets_waiting_streams_go_on(make: EngineFactory) -> None:
     peer = client(make, streams=3, settings={INITIAL_WINDOW: 0})
     for stream_id in (1, 3, 5):

@@ -7,7 +7,7 @@ import pytest
 from proxy.http2 import receiving
 from proxy.http2.events import ConnectionFailed, Event, HeadReceived, SettingsReceived, StreamReset
 from proxy.http2.h2_engine import H2Engine
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, line
+from tests.conformance.raw import REQUEST, RESPONSE, RawPeer
 
 
 def server() -> RawPeer:
@@ -53,18 +53,6 @@ def test_streams_cancelled_after_their_answer_began_are_no_flood() -> None:
     assert cancelled(peer, range(1_801, 3_001, 2), answered=True) == []
     assert cancelled(peer, range(3_001, 4_201, 2), answered=False) == []
     assert cancelled(peer, range(4_201, 5_001, 2), answered=False) != []
-
-
-def test_late_frames_of_streams_long_forgotten_are_let_pass() -> None:
-    peer = server()
-    for stream_id in range(1, 1_201, 2):
-        peer.open(stream_id, end=True)
-        peer.engine.send_head(stream_id, RESPONSE, end_stream=True)
-    peer.take()
-    assert peer.send(peer.data(1, b"late"), peer.headers(1, [line(b"x", b"y")], end=True)) == []
-    assert peer.take() == []
-    assert peer.send(peer.data(1_199, b"late")) == []
-    assert [one.kind for one in peer.take()] == ["RstStream"]
 
 
 def test_a_peer_cannot_make_us_hold_more_than_a_frame() -> None:

@@ -1,0 +1,244 @@
+"""Frames on streams that are over, and on ids that were passed over (RFC 9113, 5.1 and 5.1.1).
+
+Both engines do the same. A frame that may have crossed our RST_STREAM is discarded; one after the peer's own
+END_STREAM or RST_STREAM ends the connection, as does a new stream with a lower id than one that was opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hyperframe.frame import Frame
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.http2.events import DataReceived, HeadReceived, StreamReset
+from tests.conformance.engines import each_engine
+from tests.conformance.raw import (
+    REQUEST,
+    RESPONSE,
+    TRAILERS,
+    RawPeer,
+    assert_connection_failed,
+    credit,
+    line,
+)
+
+PROTOCOL_ERROR, STREAM_CLOSED, CANCEL = 1, 5, 8
+
+LATE: dict[str, Callable[[RawPeer, int], Frame | bytes]] = {
+    "DATA": lambda peer, stream_id: peer.data(stream_id, b"late"),
+    "empty DATA": lambda peer, stream_id: peer.data(stream_id, end=True),
+    "padded DATA": lambda peer, stream_id: peer.data(stream_id, b"", padding=5),
+    "HEADERS": lambda peer, stream_id: peer.headers(stream_id, REQUEST),
+    "trailers": lambda peer, stream_id: peer.headers(stream_id, TRAILERS, end=True),
+}
+each_late = pytest.mark.parametrize("late", LATE.values(), ids=list(LATE))
+
+
+@each_engine
+@pytest.mark.parametrize("lower", [1, 3])
+@pytest.mark.parametrize("end", [True, False])
+def test_a_new_stream_has_a_higher_id_than_all_before(make: EngineFactory, lower: int, end: bool) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    assert peer.open(5, end=end) == [HeadReceived(5, REQUEST, end)]
+    assert_connection_failed(peer, peer.open(lower, end=end), PROTOCOL_ERROR)
+
+
+@each_engine
+def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    events = peer.send(*(peer.headers(stream_id, REQUEST, end=True) for stream_id in (1, 7, 9, 5, 11)))
+    assert [event.stream_id for event in events[:-1] if isinstance(event, HeadReceived)] == [1, 7, 9]
+    assert_connection_failed(peer, events, PROTOCOL_ERROR)
+
+
+@each_engine
+def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=1))
+    peer.open(5)
+    assert peer.open(9) == []  # REFUSED_STREAM
+    peer.send(peer.reset(5, CANCEL))
+    assert_connection_failed(peer, peer.open(7), PROTOCOL_ERROR)
+
+
+@each_engine
+@each_late
+def test_nothing_comes_on_an_id_that_was_passed_over(
+    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]
+) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(5)
+    assert_connection_failed(peer, peer.send(late(peer, 3)), PROTOCOL_ERROR)
+
+
+def end_with_the_head(peer: RawPeer) -> None:
+    peer.open(1, end=True)
+
+
+def end_with_data(peer: RawPeer) -> None:
+    peer.open(1)
+    peer.send(peer.data(1, b"x", end=True))
+
+
+def end_with_trailers(peer: RawPeer) -> None:
+    peer.open(1)
+    peer.send(peer.headers(1, TRAILERS, end=True))
+
+
+def reset(peer: RawPeer) -> None:
+    peer.open(1)
+    peer.send(peer.reset(1, CANCEL))
+
+
+def end_and_then_reset(peer: RawPeer) -> None:
+    peer.open(1, end=True)
+    peer.send(peer.reset(1, CANCEL))
+
+
+def end_both_halves(peer: RawPeer) -> None:
+    peer.open(1, end=True)
+    peer.engine.send_head(1, RESPONSE, end_stream=True)
+
+
+def end_and_be_reset_by_us(peer: RawPeer) -> None:
+    peer.open(1, end=True)
+    peer.engine.reset(1, CANCEL)
+
+
+def end_a_refused_stream(peer: RawPeer) -> None:
+    peer.open(1, [line(b"no", b"pseudo-field")], end=True)
+
+
+def end_one_of_another_read(peer: RawPeer) -> None:
+    peer.open(1, end=True)
+    for stream_id in range(3, 1_001, 2):
+        peer.open(stream_id, end=True)
+        peer.engine.send_head(stream_id, RESPONSE, end_stream=True)
+
+
+@each_engine
+@each_late
+@pytest.mark.parametrize(
+    "ended",
+    [
+        end_with_the_head,
+        end_with_data,
+        end_with_trailers,
+        reset,
+        end_and_then_reset,
+        end_both_halves,
+        end_and_be_reset_by_us,
+        end_a_refused_stream,
+        end_one_of_another_read,
+    ],
+)
+def test_nothing_but_what_may_cross_comes_after_the_peers_own_end(
+    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes], ended: Callable[[RawPeer], None]
+) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    ended(peer)
+    peer.take()
+    assert peer.send(peer.window(1, 100), peer.priority(1)) == []
+    assert_connection_failed(peer, peer.send(late(peer, 1)), STREAM_CLOSED)
+
+
+@each_engine
+@each_late
+def test_it_is_the_same_in_one_read_with_what_stands_before_it(
+    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]
+) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    events = peer.send(peer.headers(1, REQUEST), peer.data(1, b"x", end=True), late(peer, 1), peer.ping())
+    assert events[:-1] == [HeadReceived(1, REQUEST, False), DataReceived(1, b"x", True)]
+    assert_connection_failed(peer, events, STREAM_CLOSED)
+
+
+@each_engine
+@each_late
+def test_a_response_has_one_end_too(make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]) -> None:
+    for half_open in (True, False):
+        peer = RawPeer(make, engine_is_client=True)
+        peer.asked(end=not half_open)
+        peer.send(peer.headers(1, RESPONSE, end=True))
+        peer.asked()
+        assert_connection_failed(peer, peer.send(late(peer, 1)), STREAM_CLOSED)
+
+
+@each_engine
+@pytest.mark.parametrize("client", [True, False])
+def test_what_crossed_our_reset_is_discarded(make: EngineFactory, client: bool) -> None:
+    """The field sections still count for HPACK, and the content for the connection's window (RFC 9113, 5.1)."""
+    peer = RawPeer(make, engine_is_client=client, limits=Limits(connection_window_octets=65_535))
+    if client:
+        peer.asked()
+        peer.send(peer.headers(1, RESPONSE))
+    else:
+        peer.open(1)
+    peer.engine.reset(1, CANCEL)
+    peer.take()
+    room = 65_535
+    for _ in range(20):
+        assert peer.send(peer.data(1, bytes(10_000))) == []
+        room += credit(peer.take(), 0) - 10_000
+        assert room > 10_000
+    assert peer.send(peer.headers(1, [line(b"x-new", b"in the table")], end=True)) == []
+    assert peer.send(peer.reset(1, CANCEL), peer.window(1, 5)) == []
+    assert not peer.take()
+    if client:
+        peer.asked()
+        (event,) = peer.send(peer.headers(3, [*RESPONSE, line(b"x-new", b"in the table")]))
+    else:
+        (event,) = peer.open(3, [*REQUEST, line(b"x-new", b"in the table")])
+    assert isinstance(event, HeadReceived)
+    assert event.fields[-1] == (b"x-new", b"in the table", False)
+
+
+@each_engine
+def test_what_crossed_our_reset_and_then_ended_is_over(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.engine.reset(1, CANCEL)
+    peer.take()
+    assert peer.send(peer.data(1, b"x", end=True)) == []
+    assert_connection_failed(peer, peer.send(peer.data(1, b"x")), STREAM_CLOSED)
+
+
+@each_engine
+def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    streams = range(1, 2 * Limits().max_concurrent_streams, 2)
+    for stream_id in streams:
+        peer.open(stream_id)
+    for stream_id in streams:
+        peer.engine.reset(stream_id, CANCEL)
+    peer.take()
+    for stream_id in streams:
+        assert peer.send(peer.data(stream_id, b"x"), peer.headers(stream_id, TRAILERS, end=True)) == []
+    assert peer.take() == []
+    assert peer.open(streams[-1] + 2)
+
+
+@each_engine
+def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    for stream_id in (*range(3, 6_001, 2), 20_001):
+        peer.open(stream_id, end=True)
+        peer.engine.send_head(stream_id, RESPONSE, end_stream=True)
+    peer.take()
+    for stream_id in (1, 3):
+        assert peer.send(peer.data(stream_id, b"late"), peer.headers(stream_id, TRAILERS, end=True)) == []
+    assert peer.take() == []
+    assert_connection_failed(peer, peer.send(peer.data(20_001, b"late")), STREAM_CLOSED)
+
+
+@each_engine
+def test_a_reset_may_cross_the_end(make: EngineFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True)
+    peer.asked()
+    assert peer.send(peer.headers(1, RESPONSE, end=True), peer.reset(1, 0)) == [
+        HeadReceived(1, RESPONSE, True),
+        StreamReset(1, 0, True),
+    ]
+    assert peer.send(peer.reset(1, 0), peer.window(1, 1)) == []
