@@ -52,10 +52,11 @@ def test_every_target_of_make_is_one(target: str) -> None:
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`(--[a-z][a-z0-9-]+)", TEXT))))
-def test_every_flag_is_one_of_ours_or_of_gcloud_and_docker(flag: str) -> None:
+def test_every_flag_is_one_of_ours_or_of_gcloud_docker_and_restate(flag: str) -> None:
     ours = "".join(file.read_text() for file in (REPOSITORY / "proxy/cli").glob("*.py")).replace("_", "-")
     settings = (REPOSITORY / "proxy/settings/model.py").read_text().replace("_", "-")
     theirs = {"--use-http2", "--no-allow-unauthenticated", "--build-arg"}
+    theirs |= {"--gcp-id-token", "--gcp-impersonate-service-account", "--gcp-audience"}
     assert flag in theirs or flag in ours or f"\n    {flag[2:]}: " in settings
 
 
