@@ -345,6 +345,22 @@ def test_frames_of_unknown_types_are_ignored(make: EngineFactory) -> None:
 
 
 @each_engine
+def test_the_reserved_bit_and_flags_that_a_frame_does_not_have_are_ignored(make: EngineFactory) -> None:
+    """RFC 9113, 4.1."""
+
+    def marked(frame: bytes) -> bytes:
+        """Set the reserved bit before the stream's id, and every flag but those that frames have."""
+        return frame[:4] + bytes((frame[4] | 0xD2, frame[5] | 0x80)) + frame[6:]
+
+    peer = RawPeer(make, engine_is_client=False)
+    frames = (peer.headers(1, REQUEST), peer.window(1, 1), peer.data(1, b"x"), peer.ping(), peer.data(1, end=True))
+    events = peer.send(*(marked(frame if isinstance(frame, bytes) else frame.serialize()) for frame in frames))
+    assert events == [HeadReceived(1, REQUEST, False), DataReceived(1, b"x", False), DataReceived(1, b"", True)]
+    assert [one.kind for one in peer.take()] == ["Ping"]
+    assert_connection_failed(peer, peer.send(marked(peer.data(1, b"late").serialize())), 5)
+
+
+@each_engine
 def test_finished_streams_leave_nothing_behind(make: EngineFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for stream_id in range(1, 4_001, 2):
