@@ -252,11 +252,11 @@ async def test_a_pod_of_gke_that_is_linked_to_no_service_account(tmp_path: Path)
 
 
 @pytest.mark.asyncio
-async def test_a_clock_that_is_ahead_of_the_token(tmp_path: Path) -> None:
+async def test_a_token_that_has_expired_before_it_came(tmp_path: Path) -> None:
     async with patient(tmp_path) as here:
         here.google.fail("metadata", Fault.EXPIRED)
         ran = await here.check()
-        assert_told(ran, "token", "token-expired", "is the clock of this machine ahead?")
+        assert_told(ran, "token", "token-expired", "is a clock wrong?")
 
 
 # ---- the way there

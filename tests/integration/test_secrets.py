@@ -12,7 +12,7 @@ import pytest
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Fault, Google, Written
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.emulator.model import ENDPOINTS
-from tests.support.sidecar import sidecar
+from tests.support.sidecar import Sidecar, sidecar
 from tests.support.world import TARGET, google_by_name, resolving
 
 ACCOUNT = "ambient@samples.iam.gserviceaccount.com"
@@ -75,6 +75,35 @@ def pieces(handed_out: set[str]) -> Iterator[str]:
             yield from secret.split(".")[1:]
 
 
+async def ask_everything(google: Google, running: Sidecar, client: aiohttp.ClientSession, told: list[str]) -> None:
+    """Make both routes mint with new access tokens, and append what they answer."""
+    google.revoke_access_tokens()
+    for route in ("ambient", "impersonating"):
+        # With a token of the caller's own it is refused, and nothing is minted.
+        discovery = f"{running.url}/{route}/discover"
+        told.append(await all_of(client, "GET", discovery))
+        told.append(await all_of(client, "GET", discovery, OF_THE_APPLICATION))
+        told.append(await all_of(client, "POST", f"{running.url}/{route}/invoke/S/h"))
+
+
+async def end(running: Sidecar, told: list[str]) -> None:
+    """Stop it and append all that it wrote."""
+    running.program.send(signal.SIGTERM)
+    await running.program.ended()
+    told.extend(running.program.lines)
+
+
+def assert_without_secrets(everything: str, handed_out: set[str]) -> None:
+    """Assert that tokens were minted, that mints failed, and that no secret is in what was written and answered."""
+    for event in ("token mint failed", "token minted"):
+        assert event in everything
+    assert len(handed_out) > 5
+    # `redact`, the net below, had nothing to catch.
+    assert "[redacted]" not in everything
+    for secret in (*pieces(handed_out), *BEGINNINGS):
+        assert secret not in everything, f"…{everything[everything.index(secret) - 200 :][:200]}"
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ASKED)
 async def test_nothing_written_or_answered_holds_a_secret(
@@ -98,48 +127,40 @@ async def test_nothing_written_or_answered_holds_a_secret(
         flags = ("--config", config, "--log-level", "debug", "--access-log", "--mint-timeout", "1")
         told: list[str] = []
         async with sidecar(*flags, env=environment) as running, aiohttp.ClientSession() as client:
-
-            async def ask_everything() -> None:
-                google.revoke_access_tokens()
-                for route in ("ambient", "impersonating"):
-                    # With a token of the caller's own it is refused, and nothing is minted.
-                    discovery = f"{running.url}/{route}/discover"
-                    told.append(await all_of(client, "GET", discovery))
-                    told.append(await all_of(client, "GET", discovery, OF_THE_APPLICATION))
-                    told.append(await all_of(client, "POST", f"{running.url}/{route}/invoke/S/h"))
-
             google.allow_impersonation(written.principal, TARGET)
-            await ask_everything()
+            await ask_everything(google, running, client, told)
             assert any(text.startswith("200 ") for text in told)
             cloud_run.invokers.clear()
-            await ask_everything()
+            await ask_everything(google, running, client, told)
             cloud_run.url = "https://of-another-service.example"
-            await ask_everything()
+            await ask_everything(google, running, client, told)
             for endpoint in ENDPOINTS:
-                for fault in Fault:
+                for fault in (fault for fault in Fault if fault is not Fault.HANG):
                     calls = google.calls[endpoint]
                     google.fail(endpoint, fault)
-                    await ask_everything()
+                    await ask_everything(google, running, client, told)
                     google.fail(endpoint, None)
                     if google.calls[endpoint] == calls:
                         assert endpoint not in ASKED[kind]
                         break
                     assert endpoint in ASKED[kind]
+            # A mint that hangs goes on after those who waited for it: one process each.
+            for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint in ASKED[kind]):
+                google.fail(endpoint, Fault.HANG)
+                async with sidecar(*flags, env=environment) as another:
+                    calls = google.calls[endpoint]
+                    await ask_everything(google, another, client, told)
+                    assert google.calls[endpoint] > calls
+                    google.fail(endpoint, None)
+                    await end(another, told)
             google.forbid_impersonation(written.principal, TARGET)
-            await ask_everything()
+            await ask_everything(google, running, client, told)
             if kind != METADATA:
                 written.file.write_text(written.file.read_text()[:-40])
-                await ask_everything()
+                await ask_everything(google, running, client, told)
             told += [await all_of(client, "GET", f"http://{running.admin}{path}") for path in ADMIN]
-            running.program.send(signal.SIGTERM)
-            await running.program.ended()
-            everything = "\n".join([*running.program.lines, *told])
+            await end(running, told)
+            everything = "\n".join(told)
 
     assert set(ASKED) == {METADATA, *CredentialFiles.KINDS}
-    for event in ("token mint failed", "token minted"):
-        assert event in everything
-    assert len(google.handed_out) > 5
-    # `redact`, the net below, had nothing to catch.
-    assert "[redacted]" not in everything
-    for secret in (*pieces(google.handed_out), *BEGINNINGS):
-        assert secret not in everything, f"…{everything[everything.index(secret) - 200 :][:200]}"
+    assert_without_secrets(everything, google.handed_out)
