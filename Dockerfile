@@ -25,7 +25,7 @@ RUN printf '%s\n' '#!/bin/sh' 'for name; do sed -n "/^$name==/,/[^\\\\]$/p" requ
         > /usr/local/bin/locked \
  && chmod +x /usr/local/bin/locked \
  && python3 -m venv /tools \
- && locked ast-serialize cython librt mypy mypy-extensions pathspec setuptools typing-extensions > build.lock \
+ && locked cython setuptools > build.lock \
  && /tools/bin/pip install --quiet --require-hashes --only-binary :all: --requirement build.lock \
  && python3 -m venv --without-pip /opt/cloudrun-sidecar \
  && /tools/bin/pip --python /opt/cloudrun-sidecar/bin/python install --quiet --no-compile \

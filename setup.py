@@ -1,120 +1,156 @@
 """Builds what is compiled, where that can be done; everything else is in pyproject.toml.
 
-Compiled are the HTTP/2 engine on libnghttp2 (Cython), and the modules that every exchange runs through (mypyc, which
-takes the same Python that runs without it). Without a C compiler, these tools, or the headers of Python and libnghttp2,
-the package is installed all the same, with the engine that needs none of it and with those modules interpreted.
+Cython compiles two things: the HTTP/2 engine on libnghttp2 (`ENGINE`, .pyx), and the modules that every exchange runs
+through (`DATA_PATH`, plain Python with the C types in a .pxd beside it, which run interpreted as they are). Without a C
+compiler, Cython, or the headers of Python and libnghttp2, the package is installed all the same, with the portable
+engine and everything interpreted.
+
+`CLOUDRUN_SIDECAR_BUILD` says what is compiled: `all` (the default), `engine` (the engine and the seam that it is built
+upon), or `none`. What has been compiled of the same contents before is not compiled again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from sysconfig import get_config_var
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
 
-ENGINE = (
-    "outbox",
-    "section_reader",
-    "section_writer",
-    "nghttp2_stream",
-    "nghttp2_frames",
-    "nghttp2_connection",
-    "nghttp2_receiver",
-    "nghttp2_engine",
+SEAM = ("proxy/http2/engine.py",)
+ENGINE = tuple(
+    f"proxy/http2/nghttp2/{name}.pyx"
+    for name in ("frames", "outbox", "section_reader", "section_writer", "session", "stream", "receiving", "engine")
 )
-ENGINE_DIRECTIVES = {
-    "binding": False,
-    "boundscheck": False,
-    "cdivision": True,
-    "initializedcheck": False,
-    "language_level": 3,
-    "wraparound": False,
-}
 DATA_PATH = (
+    "proxy/connection/budget.py",
+    "proxy/connection/protocol.py",
     "proxy/downstream/connection.py",
-    "proxy/http2/fields.py",
-    "proxy/relay/carrier.py",
+    "proxy/relay/context.py",
+    "proxy/relay/dispatcher.py",
     "proxy/relay/exchange.py",
-    "proxy/relay/forwarder.py",
-    "proxy/restate.py",
-    "proxy/routing.py",
+    "proxy/relay/signing.py",
     "proxy/telemetry/counters.py",
     "proxy/tokens/slot.py",
     "proxy/upstream/connection.py",
-    "proxy/upstream/line.py",
-    "proxy/wire/budget.py",
-    "proxy/wire/protocol.py",
-    "proxy/wire/sides.py",
+    "proxy/upstream/origin_pool.py",
 )
-# What mypyc knows of other packages must not depend on which are installed.
-DATA_PATH_OPTIONS = ("--config-file=", "--no-site-packages", "--ignore-missing-imports")
-DATA_PATH_LIBRARY = "proxy.data_path"
+CHOICES = {"none": (), "engine": (*SEAM, *ENGINE), "all": (*SEAM, *ENGINE, *DATA_PATH)}
+VARIABLE = "CLOUDRUN_SIDECAR_BUILD"
+
+# Types of the Python modules stand in the .pxd alone: annotations there are for people and mypy.
+PYTHON_DIRECTIVES = {"annotation_typing": False, "binding": False, "language_level": 3}
+ENGINE_DIRECTIVES = {"binding": False, "cdivision": True, "initializedcheck": False, "language_level": 3}
+# Behind whatever CFLAGS say, in whose favour setuptools forgets Python's own flags.
+FLAGS = ["-O3", "-DNDEBUG", "-fwrapv", "-g0"]
 PROBE = "#include <Python.h>\n#include <nghttp2/nghttp2.h>\n"
+RECORD = "proxy/compiled.json"
+"""Digests of what is compiled beside it: of files, for `proxy.compiled`, and of all that makes a module, for the next
+build."""
 
 
 class BuildFast(build_ext):
-    """Builds all of it or nothing."""
+    """Builds all that was chosen, or nothing of it."""
 
     def run(self) -> None:
-        """Where it is built among the sources, remove first what was compiled of older ones."""
-        if self.inplace:
-            for old in Path("proxy").rglob(f"*{get_config_var('EXT_SUFFIX')}"):
-                old.unlink()
+        """Build; where it is done among the sources, leave nothing there that was compiled of others."""
+        self.among_sources = bool(self.inplace)  # which setuptools takes back while it builds
         super().run()
+        if self.among_sources:
+            kept = {self.get_ext_filename(extension.name) for extension in self.extensions}
+            for old in Path("proxy").rglob("*.so"):
+                if str(old) not in kept:
+                    old.unlink()
+            Path(RECORD).unlink(missing_ok=True)
+            if self.extensions:
+                shutil.copy2(Path(self.build_lib, RECORD), RECORD)
 
     def build_extensions(self) -> None:
         """Compile what can be compiled; say in one line why not, otherwise."""
-        missing = self._missing()
-        if not missing:
+        chosen = os.environ.get(VARIABLE) or "all"
+        if chosen not in CHOICES:
+            raise SystemExit(f"{VARIABLE} must be one of {', '.join(CHOICES)}; it is {chosen!r}")
+        self.extensions = [extension for extension in self.extensions if extension.sources[0] in CHOICES[chosen]]
+        missing = self._missing() if self.extensions else None
+        if not missing and self.extensions:
             try:
                 self._build()
-            except (CCompilerError, SystemExit) as exc:  # mypyc ends the process over what it cannot compile
+            except CCompilerError as exc:
                 missing = f"the compiler failed ({exc})"
+            except RuntimeError as exc:
+                missing = f"Cython failed ({exc})"
         if missing:
             self.announce(f"nothing is compiled, and all runs slower: {missing}", logging.WARNING)
-            for extension in self.extensions:
-                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
+            for old in Path(self.build_lib, "proxy").rglob("*.so"):
+                old.unlink()
 
     def get_source_files(self) -> list[str]:
-        """Have source distributions contain all that the engine is made of; Python they contain anyway."""
+        """Have source distributions contain all that is compiled; Python they contain anyway."""
         return [str(path) for pattern in ("*.pxd", "*.pyx") for path in sorted(Path("proxy").rglob(pattern))]
 
     def _build(self) -> None:
         from Cython.Build import cythonize
-        from mypyc.build import mypycify
+        from Cython.Build.Dependencies import create_dependency_tree
+        from Cython.Compiler.Errors import CompileError
+        from Cython.Compiler.Version import version
 
-        engine = [extension for extension in self.extensions if extension.sources]
-        made = cythonize(
-            engine, build_dir=self.build_temp, compiler_directives=ENGINE_DIRECTIVES, force=self.force, quiet=True
-        )
-        made += mypycify(
-            [*DATA_PATH_OPTIONS, *DATA_PATH],
-            group_name=DATA_PATH_LIBRARY,
-            target_dir=self.build_temp,
-            debug_level="0",
-        )
-        by_name = {extension.name: extension for extension in made}
-        for extension in self.extensions:
-            compiled = by_name[extension.name]
-            extension.sources = compiled.sources
-            extension.depends = compiled.depends
-            extension.include_dirs = compiled.include_dirs
-            # A warning of another compiler than mypyc's authors have is no reason to do without.
-            extension.extra_compile_args = [flag for flag in compiled.extra_compile_args if flag != "-Werror"]
+        wanted, made = list(self.extensions), []
+        for directives, suffix in ((PYTHON_DIRECTIVES, ".py"), (ENGINE_DIRECTIVES, ".pyx")):
+            try:
+                made += cythonize(
+                    [extension for extension in wanted if extension.sources[0].endswith(suffix)],
+                    build_dir=self.build_temp,
+                    compiler_directives=directives,
+                    force=self.force,
+                    quiet=True,
+                )
+            except CompileError as exc:
+                raise RuntimeError(str(exc)) from exc
+        tree = create_dependency_tree()
+        build = f"{version} {self.compiler.compiler_so} {FLAGS}".encode()
+        needed = {one.name: sorted(tree.all_dependencies(one.sources[0])) for one in wanted}
+        digests = {name: digest(files, build) for name, files in needed.items()}
+        for extension in wanted:
+            extension.sources = next(one.sources for one in made if one.name == extension.name)
+        before = self._recorded()
+        self.extensions = []
+        for extension in wanted:
+            old = Path("" if self.among_sources else self.build_lib, self.get_ext_filename(extension.name))
+            new = Path(self.build_lib, self.get_ext_filename(extension.name))
+            if before.get(extension.name) != digests[extension.name] or not old.exists():
+                self.extensions.append(extension)
+            elif old != new:
+                new.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(old, new)
+        self.force = True  # setuptools would look at times
         super().build_extensions()
+        self.extensions = wanted
+        files = {file: sha256(Path(file).read_bytes()).hexdigest() for file in sorted(set().union(*needed.values()))}
+        record = json.dumps({"files": files, "modules": digests}, indent=1, sort_keys=True)
+        Path(self.build_lib, RECORD).write_text(record + "\n")
+
+    def _recorded(self) -> dict[str, str]:
+        """Return the digests of what was compiled before."""
+        try:
+            place = Path("" if self.among_sources else self.build_lib, RECORD)
+            recorded: dict[str, str] = json.loads(place.read_text())["modules"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        return recorded
 
     def _missing(self) -> str | None:
-        absent = [name for name in ("Cython", "mypyc") if find_spec(name) is None]
-        if absent:
-            return f"{' and '.join(absent)} not installed"
+        if find_spec("Cython") is None:
+            return "Cython is not installed"
         compiler = getattr(self.compiler, "compiler_so", None)
         if compiler is None:
             return "this compiler is not supported"
@@ -132,6 +168,14 @@ class BuildFast(build_ext):
         return None
 
 
+def digest(sources: list[str], build: bytes) -> str:
+    """Return what tells whether a module has to be compiled again: its source, its declarations, the build."""
+    found = sha256(build)
+    for source in sources:
+        found.update(f"\0{source}\0".encode() + Path(source).read_bytes())
+    return found.hexdigest()
+
+
 def package_flags(kind: str) -> list[str]:
     """Return what pkg-config knows about libnghttp2 where it is not in the usual place; nothing without pkg-config."""
     try:
@@ -141,24 +185,18 @@ def package_flags(kind: str) -> list[str]:
     return found.stdout.split()
 
 
-def modules(paths: tuple[str, ...]) -> list[str]:
-    """Return the names of the modules in these files."""
-    return [path.removesuffix(".py").replace("/", ".") for path in paths]
+def extension(source: str) -> Any:
+    """Return how a module is compiled; only the engine is linked to libnghttp2."""
+    is_engine = source.endswith(".pyx")
+    return Extension(
+        source.rpartition(".")[0].replace("/", "."),
+        [source],
+        extra_compile_args=[*(package_flags("--cflags") if is_engine else []), *FLAGS],
+        extra_link_args=(package_flags("--libs") or ["-lnghttp2"]) if is_engine else [],
+    )
 
 
 setup(
     cmdclass={"build_ext": BuildFast},
-    ext_modules=[
-        *(
-            Extension(
-                f"proxy.http2.{name}",
-                [f"proxy/http2/{name}.pyx"],
-                extra_compile_args=package_flags("--cflags"),
-                extra_link_args=package_flags("--libs") or ["-lnghttp2"],
-            )
-            for name in ENGINE
-        ),
-        # Their sources are C that is made while it is built.
-        *(Extension(name, []) for name in (f"{DATA_PATH_LIBRARY}__mypyc", *modules(DATA_PATH))),
-    ],
+    ext_modules=[extension(source) for source in CHOICES["all"]],
 )

@@ -11,19 +11,20 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → sidecar | doctor → admin | relay | settings → downstream | upstream | tokens
-        → wire → telemetry → cloud_run → routing | restate | http2 | network → errors → quoting
+        → connection → telemetry → cloud_run → routing | restate | http2 | network → errors → quoting
 
 * `cli`         the command line, one file a command
 * `sidecar`     composition root: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
-* `relay`       what one exchange is (`exchange`, pure) and how it is carried across (`forwarder`, `carrier`,
-                `waiting`); loops (`via`, pure), and lines about an upstream's errors
+* `relay`       one exchange: what may happen next, and what is then done (`exchange`); route → token → upstream
+                stream (`dispatcher`), the request's fields (`signing`), the slow path (`waiting`), loops (`via`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
-* `wire`        one HTTP/2 connection on a transport, and what connections and exchanges are to each other
-* `http2`       HTTP/2 without IO: events, the engine seam, field rules (pure)
+* `connection`  an engine on a transport: one flush a loop turn, credit, the accounting of what is queued
+* `http2`       HTTP/2 without IO: the seam (`engine`), what both engines must agree on (`policy`), the engine on
+                libnghttp2 (`nghttp2`, compiled), the engine on h2 that is always there (`portable`)
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
 * `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
@@ -33,14 +34,22 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above
 
-One invocation: a `DownstreamConnection` feeds what it reads to its engine and gets events; a head becomes a route,
-the route's token is taken from memory, an upstream connection with a free stream is taken from the pool, and from
-then on a `Carrier` passes data, trailers, ends and resets across by direct call. There is no task and no queue per
-stream; the only thing ever awaited is a token or a connection that is not there yet.
+The head of a request, from socket to socket, in six files:
 
-The modules on this way (`DATA_PATH` in setup.py) are plain typed Python. Where there is a compiler, mypyc makes native
-code of them, which takes more than a quarter off the CPU of a request. So they may not be patched from outside, derive
-from nothing that is interpreted, and have no coroutines, which mypyc cancels in a way that Python 3.12 warns of.
+1. `connection/protocol.py`    `Http2Protocol.data_received`: a whole read goes to the engine
+2. `http2/nghttp2/receiving.pyx`   a section is complete; a `Stream` is made and handed on (`on_request`)
+3. `downstream/connection.py`  hands it to the dispatcher
+4. `relay/dispatcher.py`       route, token, connection: all from memory, and the `Exchange` starts
+5. `relay/exchange.py`         opens the upstream stream; from now on both streams tell it what comes, by direct call
+6. `http2/nghttp2/engine.pyx`  the section is written; `Http2Protocol.flush` hands it to the transport
+
+There is no task, no queue and no event a stream; the only thing ever awaited is a token or a connection that is not
+there yet (`relay/waiting.py`).
+
+The modules on this way (`DATA_PATH` in setup.py) are plain typed Python that runs as it is. Where there is a compiler,
+Cython makes C of them, with the types that stand in the `.pxd` beside each: classes become C structures, calls between
+them go through tables. So a class on this way derives from one other of them at most, its attributes stand in
+`__slots__` and in the `.pxd`, and what it takes must be of the declared class.
 """
 
 __version__ = "0.1.0"

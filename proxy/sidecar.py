@@ -22,6 +22,9 @@ import structlog
 
 from proxy import __version__
 from proxy.admin import AdminPlane
+from proxy.compiled import changed_sources
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.downstream.binding import ListenFailed, bind_tcp
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.listener import Listener
@@ -30,10 +33,11 @@ from proxy.downstream.serving import listen
 from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.errors import Failure
 from proxy.exit_codes import ExitCode
-from proxy.http2.choice import EngineUnavailable, engine_choice
-from proxy.http2.engine import Engine, Limits
+from proxy.http2.choice import EngineFactory, EngineUnavailable, engine_choice
+from proxy.http2.engine import Limits
 from proxy.network.loop import loop_factory
-from proxy.relay.forwarder import Forwarder
+from proxy.relay.dispatcher import Dispatcher
+from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
 from proxy.settings.plain import PlainSettings
 from proxy.telemetry import Metrics, background_output, configure_logging
@@ -43,7 +47,6 @@ from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 from proxy.upstream.pool import Pool
-from proxy.wire import Budget
 
 __all__ = ["Sidecar", "serve"]
 
@@ -76,8 +79,9 @@ class Sidecar:
             stream_window_octets=settings.stream_window,
             max_field_section_octets=settings.max_field_section,
         )
-        server: partial[Engine] = partial(choice.make, client=False, limits=limits)
-        client: partial[Engine] = partial(choice.make, client=True, limits=limits)
+        server = _engines(choice.make, limits, WATCHED_IN_REQUESTS, client=False)
+        client = _engines(choice.make, limits, WATCHED_IN_RESPONSES, client=True)
+        flusher = Flusher(loop)
         self._mint = GoogleMint()
         self._tokens = TokenSource(
             self._mint,
@@ -88,6 +92,7 @@ class Sidecar:
         connector = Connector(
             client,
             budget,
+            flusher,
             timing=Timing(
                 ping_interval_seconds=settings.ping_interval,
                 ping_timeout_seconds=settings.ping_timeout,
@@ -103,7 +108,7 @@ class Sidecar:
             wait_timeout_seconds=settings.stream_wait_timeout,
             delay=connector.delay,
         )
-        self._forwarder = Forwarder(
+        self._dispatcher = Dispatcher(
             routes,
             self._tokens,
             self._pool,
@@ -111,13 +116,15 @@ class Sidecar:
             budget,
             loop=loop,
             clock=time.time,
-            chance=random.random,
+            random_fraction=random.random,
             replay_octets=settings.replay_octets,
             access_log=settings.access_log,
             name=name,
             add_retry_after=settings.add_retry_after,
         )
-        self.listener = Listener(self._forwarder, server, budget, self.metrics, allowed_hosts=settings.allowed_hosts)
+        self.listener = Listener(
+            self._dispatcher, server, budget, flusher, self.metrics, allowed_hosts=settings.allowed_hosts
+        )
         self._admin: AdminPlane | None = None
         if settings.admin != "off":
             self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)
@@ -126,7 +133,7 @@ class Sidecar:
     @property
     def draining(self) -> bool:
         """Whether new requests are refused; for probes."""
-        return self._forwarder.draining
+        return self._dispatcher.draining
 
     async def start(self) -> None:
         """Open the admin plane. Raises ListenFailed."""
@@ -157,7 +164,7 @@ class Sidecar:
     async def ended(self) -> None:
         """Wait until the end was asked for and everything is drained, or cut."""
         await self._ending.wait()
-        self._forwarder.draining = True
+        self._dispatcher.draining = True
         _log.info("draining", live=self.listener.live, timeout_seconds=self.settings.drain_timeout)
         started = time.monotonic()
         complete = await self.listener.drain(self.settings.drain_timeout)
@@ -175,7 +182,7 @@ class Sidecar:
             closing.push_async_callback(self._mint.close)
             closing.push_async_callback(self._tokens.close)
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
-            closing.push_async_callback(self._forwarder.waiting.close)
+            closing.push_async_callback(self._dispatcher.waiting.close)
 
     async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
         """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""
@@ -264,6 +271,8 @@ def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
     choice = engine_choice(settings.http2_engine)
     if choice.reason:
         _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
+    if changed := changed_sources():
+        _log.warning("compiled modules are not those of their sources: build them again (make setup)", changed=changed)
     if settings.workers > 1:
         # Not where one serves alone: what starts others is 0.8 MiB.
         from proxy.downstream.workers import run_workers
@@ -305,6 +314,10 @@ async def _run(settings: PlainSettings, config: ListenerConfig, sockets: Sockets
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()
+
+
+def _engines(make: EngineFactory, limits: Limits, watched_names: frozenset[bytes], *, client: bool) -> MakeEngine:
+    return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)
 
 
 def _cannot_reload() -> None:

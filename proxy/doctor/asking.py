@@ -7,9 +7,9 @@ from typing import Final
 
 from proxy.cloud_run.answer import Answer
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
+from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream.connection import UpstreamConnection
-from proxy.wire import Sink
 
 __all__ = ["MOST_OCTETS", "ask"]
 
@@ -22,39 +22,38 @@ async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: f
 
     Raises TimeoutError, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost, or Internal for a defect of ours.
     """
-    loop = asyncio.get_running_loop()
-    sink = _Collector(connection, loop)
-    sink.stream_id = connection.open(fields, end_stream=True, sink=sink)
+    collector = _Collector(asyncio.get_running_loop())
+    collector.stream = stream = connection.open(fields, True, collector)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await sink.answer
+            return await collector.answer
     finally:
-        if not sink.ended:
-            connection.reset(sink.stream_id, ErrorCode.CANCEL)
-            connection.forget(sink.stream_id)
+        stream.receiver = None
+        if not collector.ended:
+            stream.reset(ErrorCode.CANCEL, False)
 
 
-class _Collector(Sink):
-    """Keeps what comes."""
+class _Collector(StreamReceiver):
+    """Collects one response."""
 
-    def __init__(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
-        self.stream_id = 0
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.stream: Stream | None = None
         self.ended = False
         self.answer: asyncio.Future[Answer] = loop.create_future()
-        self._connection = connection
         self._fields: Fields = []
         self._body = bytearray()
 
-    def interim(self, fields: Fields) -> None:
+    def on_interim(self, fields: Fields) -> None:
         """A 1xx head: the final one follows."""
 
-    def response_head(self, fields: Fields, end_stream: bool) -> None:
+    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         self._fields = fields
         if end_stream:
             self._finish()
 
-    def response_data(self, data: bytes, end_stream: bool) -> None:
-        self._connection.acknowledge(self.stream_id, len(data))
+    def on_response_data(self, data: bytes, end_stream: bool) -> None:
+        if self.stream is not None:
+            self.stream.acknowledge(len(data))
         self._body += data
         if end_stream:
             self._finish()
@@ -63,10 +62,13 @@ class _Collector(Sink):
                 UpstreamReset(f"the answer has more than {MOST_OCTETS >> 20} MiB; that is no manifest"), over=False
             )
 
-    def response_trailers(self, fields: Fields) -> None:
+    def on_response_trailers(self, fields: Fields) -> None:
         self._finish()
 
-    def response_reset(self, code: int) -> None:
+    def on_response_reset(self, code: int, by_peer: bool) -> None:
+        if by_peer and code == ErrorCode.REFUSED_STREAM:
+            self.on_unprocessed()
+            return
         try:
             name = ErrorCode(code).name
         except ValueError:
@@ -76,17 +78,18 @@ class _Collector(Sink):
         else:
             self._fail(UpstreamReset(f"the service broke the request off ({name})"))
 
-    def unprocessed(self) -> None:
+    def on_unprocessed(self) -> None:
         self._fail(UpstreamRefusedStream("the service did not take the request; try again"))
 
-    def upstream_lost(self, failure: Failure) -> None:
+    def on_connection_lost(self, failure: Failure) -> None:
         self._fail(failure)
 
-    def request_sent(self, octets: int) -> None:
+    def on_request_sent(self, octets: int) -> None:
         """Nothing is sent but the head."""
 
-    def broken(self) -> None:
+    def on_internal_error(self) -> bool:
         self._fail(Internal("the check itself failed over this answer; that is a defect, please report it"))
+        return True
 
     def _finish(self) -> None:
         self.ended = True

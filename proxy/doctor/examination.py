@@ -11,12 +11,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Final
 
 from proxy import __version__
 from proxy.cloud_run.answer import Answer
 from proxy.cloud_run.findings import Call, skew_seconds
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
 from proxy.doctor.asking import ask
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import find_credentials, mint
@@ -26,8 +27,8 @@ from proxy.errors import Failure, UpstreamSaturated
 from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
-from proxy.http2.fields import for_upstream
 from proxy.network.resolver import Resolver
+from proxy.relay.signing import method_line, signed_head, token_line
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routing import Route
 from proxy.settings import Settings
@@ -36,7 +37,6 @@ from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
-from proxy.wire import Budget
 
 __all__ = ["Doctor", "Progress"]
 
@@ -63,13 +63,14 @@ class Doctor:
         progress: Progress = _QUIET,
     ) -> None:
         limits = Limits(max_field_section_octets=settings.max_field_section)
-        engine = partial(engine_choice(settings.http2_engine).make, client=True, limits=limits)
+        make = engine_choice(settings.http2_engine).make
         self._google = GoogleMint(environment=environment, clock=clock)
         self._tokens = TokenSource(self._google, clock=clock, mint_timeout_seconds=settings.mint_timeout)
         resolver = Resolver()
         self._connector = Connector(
-            engine,
+            lambda handler: make(client=True, limits=limits, handler=handler),
             Budget(settings.queued_octets),
+            Flusher(asyncio.get_running_loop()),
             timing=Timing(),
             upstream_ca=settings.upstream_ca,
             connect_timeout_seconds=settings.connect_timeout,
@@ -176,10 +177,10 @@ class _Visit:
     async def get(self, token: Token | None) -> Answer | Step:
         """Return the answer to a discovery, with this token or none; a failed step `discovery` where none came."""
         try:
-            if self._connection.free_streams <= 0:
+            if self._connection.count_free_streams() <= 0:
                 await self.leave()
                 self._connection = await self._connector.connect(self.route.origin)
-            if self._connection.free_streams <= 0:
+            if self._connection.count_free_streams() <= 0:
                 raise UpstreamSaturated(f"{self.route.origin} lets no stream be opened; try again, it may be starting")
             return await ask(self._connection, self._head(token), self._timeout_seconds)
         except TimeoutError:
@@ -198,16 +199,16 @@ class _Visit:
 
     def _head(self, token: Token | None) -> Fields:
         route = self.route
-        return for_upstream(
+        return signed_head(
             [
                 (b"accept", DISCOVERY_ACCEPT, False),
                 (b"user-agent", f"cloudrun-sidecar/{__version__} (check)".encode(), False),
             ],
-            method=b"GET",
-            scheme=route.origin.scheme.encode(),
-            authority=route.authority,
-            path=f"{route.base_path}/discover".encode(),
-            authorization=token.authorization if token is not None else None,
+            method_line(b"GET"),
+            (b":scheme", route.origin.scheme.encode(), False),
+            (b":authority", route.authority, False),
+            (b":path", f"{route.base_path}/discover".encode(), False),
+            token_line(token.authorization) if token is not None else None,
         )
 
 

@@ -1,8 +1,8 @@
 """HTTP/1.1 callers, through Hypercorn's ASGI: curl, probes, and deployments registered with `--use-http1.1`.
 
-The same carriers do the work; this module is their downstream for one request. HTTP/1.1 knows no reset: before the
-response began it is answered with 502, afterwards the connection is cut before the response is complete, which every
-HTTP/1.1 client can tell from a clean end.
+The same exchanges do the work; this module is their downstream stream for one request. HTTP/1.1 knows no reset: before
+the response began it is answered with 502, afterwards the connection is cut before the response is complete, which
+every HTTP/1.1 client can tell from a clean end.
 
 Back-pressure does not go through ASGI, whose queue deadlocks when an application ends before its request does: the
 queue is unbounded, and the connection stops reading while its `Gate` is shut.
@@ -16,13 +16,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from proxy import errors
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import RequestAcceptor
+from proxy.downstream.fields import from_http1
 from proxy.downstream.hosts import HostRules, parse_authority
 from proxy.errors import BrowserRefused, UpstreamReset
-from proxy.http2.events import ErrorCode, Fields, StreamId
-from proxy.http2.fields import from_http1
-from proxy.wire import Budget, Channel, Exchanges
+from proxy.http2.engine import Stream
+from proxy.http2.events import ErrorCode, Fields
 
-__all__ = ["Gate", "Http1Exchange", "Message", "Receive", "Send", "refuse_pages"]
+__all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_pages"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -40,11 +42,13 @@ resets the connection, and the client may lose what it has not read of the respo
 _STREAM_ID: Final = 1
 
 
-class Http1Exchange(Channel):
-    """One HTTP/1.1 request and its response: a channel with a single stream."""
+class Http1Stream(Stream):
+    """One HTTP/1.1 request and its response, as a stream that has no others beside it."""
 
-    def __init__(self, exchanges: Exchanges, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
-        self._sink = exchanges.carrier(self, _STREAM_ID)
+    def __init__(self, acceptor: RequestAcceptor, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
+        super().__init__()
+        self.id = _STREAM_ID
+        self._acceptor = acceptor
         self._receive = receive
         self._send = send
         self._gate = gate
@@ -61,6 +65,9 @@ class Http1Exchange(Channel):
     async def run(self, scope: Message) -> None:
         """Carry the exchange; returns when the response is complete, or cut."""
         method = scope["method"].encode("ascii")
+        self.method = method
+        self.path = _target(scope)
+        self.has_watched = True  # nobody has looked
         self._http_version = scope["http_version"].encode("ascii")
         self._is_head_request = method == b"HEAD"
         lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -69,24 +76,23 @@ class Http1Exchange(Channel):
         if bare:
             self._read_all.set()
         try:
-            self._sink.request_head(from_http1(method, _target(scope), lines), end_stream=bare)
+            self._acceptor.accept(self, from_http1(method, self.path, lines), bare)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
                 reading.cancel()
         finally:
-            if not self._sink.over:
-                self._sink.request_reset(ErrorCode.CANCEL)
+            self._cancel()
             self._budget.change(-self._queued_octets)
             self._gate.set()
 
-    # ---- for the carrier
+    # ---- for the exchange
 
     def http_version(self) -> bytes:
         """Return `1.1` or `1.0`."""
         return self._http_version
 
-    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
+    def send_head(self, fields: Fields, end_stream: bool) -> None:
         """Queue a final head; interim ones have no way through ASGI over HTTP/1.1."""
         status = int(fields[0][1])
         if status < 200:
@@ -95,19 +101,19 @@ class Http1Exchange(Channel):
         lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
         self._put({"type": "http.response.start", "status": status, "headers": lines})
         if end_stream:
-            self.send_data(stream_id, b"", end_stream=True)
+            self.send_data(b"", True)
 
-    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
+    def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
         self._queued_octets += len(data)
         self._budget.change(len(data))
         self._put({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
-    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
+    def send_trailers(self, fields: Fields) -> None:
         """End the response: Hypercorn sends no trailers over HTTP/1.1."""
-        self.send_data(stream_id, b"", end_stream=True)
+        self.send_data(b"", True)
 
-    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+    def reset(self, code: int, after_data: bool) -> None:
         """Answer 502 if nothing has been sent, else cut the connection."""
         if self._began:
             self._put({"type": "cut"})
@@ -116,16 +122,13 @@ class Http1Exchange(Channel):
         answer = errors.answer(UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, chance=0.0)
         self._began = True
         self._put({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
-        self.send_data(stream_id, answer.body, end_stream=True)
+        self.send_data(answer.body, True)
 
-    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
+    def acknowledge(self, octets: int) -> None:
         """Let so many more octets of the request be read."""
         self._under_way_octets -= octets
         if self._under_way_octets < _WINDOW_OCTETS:
             self._gate.set()
-
-    def forget(self, stream_id: StreamId) -> None:
-        """Nothing to forget: the exchange ends with its response."""
 
     # ---- both directions
 
@@ -133,21 +136,26 @@ class Http1Exchange(Channel):
         self._outgoing.append(message)
         self._waiting.set()
 
+    def _cancel(self) -> None:
+        """The client is gone: tell the exchange, unless it is over."""
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.on_request_reset(ErrorCode.CANCEL, True)
+
     async def _read(self) -> None:
         """Pass the request on; what comes of it after the exchange is over is dropped."""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                if not self._sink.over:
-                    self._sink.request_reset(ErrorCode.CANCEL)
+                self._cancel()
                 self._read_all.set()
                 self._put({"type": "cut"})
                 return
             data, more = message.get("body", b""), message.get("more_body", False)
-            if (data or not more) and not self._read_all.is_set() and not self._sink.over:
+            if (data or not more) and not self._read_all.is_set() and self.receiver is not None:
                 self._under_way_octets += len(data)
-                self._sink.request_data(bytes(data), end_stream=not more)
-                if self._under_way_octets >= _WINDOW_OCTETS and not self._sink.over:
+                self.receiver.on_request_data(bytes(data), not more)
+                if self._under_way_octets >= _WINDOW_OCTETS and self.receiver is not None:
                     self._gate.clear()
             if not more:
                 self._read_all.set()
@@ -170,15 +178,15 @@ class Http1Exchange(Channel):
             await self._send(message)
             self._queued_octets -= octets
             self._budget.change(-octets)
-            if octets and not self._sink.over:
-                self._sink.response_sent(octets)
+            if octets and self.receiver is not None:
+                self.receiver.on_response_sent(octets)
 
     async def _finish(self, message: Message) -> None:
         """Send the last of the response; its end waits for a request that has not ended."""
         if not self._read_all.is_set():
             await self._send({**message, "more_body": True})
             message = {**message, "body": b""}
-            if self._sink.over:
+            if self.receiver is None:
                 self._gate.set()
             try:
                 async with asyncio.timeout(_LINGER_SECONDS):

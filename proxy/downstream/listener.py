@@ -13,11 +13,11 @@ from typing import Final, Protocol, cast
 
 import structlog
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.connection import DownstreamConnection
-from proxy.downstream.http1 import Gate, Http1Exchange, Message, Receive, Send, refuse_pages
-from proxy.http2.engine import Engine
+from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_pages
 from proxy.http2.events import StreamId
-from proxy.wire import Budget, Exchanges
 
 __all__ = ["GATE", "Held", "Listener", "ListenerMetrics"]
 
@@ -48,21 +48,23 @@ class Listener:
 
     def __init__(
         self,
-        exchanges: Exchanges,
-        engine: Callable[[], Engine],
+        acceptor: RequestAcceptor,
+        make_engine: MakeEngine,
         budget: Budget,
+        flusher: Flusher,
         metrics: ListenerMetrics,
         *,
         allowed_hosts: Iterable[str] = (),
     ) -> None:
-        self.exchanges = exchanges
+        self.acceptor = acceptor
         self.allowed_hosts = frozenset(allowed_hosts)
         """Names of this server beside the usual ones (see `hosts`), in lower case."""
         self.drained = False
         """Whether `drain` is over: connections that still come are dropped."""
         self._metrics = metrics
-        self._engine = engine
+        self._make_engine = make_engine
         self._budget = budget
+        self._flusher = flusher
         self._connections: set[DownstreamConnection] = set()
         self._held: set[Held] = set()
         self._http1_live = 0
@@ -90,10 +92,10 @@ class Listener:
         """Take over the transport, whose first octets were `first`; returns when it is closed."""
         displaced = cast(asyncio.Protocol, transport.get_protocol())
         connection = DownstreamConnection(
-            self._engine(),
+            self._make_engine,
             self._budget,
-            asyncio.get_running_loop(),
-            exchanges=self.exchanges,
+            self._flusher,
+            acceptor=self.acceptor,
             on_change=self._changed.set,
             displaced=displaced,
         )
@@ -121,7 +123,7 @@ class Listener:
             return
         self._http1_live += 1
         try:
-            await Http1Exchange(self.exchanges, receive, send, scope["state"][GATE], self._budget).run(scope)
+            await Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget).run(scope)
         finally:
             self._http1_live -= 1
             self._changed.set()

@@ -1,7 +1,7 @@
 """Which engine: the compiled one where it is there, the portable one otherwise.
 
-`proxy.http2.nghttp2_engine`, once built, has a class `Nghttp2Engine` with the constructor of `H2Engine`, and `LIBRARY`,
-the name and version of what is underneath.
+`proxy.http2.nghttp2.engine`, once built, has a class `Nghttp2Engine` with the constructor of `PortableEngine`, and
+`LIBRARY`, the name and version of what is underneath.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Final, NamedTuple, Protocol
 
-from proxy.http2.engine import Engine, EngineName, Limits
+from proxy.http2.engine import ConnectionHandler, Engine, EngineName, Limits
 
 __all__ = ["EngineChoice", "EngineFactory", "EngineUnavailable", "engine_choice"]
 
-_COMPILED: Final = "proxy.http2.nghttp2_engine"
+_COMPILED: Final = "proxy.http2.nghttp2.engine"
 _REMEDY: Final = (
     "install libnghttp2-dev and a C compiler and reinstall cloudrun-sidecar, "
     "or choose the engine h2, which needs neither"
@@ -27,7 +27,14 @@ class EngineUnavailable(Exception):
 class EngineFactory(Protocol):
     """Makes one engine for one side of one connection."""
 
-    def __call__(self, *, client: bool, limits: Limits) -> Engine:
+    def __call__(
+        self,
+        *,
+        client: bool,
+        limits: Limits,
+        handler: ConnectionHandler,
+        watched_names: frozenset[bytes] = frozenset(),
+    ) -> Engine:
         """Return a new engine, its preface and SETTINGS queued."""
 
 
@@ -49,7 +56,8 @@ def engine_choice(name: EngineName) -> EngineChoice:
         return _portable(None)
     try:
         compiled = import_module(_COMPILED)
-    except ImportError as exc:
+    except (ImportError, ValueError) as exc:
+        # ValueError: it was compiled for other base classes than are here ("… size changed").
         if name == "nghttp2":
             raise EngineUnavailable(f"the HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}") from exc
         return _portable(f"the faster HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}")
@@ -58,6 +66,6 @@ def engine_choice(name: EngineName) -> EngineChoice:
 
 def _portable(reason: str | None) -> EngineChoice:
     # Here, and not at the top: its code and tables are a MiB and a half that the compiled engine has no use for.
-    from proxy.http2.h2_engine import LIBRARY, H2Engine
+    from proxy.http2.portable.engine import LIBRARY, PortableEngine
 
-    return EngineChoice("h2", LIBRARY, H2Engine, reason)
+    return EngineChoice("h2", LIBRARY, PortableEngine, reason)

@@ -1,32 +1,42 @@
-"""The engine seam: one HTTP/2 connection without IO.
+"""The engine seam: one HTTP/2 connection without IO. `tests/conformance` holds every engine to what stands here.
 
-An engine takes bytes and gives events; it is asked for bytes to send. It never sees a socket, never reads a clock
-and makes no callback. There are two kinds of call besides these: commands, which queue something to send, and
-questions. `tests/conformance` holds every engine to this contract.
+An engine is given octets (`Engine.receive`) and calls back at once, in the order of the frames: its `ConnectionHandler`
+about the connection and about new requests, and each stream's `StreamReceiver` about what comes on that stream. What is
+to be sent is queued by commands of `Engine` and `Stream`, until `Engine.take` hands it out. An engine never sees a
+socket and never reads a clock.
 
 What an engine guarantees:
 
-* `receive` never raises. A fault of the peer on one stream resets that stream (`StreamReset`, `by_peer` False); a
-  fault on the connection ends in `ConnectionFailed` with GOAWAY queued. After that it returns no more events.
+* `receive` never raises. A fault of the peer on one stream resets that stream (`on_…_reset` with `by_peer` False); a
+  fault on the connection ends in `on_failed`, with GOAWAY queued. After that nothing is reported any more.
 * HEADERS or DATA after the peer's own END_STREAM or RST_STREAM, or on an id below one that the peer has opened, are a
-  fault on the connection; after our RST_STREAM they are discarded (`stream_history` has the table).
+  fault on the connection; after our RST_STREAM they are discarded (`policy.stream_history` has the table).
 * Over two faults on a stream it may end the connection instead (RFC 9113, 5.4.1 lets it), with the same code: DATA
   before a response head, and DATA beyond the stream's window. Over no other.
 * It validates what it receives (RFC 9113, 8.2 and 8.3: names, values, pseudo-fields, connection-specific fields,
   content-length) and enforces `Limits`, so that a head it reports is well formed.
 * It never sends an empty DATA frame but the final one, merges what is queued for a stream into as few frames as
   fit, and never lets a trailer section or a reset overtake data queued before it.
-* Receive windows go back only when told: `acknowledge` (stream) and `acknowledge_connection` (connection). PING and
-  SETTINGS are acknowledged by the engine itself.
+* Receive windows go back only when told: `Stream.acknowledge` and `Engine.acknowledge_connection`. PING and SETTINGS
+  are acknowledged by the engine itself.
 * A command for a stream that is gone is ignored: the peer may have reset it in the same turn.
+* An exception that a `StreamReceiver` raises ends at the engine: `ConnectionHandler.on_internal_error` is told of it,
+  and the other streams go on.
+* Commands may be given from within a callback, `take` and `receive` may not.
+
+These are classes to derive from, not Protocols: compiled, a method is called through a table of the class, without a
+look-up by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
-from proxy.http2.events import Event, Fields, Sent, StreamId
+from proxy.errors import Failure
+from proxy.http2.events import Fields, StreamId
+
+__all__ = ["ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
 
 EngineName: TypeAlias = Literal["auto", "nghttp2", "h2"]
 
@@ -47,80 +57,254 @@ class Limits:
     """Greatest frame payload taken (SETTINGS_MAX_FRAME_SIZE)."""
 
 
-class Engine(Protocol):
-    """One side of one connection. The client preface or SETTINGS are queued from the start: take and send them."""
+class StreamReceiver:
+    """Who is told what comes on a stream: of a request (server engine), of a response (client engine), or of both.
 
-    name: str
-    """"h2" or "nghttp2"."""
+    The engine has given the octets of padding back to both windows itself. `on_unprocessed`, `on_connection_lost` and
+    `on_internal_error` come from who owns the connection.
+    """
 
-    # ---- receiving
+    __slots__ = ()
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Return all events of these bytes, in order. Never raises; `b""` is allowed and returns no event."""
+    # ---- of a request
 
-    def take_refused(self) -> list[tuple[StreamId, str]]:
-        """Return which streams were reset since the last call because the peer broke a rule, and why (`refusals`).
+    def on_request_data(self, data: bytes, end_stream: bool) -> None:
+        """Content without padding; empty only together with `end_stream`. `Stream.acknowledge` is owed for it."""
+        raise NotImplementedError
 
-        Most of them were never reported. The list must not be changed.
+    def on_request_trailers(self, fields: Fields) -> None:
+        """The trailer section, possibly empty; it ends the request."""
+        raise NotImplementedError
+
+    def on_request_reset(self, code: int, by_peer: bool) -> None:
+        """The stream is over in both directions; without `by_peer` because the client broke a rule on it."""
+        raise NotImplementedError
+
+    def on_response_sent(self, octets: int) -> None:
+        """So many octets of the response's content have left, and the transport takes more."""
+        raise NotImplementedError
+
+    # ---- of a response
+
+    def on_interim(self, fields: Fields) -> None:
+        """A 1xx head (RFC 9110, 15.2)."""
+        raise NotImplementedError
+
+    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
+        """The final head."""
+        raise NotImplementedError
+
+    def on_response_data(self, data: bytes, end_stream: bool) -> None:
+        """Content without padding; empty only together with `end_stream`. `Stream.acknowledge` is owed for it."""
+        raise NotImplementedError
+
+    def on_response_trailers(self, fields: Fields) -> None:
+        """The trailer section, possibly empty; it ends the response."""
+        raise NotImplementedError
+
+    def on_response_reset(self, code: int, by_peer: bool) -> None:
+        """The stream is over in both directions; without `by_peer` because the server broke a rule on it."""
+        raise NotImplementedError
+
+    def on_request_sent(self, octets: int) -> None:
+        """So many octets of the request's content have left, and the transport takes more."""
+        raise NotImplementedError
+
+    def on_unprocessed(self) -> None:
+        """The server has provably not processed the request (GOAWAY, RFC 9113, 8.7); the stream is over."""
+        raise NotImplementedError
+
+    def on_connection_lost(self, failure: Failure) -> None:
+        """The server's connection is gone, and the stream with it."""
+        raise NotImplementedError
+
+    # ---- of either
+
+    def on_internal_error(self) -> bool:
+        """Abort whatever belongs to the stream, because an internal error showed while it was served.
+
+        Returns False if all was over before, so that what is queued is meant to leave.
         """
+        raise NotImplementedError
 
-    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
-        """Give receive window back to this stream's sender (RFC 9113, 6.9). Unknown or finished streams: nothing."""
 
-    def acknowledge_connection(self, octets: int) -> None:
-        """Give receive window back to the connection."""
+class Stream:
+    """One stream of an engine, for as long as anybody holds it; commands on a stream that is over do nothing."""
 
-    # ---- sending: everything is queued until `take`
+    __slots__ = ("has_watched", "id", "method", "owed_octets", "path", "receiver", "status")
 
-    def send_request(self, fields: Fields, end_stream: bool) -> StreamId:
-        """Open a stream (client only) and return its id.
+    def __init__(self) -> None:
+        self.id: StreamId = 0
+        self.method = b""
+        """Of the request that has come (server only)."""
+        self.path = b""
+        """Of the request that has come, with its query (server only); empty for CONNECT."""
+        self.status = 0
+        """Of the final response that has come (client only); 0 while there is none."""
+        self.has_watched = False
+        """Whether the latest head that has come has a line whose name is among the engine's `watched_names`."""
+        self.receiver: StreamReceiver | None = None
+        """Who is told what comes. None: nobody; what comes is given back to the stream's window at once."""
+        self.owed_octets = 0
+        """Octets of content that were reported and not acknowledged."""
 
-        The caller has checked `free_streams`; raises RuntimeError otherwise.
-        """
+    def http_version(self) -> bytes:
+        """Return the version in which the request came, as `via` names it (RFC 9110, 7.6.3)."""
+        return b"2.0"
 
-    def send_head(self, stream_id: StreamId, fields: Fields, end_stream: bool) -> None:
+    def send_head(self, fields: Fields, end_stream: bool) -> None:
         """Queue a response head (server only); with a 1xx `:status` it is an interim one and `end_stream` is False."""
+        raise NotImplementedError
 
-    def send_data(self, stream_id: StreamId, data: bytes, end_stream: bool) -> None:
+    def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content; the engine keeps `data` until the peer's windows take it."""
+        raise NotImplementedError
 
-    def send_trailers(self, stream_id: StreamId, fields: Fields) -> None:
-        """Queue a trailer section behind the stream's data; an empty one becomes DATA with END_STREAM."""
+    def send_trailers(self, fields: Fields) -> None:
+        """Queue a trailer section behind the content; an empty one becomes DATA with END_STREAM."""
+        raise NotImplementedError
 
-    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
+    def reset(self, code: int, after_data: bool) -> None:
         """Queue RST_STREAM behind what of the stream's queue the windows take at the next `take`; drop the rest.
 
         With `after_data` nothing is dropped: the reset waits until all that was queued for the stream has left.
-        No more events are reported for the stream in either case, except `StreamReset` if the peer is first.
+        Nothing more is reported for the stream in either case, except its reset if the peer is first.
         """
+        raise NotImplementedError
+
+    def acknowledge(self, octets: int) -> None:
+        """Give so much receive window back to the sender (RFC 9113, 6.9); nothing once the peer has ended its half."""
+        raise NotImplementedError
+
+
+class ConnectionHandler:
+    """Who owns an engine, and is told what concerns its connection."""
+
+    __slots__ = ("flush_scheduled",)
+
+    def __init__(self) -> None:
+        self.flush_scheduled = False
+        """Whether `Engine.take` is going to be called soon: then `schedule_flush` need not be."""
+
+    def schedule_flush(self) -> None:
+        """Something has been queued that `Engine.take` may hand out."""
+        raise NotImplementedError
+
+    def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+        """A request head has come on a new stream (server only); set `stream.receiver` for what follows."""
+        raise NotImplementedError
+
+    def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
+        """A stream was reset, or never begun, because the peer broke a rule; `reason`: see `policy.refusals`."""
+
+    def on_settings(self) -> None:
+        """The peer's SETTINGS were applied; `Engine.peer_max_concurrent_streams` may have changed."""
+
+    def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
+        """The peer takes no new streams (RFC 9113, 6.8); those above `last_stream_id` were not processed.
+
+        No reset is reported for those: the handler decides what becomes of them (`Engine.live_streams`). Others go on.
+        """
+
+    def on_ping_acknowledged(self, payload: bytes) -> None:
+        """The peer has answered our PING with this payload of eight octets."""
+
+    def on_failed(self, code: int, reason: str) -> None:
+        """The peer broke a rule of the connection: nothing follows. GOAWAY is queued; flush once, then close."""
+        raise NotImplementedError
+
+    def on_internal_error(self, stream: Stream | None, exc: Exception) -> None:
+        """A `StreamReceiver`, or `on_request`, raised while it was told about this stream.
+
+        `stream.receiver` is the one that raised, even where it had let go of the stream. Without a stream, the handler
+        itself or the engine raised; `on_failed` follows.
+        """
+        raise NotImplementedError
+
+
+class Engine:
+    """One side of one connection. The client preface or SETTINGS are queued from the start: take and send them.
+
+    `watched_names` are names of fields that are rare, and that its owner wants to know of (`Stream.has_watched`).
+    Raises ValueError for limits that HTTP/2 cannot express.
+    """
+
+    __slots__ = ("handler", "owed_octets")
+
+    name = ""
+    """"h2" or "nghttp2"."""
+
+    def __init__(
+        self,
+        *,
+        client: bool,
+        limits: Limits,
+        handler: ConnectionHandler,
+        watched_names: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.handler = handler
+        self.owed_octets = 0
+        """Octets of content that were reported and not given back to the connection's window."""
+
+    # ---- receiving
+
+    def receive(self, data: bytes) -> None:
+        """Report all that these octets bring, in order. Never raises; `b""` is allowed and brings nothing."""
+        raise NotImplementedError
+
+    def acknowledge_connection(self) -> None:
+        """Give `owed_octets` back to the connection's window."""
+        raise NotImplementedError
+
+    # ---- sending: everything is queued until `take`
+
+    def open(self, fields: Fields, end_stream: bool, receiver: StreamReceiver) -> Stream:
+        """Send a request head on a new stream (client only).
+
+        The caller has checked `count_free_streams`; raises RuntimeError otherwise, and ValueError for fields that must
+        not be sent.
+        """
+        raise NotImplementedError
 
     def ping(self, payload: bytes) -> None:
         """Queue a PING with these eight octets."""
+        raise NotImplementedError
 
-    def go_away(self, code: int, debug: bytes = b"") -> None:
+    def go_away(self, code: int, debug: bytes) -> None:
         """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused."""
+        raise NotImplementedError
 
-    def take(self) -> tuple[bytes, list[Sent]]:
-        """Return all bytes to send now, and per stream how many queued octets are among them."""
+    def take(self) -> bytes:
+        """Return all octets to send now. `report_sent` says afterwards whose content was among them."""
+        raise NotImplementedError
+
+    def report_sent(self) -> None:
+        """Tell the receivers how much of their content has left since the last call (`on_…_sent`)."""
+        raise NotImplementedError
 
     # ---- questions
+
+    def count_open_streams(self) -> int:
+        """Return how many streams are not finished in both directions; 0 after a failure."""
+        raise NotImplementedError
+
+    def count_free_streams(self) -> int:
+        """Return how often `open` may be called now; 0 after GOAWAY or a failure, or with no stream or id left."""
+        raise NotImplementedError
+
+    def count_queued_octets(self) -> int:
+        """Return the octets of content of all streams that were queued and have neither left nor been dropped."""
+        raise NotImplementedError
+
+    def wants_to_send(self) -> bool:
+        """Return whether `take` would return octets now. May err towards True."""
+        raise NotImplementedError
+
+    def live_streams(self) -> list[Stream]:
+        """Return the streams that are not finished, by id; after a failure those that were not when it happened."""
+        raise NotImplementedError
 
     @property
     def peer_max_concurrent_streams(self) -> int:
         """The peer's current limit; before its SETTINGS came, 100 (RFC 9113, 6.5.2 sets no limit)."""
-
-    @property
-    def open_streams(self) -> int:
-        """Streams that are not finished in both directions."""
-
-    @property
-    def free_streams(self) -> int:
-        """How often `send_request` may be called now; 0 after GOAWAY or a failure, or with no stream or id left."""
-
-    @property
-    def queued_octets(self) -> int:
-        """Content octets of all streams that were queued and have neither left nor been dropped."""
-
-    @property
-    def wants_to_send(self) -> bool:
-        """Whether `take` would return bytes now. May err towards True."""
+        raise NotImplementedError

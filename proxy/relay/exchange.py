@@ -1,76 +1,148 @@
-"""One exchange as a state machine: what each side did, and what must be done about it. Pure.
+"""One exchange: a request and its response, forwarded between two streams.
 
-The request and the response are two halves that end independently of each other, so the states are the pairs of what
-is left to come::
+An exchange is told by each stream what came on it, by direct call, and commands the other one. Nothing in here waits:
+while token or upstream stream are not there yet, content of the request is held, at most a stream window of it, because
+nothing is acknowledged before it has left. `start` sends what is held when the dispatcher has found them.
 
-                     request open                      request ended
-    no response yet  REQUESTING ────request ends─────▶ AWAITING
-                         │ response head                   │ response head
-    response open    STREAMING ─────request ends─────▶ RECEIVING
-                         │ response ends                   │ response ends
-    response ended   ANSWERED ──────request ends─────▶ OVER
-                         │ upstream wants no more          ▲
-                     DISCARDING ────request ends───────────┘
-                                    or too much of it comes
+What decides which step may come next is the state, and nothing else. A request goes down the left column until it has
+ended, then down the right one::
 
-A reset from either side ends everything and crosses over with its code. One exception: RST_STREAM(NO_ERROR) after
-a complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success; a little of
+                          request open                          request ended
+    no upstream stream    WAITING ───────────request ends─────▶ WAITING_ENDED
+                             │ ▲ start, unprocessed                │ ▲ start, unprocessed
+    all of it held        REPLAYABLE ────────request ends─────▶ REPLAYABLE_ENDED
+                             │ grown too large, 1xx                │ 1xx
+    no response yet       REQUESTING ────────request ends─────▶ AWAITING
+                             │ response head (from all above)      │
+    response open         STREAMING ─────────request ends─────▶ RECEIVING
+                             │ response ends                       │ response ends
+    response ended        RESPONSE_DONE ─────request ends─────▶ OVER
+                             │ upstream wants no more              ▲
+                          DISCARDING ────────request ends──────────┘
+                                             or too much of it comes
+
+A small request stays held until the response begins: if the upstream provably did not process it, it is sent again on
+another stream. Octets sent a second time were acknowledged the first time, and are not again.
+
+A reset from either side ends everything and crosses over with its code. One exception: RST_STREAM(NO_ERROR) after a
+complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success; a little of
 what still comes of the request is discarded, because most requests end soon. If more comes, the caller is told so in
 the same way, behind the whole response.
 
-An upstream failure before the response head is answered in the upstream's stead; after it, it is a reset, never an end
-that looks clean. A defect of ours is a reset at any time.
+An upstream failure before the response head becomes a local reply; after it, a reset, never an end that looks clean. An
+internal error is a reset at any time.
 """
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Final
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["Action", "Exchange", "IllegalMove", "Move", "State"]
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import RequestAcceptor
+from proxy.errors import Failure, Internal, UpstreamRefusedStream
+from proxy.http2.engine import Stream, StreamReceiver
+from proxy.http2.events import FieldLine, Fields
+from proxy.relay.context import RouteContext
+from proxy.relay.signing import end_to_end_response, end_to_end_trailers
+
+if TYPE_CHECKING:
+    from proxy.tokens.model import Token
+    from proxy.upstream.connection import UpstreamConnection
+
+__all__ = ["TRANSITIONS", "Action", "Exchange", "ExchangeOwner", "IllegalMove", "Move", "State"]
+
+_MAX_ATTEMPTS: Final = 3
+
+_MOST_DISCARDED_OCTETS: Final = 64 << 10
+"""How much of a request is taken after its response is complete and nobody wants the rest."""
+
+_NO_ERROR: Final = 0x0
+_INTERNAL_ERROR: Final = 0x2
+_REFUSED_STREAM: Final = 0x7
+_CANCEL: Final = 0x8
 
 
-class State(Enum):
-    """What is left to come of an exchange."""
+class State(IntEnum):
+    """What has happened, as far as it decides what may happen next."""
 
-    __hash__ = object.__hash__  # Enum's own is written in Python: 0.2 µs, six times an exchange
+    WAITING = 0
+    """Request open; token or upstream stream are not there yet."""
+    WAITING_ENDED = 1
+    """Request ended; token or upstream stream are not there yet."""
+    REPLAYABLE = 2
+    """Request open and on its way; all that came of it is held."""
+    REPLAYABLE_ENDED = 3
+    """Request ended and on its way; all of it is held."""
+    REQUESTING = 4
+    """Request open and on its way; it cannot be sent again."""
+    AWAITING = 5
+    """Request ended and on its way; it cannot be sent again."""
+    STREAMING = 6
+    """Request and response open."""
+    RECEIVING = 7
+    """Request ended, response open."""
+    RESPONSE_DONE = 8
+    """Response ended, request open and wanted."""
+    DISCARDING = 9
+    """Response ended, request open and not wanted."""
+    OVER = 10
+    """Nothing is left to come."""
 
-    REQUESTING = "request open, no response yet"
-    AWAITING = "request ended, no response yet"
-    STREAMING = "request and response open"
-    RECEIVING = "request ended, response open"
-    ANSWERED = "response ended, request open and wanted"
-    DISCARDING = "response ended, request open and not wanted"
-    OVER = "nothing"
 
-
-class Move(Enum):
+class Move(IntEnum):
     """What a side did. `*_END` may carry the last data or trailers."""
 
-    __hash__ = object.__hash__  # Enum's own is written in Python: 0.2 µs, six times an exchange
+    REQUEST_DATA = 0
+    """Downstream sent content."""
+    REQUEST_END = 1
+    """Downstream ended the request."""
+    REQUEST_RESET = 2
+    """Downstream reset the stream, or its connection is lost."""
+    START = 3
+    """Token and upstream stream are there."""
+    COMMIT = 4
+    """What is held of the request has been dropped: it has grown too large, or there is no room."""
+    INTERIM = 5
+    """Upstream sent a 1xx head."""
+    RESPONSE_HEAD = 6
+    """Upstream sent its final head."""
+    RESPONSE_DATA = 7
+    """Upstream sent content."""
+    RESPONSE_END = 8
+    """Upstream ended the response."""
+    RESPONSE_RESET = 9
+    """Upstream reset the stream."""
+    UNWANTED = 10
+    """Upstream reset the stream with NO_ERROR."""
+    UNPROCESSED = 11
+    """Upstream provably did not process the request, and it has not been tried too often."""
+    DISCARDED_ENOUGH = 12
+    """Downstream sent more of a request that nobody wants than is discarded."""
+    FAILED = 13
+    """No upstream stream was had, or its connection is lost, or it was refused too often."""
+    INTERNAL_ERROR = 14
+    """Neither side did anything: an internal error showed."""
 
-    REQUEST_DATA = "downstream sent content"
-    REQUEST_END = "downstream ended the request"
-    REQUEST_RESET = "downstream reset the stream, or its connection is lost"
-    INTERIM = "upstream sent a 1xx head"
-    RESPONSE_HEAD = "upstream sent its final head"
-    RESPONSE_DATA = "upstream sent content"
-    RESPONSE_END = "upstream ended the response"
-    RESPONSE_RESET = "upstream reset the stream"
-    UNWANTED = "upstream reset the stream with NO_ERROR"
-    DISCARDED_ENOUGH = "downstream sent more of a request that nobody wants than is discarded"
-    FAILED = "no upstream was reached, or its connection is lost"
-    BROKEN = "neither did anything: a defect of ours showed"
 
-
-class Action(Enum):
+class Action(IntEnum):
     """What must now be done."""
 
-    PASS = "pass it on to the other side"  # noqa: S105 - not a password
-    DISCARD = "give its octets back and drop it"
-    ANSWER = "answer downstream in the upstream's stead"
-    RESET = "reset the downstream stream"
-    NOTHING = "nothing"
+    FORWARD = 0
+    """Pass it on to the other side."""
+    HOLD = 1
+    """Keep it until the request can be started."""
+    DISCARD = 2
+    """Give its octets back and drop it."""
+    REPLY = 3
+    """Answer downstream in the upstream's stead."""
+    RESET = 4
+    """Reset the downstream stream."""
+    RESEND = 5
+    """Look for another upstream stream."""
+    NOTHING = 6
+    """Nothing."""
 
 
 class IllegalMove(Exception):
@@ -79,82 +151,462 @@ class IllegalMove(Exception):
 
 _S, _M, _A = State, Move, Action
 
-_TABLE: Final[dict[tuple[State, Move], tuple[State, Action]]] = {
-    (_S.REQUESTING, _M.REQUEST_DATA): (_S.REQUESTING, _A.PASS),
-    (_S.REQUESTING, _M.REQUEST_END): (_S.AWAITING, _A.PASS),
-    (_S.REQUESTING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
-    (_S.REQUESTING, _M.INTERIM): (_S.REQUESTING, _A.PASS),
-    (_S.REQUESTING, _M.RESPONSE_HEAD): (_S.STREAMING, _A.PASS),
-    (_S.REQUESTING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
-    (_S.REQUESTING, _M.UNWANTED): (_S.OVER, _A.PASS),
-    (_S.REQUESTING, _M.FAILED): (_S.DISCARDING, _A.ANSWER),
-    (_S.REQUESTING, _M.BROKEN): (_S.OVER, _A.RESET),
-    (_S.AWAITING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
-    (_S.AWAITING, _M.INTERIM): (_S.AWAITING, _A.PASS),
-    (_S.AWAITING, _M.RESPONSE_HEAD): (_S.RECEIVING, _A.PASS),
-    (_S.AWAITING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
-    (_S.AWAITING, _M.UNWANTED): (_S.OVER, _A.PASS),
-    (_S.AWAITING, _M.FAILED): (_S.OVER, _A.ANSWER),
-    (_S.AWAITING, _M.BROKEN): (_S.OVER, _A.RESET),
-    (_S.STREAMING, _M.REQUEST_DATA): (_S.STREAMING, _A.PASS),
-    (_S.STREAMING, _M.REQUEST_END): (_S.RECEIVING, _A.PASS),
-    (_S.STREAMING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
-    (_S.STREAMING, _M.RESPONSE_DATA): (_S.STREAMING, _A.PASS),
-    (_S.STREAMING, _M.RESPONSE_END): (_S.ANSWERED, _A.PASS),
-    (_S.STREAMING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
-    (_S.STREAMING, _M.UNWANTED): (_S.OVER, _A.PASS),
-    (_S.STREAMING, _M.FAILED): (_S.OVER, _A.RESET),
-    (_S.STREAMING, _M.BROKEN): (_S.OVER, _A.RESET),
-    (_S.RECEIVING, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
-    (_S.RECEIVING, _M.RESPONSE_DATA): (_S.RECEIVING, _A.PASS),
-    (_S.RECEIVING, _M.RESPONSE_END): (_S.OVER, _A.PASS),
-    (_S.RECEIVING, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
-    (_S.RECEIVING, _M.UNWANTED): (_S.OVER, _A.PASS),
-    (_S.RECEIVING, _M.FAILED): (_S.OVER, _A.RESET),
-    (_S.RECEIVING, _M.BROKEN): (_S.OVER, _A.RESET),
-    (_S.ANSWERED, _M.REQUEST_DATA): (_S.ANSWERED, _A.PASS),
-    (_S.ANSWERED, _M.REQUEST_END): (_S.OVER, _A.PASS),
-    (_S.ANSWERED, _M.REQUEST_RESET): (_S.OVER, _A.PASS),
-    (_S.ANSWERED, _M.RESPONSE_RESET): (_S.OVER, _A.PASS),
-    (_S.ANSWERED, _M.UNWANTED): (_S.DISCARDING, _A.NOTHING),
-    (_S.ANSWERED, _M.FAILED): (_S.DISCARDING, _A.NOTHING),
-    (_S.ANSWERED, _M.BROKEN): (_S.OVER, _A.RESET),
-    (_S.DISCARDING, _M.REQUEST_DATA): (_S.DISCARDING, _A.DISCARD),
-    (_S.DISCARDING, _M.REQUEST_END): (_S.OVER, _A.DISCARD),
-    (_S.DISCARDING, _M.REQUEST_RESET): (_S.OVER, _A.NOTHING),
-    (_S.DISCARDING, _M.DISCARDED_ENOUGH): (_S.OVER, _A.RESET),
-    (_S.DISCARDING, _M.BROKEN): (_S.OVER, _A.RESET),
+_OPEN_TO_ENDED: Final = {
+    _S.WAITING: _S.WAITING_ENDED,
+    _S.REPLAYABLE: _S.REPLAYABLE_ENDED,
+    _S.REQUESTING: _S.AWAITING,
+    _S.STREAMING: _S.RECEIVING,
+    _S.RESPONSE_DONE: _S.OVER,
+    _S.DISCARDING: _S.OVER,
 }
 
-# An attribute of an Enum costs 50 ns (CPython 3.11), a global name 2, the pair that `_TABLE` is asked with 40; and an
-# exchange makes four moves.
-_MOVES: Final = {state: {move: entry for (before, move), entry in _TABLE.items() if before is state} for state in State}
-_FIRST: Final = State.REQUESTING
-_LAST: Final = State.OVER
+
+def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
+    table: dict[tuple[State, Move], tuple[State, Action]] = {}
+    # The request goes on, and ends.
+    for before, after in _OPEN_TO_ENDED.items():
+        action = {_S.WAITING: _A.HOLD, _S.DISCARDING: _A.DISCARD}.get(before, _A.FORWARD)
+        table[before, _M.REQUEST_DATA] = (before, action)
+        table[before, _M.REQUEST_END] = (after, action)
+    # What has not begun can begin; what is sent can be given up for sending it again.
+    table[_S.WAITING, _M.START] = (_S.REPLAYABLE, _A.FORWARD)
+    table[_S.WAITING_ENDED, _M.START] = (_S.REPLAYABLE_ENDED, _A.FORWARD)
+    table[_S.REPLAYABLE, _M.COMMIT] = (_S.REQUESTING, _A.NOTHING)
+    table[_S.REPLAYABLE_ENDED, _M.COMMIT] = (_S.AWAITING, _A.NOTHING)
+    table[_S.REPLAYABLE, _M.UNPROCESSED] = (_S.WAITING, _A.RESEND)
+    table[_S.REPLAYABLE_ENDED, _M.UNPROCESSED] = (_S.WAITING_ENDED, _A.RESEND)
+    for before, committed, begun in (
+        (_S.REPLAYABLE, _S.REQUESTING, _S.STREAMING),
+        (_S.REQUESTING, _S.REQUESTING, _S.STREAMING),
+        (_S.REPLAYABLE_ENDED, _S.AWAITING, _S.RECEIVING),
+        (_S.AWAITING, _S.AWAITING, _S.RECEIVING),
+    ):
+        table[before, _M.INTERIM] = (committed, _A.FORWARD)
+        table[before, _M.RESPONSE_HEAD] = (begun, _A.FORWARD)
+    # The response goes on, and ends.
+    table[_S.STREAMING, _M.RESPONSE_DATA] = (_S.STREAMING, _A.FORWARD)
+    table[_S.RECEIVING, _M.RESPONSE_DATA] = (_S.RECEIVING, _A.FORWARD)
+    table[_S.STREAMING, _M.RESPONSE_END] = (_S.RESPONSE_DONE, _A.FORWARD)
+    table[_S.RECEIVING, _M.RESPONSE_END] = (_S.OVER, _A.FORWARD)
+    # Resets.
+    for before in (_S.REPLAYABLE, _S.REPLAYABLE_ENDED, _S.REQUESTING, _S.AWAITING, _S.STREAMING, _S.RECEIVING):
+        table[before, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
+        table[before, _M.UNWANTED] = (_S.OVER, _A.FORWARD)
+        table[before, _M.REQUEST_RESET] = (_S.OVER, _A.FORWARD)
+    table[_S.RESPONSE_DONE, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
+    table[_S.RESPONSE_DONE, _M.UNWANTED] = (_S.DISCARDING, _A.NOTHING)
+    table[_S.RESPONSE_DONE, _M.REQUEST_RESET] = (_S.OVER, _A.FORWARD)
+    for before in (_S.WAITING, _S.WAITING_ENDED, _S.DISCARDING):
+        table[before, _M.REQUEST_RESET] = (_S.OVER, _A.NOTHING)
+    table[_S.DISCARDING, _M.DISCARDED_ENOUGH] = (_S.OVER, _A.RESET)
+    # Failures.
+    for before in (_S.WAITING, _S.REPLAYABLE, _S.REQUESTING):
+        table[before, _M.FAILED] = (_S.DISCARDING, _A.REPLY)
+    for before in (_S.WAITING_ENDED, _S.REPLAYABLE_ENDED, _S.AWAITING):
+        table[before, _M.FAILED] = (_S.OVER, _A.REPLY)
+    for before in (_S.REQUESTING, _S.AWAITING):
+        table[before, _M.UNPROCESSED] = table[before, _M.FAILED]
+    for before in (_S.STREAMING, _S.RECEIVING):
+        table[before, _M.FAILED] = table[before, _M.UNPROCESSED] = (_S.OVER, _A.RESET)
+    table[_S.RESPONSE_DONE, _M.FAILED] = table[_S.RESPONSE_DONE, _M.UNPROCESSED] = (_S.DISCARDING, _A.NOTHING)
+    for before in _S:
+        table[before, _M.INTERNAL_ERROR] = (_S.OVER, _A.NOTHING if before is _S.OVER else _A.RESET)
+    return table
 
 
-class Exchange:
-    """One request and its response, seen from between the two connections."""
+TRANSITIONS: Final = _transitions()
+"""What a move leads to, and what must be done about it; what is not in here is illegal."""
 
-    __slots__ = ("state",)
+_ILLEGAL: Final = 0xFF
+_MOVES: Final = 16
 
-    def __init__(self) -> None:
-        self.state = _FIRST
 
-    def on(self, move: Move) -> Action:
-        """Enter the next state and return what must be done; IllegalMove leaves the state as it was."""
-        try:
-            self.state, action = _MOVES[self.state][move]
-        except KeyError:
-            raise IllegalMove(f"{move.name} in {self.state.name}") from None
-        return action
+def _packed() -> bytes:
+    """Return the transitions for the hot path: next state and action in the halves of an octet."""
+    table = bytearray([_ILLEGAL] * len(State) * _MOVES)
+    for (before, move), (after, action) in TRANSITIONS.items():
+        table[before * _MOVES + move] = after << 4 | action
+    return bytes(table)
+
+
+_TABLE: Final = _packed()
+
+# The moves and states of every exchange, as numbers of C where this is compiled.
+_REQUEST_DATA: Final = int(Move.REQUEST_DATA)
+_REQUEST_END: Final = int(Move.REQUEST_END)
+_REQUEST_RESET: Final = int(Move.REQUEST_RESET)
+_START: Final = int(Move.START)
+_COMMIT: Final = int(Move.COMMIT)
+_INTERIM: Final = int(Move.INTERIM)
+_RESPONSE_HEAD: Final = int(Move.RESPONSE_HEAD)
+_RESPONSE_DATA: Final = int(Move.RESPONSE_DATA)
+_RESPONSE_END: Final = int(Move.RESPONSE_END)
+_UNPROCESSED: Final = int(Move.UNPROCESSED)
+_FAILED: Final = int(Move.FAILED)
+_FORWARD: Final = int(Action.FORWARD)
+_HOLD: Final = int(Action.HOLD)
+_REPLY: Final = int(Action.REPLY)
+_RESET: Final = int(Action.RESET)
+_RESEND: Final = int(Action.RESEND)
+_REPLAYABLE: Final = int(State.REPLAYABLE)
+_REPLAYABLE_ENDED: Final = int(State.REPLAYABLE_ENDED)
+_OVER: Final = int(State.OVER)
+
+
+class ExchangeOwner(RequestAcceptor):
+    """Who finds out where exchanges go, and is told how they fare (the dispatcher)."""
+
+    __slots__ = ("budget", "replay_octets")
+
+    def __init__(self, budget: Budget, replay_octets: int) -> None:
+        self.budget = budget
+        self.replay_octets = replay_octets
+        """How much of a request is held for sending it again."""
+
+    def dispatch(self, exchange: Exchange) -> None:
+        """Start the exchange, now or later, or have it fail; called again where it has to be sent again."""
+        raise NotImplementedError
+
+    def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
+        """Take note of a final head, and return what is sent downstream in its place."""
+        raise NotImplementedError
+
+    def error_answered(self, exchange: Exchange, content: bytes) -> None:
+        """Log what the answer with `error_head` and this beginning of its content means."""
+        raise NotImplementedError
+
+    def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
+        """Return head and content of the answer to a failure."""
+        raise NotImplementedError
+
+    def aborted(self, exchange: Exchange, failure: Failure) -> None:
+        """A failure came too late for an answer."""
+        raise NotImplementedError
+
+    def ended(self, exchange: Exchange) -> None:
+        """The exchange is over."""
+        raise NotImplementedError
+
+
+class Exchange(StreamReceiver):
+    """A request and its response; see the module."""
+
+    __slots__ = (
+        "_acknowledged_octets",
+        "_discarded_octets",
+        "_ended",
+        "_held",
+        "_held_octets",
+        "_owner",
+        "_received_octets",
+        "_sent_octets",
+        "_state",
+        "_trailers",
+        "attempts",
+        "cancel_start",
+        "context",
+        "discovery",
+        "downstream",
+        "error_head",
+        "failure_code",
+        "fields",
+        "method",
+        "path",
+        "started_at",
+        "status",
+        "token",
+        "upstream",
+        "upstream_path",
+    )
+
+    def begin(
+        self, owner: ExchangeOwner, downstream: Stream, fields: Fields, end_stream: bool, started_at: float
+    ) -> None:
+        """Begin with a request head. (`__init__` with arguments costs a fourteenth of all that is done here.)"""
+        self._owner = owner
+        self._state = 1 if end_stream else 0
+        self._ended = False
+        self._held: list[bytes] | None = []
+        self._held_octets = 0
+        self._trailers: Fields | None = None
+        self._received_octets = 0
+        self._acknowledged_octets = 0
+        self._sent_octets = 0
+        self._discarded_octets = 0
+        self.downstream = downstream
+        self.upstream: Stream | None = None
+        self.fields = fields
+        """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
+        self.started_at = started_at
+        """Seconds on the loop's clock."""
+        self.method = b""
+        """Of the request; empty until it is dispatched."""
+        self.path = b""
+        """Of the request, with its query; empty until it is dispatched."""
+        self.context: RouteContext | None = None
+        """What is kept about the exchange's route; None while there is none."""
+        self.upstream_path: FieldLine | None = None
+        """The `:path` line to send upstream."""
+        self.discovery = False
+        self.token: Token | None = None
+        """The token this request went out with."""
+        self.attempts = 0
+        """How often it was started."""
+        self.status = 0
+        """Of the response that went downstream; 0 while there is none."""
+        self.failure_code = ""
+        """Of the failure that was answered, or reset the stream."""
+        self.error_head: Fields | None = None
+        """Of a response that is to be logged when its content begins, or the exchange ends."""
+        self.cancel_start: Callable[[], object] | None = None
+        """Stops the task that is going to call `start`."""
 
     @property
-    def over(self) -> bool:
-        """Whether both halves are finished."""
-        return self.state is _LAST
+    def state(self) -> State:
+        """What has happened so far."""
+        return State(self._state)
 
-    @property
-    def answered(self) -> bool:
-        """Whether a response head has gone downstream (or everything is over)."""
-        return self.state not in (State.REQUESTING, State.AWAITING)
+    def is_over(self) -> bool:
+        """Return whether nothing is left to come."""
+        return self._state == _OVER
+
+    def on(self, move: int) -> int:
+        """Enter the next state and return the `Action`; IllegalMove leaves the state as it was."""
+        entry = _TABLE[self._state * _MOVES + move]
+        if entry == _ILLEGAL:
+            raise IllegalMove(f"{Move(move).name} in {State(self._state).name}")
+        self._state = entry >> 4
+        return entry & 0xF
+
+    # ---- downstream
+
+    def on_request_data(self, data: bytes, end_stream: bool) -> None:
+        """Forward content of the request, or hold it."""
+        action = self.on(_REQUEST_END if end_stream else _REQUEST_DATA)
+        if action <= _HOLD:
+            octets = len(data)
+            self._received_octets += octets
+            if octets and self._held is not None:
+                self._hold(data)
+            if action == _FORWARD and self.upstream is not None:
+                self.upstream.send_data(data, end_stream)
+        elif data and not end_stream:
+            self._discard(len(data))
+            return
+        if self._state == _OVER:
+            self._end()
+
+    def on_request_trailers(self, fields: Fields) -> None:
+        """Forward the trailer section that ends the request, or hold it."""
+        action = self.on(_REQUEST_END)
+        self._trailers = trailers = end_to_end_trailers(fields)
+        if action == _FORWARD and self.upstream is not None:
+            self.upstream.send_trailers(trailers)
+        if self._state == _OVER:
+            self._end()
+
+    def on_request_reset(self, code: int, by_peer: bool) -> None:
+        """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
+        if self.on(_REQUEST_RESET) == _FORWARD and self.upstream is not None:
+            self.upstream.reset(code if by_peer else _CANCEL, False)
+        self._end()
+
+    def on_response_sent(self, octets: int) -> None:
+        """Give the window of the response back."""
+        if self.upstream is not None:
+            self.upstream.acknowledge(octets)
+
+    # ---- upstream
+
+    def on_interim(self, fields: Fields) -> None:
+        """Forward a 1xx head."""
+        self.on(_INTERIM)
+        self._drop_held()
+        self.downstream.send_head(self._crossing(fields), False)
+
+    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
+        """Forward the final head."""
+        self.on(_RESPONSE_HEAD)
+        if self._held is not None:
+            self._drop_held()
+        self.downstream.send_head(self._owner.response_head(self, self._crossing(fields)), end_stream)
+        if end_stream:
+            self.on(_RESPONSE_END)
+            if self._state == _OVER:
+                self._end()
+
+    def on_response_data(self, data: bytes, end_stream: bool) -> None:
+        """Forward content of the response."""
+        self.on(_RESPONSE_END if end_stream else _RESPONSE_DATA)
+        if self.error_head is not None and data:
+            self._owner.error_answered(self, data)
+        self.downstream.send_data(data, end_stream)
+        if self._state == _OVER:
+            self._end()
+
+    def on_response_trailers(self, fields: Fields) -> None:
+        """Forward the trailer section that ends the response."""
+        self.on(_RESPONSE_END)
+        self.downstream.send_trailers(end_to_end_trailers(fields))
+        if self._state == _OVER:
+            self._end()
+
+    def on_response_reset(self, code: int, by_peer: bool) -> None:
+        """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
+        if by_peer and code == _REFUSED_STREAM:
+            self.on_unprocessed()
+            return
+        self._forget_upstream()
+        if self.on(Move.UNWANTED if by_peer and code == _NO_ERROR else Move.RESPONSE_RESET) == _FORWARD:
+            self.downstream.reset(code if by_peer else _INTERNAL_ERROR, True)
+        self._end_or_discard()
+
+    def on_unprocessed(self) -> None:
+        """Send the request again if that can be done."""
+        self._forget_upstream()
+        action = self.on(_UNPROCESSED if self.attempts < _MAX_ATTEMPTS else _FAILED)
+        if action == _RESEND:
+            self._sent_octets = 0
+            self._owner.dispatch(self)
+        else:
+            self._failed(
+                action,
+                UpstreamRefusedStream("the upstream refused the request unprocessed, and it could not be sent again"),
+            )
+
+    def on_connection_lost(self, failure: Failure) -> None:
+        """The upstream connection is gone."""
+        self._forget_upstream()
+        self.fail(failure)
+
+    def on_request_sent(self, octets: int) -> None:
+        """Give the window of the request back; what leaves again was acknowledged before."""
+        self._sent_octets += octets
+        self._acknowledge_up_to(self._sent_octets)
+
+    # ---- the owner
+
+    def start(self, connection: UpstreamConnection, fields: Fields) -> None:
+        """Send the request on a new stream: its head, what is held of its content, and its end if that has come."""
+        self.on(_START)
+        self.attempts += 1
+        held, trailers = self._held, self._trailers
+        ended = self._state == _REPLAYABLE_ENDED
+        bare = ended and trailers is None and not held
+        self.upstream = upstream = connection.open(fields, bare, self)
+        if held:
+            for data in held:
+                upstream.send_data(data, False)
+        if trailers is not None:
+            upstream.send_trailers(trailers)
+        elif ended and not bare:
+            upstream.send_data(b"", True)
+        if self._held_octets:
+            self._commit_if_large()
+
+    def fail(self, failure: Failure) -> None:
+        """End the exchange: with a local reply while the response has not begun, else with a reset."""
+        self._failed(self.on(_FAILED), failure)
+
+    def _failed(self, action: int, failure: Failure) -> None:
+        self._drop_held()
+        if action == _REPLY:
+            self.failure_code = failure.code
+            fields, body = self._owner.local_reply(self, failure)
+            self.downstream.send_head(fields, not body)
+            if body:
+                self.downstream.send_data(body, True)
+        elif action == _RESET:
+            self.failure_code = failure.code
+            self.downstream.reset(_INTERNAL_ERROR, True)
+            self._owner.aborted(self, failure)
+        self._end_or_discard()
+
+    def on_internal_error(self) -> bool:
+        """Abort after an internal error: reset both streams and end the exchange in any state."""
+        if self._ended:
+            return False
+        self.on(Move.INTERNAL_ERROR)
+        self.downstream.reset(_INTERNAL_ERROR, False)
+        if self.upstream is not None:
+            self.upstream.reset(_INTERNAL_ERROR, False)
+        self.failure_code = Internal.code
+        self._end()
+        self._owner.aborted(self, Internal("internal error of the sidecar; the log says where"))
+        return True
+
+    # ---- inside
+
+    def _hold(self, data: bytes) -> None:
+        held = self._held
+        if held is not None:
+            held.append(data)
+            self._held_octets += len(data)
+            self._owner.budget.change(len(data))
+            if self.upstream is not None:
+                self._commit_if_large()
+
+    def _commit_if_large(self) -> None:
+        """Stop holding a request that has grown too large to be sent again.
+
+        What is held for nothing else must not use the budget up: the rest of the same requests would then wait for it,
+        and their responses, with which it is dropped, may wait for that rest.
+        """
+        owner = self._owner
+        if self._held_octets > owner.replay_octets or owner.budget.is_crowded():
+            self._drop_held()
+            if self._state == _REPLAYABLE or self._state == _REPLAYABLE_ENDED:
+                self.on(_COMMIT)
+
+    def _drop_held(self) -> None:
+        self._held = None
+        if self._held_octets:
+            self._owner.budget.change(-self._held_octets)
+            self._held_octets = 0
+
+    def _acknowledge_up_to(self, octets: int) -> None:
+        """Acknowledge so many octets of the request in all; those acknowledged already are not again."""
+        fresh = octets - self._acknowledged_octets
+        if fresh > 0:
+            self._acknowledged_octets = octets
+            self.downstream.acknowledge(fresh)
+
+    def _crossing(self, fields: Fields) -> Fields:
+        """Return the lines of a response head that cross over."""
+        upstream = self.upstream
+        return end_to_end_response(fields) if upstream is None or upstream.has_watched else fields
+
+    def _discard(self, octets: int) -> None:
+        """Drop content that nobody wants; when it is too much, say so behind the response (RFC 9113, 8.1)."""
+        self._discarded_octets += octets
+        if self._discarded_octets <= _MOST_DISCARDED_OCTETS:
+            self.downstream.acknowledge(octets)
+            return
+        self.on(Move.DISCARDED_ENOUGH)
+        self.downstream.reset(_NO_ERROR, True)
+        self._end()
+
+    def _forget_upstream(self) -> None:
+        """The upstream stream is gone."""
+        if self.upstream is not None:
+            self.upstream.receiver = None
+            self.upstream = None
+
+    def _end_or_discard(self) -> None:
+        """The upstream stream is gone: either all is over, or the rest of the request is only discarded."""
+        if self._state == _OVER:
+            self._end()
+        else:
+            self._acknowledge_up_to(self._received_octets)
+
+    def _end(self) -> None:
+        self._ended = True
+        self.downstream.receiver = None
+        if self.upstream is not None:
+            self.upstream.receiver = None
+        if self.cancel_start is not None:
+            self.cancel_start()
+            self.cancel_start = None
+        if self._held is not None:
+            self._drop_held()
+        self._owner.ended(self)

@@ -15,7 +15,7 @@ from proxy.cloud_run.findings import Call, finding, skew_seconds
 from proxy.http2.events import Fields
 
 if TYPE_CHECKING:
-    from proxy.relay.carrier import Carrier
+    from proxy.relay.exchange import Exchange
     from proxy.routing import Route
 
 __all__ = ["log_error_answer", "says_more_in_content", "stops_work"]
@@ -40,20 +40,21 @@ def says_more_in_content(status: int) -> bool:
 
 
 def log_error_answer(
-    route: Route, carrier: Carrier, head: Fields, content: bytes, now: float, repeats: Mapping[str, int]
+    route: Route, exchange: Exchange, head: Fields, content: bytes, now: float, repeats: Mapping[str, int]
 ) -> None:
     """Write the line for an answer with this head; `content` is the beginning of its content.
 
     The content decides what is said, and is not repeated.
     """
+    upstream_path = exchange.upstream_path[1] if exchange.upstream_path is not None else b""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in head}
     answer = Answer(int(fields[":status"]), fields, content)
     found = finding(
         answer,
         Call(
             route=route,
-            path=carrier.upstream_path.partition(b"?")[0].decode("latin-1"),
-            principal=carrier.token.principal if carrier.token is not None else None,
+            path=upstream_path.partition(b"?")[0].decode("latin-1"),
+            principal=exchange.token.principal if exchange.token is not None else None,
             skew_seconds=skew_seconds(answer, now),
         ),
     )

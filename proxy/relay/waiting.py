@@ -1,22 +1,21 @@
-"""The one slow path: exchanges whose token or upstream connection is not there yet, a task each."""
+"""The one slow path: exchanges whose token or upstream stream is not there yet, a task each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
 
 from proxy.errors import Failure
+from proxy.relay.context import RouteContext
+from proxy.relay.exchange import Exchange
 from proxy.routing import Origin
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
-from proxy.wire import Channel, StreamSource
+from proxy.upstream.connection import UpstreamConnection
+from proxy.upstream.origin_pool import OriginPool
 
-if TYPE_CHECKING:
-    from proxy.relay.carrier import Carrier
-    from proxy.relay.forwarder import Forwarder, Post
-
-__all__ = ["Pool", "Tokens", "Waiting"]
+__all__ = ["Pool", "Start", "Tokens", "Waiting"]
 
 
 class Tokens(Protocol):
@@ -41,21 +40,25 @@ class Tokens(Protocol):
 class Pool(Protocol):
     """Where upstream connections come from."""
 
-    def line(self, origin: Origin) -> StreamSource:
+    def origin_pool(self, origin: Origin) -> OriginPool:
         """Return where connections to this origin are taken from."""
 
-    def acquire(self, origin: Origin) -> Awaitable[Channel]:
+    def acquire(self, origin: Origin) -> Awaitable[UpstreamConnection]:
         """Wait for one; its stream must be opened before the next await."""
+
+
+Start: TypeAlias = Callable[[Exchange, RouteContext, UpstreamConnection, Token | None], None]
+"""Starts an exchange for which all is there."""
 
 
 class Waiting:
     """Fetches what an exchange lacks, and starts it then."""
 
-    def __init__(self, forwarder: Forwarder, tokens: Tokens, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
-        self._forwarder = forwarder
+    def __init__(self, tokens: Tokens, pool: Pool, loop: asyncio.AbstractEventLoop, start: Start) -> None:
         self._tokens = tokens
         self._pool = pool
         self._loop = loop
+        self._start = start
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -63,12 +66,12 @@ class Waiting:
         """How many there are."""
         return len(self._tasks)
 
-    def add(self, carrier: Carrier, post: Post, token: Token | None) -> None:
-        """Start the carrier later, with this token if it is there; when its exchange ends before, it cancels that."""
-        task = self._loop.create_task(self._start(carrier, post, token))
+    def add(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
+        """Start the exchange later, with this token if it is there; when it ends before, it cancels that."""
+        task = self._loop.create_task(self._fetch(exchange, context, token))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        carrier.cancel_start = task.cancel
+        exchange.cancel_start = task.cancel
 
     async def close(self) -> None:
         """Give up every exchange that has not been started."""
@@ -76,26 +79,27 @@ class Waiting:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _start(self, carrier: Carrier, post: Post, token: Token | None) -> None:
+    async def _fetch(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
         try:
             try:
                 while True:
-                    if post.slot is not None and token is None:
-                        fetch = self._tokens.fresh if carrier.discovery else self._tokens.token
-                        token = await fetch(post.key)
-                    connection = await self._pool.acquire(post.route.origin)
+                    if context.slot is not None and token is None:
+                        fetch = self._tokens.fresh if exchange.discovery else self._tokens.token
+                        token = await fetch(context.key)
+                    connection = await self._pool.acquire(context.route.origin)
                     if token is None or self._tokens.is_current(token):
                         break
                     token = None  # The credentials changed while it waited for a stream.
             except Failure as failure:
-                carrier.cancel_start = None
-                carrier.fail(failure)
+                exchange.cancel_start = None
+                # Its traceback holds this frame, and what keeps the failure would keep the exchange.
+                exchange.fail(failure.with_traceback(None))
                 return
-            carrier.cancel_start = None
-            self._forwarder.launch(carrier, post, connection, token)
+            exchange.cancel_start = None
+            self._start(exchange, context, connection, token)
         except Exception as exc:  # noqa: BLE001 - the caller must not be left waiting, whatever it was
-            carrier.cancel_start = None
+            exchange.cancel_start = None
             self._loop.call_exception_handler(
-                {"message": "a defect showed while a request was sent on its way", "exception": exc}
+                {"message": "internal error while a request was sent on its way", "exception": exc}
             )
-            carrier.broken()
+            exchange.on_internal_error()

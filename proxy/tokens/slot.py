@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from mypy_extensions import mypyc_attr
-
 from proxy.tokens.model import Token
 from proxy.tokens.schedule import usable_seconds
 
@@ -14,7 +12,6 @@ __all__ = ["Slot"]
 _NEVER: Final = float("-inf")
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Slot:
     """The current token of one key, for the hot path. A route holds it; the token source fills it."""
 

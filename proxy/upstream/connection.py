@@ -12,31 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine
 from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
-from proxy.http2.engine import Engine
-from proxy.http2.events import (
-    ConnectionFailed,
-    DataReceived,
-    ErrorCode,
-    Fields,
-    GoAwayReceived,
-    HeadReceived,
-    InterimReceived,
-    SettingsReceived,
-    StreamId,
-    StreamReset,
-    TrailersReceived,
-)
+from proxy.http2.engine import Stream, StreamReceiver
+from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.routing import Origin
-from proxy.wire import Budget, FrameProtocol, Sink
 
-__all__ = ["Timing", "UpstreamConnection"]
+__all__ = ["ConnectionOwner", "Timing", "UpstreamConnection"]
 
 _log: Final = structlog.get_logger("upstream")
 
@@ -62,183 +50,178 @@ class Timing:
     """How long a connection without streams is kept: less than the front end keeps it."""
 
 
-class UpstreamConnection(FrameProtocol):
-    """A client connection; usable once `settled` is done."""
+class ConnectionOwner:
+    """Who has connections opened, and is told when they change."""
+
+    __slots__ = ()
+
+    def connection_changed(self, connection: UpstreamConnection) -> None:
+        """Streams may have become free, or the connection takes no more of them."""
+        raise NotImplementedError
+
+
+class UpstreamConnection(Http2Protocol):
+    """A client connection; usable once `ready` is done."""
+
+    __slots__ = (
+        "_heard_at",
+        "_last_stream_id",
+        "_pinged_at",
+        "_stalled_at",
+        "_stalled_octets",
+        "_timer",
+        "_timing",
+        "gone",
+        "origin",
+        "owner",
+        "ready",
+        "reserved",
+        "retiring",
+    )
 
     def __init__(
         self,
-        engine: Engine,
+        make_engine: MakeEngine,
         budget: Budget,
-        loop: asyncio.AbstractEventLoop,
+        flusher: Flusher,
         *,
         origin: Origin,
         timing: Timing,
         last_stream_id: StreamId = _LAST_STREAM_ID,
     ) -> None:
-        super().__init__(engine, budget, loop)
+        Http2Protocol.__init__(self, make_engine, budget, flusher)
         self.origin = origin
-        self.settled: asyncio.Future[None] = loop.create_future()
+        self.ready: asyncio.Future[None] = self.loop.create_future()
         """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
-        self.gone: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = self.loop.create_future()
         """Done when the transport, if there ever was one, is closed."""
         self.reserved = 0
         """Streams promised to requests that are about to open them."""
         self.retiring = False
         """Whether no new streams may be opened."""
-        self.on_change: Callable[[UpstreamConnection], None] = lambda _: None
-        """Called whenever streams may have become free, and when the connection is gone."""
+        self.owner: ConnectionOwner | None = None
+        """Told whenever streams may have become free, and when the connection is gone."""
         self._timing = timing
         self._last_stream_id = last_stream_id
         self._timer: asyncio.TimerHandle | None = None
-        self._heard_at = loop.time()
+        self._heard_at = self.loop.time()
         self._pinged_at: float | None = None
         self._stalled_at: float | None = None
         self._stalled_octets = 0
 
     # ---- streams
 
-    @property
-    def free_streams(self) -> int:
-        """How many more streams may be opened now; 0 or less when none."""
+    def count_free_streams(self) -> int:
+        """Return how many more streams may be opened now; 0 or less when none."""
         transport = self.transport
         if self.retiring or transport is None or transport.is_closing():
             return 0
-        return self.engine.free_streams - self.reserved
+        return self.engine.count_free_streams() - self.reserved
 
-    def open(self, fields: Fields, end_stream: bool, sink: Sink) -> StreamId:
-        """Send a request head on a new stream, whose events go to `sink`; there must be a free one."""
-        stream_id = self.engine.send_request(fields, end_stream)
-        self._sinks[stream_id] = sink
-        if stream_id >= self._last_stream_id:
+    def open(self, fields: Fields, end_stream: bool, receiver: StreamReceiver) -> Stream:
+        """Send a request head on a new stream, of which `receiver` is told; there must be a free one."""
+        stream = self.engine.open(fields, end_stream, receiver)
+        if stream.id >= self._last_stream_id:
             self.retiring = True
-        if not self._flush_scheduled:
-            self.schedule_flush()
-        return stream_id
+        return stream
 
-    # ---- events
+    # ---- the engine's side
 
-    def on_head(self, event: HeadReceived) -> None:
-        stream_id, fields, end_stream = event
-        sink = self._sinks.get(stream_id)
-        if sink is not None:
-            sink.response_head(fields, end_stream)
-
-    def on_interim(self, event: InterimReceived) -> None:
-        sink = self._sinks.get(event.stream_id)
-        if sink is not None:
-            sink.interim(event.fields)
-
-    def on_data(self, event: DataReceived) -> None:
-        stream_id, data, end_stream = event
-        self.credit_octets += len(data)
-        sink = self._sinks.get(stream_id)
-        if sink is not None:
-            sink.response_data(data, end_stream)
-        elif data:
-            self.engine.acknowledge(stream_id, len(data))
-
-    def on_trailers(self, event: TrailersReceived) -> None:
-        sink = self._sinks.get(event.stream_id)
-        if sink is not None:
-            sink.response_trailers(event.fields)
-
-    def on_reset(self, event: StreamReset) -> None:
-        sink = self._sinks.get(event.stream_id)
-        if sink is None:
-            return
-        if not event.by_peer:
-            # The upstream broke a rule; the code that told it so would blame the caller.
-            sink.response_reset(ErrorCode.INTERNAL_ERROR)
-        elif event.code == ErrorCode.REFUSED_STREAM:
-            sink.unprocessed()
-        else:
-            sink.response_reset(event.code)
-        self.forget(event.stream_id)
-
-    def on_go_away(self, event: GoAwayReceived) -> None:
+    def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
+        """Open no more streams here, and have those that were not processed sent elsewhere."""
         self.retiring = True
-        if event.code != ErrorCode.NO_ERROR:
+        if code != 0:
             # Google ends every connection after an hour or so, with NO_ERROR; anything else wants to be looked at.
             _log.warning(
                 "upstream said GOAWAY",
                 origin=str(self.origin),
-                code=_error_name(event.code),
-                debug=event.debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
+                code=_error_name(code),
+                debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
             )
-        for stream_id in [id_ for id_ in self._sinks if id_ > event.last_stream_id]:
-            self.engine.reset(stream_id, ErrorCode.CANCEL)
-            self.tell(stream_id, self._sinks[stream_id].unprocessed)
-            self.forget(stream_id)
-        self.on_change(self)
+        for stream in self.engine.live_streams():
+            if stream.id > last_stream_id:
+                receiver, stream.receiver = stream.receiver, None
+                stream.reset(ErrorCode.CANCEL, False)
+                if receiver is not None:
+                    try:
+                        receiver.on_unprocessed()
+                    except Exception as exc:  # noqa: BLE001 - the others have to be told, too
+                        stream.receiver = receiver
+                        self.on_internal_error(stream, exc)
+        self._changed()
 
-    def on_settings(self, event: SettingsReceived) -> None:
-        if not self.settled.done():
-            self.settled.set_result(None)
+    def on_settings(self) -> None:
+        """Be usable from now on."""
+        if not self.ready.done():
+            self.ready.set_result(None)
             self._tick_idle(self.loop.time())
 
-    def on_failed(self, event: ConnectionFailed) -> None:
-        if not self.settled.done():
-            self.settled.set_exception(_not_http2(self.origin))
-        super().on_failed(event)
+    def on_failed(self, code: int, reason: str) -> None:
+        """The peer broke the connection's rules; before it was usable, it is no HTTP/2 peer."""
+        if not self.ready.done():
+            self.ready.set_exception(_not_http2(self.origin))
+        Http2Protocol.on_failed(self, code, reason)
 
-    def on_sent(self, stream_id: StreamId, octets: int) -> None:
-        sink = self._sinks.get(stream_id)
-        if sink is not None:
-            sink.request_sent(octets)
+    def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
+        """Tell a live exchange."""
+        receiver.on_connection_lost(UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}"))
 
     def on_lost(self, reason: str) -> None:
+        """Be usable no more."""
         self.retiring = True
         if self._timer is not None:
             self._timer.cancel()
-        if not self.settled.done():
-            self.settled.set_exception(
+        if not self.ready.done():
+            self.ready.set_exception(
                 UpstreamConnectionLost(
                     f"the connection to {self.origin} ended before it was usable ({reason}); check the url of the "
                     "route, and that HTTP/2 is spoken there"
                 )
             )
-        failure = UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}")
-        for stream_id, sink in list(self._sinks.items()):
-            self.tell(stream_id, sink.upstream_lost, failure)
-        self._sinks.clear()
-        self.on_change(self)
+        self._changed()
 
-    def after_flush(self) -> None:
-        if self.retiring and not self._sinks and self.engine.open_streams == 0:
+    def after_turn(self) -> None:
+        """Retire after GOAWAY once all is done; else streams may have become free."""
+        if self.retiring and self.engine.count_open_streams() == 0:
             self.retire("no streams are left after GOAWAY")
         else:
-            self.on_change(self)
+            self._changed()
 
     # ---- the transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start, if TLS agreed on HTTP/2."""
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.transport = transport  # type: ignore[assignment]  # a TLS transport is always a full one
-            self.settled.set_exception(_not_http2(self.origin))
+            self.ready.set_exception(_not_http2(self.origin))
             self.abort()
             return
-        super().connection_made(transport)
+        Http2Protocol.connection_made(self, transport)
 
     def data_received(self, data: bytes) -> None:
+        """Serve what has been read."""
         self._heard_at = self.loop.time()
-        super().data_received(data)
+        Http2Protocol.data_received(self, data)
 
     def eof_received(self) -> bool | None:
-        # Closing may take a while (TLS, a full buffer); from now on nobody may be sent here.
+        """Close at once: closing may take a while (TLS, a full buffer), and nobody may be sent here meanwhile."""
         self.close("closed by the peer")
         return False
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        """Pause, and watch whether the peer reads."""
+        Http2Protocol.pause_writing(self)
         self._stalled_at, self._stalled_octets = self.loop.time(), self._unwritten_octets()
 
     def resume_writing(self) -> None:
+        """Go on."""
         self._stalled_at = None
-        super().resume_writing()
+        Http2Protocol.resume_writing(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        """End; the transport is gone."""
+        Http2Protocol.connection_lost(self, exc)
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -246,7 +229,7 @@ class UpstreamConnection(FrameProtocol):
         """Say GOAWAY and close; live streams are lost."""
         if not self.closed:
             self.retiring = True
-            self.engine.go_away(ErrorCode.NO_ERROR)
+            self.engine.go_away(0, b"")
             self.close(reason)
 
     # ---- time
@@ -256,7 +239,7 @@ class UpstreamConnection(FrameProtocol):
 
     def _tick(self) -> None:
         now = self.loop.time()
-        if self.engine.open_streams == 0:
+        if self.engine.count_open_streams() == 0:
             self._tick_idle(now)
         elif (fault := self._stalled(now) or self._silent(now)) is not None:
             # It would not read a GOAWAY either.
@@ -299,13 +282,18 @@ class UpstreamConnection(FrameProtocol):
             if now >= due:
                 self._pinged_at = now
                 self.engine.ping(_PING_PAYLOAD)
-                self.schedule_flush()
                 due = now + timing.ping_timeout_seconds
         self._arm(due)
         return None
 
+    # ---- inside
+
     def _unwritten_octets(self) -> int:
         return self.transport.get_write_buffer_size() if self.transport is not None else 0
+
+    def _changed(self) -> None:
+        if self.owner is not None:
+            self.owner.connection_changed(self)
 
 
 def _not_http2(origin: Origin) -> UpstreamNotHttp2:

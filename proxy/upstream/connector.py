@@ -10,12 +10,13 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import aiohappyeyeballs
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.errors import (
     Failure,
     UpstreamConnectFailed,
@@ -23,11 +24,9 @@ from proxy.errors import (
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
-from proxy.http2.engine import Engine
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
-from proxy.wire import Budget
 
 __all__ = ["Connector", "tls_context"]
 
@@ -64,16 +63,18 @@ class Connector:
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
+        make_engine: MakeEngine,
         budget: Budget,
+        flusher: Flusher,
         *,
         timing: Timing,
         upstream_ca: Path | None = None,
         connect_timeout_seconds: float = 5.0,
         resolver: Resolver | None = None,
     ) -> None:
-        self._engine = engine
+        self._make_engine = make_engine
         self._budget = budget
+        self._flusher = flusher
         self._timing = timing
         self._upstream_ca = upstream_ca
         self._timeout_seconds = connect_timeout_seconds
@@ -81,7 +82,7 @@ class Connector:
         self._tls: ssl.SSLContext | None = None
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
-        """Return a settled connection. Raises a leaf of UpstreamFailure that says what failed and what to do."""
+        """Return a connection that is ready. Raises a leaf of UpstreamFailure that says what failed and what to do."""
         tls = self._context() if origin.scheme == "https" else None
         addresses: list[AddressInfo] = []
         try:
@@ -106,7 +107,9 @@ class Connector:
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
         )
-        connection = UpstreamConnection(self._engine(), self._budget, loop, origin=origin, timing=self._timing)
+        connection = UpstreamConnection(
+            self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing
+        )
         try:
             # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.
             await loop.create_connection(
@@ -115,12 +118,12 @@ class Connector:
                 ssl=tls,
                 server_hostname=origin.host if tls is not None else None,
             )
-            await connection.settled
+            await connection.ready
         except BaseException:
             connection.abort()
             # Whoever raised has said what there is to say: nobody will ask this future any more.
-            if not connection.settled.cancel() and not connection.settled.cancelled():
-                connection.settled.exception()
+            if not connection.ready.cancel() and not connection.ready.cancelled():
+                connection.ready.exception()
             raise
         return connection
 

@@ -1,11 +1,11 @@
 """Connections by origin: as few as the streams need, opened on demand.
 
-The hot path asks its `Line` and gets a connection with a free stream, or None. Then, and only then, a request waits: in
-line with the others of its origin, first come first served, until a stream is free or a new connection is open. Half
+The hot path asks its `OriginPool` and gets a connection with a free stream, or None. Then, and only then, a request
+waits with the others of its origin, first come first served, until a stream is free or a new connection is open. Half
 open connections count as the streams they will bring, so that a burst opens as many as it needs and no more.
 
-A stream is given away twice: the line reserves it for a request, whose task runs a turn of the loop later and opens it.
-What happened in between (GOAWAY, a lost connection, a lower limit) puts the request back to where it stood in line.
+A stream is given away twice: the pool reserves it for a request, whose task runs a turn of the loop later and opens it.
+What happened in between (GOAWAY, a lost connection, a lower limit) puts the request back to its place in the queue.
 
 A dial that fails is told to all who wait, unless connections are there that may bring a stream; then the next dial
 comes after a pause. Until one succeeds, one at a time probes the way for all.
@@ -30,7 +30,7 @@ from proxy.errors import (
 from proxy.http2.events import StreamId
 from proxy.routing import Origin
 from proxy.upstream.connection import UpstreamConnection
-from proxy.upstream.line import EXPECTED_STREAMS, Line
+from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool
 
 __all__ = ["Pool", "PoolMetrics"]
 
@@ -71,30 +71,34 @@ class Pool:
         self._metrics = metrics
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
-        self._lines: dict[Origin, Line] = {}
+        self._origin_pools: dict[Origin, OriginPool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[UpstreamConnection] = set()
         self._closed = False
 
-    def line(self, origin: Origin) -> Line:
+    def origin_pool(self, origin: Origin) -> OriginPool:
         """Return where those who want a stream to this origin are served; always the same object for an origin."""
-        return self._lines.setdefault(origin, Line(origin))
+        found = self._origin_pools.get(origin)
+        if found is None:
+            found = self._origin_pools[origin] = OriginPool(origin)
+            found.on_wanted = self._serve
+        return found
 
     async def acquire(self, origin: Origin) -> UpstreamConnection:
         """Wait for a connection with a free stream; the stream must be opened before the next await.
 
         Raises a leaf of UpstreamFailure when none could be opened, or none became free in time; Draining after `close`.
         """
-        line = self.line(origin)
-        ticket = line.next_ticket()
+        pool = self.origin_pool(origin)
+        ticket = pool.next_ticket()
         try:
             async with asyncio.timeout(self._wait_timeout_seconds):
                 while True:
-                    connection = await self._reserved(line, ticket)
-                    if connection.free_streams > 0:
+                    connection = await self._reserved(pool, ticket)
+                    if connection.count_free_streams() > 0:
                         return connection
         except TimeoutError:
-            raise self._late(line) from None
+            raise self._late(pool) from None
 
     async def close(self, *, linger_seconds: float = 0.0) -> None:
         """Say GOAWAY on every connection and close it; give up those being opened, and whoever waits.
@@ -105,9 +109,9 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for line in self._lines.values():
-            line.end_pause()
-            line.fail(_closing())
+        for pool in self._origin_pools.values():
+            pool.end_pause()
+            pool.fail(_closing())
         leaving = list(self._connections)
         for connection in leaving:
             connection.retire("the sidecar is shutting down")
@@ -116,127 +120,117 @@ class Pool:
             for connection in leaving:
                 connection.abort()
 
-    async def _reserved(self, line: Line, ticket: int) -> UpstreamConnection:
-        """Wait in line for a stream, and return its connection; the stream is free for this turn of the loop."""
+    async def _reserved(self, pool: OriginPool, ticket: int) -> UpstreamConnection:
+        """Wait in the queue for a stream, and return its connection; the stream is free for this turn of the loop."""
         if self._closed:
             raise _closing()
         waiter: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
-        line.join(ticket, waiter)
-        self._serve(line)
+        pool.join(ticket, waiter)
+        self._serve(pool)
         try:
             connection = await waiter
         except BaseException:
-            line.give_up(waiter)
-            line.serve()
+            pool.give_up(waiter)
+            pool.serve()
             raise
         connection.reserved -= 1
-        if line.waiting:
+        if pool.waiting:
             # Should the stream not be opened after all, it is for the next.
-            asyncio.get_running_loop().call_soon(line.serve)
+            asyncio.get_running_loop().call_soon(pool.serve)
         return connection
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, pool: OriginPool) -> None:
         """Give free streams to those who wait, and open connections for the rest."""
-        line.serve()
-        if self._closed or (line.connections and line.pause is not None):
+        pool.serve()
+        if self._closed or (pool.connections and pool.pause is not None):
             return
         while (
-            line.waiting > line.opening * line.expected_streams
-            and len(line.connections) + line.opening < self._max_connections
-            and not line.has_fruitless
+            pool.waiting > pool.opening * pool.expected_streams
+            and len(pool.connections) + pool.opening < self._max_connections
+            and not pool.has_fruitless()
             # After a failure one probes the way for all: an upstream in trouble is not helped by more dials.
-            and not (line.failures and line.opening)
+            and not (pool.failures and pool.opening)
         ):
-            line.opening += 1
-            task = asyncio.get_running_loop().create_task(self._open(line))
+            pool.opening += 1
+            task = asyncio.get_running_loop().create_task(self._open(pool))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, line: Line) -> None:
+    async def _open(self, pool: OriginPool) -> None:
         connection: UpstreamConnection | None = None
-        failure: Failure = UpstreamConnectionLost(f"{line.origin} ended the connection as soon as it was open")
+        failure: Failure = UpstreamConnectionLost(f"{pool.origin} ended the connection as soon as it was open")
         try:
-            connection = await self._connect(line.origin)
+            connection = await self._connect(pool.origin)
         except Failure as exc:
             failure = exc
         except Exception as exc:  # noqa: BLE001 - whoever waits must be told, whatever it was
-            _log.error("connecting failed unexpectedly", origin=str(line.origin), error=type(exc).__name__)
-            failure = Internal(f"connecting to {line.origin} failed: {type(exc).__name__}")
+            _log.error("connecting failed unexpectedly", origin=str(pool.origin), error=type(exc).__name__)
+            failure = Internal(f"connecting to {pool.origin} failed: {type(exc).__name__}")
         finally:
-            line.opening -= 1
+            pool.opening -= 1
         if connection is not None:
             self._connections.add(connection)
             connection.gone.add_done_callback(lambda _: self._connections.discard(connection))
             if not connection.retiring:
-                self._add(line, connection)
+                self._add(pool, connection)
                 return
             # A peer that turns everybody away at once has failed, too: it would be asked again and again otherwise.
             connection.retire("turned away")
-        self._failed(line, failure)
+        self._failed(pool, failure)
 
-    def _failed(self, line: Line, failure: Failure) -> None:
-        line.failures += 1
-        line.failure = failure
-        line.end_pause()
-        line.pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._resume, line)
-        if not line.connections and (not line.opening or line.failures > 1):
-            line.fail(failure)
+    def _failed(self, pool: OriginPool, failure: Failure) -> None:
+        pool.failures += 1
+        pool.failure = failure
+        pool.end_pause()
+        pool.pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._resume, pool)
+        if not pool.connections and (not pool.opening or pool.failures > 1):
+            pool.fail(failure)
         else:
             # Nobody is told yet: there are others that may bring a stream.
             write = _log.error if failure.severity == "error" else _log.warning
-            write("upstream not connected", origin=str(line.origin), code=failure.code, reason=str(failure))
+            write("upstream not connected", origin=str(pool.origin), code=failure.code, reason=str(failure))
 
-    def _resume(self, line: Line) -> None:
-        line.pause = None
-        if line.waiting:
-            self._serve(line)
-        if not line.opening:
-            line.failure = None
+    def _resume(self, pool: OriginPool) -> None:
+        pool.pause = None
+        if pool.waiting:
+            self._serve(pool)
+        if not pool.opening:
+            pool.failure = None
 
-    def _add(self, line: Line, connection: UpstreamConnection) -> None:
-        line.failures = 0
-        line.failure = None
-        line.end_pause()
-        line.connections.append(connection)
-        line.expected_streams = max(1, min(EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
-        self._metrics.upstream_opened(str(line.origin))
-        connection.gone.add_done_callback(lambda _: self._metrics.upstream_closed(str(line.origin)))
+    def _add(self, pool: OriginPool, connection: UpstreamConnection) -> None:
+        pool.failures = 0
+        pool.failure = None
+        pool.end_pause()
+        pool.expected_streams = max(1, min(EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
+        self._metrics.upstream_opened(str(pool.origin))
+        connection.gone.add_done_callback(lambda _: self._metrics.upstream_closed(str(pool.origin)))
 
         def refused(stream_id: StreamId, reason: str) -> None:
-            self._metrics.response_refused(str(line.origin), reason)
-            _log.debug("response refused", origin=str(line.origin), reason=reason, stream=stream_id)
+            self._metrics.response_refused(str(pool.origin), reason)
+            _log.debug("response refused", origin=str(pool.origin), reason=reason, stream=stream_id)
 
         connection.on_refused = refused
-        _log.debug("upstream connected", origin=str(line.origin), streams=connection.engine.peer_max_concurrent_streams)
+        _log.debug("upstream connected", origin=str(pool.origin), streams=connection.engine.peer_max_concurrent_streams)
+        pool.add(connection)
 
-        def changed(connection: UpstreamConnection) -> None:
-            if connection.retiring and connection in line.connections:
-                line.connections.remove(connection)
-                _log.debug("upstream connection retired", origin=str(line.origin))
-            if line.waiting:
-                self._serve(line)
-
-        connection.on_change = changed
-        changed(connection)
-
-    def _late(self, line: Line) -> Failure:
+    def _late(self, pool: OriginPool) -> Failure:
         waited = f"{self._wait_timeout_seconds:g} s"
-        if not line.connections:
+        if not pool.connections:
             return UpstreamConnectTimeout(
-                f"{line.origin} was not connected within {waited}: {self._delay(line.origin)}"
+                f"{pool.origin} was not connected within {waited}: {self._delay(pool.origin)}"
             )
-        if line.failure is not None:
-            why = f"all {len(line.connections)} connections are in use, and no other could be opened: {line.failure}"
-        elif line.opening:
-            why = f"all {len(line.connections)} connections are in use, and another is still being opened"
-        elif line.has_fruitless:
+        if pool.failure is not None:
+            why = f"all {len(pool.connections)} connections are in use, and no other could be opened: {pool.failure}"
+        elif pool.opening:
+            why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
+        elif pool.has_fruitless():
             why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); look after the service"
         else:
             why = (
-                f"{len(line.connections)} connections are in use, {self._max_connections} are allowed "
+                f"{len(pool.connections)} connections are in use, {self._max_connections} are allowed "
                 "(max_upstream_connections)"
             )
-        return UpstreamSaturated(f"no stream to {line.origin} became free within {waited}: {why}")
+        return UpstreamSaturated(f"no stream to {pool.origin} became free within {waited}: {why}")
 
 
 def _closing() -> Draining:

@@ -6,15 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 
-from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import ConnectionFailed, DataReceived, Event, StreamId, TrailersReceived
+from proxy.http2.engine import Limits
+from proxy.http2.events import StreamId
+from tests.support.engines import EventEngine, EventFactory
+from tests.support.events import ConnectionFailed, DataReceived, Event, TrailersReceived
 
 
 class Side:
     """One of two joined engines, and what it has reported."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EventEngine) -> None:
         self.engine = engine
         self.events: list[Event] = []
         self.content: dict[StreamId, bytearray] = defaultdict(bytearray)
@@ -49,7 +50,7 @@ class Joined:
 
     def __init__(
         self,
-        make: EngineFactory,
+        make: EventFactory,
         *,
         client_limits: Limits | None = None,
         server_limits: Limits | None = None,

@@ -19,9 +19,10 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import ConnectionFailed, Event, Fields, Sent, StreamReset
+from proxy.http2.events import Fields
+from tests.support.engines import EventFactory
+from tests.support.events import ConnectionFailed, Event, Sent, StreamReset
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -58,44 +59,16 @@ def line(name: bytes, value: bytes) -> tuple[bytes, bytes, bool]:
     return name, value, False
 
 
-class RawPeer:
-    """The other end of the engine `self.engine`."""
+class Frames:
+    """Frames built and read by hand, with the compression state of both directions of one connection."""
 
-    def __init__(
-        self,
-        make: EngineFactory,
-        *,
-        engine_is_client: bool,
-        limits: Limits | None = None,
-        settings: dict[int, int] | None = None,
-        greet: bool = True,
-        acknowledge_settings: bool = True,
-    ) -> None:
-        self.engine = make(client=engine_is_client, limits=limits or Limits())
-        self.is_server = engine_is_client
+    def __init__(self, *, expects_preface: bool) -> None:
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()
         self.decoder.max_header_list_size = 1 << 24
-        self.opening: list[Seen] = []
-        """What the engine sent first."""
-        self.sent: list[Sent] = []
-        """What the engine reported as sent, so far."""
-        self._rest = b""
-        self._preface = b"" if self.is_server else PREFACE
-        self._expects_preface = self.is_server
-        if greet:
-            self.send(SettingsFrame(settings=settings or {}))
-            if acknowledge_settings:
-                self.send(SettingsFrame(flags=["ACK"]))
-            self.opening = self.take()
+        self._expects_preface = expects_preface
 
-    # ---- sending to the engine
-
-    def send(self, *frames: Frame | bytes) -> list[Event]:
-        """Feed frames to the engine in one read; return its events."""
-        data = self._preface + b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
-        self._preface = b""
-        return self.engine.receive(data)
+    # ---- to send
 
     def block(self, fields: Iterable[tuple[bytes, bytes, bool]]) -> bytes:
         return self.encoder.encode(list(fields))
@@ -146,21 +119,14 @@ class RawPeer:
     def priority(self, stream_id: int) -> Frame:
         return PriorityFrame(stream_id, depends_on=0, stream_weight=15)
 
-    # ---- reading from the engine
+    # ---- received
 
-    def take(self) -> list[Seen]:
-        """Return every frame that the engine sends now."""
-        data, sent = self.engine.take()
-        assert all(octets > 0 for _, octets in sent)
-        assert len({stream_id for stream_id, _ in sent}) == len(sent), "one Sent a stream"
-        self.sent += sent
+    def read(self, data: bytes) -> list[Seen]:
+        """Return the frames in octets that a client's preface may precede."""
         if self._expects_preface and data:
             assert data.startswith(PREFACE)
             data = data[len(PREFACE) :]
             self._expects_preface = False
-        return self._read(data)
-
-    def _read(self, data: bytes) -> list[Seen]:
         seen: list[Seen] = []
         opening: list[Frame] = []
         while data:
@@ -186,6 +152,51 @@ class RawPeer:
         fields = [(bytes(one[0]), bytes(one[1]), not one.indexable) for one in self.decoder.decode(block, raw=True)]
         lengths = tuple(frame.body_len for frame in frames)
         return Seen("Headers", frames[0].stream_id, frozenset(frames[0].flags), block, frames[0], fields, lengths)
+
+
+class RawPeer(Frames):
+    """The other end of the engine `self.engine`."""
+
+    def __init__(
+        self,
+        make: EventFactory,
+        *,
+        engine_is_client: bool,
+        limits: Limits | None = None,
+        settings: dict[int, int] | None = None,
+        greet: bool = True,
+        acknowledge_settings: bool = True,
+    ) -> None:
+        super().__init__(expects_preface=engine_is_client)
+        self.engine = make(client=engine_is_client, limits=limits or Limits())
+        self.opening: list[Seen] = []
+        """What the engine sent first."""
+        self.sent: list[Sent] = []
+        """What the engine reported as sent, so far."""
+        self._preface = b"" if engine_is_client else PREFACE
+        if greet:
+            self.send(SettingsFrame(settings=settings or {}))
+            if acknowledge_settings:
+                self.send(SettingsFrame(flags=["ACK"]))
+            self.opening = self.take()
+
+    # ---- sending to the engine
+
+    def send(self, *frames: Frame | bytes) -> list[Event]:
+        """Feed frames to the engine in one read; return its events."""
+        data = self._preface + b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
+        self._preface = b""
+        return self.engine.receive(data)
+
+    # ---- reading from the engine
+
+    def take(self) -> list[Seen]:
+        """Return every frame that the engine sends now."""
+        data, sent = self.engine.take()
+        assert all(octets > 0 for _, octets in sent)
+        assert len({stream_id for stream_id, _ in sent}) == len(sent), "one Sent a stream"
+        self.sent += sent
+        return self.read(data)
 
     def acknowledge_settings(self) -> None:
         self.send(SettingsFrame(flags=["ACK"]))

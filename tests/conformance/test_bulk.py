@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from tests.conformance.engines import each_engine
 from tests.conformance.joined import Joined
 from tests.conformance.raw import REQUEST, RESPONSE, line
+from tests.support.engines import EventFactory
 
 MEBI = 1 << 20
 
 
 @each_engine
-def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EngineFactory) -> None:
+def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EventFactory) -> None:
     window = 256 << 10
     joined = Joined(make, server_limits=Limits(stream_window_octets=window, connection_window_octets=MEBI))
     client, server = joined.client.engine, joined.server.engine
@@ -43,7 +43,7 @@ def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EngineFa
 
 
 @each_engine
-def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(make: EngineFactory) -> None:
+def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(make: EventFactory) -> None:
     window = 64 << 10
     limits = Limits(stream_window_octets=window, connection_window_octets=MEBI)
     joined = Joined(make, client_limits=limits, acknowledge=False)
@@ -76,7 +76,7 @@ def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(ma
 
 
 @each_engine
-def test_a_thousand_streams_at_once(make: EngineFactory) -> None:
+def test_a_thousand_streams_at_once(make: EventFactory) -> None:
     joined = Joined(
         make,
         client_limits=Limits(stream_window_octets=20_000, connection_window_octets=100_000),

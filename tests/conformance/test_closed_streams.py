@@ -11,9 +11,7 @@ from collections.abc import Callable
 import pytest
 from hyperframe.frame import Frame
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import DataReceived, HeadReceived, StreamReset
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import (
     REQUEST,
@@ -24,6 +22,8 @@ from tests.conformance.raw import (
     credit,
     line,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import DataReceived, HeadReceived, StreamReset
 
 PROTOCOL_ERROR, STREAM_CLOSED, CANCEL = 1, 5, 8
 
@@ -40,14 +40,14 @@ each_late = pytest.mark.parametrize("late", LATE.values(), ids=list(LATE))
 @each_engine
 @pytest.mark.parametrize("lower", [1, 3])
 @pytest.mark.parametrize("end", [True, False])
-def test_a_new_stream_has_a_higher_id_than_all_before(make: EngineFactory, lower: int, end: bool) -> None:
+def test_a_new_stream_has_a_higher_id_than_all_before(make: EventFactory, lower: int, end: bool) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert peer.open(5, end=end) == [HeadReceived(5, REQUEST, end)]
     assert_connection_failed(peer, peer.open(lower, end=end), PROTOCOL_ERROR)
 
 
 @each_engine
-def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EngineFactory) -> None:
+def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.send(*(peer.headers(stream_id, REQUEST, end=True) for stream_id in (1, 7, 9, 5, 11)))
     assert [event.stream_id for event in events[:-1] if isinstance(event, HeadReceived)] == [1, 7, 9]
@@ -55,7 +55,7 @@ def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EngineFacto
 
 
 @each_engine
-def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make: EngineFactory) -> None:
+def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=1))
     peer.open(5)
     assert peer.open(9) == []  # REFUSED_STREAM
@@ -66,7 +66,7 @@ def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make
 @each_engine
 @each_late
 def test_nothing_comes_on_an_id_that_was_passed_over(
-    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]
+    make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(5)
@@ -135,7 +135,7 @@ def end_one_of_another_read(peer: RawPeer) -> None:
     ],
 )
 def test_nothing_but_what_may_cross_comes_after_the_peers_own_end(
-    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes], ended: Callable[[RawPeer], None]
+    make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes], ended: Callable[[RawPeer], None]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
     ended(peer)
@@ -147,7 +147,7 @@ def test_nothing_but_what_may_cross_comes_after_the_peers_own_end(
 @each_engine
 @each_late
 def test_it_is_the_same_in_one_read_with_what_stands_before_it(
-    make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]
+    make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.send(peer.headers(1, REQUEST), peer.data(1, b"x", end=True), late(peer, 1), peer.ping())
@@ -157,7 +157,7 @@ def test_it_is_the_same_in_one_read_with_what_stands_before_it(
 
 @each_engine
 @each_late
-def test_a_response_has_one_end_too(make: EngineFactory, late: Callable[[RawPeer, int], Frame | bytes]) -> None:
+def test_a_response_has_one_end_too(make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]) -> None:
     for half_open in (True, False):
         peer = RawPeer(make, engine_is_client=True)
         peer.asked(end=not half_open)
@@ -168,7 +168,7 @@ def test_a_response_has_one_end_too(make: EngineFactory, late: Callable[[RawPeer
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_what_crossed_our_reset_is_discarded(make: EngineFactory, client: bool) -> None:
+def test_what_crossed_our_reset_is_discarded(make: EventFactory, client: bool) -> None:
     """The field sections still count for HPACK, and the content for the connection's window (RFC 9113, 5.1)."""
     peer = RawPeer(make, engine_is_client=client, limits=Limits(connection_window_octets=65_535))
     if client:
@@ -196,7 +196,7 @@ def test_what_crossed_our_reset_is_discarded(make: EngineFactory, client: bool) 
 
 
 @each_engine
-def test_what_crossed_our_reset_and_then_ended_is_over(make: EngineFactory) -> None:
+def test_what_crossed_our_reset_and_then_ended_is_over(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.reset(1, CANCEL)
@@ -206,7 +206,7 @@ def test_what_crossed_our_reset_and_then_ended_is_over(make: EngineFactory) -> N
 
 
 @each_engine
-def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EngineFactory) -> None:
+def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     streams = range(1, 2 * Limits().max_concurrent_streams, 2)
     for stream_id in streams:
@@ -221,7 +221,7 @@ def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EngineFactory)
 
 
 @each_engine
-def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EngineFactory) -> None:
+def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for stream_id in (*range(3, 6_001, 2), 20_001):
         peer.open(stream_id, end=True)
@@ -234,7 +234,7 @@ def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EngineFactory) ->
 
 
 @each_engine
-def test_a_reset_may_cross_the_end(make: EngineFactory) -> None:
+def test_a_reset_may_cross_the_end(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert peer.send(peer.headers(1, RESPONSE, end=True), peer.reset(1, 0)) == [

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
 from tests.conformance.engines import ENGINES
 from tests.conformance.raw import REQUEST, RESPONSE, RawPeer
 from tests.fuzz.case import Case
 from tests.fuzz.twins import Parted, Twins, compare
+from tests.support.engines import EventFactory
+from tests.support.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
 
 
 @given(number=st.integers(0, 1 << 64))
@@ -29,7 +29,7 @@ def test_both_engines_report_and_send_the_same(number: int) -> None:
 
 
 @pytest.mark.parametrize("sender", ENGINES, ids=lambda make: str(make.name))
-def test_either_engine_understands_the_other(sender: EngineFactory) -> None:
+def test_either_engine_understands_the_other(sender: EventFactory) -> None:
     for receiver in ENGINES:
         client, server = sender(client=True, limits=Limits()), receiver(client=False, limits=Limits())
         stream_id = client.send_request(REQUEST, end_stream=False)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame, SettingsFrame
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import ConnectionFailed, DataReceived, Event, HeadReceived
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, assert_connection_failed, codes, content, line, of
+from tests.support.engines import EventFactory
+from tests.support.events import ConnectionFailed, DataReceived, Event, HeadReceived
 
 CALM, PROTOCOL_ERROR, INTERNAL_ERROR = 11, 1, 2
 
@@ -45,7 +45,7 @@ FLOODS: dict[str, Callable[[RawPeer], Callable[[int], bytes]]] = {
 
 @each_engine
 @pytest.mark.parametrize("kind", FLOODS)
-def test_frames_to_no_effect_are_limited(make: EngineFactory, kind: str) -> None:
+def test_frames_to_no_effect_are_limited(make: EventFactory, kind: str) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.answered()
@@ -58,7 +58,7 @@ def assert_sent_away(peer: RawPeer, events: list[Event]) -> None:
 
 
 @each_engine
-def test_streams_opened_and_cancelled_at_once_are_limited(make: EngineFactory) -> None:
+def test_streams_opened_and_cancelled_at_once_are_limited(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     opened = 0
     for stream_id in range(1, 100_000, 2):
@@ -71,7 +71,7 @@ def test_streams_opened_and_cancelled_at_once_are_limited(make: EngineFactory) -
 
 
 @each_engine
-def test_streams_that_we_are_made_to_reset_are_limited(make: EngineFactory) -> None:
+def test_streams_that_we_are_made_to_reset_are_limited(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     opened = 0
     for stream_id in range(1, 100_000, 2):
@@ -86,7 +86,7 @@ def test_streams_that_we_are_made_to_reset_are_limited(make: EngineFactory) -> N
 
 @each_engine
 @pytest.mark.parametrize("fragment", [b"", b"\x82"])
-def test_a_field_block_without_end_is_limited(make: EngineFactory, fragment: bytes) -> None:
+def test_a_field_block_without_end_is_limited(make: EventFactory, fragment: bytes) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.send(HeadersFrame(1, b"", flags=[]))
     for _ in range(1_000):
@@ -97,7 +97,7 @@ def test_a_field_block_without_end_is_limited(make: EngineFactory, fragment: byt
 
 
 @each_engine
-def test_a_field_block_of_great_length_is_limited(make: EngineFactory) -> None:
+def test_a_field_block_of_great_length_is_limited(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=20_000))
     frames: list[Frame] = [HeadersFrame(1, b"", flags=[])]
     frames += [ContinuationFrame(1, bytes(16_384)) for _ in range(8)]
@@ -106,7 +106,7 @@ def test_a_field_block_of_great_length_is_limited(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EngineFactory) -> None:
+def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"x-bomb", b"x" * 3_900)])
     bomb = HeadersFrame(3, b"\xbe" * 16_000, flags=["END_HEADERS"])
@@ -120,7 +120,7 @@ def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EngineFactory
 
 
 @each_engine
-def test_a_ping_now_and_then_is_answered_for_ever(make: EngineFactory) -> None:
+def test_a_ping_now_and_then_is_answered_for_ever(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     for _ in range(20_000):
@@ -129,7 +129,7 @@ def test_a_ping_now_and_then_is_answered_for_ever(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_many_requests_one_in_ten_of_them_cancelled(make: EngineFactory) -> None:
+def test_many_requests_one_in_ten_of_them_cancelled(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, end=True)
     block = peer.block(REQUEST)  # all indexed now
@@ -145,7 +145,7 @@ def test_many_requests_one_in_ten_of_them_cancelled(make: EngineFactory) -> None
 
 
 @each_engine
-def test_all_streams_of_a_connection_may_be_cancelled_at_once(make: EngineFactory) -> None:
+def test_all_streams_of_a_connection_may_be_cancelled_at_once(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for first in range(1, 2_560, 256):
         streams = range(first, first + 256, 2)
@@ -158,7 +158,7 @@ def test_all_streams_of_a_connection_may_be_cancelled_at_once(make: EngineFactor
 
 
 @each_engine
-def test_a_server_may_reset_every_stream_that_we_open(make: EngineFactory) -> None:
+def test_a_server_may_reset_every_stream_that_we_open(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for _ in range(3_000):
         stream_id = peer.asked()
@@ -167,7 +167,7 @@ def test_a_server_may_reset_every_stream_that_we_open(make: EngineFactory) -> No
 
 
 @each_engine
-def test_a_receiver_that_updates_its_windows_every_3_000_octets(make: EngineFactory) -> None:
+def test_a_receiver_that_updates_its_windows_every_3_000_octets(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.answered()
@@ -180,7 +180,7 @@ def test_a_receiver_that_updates_its_windows_every_3_000_octets(make: EngineFact
 
 
 @each_engine
-def test_a_sender_that_probes_the_bandwidth_with_pings(make: EngineFactory) -> None:
+def test_a_sender_that_probes_the_bandwidth_with_pings(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.send(peer.headers(1, RESPONSE))
@@ -193,7 +193,7 @@ def test_a_sender_that_probes_the_bandwidth_with_pings(make: EngineFactory) -> N
 
 
 @each_engine
-def test_an_empty_frame_in_every_request_is_no_flood(make: EngineFactory) -> None:
+def test_an_empty_frame_in_every_request_is_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for stream_id in range(1, 4_000, 2):
         events = peer.send(peer.headers(stream_id, REQUEST), peer.data(stream_id), peer.data(stream_id, b"x", end=True))
@@ -203,7 +203,7 @@ def test_an_empty_frame_in_every_request_is_no_flood(make: EngineFactory) -> Non
 
 
 @each_engine
-def test_settings_may_change_now_and_then(make: EngineFactory) -> None:
+def test_settings_may_change_now_and_then(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for number in range(200):
         stream_id = peer.asked(end=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.http2.choice import EngineFactory
 from tests.conformance.engines import each_engine
 from tests.fuzz.case import Case
+from tests.support.engines import EventFactory
 
 NUMBERS = st.integers(0, 1 << 64)
 
@@ -15,5 +15,5 @@ NUMBERS = st.integers(0, 1 << 64)
 @each_engine
 @given(number=NUMBERS)
 @settings(max_examples=400, deadline=None)
-def test_no_peer_brings_an_engine_out_of_step(make: EngineFactory, number: int) -> None:
+def test_no_peer_brings_an_engine_out_of_step(make: EventFactory, number: int) -> None:
     Case(make, number).run()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.http2.choice import EngineFactory
-from proxy.http2.events import DataReceived, GoAwayReceived, HeadReceived
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, codes, content, credit, of
+from tests.support.engines import EventFactory
+from tests.support.events import DataReceived, GoAwayReceived, HeadReceived
 
 
 @each_engine
-def test_streams_go_on_after_the_peers_goaway(make: EngineFactory) -> None:
+def test_streams_go_on_after_the_peers_goaway(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.asked()
@@ -32,7 +32,7 @@ def test_streams_go_on_after_the_peers_goaway(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_goaway_may_come_in_two_steps(make: EngineFactory) -> None:
+def test_goaway_may_come_in_two_steps(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.asked()
@@ -42,7 +42,7 @@ def test_goaway_may_come_in_two_steps(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_streams_that_were_not_processed_are_their_owners_business(make: EngineFactory) -> None:
+def test_streams_that_were_not_processed_are_their_owners_business(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.asked()
@@ -53,7 +53,7 @@ def test_streams_that_were_not_processed_are_their_owners_business(make: EngineF
 
 
 @each_engine
-def test_a_server_survives_goaway_from_its_client(make: EngineFactory) -> None:
+def test_a_server_survives_goaway_from_its_client(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.go_away(0)) == [GoAwayReceived(0, 0, b"")]
@@ -63,7 +63,7 @@ def test_a_server_survives_goaway_from_its_client(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_our_goaway_names_the_last_stream_processed(make: EngineFactory) -> None:
+def test_our_goaway_names_the_last_stream_processed(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.open(5)
@@ -73,7 +73,7 @@ def test_our_goaway_names_the_last_stream_processed(make: EngineFactory) -> None
 
 
 @each_engine
-def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EngineFactory) -> None:
+def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.go_away(0)
@@ -95,7 +95,7 @@ def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EngineFac
 
 
 @each_engine
-def test_compression_stays_in_step_over_refused_requests(make: EngineFactory) -> None:
+def test_compression_stays_in_step_over_refused_requests(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.go_away(0)
@@ -106,7 +106,7 @@ def test_compression_stays_in_step_over_refused_requests(make: EngineFactory) ->
 
 
 @each_engine
-def test_content_of_refused_requests_uses_up_no_credit(make: EngineFactory) -> None:
+def test_content_of_refused_requests_uses_up_no_credit(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.engine.go_away(0)
     peer.open(1)
@@ -118,7 +118,7 @@ def test_content_of_refused_requests_uses_up_no_credit(make: EngineFactory) -> N
 
 
 @each_engine
-def test_a_client_that_said_goaway_opens_nothing_more(make: EngineFactory) -> None:
+def test_a_client_that_said_goaway_opens_nothing_more(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.engine.go_away(0)

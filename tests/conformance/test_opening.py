@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from hyperframe.frame import PingFrame, PushPromiseFrame, SettingsFrame
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import ConnectionFailed, DataReceived, HeadReceived, SettingsReceived
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import (
     PREFACE,
@@ -19,6 +17,8 @@ from tests.conformance.raw import (
     credit,
     of,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import ConnectionFailed, DataReceived, HeadReceived, SettingsReceived
 
 ENABLE_PUSH, MAX_STREAMS, INITIAL_WINDOW, MAX_FRAME, MAX_SECTION, ENABLE_CONNECT = 2, 3, 4, 5, 6, 8
 
@@ -33,7 +33,7 @@ LIMITS = Limits(
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_settings_and_window_are_queued_from_the_start(make: EngineFactory, client: bool) -> None:
+def test_settings_and_window_are_queued_from_the_start(make: EventFactory, client: bool) -> None:
     peer = RawPeer(make, engine_is_client=client, limits=LIMITS, greet=False)
     assert peer.engine.wants_to_send
     first, *rest = peer.take()
@@ -54,19 +54,19 @@ def test_settings_and_window_are_queued_from_the_start(make: EngineFactory, clie
 
 
 @each_engine
-def test_the_client_sends_the_preface_before_all_else(make: EngineFactory) -> None:
+def test_the_client_sends_the_preface_before_all_else(make: EventFactory) -> None:
     data, _ = make(client=True, limits=Limits()).take()
     assert data.startswith(PREFACE)
 
 
 @each_engine
-def test_a_connection_window_no_greater_than_the_protocols_is_not_updated(make: EngineFactory) -> None:
+def test_a_connection_window_no_greater_than_the_protocols_is_not_updated(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, limits=Limits(connection_window_octets=65_535), greet=False)
     assert credit(peer.take(), 0) == 0
 
 
 @each_engine
-def test_no_bytes_are_no_event(make: EngineFactory) -> None:
+def test_no_bytes_are_no_event(make: EventFactory) -> None:
     engine = make(client=False, limits=Limits())
     assert engine.receive(b"") == []
     assert RawPeer(make, engine_is_client=False).engine.receive(b"") == []
@@ -74,7 +74,7 @@ def test_no_bytes_are_no_event(make: EngineFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_settings_are_acknowledged_and_reported(make: EngineFactory, client: bool) -> None:
+def test_settings_are_acknowledged_and_reported(make: EventFactory, client: bool) -> None:
     peer = RawPeer(make, engine_is_client=client, greet=False)
     peer.take()
     assert peer.send(peer.settings({})) == [SettingsReceived()]
@@ -87,7 +87,7 @@ def test_settings_are_acknowledged_and_reported(make: EngineFactory, client: boo
 @pytest.mark.parametrize(
     "opening", [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n", b"\x16\x03\x01" + bytes(40)]
 )
-def test_what_does_not_start_with_the_preface_is_refused(make: EngineFactory, opening: bytes) -> None:
+def test_what_does_not_start_with_the_preface_is_refused(make: EventFactory, opening: bytes) -> None:
     engine = make(client=False, limits=Limits())
     events = engine.receive(opening)
     assert [type(event) for event in events] == [ConnectionFailed]
@@ -96,7 +96,7 @@ def test_what_does_not_start_with_the_preface_is_refused(make: EngineFactory, op
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_the_first_frame_must_be_settings(make: EngineFactory, client: bool) -> None:
+def test_the_first_frame_must_be_settings(make: EventFactory, client: bool) -> None:
     peer = RawPeer(make, engine_is_client=client, greet=False)
     peer.take()
     events = peer.send(PingFrame(opaque_data=b"12345678"))
@@ -104,7 +104,7 @@ def test_the_first_frame_must_be_settings(make: EngineFactory, client: bool) -> 
 
 
 @each_engine
-def test_the_peers_limit_of_streams_is_followed(make: EngineFactory) -> None:
+def test_the_peers_limit_of_streams_is_followed(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, greet=False)
     assert peer.engine.peer_max_concurrent_streams == 100
     peer.send(peer.settings({}))
@@ -128,13 +128,13 @@ def test_the_peers_limit_of_streams_is_followed(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_streams_are_numbered_from_one_in_steps_of_two(make: EngineFactory) -> None:
+def test_streams_are_numbered_from_one_in_steps_of_two(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     assert [peer.asked(), peer.asked(end=True), peer.asked()] == [1, 3, 5]
 
 
 @each_engine
-def test_a_server_opens_no_streams(make: EngineFactory) -> None:
+def test_a_server_opens_no_streams(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert not peer.engine.free_streams
     with pytest.raises(RuntimeError):
@@ -142,7 +142,7 @@ def test_a_server_opens_no_streams(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_window_below_the_protocols_default_binds_only_once_acknowledged(make: EngineFactory) -> None:
+def test_a_window_below_the_protocols_default_binds_only_once_acknowledged(make: EventFactory) -> None:
     limits = Limits(stream_window_octets=1_000)
     early = RawPeer(make, engine_is_client=False, limits=limits, acknowledge_settings=False)
     early.open()
@@ -156,7 +156,7 @@ def test_a_window_below_the_protocols_default_binds_only_once_acknowledged(make:
 
 
 @each_engine
-def test_a_window_that_shrank_under_content_in_flight_opens_again(make: EngineFactory) -> None:
+def test_a_window_that_shrank_under_content_in_flight_opens_again(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(stream_window_octets=1_000), acknowledge_settings=False)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -167,7 +167,7 @@ def test_a_window_that_shrank_under_content_in_flight_opens_again(make: EngineFa
 
 
 @each_engine
-def test_a_section_over_the_limit_is_refused_from_the_first_request_on(make: EngineFactory) -> None:
+def test_a_section_over_the_limit_is_refused_from_the_first_request_on(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=1_000))
     request = peer.headers(
         1,
@@ -185,7 +185,7 @@ def test_a_section_over_the_limit_is_refused_from_the_first_request_on(make: Eng
 
 
 @each_engine
-def test_trailers_over_the_limit_reset_their_stream(make: EngineFactory) -> None:
+def test_trailers_over_the_limit_reset_their_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=1_000))
     peer.open()
     events = peer.send(peer.headers(1, [(b"x-long", b"x" * 1_000, False)], end=True))
@@ -193,7 +193,7 @@ def test_trailers_over_the_limit_reset_their_stream(make: EngineFactory) -> None
 
 
 @each_engine
-def test_a_frame_over_the_limit_is_refused_before_it_is_all_here(make: EngineFactory) -> None:
+def test_a_frame_over_the_limit_is_refused_before_it_is_all_here(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     header = peer.data(1, bytes(16_385)).serialize()[:9]
@@ -201,7 +201,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_all_here(make: EngineFac
 
 
 @each_engine
-def test_greater_frames_are_taken_where_they_are_offered(make: EngineFactory) -> None:
+def test_greater_frames_are_taken_where_they_are_offered(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_frame_octets=1 << 17))
     peer.open()
     assert peer.send(peer.data(1, bytes(1 << 17))) == [DataReceived(1, bytes(1 << 17), False)]
@@ -213,20 +213,20 @@ def test_greater_frames_are_taken_where_they_are_offered(make: EngineFactory) ->
     [({ENABLE_PUSH: 2}, 1), ({INITIAL_WINDOW: 1 << 31}, 3), ({MAX_FRAME: 16_383}, 1), ({MAX_FRAME: 1 << 24}, 1)],
 )
 def test_settings_outside_their_range_end_the_connection(
-    make: EngineFactory, settings: dict[int, int], code: int
+    make: EventFactory, settings: dict[int, int], code: int
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert_connection_failed(peer, peer.send(peer.settings(settings)), code)
 
 
 @each_engine
-def test_unknown_settings_are_ignored(make: EngineFactory) -> None:
+def test_unknown_settings_are_ignored(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert peer.send(peer.settings({0x42: 7})) == [SettingsReceived()]
 
 
 @each_engine
-def test_pings_are_answered_with_their_payload(make: EngineFactory) -> None:
+def test_pings_are_answered_with_their_payload(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert peer.send(peer.ping(b"abcdefgh")) == []
     (pong,) = of(peer.take(), "Ping")
@@ -234,7 +234,7 @@ def test_pings_are_answered_with_their_payload(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_answers_to_our_pings_are_reported(make: EngineFactory) -> None:
+def test_answers_to_our_pings_are_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.engine.ping(b"01234567")
     (ping,) = of(peer.take(), "Ping")
@@ -244,7 +244,7 @@ def test_answers_to_our_pings_are_reported(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_step(make: EngineFactory) -> None:
+def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_step(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=2))
     marked = [
         (b":method", b"GET", False),
@@ -265,7 +265,7 @@ def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_st
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EngineFactory, client: bool) -> None:
+def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EventFactory, client: bool) -> None:
     peer = RawPeer(make, engine_is_client=client)
     again = SettingsFrame(flags=["ACK"])
     assert peer.send(again, again, peer.settings({})) == [SettingsReceived()]
@@ -274,7 +274,7 @@ def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EngineFac
 @each_engine
 @pytest.mark.parametrize("acknowledged", [True, False])
 def test_a_push_is_a_fault_even_from_a_server_that_has_not_read_our_settings(
-    make: EngineFactory, acknowledged: bool
+    make: EventFactory, acknowledged: bool
 ) -> None:
     peer = RawPeer(make, engine_is_client=True, acknowledge_settings=acknowledged)
     peer.asked()

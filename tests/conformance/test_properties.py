@@ -9,23 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import (
-    ConnectionFailed,
-    DataReceived,
-    ErrorCode,
-    Event,
-    Fields,
-    HeadReceived,
-    InterimReceived,
-    StreamId,
-    StreamReset,
-    TrailersReceived,
-)
+from proxy.http2.events import ErrorCode, Fields, StreamId
 from tests.conformance.engines import ENGINES, each_engine
 from tests.conformance.joined import Joined, Side, split
 from tests.conformance.raw import PREFACE, REQUEST, RESPONSE, TRAILERS, RawPeer, line
+from tests.support.engines import EventFactory
+from tests.support.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    HeadReceived,
+    InterimReceived,
+    StreamReset,
+    TrailersReceived,
+)
 
 VALUE = st.binary(max_size=60).map(lambda raw: raw.translate(None, b"\r\n\0").strip(b" \t"))
 EXTRA = st.lists(
@@ -61,7 +59,7 @@ def recording(*, to_client: bool) -> bytes:
 RECORDED = {to_client: recording(to_client=to_client) for to_client in (True, False)}
 
 
-def listener(make: EngineFactory, *, client: bool) -> Side:
+def listener(make: EventFactory, *, client: bool) -> Side:
     side = Side(make(client=client, limits=Limits(stream_window_octets=70_000)))
     if client:
         for _ in range(4):
@@ -85,7 +83,7 @@ def told(events: list[Event]) -> list[Event]:
 @pytest.mark.parametrize("client", [True, False])
 @given(places=st.lists(st.integers(0, 30_000), max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_events_do_not_depend_on_how_the_bytes_were_cut(make: EngineFactory, client: bool, places: list[int]) -> None:
+def test_events_do_not_depend_on_how_the_bytes_were_cut(make: EventFactory, client: bool, places: list[int]) -> None:
     whole = listener(make, client=client).engine.receive(RECORDED[client])
     assert not isinstance(whole[-1], ConnectionFailed)
     side = listener(make, client=client)
@@ -95,7 +93,7 @@ def test_events_do_not_depend_on_how_the_bytes_were_cut(make: EngineFactory, cli
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_events_do_not_depend_on_cuts_even_octet_by_octet(make: EngineFactory, client: bool) -> None:
+def test_events_do_not_depend_on_cuts_even_octet_by_octet(make: EventFactory, client: bool) -> None:
     whole = listener(make, client=client).engine.receive(RECORDED[client])
     side = listener(make, client=client)
     octets = [RECORDED[client][place : place + 1] for place in range(len(RECORDED[client]))]
@@ -158,7 +156,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
 @given(mutations=st.lists(MUTATION, min_size=1, max_size=4), places=st.lists(st.integers(0, 30_000), max_size=3))
 @settings(max_examples=250, deadline=None)
 def test_mutated_bytes_never_raise(
-    make: EngineFactory, client: bool, mutations: list[tuple[str, int, bytes]], places: list[int]
+    make: EventFactory, client: bool, mutations: list[tuple[str, int, bytes]], places: list[int]
 ) -> None:
     exercise(listener(make, client=client), split(mutated(RECORDED[client], mutations), places), client=client)
 
@@ -172,7 +170,7 @@ FRAME = st.tuples(
 @pytest.mark.parametrize("client", [True, False])
 @given(frames=st.lists(FRAME, max_size=15))
 @settings(max_examples=250, deadline=None)
-def test_any_frames_never_raise(make: EngineFactory, client: bool, frames: list[tuple[int, int, int, bytes]]) -> None:
+def test_any_frames_never_raise(make: EventFactory, client: bool, frames: list[tuple[int, int, int, bytes]]) -> None:
     raw = b"".join(
         len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + body
         for kind, flags, stream_id, body in frames
@@ -217,7 +215,7 @@ OPERATION = st.one_of(
 class Script:
     """Carries out operations on two joined engines and keeps its own account of them."""
 
-    def __init__(self, make: EngineFactory, windows: tuple[int, int]) -> None:
+    def __init__(self, make: EventFactory, windows: tuple[int, int]) -> None:
         self.joined = Joined(
             make,
             client_limits=Limits(stream_window_octets=windows[0], connection_window_octets=65_535),
@@ -371,7 +369,7 @@ class Script:
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_is_sent_arrives_as_it_was_sent(
-    make: EngineFactory, operations: list[tuple[str, object, object]], windows: tuple[int, int]
+    make: EventFactory, operations: list[tuple[str, object, object]], windows: tuple[int, int]
 ) -> None:
     script = Script(make, windows)
     for _ in range(3):

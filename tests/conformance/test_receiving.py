@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import DataReceived, HeadReceived, StreamReset
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import (
     REQUEST,
@@ -20,12 +18,14 @@ from tests.conformance.raw import (
     line,
     of,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import DataReceived, HeadReceived, StreamReset
 
 SMALL = Limits(stream_window_octets=10_000, connection_window_octets=65_535)
 
 
 @each_engine
-def test_content_is_reported_frame_by_frame(make: EngineFactory) -> None:
+def test_content_is_reported_frame_by_frame(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     events = peer.send(peer.data(1, b"one"), peer.data(1, b"two", end=True))
@@ -35,21 +35,21 @@ def test_content_is_reported_frame_by_frame(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_an_empty_end_is_reported(make: EngineFactory) -> None:
+def test_an_empty_end_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.data(1, end=True)) == [DataReceived(1, b"", True)]
 
 
 @each_engine
-def test_empty_content_that_ends_nothing_is_not_reported(make: EngineFactory) -> None:
+def test_empty_content_that_ends_nothing_is_not_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.data(1), peer.data(1, padding=9)) == []
 
 
 @each_engine
-def test_credit_goes_back_only_when_told(make: EngineFactory) -> None:
+def test_credit_goes_back_only_when_told(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -61,7 +61,7 @@ def test_credit_goes_back_only_when_told(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_credit_of_the_connection_goes_back_apart(make: EngineFactory) -> None:
+def test_credit_of_the_connection_goes_back_apart(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     peer.open()
     for _ in range(4):
@@ -74,31 +74,8 @@ def test_credit_of_the_connection_goes_back_apart(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_neither_window_is_credited_for_the_other(make: EngineFactory) -> None:
-    """Also where so much is given back that a library would send what it has saved up."""
-    peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
-    peer.open()
-    received = returned_stream = returned_connection = 0
-    for _ in range(30):
-        for _ in range(4):
-            received += 16_000
-            assert peer.send(peer.data(1, bytes(16_000))) == [DataReceived(1, bytes(16_000), False)]
-            peer.engine.acknowledge(1, 16_000)
-            seen = peer.take()
-            assert credit(seen, 0) == 0
-            returned_stream += credit(seen, 1)
-            assert returned_stream <= received
-        peer.engine.acknowledge_connection(64_000)
-        seen = peer.take()
-        assert credit(seen, 1) == 0
-        returned_connection += credit(seen, 0)
-        assert returned_connection == received
-    assert returned_stream > received - (1 << 20)
-
-
-@each_engine
 @pytest.mark.parametrize("window", [1, 2, 3, 10, 100, 1_023, 5_000])
-def test_a_small_window_never_locks_up(make: EngineFactory, window: int) -> None:
+def test_a_small_window_never_locks_up(make: EventFactory, window: int) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(stream_window_octets=window))
     peer.open()
     room = window
@@ -111,7 +88,7 @@ def test_a_small_window_never_locks_up(make: EngineFactory, window: int) -> None
 
 
 @each_engine
-def test_credit_given_back_in_small_pieces_is_not_lost(make: EngineFactory) -> None:
+def test_credit_given_back_in_small_pieces_is_not_lost(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -123,7 +100,7 @@ def test_credit_given_back_in_small_pieces_is_not_lost(make: EngineFactory) -> N
 
 
 @each_engine
-def test_padding_is_given_back_by_the_engine(make: EngineFactory) -> None:
+def test_padding_is_given_back_by_the_engine(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     returned_stream = returned_connection = 0
@@ -140,14 +117,14 @@ def test_padding_is_given_back_by_the_engine(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_frame_may_be_nothing_but_padding(make: EngineFactory) -> None:
+def test_a_frame_may_be_nothing_but_padding(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.data(1, padding=0), peer.data(1, end=True, padding=100)) == [DataReceived(1, b"", True)]
 
 
 @each_engine
-def test_content_over_the_streams_window_resets_the_stream(make: EngineFactory) -> None:
+def test_content_over_the_streams_window_resets_the_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(9_999)))
@@ -155,7 +132,7 @@ def test_content_over_the_streams_window_resets_the_stream(make: EngineFactory) 
 
 
 @each_engine
-def test_content_over_the_connections_window_ends_the_connection(make: EngineFactory) -> None:
+def test_content_over_the_connections_window_ends_the_connection(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     peer.open(1)
     peer.open(3)
@@ -166,7 +143,7 @@ def test_content_over_the_connections_window_ends_the_connection(make: EngineFac
 
 @each_engine
 @pytest.mark.parametrize("how", ["reset by us", "never reported"])
-def test_content_for_streams_that_are_gone_uses_up_no_credit(make: EngineFactory, how: str) -> None:
+def test_content_for_streams_that_are_gone_uses_up_no_credit(make: EventFactory, how: str) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     if how == "never reported":
         peer.send(peer.headers(1, REQUEST[:2]))
@@ -184,7 +161,7 @@ def test_content_for_streams_that_are_gone_uses_up_no_credit(make: EngineFactory
 
 
 @each_engine
-def test_a_stream_that_we_reset_reports_nothing_more(make: EngineFactory) -> None:
+def test_a_stream_that_we_reset_reports_nothing_more(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, limits=Limits(connection_window_octets=65_535), settings={4: 1})
     peer.asked()
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -204,7 +181,7 @@ def test_a_stream_that_we_reset_reports_nothing_more(make: EngineFactory) -> Non
 
 
 @each_engine
-def test_a_stream_that_we_reset_still_tells_when_the_peer_was_first(make: EngineFactory) -> None:
+def test_a_stream_that_we_reset_still_tells_when_the_peer_was_first(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={4: 0})
     peer.asked()
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -215,7 +192,7 @@ def test_a_stream_that_we_reset_still_tells_when_the_peer_was_first(make: Engine
 
 
 @each_engine
-def test_a_fault_on_a_stream_that_we_reset_is_not_reported(make: EngineFactory) -> None:
+def test_a_fault_on_a_stream_that_we_reset_is_not_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={4: 0})
     peer.asked()
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -225,7 +202,7 @@ def test_a_fault_on_a_stream_that_we_reset_is_not_reported(make: EngineFactory) 
 
 
 @each_engine
-def test_content_that_is_a_fault_uses_up_no_credit(make: EngineFactory) -> None:
+def test_content_that_is_a_fault_uses_up_no_credit(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     room = 65_535
     for stream_id in range(1, 41, 2):
@@ -236,7 +213,7 @@ def test_content_that_is_a_fault_uses_up_no_credit(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_stream_on_which_nothing_more_comes_gets_no_credit(make: EngineFactory) -> None:
+def test_a_stream_on_which_nothing_more_comes_gets_no_credit(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000), end=True))
@@ -245,7 +222,7 @@ def test_a_stream_on_which_nothing_more_comes_gets_no_credit(make: EngineFactory
 
 
 @each_engine
-def test_window_updates_and_resets_may_cross_the_end(make: EngineFactory) -> None:
+def test_window_updates_and_resets_may_cross_the_end(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(end=True)
     peer.engine.send_head(1, RESPONSE, end_stream=True)
@@ -255,14 +232,14 @@ def test_window_updates_and_resets_may_cross_the_end(make: EngineFactory) -> Non
 
 
 @each_engine
-def test_a_reset_of_a_finished_request_is_reported(make: EngineFactory) -> None:
+def test_a_reset_of_a_finished_request_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(end=True)
     assert peer.send(peer.reset(1, 8)) == [StreamReset(1, 8, True)]
 
 
 @each_engine
-def test_a_reset_without_error_after_a_whole_response_is_reported(make: EngineFactory) -> None:
+def test_a_reset_without_error_after_a_whole_response_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     events = peer.send(peer.headers(1, RESPONSE), peer.data(1, b"x", end=True), peer.reset(1, 0))
@@ -298,7 +275,7 @@ FRAME_FAULTS: dict[str, tuple[bytes, tuple[int, ...]]] = {
 
 @each_engine
 @pytest.mark.parametrize("fault", FRAME_FAULTS)
-def test_frames_against_the_rules_end_the_connection(make: EngineFactory, fault: str) -> None:
+def test_frames_against_the_rules_end_the_connection(make: EventFactory, fault: str) -> None:
     peer = RawPeer(make, engine_is_client=False)
     frame, allowed = FRAME_FAULTS[fault]
     peer.open(1)
@@ -309,7 +286,7 @@ def test_frames_against_the_rules_end_the_connection(make: EngineFactory, fault:
 
 @each_engine
 @pytest.mark.parametrize("octets", [4, 6])
-def test_priority_of_a_wrong_length_ends_the_connection(make: EngineFactory, octets: int) -> None:
+def test_priority_of_a_wrong_length_ends_the_connection(make: EventFactory, octets: int) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     events = peer.send(bytes((0, 0, octets)) + b"\2\0\0\0\0\1" + bytes(octets))
@@ -318,14 +295,14 @@ def test_priority_of_a_wrong_length_ends_the_connection(make: EngineFactory, oct
 
 @each_engine
 @pytest.mark.parametrize("stream_id", [2, 3])
-def test_a_server_does_not_open_streams(make: EngineFactory, stream_id: int) -> None:
+def test_a_server_does_not_open_streams(make: EventFactory, stream_id: int) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert_connection_failed(peer, peer.send(peer.headers(stream_id, RESPONSE)), 1)
 
 
 @each_engine
-def test_a_field_block_is_not_interrupted(make: EngineFactory) -> None:
+def test_a_field_block_is_not_interrupted(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     first, *_ = peer.split_headers(1, REQUEST, [5])
     assert_connection_failed(peer, peer.send(first, peer.ping()), 1)
@@ -335,7 +312,7 @@ def test_a_field_block_is_not_interrupted(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_frames_of_unknown_types_are_ignored(make: EngineFactory) -> None:
+def test_frames_of_unknown_types_are_ignored(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(b"\0\0\3\xfe\xff\0\0\0\1abc", b"\0\0\3\xfe\xff\0\0\0\0abc", peer.data(1, b"x")) == [
@@ -345,7 +322,7 @@ def test_frames_of_unknown_types_are_ignored(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_the_reserved_bit_and_flags_that_a_frame_does_not_have_are_ignored(make: EngineFactory) -> None:
+def test_the_reserved_bit_and_flags_that_a_frame_does_not_have_are_ignored(make: EventFactory) -> None:
     """RFC 9113, 4.1."""
 
     def marked(frame: bytes) -> bytes:
@@ -361,7 +338,7 @@ def test_the_reserved_bit_and_flags_that_a_frame_does_not_have_are_ignored(make:
 
 
 @each_engine
-def test_finished_streams_leave_nothing_behind(make: EngineFactory) -> None:
+def test_finished_streams_leave_nothing_behind(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for stream_id in range(1, 4_001, 2):
         peer.open(stream_id, end=True)
@@ -372,7 +349,7 @@ def test_finished_streams_leave_nothing_behind(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_fault_on_one_stream_leaves_the_others_alone(make: EngineFactory) -> None:
+def test_a_fault_on_one_stream_leaves_the_others_alone(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"1")])
     peer.open(3)

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hpack.hpack import decode_integer
 from hyperframe.frame import HeadersFrame
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import (
-    DataReceived,
-    Field,
-    Fields,
-    HeadReceived,
-    InterimReceived,
-    TrailersReceived,
-)
+from proxy.http2.events import Field
 from tests.conformance.engines import each_engine
 from tests.conformance.joined import Joined
 from tests.conformance.raw import (
@@ -27,12 +20,14 @@ from tests.conformance.raw import (
     line,
     of,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import DataReceived, HeadReceived, InterimReceived, SettingsReceived, TrailersReceived
 
 METHOD, SCHEME, AUTHORITY, PATH = REQUEST[:4]
 
 
 @each_engine
-def test_heads_arrive_as_they_were_sent(make: EngineFactory) -> None:
+def test_heads_arrive_as_they_were_sent(make: EventFactory) -> None:
     joined = Joined(make)
     request = [
         *REQUEST,
@@ -55,7 +50,7 @@ def test_heads_arrive_as_they_were_sent(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_the_same_head_crosses_however_often_it_is_sent(make: EngineFactory) -> None:
+def test_the_same_head_crosses_however_often_it_is_sent(make: EventFactory) -> None:
     joined = Joined(make)
     for number in range(50):
         head = [*REQUEST, line(b"x-token", b"t" * 900), line(b"traceparent", b"%032d" % number)]
@@ -67,7 +62,7 @@ def test_the_same_head_crosses_however_often_it_is_sent(make: EngineFactory) -> 
 
 
 @each_engine
-def test_never_indexed_fields_arrive_marked(make: EngineFactory) -> None:
+def test_never_indexed_fields_arrive_marked(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     block = peer.encoder.encode([*((n, v) for n, v, _ in REQUEST), (b"authorization", b"secret", True)])
     (event,) = peer.send(HeadersFrame(1, block, flags=["END_HEADERS"]))
@@ -85,7 +80,7 @@ def test_never_indexed_fields_arrive_marked(make: EngineFactory) -> None:
     ],
     ids=["static name", "new name", "line in the dynamic table", "line in the static table"],
 )
-def test_never_indexed_fields_leave_as_never_indexed_literals(make: EngineFactory, field: Field) -> None:
+def test_never_indexed_fields_leave_as_never_indexed_literals(make: EventFactory, field: Field) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for _ in range(4):
         peer.asked([*REQUEST, line(b"x-indexed-before", b"secret")])
@@ -103,7 +98,7 @@ def literal(name_index: int, value: bytes, *, never: bool = False) -> bytes:
 
 @each_engine
 @pytest.mark.parametrize("name_index", [4, 17, 62], ids=["path", "static name", "name in the dynamic table"])
-def test_lines_that_their_sender_does_not_index_arrive_as_they_are(make: EngineFactory, name_index: int) -> None:
+def test_lines_that_their_sender_does_not_index_arrive_as_they_are(make: EventFactory, name_index: int) -> None:
     peer = RawPeer(make, engine_is_client=False)
     stream_id = 1
     peer.send(HeadersFrame(stream_id, b"\x83\x86\x41\x01a\x44\x02/x\x40\x03x-a\x01a", flags=["END_HEADERS"]))
@@ -119,7 +114,7 @@ def test_lines_that_their_sender_does_not_index_arrive_as_they_are(make: EngineF
 
 
 @each_engine
-def test_interim_heads_come_before_the_final_one(make: EngineFactory) -> None:
+def test_interim_heads_come_before_the_final_one(make: EventFactory) -> None:
     joined = Joined(make)
     stream_id = joined.client.engine.send_request(REQUEST, end_stream=False)
     joined.run()
@@ -137,7 +132,7 @@ def test_interim_heads_come_before_the_final_one(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_trailers_cross_both_ways(make: EngineFactory) -> None:
+def test_trailers_cross_both_ways(make: EventFactory) -> None:
     joined = Joined(make)
     client, server = joined.client.engine, joined.server.engine
     stream_id = client.send_request(REQUEST, end_stream=False)
@@ -160,7 +155,7 @@ def test_trailers_cross_both_ways(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_empty_trailers_are_received_as_such(make: EngineFactory) -> None:
+def test_empty_trailers_are_received_as_such(make: EventFactory) -> None:
     server = RawPeer(make, engine_is_client=False)
     server.open()
     server.send(server.data(1, b"x"))
@@ -172,7 +167,7 @@ def test_empty_trailers_are_received_as_such(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_empty_trailers_leave_as_the_end_of_data(make: EngineFactory) -> None:
+def test_empty_trailers_leave_as_the_end_of_data(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.engine.send_data(1, b"last", end_stream=False)
@@ -186,7 +181,7 @@ def test_empty_trailers_leave_as_the_end_of_data(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_response_may_end_before_its_request(make: EngineFactory) -> None:
+def test_a_response_may_end_before_its_request(make: EventFactory) -> None:
     joined = Joined(make)
     client, server = joined.client.engine, joined.server.engine
     stream_id = client.send_request(REQUEST, end_stream=False)
@@ -204,21 +199,21 @@ def test_a_response_may_end_before_its_request(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_connect_is_reported_as_it_is(make: EngineFactory) -> None:
+def test_connect_is_reported_as_it_is(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     head = [line(b":method", b"CONNECT"), line(b":authority", b"a.internal:443")]
     assert peer.open(1, head) == [HeadReceived(1, head, False)]
 
 
 @each_engine
-def test_an_authority_may_be_missing_where_host_is_there(make: EngineFactory) -> None:
+def test_an_authority_may_be_missing_where_host_is_there(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     head = [METHOD, SCHEME, PATH, line(b"host", b"a.internal")]
     assert peer.open(1, head) == [HeadReceived(1, head, False)]
 
 
 @each_engine
-def test_field_blocks_may_come_in_pieces(make: EngineFactory) -> None:
+def test_field_blocks_may_come_in_pieces(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     frames = peer.split_headers(1, REQUEST, [0, 1, 10, 0, 3], end=True)
     assert peer.send(*frames[:-1]) == []
@@ -226,7 +221,7 @@ def test_field_blocks_may_come_in_pieces(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_padding_and_priority_of_heads_are_no_part_of_them(make: EngineFactory) -> None:
+def test_padding_and_priority_of_heads_are_no_part_of_them(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     frame = HeadersFrame(
         1, peer.block(REQUEST), flags=["PADDED", "PRIORITY", "END_HEADERS"], pad_length=200, stream_weight=9
@@ -235,7 +230,7 @@ def test_padding_and_priority_of_heads_are_no_part_of_them(make: EngineFactory) 
 
 
 @each_engine
-def test_priority_frames_change_nothing(make: EngineFactory) -> None:
+def test_priority_frames_change_nothing(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert peer.send(peer.priority(1), peer.priority(3)) == []
     assert peer.open(1) == [HeadReceived(1, REQUEST, False)]
@@ -244,7 +239,7 @@ def test_priority_frames_change_nothing(make: EngineFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("max_frame", [16_384, 20_000])
-def test_long_heads_leave_in_frames_that_the_peer_takes(make: EngineFactory, max_frame: int) -> None:
+def test_long_heads_leave_in_frames_that_the_peer_takes(make: EventFactory, max_frame: int) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={5: max_frame})
     long = [*REQUEST, *(line(b"x-%d" % number, bytes(b"\xfe" * 9_000)) for number in range(5))]
     peer.engine.send_request(long, end_stream=True)
@@ -256,7 +251,7 @@ def test_long_heads_leave_in_frames_that_the_peer_takes(make: EngineFactory, max
 
 
 @each_engine
-def test_the_peers_table_size_is_respected(make: EngineFactory) -> None:
+def test_the_peers_table_size_is_respected(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for size in (0, 100, 4_096, 65_536, 1 << 30):
         peer.send(peer.settings({1: size}))
@@ -269,7 +264,7 @@ def test_the_peers_table_size_is_respected(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_table_that_shrank_and_grew_again_is_empty(make: EngineFactory) -> None:
+def test_a_table_that_shrank_and_grew_again_is_empty(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     head = [*REQUEST, line(b"x-again", b"and again")]
     for _ in range(3):
@@ -283,40 +278,47 @@ def test_a_table_that_shrank_and_grew_again_is_empty(make: EngineFactory) -> Non
 
 
 @each_engine
-@pytest.mark.parametrize("sizes", [(100, 100), (0, 0), (100, 4_096, 4_096), (100, 200, 100), (0, 100, 100)])
-@pytest.mark.parametrize("together", [True, False])
-def test_table_sizes_that_are_set_several_times_before_a_block_hold(
-    make: EngineFactory, sizes: tuple[int, ...], together: bool
-) -> None:
-    """The least of them and the last are told at the start of the next block (RFC 7541, 4.2)."""
-    peer = RawPeer(make, engine_is_client=True)
+@pytest.mark.parametrize("sizes", [[100, 100], [200, 100, 200], [0, 4_096], [300, 200, 100], [50, 4_096, 4_096]])
+def test_table_sizes_set_before_a_block_are_told_in_it(make: EventFactory, sizes: list[int]) -> None:
+    peer = RawPeer(make, engine_is_client=True, settings={3: 1_000})
     head = [*REQUEST, line(b"x-again", b"and again")]
     for _ in range(3):
-        peer.engine.send_request(head, end_stream=True)
-        peer.take()
-    frames = [peer.settings({1: size}) for size in sizes]
-    for read in [frames] if together else [[frame] for frame in frames]:
-        peer.send(*read)
+        peer.asked(head, end=True)
+    peer.send(*[peer.settings({1: size}) for size in sizes])
     peer.decoder.max_allowed_table_size = sizes[-1]
+    updates: list[int] = []
     for _ in range(3):
         peer.engine.send_request(head, end_stream=True)
         (seen,) = of(peer.take(), "Headers")
         assert seen.fields == head
-    assert peer.decoder.header_table_size <= sizes[-1]
+        updates += table_updates(seen.body)
+    assert updates == ([min(sizes), sizes[-1]] if min(sizes) < sizes[-1] else [sizes[-1]])
+    assert peer.decoder.header_table_size == sizes[-1]
+
+
+def table_updates(block: bytes) -> list[int]:
+    """Read the updates that a block begins with (RFC 7541, 6.3)."""
+    updates: list[int] = []
+    while block[0] & 0xE0 == 0x20:
+        octets, count = decode_integer(block, 5)
+        updates.append(octets)
+        block = block[count:]
+    return updates
 
 
 @each_engine
-def test_a_peer_may_tell_the_same_table_size_twice(make: EngineFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False)
-    peer.open(1, [*REQUEST, line(b"x-again", b"and again")])
-    update = b"\x3f\xe1\x1f"  # 4,096
-    block = update + update + peer.block([*REQUEST, line(b"x-again", b"and again")])
-    (event,) = peer.send(HeadersFrame(3, block, flags=["END_HEADERS"]))
-    assert event == HeadReceived(3, [*REQUEST, line(b"x-again", b"and again")], False)
+def test_settings_of_one_frame_are_applied_in_their_order(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True, settings={3: 1_000})
+    pairs = b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in ((1, 64), (1, 4_096)))
+    assert peer.send(b"\0\0\x0c\x04\0\0\0\0\0" + pairs) == [SettingsReceived()]
+    assert [one.flags for one in of(peer.take(), "Settings")] == [{"ACK"}]
+    peer.engine.send_request(REQUEST, end_stream=True)
+    (head,) = of(peer.take(), "Headers")
+    assert table_updates(head.body) == [64, 4_096]
 
 
 @each_engine
-def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EngineFactory) -> None:
+def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     heads = [[*REQUEST, line(b"x-number", b"%02d" % number * 300)] for number in range(20)]
     for head in [head for head in heads for _ in range(3)] * 2:
@@ -325,203 +327,35 @@ def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EngineFa
         assert seen.fields == head
 
 
-MALFORMED_REQUESTS: dict[str, Fields] = {
-    "no method": [SCHEME, AUTHORITY, PATH],
-    "no scheme": [METHOD, AUTHORITY, PATH],
-    "no path": [METHOD, SCHEME, AUTHORITY],
-    "empty path": [METHOD, SCHEME, AUTHORITY, line(b":path", b"")],
-    "method twice": [METHOD, METHOD, SCHEME, AUTHORITY, PATH],
-    "path twice": [METHOD, SCHEME, AUTHORITY, PATH, PATH],
-    "authority twice": [METHOD, SCHEME, AUTHORITY, AUTHORITY, PATH],
-    "unknown pseudo-field": [*REQUEST[:4], line(b":colour", b"red")],
-    "a response's pseudo-field": [*REQUEST[:4], line(b":status", b"200")],
-    "protocol without leave": [*REQUEST[:4], line(b":protocol", b"websocket")],
-    "pseudo-field after a field": [METHOD, SCHEME, line(b"accept", b"*/*"), AUTHORITY, PATH],
-    "upper case": [*REQUEST[:4], line(b"Accept", b"*/*")],
-    "empty name": [*REQUEST[:4], line(b"", b"x")],
-    "space in a name": [*REQUEST[:4], line(b"a b", b"x")],
-    "colon in a name": [*REQUEST[:4], line(b"a:b", b"x")],
-    "line break in a name": [*REQUEST[:4], line(b"a\nb", b"x")],
-    "octet above ASCII in a name": [*REQUEST[:4], line(b"caf\xe9", b"x")],
-    "NUL in a value": [*REQUEST[:4], line(b"x", b"a\0b")],
-    "CR in a value": [*REQUEST[:4], line(b"x", b"a\rb")],
-    "LF in a value": [*REQUEST[:4], line(b"x", b"a\nb")],
-    "space before a value": [*REQUEST[:4], line(b"x", b" a")],
-    "tab after a value": [*REQUEST[:4], line(b"x", b"a\t")],
-    "connection": [*REQUEST[:4], line(b"connection", b"close")],
-    "keep-alive": [*REQUEST[:4], line(b"keep-alive", b"5")],
-    "proxy-connection": [*REQUEST[:4], line(b"proxy-connection", b"close")],
-    "transfer-encoding": [*REQUEST[:4], line(b"transfer-encoding", b"chunked")],
-    "upgrade": [*REQUEST[:4], line(b"upgrade", b"h2c")],
-    "te": [*REQUEST[:4], line(b"te", b"trailers, gzip")],
-    "no authority at all": [METHOD, SCHEME, PATH],
-    "content-length that is none": [*REQUEST, line(b"content-length", b"1x")],
-    "content-length below nought": [*REQUEST, line(b"content-length", b"-1")],
-    "two content-lengths": [*REQUEST, line(b"content-length", b"1"), line(b"content-length", b"2")],
-}
-
-
-AUTHORITIES: dict[str, tuple[Fields, str]] = {
-    "no authority at all": ([METHOD, SCHEME, PATH], "authority"),
-    "empty authority": ([METHOD, SCHEME, line(b":authority", b""), PATH], "authority"),
-    "blank in the authority": ([METHOD, SCHEME, line(b":authority", b"a b"), PATH], "authority"),
-    "user-info": ([METHOD, SCHEME, line(b":authority", b"me@here"), PATH], "user-info"),
-    "user-info in host": ([METHOD, SCHEME, PATH, line(b"host", b"me:secret@here")], "user-info"),
-    "another host": ([*REQUEST[:4], line(b"host", b"elsewhere")], "host-differs"),
-    "empty host": ([*REQUEST[:4], line(b"host", b"")], "host-differs"),
-}
-REASONS: dict[str, tuple[Fields, str]] = {
-    **AUTHORITIES,
-    "no method": ([SCHEME, AUTHORITY, PATH], "pseudo-field"),
-    "no scheme": ([METHOD, AUTHORITY, PATH], "pseudo-field"),
-    "no path": ([METHOD, SCHEME, AUTHORITY], "pseudo-field"),
-    "a path that is none": ([METHOD, SCHEME, AUTHORITY, line(b":path", b"x")], "pseudo-field"),
-    "connect with a path": ([line(b":method", b"CONNECT"), AUTHORITY, PATH], "pseudo-field"),
-    "upper case": ([*REQUEST[:4], line(b"Accept", b"*/*")], "field"),
-    "connection": ([*REQUEST[:4], line(b"connection", b"close")], "field"),
-    "te": ([*REQUEST[:4], line(b"te", b"gzip")], "field"),
-    "method twice": ([METHOD, *REQUEST[:4]], "field"),
-    "content-length": ([*REQUEST, line(b"content-length", b"1x")], "content-length"),
-    "a field and the host": ([*REQUEST[:4], line(b"host", b"elsewhere"), line(b"x", b" a")], "field"),
-    "the path and user-info": ([METHOD, SCHEME, line(b":authority", b"a@b"), line(b":path", b"x")], "pseudo-field"),
-    "user-info and another host": (
-        [METHOD, SCHEME, line(b":authority", b"a@b"), PATH, line(b"host", b"elsewhere")],
-        "user-info",
-    ),
-    "another host and a content-length": (
-        [*REQUEST[:4], line(b"host", b"elsewhere"), line(b"content-length", b"x")],
-        "host-differs",
-    ),
-    "too large": ([*REQUEST[:4], line(b"x", b"a" * 5_000)], "section-too-large"),
-}
-
-
 @each_engine
-@pytest.mark.parametrize("fault", REASONS)
-def test_a_request_that_is_refused_is_told_by_its_reason_once(make: EngineFactory, fault: str) -> None:
-    section, reason = REASONS[fault]
-    peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=4_096))
-    peer.send(peer.headers(1, section))
-    assert peer.engine.take_refused() == [(1, reason)]
-    assert peer.engine.take_refused() == []
-    peer.send(peer.headers(3, REQUEST))
-    assert peer.engine.take_refused() == []
-
-
-@each_engine
-def test_streams_that_are_refused_or_reset_later_are_told_as_well(make: EngineFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=3))
-    peer.open(1, [*REQUEST, line(b"content-length", b"5")])
-    peer.open(3)
-    peer.open(5)
-    peer.send(peer.headers(7, REQUEST))
-    peer.send(peer.data(1, b"123456"))
-    peer.send(peer.headers(3, TRAILERS))
-    peer.send(peer.headers(5, [line(b"Upper", b"x")], end=True))
-    peer.engine.go_away(0)
-    peer.send(peer.headers(9, REQUEST))
-    assert peer.engine.take_refused() == [
-        (7, "too-many-streams"),
-        (1, "content-length"),
-        (3, "stream-order"),
-        (5, "field"),
-        (9, "going-away"),
-    ]
-
-
-@each_engine
-@pytest.mark.parametrize(
-    ("section", "end", "reason"),
-    [
-        ([line(b"content-type", b"a")], False, "pseudo-field"),
-        ([line(b":status", b"101")], False, "pseudo-field"),
-        ([line(b":status", b"200"), line(b"connection", b"close")], False, "field"),
-        ([line(b":status", b"200"), line(b"content-length", b"")], False, "content-length"),
-        ([line(b":status", b"200"), line(b"content-length", b"5")], True, "content-length"),
-        ([line(b":status", b"100")], True, "stream-order"),
-    ],
-)
-def test_a_response_that_is_refused_is_told_by_its_reason(
-    make: EngineFactory, section: Fields, end: bool, reason: str
-) -> None:
-    peer = RawPeer(make, engine_is_client=True)
-    peer.asked()
-    peer.send(peer.headers(1, section, end=end))
-    assert peer.engine.take_refused() == [(1, reason)]
-
-
-@each_engine
-@pytest.mark.parametrize("fault", MALFORMED_REQUESTS)
-def test_malformed_requests_are_reset_and_never_reported(make: EngineFactory, fault: str) -> None:
+def test_a_malformed_request_leaves_the_others_alone(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
-    events = peer.send(peer.headers(3, MALFORMED_REQUESTS[fault]), peer.headers(5, REQUEST))
-    assert not [event for event in events if getattr(event, "stream_id", 0) == 3]
-    assert HeadReceived(5, REQUEST, False) in events
+    events = peer.send(peer.headers(3, [METHOD, SCHEME, AUTHORITY]), peer.headers(5, REQUEST))
+    assert events == [HeadReceived(5, REQUEST, False)]
     assert_stream_failed(peer, [], 3, 1, reported=False)
     assert peer.engine.open_streams == 2
 
 
-MALFORMED_RESPONSES: dict[str, Fields] = {
-    "no status": [line(b"content-type", b"a")],
-    "nothing": [],
-    "status twice": [line(b":status", b"200"), line(b":status", b"200")],
-    "status of two digits": [line(b":status", b"20")],
-    "status of four digits": [line(b":status", b"2000")],
-    "status that is no number": [line(b":status", b"2xx")],
-    "switching protocols": [line(b":status", b"101")],
-    "a request's pseudo-field": [line(b":status", b"200"), line(b":path", b"/")],
-    "status after a field": [line(b"accept", b"*/*"), line(b":status", b"200")],
-    "upper case": [line(b":status", b"200"), line(b"Server", b"x")],
-    "LF in a value": [line(b":status", b"200"), line(b"server", b"a\nb")],
-    "connection": [line(b":status", b"200"), line(b"connection", b"close")],
-    "transfer-encoding": [line(b":status", b"200"), line(b"transfer-encoding", b"chunked")],
-    "content-length that is none": [line(b":status", b"200"), line(b"content-length", b"")],
-}
-
-
 @each_engine
-@pytest.mark.parametrize("fault", MALFORMED_RESPONSES)
-def test_malformed_responses_reset_their_stream(make: EngineFactory, fault: str) -> None:
+def test_a_malformed_response_resets_its_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
-    assert_stream_failed(peer, peer.send(peer.headers(1, MALFORMED_RESPONSES[fault])), 1, 1)
+    assert_stream_failed(peer, peer.send(peer.headers(1, [line(b"no", b"status")])), 1, 1)
     assert peer.engine.open_streams == 0
     assert peer.engine.free_streams
 
 
 @each_engine
-def test_an_interim_response_does_not_end_a_stream(make: EngineFactory) -> None:
+def test_an_interim_response_does_not_end_a_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert_stream_failed(peer, peer.send(peer.headers(1, [line(b":status", b"100")], end=True)), 1, 1)
 
 
 @each_engine
-@pytest.mark.parametrize(
-    ("section", "end"),
-    [
-        (TRAILERS, False),
-        ([line(b":status", b"200")], True),
-        ([line(b"Upper", b"x")], True),
-        ([line(b"x", b"a\nb")], True),
-        ([line(b"connection", b"close")], True),
-    ],
-    ids=["do not end the stream", "pseudo-field", "upper case", "LF in a value", "connection"],
-)
-def test_malformed_trailers_reset_their_stream(make: EngineFactory, section: Fields, end: bool) -> None:
-    server = RawPeer(make, engine_is_client=False)
-    server.open()
-    assert_stream_failed(server, server.send(server.headers(1, section, end=end)), 1, 1)
-    client = RawPeer(make, engine_is_client=True)
-    client.asked()
-    client.send(client.headers(1, RESPONSE))
-    assert_stream_failed(client, client.send(client.headers(1, section, end=end)), 1, 1)
-
-
-@each_engine
 @pytest.mark.parametrize("pieces", [[b"12345", b"6"], [b"1234", b""], [b"", b""]])
-def test_content_must_have_the_length_announced(make: EngineFactory, pieces: list[bytes]) -> None:
+def test_content_must_have_the_length_announced(make: EventFactory, pieces: list[bytes]) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"5")])
     first, last = pieces
@@ -530,7 +364,7 @@ def test_content_must_have_the_length_announced(make: EngineFactory, pieces: lis
 
 
 @each_engine
-def test_a_head_that_ends_its_stream_announces_no_content(make: EngineFactory) -> None:
+def test_a_head_that_ends_its_stream_announces_no_content(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.open(1, [*REQUEST, line(b"content-length", b"5")], end=True)
     assert not [event for event in events if isinstance(event, HeadReceived)]
@@ -539,7 +373,7 @@ def test_a_head_that_ends_its_stream_announces_no_content(make: EngineFactory) -
 
 
 @each_engine
-def test_a_response_that_ends_with_its_head_announces_no_content(make: EngineFactory) -> None:
+def test_a_response_that_ends_with_its_head_announces_no_content(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     head = [*RESPONSE, line(b"content-length", b"5")]
@@ -547,7 +381,7 @@ def test_a_response_that_ends_with_its_head_announces_no_content(make: EngineFac
 
 
 @each_engine
-def test_trailers_do_not_make_up_for_missing_content(make: EngineFactory) -> None:
+def test_trailers_do_not_make_up_for_missing_content(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"5")])
     peer.send(peer.data(1, b"1234"))
@@ -556,7 +390,7 @@ def test_trailers_do_not_make_up_for_missing_content(make: EngineFactory) -> Non
 
 @each_engine
 @pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
-def test_answers_without_content_may_name_a_length(make: EngineFactory, method: bytes, status: bytes) -> None:
+def test_answers_without_content_may_name_a_length(make: EventFactory, method: bytes, status: bytes) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked([line(b":method", method), *REQUEST[1:]], end=True)
     head = [line(b":status", status), line(b"content-length", b"1234")]
@@ -565,7 +399,7 @@ def test_answers_without_content_may_name_a_length(make: EngineFactory, method: 
 
 
 @each_engine
-def test_content_before_the_response_head_is_a_fault(make: EngineFactory) -> None:
+def test_content_before_the_response_head_is_a_fault(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert_stream_failed(peer, peer.send(peer.data(1, b"x")), 1, 1, or_connection=True)
@@ -585,13 +419,13 @@ def test_content_before_the_response_head_is_a_fault(make: EngineFactory) -> Non
     ],
     ids=["index 0", "endless integer", "truncated", "no such index", "table too large", "late update", "bad padding"],
 )
-def test_blocks_that_cannot_be_decoded_end_the_connection(make: EngineFactory, block: bytes) -> None:
+def test_blocks_that_cannot_be_decoded_end_the_connection(make: EventFactory, block: bytes) -> None:
     peer = RawPeer(make, engine_is_client=False)
     assert_connection_failed(peer, peer.send(HeadersFrame(1, block, flags=["END_HEADERS"])), 9)
 
 
 @each_engine
-def test_compression_stays_in_step_over_sections_that_are_refused(make: EngineFactory) -> None:
+def test_compression_stays_in_step_over_sections_that_are_refused(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=2_000))
     new = line(b"x-new", b"entered in a refused section")
     peer.send(peer.headers(1, [*REQUEST[:4], new, line(b"Upper", b"case")]))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import Fields, Sent, SettingsReceived, StreamReset
+from proxy.http2.events import Fields
 from tests.conformance.engines import each_engine
 from tests.conformance.joined import Joined
 from tests.conformance.raw import (
@@ -21,13 +20,15 @@ from tests.conformance.raw import (
     content,
     of,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import Sent, SettingsReceived, StreamReset
 
 INITIAL_WINDOW, MAX_FRAME = 4, 5
 GREAT = {INITIAL_WINDOW: 1 << 24}
 DEFAULT_WINDOW = 65_535
 
 
-def client(make: EngineFactory, *, streams: int = 1, settings: dict[int, int] | None = None) -> RawPeer:
+def client(make: EventFactory, *, streams: int = 1, settings: dict[int, int] | None = None) -> RawPeer:
     """A client engine with so many requests open and a wide connection window."""
     peer = RawPeer(make, engine_is_client=True, settings=GREAT if settings is None else settings)
     peer.send(peer.window(0, (1 << 30) - DEFAULT_WINDOW))
@@ -42,7 +43,7 @@ def shape(seen: list[Seen]) -> list[tuple[str, int, int, bool]]:
 
 
 @each_engine
-def test_nothing_leaves_before_take(make: EngineFactory) -> None:
+def test_nothing_leaves_before_take(make: EventFactory) -> None:
     peer = client(make)
     assert not peer.engine.wants_to_send
     peer.engine.send_data(1, b"abc", end_stream=False)
@@ -57,7 +58,7 @@ def test_nothing_leaves_before_take(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_chunks_are_merged_into_one_frame_that_carries_the_end(make: EngineFactory) -> None:
+def test_chunks_are_merged_into_one_frame_that_carries_the_end(make: EventFactory) -> None:
     peer = client(make)
     for chunk in (b"a", b"", b"bc", b"def"):
         peer.engine.send_data(1, chunk, end_stream=False)
@@ -68,14 +69,14 @@ def test_chunks_are_merged_into_one_frame_that_carries_the_end(make: EngineFacto
 
 
 @each_engine
-def test_empty_content_that_does_not_end_the_stream_is_not_sent(make: EngineFactory) -> None:
+def test_empty_content_that_does_not_end_the_stream_is_not_sent(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, b"", end_stream=False)
     assert peer.take() == []
 
 
 @each_engine
-def test_an_end_that_comes_later_is_one_empty_frame(make: EngineFactory) -> None:
+def test_an_end_that_comes_later_is_one_empty_frame(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, b"abc", end_stream=False)
     peer.take()
@@ -86,7 +87,7 @@ def test_an_end_that_comes_later_is_one_empty_frame(make: EngineFactory) -> None
 
 @each_engine
 @pytest.mark.parametrize("max_frame", [16_384, 30_000, 1 << 20])
-def test_frames_are_as_full_as_the_peer_takes_them(make: EngineFactory, max_frame: int) -> None:
+def test_frames_are_as_full_as_the_peer_takes_them(make: EventFactory, max_frame: int) -> None:
     peer = client(make, settings={**GREAT, MAX_FRAME: max_frame})
     for _ in range(100):
         peer.engine.send_data(1, bytes(1_000), end_stream=False)
@@ -99,14 +100,14 @@ def test_frames_are_as_full_as_the_peer_takes_them(make: EngineFactory, max_fram
 
 
 @each_engine
-def test_content_that_fills_its_last_frame_needs_no_empty_one(make: EngineFactory) -> None:
+def test_content_that_fills_its_last_frame_needs_no_empty_one(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, bytes(32_768), end_stream=True)
     assert shape(peer.take()) == [("Data", 1, 16_384, False), ("Data", 1, 16_384, True)]
 
 
 @each_engine
-def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EngineFactory) -> None:
+def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, bytes(40_000), end_stream=False)
     assert [len(one.body) for one in peer.take()] == [16_384, 16_384, 7_232]
@@ -117,7 +118,7 @@ def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EngineFact
 
 
 @each_engine
-def test_content_waits_for_the_streams_window(make: EngineFactory) -> None:
+def test_content_waits_for_the_streams_window(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 10})
     peer.engine.send_data(1, b"0123456789abcdef", end_stream=True)
     assert shape(peer.take()) == [("Data", 1, 10, False)]
@@ -132,7 +133,7 @@ def test_content_waits_for_the_streams_window(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_content_waits_for_the_connections_window(make: EngineFactory) -> None:
+def test_content_waits_for_the_connections_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings=GREAT)
     peer.asked()
     peer.engine.send_data(1, bytes(70_000), end_stream=True)
@@ -147,7 +148,7 @@ def test_content_waits_for_the_connections_window(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_the_end_alone_needs_no_window(make: EngineFactory) -> None:
+def test_the_end_alone_needs_no_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
     peer.asked()
     peer.engine.send_data(1, b"", end_stream=True)
@@ -159,7 +160,7 @@ def test_the_end_alone_needs_no_window(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EngineFactory) -> None:
+def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings=GREAT)
     peer.asked()
     peer.asked()
@@ -171,7 +172,7 @@ def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EngineF
 
 
 @each_engine
-def test_heads_need_no_window(make: EngineFactory) -> None:
+def test_heads_need_no_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
     assert peer.engine.send_request(REQUEST, end_stream=False) == 1
     (head,) = peer.take()
@@ -179,7 +180,7 @@ def test_heads_need_no_window(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EngineFactory) -> None:
+def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 1_000})
     peer.engine.send_data(1, bytes(3_000), end_stream=True)
     assert len(content(peer.take(), 1)) == 1_000
@@ -194,44 +195,7 @@ def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EngineFac
 
 
 @each_engine
-@pytest.mark.parametrize("how", ["end", "trailers", "empty trailers"])
-def test_an_end_leaves_however_negative_the_window_is(make: EngineFactory, how: str) -> None:
-    """A frame without content needs no window (RFC 9113, 6.9.1)."""
-    peer = client(make, settings={INITIAL_WINDOW: 1_000})
-    peer.engine.send_data(1, bytes(1_000), end_stream=False)
-    assert shape(peer.take()) == [("Data", 1, 1_000, False)]
-    peer.send(peer.settings({INITIAL_WINDOW: 100}))  # the window is now −900
-    peer.take()
-    if how == "end":
-        peer.engine.send_data(1, b"", end_stream=True)
-    else:
-        peer.engine.send_trailers(1, TRAILERS if how == "trailers" else [])
-    (last,) = peer.take()
-    assert (last.kind, last.ends) == ("Headers" if how == "trailers" else "Data", True)
-    assert not peer.engine.wants_to_send
-
-
-@each_engine
-@pytest.mark.parametrize("stream_id", [0, 1])
-def test_the_reserved_bit_of_a_window_update_is_ignored(make: EngineFactory, stream_id: int) -> None:
-    """RFC 9113, 6.9: it "MUST be ignored when receiving"."""
-    reserved = 1 << 31
-    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0 if stream_id else 1 << 20})
-    peer.asked()
-    peer.engine.send_data(1, bytes(100_000), end_stream=False)
-    before = len(content(peer.take(), 1))
-    assert peer.send(peer.window(stream_id, reserved | 10)) == []
-    assert len(content(peer.take(), 1)) == 10
-    assert before == (0 if stream_id else DEFAULT_WINDOW)
-    events = peer.send(peer.window(stream_id, reserved))
-    if stream_id:
-        assert_stream_failed(peer, events, 1, 1)
-    else:
-        assert_connection_failed(peer, events, 1)
-
-
-@each_engine
-def test_a_window_that_grows_lets_waiting_streams_go_on(make: EngineFactory) -> None:
+def test_a_window_that_grows_lets_waiting_streams_go_on(make: EventFactory) -> None:
     peer = client(make, streams=3, settings={INITIAL_WINDOW: 0})
     for stream_id in (1, 3, 5):
         peer.engine.send_data(stream_id, b"waiting", end_stream=True)
@@ -241,7 +205,7 @@ def test_a_window_that_grows_lets_waiting_streams_go_on(make: EngineFactory) -> 
 
 
 @each_engine
-def test_settings_in_one_frame_count_in_their_order(make: EngineFactory) -> None:
+def test_settings_in_one_frame_count_in_their_order(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 0})
     peer.engine.send_data(1, b"0123456789", end_stream=True)
     pair = (4).to_bytes(2, "big")
@@ -252,19 +216,19 @@ def test_settings_in_one_frame_count_in_their_order(make: EngineFactory) -> None
 
 @each_engine
 @pytest.mark.parametrize("increment", [1 << 31, 0x7FFF_FFFF])
-def test_a_stream_window_past_its_greatest_value_resets_the_stream(make: EngineFactory, increment: int) -> None:
+def test_a_stream_window_past_its_greatest_value_resets_the_stream(make: EventFactory, increment: int) -> None:
     peer = client(make, streams=2)
     assert_stream_failed(peer, peer.send(peer.window(1, increment)), 1, 1, 3)
 
 
 @each_engine
-def test_a_connection_window_past_its_greatest_value_ends_the_connection(make: EngineFactory) -> None:
+def test_a_connection_window_past_its_greatest_value_ends_the_connection(make: EventFactory) -> None:
     peer = client(make)
     assert_connection_failed(peer, peer.send(peer.window(0, 0x7FFF_FFFF)), 3)
 
 
 @each_engine
-def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(make: EngineFactory) -> None:
+def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 1_000})
     peer.send(peer.window(1, 0x7FFF_FFFF - 1_000))
     assert_connection_failed(peer, peer.send(peer.settings({INITIAL_WINDOW: 1_001})), 3)
@@ -272,7 +236,7 @@ def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(
 
 @each_engine
 @pytest.mark.parametrize("stream_id", [0, 1])
-def test_a_window_update_by_nothing_is_a_fault(make: EngineFactory, stream_id: int) -> None:
+def test_a_window_update_by_nothing_is_a_fault(make: EventFactory, stream_id: int) -> None:
     peer = client(make)
     events = peer.send(peer.window(stream_id, 0))
     if stream_id:
@@ -282,7 +246,7 @@ def test_a_window_update_by_nothing_is_a_fault(make: EngineFactory, stream_id: i
 
 
 @each_engine
-def test_streams_share_a_narrow_connection_window_evenly(make: EngineFactory) -> None:
+def test_streams_share_a_narrow_connection_window_evenly(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={**GREAT, 3: 1_000})
     streams = [peer.asked() for _ in range(50)]
     for stream_id in streams:
@@ -299,7 +263,7 @@ def test_streams_share_a_narrow_connection_window_evenly(make: EngineFactory) ->
 
 
 @each_engine
-def test_a_stream_with_a_closed_window_holds_up_no_other(make: EngineFactory) -> None:
+def test_a_stream_with_a_closed_window_holds_up_no_other(make: EventFactory) -> None:
     peer = client(make, streams=2, settings={INITIAL_WINDOW: 10})
     peer.engine.send_data(1, bytes(100), end_stream=True)
     peer.take()
@@ -308,7 +272,7 @@ def test_a_stream_with_a_closed_window_holds_up_no_other(make: EngineFactory) ->
 
 
 @each_engine
-def test_trailers_wait_for_the_content_before_them(make: EngineFactory) -> None:
+def test_trailers_wait_for_the_content_before_them(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.send_trailers(1, TRAILERS)
@@ -320,7 +284,7 @@ def test_trailers_wait_for_the_content_before_them(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: EngineFactory) -> None:
+def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: EventFactory) -> None:
     peer = client(make, streams=2, settings={INITIAL_WINDOW: 4})
     again: Fields = [*REQUEST, (b"x-sum", b"again and again", False)]
     peer.engine.send_data(1, b"01234567", end_stream=False)
@@ -334,12 +298,25 @@ def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: Engin
     assert trailers.fields == again[-1:]
 
 
+@each_engine
+@pytest.mark.parametrize("trailers", [[], TRAILERS], ids=["on DATA", "in trailers"])
+def test_an_end_needs_no_window_even_where_that_is_negative(make: EventFactory, trailers: Fields) -> None:
+    peer = client(make, settings={INITIAL_WINDOW: 1_000})
+    peer.engine.send_data(1, bytes(1_000), end_stream=False)
+    peer.take()
+    peer.send(peer.settings({INITIAL_WINDOW: 100}))  # the window is now −900
+    peer.take()
+    peer.engine.send_trailers(1, trailers)
+    (end,) = peer.take()
+    assert (end.kind, end.ends) == ("Headers" if trailers else "Data", True)
+
+
 # ---- resets
 
 
 @each_engine
 @pytest.mark.parametrize("code", [0, 8, 0xB, 0xDEAD_BEEF, 0xFFFF_FFFF])
-def test_resets_carry_their_code(make: EngineFactory, code: int) -> None:
+def test_resets_carry_their_code(make: EventFactory, code: int) -> None:
     peer = client(make)
     peer.engine.reset(1, code)
     assert codes(peer.take(), "RstStream") == [code]
@@ -350,7 +327,7 @@ def test_resets_carry_their_code(make: EngineFactory, code: int) -> None:
 
 
 @each_engine
-def test_a_reset_follows_what_the_windows_take_and_drops_the_rest(make: EngineFactory) -> None:
+def test_a_reset_follows_what_the_windows_take_and_drops_the_rest(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 10})
     peer.engine.send_data(1, b"0123456789abcdef", end_stream=True)
     peer.engine.reset(1, 2)
@@ -362,7 +339,7 @@ def test_a_reset_follows_what_the_windows_take_and_drops_the_rest(make: EngineFa
 
 
 @each_engine
-def test_a_reset_with_no_window_open_leaves_at_once(make: EngineFactory) -> None:
+def test_a_reset_with_no_window_open_leaves_at_once(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
     peer.asked()
     peer.engine.send_data(1, b"never", end_stream=True)
@@ -374,7 +351,7 @@ def test_a_reset_with_no_window_open_leaves_at_once(make: EngineFactory) -> None
 
 
 @each_engine
-def test_a_reset_after_data_waits_until_all_has_left(make: EngineFactory) -> None:
+def test_a_reset_after_data_waits_until_all_has_left(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.reset(1, 5, after_data=True)
@@ -389,14 +366,14 @@ def test_a_reset_after_data_waits_until_all_has_left(make: EngineFactory) -> Non
 
 
 @each_engine
-def test_a_reset_after_data_with_nothing_queued_leaves_at_once(make: EngineFactory) -> None:
+def test_a_reset_after_data_with_nothing_queued_leaves_at_once(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.reset(1, 0, after_data=True)
     assert codes(peer.take(), "RstStream") == [0]
 
 
 @each_engine
-def test_a_reset_after_data_lets_the_end_go_first(make: EngineFactory) -> None:
+def test_a_reset_after_data_lets_the_end_go_first(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, settings=GREAT)
     peer.open()
     peer.engine.send_head(1, RESPONSE, end_stream=False)
@@ -412,7 +389,7 @@ def test_a_reset_after_data_lets_the_end_go_first(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_stream_that_is_over_is_not_reset(make: EngineFactory) -> None:
+def test_a_stream_that_is_over_is_not_reset(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, settings=GREAT)
     peer.open(end=True)
     peer.engine.send_head(1, RESPONSE, end_stream=False)
@@ -425,7 +402,7 @@ def test_a_stream_that_is_over_is_not_reset(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_plain_reset_overrides_one_that_waits(make: EngineFactory) -> None:
+def test_a_plain_reset_overrides_one_that_waits(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -436,7 +413,7 @@ def test_a_plain_reset_overrides_one_that_waits(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_a_reset_that_waits_does_not_override_a_plain_one(make: EngineFactory) -> None:
+def test_a_reset_that_waits_does_not_override_a_plain_one(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 8)
@@ -445,7 +422,7 @@ def test_a_reset_that_waits_does_not_override_a_plain_one(make: EngineFactory) -
 
 
 @each_engine
-def test_an_end_that_is_queued_goes_before_its_reset(make: EngineFactory) -> None:
+def test_an_end_that_is_queued_goes_before_its_reset(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, b"", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -453,7 +430,7 @@ def test_an_end_that_is_queued_goes_before_its_reset(make: EngineFactory) -> Non
 
 
 @each_engine
-def test_a_reset_by_the_peer_drops_what_is_queued(make: EngineFactory) -> None:
+def test_a_reset_by_the_peer_drops_what_is_queued(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -464,7 +441,7 @@ def test_a_reset_by_the_peer_drops_what_is_queued(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_commands_for_streams_that_are_gone_are_ignored(make: EngineFactory) -> None:
+def test_commands_for_streams_that_are_gone_are_ignored(make: EventFactory) -> None:
     peer = client(make)
     server = RawPeer(make, engine_is_client=False)
     server.open()
@@ -483,7 +460,7 @@ def test_commands_for_streams_that_are_gone_are_ignored(make: EngineFactory) -> 
 
 
 @each_engine
-def test_a_stream_that_is_being_reset_takes_no_more(make: EngineFactory) -> None:
+def test_a_stream_that_is_being_reset_takes_no_more(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.reset(1, 5, after_data=True)
@@ -493,7 +470,7 @@ def test_a_stream_that_is_being_reset_takes_no_more(make: EngineFactory) -> None
 
 
 @each_engine
-def test_a_head_is_not_overtaken_by_its_reset(make: EngineFactory) -> None:
+def test_a_head_is_not_overtaken_by_its_reset(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.engine.send_head(1, RESPONSE, end_stream=False)
@@ -503,7 +480,7 @@ def test_a_head_is_not_overtaken_by_its_reset(make: EngineFactory) -> None:
 
 
 @each_engine
-def test_sent_adds_up_to_what_arrives(make: EngineFactory) -> None:
+def test_sent_adds_up_to_what_arrives(make: EventFactory) -> None:
     joined = Joined(make, server_limits=Limits(stream_window_octets=2_000, connection_window_octets=65_535))
     streams = [joined.client.engine.send_request(REQUEST, end_stream=False) for _ in range(20)]
     for stream_id in streams:

@@ -24,10 +24,11 @@ import argparse
 import sys
 import time
 
-from proxy.http2.choice import EngineFactory, engine_choice
+from proxy.http2.choice import engine_choice
 from tests.fuzz.case import Case
 from tests.fuzz.endurance import run_streams
 from tests.fuzz.twins import Parted, Twins
+from tests.support.engines import EventEngineFactory, EventFactory
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="this case alone")
     parser.add_argument("--streams", type=int, help="no random peers, but so many exchanges, and memory as they go by")
     options = parser.parse_args()
-    make: EngineFactory = Twins if options.engine == "both" else engine_choice(options.engine).make
+    make: EventFactory = (
+        Twins if options.engine == "both" else EventEngineFactory(options.engine, engine_choice(options.engine).make)
+    )
     if options.streams is not None:
         run_streams(make, options.streams, sys.stdout)
     elif options.case is not None:
@@ -48,7 +51,7 @@ def main() -> None:
         run_cases(make, options.first, options.seconds)
 
 
-def run_cases(make: EngineFactory, first: int, seconds: float) -> None:
+def run_cases(make: EventFactory, first: int, seconds: float) -> None:
     """Run one case after the other; name the one that fails."""
     number, parted, end = first, 0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -61,7 +64,7 @@ def run_cases(make: EngineFactory, first: int, seconds: float) -> None:
     sys.stdout.write(f"{number - first} cases, {parted} of which ended early where engines may differ\n")
 
 
-def run_case(make: EngineFactory, number: int) -> bool:
+def run_case(make: EventFactory, number: int) -> bool:
     """Run a case; return whether it came to its end."""
     try:
         Case(make, number).run()

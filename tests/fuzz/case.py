@@ -10,20 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
-from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import (
-    ConnectionFailed,
-    DataReceived,
-    ErrorCode,
-    Event,
-    Fields,
-    HeadReceived,
-    InterimReceived,
-    StreamId,
-    StreamReset,
-    TrailersReceived,
-)
+from proxy.http2.engine import Limits
+from proxy.http2.events import ErrorCode, Fields, StreamId
 from tests.conformance.raw import PREFACE, REQUEST, RESPONSE, TRAILERS
 from tests.fuzz.traffic import (
     CONTINUATION,
@@ -39,12 +27,22 @@ from tests.fuzz.traffic import (
     Peer,
     frames,
 )
+from tests.support.engines import EventFactory
+from tests.support.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    HeadReceived,
+    InterimReceived,
+    StreamReset,
+    TrailersReceived,
+)
 
 
 class Case:
     """One connection from its start to its end, and what must hold all along."""
 
-    def __init__(self, make: EngineFactory, number: int) -> None:
+    def __init__(self, make: EventFactory, number: int) -> None:
         self.rng = rng = Random(number)
         self.client = rng.random() < 0.5
         limits = Limits(
@@ -55,7 +53,7 @@ class Case:
             max_frame_octets=rng.choice((16_384, 20_000)),
         )
         self.limits = limits
-        self.engine: Engine = make(client=self.client, limits=limits)
+        self.engine = make(client=self.client, limits=limits)
         self.seen: set[StreamId] = set()
         self.over: set[StreamId] = set()
         self.ended: set[StreamId] = set()

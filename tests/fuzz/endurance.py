@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
 from tests.conformance.joined import Joined
 from tests.conformance.raw import REQUEST, RESPONSE, TRAILERS, line
+from tests.support.engines import EventFactory
+from tests.support.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
 
 _A_ROUND = 50
 """Streams open at once."""
@@ -32,7 +32,7 @@ def live_objects() -> int:
     return len(gc.get_objects())
 
 
-def run_streams(make: EngineFactory, streams: int, out: TextIO) -> None:
+def run_streams(make: EventFactory, streams: int, out: TextIO) -> None:
     """Carry out so many exchanges, of every ending there is; print what is held after each tenth."""
     done = 0
     started = time.monotonic()

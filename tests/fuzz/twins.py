@@ -14,11 +14,13 @@ from typing import TypeAlias, TypeVar
 import hpack
 
 from proxy.http2.choice import engine_choice
-from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import ConnectionFailed, ErrorCode, Event, Fields, HeadReceived, Sent, StreamId, StreamReset
-from proxy.http2.stream_history import AFTER_THE_END, PASSED_OVER
+from proxy.http2.engine import Limits
+from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.policy.stream_history import AFTER_THE_END, PASSED_OVER
 from tests.conformance.raw import PREFACE
 from tests.fuzz.traffic import CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, RST_STREAM, WINDOW_UPDATE, frames
+from tests.support.engines import EventEngine
+from tests.support.events import ConnectionFailed, Event, HeadReceived, Sent, StreamReset
 
 T = TypeVar("T")
 Told: TypeAlias = tuple[object, ...]
@@ -95,7 +97,7 @@ class Wire:
         return HEADERS, self.ends, *((bytes(line[0]), bytes(line[1]), line.indexable) for line in lines)
 
 
-class Twins:
+class Twins(EventEngine):
     """The h2 engine and the compiled one, as one engine."""
 
     name = "both"
@@ -103,9 +105,9 @@ class Twins:
     def __init__(self, *, client: bool, limits: Limits) -> None:
         # When a stream counts no longer, and when a peer must know of our frame size, is not the same instant in both.
         limits = replace(limits, max_concurrent_streams=100, max_frame_octets=16_384)
-        self.pair: tuple[Engine, Engine] = (
-            engine_choice("h2").make(client=client, limits=limits),
-            engine_choice("auto").make(client=client, limits=limits),
+        self.pair: tuple[EventEngine, EventEngine] = (
+            EventEngine(engine_choice("h2").make, client=client, limits=limits),
+            EventEngine(engine_choice("auto").make, client=client, limits=limits),
         )
         self.wires = (Wire(client=client), Wire(client=client))
         self.failed = False
@@ -115,7 +117,7 @@ class Twins:
         self.taken = b""
         self.sent: dict[StreamId, int] = defaultdict(int)
 
-    def both(self, ask: Callable[[Engine], T]) -> T:
+    def both(self, ask: Callable[[EventEngine], T]) -> T:
         """Ask both; their answers, or what they raise, must be the same."""
         (answer, raised), (also, also_raised) = (outcome(ask, engine) for engine in self.pair)
         assert type(raised) is type(also_raised), (raised, also_raised)
@@ -125,7 +127,7 @@ class Twins:
         assert answer == also, (answer, also)
         return answer  # type: ignore[return-value]  # nothing was raised
 
-    def same(self, ask: Callable[[Engine], T]) -> T:
+    def same(self, ask: Callable[[EventEngine], T]) -> T:
         """Ask both a question."""
         answer, also = (ask(engine) for engine in self.pair)
         assert answer == also
@@ -236,7 +238,7 @@ class Twins:
         return bool(self.taken) or any(engine.wants_to_send for engine in self.pair)
 
 
-def outcome(ask: Callable[[Engine], T], engine: Engine) -> tuple[T | None, Exception | None]:
+def outcome(ask: Callable[[EventEngine], T], engine: EventEngine) -> tuple[T | None, Exception | None]:
     try:
         return ask(engine), None
     except (ValueError, RuntimeError) as exc:
@@ -276,5 +278,6 @@ def may_part(portable: Event | None, compiled: Event | None) -> bool:
         return True
     # On streams that are over, or that nobody has heard of, the library looks neither at padding nor at sizes.
     return isinstance(portable, ConnectionFailed) and any(
-        words in portable.reason for words in ("far greater", "pad length", "padding is longer")
+        words in portable.reason
+        for words in ("far over the limit", "padding is longer", "too short for their priority")
     )

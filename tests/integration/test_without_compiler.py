@@ -9,30 +9,56 @@ from pathlib import Path
 
 import pytest
 
+from proxy.http2.choice import engine_choice
 from tests.support.processes import program
 
 REPOSITORY = Path(__file__).parents[2]
-TESTS = (
-    "tests/unit/relay",
-    "tests/unit/upstream/test_connection.py",
-    "tests/unit/upstream/test_pool.py",
-    "tests/unit/downstream/test_connection.py",
-    "tests/unit/http2/test_fields.py",
-    "tests/unit/telemetry/test_metrics.py",
-    "tests/unit/test_routing.py",
-    "tests/unit/tokens/test_slot.py",
-    "tests/unit/wire",
-)
+ENGINE = ("http2/engine", "http2/nghttp2/")
+"""What is compiled of the HTTP/2 engine: the classes that it derives from, and itself."""
+
+# What is compiled of all that there is, and the tests that see what difference it makes.
+BUILDS = {
+    "none": (
+        (),
+        (
+            "tests/unit/connection",
+            "tests/unit/relay",
+            "tests/unit/upstream/test_connection.py",
+            "tests/unit/upstream/test_pool.py",
+            "tests/unit/downstream/test_connection.py",
+            "tests/unit/telemetry/test_metrics.py",
+            "tests/unit/tokens/test_slot.py",
+        ),
+    ),
+    "engine": (
+        ENGINE,
+        (
+            "tests/unit/connection",
+            "tests/unit/relay/test_defects.py",
+            "tests/unit/relay/test_forwarding.py",
+            "tests/unit/relay/test_lifetime.py",
+            "tests/conformance/test_callbacks.py",
+        ),
+    ),
+}
+WHERE = """
+from proxy.http2.choice import engine_choice
+from proxy.relay import exchange
+
+print(exchange.__file__)
+print(engine_choice("auto").name)
+"""
 
 
-def lay_out(folder: Path) -> None:
-    """Copy the program without its compiled data path, and what tests it."""
-
-    def compiled_python(place: str, names: list[str]) -> list[str]:
-        modules = {name.removesuffix(".py") for name in names if name.endswith(".py")}
-        return [name for name in names if name.endswith(".so") and name.split(".")[0] in {*modules, "data_path__mypyc"}]
-
-    shutil.copytree(REPOSITORY / "proxy", folder / "proxy", ignore=compiled_python)
+def lay_out(folder: Path, compiled: tuple[str, ...]) -> None:
+    """Copy the program, of what is compiled only what begins like that, and what tests it."""
+    shutil.copytree(
+        REPOSITORY / "proxy", folder / "proxy", ignore=shutil.ignore_patterns("__pycache__", "*.so", "compiled.json")
+    )
+    for module in (REPOSITORY / "proxy").rglob("*.so"):
+        place = module.relative_to(REPOSITORY / "proxy")
+        if any(f"{place.parent}/{place.name.partition('.')[0]}".startswith(one) for one in compiled):
+            shutil.copy2(module, folder / "proxy" / place)
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     shutil.copy2(REPOSITORY / "pyproject.toml", folder)
 
@@ -43,11 +69,13 @@ def within(folder: Path, *argv: str) -> list[str]:
 
 
 @pytest.mark.asyncio
-async def test_interpreted_it_passes_the_tests_that_it_passes_compiled(tmp_path: Path) -> None:
-    lay_out(tmp_path)
-    where = "from proxy.relay import carrier; print(carrier.__file__)"
-    async with program("where", within(tmp_path, "-c", where)) as asked:
-        await asked.line(re.escape(f"{tmp_path}/proxy/relay/carrier.py"))
-    argv = within(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *TESTS)
-    async with program("pytest", argv) as tests:
-        assert await tests.ended(within_seconds=110.0) == 0, tests.tail(60)
+@pytest.mark.parametrize("build", BUILDS)
+async def test_interpreted_it_passes_the_tests_that_it_passes_compiled(build: str, tmp_path: Path) -> None:
+    compiled, tests = BUILDS[build]
+    lay_out(tmp_path, compiled)
+    async with program("where", within(tmp_path, "-c", WHERE)) as asked:
+        await asked.line(re.escape(f"{tmp_path}/proxy/relay/exchange.py"))
+        await asked.line(engine_choice("auto").name if compiled else "h2")
+    argv = within(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
+    async with program("pytest", argv) as running:
+        assert await running.ended(within_seconds=110.0) == 0, running.tail(60)

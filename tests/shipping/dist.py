@@ -90,7 +90,7 @@ def held_by_source(source: Path, tree: Path) -> None:
 def held_by_wheel(wheel: Path) -> None:
     """The wheel has the package alone: what was compiled, and not what of."""
     names = zipfile.ZipFile(wheel).namelist()
-    for module in ("proxy/http2/nghttp2_engine", "proxy/data_path__mypyc", "proxy/relay/carrier"):
+    for module in ("proxy/http2/nghttp2/engine", "proxy/http2/engine", "proxy/relay/exchange"):
         check(
             any(name.startswith(f"{module}.") and name.endswith(".so") for name in names), f"{module} is not compiled"
         )

@@ -1,18 +1,96 @@
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from sysconfig import get_config_var
 
+import pytest
+
 from tests.shipping.dist import NO_COMPILER, run, tracked
+
+# Writes its command line down, and leaves a file where it would leave what it compiles.
+COMPILER = """#!{python}
+import sys
+from pathlib import Path
+with Path({log!r}).open("a") as log:
+    log.write(repr(sys.argv[1:]) + chr(10))
+if "-o" in sys.argv:
+    Path(sys.argv[sys.argv.index("-o") + 1]).touch()
+"""
+
+
+def build(tree: Path, environment: dict[str, str]) -> str:
+    return run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, environment=environment)
+
+
+def compiler(folder: Path) -> tuple[dict[str, str], Path]:
+    """An environment with a compiler that only says what it is told, and the file in which it does."""
+    log, program = folder / "commands", folder / "cc"
+    program.write_text(COMPILER.format(python=sys.executable, log=str(log)))
+    program.chmod(0o755)
+    return {"CC": str(program), "LDSHARED": f"{program} -shared"}, log
+
+
+def commands(log: Path) -> list[list[str]]:
+    """The commands that compile a module, without the one that looks whether anything can be compiled."""
+    lines = [eval(line) for line in log.read_text().splitlines()] if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [line for line in lines if "-c" in line and not any(word.endswith("probe.c") for word in line)]
 
 
 def test_what_was_compiled_of_older_sources_does_not_stay_where_nothing_can_be_compiled(tmp_path: Path) -> None:
     """Python would import it in the place of the sources, whatever these have become."""
     tree = tracked(tmp_path)
     suffix = get_config_var("EXT_SUFFIX")
-    for module in ("http2/nghttp2_engine", "relay/carrier", "restate", "data_path__mypyc"):
+    for module in ("http2/nghttp2/engine", "relay/exchange", "restate", "relay/carrier"):
         (tree / "proxy" / f"{module}{suffix}").touch()
-    said = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, environment=NO_COMPILER)
+    said = build(tree, NO_COMPILER)
     assert "nothing is compiled, and all runs slower" in said
     assert list(tree.glob("proxy/**/*.so")) == []
+    assert not (tree / "proxy/compiled.json").exists()
+
+
+@pytest.mark.parametrize("flags", ["-g0", "-O0 -g", ""])
+def test_it_is_optimised_whatever_the_flags_of_the_environment_say(tmp_path: Path, flags: str) -> None:
+    tree = tracked(tmp_path)
+    environment, log = compiler(tmp_path)
+    build(tree, {**environment, "CFLAGS": flags, "CLOUDRUN_SIDECAR_BUILD": "engine"})
+    compiled = commands(log)
+    assert len(compiled) == 9
+    for command in compiled:
+        levels = [word for word in command if word.startswith("-O")]
+        assert levels[-1] == "-O3"
+        assert "-DNDEBUG" in command
+        assert "-fwrapv" in command
+
+
+def test_only_what_has_changed_is_compiled_again(tmp_path: Path) -> None:
+    tree = tracked(tmp_path)
+    environment, log = compiler(tmp_path)
+    environment["CLOUDRUN_SIDECAR_BUILD"] = "engine"
+    build(tree, environment)
+    commands(log)
+    build(tree, environment)
+    assert commands(log) == []
+    source = tree / "proxy/http2/nghttp2/outbox.pyx"
+    source.write_text(source.read_text() + "\n# changed\n")
+    os.utime(source, (0, 0))
+    build(tree, environment)
+    (command,) = commands(log)
+    assert any(word.endswith("outbox.c") for word in command)
+    recorded = json.loads((tree / "proxy/compiled.json").read_text())
+    assert "proxy/http2/nghttp2/outbox.pyx" in recorded["files"]
+
+
+def test_nothing_is_compiled_where_that_is_asked_for(tmp_path: Path) -> None:
+    tree = tracked(tmp_path)
+    environment, log = compiler(tmp_path)
+    build(tree, {**environment, "CLOUDRUN_SIDECAR_BUILD": "none"})
+    assert commands(log) == []
+
+
+def test_what_may_not_be_asked_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="CLOUDRUN_SIDECAR_BUILD must be one of none, engine, all; it is 'some'"):
+        build(tracked(tmp_path), {"CLOUDRUN_SIDECAR_BUILD": "some"})

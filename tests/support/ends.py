@@ -1,102 +1,28 @@
-"""The two ends of the sidecar's connections, each an engine in a test's hands, and an engine that keeps accounts."""
+"""The two ends of the sidecar's connections, each an engine in a test's hands."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hyperframe.frame import Frame
 
 from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import (
+from proxy.http2.engine import Limits
+from proxy.http2.events import Fields, StreamId
+from tests.support.engines import EventEngine
+from tests.support.events import (
     ConnectionFailed,
     DataReceived,
     Event,
-    Fields,
     HeadReceived,
     InterimReceived,
-    Sent,
-    StreamId,
     StreamReset,
     TrailersReceived,
 )
 
-__all__ = ["Client", "End", "Ledger", "Message", "Service"]
-
-
-class Ledger:
-    """An engine that counts what was received and what was given back, and watches that it is never too much."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self.received: dict[StreamId, int] = defaultdict(int)
-        self.acknowledged: dict[StreamId, int] = defaultdict(int)
-        self.connection_received = 0
-        self.connection_acknowledged = 0
-        self.finished: set[StreamId] = set()
-        """Streams on which nothing more can come: nobody needs their window any more."""
-        self._engine = engine
-        self.send_request = engine.send_request
-        self.send_head = engine.send_head
-        self.send_data = engine.send_data
-        self.send_trailers = engine.send_trailers
-        self.ping = engine.ping
-        self.go_away = engine.go_away
-        self.take: Callable[[], tuple[bytes, list[Sent]]] = engine.take
-
-    def receive(self, data: bytes) -> list[Event]:
-        events = self._engine.receive(data)
-        for event in events:
-            if isinstance(event, DataReceived):
-                self.received[event.stream_id] += len(event.data)
-                self.connection_received += len(event.data)
-            if isinstance(event, TrailersReceived | StreamReset) or getattr(event, "end_stream", False):
-                self.finished.add(event.stream_id)  # type: ignore[union-attr]  # such events have a stream
-        return events
-
-    def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
-        self.finished.add(stream_id)
-        self._engine.reset(stream_id, code, after_data=after_data)
-
-    def acknowledge(self, stream_id: StreamId, octets: int) -> None:
-        assert octets > 0
-        self.acknowledged[stream_id] += octets
-        assert self.acknowledged[stream_id] <= self.received[stream_id], "more was acknowledged than was received"
-        self._engine.acknowledge(stream_id, octets)
-
-    def acknowledge_connection(self, octets: int) -> None:
-        self.connection_acknowledged += octets
-        assert self.connection_acknowledged <= self.connection_received
-        self._engine.acknowledge_connection(octets)
-
-    def owed(self, stream_id: StreamId) -> int:
-        """Octets that were received and not given back."""
-        return self.received[stream_id] - self.acknowledged[stream_id]
-
-    def take_refused(self) -> list[tuple[StreamId, str]]:
-        return self._engine.take_refused()
-
-    @property
-    def peer_max_concurrent_streams(self) -> int:
-        return self._engine.peer_max_concurrent_streams
-
-    @property
-    def open_streams(self) -> int:
-        return self._engine.open_streams
-
-    @property
-    def free_streams(self) -> int:
-        return self._engine.free_streams
-
-    @property
-    def queued_octets(self) -> int:
-        return self._engine.queued_octets
-
-    @property
-    def wants_to_send(self) -> bool:
-        return self._engine.wants_to_send
+__all__ = ["Client", "End", "Message", "Service"]
 
 
 @dataclass
@@ -124,7 +50,7 @@ class End:
     """One end that a test holds: an engine, and what it has reported."""
 
     def __init__(self, make: EngineFactory, *, client: bool, limits: Limits) -> None:
-        self.engine = make(client=client, limits=limits)
+        self.engine = EventEngine(make, client=client, limits=limits)
         self.streams: dict[StreamId, Message] = defaultdict(Message)
         self.sent: dict[StreamId, int] = defaultdict(int)
         """Content that has left, by stream."""

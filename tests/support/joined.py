@@ -10,19 +10,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
-from proxy.relay.forwarder import Forwarder
+from proxy.relay.dispatcher import Dispatcher
+from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.waiting import Tokens
 from proxy.routing import UNMATCHED, Origin, Route, RouteTable
 from proxy.telemetry import Metrics
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
-from proxy.wire import Budget
-from tests.support.ends import Client, End, Ledger, Service
+from tests.support.ends import Client, End, Service
+from tests.support.engines import assert_credit, owed
 from tests.support.workshop import Transport, Workshop
 
 __all__ = ["NAME", "Wire", "World", "route"]
@@ -41,7 +44,6 @@ class Wire:
 
     protocol: DownstreamConnection | UpstreamConnection
     transport: Transport
-    ledger: Ledger
     end: End
     cut: bool = False
 
@@ -60,6 +62,10 @@ class Wire:
             self.protocol.data_received(data)
         except Exception as exc:  # noqa: BLE001 - what a real transport does: it reports it, and the connection is lost
             self.transport.fail(exc)
+
+    def owed(self, stream_id: StreamId) -> int:
+        """Octets of a stream's content that were received and not given back."""
+        return owed(self.protocol.engine, stream_id)
 
     def lose(self, exc: Exception | None = None) -> None:
         """Have the connection end from the other side."""
@@ -102,7 +108,8 @@ class World:
         self.tokens = tokens(self.clock) if tokens is not None else TokenSource(_no_mint, clock=self.clock)
         self.pool = Pool(self._connect, self.metrics, max_connections=max_connections)
         self.routes = routes or (route("svc"),)
-        self.forwarder = Forwarder(
+        self.flusher = Flusher(self.loop)
+        self.dispatcher = Dispatcher(
             RouteTable(self.routes),
             self.tokens,
             self.pool,
@@ -110,7 +117,7 @@ class World:
             self.budget,
             loop=self.loop,
             clock=self.clock,
-            chance=chance,
+            random_fraction=chance,
             replay_octets=replay_octets,
             name=NAME,
             access_log=access_log,
@@ -129,12 +136,11 @@ class World:
 
     def client(self, limits: Limits | None = None) -> Client:
         """Connect another client."""
-        ledger = Ledger(self.make(client=False, limits=self.limits))
         connection = DownstreamConnection(
-            ledger, self.budget, self.loop, exchanges=self.forwarder, on_change=lambda: None
+            self._engines(client=False), self.budget, self.flusher, acceptor=self.dispatcher, on_change=lambda: None
         )
         client = Client(self.make, limits or self.client_limits)
-        self._join(connection, ledger, client)
+        self._join(connection, client)
         self.settle()
         return client
 
@@ -143,17 +149,22 @@ class World:
             await self.connecting()
         if self.refusals:
             raise self.refusals.pop(0)
-        ledger = Ledger(self.make(client=True, limits=self.limits))
-        connection = UpstreamConnection(ledger, self.budget, self.loop, origin=origin, timing=Timing())
+        connection = UpstreamConnection(
+            self._engines(client=True), self.budget, self.flusher, origin=origin, timing=Timing()
+        )
         service = Service(self.make, self.service_limits)
         self.services.append(service)
-        self._join(connection, ledger, service)
-        await connection.settled
+        self._join(connection, service)
+        await connection.ready
         return connection
 
-    def _join(self, connection: DownstreamConnection | UpstreamConnection, ledger: Ledger, end: End) -> None:
+    def _engines(self, *, client: bool) -> MakeEngine:
+        watched = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
+        return lambda handler: self.make(client=client, limits=self.limits, handler=handler, watched_names=watched)
+
+    def _join(self, connection: DownstreamConnection | UpstreamConnection, end: End) -> None:
         transport = Transport(self.loop, connection.as_protocol())
-        self.wires.append(Wire(connection, transport, ledger, end))
+        self.wires.append(Wire(connection, transport, end))
         connection.connection_made(transport)
 
     def wire(self, end: End) -> Wire:
@@ -197,23 +208,23 @@ class World:
         for wire in self.wires:
             assert wire.end.failed is None, wire.end.failed
             if not wire.protocol.closed:
-                assert wire.ledger.connection_acknowledged == wire.ledger.connection_received
+                assert_credit(wire.protocol.engine)
+                assert wire.protocol.engine.owed_octets == 0
 
     def assert_at_rest(self) -> None:
         """All exchanges are over: nothing is held, nobody is listened to, all credit is back."""
         self.assert_in_order()
         assert self.budget.queued_octets == 0
-        assert self.forwarder.waiting.count == 0
+        assert self.dispatcher.waiting.count == 0
         for wire in self.wires:
-            assert not wire.protocol._sinks
             if not wire.protocol.closed:
-                assert wire.ledger.open_streams == 0
+                assert wire.protocol.engine.count_open_streams() == 0
         for known in (*(known.label for known in self.routes), UNMATCHED):
             assert self.metrics.route(known).in_flight == 0
 
     def close(self) -> None:
         """End everything."""
-        self.run(self.forwarder.waiting.close())
+        self.run(self.dispatcher.waiting.close())
         self.run(self.pool.close())
         if isinstance(self.tokens, TokenSource):
             self.run(self.tokens.close())

@@ -6,16 +6,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
 from proxy.doctor import asking
 from proxy.doctor.asking import ask
 from proxy.errors import Internal, UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields
-from proxy.http2.h2_engine import H2Engine
+from proxy.http2.portable.engine import PortableEngine
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
-from proxy.wire import Budget
 from tests.support.h2_peer import Peer, Reset, server
 
 HEAD: Fields = [
@@ -31,7 +32,12 @@ LONG = 30.0
 async def connected() -> AsyncIterator[tuple[UpstreamConnection, Peer]]:
     """A connection in use, and its other end."""
     async with server() as far:
-        connector = Connector(lambda: H2Engine(client=True, limits=Limits()), Budget(1 << 20), timing=Timing())
+        connector = Connector(
+            lambda handler: PortableEngine(client=True, limits=Limits(), handler=handler),
+            Budget(1 << 20),
+            Flusher(asyncio.get_running_loop()),
+            timing=Timing(),
+        )
         connection = await connector.connect(Origin("http", "127.0.0.1", far.port))
         try:
             yield connection, await far.accepted()
@@ -139,7 +145,7 @@ async def test_a_defect_of_ours_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -
     def stumble(self: object, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(asking._Collector, "response_head", stumble)
+    monkeypatch.setattr(asking._Collector, "on_response_head", stumble)
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(_raised(near))
         stream, _, _ = await far.request()

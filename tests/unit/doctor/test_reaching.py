@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
 from proxy.doctor.reaching import Reached, Reacher, certificate_details
 from proxy.doctor.report import Outcome, Step
 from proxy.emulator import Certificates
 from proxy.http2.engine import Limits
-from proxy.http2.h2_engine import H2Engine
+from proxy.http2.portable.engine import PortableEngine
 from proxy.network.resolver import Resolver
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
-from proxy.wire import Budget
 from tests.support.h2_peer import server, server_context
 
 SHORT = 0.3
@@ -32,8 +33,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 def reacher(ca: Path | None = None, seconds: float = 10.0) -> Reacher:
     connector = Connector(
-        lambda: H2Engine(client=True, limits=Limits()),
+        lambda handler: PortableEngine(client=True, limits=Limits(), handler=handler),
         Budget(1 << 20),
+        Flusher(asyncio.get_running_loop()),
         timing=Timing(),
         upstream_ca=ca,
         connect_timeout_seconds=seconds,

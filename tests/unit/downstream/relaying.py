@@ -6,48 +6,40 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, RequestAcceptor
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
 from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Engine, Limits
-from proxy.http2.events import ErrorCode, Fields, StreamId
-from proxy.http2.h2_engine import H2Engine
-from proxy.wire import Budget, Channel, Exchanges, Sink
+from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
+from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.portable.engine import PortableEngine
 
 
-class Taken(Sink):
+class Taken(StreamReceiver):
     """One request as it comes, and the way back. Content is acknowledged at once, or by hand."""
 
-    def __init__(self, channel: Channel, stream_id: StreamId, *, acknowledging: bool) -> None:
-        self._over = False
-        self.fields: Fields = []
-        self.ended_with_head = False
+    def __init__(self, stream: Stream, fields: Fields, end_stream: bool, *, acknowledging: bool) -> None:
+        self.fields = fields
+        self.ended_with_head = end_stream
         self.content = bytearray()
         self.trailers: Fields | None = None
         self.sent_octets = 0
         self.ended = asyncio.Event()
         self.reset: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._channel = channel
-        self._stream_id = stream_id
+        """The code with which the stream was reset, once it was."""
+        self.reset_by_peer = False
+        self._stream = stream
         self._acknowledging = acknowledging
         self._grown = asyncio.Event()
-
-    @property
-    def over(self) -> bool:
-        return self._over
-
-    # ---- the request
-
-    def request_head(self, fields: Fields, end_stream: bool) -> None:
-        self.fields = fields
-        self.ended_with_head = end_stream
         if end_stream:
             self.ended.set()
 
-    def request_data(self, data: bytes, end_stream: bool) -> None:
+    # ---- the request
+
+    def on_request_data(self, data: bytes, end_stream: bool) -> None:
         self.content += data
         self._grown.set()
         if end_stream:
@@ -55,18 +47,19 @@ class Taken(Sink):
         if self._acknowledging:
             self.acknowledge(len(data))
 
-    def request_trailers(self, fields: Fields) -> None:
+    def on_request_trailers(self, fields: Fields) -> None:
         self.trailers = fields
         self.ended.set()
 
-    def request_reset(self, code: int) -> None:
-        self._over = True
+    def on_request_reset(self, code: int, by_peer: bool) -> None:
+        self.reset_by_peer = by_peer
         self.reset.set_result(code)
 
-    def broken(self) -> None:
-        self.request_reset(ErrorCode.INTERNAL_ERROR)
+    def on_internal_error(self) -> bool:
+        self.on_request_reset(ErrorCode.INTERNAL_ERROR, False)
+        return True
 
-    def response_sent(self, octets: int) -> None:
+    def on_response_sent(self, octets: int) -> None:
         self.sent_octets += octets
 
     # ---- what a test does with it
@@ -82,20 +75,17 @@ class Taken(Sink):
             await self._grown.wait()
 
     def acknowledge(self, octets: int) -> None:
-        self._channel.acknowledge(self._stream_id, octets)
+        self._stream.acknowledge(octets)
 
     def head(self, status: int = 200, *fields: tuple[bytes, bytes], end: bool = False) -> None:
         lines: Fields = [(b":status", b"%d" % status, False), *((name, value, False) for name, value in fields)]
-        self._over = self._over or end
-        self._channel.send_head(self._stream_id, lines, end_stream=end)
+        self._stream.send_head(lines, end)
 
     def data(self, data: bytes, *, end: bool = False) -> None:
-        self._over = self._over or end
-        self._channel.send_data(self._stream_id, data, end_stream=end)
+        self._stream.send_data(data, end)
 
     def end_with_trailers(self, *fields: tuple[bytes, bytes]) -> None:
-        self._over = True
-        self._channel.send_trailers(self._stream_id, [(name, value, False) for name, value in fields])
+        self._stream.send_trailers([(name, value, False) for name, value in fields])
 
     def answer(self, content: bytes, *fields: tuple[bytes, bytes]) -> None:
         """The whole response."""
@@ -103,24 +93,24 @@ class Taken(Sink):
         self.data(content, end=True)
 
     def break_off(self, code: int) -> None:
-        self._over = True
-        self._channel.reset(self._stream_id, code)
+        self._stream.reset(code, False)
 
     def forget(self) -> None:
-        self._channel.forget(self._stream_id)
+        """Hear no more of the stream."""
+        self._stream.receiver = None
 
 
-@dataclass
-class Relay(Exchanges):
+class Relay(RequestAcceptor):
     """Takes every request up, and hands it to the test."""
 
-    acknowledging: bool = True
-    requests: asyncio.Queue[Taken] = field(default_factory=asyncio.Queue)
+    def __init__(self, *, acknowledging: bool) -> None:
+        self.requests: asyncio.Queue[Taken] = asyncio.Queue()
+        self._acknowledging = acknowledging
 
-    def carrier(self, downstream: Channel, stream_id: StreamId, /) -> Sink:
-        taken = Taken(downstream, stream_id, acknowledging=self.acknowledging)
+    def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+        taken = Taken(stream, fields, end_stream, acknowledging=self._acknowledging)
+        stream.receiver = taken
         self.requests.put_nowait(taken)
-        return taken
 
     async def request(self) -> Taken:
         return await self.requests.get()
@@ -171,7 +161,7 @@ class Listening:
 
 @asynccontextmanager
 async def listening(
-    make: EngineFactory = H2Engine,
+    make: EngineFactory = PortableEngine,
     *,
     limits: Limits | None = None,
     acknowledging: bool = True,
@@ -179,13 +169,17 @@ async def listening(
     allowed_hosts: tuple[str, ...] = (),
 ) -> AsyncIterator[Listening]:
     """Serve for the time of a `with`; at its end, drain within five seconds."""
-    relay, counts, budget = Relay(acknowledging), Counts(), Budget(1 << 30)
-    engine: partial[Engine] = partial(make, client=False, limits=limits or Limits())
+    relay, counts, budget = Relay(acknowledging=acknowledging), Counts(), Budget(1 << 30)
+
+    def engine(handler: ConnectionHandler) -> Engine:
+        return make(client=False, limits=limits or Limits(), handler=handler)
+
+    flusher = Flusher(asyncio.get_running_loop())
     config = ListenerConfig(("127.0.0.1:0",), 1, max_head_octets=max_head_octets)
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
     it = Listening(
-        Listener(relay, engine, budget, counts, allowed_hosts=allowed_hosts),
+        Listener(relay, engine, budget, flusher, counts, allowed_hosts=allowed_hosts),
         relay,
         counts,
         budget,

@@ -8,11 +8,11 @@ from h2.settings import SettingCodes
 
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
 from tests.support.h2_peer import Gone, Reset, client
 from tests.unit.downstream.relaying import listening
 
-pytestmark = [pytest.mark.asyncio, each_engine]
+pytestmark = [pytest.mark.asyncio, each_bare_engine]
 
 HOST = "127.0.0.1"
 
@@ -51,6 +51,7 @@ async def test_resets_cross_with_their_code_both_ways(make: EngineFactory) -> No
         taken = await it.relay.request()
         near.reset(stream, 0x8)
         assert await taken.reset == 0x8
+        assert taken.reset_by_peer
         stream = near.open("/svc/x")
         taken = await it.relay.request()
         taken.head()
@@ -61,12 +62,13 @@ async def test_resets_cross_with_their_code_both_ways(make: EngineFactory) -> No
         assert reset.value.code == 0xB
 
 
-async def test_a_rule_that_the_client_broke_is_told_to_it_alone(make: EngineFactory) -> None:
+async def test_a_rule_that_the_client_broke_is_told_to_it_and_as_its_own_fault(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x", fields=[(b"content-length", b"1")])
         taken = await it.relay.request()
         await near.send(stream, b"too much")
-        assert await taken.reset == 0x8
+        assert await taken.reset == 0x1
+        assert not taken.reset_by_peer
         with pytest.raises(Reset) as reset:
             await near.body(stream)
         assert reset.value.code == 0x1

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.downstream import serving
 from proxy.http2.choice import EngineFactory
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
 from tests.support.h2_peer import client
 from tests.unit.downstream.relaying import listening
 
@@ -18,7 +18,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("size", [1, 5, 23, 24])
 async def test_a_preface_in_pieces_is_one(make: EngineFactory, size: int) -> None:
     async with listening(make) as it:
@@ -75,7 +75,7 @@ async def test_who_leaves_early_leaves_nothing_behind(said: bytes, abruptly: boo
         assert it.listener.live == 0
 
 
-@each_engine
+@each_bare_engine
 async def test_a_half_closed_connection_carries_no_http2(make: EngineFactory) -> None:
     async with listening(make) as it:
         reader, writer = await it.raw(PREFACE + SETTINGS)
@@ -84,7 +84,7 @@ async def test_a_half_closed_connection_carries_no_http2(make: EngineFactory) ->
         assert it.counts.opened == it.counts.closed
 
 
-@each_engine
+@each_bare_engine
 async def test_who_has_said_nothing_is_not_waited_for(make: EngineFactory) -> None:
     async with listening(make) as it, client("127.0.0.1", it.port) as near:
         reader, _ = await it.raw()
@@ -96,7 +96,7 @@ async def test_who_has_said_nothing_is_not_waited_for(make: EngineFactory) -> No
         assert it.listener.drained
 
 
-@each_engine
+@each_bare_engine
 async def test_the_last_frames_are_delivered_before_the_end(make: EngineFactory) -> None:
     """The response has left the engine, and lies in the transport of a client that is slow to read."""
     async with listening(make) as it, client("127.0.0.1", it.port) as near:

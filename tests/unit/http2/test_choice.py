@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 
 import pytest
 
+from proxy.http2 import choice
 from proxy.http2.choice import EngineFactory, EngineUnavailable, engine_choice
 from proxy.http2.engine import EngineName, Limits
-from proxy.http2.h2_engine import H2Engine
+from proxy.http2.portable.engine import PortableEngine
+from tests.support.engines import Handler
 
-COMPILED = "proxy.http2.nghttp2_engine"
+COMPILED = "proxy.http2.nghttp2.engine"
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> EngineFactory:
     module = ModuleType(COMPILED)
 
-    class Nghttp2Engine(H2Engine):
+    class Nghttp2Engine(PortableEngine):
         name = "nghttp2"
 
     vars(module).update(LIBRARY="libnghttp2 1.52.0", Nghttp2Engine=Nghttp2Engine)
@@ -31,13 +34,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> EngineFactory:
 
 def test_h2_is_h2_and_needs_no_reason(absent: None) -> None:
     chosen = engine_choice("h2")
-    assert (chosen.name, chosen.make, chosen.reason) == ("h2", H2Engine, None)
+    assert (chosen.name, chosen.make, chosen.reason) == ("h2", PortableEngine, None)
     assert chosen.library.startswith("h2 4.")
 
 
 def test_auto_takes_h2_where_the_compiled_engine_is_absent_and_says_why(absent: None) -> None:
     chosen = engine_choice("auto")
-    assert (chosen.name, chosen.make) == ("h2", H2Engine)
+    assert (chosen.name, chosen.make) == ("h2", PortableEngine)
     assert chosen.reason is not None
     assert "libnghttp2-dev" in chosen.reason
 
@@ -45,6 +48,17 @@ def test_auto_takes_h2_where_the_compiled_engine_is_absent_and_says_why(absent: 
 def test_nghttp2_where_it_is_absent_is_an_error_that_says_how_to_get_it(absent: None) -> None:
     with pytest.raises(EngineUnavailable, match="libnghttp2-dev"):
         engine_choice("nghttp2")
+
+
+def test_an_engine_compiled_for_other_base_classes_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> ModuleType:
+        raise ValueError("proxy.http2.engine.Engine size changed, may indicate binary incompatibility")
+
+    monkeypatch.setattr(choice, "import_module", load)
+    assert engine_choice("auto").make is PortableEngine
+    with pytest.raises(EngineUnavailable, match="libnghttp2-dev"):
+        engine_choice("nghttp2")
+    assert importlib.import_module is not load
 
 
 @pytest.mark.parametrize("name", ["auto", "nghttp2"])
@@ -55,11 +69,11 @@ def test_the_compiled_engine_is_preferred_where_it_is(compiled: EngineFactory, n
 
 
 def test_h2_stays_h2_where_the_compiled_engine_is(compiled: EngineFactory) -> None:
-    assert engine_choice("h2").make is H2Engine
+    assert engine_choice("h2").make is PortableEngine
 
 
 @pytest.mark.parametrize("client", [True, False])
 def test_what_is_chosen_makes_engines(absent: None, client: bool) -> None:
-    engine = engine_choice("auto").make(client=client, limits=Limits())
+    engine = engine_choice("auto").make(client=client, limits=Limits(), handler=Handler())
     assert engine.name == "h2"
-    assert engine.wants_to_send
+    assert engine.wants_to_send()

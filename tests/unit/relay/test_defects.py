@@ -15,7 +15,8 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
+from tests.support.engines import stream_of
 from tests.support.joined import World, route
 
 Clock = Callable[[], float]
@@ -68,7 +69,7 @@ def minted(authorization: bytes) -> Callable[[Clock], TokenSource]:
     return lambda clock: TokenSource(mint, clock=clock)
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("from_client", [True, False])
 def test_a_trailer_whose_name_has_no_letter_is_a_trailer(make: EngineFactory, from_client: bool) -> None:
     # RFC 9110, 5.6.2: digits and punctuation are enough for a name.
@@ -88,7 +89,7 @@ def test_a_trailer_whose_name_has_no_letter_is_a_trailer(make: EngineFactory, fr
         world.assert_in_order()
 
 
-@each_engine
+@each_bare_engine
 def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(make: EngineFactory) -> None:
     chance = Chance()
     with World(make=make, chance=chance) as world:
@@ -109,7 +110,7 @@ def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(ma
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineFactory, answered: bool) -> None:
     with World(make=make) as world, structlog.testing.capture_logs() as log:
@@ -120,18 +121,21 @@ def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineF
         if answered:
             service.respond(far, end=True)
             world.settle()
-        carrier = world.wire(client).protocol._sinks[stream]
-        carrier.broken()
-        carrier.broken()
+        served = stream_of(world.wire(client).protocol.engine, stream)
+        assert served is not None
+        exchange = served.receiver
+        assert exchange is not None
+        assert exchange.on_internal_error()
+        assert not exchange.on_internal_error()
         world.settle()
         assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
         assert service.streams[far].reset == ErrorCode.INTERNAL_ERROR
-        assert [line["code"] for line in log if line["event"] == "exchange broken off"] == ["internal"]
+        assert [line["code"] for line in log if line["event"] == "exchange aborted"] == ["internal"]
         assert world.metrics.route("svc").total == world.metrics.route("svc").failures == 1
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("how", ["go away", "refused", "lost"])
 def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFactory, how: str) -> None:
     chance = Chance()
@@ -156,7 +160,7 @@ def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFa
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 def test_a_response_that_cannot_be_looked_at_is_reset_on_both_sides(make: EngineFactory) -> None:
     with World(route("svc", signed=True), make=make, tokens=minted(b"Bearer minted")) as world:
         client = world.client()
@@ -178,7 +182,7 @@ def test_a_response_that_cannot_be_looked_at_is_reset_on_both_sides(make: Engine
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
 def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: EngineFactory, path: str) -> None:
     with World(route("svc", signed=True), make=make, tokens=minted(b"Bearer of\nbad news")) as world:
@@ -196,7 +200,7 @@ def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: Engin
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
 def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory, path: str) -> None:
     class Tokenless(TokenSource):
@@ -218,7 +222,7 @@ def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory
         world.assert_at_rest()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("last", ["request", "response"])
 def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory, last: str) -> None:
     narrow = Limits(stream_window_octets=4)

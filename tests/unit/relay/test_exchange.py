@@ -6,120 +6,162 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.relay.exchange import Action, Exchange, IllegalMove, Move, State
+from proxy.connection.budget import Budget
+from proxy.http2.engine import Stream
+from proxy.relay.exchange import TRANSITIONS, Action, Exchange, ExchangeOwner, IllegalMove, Move, State
 
 REQUEST_MOVES = {Move.REQUEST_DATA, Move.REQUEST_END, Move.REQUEST_RESET}
 
 
-def after(*moves: Move) -> Exchange:
+class Nobody(ExchangeOwner):
+    """An owner that is asked for nothing, because only states are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(Budget(1), 1)
+
+
+def exchange_after(*moves: Move) -> Exchange:
     exchange = Exchange()
+    exchange.begin(Nobody(), Stream(), [], False, 0.0)
     for move in moves:
         exchange.on(move)
     return exchange
 
 
+def sent(*moves: Move) -> Exchange:
+    """An exchange whose request is on its way."""
+    return exchange_after(Move.START, *moves)
+
+
 def test_a_plain_exchange_ends_when_both_halves_have_ended() -> None:
-    exchange = after(Move.REQUEST_DATA, Move.REQUEST_END, Move.RESPONSE_HEAD, Move.RESPONSE_DATA)
-    assert not exchange.over
-    assert exchange.on(Move.RESPONSE_END) is Action.PASS
-    assert exchange.over
+    exchange = sent(Move.REQUEST_DATA, Move.REQUEST_END, Move.RESPONSE_HEAD, Move.RESPONSE_DATA)
+    assert not exchange.is_over()
+    assert exchange.on(Move.RESPONSE_END) == Action.FORWARD
+    assert exchange.is_over()
+
+
+def test_what_comes_before_the_start_is_held() -> None:
+    exchange = exchange_after()
+    assert exchange.on(Move.REQUEST_DATA) == Action.HOLD
+    assert exchange.on(Move.REQUEST_END) == Action.HOLD
+    assert exchange.on(Move.START) == Action.FORWARD
+    assert exchange.state is State.REPLAYABLE_ENDED
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_held_can_be_sent_again_and_what_is_not_held_fails(ended: bool) -> None:
+    moves = [Move.REQUEST_END] if ended else []
+    exchange = sent(*moves)
+    assert exchange.on(Move.UNPROCESSED) == Action.RESEND
+    assert exchange.on(Move.START) == Action.FORWARD
+    exchange.on(Move.COMMIT)
+    assert exchange.on(Move.UNPROCESSED) == Action.REPLY
+    assert exchange.is_over() == ended
+
+
+def test_an_interim_head_commits_the_request() -> None:
+    assert sent(Move.INTERIM).on(Move.UNPROCESSED) == Action.REPLY
 
 
 def test_the_response_may_end_before_the_request_which_goes_on() -> None:
-    exchange = after(Move.RESPONSE_HEAD, Move.RESPONSE_END)
-    assert exchange.state is State.ANSWERED
-    assert exchange.on(Move.REQUEST_DATA) is Action.PASS
-    assert exchange.on(Move.REQUEST_END) is Action.PASS
-    assert exchange.over
+    exchange = sent(Move.RESPONSE_HEAD, Move.RESPONSE_END)
+    assert exchange.state is State.RESPONSE_DONE
+    assert exchange.on(Move.REQUEST_DATA) == Action.FORWARD
+    assert exchange.on(Move.REQUEST_END) == Action.FORWARD
+    assert exchange.is_over()
 
 
 def test_no_error_after_a_complete_response_is_success_and_the_rest_is_discarded() -> None:
-    exchange = after(Move.RESPONSE_HEAD, Move.RESPONSE_END)
-    assert exchange.on(Move.UNWANTED) is Action.NOTHING
-    assert exchange.on(Move.REQUEST_DATA) is Action.DISCARD
-    assert exchange.on(Move.REQUEST_END) is Action.DISCARD
-    assert exchange.over
+    exchange = sent(Move.RESPONSE_HEAD, Move.RESPONSE_END)
+    assert exchange.on(Move.UNWANTED) == Action.NOTHING
+    assert exchange.on(Move.REQUEST_DATA) == Action.DISCARD
+    assert exchange.on(Move.REQUEST_END) == Action.DISCARD
+    assert exchange.is_over()
 
 
 def test_no_error_before_a_complete_response_is_a_reset_like_any_other() -> None:
     for moves in ([], [Move.REQUEST_END], [Move.RESPONSE_HEAD], [Move.REQUEST_END, Move.RESPONSE_HEAD]):
-        exchange = after(*moves)
-        assert exchange.on(Move.UNWANTED) is Action.PASS
-        assert exchange.over
+        exchange = sent(*moves)
+        assert exchange.on(Move.UNWANTED) == Action.FORWARD
+        assert exchange.is_over()
 
 
 def test_a_failure_before_the_head_is_answered_and_after_it_is_a_reset() -> None:
-    assert after().on(Move.FAILED) is Action.ANSWER
-    assert after(Move.REQUEST_END).on(Move.FAILED) is Action.ANSWER
-    assert after(Move.INTERIM).on(Move.FAILED) is Action.ANSWER
-    assert after(Move.RESPONSE_HEAD).on(Move.FAILED) is Action.RESET
-    assert after(Move.REQUEST_END, Move.RESPONSE_HEAD).on(Move.FAILED) is Action.RESET
+    assert exchange_after().on(Move.FAILED) == Action.REPLY
+    assert exchange_after(Move.REQUEST_END).on(Move.FAILED) == Action.REPLY
+    assert sent().on(Move.FAILED) == Action.REPLY
+    assert sent(Move.REQUEST_END).on(Move.FAILED) == Action.REPLY
+    assert sent(Move.INTERIM).on(Move.FAILED) == Action.REPLY
+    assert sent(Move.RESPONSE_HEAD).on(Move.FAILED) == Action.RESET
+    assert sent(Move.REQUEST_END, Move.RESPONSE_HEAD).on(Move.FAILED) == Action.RESET
 
 
 def test_a_lost_upstream_does_not_spoil_a_complete_response() -> None:
-    exchange = after(Move.RESPONSE_HEAD, Move.RESPONSE_END)
-    assert exchange.on(Move.FAILED) is Action.NOTHING
+    exchange = sent(Move.RESPONSE_HEAD, Move.RESPONSE_END)
+    assert exchange.on(Move.FAILED) == Action.NOTHING
     assert exchange.state is State.DISCARDING
 
 
-def test_too_much_of_a_request_that_nobody_wants_resets_it() -> None:
-    exchange = after(Move.RESPONSE_HEAD, Move.RESPONSE_END, Move.UNWANTED, Move.REQUEST_DATA)
-    assert exchange.on(Move.DISCARDED_ENOUGH) is Action.RESET
-    assert exchange.over
-
-
 def test_what_is_answered_while_the_request_is_open_discards_the_rest_of_it() -> None:
-    exchange = after(Move.FAILED)
-    assert exchange.on(Move.REQUEST_DATA) is Action.DISCARD
-    assert exchange.on(Move.REQUEST_RESET) is Action.NOTHING
-    assert exchange.over
+    exchange = exchange_after(Move.FAILED)
+    assert exchange.on(Move.REQUEST_DATA) == Action.DISCARD
+    assert exchange.on(Move.REQUEST_RESET) == Action.NOTHING
+    assert exchange.is_over()
 
 
-@pytest.mark.parametrize("moves", [[], [Move.REQUEST_END], [Move.RESPONSE_HEAD], [Move.FAILED]])
-def test_a_defect_of_ours_is_a_reset_wherever_the_exchange_stands(moves: list[Move]) -> None:
-    exchange = after(*moves)
-    assert exchange.on(Move.BROKEN) is Action.RESET
-    assert exchange.over
+@pytest.mark.parametrize("state", list(State))
+def test_an_internal_error_ends_the_exchange_in_any_state(state: State) -> None:
+    after, action = TRANSITIONS[state, Move.INTERNAL_ERROR]
+    assert after is State.OVER
+    assert action is (Action.NOTHING if state is State.OVER else Action.RESET)
 
 
 def test_an_illegal_move_raises_and_changes_nothing() -> None:
-    exchange = after(Move.REQUEST_END)
-    with pytest.raises(IllegalMove, match="REQUEST_DATA in AWAITING"):
+    exchange = sent(Move.REQUEST_END)
+    with pytest.raises(IllegalMove, match="REQUEST_DATA in REPLAYABLE_ENDED"):
         exchange.on(Move.REQUEST_DATA)
-    assert exchange.state is State.AWAITING
-    exchange = Exchange()
+    assert exchange.state is State.REPLAYABLE_ENDED
     with pytest.raises(IllegalMove):
-        exchange.on(Move.RESPONSE_DATA)
+        exchange_after().on(Move.RESPONSE_DATA)
 
 
 @pytest.mark.parametrize(
     "moves", [[Move.REQUEST_RESET], [Move.RESPONSE_RESET], [Move.RESPONSE_HEAD, Move.RESPONSE_RESET]]
 )
 def test_a_reset_crosses_over_and_nothing_comes_after_it(moves: list[Move]) -> None:
-    exchange = after(*moves[:-1])
-    assert exchange.on(moves[-1]) is Action.PASS
-    for move in Move:
+    exchange = sent(*moves[:-1])
+    assert exchange.on(moves[-1]) == Action.FORWARD
+    for move in set(Move) - {Move.INTERNAL_ERROR}:
         with pytest.raises(IllegalMove):
             exchange.on(move)
 
 
 class Oracle:
-    """What two independent halves allow: kept as four facts, not as states."""
+    """What two independent halves allow: kept as facts, not as states."""
 
     def __init__(self) -> None:
+        self.started = self.committed = False
         self.request_ended = self.head = self.response_ended = self.dead = self.unwanted = False
 
     def legal(self, move: Move) -> bool:
-        if self.dead or (self.request_ended and self.response_ended):
+        if move is Move.INTERNAL_ERROR:
+            return True
+        if self.over:
             return False
         if move in (Move.REQUEST_DATA, Move.REQUEST_END):
             return not self.request_ended
-        if move in (Move.REQUEST_RESET, Move.BROKEN):
+        if move is Move.REQUEST_RESET:
             return True
         if move is Move.DISCARDED_ENOUGH:
             return self.unwanted
         if self.unwanted:
             return False
+        if move is Move.START:
+            return not self.started
+        if not self.started:
+            return move is Move.FAILED
+        if move is Move.COMMIT:
+            return not self.committed and not self.head
         if move in (Move.INTERIM, Move.RESPONSE_HEAD):
             return not self.head
         if move in (Move.RESPONSE_DATA, Move.RESPONSE_END):
@@ -129,15 +171,21 @@ class Oracle:
     def apply(self, move: Move) -> None:
         if move is Move.REQUEST_END:
             self.request_ended = True
+        elif move is Move.START:
+            self.started = True
+        elif move in (Move.COMMIT, Move.INTERIM):
+            self.committed = True
         elif move is Move.RESPONSE_HEAD:
             self.head = True
         elif move is Move.RESPONSE_END:
             self.response_ended = True
-        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.BROKEN, Move.DISCARDED_ENOUGH):
+        elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.INTERNAL_ERROR, Move.DISCARDED_ENOUGH):
             self.dead = True
         elif move is Move.UNWANTED:
             self.unwanted, self.dead = self.response_ended, not self.response_ended
-        elif move is Move.FAILED:
+        elif move is Move.UNPROCESSED and not self.committed and not self.head:
+            self.started = False
+        elif move in (Move.FAILED, Move.UNPROCESSED):
             if self.head and not self.response_ended:
                 self.dead = True
             else:
@@ -150,15 +198,21 @@ class Oracle:
 
 @given(st.lists(st.sampled_from(list(Move)), max_size=30))
 def test_the_machine_allows_exactly_what_two_independent_halves_allow(moves: list[Move]) -> None:
-    exchange, oracle = Exchange(), Oracle()
+    exchange, oracle = exchange_after(), Oracle()
     for move in moves:
         if oracle.legal(move):
             action = exchange.on(move)
-            assert (action is Action.DISCARD) == (oracle.unwanted and move in REQUEST_MOVES - {Move.REQUEST_RESET})
+            assert (action == Action.DISCARD) == (
+                oracle.unwanted and not oracle.over and move in REQUEST_MOVES - {Move.REQUEST_RESET}
+            )
+            assert (action == Action.HOLD) == (
+                not oracle.started
+                and not oracle.over
+                and not oracle.unwanted
+                and move in REQUEST_MOVES - {Move.REQUEST_RESET}
+            )
             oracle.apply(move)
         else:
             with pytest.raises(IllegalMove):
                 exchange.on(move)
-        assert exchange.over == oracle.over
-        if not oracle.over:
-            assert exchange.answered == oracle.head
+        assert exchange.is_over() == oracle.over

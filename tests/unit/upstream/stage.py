@@ -10,14 +10,15 @@ from typing import Any, Final, ParamSpec
 
 from hyperframe.frame import Frame
 
-from proxy import wire
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
 from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
 from proxy.routing import Origin
-from proxy.upstream.connection import Timing, UpstreamConnection
-from proxy.wire import Budget
-from tests.conformance.raw import REQUEST, RawPeer, Seen
+from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
+from tests.conformance.raw import REQUEST, Frames, Seen
 
 ORIGIN: Final = Origin("https", "greeter.example", 443)
 
@@ -136,25 +137,31 @@ class MemoryTransport(asyncio.Transport):
         self._loop.call_soon(self._lose, exc)
 
 
-class Far(RawPeer):
+class Far(Frames):
     """The upstream's end of `connection`, in the test's hands."""
 
     def __init__(self, make: EngineFactory, timing: Timing, origin: Origin = ORIGIN, **given: StreamId) -> None:
-        super().__init__(make, engine_is_client=True, greet=False)
+        super().__init__(expects_preface=True)
         self.budget = Budget(1 << 20)
         self.connection = UpstreamConnection(
-            self.engine, self.budget, asyncio.get_running_loop(), origin=origin, timing=timing, **given
+            lambda handler: make(client=True, limits=Limits(), handler=handler),
+            self.budget,
+            Flusher(asyncio.get_running_loop()),
+            origin=origin,
+            timing=timing,
+            **given,
         )
+        self.streams: dict[StreamId, Stream] = {}
+        """The near ends of what `open` has opened."""
         self.transport = MemoryTransport(self.connection.as_protocol())
         self.connection.connection_made(self.transport)
 
-    def send(self, *frames: Frame | bytes) -> list[Any]:
+    def send(self, *frames: Frame | bytes) -> None:
         """Have the connection read these frames, and write what it has to say."""
         self.connection.data_received(
             b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
         )
         self.connection.flush()
-        return []
 
     def greet(self, streams: int | None = None) -> None:
         """Send SETTINGS with this limit of streams."""
@@ -167,15 +174,13 @@ class Far(RawPeer):
     def take(self) -> list[Seen]:
         """Return every frame that has come since the last time."""
         self.connection.flush()
-        data = self.transport.read()
-        if self._expects_preface and data:
-            data = data.removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-            self._expects_preface = False
-        return self._read(data)
+        return self.read(self.transport.read())
 
-    def open(self, sink: Sink | None = None, *, end: bool = True) -> int:  # type: ignore[override]  # the near end's
+    def open(self, receiver: StreamReceiver | None = None, *, end: bool = True) -> StreamId:
         """Open a stream on the near end."""
-        return self.connection.open(REQUEST, end_stream=end, sink=sink or Sink())
+        stream = self.connection.open(REQUEST, end, receiver or Receiver())
+        self.streams[stream.id] = stream
+        return stream.id
 
     async def gone(self) -> bool:
         """Give the connection time to close; return whether it has."""
@@ -183,8 +188,8 @@ class Far(RawPeer):
         return self.connection.gone.done()
 
 
-class Sink(wire.Sink):
-    """Takes what a stream brings, in order."""
+class Receiver(StreamReceiver):
+    """Writes down what a stream brings, in order."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -193,34 +198,45 @@ class Sink(wire.Sink):
     @property
     def ends(self) -> int:
         """How often it was told that the stream is over, but for a regular end."""
-        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost", "broken"))
+        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost", "internal error"))
 
-    def interim(self, fields: Fields) -> None:
+    def on_interim(self, fields: Fields) -> None:
         self.told.append(("interim", fields))
 
-    def response_head(self, fields: Fields, end_stream: bool) -> None:
+    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         self.told.append(("head", fields, end_stream))
 
-    def response_data(self, data: bytes, end_stream: bool) -> None:
+    def on_response_data(self, data: bytes, end_stream: bool) -> None:
         self.told.append(("data", data, end_stream))
 
-    def response_trailers(self, fields: Fields) -> None:
+    def on_response_trailers(self, fields: Fields) -> None:
         self.told.append(("trailers", fields))
 
-    def response_reset(self, code: int) -> None:
-        self.told.append(("reset", code))
+    def on_response_reset(self, code: int, by_peer: bool) -> None:
+        self.told.append(("reset", code, by_peer))
 
-    def unprocessed(self) -> None:
+    def on_unprocessed(self) -> None:
         self.told.append(("unprocessed",))
 
-    def upstream_lost(self, failure: Failure) -> None:
+    def on_connection_lost(self, failure: Failure) -> None:
         self.told.append(("lost", failure.code, str(failure)))
 
-    def request_sent(self, octets: int) -> None:
+    def on_request_sent(self, octets: int) -> None:
         self.sent_octets += octets
 
-    def broken(self) -> None:
-        self.told.append(("broken",))
+    def on_internal_error(self) -> bool:
+        self.told.append(("internal error",))
+        return True
+
+
+class Owner(ConnectionOwner):
+    """Has a function called whenever a connection has changed."""
+
+    def __init__(self, told: Callable[[UpstreamConnection], object]) -> None:
+        self._told = told
+
+    def connection_changed(self, connection: UpstreamConnection) -> None:
+        self._told(connection)
 
 
 class Counts:

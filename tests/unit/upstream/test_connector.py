@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from h2.settings import SettingCodes
 
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
 from proxy.emulator import Certificates
 from proxy.errors import (
     UpstreamConnectFailed,
@@ -31,21 +33,26 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.h2_engine import H2Engine
+from proxy.http2.portable.engine import PortableEngine
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
-from proxy.wire import Budget
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
 from tests.conformance.raw import REQUEST
 from tests.support.h2_peer import server, server_context
-from tests.unit.upstream.stage import Sink
+from tests.unit.upstream.stage import Receiver
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-def connector(make: EngineFactory = H2Engine, **options: Any) -> Connector:
-    return Connector(lambda: make(client=True, limits=Limits()), Budget(1 << 20), timing=Timing(), **options)
+def connector(make: EngineFactory = PortableEngine, **options: Any) -> Connector:
+    return Connector(
+        lambda handler: make(client=True, limits=Limits(), handler=handler),
+        Budget(1 << 20),
+        Flusher(asyncio.get_running_loop()),
+        timing=Timing(),
+        **options,
+    )
 
 
 async def left(connection: UpstreamConnection) -> None:
@@ -79,9 +86,9 @@ async def listening(conversation: Conversation) -> AsyncIterator[int]:
 # ---- what works
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.asyncio
-async def test_a_connection_over_tls_is_settled_when_it_is_returned(
+async def test_a_connection_over_tls_is_ready_when_it_is_returned(
     make: EngineFactory, certificates: Certificates
 ) -> None:
     tls = server_context(*certificates.server_files("localhost"))
@@ -91,26 +98,26 @@ async def test_a_connection_over_tls_is_settled_when_it_is_returned(
         connection = await connector(make, upstream_ca=certificates.ca_file).connect(
             Origin("https", "localhost", far.port)
         )
-        assert connection.free_streams == 7
+        assert connection.count_free_streams() == 7
         assert asked_for == ["localhost"]
         assert connection.transport is not None
         assert connection.transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-        sink = Sink()
-        connection.open(REQUEST, end_stream=True, sink=sink)
+        receiver = Receiver()
+        connection.open(REQUEST, True, receiver)
         peer, _, fields, ended = await far.request()
         assert (b":path", b"/invoke/Greeter/greet") in fields
         assert ended
         peer.go_away(0)
         await connection.gone
-        assert sink.told == [("unprocessed",)]
+        assert receiver.told == [("unprocessed",)]
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.asyncio
 async def test_plain_http_upstreams_speak_http2_from_the_first_octet(make: EngineFactory) -> None:
     async with server() as far:
         connection = await connector(make).connect(Origin("http", "127.0.0.1", far.port))
-        assert connection.free_streams == 1000
+        assert connection.count_free_streams() == 1000
         assert connection.transport is not None
         assert connection.transport.get_extra_info("ssl_object") is None
         await left(connection)

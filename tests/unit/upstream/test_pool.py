@@ -20,13 +20,14 @@ from proxy.errors import (
     UpstreamSaturated,
 )
 from proxy.http2.choice import EngineFactory
-from proxy.http2.h2_engine import H2Engine
+from proxy.http2.events import StreamId
+from proxy.http2.portable.engine import PortableEngine
 from proxy.routing import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
 from tests.conformance.raw import REQUEST, RESPONSE, codes
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Service, Sink, skip, skipping, turns
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, skip, skipping, turns
 
 OTHER = Origin("http", "127.0.0.1", 8080)
 REFUSED = UpstreamConnectFailed("https://greeter.example cannot be connected to (Connection refused)")
@@ -35,7 +36,7 @@ REFUSED = UpstreamConnectFailed("https://greeter.example cannot be connected to 
 class House:
     """A pool, the service that it dials, and requests that wait for a stream and then open it."""
 
-    def __init__(self, make: EngineFactory = H2Engine, **options: Any) -> None:
+    def __init__(self, make: EngineFactory = PortableEngine, **options: Any) -> None:
         self.service = Service(make, options.pop("timing", None))
         self.counts = Counts()
         self.pool = Pool(self.service.connect, self.counts, **options)
@@ -45,15 +46,17 @@ class House:
     def task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return asyncio.get_running_loop().create_task(work)
 
-    async def _request(self, name: str, origin: Origin, sink: Sink) -> tuple[UpstreamConnection, int]:
-        connection = self.pool.line(origin).ready() or await self.pool.acquire(origin)
-        stream = connection.open(REQUEST, end_stream=True, sink=sink)
+    async def _request(self, name: str, origin: Origin, receiver: Receiver) -> tuple[UpstreamConnection, StreamId]:
+        connection = self.pool.origin_pool(origin).ready() or await self.pool.acquire(origin)
+        stream = connection.open(REQUEST, True, receiver)
         self.opened.append(name)
-        return connection, stream
+        return connection, stream.id
 
-    async def ask(self, *names: str, origin: Origin = ORIGIN, sink: Sink | None = None) -> list[asyncio.Task[Any]]:
+    async def ask(
+        self, *names: str, origin: Origin = ORIGIN, receiver: Receiver | None = None
+    ) -> list[asyncio.Task[Any]]:
         """Let requests come, and give them time."""
-        tasks = [self.task(self._request(name, origin, sink or Sink())) for name in names]
+        tasks = [self.task(self._request(name, origin, receiver or Receiver())) for name in names]
         await turns()
         return tasks
 
@@ -65,10 +68,8 @@ class House:
 
 
 def finish(far: Far, stream: int) -> None:
-    """Answer a request, and let the near end forget it."""
+    """Answer a request."""
     far.send(far.headers(stream, RESPONSE, end=True))
-    far.connection.forget(stream)
-    far.connection.flush()
 
 
 async def failures_of(tasks: list[asyncio.Task[Any]]) -> Counter[str]:
@@ -82,25 +83,25 @@ async def failures_of(tasks: list[asyncio.Task[Any]]) -> Counter[str]:
 # ---- on demand
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: EngineFactory) -> None:
     house = House(make)
-    assert house.pool.line(ORIGIN).ready() is None
+    assert house.pool.origin_pool(ORIGIN).ready() is None
     assert house.service.dials == 0
     await house.ask("a", "b", "c")
     assert house.service.dials == 1
     far = await house.service.accept()
     assert house.opened == ["a", "b", "c"]
-    assert house.pool.line(ORIGIN).ready() is far.connection
-    assert house.pool.line(OTHER).ready() is None
+    assert house.pool.origin_pool(ORIGIN).ready() is far.connection
+    assert house.pool.origin_pool(OTHER).ready() is None
     await house.ask("d")
     assert house.service.dials == 1
     assert house.counts.opened == {"https://greeter.example": 1}
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than_needed(make: EngineFactory) -> None:
     house = House(make)
@@ -112,7 +113,7 @@ async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than
         await house.service.accept(10)
     assert house.service.dials == 4
     assert house.opened == [str(number) for number in range(35)]
-    assert [far.connection.engine.open_streams for far in house.service.fars] == [10, 10, 10, 5]
+    assert [far.connection.engine.count_open_streams() for far in house.service.fars] == [10, 10, 10, 5]
     await house.close()
 
 
@@ -125,7 +126,7 @@ async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_
     assert await failures_of(tasks) == {"draining": 250}
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_wait_go_on_when_it_rises(
     make: EngineFactory,
@@ -153,7 +154,7 @@ async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_rule(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
@@ -162,13 +163,12 @@ async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_r
     far = Far(make, Timing(), origin)
     house.service.fars.append(far)
     far.greet(3)
-    far.connection.on_change = lambda _: None
     answer.set_result(far.connection)
     await turns(1)
     assert far.connection.reserved == 3
     far.limit(1)
     await turns()
-    assert far.connection.engine.open_streams == 1
+    assert far.connection.engine.count_open_streams() == 1
     finish(far, 1)
     await turns()
     finish(far, 3)
@@ -178,7 +178,7 @@ async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_r
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make: EngineFactory) -> None:
     house = House(make, wait_timeout_seconds=5.0)
@@ -204,14 +204,14 @@ async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> N
     second = await house.service.accept(2)
     finish(first, 1)
     await house.ask("d")
-    assert first.connection.engine.open_streams == 2
-    assert second.connection.engine.open_streams == 1
+    assert first.connection.engine.count_open_streams() == 2
+    assert second.connection.engine.count_open_streams() == 1
     finish(second, 1)
     await skip(100.0)
     first.send(first.ping())
     await skip(100.0)
     assert second.connection.closed
-    assert house.pool.line(ORIGIN).ready() is None
+    assert house.pool.origin_pool(ORIGIN).ready() is None
     assert not first.connection.closed
     assert house.counts.closed == {"https://greeter.example": 1}
     await house.close()
@@ -234,7 +234,7 @@ async def test_origins_share_nothing() -> None:
 # ---- the line
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
@@ -243,7 +243,7 @@ async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: Engi
     await house.ask("b")
     await house.ask("c")
     far.send(far.headers(1, RESPONSE, end=True))
-    assert house.pool.line(ORIGIN).ready() is None, "the stream that is free is for b"
+    assert house.pool.origin_pool(ORIGIN).ready() is None, "the stream that is free is for b"
     await house.ask("d")
     for stream in (3, 5):
         finish(far, stream)
@@ -252,7 +252,7 @@ async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: Engi
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_a_request_whose_connection_said_goaway_keeps_its_place_in_line(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
@@ -296,8 +296,8 @@ async def test_requests_that_gave_up_are_not_dialled_for() -> None:
     await turns()
     far = await house.service.accept(1)
     assert house.service.dials == 1
-    assert far.connection.free_streams == 1
-    assert house.pool.line(ORIGIN).ready() is far.connection
+    assert far.connection.count_free_streams() == 1
+    assert house.pool.origin_pool(ORIGIN).ready() is far.connection
     await house.close()
 
 
@@ -481,7 +481,7 @@ async def test_an_unexpected_failure_is_told_without_its_text() -> None:
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @pytest.mark.parametrize("way", ["goaway", "end"])
 @skipping
 async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineFactory, way: str) -> None:
@@ -507,20 +507,20 @@ async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineF
 # ---- GOAWAY
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(make: EngineFactory) -> None:
     house = House(make)
-    sinks = [Sink(), Sink()]
-    await house.ask("a", sink=sinks[0])
+    receivers = [Receiver(), Receiver()]
+    await house.ask("a", receiver=receivers[0])
     first = await house.service.accept()
     first.send(first.go_away((1 << 31) - 1))
-    await house.ask("b", sink=sinks[1])
+    await house.ask("b", receiver=receivers[1])
     second = await house.service.accept()
     first.send(first.go_away(1))
     finish(first, 1)
     finish(second, 1)
-    assert [sink.told for sink in sinks] == [[("head", RESPONSE, True)]] * 2
+    assert [receiver.told for receiver in receivers] == [[("head", RESPONSE, True)]] * 2
     assert await first.gone()
     assert not second.connection.closed
     assert house.counts.opened["https://greeter.example"] == 2
@@ -528,7 +528,7 @@ async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(mak
     await house.close()
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory) -> None:
     house = House(make)
@@ -550,12 +550,12 @@ async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory)
 # ---- the end
 
 
-@each_engine
+@each_bare_engine
 @skipping
 async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
-    sink = Sink()
-    await house.ask("a", sink=sink)
+    receiver = Receiver()
+    await house.ask("a", receiver=receiver)
     far = await house.service.accept(1)
     far.take()
     [b] = await house.ask("b")
@@ -564,7 +564,7 @@ async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: En
     assert not house.service.dialling, "the dial was given up"
     assert far.connection.gone.done()
     assert codes(far.take(), "GoAway") == [0]
-    assert [one[0] for one in sink.told] == ["lost"]
+    assert [one[0] for one in receiver.told] == ["lost"]
     for task in (b, *await house.ask("c")):
         with pytest.raises(Draining):
             await task

@@ -14,9 +14,9 @@ from proxy.errors import Failure, UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.upstream.connection import Timing
 from proxy.upstream.pool import Pool
-from tests.conformance.engines import each_engine
+from tests.conformance.engines import each_bare_engine
 from tests.conformance.raw import REQUEST, RESPONSE
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Service, Sink, SkippingLoop, turns
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, SkippingLoop, turns
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Request:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.sink = Sink()
+        self.receiver = Receiver()
         self.far: Far | None = None
         self.stream = 0
         self.task: asyncio.Task[None]
@@ -41,12 +41,12 @@ class Request:
         return f"request {self.number}"
 
     async def run(self, traffic: Traffic) -> None:
-        connection = traffic.pool.line(ORIGIN).ready() or await traffic.pool.acquire(ORIGIN)
+        connection = traffic.pool.origin_pool(ORIGIN).ready() or await traffic.pool.acquire(ORIGIN)
         far = next(far for far in traffic.live if far.connection is connection)
         # What counts is what the far end has been told, and what it allows by now.
         assert traffic.live[far] < traffic.limits[far], "no stream above the limit"
         assert far not in traffic.away, "no stream after GOAWAY"
-        self.stream = connection.open(REQUEST, end_stream=True, sink=self.sink)
+        self.stream = connection.open(REQUEST, True, self.receiver).id
         self.far = far
         traffic.live[far] += 1
 
@@ -77,7 +77,7 @@ class Traffic(RuleBasedStateMachine):
 
     def answerable(self) -> list[Request]:
         """Requests whose streams are live on connections that are, too."""
-        opened = (one for one in self.requests if one.far is not None and not one.sink.told)
+        opened = (one for one in self.requests if one.far is not None and not one.receiver.told)
         return [request for request in opened if request.far in self.open()]
 
     def open(self) -> list[Far]:
@@ -93,7 +93,7 @@ class Traffic(RuleBasedStateMachine):
         assert all(one is None or isinstance(one, Failure | asyncio.CancelledError) for one in results), results
         for request, result in zip(self.requests, results, strict=True):
             assert (request.far is not None) == (result is None), "answered with a stream or a failure"
-            assert len(request.sink.told) == (request.far is not None), "and a stream ends once"
+            assert len(request.receiver.told) == (request.far is not None), "and a stream ends once"
         assert all(far.connection.gone.done() for far in self.live), "no connection leaks"
         assert all(far.budget.queued_octets == 0 for far in self.live)
         assert self.counts.opened == self.counts.closed
@@ -133,8 +133,6 @@ class Traffic(RuleBasedStateMachine):
             far.send(far.reset(request.stream, REFUSED_STREAM))
         else:
             far.send(far.headers(request.stream, RESPONSE, end=True))
-            far.connection.forget(request.stream)
-            far.connection.flush()
 
     def a_limit_changes(self, data: st.DataObject) -> None:
         far = data.draw(st.sampled_from(self.open()), label="connection")
@@ -148,8 +146,8 @@ class Traffic(RuleBasedStateMachine):
         self.away.add(far)
         far.send(far.go_away(last))
         for request in mine:
-            assert request.sink.told == ([("unprocessed",)] if request.stream > last else [])
-            self.live[far] -= len(request.sink.told)
+            assert request.receiver.told == ([("unprocessed",)] if request.stream > last else [])
+            self.live[far] -= len(request.receiver.told)
 
     def a_connection_is_lost(self, data: st.DataObject) -> None:
         far = data.draw(st.sampled_from(self.open()), label="connection")
@@ -207,10 +205,10 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def every_stream_ends_once(self) -> None:
         for request in self.requests:
-            assert len(request.sink.told) <= 1, request.sink.told
+            assert len(request.receiver.told) <= 1, request.receiver.told
 
 
-@each_engine
+@each_bare_engine
 def test_the_pool_keeps_its_promises_in_any_order(make: EngineFactory) -> None:
     class TrafficOnThisEngine(Traffic):
         pass

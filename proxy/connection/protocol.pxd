@@ -1,0 +1,54 @@
+cimport cython
+
+from proxy.connection.budget cimport Budget
+from proxy.http2.engine cimport ConnectionHandler, Engine, Stream, StreamReceiver
+
+cdef long _INTERNAL_ERROR
+
+cdef class RequestAcceptor:
+    cpdef accept(self, Stream stream, list fields, bint end_stream)
+
+cdef class Flusher:
+    cdef readonly object loop
+    cdef list _due
+
+    cpdef add(self, Http2Protocol connection)
+    @cython.locals(due=list, connection=Http2Protocol)
+    cpdef flush(self)
+
+cdef class Http2Protocol(ConnectionHandler):
+    cdef object __weakref__
+    cdef readonly Engine engine
+    cdef readonly Budget budget
+    cdef readonly object loop
+    cdef public object transport
+    cdef public object on_refused
+    cdef readonly bint closed
+    cdef Flusher _flusher
+    cdef bint _paused
+    cdef Py_ssize_t _counted_octets
+    cdef object _abort_timer
+
+    cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
+    cpdef on_lost(self, str reason)
+    cpdef after_turn(self)
+    cpdef schedule_flush(self)
+    cpdef on_stream_refused(self, long stream_id, str reason)
+    cpdef on_failed(self, long code, str reason)
+    @cython.locals(receiver=StreamReceiver, aborts=cython.bint)
+    cpdef on_internal_error(self, Stream stream, object exc)
+    cpdef connection_made(self, transport)
+    @cython.locals(engine=Engine)
+    cpdef data_received(self, bytes data)
+    cpdef eof_received(self)
+    cpdef pause_writing(self)
+    cpdef resume_writing(self)
+    cpdef connection_lost(self, exc)
+    @cython.locals(engine=Engine, data=bytes, queued_octets=Py_ssize_t)
+    cpdef flush(self)
+    cpdef close(self, str reason)
+    cpdef abort(self)
+    cpdef report_error(self, exc)
+    @cython.locals(stream=Stream, receiver=StreamReceiver)
+    cpdef _end(self, str reason)
+    cpdef give_credit(self)

@@ -1,0 +1,277 @@
+"""One HTTP/2 connection on a transport: octets in, octets out, one flush a loop turn.
+
+Credit (receive windows) follows two rules. A stream's credit goes back when its octets have left in the other
+connection's outgoing octets and that transport is not paused: the engine keeps what left, and reports it while the
+transport takes more. The connection's credit goes back on receipt, so that a stream that is stuck cannot starve the
+others; only when the worker's `Budget` is used up does it wait, which bounds memory whatever the peers do.
+
+An internal error that shows while one stream is served is reported to the loop and ends that stream's exchange; the
+other streams, and the rest of what was read, are served as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
+
+from proxy.connection.budget import Budget
+from proxy.http2.engine import ConnectionHandler, Engine, Stream, StreamReceiver
+from proxy.http2.events import ErrorCode, Fields, StreamId
+
+__all__ = ["Flusher", "Http2Protocol", "MakeEngine", "RequestAcceptor"]
+
+MakeEngine: TypeAlias = Callable[[ConnectionHandler], Engine]
+"""Makes the engine of one connection, which is its handler."""
+
+# Beyond this the transport is paused, and what it holds is not acknowledged.
+_WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
+
+# How long a closed connection may take to deliver its last octets.
+_CLOSE_SECONDS: Final = 5.0
+
+_INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
+
+
+class RequestAcceptor:
+    """Who takes new requests (the relay)."""
+
+    __slots__ = ()
+
+    def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+        """Take a request whose head has come on this stream; set `stream.receiver` for what follows."""
+        raise NotImplementedError
+
+
+class Flusher:
+    """Flushes all connections of a worker that have something to write, by one call of the loop a turn."""
+
+    __slots__ = ("_due", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._due: list[Http2Protocol] = []
+
+    def add(self, connection: Http2Protocol) -> None:
+        """Have this connection flushed at the end of this turn."""
+        if not self._due:
+            self.loop.call_soon(self.flush)
+        self._due.append(connection)
+
+    def flush(self) -> None:
+        """Flush those that are due."""
+        due, self._due = self._due, []
+        for connection in due:
+            try:
+                connection.flush()
+            except Exception as exc:  # noqa: BLE001 - the others have theirs to write
+                connection.report_error(exc)
+
+
+class Http2Protocol(ConnectionHandler):
+    """An engine on a transport. Subclasses say what becomes of requests and of the connection.
+
+    Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
+    loop turn, unless the transport is paused.
+
+    It has the methods of `asyncio.Protocol`, and is one by structure only: a compiled class has no interpreted base.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_abort_timer",
+        "_counted_octets",
+        "_flusher",
+        "_paused",
+        "budget",
+        "closed",
+        "engine",
+        "loop",
+        "on_refused",
+        "transport",
+    )
+
+    def __init__(self, make_engine: MakeEngine, budget: Budget, flusher: Flusher) -> None:
+        self.flush_scheduled = False
+        self.budget = budget
+        self.loop = flusher.loop
+        self.transport: asyncio.Transport | None = None
+        self.closed = False
+        self._flusher = flusher
+        self._paused = False
+        self._counted_octets = 0
+        self._abort_timer: asyncio.TimerHandle | None = None
+        self.on_refused: Callable[[StreamId, str], None] | None = None
+        """Told of streams that were reset because the peer broke a rule, and of the reason (`policy.refusals`)."""
+        self.engine = make_engine(self)
+
+    def as_protocol(self) -> asyncio.Protocol:
+        """Return this, for transports' type checkers; see the class."""
+        return cast(asyncio.Protocol, self)
+
+    # ---- what subclasses say
+
+    def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
+        """Tell the receiver of a live stream that the connection is gone."""
+        raise NotImplementedError
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone, however it ended, and all receivers have been told; called once."""
+        raise NotImplementedError
+
+    def after_turn(self) -> None:
+        """All that was read has been served, and all that could leave has left."""
+
+    # ---- the engine's side
+
+    def schedule_flush(self) -> None:
+        """Have everything that is queued leave at the end of this loop turn."""
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
+            self._flusher.add(self)
+
+    def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
+        """Tell who counts them."""
+        if self.on_refused is not None:
+            self.on_refused(stream_id, reason)
+
+    def on_failed(self, code: int, reason: str) -> None:
+        """The peer broke the connection's rules: tell it, and close."""
+        self.close(reason)
+
+    def on_internal_error(self, stream: Stream | None, exc: Exception) -> None:
+        """Report an internal error, and end the exchange in which it showed."""
+        self.report_error(exc)
+        if stream is None:
+            return
+        receiver, stream.receiver = stream.receiver, None
+        aborts = False
+        if receiver is not None:
+            try:
+                aborts = receiver.on_internal_error()
+            except Exception as again:  # noqa: BLE001 - nothing more can be done
+                self.report_error(again)
+                aborts = True
+        # Where all was over, what is queued is meant to leave.
+        stream.reset(_INTERNAL_ERROR, not aborts)
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start: the engine has its preface and SETTINGS to send."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_OCTETS)
+        self.schedule_flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Serve what has been read."""
+        if self.closed:
+            return  # the peer has not read yet that it is over, and TLS hands on what it had read
+        engine = self.engine
+        engine.receive(data)
+        if self.closed:
+            return
+        if engine.owed_octets:
+            self.give_credit()
+        if not self.flush_scheduled:
+            if engine.wants_to_send() or engine.count_queued_octets() != self._counted_octets:
+                self.schedule_flush()
+            else:
+                self.after_turn()
+
+    def eof_received(self) -> bool | None:
+        """Let the transport close itself: a half-closed TCP connection carries no HTTP/2."""
+        return False
+
+    def pause_writing(self) -> None:
+        """Take no more from the engine, and acknowledge nothing of what was taken."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._paused = False
+        self.engine.report_sent()
+        self.schedule_flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End; the transport is gone."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        self._end(f"{type(exc).__name__}: {exc}" if exc else "closed by the peer")
+
+    # ---- flushing and closing
+
+    def flush(self) -> None:
+        """Write what the engine has, unless the transport is paused."""
+        self.flush_scheduled = False
+        transport = self.transport
+        if self.closed or transport is None or transport.is_closing():
+            return
+        engine = self.engine
+        if not self._paused:
+            data = engine.take()
+            if data:
+                transport.write(data)
+        queued_octets = engine.count_queued_octets()
+        if queued_octets != self._counted_octets:
+            self.budget.change(queued_octets - self._counted_octets)
+            self._counted_octets = queued_octets
+        if not self._paused:
+            engine.report_sent()
+        self.after_turn()
+
+    def close(self, reason: str) -> None:
+        """Send what is queued and close; receivers of live streams are told `reason`."""
+        transport = self.transport
+        if self.closed or transport is None:
+            return
+        if not transport.is_closing():
+            data = self.engine.take()
+            if data:
+                transport.write(data)
+            if transport.can_write_eof():
+                # To close a socket of which something is unread (a window update is enough) resets the connection, and
+                # what is still on its way is lost. So the peer closes first, having read it all.
+                transport.write_eof()
+            else:
+                transport.close()
+            # A peer that does not read would keep the transport, and what it holds, for ever.
+            self._abort_timer = self.loop.call_later(_CLOSE_SECONDS, transport.abort)
+        self._end(reason)
+
+    def abort(self) -> None:
+        """Drop the transport at once, with whatever it still holds."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # ---- inside
+
+    def report_error(self, exc: Exception) -> None:
+        """Have the loop's exception handler report an internal error."""
+        self.loop.call_exception_handler(
+            {"message": "internal error while a stream was served", "exception": exc, "protocol": self}
+        )
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.budget.leave(self.give_credit)
+        self.budget.change(-self._counted_octets)
+        self._counted_octets = 0
+        for stream in self.engine.live_streams():
+            receiver, stream.receiver = stream.receiver, None
+            if receiver is not None:
+                try:
+                    self.on_stream_lost(receiver, reason)
+                except Exception as exc:  # noqa: BLE001 - the others have to be told, too
+                    stream.receiver = receiver
+                    self.on_internal_error(stream, exc)
+        self.on_lost(reason)
+
+    def give_credit(self) -> None:
+        """Give the connection's window back, or have it given once the budget has room."""
+        if self.budget.is_used_up():
+            self.budget.wait(self.give_credit)
+        else:
+            self.engine.acknowledge_connection()

@@ -1,0 +1,22 @@
+cimport cython
+
+from proxy.connection.protocol cimport Http2Protocol, RequestAcceptor
+from proxy.http2.engine cimport Stream, StreamReceiver
+
+cdef class DownstreamConnection(Http2Protocol):
+    cdef readonly object gone
+    cdef RequestAcceptor _acceptor
+    cdef object _on_change
+    cdef object _displaced
+    cdef bint _peer_leaves
+
+    cpdef on_request(self, Stream stream, list fields, bint end_stream)
+    cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
+    cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
+    cpdef on_lost(self, str reason)
+    cpdef after_turn(self)
+    cpdef eof_received(self)
+    cpdef connection_lost(self, exc)
+    cpdef leave(self, str reason)
+    @cython.locals(stream=Stream, receiver=StreamReceiver)
+    cpdef cut(self, str reason)

@@ -1,0 +1,431 @@
+"""Engine on libnghttp2: the session, the commands, and whose turn it is.
+
+The package says what is asked of the library and what is not. Its queue is empty between any two calls: what a command
+makes it queue is collected at once, in order, so that its states are always current; only while it calls back, when it
+is over. Content is the exception. It waits here, a queue a stream, and `take` gives the library one frame at a time:
+
+* streams take turns, a frame each, as far as the windows go (the library, without the priorities of RFC 7540, would let
+  the first stream of a client send all it has);
+* a frame is as full as windows and the peer allow, and carries the end where the end is known; an end by itself needs
+  no window, for which the library has no frame but HEADERS: see `_write_section`;
+* content is copied once, from the bytes it came in to the bytes that leave.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+
+from proxy.http2.engine cimport Engine, Stream, StreamReceiver
+from proxy.http2.nghttp2.frames cimport *
+from proxy.http2.nghttp2.libnghttp2 cimport *
+from proxy.http2.nghttp2.receiving cimport callbacks, take_frame
+from proxy.http2.nghttp2.section_reader cimport SectionReader
+from proxy.http2.nghttp2.session cimport PEER_STREAMS_AT_FIRST, Session
+from proxy.http2.nghttp2.stream cimport Nghttp2Stream
+
+from proxy.http2.policy.faults import ConnectionFault
+
+LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
+"""Name and version of what is underneath, for the log."""
+
+cdef enum:
+    _SPARE_CONTINUATIONS = 16
+    _GONE_TURNS = 64
+    # A greater frame saves nothing, and the library keeps room for the greatest that it ever sent.
+    _MOST_FRAME_OCTETS = 256 << 10
+
+
+@cython.final
+cdef class Nghttp2Engine(Engine):
+    """One side of one connection on libnghttp2; the contract is `Engine`.
+
+    `session` is NULL once the connection has failed. `first` to `last`, the
+    streams that are live, by id. `receiving`: the library is calling back, and must
+    not be asked for what it has to send. `turns`, the streams that have content to send, in order; `doomed`, those whose
+    reset waits for the next `take` and no longer; `turn` and `turn_octets`, the stream of the frame that the library is
+    to send now, and its length. `content` of the DATA that is being read. `told`, the stream whose receiver is being
+    told, and `told_receiver`; `raised`, what a callback has kept.
+    """
+
+    name = "nghttp2"
+
+    def __cinit__(self, *, bint client, limits, handler, frozenset watched_names=frozenset()):
+        self.client = client
+        self.frames = FrameReader(
+            client=client,
+            max_frame=limits.max_frame_octets,
+            max_continuations=_SPARE_CONTINUATIONS + limits.max_field_section_octets // max(limits.max_frame_octets, 1),
+        )
+        self.reader = SectionReader(limits.max_field_section_octets, watched_names)
+        self.session = Session(client=client)
+        self.max_streams = limits.max_concurrent_streams
+        self.turns = []
+        self.doomed = []
+        self.peer_max_streams = PEER_STREAMS_AT_FIRST
+        self._senders = []
+        self._left = []
+        self.session.open(limits, self.frames.max_continuations, callbacks(), <void *>self)
+
+    # ---- receiving
+
+    cpdef receive(self, bytes data):
+        cdef int found
+        if self.session.handle != NULL and PyBytes_GET_SIZE(data):
+            try:
+                self.frames.begin(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                while True:
+                    found = self.frames.next()
+                    if found == FOR_LIBRARY:
+                        self.session.feed(self.frames.octets, self.frames.count)
+                    elif found == FOR_ENGINE:
+                        take_frame(self, self.frames.octets, self.frames.count)
+                        self.session.collect()
+                    else:
+                        break
+            except ConnectionFault as exc:
+                self._fail(exc.code, exc.reason)
+            except Exception as exc:
+                self.handler.on_internal_error(None, exc)
+                self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
+        if self._failure is not None:
+            self._report_failure()
+
+    cpdef acknowledge_connection(self):
+        cdef Py_ssize_t octets = self.owed_octets
+        self.owed_octets = 0
+        if self.session.handle != NULL and octets > 0:
+            nghttp2_session_consume_connection(self.session.handle, <size_t>octets)
+            self._settle()
+            if self.session.outbox.size:
+                self.wake()
+
+    cdef int consume(self, Nghttp2Stream stream, Py_ssize_t octets) except -1:
+        """Give a stream's window back."""
+        nghttp2_session_consume_stream(self.session.handle, <int32_t>stream.id, <size_t>octets)
+        self._settle()
+        return self.wake() if self.session.outbox.size else 0
+
+    # ---- sending
+
+    cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver):
+        cdef Nghttp2Stream stream
+        cdef int32_t stream_id
+        if self.count_free_streams() <= 0:
+            raise RuntimeError("no stream can be opened now: ask count_free_streams first")
+        self.session.writer.check(fields)
+        stream_id = <int32_t>nghttp2_session_get_next_stream_id(self.session.handle)
+        stream = self.new_stream(stream_id)
+        self.frames.opened(stream_id)
+        stream.receiver = receiver
+        stream.to_head = _is_to_head(fields)
+        stream.has_sent_head = True
+        stream.end_sent = end_stream
+        self.session.submit_section(stream_id, True, fields, end_stream, <void *>stream)
+        self._settle()
+        self.wake()
+        return stream
+
+    cpdef ping(self, bytes payload):
+        if PyBytes_GET_SIZE(payload) != 8:
+            raise ValueError("a PING has eight octets")
+        if self.session.handle != NULL:
+            self.frames.pings += 1
+            nghttp2_submit_ping(self.session.handle, NGHTTP2_FLAG_NONE, <const uint8_t *>PyBytes_AS_STRING(payload))
+            self._settle()
+            self.wake()
+
+    cpdef go_away(self, long code, bytes debug):
+        if self.session.handle != NULL:
+            self.going_away = True
+            self.session.write_go_away(self.last_processed, <uint32_t>code, debug)
+            self.wake()
+
+    cpdef bytes take(self):
+        cdef Nghttp2Stream stream
+        cdef list doomed
+        if self.session.calling_back:
+            return b""
+        if self.session.handle != NULL:
+            if PyList_GET_SIZE(self.turns):
+                self._take_turns()
+            if PyList_GET_SIZE(self.doomed):
+                doomed, self.doomed = self.doomed, []
+                for stream in doomed:
+                    if stream.engine is not None:
+                        self.reset(stream)
+        self.frames.unsent_acks = 0
+        return self.session.outbox.take()
+
+    cpdef report_sent(self):
+        cdef list senders = self._senders
+        cdef Nghttp2Stream stream
+        cdef StreamReceiver receiver
+        cdef Py_ssize_t octets
+        if PyList_GET_SIZE(senders):
+            self._senders = []
+            for stream in senders:
+                octets, stream.leaving = stream.leaving, 0
+                receiver = stream.receiver
+                if receiver is None:
+                    continue
+                try:
+                    if self.client:
+                        receiver.on_request_sent(octets)
+                    else:
+                        receiver.on_response_sent(octets)
+                except Exception as exc:
+                    stream.receiver = receiver
+                    self.handler.on_internal_error(stream, exc)
+        if self._failure is not None:
+            self._report_failure()
+
+    cdef int _take_turns(self) except -1:
+        """Have all content leave that the windows take, a frame a turn; keep in `_senders` whose it was."""
+        cdef Py_ssize_t window = nghttp2_session_get_remote_window_size(self.session.handle)
+        cdef Py_ssize_t most = nghttp2_session_get_remote_settings(self.session.handle, NGHTTP2_SETTINGS_MAX_FRAME_SIZE)
+        cdef Py_ssize_t place, octets, room, total = 0, frames = 0
+        cdef list turns
+        cdef Nghttp2Stream stream
+        most = min(most, _MOST_FRAME_OCTETS)
+        while window > 0 and PyList_GET_SIZE(self.turns):
+            turns, self.turns = self.turns, []
+            for place in range(PyList_GET_SIZE(turns)):
+                if window <= 0:
+                    self.turns = turns[place:] + self.turns
+                    break
+                stream = <Nghttp2Stream>turns[place]
+                stream.scheduled = False
+                if stream.engine is None:
+                    continue
+                room = nghttp2_session_get_stream_remote_window_size(self.session.handle, <int32_t>stream.id)
+                octets = min(stream.octets, room, window, most)
+                if octets <= 0:
+                    continue
+                if not stream.leaving:
+                    self._senders.append(stream)
+                    frames += 1
+                stream.leaving += octets
+                total += octets
+                window -= octets
+                self._send_frame(stream, octets)
+                if self.session.handle == NULL:
+                    return 0
+                if room > octets:
+                    self.schedule(stream)
+        if total:
+            self.frames.credit_content(total, frames)
+        return 0
+
+    cdef int _send_frame(self, Nghttp2Stream stream, Py_ssize_t octets) except -1:
+        """Have the library send a frame of content, and what comes behind it if it is the last."""
+        cdef bint last = octets == stream.octets
+        cdef bint ends = last and stream.ended and stream.trailers is None
+        self.turn = stream
+        self.turn_octets = octets
+        if nghttp2_submit_data(self.session.handle, END_STREAM if ends else 0, <int32_t>stream.id, &_CONTENT) == 0:
+            self._settle()
+        if self.turn is not None:
+            self.turn = None
+            return self._fail(INTERNAL_ERROR, "internal error: content that cannot be sent")
+        if ends:
+            stream.ended = False
+            stream.end_sent = True
+        if last and stream.engine is not None:
+            if stream.ended:
+                self.finish(stream)
+            if stream.reset_code >= 0:
+                self.reset(stream)
+        return 0
+
+    # ---- questions
+
+    @property
+    def peer_max_concurrent_streams(self):
+        return self.peer_max_streams
+
+    cpdef Py_ssize_t count_open_streams(self):
+        return self.open_streams
+
+    cpdef Py_ssize_t count_free_streams(self):
+        cdef int64_t ids, streams
+        if not self.client or self.session.handle == NULL or self.going_away or self.peer_going_away:
+            return 0
+        ids = (<int64_t>MAX_STREAM_ID - nghttp2_session_get_next_stream_id(self.session.handle)) // 2 + 1
+        streams = <int64_t>self.peer_max_streams - self.open_streams
+        return max(0, min(streams, ids))
+
+    cpdef Py_ssize_t count_queued_octets(self):
+        return self.queued
+
+    cpdef bint wants_to_send(self):
+        if self.session.outbox.size or PyList_GET_SIZE(self.doomed):
+            return True
+        if self.session.handle == NULL or not PyList_GET_SIZE(self.turns):
+            return False
+        return nghttp2_session_get_remote_window_size(self.session.handle) > 0
+
+    cpdef list live_streams(self):
+        cdef list streams = []
+        cdef Nghttp2Stream stream = self.first
+        if self.session.handle == NULL:
+            return self._left
+        while stream is not None:
+            streams.append(stream)
+            stream = stream.following
+        return streams
+
+    # ---- streams
+
+    cdef Nghttp2Stream find(self, int32_t stream_id):
+        """Return the stream, or None if it is over, or was never reported."""
+        cdef void *stream = nghttp2_session_get_stream_user_data(self.session.handle, stream_id)
+        return None if stream == NULL else <Nghttp2Stream>stream
+
+    cdef Nghttp2Stream new_stream(self, int32_t stream_id):
+        """Add a stream."""
+        cdef Nghttp2Stream stream = Nghttp2Stream.__new__(Nghttp2Stream)
+        stream.id = stream_id
+        stream.engine = self
+        stream.previous = self.last
+        if self.last is None:
+            self.first = stream
+        else:
+            self.last.following = stream
+        self.last = stream
+        self.open_streams += 1
+        return stream
+
+    cdef int forget(self, Nghttp2Stream stream) except -1:
+        """The stream is over: let go of it, and have the library know it no more."""
+        nghttp2_session_set_stream_user_data(self.session.handle, <int32_t>stream.id, NULL)
+        self.queued -= stream.octets
+        stream.drop()
+        self._unlink(stream)
+        return 0
+
+    cdef int _unlink(self, Nghttp2Stream stream) except -1:
+        if stream.previous is None:
+            self.first = stream.following
+        else:
+            stream.previous.following = stream.following
+        if stream.following is None:
+            self.last = stream.previous
+        else:
+            stream.following.previous = stream.previous
+        stream.previous = stream.following = None
+        stream.engine = None
+        self.open_streams -= 1
+        return 0
+
+    cdef int schedule(self, Nghttp2Stream stream) except -1:
+        """Give the stream a turn if it has content to send."""
+        if stream.octets and not stream.scheduled:
+            stream.scheduled = True
+            self.turns.append(stream)
+            if PyList_GET_SIZE(self.turns) > 2 * self.open_streams + _GONE_TURNS:
+                # With the connection's window closed nobody takes turns, and those of streams that are over pile up.
+                self.turns = [other for other in self.turns if (<Nghttp2Stream>other).engine is not None]
+        return 0
+
+    cdef int submit_head(self, Nghttp2Stream stream, list fields, bint end) except -1:
+        """Send a response head."""
+        self.session.submit_section(<int32_t>stream.id, False, fields, end, <void *>stream)
+        return self._settle()
+
+    cdef int finish(self, Nghttp2Stream stream) except -1:
+        """Send the end, alone or as trailers."""
+        cdef list trailers = stream.trailers
+        stream.ended = False
+        stream.trailers = None
+        stream.end_sent = True
+        self.session.submit_section(<int32_t>stream.id, False, trailers, True, <void *>stream)
+        return self._settle()
+
+    cdef int reset(self, Nghttp2Stream stream) except -1:
+        nghttp2_submit_rst_stream(
+            self.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, <uint32_t>stream.reset_code
+        )
+        self.forget(stream)
+        return self._settle()
+
+    # ---- octets, from and for the library
+
+    cdef int wake(self) except -1:
+        """Have what is queued be taken soon."""
+        if not self.handler.flush_scheduled:
+            self.handler.schedule_flush()
+        return 0
+
+    cdef int _settle(self) except -1:
+        """Collect what the library has queued, unless it is calling back. A fault here is an internal error."""
+        if self.session.calling_back:
+            return 0
+        try:
+            return self.session.collect()
+        except ConnectionFault as exc:
+            return self._fail(exc.code, exc.reason)
+        except Exception as exc:
+            return self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
+
+    cdef int _fail(self, long code, str reason) except -1:
+        """End the connection with GOAWAY; the handler is told when it can take it."""
+        cdef Nghttp2Stream stream
+        cdef list left
+        if self.session.handle == NULL:
+            return 0
+        left = self.live_streams()
+        self.going_away = True
+        self.session.write_go_away(self.last_processed, <uint32_t>code, reason.encode())
+        self.session.close()
+        self._left = left
+        for stream in left:
+            stream.drop()
+            self._unlink(stream)
+        self.turns = []
+        self.doomed = []
+        self._senders = []
+        self.queued = 0
+        self.frames.release()
+        self._failure = (code, reason)
+        return self.wake()
+
+    cdef int _report_failure(self) except -1:
+        code, reason = self._failure
+        self._failure = None
+        self.handler.on_failed(code, reason)
+        return 0
+
+
+cdef bint _is_to_head(list fields) except -1:
+    """Whether the request asks for no content; its pseudo-fields stand first."""
+    cdef Py_ssize_t place
+    cdef object field
+    for place in range(min(PyList_GET_SIZE(fields), 4)):
+        field = <object>PyList_GET_ITEM(fields, place)
+        if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
+            return <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
+    return False
+
+
+cdef ssize_t _read_content(
+    nghttp2_session *session,
+    int32_t stream_id,
+    uint8_t *place,
+    size_t most,
+    uint32_t *flags,
+    nghttp2_data_source *source,
+    void *engine,
+) noexcept:
+    """Promise a frame of content; `receiving` has the callback that delivers it."""
+    cdef Nghttp2Engine self = <Nghttp2Engine>engine
+    if self.turn is None or <size_t>self.turn_octets > most:
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+    flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_COPY
+    return self.turn_octets
+
+
+cdef nghttp2_data_provider _CONTENT
+_CONTENT.source.ptr = NULL
+_CONTENT.read_callback = _read_content

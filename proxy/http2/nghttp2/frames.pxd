@@ -1,0 +1,101 @@
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+cdef enum:  # types of frames (RFC 9113, 6)
+    DATA
+    HEADERS
+    PRIORITY
+    RST_STREAM
+    SETTINGS
+    PUSH_PROMISE
+    PING
+    GOAWAY
+    WINDOW_UPDATE
+    CONTINUATION
+
+cdef enum:  # flags
+    ACK = 0x1
+    END_STREAM = 0x1
+    END_HEADERS = 0x4
+    PADDED = 0x8
+
+cdef enum:  # error codes (RFC 9113, 7)
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    COMPRESSION_ERROR = 0x9
+    ENHANCE_YOUR_CALM = 0xB
+
+cdef enum:
+    FRAME_HEADER_OCTETS = 9
+    MAX_STREAM_ID = 0x7FFFFFFF
+    MOST_UNSENT_ACKS = 1000
+
+cdef enum:
+    REMEMBERED = 2048  # streams, as in `policy.stream_history`
+
+cdef enum:  # the peer's half of a stream
+    NEVER_OPENED
+    OPEN
+    ENDED
+
+cdef enum:  # what `FrameReader.next` has found
+    NOTHING
+    FOR_LIBRARY
+    FOR_ENGINE
+
+cdef class FrameReader:
+    cdef const uint8_t *octets
+    cdef Py_ssize_t count
+    cdef Py_ssize_t max_frame
+    cdef Py_ssize_t max_continuations
+    cdef int pings
+    cdef int unsent_acks
+
+    cdef const uint8_t *_data
+    cdef Py_ssize_t _left
+    cdef uint8_t *_held
+    cdef Py_ssize_t _held_octets
+    cdef bint _held_is_done
+    cdef bint _frame_is_ours
+    cdef object _fault
+    cdef Py_ssize_t _preface_left
+    cdef bint _started
+    cdef bint _acknowledged
+    cdef bint _in_block
+    cdef Py_ssize_t _continuations
+    cdef int _resets
+    cdef int _control_frames
+    cdef bint _client
+    cdef int32_t _highest
+    cdef uint8_t[REMEMBERED] _states
+
+    cdef void opened(self, int32_t stream_id) noexcept
+    cdef int _note(self, const uint8_t *frame) except -1
+    cdef int begin(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef int next(self) except -1
+    cdef void release(self) noexcept
+
+    cdef void credit_head(self) noexcept
+    cdef void credit_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept
+    cdef void credit_response(self) noexcept
+    cdef int charge(self, int cost) except -1
+    cdef int charge_reset(self) except -1
+
+    cdef int _found(self, int what, const uint8_t *octets, Py_ssize_t count) except -1
+    cdef bint _complete_held(self) except -1
+    cdef int _check_length(self, const uint8_t *frame) except -1
+    cdef int _hold(self, Py_ssize_t count) except -1
+    cdef Py_ssize_t _walk(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef bint _is_ours(self, const uint8_t *frame, Py_ssize_t length) except -1
+
+cdef inline Py_ssize_t length_of(const uint8_t *frame) noexcept:
+    return <Py_ssize_t>frame[0] << 16 | <Py_ssize_t>frame[1] << 8 | frame[2]
+
+cdef inline int32_t stream_of(const uint8_t *frame) noexcept:
+    return <int32_t>(number_at(frame + 5) & MAX_STREAM_ID)
+
+cdef inline uint32_t number_at(const uint8_t *place) noexcept:
+    return <uint32_t>place[0] << 24 | <uint32_t>place[1] << 16 | <uint32_t>place[2] << 8 | place[3]

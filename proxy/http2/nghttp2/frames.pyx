@@ -1,0 +1,264 @@
+"""From octets to whole frames, before the library sees any: cutting, counting, and keeping some from it.
+
+Only whole frames go on, in runs as long as a read has them, so that the library reports content frame by frame and no
+frame becomes two (Restate's client ends a connection that brings too many small ones). A length is looked at before its
+payload is waited for. Every frame is counted (`policy.flood`), also where the library would skip it without a word.
+
+PRIORITY, GOAWAY, suspicious window updates, surplus acknowledgements of SETTINGS and frames of unknown types are kept
+from the library (the package says why), but not within a field block and not before SETTINGS, where any of them is a
+fault that the library names. PUSH_PROMISE is a fault whenever it comes.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy
+
+from proxy.http2.policy import flood, stream_history
+from proxy.http2.policy.faults import ConnectionFault
+
+cdef int _MOST_RESETS = flood.MOST_RESETS
+cdef int _MOST_CONTROL_FRAMES = flood.MOST_CONTROL_FRAMES
+cdef int _READ_CREDIT = flood.READ_CREDIT
+cdef int _HEAD_CREDIT = flood.HEAD_CREDIT
+cdef int _CONTENT_CREDIT = flood.CONTENT_CREDIT
+cdef int _EMPTY_DATA_CHARGE = flood.EMPTY_DATA_CHARGE
+cdef int _SETTINGS_CHARGE = flood.SETTINGS_CHARGE
+
+cdef str _AFTER_THE_END = stream_history.AFTER_THE_END
+cdef str _PASSED_OVER = stream_history.PASSED_OVER
+
+if stream_history.REMEMBERED != REMEMBERED:
+    raise ImportError("policy.stream_history and frames.pxd differ in how many streams they remember")
+
+cdef enum:
+    _PREFACE_OCTETS = 24
+    _HARMLESS_INCREMENT = 1 << 30  # a greater one may push a window past 2^31-1
+
+
+@cython.final
+@cython.no_gc
+cdef class FrameReader:
+    """Cuts what is read: `begin` with the octets of a read, then `next` until there is nothing.
+
+    `octets` and `count` are what `next` has found, valid until the next call. `pings`: ours that are not answered.
+    `unsent_acks`: answers to PING and SETTINGS since the last flush; a peer that does not read must not make us keep them
+    for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
+    """
+
+    def __cinit__(self, *, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations):
+        self._client = client
+        self._highest = -1
+        self.max_frame = max_frame
+        self.max_continuations = max_continuations
+        self._preface_left = 0 if client else _PREFACE_OCTETS
+        self._resets = _MOST_RESETS
+        self._control_frames = _MOST_CONTROL_FRAMES
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef int begin(self, const uint8_t *data, Py_ssize_t count) except -1:
+        """Take a read; the octets must stay where they are until `next` says that there is nothing."""
+        self._data = data
+        self._left = count
+        self._control_frames = min(_MOST_CONTROL_FRAMES, self._control_frames + _READ_CREDIT)
+        return 0
+
+    cdef int next(self) except -1:
+        """Find a run of whole frames for the library, or one frame for the engine; hold what is left at the end."""
+        cdef Py_ssize_t count
+        if self._held_is_done:
+            self.release()
+        if self._frame_is_ours:
+            self._frame_is_ours = False
+            return self._found(FOR_ENGINE, self._data, FRAME_HEADER_OCTETS + length_of(self._data))
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+        if self._preface_left and self._left:
+            count = min(self._preface_left, self._left)
+            self._preface_left -= count
+            return self._found(FOR_LIBRARY, self._data, count)
+        if self._held_octets:
+            if not self._complete_held():
+                return NOTHING
+            self._held_is_done = True
+            self.octets = self._held
+            self.count = self._held_octets
+            return FOR_ENGINE if self._is_ours(self._held, length_of(self._held)) else FOR_LIBRARY
+        count = self._walk(self._data, self._left)
+        if count:
+            return self._found(FOR_LIBRARY, self._data, count)
+        if self._frame_is_ours or self._fault is not None:
+            return self.next()
+        self._hold(self._left)
+        return NOTHING
+
+    cdef void release(self) noexcept:
+        """Let go of what is held."""
+        PyMem_Free(self._held)
+        self._held = NULL
+        self._held_octets = 0
+        self._held_is_done = False
+
+    cdef int _found(self, int what, const uint8_t *octets, Py_ssize_t count) except -1:
+        self.octets = octets
+        self.count = count
+        self._data += count
+        self._left -= count
+        return what
+
+    cdef bint _complete_held(self) except -1:
+        """Add to the frame that is held; return whether it is whole."""
+        if self._held_octets < FRAME_HEADER_OCTETS:
+            self._hold(min(FRAME_HEADER_OCTETS - self._held_octets, self._left))
+            if self._held_octets < FRAME_HEADER_OCTETS:
+                return False
+        self._check_length(self._held)
+        self._hold(min(FRAME_HEADER_OCTETS + length_of(self._held) - self._held_octets, self._left))
+        return self._held_octets == FRAME_HEADER_OCTETS + length_of(self._held)
+
+    cdef int _hold(self, Py_ssize_t count) except -1:
+        """Keep so many octets of the read for later."""
+        cdef void *held
+        if count:
+            held = PyMem_Realloc(self._held, <size_t>(self._held_octets + count))
+            if held == NULL:
+                raise MemoryError
+            self._held = <uint8_t *>held
+            memcpy(self._held + self._held_octets, self._data, <size_t>count)
+            self._held_octets += count
+            self._data += count
+            self._left -= count
+        return 0
+
+    cdef int _check_length(self, const uint8_t *frame) except -1:
+        if length_of(frame) > self.max_frame:
+            raise ConnectionFault(FRAME_SIZE_ERROR, "a frame is longer than SETTINGS_MAX_FRAME_SIZE")
+        return 0
+
+    cdef Py_ssize_t _walk(self, const uint8_t *data, Py_ssize_t count) except -1:
+        """Return how many octets of whole frames are for the library, up to a fault or a frame that is not for it."""
+        cdef Py_ssize_t place = 0
+        try:
+            while count - place >= FRAME_HEADER_OCTETS:
+                self._check_length(data + place)
+                if count - place - FRAME_HEADER_OCTETS < length_of(data + place):
+                    break
+                if self._is_ours(data + place, length_of(data + place)):
+                    self._frame_is_ours = True
+                    break
+                place += FRAME_HEADER_OCTETS + length_of(data + place)
+        except ConnectionFault as exc:
+            self._fault = exc
+        return place
+
+    cdef bint _is_ours(self, const uint8_t *frame, Py_ssize_t length) except -1:
+        """Charge what the frame costs; return whether the library is not to see it."""
+        cdef uint8_t kind = frame[3], flags = frame[4]
+        cdef uint32_t increment
+        cdef bint surplus
+        if self._in_block:
+            self._in_block = kind != CONTINUATION or not flags & END_HEADERS
+            self._continuations += 1
+            if self._continuations > self.max_continuations:
+                raise ConnectionFault(ENHANCE_YOUR_CALM, "a field block has too many CONTINUATION frames")
+            return False
+        self._continuations = 0
+        if kind == DATA:
+            if not flags & END_STREAM and (length == 0 or (flags & PADDED and frame[9] == length - 1)):
+                self.charge(_EMPTY_DATA_CHARGE)
+        elif kind == PUSH_PROMISE:
+            # The library would take it until our SETTINGS are acknowledged.
+            raise ConnectionFault(PROTOCOL_ERROR, "a push that we did not allow")
+        elif kind == HEADERS:
+            self._in_block = not flags & END_HEADERS
+            self.charge(1)
+        elif kind == SETTINGS and not flags & ACK:
+            self._started = True
+            self.unsent_acks += 1
+            self.charge(_SETTINGS_CHARGE)
+        elif kind == PING and not flags & ACK:
+            self.unsent_acks += 1
+            self.charge(1)
+        elif kind == PING and self.pings:
+            self.pings -= 1
+        elif kind != RST_STREAM:  # which is charged as a reset if its stream is live
+            self.charge(1)
+        if self.unsent_acks > MOST_UNSENT_ACKS:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "more to acknowledge than the peer reads")
+        if not self._started:
+            return False
+        if kind == DATA or kind == HEADERS or kind == RST_STREAM:
+            self._note(frame)
+            return False
+        if kind == WINDOW_UPDATE and length == 4 and stream_of(frame):
+            increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
+            return increment == 0 or increment > _HARMLESS_INCREMENT
+        if kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
+            # We send SETTINGS once; the library ends the connection when they are acknowledged twice.
+            surplus = self._acknowledged
+            self._acknowledged = True
+            return surplus
+        return kind == GOAWAY or kind == PRIORITY or kind > CONTINUATION
+
+    # ---- the accounts of `policy.flood`
+
+    cdef void credit_head(self) noexcept:
+        """A well-formed head came in; what its frame was charged is given back."""
+        self._control_frames = min(_MOST_CONTROL_FRAMES, self._control_frames + _HEAD_CREDIT + 1)
+
+    cdef void credit_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept:
+        """Content came in or went out."""
+        self._control_frames = <int>min(
+            _MOST_CONTROL_FRAMES, self._control_frames + _CONTENT_CREDIT * (frames + (octets >> 10))
+        )
+
+    cdef void credit_response(self) noexcept:
+        """A final response head went out, or came in."""
+        self._resets = min(_MOST_RESETS, self._resets + 1)
+
+    cdef int charge(self, int cost) except -1:
+        self._control_frames -= cost
+        if self._control_frames < 0:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames to no effect")
+        return 0
+
+    cdef int charge_reset(self) except -1:
+        """The peer cancelled a stream before we answered, or made us reset or refuse one."""
+        self._resets -= 1
+        if self._resets < 0:
+            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many resets")
+        return 0
+
+    # ---- the peer's half of each of the latest streams (`policy.stream_history`)
+
+    cdef void opened(self, int32_t stream_id) noexcept:
+        """Note the next stream, ours or the peer's; its id is odd, and higher than that of the one before."""
+        cdef int32_t passed_over = max(self._highest + 2, stream_id - 2 * (REMEMBERED - 1))
+        while passed_over < stream_id:
+            self._states[(passed_over >> 1) % REMEMBERED] = NEVER_OPENED
+            passed_over += 2
+        self._states[(stream_id >> 1) % REMEMBERED] = OPEN
+        self._highest = stream_id
+
+    cdef int _note(self, const uint8_t *frame) except -1:
+        """Note HEADERS, DATA or RST_STREAM; raise ConnectionFault over a frame on a stream that the peer has ended."""
+        cdef int32_t stream_id = stream_of(frame)
+        cdef uint8_t *state
+        if frame[3] == HEADERS and stream_id > self._highest and stream_id & 1 and not self._client:
+            self.opened(stream_id)
+        elif not stream_id & 1 or stream_id > self._highest or stream_id <= self._highest - 2 * REMEMBERED:
+            return 0
+        state = &self._states[(stream_id >> 1) % REMEMBERED]
+        if frame[3] == RST_STREAM:
+            if state[0] == OPEN:
+                state[0] = ENDED
+        elif state[0] == ENDED:
+            raise ConnectionFault(STREAM_CLOSED, _AFTER_THE_END)
+        elif state[0] == NEVER_OPENED:
+            raise ConnectionFault(PROTOCOL_ERROR, _PASSED_OVER)
+        elif frame[4] & END_STREAM:
+            state[0] = ENDED
+        return 0

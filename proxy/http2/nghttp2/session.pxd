@@ -1,0 +1,31 @@
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session, nghttp2_session_callbacks
+from proxy.http2.nghttp2.outbox cimport Outbox
+from proxy.http2.nghttp2.section_writer cimport SectionWriter
+
+cdef enum:
+    PEER_STREAMS_AT_FIRST = 100  # RFC 9113, 6.5.2 sets no limit before SETTINGS come
+
+cdef class Session:
+    cdef nghttp2_session *handle
+    cdef bint client
+    cdef bint calling_back
+    cdef object raised
+    cdef Outbox outbox
+    cdef SectionWriter writer
+    cdef uint32_t max_streams
+
+    cdef list _section
+    cdef dict _deferred
+
+    cdef int open(self, object limits, Py_ssize_t continuations, nghttp2_session_callbacks *callbacks, void *owner) except -1
+    cdef void close(self) noexcept
+    cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
+    cdef int collect(self) except -1
+    cdef int submit_section(self, int32_t stream_id, bint opens, list fields, bint end, void *stream) except -1
+    cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1
+
+    cdef int raise_kept(self) except -1
+    cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1
+    cdef int _write_section(self, const uint8_t *frame) except -1

@@ -1,0 +1,35 @@
+from libc.stdint cimport int64_t
+
+from proxy.http2.engine cimport Stream
+from proxy.http2.nghttp2.engine cimport Nghttp2Engine
+
+cdef class Nghttp2Stream(Stream):
+    cdef Nghttp2Engine engine
+    cdef Nghttp2Stream previous
+    cdef Nghttp2Stream following
+
+    cdef bint has_head
+    cdef bint to_head
+    cdef bint ended_by_peer
+    cdef bint muted
+    cdef int64_t missing
+
+    cdef bint has_sent_head
+    cdef bint ended
+    cdef bint end_sent
+    cdef bint scheduled
+    cdef list trailers
+    cdef int64_t reset_code
+    cdef Py_ssize_t octets
+    cdef Py_ssize_t leaving
+
+    cdef bytes _chunk
+    cdef Py_ssize_t _offset
+    cdef list _more
+    cdef Py_ssize_t _next
+
+    cdef bint _can_send(self) noexcept
+    cdef int _needs_head(self) except -1
+    cdef int pull(self, char *place, Py_ssize_t octets) except -1
+    cdef int drop(self) except -1
+    cdef int _advance(self) except -1

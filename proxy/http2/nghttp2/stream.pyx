@@ -1,0 +1,142 @@
+"""One stream of `Nghttp2Engine`: its commands, what the library does not know about it, and what waits to be sent."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from proxy.http2.engine cimport Stream
+from proxy.http2.nghttp2.engine cimport Nghttp2Engine
+
+
+@cython.final
+cdef class Nghttp2Stream(Stream):
+    """A stream; `engine` is None once it is finished in both directions. `previous` and `following`: live ones of it.
+
+    What has come: `has_head` (request head, or final response head); `to_head`, our request was HEAD; `ended_by_peer`;
+    `muted`, nobody wants to hear of it, because it was reset or is about to be; `missing` octets of content that were
+    announced, -1 where nothing was.
+
+    What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any;
+    `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets` of content that
+    are queued, and `leaving`, those that were taken and not yet reported.
+    """
+
+    def __cinit__(self):
+        self.missing = self.reset_code = -1
+
+    # ---- commands
+
+    cpdef send_head(self, list fields, bint end_stream):
+        cdef Nghttp2Engine engine = self.engine
+        if not self._can_send():
+            return
+        engine.session.writer.check(fields)
+        if self.has_sent_head:
+            raise RuntimeError(f"the head of stream {self.id} was sent before")
+        if not (<bytes>(<tuple>fields[0])[1]).startswith(b"1"):
+            self.has_sent_head = True
+            engine.frames.credit_response()
+        self.end_sent = end_stream
+        engine.submit_head(self, fields, end_stream)
+        engine.wake()
+
+    cpdef send_data(self, bytes data, bint end_stream):
+        cdef Nghttp2Engine engine = self.engine
+        if not self._can_send():
+            return
+        self._needs_head()
+        if PyBytes_GET_SIZE(data):
+            if self._chunk is None:
+                self._chunk = data
+            elif self._more is None:
+                self._more = [data]
+            else:
+                self._more.append(data)
+            self.octets += PyBytes_GET_SIZE(data)
+            engine.queued += PyBytes_GET_SIZE(data)
+            engine.schedule(self)
+        if end_stream:
+            self.ended = True
+            if not self.octets:
+                engine.finish(self)
+        engine.wake()
+
+    cpdef send_trailers(self, list fields):
+        cdef Nghttp2Engine engine = self.engine
+        if not self._can_send():
+            return
+        self._needs_head()
+        if PyList_GET_SIZE(fields):
+            engine.session.writer.check(fields)
+            self.trailers = fields[:]
+        self.ended = True
+        if not self.octets:
+            engine.finish(self)
+        engine.wake()
+
+    cpdef reset(self, long code, bint after_data):
+        cdef Nghttp2Engine engine = self.engine
+        if engine is None:
+            return
+        if not self.muted or not after_data:
+            self.reset_code = code
+        self.muted = True
+        if not self.octets and not engine.session.calling_back:
+            engine.reset(self)
+        elif not after_data or not self.octets:
+            # Sections that are queued while the library calls back have not been written yet.
+            engine.doomed.append(self)
+        engine.wake()
+
+    cpdef acknowledge(self, Py_ssize_t octets):
+        cdef Nghttp2Engine engine = self.engine
+        self.owed_octets -= octets
+        if engine is not None and not self.ended_by_peer and octets > 0:
+            engine.consume(self, octets)
+
+    cdef bint _can_send(self) noexcept:
+        return self.engine is not None and not self.muted and not self.ended and not self.end_sent
+
+    cdef int _needs_head(self) except -1:
+        if not self.has_sent_head:
+            raise RuntimeError(f"nothing can be sent on stream {self.id} before its head")
+        return 0
+
+    # ---- the queue
+
+    cdef int pull(self, char *place, Py_ssize_t octets) except -1:
+        """Move so many octets, no more than are queued, to a place."""
+        cdef Py_ssize_t count
+        self.octets -= octets
+        while octets:
+            count = min(octets, PyBytes_GET_SIZE(self._chunk) - self._offset)
+            memcpy(place, PyBytes_AS_STRING(self._chunk) + self._offset, <size_t>count)
+            place += count
+            octets -= count
+            self._offset += count
+            if self._offset == PyBytes_GET_SIZE(self._chunk):
+                self._advance()
+        return 0
+
+    cdef int drop(self) except -1:
+        """Forget all that is queued."""
+        self._chunk = None
+        self._more = self.trailers = None
+        self._offset = self._next = self.octets = 0
+        self.ended = False
+        self.reset_code = -1
+        return 0
+
+    cdef int _advance(self) except -1:
+        self._offset = 0
+        self._chunk = None
+        if self._more is not None:
+            self._chunk = <bytes>self._more[self._next]
+            self._more[self._next] = None
+            self._next += 1
+            if self._next == PyList_GET_SIZE(self._more):
+                self._more = None
+                self._next = 0
+        return 0

@@ -1,0 +1,97 @@
+"""How much control traffic and how many resets one connection may bring without getting anything done.
+
+HTTP/2 lets a peer ask for work that costs it next to nothing: streams opened and cancelled (CVE-2023-44487), streams
+that we are made to reset (CVE-2025-8671), PING, SETTINGS, empty DATA, PRIORITY and window updates without end
+(CVE-2019-9512 to -9518). Each such frame is charged to an account; what a well-behaved peer does is credited to it.
+There is no clock in here, so neither the age of a connection nor a slow rate counts against anybody:
+
+* `resets`: a stream that was cancelled before we answered it, or that we had to reset, is charged 1; a stream that was
+  answered is credited 1. So a client may for ever cancel one stream for each it lets finish, and 1,000 at any moment.
+* `control_frames`: frames that change nothing for any exchange. Every read of the socket is credited 16 (a packet costs
+  its sender something too), so that a PING every 40 s passes for years while a packet stuffed with PINGs is charged
+  more than it brings; heads and DATA, in either direction, are credited as well, because window updates and PINGs that
+  probe the bandwidth come with them.
+
+Each `charge_…` method returns False once an account is overdrawn: the connection is to end with ENHANCE_YOUR_CALM.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "CONTENT_CREDIT",
+    "EMPTY_DATA_CHARGE",
+    "HEAD_CREDIT",
+    "MOST_CONTROL_FRAMES",
+    "MOST_RESETS",
+    "READ_CREDIT",
+    "SETTINGS_CHARGE",
+    "FloodGuard",
+]
+
+MOST_RESETS: Final = 1_000
+"""What the account of resets holds."""
+MOST_CONTROL_FRAMES: Final = 2_000
+"""What the account of control frames holds."""
+READ_CREDIT: Final = 16
+"""For a read of the socket."""
+HEAD_CREDIT: Final = 16
+"""For a well-formed head."""
+CONTENT_CREDIT: Final = 4
+"""For a frame, and for a KiB: receivers commonly send two window updates for every 4 KiB."""
+EMPTY_DATA_CHARGE: Final = 4
+"""For DATA without content that does not end its stream."""
+SETTINGS_CHARGE: Final = 20
+"""More than the credit of a read: one SETTINGS may touch every stream of the connection."""
+
+
+class FloodGuard:
+    """The accounts of one connection; both are full at its start."""
+
+    __slots__ = ("_control_frames", "_resets")
+
+    def __init__(self) -> None:
+        self._resets = MOST_RESETS
+        self._control_frames = MOST_CONTROL_FRAMES
+
+    # ---- credit
+
+    def credit_read(self) -> None:
+        """Octets were read from the socket."""
+        self._control_frames = min(MOST_CONTROL_FRAMES, self._control_frames + READ_CREDIT)
+
+    def credit_head(self) -> None:
+        """A well-formed head came in."""
+        self._control_frames = min(MOST_CONTROL_FRAMES, self._control_frames + HEAD_CREDIT)
+
+    def credit_content(self, octets: int, *, frames: int = 1) -> None:
+        """Content came in or went out, in so many DATA frames at least."""
+        credit = CONTENT_CREDIT * (frames + (octets >> 10))
+        self._control_frames = min(MOST_CONTROL_FRAMES, self._control_frames + credit)
+
+    def credit_response(self) -> None:
+        """A final response head came or left: the client let a stream live that long."""
+        self._resets = min(MOST_RESETS, self._resets + 1)
+
+    # ---- charges
+
+    def charge_reset(self) -> bool:
+        """The peer cancelled a stream before we answered, or made us reset or refuse one."""
+        self._resets -= 1
+        return self._resets >= 0
+
+    def charge_control_frame(self) -> bool:
+        """A frame that moves no exchange: PING, PRIORITY, WINDOW_UPDATE, unknown types, frames of finished streams."""
+        self._control_frames -= 1
+        return self._control_frames >= 0
+
+    def charge_empty_data(self) -> bool:
+        """DATA without content that does not end its stream."""
+        self._control_frames -= EMPTY_DATA_CHARGE
+        return self._control_frames >= 0
+
+    def charge_settings(self) -> bool:
+        """SETTINGS that we have to apply and to acknowledge."""
+        self._control_frames -= SETTINGS_CHARGE
+        return self._control_frames >= 0

@@ -1,0 +1,85 @@
+"""How far the peer has got on each of the latest streams, judged by its frames alone (RFC 9113, 5.1 and 5.1.1). Pure.
+
+A stream that is over is forgotten by everything else, and a frame on it may be late (the peer had sent it before it
+learned of our RST_STREAM) or wrong. Which one it is depends only on what the peer itself has sent:
+
+===================================================  ======================================================
+HEADERS or DATA on a stream                          consequence
+===================================================  ======================================================
+on which the peer has sent END_STREAM or RST_STREAM  connection error STREAM_CLOSED
+that the peer never opened, below one that it did    connection error PROTOCOL_ERROR
+that is open to the peer, and that we have reset     none: the frame crossed our RST_STREAM and is discarded
+older than the last `REMEMBERED`                     none: it gets the benefit of the doubt
+===================================================  ======================================================
+
+WINDOW_UPDATE, RST_STREAM and PRIORITY may cross the end of a stream, whoever ended it.
+
+Both engines follow this table: this class is the portable engine's, and `nghttp2.frames` has the same in C.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.http2.events import ErrorCode, StreamId
+from proxy.http2.policy.faults import ConnectionFault
+
+__all__ = ["AFTER_THE_END", "PASSED_OVER", "REMEMBERED", "StreamHistory"]
+
+REMEMBERED: Final = 2_048
+"""Streams; a power of two, and more than are commonly open at once (`max_concurrent_streams`)."""
+
+AFTER_THE_END: Final = "HEADERS or DATA after END_STREAM or RST_STREAM"
+PASSED_OVER: Final = "a frame on a stream that was never opened, below one that was"
+
+_NEVER_OPENED: Final = 0
+_OPEN: Final = 1
+_ENDED: Final = 2
+
+
+class StreamHistory:
+    """The peer's half of each of the latest streams; its frames are told in the order in which they came."""
+
+    __slots__ = ("_client", "_highest", "_states")
+
+    def __init__(self, *, client: bool) -> None:
+        self._client = client
+        self._highest: StreamId = -1
+        self._states = bytearray(REMEMBERED)
+
+    def opened(self, stream_id: StreamId) -> None:
+        """Note the next stream, ours or the peer's; its id is odd, and higher than that of the one before."""
+        for passed_over in range(max(self._highest + 2, stream_id - 2 * (REMEMBERED - 1)), stream_id, 2):
+            self._states[_place(passed_over)] = _NEVER_OPENED
+        self._states[_place(stream_id)] = _OPEN
+        self._highest = stream_id
+
+    def section(self, stream_id: StreamId, *, end: bool) -> None:
+        """HEADERS came; opens the stream if it is the peer's next one. Raises ConnectionFault as the table says."""
+        if not self._client and stream_id > self._highest and stream_id & 1:
+            self.opened(stream_id)
+        self.content(stream_id, end=end)
+
+    def content(self, stream_id: StreamId, *, end: bool) -> None:
+        """DATA came, or more HEADERS. Raises ConnectionFault as the table says."""
+        if not self._is_remembered(stream_id):
+            return
+        state = self._states[_place(stream_id)]
+        if state == _ENDED:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, AFTER_THE_END)
+        if state == _NEVER_OPENED:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, PASSED_OVER)
+        if end:
+            self._states[_place(stream_id)] = _ENDED
+
+    def reset(self, stream_id: StreamId) -> None:
+        """RST_STREAM came."""
+        if self._is_remembered(stream_id) and self._states[_place(stream_id)] == _OPEN:
+            self._states[_place(stream_id)] = _ENDED
+
+    def _is_remembered(self, stream_id: StreamId) -> bool:
+        return stream_id & 1 == 1 and self._highest - 2 * REMEMBERED < stream_id <= self._highest
+
+
+def _place(stream_id: StreamId) -> int:
+    return (stream_id >> 1) % REMEMBERED

@@ -1,0 +1,24 @@
+cimport cython
+
+from proxy.telemetry.counters cimport RouteMetrics
+from proxy.tokens.slot cimport Slot
+from proxy.upstream.origin_pool cimport OriginPool
+
+cdef class RouteContext:
+    cdef readonly object route
+    cdef readonly object key
+    cdef readonly Slot slot
+    cdef readonly OriginPool pool
+    cdef readonly RouteMetrics metrics
+    cdef readonly tuple scheme
+    cdef readonly tuple authority
+    cdef object _token
+    cdef tuple _token_line
+
+    @cython.locals(line=tuple)
+    cpdef tuple token_line(self, token)
+
+cdef class Destination:
+    cdef readonly RouteContext context
+    cdef readonly tuple path
+    cdef readonly bint is_discovery

@@ -1,0 +1,49 @@
+"""What the relay keeps ready for a route, so that nothing is made anew for a request."""
+
+from __future__ import annotations
+
+from proxy.http2.events import FieldLine
+from proxy.relay.signing import token_line
+from proxy.routing import Route
+from proxy.telemetry.counters import RouteMetrics
+from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.slot import Slot
+from proxy.upstream.origin_pool import OriginPool
+
+__all__ = ["Destination", "RouteContext"]
+
+
+class RouteContext:
+    """One route: its token's slot (None: not signed), its origin's pool, its counters, and the lines that it adds."""
+
+    __slots__ = ("_token", "_token_line", "authority", "key", "metrics", "pool", "route", "scheme", "slot")
+
+    def __init__(self, route: Route, key: TokenKey, slot: Slot | None, pool: OriginPool, metrics: RouteMetrics) -> None:
+        self.route = route
+        self.key = key
+        self.slot = slot
+        self.pool = pool
+        self.metrics = metrics
+        self.scheme: FieldLine = (b":scheme", route.origin.scheme.encode(), False)
+        self.authority: FieldLine = (b":authority", route.authority, False)
+        self._token: Token | None = None
+        self._token_line: FieldLine | None = None
+
+    def token_line(self, token: Token) -> FieldLine:
+        """Return the line that carries this token; the same object for the same token."""
+        line = self._token_line
+        if token is not self._token or line is None:
+            self._token = token
+            self._token_line = line = token_line(token.authorization)
+        return line
+
+
+class Destination:
+    """Where a path leads: its route, the `:path` line to send there, and whether a GET of it is a discovery."""
+
+    __slots__ = ("context", "is_discovery", "path")
+
+    def __init__(self, context: RouteContext, path: FieldLine, is_discovery: bool) -> None:
+        self.context = context
+        self.path = path
+        self.is_discovery = is_discovery

@@ -1,0 +1,52 @@
+cimport cython
+
+from proxy.http2.engine cimport Stream
+from proxy.relay.context cimport Destination, RouteContext
+from proxy.relay.exchange cimport Exchange, ExchangeOwner
+from proxy.telemetry.counters cimport RouteMetrics
+from proxy.tokens.slot cimport Slot
+from proxy.upstream.connection cimport UpstreamConnection
+
+cdef bytes _GET
+cdef bytes _POST
+cdef bytes _HTTP_2
+cdef int _PSEUDO_FIELDS
+
+cdef class Dispatcher(ExchangeOwner):
+    cdef public bint draining
+    cdef readonly object waiting
+    cdef object _routes
+    cdef object _tokens
+    cdef object _loop
+    cdef object _clock
+    cdef object _random_fraction
+    cdef bint _access_log
+    cdef bint _add_retry_after
+    cdef object _repeats
+    cdef readonly dict destinations
+    cdef bytes _name
+    cdef tuple _via_http2
+    cdef set _caller_tokens_told
+    cdef RouteMetrics _unmatched
+    cdef dict _contexts
+
+    @cython.locals(exchange=Exchange)
+    cpdef accept(self, Stream stream, list fields, bint end_stream)
+    @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)
+    cpdef dispatch(self, Exchange exchange)
+    @cython.locals(line=tuple, path=tuple)
+    cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
+    cpdef local_reply(self, Exchange exchange, failure)
+    cpdef aborted(self, Exchange exchange, failure)
+    cpdef error_answered(self, Exchange exchange, bytes content)
+    @cython.locals(status=cython.int, upstream=Stream)
+    cpdef list response_head(self, Exchange exchange, list fields)
+    @cython.locals(context=RouteContext, metrics=RouteMetrics, seconds=cython.double)
+    cpdef ended(self, Exchange exchange)
+    @cython.locals(
+        stream=Stream, method=bytes, path=bytes, destination=Destination, context=RouteContext, head=list, version=bytes
+    )
+    cpdef RouteContext _find(self, Exchange exchange)
+    cpdef Destination destination(self, bytes path)
+    cpdef _minted_before(self, Exchange exchange)
+    cpdef list _error_head(self, Exchange exchange, int status, list fields)

@@ -1,0 +1,113 @@
+cimport cython
+
+from proxy.connection.budget cimport Budget
+from proxy.connection.protocol cimport RequestAcceptor
+from proxy.http2.engine cimport Stream, StreamReceiver
+from proxy.relay.context cimport RouteContext
+from proxy.upstream.connection cimport UpstreamConnection
+
+cdef int _ILLEGAL
+cdef int _MOVES
+cdef int _MAX_ATTEMPTS
+cdef Py_ssize_t _MOST_DISCARDED_OCTETS
+cdef int _REQUEST_DATA
+cdef int _REQUEST_END
+cdef int _REQUEST_RESET
+cdef int _START
+cdef int _COMMIT
+cdef int _INTERIM
+cdef int _RESPONSE_HEAD
+cdef int _RESPONSE_DATA
+cdef int _RESPONSE_END
+cdef int _UNPROCESSED
+cdef int _FAILED
+cdef int _FORWARD
+cdef int _HOLD
+cdef int _REPLY
+cdef int _RESET
+cdef int _RESEND
+cdef int _REPLAYABLE
+cdef int _REPLAYABLE_ENDED
+cdef int _OVER
+cdef int _NO_ERROR
+cdef int _INTERNAL_ERROR
+cdef int _REFUSED_STREAM
+cdef int _CANCEL
+cdef bytes _TABLE
+
+cdef class ExchangeOwner(RequestAcceptor):
+    cdef readonly Budget budget
+    cdef readonly Py_ssize_t replay_octets
+
+    cpdef dispatch(self, Exchange exchange)
+    cpdef list response_head(self, Exchange exchange, list fields)
+    cpdef error_answered(self, Exchange exchange, bytes content)
+    cpdef local_reply(self, Exchange exchange, failure)
+    cpdef aborted(self, Exchange exchange, failure)
+    cpdef ended(self, Exchange exchange)
+
+cdef class Exchange(StreamReceiver):
+    cdef ExchangeOwner _owner
+    cdef int _state
+    cdef bint _ended
+    cdef list _held
+    cdef Py_ssize_t _held_octets
+    cdef list _trailers
+    cdef Py_ssize_t _received_octets
+    cdef Py_ssize_t _acknowledged_octets
+    cdef Py_ssize_t _sent_octets
+    cdef Py_ssize_t _discarded_octets
+    cdef readonly Stream downstream
+    cdef readonly Stream upstream
+    cdef public list fields
+    cdef readonly double started_at
+    cdef public bytes method
+    cdef public bytes path
+    cdef public RouteContext context
+    cdef public tuple upstream_path
+    cdef public bint discovery
+    cdef public object token
+    cdef readonly int attempts
+    cdef public int status
+    cdef public str failure_code
+    cdef public list error_head
+    cdef public object cancel_start
+
+    cpdef begin(self, ExchangeOwner owner, Stream downstream, list fields, bint end_stream, double started_at)
+    cpdef bint is_over(self)
+    @cython.locals(entry=cython.int)
+    cpdef int on(self, int move) except -1
+
+    @cython.locals(action=cython.int, octets=cython.Py_ssize_t)
+    cpdef on_request_data(self, bytes data, bint end_stream)
+    @cython.locals(action=cython.int)
+    cpdef on_request_trailers(self, list fields)
+    cpdef on_request_reset(self, long code, bint by_peer)
+    cpdef on_response_sent(self, Py_ssize_t octets)
+    cpdef on_interim(self, list fields)
+    cpdef on_response_head(self, list fields, bint end_stream)
+    cpdef on_response_data(self, bytes data, bint end_stream)
+    cpdef on_response_trailers(self, list fields)
+    cpdef on_response_reset(self, long code, bint by_peer)
+    cpdef on_unprocessed(self)
+    cpdef on_connection_lost(self, failure)
+    cpdef on_request_sent(self, Py_ssize_t octets)
+    @cython.locals(held=list, trailers=list, ended=cython.bint, bare=cython.bint, upstream=Stream, data=bytes)
+    cpdef start(self, UpstreamConnection connection, list fields)
+    cpdef fail(self, failure)
+    cpdef _failed(self, int action, failure)
+    cpdef bint on_internal_error(self)
+
+    @cython.locals(held=list)
+    cpdef _hold(self, bytes data)
+    @cython.locals(owner=ExchangeOwner)
+    cpdef _commit_if_large(self)
+    cpdef _drop_held(self)
+    @cython.locals(fresh=cython.Py_ssize_t)
+    cpdef _acknowledge_up_to(self, Py_ssize_t octets)
+    @cython.locals(upstream=Stream)
+    cpdef list _crossing(self, list fields)
+    cpdef _discard(self, Py_ssize_t octets)
+    cpdef _forget_upstream(self)
+    cpdef _end_or_discard(self)
+    cpdef _end(self)

@@ -1,0 +1,19 @@
+cimport cython
+
+cdef frozenset _PSEUDO_FIELDS
+cdef frozenset _NOT_FOR_UPSTREAM
+cdef frozenset _PROXY_AUTHENTICATION
+cdef frozenset _NOT_IN_TRAILERS
+cdef dict _METHOD_LINES
+
+@cython.locals(line=tuple, name=bytes, method=bytes, path=bytes)
+cpdef tuple request_line(list head)
+cpdef tuple method_line(bytes method)
+@cython.locals(line=tuple)
+cpdef list end_to_end(list head)
+@cython.locals(line=tuple)
+cpdef list end_to_end_response(list head)
+cpdef list end_to_end_trailers(list trailers)
+cpdef tuple token_line(bytes authorization)
+@cython.locals(fields=list)
+cpdef list signed_head(list lines, tuple method, tuple scheme, tuple authority, tuple path, tuple token)

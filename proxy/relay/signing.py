@@ -1,0 +1,151 @@
+"""Fields of what is sent upstream (RFC 9110, 7.6.1; RFC 9113, 8.2 and 8.3). Pure.
+
+The token field is ours alone: a client's `x-serverless-authorization` never passes, in the head or in trailers, however
+often repeated. Names arrive in lower case (the engine refuses others, the HTTP/1.1 side lowers them); spellings with
+underscores are dropped too, because CGI-like containers cannot tell them apart.
+
+Field lines are passed on as the objects that they came in: the compressor of the other connection knows them again
+without a look into its tables. Lines that a route adds are made once, for the same reason.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Final
+
+from proxy.http2.events import FieldLine, Fields
+
+__all__ = [
+    "TOKEN_FIELD",
+    "WATCHED_IN_REQUESTS",
+    "WATCHED_IN_RESPONSES",
+    "end_to_end",
+    "end_to_end_response",
+    "end_to_end_trailers",
+    "has_token",
+    "method_line",
+    "request_line",
+    "signed_head",
+    "token_line",
+    "values_of",
+]
+
+TOKEN_FIELD: Final = b"x-serverless-authorization"
+"""Cloud Run checks it in preference to `Authorization`, which so reaches the container unchanged
+(https://cloud.google.com/run/docs/authenticating/service-to-service)."""
+
+_TOKEN_SPELLINGS: Final = frozenset(
+    b"x" + first + b"serverless" + second + b"authorization" for first, second in product((b"-", b"_"), repeat=2)
+)
+
+_CONNECTION_SPECIFIC: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
+)
+
+# Between a client and its proxy (RFC 9110, 11.7): the credentials are for us, who ask for none.
+_PROXY_AUTHENTICATION: Final = frozenset((b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"))
+
+# What would have had to be known before the content came (RFC 9110, 6.5.1). A recipient that merges trailers into the
+# head would take them for what they are not.
+_NOT_IN_TRAILERS: Final = (
+    _TOKEN_SPELLINGS
+    | _CONNECTION_SPECIFIC
+    | _PROXY_AUTHENTICATION
+    | {b"content-length", b"te", b"trailer"}  # framing
+    | {b"host", b"max-forwards"}  # routing
+    | {b"authorization", b"cookie", b"set-cookie", b"www-authenticate"}  # authentication
+    | {b"cache-control", b"expect", b"pragma", b"range"}  # request modifiers
+    | {b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since"}
+    | {b"accept", b"accept-charset", b"accept-encoding", b"accept-language"}
+    | {b"age", b"date", b"expires", b"location", b"retry-after", b"vary", b"warning"}  # response control
+    | {b"content-encoding", b"content-range", b"content-type"}  # content format
+)
+
+# All there are in a request: the engines let no other pass (RFC 9113, 8.3.1).
+_PSEUDO_FIELDS: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+
+# `host` would contradict the `:authority` that is rewritten. `via` crosses over behind the others.
+_NOT_FOR_UPSTREAM: Final = (
+    _TOKEN_SPELLINGS | _CONNECTION_SPECIFIC | _PROXY_AUTHENTICATION | _PSEUDO_FIELDS | {b"host", b"via"}
+)
+
+WATCHED_IN_REQUESTS: Final = _NOT_FOR_UPSTREAM - _PSEUDO_FIELDS
+"""Names of which a head has none, as a rule: then all its lines but the pseudo-fields cross over."""
+
+WATCHED_IN_RESPONSES: Final = _PROXY_AUTHENTICATION
+"""The same for response heads, all of whose lines cross over then."""
+
+_METHOD_LINES: Final[dict[bytes, FieldLine]] = {
+    method: (b":method", method, False)
+    for method in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
+}
+
+
+def request_line(head: Fields) -> tuple[bytes, bytes]:
+    """Return method and path (with query) of a request head whose pseudo-fields stand first; no path for CONNECT."""
+    method = path = b""
+    for line in head:
+        name = line[0]
+        if name == b":path":
+            path = line[1]
+        elif name == b":method":
+            method = line[1]
+        elif name not in _PSEUDO_FIELDS:
+            break
+    return method, path
+
+
+def method_line(method: bytes) -> FieldLine:
+    """Return the `:method` line; the same object for the same common method."""
+    return _METHOD_LINES.get(method) or (b":method", method, False)
+
+
+def end_to_end(head: Fields) -> Fields:
+    """Return the lines of a request head that cross over, in their order, with octets and never-indexed mark.
+
+    Not among them: pseudo-fields, every spelling of the token field, what is between us and the client alone, and
+    `via`. Where nothing but the four pseudo-fields is missing, the head had none of these.
+    """
+    return [line for line in head if line[0] not in _NOT_FOR_UPSTREAM]
+
+
+def end_to_end_response(head: Fields) -> Fields:
+    """Return the lines of a response head that cross over: all but those for a proxy's client."""
+    for line in head:
+        if line[0] in _PROXY_AUTHENTICATION:
+            return [line for line in head if line[0] not in _PROXY_AUTHENTICATION]
+    return head
+
+
+def end_to_end_trailers(trailers: Fields) -> Fields:
+    """Return the lines of a trailer section that cross over, of a request or a response."""
+    return [field for field in trailers if field[0] not in _NOT_IN_TRAILERS]
+
+
+def has_token(head: Fields) -> bool:
+    """Return whether the token field is there, in any spelling."""
+    return any(name in _TOKEN_SPELLINGS for name, _, _ in head)
+
+
+def values_of(head: Fields, wanted: bytes) -> list[bytes]:
+    """Return the values of all lines of this name."""
+    return [value for name, value, _ in head if name == wanted]
+
+
+def token_line(authorization: bytes) -> FieldLine:
+    """Return the line that carries a token, which is `Bearer <JWT>`.
+
+    It may be indexed (its entropy makes guessing hopeless, RFC 7541, 7.1.1): it repeats in every request of an hour.
+    """
+    return (TOKEN_FIELD, authorization, False)
+
+
+def signed_head(
+    lines: Fields, method: FieldLine, scheme: FieldLine, authority: FieldLine, path: FieldLine, token: FieldLine | None
+) -> Fields:
+    """Return the head to send upstream: pseudo-fields, the token's line, and `lines`, which are `end_to_end`."""
+    fields = [method, scheme, authority, path]
+    if token is not None:
+        fields.append(token)
+    fields += lines
+    return fields

@@ -1,0 +1,28 @@
+cimport cython
+
+cdef class Durations:
+    cdef readonly tuple bounds
+    cdef readonly list counts
+    cdef public double seconds
+
+    @cython.locals(place=cython.Py_ssize_t, bound=cython.double)
+    cpdef observe(self, double seconds)
+
+cdef class Connections:
+    cdef readonly Py_ssize_t now
+    cdef readonly Py_ssize_t ever
+
+    cpdef opened(self)
+    cpdef closed(self)
+
+cdef class RouteMetrics:
+    cdef readonly Py_ssize_t in_flight
+    cdef public Py_ssize_t caller_tokens
+    cdef dict _statuses
+    cdef object _failures
+    cdef readonly Durations durations
+
+    cpdef started(self)
+    @cython.locals(statuses=dict)
+    cpdef ended(self, int status, double seconds)
+    cpdef failed(self, str code)

@@ -1,0 +1,42 @@
+cimport cython
+
+from proxy.connection.protocol cimport Http2Protocol
+from proxy.http2.engine cimport Stream, StreamReceiver
+
+cdef class ConnectionOwner:
+    cpdef connection_changed(self, UpstreamConnection connection)
+
+cdef class UpstreamConnection(Http2Protocol):
+    cdef readonly object origin
+    cdef readonly object ready
+    cdef readonly object gone
+    cdef public Py_ssize_t reserved
+    cdef public bint retiring
+    cdef public ConnectionOwner owner
+    cdef object _timing
+    cdef long _last_stream_id
+    cdef object _timer
+    cdef double _heard_at
+    cdef object _pinged_at
+    cdef object _stalled_at
+    cdef Py_ssize_t _stalled_octets
+
+    cpdef Py_ssize_t count_free_streams(self)
+    @cython.locals(stream=Stream)
+    cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver)
+    @cython.locals(stream=Stream, receiver=StreamReceiver)
+    cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
+    cpdef on_settings(self)
+    cpdef on_failed(self, long code, str reason)
+    cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
+    cpdef on_lost(self, str reason)
+    cpdef after_turn(self)
+    cpdef connection_made(self, transport)
+    cpdef data_received(self, bytes data)
+    cpdef eof_received(self)
+    cpdef pause_writing(self)
+    cpdef resume_writing(self)
+    cpdef connection_lost(self, exc)
+    cpdef retire(self, str reason)
+    cpdef _tick(self)
+    cpdef _changed(self)

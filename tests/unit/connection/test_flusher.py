@@ -1,0 +1,127 @@
+"""All connections of a worker are flushed by one call of the loop a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from proxy.connection.protocol import Flusher
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import StreamReceiver
+from tests.conformance.engines import each_bare_engine
+from tests.support.workshop import Transport, Workshop
+from tests.unit.connection.pair import Defect, Pair, Receiver
+
+
+class CountingFlusher(Flusher):
+    """A flusher that counts how often the loop has called it."""
+
+    def __init__(self, loop: Workshop) -> None:
+        super().__init__(loop)
+        self.calls = 0
+
+    def flush(self) -> None:
+        self.calls += 1
+        super().flush()
+
+
+class BrokenTransport(Transport):
+    """A transport to which nothing can be written."""
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        raise Defect
+
+
+@contextmanager
+def connections(make: EngineFactory, count: int) -> Iterator[tuple[Workshop, CountingFlusher, list[Pair]]]:
+    """Connections of one worker, all of them at rest."""
+    loop = Workshop()
+    flusher = CountingFlusher(loop)
+    pairs = [Pair(make, flusher=flusher) for _ in range(count)]
+    with ExitStack() as stack:
+        stack.callback(loop.close)
+        for pair in pairs:
+            stack.callback(pair.end)
+        yield loop, flusher, pairs
+
+
+@each_bare_engine
+def test_one_call_of_the_loop_flushes_all_that_have_something_to_write(make: EngineFactory) -> None:
+    with connections(make, 5) as (loop, flusher, pairs):
+        *busy, idle = pairs
+        ids = [pair.answered(b"content") for pair in busy]
+        written = [pair.transport.written for pair in pairs]
+        flushes = [pair.server.flushes for pair in pairs]
+        flusher.calls = 0
+        loop.turn()
+        assert flusher.calls == 1
+        assert [pair.server.flushes - before for pair, before in zip(pairs, flushes, strict=True)] == [1, 1, 1, 1, 0]
+        assert all(pair.transport.written > before for pair, before in zip(busy, written, strict=False))
+        assert idle.transport.written == written[-1]
+        loop.turn()
+        assert flusher.calls == 1, "nothing is due any more"
+        for pair, stream_id in zip(busy, ids, strict=True):
+            pair.down()
+            assert pair.client.streams[stream_id].content == b"content"
+
+
+@each_bare_engine
+def test_one_that_raises_does_not_stop_the_others(make: EngineFactory) -> None:
+    with connections(make, 3) as (loop, flusher, pairs):
+        first, broken, last = pairs
+        broken.transport = BrokenTransport(loop, broken.server.as_protocol())
+        broken.server.connection_made(broken.transport)
+        loop.turn()
+        assert first.errors() == [], "there was nothing to write"
+        flusher.calls = 0
+        ids = [pair.answered(b"content") for pair in (first, broken, last)]
+        loop.turn()
+        assert flusher.calls == 1
+        assert first.errors() == [Defect]
+        for pair, stream_id in ((first, ids[0]), (last, ids[2])):
+            pair.down()
+            assert pair.client.streams[stream_id].content == b"content"
+        # And it is flushed again when there is more.
+        broken.server.streams[ids[1]].send_data(b"more", False)
+        loop.turn()
+        assert flusher.calls == 2
+        assert first.errors() == [Defect]
+
+
+@each_bare_engine
+def test_what_is_queued_while_connections_are_flushed_leaves_in_the_next_turn(make: EngineFactory) -> None:
+    class Forwarding(Receiver):
+        def on_response_sent(self, octets: int) -> None:
+            other.server.streams[there].send_data(b"after", False)
+
+    with connections(make, 2) as (loop, flusher, (one, other)):
+        here, there = one.answered(b"first"), other.answered(b"first")
+        for pair in (other, one):  # the other one has been flushed by then
+            pair.down()
+        receiver: StreamReceiver = Forwarding(one.server, here)
+        one.server.streams[here].receiver = receiver
+        one.server.streams[here].send_data(b"second", False)
+        written = other.transport.written
+        flusher.calls = 0
+        loop.turn()
+        assert (flusher.calls, other.transport.written) == (1, written)
+        loop.turn()
+        assert flusher.calls == 2
+        other.client.receive(other.transport.read())
+        assert other.client.streams[there].content == b"firstafter"
+
+
+@each_bare_engine
+def test_a_connection_that_is_closed_before_its_flush_is_left_out(make: EngineFactory) -> None:
+    with connections(make, 2) as (loop, _, (one, other)):
+        last, stream_id = one.answered(b"last"), other.answered(b"content")
+        one.server.close("enough")
+        written = one.transport.written
+        loop.turn()
+        assert one.transport.written == written
+        other.down()
+        assert other.client.streams[stream_id].content == b"content"
+        one.down()
+        assert one.client.streams[last].content == b"last"
+        assert one.errors() == []

@@ -1,0 +1,148 @@
+"""An internal error that shows while one stream is served: it ends that stream's exchange and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.http2.choice import EngineFactory
+from proxy.http2.events import ErrorCode
+from tests.conformance.engines import each_bare_engine
+from tests.support.events import DataReceived, GoAwayReceived
+from tests.unit.connection.pair import Defect, Pair, Receiver
+
+WINDOW = 65_535
+
+
+@each_bare_engine
+def test_it_ends_its_stream_and_the_rest_of_the_read_is_served(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        broken, sound = pair.client.request("/broken"), pair.client.request("/sound")
+        pair.settle()
+        pair.server.failing = {broken}
+        pair.client.engine.send_data(broken, b"content", end_stream=False)
+        pair.client.engine.send_data(sound, b"content", end_stream=False)
+        pair.up()
+        assert DataReceived(sound, b"content", False) in pair.server.events
+        assert pair.server.engine.owed_octets == 0
+        pair.settle()
+        assert pair.reset_codes(broken, sound) == [ErrorCode.INTERNAL_ERROR, None]
+        assert pair.server.receivers[broken].internal_errors == 1
+        assert pair.server.streams[broken].receiver is None
+        assert pair.errors() == [Defect]
+
+
+@each_bare_engine
+def test_a_request_that_could_not_be_taken_is_reset_and_its_neighbour_served(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        broken, sound = pair.client.request("/broken"), pair.client.request("/sound")
+        pair.server.failing = {broken}
+        pair.settle()
+        assert pair.server.streams[broken].receiver is None
+        assert list(pair.server.receivers) == [sound]
+        assert pair.reset_codes(broken, sound) == [ErrorCode.INTERNAL_ERROR, None]
+        assert pair.errors() == [Defect]
+
+
+@each_bare_engine
+def test_while_sent_content_is_reported_it_costs_the_others_nothing(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        broken, sound = pair.answered(b"content"), pair.answered(b"content")
+        pair.server.failing = {broken}
+        pair.loop.turn()
+        assert pair.server.sent == [(broken, 7), (sound, 7)]
+        assert pair.errors() == [Defect]
+        pair.transport.fills = True
+        pair.server.streams[sound].send_data(b"more", False)
+        pair.server.failing = {sound}
+        pair.loop.turn()
+        pair.transport.resume()
+        assert pair.server.sent[-1] == (sound, 4)
+        assert pair.errors() == [Defect]
+
+
+@each_bare_engine
+def test_what_is_queued_is_dropped_where_the_exchange_was_not_over(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        broken = pair.answered(bytes(100_000))
+        pair.server.failing = {broken}
+        pair.settle()
+        assert len(pair.client.streams[broken].content) == WINDOW
+        assert pair.reset_codes(broken) == [ErrorCode.INTERNAL_ERROR]
+        assert pair.budget.queued_octets == 0
+        assert pair.errors() == [Defect]
+
+
+@each_bare_engine
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_queued_still_leaves_where_the_exchange_was_over(make: EngineFactory, ended: bool) -> None:
+    with Pair(make) as pair:
+        broken = pair.answered(bytes(100_000), end=ended)
+        pair.server.failing = {broken}
+        pair.server.receivers[broken].was_over = True
+        pair.settle()
+        assert pair.errors() == [Defect]
+        assert len(pair.client.streams[broken].content) == WINDOW
+        assert pair.reset_codes(broken) == [None]
+        pair.client.acknowledge_all()
+        pair.settle()
+        assert len(pair.client.streams[broken].content) == 100_000
+        assert pair.client.streams[broken].ended is ended
+        assert pair.reset_codes(broken) == [None if ended else ErrorCode.INTERNAL_ERROR]
+        assert pair.budget.queued_octets == 0
+        assert pair.errors() == [], "it is told no more"
+
+
+@each_bare_engine
+def test_a_receiver_that_had_let_go_of_its_stream_is_the_one_that_is_told(make: EngineFactory) -> None:
+    class Leaving(Receiver):
+        def on_request_data(self, data: bytes, end_stream: bool) -> None:
+            stream = pair.server.streams[self.stream_id]
+            stream.receiver = None
+            stream.send_head([(b":status", b"200", False)], False)
+            stream.send_data(b"whole", True)
+            raise Defect
+
+    with Pair(make) as pair:
+        stream_id = pair.client.request("/x")
+        pair.up()
+        stream = pair.server.streams[stream_id]
+        stream.receiver = leaving = Leaving(pair.server, stream_id)
+        leaving.was_over = True
+        pair.client.engine.send_data(stream_id, b"content", end_stream=True)
+        pair.settle()
+        assert leaving.internal_errors == 1
+        assert stream.receiver is None
+        assert pair.client.streams[stream_id].content == b"whole"
+        assert pair.client.streams[stream_id].ended
+        assert pair.reset_codes(stream_id) == [None]
+        assert pair.errors() == [Defect]
+
+
+@each_bare_engine
+def test_a_receiver_that_fails_at_being_told_is_reported_and_let_go(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        stream = pair.answered(bytes(100_000))
+        receiver = pair.server.receivers[stream]
+        receiver.raised_again = KeyError()
+        pair.server.failing = {stream}
+        pair.settle()
+        assert receiver.internal_errors == 1
+        assert pair.server.streams[stream].receiver is None
+        assert pair.reset_codes(stream) == [ErrorCode.INTERNAL_ERROR]
+        assert pair.budget.queued_octets == 0
+        assert pair.errors() == [Defect, KeyError]
+
+
+@each_bare_engine
+def test_one_that_concerns_no_stream_ends_the_connection(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        pair.client.engine.go_away(ErrorCode.NO_ERROR)
+        pair.up()
+        assert pair.server.closed
+        (reason,) = pair.server.lost
+        assert "internal error" in reason
+        assert [type(context["exception"]).__name__ for context in pair.loop.uncaught] == ["Defect"]
+        pair.loop.uncaught.clear()
+        pair.down()
+        (told,) = (event for event in pair.client.others if isinstance(event, GoAwayReceived))
+        assert told.code == ErrorCode.INTERNAL_ERROR

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from proxy.http2.policy.compression import REMEMBERED_LINES, SentLines
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    lines = SentLines()
+    for number in range(REMEMBERED_LINES + 1):
+        assert not lines.is_repeated(b"x-id", b"%d" % number, 4_096)
+    assert lines.is_repeated(b"x-id", b"%d" % REMEMBERED_LINES, 4_096)
+    assert lines.is_repeated(b"x-id", b"1", 4_096)
+    assert not lines.is_repeated(b"x-id", b"0", 4_096), "the oldest was forgotten"
+
+
+def test_a_line_that_entered_is_new_once_it_has_left_the_table() -> None:
+    lines = SentLines()
+    assert [lines.is_repeated(b"x", b"y", 4_096) for _ in range(4)] == [False, True, False, True]
+
+
+def test_name_and_value_are_told_apart() -> None:
+    lines = SentLines()
+    assert not lines.is_repeated(b"xy", b"z", 4_096)
+    assert not lines.is_repeated(b"x", b"yz", 4_096)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.http2.events import Fields
+from proxy.relay.signing import (
+    end_to_end,
+    end_to_end_response,
+    end_to_end_trailers,
+    has_token,
+    method_line,
+    request_line,
+    signed_head,
+    token_line,
+)
+
+HEAD: Fields = [
+    (b":method", b"POST", False),
+    (b":scheme", b"http", False),
+    (b":authority", b"sidecar:9081", False),
+    (b":path", b"/greeter/invoke/Greeter/greet", False),
+    (b"content-type", b"application/vnd.restate.invocation.v6", False),
+    (b"authorization", b"Bearer the-caller's", True),
+]
+
+
+PROXY_FIELDS = [b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info"]
+
+
+def upstream(head: Fields, authorization: bytes | None = b"Bearer ours") -> Fields:
+    return signed_head(
+        end_to_end(head),
+        method_line(b"POST"),
+        (b":scheme", b"https", False),
+        (b":authority", b"greeter.run.app", False),
+        (b":path", b"/invoke/Greeter/greet", False),
+        token_line(authorization) if authorization is not None else None,
+    )
+
+
+def test_pseudo_fields_are_rewritten_and_all_else_crosses_to_the_octet() -> None:
+    assert upstream(HEAD) == [
+        (b":method", b"POST", False),
+        (b":scheme", b"https", False),
+        (b":authority", b"greeter.run.app", False),
+        (b":path", b"/invoke/Greeter/greet", False),
+        (b"x-serverless-authorization", b"Bearer ours", False),
+        (b"content-type", b"application/vnd.restate.invocation.v6", False),
+        (b"authorization", b"Bearer the-caller's", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x-serverless-authorization",
+        b"x_serverless_authorization",
+        b"x-serverless_authorization",
+        b"x_serverless-authorization",
+    ],
+)
+def test_a_spoofed_token_never_passes_however_spelled_or_repeated(name: bytes) -> None:
+    spoof = [(name, b"Bearer spoofed", False)] * 3
+    assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof)]
+    assert b"Bearer spoofed" not in [value for _, value, _ in upstream(HEAD + spoof, authorization=None)]
+    assert end_to_end_trailers([*spoof, (b"x-checksum", b"1", False)]) == [(b"x-checksum", b"1", False)]
+    assert has_token(HEAD + spoof)
+    assert not has_token(HEAD)
+
+
+@given(st.lists(st.tuples(st.from_regex(rb"[a-z_-]{1,30}", fullmatch=True), st.binary(max_size=20), st.booleans())))
+def test_whatever_the_client_sends_exactly_one_token_leaves(extra: Fields) -> None:
+    spoof: Fields = [(b"x-serverless-authorization", b"Bearer spoofed", True)]
+    sent = upstream(HEAD + extra + spoof)
+    tokens = [value for name, value, _ in sent if name.replace(b"_", b"-") == b"x-serverless-authorization"]
+    assert tokens == [b"Bearer ours"]
+
+
+def test_host_does_not_contradict_the_new_authority() -> None:
+    assert b"host" not in [name for name, _, _ in upstream([*HEAD, (b"host", b"sidecar:9081", False)])]
+
+
+def test_request_line_is_found_in_any_order_of_the_pseudo_fields() -> None:
+    assert request_line(HEAD) == (b"POST", b"/greeter/invoke/Greeter/greet")
+    assert request_line(list(reversed(HEAD[:4])) + HEAD[4:]) == (b"POST", b"/greeter/invoke/Greeter/greet")
+    assert request_line([(b":method", b"CONNECT", False), (b":authority", b"x:1", False)]) == (b"CONNECT", b"")
+
+
+@pytest.mark.parametrize("name", [*PROXY_FIELDS, b"proxy-connection"])
+def test_what_a_client_says_to_its_proxy_stays_here(name: bytes) -> None:
+    assert name not in [field[0] for field in upstream([*HEAD, (name, b"Basic c2VjcmV0", True)])]
+    assert end_to_end_trailers([(name, b"Basic c2VjcmV0", True)]) == []
+
+
+@pytest.mark.parametrize("name", PROXY_FIELDS)
+def test_what_a_proxy_says_to_its_client_does_not_come_from_the_service(name: bytes) -> None:
+    head: Fields = [(b":status", b"407", False), (name, b"Basic", False), (b"www-authenticate", b"Basic", False)]
+    assert end_to_end_response(head) == [(b":status", b"407", False), (b"www-authenticate", b"Basic", False)]
+
+
+def test_a_response_head_without_them_is_not_made_anew() -> None:
+    head: Fields = [(b":status", b"200", False), (b"content-type", b"text/plain", False)]
+    assert end_to_end_response(head) is head
+
+
+# RFC 9110, 6.5.1: framing, routing, authentication, request modifiers, response control, content format.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transfer-encoding", "content-length", "connection", "keep-alive", "upgrade", "te", "trailer"),
+        *("host", "max-forwards"),
+        *("authorization", "cookie", "set-cookie", "www-authenticate"),
+        *("cache-control", "expect", "pragma", "range"),
+        *("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"),
+        *("accept", "accept-encoding", "accept-language"),
+        *("age", "date", "expires", "location", "retry-after", "vary", "warning"),
+        *("content-encoding", "content-type", "content-range"),
+    ],
+)
+def test_a_trailer_that_belongs_into_the_head_does_not_cross(name: str) -> None:
+    kept: Fields = [(b"grpc-status", b"0", False), (b"x-checksum", b"1", True)]
+    assert end_to_end_trailers([kept[0], (name.encode(), b"x", False), kept[1]]) == kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "digest",
+        "etag",
+        "authentication-info",
+        "server-timing",
+    ],
+)
+def test_any_other_trailer_crosses(name: str) -> None:
+    trailers: Fields = [(name.encode(), b"x", False)]
+    assert end_to_end_trailers(trailers) == trailers
