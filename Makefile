@@ -13,6 +13,8 @@ GIT := git
 TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd $(GIT)
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
+# What counts instructions.
+PROFILE_PACKAGES := valgrind nghttp2-client nghttp2-server nghttp2-proxy
 # What builds images where there is neither Docker nor a registry.
 IMAGE_PACKAGES := buildah debootstrap curl
 
@@ -52,6 +54,11 @@ bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 
 	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2
 	@$(BIN)/python -m tests.load.bench $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
+.PHONY: profile
+profile: setup ## instructions of one exchange, layer by layer, beside nghttpx'; they repeat where seconds do not
+	@.ci/apt $(PROFILE_PACKAGES)
+	@$(BIN)/python -m tests.load.profile $(ARGS)
+
 .PHONY: image
 image: setup $(RESTATE) ## the README's lines for Docker run without Docker: image, compose services (root; minutes)
 	@.ci/apt $(IMAGE_PACKAGES)
@@ -86,6 +93,7 @@ clean: ## remove everything that these commands made
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find proxy tests -name __pycache__ -prune -exec rm -rf {} +
 	find proxy -name '*.so' -delete
+	rm -f proxy/compiled.json
 
 # The stamps below make a second `make` instant: each step runs again only when what it installs has changed.
 
@@ -101,7 +109,7 @@ $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.pyt
 	@touch $@
 
 # What is compiled, and what that was compiled against.
-COMPILED := $(wildcard proxy/*.py $(patsubst %,proxy/%/*.p[xy]*,downstream http2 relay telemetry tokens upstream wire))
+COMPILED := $(shell find proxy -name '*.py' -o -name '*.pyx' -o -name '*.pxd')
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)

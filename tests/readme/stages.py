@@ -33,7 +33,7 @@ class Stage(enum.Enum):
 
 
 LONG: Final = frozenset(
-    f"make {target}" for target in ("bench", "check", "clean", "dist", "image", "lock", "readme", "test")
+    f"make {target}" for target in ("bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "test")
 )
 MEANT: Final = (
     ("cloudrun-sidecar ", ".venv/bin/cloudrun-sidecar "),
