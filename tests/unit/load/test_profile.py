@@ -1,0 +1,55 @@
+"""What callgrind wrote is added up by layer."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.load.profile import layer, parse
+
+WRITTEN = """\
+version: 1
+events: Ir
+
+ob=(1) /usr/lib/x86_64-linux-gnu/libnghttp2.so.14.24.1
+fl=(1) session.c
+fn=(1) receive
+10 100
++3 20
+cob=(2) /opt/proxy/http2/nghttp2/engine.cpython-311-x86_64-linux-gnu.so
+cfn=(2) on_data
+calls=4 1
+* 5000
+
+ob=(2)
+fn=(2)
+7 30
+-2 3
+
+ob=(1)
+fn=(3) send
+* 1
+"""
+
+
+def test_what_a_function_calls_is_not_its_own() -> None:
+    assert parse(WRITTEN) == {
+        "/usr/lib/x86_64-linux-gnu/libnghttp2.so.14.24.1": 121,
+        "/opt/proxy/http2/nghttp2/engine.cpython-311-x86_64-linux-gnu.so": 33,
+    }
+
+
+@pytest.mark.parametrize(
+    ("object_file", "expected"),
+    [
+        ("/usr/lib/x86_64-linux-gnu/libnghttp2.so.14.24.1", "libnghttp2"),
+        ("/opt/proxy/http2/nghttp2/engine.cpython-311-x86_64-linux-gnu.so", "the sidecar's own modules"),
+        ("/usr/lib/python3.11/lib-dynload/_ssl.cpython-311-x86_64-linux-gnu.so", "TLS"),
+        ("/usr/lib/x86_64-linux-gnu/libcrypto.so.3", "TLS"),
+        ("/opt/site-packages/uvloop/loop.cpython-311-x86_64-linux-gnu.so", "uvloop"),
+        ("/usr/bin/python3.11", "Python"),
+        ("/usr/lib/x86_64-linux-gnu/libc.so.6", "C library"),
+        ("/usr/sbin/nghttpx", "other"),
+    ],
+)
+def test_each_object_file_belongs_to_a_layer(object_file: str, expected: str) -> None:
+    assert layer(object_file) == expected
