@@ -50,7 +50,7 @@ from tests.load.chart import chart
 from tests.load.contenders import Contender, Surroundings, contenders
 from tests.load.figures import Sample, summarize
 from tests.load.measuring import H2load
-from tests.load.places import Processors, Unavailable
+from tests.load.places import Processors, Unavailable, python_build
 from tests.load.report import document, table, verdicts
 from tests.load.runner import DIRECT, Runner
 from tests.load.targets import COMPILED, PORTABLE, judge
@@ -82,7 +82,7 @@ def _machine(processors: Processors) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "proxy_apart_from_load": processors.apart,
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": python_build(),
     }
 
 
@@ -148,6 +148,7 @@ def _publish(found: dict[str, Any], out: Path, *, quick: bool) -> None:
     summaries = summarize(samples)
     reference = COMPILED if COMPILED in labels else PORTABLE
     judged = judge(summaries)
+    click.echo(found["about"]["machine"]["python"] + "\n")
     for kind in kinds:
         if kind.key in summaries:
             click.echo(table(kind, summaries[kind.key], labels, reference) + "\n")

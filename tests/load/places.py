@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,15 +21,36 @@ from typing import Final
 
 from tests.support.processes import Program, ProgramFailed, program
 
-__all__ = ["Processors", "Unavailable", "free_port", "install_envoy", "listens", "locate", "run_program", "version_of"]
+__all__ = [
+    "Processors",
+    "Unavailable",
+    "free_port",
+    "install_envoy",
+    "listens",
+    "locate",
+    "python_build",
+    "run_program",
+    "version_of",
+]
 
 _HERE: Final = Path(__file__).resolve().parent
 _SYSTEM_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _START_SECONDS: Final = 30.0
+_TELLING_FLAGS: Final = ("-O", "-flto", "-fprofile", "-fwrapv", "--enable-optimizations", "--with-lto")
 
 
 class Unavailable(Exception):
     """Something cannot be had here; the text is half a sentence that says why."""
+
+
+def python_build() -> str:
+    """Return version, compiler and optimisation of this Python, as it says itself.
+
+    Debian trains its Python with a profile without saying so in what `sysconfig` has.
+    """
+    said = f"{sysconfig.get_config_var('PY_CORE_CFLAGS')} {sysconfig.get_config_var('CONFIG_ARGS')}"
+    flags = [flag for flag in said.replace("'", " ").split() if flag.startswith(_TELLING_FLAGS)]
+    return f"Python {platform.python_version()}, {platform.python_compiler()}, {' '.join(dict.fromkeys(flags))}"
 
 
 @dataclass(frozen=True, slots=True)

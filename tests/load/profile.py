@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ import click
 from tests.load.contenders import ROUTE, Contender, Surroundings, contenders
 from tests.load.h2load import Load
 from tests.load.peer_configs import Way
-from tests.load.places import Processors, Unavailable, free_port, listens, locate, run_program
+from tests.load.places import Processors, Unavailable, free_port, listens, locate, python_build, run_program
 from tests.load.targets import COMPILED
 from tests.load.upstreams import Google, Site, google, static_upstream
 from tests.support.processes import ProgramFailed
@@ -143,7 +142,7 @@ def main(requests: int) -> None:
         raise click.ClickException(str(exc)) from exc
     labels = list(found)
     layers = sorted({name for counts in found.values() for name in counts}, key=lambda name: -found[labels[0]][name])
-    click.echo(f"Python {sys.version.split()[0]}; instructions of one exchange\n")
+    click.echo(f"{python_build()}\n\ninstructions of one exchange\n")
     click.echo(f"{'':28}" + "".join(f"{label:>20}" for label in labels))
     for name in layers:
         click.echo(f"{name:28}" + "".join(f"{found[label][name] / requests:20,.0f}" for label in labels))

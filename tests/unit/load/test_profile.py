@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
+from tests.load.places import python_build
 from tests.load.profile import layer, parse
 
 WRITTEN = """\
@@ -53,3 +56,9 @@ def test_what_a_function_calls_is_not_its_own() -> None:
 )
 def test_each_object_file_belongs_to_a_layer(object_file: str, expected: str) -> None:
     assert layer(object_file) == expected
+
+
+def test_the_python_is_named_with_its_optimisation() -> None:
+    build = python_build()
+    assert build.startswith(f"Python {platform.python_version()}, {platform.python_compiler()}, ")
+    assert " -O" in build
