@@ -55,9 +55,13 @@ def test_an_internal_error_ends_the_connection_and_is_not_raised(monkeypatch: py
         raise ZeroDivisionError("with a secret in its text")
 
     peer = server()
+    peer.engine.strict = False
     monkeypatch.setattr(portable, "check_request", fail)
     events = peer.send(peer.ping(), peer.headers(1, REQUEST))
-    assert events == [ConnectionFailed(2, "an internal error: ZeroDivisionError")]
+    assert events == [ConnectionFailed(2, "internal error: ZeroDivisionError")]
+    ((stream, exc),) = peer.engine.handler.errors
+    assert stream is None
+    assert isinstance(exc, ZeroDivisionError)
     seen = peer.take()
     assert [one.kind for one in seen] == ["Ping", "GoAway"]
     assert b"secret" not in seen[-1].body
