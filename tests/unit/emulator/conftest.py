@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.emulator import Certificates, Google, GoogleServer
+from proxy.emulator.model import SCOPE
 from tests.unit.emulator.wire import Clock, Names, trusting
 
 
@@ -23,6 +24,20 @@ def google(clock: Clock) -> Google:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.create(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def form(google: Google) -> dict[str, str]:
+    """A right exchange of a pod's token."""
+    cluster = google.federation.cluster
+    return {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "audience": cluster.audience,
+        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "scope": SCOPE,
+        "subject_token": cluster.token("pod"),
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    }
 
 
 @pytest_asyncio.fixture

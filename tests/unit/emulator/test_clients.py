@@ -298,22 +298,11 @@ async def test_a_pools_project_has_an_id(client: aiohttp.ClientSession, google: 
 # Token exchange
 
 
-def exchange_form(google: Google) -> dict[str, str]:
-    cluster = google.federation.cluster
-    return {
-        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
-        "audience": cluster.audience,
-        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
-        "scope": SCOPE,
-        "subject_token": cluster.token("pod"),
-        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-    }
-
-
 @pytest.mark.asyncio
-async def test_gcloud_logs_in_with_a_federation_file(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_gcloud_logs_in_with_a_federation_file(
+    client: aiohttp.ClientSession, google: Google, form: dict[str, str]
+) -> None:
     scopes = f"openid https://www.googleapis.com/auth/userinfo.email {SCOPE}"
-    form = exchange_form(google)
     status, answer = await post(client, EXCHANGE, data=form | {"scope": scopes})
     assert status == 200
     basic = {"Authorization": f"Basic {base64.b64encode(b'gcloud:not-secret').decode()}"}
@@ -327,8 +316,7 @@ async def test_gcloud_logs_in_with_a_federation_file(client: aiohttp.ClientSessi
 
 
 @pytest.mark.asyncio
-async def test_an_exchange_may_come_as_json_in_camel_case(client: aiohttp.ClientSession, google: Google) -> None:
-    form = exchange_form(google)
+async def test_an_exchange_may_come_as_json_in_camel_case(client: aiohttp.ClientSession, form: dict[str, str]) -> None:
     camel = {
         "".join(word.title() if index else word for index, word in enumerate(name.split("_"))): value
         for name, value in form.items()
@@ -341,20 +329,20 @@ async def test_an_exchange_may_come_as_json_in_camel_case(client: aiohttp.Client
 
 
 @pytest.mark.asyncio
-async def test_a_client_may_be_named_in_the_form(client: aiohttp.ClientSession, google: Google) -> None:
-    form = exchange_form(google) | {"client_id": "c", "client_secret": "s"}
+async def test_a_client_may_be_named_in_the_form(client: aiohttp.ClientSession, form: dict[str, str]) -> None:
+    form = form | {"client_id": "c", "client_secret": "s"}
     assert (await post(client, EXCHANGE, data=form))[0] == 200
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("escape", [quote, quote_plus], ids=["python, node", "go, java, rust"])
 async def test_a_space_of_an_aws_request_is_escaped_either_way(
-    client: aiohttp.ClientSession, google: Google, clock: Clock, escape: Any
+    client: aiohttp.ClientSession, google: Google, clock: Clock, escape: Any, form: dict[str, str]
 ) -> None:
     # google-auth, which signs here, signs by the real clock.
     clock.now = time.time()
     request = signed(google, google.federation.aws.role_key("a+role"), Zeta="a+b c")
-    form = exchange_form(google) | {
+    form = form | {
         "audience": google.federation.aws.audience,
         "subject_token": escape(json.dumps(request)),
         "subject_token_type": "urn:ietf:params:aws:token-type:aws4_request",

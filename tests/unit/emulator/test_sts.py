@@ -26,20 +26,6 @@ def basic(client: str, secret: str) -> str:
     return f"Basic {base64.b64encode(f'{client}:{secret}'.encode()).decode()}"
 
 
-@pytest.fixture
-def form(google: Google) -> dict[str, str]:
-    """A right exchange of a pod's token."""
-    cluster = google.federation.cluster
-    return {
-        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
-        "audience": cluster.audience,
-        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
-        "scope": SCOPE,
-        "subject_token": cluster.token("pod"),
-        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-    }
-
-
 @pytest.mark.asyncio
 async def test_a_subject_token_is_exchanged(
     client: aiohttp.ClientSession, google: Google, form: dict[str, str]
