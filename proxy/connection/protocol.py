@@ -66,6 +66,8 @@ class Flusher:
                 connection.flush()
             except Exception as exc:  # noqa: BLE001 - the others have theirs to write
                 connection.report_error(exc)
+                # What the engine had handed out may be lost, and with it where the next frame begins.
+                connection.abort()
 
 
 class Http2Protocol(ConnectionHandler):

@@ -185,7 +185,7 @@ class Dispatcher(ExchangeOwner):
         upstream = exchange.upstream
         if upstream is not None:
             exchange.status = status = upstream.status
-            if status >= 300 and stops_work(status):
+            if status >= 300:
                 return self._error_head(exchange, status, fields)
         return fields
 
@@ -283,12 +283,13 @@ class Dispatcher(ExchangeOwner):
         return token if token is not None and token.local_expiry > self._clock() else None
 
     def _error_head(self, exchange: Exchange, status: int, fields: Fields) -> Fields:
-        """Return the head of an answer that a person should know of."""
+        """Return the head to send downstream in place of one that is no success."""
         if status == 401 and exchange.token is not None:
             self._tokens.reject(exchange.token)
-        exchange.error_head = fields
-        if not says_more_in_content(status):
-            self.error_answered(exchange, b"")
+        if stops_work(status):
+            exchange.error_head = fields
+            if not says_more_in_content(status):
+                self.error_answered(exchange, b"")
         # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
         added = missing_retry_after(status, fields, self._random_fraction()) if self._add_retry_after else None
         return fields if added is None else [*fields, added]

@@ -1,8 +1,9 @@
 """What every engine must agree on, decided once and without IO.
 
 `fields` says which field sections are well formed, `flood` how much a peer may ask for to no effect, `compression`
-which lines enter HPACK's table, `sending` in which order frames leave, `streams` which stream ids were passed over. An
-engine calls these modules, or does the same in C; `tests/conformance` runs all engines on the same test vectors.
+which lines enter HPACK's table, `sending` in which order frames leave, `stream_history` what a frame on a stream that
+is over means, `refusals` the words by which broken rules are counted. An engine calls these modules, or does the same
+in C; `tests/conformance` runs all engines on the same test vectors.
 
 What a fault of the peer leads to, in every engine:
 
@@ -18,7 +19,7 @@ pushes a stream's send window past 2³¹−1              RST_STREAM FLOW_CONTRO
 sends a malformed section, a wrong content-length     RST_STREAM PROTOCOL_ERROR
 sends a section over the limit                        RST_STREAM ENHANCE_YOUR_CALM
 opens more streams than offered, or after our GOAWAY  RST_STREAM REFUSED_STREAM, nobody hears of it
-sends HEADERS or DATA after its END_STREAM            RST_STREAM or connection ends: STREAM_CLOSED
+sends HEADERS or DATA after its END_STREAM            connection ends: STREAM_CLOSED
 sends DATA before its response head                   RST_STREAM or connection ends: PROTOCOL_ERROR
 sends on a stream that we reset                       nothing; the connection's window is given back
 sends too much to no effect                           connection ends: ENHANCE_YOUR_CALM
