@@ -47,7 +47,7 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 .PHONY: test
 test: setup $(RESTATE) $(RESTATE_CLI) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
-	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses=4 --dist worksteal $(ARGS)
 
 .PHONY: bench
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes

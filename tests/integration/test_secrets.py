@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,12 +79,19 @@ def pieces(handed_out: set[str]) -> Iterator[str]:
 async def ask_everything(google: Google, running: Sidecar, client: aiohttp.ClientSession, told: list[str]) -> None:
     """Make both routes mint with new access tokens, and append what they answer."""
     google.revoke_access_tokens()
-    for route in ("ambient", "impersonating"):
-        # With a token of the caller's own it is refused, and nothing is minted.
-        discovery = f"{running.url}/{route}/discover"
-        told.append(await all_of(client, "GET", discovery))
-        told.append(await all_of(client, "GET", discovery, OF_THE_APPLICATION))
-        told.append(await all_of(client, "POST", f"{running.url}/{route}/invoke/S/h"))
+    # All at once: where a mint hangs, they wait together.
+    async with asyncio.TaskGroup() as asking:
+        answers = [
+            asking.create_task(all_of(client, method, f"{running.url}/{route}/{path}", fields))
+            for route in ("ambient", "impersonating")
+            for method, path, fields in (
+                # With a token of the caller's own it is refused, and nothing is minted.
+                ("GET", "discover", OF_THE_CALLER),
+                ("GET", "discover", OF_THE_APPLICATION),
+                ("POST", "invoke/S/h", OF_THE_CALLER),
+            )
+        ]
+    told.extend(answer.result() for answer in answers)
 
 
 async def end(running: Sidecar, told: list[str]) -> None:
