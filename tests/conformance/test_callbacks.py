@@ -8,6 +8,7 @@ import pytest
 from hyperframe.frame import Frame
 
 from proxy.http2.engine import Limits, Stream
+from proxy.http2.events import Fields
 from tests.conformance.engines import each_engine
 from tests.conformance.raw import (
     REQUEST,
@@ -274,6 +275,53 @@ def test_streams_may_be_opened_when_the_peers_settings_allow_more(make: EventFac
     peer.send(peer.settings({3: 4}))
     assert opened == [3, 5, 7]
     assert [one.stream_id for one in of(peer.take(), "Headers")] == [3, 5, 7]
+
+
+@each_engine
+@pytest.mark.parametrize("content_octets", [0, 5])
+@pytest.mark.parametrize("trailers", [None, [], TRAILERS])
+def test_a_whole_request_may_be_sent_when_another_is_refused(
+    make: EventFactory, content_octets: int, trailers: Fields | None
+) -> None:
+    peer = client(make, streams=1)
+
+    def again(_: Stream) -> None:
+        stream_id = peer.engine.send_request(REQUEST, end_stream=False)
+        assert stream_id == 3
+        if content_octets:
+            peer.engine.send_data(3, bytes(content_octets), end_stream=False)
+        if trailers is None:
+            peer.engine.send_data(3, b"", end_stream=True)
+        else:
+            peer.engine.send_trailers(3, trailers)
+
+    reacting(peer, StreamReset, again)
+    peer.send(peer.reset(1, 7))
+    assert peer.engine.wants_to_send
+    seen = [one for one in peer.take() if one.kind in ("Headers", "Data")]
+    assert [one.stream_id for one in seen] == [3] * len(seen)
+    assert seen[0].fields == REQUEST
+    assert [one.ends for one in seen] == [False] * (len(seen) - 1) + [True]
+    assert content(seen, 3) == bytes(content_octets)
+    if trailers:
+        assert seen[-1].fields == TRAILERS
+    peer.send(peer.headers(3, RESPONSE, end=True))
+    assert peer.engine.open_streams == 0
+
+
+@each_engine
+def test_a_request_whose_end_waits_may_be_reset(make: EventFactory) -> None:
+    peer = client(make, streams=1)
+
+    def again(_: Stream) -> None:
+        peer.engine.send_request(REQUEST, end_stream=False)
+        peer.engine.send_trailers(3, TRAILERS)
+        stream_of(peer, 3).reset(8, False)
+
+    reacting(peer, StreamReset, again)
+    peer.send(peer.reset(1, 7))
+    assert [(one.kind, one.stream_id) for one in peer.take()][-1] == ("RstStream", 3)
+    assert peer.engine.open_streams == 0
 
 
 @each_engine

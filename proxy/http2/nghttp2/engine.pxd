@@ -22,6 +22,7 @@ cdef class Nghttp2Engine(Engine):
     cdef Py_ssize_t queued
     cdef list turns
     cdef list doomed
+    cdef list unended
     cdef Nghttp2Stream turn
     cdef Py_ssize_t turn_octets
     cdef bytes content

@@ -43,8 +43,8 @@ cdef class Nghttp2Engine(Engine):
 
     `session` is NULL once the connection has failed. `first` to `last`, the
     streams that are live, by id. `receiving`: the library is calling back, and must
-    not be asked for what it has to send. `turns`, the streams that have content to send, in order; `doomed`, those whose
-    reset waits for the next `take` and no longer; `turn` and `turn_octets`, the stream of the frame that the library is
+    not be asked for what it has to send. `turns`, the streams that have content to send, in order; `doomed` and
+    `unended`, those whose reset, or whose end without content, waits for the next `take` and no longer; `turn` and `turn_octets`, the stream of the frame that the library is
     to send now, and its length. `content` of the DATA that is being read. `told`, the stream whose receiver is being
     told, and `told_receiver`; `raised`, what a callback has kept.
     """
@@ -63,6 +63,7 @@ cdef class Nghttp2Engine(Engine):
         self.max_streams = limits.max_concurrent_streams
         self.turns = []
         self.doomed = []
+        self.unended = []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders = []
         self._left = []
@@ -144,10 +145,15 @@ cdef class Nghttp2Engine(Engine):
 
     cpdef bytes take(self):
         cdef Nghttp2Stream stream
-        cdef list doomed
+        cdef list doomed, unended
         if self.session.calling_back:
             return b""
         if self.session.handle != NULL:
+            if PyList_GET_SIZE(self.unended):
+                unended, self.unended = self.unended, []
+                for stream in unended:
+                    if stream.engine is not None and stream.ended:
+                        self.finish(stream)
             if PyList_GET_SIZE(self.turns):
                 self._take_turns()
             if PyList_GET_SIZE(self.doomed):
@@ -260,7 +266,7 @@ cdef class Nghttp2Engine(Engine):
         return self.queued
 
     cpdef bint wants_to_send(self):
-        if self.session.outbox.size or PyList_GET_SIZE(self.doomed):
+        if self.session.outbox.size or PyList_GET_SIZE(self.doomed) or PyList_GET_SIZE(self.unended):
             return True
         if self.session.handle == NULL or not PyList_GET_SIZE(self.turns):
             return False
@@ -336,7 +342,12 @@ cdef class Nghttp2Engine(Engine):
 
     cdef int finish(self, Nghttp2Stream stream) except -1:
         """Send the end, alone or as trailers."""
-        cdef list trailers = stream.trailers
+        cdef list trailers
+        if self.session.calling_back:
+            # The library would send it before the head of a request that is queued, and so not at all.
+            self.unended.append(stream)
+            return 0
+        trailers = stream.trailers
         stream.ended = False
         stream.trailers = None
         stream.end_sent = True
@@ -385,6 +396,7 @@ cdef class Nghttp2Engine(Engine):
             self._unlink(stream)
         self.turns = []
         self.doomed = []
+        self.unended = []
         self._senders = []
         self.queued = 0
         self.frames.release()
