@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from google.auth import crypt, jwt
 
-from proxy.cli.emulate import emulate
+from proxy.cli.commands import commands
 from proxy.emulator import CredentialFiles
 from tests.unit.emulator.wire import Http2Client, trusting
 
@@ -248,7 +248,7 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(arguments: Sequence[str], words: str) -> None:
-    result = CliRunner().invoke(emulate, arguments)
+    result = CliRunner().invoke(commands, ["emulate", *arguments])
     # An address that no interface has now may come.
     assert result.exit_code == (1 if "192.0.2.1" in arguments else 2)
     assert result.stdout == ""
