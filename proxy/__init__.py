@@ -10,11 +10,12 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
-    cli → sidecar | doctor → admin | relay | settings → downstream | upstream | tokens
+    cli → supervisor | doctor → worker → admin | relay | settings → downstream | upstream | tokens
         → connection → telemetry → cloud_run → routing | restate | http2 | network → errors → quoting
 
 * `cli`         the command line, one file a command
-* `sidecar`     composition root: builds every object once, owns lifetimes and drain
+* `supervisor`  processes: one worker in this one, or several that are handed their connections
+* `worker`      composition root of one worker: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
 * `relay`       one exchange: what may happen next, and what is then done (`exchange`); route → token → upstream
@@ -30,6 +31,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `network`     what upstream connections and Google calls share of the networking: event loop, host names
 * `telemetry`   log lines and metrics
+* `signals`     what signals mean to a process that serves
 * `exit_codes`  what the end of a command means
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above

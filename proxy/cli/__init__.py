@@ -23,7 +23,7 @@ def main() -> None:
     _hold_standard_streams()
     settings = handed_over()
     if settings is not None or sys.argv[1:2] == ["serve"]:
-        from proxy.downstream.signals import hold_signals  # the other commands keep the defaults
+        from proxy.signals import hold_signals  # the other commands keep the defaults
 
         hold_signals()
     if settings is not None:

@@ -21,7 +21,7 @@ _DESCRIPTOR: Final = "_CLOUDRUN_SIDECAR_SETTINGS_FD"
 
 def serve_here(settings: str) -> int:
     """Run the sidecar in this process as it is; return its exit code. `settings` is of `Settings.to_json`."""
-    from proxy.sidecar import serve  # not for those who only ask for help, or have a mistake in a setting
+    from proxy.supervisor.serve import serve  # not for those who only ask for help, or have a mistake in a setting
 
     return serve(settings)
 

@@ -61,6 +61,8 @@ class Listener:
         """Names of this server beside the usual ones (see `hosts`), in lower case."""
         self.drained = False
         """Whether `drain` is over: connections that still come are dropped."""
+        self.on_closed: Callable[[], None] = _nothing
+        """Called when an accepted connection is gone."""
         self._metrics = metrics
         self._make_engine = make_engine
         self._budget = budget
@@ -87,6 +89,7 @@ class Listener:
             yield held
         finally:
             self._held.discard(held)
+            self.on_closed()
 
     async def serve_h2c(self, transport: asyncio.Transport, first: bytes) -> None:
         """Take over the transport, whose first octets were `first`; returns when it is closed."""
@@ -214,3 +217,7 @@ class Held:
         """End it at once."""
         self.transport.abort()
         self.gate.set()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -77,7 +77,7 @@ class Settings(BaseModel):
         le=64,
         json_schema_extra={"x-unit": "processes"},
         description=(
-            "Processes that share the listening sockets. "
+            "Processes that share the connections evenly. "
             "Each can use one processor, and has tokens, connections and limits of its own."
         ),
     )

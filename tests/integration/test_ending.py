@@ -9,17 +9,18 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from proxy.downstream.binding import bind_tcp
 from proxy.emulator import Certificates
 from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
-from tests.support.processes import Program, program
+from tests.support.processes import Program, connections_on, program
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]
@@ -53,9 +54,7 @@ class Live:
         """New requests get 503 and when to come again, on an old connection and on a new one; nobody says GOAWAY."""
         async with client(*self.sidecar.address) as newcomer:
             for peer in (self.near, newcomer):
-                head = await peer.head(peer.open("/svc/late", end=True))
-                assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
-                assert 1 <= int(head[b"retry-after"]) <= 5
+                await refused_by(peer)
         async with aiohttp.ClientSession() as http, http.get(f"http://{self.sidecar.admin}/readyz") as answer:
             assert answer.status == 503
         assert not self.near.went_away.done()
@@ -73,6 +72,13 @@ class Live:
         """Wait until the stream is reset."""
         with pytest.raises(Reset):
             await self.near.body(self.stream)
+
+
+async def refused_by(peer: Peer) -> None:
+    """A new request on this connection gets 503 and when to come again."""
+    head = await peer.head(peer.open("/svc/late", end=True))
+    assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
+    assert 1 <= int(head[b"retry-after"]) <= 5
 
 
 async def ended(pid: int) -> None:
@@ -104,18 +110,6 @@ async def listening_workers(running: Program) -> list[int]:
     return [int(one), int(other.group(1) or other.group(2))]
 
 
-@contextlib.contextmanager
-def stopped(pid: int | None) -> Iterator[None]:
-    """Have a process do nothing for the time of a `with`."""
-    if pid is not None:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        if pid is not None:
-            os.kill(pid, signal.SIGCONT)
-
-
 @asynccontextmanager
 async def live(
     certificates: Certificates, routes: Routes, workers: int, *flags: str, env: Mapping[str, str] | None = None
@@ -129,15 +123,14 @@ async def live(
         async with sidecar(
             "--config", config, "--upstream-ca", certificates.ca_file, *many, *flags, env=env
         ) as running:
-            idle = (await worker_pids(running))[0] if workers > 1 else None
-            async with AsyncExitStack() as stack:
-                with stopped(idle):
-                    near = await stack.enter_async_context(client(*running.address))
-                    stream = near.open("/svc/live")
-                    peer, far_stream, _, _ = await far.request()
-                    peer.respond(far_stream)
-                    await near.head(stream)
-                yield Live(running, near, stream, peer, far_stream, idle)
+            pids = await worker_pids(running) if workers > 1 else []
+            async with client(*running.address) as near:
+                stream = near.open("/svc/live")
+                peer, far_stream, _, _ = await far.request()
+                peer.respond(far_stream)
+                await near.head(stream)
+                idle = [pid for pid in pids if not connections_on(pid, running.address[1])]
+                yield Live(running, near, stream, peer, far_stream, idle[0] if idle else None)
 
 
 def free_address() -> str:
@@ -357,21 +350,26 @@ async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes
 
 
 @pytest.mark.asyncio
-async def test_workers_whose_parent_is_killed_finish_what_lives_and_end(
+async def test_workers_whose_supervisor_is_killed_finish_what_lives_and_leave_its_port(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2) as it:
         workers = await worker_pids(it.sidecar)
         os.kill(it.pid, signal.SIGKILL)
         await it.draining()
-        await it.refused()
+        await refused_by(it.near)
+        # Whoever starts it again has its port at once.
+        with bind_tcp(*it.sidecar.address) as bound:
+            bound.listen()
         await it.finished()
         for pid in workers:
             await ended(pid)
 
 
 @pytest.mark.asyncio
-async def test_workers_whose_parent_is_killed_do_not_stay_behind(certificates: Certificates, routes: Routes) -> None:
+async def test_workers_whose_supervisor_is_killed_do_not_stay_behind(
+    certificates: Certificates, routes: Routes
+) -> None:
     async with live(certificates, routes, 2, "--drain-timeout", "1") as it:
         workers = await worker_pids(it.sidecar)
         os.kill(it.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from typing import cast
 
 import aiohttp
 
-__all__ = ["Program", "ProgramFailed", "program"]
+__all__ = ["Program", "ProgramFailed", "connections_on", "program"]
 
 _TAIL_LINES = 25
 _GRACE_SECONDS = 10.0
@@ -209,3 +209,12 @@ def _leash(stop: signal.Signals) -> list[str]:
     """Return what to put before a command so that it does not outlive us (Linux; elsewhere it may)."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", stop.name.removeprefix("SIG"), "--"] if setpriv else []
+
+
+def connections_on(pid: int, port: int) -> int:
+    """How many established TCP connections to this port of 127.0.0.1 the process has accepted (Linux)."""
+    with open(f"/proc/{pid}/net/tcp", encoding="ascii") as table:
+        rows = [row.split() for row in table.readlines()[1:]]
+    accepted = {row[9] for row in rows if int(row[1].partition(":")[2], 16) == port and row[3] == "01"}
+    folder = f"/proc/{pid}/fd"
+    return sum(os.readlink(f"{folder}/{name}").strip("socket:[]") in accepted for name in os.listdir(folder))

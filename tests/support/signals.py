@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from proxy.downstream.signals import HANDLED_SIGNALS
+from proxy.signals import HANDLED_SIGNALS
 
 __all__ = ["signals_restored"]
 

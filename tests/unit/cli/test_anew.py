@@ -29,9 +29,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def root(monkeypatch: pytest.MonkeyPatch, serve: Callable[[str], int]) -> None:
-    module = ModuleType("proxy.sidecar")
+    module = ModuleType("proxy.supervisor.serve")
     module.serve = serve  # type: ignore[attr-defined] # a module made by hand
-    monkeypatch.setitem(sys.modules, "proxy.sidecar", module)
+    monkeypatch.setitem(sys.modules, "proxy.supervisor.serve", module)
 
 
 def hand_over(settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +112,8 @@ def serve(settings):
     with open("seen", "a") as seen:
         print(again, *(os.path.realpath(f"/proc/self/fd/{{number}}") for number in range(3)), file=seen)
     return 7
-sys.modules["proxy.sidecar"] = types.ModuleType("proxy.sidecar")
-sys.modules["proxy.sidecar"].serve = serve
+sys.modules["proxy.supervisor.serve"] = types.ModuleType("proxy.sidecar")
+sys.modules["proxy.supervisor.serve"].serve = serve
 main()
 """
 """A program that writes, instead of serving, whether it was begun anew, and what its first three descriptors are."""

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from proxy import __version__
 from proxy.cli.commands import commands
 
-HEAVY = ("proxy.sidecar", "proxy.emulator", "proxy.settings.model", "pydantic", "aiohttp", "structlog", "asyncio")
+HEAVY = ("proxy.worker", "proxy.emulator", "proxy.settings.model", "pydantic", "aiohttp", "structlog", "asyncio")
 
 
 def loaded(*arguments: str) -> set[str]:

@@ -21,14 +21,14 @@ URL = "https://svc.run.app"
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What would be served: the composition root is replaced, and ends at once with 7."""
     seen: list[Settings] = []
-    root = ModuleType("proxy.sidecar")
+    root = ModuleType("proxy.supervisor.serve")
 
     def serve(text: str) -> int:
         seen.append(Settings.model_validate_json(text))
         return 7
 
     root.serve = serve  # type: ignore[attr-defined] # a module made by hand
-    monkeypatch.setitem(sys.modules, "proxy.sidecar", root)
+    monkeypatch.setitem(sys.modules, "proxy.supervisor.serve", root)
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 
@@ -72,10 +73,8 @@ def _source(member: object) -> str:
     return inspect.getsource(member) if inspect.isfunction(member) else ""
 
 
-def test_workers_are_started_through_the_name_that_is_replaced() -> None:
-    source = inspect.getsource(hypercorn.run.run)
-    assert "from .asyncio.run import asyncio_worker" in source
-    assert "config.create_sockets()" in source
-    assert parameters(hypercorn.asyncio.run.asyncio_worker) == ["config", "sockets", "shutdown_event"]
-    populate = inspect.getsource(hypercorn.run._populate)
-    assert '"config": config, "shutdown_event": shutdown_event, "sockets": sockets' in populate
+def test_hypercorn_asks_the_loop_for_its_servers() -> None:
+    assert "asyncio.start_server(_server_callback, backlog=config.backlog, sock=sock)" in inspect.getsource(
+        hypercorn.asyncio.run.worker_serve
+    )
+    assert ".create_server(" in inspect.getsource(asyncio.start_server)

@@ -1,8 +1,8 @@
-"""The composition root: every object of a worker is built here, once, and ends here.
+"""The composition root of one worker: every object of it is built here, once, and ends here.
 
-One worker runs in this process; several are processes of their own, each with its own pool and tokens, that share the
-listening sockets. Ending looks the same from outside: the first SIGTERM, SIGINT or SIGQUIT drains (new requests are
-answered 503, live streams finish, at most `drain_timeout`), a second one cuts.
+One worker alone listens itself; several are processes of their own, each with its own pool and tokens, that are handed
+their connections by a supervisor. Ending looks the same from outside: the first SIGTERM, SIGINT or SIGQUIT drains (new
+requests are answered 503, live streams finish, at most `drain_timeout`), a second one cuts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import gc
 import os
 import random
 import signal
-import sys
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -22,25 +21,24 @@ import structlog
 
 from proxy import __version__
 from proxy.admin import AdminPlane
-from proxy.compiled import changed_sources
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine
-from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.downstream.binding import ListenFailed
+from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.downstream.handover import accept_from
 from proxy.downstream.listener import Listener
-from proxy.downstream.orders import Order, Orders
 from proxy.downstream.serving import listen
-from proxy.downstream.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.errors import Failure
-from proxy.exit_codes import ExitCode
-from proxy.http2.choice import EngineFactory, EngineUnavailable, engine_choice
+from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
 from proxy.network.loop import loop_factory
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
 from proxy.settings.plain import PlainSettings
-from proxy.telemetry import Metrics, background_output, configure_logging
+from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
+from proxy.telemetry import Metrics
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
@@ -48,11 +46,9 @@ from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 from proxy.upstream.pool import Pool
 
-__all__ = ["Sidecar", "serve"]
+__all__ = ["Worker", "run_worker"]
 
 _log: Final = structlog.get_logger("sidecar")
-
-_ORDERS_POLL_SECONDS: Final = 0.1
 
 _MOST_SHOWN_ROUTES: Final = 100
 """In the line that says where it listens."""
@@ -61,8 +57,8 @@ _LINGER_SECONDS: Final = 1.0
 """How long upstream connections may take to close at the end."""
 
 
-class Sidecar:
-    """One worker: built on its event loop, started, drained, closed."""
+class Worker:
+    """Built on its event loop, started, drained, closed."""
 
     def __init__(self, settings: PlainSettings, loop: asyncio.AbstractEventLoop, name: bytes) -> None:
         self.settings = settings
@@ -184,12 +180,16 @@ class Sidecar:
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
             closing.push_async_callback(self._dispatcher.waiting.close)
 
-    async def run(self, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
-        """Start, serve until told to end, and close. With `orders` those decide what a second signal would."""
+    async def run(self, config: ListenerConfig, accepts: Sockets | Channel) -> None:
+        """Start, serve until told to end, and close.
+
+        With a channel its supervisor says when to cut: signals do no more than drain.
+        """
         loop = asyncio.get_running_loop()
+        channel = accepts if isinstance(accepts, Channel) else None
         for number in HANDLED_SIGNALS:
             if number in ENDING_SIGNALS:
-                loop.add_signal_handler(number, self.end if orders is None else self.drain)
+                loop.add_signal_handler(number, self.end if channel is None else self.drain)
             elif number == RELOAD_SIGNAL:
                 loop.add_signal_handler(number, _cannot_reload)
             else:
@@ -198,21 +198,27 @@ class Sidecar:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
-            if orders is not None:
-                watch = loop.create_task(self._obey(orders))
-                closing.callback(watch.cancel)
             await self.start()
-            self._say_where(sockets, orders)
+            self._say_where(accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            await listen(self.listener, config, sockets, self.ended)
+            if isinstance(accepts, Channel):
+                self.listener.on_closed = accepts.connection_closed
+                accept_from(accepts, loop, drain=self.drain, cut=self.cut)
+                await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
+            else:
+                await listen(self.listener, config, accepts, self.ended)
 
-    def _say_where(self, sockets: Sockets, orders: Orders | None) -> None:
+    def _say_where(self, accepts: Sockets | Channel) -> None:
+        if isinstance(accepts, Channel):
+            addresses = accepts.addresses
+        else:
+            addresses = [bound.getsockname() for bound in accepts.insecure_sockets]
         _log.info(
             "listening",
             version=__version__,
-            listen=[_shown(bound.getsockname()) for bound in sockets.insecure_sockets],
+            listen=[_shown(address) for address in addresses],
             admin=self._admin.address if self._admin is not None else "off",
             engine=self.engine,
             # Log collectors cut lines of some 100 KiB; /routes of the admin port has them all.
@@ -220,17 +226,8 @@ class Sidecar:
                 route.name: f"{route.origin}{route.base_path}" for route in self.settings.routes[:_MOST_SHOWN_ROUTES]
             },
             **({"more_routes": more} if (more := len(self.settings.routes) - _MOST_SHOWN_ROUTES) > 0 else {}),
-            **({"worker": os.getpid()} if orders is not None else {}),
+            **({"worker": os.getpid()} if isinstance(accepts, Channel) else {}),
         )
-
-    async def _obey(self, orders: Orders) -> None:
-        # Memory of another process has nothing to await.
-        while orders.latest is Order.SERVE:  # noqa: ASYNC110
-            await asyncio.sleep(_ORDERS_POLL_SECONDS)
-        self.drain()
-        while orders.latest is not Order.CUT:  # noqa: ASYNC110
-            await asyncio.sleep(_ORDERS_POLL_SECONDS)
-        self.cut()
 
 
 class _MintCounts:
@@ -246,71 +243,23 @@ class _MintCounts:
         self._metrics.mint_failed(failure.code)
 
 
-def serve(text: str) -> int:
-    """Run the sidecar of these settings, which are as `Settings.to_json` gives them, until it is told to end.
+def run_worker(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:
+    """Run a worker in this process until it is told to end; it accepts from `accepts`.
 
-    Returns the `ExitCode`; where it is not 0, the reason is on standard error.
+    Raises ListenFailed for its admin port. When this returns or raises, `HANDLED_SIGNALS` are ignored.
     """
-    settings = PlainSettings.from_json(text)
-    config = ListenerConfig(settings.listen, settings.workers, text, max_head_octets=settings.max_field_section)
-    with background_output():
-        configure_logging(settings.log_level, settings.log_format)
-        try:
-            return _serve(settings, config)
-        except (ListenFailed, EngineUnavailable) as exc:
-            return _refused(exc)
-
-
-def _refused(exc: ListenFailed | EngineUnavailable) -> ExitCode:
-    """Say why there is nothing to serve, and return the exit code."""
-    sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
-    return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
-
-
-def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
-    choice = engine_choice(settings.http2_engine)
-    if choice.reason:
-        _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
-    if changed := changed_sources():
-        _log.warning("compiled modules are not those of their sources: build them again (make setup)", changed=changed)
-    if settings.workers > 1:
-        # Not where one serves alone: what starts others is 0.8 MiB.
-        from proxy.downstream.workers import run_workers
-
-        _try_admin(settings.admin)
-        return run_workers(config, worker, drain_seconds=settings.drain_timeout)
-    sockets = config.create_sockets()
-    try:
-        _run_worker(settings, config, sockets, None)
-    finally:
-        config.release(sockets)
-    return ExitCode.OK
-
-
-def worker(config: ListenerConfig, sockets: Sockets, shutdown_event: Orders) -> None:
-    """Run one worker in a process of its own by order of its parent (`run_workers`)."""
-    settings = PlainSettings.from_json(config.payload)
-    with background_output():
-        configure_logging(settings.log_level, settings.log_format)
-        try:
-            _run_worker(settings, config, sockets, shutdown_event)
-        except ListenFailed as exc:
-            sys.exit(_refused(exc))
-
-
-def _run_worker(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(_report)
-            runner.run(_run(settings, config, sockets, orders))
+            runner.run(_run(settings, config, accepts))
     finally:
         ignore_signals()
 
 
-async def _run(settings: PlainSettings, config: ListenerConfig, sockets: Sockets, orders: Orders | None) -> None:
+async def _run(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:
     name = sidecar_name(config.sidecar_octets)
     try:
-        await Sidecar(settings, asyncio.get_running_loop(), name).run(config, sockets, orders)
+        await Worker(settings, asyncio.get_running_loop(), name).run(config, accepts)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()
@@ -326,18 +275,6 @@ def _cannot_reload() -> None:
 
 def _ignore() -> None:
     """Handle a signal that means nothing here, and would end the process without a handler."""
-
-
-def _try_admin(admin: str) -> None:
-    """Raise ListenFailed where the workers could not share the admin port: each of them would say so."""
-    if admin == "off" or admin.startswith("unix:"):
-        return
-    host, _, port = admin.rpartition(":")
-    try:
-        with bind_tcp(host.strip("[]"), int(port), reuse_port=True) as bound:
-            bound.listen()
-    except OSError as exc:
-        raise ListenFailed(f"{admin} (admin)", exc) from exc
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""Several workers share the connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_ending import worker_pids
+from tests.support.h2_peer import Peer, client
+from tests.support.processes import connections_on
+from tests.support.sidecar import Sidecar, sidecar
+
+Routes = Callable[..., Path]
+
+
+@asynccontextmanager
+async def two_workers(routes: Routes) -> AsyncIterator[tuple[Sidecar, list[int]]]:
+    config = routes(svc="https://127.0.0.1:1")
+    async with sidecar("--config", config, "--workers", "2", "--admin", "off") as running:
+        yield running, await worker_pids(running)
+
+
+async def answered(peer: Peer) -> None:
+    """See that the connection is served."""
+    head = await peer.head(peer.open("/nowhere", end=True))
+    assert head[b":status"] == b"404"
+
+
+@pytest.mark.asyncio
+async def test_sixteen_connections_are_eight_for_each_of_two_workers(routes: Routes) -> None:
+    async with two_workers(routes) as (running, workers), AsyncExitStack() as stack:
+        for _ in range(16):
+            await answered(await stack.enter_async_context(client(*running.address)))
+        assert [connections_on(pid, running.address[1]) for pid in workers] == [8, 8]
+
+
+@pytest.mark.asyncio
+async def test_connections_that_come_at_once_are_shared_as_well(routes: Routes) -> None:
+    async with two_workers(routes) as (running, workers), AsyncExitStack() as stack:
+        connections = [stack.enter_async_context(client(*running.address)) for _ in range(50)]
+        for peer in await asyncio.gather(*connections):
+            await answered(peer)
+        assert [connections_on(pid, running.address[1]) for pid in workers] == [25, 25]
+
+
+@pytest.mark.asyncio
+async def test_http1_connections_are_handed_over_too(routes: Routes) -> None:
+    async with two_workers(routes) as (running, _):
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection(*running.address)
+            writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+            writer.close()
+            await writer.wait_closed()

@@ -1,0 +1,139 @@
+"""Connections that come through a channel, on every kind of event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, cast
+
+import pytest
+
+from proxy.downstream.channel import CUT, DRAIN, Channel
+from proxy.downstream.handover import accept_from
+from proxy.supervisor.channel import WorkerChannel
+from tests.support.loops import LOOPS
+
+every_loop = pytest.mark.parametrize("loop", LOOPS)
+
+
+class Greeting(asyncio.Protocol):
+    """Sends its name, and closes when the peer does."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        family = transport.get_extra_info("socket").family
+        cast(asyncio.Transport, transport).write(b"hello" if family in {socket.AF_UNIX, socket.AF_INET} else b"whose")
+
+
+Orders = asyncio.Queue[str]
+Use = Callable[[WorkerChannel, Orders], Coroutine[Any, Any, None]]
+
+
+def run(loop: str, use: Use) -> None:
+    """Run `use` on such a loop, with a supervisor whose channel is served and the orders that come through it."""
+    ours, its = socket.socketpair()
+
+    async def serve() -> None:
+        channel = Channel(its, [])
+        running = asyncio.get_running_loop()
+        orders = Orders()
+        accept_from(channel, running, drain=partial(orders.put_nowait, "drain"), cut=partial(orders.put_nowait, "cut"))
+        server = await running.create_server(Greeting, sock=its)
+        supervisor = WorkerChannel(ours)
+        try:
+            await use(supervisor, orders)
+        finally:
+            server.close()
+            await server.wait_closed()
+            for connection in supervisor.close():
+                connection.close()
+
+    with its, asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(asyncio.wait_for(serve(), 20))
+
+
+@every_loop
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_connections_get_a_protocol(loop: str, family: int) -> None:
+    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
+        for _ in range(100):
+            accepted: socket.socket
+            accepted, peer = socket.socketpair() if family == socket.AF_UNIX else _tcp_pair()
+            with peer:
+                supervisor.hand_over(accepted)
+                reader, writer = await asyncio.open_connection(sock=peer)
+                assert await reader.readexactly(5) == b"hello"
+                writer.close()
+                await writer.wait_closed()
+        assert orders.empty()
+
+    run(loop, use)
+
+
+@every_loop
+def test_orders_are_obeyed_in_turn(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
+        supervisor.order(DRAIN)
+        supervisor.order(CUT)
+        assert [await orders.get(), await orders.get()] == ["drain", "cut"]
+
+    run(loop, use)
+
+
+@every_loop
+def test_a_supervisor_that_is_gone_means_to_drain(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
+        supervisor.close()
+        assert await orders.get() == "drain"
+
+    run(loop, use)
+
+
+@every_loop
+def test_other_sockets_are_listened_on_as_ever(loop: str) -> None:
+    async def use(_: WorkerChannel, __: Orders) -> None:
+        running = asyncio.get_running_loop()
+        async with await running.create_server(Greeting, "127.0.0.1", 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert await reader.readexactly(5) == b"hello"
+            writer.close()
+            await writer.wait_closed()
+
+    run(loop, use)
+
+
+@every_loop
+def test_a_connection_without_a_descriptor_is_reported_as_closed(
+    loop: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel sends the message alone where the process may have no more open files."""
+
+    async def use(supervisor: WorkerChannel, _: Orders) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        accepted, peer = socket.socketpair()
+        with peer:
+            first_free = os.dup(0)
+            os.close(first_free)
+            supervisor.hand_over(accepted)  # closes its copy: one number below the limit is free
+            taken = [os.dup(0)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
+            try:
+                await asyncio.get_running_loop().sock_recv(supervisor.socket, 1)  # a report
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                os.close(taken[0])
+
+    run(loop, use)
+    told = capsys.readouterr()
+    assert "may not have more open files" in told.out + told.err
+
+
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        peer = socket.create_connection(listening.getsockname())
+        accepted, _ = listening.accept()
+    peer.setblocking(False)
+    return accepted, peer

@@ -1,0 +1,117 @@
+"""Workers for `run_workers`: functions that a new process finds by their names."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from proxy.downstream.channel import CONNECTION, CUT, DRAIN, Channel
+from proxy.downstream.config import ListenerConfig
+from proxy.signals import HANDLED_SIGNALS
+
+
+def _wait_for(channel: Channel, order: bytes) -> None:
+    channel.socket.setblocking(True)
+    while (message := channel.receive()[0]) != order:
+        assert message, "the supervisor is gone"
+
+
+def obedient(config: ListenerConfig, channel: Channel) -> None:
+    """Ask the supervisor to end as soon as all are there, and end when told."""
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(HANDLED_SIGNALS)
+    os.kill(os.getppid(), getattr(signal, config.payload))
+    _wait_for(channel, DRAIN)
+
+
+def signalling(config: ListenerConfig, channel: Channel) -> None:
+    """Send the supervisor a signal that must not end anything, and then one that does."""
+    os.kill(os.getppid(), getattr(signal, config.payload))
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+    channel.socket.setblocking(False)
+    try:
+        message, _ = channel.receive()
+    except BlockingIOError:
+        return
+    raise AssertionError(f"told {message!r} as well")
+
+
+def reluctant(config: ListenerConfig, channel: Channel) -> None:
+    """End only when told twice, and let the supervisor be told twice."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, CUT)
+
+
+def stuck(config: ListenerConfig, channel: Channel) -> None:
+    """Never end."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    while True:
+        signal.pause()
+
+
+def failing(config: ListenerConfig, channel: Channel) -> None:
+    """Fail, with the code that stands in the payload."""
+    sys.exit(int(config.payload))
+
+
+def killed(config: ListenerConfig, channel: Channel) -> None:
+    """Die; but one of two lives until it is told to end."""
+    if _first(config):
+        os.kill(os.getpid(), signal.SIGKILL)
+    _wait_for(channel, DRAIN)
+
+
+def answering(config: ListenerConfig, channel: Channel) -> None:
+    """Send every connection the process id of its worker, and keep it until it is closed by the client."""
+    channel.socket.setblocking(True)
+    while (received := channel.receive())[0] == CONNECTION:
+        descriptor = received[1]
+        assert descriptor is not None
+        with socket.socket(fileno=descriptor) as connection:
+            connection.setblocking(True)
+            connection.sendall(str(os.getpid()).encode())
+            connection.detach()
+    if received[0] != DRAIN:
+        sys.exit("the supervisor is gone")
+
+
+def closing(config: ListenerConfig, channel: Channel) -> None:
+    """Send every connection the process id of its worker; the first worker keeps one of its first three."""
+    channel.socket.setblocking(True)
+    mine: list[socket.socket] = []
+    patient = not _first(config)
+    while (received := channel.receive())[0] == CONNECTION:
+        descriptor = received[1]
+        assert descriptor is not None
+        mine.append(socket.socket(fileno=descriptor))
+        mine[-1].setblocking(True)
+        if len(mine) == 3 and not patient:
+            for connection in mine[:-1]:
+                connection.close()
+                channel.connection_closed()
+            patient = True
+        mine[-1].sendall(str(os.getpid()).encode())
+
+
+def deaf(config: ListenerConfig, channel: Channel) -> None:
+    """One of two reads nothing; the other answers, and takes the first with it when it ends."""
+    if _first(config):
+        signal.sigwait([signal.SIGUSR1])
+    else:
+        answering(config, channel)
+        os.kill(int(Path(config.payload, "pid").read_text()), signal.SIGUSR1)
+
+
+def _first(config: ListenerConfig) -> bool:
+    """Whether this is the first of the workers; leave its process id in the payload's folder."""
+    try:
+        os.mkdir(f"{config.payload}/first")
+    except FileExistsError:
+        return False
+    Path(config.payload, "pid").write_text(str(os.getpid()))
+    return True

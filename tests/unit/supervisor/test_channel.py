@@ -1,0 +1,138 @@
+"""Both ends of a worker's channel."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.downstream.channel import CONNECTION, CUT, DRAIN, Channel
+from proxy.supervisor.channel import WorkerChannel
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[WorkerChannel, Channel]]:
+    ours, its = socket.socketpair()
+    its.setblocking(False)
+    with ours, its:
+        yield WorkerChannel(ours), Channel(its, [])
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    accepted, peer = socket.socketpair()
+    return accepted, peer
+
+
+def received(channel: Channel) -> socket.socket:
+    message, descriptor = channel.receive()
+    assert message == CONNECTION
+    assert descriptor is not None
+    return socket.socket(fileno=descriptor)
+
+
+def test_a_connection_arrives_and_is_the_workers_alone(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    accepted, peer = connected()
+    supervisor.hand_over(accepted)
+    assert accepted.fileno() == -1
+    with peer:
+        with received(worker) as its:
+            assert not its.get_inheritable()
+            its.sendall(b"hello")
+            assert peer.recv(5) == b"hello"
+        assert peer.recv(5) == b""  # nobody else holds it
+
+
+def test_orders_and_connections_keep_their_order(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    peers = []
+    for _ in range(2):
+        accepted, peer = connected()
+        peers.append(peer)
+        supervisor.hand_over(accepted)
+    supervisor.order(DRAIN)
+    supervisor.order(CUT)
+    for peer in peers:
+        with received(worker) as its, peer:
+            its.sendall(b"x")
+            assert peer.recv(1) == b"x"
+    assert [worker.receive(), worker.receive()] == [(DRAIN, None), (CUT, None)]
+    with pytest.raises(BlockingIOError):
+        worker.receive()
+
+
+def test_closed_connections_are_counted(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    for _ in range(3):
+        accepted, peer = connected()
+        supervisor.hand_over(accepted)
+        peer.close()
+    supervisor.read_reports()
+    assert supervisor.connections == 3
+    worker.connection_closed()
+    worker.connection_closed()
+    supervisor.read_reports()
+    assert supervisor.connections == 1
+
+
+def test_reports_wait_for_a_supervisor_that_is_busy(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    supervisor.connections = 100_000
+    for _ in range(100_000):
+        worker.connection_closed()
+    while supervisor.connections > 1_000:
+        before = supervisor.connections
+        supervisor.read_reports()
+        if supervisor.connections == before:  # all that could be sent has been read
+            worker.connection_closed()
+    while supervisor.connections >= 0:
+        supervisor.read_reports()
+        if supervisor.connections == 0:
+            worker.connection_closed()
+
+
+def test_what_a_full_channel_does_not_take_is_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    sent = 0
+    while not supervisor.full:
+        supervisor.order(DRAIN)
+        sent += 1
+    accepted, peer = connected()
+    supervisor.hand_over(accepted)
+    assert accepted.fileno() >= 0
+    for _ in range(sent - 1):
+        assert worker.receive() == (DRAIN, None)
+    supervisor.flush()
+    assert not supervisor.full
+    assert worker.receive() == (DRAIN, None)
+    with received(worker) as its, peer:
+        its.sendall(b"x")
+        assert peer.recv(1) == b"x"
+
+
+def test_a_worker_that_is_gone_gives_back_what_it_never_got(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    worker.socket.close()
+    accepted, peer = connected()
+    supervisor.hand_over(accepted)
+    assert supervisor.gone
+    assert supervisor.close() == [accepted]
+    accepted.close()
+    peer.close()
+
+
+def test_the_end_of_a_worker_is_seen(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    supervisor.read_reports()
+    assert not supervisor.gone
+    worker.socket.close()
+    supervisor.read_reports()
+    assert supervisor.gone
+
+
+def test_the_end_of_the_supervisor_is_seen(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    supervisor.close()
+    assert worker.receive() == (b"", None)
+    worker.connection_closed()  # nobody listens any more

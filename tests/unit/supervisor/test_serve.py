@@ -1,0 +1,68 @@
+"""`serve` as a whole, but for its process: exit codes and sentences."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.supervisor.serve import serve
+from tests.support.settings import settings_json
+from tests.support.signals import signals_restored
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("which", ["listen", "admin"])
+def test_a_busy_address_ends_with_1_and_a_sentence(
+    workers: int, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        busy = f"{HOST}:{taken.getsockname()[1]}"
+        given: dict[str, object] = {"listen": (busy,), "admin": "off"} if which == "listen" else {"admin": busy}
+        assert serve(settings_json(workers=workers, **given)) == 1
+    said = capsys.readouterr().err
+    assert f"cloudrun-sidecar: cannot listen on {busy}" in said
+    assert "Address already in use" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_that_somebody_has_to_change_ends_with_2(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert serve(settings_json(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
+    assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
+
+
+def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:
+    """The whole program, but for its process."""
+    path = tmp_path / "s"
+
+    def end() -> None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(path)):
+                pass
+            probe.sendall(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")
+            probe.recv(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    assert serve(settings_json(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
+    ending.join()
+    assert not path.exists()

@@ -1,0 +1,191 @@
+"""The supervisor of worker processes. What workers make of its orders is tested with the real program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from proxy.downstream.binding import ListenFailed
+from proxy.downstream.channel import Channel
+from proxy.downstream.config import ListenerConfig
+from proxy.signals import HANDLED_SIGNALS
+from proxy.supervisor import workers
+from proxy.supervisor.workers import run_workers
+from tests.support.signals import signals_restored
+from tests.unit.supervisor import crew
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
+
+
+def run(
+    work: Callable[[ListenerConfig, Channel], None], payload: str = "", *, drain_seconds: float = 30.0, count: int = 2
+) -> int:
+    return run_workers(ListenerConfig(("127.0.0.1:0",), count, payload), work, drain_seconds=drain_seconds)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_workers_that_end_when_told_end_with_0(number: str) -> None:
+    assert run(crew.obedient, number) == 0
+
+
+def test_signals_after_the_end_change_nothing() -> None:
+    assert run(crew.obedient, "SIGTERM") == 0
+    for number in HANDLED_SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_other_signals_end_nobody(number: str) -> None:
+    assert run(crew.signalling, number, count=1) == 0
+
+
+def test_who_is_told_twice_has_the_workers_cut() -> None:
+    assert run(crew.reluctant, count=1) == 0
+
+
+def test_a_signal_that_comes_while_workers_are_started_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = workers._Supervisor.start_worker
+
+    def interrupted(self: workers._Supervisor, *arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start(self, *arguments)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(workers._Supervisor, "start_worker", interrupted)
+    assert run(crew.obedient, "SIGCHLD") == 0
+
+
+def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_CUT_SECONDS", 0.1)
+    assert run(crew.stuck, drain_seconds=0.1) == 1
+
+
+@pytest.mark.parametrize(("of_a_worker", "of_all"), [("1", 1), ("2", 2), ("7", 1), ("120", 1)])
+def test_wrong_settings_of_a_worker_are_the_programs_and_all_else_may_pass(of_a_worker: str, of_all: int) -> None:
+    assert run(crew.failing, of_a_worker) == of_all
+
+
+def test_workers_that_end_unasked_are_a_failure_even_with_0() -> None:
+    assert run(crew.failing, "0") == 1
+
+
+def test_a_worker_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+    assert run(crew.killed, str(tmp_path)) == 1
+
+
+def test_a_busy_address_starts_nobody() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ListenerConfig((f"127.0.0.1:{taken.getsockname()[1]}",), 2, "7")
+        with pytest.raises(ListenFailed):
+            run_workers(config, crew.failing, drain_seconds=1)
+
+
+def test_sockets_are_released_in_the_end(tmp_path: Path) -> None:
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1, "SIGTERM")
+    assert run_workers(config, crew.obedient, drain_seconds=1) == 0
+    assert not list(tmp_path.iterdir())
+
+
+# ---- connections
+
+
+def handing(
+    tmp_path: Path, work: Callable[[ListenerConfig, Channel], None], connections: int, *, one_by_one: bool = False
+) -> tuple[int, list[socket.socket]]:
+    """Run two workers, make these connections, end them once the last is answered; return exit code and sockets."""
+    path = f"{tmp_path}/listening"
+    made: list[socket.socket] = []
+
+    def connect() -> None:
+        try:
+            for _ in range(connections):
+                made.append(socket.socket(socket.AF_UNIX))
+                while made[-1].connect_ex(path):  # as long as nobody listens
+                    pass
+                if one_by_one:
+                    made[-1].recv(1, socket.MSG_PEEK)
+            made[-1].recv(1, socket.MSG_PEEK)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = ListenerConfig((f"unix:{path}",), 2, str(tmp_path))
+    with ThreadPoolExecutor(1) as threads:
+        connecting = threads.submit(connect)
+        code = run_workers(config, work, drain_seconds=30)
+        connecting.result()
+    return code, made
+
+
+def test_each_connection_goes_to_the_worker_that_has_the_fewest(tmp_path: Path) -> None:
+    code, made = handing(tmp_path, crew.answering, 16)
+    assert code == 0
+    answers = Counter(connection.recv(32) for connection in made)
+    assert sorted(answers.values()) == [8, 8]
+    for connection in made:
+        connection.close()
+
+
+def test_a_worker_whose_connections_are_closed_gets_the_next(tmp_path: Path) -> None:
+    code, made = handing(tmp_path, crew.closing, 12, one_by_one=True)
+    assert code == 0
+    answers = [int(connection.recv(32)) for connection in made]
+    closing = int((tmp_path / "pid").read_text())
+    has = dict.fromkeys(answers, 0)
+    for place, answer in enumerate(answers, 1):
+        assert has[answer] == min(has.values())
+        has[answer] += 1
+        if answers[:place].count(closing) == 3 and answer == closing:
+            has[closing] = 1
+    assert has[closing] == 5
+    for connection in made:
+        connection.close()
+
+
+def test_a_worker_that_reads_nothing_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = socket.socketpair
+
+    def small() -> tuple[socket.socket, socket.socket]:
+        both = pair()
+        for end in both:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return both
+
+    monkeypatch.setattr(socket, "socketpair", small)
+    code, made = handing(tmp_path, crew.deaf, 60)
+    assert code == 0
+    assert len({connection.recv(32) for connection in made[-20:]} - {b""}) == 1
+    for connection in made:
+        connection.close()
+
+
+def test_no_connection_is_accepted_while_the_process_may_open_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accept = socket.socket.accept
+    refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+
+    def sometimes(self: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise refusals.pop()
+        return accept(self)
+
+    monkeypatch.setattr(workers, "_NO_DESCRIPTORS_SECONDS", 0.05)
+    monkeypatch.setattr(socket.socket, "accept", sometimes)
+    code, made = handing(tmp_path, crew.answering, 2)
+    assert code == 0
+    assert len({connection.recv(32) for connection in made}) == 2
+    for connection in made:
+        connection.close()

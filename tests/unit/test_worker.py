@@ -1,0 +1,215 @@
+"""A worker in this process: started, told to end, closed, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.downstream.channel import CUT, DRAIN, Channel
+from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.settings import PlainSettings, RouteSettings
+from proxy.supervisor.channel import WorkerChannel
+from proxy.worker import Worker, _report
+from tests.support.h2_peer import Reset, client, server
+from tests.support.settings import settings_json
+from tests.support.signals import signals_restored
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded() -> frozenset[str]:
+    """The modules of a process that could begin to serve."""
+    code = "import sys, proxy.worker; print(*sys.modules)"
+    return frozenset(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    )
+
+
+def settings(**more: object) -> PlainSettings:
+    return PlainSettings.from_json(settings_json(**more))
+
+
+async def running(
+    given: PlainSettings,
+    meanwhile: Callable[[Worker, int], Awaitable[None]],
+    capsys: pytest.CaptureFixture[str],
+    channel: Channel | None = None,
+) -> str:
+    """Run a worker while `meanwhile` looks at it, which has to end it; return what it logged.
+
+    `meanwhile` is told the port that it listens on, 0 where it has a channel.
+    """
+    config = ListenerConfig(given.listen, 1)
+    sockets = config.create_sockets() if channel is None else Sockets([], [], [])
+    port = sockets.insecure_sockets[0].getsockname()[1] if channel is None else 0
+    worker = Worker(given, asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(config, channel or sockets))
+            await meanwhile(worker, port)
+    finally:
+        config.release(sockets)
+    told = capsys.readouterr()
+    return told.out + told.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "click",
+        "pydantic",
+        "prometheus_client",
+        "google",
+        "cryptography",
+        "rich",
+        "multiprocessing.spawn",
+        "proxy.doctor",
+        "proxy.emulator",
+    ],
+)
+def test_nothing_is_loaded_before_it_is_needed(name: str, loaded: frozenset[str]) -> None:
+    assert "aiohttp.web" in loaded
+    assert name not in loaded
+
+
+@pytest.mark.asyncio
+async def test_it_answers_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    async def look(worker: Worker, port: int) -> None:
+        async with client(HOST, port) as near:
+            head = await near.head(near.open("/nowhere", end=True))
+            assert head[b":status"] == b"404"
+            assert worker.started
+            assert not worker.draining
+            worker.end()
+            assert (await near.went_away).error_code == 0
+            assert worker.draining
+
+    said = await running(settings(), look, capsys)
+    assert "listening" in said
+    assert "drained" in said
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    async with server() as far:  # a Cloud Run that never answers
+
+        async def look(worker: Worker, port: int) -> None:
+            async with client(HOST, port) as near:
+                stream = near.open("/svc/x", end=True)
+                await far.request()
+                assert worker.listener.live == 1
+                os.kill(os.getpid(), number)
+                while not worker.draining:
+                    await near.ping()
+                os.kill(os.getpid(), number)
+                with pytest.raises(Reset):
+                    await near.head(stream)
+
+        routes = {"svc": RouteSettings(url=f"http://{HOST}:{far.port}", gcp_id_token=False, allow_http=True)}
+        said = await running(settings(routes=routes, admin="off"), look, capsys)
+        assert "cutting what is live" in said
+
+
+@pytest.mark.asyncio
+async def test_a_worker_obeys_its_supervisor(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, its = socket.socketpair()
+    supervisor = WorkerChannel(ours)
+    async with server() as far:
+
+        async def look(worker: Worker, _: int) -> None:
+            with socket.create_server((HOST, 0)) as listening:
+                listening.setblocking(False)
+                async with client(HOST, listening.getsockname()[1]) as near:
+                    supervisor.hand_over((await asyncio.get_running_loop().sock_accept(listening))[0])
+                    stream = near.open("/svc/x", end=True)
+                    await far.request()
+                    supervisor.order(DRAIN)
+                    while not worker.draining:
+                        await near.ping()
+                    os.kill(os.getpid(), signal.SIGTERM)  # the whole group may be told
+                    await near.ping()
+                    assert not near.went_away.done()
+                    supervisor.order(CUT)
+                    with pytest.raises(Reset):
+                        await near.head(stream)
+
+        routes = {"svc": RouteSettings(url=f"http://{HOST}:{far.port}", gcp_id_token=False, allow_http=True)}
+        given = settings(routes=routes, admin="off")
+        with its:
+            said = await running(given, look, capsys, Channel(its, [("192.0.2.1", 9080)]))
+        # In which format depends on what this process has logged before.
+        assert re.search(rf'worker"?(=|: ){os.getpid()}\b', said)
+        assert "192.0.2.1:9080" in said
+    supervisor.read_reports()
+    assert supervisor.connections == 0
+    supervisor.close()
+
+
+@pytest.mark.asyncio
+async def test_a_worker_whose_supervisor_is_gone_drains_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, its = socket.socketpair()
+    ours.close()
+
+    async def look(worker: Worker, _: int) -> None:
+        """See it end by itself."""
+
+    with its:
+        assert "drained" in await running(settings(admin="off"), look, capsys, Channel(its, []))
+
+
+@pytest.mark.asyncio
+async def test_probes_see_it_start_and_drain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"{tmp_path}/admin"
+
+    async def look(worker: Worker, port: int) -> None:
+        async with client(HOST, port) as near, aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as http:
+            await near.ping()
+            for page in ("startupz", "readyz"):
+                async with http.get(f"http://admin/{page}") as answer:
+                    assert answer.status == 200
+            worker.drain()
+            worker.drain()
+
+    said = await running(settings(admin=f"unix:{path}"), look, capsys)
+    assert f"unix:{path}" in said
+    with pytest.raises(OSError, match="No such file"), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+
+
+@pytest.mark.asyncio
+async def test_closing_is_safe_before_the_start() -> None:
+    worker = Worker(settings(), asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
+    await worker.close()
+    assert not worker.started
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_caught_is_logged_by_its_kind_and_place_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError("ya29.secret")
+    except ValueError as exc:
+        _report(asyncio.get_running_loop(), {"message": "in a callback", "exception": exc})
+    _report(asyncio.get_running_loop(), {"message": "slow"})
+    told = capsys.readouterr()
+    said = told.out + told.err
+    assert "ValueError" in said
+    assert "test_worker.py:" in said
+    assert "secret" not in said
