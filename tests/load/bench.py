@@ -13,7 +13,8 @@ How
     All proxies run at once, and each round asks them one after the other, in another order each time; the figure is the
     median of the rounds, ± half of what lies between the least and the greatest. How many requests make a round is
     found out for each proxy by a first, unmeasured run, so that all runs take about as long.
-    CPU is the process' own clock, all threads and kernel time in it, to the nanosecond. Memory is measured on fresh
+    CPU is the process' own clock, all threads and kernel time in it, to the nanosecond; where connections are many,
+    what a run takes that sends one request on each is taken off. Memory is measured on fresh
     processes, after one request, and again with all streams open. Latency is each request's, from h2load's log.
     One request that does not succeed makes the figures of its proxy at that workload void, and the table says so.
 

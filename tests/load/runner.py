@@ -149,17 +149,28 @@ class Runner:
         if isinstance(requests, str):
             return requests
         try:
+            made = await self._connections(kind, target) if kind.connected else 0.0
             watch = Stopwatch(target, self.processors)
             run = await self.h2load.run(kind.load, _url(target.port, kind.path), requests)
             used = watch.figures(requests * kind.units, run.counts.seconds)
         except (Void, ProcessGone) as exc:
             return _reason(target.program, exc)
+        if kind.connected:
+            rest = requests - kind.load.connections
+            used["cpu_us"] = max(0.0, used["cpu_us"] * requests - made) / rest
         values = latencies(
             [request.microseconds for request in run.requests], run.counts.seconds, requests * kind.units
         )
         values |= used
         values |= {f"added_{key}": values[key] - direct[key] for key in ("p50_us", "p99_us") if key in direct}
         return values
+
+    async def _connections(self, kind: LoadKind, target: Running) -> float:
+        """Return the microseconds of CPU that a run takes which sends one request on each connection."""
+        connections = kind.load.connections
+        watch = Stopwatch(target, self.processors)
+        run = await self.h2load.run(kind.load, _url(target.port, kind.path), connections)
+        return watch.figures(1, run.counts.seconds)["cpu_us"]
 
     async def _direct(self, kind: LoadKind, around: Surroundings, turn: int) -> dict[str, float]:
         url = _url(around.upstream_port, kind.path, "https")

@@ -45,16 +45,23 @@ class Verdict:
 
 
 _UNARY: Final = "CPU per request, POST 1 KiB, -c1 -m50"
+_DOWN: Final = "CPU per MiB, download of 16 MiB"
 
 TARGETS: Final = (
-    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="envoy", at_most=0.50),
-    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="nghttpx", at_most=1.8),
+    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="nghttpx", at_most=1.0),
+    Target(
+        what="the same with Restate's nine fields", workload="restate", metric="cpu_us", peer="nghttpx", at_most=1.0
+    ),
+    Target(what="the same, -c8 -m16", workload="several", metric="cpu_us", peer="nghttpx", at_most=1.0),
+    Target(what=_UNARY, workload="unary", metric="cpu_us", peer="envoy", at_most=0.35),
     Target(what=_UNARY, workload="unary", metric="cpu_us", peer="cloud-run-proxy", at_most=0.20),
-    Target(what="p50 at one in flight", workload="single", metric="p50_us", peer="envoy", at_most=0.9),
-    Target(what="CPU per MiB, upload of 16 MiB", workload="upload", metric="cpu_us", peer="envoy", at_most=1.3),
-    Target(what="CPU per MiB, download of 16 MiB", workload="download", metric="cpu_us", peer="envoy", at_most=1.3),
-    Target(what="RSS idle", workload="memory", metric="rss_mib", peer="envoy", at_most=0.9),
-    Target(what="RSS per open idle stream", workload="memory", metric="stream_kib", peer="envoy", at_most=0.5),
+    Target(what="the same, -c200 -m1", workload="crowd", metric="cpu_us", peer="nghttpx", at_most=1.2),
+    Target(what="p50 at one in flight", workload="single", metric="p50_us", peer="envoy", at_most=0.75),
+    Target(what="CPU per round trip, 1 stream", workload="ping-pong-1", metric="cpu_us", peer="envoy", at_most=1.0),
+    Target(what="CPU per MiB, upload of 16 MiB", workload="upload", metric="cpu_us", peer="envoy", at_most=1.05),
+    Target(what=_DOWN, workload="download", metric="cpu_us", peer="envoy", at_most=1.05),
+    Target(what="RSS idle", workload="memory", metric="rss_mib", peer="envoy", at_most=0.65),
+    Target(what="RSS per open idle stream", workload="memory", metric="stream_kib", peer="nghttpx", at_most=0.5),
     Target(
         what="p99 while a token is refreshed",
         workload="refresh",
@@ -64,6 +71,7 @@ TARGETS: Final = (
         at_most=1.25,  # the same, but for the noise in the hundredth part of some thousand requests
     ),
     Target(what=_UNARY, workload="unary", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=0.6),
+    Target(what=_DOWN, workload="download", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=1.05),
 )
 """The sidecar has one worker, every feature on, access log off."""
 

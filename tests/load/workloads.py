@@ -68,6 +68,8 @@ class LoadKind(Kind):
     """Whether it runs without a proxy too."""
     narrow: bool = False
     """Whether it is for the upstream whose windows are 64 KiB."""
+    connected: bool = False
+    """Whether its CPU counts from when every connection has had one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ def load_kinds(small: Path, body: Path) -> list[LoadKind]:
             load=Load(connections=200, streams=1, body=small),
             path=unary,
             first=600,
+            connected=True,
         ),
         LoadKind(
             key="restate",

@@ -66,7 +66,7 @@ def test_a_ratio_needs_both_sides() -> None:
 def test_a_target_is_met_missed_or_not_measured() -> None:
     rounds = [
         sample(COMPILED, 0, cpu_us=24.0),
-        sample("envoy", 0, cpu_us=50.0),
+        sample("envoy", 0, cpu_us=80.0),
         sample("nghttpx", 0, cpu_us=12.0),
         sample(PORTABLE, 0, cpu_us=60.0),
         sample(PLAIN, 0, cpu_us=100.0),
