@@ -4,6 +4,7 @@ from proxy.connection.budget cimport Budget
 from proxy.http2.engine cimport ConnectionHandler, Engine, Stream, StreamReceiver
 
 cdef long _INTERNAL_ERROR
+cdef bytearray _READ_BUFFER
 
 cdef class RequestAcceptor:
     cpdef accept(self, Stream stream, list fields, bint end_stream)
@@ -38,8 +39,11 @@ cdef class Http2Protocol(ConnectionHandler):
     @cython.locals(receiver=StreamReceiver, aborts=cython.bint)
     cpdef on_internal_error(self, Stream stream, object exc)
     cpdef connection_made(self, transport)
-    @cython.locals(engine=Engine)
+    cpdef bytearray get_buffer(self, Py_ssize_t size_hint)
+    cpdef buffer_updated(self, Py_ssize_t octets)
     cpdef data_received(self, bytes data)
+    @cython.locals(engine=Engine)
+    cpdef _has_read(self)
     cpdef eof_received(self)
     cpdef pause_writing(self)
     cpdef resume_writing(self)

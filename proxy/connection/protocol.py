@@ -32,6 +32,9 @@ _CLOSE_SECONDS: Final = 5.0
 
 _INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
 
+# One for all connections, so that it stays in the processor's cache.
+_READ_BUFFER: Final = bytearray(64 << 10)
+
 
 class RequestAcceptor:
     """Who takes new requests (the relay)."""
@@ -165,14 +168,28 @@ class Http2Protocol(ConnectionHandler):
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_OCTETS)
         self.schedule_flush()
 
-    def data_received(self, data: bytes) -> None:
-        """Serve what has been read."""
+    def get_buffer(self, size_hint: int) -> bytearray:
+        """Return where to read to: what is there has been served before anybody reads again."""
+        return _READ_BUFFER
+
+    def buffer_updated(self, octets: int) -> None:
+        """Serve what has been read to the buffer."""
         if self.closed:
             return  # the peer has not read yet that it is over, and TLS hands on what it had read
-        engine = self.engine
-        engine.receive(data)
+        self.engine.receive_from(_READ_BUFFER, octets)
+        self._has_read()
+
+    def data_received(self, data: bytes) -> None:
+        """Serve what has been read: on event loops that ask for no buffer."""
         if self.closed:
             return
+        self.engine.receive(data)
+        self._has_read()
+
+    def _has_read(self) -> None:
+        if self.closed:
+            return
+        engine = self.engine
         if engine.owed_octets:
             self.give_credit()
         if not self.flush_scheduled:

@@ -108,6 +108,9 @@ class Listener:
         try:
             transport.set_protocol(connection.as_protocol())
             connection.connection_made(transport)
+            # From here on it is asked where to read to.
+            transport.pause_reading()
+            transport.resume_reading()
             connection.data_received(first)
             await connection.gone
         except asyncio.CancelledError:

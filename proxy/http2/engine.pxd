@@ -46,6 +46,7 @@ cdef class Engine:
     cdef public Py_ssize_t owed_octets
 
     cpdef receive(self, bytes data)
+    cpdef receive_from(self, bytearray buffer, Py_ssize_t octets)
     cpdef acknowledge_connection(self)
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver)
     cpdef ping(self, bytes payload)

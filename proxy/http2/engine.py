@@ -252,6 +252,15 @@ class Engine:
         """Report all that these octets bring, in order. Never raises; `b""` is allowed and brings nothing."""
         raise NotImplementedError
 
+    def receive_from(self, buffer: bytearray, octets: int) -> None:
+        """Do the same with the first octets of a buffer, which is the caller's again afterwards.
+
+        Raises ValueError where the buffer does not have so many.
+        """
+        if not 0 <= octets <= len(buffer):
+            raise ValueError("no buffer has more octets than it can hold")
+        self.receive(bytes(memoryview(buffer)[:octets]))
+
     def acknowledge_connection(self) -> None:
         """Give `owed_octets` back to the connection's window."""
         raise NotImplementedError

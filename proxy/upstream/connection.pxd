@@ -32,7 +32,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cpdef on_lost(self, str reason)
     cpdef after_turn(self)
     cpdef connection_made(self, transport)
-    cpdef data_received(self, bytes data)
+    cpdef _has_read(self)
     cpdef eof_received(self)
     cpdef pause_writing(self)
     cpdef resume_writing(self)

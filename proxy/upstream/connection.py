@@ -199,10 +199,9 @@ class UpstreamConnection(Http2Protocol):
             return
         Http2Protocol.connection_made(self, transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Serve what has been read."""
+    def _has_read(self) -> None:
         self._heard_at = self.loop.time()
-        Http2Protocol.data_received(self, data)
+        Http2Protocol._has_read(self)
 
     def eof_received(self) -> bool | None:
         """Close at once: closing may take a while (TLS, a full buffer), and nobody may be sent here meanwhile."""

@@ -58,8 +58,15 @@ class Wire:
         return bool(up or down)
 
     def _give(self, data: bytes) -> None:
+        """Have it read as uvloop does: to the buffer that it gives; `Pair` and `Stage` hand it what asyncio would."""
+        left = memoryview(data)
         try:
-            self.protocol.data_received(data)
+            while left:
+                buffer = self.protocol.get_buffer(-1)
+                octets = min(len(left), len(buffer))
+                buffer[:octets] = left[:octets]
+                left = left[octets:]
+                self.protocol.buffer_updated(octets)
         except Exception as exc:  # noqa: BLE001 - what a real transport does: it reports it, and the connection is lost
             self.transport.fail(exc)
 

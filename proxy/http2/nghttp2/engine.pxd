@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from proxy.http2.engine cimport Engine, StreamReceiver
 from proxy.http2.nghttp2.frames cimport FrameReader
@@ -43,6 +43,7 @@ cdef class Nghttp2Engine(Engine):
     cdef int reset(self, Nghttp2Stream stream) except -1
     cdef int wake(self) except -1
 
+    cdef int _receive(self, const uint8_t *octets, Py_ssize_t count) except -1
     cdef int _settle(self) except -1
     cdef int _unlink(self, Nghttp2Stream stream) except -1
     cdef int _fail(self, long code, str reason) except -1

@@ -12,6 +12,7 @@ is over. Content is the exception. It waits here, a queue a stream, and `take` g
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_ITEM
@@ -72,10 +73,18 @@ cdef class Nghttp2Engine(Engine):
     # ---- receiving
 
     cpdef receive(self, bytes data):
+        self._receive(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cpdef receive_from(self, bytearray buffer, Py_ssize_t octets):
+        if not 0 <= octets <= PyByteArray_GET_SIZE(buffer):
+            raise ValueError("no buffer has more octets than it can hold")
+        self._receive(<const uint8_t *>PyByteArray_AS_STRING(buffer), octets)
+
+    cdef int _receive(self, const uint8_t *octets, Py_ssize_t count) except -1:
         cdef int found
-        if self.session.handle != NULL and PyBytes_GET_SIZE(data):
+        if self.session.handle != NULL and count:
             try:
-                self.frames.begin(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                self.frames.begin(octets, count)
                 while True:
                     found = self.frames.next()
                     if found == FOR_LIBRARY:
@@ -92,6 +101,7 @@ cdef class Nghttp2Engine(Engine):
                 self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
         if self._failure is not None:
             self._report_failure()
+        return 0
 
     cpdef acknowledge_connection(self):
         cdef Py_ssize_t octets = self.owed_octets

@@ -34,6 +34,32 @@ def test_all_that_is_queued_in_a_turn_leaves_in_one_write(make: EngineFactory) -
 
 
 @each_bare_engine
+def test_octets_may_be_handed_over_or_read_to_the_buffer(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        stream_id = pair.client.request("/", end=False)
+        pair.client.engine.send_data(stream_id, b"x" * 10_000, end_stream=True)
+        data = pair.client.take()
+        pair.server.data_received(data[:1_000])
+        buffer = pair.server.get_buffer(-1)
+        for place in range(1_000, len(data), 700):
+            part = data[place : place + 700]
+            buffer[: len(part)] = part
+            pair.server.buffer_updated(len(part))
+        pair.server.data_received(b"")
+        pair.server.buffer_updated(0)
+        assert pair.server.engine.owed_octets == 0
+        assert pair.server.streams[stream_id].owed_octets == 10_000
+
+
+@each_bare_engine
+def test_nothing_is_read_from_beyond_the_buffer(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        for octets in (-1, len(pair.server.get_buffer(-1)) + 1):
+            with pytest.raises(ValueError, match="buffer"):
+                pair.server.buffer_updated(octets)
+
+
+@each_bare_engine
 def test_content_counts_as_sent_only_once_the_transport_takes_more(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream_id = pair.answered(b"first")
