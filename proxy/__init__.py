@@ -18,8 +18,8 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `worker`      composition root of one worker: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated, frozen settings
-* `relay`       one exchange: what may happen next, and what is then done (`exchange`); route → token → upstream
-                stream (`dispatcher`), the request's fields (`signing`), the slow path (`waiting`), loops (`via`)
+* `relay`       one exchange (`exchange`), and what may happen next to it (`states`); route → token → upstream stream
+                (`dispatcher`), the request's fields (`signing`), the slow path (`waiting`), loops (`via`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens

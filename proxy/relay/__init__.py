@@ -1,6 +1,7 @@
 """One exchange, and how it is sent on its way.
 
-* `exchange`         a request and its response, forwarded between two streams; the table of what may happen next
+* `exchange`         a request and its response, forwarded between two streams
+* `states`           what may happen next to an exchange, and what is then done: one table (pure)
 * `dispatcher`       route → token → upstream stream
 * `context`          what is kept ready for a route
 * `signing`          fields of what is sent upstream (pure)

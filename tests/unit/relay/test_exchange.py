@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from proxy.connection.budget import Budget
 from proxy.http2.engine import Stream
-from proxy.relay.exchange import TRANSITIONS, Action, Exchange, ExchangeOwner, IllegalMove, Move, State
+from proxy.relay.exchange import Exchange, ExchangeOwner
+from proxy.relay.states import TRANSITIONS, Action, IllegalMove, Move, State
 
 REQUEST_MOVES = {Move.REQUEST_DATA, Move.REQUEST_END, Move.REQUEST_RESET}
 

@@ -1,0 +1,196 @@
+"""The states of an exchange, what moves it from one to the next, and what must then be done. Pure.
+
+A request goes down the left column until it has ended, then down the right one::
+
+                          request open                          request ended
+    no upstream stream    WAITING ───────────request ends─────▶ WAITING_ENDED
+                             │ ▲ start, unprocessed                │ ▲ start, unprocessed
+    all of it held        REPLAYABLE ────────request ends─────▶ REPLAYABLE_ENDED
+                             │ grown too large, 1xx                │ 1xx
+    no response yet       REQUESTING ────────request ends─────▶ AWAITING
+                             │ response head (from all above)      │
+    response open         STREAMING ─────────request ends─────▶ RECEIVING
+                             │ response ends                       │ response ends
+    response ended        RESPONSE_DONE ─────request ends─────▶ OVER
+                             │ upstream wants no more              ▲
+                          DISCARDING ────────request ends──────────┘
+                                             or too much of it comes
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+__all__ = ["ILLEGAL", "MOVES", "TRANSITIONS", "Action", "IllegalMove", "Move", "State", "packed"]
+
+ILLEGAL: Final = 0xFF
+"""In the packed table: a move that cannot be made in this state."""
+
+MOVES: Final = 16
+"""Entries of a state in the packed table."""
+
+
+class State(IntEnum):
+    """What has happened, as far as it decides what may happen next."""
+
+    WAITING = 0
+    """Request open; token or upstream stream are not there yet."""
+    WAITING_ENDED = 1
+    """Request ended; token or upstream stream are not there yet."""
+    REPLAYABLE = 2
+    """Request open and on its way; all that came of it is held."""
+    REPLAYABLE_ENDED = 3
+    """Request ended and on its way; all of it is held."""
+    REQUESTING = 4
+    """Request open and on its way; it cannot be sent again."""
+    AWAITING = 5
+    """Request ended and on its way; it cannot be sent again."""
+    STREAMING = 6
+    """Request and response open."""
+    RECEIVING = 7
+    """Request ended, response open."""
+    RESPONSE_DONE = 8
+    """Response ended, request open and wanted."""
+    DISCARDING = 9
+    """Response ended, request open and not wanted."""
+    OVER = 10
+    """Nothing is left to come."""
+
+
+class Move(IntEnum):
+    """What a side did. `*_END` may carry the last data or trailers."""
+
+    REQUEST_DATA = 0
+    """Downstream sent content."""
+    REQUEST_END = 1
+    """Downstream ended the request."""
+    REQUEST_RESET = 2
+    """Downstream reset the stream, or its connection is lost."""
+    START = 3
+    """Token and upstream stream are there."""
+    COMMIT = 4
+    """What is held of the request has been dropped: it has grown too large, or there is no room."""
+    INTERIM = 5
+    """Upstream sent a 1xx head."""
+    RESPONSE_HEAD = 6
+    """Upstream sent its final head."""
+    RESPONSE_DATA = 7
+    """Upstream sent content."""
+    RESPONSE_END = 8
+    """Upstream ended the response."""
+    RESPONSE_RESET = 9
+    """Upstream reset the stream."""
+    UNWANTED = 10
+    """Upstream reset the stream with NO_ERROR."""
+    UNPROCESSED = 11
+    """Upstream provably did not process the request, and it has not been tried too often."""
+    DISCARDED_ENOUGH = 12
+    """Downstream sent more of a request that nobody wants than is discarded."""
+    FAILED = 13
+    """No upstream stream was had, or its connection is lost, or it was refused too often."""
+    INTERNAL_ERROR = 14
+    """Neither side did anything: an internal error showed."""
+
+
+class Action(IntEnum):
+    """What must now be done."""
+
+    FORWARD = 0
+    """Pass it on to the other side."""
+    HOLD = 1
+    """Keep it until the request can be started."""
+    DISCARD = 2
+    """Give its octets back and drop it."""
+    REPLY = 3
+    """Answer downstream in the upstream's stead."""
+    RESET = 4
+    """Reset the downstream stream."""
+    RESEND = 5
+    """Look for another upstream stream."""
+    NOTHING = 6
+    """Nothing."""
+
+
+class IllegalMove(Exception):
+    """A side did what it cannot do in this state; the engines should have caught it."""
+
+
+_S, _M, _A = State, Move, Action
+
+_OPEN_TO_ENDED: Final = {
+    _S.WAITING: _S.WAITING_ENDED,
+    _S.REPLAYABLE: _S.REPLAYABLE_ENDED,
+    _S.REQUESTING: _S.AWAITING,
+    _S.STREAMING: _S.RECEIVING,
+    _S.RESPONSE_DONE: _S.OVER,
+    _S.DISCARDING: _S.OVER,
+}
+
+
+def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
+    table: dict[tuple[State, Move], tuple[State, Action]] = {}
+    # The request goes on, and ends.
+    for before, after in _OPEN_TO_ENDED.items():
+        action = {_S.WAITING: _A.HOLD, _S.DISCARDING: _A.DISCARD}.get(before, _A.FORWARD)
+        table[before, _M.REQUEST_DATA] = (before, action)
+        table[before, _M.REQUEST_END] = (after, action)
+    # What has not begun can begin; what is sent can be given up for sending it again.
+    table[_S.WAITING, _M.START] = (_S.REPLAYABLE, _A.FORWARD)
+    table[_S.WAITING_ENDED, _M.START] = (_S.REPLAYABLE_ENDED, _A.FORWARD)
+    table[_S.REPLAYABLE, _M.COMMIT] = (_S.REQUESTING, _A.NOTHING)
+    table[_S.REPLAYABLE_ENDED, _M.COMMIT] = (_S.AWAITING, _A.NOTHING)
+    table[_S.REPLAYABLE, _M.UNPROCESSED] = (_S.WAITING, _A.RESEND)
+    table[_S.REPLAYABLE_ENDED, _M.UNPROCESSED] = (_S.WAITING_ENDED, _A.RESEND)
+    for before, committed, begun in (
+        (_S.REPLAYABLE, _S.REQUESTING, _S.STREAMING),
+        (_S.REQUESTING, _S.REQUESTING, _S.STREAMING),
+        (_S.REPLAYABLE_ENDED, _S.AWAITING, _S.RECEIVING),
+        (_S.AWAITING, _S.AWAITING, _S.RECEIVING),
+    ):
+        table[before, _M.INTERIM] = (committed, _A.FORWARD)
+        table[before, _M.RESPONSE_HEAD] = (begun, _A.FORWARD)
+    # The response goes on, and ends.
+    table[_S.STREAMING, _M.RESPONSE_DATA] = (_S.STREAMING, _A.FORWARD)
+    table[_S.RECEIVING, _M.RESPONSE_DATA] = (_S.RECEIVING, _A.FORWARD)
+    table[_S.STREAMING, _M.RESPONSE_END] = (_S.RESPONSE_DONE, _A.FORWARD)
+    table[_S.RECEIVING, _M.RESPONSE_END] = (_S.OVER, _A.FORWARD)
+    # Resets.
+    for before in (_S.REPLAYABLE, _S.REPLAYABLE_ENDED, _S.REQUESTING, _S.AWAITING, _S.STREAMING, _S.RECEIVING):
+        table[before, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
+        table[before, _M.UNWANTED] = (_S.OVER, _A.FORWARD)
+        table[before, _M.REQUEST_RESET] = (_S.OVER, _A.FORWARD)
+    table[_S.RESPONSE_DONE, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
+    table[_S.RESPONSE_DONE, _M.UNWANTED] = (_S.DISCARDING, _A.NOTHING)
+    table[_S.RESPONSE_DONE, _M.REQUEST_RESET] = (_S.OVER, _A.FORWARD)
+    for before in (_S.WAITING, _S.WAITING_ENDED, _S.DISCARDING):
+        table[before, _M.REQUEST_RESET] = (_S.OVER, _A.NOTHING)
+    table[_S.DISCARDING, _M.DISCARDED_ENOUGH] = (_S.OVER, _A.RESET)
+    # Failures.
+    for before in (_S.WAITING, _S.REPLAYABLE, _S.REQUESTING):
+        table[before, _M.FAILED] = (_S.DISCARDING, _A.REPLY)
+    for before in (_S.WAITING_ENDED, _S.REPLAYABLE_ENDED, _S.AWAITING):
+        table[before, _M.FAILED] = (_S.OVER, _A.REPLY)
+    for before in (_S.REQUESTING, _S.AWAITING):
+        table[before, _M.UNPROCESSED] = table[before, _M.FAILED]
+    for before in (_S.STREAMING, _S.RECEIVING):
+        table[before, _M.FAILED] = table[before, _M.UNPROCESSED] = (_S.OVER, _A.RESET)
+    table[_S.RESPONSE_DONE, _M.FAILED] = table[_S.RESPONSE_DONE, _M.UNPROCESSED] = (_S.DISCARDING, _A.NOTHING)
+    for before in _S:
+        table[before, _M.INTERNAL_ERROR] = (_S.OVER, _A.NOTHING if before is _S.OVER else _A.RESET)
+    return table
+
+
+TRANSITIONS: Final = _transitions()
+"""What a move leads to, and what must be done about it; what is not in here is illegal."""
+
+
+def packed() -> bytes:
+    """Return the transitions for the hot path: an octet for each state and move (`state * MOVES + move`).
+
+    Its upper half is the next state, its lower half the action; `ILLEGAL` stands for what is not in `TRANSITIONS`.
+    """
+    table = bytearray([ILLEGAL] * len(State) * MOVES)
+    for (before, move), (after, action) in TRANSITIONS.items():
+        table[before * MOVES + move] = after << 4 | action
+    return bytes(table)
