@@ -16,7 +16,7 @@ BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What counts instructions.
 PROFILE_PACKAGES := valgrind nghttp2-client nghttp2-server nghttp2-proxy
 # What builds images where there is neither Docker nor a registry.
-IMAGE_PACKAGES := buildah debootstrap curl
+IMAGE_PACKAGES := buildah debootstrap curl nghttp2-client nghttp2-server nghttp2-proxy
 
 UV ?= uv
 # ONCE=1 ends the demo after its answer, QUICK=1 shortens the bench; ARGS goes to demo, pytest or bench as it is.

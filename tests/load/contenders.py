@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +113,11 @@ class Contender:
             raise Unavailable(f"it does not start: {exc.reason}; {' '.join(exc.program.tail(1).split())}") from exc
 
 
-def contenders() -> list[Contender]:
-    """Return all of them, the sidecar first."""
+def contenders(sidecar: Sequence[str | Path] = (sys.executable, "-m", "proxy")) -> list[Contender]:
+    """Return all of them, the sidecar first; `sidecar` is its program."""
     return [
-        Contender(COMPILED, "sidecar (nghttp2)", _sidecar("nghttp2")),
-        Contender(PORTABLE, "sidecar (h2)", _sidecar("h2")),
+        Contender(COMPILED, "sidecar (nghttp2)", _sidecar(sidecar, "nghttp2")),
+        Contender(PORTABLE, "sidecar (h2)", _sidecar(sidecar, "h2")),
         Contender("envoy", "Envoy", _envoy),
         Contender("nghttpx", "nghttpx", _nghttpx),
         Contender("haproxy", "HAProxy", _haproxy),
@@ -126,9 +126,9 @@ def contenders() -> list[Contender]:
     ]
 
 
-def _sidecar(engine: str) -> Callable[[Way, Surroundings], Awaitable[Command]]:
+def _sidecar(program: Sequence[str | Path], engine: str) -> Callable[[Way, Surroundings], Awaitable[Command]]:
     async def command(way: Way, around: Surroundings) -> Command:
-        argv: list[str | Path] = [sys.executable, "-m", "proxy", "serve", "--http2-engine", engine]
+        argv: list[str | Path] = [*program, "serve", "--http2-engine", engine]
         argv += ["--listen", f"127.0.0.1:{way.port}", "--admin", "127.0.0.1:0", "--log-format", "json"]
         # As many connections as 10,000 streams need at 100 each.
         argv += ["--upstream-ca", way.ca_file, "--max-upstream-connections", "128"]

@@ -23,7 +23,7 @@ from tests.shipping.docker import Docker, Up
 from tests.shipping.steps import check, step
 from tests.support.readme import REPOSITORY, Block, blocks, commands, parts
 
-__all__ = ["Reader"]
+__all__ = ["SIDECAR", "Reader"]
 
 SIDECAR: Final = "cloudrun-sidecar"
 READER: Final = 1000

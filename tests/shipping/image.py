@@ -2,7 +2,8 @@
 
 `docker` is a stand-in: Buildah builds, and what docker-compose.yml says runs in the built images. The base image is a
 Debian that debootstrap makes, Restate's is that with restate-server in it; `gcloud` and a real Cloud Run service are
-emulated. Needs root and Debian's buildah and debootstrap, no registry and no engine. What it makes, it removes.
+emulated. At the end the sidecar in the image is measured beside nghttpx. Needs root and Debian's buildah, debootstrap
+and nghttp2, no registry and no engine. What it makes, it removes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from tests.readme.stages import Stage, assigned
 from tests.readme.surroundings import loopback_up
 from tests.shipping.buildah import Builder, BuildFailed
 from tests.shipping.containers import isolated
-from tests.shipping.docker_lines import Reader
+from tests.shipping.docker_lines import SIDECAR, Reader
+from tests.shipping.image_speed import look_at_the_speed
 from tests.shipping.steps import Wrong, check, step
 from tests.support.compose import load
 from tests.support.processes import ProgramFailed
@@ -47,6 +49,10 @@ def inside(folder: Path, network: int, suite: str) -> None:
     images(made, suite)
     reader = Reader(made, folder)
     asyncio.run(reader.follow())
+    with step("the sidecar in the image is as fast as it is outside"):
+        root = made.mounted(made.inspect(SIDECAR))
+        (folder / "speed").mkdir()
+        asyncio.run(look_at_the_speed(root, folder / "speed"))
     check(sorted(reader.ran) == sorted(assigned(Stage.IMAGE)), f"not every command was run, but {reader.ran}")
 
 
