@@ -80,13 +80,15 @@ class RestateServer:
         inactivity_milliseconds: int = 60_000,
         max_attempts: int | None = None,
         metadata_address: str | None = None,
+        ca_file: Path | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
 
         After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend, and after
         `max_attempts` that fail one is paused; None leaves that to the server. For deployments with authentication of
-        Restate's own, tokens come from the metadata server at `metadata_address`.
+        Restate's own, tokens come from the metadata server at `metadata_address`; services are trusted whose
+        certificates are of `ca_file`.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -100,6 +102,8 @@ class RestateServer:
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
         environment = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
         environment["GCE_METADATA_HOST"] = metadata_address
+        if ca_file is not None:
+            environment["SSL_CERT_FILE"] = str(ca_file)
         # It does not remove what it puts there.
         spare = folder / "tmp"
         spare.mkdir(exist_ok=True)

@@ -114,7 +114,10 @@ async def world(
         running = await stack.enter_async_context(sidecar("--config", config, *flags, env=environment))
         restate = await stack.enter_async_context(
             RestateServer.running(
-                restate_folder, max_attempts=max_attempts, metadata_address=endpoints.metadata_address
+                restate_folder,
+                max_attempts=max_attempts,
+                metadata_address=endpoints.metadata_address,
+                ca_file=certificates.ca_file,
             )
         )
         yield World(
