@@ -342,8 +342,8 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
-    """Return what the caller is told; `chance` in [0, 1) spreads `retry-after`, lest all callers return at once."""
+def answer(failure: Failure, *, discovery: bool, random_fraction: float) -> Answer:
+    """Return what the caller is told; `random_fraction` in [0, 1) spreads `retry-after`, lest all return at once."""
     text = one_line(str(failure), _MOST_CHARACTERS) or failure.code
     body = f"cloudrun-sidecar: {text}\n".encode(errors="backslashreplace")
     fields = [
@@ -352,14 +352,14 @@ def answer(failure: Failure, *, discovery: bool, chance: float) -> Answer:
         (ERROR_FIELD, failure.code.encode()),
     ]
     if failure.retry_after_seconds is not None:
-        fields.append((b"retry-after", retry_after(failure.retry_after_seconds, chance)))
+        fields.append((b"retry-after", retry_after(failure.retry_after_seconds, random_fraction)))
     return Answer(failure.discovery_status if discovery else failure.status, fields, body)
 
 
-def retry_after(seconds: tuple[int, int], chance: float) -> bytes:
-    """Return a value of `retry-after` within these bounds, both included; `chance` in [0, 1) decides where."""
+def retry_after(seconds: tuple[int, int], random_fraction: float) -> bytes:
+    """Return a value of `retry-after` within these bounds, both included; `random_fraction` in [0, 1) decides where."""
     least, most = seconds
-    return str(least + int(chance * (most - least + 1))).encode()
+    return str(least + int(random_fraction * (most - least + 1))).encode()
 
 
 def leaves() -> list[type[Failure]]:

@@ -14,7 +14,7 @@ import click
 
 from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_flags, settings_from
 from proxy.doctor.examination import Doctor
-from proxy.doctor.rendering import Manner, render, shown_name, summary, to_ascii
+from proxy.doctor.rendering import TerminalStyle, render, shown_name, summary, to_ascii
 from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
@@ -97,7 +97,7 @@ class _Screen:
 
     def __init__(self, routes: list[Route], *, for_programs: bool) -> None:
         self._for_programs = for_programs
-        self._manner = _manner(sys.stdout)
+        self._terminal_style = _terminal_style(sys.stdout)
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._open: dict[str, str] = {route.name: "waiting" for route in routes}
         self._shown = 0
@@ -116,7 +116,7 @@ class _Screen:
         self.clear()
         gap = "\n" if self._shown else ""
         self._shown += 1
-        click.echo(gap + render(report, self._manner), nl=False, color=self._manner.colour)
+        click.echo(gap + render(report, self._terminal_style), nl=False, color=self._terminal_style.colour)
         self._draw()
 
     def finish(self, reports: list[RouteReport]) -> None:
@@ -124,7 +124,7 @@ class _Screen:
         if self._for_programs:
             click.echo(json.dumps(as_json(reports), indent=2))
         else:
-            click.echo("\n" + summary(reports, self._manner), nl=False, color=self._manner.colour)
+            click.echo("\n" + summary(reports, self._terminal_style), nl=False, color=self._terminal_style.colour)
 
     def clear(self) -> None:
         """Take the line of progress away."""
@@ -144,7 +144,7 @@ class _Screen:
         sys.stderr.flush()
 
 
-def _manner(out: TextIO) -> Manner:
+def _terminal_style(out: TextIO) -> TerminalStyle:
     """Return what can be shown on this stream (NO_COLOR: https://no-color.org)."""
     terminal = out.isatty()
     try:
@@ -152,7 +152,7 @@ def _manner(out: TextIO) -> Manner:
         ascii_only = False
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
-    return Manner(
+    return TerminalStyle(
         columns=shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns if terminal else _PIPE_COLUMNS,
         colour=terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         ascii_only=ascii_only,

@@ -12,7 +12,7 @@ from proxy.doctor.report import Outcome, Step, StepName, sentence
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
 from proxy.quoting import one_line
 from proxy.routing import Route
-from proxy.tokens.google import GoogleMint, Who
+from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 
@@ -48,7 +48,7 @@ class Credentials(NamedTuple):
     """What the first step found."""
 
     step: Step
-    who: Who | None
+    who: CredentialInfo | None
     """None where it failed."""
 
 
@@ -56,7 +56,7 @@ async def find_credentials(google: GoogleMint, environment: Mapping[str, str], t
     """Return the step `credentials`: which source, where, and who it is."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            who = await google.who()
+            who = await google.credential_info()
     except TimeoutError:
         late = TokenTimeout(f"the credential source did not say who it is within {timeout_seconds:g} s")
         return Credentials(_failed("credentials", late), None)
@@ -75,7 +75,7 @@ async def find_credentials(google: GoogleMint, environment: Mapping[str, str], t
     return Credentials(step, who)
 
 
-async def mint(tokens: TokenSource, route: Route, who: Who, now: float) -> tuple[Step, Token | None]:
+async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: float) -> tuple[Step, Token | None]:
     """Return the step `token`, and the token if there is one. The token source sets the deadline."""
     key = TokenKey(route.impersonate, route.delegates, route.audience)
     try:
@@ -109,7 +109,7 @@ async def mint(tokens: TokenSource, route: Route, who: Who, now: float) -> tuple
     return Step(name="token", outcome=Outcome.OK, text=text, details=details), token
 
 
-def remedies_of_refusal(failure: Failure, route: Route, who: Who) -> tuple[str, ...]:
+def remedies_of_refusal(failure: Failure, route: Route, who: CredentialInfo) -> tuple[str, ...]:
     """Return the commands after which IAM would allow what it refused; none for any other failure."""
     if not isinstance(failure, ImpersonationDenied) or "workloadIdentityUser" in str(failure):
         return ()
@@ -137,7 +137,7 @@ def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **
     )
 
 
-def _named_by(who: Who, environment: Mapping[str, str]) -> str:
+def _named_by(who: CredentialInfo, environment: Mapping[str, str]) -> str:
     """Return what led to this source: a variable, or words."""
     if who.file is None:
         named = next((name for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT") if environment.get(name)), None)

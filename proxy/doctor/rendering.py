@@ -20,7 +20,7 @@ from typing import Final
 
 from proxy.doctor.report import STEPS, Outcome, RouteReport, Step
 
-__all__ = ["Manner", "render", "shown_name", "summary", "to_ascii"]
+__all__ = ["TerminalStyle", "render", "shown_name", "summary", "to_ascii"]
 
 _MARKS: Final = {Outcome.OK: "✔", Outcome.WARNING: "!", Outcome.FAILED: "✘", Outcome.SKIPPED: "–"}
 _WORDS: Final = {Outcome.OK: "ok  ", Outcome.WARNING: "WARN", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "-   "}
@@ -36,7 +36,7 @@ _LEAST_COLUMNS: Final = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
+class TerminalStyle:
     """What whoever shows the report can show."""
 
     columns: int = 100
@@ -50,20 +50,20 @@ def shown_name(route: str) -> str:
     return f"/{route}"
 
 
-def render(report: RouteReport, manner: Manner) -> str:
+def render(report: RouteReport, style: TerminalStyle) -> str:
     """Return the report of a route as lines, with a line feed at the end."""
-    lines = [_styled(shown_name(report.route), _BOLD, manner) + "  " + report.url]
+    lines = [_styled(shown_name(report.route), _BOLD, style) + "  " + report.url]
     for step in report.steps:
-        lines += _step_lines(step, manner)
+        lines += _step_lines(step, style)
     text = "\n".join(lines) + "\n"
-    return to_ascii(text) if manner.ascii_only else text
+    return to_ascii(text) if style.ascii_only else text
 
 
-def summary(reports: Sequence[RouteReport], manner: Manner) -> str:
+def summary(reports: Sequence[RouteReport], style: TerminalStyle) -> str:
     """Return the last line: how many routes there are, and how they are."""
     counts = Counter(report.outcome for report in reports)
     words = {Outcome.OK: "well", Outcome.WARNING: "with a warning", Outcome.FAILED: "failing"}
-    parts = [_styled(f"{counts[kind]} {said}", _COLOURS[kind], manner) for kind, said in words.items() if counts[kind]]
+    parts = [_styled(f"{counts[kind]} {said}", _COLOURS[kind], style) for kind, said in words.items() if counts[kind]]
     return f"{len(reports)} route{'s' * (len(reports) != 1)}: {', '.join(parts) or 'nothing to check'}\n"
 
 
@@ -72,27 +72,27 @@ def to_ascii(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def _step_lines(step: Step, manner: Manner) -> list[str]:
-    mark = (_WORDS if manner.ascii_only else _MARKS)[step.outcome]
+def _step_lines(step: Step, style: TerminalStyle) -> list[str]:
+    mark = (_WORDS if style.ascii_only else _MARKS)[step.outcome]
     begin = f"  {mark} {step.name:{_LABEL_COLUMNS}}  "
     indent = " " * len(begin)
-    first, *more = _wrapped(step.text, indent, indent, manner)
+    first, *more = _wrapped(step.text, indent, indent, style)
     text = first[len(indent) :]
     if step.outcome is Outcome.SKIPPED:
-        lines = [_styled(begin + text, _FAINT, manner), *[_styled(line, _FAINT, manner) for line in more]]
+        lines = [_styled(begin + text, _FAINT, style), *[_styled(line, _FAINT, style) for line in more]]
     else:
-        lines = [f"  {_styled(mark, _COLOURS[step.outcome], manner)} {begin[3 + len(mark) :]}{text}", *more]
+        lines = [f"  {_styled(mark, _COLOURS[step.outcome], style)} {begin[3 + len(mark) :]}{text}", *more]
     said = step.details.get("said")
     if isinstance(said, str):
-        lines += _wrapped(f'it said "{said}"', indent, indent, manner)
+        lines += _wrapped(f'it said "{said}"', indent, indent, style)
     if step.remedy:
-        lines += _wrapped(step.remedy, f"{indent}→ ", f"{indent}  ", manner)
-    lines += [f"{indent}  {_styled(f'$ {command}', _BOLD, manner)}" for command in step.commands]
+        lines += _wrapped(step.remedy, f"{indent}→ ", f"{indent}  ", style)
+    lines += [f"{indent}  {_styled(f'$ {command}', _BOLD, style)}" for command in step.commands]
     return lines
 
 
-def _wrapped(text: str, first: str, following: str, manner: Manner) -> list[str]:
-    columns = max(manner.columns, len(following) + _LEAST_COLUMNS)
+def _wrapped(text: str, first: str, following: str, style: TerminalStyle) -> list[str]:
+    columns = max(style.columns, len(following) + _LEAST_COLUMNS)
     return textwrap.wrap(
         re.sub(r"\s+", " ", text),
         columns,
@@ -103,5 +103,5 @@ def _wrapped(text: str, first: str, following: str, manner: Manner) -> list[str]
     ) or [first]
 
 
-def _styled(text: str, code: str, manner: Manner) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if manner.colour else text
+def _styled(text: str, code: str, style: TerminalStyle) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if style.colour else text

@@ -119,7 +119,9 @@ class Http1Stream(Stream):
             self._put({"type": "cut"})
             return
         name = ErrorCode(code).name if code in ErrorCode.__members__.values() else hex(code)
-        answer = errors.answer(UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, chance=0.0)
+        answer = errors.answer(
+            UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, random_fraction=0.0
+        )
         self._began = True
         self._put({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
         self.send_data(answer.body, True)
@@ -216,7 +218,7 @@ async def refuse_pages(scope: Message, send: Send, allowed_hosts: frozenset[str]
         )
     else:
         return False
-    answer = errors.answer(refusal, discovery=False, chance=0.0)
+    answer = errors.answer(refusal, discovery=False, random_fraction=0.0)
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
     return True

@@ -132,7 +132,7 @@ class Http1Protocol(H11Protocol):
         fault = self.connection.syntax.fault
         text = fault.text if fault is not None else "the connection was closed before the request was complete"
         self._on_refused(text)
-        answer = errors.answer(BadRequest(text), discovery=False, chance=0.0)
+        answer = errors.answer(BadRequest(text), discovery=False, random_fraction=0.0)
         lines = [*answer.fields, (b"connection", b"close")]
         await self._send_h11_event(h11.Response(status_code=status_code, headers=lines))
         if not self._is_head_request:

@@ -19,7 +19,7 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_pages
 from proxy.http2.events import StreamId
 
-__all__ = ["GATE", "Held", "Listener", "ListenerMetrics"]
+__all__ = ["GATE", "AcceptedConnection", "Listener", "ListenerMetrics"]
 
 _log: Final = structlog.get_logger("downstream")
 
@@ -68,7 +68,7 @@ class Listener:
         self._budget = budget
         self._flusher = flusher
         self._connections: set[DownstreamConnection] = set()
-        self._held: set[Held] = set()
+        self._held: set[AcceptedConnection] = set()
         self._http1_live = 0
         self._changed = asyncio.Event()
         self._hurrying = False
@@ -81,9 +81,9 @@ class Listener:
     # ---- for Hypercorn's connections
 
     @contextlib.contextmanager
-    def holding(self, transport: asyncio.Transport) -> Iterator[Held]:
+    def holding(self, transport: asyncio.Transport) -> Iterator[AcceptedConnection]:
         """See to it that the transport is closed when draining is over; for as long as Hypercorn's task serves it."""
-        held = Held(transport)
+        held = AcceptedConnection(transport)
         self._held.add(held)
         try:
             yield held
@@ -198,7 +198,7 @@ class Listener:
             held.drop()
 
 
-class Held:
+class AcceptedConnection:
     """An accepted connection, as the one who ends it sees it."""
 
     __slots__ = ("gate", "transport", "undecided")

@@ -169,7 +169,7 @@ class Dispatcher(ExchangeOwner):
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
         """Return head and content of the answer to this failure."""
-        answer = errors.answer(failure, discovery=exchange.discovery, chance=self._random_fraction())
+        answer = errors.answer(failure, discovery=exchange.discovery, random_fraction=self._random_fraction())
         exchange.status = answer.status
         self._count(exchange, failure, "request failed")
         fields: Fields = [(b":status", str(answer.status).encode(), False)]

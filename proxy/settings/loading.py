@@ -86,7 +86,7 @@ def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapp
             draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name)))
     _take_inline_routes(draft, variables, given)
     _look_around(draft, file.directory)
-    settings = draft.settle()
+    settings = draft.validated()
     return Loaded(settings, {keys: place.at() for keys, place in draft.places.items()})
 
 
@@ -119,7 +119,7 @@ class _Draft:
                 return place.at(*keys[length:])
         return "settings"
 
-    def settle(self) -> Settings:
+    def validated(self) -> Settings:
         """Return the settings; SettingsInvalid if there is any problem."""
         settings = None
         try:

@@ -46,7 +46,7 @@ from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
 from proxy.tokens.subject import FILE_SECONDS
 from proxy.tokens.worker import Worker
 
-__all__ = ["GoogleMint", "Who"]
+__all__ = ["CredentialInfo", "GoogleMint"]
 
 _TOTAL_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 4.0
@@ -55,7 +55,7 @@ _MOST_OCTETS: Final = 256 * 1024
 _MOST_TRUST_OCTETS: Final = 16 << 20
 
 
-class Who(NamedTuple):
+class CredentialInfo(NamedTuple):
     """A credential source, to be shown."""
 
     file: adc.CredentialFile | None
@@ -129,17 +129,17 @@ class GoogleMint:
         """
         await self._current.look(ask_account=tokens_kept)
 
-    async def who(self) -> Who:
+    async def credential_info(self) -> CredentialInfo:
         """Return which credential source there is and who that is. Raises a leaf of `proxy.errors.TokenFailure`.
 
         The metadata server is asked for it; a credential file is only read.
         """
         source, _ = await self._current.source()
         if isinstance(source, MetadataServer):
-            return Who(None, source.host, await source.email())
+            return CredentialInfo(None, source.host, await source.email())
         file = self._current.file
         assert file is not None  # noqa: S101 - a source that is no metadata server was made of a file
-        return Who(file, file.path, await source.principal())
+        return CredentialInfo(file, file.path, await source.principal())
 
     async def close(self) -> None:
         """Break off what is under way and close all connections; a mint after this raises TokenUnavailable."""

@@ -1,4 +1,4 @@
-"""When a token may be used, and when to mint again. Pure: time and chance are arguments.
+"""When a token may be used, and when to mint again. Pure: time and random numbers are arguments.
 
 ::
 
@@ -45,14 +45,14 @@ def usable_seconds(expires_at: float, now: float) -> float:
     return expires_at - SKEW_SECONDS - now
 
 
-def refresh_in(usable: float, chance: float) -> float:
+def refresh_in(usable: float, random_fraction: float) -> float:
     """Return in how many seconds to refresh a token that stays usable for `usable` seconds more.
 
-    That is exp − 225 s plus up to 30 s by `chance` in [0, 1). A token that lives shorter is refreshed, and spread, in
-    proportion: in the second half of its usable life, so that no request has to wait at its end.
+    That is exp − 225 s plus up to 30 s by `random_fraction` in [0, 1). A token that lives shorter is refreshed, and
+    spread, in proportion: in the second half of its usable life, so that no request has to wait at its end.
     """
     lead = min(_LEAD_SECONDS, usable / 2)
-    return usable - lead + chance * lead * (_JITTER_SECONDS / _LEAD_SECONDS)
+    return usable - lead + random_fraction * lead * (_JITTER_SECONDS / _LEAD_SECONDS)
 
 
 def idle_in(usable: float) -> float:
@@ -60,12 +60,12 @@ def idle_in(usable: float) -> float:
     return max(_LEAST_SECONDS, min(_IDLE_SECONDS, usable / 2))
 
 
-def retry_in(failures: int, *, passes: bool, chance: float) -> float:
+def retry_in(failures: int, *, passes: bool, random_fraction: float) -> float:
     """Return how many seconds the last of `failures` failures in a row (≥ 1) stands before the next mint.
 
-    1, 2, 4 … 30 s, of which `chance` in [0, 1) takes up to half away, for what passes by itself; 30 s for
+    1, 2, 4 … 30 s, of which `random_fraction` in [0, 1) takes up to half away, for what passes by itself; 30 s for
     what does not.
     """
     if not passes:
         return PERMANENT_SECONDS
-    return min(PERMANENT_SECONDS, _FIRST_RETRY_SECONDS * (1 << min(failures - 1, 10))) * (1 - chance / 2)
+    return min(PERMANENT_SECONDS, _FIRST_RETRY_SECONDS * (1 << min(failures - 1, 10))) * (1 - random_fraction / 2)

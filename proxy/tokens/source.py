@@ -56,9 +56,9 @@ class _Slot(Slot):
 class TokenSource:
     """Keeps tokens for keys. One for the whole process; used on one event loop only.
 
-    `clock` gives wall-clock seconds, `chance` numbers in [0, 1), `later` calls something back after so many seconds
-    (the event loop's `call_later` unless given). A key over `max_keys` pushes out the one that was unused longest.
-    `mint_timeout_seconds` is how long who asks waits; a mint has its own, longer time.
+    `clock` gives wall-clock seconds, `random_fraction` numbers in [0, 1), `later` calls something back after so many
+    seconds (the event loop's `call_later` unless given). A key over `max_keys` pushes out the one that was unused
+    longest. `mint_timeout_seconds` is how long who asks waits; a mint has its own, longer time.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TokenSource:
         mint: Mint,
         *,
         clock: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
         later: Callable[[float, Callable[[], None]], Timer] | None = None,
         observer: MintObserver | None = None,
         watched: Watched | None = None,
@@ -76,7 +76,7 @@ class TokenSource:
         self._mint = TimedMint(mint, clock, _LONGEST_MINT_SECONDS, observer)
         self._wait_seconds = mint_timeout_seconds
         self._clock = clock
-        self._chance = chance
+        self._random_fraction = random_fraction
         self._later = later
         self._max_keys = max_keys
         # Without `timeout=None` every call would cost a task (its default is 5 s).
@@ -310,7 +310,9 @@ class TokenSource:
             entry.failures += 1
             entry.failure = failure
             entry.failed_at = self._clock()
-            entry.retry_seconds = retry_in(entry.failures, passes=failure.passes, chance=self._chance())
+            entry.retry_seconds = retry_in(
+                entry.failures, passes=failure.passes, random_fraction=self._random_fraction()
+            )
             self._arm(key, entry, entry.retry_seconds)
             self._keep_watch()
             raise
@@ -326,8 +328,8 @@ class TokenSource:
         previous = entry.slot.token
         unchanged = previous is not None and token.expires_at <= previous.expires_at
         if unchanged and entry.slot.usable_seconds(now) > 0:
-            refresh = refresh_in(entry.slot.usable_seconds(now), self._chance())
-            self._arm(key, entry, max(UNCHANGED_SECONDS * (1 + self._chance() / 5), refresh))
+            refresh = refresh_in(entry.slot.usable_seconds(now), self._random_fraction())
+            self._arm(key, entry, max(UNCHANGED_SECONDS * (1 + self._random_fraction() / 5), refresh))
         elif usable > 0:
             # The store takes a TTL of 0 or less for "for ever"; this one is above.
             await self._store.set(key, token, ttl=usable)
@@ -335,7 +337,7 @@ class TokenSource:
                 return
             entry.slot.fill(token)
             entry.rejected = None
-            self._arm(key, entry, refresh_in(usable, self._chance()))
+            self._arm(key, entry, refresh_in(usable, self._random_fraction()))
             self._keep_watch()
 
     def _arm(self, key: TokenKey, entry: Entry, seconds: float) -> None:

@@ -54,7 +54,7 @@ def test_a_leaf_is_exported_and_its_code_is_its_name(leaf: type[Failure]) -> Non
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
 def test_an_invocation_is_told_status_code_and_remedy(leaf: type[Failure]) -> None:
-    told = answer(leaf("mend the thing"), discovery=False, chance=0.5)
+    told = answer(leaf("mend the thing"), discovery=False, random_fraction=0.5)
     assert told.status == leaf.status
     assert field(told, ERROR_FIELD) == leaf.code.encode()
     assert told.body == b"cloudrun-sidecar: mend the thing\n"
@@ -64,7 +64,7 @@ def test_an_invocation_is_told_status_code_and_remedy(leaf: type[Failure]) -> No
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
 def test_a_discovery_is_told_the_status_that_restate_reads_rightly(leaf: type[Failure]) -> None:
-    told = answer(leaf("mend the thing"), discovery=True, chance=0.5)
+    told = answer(leaf("mend the thing"), discovery=True, random_fraction=0.5)
     assert told.status == leaf.discovery_status
     if leaf.passes:
         assert told.status in RESTATE_REPEATS_DISCOVERY_ON
@@ -74,7 +74,7 @@ def test_a_discovery_is_told_the_status_that_restate_reads_rightly(leaf: type[Fa
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
 def test_retry_after_is_there_exactly_where_work_can_wait(leaf: type[Failure]) -> None:
-    told = answer(leaf("x"), discovery=False, chance=0.5)
+    told = answer(leaf("x"), discovery=False, random_fraction=0.5)
     waits = issubclass(leaf, Transient | Permanent)
     assert (field(told, b"retry-after") is not None) is waits
     assert (told.status == 503) is waits
@@ -88,31 +88,33 @@ def test_every_leaf_has_a_docstring_of_its_own_and_a_distinct_code() -> None:
 
 def test_no_field_of_an_answer_is_a_pseudo_field_or_has_capitals() -> None:
     for leaf in LEAVES:
-        for name, _ in answer(leaf("x"), discovery=False, chance=0.0).fields:
+        for name, _ in answer(leaf("x"), discovery=False, random_fraction=0.0).fields:
             assert re.fullmatch(rb"[a-z-]+", name)
 
 
 @given(st.floats(min_value=0, max_value=1, exclude_max=True))
-def test_chance_spreads_retry_after_within_its_bounds(chance: float) -> None:
+def test_chance_spreads_retry_after_within_its_bounds(random_fraction: float) -> None:
     for leaf in LEAVES:
-        seconds = field(answer(leaf("x"), discovery=False, chance=chance), b"retry-after")
+        seconds = field(answer(leaf("x"), discovery=False, random_fraction=random_fraction), b"retry-after")
         if leaf.retry_after_seconds is not None:
             assert seconds is not None
             assert leaf.retry_after_seconds[0] <= int(seconds) <= leaf.retry_after_seconds[1]
 
 
 def test_both_bounds_of_retry_after_are_reached() -> None:
-    told = {field(answer(errors.Draining("x"), discovery=False, chance=c / 10), b"retry-after") for c in range(10)}
+    told = {
+        field(answer(errors.Draining("x"), discovery=False, random_fraction=c / 10), b"retry-after") for c in range(10)
+    }
     assert told == {b"1", b"2", b"3", b"4", b"5"}
 
 
 def test_a_failure_without_words_is_told_by_its_code() -> None:
-    assert answer(errors.Internal(), discovery=False, chance=0.0).body == b"cloudrun-sidecar: internal\n"
+    assert answer(errors.Internal(), discovery=False, random_fraction=0.0).body == b"cloudrun-sidecar: internal\n"
 
 
 @given(st.text(st.characters(codec=None)))
 def test_the_body_is_always_one_line_whatever_the_failure_says(text: str) -> None:
-    told = answer(errors.Internal(text), discovery=True, chance=0.0)
+    told = answer(errors.Internal(text), discovery=True, random_fraction=0.0)
     assert told.body.count(b"\n") == 1
     assert told.body.endswith(b"\n")
     assert b"\r" not in told.body

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli.check import _manner
+from proxy.cli.check import _terminal_style
 from proxy.cli.commands import commands
 from proxy.settings.layers import PREFIX
 from tests.unit.cli.conftest import NO_CREDENTIALS
@@ -94,11 +94,11 @@ def test_colours_and_signs_are_those_that_the_terminal_can_show(
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    manner = _manner(Terminal(encoding))
-    assert (manner.colour, manner.ascii_only) == (colour, ascii_only)
+    style = _terminal_style(Terminal(encoding))
+    assert (style.colour, style.ascii_only) == (colour, ascii_only)
 
 
 def test_a_pipe_gets_no_colour_and_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    manner = _manner(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    assert (manner.colour, manner.columns) == (False, 100)
+    style = _terminal_style(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert (style.colour, style.columns) == (False, 100)

@@ -15,7 +15,7 @@ from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.errors import ImpersonationDenied, MintRefused
 from proxy.routing import Origin, Route
 from proxy.tokens.adc import CredentialFile, Kind
-from proxy.tokens.google import GoogleMint, Who
+from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.source import TokenSource
 
 CALLER = "caller@p.iam.gserviceaccount.com"
@@ -47,7 +47,7 @@ async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> 
     google = Google()
     async with minting(tmp_path, {}, google) as (made, environment, endpoints):
         step, who = await find_credentials(made, environment, 5.0)
-    assert who == Who(None, endpoints.metadata_address, google.metadata_account)
+    assert who == CredentialInfo(None, endpoints.metadata_address, google.metadata_account)
     assert step.text == (
         f"{google.metadata_account}, by the metadata server {endpoints.metadata_address} (GCE_METADATA_HOST)"
     )
@@ -104,7 +104,7 @@ async def test_a_token_is_told_by_its_claims(tmp_path: Path, lifetime: int, outc
     google = Google(token_lifetime_seconds=lifetime)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)
-        step, token = await mint(tokens, ROUTE, Who(None, "x", "me"), google.clock())
+        step, token = await mint(tokens, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
         await tokens.close()
     assert token is not None
     assert (step.outcome, step.code) == (outcome, code)
@@ -120,7 +120,7 @@ async def test_a_mint_that_fails_is_told_with_its_remedy(tmp_path: Path) -> None
     google.fail("metadata", Fault.SERVER_ERROR)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)
-        step, token = await mint(tokens, ROUTE, Who(None, "x", "me"), google.clock())
+        step, token = await mint(tokens, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
         await tokens.close()
     assert (token, step.outcome, step.code) == (None, Outcome.FAILED, "token-unavailable")
     assert step.remedy
@@ -142,7 +142,7 @@ def binding(caller: str, target: str, role: str) -> str:
 
 
 def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
-    who = Who(None, "metadata.google.internal", CALLER)
+    who = CredentialInfo(None, "metadata.google.internal", CALLER)
     assert remedies_of_refusal(ImpersonationDenied("no"), route(TARGET, MIDDLE), who) == (
         binding(f"serviceAccount:{CALLER}", MIDDLE, CREATOR),
         binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
@@ -154,7 +154,7 @@ def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
     [({"client_email": CALLER}, f"serviceAccount:{CALLER}"), ({"refresh_token": "x"}, "PRINCIPAL")],
 )
 def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[str, str], member: str) -> None:
-    who = Who(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
+    who = CredentialInfo(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
     denied = ImpersonationDenied("no")
     assert remedies_of_refusal(denied, route(None), who) == (binding(member, MIDDLE, ID_CREATOR),)
     assert remedies_of_refusal(denied, route(TARGET), who) == (
@@ -164,7 +164,7 @@ def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[s
 
 
 def test_other_refusals_get_no_command() -> None:
-    who = Who(None, "metadata.google.internal", CALLER)
+    who = CredentialInfo(None, "metadata.google.internal", CALLER)
     assert remedies_of_refusal(MintRefused("no"), route(TARGET), who) == ()
     federated = ImpersonationDenied("grant it roles/iam.workloadIdentityUser on that account")
     assert remedies_of_refusal(federated, route(TARGET), who) == ()

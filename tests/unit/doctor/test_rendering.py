@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.doctor.rendering import Manner, render, shown_name, summary, to_ascii
+from proxy.doctor.rendering import TerminalStyle, render, shown_name, summary, to_ascii
 from proxy.doctor.report import Outcome, RouteReport, Step, skipped
 
-PLAIN = Manner()
+PLAIN = TerminalStyle()
 LONG = "gcloud " + "x" * 200
 
 REPORT = RouteReport(
@@ -45,7 +45,7 @@ def test_a_report_is_a_line_a_step_with_the_remedy_under_what_is_wrong() -> None
 
 
 def test_an_ascii_terminal_gets_words_for_signs_in_columns_as_straight() -> None:
-    text = render(REPORT, Manner(ascii_only=True))
+    text = render(REPORT, TerminalStyle(ascii_only=True))
     assert text.isascii()
     lines = text.splitlines()
     assert lines[1] == "  ok   credentials  me"
@@ -56,7 +56,7 @@ def test_an_ascii_terminal_gets_words_for_signs_in_columns_as_straight() -> None
 
 
 def test_colours_change_nothing_but_colour() -> None:
-    coloured = render(REPORT, Manner(colour=True))
+    coloured = render(REPORT, TerminalStyle(colour=True))
     assert "\x1b[31m✘\x1b[0m" in coloured
     assert "\x1b[32m✔\x1b[0m" in coloured
     bare = coloured
@@ -72,13 +72,13 @@ def test_lines_end_where_the_terminal_does_but_commands_stay_whole() -> None:
         skipped("clock", "and so " * 30),
     )
     for colour in (False, True):
-        lines = render(replace(REPORT, steps=steps), Manner(columns=60, colour=colour)).splitlines()
+        lines = render(replace(REPORT, steps=steps), TerminalStyle(columns=60, colour=colour)).splitlines()
         assert f"$ {LONG}" in " ".join(lines)
         assert all(len(line) <= 60 + 20 * colour for line in lines if LONG not in line)
 
 
 def test_a_very_narrow_terminal_still_gets_text() -> None:
-    assert "may not call" in render(REPORT, Manner(columns=5))
+    assert "may not call" in render(REPORT, TerminalStyle(columns=5))
 
 
 def test_the_summary_counts_routes() -> None:
@@ -86,7 +86,7 @@ def test_the_summary_counts_routes() -> None:
     warned = replace(REPORT, steps=REPORT.steps[:2])
     assert summary([well], PLAIN) == "1 route: 1 well\n"
     assert summary([well, warned, REPORT, well], PLAIN) == "4 routes: 2 well, 1 with a warning, 1 failing\n"
-    assert summary([REPORT], Manner(colour=True)) == "1 route: \x1b[31m1 failing\x1b[0m\n"
+    assert summary([REPORT], TerminalStyle(colour=True)) == "1 route: \x1b[31m1 failing\x1b[0m\n"
 
 
 def test_a_route_is_shown_as_the_path_that_it_takes() -> None:

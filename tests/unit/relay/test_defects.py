@@ -91,12 +91,12 @@ def test_a_trailer_whose_name_has_no_letter_is_a_trailer(make: EngineFactory, fr
 
 @each_bare_engine
 def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(make: EngineFactory) -> None:
-    chance = Chance()
-    with World(make=make, chance=chance) as world:
+    random_fraction = Chance()
+    with World(make=make, random_fraction=random_fraction) as world:
         client = world.client()
         neighbour = client.request("/svc/x")
         world.settle()
-        chance.fails = True
+        random_fraction.fails = True
         lost = [client.request("/nowhere"), client.request("/nowhere", end=True)]
         client.engine.send_data(neighbour, b"content", end_stream=True)
         world.settle()
@@ -138,15 +138,15 @@ def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineF
 @each_bare_engine
 @pytest.mark.parametrize("how", ["go away", "refused", "lost"])
 def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFactory, how: str) -> None:
-    chance = Chance()
-    with World(make=make, chance=chance, replay_octets=0) as world:
+    random_fraction = Chance()
+    with World(make=make, random_fraction=random_fraction, replay_octets=0) as world:
         client = world.client()
         streams = [client.request(f"/svc/{number}") for number in range(3)]
         for stream in streams:
             client.engine.send_data(stream, b"content", end_stream=False)
         world.settle()
         service, _ = world.latest("/0")
-        chance.fails = True
+        random_fraction.fails = True
         if how == "go away":
             service.raw(GoAwayFrame(0, last_stream_id=0))
         elif how == "lost":

@@ -42,7 +42,7 @@ class Signed(World):
         super().__init__(
             *(routes or (route("svc", signed=True),)),
             make=make,
-            tokens=lambda clock: TokenSource(self._mint, clock=clock, chance=lambda: 0.0),
+            tokens=lambda clock: TokenSource(self._mint, clock=clock, random_fraction=lambda: 0.0),
             access_log=access_log,
         )
 
@@ -380,11 +380,11 @@ def test_what_the_front_end_says_passes_through_and_is_logged(make: EngineFactor
 
 @each_bare_engine
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize(("chance", "seconds"), [(0.0, b"1"), (0.5, b"3"), (0.999, b"5")])
+@pytest.mark.parametrize(("random_fraction", "seconds"), [(0.0, b"1"), (0.5, b"3"), (0.999, b"5")])
 def test_a_429_or_503_without_retry_after_gets_one_that_is_spread(
-    make: EngineFactory, status: int, chance: float, seconds: bytes
+    make: EngineFactory, status: int, random_fraction: float, seconds: bytes
 ) -> None:
-    with World(make=make, chance=lambda: chance) as world, structlog.testing.capture_logs():
+    with World(make=make, random_fraction=lambda: random_fraction) as world, structlog.testing.capture_logs():
         client = world.client()
         stream = get(world, client, "/svc/x")
         service, far = world.latest("/x")

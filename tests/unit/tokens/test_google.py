@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractResolver
 
 from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, ProxyInvalid, TokenUnavailable
 from proxy.tokens import google as google_module
-from proxy.tokens.google import GoogleMint, Who
+from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
 from tests.unit.tokens.conftest import KEY_ACCOUNT, Authority, House
@@ -42,18 +42,18 @@ def silent_and_sets(asked: asyncio.Event) -> Fault:
     return silent
 
 
-# Who it is
+# whose it is
 
 
 @pytest.mark.asyncio
 async def test_who_it_is_can_be_asked_without_a_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    assert await mint.who() == Who(None, "metadata.google.internal", ATTACHED)
+    assert await mint.credential_info() == CredentialInfo(None, "metadata.google.internal", ATTACHED)
     assert google.called("/identity") == 0
     path = house.file(key_info)
     asked = len(google.calls)
-    file, place, principal = await mint.who()
+    file, place, principal = await mint.credential_info()
     assert file is not None
     assert (file.kind, place, principal) == ("service_account", str(path), KEY_ACCOUNT)
     assert len(google.calls) == asked
@@ -63,7 +63,7 @@ async def test_who_it_is_can_be_asked_without_a_mint(
 async def test_a_metadata_server_that_cannot_be_asked_who_it_is_says_why(house: House) -> None:
     mint = GoogleMint(environment=house.environment, resolver=Names({}))
     with pytest.raises(CredentialsNotFound, match="no Google credentials"):
-        await mint.who()
+        await mint.credential_info()
     await mint.close()
 
 

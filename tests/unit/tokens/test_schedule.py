@@ -14,17 +14,17 @@ def test_a_token_is_not_used_in_its_last_minute() -> None:
     assert usable_seconds(1000.0, 940.0) == 0.0
 
 
-@pytest.mark.parametrize(("chance", "left"), [(0.0, 225.0), (0.5, 210.0), (0.999, 195.03)])
+@pytest.mark.parametrize(("random_fraction", "left"), [(0.0, 225.0), (0.5, 210.0), (0.999, 195.03)])
 def test_an_hour_long_token_is_refreshed_225_seconds_before_it_expires_or_up_to_30_later(
-    chance: float, left: float
+    random_fraction: float, left: float
 ) -> None:
     usable = usable_seconds(3600.0, 0.0)
-    assert 3600 - refresh_in(usable, chance) == pytest.approx(left)
+    assert 3600 - refresh_in(usable, random_fraction) == pytest.approx(left)
 
 
-@given(usable=st.floats(0.01, 100_000), chance=chances)
-def test_a_refresh_leaves_time_for_itself(usable: float, chance: float) -> None:
-    at = refresh_in(usable, chance)
+@given(usable=st.floats(0.01, 100_000), random_fraction=chances)
+def test_a_refresh_leaves_time_for_itself(usable: float, random_fraction: float) -> None:
+    at = refresh_in(usable, random_fraction)
     assert usable / 2 <= at * (1 + 1e-9)
     assert at < usable
     assert usable - at >= min(135, usable / 2 * 0.8)
@@ -40,16 +40,16 @@ def test_looking_at_an_idle_key_does_not_become_frantic() -> None:
 
 
 def test_retries_of_what_passes_double_up_to_30_seconds() -> None:
-    waits = [retry_in(failures, passes=True, chance=0.0) for failures in range(1, 9)]
+    waits = [retry_in(failures, passes=True, random_fraction=0.0) for failures in range(1, 9)]
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-@given(failures=st.integers(1, 10**6), chance=chances)
-def test_jitter_takes_at_most_half(failures: int, chance: float) -> None:
-    whole = retry_in(failures, passes=True, chance=0.0)
-    assert whole / 2 <= retry_in(failures, passes=True, chance=chance) <= whole <= 30
+@given(failures=st.integers(1, 10**6), random_fraction=chances)
+def test_jitter_takes_at_most_half(failures: int, random_fraction: float) -> None:
+    whole = retry_in(failures, passes=True, random_fraction=0.0)
+    assert whole / 2 <= retry_in(failures, passes=True, random_fraction=random_fraction) <= whole <= 30
 
 
-@given(failures=st.integers(1, 10**6), chance=chances)
-def test_what_does_not_pass_stands_for_30_seconds(failures: int, chance: float) -> None:
-    assert retry_in(failures, passes=False, chance=chance) == 30
+@given(failures=st.integers(1, 10**6), random_fraction=chances)
+def test_what_does_not_pass_stands_for_30_seconds(failures: int, random_fraction: float) -> None:
+    assert retry_in(failures, passes=False, random_fraction=random_fraction) == 30

@@ -25,11 +25,11 @@ class Bench:
         self.time = FakeTime()
         self.mint = FakeMint(self.time)
         self.counted = Counted()
-        self.chance = 0.5
+        self.random_fraction = 0.5
         self.source = TokenSource(
             self.mint,
             clock=self.time.clock,
-            chance=lambda: self.chance,
+            random_fraction=lambda: self.random_fraction,
             later=self.time.later,
             observer=self.counted,
             **options,
@@ -224,7 +224,7 @@ async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -
 
 @pytest.mark.asyncio
 async def test_a_used_token_is_refreshed_225_seconds_before_it_expires(bench: Bench) -> None:
-    bench.chance = 0.0
+    bench.random_fraction = 0.0
     slot = bench.source.slot(KEY)
     assert await bench.traffic(slot, 3 * HOUR, every=5.0) == 1
     assert bench.mint_times() == [0, 3375, 6750, 10125]
@@ -232,7 +232,7 @@ async def test_a_used_token_is_refreshed_225_seconds_before_it_expires(bench: Be
 
 @pytest.mark.asyncio
 async def test_refreshes_are_spread_by_up_to_30_seconds(bench: Bench) -> None:
-    bench.chance = 0.999
+    bench.random_fraction = 0.999
     assert await bench.traffic(bench.source.slot(KEY), HOUR, every=5.0) == 1
     assert bench.mint_times()[1] == pytest.approx(3375 + 30, abs=0.1)
 
@@ -247,11 +247,11 @@ async def test_no_request_waits_at_the_end_of_a_short_token(bench: Bench, life: 
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("chance", [0.0, 0.999])
+@pytest.mark.parametrize("random_fraction", [0.0, 0.999])
 async def test_five_minutes_of_constant_load_on_tokens_of_62_seconds_and_slow_mints(
-    bench: Bench, chance: float
+    bench: Bench, random_fraction: float
 ) -> None:
-    bench.chance, bench.mint.life = chance, 62.0
+    bench.random_fraction, bench.mint.life = random_fraction, 62.0
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     bench.mint.seconds = 0.7
@@ -281,7 +281,7 @@ async def test_a_token_that_comes_into_use_late_is_still_refreshed_before_its_en
 
 @pytest.mark.asyncio
 async def test_the_same_token_again_is_no_progress_and_asked_for_each_10_seconds_only(bench: Bench) -> None:
-    bench.chance = 0.0
+    bench.random_fraction = 0.0
     bench.mint.expires_at = START + HOUR
     slot = bench.source.slot(KEY)
     assert await bench.traffic(slot, HOUR - 60, every=1.0) == 1
@@ -342,7 +342,7 @@ async def test_a_token_in_its_last_minute_is_used_once_and_not_cached(bench: Ben
 @pytest.mark.asyncio
 @pytest.mark.parametrize("behind", [31.0, 3599.0, 3600.0, 86_400.0])
 async def test_a_clock_that_is_ahead_by_any_time_changes_nothing_but_the_expiry(bench: Bench, behind: float) -> None:
-    bench.mint.behind, bench.chance = behind, 0.0
+    bench.mint.behind, bench.random_fraction = behind, 0.0
     slot = bench.source.slot(KEY)
     assert await bench.traffic(slot, 3 * HOUR, every=5.0) == 1
     assert bench.mint_times() == [0, 3375, 6750, 10125]
@@ -384,7 +384,7 @@ async def test_an_expired_token_is_given_to_nobody(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 async def test_an_outage_is_bridged_while_the_token_is_valid_then_fails_fast_then_recovers(bench: Bench) -> None:
-    bench.chance = 0.0
+    bench.random_fraction = 0.0
     slot = bench.source.slot(KEY)
     await bench.traffic(slot, 3370.0, every=5.0)
     bench.mint.failure = TokenUnavailable("IAM answered 503")
@@ -403,7 +403,7 @@ async def test_an_outage_is_bridged_while_the_token_is_valid_then_fails_fast_the
 
 @pytest.mark.asyncio
 async def test_attempts_during_an_outage_thin_out_to_one_in_30_seconds(bench: Bench) -> None:
-    bench.chance = 0.0
+    bench.random_fraction = 0.0
     bench.mint.failure = TokenUnavailable("down")
     for _ in range(200):
         await gather(bench.source.token(KEY))
@@ -413,7 +413,7 @@ async def test_attempts_during_an_outage_thin_out_to_one_in_30_seconds(bench: Be
 
 @pytest.mark.asyncio
 async def test_the_back_off_starts_again_after_a_success(bench: Bench) -> None:
-    bench.chance = 0.0
+    bench.random_fraction = 0.0
     bench.mint.failure = TokenUnavailable("down")
     for _ in range(40):
         await gather(bench.source.token(KEY))
