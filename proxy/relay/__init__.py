@@ -9,15 +9,15 @@
 * `via`              which sidecars a request has passed through (pure)
 * `upstream_errors`  what the log says of answers that stop work
 
-What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connection, 50 at a time; Python 3.11 built
-without profile-guided optimisation; it repeats within a percent)::
+What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connection, 50 at a time; Debian's Python
+3.11.2; it repeats within some percent, because how many requests come with one read does not)::
 
                                     sidecar    nghttpx
-    libnghttp2                       13,645     22,614
-    the sidecar's own modules        12,063
-    Python                            6,779
-    TLS                               6,347      6,984
-    C library                         3,453      1,617
-    event loop and the rest             411     14,549
-    all                              42,698     45,764
+    libnghttp2                       13,661     22,519
+    the sidecar's own modules        12,789
+    Python                            6,935
+    TLS                               6,348      7,097
+    C library                         3,343      1,638
+    event loop and the rest             480     14,604
+    all                              43,556     45,857
 """
