@@ -34,8 +34,9 @@ class NameServer(asyncio.DatagramProtocol):
         self.addresses = dict(addresses)
         self.silent = set(silent)
         self.questions: Counter[str] = Counter()
-        """How often the IPv4 addresses of a name were asked for."""
+        """How often the IPv4 addresses of a name were asked for; what glibc repeats after some seconds counts once."""
         self.host = ""
+        self._asked_by: set[tuple[str, bytes]] = set()
         self._unanswered: list[tuple[str, bytes, Any]] = []
         self._asked = asyncio.Event()
         self._transport: asyncio.DatagramTransport
@@ -86,7 +87,8 @@ class NameServer(asyncio.DatagramProtocol):
             position += 1 + length
         name = ".".join(labels).lower()
         question = data[: position + 5]
-        if _kind(question) == _A:
+        if _kind(question) == _A and (name, question[:2]) not in self._asked_by:
+            self._asked_by.add((name, question[:2]))
             self.questions[name] += 1
             self._asked.set()
         if name in self.silent:
