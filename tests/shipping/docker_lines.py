@@ -97,7 +97,7 @@ class Reader:
                 look(self.builder, self.builder.inspect(SIDECAR))
 
     async def stay(self, command: str, shell: Shell, *, workers: int) -> None:
-        """Run the image in the foreground. Workers share memory, which a read-only root has to have room for."""
+        """Run the image in the foreground, and hold it to how many workers listen."""
         async with shell.running(command) as terminal:
             await terminal.answers("http://127.0.0.1:9091/readyz")
             await self.docker.up[SIDECAR].healthy()
