@@ -8,7 +8,7 @@ How Restate reads an answer decides the columns (restate 1.7, service-client and
   for some two seconds and gives up at once on any other status, so what does not pass by itself gets such another.
 
 ==================================  ==========  =========  ===========  ============
-leaf                                invocation  discovery  retry-after  passes alone
+leaf                                invocation  discovery  retry-after  transient
 ==================================  ==========  =========  ===========  ============
 `BadRequest`, `PathRefused`         400         400        –            no
 `RouteNotFound`                     404         404        –            no
@@ -106,7 +106,7 @@ class Failure(Exception):
     """HTTP status of the answer to a discovery."""
     retry_after_seconds: ClassVar[tuple[int, int] | None]
     """Least and most seconds of `retry-after`, or None for no such field."""
-    passes: ClassVar[bool]
+    transient: ClassVar[bool]
     """Whether it is expected to pass by itself, without anybody mending anything."""
     severity: ClassVar[Literal["warning", "error"]] = "warning"
     """Of its log line: `error` where somebody has to mend something on this side."""
@@ -116,7 +116,7 @@ class RequestRefused(Failure):
     """The request itself is at fault; the same request will fail again."""
 
     retry_after_seconds = None
-    passes = False
+    transient = False
 
 
 class Transient(Failure):
@@ -125,7 +125,7 @@ class Transient(Failure):
     status = 503
     discovery_status = 503
     retry_after_seconds: ClassVar[tuple[int, int]] = (1, 5)
-    passes = True
+    transient = True
 
 
 class Permanent(Failure):
@@ -134,7 +134,7 @@ class Permanent(Failure):
     status = 503
     discovery_status = 424
     retry_after_seconds = (10, 30)
-    passes = False
+    transient = False
     severity = "error"
 
 
@@ -213,7 +213,7 @@ class Internal(Failure):
     code = "internal"
     status = discovery_status = 500
     retry_after_seconds = None
-    passes = False
+    transient = False
     severity = "error"
 
 
@@ -331,7 +331,7 @@ class UpstreamReset(UpstreamFailure):
     code = "upstream-reset"
     status = discovery_status = 502
     retry_after_seconds = None
-    passes = True
+    transient = True
 
 
 class Answer(NamedTuple):

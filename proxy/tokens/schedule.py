@@ -60,12 +60,12 @@ def idle_in(usable: float) -> float:
     return max(_LEAST_SECONDS, min(_IDLE_SECONDS, usable / 2))
 
 
-def retry_in(failures: int, *, passes: bool, random_fraction: float) -> float:
+def retry_in(failures: int, *, transient: bool, random_fraction: float) -> float:
     """Return how many seconds the last of `failures` failures in a row (≥ 1) stands before the next mint.
 
     1, 2, 4 … 30 s, of which `random_fraction` in [0, 1) takes up to half away, for what passes by itself; 30 s for
     what does not.
     """
-    if not passes:
+    if not transient:
         return PERMANENT_SECONDS
     return min(PERMANENT_SECONDS, _FIRST_RETRY_SECONDS * (1 << min(failures - 1, 10))) * (1 - random_fraction / 2)

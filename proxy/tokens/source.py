@@ -311,7 +311,7 @@ class TokenSource:
             entry.failure = failure
             entry.failed_at = self._clock()
             entry.retry_seconds = retry_in(
-                entry.failures, passes=failure.passes, random_fraction=self._random_fraction()
+                entry.failures, transient=failure.transient, random_fraction=self._random_fraction()
             )
             self._arm(key, entry, entry.retry_seconds)
             self._keep_watch()

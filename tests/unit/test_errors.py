@@ -41,7 +41,7 @@ def test_a_leaf_is_as_the_docstring_says(leaf: type[Failure]) -> None:
         leaf.status,
         leaf.discovery_status,
         leaf.retry_after_seconds,
-        leaf.passes,
+        leaf.transient,
     )
 
 
@@ -66,7 +66,7 @@ def test_an_invocation_is_told_status_code_and_remedy(leaf: type[Failure]) -> No
 def test_a_discovery_is_told_the_status_that_restate_reads_rightly(leaf: type[Failure]) -> None:
     told = answer(leaf("mend the thing"), discovery=True, random_fraction=0.5)
     assert told.status == leaf.discovery_status
-    if leaf.passes:
+    if leaf.transient:
         assert told.status in RESTATE_REPEATS_DISCOVERY_ON
     elif issubclass(leaf, Permanent):
         assert told.status not in RESTATE_REPEATS_DISCOVERY_ON

@@ -21,8 +21,8 @@ cdef class Nghttp2Engine(Engine):
     cdef uint32_t peer_max_streams
     cdef Py_ssize_t queued
     cdef list turns
-    cdef list doomed
-    cdef list unended
+    cdef list resets_to_send
+    cdef list ends_to_send
     cdef Nghttp2Stream turn
     cdef Py_ssize_t turn_octets
     cdef bytes content

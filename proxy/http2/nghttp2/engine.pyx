@@ -42,12 +42,11 @@ cdef enum:
 cdef class Nghttp2Engine(Engine):
     """One side of one connection on libnghttp2; the contract is `Engine`.
 
-    `session` is NULL once the connection has failed. `first` to `last`, the
-    streams that are live, by id. `receiving`: the library is calling back, and must
-    not be asked for what it has to send. `turns`, the streams that have content to send, in order; `doomed` and
-    `unended`, those whose reset, or whose end without content, waits for the next `take` and no longer; `turn` and `turn_octets`, the stream of the frame that the library is
-    to send now, and its length. `content` of the DATA that is being read. `told`, the stream whose receiver is being
-    told, and `told_receiver`; `raised`, what a callback has kept.
+    `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id. `turns`: the
+    streams that have content to send, in order. `resets_to_send` and `ends_to_send`: the streams whose reset, or whose
+    end without content, is sent by the next `take`. `turn` and `turn_octets`: the stream of the frame that the library
+    is to send now, and its length. `content`: of the DATA that is being read. `told` and `told_receiver`: the stream
+    whose receiver is being told, and that receiver.
     """
 
     name = "nghttp2"
@@ -63,8 +62,8 @@ cdef class Nghttp2Engine(Engine):
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
         self.turns = []
-        self.doomed = []
-        self.unended = []
+        self.resets_to_send = []
+        self.ends_to_send = []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders = []
         self._left = []
@@ -155,20 +154,20 @@ cdef class Nghttp2Engine(Engine):
 
     cpdef bytes take(self):
         cdef Nghttp2Stream stream
-        cdef list doomed, unended
+        cdef list resets_to_send, ends_to_send
         if self.session.calling_back:
             return b""
         if self.session.handle != NULL:
-            if PyList_GET_SIZE(self.unended):
-                unended, self.unended = self.unended, []
-                for stream in unended:
+            if PyList_GET_SIZE(self.ends_to_send):
+                ends_to_send, self.ends_to_send = self.ends_to_send, []
+                for stream in ends_to_send:
                     if stream.engine is not None and stream.ended:
                         self.finish(stream)
             if PyList_GET_SIZE(self.turns):
                 self._take_turns()
-            if PyList_GET_SIZE(self.doomed):
-                doomed, self.doomed = self.doomed, []
-                for stream in doomed:
+            if PyList_GET_SIZE(self.resets_to_send):
+                resets_to_send, self.resets_to_send = self.resets_to_send, []
+                for stream in resets_to_send:
                     if stream.engine is not None:
                         self.reset(stream)
         self.frames.unsent_acks = 0
@@ -276,7 +275,7 @@ cdef class Nghttp2Engine(Engine):
         return self.queued
 
     cpdef bint wants_to_send(self):
-        if self.session.outbox.size or PyList_GET_SIZE(self.doomed) or PyList_GET_SIZE(self.unended):
+        if self.session.outbox.size or PyList_GET_SIZE(self.resets_to_send) or PyList_GET_SIZE(self.ends_to_send):
             return True
         if self.session.handle == NULL or not PyList_GET_SIZE(self.turns):
             return False
@@ -355,7 +354,7 @@ cdef class Nghttp2Engine(Engine):
         cdef list trailers
         if self.session.calling_back:
             # The library would send it before the head of a request that is queued, and so not at all.
-            self.unended.append(stream)
+            self.ends_to_send.append(stream)
             return 0
         trailers = stream.trailers
         stream.ended = False
@@ -405,8 +404,8 @@ cdef class Nghttp2Engine(Engine):
             stream.drop()
             self._unlink(stream)
         self.turns = []
-        self.doomed = []
-        self.unended = []
+        self.resets_to_send = []
+        self.ends_to_send = []
         self._senders = []
         self.queued = 0
         self.frames.release()

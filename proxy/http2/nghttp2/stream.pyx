@@ -87,7 +87,7 @@ cdef class Nghttp2Stream(Stream):
             engine.reset(self)
         elif not after_data or not self.octets:
             # Sections that are queued while the library calls back have not been written yet.
-            engine.doomed.append(self)
+            engine.resets_to_send.append(self)
         engine.wake()
 
     cpdef acknowledge(self, Py_ssize_t octets):

@@ -146,7 +146,7 @@ def test_without_a_token_nothing_leaves_and_the_caller_is_told(
         assert str(failure).encode() in client.streams[discovery].content
         assert client.streams[discovery].value(ERROR_FIELD) == failure.code.encode()
         assert [(line["code"], line["log_level"]) for line in log if line["event"] == "request failed"] == [
-            (failure.code, "warning" if failure.passes else "error")
+            (failure.code, "warning" if failure.transient else "error")
         ]
         world.assert_at_rest()
 

@@ -40,16 +40,16 @@ def test_looking_at_an_idle_key_does_not_become_frantic() -> None:
 
 
 def test_retries_of_what_passes_double_up_to_30_seconds() -> None:
-    waits = [retry_in(failures, passes=True, random_fraction=0.0) for failures in range(1, 9)]
+    waits = [retry_in(failures, transient=True, random_fraction=0.0) for failures in range(1, 9)]
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
 @given(failures=st.integers(1, 10**6), random_fraction=chances)
 def test_jitter_takes_at_most_half(failures: int, random_fraction: float) -> None:
-    whole = retry_in(failures, passes=True, random_fraction=0.0)
-    assert whole / 2 <= retry_in(failures, passes=True, random_fraction=random_fraction) <= whole <= 30
+    whole = retry_in(failures, transient=True, random_fraction=0.0)
+    assert whole / 2 <= retry_in(failures, transient=True, random_fraction=random_fraction) <= whole <= 30
 
 
 @given(failures=st.integers(1, 10**6), random_fraction=chances)
 def test_what_does_not_pass_stands_for_30_seconds(failures: int, random_fraction: float) -> None:
-    assert retry_in(failures, passes=False, random_fraction=random_fraction) == 30
+    assert retry_in(failures, transient=False, random_fraction=random_fraction) == 30
