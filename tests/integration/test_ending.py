@@ -20,8 +20,8 @@ import pytest
 from proxy.downstream.binding import bind_tcp
 from proxy.emulator import Certificates
 from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
-from tests.support.processes import Program, connections_on, program
-from tests.support.sidecar import Sidecar, sidecar
+from tests.support.processes import connections_on, program
+from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
 Routes = Callable[..., Path]
 
@@ -98,18 +98,6 @@ async def ended(pid: int) -> None:
         os.close(process)
 
 
-async def worker_pids(running: Sidecar) -> list[int]:
-    """Return the two workers' process ids once both listen."""
-    return await listening_workers(running.program)
-
-
-async def listening_workers(running: Program) -> list[int]:
-    first = await running.line(r'"listening".*"worker": (\d+)|"worker": (\d+).*"listening"')
-    one = first.group(1) or first.group(2)
-    other = await running.line(rf'"listening".*"worker": (?!{one}\b)(\d+)|"worker": (?!{one}\b)(\d+).*"listening"')
-    return [int(one), int(other.group(1) or other.group(2))]
-
-
 @asynccontextmanager
 async def live(
     certificates: Certificates, routes: Routes, workers: int, *flags: str, env: Mapping[str, str] | None = None
@@ -123,7 +111,7 @@ async def live(
         async with sidecar(
             "--config", config, "--upstream-ca", certificates.ca_file, *many, *flags, env=env
         ) as running:
-            pids = await worker_pids(running) if workers > 1 else []
+            pids = await worker_pids(running.program) if workers > 1 else []
             async with client(*running.address) as near:
                 stream = near.open("/svc/live")
                 peer, far_stream, _, _ = await far.request()
@@ -323,7 +311,7 @@ async def test_other_signals_that_come_at_any_time_change_nothing(routes: Routes
         if workers == 1:
             await child.line("listening")
         else:
-            await listening_workers(child)
+            await worker_pids(child)
         child.send(signal.SIGTERM)
         assert await child.ended() == 0
 
@@ -334,7 +322,7 @@ async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes
     config = routes(svc="https://127.0.0.1:1")
     async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as running:
         if workers > 1:
-            await worker_pids(running)
+            await worker_pids(running.program)
         # Not `Program.send`: `Popen.send_signal` may reap the process, whose exit code is then lost to asyncio.
         process = os.pidfd_open(running.program.pid)
         while running.program.returncode is None:
@@ -354,7 +342,7 @@ async def test_workers_whose_supervisor_is_killed_finish_what_lives_and_leave_it
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2) as it:
-        workers = await worker_pids(it.sidecar)
+        workers = await worker_pids(it.sidecar.program)
         os.kill(it.pid, signal.SIGKILL)
         await it.draining()
         await refused_by(it.near)
@@ -371,7 +359,7 @@ async def test_workers_whose_supervisor_is_killed_do_not_stay_behind(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2, "--drain-timeout", "1") as it:
-        workers = await worker_pids(it.sidecar)
+        workers = await worker_pids(it.sidecar.program)
         os.kill(it.pid, signal.SIGKILL)
         await it.cut()
         for pid in workers:
@@ -395,7 +383,7 @@ async def test_a_worker_that_is_killed_with_what_it_carries_ends_all(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2) as it:
-        (carrying,) = set(await worker_pids(it.sidecar)) - {it.idle}
+        (carrying,) = set(await worker_pids(it.sidecar.program)) - {it.idle}
         os.kill(carrying, signal.SIGKILL)
         with pytest.raises(Gone):
             await it.near.body(it.stream)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_ending import worker_pids
 from tests.support.h2_peer import Peer, client
 from tests.support.processes import connections_on
-from tests.support.sidecar import Sidecar, sidecar
+from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
 Routes = Callable[..., Path]
 
@@ -21,7 +20,7 @@ Routes = Callable[..., Path]
 async def two_workers(routes: Routes) -> AsyncIterator[tuple[Sidecar, list[int]]]:
     config = routes(svc="https://127.0.0.1:1")
     async with sidecar("--config", config, "--workers", "2", "--admin", "off") as running:
-        yield running, await worker_pids(running)
+        yield running, await worker_pids(running.program)
 
 
 async def answered(peer: Peer) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.processes import Program, program
 
-__all__ = ["Sidecar", "sidecar"]
+__all__ = ["Sidecar", "sidecar", "worker_pids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,11 @@ async def sidecar(
         line = (await running.line(r'^\{.*"listening".*$')).group(0)
         said = json.loads(line)
         yield Sidecar(running, tuple(said["listen"]), said["admin"])
+
+
+async def worker_pids(running: Program) -> list[int]:
+    """Return the process ids of the two workers of a program once both listen."""
+    first = await running.line(r'"listening".*"worker": (\d+)|"worker": (\d+).*"listening"')
+    one = first.group(1) or first.group(2)
+    other = await running.line(rf'"listening".*"worker": (?!{one}\b)(\d+)|"worker": (?!{one}\b)(\d+).*"listening"')
+    return [int(one), int(other.group(1) or other.group(2))]
