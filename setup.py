@@ -39,7 +39,7 @@ DATA_PATH = (
     "proxy/relay/dispatcher.py",
     "proxy/relay/exchange.py",
     "proxy/relay/signing.py",
-    "proxy/telemetry/counters.py",
+    "proxy/observe/counters.py",
     "proxy/tokens/slot.py",
     "proxy/upstream/connection.py",
     "proxy/upstream/origin_pool.py",

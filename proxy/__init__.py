@@ -11,7 +11,7 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → supervisor | doctor → worker → admin | relay | settings → downstream | upstream | tokens
-        → connection → telemetry → cloud_run → routing | restate | http2 | network → errors → quoting
+        → connection → observe → cloud_run → routes | restate | http2 | network → errors → quoting
 
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
@@ -27,10 +27,10 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `http2`       HTTP/2 without IO: the seam (`engine`), what both engines must agree on (`policy`), the engine on
                 libnghttp2 (`nghttp2`, compiled), the engine on h2 that is always there (`portable`)
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
-* `routing`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
+* `routes`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `network`     what upstream connections and Google calls share of the networking: event loop, host names
-* `telemetry`   log lines and metrics
+* `observe`     log lines and metrics
 * `signals`     what signals mean to a process that serves
 * `exit_codes`  what the end of a command means
 * `admin`       health, metrics and routes on their own port

@@ -33,12 +33,12 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
 from proxy.network.loop import loop_factory
+from proxy.observe import Metrics
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
 from proxy.settings.plain import PlainSettings
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
-from proxy.telemetry import Metrics
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource

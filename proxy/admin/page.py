@@ -7,8 +7,8 @@ from html import escape
 from typing import Final
 
 from proxy import __version__
-from proxy.routing import Route
-from proxy.telemetry import Metrics
+from proxy.observe import Metrics
+from proxy.routes import Route
 
 __all__ = ["status_page"]
 

@@ -24,8 +24,8 @@ from aiohttp import web
 
 from proxy.admin.page import status_page
 from proxy.downstream.binding import bind_tcp
-from proxy.routing import Route
-from proxy.telemetry import Metrics
+from proxy.observe import Metrics
+from proxy.routes import Route
 
 __all__ = ["PATHS", "AdminPlane", "Health"]
 
@@ -143,7 +143,7 @@ class AdminPlane:
 
     async def _exposition(self, _request: web.Request) -> web.Response:
         # The first time it takes tens of milliseconds, for which no stream is to wait.
-        await asyncio.to_thread(import_module, "proxy.telemetry.exposition")
+        await asyncio.to_thread(import_module, "proxy.observe.exposition")
         body, content_type = self._metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": content_type})
 

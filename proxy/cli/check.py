@@ -18,9 +18,9 @@ from proxy.doctor.rendering import TerminalStyle, render, shown_name, summary, t
 from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
-from proxy.routing import Route
+from proxy.observe import configure_logging
+from proxy.routes import Route
 from proxy.settings import Settings
-from proxy.telemetry import configure_logging
 
 __all__ = ["check"]
 

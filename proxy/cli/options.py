@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
-from proxy.routing import Route
+from proxy.routes import Route
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.layers import did_you_mean, flag_name
 from proxy.settings.loading import INLINE_OPTIONS

@@ -17,9 +17,9 @@ from proxy.doctor.examination import Doctor
 from proxy.errors import Failure
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
-from proxy.routing import Route
+from proxy.observe import configure_logging
+from proxy.routes import Route
 from proxy.settings import Settings
-from proxy.telemetry import configure_logging
 from proxy.tokens.model import Token
 
 __all__ = ["token"]

@@ -35,7 +35,7 @@ from proxy.cloud_run import gcloud
 from proxy.cloud_run.answer import Answer
 from proxy.errors import ERROR_FIELD
 from proxy.quoting import one_line
-from proxy.routing import Route
+from proxy.routes import Route
 
 __all__ = ["MOST_SKEW_SECONDS", "SET_CLOCK", "Call", "Finding", "finding", "skew_seconds"]
 

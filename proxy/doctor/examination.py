@@ -30,7 +30,7 @@ from proxy.http2.events import Fields
 from proxy.network.resolver import Resolver
 from proxy.relay.signing import method_line, signed_head, token_line
 from proxy.restate import DISCOVERY_ACCEPT
-from proxy.routing import Route
+from proxy.routes import Route
 from proxy.settings import Settings
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey

@@ -11,7 +11,7 @@ from proxy.doctor.claims import claims_of, life_in_words, time_in_words
 from proxy.doctor.report import Outcome, Step, StepName, sentence
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
 from proxy.quoting import one_line
-from proxy.routing import Route
+from proxy.routes import Route
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource

@@ -20,7 +20,7 @@ from proxy.doctor.report import Outcome, Step, StepName, sentence, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
 

@@ -1,6 +1,6 @@
 cimport cython
 
-from proxy.telemetry.counters cimport RouteMetrics
+from proxy.observe.counters cimport RouteMetrics
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.origin_pool cimport OriginPool
 

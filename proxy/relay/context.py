@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from proxy.http2.events import FieldLine
+from proxy.observe.counters import RouteMetrics
 from proxy.relay.signing import token_line
-from proxy.routing import Route
-from proxy.telemetry.counters import RouteMetrics
+from proxy.routes import Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
 from proxy.upstream.origin_pool import OriginPool

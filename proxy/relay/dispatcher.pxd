@@ -3,7 +3,7 @@ cimport cython
 from proxy.http2.engine cimport Stream
 from proxy.relay.context cimport Destination, RouteContext
 from proxy.relay.exchange cimport Exchange, ExchangeOwner
-from proxy.telemetry.counters cimport RouteMetrics
+from proxy.observe.counters cimport RouteMetrics
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.connection cimport UpstreamConnection
 

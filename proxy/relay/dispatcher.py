@@ -18,6 +18,7 @@ from proxy.connection.budget import Budget
 from proxy.errors import Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
+from proxy.observe import Metrics, Repeats
 from proxy.relay import via
 from proxy.relay.context import Destination, RouteContext
 from proxy.relay.exchange import Exchange, ExchangeOwner
@@ -25,8 +26,7 @@ from proxy.relay.signing import end_to_end, has_token, method_line, signed_head,
 from proxy.relay.upstream_errors import log_error_answer, says_more_in_content, stops_work
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import is_discovery, missing_retry_after
-from proxy.routing import UNMATCHED, Route, RouteTable
-from proxy.telemetry import Metrics, Repeats
+from proxy.routes import UNMATCHED, Route, RouteTable
 from proxy.tokens.model import Token, TokenKey
 from proxy.upstream.connection import UpstreamConnection
 

@@ -16,7 +16,7 @@ from proxy.http2.events import Fields
 
 if TYPE_CHECKING:
     from proxy.relay.exchange import Exchange
-    from proxy.routing import Route
+    from proxy.routes import Route
 
 __all__ = ["log_error_answer", "says_more_in_content", "stops_work"]
 

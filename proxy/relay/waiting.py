@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 from proxy.errors import Failure
 from proxy.relay.context import RouteContext
 from proxy.relay.exchange import Exchange
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
 from proxy.upstream.connection import UpstreamConnection

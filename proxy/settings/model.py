@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
 from proxy.http2.engine import EngineName
-from proxy.routing import RouteTable, check_name
+from proxy.routes import RouteTable, check_name
 from proxy.settings.addresses import parse_address, parse_host_name
 from proxy.settings.route import FROZEN, RouteSettings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from proxy.http2.engine import EngineName
-from proxy.routing import Route, RouteTable, parse_upstream
+from proxy.routes import Route, RouteTable, parse_upstream
 
 __all__ = ["PlainSettings", "route_of"]
 

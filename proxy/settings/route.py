@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from proxy.quoting import holds_credential, quoted
-from proxy.routing import Route, parse_upstream
+from proxy.routes import Route, parse_upstream
 from proxy.settings.plain import route_of
 
 __all__ = ["FROZEN", "RouteSettings"]

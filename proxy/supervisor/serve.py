@@ -13,8 +13,8 @@ from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
+from proxy.observe import background_output, configure_logging
 from proxy.settings.plain import PlainSettings
-from proxy.telemetry import background_output, configure_logging
 
 __all__ = ["serve"]
 

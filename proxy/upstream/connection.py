@@ -22,7 +22,7 @@ from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine
 from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
-from proxy.routing import Origin
+from proxy.routes import Origin
 
 __all__ = ["ConnectionOwner", "Timing", "UpstreamConnection"]
 

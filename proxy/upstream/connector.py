@@ -25,7 +25,7 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 
 __all__ = ["Connector", "tls_context"]

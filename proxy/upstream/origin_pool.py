@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from proxy.errors import Failure
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, UpstreamConnection
 
 __all__ = ["EXPECTED_STREAMS", "OriginPool"]

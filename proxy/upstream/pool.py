@@ -28,7 +28,7 @@ from proxy.errors import (
     UpstreamSaturated,
 )
 from proxy.http2.events import StreamId
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool
 

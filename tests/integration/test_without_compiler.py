@@ -26,7 +26,7 @@ BUILDS = {
             "tests/unit/upstream/test_connection.py",
             "tests/unit/upstream/test_pool.py",
             "tests/unit/downstream/test_connection.py",
-            "tests/unit/telemetry/test_metrics.py",
+            "tests/unit/observe/test_metrics.py",
             "tests/unit/tokens/test_slot.py",
         ),
     ),

@@ -16,11 +16,11 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
+from proxy.observe import Metrics
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.waiting import Tokens
-from proxy.routing import UNMATCHED, Origin, Route, RouteTable
-from proxy.telemetry import Metrics
+from proxy.routes import UNMATCHED, Origin, Route, RouteTable
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool

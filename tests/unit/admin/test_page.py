@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 from proxy import __version__
 from proxy.admin.page import status_page
-from proxy.routing import Origin, Route
-from proxy.telemetry import Metrics
+from proxy.observe import Metrics
+from proxy.routes import Origin, Route
 
 VOID = {"meta"}
 

@@ -16,8 +16,8 @@ import pytest_asyncio
 
 from proxy.admin import AdminPlane, Health
 from proxy.admin.plane import PATHS
-from proxy.routing import Origin, Route
-from proxy.telemetry import Metrics
+from proxy.observe import Metrics
+from proxy.routes import Origin, Route
 
 ROUTES = (
     Route(name="greeter", origin=Origin("https", "greeter.run.app", 443), base_path="/base"),

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from proxy.admin import AdminPlane
 from proxy.cli import healthcheck as module
 from proxy.cli.commands import commands
+from proxy.observe import Metrics
 from proxy.settings import Settings
-from proxy.telemetry import Metrics
 
 
 @dataclass

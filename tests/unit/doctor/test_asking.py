@@ -14,7 +14,7 @@ from proxy.errors import Internal, UpstreamConnectionLost, UpstreamRefusedStream
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields
 from proxy.http2.portable.engine import PortableEngine
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
 from tests.support.h2_peer import Peer, Reset, server

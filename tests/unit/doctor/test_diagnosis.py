@@ -8,7 +8,7 @@ from proxy.cloud_run.answer import Answer
 from proxy.cloud_run.findings import Call, skew_seconds
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.report import Outcome
-from proxy.routing import Origin, Route
+from proxy.routes import Origin, Route
 
 HOST = "greeter-123456789012.europe-west1.run.app"
 WHO = "restate@project.iam.gserviceaccount.com"

@@ -11,7 +11,7 @@ from proxy.doctor.examination import Doctor
 from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
-from proxy.routing import Route
+from proxy.routes import Route
 from proxy.settings import RouteSettings, Settings
 from tests.support.h2_peer import server
 from tests.support.patient import Patient, patient

@@ -13,7 +13,7 @@ from proxy.doctor.identity import find_credentials, mint, remedies_of_refusal
 from proxy.doctor.report import Outcome
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.errors import ImpersonationDenied, MintRefused
-from proxy.routing import Origin, Route
+from proxy.routes import Origin, Route
 from proxy.tokens.adc import CredentialFile, Kind
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.source import TokenSource

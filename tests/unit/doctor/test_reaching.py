@@ -18,7 +18,7 @@ from proxy.emulator import Certificates
 from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine
 from proxy.network.resolver import Resolver
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 from tests.support.h2_peer import server, server_context

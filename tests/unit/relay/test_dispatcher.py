@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
-from proxy.routing import UNMATCHED, Origin, Route
+from proxy.routes import UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.conformance.engines import each_bare_engine

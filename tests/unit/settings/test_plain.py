@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from proxy.routing import Origin, Route
+from proxy.routes import Origin, Route
 from proxy.settings import PlainSettings, RouteSettings, Settings
 from tests.unit.settings.given import ACCOUNT, URL, upstream
 

@@ -16,7 +16,7 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
 from tests.conformance.raw import REQUEST, Frames, Seen
 

@@ -34,7 +34,7 @@ from proxy.errors import (
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine
-from proxy.routing import Origin
+from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
 from tests.conformance.engines import each_bare_engine

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
 from proxy.errors import leaves
-from proxy.telemetry import Metrics
+from proxy.observe import Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:

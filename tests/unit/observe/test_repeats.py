@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from proxy.telemetry.repeats import Repeats
+from proxy.observe.repeats import Repeats
 
 
 def test_one_line_a_second_is_written_and_says_how_many_were_not() -> None:

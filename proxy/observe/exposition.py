@@ -11,9 +11,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.telemetry.background import dropped_lines
-from proxy.telemetry.counters import Durations
-from proxy.telemetry.metrics import Metrics
+from proxy.observe.background import dropped_lines
+from proxy.observe.counters import Durations
+from proxy.observe.metrics import Metrics
 
 __all__ = ["Exposition"]
 

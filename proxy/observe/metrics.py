@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Final
 
-from proxy.telemetry.counters import Connections, Durations, RouteMetrics, known_code
+from proxy.observe.counters import Connections, Durations, RouteMetrics, known_code
 
 __all__ = ["Metrics"]
 
@@ -75,6 +75,6 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """Return body and content type of what Prometheus scrapes."""
         # Not before it is asked for: prometheus_client and what comes with it are 0.8 MiB.
-        from proxy.telemetry.exposition import Exposition
+        from proxy.observe.exposition import Exposition
 
         return Exposition(self).render()

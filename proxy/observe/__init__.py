@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from proxy.telemetry.background import background_output
-from proxy.telemetry.counters import RouteMetrics
-from proxy.telemetry.lines import REDACTED, configure_logging, redact
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.repeats import Repeats
+from proxy.observe.background import background_output
+from proxy.observe.counters import RouteMetrics
+from proxy.observe.lines import REDACTED, configure_logging, redact
+from proxy.observe.metrics import Metrics
+from proxy.observe.repeats import Repeats
 
 __all__ = ["REDACTED", "Metrics", "Repeats", "RouteMetrics", "background_output", "configure_logging", "redact"]

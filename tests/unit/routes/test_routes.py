@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.errors import PathRefused, RouteNotFound
-from proxy.routing import UNMATCHED, Origin, Route, RouteTable, check_name, parse_upstream
+from proxy.routes import UNMATCHED, Origin, Route, RouteTable, check_name, parse_upstream
 
 RUN = Origin("https", "svc.run.app", 443)
 

@@ -1,0 +1,16 @@
+"""Which upstream a request goes to. Pure.
+
+* `origin`   scheme, host and port of an upstream, and whether it is local
+* `route`    one route: its origin, and whose token it gets
+* `table`    all routes, looked up by path
+* `names`    names that are like another one
+* `paths`    paths that are refused, since they could mean another path
+"""
+
+from __future__ import annotations
+
+from proxy.routes.origin import Origin, parse_upstream
+from proxy.routes.route import UNMATCHED, Route, check_name
+from proxy.routes.table import Match, RouteTable
+
+__all__ = ["UNMATCHED", "Match", "Origin", "Route", "RouteTable", "check_name", "parse_upstream"]
