@@ -102,7 +102,7 @@ class Doctor:
 
     async def token(self, route: Route) -> Token:
         """Return a new token for a route that has one; raises a leaf of TokenFailure."""
-        return await self._tokens.fresh(_key(route))
+        return await self._tokens.mint_uncached(TokenKey.for_route(route))
 
     async def examine(self, route: Route) -> RouteReport:
         """Return what was found; nothing that is wrong with a route is raised."""
@@ -210,10 +210,6 @@ class _Visit:
             (b":path", f"{route.base_path}/discover".encode(), False),
             token_line(token.authorization) if token is not None else None,
         )
-
-
-def _key(route: Route) -> TokenKey:
-    return TokenKey(route.impersonate, route.delegates, route.audience)
 
 
 def _not_asked(why: str) -> tuple[Step, Step, Step]:

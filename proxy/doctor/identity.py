@@ -77,9 +77,8 @@ async def find_credentials(google: GoogleMint, environment: Mapping[str, str], t
 
 async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: float) -> tuple[Step, Token | None]:
     """Return the step `token`, and the token if there is one. The token source sets the deadline."""
-    key = TokenKey(route.impersonate, route.delegates, route.audience)
     try:
-        token = await tokens.fresh(key)
+        token = await tokens.mint_uncached(TokenKey.for_route(route))
     except Failure as failure:
         return _failed("token", failure, remedies_of_refusal(failure, route, who), audience=route.audience), None
     claims = claims_of(token)

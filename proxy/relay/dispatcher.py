@@ -134,7 +134,7 @@ class Dispatcher(ExchangeOwner):
         token = None
         if slot is not None:
             # Also where it is sent again: the token that it went out with may have been rejected meanwhile.
-            token = self._minted_before(exchange) if exchange.discovery else slot.current(self._clock())
+            token = self._minted_before(exchange) if exchange.discovery else slot.usable_token(self._clock())
         if token is not None or slot is None:
             connection = context.pool.ready()
             if connection is not None:
@@ -318,7 +318,7 @@ class Dispatcher(ExchangeOwner):
 
 
 def _context(route: Route, tokens: Tokens, pool: Pool, metrics: Metrics) -> RouteContext:
-    key = TokenKey(route.impersonate, route.delegates, route.audience)
+    key = TokenKey.for_route(route)
     return RouteContext(
         route,
         key,

@@ -27,7 +27,7 @@ class Tokens(Protocol):
     async def token(self, key: TokenKey) -> Token:
         """Return a usable token; mint one if need be."""
 
-    async def fresh(self, key: TokenKey) -> Token:
+    async def mint_uncached(self, key: TokenKey) -> Token:
         """Mint one, whatever is cached."""
 
     def is_current(self, token: Token) -> bool:
@@ -84,7 +84,7 @@ class Waiting:
             try:
                 while True:
                     if context.slot is not None and token is None:
-                        fetch = self._tokens.fresh if exchange.discovery else self._tokens.token
+                        fetch = self._tokens.mint_uncached if exchange.discovery else self._tokens.token
                         token = await fetch(context.key)
                     connection = await self._pool.acquire(context.route.origin)
                     if token is None or self._tokens.is_current(token):

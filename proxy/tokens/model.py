@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from proxy.errors import TokenMalformed
+from proxy.routes import Route
 
 __all__ = ["Token", "TokenKey", "is_account", "read_claims", "token_from_jwt"]
 
@@ -32,6 +33,11 @@ class TokenKey(NamedTuple):
     """E-mails of the chain from the ambient identity to `impersonate`, nearest first."""
     audience: str
     """The `aud` claim: what Cloud Run compares, to the letter."""
+
+    @classmethod
+    def for_route(cls, route: Route) -> TokenKey:
+        """Return the key of the tokens that a route's requests are signed with."""
+        return cls(route.impersonate, route.delegates, route.audience)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ cdef class Slot:
     cdef public bint used
     cdef double _until
 
-    cpdef current(self, double now)
+    cpdef usable_token(self, double now)
     cpdef fill(self, token)
     cpdef clear(self)
     cpdef double usable_seconds(self, double now)

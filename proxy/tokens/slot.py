@@ -24,7 +24,7 @@ class Slot:
         """Whether anybody took the token since it was minted."""
         self._until = _NEVER
 
-    def current(self, now: float) -> Token | None:
+    def usable_token(self, now: float) -> Token | None:
         """Return the token and mark it used, or None where there is none that is valid for 60 s from `now` on.
 
         `now` is wall-clock time in seconds since the epoch.

@@ -133,7 +133,7 @@ class TokenSource:
                     if flight not in self._superseded:
                         raise
 
-    async def fresh(self, key: TokenKey) -> Token:
+    async def mint_uncached(self, key: TokenKey) -> Token:
         """Return a token minted for this call alone, for a discovery: it must show whether minting works now.
 
         Neither cache nor remembered failures are asked, and the cache is not filled; but a success ends the remembered
@@ -249,7 +249,7 @@ class TokenSource:
             entry.slot.used = True
             return stored
         # AIOCACHE_DISABLE=1 makes the store forget everything; that must not mean a mint a request.
-        return entry.slot.current(now)
+        return entry.slot.usable_token(now)
 
     def _fly(self, key: TokenKey, entry: Entry) -> asyncio.Task[Token]:
         entry.disarm()

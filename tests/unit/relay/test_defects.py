@@ -207,7 +207,7 @@ def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory
         async def token(self, key: TokenKey) -> Token:
             return None  # type: ignore[return-value]  # what must not be
 
-        fresh = token
+        mint_uncached = token
 
     async def mint(key: TokenKey) -> Token:
         raise Defect

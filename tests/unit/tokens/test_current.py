@@ -103,12 +103,12 @@ async def test_nothing_is_minted_from_broken_credentials_and_again_from_good_one
     await source.token(KEY)
     path.write_text("junk")
     with pytest.raises(CredentialsInvalid):
-        await source.fresh(KEY)
+        await source.mint_uncached(KEY)
     assert slot.token is None
     with pytest.raises(CredentialsInvalid):
         await source.token(KEY)
     house.file(key_info)
-    await source.fresh(KEY)
+    await source.mint_uncached(KEY)
     assert (await source.token(KEY)).principal == KEY_ACCOUNT
 
 
@@ -121,7 +121,7 @@ async def test_a_discovery_that_proves_another_identity_ends_the_old_one(
     old = await source.token(KEY)
     impersonated = await source.token(IMPERSONATED)
     house.file(key_info)
-    discovered = await source.fresh(KEY)
+    discovered = await source.mint_uncached(KEY)
     assert discovered.principal == KEY_ACCOUNT
     assert not source.is_current(old)
     assert not source.is_current(impersonated)

@@ -91,7 +91,7 @@ def test_google_auth_is_not_imported_and_no_file_read_before_the_first_mint() ->
             async def main():
                 mint = GoogleMint()
                 source = TokenSource(mint)
-                assert source.slot(TokenKey(None, (), "https://a")).current(0.0) is None
+                assert source.slot(TokenKey(None, (), "https://a")).usable_token(0.0) is None
                 assert not [name for name in sys.modules if name.split(".")[0] == "google"]
                 assert not [line for line in opened if "nonexistent" in line or "169.254" in line]
                 assert threading.active_count() == 1
@@ -448,7 +448,7 @@ async def test_no_secret_reaches_a_log_or_a_failure(
                 house.file(info)
             for key in (KEY, OTHER):
                 try:
-                    token = await source.fresh(key)
+                    token = await source.mint_uncached(key)
                 except Failure as failure:
                     texts.append(told(failure))
                 else:

@@ -6,8 +6,8 @@ from tests.unit.tokens.fakes import KEY, token_of
 
 def test_an_empty_slot_has_nothing() -> None:
     slot = Slot()
-    assert slot.current(0.0) is None
-    assert slot.current(1e12) is None
+    assert slot.usable_token(0.0) is None
+    assert slot.usable_token(1e12) is None
     assert not slot.used
     assert slot.usable_seconds(0.0) < 0
 
@@ -16,17 +16,17 @@ def test_a_token_is_current_until_60_seconds_before_it_expires() -> None:
     slot = Slot()
     token = token_of(KEY, 1000.0)
     slot.fill(token)
-    assert slot.current(939.999) is token
-    assert slot.current(940.0) is None
-    assert slot.current(5000.0) is None
+    assert slot.usable_token(939.999) is token
+    assert slot.usable_token(940.0) is None
+    assert slot.usable_token(5000.0) is None
 
 
 def test_taking_the_token_marks_the_slot_and_a_new_token_unmarks_it() -> None:
     slot = Slot()
     slot.fill(token_of(KEY, 1000.0))
-    assert slot.current(940.0) is None
+    assert slot.usable_token(940.0) is None
     assert not slot.used
-    assert slot.current(1.0) is not None
+    assert slot.usable_token(1.0) is not None
     assert slot.used
     slot.fill(token_of(KEY, 2000.0))
     assert not slot.used
@@ -36,4 +36,4 @@ def test_a_cleared_slot_has_nothing() -> None:
     slot = Slot()
     slot.fill(token_of(KEY, 1000.0))
     slot.clear()
-    assert slot.current(1.0) is None
+    assert slot.usable_token(1.0) is None

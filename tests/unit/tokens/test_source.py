@@ -50,7 +50,7 @@ class Bench:
         """Take a token every so often; return how many requests had to wait for one."""
         waited = 0
         for _ in range(int(seconds / every)):
-            if slot.current(self.time.now) is None:
+            if slot.usable_token(self.time.now) is None:
                 waited += 1
                 await self.source.token(KEY)
             await self.time.advance(every)
@@ -123,7 +123,7 @@ async def test_a_mint_whose_every_caller_left_still_fills_the_slot(bench: Bench)
         only.cancel()
     bench.mint.gate.set()
     await everybody_had_a_turn()
-    assert slot.current(bench.time.now) is not None
+    assert slot.usable_token(bench.time.now) is not None
 
 
 @pytest.mark.asyncio
@@ -153,16 +153,16 @@ def test_a_slot_is_the_same_while_somebody_holds_it() -> None:
 @pytest.mark.asyncio
 async def test_a_mint_fills_the_slot_that_was_there_before(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     token = await bench.source.token(KEY)
-    assert slot.current(bench.time.now) is token
+    assert slot.usable_token(bench.time.now) is token
 
 
 @pytest.mark.asyncio
 async def test_a_slot_taken_after_the_mint_is_full(bench: Bench) -> None:
     token = await bench.source.token(KEY)
     gc.collect()
-    assert bench.source.slot(KEY).current(bench.time.now) is token
+    assert bench.source.slot(KEY).usable_token(bench.time.now) is token
 
 
 # Discovery
@@ -171,10 +171,10 @@ async def test_a_slot_taken_after_the_mint_is_full(bench: Bench) -> None:
 @pytest.mark.asyncio
 async def test_two_discoveries_are_two_mints_and_fill_no_cache(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
-    first, second = await bench.source.fresh(KEY), await bench.source.fresh(KEY)
+    first, second = await bench.source.mint_uncached(KEY), await bench.source.mint_uncached(KEY)
     assert first is not second
     assert bench.minted == 2
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     await bench.source.token(KEY)
     assert bench.minted == 3
 
@@ -182,7 +182,7 @@ async def test_two_discoveries_are_two_mints_and_fill_no_cache(bench: Bench) -> 
 @pytest.mark.asyncio
 async def test_a_discovery_mints_although_a_token_is_cached(bench: Bench) -> None:
     cached = await bench.source.token(KEY)
-    assert await bench.source.fresh(KEY) is not cached
+    assert await bench.source.mint_uncached(KEY) is not cached
     assert await bench.source.token(KEY) is cached
     assert bench.minted == 2
 
@@ -192,7 +192,7 @@ async def test_a_discovery_asks_although_a_failure_is_remembered(bench: Bench) -
     bench.mint.failure = MintRefused("no")
     await gather(bench.source.token(KEY))
     with pytest.raises(MintRefused):
-        await bench.source.fresh(KEY)
+        await bench.source.mint_uncached(KEY)
     assert bench.minted == 2
 
 
@@ -201,7 +201,7 @@ async def test_a_discovery_that_succeeds_ends_the_remembered_failure(bench: Benc
     bench.mint.failure = MintRefused("no")
     await gather(bench.source.token(KEY))
     bench.mint.failure = None
-    await bench.source.fresh(KEY)
+    await bench.source.mint_uncached(KEY)
     assert (await bench.source.token(KEY)).expires_at > bench.time.now
 
 
@@ -209,14 +209,14 @@ async def test_a_discovery_that_succeeds_ends_the_remembered_failure(bench: Benc
 async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        discovery = group.create_task(bench.source.fresh(KEY))
+        discovery = group.create_task(bench.source.mint_uncached(KEY))
         await everybody_had_a_turn()
         discovery.cancel()
         await everybody_had_a_turn()
         bench.mint.gate.set()
     assert discovery.cancelled()
     await everybody_had_a_turn()
-    assert bench.counted.minted_tokens == [await bench.source.fresh(KEY)]
+    assert bench.counted.minted_tokens == [await bench.source.mint_uncached(KEY)]
 
 
 # Refreshing ahead
@@ -265,7 +265,7 @@ async def test_an_unused_token_lapses(bench: Bench) -> None:
     await bench.source.token(KEY)
     await bench.time.advance(24 * HOUR)
     assert bench.minted == 1
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     assert bench.time.armed == 0
 
 
@@ -308,7 +308,7 @@ async def test_after_the_machine_slept_an_old_token_is_not_used(bench: Bench) ->
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     bench.time.now += 2 * HOUR  # and no timer ran
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     assert (await bench.source.token(KEY)).expires_at == bench.time.now + HOUR
 
 
@@ -317,7 +317,7 @@ async def test_without_a_fake_the_timers_are_the_loops(bench: Bench) -> None:
     source = TokenSource(bench.mint, clock=bench.time.clock)
     bench.mint.life = 60.5  # long enough to be used before its timer looks whether it was
     await source.token(KEY)
-    assert source.slot(KEY).current(bench.time.now)
+    assert source.slot(KEY).usable_token(bench.time.now)
     bench.mint.gate = asyncio.Event()
     bench.mint.gate.set()
     async with asyncio.timeout(60):
@@ -334,7 +334,7 @@ async def test_a_token_in_its_last_minute_is_used_once_and_not_cached(bench: Ben
     bench.mint.life = 60.0
     slot = bench.source.slot(KEY)
     assert (await bench.source.token(KEY)).expires_at == START + 60
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     await bench.source.token(KEY)
     assert bench.minted == 2
 
@@ -354,9 +354,9 @@ async def test_a_clock_that_is_behind_does_not_keep_a_token_beyond_its_end(bench
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     bench.time.now += HOUR - 61
-    assert slot.current(bench.time.now) is not None
+    assert slot.usable_token(bench.time.now) is not None
     bench.time.now += 1
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
 
 
 @pytest.mark.asyncio
@@ -365,7 +365,7 @@ async def test_a_token_that_expired_by_our_clock_and_tells_no_date_is_used_once_
     slot = bench.source.slot(KEY)
     tokens = await gather(*(bench.source.token(KEY) for _ in range(100)))
     assert len({id(token) for token in tokens}) == 1
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     assert (await bench.source.token(KEY)) is not tokens[0]
     assert bench.minted == 2
 
@@ -376,7 +376,7 @@ async def test_an_expired_token_is_given_to_nobody(bench: Bench) -> None:
     with pytest.raises(TokenExpired):
         await bench.source.token(KEY)
     with pytest.raises(TokenExpired):
-        await bench.source.fresh(KEY)
+        await bench.source.mint_uncached(KEY)
 
 
 # Failures
@@ -482,7 +482,7 @@ async def test_a_mint_that_nobody_waits_for_any_more_goes_on_and_serves_the_next
     bench.has_time()
     bench.mint.gate.set()
     await everybody_had_a_turn()
-    token = slot.current(bench.time.now)
+    token = slot.usable_token(bench.time.now)
     assert token is not None
     assert await bench.source.token(KEY) is token
     assert bench.minted == 1
@@ -510,13 +510,13 @@ async def test_a_discovery_that_was_left_serves_the_next_one_once() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout):
-        await bench.source.fresh(KEY)
+        await bench.source.mint_uncached(KEY)
     bench.has_time()
     bench.mint.gate.set()
     await everybody_had_a_turn()
-    first = await bench.source.fresh(KEY)
+    first = await bench.source.mint_uncached(KEY)
     assert bench.counted.minted_tokens == [first]
-    assert await bench.source.fresh(KEY) is not first
+    assert await bench.source.mint_uncached(KEY) is not first
     assert bench.minted == 2
     await bench.source.close()
 
@@ -527,10 +527,10 @@ async def test_a_discovery_takes_what_comes_first_of_its_mint_and_one_that_was_l
     hangs = bench.mint.gate = asyncio.Event()
     for _ in range(5):  # no more than one of them is left
         with pytest.raises(TokenTimeout):
-            await bench.source.fresh(KEY)
+            await bench.source.mint_uncached(KEY)
     bench.has_time()
     bench.mint.gate = None
-    second = await bench.source.fresh(KEY)
+    second = await bench.source.mint_uncached(KEY)
     assert bench.counted.minted_tokens == [second]
     hangs.set()
     await everybody_had_a_turn()
@@ -546,7 +546,7 @@ async def test_a_discovery_that_succeeds_serves_those_who_wait_for_an_earlier_mi
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(10)]
         await everybody_had_a_turn()
         bench.mint.gate = None
-        token = await bench.source.fresh(KEY)
+        token = await bench.source.mint_uncached(KEY)
     assert {id(waiter.result()) for waiter in waiters} == {id(token)}
     assert bench.minted == 2
 
@@ -560,7 +560,7 @@ async def test_a_mint_that_cancels_itself_fails_its_waiters_and_does_not_cancel_
     with pytest.raises(TokenUnavailable, match="given up"):
         await source.token(KEY)
     with pytest.raises(TokenUnavailable, match="given up"):
-        await source.fresh(KEY)
+        await source.mint_uncached(KEY)
     await source.close()
 
 
@@ -572,10 +572,10 @@ async def test_a_rejected_token_is_dropped_and_minted_anew(bench: Bench) -> None
     slot = bench.source.slot(KEY)
     first = await bench.source.token(KEY)
     bench.source.reject(first)
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     second = await bench.source.token(KEY)
     assert second is not first
-    assert slot.current(bench.time.now) is second
+    assert slot.usable_token(bench.time.now) is second
     assert bench.minted == 2
 
 
@@ -590,7 +590,7 @@ async def test_a_rejection_of_every_token_is_one_mint_in_10_seconds(bench: Bench
 @pytest.mark.asyncio
 async def test_a_rejection_of_a_token_that_is_not_the_cached_one_changes_nothing(bench: Bench) -> None:
     old = await bench.source.token(KEY)
-    discovered = await bench.source.fresh(KEY)
+    discovered = await bench.source.mint_uncached(KEY)
     bench.source.reject(discovered)
     assert await bench.source.token(KEY) is old
     bench.source.reject(old)
@@ -637,7 +637,7 @@ async def test_a_change_drops_tokens_failures_and_discoveries_of_the_old_ones(be
     assert bench.source.is_current(old)
     bench.source.credentials_changed(1, "/key.json")
     assert not bench.source.is_current(old)
-    assert slot.current(bench.time.now) is None
+    assert slot.usable_token(bench.time.now) is None
     assert bench.time.armed == 0
     new = await bench.source.token(KEY)
     assert new is not old
@@ -650,7 +650,7 @@ async def test_a_change_drops_tokens_failures_and_discoveries_of_the_old_ones(be
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("way", ["token", "fresh"])
+@pytest.mark.parametrize("way", ["token", "mint_uncached"])
 async def test_a_token_of_credentials_that_changed_while_it_was_minted_is_given_to_nobody(
     bench: Bench, way: str
 ) -> None:
@@ -675,11 +675,11 @@ async def test_a_discovery_that_was_left_before_a_change_serves_nobody_after_it(
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout):
-        await bench.source.fresh(KEY)
+        await bench.source.mint_uncached(KEY)
     bench.source.credentials_changed(1, "/key.json")
     bench.has_time()
     bench.mint.generation, bench.mint.gate = 1, None
-    assert (await bench.source.fresh(KEY)).generation == 1
+    assert (await bench.source.mint_uncached(KEY)).generation == 1
     await bench.source.close()
 
 
@@ -704,7 +704,7 @@ async def test_credentials_are_looked_at_while_a_token_of_theirs_is_kept_and_not
     monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.0)
     credentials = Watching()
     bench = Bench(watched=credentials)
-    await bench.source.fresh(KEY)
+    await bench.source.mint_uncached(KEY)
     await everybody_had_a_turn()
     assert credentials.looks == 0
     await bench.source.token(KEY)
@@ -734,11 +734,11 @@ async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     await everybody_had_a_turn()
-    assert slot.current(bench.time.now) is not None
+    assert slot.usable_token(bench.time.now) is not None
     bench.time.now += seconds
     await everybody_had_a_turn()
-    assert slot.current(bench.time.now) is None
-    assert slot.current(bench.time.now + seconds) is None
+    assert slot.usable_token(bench.time.now) is None
+    assert slot.usable_token(bench.time.now + seconds) is None
     await bench.source.token(KEY)
     assert bench.minted == 2
     await bench.source.close()
@@ -748,7 +748,7 @@ async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("way", ["token", "fresh"])
+@pytest.mark.parametrize("way", ["token", "mint_uncached"])
 async def test_closing_fails_those_who_wait_and_does_not_cancel_them(way: str) -> None:
     bench = Bench()
     bench.mint.gate = asyncio.Event()
@@ -791,8 +791,8 @@ async def test_nothing_is_minted_or_kept_after_closing() -> None:
     await bench.source.token(KEY)
     await bench.source.close()
     assert bench.time.armed == 0
-    assert slot.current(bench.time.now) is None
-    for call in (bench.source.token, bench.source.fresh):
+    assert slot.usable_token(bench.time.now) is None
+    for call in (bench.source.token, bench.source.mint_uncached):
         with pytest.raises(TokenUnavailable, match="shutting down"):
             await call(KEY)
     await bench.source.close()
@@ -804,7 +804,7 @@ async def test_closing_stops_a_refresh_in_the_background() -> None:
     bench = Bench()
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
-    assert slot.current(bench.time.now)
+    assert slot.usable_token(bench.time.now)
     bench.mint.gate = asyncio.Event()
     await bench.time.advance(3400)
     assert bench.minted == 2
@@ -822,12 +822,12 @@ async def test_keys_over_the_bound_push_out_unused_ones_first() -> None:
     slots = [bench.source.slot(key) for key in keys]
     for key in keys[:3]:
         await bench.source.token(key)
-    assert slots[0].current(bench.time.now)
+    assert slots[0].usable_token(bench.time.now)
     await bench.source.token(keys[3])
-    assert [slot.current(bench.time.now) is not None for slot in slots] == [True, False, True, True]
+    assert [slot.usable_token(bench.time.now) is not None for slot in slots] == [True, False, True, True]
     assert bench.time.armed == 3
     await bench.source.token(keys[1])
-    assert slots[1].current(bench.time.now)
+    assert slots[1].usable_token(bench.time.now)
     assert bench.minted == 5
     await bench.source.close()
 

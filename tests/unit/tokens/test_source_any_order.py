@@ -118,7 +118,7 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.mint.gate is None)
     @rule()
     def a_request_takes_the_slot_or_waits(self) -> None:
-        token = self.slot.current(self.time.now)
+        token = self.slot.usable_token(self.time.now)
         if token is None:
             token = self.ask()
         else:
@@ -144,7 +144,7 @@ class Traffic(RuleBasedStateMachine):
         try:
             token = self.run_loop(self.source.token(KEY))
         except Failure:
-            assert self.slot.current(self.time.now) is None
+            assert self.slot.usable_token(self.time.now) is None
             return None
         assert len(self.mint.calls) - before <= 1
         assert token.expires_at > self.time.now
@@ -155,7 +155,7 @@ class Traffic(RuleBasedStateMachine):
     def a_discovery_mints_for_itself(self) -> None:
         before, slot_before = len(self.mint.calls), self.slot.token
         try:
-            token = self.run_loop(self.source.fresh(KEY))
+            token = self.run_loop(self.source.mint_uncached(KEY))
         except Failure:
             pass
         else:
@@ -181,7 +181,7 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def what_the_slot_gives_is_valid_for_a_minute(self) -> None:
         used = self.slot.used
-        token = self.slot.current(self.time.now)
+        token = self.slot.usable_token(self.time.now)
         self.slot.used = used
         assert token is None or self.time.now + 60 < token.expires_at
 
