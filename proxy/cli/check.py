@@ -13,9 +13,9 @@ from typing import Any, Final, TextIO
 import click
 
 from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_flags, settings_from
-from proxy.doctor.examination import Doctor
-from proxy.doctor.rendering import TerminalStyle, render, shown_name, summary, to_ascii
-from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst
+from proxy.doctor.checking import Doctor
+from proxy.doctor.rendering import TerminalStyle, render, route_path, summary, to_ascii
+from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst_outcome
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.observe import configure_logging
@@ -75,7 +75,7 @@ def check(
     except EngineUnavailable as exc:
         raise Unusable(str(exc)) from None
     screen.finish(reports)
-    outcome = worst(report.outcome for report in reports)
+    outcome = worst_outcome(report.outcome for report in reports)
     if outcome is Outcome.FAILED:
         raise SystemExit(ExitCode.FAILED)
     if strict and outcome is Outcome.WARNING:
@@ -87,7 +87,7 @@ async def _examine(
 ) -> list[RouteReport]:
     async with Doctor(settings, answer_timeout_seconds=answer_timeout, progress=screen.begins) as doctor:
         try:
-            return await doctor.examine_all(routes, screen.show)
+            return await doctor.check_routes(routes, screen.show)
         finally:
             screen.clear()
 
@@ -135,7 +135,7 @@ class _Screen:
     def _draw(self) -> None:
         if not self._terminal or not self._open:
             return
-        busy = ", ".join(f"{shown_name(name)}: {step}" for name, step in self._open.items())
+        busy = ", ".join(f"{route_path(name)}: {step}" for name, step in self._open.items())
         line = f"checking {busy}"
         columns = shutil.get_terminal_size().columns - 1
         if len(line) > columns:

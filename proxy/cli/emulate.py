@@ -30,9 +30,9 @@ from proxy.emulator import (
     CloudRunServer,
     Control,
     CredentialFiles,
+    GeneratedCredentials,
     Google,
     GoogleServer,
-    Written,
     echo,
     write_secret,
 )
@@ -206,7 +206,7 @@ async def _run(plan: Plan) -> None:
                 host=plan.host,
                 metadata_port=plan.metadata_port,
                 tls_port=plan.tls_port,
-                beside=Control(google, cloud_run),
+                control=Control(google, cloud_run),
             )
         )
         service = await stack.enter_async_context(
@@ -234,7 +234,7 @@ def _write_keys(plan: Plan, google: Google, endpoints: GoogleServer) -> dict[str
 
 def _write_credentials(
     plan: Plan, google: Google, endpoints: GoogleServer, invokers: tuple[str, ...]
-) -> dict[str, Written]:
+) -> dict[str, GeneratedCredentials]:
     """Write one credential file of each kind, and let each impersonate the invokers; return kind → file."""
     files = CredentialFiles(
         plan.directory / "credentials", google, endpoints, account=invokers[0], by_name=plan.tls_port == HTTPS
@@ -254,7 +254,7 @@ def _announce(
     service: CloudRunServer,
     certificates: Certificates,
     keys: dict[str, Path],
-    written: dict[str, Written],
+    written: dict[str, GeneratedCredentials],
 ) -> None:
     control = f"http://{endpoints.metadata_address}/emulator"
     environment = {
@@ -305,7 +305,7 @@ def _announce(
     click.echo("\n".join(lines))
 
 
-def _credential_lines(written: dict[str, Written], endpoints: GoogleServer) -> list[str]:
+def _credential_lines(written: dict[str, GeneratedCredentials], endpoints: GoogleServer) -> list[str]:
     if not written:
         return []
     lines = ["", f"Or with another kind of credential, from {next(iter(written.values())).file.parent}:", ""]

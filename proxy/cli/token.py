@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_flags, settings_from
-from proxy.doctor.claims import life_in_words, raw, taken_apart
-from proxy.doctor.examination import Doctor
+from proxy.doctor.checking import Doctor
+from proxy.doctor.claims import decode_token, format_duration, jwt_of
 from proxy.errors import Failure
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
@@ -57,12 +57,12 @@ def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
         raise _NoToken(str(failure)) from None
     now = time.time()
     if not alone:
-        click.echo(json.dumps(taken_apart(minted, now), indent=2))
+        click.echo(json.dumps(decode_token(minted, now), indent=2))
         return
     if sys.stdout.isatty():
-        remaining = life_in_words(minted.local_expiry - now)
+        remaining = format_duration(minted.local_expiry - now)
         click.echo(f"This is a secret: for {remaining} it opens {chosen.audience} to whoever has it.", err=True)
-    click.echo(raw(minted))
+    click.echo(jwt_of(minted))
 
 
 async def _mint(settings: Settings, route: Route) -> Token:

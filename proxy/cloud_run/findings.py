@@ -32,21 +32,21 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from proxy.cloud_run import gcloud
-from proxy.cloud_run.answer import Answer
+from proxy.cloud_run.response import Response
 from proxy.errors import ERROR_FIELD
 from proxy.quoting import one_line
 from proxy.routes import Route
 
-__all__ = ["MOST_SKEW_SECONDS", "SET_CLOCK", "Call", "Finding", "finding", "skew_seconds"]
+__all__ = ["CLOCK_REMEDY", "MAX_SKEW_SECONDS", "Finding", "RequestInfo", "diagnose", "skew_seconds"]
 
-MOST_SKEW_SECONDS: Final = 60.0
+MAX_SKEW_SECONDS: Final = 60.0
 """Restate's signature on a request is good for a minute either way; Google allows tokens some seconds only."""
 
-SET_CLOCK: Final = "Tokens and signatures are good for a time: set the clock (NTP), then check again."
+CLOCK_REMEDY: Final = "Tokens and signatures are good for a time: set the clock (NTP), then check again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class RequestInfo:
     """The request that was answered: what the sentences are about."""
 
     route: Route
@@ -63,10 +63,10 @@ class Call:
         return gcloud.service_of(self.route.origin.host)
 
 
-def skew_seconds(answer: Answer, now: float) -> float | None:
+def skew_seconds(response: Response, now: float) -> float | None:
     """Return how far `now` is ahead of the answer's `date` (whole seconds, RFC 9110, 6.6.1); None without one."""
     try:
-        return now - parsedate_to_datetime(answer.fields["date"]).timestamp()
+        return now - parsedate_to_datetime(response.fields["date"]).timestamp()
     except (KeyError, ValueError, OverflowError):
         return None
 
@@ -85,10 +85,10 @@ class Finding:
     """Shell commands that do it; names in capitals are to be filled in."""
 
 
-def finding(answer: Answer, call: Call) -> Finding:
+def diagnose(response: Response, request: RequestInfo) -> Finding:
     """Return what an answer means whose status is not 200."""
-    status = answer.status
-    sidecar = answer.fields.get(ERROR_FIELD.decode())
+    status = response.status
+    sidecar = response.fields.get(ERROR_FIELD.decode())
     if sidecar is not None:
         return Finding(
             "sidecar-answered",
@@ -96,31 +96,31 @@ def finding(answer: Answer, call: Call) -> Finding:
             "Set the url of the route to the Cloud Run service, not to a sidecar. If one is meant to stand there, its "
             "log says more.",
         )
-    if answer.from_iap:
-        return _behind_iap(answer, call)
-    if "upstream connect error" in answer.excerpt() and "protocol error" in answer.excerpt():
-        return _no_http2(status, call)
+    if response.from_iap:
+        return _behind_iap(response, request)
+    if "upstream connect error" in response.excerpt() and "protocol error" in response.excerpt():
+        return _no_http2(status, request)
     if status in (401, 403):
-        return _refused(answer, call)
+        return _refused(response, request)
     if status == 404:
-        return _not_found(answer, call)
+        return _not_found(response, request)
     if status in (429, 503):
         return Finding(
             "no-instance",
             f"no instance took the request ({status})",
             "The container does not start, fails its probes, or --max-instances are all busy: look at the logs, then "
             "raise the limit or mend the start.",
-            (gcloud.logs(call.service),),
+            (gcloud.logs(request.service),),
         )
     if status == 504:
         return Finding(
             "timed-out",
             "the service did not answer in time (504)",
             "The container took longer than the service's request timeout: look at the logs for what it waits for.",
-            (gcloud.logs(call.service),),
+            (gcloud.logs(request.service),),
         )
-    if answer.redirects:
-        return _redirected(answer, call)
+    if response.is_redirect:
+        return _redirected(response, request)
     if status == 415:
         return Finding(
             "versions-refused",
@@ -132,7 +132,7 @@ def finding(answer: Answer, call: Call) -> Finding:
             "service-failed",
             f"the service failed ({status})",
             "The request did reach it: look at its logs.",
-            (gcloud.logs(call.service),),
+            (gcloud.logs(request.service),),
         )
     return Finding(
         "unexpected-status",
@@ -141,8 +141,8 @@ def finding(answer: Answer, call: Call) -> Finding:
     )
 
 
-def _behind_iap(answer: Answer, call: Call) -> Finding:
-    if call.route.origin.host.endswith(".run.app"):
+def _behind_iap(response: Response, request: RequestInfo) -> Finding:
+    if request.route.origin.host.endswith(".run.app"):
         way = (
             "IAP is switched on for the service itself, and covers its run.app URLs as well. If nobody has to sign in "
             "there with a browser, switch it off (`gcloud run services update … --no-iap`) and leave the service "
@@ -155,47 +155,47 @@ def _behind_iap(answer: Answer, call: Call) -> Finding:
         )
     return Finding(
         "iap",
-        f"Identity-Aware Proxy (IAP) stands before the service and refuses the request ({answer.status})",
+        f"Identity-Aware Proxy (IAP) stands before the service and refuses the request ({response.status})",
         "IAP looks for a sign-in, or for a token in Authorization or Proxy-Authorization, which the sidecar leaves to "
         f"the application; what it adds, in X-Serverless-Authorization, IAP does not look at. {way}",
     )
 
 
-def _redirected(answer: Answer, call: Call) -> Finding:
-    route, target = call.route, answer.target
-    own = f"{route.base_path}/discover" if call.path is None else call.path
-    if target in (f"{own}/", f"{route.origin}{own}/"):
+def _redirected(response: Response, request: RequestInfo) -> Finding:
+    route, redirect_target = request.route, response.redirect_target
+    own = f"{route.base_path}/discover" if request.path is None else request.path
+    if redirect_target in (f"{own}/", f"{route.origin}{own}/"):
         advice = "The service wants a slash at the end of the path: mount the Restate endpoint so that it needs none."
-    elif target.startswith("/") or answer.target_host == route.origin.host:
+    elif redirect_target.startswith("/") or response.redirect_host == route.origin.host:
         advice = "Set the url of the route to the path under which the Restate endpoint is mounted."
     else:
         advice = "Set the url of the route to the service itself; if a login page stands before it, to its run.app URL."
     return Finding(
         "redirected",
-        f"the answer is a redirect to {target} ({answer.status})",
+        f"the answer is a redirect to {redirect_target} ({response.status})",
         f"Restate follows none. {advice}",
     )
 
 
-def _no_http2(status: int, call: Call) -> Finding:
+def _no_http2(status: int, request: RequestInfo) -> Finding:
     return Finding(
         "http2-not-end-to-end",
         f"Cloud Run and the container do not agree on HTTP/2 ({status}, protocol error)",
         "Deploy the service with --use-http2, and have the container speak HTTP/2 without TLS (h2c).",
-        (gcloud.use_http2(call.service),),
+        (gcloud.use_http2(request.service),),
     )
 
 
-def _refused(answer: Answer, call: Call) -> Finding:
-    status, route = answer.status, call.route
-    if answer.from_sdk or (status == 401 and "www-authenticate" not in answer.fields):
+def _refused(response: Response, request: RequestInfo) -> Finding:
+    status, route = response.status, request.route
+    if response.from_sdk or (status == 401 and "www-authenticate" not in response.fields):
         return Finding(
             "identity-required",
             f"the container itself refuses ({status}): the token was accepted, and something behind it was not",
             "If it verifies Restate's request identity, only your Restate server can sign: anybody else is refused, "
             "and that server, too, where another one's key is expected. Otherwise look at the container's own checks "
             "of Authorization.",
-            (gcloud.logs(call.service),),
+            (gcloud.logs(request.service),),
         )
     if not route.signed:
         return Finding(
@@ -204,25 +204,25 @@ def _refused(answer: Answer, call: Call) -> Finding:
             "Remove gcp_id_token = false from the route.",
         )
     if status == 401:
-        return _token_refused(call)
-    who = call.principal or "the principal of the token"
+        return _token_refused(request)
+    who = request.principal or "the principal of the token"
     return Finding(
         "invoker-missing",
         f"{who} may not call the service (403)",
         f"Grant roles/run.invoker on the service to {who} and wait a minute or two. If it has the role: the service's "
         "ingress setting may keep out what does not come through its VPC or load balancer.",
-        (gcloud.grant_invoker(call.service, call.principal),),
+        (gcloud.grant_invoker(request.service, request.principal),),
     )
 
 
-def _token_refused(call: Call) -> Finding:
-    route, skew = call.route, call.skew_seconds
-    if skew is not None and abs(skew) > MOST_SKEW_SECONDS:
+def _token_refused(request: RequestInfo) -> Finding:
+    route, skew = request.route, request.skew_seconds
+    if skew is not None and abs(skew) > MAX_SKEW_SECONDS:
         way = "ahead" if skew > 0 else "behind"
         return Finding(
             "clock-wrong",
             f"the token is not accepted (401), and the clock of this machine is {abs(skew):.0f} s {way}",
-            SET_CLOCK,
+            CLOCK_REMEDY,
         )
     if route.audience != str(route.origin):
         remedy = (
@@ -243,21 +243,21 @@ def _token_refused(call: Call) -> Finding:
         "audience-refused",
         f"the token for the audience {route.audience} is not accepted (401)",
         remedy,
-        (gcloud.add_audience(call.service, route.audience),),
+        (gcloud.add_audience(request.service, route.audience),),
     )
 
 
-def _not_found(answer: Answer, call: Call) -> Finding:
-    route = call.route
-    path = f"{route.base_path}/discover" if call.path is None else one_line(call.path)
-    if answer.from_sdk and not path.endswith("/discover"):
+def _not_found(response: Response, request: RequestInfo) -> Finding:
+    route = request.route
+    path = f"{route.base_path}/discover" if request.path is None else one_line(request.path)
+    if response.from_sdk and not path.endswith("/discover"):
         return Finding(
             "not-found",
             f"the Restate SDK there has nothing at {path} (404)",
             "The revision that serves now does not have this handler: deploy one that has it, or register the "
             "deployment again (restate deployments register --force URL).",
         )
-    if answer.from_sdk:
+    if response.from_sdk:
         return Finding(
             "not-found",
             f"the Restate SDK there has nothing at {path} (404)",

@@ -18,8 +18,8 @@ from __future__ import annotations
 from typing import Any
 
 from proxy.cloud_run import gcloud
-from proxy.cloud_run.answer import Answer
-from proxy.cloud_run.findings import MOST_SKEW_SECONDS, SET_CLOCK, Call, finding
+from proxy.cloud_run.findings import CLOCK_REMEDY, MAX_SKEW_SECONDS, RequestInfo, diagnose
+from proxy.cloud_run.response import Response
 from proxy.doctor.report import Outcome, Step, skipped
 from proxy.quoting import one_line
 from proxy.restate import is_manifest, manifest_services
@@ -32,7 +32,7 @@ def clock_step(skew: float | None) -> Step:
     if skew is None:
         return skipped("clock", "the answers tell no time")
     details = {"skew_seconds": round(skew)}
-    if abs(skew) <= MOST_SKEW_SECONDS:
+    if abs(skew) <= MAX_SKEW_SECONDS:
         text = "agrees with the service's to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s from the service's"
         return Step(name="clock", outcome=Outcome.OK, text=text, details=details)
     return Step(
@@ -40,52 +40,54 @@ def clock_step(skew: float | None) -> Step:
         outcome=Outcome.WARNING,
         code="clock-wrong",
         text=f"the clock of this machine is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}",
-        remedy=SET_CLOCK,
+        remedy=CLOCK_REMEDY,
         details=details,
     )
 
 
-def private_step(answer: Answer, call: Call) -> Step:
+def private_step(response: Response, request: RequestInfo) -> Step:
     """Return what the answer to an unsigned request says about who may call the service."""
-    details: dict[str, Any] = {"status": answer.status}
-    if answer.from_iap:
-        text = f"an unsigned request is refused by Identity-Aware Proxy (IAP), which stands before it ({answer.status})"
+    details: dict[str, Any] = {"status": response.status}
+    if response.from_iap:
+        text = (
+            f"an unsigned request is refused by Identity-Aware Proxy (IAP), which stands before it ({response.status})"
+        )
         return Step(name="private", outcome=Outcome.OK, text=text, details=details)
-    if answer.redirects:
-        text = f"cannot be told: an unsigned request is redirected to {answer.target} ({answer.status})"
+    if response.is_redirect:
+        text = f"cannot be told: an unsigned request is redirected to {response.redirect_target} ({response.status})"
         return Step(name="private", outcome=Outcome.SKIPPED, text=text, details=details)
-    refused = answer.status == 403 or (answer.status == 401 and "www-authenticate" in answer.fields)
-    if refused and not answer.from_sdk:
-        text = f"an unsigned request is refused ({answer.status})"
+    refused = response.status == 403 or (response.status == 401 and "www-authenticate" in response.fields)
+    if refused and not response.from_sdk:
+        text = f"an unsigned request is refused ({response.status})"
         return Step(name="private", outcome=Outcome.OK, text=text, details=details)
-    if not answer.from_sdk and (answer.status in (401, 404, 429) or answer.status >= 500):
+    if not response.from_sdk and (response.status in (401, 404, 429) or response.status >= 500):
         return Step(
             name="private",
             outcome=Outcome.SKIPPED,
-            text=f"cannot be told: an unsigned request got {answer.status}",
+            text=f"cannot be told: an unsigned request got {response.status}",
             details=details,
         )
     return Step(
         name="private",
         outcome=Outcome.WARNING,
         code="public",
-        text=f"the service is public: it answered a request without a token ({answer.status})",
+        text=f"the service is public: it answered a request without a token ({response.status})",
         remedy=(
             "Anybody who finds the URL can call it. Take the role from allUsers; if the service was deployed with "
             "--no-invoker-iam-check, turn that check on again."
         ),
-        commands=(gcloud.revoke_public(call.service),),
+        commands=(gcloud.revoke_public(request.service),),
         details=details,
     )
 
 
-def discovery_step(answer: Answer, call: Call) -> Step:
+def discovery_step(response: Response, request: RequestInfo) -> Step:
     """Return what the answer to a discovery means."""
-    details: dict[str, Any] = {"status": answer.status}
-    if answer.status == 200:
-        return _manifest_step(answer, details)
-    found = finding(answer, call)
-    said = answer.excerpt()
+    details: dict[str, Any] = {"status": response.status}
+    if response.status == 200:
+        return _manifest_step(response, details)
+    found = diagnose(response, request)
+    said = response.excerpt()
     if said:
         details["said"] = said
     return Step(
@@ -99,8 +101,8 @@ def discovery_step(answer: Answer, call: Call) -> Step:
     )
 
 
-def _manifest_step(answer: Answer, details: dict[str, Any]) -> Step:
-    kind = one_line(answer.fields.get("content-type", ""))
+def _manifest_step(response: Response, details: dict[str, Any]) -> Step:
+    kind = one_line(response.fields.get("content-type", ""))
 
     def failed(code: str, text: str, remedy: str) -> Step:
         return Step(name="discovery", outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details)
@@ -114,7 +116,7 @@ def _manifest_step(answer: Answer, details: dict[str, Any]) -> Step:
             "under which the endpoint is mounted into the url.",
         )
     try:
-        services = manifest_services(answer.body)
+        services = manifest_services(response.body)
     except ValueError:
         return failed(
             "manifest-unreadable",

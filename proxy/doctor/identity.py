@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from proxy.cloud_run import gcloud
-from proxy.doctor.claims import claims_of, life_in_words, time_in_words
-from proxy.doctor.report import Outcome, Step, StepName, sentence
+from proxy.doctor.claims import claims_of, format_duration, format_time
+from proxy.doctor.report import Outcome, Step, StepName, as_sentence
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
 from proxy.quoting import one_line
 from proxy.routes import Route
@@ -16,7 +16,7 @@ from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 
-__all__ = ["find_credentials", "mint", "remedies_of_refusal"]
+__all__ = ["check_credentials", "grant_commands", "mint"]
 
 _KINDS: Final = {
     "service_account": "key file",
@@ -41,10 +41,10 @@ _HEADLINES: Final = {
 }
 """What a failed mint is, in a few words; the failure's own sentence says the rest, and what to do."""
 
-_SHORT_SECONDS: Final = 60.0
+_SHORT_LIFETIME_SECONDS: Final = 60.0
 
 
-class Credentials(NamedTuple):
+class CredentialsResult(NamedTuple):
     """What the first step found."""
 
     step: Step
@@ -52,16 +52,18 @@ class Credentials(NamedTuple):
     """None where it failed."""
 
 
-async def find_credentials(google: GoogleMint, environment: Mapping[str, str], timeout_seconds: float) -> Credentials:
+async def check_credentials(
+    google: GoogleMint, environment: Mapping[str, str], timeout_seconds: float
+) -> CredentialsResult:
     """Return the step `credentials`: which source, where, and who it is."""
     try:
         async with asyncio.timeout(timeout_seconds):
             who = await google.credential_info()
     except TimeoutError:
         late = TokenTimeout(f"the credential source did not say who it is within {timeout_seconds:g} s")
-        return Credentials(_failed("credentials", late), None)
+        return CredentialsResult(_failed("credentials", late), None)
     except Failure as failure:
-        return Credentials(_failed("credentials", failure), None)
+        return CredentialsResult(_failed("credentials", failure), None)
     kind = who.file.kind if who.file is not None else "metadata"
     named_by = _named_by(who, environment)
     what = _KINDS.get(kind, "metadata server")
@@ -72,7 +74,7 @@ async def find_credentials(google: GoogleMint, environment: Mapping[str, str], t
         text=f"{one_line(who.principal)}, by the {where}" if _is_email(who.principal) else where,
         details={"source": kind, "place": who.place, "named_by": named_by, "principal": one_line(who.principal)},
     )
-    return Credentials(step, who)
+    return CredentialsResult(step, who)
 
 
 async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: float) -> tuple[Step, Token | None]:
@@ -80,19 +82,19 @@ async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: floa
     try:
         token = await tokens.mint_uncached(TokenKey.for_route(route))
     except Failure as failure:
-        return _failed("token", failure, remedies_of_refusal(failure, route, who), audience=route.audience), None
+        return _failed("token", failure, grant_commands(failure, route, who), audience=route.audience), None
     claims = claims_of(token)
     remaining = token.local_expiry - now
     details: dict[str, Any] = {
         name: claims[name] for name in ("aud", "email", "sub", "iss", "iat", "exp") if name in claims
     }
-    details |= {"expires_at": time_in_words(token.expires_at), "remaining_seconds": round(remaining)}
+    details |= {"expires_at": format_time(token.expires_at), "remaining_seconds": round(remaining)}
     subject = one_line(token.principal or "nobody")
     text = (
         f"for {one_line(str(claims.get('aud')))}, as {subject}, "
-        f"expires {details['expires_at']}, in {life_in_words(remaining)}"
+        f"expires {details['expires_at']}, in {format_duration(remaining)}"
     )
-    if remaining <= _SHORT_SECONDS:
+    if remaining <= _SHORT_LIFETIME_SECONDS:
         return (
             Step(
                 name="token",
@@ -108,7 +110,7 @@ async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: floa
     return Step(name="token", outcome=Outcome.OK, text=text, details=details), token
 
 
-def remedies_of_refusal(failure: Failure, route: Route, who: CredentialInfo) -> tuple[str, ...]:
+def grant_commands(failure: Failure, route: Route, who: CredentialInfo) -> tuple[str, ...]:
     """Return the commands after which IAM would allow what it refused; none for any other failure."""
     if not isinstance(failure, ImpersonationDenied) or "workloadIdentityUser" in str(failure):
         return ()
@@ -130,7 +132,7 @@ def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **
         outcome=Outcome.FAILED,
         code=failure.code,
         text=_HEADLINES.get(failure.code, failure.code),
-        remedy=sentence(str(failure)),
+        remedy=as_sentence(str(failure)),
         commands=commands,
         details=details,
     )

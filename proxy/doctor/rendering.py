@@ -20,7 +20,7 @@ from typing import Final
 
 from proxy.doctor.report import STEPS, Outcome, RouteReport, Step
 
-__all__ = ["TerminalStyle", "render", "shown_name", "summary", "to_ascii"]
+__all__ = ["TerminalStyle", "render", "route_path", "summary", "to_ascii"]
 
 _MARKS: Final = {Outcome.OK: "✔", Outcome.WARNING: "!", Outcome.FAILED: "✘", Outcome.SKIPPED: "–"}
 _WORDS: Final = {Outcome.OK: "ok  ", Outcome.WARNING: "WARN", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "-   "}
@@ -32,7 +32,7 @@ _FAINT: Final = "2"
 
 _ASCII: Final = str.maketrans({"→": "->", "–": "-", "—": "-", "…": "...", "·": "|", "’": "'", "✔": "ok", "✘": "x"})
 _LABEL_COLUMNS: Final = max(map(len, STEPS))
-_LEAST_COLUMNS: Final = 30
+_MIN_COLUMNS: Final = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +45,14 @@ class TerminalStyle:
     ascii_only: bool = False
 
 
-def shown_name(route: str) -> str:
+def route_path(route: str) -> str:
     """Return a route's name as the path prefix that it is."""
     return f"/{route}"
 
 
 def render(report: RouteReport, style: TerminalStyle) -> str:
     """Return the report of a route as lines, with a line feed at the end."""
-    lines = [_styled(shown_name(report.route), _BOLD, style) + "  " + report.url]
+    lines = [_styled(route_path(report.route), _BOLD, style) + "  " + report.url]
     for step in report.steps:
         lines += _step_lines(step, style)
     text = "\n".join(lines) + "\n"
@@ -92,7 +92,7 @@ def _step_lines(step: Step, style: TerminalStyle) -> list[str]:
 
 
 def _wrapped(text: str, first: str, following: str, style: TerminalStyle) -> list[str]:
-    columns = max(style.columns, len(following) + _LEAST_COLUMNS)
+    columns = max(style.columns, len(following) + _MIN_COLUMNS)
     return textwrap.wrap(
         re.sub(r"\s+", " ", text),
         columns,

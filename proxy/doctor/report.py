@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from proxy.quoting import one_line
 
-__all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "sentence", "skipped", "worst"]
+__all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "as_sentence", "skipped", "worst_outcome"]
 
 VERSION: Final = 1
 
@@ -48,7 +48,7 @@ STEPS: Final[tuple[StepName, ...]] = (
 )
 """In the order in which they are taken."""
 
-_MOST_CHARACTERS: Final = 2_000
+_MAX_CHARACTERS: Final = 2_000
 
 
 class Outcome(enum.Enum):
@@ -93,7 +93,7 @@ class RouteReport:
     @property
     def outcome(self) -> Outcome:
         """The worst of its steps: FAILED, WARNING, else OK."""
-        return worst(step.outcome for step in self.steps)
+        return worst_outcome(step.outcome for step in self.steps)
 
 
 def skipped(name: StepName, why: str) -> Step:
@@ -101,7 +101,7 @@ def skipped(name: StepName, why: str) -> Step:
     return Step(name=name, outcome=Outcome.SKIPPED, text=why)
 
 
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
+def worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:
     """Return FAILED if any is, else WARNING if any is, else OK: what was skipped is no fault."""
     found = set(outcomes)
     return next((outcome for outcome in (Outcome.FAILED, Outcome.WARNING) if outcome in found), Outcome.OK)
@@ -112,7 +112,7 @@ def as_json(reports: Iterable[RouteReport]) -> dict[str, Any]:
     listed = list(reports)
     return {
         "version": VERSION,
-        "outcome": worst(report.outcome for report in listed).value,
+        "outcome": worst_outcome(report.outcome for report in listed).value,
         "routes": [
             {
                 "route": report.route,
@@ -138,7 +138,7 @@ def _step_as_json(step: Step) -> dict[str, Any]:
     }
 
 
-def sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     """Return the text of a failure as a sentence to be shown."""
-    text = one_line(text, _MOST_CHARACTERS)
+    text = one_line(text, _MAX_CHARACTERS)
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -17,10 +17,10 @@ them here, and DNS (or a key file's `token_uri`) the API hosts.
 """
 
 from proxy.emulator.certificates import Certificates, write_secret
-from proxy.emulator.cloud_run import Arrival, CloudRun, Verdict, read_claims
+from proxy.emulator.cloud_run import CloudRun, RequestRecord, Verdict, read_claims
 from proxy.emulator.cloud_run_server import CloudRunServer
 from proxy.emulator.control import Control
-from proxy.emulator.credential_files import CredentialFiles, Written
+from proxy.emulator.credential_files import CredentialFiles, GeneratedCredentials
 from proxy.emulator.echo import echo
 from proxy.emulator.federation import AwsProvider, Federation, OidcProvider
 from proxy.emulator.google import Google
@@ -31,7 +31,6 @@ from proxy.emulator.sockets import CannotListen
 __all__ = [
     "API_HOSTS",
     "Access",
-    "Arrival",
     "AwsProvider",
     "CannotListen",
     "Certificates",
@@ -41,14 +40,15 @@ __all__ = [
     "CredentialFiles",
     "Fault",
     "Federation",
+    "GeneratedCredentials",
     "Google",
     "GoogleServer",
     "Mint",
     "OidcProvider",
     "Permission",
+    "RequestRecord",
     "Role",
     "Verdict",
-    "Written",
     "echo",
     "read_claims",
     "write_secret",

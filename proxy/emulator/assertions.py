@@ -13,9 +13,9 @@ from proxy.emulator.google import Google, NoSuchAccount
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.model import SCOPE, Access
 
-__all__ = ["check_life", "claims_of_account", "self_signed_access"]
+__all__ = ["check_lifetime", "claims_of_account", "self_signed_access"]
 
-LIFE_SECONDS: Final = 3600
+MAX_LIFETIME_SECONDS: Final = 3600
 SKEW_SECONDS: Final = 60
 
 
@@ -31,10 +31,10 @@ def claims_of_account(google: Google, token: str) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if value not in (None, "")}
 
 
-def check_life(claims: Mapping[str, Any], now: float) -> None:
+def check_lifetime(claims: Mapping[str, Any], now: float) -> None:
     """Raise TokenRefused unless the claims hold now and live for an hour at most, give or take the skew."""
     issued, expires = check_times(claims, now, skew_seconds=SKEW_SECONDS)
-    if not 0 < expires - issued <= LIFE_SECONDS + SKEW_SECONDS:
+    if not 0 < expires - issued <= MAX_LIFETIME_SECONDS + SKEW_SECONDS:
         raise TokenRefused(Flaw.LIFETIME)
 
 
@@ -45,7 +45,7 @@ def self_signed_access(google: Google, token: str, audiences: Collection[str]) -
     """
     try:
         claims = claims_of_account(google, token)
-        check_life(claims, google.clock())
+        check_lifetime(claims, google.clock())
     except (TokenRefused, NoSuchAccount):
         return None
     audience, scope = claims.get("aud"), claims.get("scope", "" if "aud" in claims else None)

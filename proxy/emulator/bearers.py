@@ -6,15 +6,15 @@ from collections.abc import Collection
 
 from aiohttp import web
 
-from proxy.emulator.answers import api_error
 from proxy.emulator.assertions import self_signed_access
 from proxy.emulator.google import Google
 from proxy.emulator.model import Access
+from proxy.emulator.responses import api_error
 
-__all__ = ["caller_of", "quota_refusal"]
+__all__ = ["authenticate", "quota_refusal"]
 
 
-def caller_of(google: Google, request: web.BaseRequest, audiences: Collection[str]) -> Access | None:
+def authenticate(google: Google, request: web.BaseRequest, audiences: Collection[str]) -> Access | None:
     """Return what the bearer stands for: a live access token, or a self-signed JWT for one of the API's audiences.
 
     None without exactly one bearer, or for one that is neither.

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 __all__ = ["Certificates", "write_secret"]
 
 LIFETIME = datetime.timedelta(days=30)
-CLOCKS_MAY_DIFFER = datetime.timedelta(hours=1)
+CLOCK_SKEW_ALLOWANCE = datetime.timedelta(hours=1)
 
 
 class Certificates:
@@ -99,7 +99,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_MAY_DIFFER)
+        .not_valid_before(now - CLOCK_SKEW_ALLOWANCE)
         .not_valid_after(now + LIFETIME)
     )
 

@@ -21,12 +21,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from proxy.emulator.answers import page
 from proxy.emulator.google import Google
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.model import unique_id
+from proxy.emulator.responses import page
 
-__all__ = ["SIGNATURE_REMOVED", "Application", "Arrival", "CloudRun", "Verdict", "read_claims"]
+__all__ = ["SIGNATURE_REMOVED", "Application", "CloudRun", "RequestRecord", "Verdict", "read_claims"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -40,9 +40,9 @@ SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
 
 ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"})
 SKEW_SECONDS: Final = 5
-STREAMS_KEPT: Final = 100_000
-PREFERRED: Final = b"x-serverless-authorization"
-ORDINARY: Final = b"authorization"
+MAX_RECORDED_STREAMS: Final = 100_000
+SERVERLESS_AUTHORIZATION: Final = b"x-serverless-authorization"
+AUTHORIZATION: Final = b"authorization"
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
 FIELD_SECTION_OCTETS: Final = 16_384
@@ -101,7 +101,7 @@ VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
 }
 
 
-class Arrival(NamedTuple):
+class RequestRecord(NamedTuple):
     """One request as it reached Cloud Run."""
 
     method: str
@@ -142,7 +142,7 @@ class CloudRun:
 
         A `CloudRunServer` puts here what its certificate is good for, on entry.
         """
-        self.streams: list[Arrival] = []
+        self.streams: list[RequestRecord] = []
         """What arrived, oldest first; the older half is dropped at 100,000."""
         self.verdicts: Counter[Verdict] = Counter()
         """How often each verdict was given, nothing dropped."""
@@ -153,10 +153,10 @@ class CloudRun:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        verdict, fields = self._front(scope), list(scope["headers"])
+        verdict, fields = self._check_front_end(scope), list(scope["headers"])
         if verdict is Verdict.ACCEPTED:
-            verdict, fields = self._judge(scope["headers"])
-        self._note(scope, verdict)
+            verdict, fields = self._authenticate(scope["headers"])
+        self._record(scope, verdict)
         if verdict.status is None:
             await self._app({**scope, "headers": fields}, receive, send)
         elif scope["type"] == "websocket":
@@ -164,13 +164,13 @@ class CloudRun:
         else:
             await _refuse(verdict.status, send)
 
-    def _note(self, scope: Scope, verdict: Verdict) -> None:
+    def _record(self, scope: Scope, verdict: Verdict) -> None:
         self.verdicts[verdict] += 1
-        if len(self.streams) >= STREAMS_KEPT:
-            del self.streams[: STREAMS_KEPT // 2]
-        self.streams.append(Arrival(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
+        if len(self.streams) >= MAX_RECORDED_STREAMS:
+            del self.streams[: MAX_RECORDED_STREAMS // 2]
+        self.streams.append(RequestRecord(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
 
-    def _front(self, scope: Scope) -> Verdict:
+    def _check_front_end(self, scope: Scope) -> Verdict:
         """Return what Google's front end makes of a request before it looks for a token."""
         fields = scope["headers"]
         target = scope.get("raw_path") or scope["path"].encode()
@@ -178,15 +178,15 @@ class CloudRun:
         if octets + len(scope.get("query_string", b"")) > self.field_section_octets:
             return Verdict.TOO_LARGE
         hosts = {bytes(value) for name, value in fields if bytes(name).lower() == b"host"}
-        if self.hosts and (len(hosts) != 1 or _name(hosts.pop()) not in self.hosts | {_name_of_url(self.url)}):
+        if self.hosts and (len(hosts) != 1 or _host_name(hosts.pop()) not in self.hosts | {_name_of_url(self.url)}):
             return Verdict.UNKNOWN_HOST
         return Verdict.RESERVED_PATH if RESERVED.fullmatch(target) else Verdict.ACCEPTED
 
-    def _judge(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
+    def _authenticate(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
         """Return the verdict, and the fields as the application gets them (as they came, unless accepted)."""
         lines = [(bytes(name).lower(), bytes(value)) for name, value in fields]
         names = {name for name, _ in lines}
-        checked = PREFERRED if PREFERRED in names else ORDINARY
+        checked = SERVERLESS_AUTHORIZATION if SERVERLESS_AUTHORIZATION in names else AUTHORIZATION
         values = [value for name, value in lines if name == checked]
         if not values:
             return Verdict.NO_TOKEN, lines
@@ -224,7 +224,7 @@ def read_claims(value: bytes) -> dict[str, Any]:
     return parse(token.removesuffix(SIGNATURE_REMOVED) + "AA").claims
 
 
-def _name(host: bytes) -> str | None:
+def _host_name(host: bytes) -> str | None:
     """Return the name or address in a Host field, in lower case; None for what is none."""
     return _name_of_url(f"//{host.decode('latin-1')}")
 

@@ -83,12 +83,12 @@ class CloudRunServer:
                 self._app.url = self._app.url or self.url
                 self._app.hosts = frozenset(name.strip("[]").lower() for name in self._names)
             self._lifespan = Lifespan(self._wrapped, self._config, loop, self._state)
-            self._living = loop.create_task(self._lifespan.handle_lifespan())
+            self._lifespan_task = loop.create_task(self._lifespan.handle_lifespan())
             stack.push_async_callback(self._end_lifespan)
             await self._lifespan.wait_for_startup()
-            if self._living.done():
-                self._living.result()
-            server = await asyncio.start_server(self._connected, sock=bound, ssl=self._tls())
+            if self._lifespan_task.done():
+                self._lifespan_task.result()
+            server = await asyncio.start_server(self._on_connection, sock=bound, ssl=self._tls())
             stack.push_async_callback(self._end_connections)
             stack.callback(server.close)
             self._stack = stack.pop_all()
@@ -101,11 +101,11 @@ class CloudRunServer:
 
     async def _end_lifespan(self) -> None:
         try:
-            if not self._living.done():
+            if not self._lifespan_task.done():
                 await self._lifespan.wait_for_shutdown()
         finally:
-            self._living.cancel()
-            await asyncio.wait([self._living], timeout=ABORT_SECONDS)
+            self._lifespan_task.cancel()
+            await asyncio.wait([self._lifespan_task], timeout=ABORT_SECONDS)
 
     async def _end_connections(self) -> None:
         """Let requests finish, then cut connections, then cancel what still runs; each step has its deadline."""
@@ -127,11 +127,11 @@ class CloudRunServer:
         if self._connections:
             await asyncio.wait(tuple(self._connections), timeout=seconds)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._serve(reader, writer))
         self._connections[task] = writer
-        task.add_done_callback(self._disconnected)
+        task.add_done_callback(self._on_connection_end)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ class CloudRunServer:
         with contextlib.suppress(OSError):
             await _Connection(self._wrapped, loop, self._config, self._context, self._state, reader, writer)
 
-    def _disconnected(self, task: asyncio.Task[None]) -> None:
+    def _on_connection_end(self, task: asyncio.Task[None]) -> None:
         writer = self._connections.pop(task)
         _abort(writer)
         error = None if task.cancelled() else task.exception()
@@ -176,11 +176,11 @@ class _Streams(dict[int, Any]):
     loses the whole connection. A refusal (401, 403) ends early as a rule.
     """
 
-    def __missing__(self, stream_id: int) -> _Ended:
-        return _Ended()
+    def __missing__(self, stream_id: int) -> _EndedStream:
+        return _EndedStream()
 
 
-class _Ended:
+class _EndedStream:
     async def handle(self, event: object) -> None:
         """Drop the event; Hypercorn itself returns the window."""
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.emulator.answers import oauth_error, web_page
 from proxy.emulator.google import Google
+from proxy.emulator.responses import oauth_error, web_page
 
 __all__ = ["AwsMetadata", "AzureMetadata"]
 
@@ -18,9 +18,9 @@ REGION: Final = "eu-west-1"
 ROLE: Final = "emulated-role"
 SUBJECT: Final = "00000000-0000-4000-8000-00000000e0e0"
 ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
-SESSION_TOKEN: Final = "X-aws-ec2-metadata-token"  # noqa: S105 – a name
-SESSION_LIFE: Final = "X-aws-ec2-metadata-token-ttl-seconds"
-LONGEST_SESSION_SECONDS: Final = 21_600
+SESSION_TOKEN_FIELD: Final = "X-aws-ec2-metadata-token"  # noqa: S105 – a name
+SESSION_LIFETIME_FIELD: Final = "X-aws-ec2-metadata-token-ttl-seconds"
+MAX_SESSION_SECONDS: Final = 21_600
 API_VERSION: Final = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
@@ -31,7 +31,7 @@ class AwsMetadata:
         self._google = google
         self._sessions: dict[str, float] = {}
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
         if "X-Forwarded-For" in request.headers:
             return web_page(403, "A request that was forwarded (X-Forwarded-For) is not answered.")
@@ -39,7 +39,7 @@ class AwsMetadata:
             return self._session(request)
         if request.method != "GET":
             return web_page(405, "Only GET is answered here.")
-        values = request.headers.getall(SESSION_TOKEN, [])
+        values = request.headers.getall(SESSION_TOKEN_FIELD, [])
         if len(values) != 1 or self._sessions.get(values[0], 0.0) <= self._google.clock():
             return web_page(401, "A session token is required (IMDSv2).")
         return self._value(request.path.removeprefix("/latest/meta-data/"), expired=expired)
@@ -47,13 +47,13 @@ class AwsMetadata:
     def _session(self, request: web.BaseRequest) -> web.Response:
         if request.method != "PUT":
             return web_page(405, "Only PUT is answered here.")
-        seconds = request.headers.get(SESSION_LIFE, "")
-        if not re.fullmatch(r"[0-9]{1,5}", seconds) or not 0 < int(seconds) <= LONGEST_SESSION_SECONDS:
-            return web_page(400, f"{SESSION_LIFE} must be from 1 to {LONGEST_SESSION_SECONDS}.")
+        seconds = request.headers.get(SESSION_LIFETIME_FIELD, "")
+        if not re.fullmatch(r"[0-9]{1,5}", seconds) or not 0 < int(seconds) <= MAX_SESSION_SECONDS:
+            return web_page(400, f"{SESSION_LIFETIME_FIELD} must be from 1 to {MAX_SESSION_SECONDS}.")
         token = secrets.token_urlsafe(40)
         self._sessions[token] = self._google.clock() + int(seconds)
-        self._google.handed_out.add(token)
-        return web.Response(text=token, headers={SESSION_LIFE: seconds})
+        self._google.issued_secrets.add(token)
+        return web.Response(text=token, headers={SESSION_LIFETIME_FIELD: seconds})
 
     def _value(self, path: str, *, expired: bool) -> web.Response:
         if path == "placement/availability-zone":
@@ -83,7 +83,7 @@ class AzureMetadata:
     def __init__(self, google: Google) -> None:
         self._google = google
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
         if request.path != "/metadata/identity/oauth2/token":
             return web_page(404, "There is no such path.")

@@ -25,7 +25,7 @@ FAULTS: Final = {fault.value: fault for fault in Fault}
 
 
 class Control:
-    """Answers below `/emulator/`; `GoogleServer` takes it as `beside`."""
+    """Answers below `/emulator/`; `GoogleServer` takes it as `control`."""
 
     def __init__(self, google: Google, cloud_run: CloudRun) -> None:
         self._google = google

@@ -15,7 +15,7 @@ from proxy.emulator.federation import Provider
 from proxy.emulator.google import TOKEN_ENDPOINT, WORKFORCE_ENDPOINT, Google
 from proxy.emulator.google_server import GoogleServer
 
-__all__ = ["CredentialFiles", "CredentialKind", "Written"]
+__all__ = ["CredentialFiles", "CredentialKind", "GeneratedCredentials"]
 
 TOKEN_EXCHANGE: Final = "https://sts.googleapis.com/v1/token"  # noqa: S105 – an address
 IAM: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts"
@@ -31,7 +31,7 @@ CredentialKind = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class GeneratedCredentials:
     """A credential file on disk."""
 
     file: Path
@@ -75,7 +75,7 @@ class CredentialFiles:
         self._token_url = TOKEN_EXCHANGE if by_name else server.token_url
         self._workforce_url = WORKFORCE_ENDPOINT if by_name else f"https://{server.tls_address}/v1/oauthtoken"
 
-    def write(self, kind: CredentialKind) -> Written:
+    def write(self, kind: CredentialKind) -> GeneratedCredentials:
         """Write the file of one kind, with everything that it refers to; raises KeyError for another word.
 
         Two kinds are of `account`: the key is its own, and `impersonated-service-account` impersonates it, as does
@@ -109,16 +109,16 @@ class CredentialFiles:
             "external-account-impersonating": self._federated_impersonating,
         }[kind](kind)
 
-    def _file(self, kind: CredentialKind, **more: object) -> Written:
+    def _file(self, kind: CredentialKind, **more: object) -> GeneratedCredentials:
         source = {"file": str(self._pod_token()), "format": {"type": "text"}}
         return self._federated(kind, self._google.federation.cluster, POD, JWT, source, **more)
 
-    def _federated_impersonating(self, kind: CredentialKind) -> Written:
+    def _federated_impersonating(self, kind: CredentialKind) -> GeneratedCredentials:
         written = self._file(kind, **self._impersonating())
         self._google.allow_impersonation(written.principal, self._account)
-        return Written(file=written.file, principal=self._account)
+        return GeneratedCredentials(file=written.file, principal=self._account)
 
-    def _url(self, kind: CredentialKind) -> Written:
+    def _url(self, kind: CredentialKind) -> GeneratedCredentials:
         azure = self._google.federation.azure
         source = {
             "url": f"{self._plain}/metadata/identity/oauth2/token?api-version=2018-02-01&resource={azure.accepts[0]}",
@@ -127,7 +127,7 @@ class CredentialFiles:
         }
         return self._federated(kind, azure, SUBJECT, JWT, source)
 
-    def _executable(self, kind: CredentialKind) -> Written:
+    def _executable(self, kind: CredentialKind) -> GeneratedCredentials:
         script = self._folder / "subject-token.sh"
         answer = f'{{"version": 1, "success": true, "token_type": "{ID_TOKEN}", "id_token": "%s"}}'
         write_secret(
@@ -136,13 +136,13 @@ class CredentialFiles:
         script.chmod(0o700)
         source = {"executable": {"command": shlex.quote(str(script)), "timeout_millis": 5000}}
         written = self._federated(kind, self._google.federation.cluster, POD, ID_TOKEN, source)
-        return Written(
+        return GeneratedCredentials(
             file=written.file,
             principal=written.principal,
             environment={"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"},
         )
 
-    def _aws_metadata(self, kind: CredentialKind) -> Written:
+    def _aws_metadata(self, kind: CredentialKind) -> GeneratedCredentials:
         aws = self._google.federation.aws
         source = {
             "environment_id": "aws1",
@@ -153,7 +153,7 @@ class CredentialFiles:
         }
         return self._federated(kind, aws, aws.role_arn(ROLE), AWS, source)
 
-    def _aws_keys(self, kind: CredentialKind) -> Written:
+    def _aws_keys(self, kind: CredentialKind) -> GeneratedCredentials:
         aws = self._google.federation.aws
         key = aws.user_key("developer")
         source = {"environment_id": "aws1", "regional_cred_verification_url": VERIFICATION_URL}
@@ -163,7 +163,7 @@ class CredentialFiles:
             "AWS_ACCESS_KEY_ID": key.access_key_id,
             "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
         }
-        return Written(file=written.file, principal=written.principal, environment=environment)
+        return GeneratedCredentials(file=written.file, principal=written.principal, environment=environment)
 
     def _federated(
         self,
@@ -173,7 +173,7 @@ class CredentialFiles:
         token_type: str,
         source: Mapping[str, Any],
         **more: object,
-    ) -> Written:
+    ) -> GeneratedCredentials:
         info = {
             "type": "external_account",
             "universe_domain": "googleapis.com",
@@ -193,7 +193,7 @@ class CredentialFiles:
         write_secret(file, token.encode())
         return file
 
-    def _write(self, kind: CredentialKind, info: Mapping[str, object], principal: str) -> Written:
+    def _write(self, kind: CredentialKind, info: Mapping[str, object], principal: str) -> GeneratedCredentials:
         file = self._folder / f"{kind}.json"
         write_secret(file, json.dumps(info, indent=2).encode())
-        return Written(file=file, principal=principal)
+        return GeneratedCredentials(file=file, principal=principal)

@@ -31,11 +31,11 @@ POOL_PROJECT_NUMBER: Final = "123456789012"
 POOL: Final = f"projects/{POOL_PROJECT_NUMBER}/locations/global/workloadIdentityPools/emulated"
 JWT_TYPES: Final = frozenset({"urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"})
 AWS_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
-LONGEST_SECONDS: Final = 24 * 3600
+MAX_LIFETIME_SECONDS: Final = 24 * 3600
 SKEW_SECONDS: Final = 60
-SIGNED_AGO_SECONDS: Final = 15 * 60
+MAX_SIGNATURE_AGE_SECONDS: Final = 15 * 60
 ROLE_SECONDS: Final = 3600
-ROLE_KEPT_UNTIL_SECONDS: Final = 300
+ROLE_KEY_MIN_REMAINING_SECONDS: Final = 300
 AWS_ACCOUNT: Final = "210987654321"
 
 
@@ -58,30 +58,30 @@ class Provider(Protocol):
 
 
 class Federation:
-    """The pool and its providers: `cluster`, `azure` and `aws`, and whatever `trust` is told of.
+    """The pool and its providers: `cluster`, `azure` and `aws`, and whatever `add_provider` is told of.
 
-    `clock` returns seconds since the epoch; whatever a provider hands out goes into `handed_out`.
+    `clock` returns seconds since the epoch; whatever a provider hands out goes into `issued_secrets`.
     """
 
-    def __init__(self, clock: Callable[[], float], handed_out: set[str]) -> None:
+    def __init__(self, clock: Callable[[], float], issued_secrets: set[str]) -> None:
         provider = f"//iam.googleapis.com/{POOL}/providers"
-        self.cluster = OidcProvider(f"{provider}/cluster", "https://cluster.emulated.example", clock, handed_out)
+        self.cluster = OidcProvider(f"{provider}/cluster", "https://cluster.emulated.example", clock, issued_secrets)
         """A cluster that gives each pod an ID token for this provider."""
         self.azure = OidcProvider(
-            f"{provider}/azure", "https://sts.windows.net/emulated/", clock, handed_out, accepts=("api://emulated",)
+            f"{provider}/azure", "https://sts.windows.net/emulated/", clock, issued_secrets, accepts=("api://emulated",)
         )
         """Azure's managed identities, whose ID tokens are for the application `api://emulated`."""
-        self.aws = AwsProvider(f"{provider}/aws", clock, handed_out)
+        self.aws = AwsProvider(f"{provider}/aws", clock, issued_secrets)
         """An account of AWS."""
         self._providers: dict[str, Provider] = {}
         for known in (self.cluster, self.azure, self.aws):
-            self.trust(known)
+            self.add_provider(known)
 
-    def trust(self, provider: Provider) -> None:
+    def add_provider(self, provider: Provider) -> None:
         """Add a provider, or replace the one of the same audience."""
         self._providers[provider.audience] = provider
 
-    def distrust(self, audience: str) -> None:
+    def remove_provider(self, audience: str) -> None:
         """Remove the provider of that audience, if there is one."""
         self._providers.pop(audience, None)
 
@@ -109,7 +109,7 @@ class OidcProvider:
         audience: str,
         issuer: str,
         clock: Callable[[], float],
-        handed_out: set[str],
+        issued_secrets: set[str],
         accepts: tuple[str, ...] = (),
     ) -> None:
         self.audience = audience
@@ -119,7 +119,7 @@ class OidcProvider:
         self.accepts = accepts or (f"https:{audience}", audience)
         """The `aud` that its tokens may have."""
         self._clock = clock
-        self._handed_out = handed_out
+        self._handed_out = issued_secrets
 
     @cached_property
     def _key(self) -> Key:
@@ -146,7 +146,7 @@ class OidcProvider:
             issued, expires = check_times(claims, self._clock(), skew_seconds=SKEW_SECONDS)
         except TokenRefused as exc:
             raise SubjectRefused(f"The ID Token is invalid: {exc.flaw.value}.") from None
-        if expires - issued > LONGEST_SECONDS:
+        if expires - issued > MAX_LIFETIME_SECONDS:
             raise SubjectRefused("The ID Token is valid for longer than 24 hours.")
         subject = claims.get("sub")
         if not isinstance(subject, str) or not 0 < len(subject) <= 127:
@@ -173,12 +173,12 @@ class AwsKey:
 class AwsProvider:
     """An account of AWS with keys of users and of roles."""
 
-    def __init__(self, audience: str, clock: Callable[[], float], handed_out: set[str]) -> None:
+    def __init__(self, audience: str, clock: Callable[[], float], issued_secrets: set[str]) -> None:
         self.audience = audience
         self._clock = clock
-        self._handed_out = handed_out
+        self._handed_out = issued_secrets
         self._keys: dict[str, AwsKey] = {}
-        self._of_roles: dict[str, AwsKey] = {}
+        self._role_keys: dict[str, AwsKey] = {}
 
     def user_key(self, name: str) -> AwsKey:
         """Return a new key that stays, as a person puts it into `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`."""
@@ -186,11 +186,11 @@ class AwsProvider:
 
     def role_key(self, role: str, *, lifetime_seconds: float = ROLE_SECONDS) -> AwsKey:
         """Return the temporary key that a machine with this role has; the same until five minutes before its end."""
-        known = self._of_roles.get(role)
-        if known and known.expires_at and known.expires_at - self._clock() > ROLE_KEPT_UNTIL_SECONDS:
+        known = self._role_keys.get(role)
+        if known and known.expires_at and known.expires_at - self._clock() > ROLE_KEY_MIN_REMAINING_SECONDS:
             return known
         expires_at = self._clock() + lifetime_seconds
-        key = self._of_roles[role] = self._add("ASIA", self.role_arn(role), expires_at)
+        key = self._role_keys[role] = self._add("ASIA", self.role_arn(role), expires_at)
         return key
 
     @staticmethod
@@ -215,7 +215,7 @@ class AwsProvider:
         # Whose signature is for another provider would otherwise be taken here as well.
         if request.target not in (self.audience, f"https:{self.audience}"):
             raise SubjectRefused("The x-goog-cloud-target-resource of the AWS request is another provider.")
-        if abs(self._clock() - request.time) > SIGNED_AGO_SECONDS:
+        if abs(self._clock() - request.time) > MAX_SIGNATURE_AGE_SECONDS:
             raise SubjectRefused("The AWS request is not accepted: SignatureExpired: it was signed at another time.")
         return key.arn
 

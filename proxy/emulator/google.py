@@ -33,7 +33,7 @@ class Google:
     """The state behind all endpoints; it opens no socket and reads no clock but the one given.
 
     `clock` returns seconds since the epoch. `token_lifetime_seconds` holds for ID tokens and access tokens alike.
-    `slow_seconds` is the delay of `Fault.SLOW`. `metadata_keeps_until_seconds` is the remaining life below which the
+    `slow_seconds` is the delay of `Fault.SLOW`. `metadata_min_remaining_seconds` is the remaining life below which the
     metadata server stops handing out the token it has (Google: 300; serverless: 240).
     """
 
@@ -43,22 +43,22 @@ class Google:
         clock: Callable[[], float] = time.time,
         token_lifetime_seconds: int = 3600,
         slow_seconds: float = 2.0,
-        metadata_keeps_until_seconds: int = 300,
+        metadata_min_remaining_seconds: int = 300,
         metadata_account: str = "metadata@emulated.iam.gserviceaccount.com",
     ) -> None:
         self.clock = clock
         self.token_lifetime_seconds = token_lifetime_seconds
         self.slow_seconds = slow_seconds
-        self.metadata_keeps_until_seconds = metadata_keeps_until_seconds
+        self.metadata_min_remaining_seconds = metadata_min_remaining_seconds
         self.metadata_account = metadata_account
         """E-mail of the metadata server's default account; it exists from the start."""
         self.mints: list[Mint] = []
         """Every ID token handed out, oldest first."""
         self.calls: Counter[Endpoint] = Counter()
         """How many requests reached each endpoint, refused and faulty ones included."""
-        self.handed_out: set[str] = set()
+        self.issued_secrets: set[str] = set()
         """Every secret that left the emulator: tokens, private keys, client secrets; to search logs for them."""
-        self.federation = Federation(lambda: self.clock(), self.handed_out)
+        self.federation = Federation(lambda: self.clock(), self.issued_secrets)
         """The workload identity pool, and the clouds whose identities it takes."""
         self._key = Key()
         self._accounts: dict[str, str] = {}
@@ -96,7 +96,7 @@ class Google:
         key = Key()
         self._account_keys[email][key.key_id] = key.public_pem
         # By the line, since whoever leaks a key may have broken it up; the last one may be too short to be told apart.
-        self.handed_out.update(key.private_pem().splitlines()[1:-2])
+        self.issued_secrets.update(key.private_pem().splitlines()[1:-2])
         return {
             "type": "service_account",
             "project_id": self.project_of(email),
@@ -124,7 +124,7 @@ class Google:
             "refresh_token": f"1//{secrets.token_urlsafe(48)}",
         }
         self._users[user["refresh_token"]] = {**user, "email": email}
-        self.handed_out |= {user["client_secret"], user["refresh_token"]}
+        self.issued_secrets |= {user["client_secret"], user["refresh_token"]}
         return user
 
     def user(self, refresh_token: str) -> Mapping[str, str] | None:
@@ -148,7 +148,7 @@ class Google:
             "token_info_url": "https://sts.googleapis.com/v1/introspect",
         }
         self._workforce[member["refresh_token"]] = {**member, "principal": principal}
-        self.handed_out |= {member["client_secret"], member["refresh_token"]}
+        self.issued_secrets |= {member["client_secret"], member["refresh_token"]}
         return member
 
     def workforce_member(self, refresh_token: str) -> Mapping[str, str] | None:
@@ -164,7 +164,7 @@ class Google:
         """Take back whatever `caller` was granted on `target`."""
         self._grants.pop((caller, target), None)
 
-    def may(self, caller: str, permission: Permission, target: str) -> bool:
+    def has_permission(self, caller: str, permission: Permission, target: str) -> bool:
         """Return whether the caller has the permission on the account; nobody has any on itself by nature."""
         return permission in self._grants.get((caller, target), ())
 
@@ -208,7 +208,7 @@ class Google:
     ) -> tuple[str, float]:
         """Return a new ID token that speaks for `email`, and its `exp`; `claims` go in over the usual ones.
 
-        It is not a mint until `record` is told that it was handed out by `endpoint`.
+        It is not a mint until `record_mint` is told that it was handed out by `endpoint`.
         """
         issued = int(self.clock()) - (EXPIRED_AGO_SECONDS + self.token_lifetime_seconds if expired else 0)
         expires = issued + self.token_lifetime_seconds
@@ -218,10 +218,10 @@ class Google:
             body |= {"email": email, "email_verified": True}
         body |= {"iat": issued, "exp": expires} | dict(claims or {})
         token = self.sign(body)
-        self.handed_out.add(token)
+        self.issued_secrets.add(token)
         return token, float(expires)
 
-    def record(self, endpoint: Endpoint, email: str, audience: str, expires_at: float) -> None:
+    def record_mint(self, endpoint: Endpoint, email: str, audience: str, expires_at: float) -> None:
         """Note that an ID token was handed out."""
         self.mints.append(Mint(endpoint, audience, email, self.clock(), expires_at))
 
@@ -237,7 +237,7 @@ class Google:
         lifetime = self.token_lifetime_seconds if lifetime_seconds is None else lifetime_seconds
         expires = self.clock() + (-EXPIRED_AGO_SECONDS if expired else lifetime)
         token = f"ya29.emulated-{secrets.token_urlsafe(32)}"
-        self.handed_out.add(token)
+        self.issued_secrets.add(token)
         self._access[token] = Access(principal=principal, scopes=frozenset(scopes), expires_at=expires)
         return token, expires
 
@@ -266,7 +266,7 @@ class Google:
         """Return what is broken on demand, and for how many requests more (None: until it is mended)."""
         return dict(self._faults)
 
-    def take_fault(self, endpoint: Endpoint) -> Fault | None:
+    def next_fault(self, endpoint: Endpoint) -> Fault | None:
         """Return what the request that came in just now must meet, and count it off."""
         if endpoint not in self._faults:
             return None

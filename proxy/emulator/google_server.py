@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
-from proxy.emulator.answers import disturb, web_page
 from proxy.emulator.certificates import Certificates
 from proxy.emulator.clouds import AwsMetadata, AzureMetadata
 from proxy.emulator.google import Google
@@ -20,6 +19,7 @@ from proxy.emulator.metadata import MetadataServer
 from proxy.emulator.model import Endpoint, Fault
 from proxy.emulator.oauth import OAuth
 from proxy.emulator.projects import ResourceManager
+from proxy.emulator.responses import apply_fault, web_page
 from proxy.emulator.sockets import address, bind
 from proxy.emulator.sts import TokenExchange
 
@@ -38,7 +38,7 @@ API_PATHS: Final[Mapping[str, Endpoint]] = {
     "/v1/token": "sts", "/v1/oauthtoken": "sts", "/v1/introspect": "sts",
 }  # fmt: skip
 
-PLAIN_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
+METADATA_PORT_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
 """What else answers on the metadata server's port."""
 
 SHUTDOWN_SECONDS: Final = 0.2
@@ -46,8 +46,8 @@ SHUTDOWN_SECONDS: Final = 0.2
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class _Answering(Protocol):
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response: ...
+class _Endpoint(Protocol):
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response: ...
 
 
 class GoogleServer:
@@ -56,7 +56,7 @@ class GoogleServer:
     Ports are taken on entry (0: free ones), which raises CannotListen. Under one of Google's names (`API_HOSTS`) the
     TLS port answers as that host alone; under any other name or address as all of them, told apart by path, for
     files whose `token_uri` or `token_url` can be set. AWS' and Azure's metadata servers have paths of their own on the
-    metadata port, which files can name, too. The certificate is good for Google's names, `host`, and `names`. `beside`
+    metadata port, which files can name, too. The certificate is good for Google's names, `host`, and `names`. `control`
     answers paths below `/emulator/` on the metadata port, which no fault touches and nothing counts.
     """
 
@@ -69,7 +69,7 @@ class GoogleServer:
         metadata_port: int = 0,
         tls_port: int = 0,
         names: tuple[str, ...] = (),
-        beside: Handler | None = None,
+        control: Handler | None = None,
     ) -> None:
         self.google = google
         self.metadata_address = ""
@@ -81,9 +81,9 @@ class GoogleServer:
         self._metadata_port = metadata_port
         self._tls_port = tls_port
         self._names = names
-        self._beside = beside
+        self._control = control
         self._stack = AsyncExitStack()
-        self._endpoints: dict[Endpoint, _Answering] = {
+        self._endpoints: dict[Endpoint, _Endpoint] = {
             "metadata": MetadataServer(google),
             "iam": IamCredentials(google),
             "oauth": OAuth(google),
@@ -133,9 +133,9 @@ class GoogleServer:
         return context
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
-        if self._beside is not None and request.path.startswith("/emulator/"):
-            return await self._beside(request)
-        elsewhere = next((kind for path, kind in PLAIN_PATHS.items() if request.path.startswith(path)), None)
+        if self._control is not None and request.path.startswith("/emulator/"):
+            return await self._control(request)
+        elsewhere = next((kind for path, kind in METADATA_PORT_PATHS.items() if request.path.startswith(path)), None)
         return await self._serve(elsewhere or "metadata", request)
 
     async def _api(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -149,12 +149,12 @@ class GoogleServer:
 
     async def _serve(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         self.google.calls[endpoint] += 1
-        fault = self.google.take_fault(endpoint)
+        fault = self.google.next_fault(endpoint)
         if fault is not None:
-            response = await disturb(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
+            response = await apply_fault(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
             if response is not None:
                 return response
-        answer = await self._endpoints[endpoint].answer(request, expired=fault is Fault.EXPIRED)
+        answer = await self._endpoints[endpoint].handle(request, expired=fault is Fault.EXPIRED)
         # The time that it is here, by which a client can tell that its own clock is wrong.
         answer.headers["Date"] = formatdate(self.google.clock(), usegmt=True)
         return answer

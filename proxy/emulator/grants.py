@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from proxy.emulator.answers import oauth_error
 from proxy.emulator.model import are_scopes
+from proxy.emulator.responses import oauth_error
 
-__all__ = ["GrantRefused", "access_answer", "client_of", "read_form", "read_scopes"]
+__all__ = ["GrantRefused", "access_token_body", "client_credentials", "read_form", "read_scopes"]
 
 FORM: Final = "application/x-www-form-urlencoded"
 JSON: Final = frozenset({"application/json", "text/json"})
@@ -27,7 +27,7 @@ class GrantRefused(Exception):
         self.error = error
         self.status = status
 
-    def answer(self) -> web.Response:
+    def response(self) -> web.Response:
         """Return the answer that says so."""
         return oauth_error(self.error, str(self), status=self.status)
 
@@ -49,7 +49,7 @@ async def read_form(request: web.BaseRequest) -> dict[str, str]:
     return form
 
 
-def client_of(request: web.BaseRequest, form: Mapping[str, str]) -> tuple[str, str]:
+def client_credentials(request: web.BaseRequest, form: Mapping[str, str]) -> tuple[str, str]:
     """Return id and secret of the OAuth client, from Authorization: Basic or else from the form (RFC 6749, 2.3.1).
 
     Empty ones when there are none.
@@ -77,7 +77,7 @@ def read_scopes(text: str) -> list[str]:
     return scopes
 
 
-def access_answer(token: str, remaining_seconds: float) -> dict[str, object]:
+def access_token_body(token: str, remaining_seconds: float) -> dict[str, object]:
     """Return what a token endpoint says with an access token (RFC 6749, 5.1)."""
     return {"access_token": token, "expires_in": max(0, round(remaining_seconds)), "token_type": "Bearer"}
 

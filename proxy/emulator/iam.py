@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from proxy.emulator.answers import api_error, web_page
-from proxy.emulator.bearers import caller_of, quota_refusal
+from proxy.emulator.bearers import authenticate, quota_refusal
 from proxy.emulator.google import Google, NoSuchAccount
 from proxy.emulator.model import SCOPE, Access, Permission, are_scopes
+from proxy.emulator.responses import api_error, web_page
 
 __all__ = ["IamCredentials"]
 
@@ -25,7 +25,7 @@ LOCATIONS: Final = re.compile(
 )
 DELEGATE: Final = re.compile(r"projects/-/serviceAccounts/([^/:]+)")
 SCOPES: Final = frozenset({SCOPE, "https://www.googleapis.com/auth/iam"})
-LONGEST_SECONDS: Final = 3600
+MAX_LIFETIME_SECONDS: Final = 3600
 SERVICE: Final = "iamcredentials.googleapis.com"
 AUDIENCES: Final = frozenset({f"https://{SERVICE}/", f"https://{SERVICE}/google.iam.credentials.v1.IAMCredentials"})
 """What the `aud` of a self-signed JWT may be here."""
@@ -50,13 +50,13 @@ class IamCredentials:
     def __init__(self, google: Google) -> None:
         self._google = google
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
         match = PATH.fullmatch(request.path) if request.method == "POST" else None
         locations = LOCATIONS.fullmatch(request.path) if request.method == "GET" else None
         if match is None and locations is None:
             return web_page(404, "There is no such method.")
-        access = caller_of(self._google, request, AUDIENCES)
+        access = authenticate(self._google, request, AUDIENCES)
         if access is None:
             return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
         refusal = _scopes_refusal(access) or quota_refusal(self._google, request, SERVICE)
@@ -107,7 +107,7 @@ class IamCredentials:
             with_email=fields.get("includeEmail", False),
             expired=expired,
         )
-        self._google.record("iam", email, audience, expires)
+        self._google.record_mint("iam", email, audience, expires)
         return web.json_response({"token": token})
 
     def _access_token(self, access: Access, name: str, body: dict[str, Any], *, expired: bool) -> web.Response:
@@ -117,7 +117,7 @@ class IamCredentials:
         if not are_scopes(fields["scope"]):
             raise _InvalidArgument("Invalid value at 'scope': one of them is no scope of Google's")
         email = self._target(access, name, fields.get("delegates", []), Permission.GET_ACCESS_TOKEN)
-        lifetime = min(fields.get("lifetime", LONGEST_SECONDS), self._google.token_lifetime_seconds)
+        lifetime = min(fields.get("lifetime", MAX_LIFETIME_SECONDS), self._google.token_lifetime_seconds)
         token, expires = self._google.access_token(email, fields["scope"], lifetime_seconds=lifetime, expired=expired)
         expire_time = datetime.datetime.fromtimestamp(int(expires), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return web.json_response({"accessToken": token, "expireTime": expire_time})
@@ -133,7 +133,7 @@ class IamCredentials:
         return target
 
     def _demand(self, caller: str, permission: Permission, target: str) -> None:
-        if not self._google.may(caller, permission, target):
+        if not self._google.has_permission(caller, permission, target):
             raise _Denied(permission)
 
 
@@ -195,6 +195,6 @@ def _delegates(name: str, value: Any) -> list[str]:
 
 def _lifetime(name: str, value: Any) -> int:
     match = re.fullmatch(r"([0-9]{1,9})(?:\.[0-9]{1,9})?s", _string(name, value))
-    if match is None or not 0 < int(match[1]) <= LONGEST_SECONDS:
-        raise _InvalidArgument(f"Invalid value at '{name}': from 1s to {LONGEST_SECONDS}s is expected")
+    if match is None or not 0 < int(match[1]) <= MAX_LIFETIME_SECONDS:
+        raise _InvalidArgument(f"Invalid value at '{name}': from 1s to {MAX_LIFETIME_SECONDS}s is expected")
     return int(match[1])

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
-from proxy.emulator.answers import FLAVOR, web_page
 from proxy.emulator.google import UNIVERSE, Google
 from proxy.emulator.model import SCOPE, unique_id
+from proxy.emulator.responses import FLAVOR, web_page
 
 __all__ = ["MetadataServer"]
 
@@ -23,8 +23,8 @@ ZONE: Final = "europe-west1-b"
 INSTANCE: Final = "emulated-instance"
 
 Leaf: TypeAlias = str | int | list[str]
-Directory: TypeAlias = Mapping[str, "Leaf | Directory | Answering"]
-Answering: TypeAlias = Callable[..., web.Response]
+Directory: TypeAlias = Mapping[str, "Leaf | Directory | ValueHandler"]
+ValueHandler: TypeAlias = Callable[..., web.Response]
 """What makes an answer of its own from the request; no part of what is shown recursively."""
 
 
@@ -36,14 +36,14 @@ class MetadataServer:
         self._id_tokens: dict[tuple[str, ...], tuple[str, float]] = {}
         self._access_tokens: dict[tuple[str, ...], tuple[str, float]] = {}
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request; every one of them says `Metadata-Flavor: Google`."""
-        response = self._answer(request, expired=expired)
+        response = self._handle(request, expired=expired)
         response.headers[FLAVOR] = "Google"
         response.headers["Server"] = "Metadata Server for VM"
         return response
 
-    def _answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    def _handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         if request.headers.getall(FLAVOR, []) != ["Google"]:
             return web_page(403, "The field Metadata-Flavor: Google is missing.")
         if "X-Forwarded-For" in request.headers:
@@ -58,7 +58,7 @@ class MetadataServer:
         return self._value(path[len(ROOT) :], request, expired=expired)
 
     def _value(self, path: str, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        found: Leaf | Directory | Answering | None = self._tree()
+        found: Leaf | Directory | ValueHandler | None = self._tree()
         for name in filter(None, path.split("/")):
             found = found.get(name) if isinstance(found, Mapping) else None
         if found is None or (path.endswith("/") and not isinstance(found, Mapping)):
@@ -109,8 +109,8 @@ class MetadataServer:
         if form not in ("standard", "full"):
             return web_page(400, "The format parameter is neither standard nor full.")
         google, audience = self._google, audiences[0]
-        kept_for = (google.metadata_account, audience, form)
-        token, expires = self._id_tokens.get(kept_for, ("", 0.0))
+        cache_key = (google.metadata_account, audience, form)
+        token, expires = self._id_tokens.get(cache_key, ("", 0.0))
         if expired or not self._fresh(expires):
             token, expires = google.id_token(
                 "metadata",
@@ -121,24 +121,24 @@ class MetadataServer:
                 expired=expired,
             )
         if not expired:
-            self._id_tokens[kept_for] = (token, expires)
-        google.record("metadata", google.metadata_account, audience, expires)
+            self._id_tokens[cache_key] = (token, expires)
+        google.record_mint("metadata", google.metadata_account, audience, expires)
         return _text(token)
 
     def _token(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         google = self._google
         scopes = tuple(scope for scope in request.query.get("scopes", "").split(",") if scope) or DEFAULT_SCOPES
-        kept_for = (google.metadata_account, *scopes)
-        token, expires = self._access_tokens.get(kept_for, ("", 0.0))
+        cache_key = (google.metadata_account, *scopes)
+        token, expires = self._access_tokens.get(cache_key, ("", 0.0))
         if expired or not self._fresh(expires) or google.access(token) is None:
             token, expires = google.access_token(google.metadata_account, scopes, expired=expired)
         if not expired:
-            self._access_tokens[kept_for] = (token, expires)
+            self._access_tokens[cache_key] = (token, expires)
         remaining = max(0, int(expires - google.clock()))
         return web.json_response({"access_token": token, "expires_in": remaining, "token_type": "Bearer"})
 
     def _fresh(self, expires: float) -> bool:
-        return expires - self._google.clock() > self._google.metadata_keeps_until_seconds
+        return expires - self._google.clock() > self._google.metadata_min_remaining_seconds
 
     def _instance(self) -> dict[str, Any]:
         project = self._google.project_of(self._google.metadata_account)

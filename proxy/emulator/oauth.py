@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from proxy.emulator.answers import web_page
-from proxy.emulator.assertions import check_life, claims_of_account
+from proxy.emulator.assertions import check_lifetime, claims_of_account
 from proxy.emulator.google import TOKEN_ENDPOINT, Google, NoSuchAccount
-from proxy.emulator.grants import GrantRefused, access_answer, client_of, read_form, read_scopes
+from proxy.emulator.grants import GrantRefused, access_token_body, client_credentials, read_form, read_scopes
 from proxy.emulator.jwts import TokenRefused
 from proxy.emulator.model import SCOPE, unique_id
+from proxy.emulator.responses import web_page
 
 __all__ = ["OAuth"]
 
@@ -32,7 +32,7 @@ class OAuth:
     def __init__(self, google: Google) -> None:
         self._google = google
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
         if request.path != "/token" or request.method != "POST":
             return web_page(404, "There is no such method.")
@@ -43,11 +43,11 @@ class OAuth:
                 audiences = (TOKEN_ENDPOINT, f"https://{request.host}/token")
                 return web.json_response(self._by_assertion(form, audiences, expired=expired))
             if grant == "refresh_token":
-                client = client_of(request, form)
+                client = client_credentials(request, form)
                 return web.json_response(self._by_refresh_token(form, client, expired=expired))
             raise GrantRefused("unsupported_grant_type", f"Invalid grant_type: {grant}")
         except GrantRefused as exc:
-            return exc.answer()
+            return exc.response()
 
     def _by_assertion(self, form: Mapping[str, str], audiences: Collection[str], *, expired: bool) -> dict[str, object]:
         """RFC 7523 as Google has it: the claim `target_audience` asks for an ID token, `scope` for an access token.
@@ -62,7 +62,7 @@ class OAuth:
         if not audience:
             return self._access(email, read_scopes(scope), expired=expired)
         token, expires = self._google.id_token("oauth", email, audience, expired=expired)
-        self._google.record("oauth", email, audience, expires)
+        self._google.record_mint("oauth", email, audience, expires)
         return {"id_token": token}
 
     def _assertion(self, assertion: str, audiences: Collection[str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class OAuth:
         if claims.get("aud") not in audiences:
             raise GrantRefused("invalid_grant", "Invalid JWT: Failed audience check.")
         try:
-            check_life(claims, self._google.clock())
+            check_lifetime(claims, self._google.clock())
         except TokenRefused as exc:
             raise GrantRefused(
                 "invalid_grant",
@@ -105,10 +105,10 @@ class OAuth:
             token, expires = self._google.id_token(
                 "oauth", user["email"], user["client_id"], claims=claims, expired=expired
             )
-            self._google.record("oauth", user["email"], user["client_id"], expires)
+            self._google.record_mint("oauth", user["email"], user["client_id"], expires)
             answer["id_token"] = token
         return answer
 
     def _access(self, principal: str, scopes: list[str], *, expired: bool) -> dict[str, object]:
         token, expires = self._google.access_token(principal, scopes, expired=expired)
-        return access_answer(token, expires - self._google.clock())
+        return access_token_body(token, expires - self._google.clock())

@@ -7,9 +7,9 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.emulator.answers import api_error, web_page
-from proxy.emulator.bearers import caller_of, quota_refusal
+from proxy.emulator.bearers import authenticate, quota_refusal
 from proxy.emulator.google import Google
+from proxy.emulator.responses import api_error, web_page
 
 __all__ = ["ResourceManager"]
 
@@ -23,12 +23,12 @@ class ResourceManager:
     def __init__(self, google: Google) -> None:
         self._google = google
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request; there is no token in it that could be expired."""
         match = PATH.fullmatch(request.path)
         if match is None or request.method != "GET":
             return web_page(404, "There is no such method.")
-        if caller_of(self._google, request, (f"https://{SERVICE}/",)) is None:
+        if authenticate(self._google, request, (f"https://{SERVICE}/",)) is None:
             return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
         refusal = quota_refusal(self._google, request, SERVICE)
         if refusal is not None:

@@ -10,11 +10,11 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from proxy.emulator.answers import web_page
 from proxy.emulator.federation import SubjectRefused, UnknownProvider
 from proxy.emulator.google import Google
-from proxy.emulator.grants import GrantRefused, access_answer, client_of, read_form, read_scopes
+from proxy.emulator.grants import GrantRefused, access_token_body, client_credentials, read_form, read_scopes
 from proxy.emulator.model import SCOPE
+from proxy.emulator.responses import web_page
 
 __all__ = ["TokenExchange"]
 
@@ -48,7 +48,7 @@ class TokenExchange:
     def __init__(self, google: Google) -> None:
         self._google = google
 
-    async def answer(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
+    async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the answer to one request."""
         if request.path not in ("/v1/token", "/v1/oauthtoken", "/v1/introspect") or request.method != "POST":
             return web_page(404, "There is no such method.")
@@ -57,12 +57,12 @@ class TokenExchange:
             form = {_snake_case(name): value for name, value in (await read_form(request)).items()}
             if request.path == "/v1/token":
                 return web.json_response(self._exchange(form, expired=expired))
-            client = client_of(request, form)
+            client = client_credentials(request, form)
             if request.path == "/v1/introspect":
                 return web.json_response(self._introspect(form, client))
             return web.json_response(self._refresh(form, client, expired=expired))
         except GrantRefused as exc:
-            return exc.answer()
+            return exc.response()
 
     def _exchange(self, form: Mapping[str, str], *, expired: bool) -> dict[str, object]:
         if form.get("grant_type") != GRANT:
@@ -92,7 +92,7 @@ class TokenExchange:
         except SubjectRefused as exc:
             raise GrantRefused("invalid_grant", str(exc)) from None
         token, expires = self._google.access_token(principal, scopes, expired=expired)
-        answer = access_answer(token, expires - self._google.clock())
+        answer = access_token_body(token, expires - self._google.clock())
         return answer | {"issued_token_type": ACCESS_TOKEN_TYPE}
 
     def _refresh(self, form: Mapping[str, str], client: tuple[str, str], *, expired: bool) -> dict[str, object]:
@@ -104,7 +104,7 @@ class TokenExchange:
         if client != (member["client_id"], member["client_secret"]):
             raise GrantRefused("invalid_client", "The OAuth client was not found.", 401)
         token, expires = self._google.access_token(member["principal"], (SCOPE,), expired=expired)
-        return access_answer(token, expires - self._google.clock())
+        return access_token_body(token, expires - self._google.clock())
 
     def _introspect(self, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, object]:
         """Tell whom an access token stands for (RFC 7662): `gcloud auth login --cred-file` asks for its name."""

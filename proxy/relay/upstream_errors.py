@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.cloud_run.answer import Answer
-from proxy.cloud_run.findings import Call, finding, skew_seconds
+from proxy.cloud_run.findings import RequestInfo, diagnose, skew_seconds
+from proxy.cloud_run.response import Response
 from proxy.http2.events import Fields
 
 if TYPE_CHECKING:
@@ -48,20 +48,20 @@ def log_error_answer(
     """
     upstream_path = exchange.upstream_path[1] if exchange.upstream_path is not None else b""
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in head}
-    answer = Answer(int(fields[":status"]), fields, content)
-    found = finding(
-        answer,
-        Call(
+    response = Response(int(fields[":status"]), fields, content)
+    found = diagnose(
+        response,
+        RequestInfo(
             route=route,
             path=upstream_path.partition(b"?")[0].decode("latin-1"),
             principal=exchange.token.principal if exchange.token is not None else None,
-            skew_seconds=skew_seconds(answer, now),
+            skew_seconds=skew_seconds(response, now),
         ),
     )
     _log.warning(
         "upstream answered an error",
         route=route.name,
-        status=answer.status,
+        status=response.status,
         www_authenticate=fields.get("www-authenticate", ""),
         code=found.code,
         reason=found.text,

@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 
-from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Google, GoogleServer, Written
+from proxy.emulator import (
+    Certificates,
+    CloudRun,
+    CloudRunServer,
+    CredentialFiles,
+    GeneratedCredentials,
+    Google,
+    GoogleServer,
+)
 from tests.support.container import Recorder
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
@@ -49,7 +57,7 @@ class Table:
     container: Recorder
     sidecar: Sidecar
     restate: RestateServer
-    written: Written
+    written: GeneratedCredentials
 
     async def register(self, route: str) -> tuple[int, dict[str, Any]]:
         """Register the services over a route; status and content of the answer."""
@@ -109,10 +117,10 @@ async def table(folder: Path, kind: str) -> AsyncIterator[Table]:
             )
 
 
-def credential(kind: str, folder: Path, google: Google, server: GoogleServer) -> Written:
+def credential(kind: str, folder: Path, google: Google, server: GoogleServer) -> GeneratedCredentials:
     """Write the row's credential file, with Google's own names in it."""
     if kind == METADATA:
-        return Written(file=Path(os.devnull), principal=google.metadata_account)
+        return GeneratedCredentials(file=Path(os.devnull), principal=google.metadata_account)
     return CredentialFiles(folder, google, server, account=ACCOUNT, by_name=True).write(kind)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from proxy.emulator import Certificates, CredentialFiles, Fault, Google, GoogleServer, Written
+from proxy.emulator import Certificates, CredentialFiles, Fault, GeneratedCredentials, Google, GoogleServer
 from proxy.errors import AmbientUnsupported, CredentialsRejected, ImpersonationDenied, MintRefused
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
@@ -37,7 +37,7 @@ class Place:
     environment: dict[str, str]
     setenv: Callable[[str, str], None]
 
-    def take(self, kind: str) -> Written:
+    def take(self, kind: str) -> GeneratedCredentials:
         """Make a file of this kind the ambient credential."""
         written = self.files.write(kind)
         self.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(written.file)
@@ -136,7 +136,7 @@ async def test_an_identity_that_a_cloud_does_not_know_is_told_from_google(place:
     place.google.fail("azure", Fault.REJECTED)
     with pytest.raises(MintRefused, match=r"external-account-url\.json\) answered 400 \(invalid_grant: "):
         await place.mint(IMPERSONATED)
-    place.google.federation.distrust(place.google.federation.cluster.audience)
+    place.google.federation.remove_provider(place.google.federation.cluster.audience)
     place.take("external-account-file")
     with pytest.raises(MintRefused, match=r"providers/cluster that .* names does not exist, or it is disabled"):
         await place.mint(IMPERSONATED)

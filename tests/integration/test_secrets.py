@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Fault, Google, Written
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, CredentialFiles, Fault, GeneratedCredentials, Google
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.emulator.model import ENDPOINTS
 from tests.support.sidecar import Sidecar, sidecar
@@ -68,9 +68,9 @@ async def all_of(
         return f"{response.status} {response.raw_headers!r} {await response.text()}"
 
 
-def pieces(handed_out: set[str]) -> Iterator[str]:
+def pieces(issued_secrets: set[str]) -> Iterator[str]:
     """The secrets, and of each token its claims and its signature by themselves."""
-    for secret in handed_out:
+    for secret in issued_secrets:
         yield secret
         if secret.count(".") == 2:
             yield from secret.split(".")[1:]
@@ -101,14 +101,14 @@ async def end(running: Sidecar, told: list[str]) -> None:
     told.extend(running.program.lines)
 
 
-def assert_without_secrets(everything: str, handed_out: set[str]) -> None:
+def assert_without_secrets(everything: str, issued_secrets: set[str]) -> None:
     """Assert that tokens were minted, that mints failed, and that no secret is in what was written and answered."""
     for event in ("token mint failed", "token minted"):
         assert event in everything
-    assert len(handed_out) > 5
+    assert len(issued_secrets) > 5
     # `redact`, the net below, had nothing to catch.
     assert "[redacted]" not in everything
-    for secret in (*pieces(handed_out), *BEGINNINGS):
+    for secret in (*pieces(issued_secrets), *BEGINNINGS):
         assert secret not in everything, f"…{everything[everything.index(secret) - 200 :][:200]}"
 
 
@@ -125,7 +125,7 @@ async def test_nothing_written_or_answered_holds_a_secret(
             "SSL_CERT_FILE": str(certificates.ca_file),
             **resolving(tmp_path, server.tls_address.partition(":")[0]),
         }
-        written = Written(file=tmp_path / "no-file", principal=google.metadata_account)
+        written = GeneratedCredentials(file=tmp_path / "no-file", principal=google.metadata_account)
         if kind != METADATA:
             files = CredentialFiles(tmp_path / "credentials", google, server, account=ACCOUNT, by_name=True)
             written = files.write(kind)
@@ -171,4 +171,4 @@ async def test_nothing_written_or_answered_holds_a_secret(
             everything = "\n".join(told)
 
     assert set(ASKED) == {METADATA, *CredentialFiles.KINDS}
-    assert_without_secrets(everything, google.handed_out)
+    assert_without_secrets(everything, google.issued_secrets)

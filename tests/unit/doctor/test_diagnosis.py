@@ -4,8 +4,8 @@ from email.utils import formatdate
 
 import pytest
 
-from proxy.cloud_run.answer import Answer
-from proxy.cloud_run.findings import Call, skew_seconds
+from proxy.cloud_run.findings import RequestInfo, skew_seconds
+from proxy.cloud_run.response import Response
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.report import Outcome
 from proxy.routes import Origin, Route
@@ -23,32 +23,32 @@ def route(host: str = HOST, *, audience: str = "", signed: bool = True, base_pat
     )
 
 
-def call(of: Route | None = None, *, skew: float | None = None, principal: str | None = WHO) -> Call:
-    return Call(route=of or route(), principal=principal, skew_seconds=skew)
+def call(of: Route | None = None, *, skew: float | None = None, principal: str | None = WHO) -> RequestInfo:
+    return RequestInfo(route=of or route(), principal=principal, skew_seconds=skew)
 
 
-def answer(status: int, body: str = "", **fields: str) -> Answer:
-    return Answer(status, {name.replace("_", "-"): value for name, value in fields.items()}, body.encode())
+def answer(status: int, body: str = "", **fields: str) -> Response:
+    return Response(status, {name.replace("_", "-"): value for name, value in fields.items()}, body.encode())
 
 
 # ---- private
 
 
-@pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
-def test_a_service_that_refuses_unsigned_requests_is_private(refusal: Answer) -> None:
+@pytest.mark.parametrize("refusal", [answer(403), Response(401, CHALLENGE, b"")])
+def test_a_service_that_refuses_unsigned_requests_is_private(refusal: Response) -> None:
     step = private_step(refusal, call())
     assert (step.outcome, step.code) == (Outcome.OK, None)
 
 
 @pytest.mark.parametrize("undecided", [answer(401), answer(404), answer(429), answer(500), answer(503)])
-def test_what_front_end_and_container_both_could_answer_decides_nothing(undecided: Answer) -> None:
+def test_what_front_end_and_container_both_could_answer_decides_nothing(undecided: Response) -> None:
     assert private_step(undecided, call()).outcome is Outcome.SKIPPED
 
 
 @pytest.mark.parametrize(
-    "open_", [answer(200), answer(204), answer(400), Answer(401, OF_SDK, b""), Answer(404, OF_SDK, b"")]
+    "open_", [answer(200), answer(204), answer(400), Response(401, OF_SDK, b""), Response(404, OF_SDK, b"")]
 )
-def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Answer) -> None:
+def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Response) -> None:
     step = private_step(open_, call())
     assert (step.outcome, step.code) == (Outcome.WARNING, "public")
     assert step.commands == (
@@ -64,14 +64,14 @@ SIGN_IN = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x
 @pytest.mark.parametrize(
     "refusal",
     [
-        Answer(302, {**IAP, **SIGN_IN}, b""),
-        Answer(302, SIGN_IN, b""),
-        Answer(401, IAP, b"Invalid IAP credentials: empty token"),
-        Answer(403, IAP, b""),
+        Response(302, {**IAP, **SIGN_IN}, b""),
+        Response(302, SIGN_IN, b""),
+        Response(401, IAP, b"Invalid IAP credentials: empty token"),
+        Response(403, IAP, b""),
     ],
 )
 @pytest.mark.parametrize("host", [HOST, "greeter.example.com"])
-def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(refusal: Answer, host: str) -> None:
+def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(refusal: Response, host: str) -> None:
     of = call(route(host))
     private = private_step(refusal, of)
     assert (private.outcome, private.code, private.commands) == (Outcome.OK, None, ())
@@ -98,7 +98,7 @@ def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(re
     ],
 )
 def test_a_redirect_is_never_a_public_service(status: int, location: str, shown: str) -> None:
-    redirect = Answer(status, {"location": location} if location else {}, b"")
+    redirect = Response(status, {"location": location} if location else {}, b"")
     private = private_step(redirect, call())
     assert (private.outcome, private.code, private.commands) == (Outcome.SKIPPED, None, ())
     assert f"redirected to {shown} ({status})" in private.text
@@ -134,7 +134,7 @@ def test_skew_is_how_far_we_are_ahead_of_the_date_of_an_answer() -> None:
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"])
 def test_without_a_date_there_is_no_skew(date: str | None) -> None:
     fields = {} if date is None else {"date": date}
-    assert skew_seconds(Answer(200, fields, b""), 0.0) is None
+    assert skew_seconds(Response(200, fields, b""), 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: 
 @pytest.mark.parametrize(
     ("given", "code", "words"),
     [
-        (Answer(401, CHALLENGE, b""), "audience-refused", f"https://{HOST}"),
+        (Response(401, CHALLENGE, b""), "audience-refused", f"https://{HOST}"),
         (answer(401, "who are you"), "identity-required", "request identity"),
-        (Answer(401, {**CHALLENGE, **OF_SDK}, b""), "identity-required", "request identity"),
-        (Answer(403, OF_SDK, b""), "identity-required", "request identity"),
+        (Response(401, {**CHALLENGE, **OF_SDK}, b""), "identity-required", "request identity"),
+        (Response(403, OF_SDK, b""), "identity-required", "request identity"),
         (answer(403), "invoker-missing", WHO),
         (answer(404), "not-found", "ingress"),
-        (Answer(404, OF_SDK, b""), "not-found", "path in the url"),
+        (Response(404, OF_SDK, b""), "not-found", "path in the url"),
         (answer(415), "versions-refused", "Upgrade"),
         (answer(429), "no-instance", "--max-instances"),
         (answer(500), "service-failed", "logs"),
@@ -179,7 +179,7 @@ def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: 
         (answer(400), "unexpected-status", "400"),
     ],
 )
-def test_each_answer_has_its_diagnosis(given: Answer, code: str, words: str) -> None:
+def test_each_answer_has_its_diagnosis(given: Response, code: str, words: str) -> None:
     step = discovery_step(given, call())
     assert (step.name, step.outcome, step.code) == ("discovery", Outcome.FAILED, code)
     assert step.remedy
@@ -210,7 +210,7 @@ def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
     ],
 )
 def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words: str) -> None:
-    step = discovery_step(Answer(401, CHALLENGE, b""), call(of))
+    step = discovery_step(Response(401, CHALLENGE, b""), call(of))
     assert step.remedy
     assert of.audience in step.text
     assert words in step.remedy
@@ -219,11 +219,11 @@ def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words
 
 @pytest.mark.parametrize(("skew", "code"), [(61.0, "clock-wrong"), (-61.0, "clock-wrong"), (60.0, "audience-refused")])
 def test_a_refused_token_is_the_fault_of_a_clock_that_is_wrong(skew: float, code: str) -> None:
-    assert discovery_step(Answer(401, CHALLENGE, b""), call(skew=skew)).code == code
+    assert discovery_step(Response(401, CHALLENGE, b""), call(skew=skew)).code == code
 
 
-@pytest.mark.parametrize("refusal", [answer(403), Answer(401, CHALLENGE, b"")])
-def test_a_route_without_tokens_to_a_private_service_is_told_so(refusal: Answer) -> None:
+@pytest.mark.parametrize("refusal", [answer(403), Response(401, CHALLENGE, b"")])
+def test_a_route_without_tokens_to_a_private_service_is_told_so(refusal: Response) -> None:
     assert discovery_step(refusal, call(route(signed=False))).code == "unsigned-refused"
 
 
@@ -249,7 +249,7 @@ def test_a_manifest_lists_services_and_handlers() -> None:
         (answer(200, '{"services": []}', content_type=MANIFEST), "no-services"),
     ],
 )
-def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Answer, code: str) -> None:
+def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Response, code: str) -> None:
     step = discovery_step(given, call())
     assert (step.outcome, step.code) == (Outcome.FAILED, code)
     assert step.remedy
@@ -271,4 +271,4 @@ def test_what_was_said_is_shown_without_mark_up_if_it_is_text(body: str, kind: s
 
 
 def test_an_answer_shows_neither_fields_nor_body_when_it_is_printed() -> None:
-    assert repr(answer(200, "secret", x="secret")) == "Answer(status=200)"
+    assert repr(answer(200, "secret", x="secret")) == "Response(status=200)"

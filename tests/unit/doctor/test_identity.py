@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.doctor.identity import find_credentials, mint, remedies_of_refusal
+from proxy.doctor.identity import check_credentials, grant_commands, mint
 from proxy.doctor.report import Outcome
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.errors import ImpersonationDenied, MintRefused
@@ -46,7 +46,7 @@ async def minting(
 async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> None:
     google = Google()
     async with minting(tmp_path, {}, google) as (made, environment, endpoints):
-        step, who = await find_credentials(made, environment, 5.0)
+        step, who = await check_credentials(made, environment, 5.0)
     assert who == CredentialInfo(None, endpoints.metadata_address, google.metadata_account)
     assert step.text == (
         f"{google.metadata_account}, by the metadata server {endpoints.metadata_address} (GCE_METADATA_HOST)"
@@ -70,7 +70,7 @@ async def test_a_file_is_named_with_what_led_to_it(
     path.write_text(json.dumps(Google().user_file("ada@example.com")))
     given = {name: value.format(tmp_path) for name, value in variables.items()}
     async with minting(tmp_path, given) as (made, environment, _):
-        step, who = await find_credentials(made, environment, 5.0)
+        step, who = await check_credentials(made, environment, 5.0)
     assert who is not None
     assert step.outcome is Outcome.OK
     assert step.details["place"] == str(path)
@@ -81,7 +81,7 @@ async def test_a_file_is_named_with_what_led_to_it(
 @pytest.mark.asyncio
 async def test_without_credentials_the_step_fails_with_what_to_do(tmp_path: Path) -> None:
     async with minting(tmp_path, {"NO_GCE_CHECK": "true"}) as (made, environment, _):
-        step, who = await find_credentials(made, environment, 5.0)
+        step, who = await check_credentials(made, environment, 5.0)
     assert (who, step.outcome, step.code) == (None, Outcome.FAILED, "credentials-not-found")
     assert step.remedy
     assert "GOOGLE_APPLICATION_CREDENTIALS" in step.remedy
@@ -92,7 +92,7 @@ async def test_a_source_that_hangs_fails_in_time(tmp_path: Path) -> None:
     google = Google()
     google.fail("metadata", Fault.HANG)
     async with minting(tmp_path, {}, google) as (made, environment, _), asyncio.timeout(20):
-        step, _ = await find_credentials(made, environment, 0.2)
+        step, _ = await check_credentials(made, environment, 0.2)
     assert step.code == "token-timeout"
 
 
@@ -143,7 +143,7 @@ def binding(caller: str, target: str, role: str) -> str:
 
 def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
     who = CredentialInfo(None, "metadata.google.internal", CALLER)
-    assert remedies_of_refusal(ImpersonationDenied("no"), route(TARGET, MIDDLE), who) == (
+    assert grant_commands(ImpersonationDenied("no"), route(TARGET, MIDDLE), who) == (
         binding(f"serviceAccount:{CALLER}", MIDDLE, CREATOR),
         binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
     )
@@ -156,8 +156,8 @@ def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
 def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[str, str], member: str) -> None:
     who = CredentialInfo(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
     denied = ImpersonationDenied("no")
-    assert remedies_of_refusal(denied, route(None), who) == (binding(member, MIDDLE, ID_CREATOR),)
-    assert remedies_of_refusal(denied, route(TARGET), who) == (
+    assert grant_commands(denied, route(None), who) == (binding(member, MIDDLE, ID_CREATOR),)
+    assert grant_commands(denied, route(TARGET), who) == (
         binding(member, MIDDLE, CREATOR),
         binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
     )
@@ -165,6 +165,6 @@ def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[s
 
 def test_other_refusals_get_no_command() -> None:
     who = CredentialInfo(None, "metadata.google.internal", CALLER)
-    assert remedies_of_refusal(MintRefused("no"), route(TARGET), who) == ()
+    assert grant_commands(MintRefused("no"), route(TARGET), who) == ()
     federated = ImpersonationDenied("grant it roles/iam.workloadIdentityUser on that account")
-    assert remedies_of_refusal(federated, route(TARGET), who) == ()
+    assert grant_commands(federated, route(TARGET), who) == ()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.doctor.rendering import TerminalStyle, render, shown_name, summary, to_ascii
+from proxy.doctor.rendering import TerminalStyle, render, route_path, summary, to_ascii
 from proxy.doctor.report import Outcome, RouteReport, Step, skipped
 
 PLAIN = TerminalStyle()
@@ -90,7 +90,7 @@ def test_the_summary_counts_routes() -> None:
 
 
 def test_a_route_is_shown_as_the_path_that_it_takes() -> None:
-    assert (shown_name("a/b"), shown_name("")) == ("/a/b", "/")
+    assert (route_path("a/b"), route_path("")) == ("/a/b", "/")
 
 
 def test_our_own_signs_are_spelled_out_and_others_are_not_guessed() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.doctor.report import Outcome, RouteReport, Step, as_json, sentence, skipped, worst
+from proxy.doctor.report import Outcome, RouteReport, Step, as_json, as_sentence, skipped, worst_outcome
 from proxy.quoting import one_line
 
 OK = Step(name="dns", outcome=Outcome.OK, text="127.0.0.1", details={"addresses": ["127.0.0.1"]})
@@ -32,7 +32,7 @@ def test_a_route_is_as_well_as_its_worst_step_and_what_was_left_out_is_no_fault(
 
 
 def test_the_worst_of_nothing_is_ok() -> None:
-    assert worst([]) is Outcome.OK
+    assert worst_outcome([]) is Outcome.OK
 
 
 def test_the_machine_form_is_version_1_and_names_everything() -> None:
@@ -110,4 +110,4 @@ def test_a_token_is_taken_out_before_the_text_is_cut() -> None:
     [("it broke", "it broke."), ("did it?", "did it?"), ("It did.\nSo there.", "It did. So there.")],
 )
 def test_a_failure_is_told_as_a_sentence(text: str, expected: str) -> None:
-    assert sentence(text) == expected
+    assert as_sentence(text) == expected

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from proxy.emulator import Arrival, CloudRun, Google, Verdict, read_claims
-from proxy.emulator.cloud_run import STREAMS_KEPT
+from proxy.emulator import CloudRun, Google, RequestRecord, Verdict, read_claims
+from proxy.emulator.cloud_run import MAX_RECORDED_STREAMS
 from proxy.emulator.jwts import Key, TokenRefused
 from proxy.emulator.model import unique_id
 from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock
 
 Fields = list[tuple[bytes, bytes]]
-PREFERRED, ORDINARY = b"x-serverless-authorization", b"authorization"
+SERVERLESS_AUTHORIZATION, AUTHORIZATION = b"x-serverless-authorization", b"authorization"
 
 
 class Application:
@@ -100,8 +100,8 @@ async def test_the_claims_decide(
     changes: dict[str, object],
     verdict: Verdict,
 ) -> None:
-    sent = await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock, **changes))))])
-    assert cloud_run.streams == [Arrival("POST", "/invoke", verdict)]
+    sent = await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock, **changes))))])
+    assert cloud_run.streams == [RequestRecord("POST", "/invoke", verdict)]
     assert sent[0]["status"] == (verdict.status or 204)
     assert len(application.scopes) == (verdict is Verdict.ACCEPTED)
 
@@ -131,7 +131,7 @@ def _forge(token: str) -> str:
         (lambda token: [token.replace("Bearer", "bearer")], Verdict.ACCEPTED),
     ],
 )
-@pytest.mark.parametrize("name", [PREFERRED, ORDINARY])
+@pytest.mark.parametrize("name", [SERVERLESS_AUTHORIZATION, AUTHORIZATION])
 async def test_the_form_of_the_field_decides(
     cloud_run: CloudRun,
     google: Google,
@@ -166,9 +166,9 @@ async def test_the_host_is_one_of_the_services(
     cloud_run: CloudRun, google: Google, clock: Clock, hosts: list[bytes], verdict: Verdict
 ) -> None:
     cloud_run.hosts = frozenset({"127.0.0.1", "::1"})
-    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    token = (SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))
     sent = await _call(cloud_run, [token, *((b"host", host) for host in hosts)])
-    assert cloud_run.streams == [Arrival("POST", "/invoke", verdict)]
+    assert cloud_run.streams == [RequestRecord("POST", "/invoke", verdict)]
     assert sent[0]["status"] == (204 if verdict is Verdict.ACCEPTED else 404)
 
 
@@ -177,7 +177,7 @@ async def test_the_host_is_one_of_the_services(
 async def test_a_reserved_path_never_reaches_the_container(
     cloud_run: CloudRun, google: Google, clock: Clock, path: str
 ) -> None:
-    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    token = (SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))
     assert (await _call(cloud_run, [token], path=path))[0]["status"] == 404
     for near in ("/healthz/x", "/x/healthz", "/_ahead", "/eventlogs"):
         assert (await _call(cloud_run, [token], path=near))[0]["status"] == 204
@@ -185,7 +185,7 @@ async def test_a_reserved_path_never_reaches_the_container(
 
 @pytest.mark.asyncio
 async def test_fields_have_a_limit_in_all(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
-    token = (PREFERRED, _bearer(google.sign(_claims(clock))))
+    token = (SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))
     used = sum(len(part) for part in token) + 32 + len(b":path/invoke") + 32
     padding = 16_384 - used - len(b"x-a") - 32
     assert (await _call(cloud_run, [token, (b"x-a", b"a" * padding)]))[0]["status"] == 204
@@ -196,14 +196,14 @@ async def test_fields_have_a_limit_in_all(cloud_run: CloudRun, google: Google, c
 
 @pytest.mark.asyncio
 async def test_a_key_that_is_not_googles_is_refused(cloud_run: CloudRun, clock: Clock) -> None:
-    await _call(cloud_run, [(PREFERRED, _bearer(Key().sign(_claims(clock))))])
+    await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(Key().sign(_claims(clock))))])
     assert cloud_run.streams[0].verdict is Verdict.UNKNOWN_KEY
 
 
 @pytest.mark.asyncio
 async def test_a_401_names_the_error_and_a_403_does_not(cloud_run: CloudRun) -> None:
     for value, status in ((b"Bearer junk", 401), (None, 403)):
-        start, body = await _call(cloud_run, [] if value is None else [(PREFERRED, value)])
+        start, body = await _call(cloud_run, [] if value is None else [(SERVERLESS_AUTHORIZATION, value)])
         fields = dict(start["headers"])
         assert start["status"] == status
         assert fields.get(b"www-authenticate", b"").startswith(b'Bearer error="invalid_token"') == (status == 401)
@@ -216,10 +216,15 @@ async def test_the_preferred_field_alone_is_checked_and_the_other_crosses_untouc
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     token = google.sign(_claims(clock))
-    others: Fields = [(b"host", b"x"), (ORDINARY, b"Bearer the caller's own"), (ORDINARY, b"Basic Zm9v"), (b"a", b"1")]
-    await _call(cloud_run, [*others, (PREFERRED, _bearer(token)), (b"a", b"2")])
+    others: Fields = [
+        (b"host", b"x"),
+        (AUTHORIZATION, b"Bearer the caller's own"),
+        (AUTHORIZATION, b"Basic Zm9v"),
+        (b"a", b"1"),
+    ]
+    await _call(cloud_run, [*others, (SERVERLESS_AUTHORIZATION, _bearer(token)), (b"a", b"2")])
     unsigned = _bearer(token.rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE")
-    assert application.scopes[0]["headers"] == [*others, (PREFERRED, unsigned), (b"a", b"2")]
+    assert application.scopes[0]["headers"] == [*others, (SERVERLESS_AUTHORIZATION, unsigned), (b"a", b"2")]
 
 
 @pytest.mark.asyncio
@@ -227,7 +232,7 @@ async def test_a_good_authorization_does_not_make_up_for_a_bad_preferred_field(
     cloud_run: CloudRun, google: Google, clock: Clock
 ) -> None:
     good = _bearer(google.sign(_claims(clock)))
-    await _call(cloud_run, [(ORDINARY, good), (PREFERRED, b"")])
+    await _call(cloud_run, [(AUTHORIZATION, good), (SERVERLESS_AUTHORIZATION, b"")])
     assert cloud_run.streams[0].verdict is Verdict.MALFORMED
 
 
@@ -236,9 +241,9 @@ async def test_authorization_loses_its_signature_when_it_was_the_one_checked(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     token = google.sign(_claims(clock))
-    await _call(cloud_run, [(ORDINARY, _bearer(token))])
+    await _call(cloud_run, [(AUTHORIZATION, _bearer(token))])
     ((name, value),) = application.scopes[0]["headers"]
-    assert name == ORDINARY
+    assert name == AUTHORIZATION
     assert value.endswith(b".SIGNATURE_REMOVED_BY_GOOGLE")
     assert token.rpartition(".")[2].encode() not in value
 
@@ -247,7 +252,7 @@ async def test_authorization_loses_its_signature_when_it_was_the_one_checked(
 async def test_the_application_can_read_the_claims(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
-    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))])
     assert read_claims(application.scopes[0]["headers"][0][1]) == _claims(clock)
     with pytest.raises(TokenRefused):
         read_claims(b"Basic Zm9v")
@@ -259,9 +264,9 @@ async def test_keys_alone_will_do_and_then_the_clock_is_the_real_one(
 ) -> None:
     cloud_run = CloudRun(application, google.certificates(), url=AUDIENCE, invokers=[CALLER])
     clock.now = time.time()
-    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))])
     clock.now -= 7200
-    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))])
+    await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))])
     assert [stream.verdict for stream in cloud_run.streams] == [Verdict.ACCEPTED, Verdict.EXPIRED]
 
 
@@ -269,13 +274,13 @@ async def test_keys_alone_will_do_and_then_the_clock_is_the_real_one(
 async def test_without_a_url_no_audience_fits(application: Application, google: Google, clock: Clock) -> None:
     cloud_run = CloudRun(application, google, invokers=[CALLER])
     for audience in (None, "None", ""):
-        await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock, aud=audience))))])
+        await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock, aud=audience))))])
     assert cloud_run.verdicts == {Verdict.AUDIENCE: 3}
 
 
 @pytest.mark.asyncio
 async def test_invokers_may_change_between_requests(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
-    fields = [(PREFERRED, _bearer(google.sign(_claims(clock))))]
+    fields = [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))]
     cloud_run.invokers.discard(CALLER)
     await _call(cloud_run, fields)
     cloud_run.invokers.add(CALLER)
@@ -295,16 +300,16 @@ async def test_a_websocket_is_checked_too(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     assert await _call(cloud_run, [], kind="websocket") == [{"type": "websocket.close"}]
-    await _call(cloud_run, [(PREFERRED, _bearer(google.sign(_claims(clock))))], kind="websocket")
+    await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))], kind="websocket")
     assert len(application.scopes) == 1
     assert [stream.method for stream in cloud_run.streams] == ["WEBSOCKET", "WEBSOCKET"]
 
 
 @pytest.mark.asyncio
 async def test_what_arrived_is_bounded_and_the_counts_are_not(cloud_run: CloudRun) -> None:
-    cloud_run.streams += [Arrival("GET", "/", Verdict.NO_TOKEN)] * (STREAMS_KEPT - 1)
+    cloud_run.streams += [RequestRecord("GET", "/", Verdict.NO_TOKEN)] * (MAX_RECORDED_STREAMS - 1)
     await _call(cloud_run, [])
-    assert len(cloud_run.streams) == STREAMS_KEPT
+    assert len(cloud_run.streams) == MAX_RECORDED_STREAMS
     await _call(cloud_run, [])
-    assert len(cloud_run.streams) == STREAMS_KEPT // 2 + 1
+    assert len(cloud_run.streams) == MAX_RECORDED_STREAMS // 2 + 1
     assert cloud_run.verdicts[Verdict.NO_TOKEN] == 2

@@ -42,7 +42,7 @@ class Service:
             self.stuck.set()
             await asyncio.Event().wait()
         else:
-            await self._answer(scope, receive, send)
+            await self._handle(scope, receive, send)
 
     async def _live(self, receive: Any, send: Any) -> None:
         for phase in ("startup", "shutdown"):
@@ -50,7 +50,7 @@ class Service:
             self.events.append(phase)
             await send({"type": f"lifespan.{phase}.complete"})
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
         fields = [(b"x-saw", name + b"=" + value) for name, value in scope["headers"] if name == b"authorization"]
         trailers = "http.response.trailers" in scope["extensions"]
         await send({"type": "http.response.start", "status": 200, "headers": fields, "trailers": trailers})

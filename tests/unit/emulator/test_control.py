@@ -18,7 +18,7 @@ def cloud_run(google: Google) -> CloudRun:
 
 @pytest_asyncio.fixture
 async def control(google: Google, cloud_run: CloudRun, certificates: Certificates) -> AsyncIterator[str]:
-    async with GoogleServer(google, certificates, beside=Control(google, cloud_run)) as server:
+    async with GoogleServer(google, certificates, control=Control(google, cloud_run)) as server:
         yield f"http://{server.metadata_address}/emulator"
 
 
@@ -82,7 +82,7 @@ async def test_a_web_page_cannot_set_a_fault(control: str, google: Google) -> No
 
 @pytest.mark.asyncio
 async def test_the_state_counts_and_is_not_counted(control: str, google: Google, cloud_run: CloudRun) -> None:
-    google.record("iam", "a@b", "audience", 0.0)
+    google.record_mint("iam", "a@b", "audience", 0.0)
     google.fail("metadata", Fault.SERVER_ERROR, times=1)
     host = control.removesuffix("/emulator")
     async with aiohttp.ClientSession() as client, client.get(f"{host}/") as response:

@@ -74,10 +74,10 @@ def test_junk_is_no_id_token_and_is_not_quoted(cluster: OidcProvider) -> None:
 
 
 def test_a_pool_trusts_whom_it_is_told_to(google: Google) -> None:
-    provider = OidcProvider("//iam.googleapis.com/p/providers/x", "https://x", google.clock, google.handed_out)
+    provider = OidcProvider("//iam.googleapis.com/p/providers/x", "https://x", google.clock, google.issued_secrets)
     with pytest.raises(UnknownProvider):
         google.federation.exchange(provider.audience, JWT, provider.token("s"))
-    google.federation.trust(provider)
+    google.federation.add_provider(provider)
     assert google.federation.exchange(provider.audience, JWT, provider.token("s")) == (
         "principal://iam.googleapis.com/p/subject/s"
     )
@@ -253,4 +253,4 @@ def test_an_aws_key_does_not_show_its_secrets(google: Google) -> None:
     assert key.secret_access_key not in repr(key)
     assert key.session_token not in (None, "")
     assert str(key.session_token) not in repr(key)
-    assert {key.secret_access_key, key.session_token} <= google.handed_out
+    assert {key.secret_access_key, key.session_token} <= google.issued_secrets

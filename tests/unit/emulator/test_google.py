@@ -95,39 +95,39 @@ def test_an_account_may_have_several_keys(google: Google) -> None:
 
 def test_the_smaller_role_gives_id_tokens_only(google: Google) -> None:
     google.allow_impersonation(CALLER, TARGET, Role.OPEN_ID_TOKEN_CREATOR)
-    assert google.may(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
-    assert not google.may(CALLER, Permission.GET_ACCESS_TOKEN, TARGET)
-    assert not google.may(CALLER, Permission.IMPLICIT_DELEGATION, TARGET)
+    assert google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
+    assert not google.has_permission(CALLER, Permission.GET_ACCESS_TOKEN, TARGET)
+    assert not google.has_permission(CALLER, Permission.IMPLICIT_DELEGATION, TARGET)
 
 
 def test_the_larger_role_gives_all_and_can_be_taken_back(google: Google) -> None:
     google.allow_impersonation(CALLER, TARGET)
-    assert all(google.may(CALLER, permission, TARGET) for permission in Permission)
-    assert not google.may(TARGET, Permission.GET_OPEN_ID_TOKEN, CALLER)
+    assert all(google.has_permission(CALLER, permission, TARGET) for permission in Permission)
+    assert not google.has_permission(TARGET, Permission.GET_OPEN_ID_TOKEN, CALLER)
     google.forbid_impersonation(CALLER, TARGET)
-    assert not any(google.may(CALLER, permission, TARGET) for permission in Permission)
+    assert not any(google.has_permission(CALLER, permission, TARGET) for permission in Permission)
 
 
 def test_nobody_may_impersonate_itself_without_a_grant(google: Google) -> None:
     google.add_account(TARGET)
-    assert not google.may(TARGET, Permission.GET_OPEN_ID_TOKEN, TARGET)
+    assert not google.has_permission(TARGET, Permission.GET_OPEN_ID_TOKEN, TARGET)
 
 
 def test_a_fault_lasts_for_as_many_requests_as_were_said(google: Google) -> None:
     google.fail("iam", Fault.JUNK, times=2)
-    assert [google.take_fault("iam") for _ in range(3)] == [Fault.JUNK, Fault.JUNK, None]
-    assert google.take_fault("oauth") is None
+    assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK, Fault.JUNK, None]
+    assert google.next_fault("oauth") is None
 
 
 def test_a_fault_lasts_until_mended_otherwise(google: Google) -> None:
     google.fail("iam", Fault.JUNK)
-    assert [google.take_fault("iam") for _ in range(3)] == [Fault.JUNK] * 3
+    assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK] * 3
     google.fail("iam", None)
-    assert google.take_fault("iam") is None
+    assert google.next_fault("iam") is None
 
 
 def test_what_was_handed_out_is_noted(google: Google, clock: Clock) -> None:
-    google.record("iam", TARGET, AUDIENCE, 5.0)
+    google.record_mint("iam", TARGET, AUDIENCE, 5.0)
     (mint,) = google.mints
     assert (mint.endpoint, mint.audience, mint.email, mint.time, mint.expires_at) == (
         "iam",

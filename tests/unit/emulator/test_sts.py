@@ -89,7 +89,7 @@ async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None
 async def test_a_provider_that_is_not_trusted_any_more_is_unknown(
     client: aiohttp.ClientSession, google: Google, form: dict[str, str]
 ) -> None:
-    google.federation.distrust(form["audience"])
+    google.federation.remove_provider(form["audience"])
     assert (await post(client, EXCHANGE, form))[1]["error"] == "invalid_target"
 
 
@@ -123,10 +123,10 @@ async def test_a_member_of_a_workforce_gets_an_access_token(client: aiohttp.Clie
 async def test_a_member_needs_grant_token_and_client(client: aiohttp.ClientSession, google: Google) -> None:
     file = google.workforce_file(MEMBER)
     right = {"grant_type": "refresh_token", "refresh_token": file["refresh_token"]}
-    client_of = basic(file["client_id"], file["client_secret"])
+    client_credentials = basic(file["client_id"], file["client_secret"])
     for form, auth, refusal in (
-        (right | {"grant_type": "password"}, client_of, (400, "unsupported_grant_type")),
-        (right | {"refresh_token": "x"}, client_of, (400, "invalid_grant")),
+        (right | {"grant_type": "password"}, client_credentials, (400, "unsupported_grant_type")),
+        (right | {"refresh_token": "x"}, client_credentials, (400, "invalid_grant")),
         (right, None, (401, "invalid_client")),
         (right, basic(file["client_id"], "x"), (401, "invalid_client")),
     ):
@@ -136,4 +136,4 @@ async def test_a_member_needs_grant_token_and_client(client: aiohttp.ClientSessi
         async with client.post(WORKFORCE, data=right, headers={"Authorization": value}) as response:
             assert response.status == 401
     google.revoke_user(file["refresh_token"])
-    assert (await post(client, WORKFORCE, right, client_of))[1]["error"] == "invalid_grant"
+    assert (await post(client, WORKFORCE, right, client_credentials))[1]["error"] == "invalid_grant"

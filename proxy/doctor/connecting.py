@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import aiohappyeyeballs
 
-from proxy.doctor.claims import time_in_words
-from proxy.doctor.report import Outcome, Step, StepName, sentence, skipped
+from proxy.doctor.claims import format_time
+from proxy.doctor.report import Outcome, Step, StepName, as_sentence, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
@@ -24,14 +24,14 @@ from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
 
-__all__ = ["Reached", "Reacher", "certificate_details"]
+__all__ = ["ConnectionCheck", "ConnectionResult", "certificate_details"]
 
 _HAPPY_EYEBALLS_DELAY_SECONDS: Final = 0.25  # RFC 8305, section 8
 _DAY_SECONDS: Final = 86_400
-_SOON_DAYS: Final = 7
+_EXPIRY_WARNING_DAYS: Final = 7
 _ADDRESSES_SHOWN: Final = 4
 
-_NOT_IN_TIME: Final = frozenset((9, 10))
+_VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _HEADLINES: Final = {
@@ -43,14 +43,14 @@ _HEADLINES: Final = {
 }
 
 
-class Reached(NamedTuple):
+class ConnectionResult(NamedTuple):
     """Four steps, and the connection if all of them went well."""
 
     steps: tuple[Step, ...]
     connection: UpstreamConnection | None
 
 
-class Reacher:
+class ConnectionCheck:
     """Goes to origins. `timeout_seconds` holds for each step."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Reacher:
         self._upstream_ca = upstream_ca
         self._timeout_seconds = timeout_seconds
 
-    async def reach(self, origin: Origin, now: float) -> Reached:
+    async def reach(self, origin: Origin, now: float) -> ConnectionResult:
         """Return what the way to `origin` is like; `now` is for the certificate's remaining days."""
         dns, addresses = await self._resolve(origin)
         if not addresses:
@@ -74,10 +74,10 @@ class Reacher:
                 connection = await self._connector.connect(origin)
             except Failure as failure:
                 # In this order: the probe of the certificate takes the socket over.
-                tls, http2 = await self._explain(origin, failure, connected, now)
-                return Reached((dns, tcp, tls, http2), None)
+                tls, http2 = await self._explain_failure(origin, failure, connected, now)
+                return ConnectionResult((dns, tcp, tls, http2), None)
         tls = _tls_step(origin, _tls_of(connection), now)
-        return Reached((dns, tcp, tls, _http2_step(origin, connection)), connection)
+        return ConnectionResult((dns, tcp, tls, _http2_step(origin, connection)), connection)
 
     async def _resolve(self, origin: Origin) -> tuple[Step, list[AddressInfo]]:
         try:
@@ -106,7 +106,7 @@ class Reacher:
                     loop=loop,
                 )
         except OSError as exc:  # TimeoutError is one
-            return self._unconnected(origin, exc), None
+            return self._connect_failure(origin, exc), None
         milliseconds = round((loop.time() - started) * 1000, 1)
         host, port = connected.getpeername()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -114,7 +114,7 @@ class Reacher:
         details = {"address": where, "milliseconds": milliseconds}
         return Step(name="tcp", outcome=Outcome.OK, text=text, details=details), connected
 
-    def _unconnected(self, origin: Origin, exc: OSError) -> Step:
+    def _connect_failure(self, origin: Origin, exc: OSError) -> Step:
         if isinstance(exc, TimeoutError) and exc.errno is None:
             return _failed(
                 "tcp",
@@ -131,19 +131,19 @@ class Reacher:
             "Check host and port in the url of the route, and whether the service is up.",
         )
 
-    async def _explain(
+    async def _explain_failure(
         self, origin: Origin, failure: Failure, connected: socket.socket, now: float
     ) -> tuple[Step, Step]:
         """Return the steps `tls` and `http2` after a connection that could not be used."""
         if origin.scheme == "http":
-            return _no_tls(), _of_failure("http2", failure)
+            return _no_tls(), _failure_step("http2", failure)
         if not isinstance(failure, UpstreamNotHttp2 | UpstreamConnectionLost):
-            return _of_failure("tls", failure), skipped("http2", "not reached: TLS failed")
+            return _failure_step("tls", failure), skipped("http2", "not reached: TLS failed")
         tls = await self._handshake(origin, connected)
         if tls is None:
-            return skipped("tls", "it did not come to an end: see the next step"), _of_failure("http2", failure)
+            return skipped("tls", "it did not come to an end: see the next step"), _failure_step("http2", failure)
         chosen = tls.selected_alpn_protocol()
-        step = _of_failure("http2", failure, details={"alpn": chosen})
+        step = _failure_step("http2", failure, details={"alpn": chosen})
         return _tls_step(origin, tls, now), step
 
     async def _handshake(self, origin: Origin, connected: socket.socket) -> ssl.SSLObject | None:
@@ -170,7 +170,7 @@ def certificate_details(certificate: Mapping[str, Any], now: float) -> dict[str,
     expires_at = ssl.cert_time_to_seconds(certificate["notAfter"])
     return {
         "issuer": one_line(", ".join(name for name in names if name) or "somebody without a name"),
-        "expires_at": time_in_words(expires_at),
+        "expires_at": format_time(expires_at),
         "remaining_days": int((expires_at - now) // _DAY_SECONDS),
     }
 
@@ -190,7 +190,7 @@ def _tls_step(origin: Origin, tls: ssl.SSLObject | None, now: float) -> Step:
     details = {"version": version, **certificate_details(certificate, now)}
     days = details["remaining_days"]
     text = f"{version}, certificate of {details['issuer']}, good until {details['expires_at']}"
-    if days < _SOON_DAYS:
+    if days < _EXPIRY_WARNING_DAYS:
         return Step(
             name="tls",
             outcome=Outcome.WARNING,
@@ -217,11 +217,11 @@ def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
     )
 
 
-def _of_failure(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
-    text, remedy = _HEADLINES.get(failure.code, failure.code), sentence(str(failure))
+def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
+    text, remedy = _HEADLINES.get(failure.code, failure.code), as_sentence(str(failure))
     if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
         text = "the certificate does not verify"
-        if failure.__cause__.verify_code in _NOT_IN_TIME:
+        if failure.__cause__.verify_code in _VALIDITY_PERIOD_ERRORS:
             remedy += " Is the clock of this machine right?"
     return _failed(name, failure.code, text, remedy, details)
 
@@ -230,7 +230,7 @@ def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[
     return Step(name=name, outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details or {})
 
 
-def _stopped(what: str, *steps: Step) -> Reached:
+def _stopped(what: str, *steps: Step) -> ConnectionResult:
     names: tuple[StepName, ...] = ("dns", "tcp", "tls", "http2")
     rest = [skipped(name, f"not reached: {what} failed") for name in names[len(steps) :]]
-    return Reached((*steps, *rest), None)
+    return ConnectionResult((*steps, *rest), None)

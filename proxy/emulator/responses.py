@@ -15,7 +15,7 @@ from aiohttp import web
 
 from proxy.emulator.model import Endpoint, Fault
 
-__all__ = ["FLAVOR", "api_error", "disturb", "oauth_error", "page", "web_page"]
+__all__ = ["FLAVOR", "api_error", "apply_fault", "oauth_error", "page", "web_page"]
 
 STATUS_NAMES: Final = {
     400: "INVALID_ARGUMENT",
@@ -87,7 +87,7 @@ def _refusal(endpoint: Endpoint, status: int) -> web.Response:
     return oauth_error(names[status], "The emulator was told to refuse this request.", status=status)
 
 
-async def disturb(
+async def apply_fault(
     fault: Fault, endpoint: Endpoint, request: web.BaseRequest, *, slow_seconds: float
 ) -> web.Response | None:
     """Do to the request what the fault says; return the answer, or None when the right one is to follow."""

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from proxy.quoting import one_line, plain, text_of
 
-__all__ = ["Answer"]
+__all__ = ["Response"]
 
 _SIGN_IN_HOST: Final = "accounts.google.com"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What came back. Fields and body have no repr."""
 
     status: int
@@ -29,12 +29,12 @@ class Answer:
         return "x-restate-server" in self.fields
 
     @property
-    def redirects(self) -> bool:
+    def is_redirect(self) -> bool:
         """Whether it sends the caller elsewhere, which tells nothing about who may call."""
         return 300 <= self.status < 400
 
     @property
-    def target(self) -> str:
+    def redirect_target(self) -> str:
         """Where it redirects to, without query, to be shown."""
         where = self.fields.get("location", "").partition("?")[0].partition("#")[0]
         if not where:
@@ -42,10 +42,10 @@ class Answer:
         return where if plain(where) is not None else "a place that is not shown"
 
     @property
-    def target_host(self) -> str:
+    def redirect_host(self) -> str:
         """The host that it redirects to, in lower case; `""` where it names none."""
         try:
-            return (self.redirects and urlsplit(self.fields.get("location", "")).hostname) or ""
+            return (self.is_redirect and urlsplit(self.fields.get("location", "")).hostname) or ""
         except ValueError:
             return ""
 
@@ -57,7 +57,7 @@ class Answer:
         """
         if "x-goog-iap-generated-response" in self.fields:
             return True
-        return self.target_host == _SIGN_IN_HOST
+        return self.redirect_host == _SIGN_IN_HOST
 
     def excerpt(self) -> str:
         """Return the beginning of a text body, without mark-up and fit to be shown; `""` for any other body."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from proxy.cloud_run.answer import Answer
+from proxy.cloud_run.response import Response
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields
 from proxy.upstream.connection import UpstreamConnection
 
-__all__ = ["MOST_OCTETS", "ask"]
+__all__ = ["MAX_OCTETS", "send_request"]
 
-MOST_OCTETS: Final = 8 << 20
+MAX_OCTETS: Final = 8 << 20
 """How much of an answer is read; manifests with schemas have hundreds of KiB."""
 
 
-async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: float) -> Answer:
+async def send_request(connection: UpstreamConnection, fields: Fields, timeout_seconds: float) -> Response:
     """Return the answer to this request.
 
     Raises TimeoutError, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost, or Internal for a defect of ours.
@@ -26,7 +26,7 @@ async def ask(connection: UpstreamConnection, fields: Fields, timeout_seconds: f
     collector.stream = stream = connection.open(fields, True, collector)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await collector.answer
+            return await collector.response
     finally:
         stream.receiver = None
         if not collector.ended:
@@ -39,7 +39,7 @@ class _Collector(StreamReceiver):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.stream: Stream | None = None
         self.ended = False
-        self.answer: asyncio.Future[Answer] = loop.create_future()
+        self.response: asyncio.Future[Response] = loop.create_future()
         self._fields: Fields = []
         self._body = bytearray()
 
@@ -57,9 +57,9 @@ class _Collector(StreamReceiver):
         self._body += data
         if end_stream:
             self._finish()
-        elif len(self._body) > MOST_OCTETS:
+        elif len(self._body) > MAX_OCTETS:
             self._fail(
-                UpstreamReset(f"the answer has more than {MOST_OCTETS >> 20} MiB; that is no manifest"), over=False
+                UpstreamReset(f"the answer has more than {MAX_OCTETS >> 20} MiB; that is no manifest"), over=False
             )
 
     def on_response_trailers(self, fields: Fields) -> None:
@@ -93,11 +93,11 @@ class _Collector(StreamReceiver):
 
     def _finish(self) -> None:
         self.ended = True
-        if not self.answer.done():
+        if not self.response.done():
             named = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in self._fields}
-            self.answer.set_result(Answer(int(named.pop(":status")), named, bytes(self._body)))
+            self.response.set_result(Response(int(named.pop(":status")), named, bytes(self._body)))
 
     def _fail(self, failure: Failure, *, over: bool = True) -> None:
         self.ended = over
-        if not self.answer.done():
-            self.answer.set_exception(failure)
+        if not self.response.done():
+            self.response.set_exception(failure)

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
-from proxy.doctor import asking
-from proxy.doctor.asking import ask
+from proxy.doctor import sending
+from proxy.doctor.sending import send_request
 from proxy.errors import Internal, UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields
@@ -49,7 +49,7 @@ async def connected() -> AsyncIterator[tuple[UpstreamConnection, Peer]]:
 @pytest.mark.asyncio
 async def test_an_answer_is_collected_to_its_end_and_its_window_given_back() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
-        asked = group.create_task(ask(near, HEAD, LONG))
+        asked = group.create_task(send_request(near, HEAD, LONG))
         stream, fields, ended = await far.request()
         assert ended
         assert dict(fields)[b":path"] == b"/discover"
@@ -64,11 +64,11 @@ async def test_an_answer_is_collected_to_its_end_and_its_window_given_back() -> 
 @pytest.mark.asyncio
 async def test_an_answer_may_end_with_its_head_or_with_trailers() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
-        bare = group.create_task(ask(near, HEAD, LONG))
+        bare = group.create_task(send_request(near, HEAD, LONG))
         stream, _, _ = await far.request()
         far.respond(stream, 403, end=True)
         assert (await bare).status == 403
-        trailed = group.create_task(ask(near, HEAD, LONG))
+        trailed = group.create_task(send_request(near, HEAD, LONG))
         stream, _, _ = await far.request()
         far.respond(stream, 200)
         await far.send(stream, b"body")
@@ -93,7 +93,7 @@ async def test_a_reset_before_the_answer_is_told_with_its_code(code: int, words:
 @pytest.mark.asyncio
 async def test_a_reset_without_error_after_the_head_ends_the_answer() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
-        asked = group.create_task(ask(near, HEAD, LONG))
+        asked = group.create_task(send_request(near, HEAD, LONG))
         stream, _, _ = await far.request()
         far.respond(stream, 200)
         await far.send(stream, b"body")
@@ -118,7 +118,7 @@ async def test_a_request_that_was_not_taken_and_a_connection_that_was_lost_are_t
 async def test_silence_ends_in_a_timeout_and_the_service_hears_of_it() -> None:
     async with connected() as (near, far):
         with pytest.raises(TimeoutError):
-            await ask(near, HEAD, 0.05)
+            await send_request(near, HEAD, 0.05)
         stream, _, _ = await far.request()
         with pytest.raises(Reset) as caught:
             await _events(far, stream)
@@ -127,7 +127,7 @@ async def test_silence_ends_in_a_timeout_and_the_service_hears_of_it() -> None:
 
 @pytest.mark.asyncio
 async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "MOST_OCTETS", 1 << 20)
+    monkeypatch.setattr(sending, "MAX_OCTETS", 1 << 20)
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(_raised(near))
         stream, _, _ = await far.request()
@@ -145,7 +145,7 @@ async def test_a_defect_of_ours_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -
     def stumble(self: object, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(asking._Collector, "on_response_head", stumble)
+    monkeypatch.setattr(sending._Collector, "on_response_head", stumble)
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(_raised(near))
         stream, _, _ = await far.request()
@@ -160,7 +160,7 @@ async def _events(far: Peer, stream: int) -> None:
 
 async def _raised(connection: UpstreamConnection) -> BaseException:
     try:
-        await ask(connection, HEAD, LONG)
+        await send_request(connection, HEAD, LONG)
     except (Internal, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost) as failure:
         return failure
     raise AssertionError("there was an answer")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from h2.settings import SettingCodes
 
-from proxy.doctor.examination import Doctor
+from proxy.doctor.checking import Doctor
 from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
@@ -28,7 +28,7 @@ def environment(here: Patient) -> dict[str, str]:
 
 async def examined(here: Patient, given: Settings, **options: Any) -> list[RouteReport]:
     async with Doctor(given, environment=environment(here), **options) as doctor:
-        return await doctor.examine_all(given.route_table().routes, lambda report: None)
+        return await doctor.check_routes(given.route_table().routes, lambda report: None)
 
 
 def faults(report: RouteReport) -> dict[str, str | None]:
@@ -69,7 +69,7 @@ async def test_routes_are_told_in_their_order_whichever_is_done_first(tmp_path: 
     async with patient(tmp_path, slow_then_fast) as here:
         given = settings(here, {"slow": f"{here.url}/slow", "fast": f"{here.url}/fast"})
         async with Doctor(given, environment=environment(here)) as doctor:
-            reports = await doctor.examine_all(given.route_table().routes, lambda report: told.append(report.route))
+            reports = await doctor.check_routes(given.route_table().routes, lambda report: told.append(report.route))
     assert told == [report.route for report in reports] == ["slow", "fast"]
 
 

@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from proxy import __version__
-from proxy.cloud_run.answer import Answer
-from proxy.cloud_run.findings import Call, skew_seconds
+from proxy.cloud_run.findings import RequestInfo, skew_seconds
+from proxy.cloud_run.response import Response
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
-from proxy.doctor.asking import ask
+from proxy.doctor.connecting import ConnectionCheck
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
-from proxy.doctor.identity import find_credentials, mint
-from proxy.doctor.reaching import Reacher
-from proxy.doctor.report import Outcome, RouteReport, Step, StepName, sentence, skipped
+from proxy.doctor.identity import check_credentials, mint
+from proxy.doctor.report import Outcome, RouteReport, Step, StepName, as_sentence, skipped
+from proxy.doctor.sending import send_request
 from proxy.errors import Failure, UpstreamSaturated
 from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
@@ -76,7 +76,9 @@ class Doctor:
             connect_timeout_seconds=settings.connect_timeout,
             resolver=resolver,
         )
-        self._reacher = Reacher(self._connector, resolver, settings.upstream_ca, settings.connect_timeout)
+        self._connection_check = ConnectionCheck(
+            self._connector, resolver, settings.upstream_ca, settings.connect_timeout
+        )
         self._environment = environment
         self._clock = clock
         self._mint_timeout_seconds = settings.mint_timeout
@@ -91,11 +93,11 @@ class Doctor:
             closing.push_async_callback(self._google.close)
             closing.push_async_callback(self._tokens.close)
 
-    async def examine_all(self, routes: Sequence[Route], tell: Callable[[RouteReport], None]) -> list[RouteReport]:
+    async def check_routes(self, routes: Sequence[Route], tell: Callable[[RouteReport], None]) -> list[RouteReport]:
         """Return the reports in the order of `routes`; `tell` gets each as soon as it and all before it are there."""
         reports = []
         async with asyncio.TaskGroup() as group:
-            for task in [group.create_task(self.examine(route)) for route in routes]:
+            for task in [group.create_task(self.check_route(route)) for route in routes]:
                 reports.append(await task)
                 tell(reports[-1])
         return reports
@@ -104,20 +106,20 @@ class Doctor:
         """Return a new token for a route that has one; raises a leaf of TokenFailure."""
         return await self._tokens.mint_uncached(TokenKey.for_route(route))
 
-    async def examine(self, route: Route) -> RouteReport:
+    async def check_route(self, route: Route) -> RouteReport:
         """Return what was found; nothing that is wrong with a route is raised."""
         identity, token = await self._identify(route)
         self._progress(route, "dns")
-        reached = await self._reacher.reach(route.origin, self._clock())
+        reached = await self._connection_check.reach(route.origin, self._clock())
         asked: tuple[Step, ...]
         if reached.connection is None:
             asked = _not_asked("not reached: there is no connection")
         else:
-            visit = _Visit(self._connector, reached.connection, route, self._answer_timeout_seconds)
+            requests = _RouteRequests(self._connector, reached.connection, route, self._answer_timeout_seconds)
             try:
-                asked = await self._ask(visit, token)
+                asked = await self._ask(requests, token)
             finally:
-                await visit.leave()
+                await requests.leave()
         return RouteReport(
             route=route.name,
             url=f"{route.origin}{route.base_path}",
@@ -130,40 +132,40 @@ class Doctor:
             why = "not needed: the route adds no token (gcp_id_token = false)"
             return (skipped("credentials", why), skipped("token", why)), None
         self._progress(route, "credentials")
-        credentials = await find_credentials(self._google, self._environment, self._mint_timeout_seconds)
+        credentials = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)
         if credentials.who is None:
             return (credentials.step, skipped("token", "not reached: there are no credentials")), None
         self._progress(route, "token")
         step, token = await mint(self._tokens, route, credentials.who, self._clock())
         return (credentials.step, step), token
 
-    async def _ask(self, visit: _Visit, token: Token | None) -> tuple[Step, Step, Step]:
-        route = visit.route
+    async def _ask(self, requests: _RouteRequests, token: Token | None) -> tuple[Step, Step, Step]:
+        route = requests.route
         skew: float | None = None
         if route.signed:
             self._progress(route, "private")
-            answer = await visit.get(None)
-            if isinstance(answer, Answer):
-                skew = skew_seconds(answer, self._clock())
-                private = private_step(answer, Call(route=route))
+            response = await requests.get(None)
+            if isinstance(response, Response):
+                skew = skew_seconds(response, self._clock())
+                private = private_step(response, RequestInfo(route=route))
             else:
-                private = skipped("private", f"cannot be told: {answer.text} to an unsigned request")
+                private = skipped("private", f"cannot be told: {response.text} to an unsigned request")
         else:
             private = skipped("private", "not asked: the route adds no token")
         if route.signed and token is None:
             return private, clock_step(skew), skipped("discovery", "not reached: there is no token")
         self._progress(route, "discovery")
-        answer = await visit.get(token)
-        if not isinstance(answer, Answer):
-            return private, clock_step(skew), answer
+        response = await requests.get(token)
+        if not isinstance(response, Response):
+            return private, clock_step(skew), response
         if skew is None:
-            skew = skew_seconds(answer, self._clock())
+            skew = skew_seconds(response, self._clock())
         principal = token.principal if token is not None else None
-        call = Call(route=route, principal=principal, skew_seconds=skew)
-        return private, clock_step(skew), discovery_step(answer, call)
+        request = RequestInfo(route=route, principal=principal, skew_seconds=skew)
+        return private, clock_step(skew), discovery_step(response, request)
 
 
-class _Visit:
+class _RouteRequests:
     """Requests to one route, on one connection while it lasts."""
 
     def __init__(
@@ -174,7 +176,7 @@ class _Visit:
         self._connection = connection
         self._timeout_seconds = timeout_seconds
 
-    async def get(self, token: Token | None) -> Answer | Step:
+    async def get(self, token: Token | None) -> Response | Step:
         """Return the answer to a discovery, with this token or none; a failed step `discovery` where none came."""
         try:
             if self._connection.count_free_streams() <= 0:
@@ -182,14 +184,14 @@ class _Visit:
                 self._connection = await self._connector.connect(self.route.origin)
             if self._connection.count_free_streams() <= 0:
                 raise UpstreamSaturated(f"{self.route.origin} lets no stream be opened; try again, it may be starting")
-            return await ask(self._connection, self._head(token), self._timeout_seconds)
+            return await send_request(self._connection, self._head(token), self._timeout_seconds)
         except TimeoutError:
             return _no_answer(
                 f"no answer within {self._timeout_seconds:g} s",
                 "Is the container starting slowly, or stuck? Look at its logs; --timeout waits longer.",
             )
         except Failure as failure:
-            return _no_answer("no answer came", sentence(str(failure)))
+            return _no_answer("no answer came", as_sentence(str(failure)))
 
     async def leave(self) -> None:
         """End the connection: say so, and do not wait for the peer to agree."""

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
-from proxy.doctor.reaching import Reached, Reacher, certificate_details
+from proxy.doctor.connecting import ConnectionCheck, ConnectionResult, certificate_details
 from proxy.doctor.report import Outcome, Step
 from proxy.emulator import Certificates
 from proxy.http2.engine import Limits
@@ -31,7 +31,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.create(tmp_path_factory.mktemp("certificates"))
 
 
-def reacher(ca: Path | None = None, seconds: float = 10.0) -> Reacher:
+def reacher(ca: Path | None = None, seconds: float = 10.0) -> ConnectionCheck:
     connector = Connector(
         lambda handler: PortableEngine(client=True, limits=Limits(), handler=handler),
         Budget(1 << 20),
@@ -40,10 +40,12 @@ def reacher(ca: Path | None = None, seconds: float = 10.0) -> Reacher:
         upstream_ca=ca,
         connect_timeout_seconds=seconds,
     )
-    return Reacher(connector, Resolver(), ca, seconds)
+    return ConnectionCheck(connector, Resolver(), ca, seconds)
 
 
-async def reached(origin: Origin, ca: Path | None = None, seconds: float = 10.0, ahead: float = 0.0) -> Reached:
+async def reached(
+    origin: Origin, ca: Path | None = None, seconds: float = 10.0, ahead: float = 0.0
+) -> ConnectionResult:
     """Go there, and close what comes of it."""
     found = await reacher(ca, seconds).reach(origin, time.time() + ahead)
     if found.connection is not None:
@@ -52,12 +54,12 @@ async def reached(origin: Origin, ca: Path | None = None, seconds: float = 10.0,
     return found
 
 
-def by_name(found: Reached) -> dict[str, Step]:
+def by_name(found: ConnectionResult) -> dict[str, Step]:
     assert [step.name for step in found.steps] == ["dns", "tcp", "tls", "http2"]
     return {step.name: step for step in found.steps}
 
 
-def outcomes(found: Reached) -> list[str]:
+def outcomes(found: ConnectionResult) -> list[str]:
     return [step.outcome.value for step in found.steps]
 
 
