@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from proxy.http2.engine cimport Engine, StreamReceiver
+from proxy.http2.engine cimport Engine
 from proxy.http2.nghttp2.frames cimport FrameReader
 from proxy.http2.nghttp2.section_reader cimport SectionReader
 from proxy.http2.nghttp2.session cimport Session
@@ -26,8 +26,6 @@ cdef class Nghttp2Engine(Engine):
     cdef Nghttp2Stream turn
     cdef Py_ssize_t turn_octets
     cdef bytes content
-    cdef Nghttp2Stream told
-    cdef StreamReceiver told_receiver
 
     cdef list _senders
     cdef list _left

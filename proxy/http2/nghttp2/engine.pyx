@@ -21,7 +21,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
 from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
-from proxy.http2.nghttp2.receiving cimport callbacks, take_frame
+from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, take_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
 from proxy.http2.nghttp2.session cimport PEER_STREAMS_AT_FIRST, Session
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
@@ -45,8 +45,7 @@ cdef class Nghttp2Engine(Engine):
     `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id. `turns`: the
     streams that have content to send, in order. `resets_to_send` and `ends_to_send`: the streams whose reset, or whose
     end without content, is sent by the next `take`. `turn` and `turn_octets`: the stream of the frame that the library
-    is to send now, and its length. `content`: of the DATA that is being read. `told` and `told_receiver`: the stream
-    whose receiver is being told, and that receiver.
+    is to send now, and its length. `content`: of the DATA that is being read.
     """
 
     name = "nghttp2"
@@ -176,23 +175,12 @@ cdef class Nghttp2Engine(Engine):
     cpdef report_sent(self):
         cdef list senders = self._senders
         cdef Nghttp2Stream stream
-        cdef StreamReceiver receiver
         cdef Py_ssize_t octets
         if PyList_GET_SIZE(senders):
             self._senders = []
             for stream in senders:
                 octets, stream.leaving = stream.leaving, 0
-                receiver = stream.receiver
-                if receiver is None:
-                    continue
-                try:
-                    if self.client:
-                        receiver.on_request_sent(octets)
-                    else:
-                        receiver.on_response_sent(octets)
-                except Exception as exc:
-                    stream.receiver = receiver
-                    self.handler.on_internal_error(stream, exc)
+                tell(self, stream, ON_SENT, None, False, octets)
         if self._failure is not None:
             self._report_failure()
 

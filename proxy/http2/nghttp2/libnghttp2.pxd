@@ -2,6 +2,9 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
+cdef enum:
+    FAILED = -902  # NGHTTP2_ERR_CALLBACK_FAILURE: what a callback returns that has raised
+
 cdef extern from "nghttp2/nghttp2.h":
     enum:
         NGHTTP2_ERR_BAD_CLIENT_MAGIC
@@ -104,22 +107,22 @@ cdef extern from "nghttp2/nghttp2.h":
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(
-        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame_hd *, void *) noexcept)
+        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame_hd *, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_begin_headers_callback(
-        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame *, void *) noexcept)
+        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame *, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_header_callback2(
         nghttp2_session_callbacks *,
-        int (*)(nghttp2_session *, const nghttp2_frame *, nghttp2_rcbuf *, nghttp2_rcbuf *, uint8_t, void *) noexcept)
+        int (*)(nghttp2_session *, const nghttp2_frame *, nghttp2_rcbuf *, nghttp2_rcbuf *, uint8_t, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         nghttp2_session_callbacks *,
-        int (*)(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *) noexcept)
+        int (*)(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_frame_recv_callback(
-        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame *, void *) noexcept)
+        nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame *, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_stream_close_callback(
-        nghttp2_session_callbacks *, int (*)(nghttp2_session *, int32_t, uint32_t, void *) noexcept)
+        nghttp2_session_callbacks *, int (*)(nghttp2_session *, int32_t, uint32_t, void *) except FAILED)
     void nghttp2_session_callbacks_set_send_data_callback(
         nghttp2_session_callbacks *,
-        int (*)(nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *) noexcept)
+        int (*)(nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *) except FAILED)
     void nghttp2_session_callbacks_set_data_source_read_length_callback(
         nghttp2_session_callbacks *,
         ssize_t (*)(nghttp2_session *, uint8_t, int32_t, int32_t, int32_t, uint32_t, void *) noexcept)

@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_rcbuf
 
@@ -11,57 +11,47 @@ cdef enum:
 cdef enum:
     KEPT_LINES = 64
     KEPT_NAMES = 32
-    LINE_KINDS = 16
     FIRST_LINES = 32
 
-cdef struct Kept:
+cdef struct Line:
     nghttp2_rcbuf *name
     nghttp2_rcbuf *value
     PyObject *field
-    Py_ssize_t octets
-    int token
     bint never
-
-cdef struct Repeated:
-    nghttp2_rcbuf *name
-    PyObject *field
-    int token
+    Py_ssize_t octets
+    int kind
+    int64_t number
 
 cdef class SectionReader:
-    cdef bint malformed
+    cdef str refusal
     cdef bint too_great
-    cdef bint far_too_great
     cdef bint interim
     cdef bint has_watched
     cdef int status
     cdef int64_t content_length
+    cdef bytes method
+    cdef bytes path
 
-    cdef PyObject **_lines
+    cdef PyObject **_fields
     cdef Py_ssize_t _count
     cdef Py_ssize_t _capacity
     cdef frozenset _watched_names
-
-    cdef int _kind
-    cdef bint _regular
+    cdef int _section
     cdef uint32_t _met
     cdef Py_ssize_t _octets
     cdef Py_ssize_t _most_octets
-    cdef PyObject *_values[LINE_KINDS]
-    cdef Kept _kept[KEPT_LINES]
-    cdef Repeated _repeated[KEPT_NAMES]
+    cdef PyObject *_method
+    cdef PyObject *_path
+    cdef Line _by_buffers[KEPT_LINES]
+    cdef Line _by_name[KEPT_NAMES]
 
-    cdef int begin(self, int kind) except -1
-    cdef bint add_kept(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) noexcept
+    cdef int begin(self, int section) except -1
     cdef int add(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1
-    cdef bytes method(self)
-    cdef bytes path(self)
-    cdef list end(self, bint to_head)
+    cdef list end(self, bint to_head, bint ends)
 
-    cdef void _drop_lines(self) noexcept
-    cdef int _grow(self) except -1
-    cdef object _read(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never, int *token)
-    cdef void _note(self, int token, object field) noexcept
-    cdef bint _is_request(self) noexcept
-    cdef bint _is_response(self, bint to_head) noexcept
-    cdef bint _has_authority(self) noexcept
-    cdef bint _has_length(self) noexcept
+    cdef void _drop_fields(self) noexcept
+    cdef bint _fits(self, Py_ssize_t octets) except -1
+    cdef int _add_new(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1
+    cdef int _take(self, const Line *line) except -1
+    cdef bint _is_plain(self, bint to_head, bint ends) noexcept
+    cdef int _ask_policy(self, list fields, bint to_head, bint ends) except -1

@@ -4,6 +4,12 @@ from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session, nghttp2_session_cal
 from proxy.http2.nghttp2.outbox cimport Outbox
 from proxy.http2.nghttp2.section_writer cimport SectionWriter
 
+cdef extern from *:
+    """
+    static inline void raise_pending(void) {}
+    """
+    void raise_pending() except *  # raises the exception that a callback has left, if it has
+
 cdef enum:
     PEER_STREAMS_AT_FIRST = 100  # RFC 9113, 6.5.2 sets no limit before SETTINGS come
 
@@ -11,7 +17,6 @@ cdef class Session:
     cdef nghttp2_session *handle
     cdef bint client
     cdef bint calling_back
-    cdef object raised
     cdef Outbox outbox
     cdef SectionWriter writer
     cdef uint32_t max_streams
@@ -26,6 +31,5 @@ cdef class Session:
     cdef int submit_section(self, int32_t stream_id, bint opens, list fields, bint end, void *stream) except -1
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1
 
-    cdef int raise_kept(self) except -1
     cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1
     cdef int _write_section(self, const uint8_t *frame) except -1

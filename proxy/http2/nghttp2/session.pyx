@@ -40,7 +40,7 @@ _REASONS = {
 cdef class Session:
     """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, its compressor.
 
-    `calling_back`: the library must not be asked for what it has to send. `raised`: what a callback has kept.
+    `calling_back`: the library must not be asked for what it has to send.
     """
 
     def __cinit__(self, *, bint client):
@@ -110,21 +110,13 @@ cdef class Session:
         rv = nghttp2_session_mem_recv(self.handle, data, <size_t>count)
         self.calling_back = False
         if rv < 0:
-            self.raise_kept()
+            raise_pending()
             if rv == NGHTTP2_ERR_BAD_CLIENT_MAGIC:
                 raise ConnectionFault(PROTOCOL_ERROR, "the client preface is missing: this is not HTTP/2")
             if rv == NGHTTP2_ERR_NOMEM:
                 raise MemoryError
             raise ConnectionFault(ENHANCE_YOUR_CALM, nghttp2_strerror(<int>rv).decode())
         return self.collect()
-
-    cdef int raise_kept(self) except -1:
-        """Raise what a callback has kept."""
-        cdef object raised = self.raised
-        if raised is not None:
-            self.raised = None
-            raise raised
-        return 0
 
     cdef int collect(self) except -1:
         """Put what the library has queued, which is all but content, into the outbox."""
@@ -145,7 +137,7 @@ cdef class Session:
             else:
                 self.outbox.write(frame, count)
         if count < 0:
-            self.raise_kept()
+            raise_pending()
             raise MemoryError
         if self._deferred:
             self._deferred.clear()

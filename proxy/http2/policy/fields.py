@@ -20,11 +20,19 @@ from typing import Final, NamedTuple
 from proxy.http2.events import Fields
 from proxy.http2.policy import refusals
 
-__all__ = ["Malformed", "ResponseHead", "check_request", "check_response", "check_sendable", "check_trailers"]
+__all__ = [
+    "CONNECTION_SPECIFIC",
+    "Malformed",
+    "ResponseHead",
+    "check_request",
+    "check_response",
+    "check_sendable",
+    "check_trailers",
+]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 """A token without upper case (RFC 9110, 5.6.2; RFC 9113, 8.2.1)."""
-_CONNECTION_SPECIFIC: Final = frozenset(
+CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 _VISIBLE: Final = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
@@ -193,7 +201,7 @@ def _shape(names: tuple[bytes, ...], pseudo: frozenset[bytes]) -> _Shape:
 def _name_fault(name: bytes, before: dict[bytes, int]) -> tuple[str, str] | None:
     if not _NAME.fullmatch(name):
         return "a field name that is empty, has upper case or is no token", refusals.FIELD
-    if name in _CONNECTION_SPECIFIC:
+    if name in CONNECTION_SPECIFIC:
         return "a connection-specific field", refusals.FIELD
     if name == b"content-length" and name in before:
         return "content-length twice", refusals.FIELD
