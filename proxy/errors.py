@@ -1,55 +1,22 @@
-"""One tree of failures. Each leaf knows what Restate is answered and what a person has to do.
+"""Why an exchange failed, before its response began. Pure.
 
-How Restate reads an answer decides the columns (restate 1.7, service-client and invoker):
+A failure has a source and a kind. The base class is the source: `RequestRefused` (the caller), `SidecarFailure` (this
+process), `TokenFailure` (the credentials, Google), `UpstreamFailure` (Cloud Run, the way to it). The class itself is
+the kind. `str(failure)` is one sentence for a person: what went wrong, and where it can be said, what to do about it.
 
-* an invocation that gets 503 with `retry-after` is tried again after that time and loses no attempt, so everything
-  that passes by itself, and everything that an operator can mend while work waits, is 503 there;
-* a discovery shows status, fields and body to the person who registers. It repeats 408, 429, 500, 502, 503 and 504
-  for some two seconds and gives up at once on any other status, so what does not pass by itself gets such another.
+A transient failure is expected to end without any repair. Any other stays until a person does what the remedy in the
+docstring of its class says. What the caller is answered is decided elsewhere (`restate`).
 
-==================================  ==========  =========  ===========  ============
-leaf                                invocation  discovery  retry-after  transient
-==================================  ==========  =========  ===========  ============
-`BadRequest`, `PathRefused`         400         400        –            no
-`RouteNotFound`                     404         404        –            no
-`MethodRefused`                     501         501        –            no
-`LoopDetected`                      508         508        –            no
-`TokenFromCaller`                   400         400        –            no
-`BrowserRefused`                    403         403        –            no
-`Draining`, `Overloaded`            503         503        1–5 s        yes
-`Internal`                          500         500        –            no
-`TokenTimeout`, `TokenUnavailable`  503         503        1–5 s        yes
-`CredentialsNotFound`               503         503        1–5 s        yes
-`TokenMalformed`, `TokenExpired`    503         503        1–5 s        yes
-`CredentialsInvalid`                503         424        10–30 s      no
-`CredentialsRejected`               503         424        10–30 s      no
-`AmbientUnsupported`                503         424        10–30 s      no
-`ImpersonationDenied`               503         424        10–30 s      no
-`MintRefused`                       503         424        10–30 s      no
-`ProxyInvalid`                      503         424        10–30 s      no
-`UpstreamConnectFailed`             503         503        1–5 s        yes
-`UpstreamConnectTimeout`            503         503        1–5 s        yes
-`UpstreamTlsFailed`                 503         424        10–30 s      no
-`UpstreamNotHttp2`                  503         424        10–30 s      no
-`UpstreamSaturated`                 503         503        1–5 s        yes
-`UpstreamRefusedStream`             503         503        1–5 s        yes
-`UpstreamConnectionLost`            503         503        1–5 s        yes
-`UpstreamReset`                     502         502        –            yes
-==================================  ==========  =========  ===========  ============
-
-No text in here may carry a token, a key or an `Authorization` value.
+The text of a failure never contains a token, a key or an `Authorization` value.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal, NamedTuple
-
-from proxy.quoting import one_line
+from typing import ClassVar, Final, Literal
 
 __all__ = [
     "ERROR_FIELD",
     "AmbientUnsupported",
-    "Answer",
     "BadRequest",
     "BrowserRefused",
     "CredentialsInvalid",
@@ -64,17 +31,16 @@ __all__ = [
     "MintRefused",
     "Overloaded",
     "PathRefused",
-    "Permanent",
     "ProxyInvalid",
     "RequestRefused",
     "RouteNotFound",
+    "SidecarFailure",
     "TokenExpired",
     "TokenFailure",
     "TokenFromCaller",
     "TokenMalformed",
     "TokenTimeout",
     "TokenUnavailable",
-    "Transient",
     "UpstreamConnectFailed",
     "UpstreamConnectTimeout",
     "UpstreamConnectionLost",
@@ -84,291 +50,333 @@ __all__ = [
     "UpstreamReset",
     "UpstreamSaturated",
     "UpstreamTlsFailed",
-    "answer",
-    "leaves",
-    "retry_after",
+    "all_failures",
 ]
 
 ERROR_FIELD: Final = b"x-cloudrun-sidecar-error"
-
-_MOST_CHARACTERS: Final = 4_000
-"""Of a sentence; the list of routes in one may be long."""
+"""Response field that carries `Failure.code`; its presence says that the sidecar answered, not Cloud Run."""
 
 
 class Failure(Exception):
-    """Something that ends an exchange before its response began; `str()` is the sentence for a person."""
+    """Base of all failures; `str()` is the sentence for a person."""
 
     code: ClassVar[str]
-    """Stable name, sent as `x-cloudrun-sidecar-error`."""
-    status: ClassVar[int]
-    """HTTP status of the answer to an invocation."""
-    discovery_status: ClassVar[int]
-    """HTTP status of the answer to a discovery."""
-    retry_after_seconds: ClassVar[tuple[int, int] | None]
-    """Least and most seconds of `retry-after`, or None for no such field."""
-    transient: ClassVar[bool]
-    """Whether it is expected to pass by itself, without anybody mending anything."""
-    severity: ClassVar[Literal["warning", "error"]] = "warning"
-    """Of its log line: `error` where somebody has to mend something on this side."""
+    """Failure code: a stable name for `ERROR_FIELD`, log lines and metrics."""
+    transient: ClassVar[bool] = False
+    """True if it is expected to end without any repair."""
+
+    @property
+    def severity(self) -> Literal["warning", "error"]:
+        """Level of the log line: `error` if something on this side must be repaired, else `warning`."""
+        return "warning" if self.transient or isinstance(self, RequestRefused) else "error"
+
+
+# ---- sources
 
 
 class RequestRefused(Failure):
-    """The request itself is at fault; the same request will fail again."""
-
-    retry_after_seconds = None
-    transient = False
+    """The request is at fault: the same request fails again."""
 
 
-class Transient(Failure):
-    """Passes by itself: Restate is told to come back soon and loses no attempt."""
-
-    status = 503
-    discovery_status = 503
-    retry_after_seconds: ClassVar[tuple[int, int]] = (1, 5)
-    transient = True
-
-
-class Permanent(Failure):
-    """Stays until somebody mends it: work waits, and a registration fails at once with the remedy."""
-
-    status = 503
-    discovery_status = 424
-    retry_after_seconds = (10, 30)
-    transient = False
-    severity = "error"
+class SidecarFailure(Failure):
+    """The sidecar itself could not serve the request."""
 
 
 class TokenFailure(Failure):
-    """No ID token, so nothing was sent upstream."""
+    """There is no ID token, so nothing was sent upstream."""
 
 
 class UpstreamFailure(Failure):
-    """The upstream could not be reached, or went away before it answered."""
+    """The upstream could not be reached, or failed before its response began."""
+
+
+# ---- request
 
 
 class BadRequest(RequestRefused):
-    """An HTTP/1.1 request that is malformed, ambiguous or too long; where there is a more exact status, it is sent."""
+    """An HTTP/1.1 request is malformed, ambiguous or too long.
+
+    Remedy: correct the client; the sentence says which rule of HTTP/1.1 the request breaks.
+    """
 
     code = "bad-request"
-    status = discovery_status = 400
-
-
-class PathRefused(RequestRefused):
-    """The path could mean another route, or leave the route's base path, once somebody normalises it."""
-
-    code = "path-refused"
-    status = discovery_status = 400
-
-
-class RouteNotFound(RequestRefused):
-    """No route has a prefix of this path."""
-
-    code = "route-not-found"
-    status = discovery_status = 404
-
-
-class MethodRefused(RequestRefused):
-    """CONNECT, TRACE, `Upgrade` and the like have no meaning through this proxy."""
-
-    code = "method-refused"
-    status = discovery_status = 501
-
-
-class LoopDetected(RequestRefused):
-    """The request came from this sidecar itself, or has passed through too many others."""
-
-    code = "loop-detected"
-    status = discovery_status = 508
-
-
-class TokenFromCaller(RequestRefused):
-    """A discovery with a Google token of Restate's own. An invocation is forwarded, with ours in its place."""
-
-    code = "token-from-caller"
-    status = discovery_status = 400
 
 
 class BrowserRefused(RequestRefused):
-    """A page in somebody's browser would call the services with the sidecar's identity (cross-site request forgery)."""
+    """A web page sent the request (cross-site request forgery); it would be signed with the sidecar's identity.
+
+    Remedy: none for a page. A person calls 127.0.0.1 or localhost, or lists the host name in `allowed_hosts`.
+    """
 
     code = "browser-refused"
-    status = discovery_status = 403
 
 
-class Draining(Transient):
-    """The sidecar is shutting down and takes no new exchange."""
+class LoopDetected(RequestRefused):
+    """The request came from this sidecar itself, or has passed through too many other sidecars.
+
+    Remedy: set the `url` of the route to the Cloud Run service.
+    """
+
+    code = "loop-detected"
+
+
+class MethodRefused(RequestRefused):
+    """CONNECT and TRACE are not forwarded.
+
+    Remedy: find the client that sends them, and have it call the path of a route.
+    """
+
+    code = "method-refused"
+
+
+class PathRefused(RequestRefused):
+    """The path could mean another route, or leave the base path of its route, once a service normalises it.
+
+    Remedy: use a URL without `..`, encoded slashes, backslashes and empty segments.
+    """
+
+    code = "path-refused"
+
+
+class RouteNotFound(RequestRefused):
+    """No route has a prefix of this path.
+
+    Remedy: correct the URL that the client uses, or add a route; the sentence names similar routes.
+    """
+
+    code = "route-not-found"
+
+
+class TokenFromCaller(RequestRefused):
+    """An interactive request has a Google token of its own; the answer would not show whether the sidecar's works.
+
+    Remedy: configure the client to add no Google token; the sidecar adds one.
+    """
+
+    code = "token-from-caller"
+
+
+# ---- sidecar
+
+
+class Draining(SidecarFailure):
+    """The sidecar is shutting down and starts no exchange.
+
+    Remedy: none; the next sidecar takes the request.
+    """
 
     code = "draining"
+    transient = True
 
 
-class Overloaded(Transient):
-    """A limit of the sidecar itself was reached."""
+class Internal(SidecarFailure):
+    """A defect of the sidecar.
 
-    code = "overloaded"
-
-
-class Internal(Failure):
-    """A defect of the sidecar."""
+    Remedy: report it, with the log line that says where it happened.
+    """
 
     code = "internal"
-    status = discovery_status = 500
-    retry_after_seconds = None
-    transient = False
-    severity = "error"
 
 
-class TokenTimeout(TokenFailure, Transient):
-    """Minting took longer than its deadline."""
+class Overloaded(SidecarFailure):
+    """A limit of the sidecar is reached.
 
-    code = "token-timeout"
+    Remedy: raise `queued_octets` or `max_concurrent_streams`, or run more workers or replicas.
+    """
 
-
-class TokenUnavailable(TokenFailure, Transient):
-    """Google (or the metadata server) could not be reached, answered 5xx or 429, or closed the connection."""
-
-    code = "token-unavailable"
+    code = "overloaded"
+    transient = True
 
 
-class CredentialsNotFound(TokenFailure, Transient):
-    """No credential file and no metadata server; the latter may still be starting (GKE), hence transient."""
-
-    code = "credentials-not-found"
+# ---- token
 
 
-class TokenMalformed(TokenFailure, Transient):
-    """What was minted is not a JWT with an expiry."""
+class AmbientUnsupported(TokenFailure):
+    """This kind of credential cannot mint an ID token for an audience.
 
-    code = "token-malformed"
-
-
-class TokenExpired(TokenFailure, Transient):
-    """What was minted is expired already: a clock is wrong."""
-
-    code = "token-expired"
-
-
-class CredentialsInvalid(TokenFailure, Permanent):
-    """The credential file is missing, unreadable, or not what it should be."""
-
-    code = "credentials-invalid"
-
-
-class CredentialsRejected(TokenFailure, Permanent):
-    """Google does not take the credential any more (`invalid_grant`: revoked, deleted, expired)."""
-
-    code = "credentials-rejected"
-
-
-class AmbientUnsupported(TokenFailure, Permanent):
-    """This kind of credential cannot mint an ID token for an audience; impersonation can."""
+    Remedy: set `gcp_impersonate_service_account`.
+    """
 
     code = "ambient-unsupported"
 
 
-class ImpersonationDenied(TokenFailure, Permanent):
-    """IAM says no: `roles/iam.serviceAccountOpenIdTokenCreator` is missing on the impersonated account."""
+class CredentialsInvalid(TokenFailure):
+    """The credential file is missing, unreadable or wrong.
+
+    Remedy: repair the file that the sentence names; it is read again at the next request.
+    """
+
+    code = "credentials-invalid"
+
+
+class CredentialsNotFound(TokenFailure):
+    """There is no credential file and no metadata server; transient because GKE's server may still be starting.
+
+    Remedy: set `GOOGLE_APPLICATION_CREDENTIALS`, or run `gcloud auth application-default login`.
+    """
+
+    code = "credentials-not-found"
+    transient = True
+
+
+class CredentialsRejected(TokenFailure):
+    """Google rejects the credential (`invalid_grant`): it is revoked, deleted or expired.
+
+    Remedy: run `gcloud auth application-default login`, or make a new key.
+    """
+
+    code = "credentials-rejected"
+
+
+class ImpersonationDenied(TokenFailure):
+    """IAM denies impersonation.
+
+    Remedy: grant `roles/iam.serviceAccountOpenIdTokenCreator` on the account that the sentence names.
+    """
 
     code = "impersonation-denied"
 
 
-class ProxyInvalid(TokenFailure, Permanent):
-    """The environment names a proxy that cannot be used (SOCKS, or no URL of a proxy)."""
+class MintRefused(TokenFailure):
+    """Google refused to mint (4xx) for a reason that has no failure of its own.
 
-    code = "proxy-invalid"
-
-
-class MintRefused(TokenFailure, Permanent):
-    """Google refused to mint for a reason other than the above (4xx)."""
+    Remedy: follow Google's words, which the sentence quotes; check that the account exists and the API is enabled.
+    """
 
     code = "mint-refused"
 
 
-class UpstreamConnectFailed(UpstreamFailure, Transient):
-    """Name resolution or the TCP connection failed."""
+class ProxyInvalid(TokenFailure):
+    """The environment names a proxy that cannot be used: a SOCKS proxy, or no URL of a proxy.
+
+    Remedy: set `https_proxy` to http://HOST:PORT, or list the host in `no_proxy`.
+    """
+
+    code = "proxy-invalid"
+
+
+class TokenExpired(TokenFailure):
+    """The minted token was expired on arrival.
+
+    Remedy: correct the clock of the server that answers for Google or the metadata server.
+    """
+
+    code = "token-expired"
+    transient = True
+
+
+class TokenMalformed(TokenFailure):
+    """The answer to a mint is not a JWT with an expiry.
+
+    Remedy: find out which server answers in place of Google or the metadata server.
+    """
+
+    code = "token-malformed"
+    transient = True
+
+
+class TokenTimeout(TokenFailure):
+    """Minting took longer than its deadline.
+
+    Remedy: check the network to Google (proxy, firewall), slow executables, and mounts that hang.
+    """
+
+    code = "token-timeout"
+    transient = True
+
+
+class TokenUnavailable(TokenFailure):
+    """Google or the metadata server could not be reached, answered 5xx or 429, or closed the connection.
+
+    Remedy: none if it ends soon; otherwise follow the reason in the log line.
+    """
+
+    code = "token-unavailable"
+    transient = True
+
+
+# ---- upstream
+
+
+class UpstreamConnectFailed(UpstreamFailure):
+    """Name resolution or the TCP connection failed.
+
+    Remedy: check the `url` of the route, DNS and egress rules.
+    """
 
     code = "upstream-connect-failed"
+    transient = True
 
 
-class UpstreamConnectTimeout(UpstreamFailure, Transient):
-    """Resolution, TCP and TLS together took longer than the connect deadline."""
+class UpstreamConnectTimeout(UpstreamFailure):
+    """Resolution, TCP and TLS together took longer than `connect_timeout`.
+
+    Remedy: check the name servers if the sentence names them, else egress rules that drop packets.
+    """
 
     code = "upstream-connect-timeout"
+    transient = True
 
 
-class UpstreamTlsFailed(UpstreamFailure, Permanent):
-    """The upstream's certificate does not verify, or TLS failed otherwise."""
+class UpstreamConnectionLost(UpstreamFailure):
+    """The connection ended after the request was sent and before a response began.
 
-    code = "upstream-tls-failed"
+    Remedy: none if it is rare; otherwise look for crashes in the log of the service.
+    """
+
+    code = "upstream-connection-lost"
+    transient = True
 
 
-class UpstreamNotHttp2(UpstreamFailure, Permanent):
-    """The upstream does not offer HTTP/2 (ALPN h2)."""
+class UpstreamNotHttp2(UpstreamFailure):
+    """The upstream does not offer HTTP/2 (ALPN h2).
+
+    Remedy: deploy the service with `--use-http2`, and set the `url` of the route to Cloud Run's.
+    """
 
     code = "upstream-not-http2"
 
 
-class UpstreamSaturated(UpstreamFailure, Transient):
-    """All streams of all connections that may be opened are taken, for longer than a request may wait."""
+class UpstreamRefusedStream(UpstreamFailure):
+    """The upstream did not process the request (REFUSED_STREAM, GOAWAY), and the request is not held any more.
 
-    code = "upstream-saturated"
-
-
-class UpstreamRefusedStream(UpstreamFailure, Transient):
-    """The upstream did not process the request (REFUSED_STREAM, GOAWAY) and its octets are no longer held."""
+    Remedy: none if it is rare; otherwise raise `replay_octets`, so that larger requests are held.
+    """
 
     code = "upstream-refused-stream"
-
-
-class UpstreamConnectionLost(UpstreamFailure, Transient):
-    """The upstream connection ended after the request was sent and before a response began."""
-
-    code = "upstream-connection-lost"
-
-
-class UpstreamReset(UpstreamFailure):
-    """The upstream reset the stream before a response began (told only to HTTP/1.1 callers, who know no reset)."""
-
-    code = "upstream-reset"
-    status = discovery_status = 502
-    retry_after_seconds = None
     transient = True
 
 
-class Answer(NamedTuple):
-    """A response made up by the sidecar; `fields` are (name, value) and hold no pseudo-field."""
+class UpstreamReset(UpstreamFailure):
+    """The upstream reset the stream before a response began. Only HTTP/1.1, which has no resets, needs this failure.
 
-    status: int
-    fields: list[tuple[bytes, bytes]]
-    body: bytes
+    Remedy: read the log of the service.
+    """
 
-
-def answer(failure: Failure, *, discovery: bool, random_fraction: float) -> Answer:
-    """Return what the caller is told; `random_fraction` in [0, 1) spreads `retry-after`, lest all return at once."""
-    text = one_line(str(failure), _MOST_CHARACTERS) or failure.code
-    body = f"cloudrun-sidecar: {text}\n".encode(errors="backslashreplace")
-    fields = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (ERROR_FIELD, failure.code.encode()),
-    ]
-    if failure.retry_after_seconds is not None:
-        fields.append((b"retry-after", retry_after(failure.retry_after_seconds, random_fraction)))
-    return Answer(failure.discovery_status if discovery else failure.status, fields, body)
+    code = "upstream-reset"
+    transient = True
 
 
-def retry_after(seconds: tuple[int, int], random_fraction: float) -> bytes:
-    """Return a value of `retry-after` within these bounds, both included; `random_fraction` in [0, 1) decides where."""
-    least, most = seconds
-    return str(least + int(random_fraction * (most - least + 1))).encode()
+class UpstreamSaturated(UpstreamFailure):
+    """All streams of all permitted connections were in use for longer than `stream_wait_timeout`.
+
+    Remedy: raise `max_upstream_connections`, or make the service faster.
+    """
+
+    code = "upstream-saturated"
+    transient = True
 
 
-def leaves() -> list[type[Failure]]:
-    """Return every failure that has a code, in alphabetical order of the codes."""
-    found: dict[str, type[Failure]] = {}
-    pending: list[type[Failure]] = [Failure]
-    while pending:
-        kind = pending.pop()
-        pending += kind.__subclasses__()
-        if "code" in vars(kind):
-            found[kind.code] = kind
-    return [found[code] for code in sorted(found)]
+class UpstreamTlsFailed(UpstreamFailure):
+    """The certificate of the upstream does not verify, or TLS failed otherwise.
+
+    Remedy: check the host name of the `url`; set `upstream_ca` for a private authority.
+    """
+
+    code = "upstream-tls-failed"
+
+
+def all_failures() -> list[type[Failure]]:
+    """Return every kind of failure, sorted by code. A kind is a direct subclass of its source, and may have others."""
+    kinds = (kind for source in Failure.__subclasses__() for kind in source.__subclasses__())
+    return sorted(kinds, key=lambda kind: kind.code)

@@ -1,64 +1,246 @@
-"""What Restate expects of a deployment (restate 1.7, service-client and invoker).
+"""What the client downstream expects: Restate 1.7 (service-client, invoker and admin API). Pure.
 
-* `GET {prefix}/discover` asks for the manifest. A person waits for it and sees the answer, body included.
+This module is the sidecar's policy for its client. Another client than Restate is another file with these names:
+
+* `classify`                                              what a request is
+* `local_reply`                                           what a failure is answered with
+* `missing_retry_after`, `stops_work`                     what an upstream's error status needs
+* `KEEP_ALIVE_SECONDS`                                    how long an idle connection stays open
+* `DISCOVERY_ACCEPT`, `is_manifest`, `manifest_services`  how a route is tried
+
+Restate sends three kinds of requests:
+
+* `GET {prefix}/discover` asks for the manifest. A person waits for it, and sees the answer with its body.
 * `POST {prefix}/invoke/{service}/{handler}` runs a handler. Nobody sees the body of a failed one.
-* `POST {prefix}/serdes/…` serves the UI. It is no discovery: a UI can wait and repeat.
+* Others, such as `POST {prefix}/serdes/…`, serve the UI, which can wait and repeat.
 
-An invocation that gets 429 or 503 is tried again. With `retry-after` that costs it no attempt; without, three of them
-pause it where its retry policy says `max-attempts = 3`.
+How Restate reads an answer decides the table of local replies:
+
+* An invocation that gets 503 with `retry-after` is retried after that time and uses up no attempt. So everything that
+  is transient, and everything that an operator can repair while work waits, is 503 there. Without `retry-after`, three
+  answers pause it where its retry policy says `max-attempts = 3`.
+* A discovery shows status, fields and body to the person who registers. Restate repeats it for some two seconds on 408,
+  429, 500, 502, 503 and 504, and stops at once on any other status. So what is not transient gets another status.
+
+==================================  =====  =========  ===========
+failure                             other  discovery  retry-after
+==================================  =====  =========  ===========
+`BadRequest`, `PathRefused`         400    400        –
+`RouteNotFound`                     404    404        –
+`MethodRefused`                     501    501        –
+`LoopDetected`                      508    508        –
+`TokenFromCaller`                   400    400        –
+`BrowserRefused`                    403    403        –
+`Draining`, `Overloaded`            503    503        1–5 s
+`Internal`                          500    500        –
+`TokenTimeout`, `TokenUnavailable`  503    503        1–5 s
+`CredentialsNotFound`               503    503        1–5 s
+`TokenMalformed`, `TokenExpired`    503    503        1–5 s
+`CredentialsInvalid`                503    424        10–30 s
+`CredentialsRejected`               503    424        10–30 s
+`AmbientUnsupported`                503    424        10–30 s
+`ImpersonationDenied`               503    424        10–30 s
+`MintRefused`                       503    424        10–30 s
+`ProxyInvalid`                      503    424        10–30 s
+`UpstreamConnectFailed`             503    503        1–5 s
+`UpstreamConnectTimeout`            503    503        1–5 s
+`UpstreamTlsFailed`                 503    424        10–30 s
+`UpstreamNotHttp2`                  503    424        10–30 s
+`UpstreamSaturated`                 503    503        1–5 s
+`UpstreamRefusedStream`             503    503        1–5 s
+`UpstreamConnectionLost`            503    503        1–5 s
+`UpstreamReset`                     502    502        –
+==================================  =====  =========  ===========
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
-from proxy.errors import Transient, retry_after
+from proxy import errors
+from proxy.errors import ERROR_FIELD, Failure
+from proxy.quoting import one_line
 
-__all__ = ["DISCOVERY_ACCEPT", "is_discovery", "is_manifest", "manifest_services", "missing_retry_after"]
+__all__ = [
+    "DISCOVERY_ACCEPT",
+    "KEEP_ALIVE_SECONDS",
+    "REPLY_RULES",
+    "LocalReply",
+    "ReplyRule",
+    "RequestKind",
+    "classify",
+    "is_manifest",
+    "local_reply",
+    "manifest_services",
+    "missing_retry_after",
+    "stops_work",
+]
+
+KEEP_ALIVE_SECONDS: Final = 720
+"""Idle time of an HTTP/1.1 connection: Restate may be silent for 60 s + 600 s, and pools connections for 300 s."""
 
 _MANIFEST: Final = "application/vnd.restate.endpointmanifest.v{}+json"
 
 DISCOVERY_ACCEPT: Final = ", ".join(_MANIFEST.format(version) for version in range(1, 5)).encode()
-"""What Restate accepts as the answer to a discovery."""
+"""The `accept` value of Restate's discoveries."""
 
 _IS_MANIFEST: Final = re.compile(re.escape(_MANIFEST).replace(r"\{\}", "[0-9]+"))
 
+_MOST_CHARACTERS: Final = 4_000
+"""Of the sentence in a local reply; the list of routes in one may be long."""
+
+_SOON: Final = (1, 5)
+_LATER: Final = (10, 30)
 
 _RETRIED_FOR_FREE: Final = frozenset((429, 503))
-"""Statuses that use no attempt of an invocation up, if `retry-after` comes with them."""
+"""Statuses that use up no attempt of an invocation, if `retry-after` comes with them."""
+
+# Restate follows no redirect.
+_STOPS_WORK: Final = frozenset((301, 302, 303, 307, 308, 401, 403, 404, 415, 429, 502, 503, 504, 508))
+
+
+class RequestKind(Enum):
+    """What a request is to Restate."""
+
+    DISCOVERY = "discovery", True
+    INVOCATION = "invocation", False
+    OTHER = "other", False
+
+    def __init__(self, label: str, interactive: bool) -> None:
+        self.label = label
+        """The kind in a word."""
+        self.interactive = interactive
+        """True if a person waits for the answer and has to see whether everything works now: the token is minted for
+        this request alone, and a Google token of the caller is refused, not dropped."""
+
+
+class ReplyRule(NamedTuple):
+    """What a failure is answered with."""
+
+    status: int
+    """HTTP status for invocations and other requests."""
+    discovery_status: int
+    """HTTP status for discoveries."""
+    retry_after_seconds: tuple[int, int] | None
+    """Least and greatest value of `retry-after`; None for no such field."""
+
+
+class LocalReply(NamedTuple):
+    """A response that the sidecar makes itself."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    """Name and value of each; without pseudo-fields."""
+    body: bytes
+
+
+_TRANSIENT: Final = ReplyRule(503, 503, _SOON)
+_REPAIRABLE: Final = ReplyRule(503, 424, _LATER)
+
+REPLY_RULES: Final[Mapping[type[Failure], ReplyRule]] = {
+    errors.BadRequest: ReplyRule(400, 400, None),
+    errors.PathRefused: ReplyRule(400, 400, None),
+    errors.RouteNotFound: ReplyRule(404, 404, None),
+    errors.MethodRefused: ReplyRule(501, 501, None),
+    errors.LoopDetected: ReplyRule(508, 508, None),
+    errors.TokenFromCaller: ReplyRule(400, 400, None),
+    errors.BrowserRefused: ReplyRule(403, 403, None),
+    errors.Draining: _TRANSIENT,
+    errors.Overloaded: _TRANSIENT,
+    errors.Internal: ReplyRule(500, 500, None),
+    errors.TokenTimeout: _TRANSIENT,
+    errors.TokenUnavailable: _TRANSIENT,
+    errors.CredentialsNotFound: _TRANSIENT,
+    errors.TokenMalformed: _TRANSIENT,
+    errors.TokenExpired: _TRANSIENT,
+    errors.CredentialsInvalid: _REPAIRABLE,
+    errors.CredentialsRejected: _REPAIRABLE,
+    errors.AmbientUnsupported: _REPAIRABLE,
+    errors.ImpersonationDenied: _REPAIRABLE,
+    errors.MintRefused: _REPAIRABLE,
+    errors.ProxyInvalid: _REPAIRABLE,
+    errors.UpstreamConnectFailed: _TRANSIENT,
+    errors.UpstreamConnectTimeout: _TRANSIENT,
+    errors.UpstreamTlsFailed: _REPAIRABLE,
+    errors.UpstreamNotHttp2: _REPAIRABLE,
+    errors.UpstreamSaturated: _TRANSIENT,
+    errors.UpstreamRefusedStream: _TRANSIENT,
+    errors.UpstreamConnectionLost: _TRANSIENT,
+    errors.UpstreamReset: ReplyRule(502, 502, None),
+}
+"""One row for each failure; the table above."""
+
+_RULES_BY_CODE: Final = {kind.code: rule for kind, rule in REPLY_RULES.items()}  # tokens/ has subclasses of some kinds
+
+
+def classify(method: bytes, path: bytes) -> RequestKind:
+    """Return what a request is; `path` may have a prefix and a query."""
+    if method == b"GET" and path.partition(b"?")[0].endswith(b"/discover"):
+        return RequestKind.DISCOVERY
+    if method == b"POST":
+        segments = path.partition(b"?")[0].split(b"/")[-3:]
+        if len(segments) == 3 and segments[0] == b"invoke" and all(segments):
+            return RequestKind.INVOCATION
+    return RequestKind.OTHER
+
+
+def local_reply(failure: Failure, kind: RequestKind, random_fraction: float) -> LocalReply:
+    """Return what the client is answered.
+
+    `random_fraction` in [0, 1) chooses `retry-after` within its bounds, so that clients do not all come back at once.
+    """
+    rule = _RULES_BY_CODE[failure.code]
+    text = one_line(str(failure), _MOST_CHARACTERS) or failure.code
+    body = f"cloudrun-sidecar: {text}\n".encode(errors="backslashreplace")
+    fields = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (ERROR_FIELD, failure.code.encode()),
+    ]
+    if rule.retry_after_seconds is not None:
+        fields.append((b"retry-after", _retry_after(rule.retry_after_seconds, random_fraction)))
+    return LocalReply(rule.discovery_status if kind is RequestKind.DISCOVERY else rule.status, fields, body)
 
 
 def missing_retry_after(
     status: int, fields: list[tuple[bytes, bytes, bool]], random_fraction: float
 ) -> tuple[bytes, bytes, bool] | None:
-    """Return the `retry-after` line that a response head of an upstream lacks; None where it has one or needs none.
+    """Return the `retry-after` line that an upstream's response head lacks; None if it has one or needs none.
 
-    It asks for as long as our own transient answers do; `random_fraction` in [0, 1) spreads it.
+    Its value is that of transient local replies; `random_fraction` is as in `local_reply`.
     """
     if status not in _RETRIED_FOR_FREE or any(name == b"retry-after" for name, _, _ in fields):
         return None
-    return (b"retry-after", retry_after(Transient.retry_after_seconds, random_fraction), False)
+    return (b"retry-after", _retry_after(_SOON, random_fraction), False)
 
 
-def is_discovery(method: bytes, path: bytes) -> bool:
-    """Return whether this is a discovery; `path` may have a prefix and a query."""
-    return method == b"GET" and path.partition(b"?")[0].endswith(b"/discover")
+def stops_work(status: int) -> bool:
+    """Return True if an upstream's answer with this status stops an invocation or a registration."""
+    return status in _STOPS_WORK
 
 
 def is_manifest(content_type: str) -> bool:
-    """Return whether this content type is that of a manifest, of whatever version."""
+    """Return True if this content type is that of a manifest, of any version."""
     return _IS_MANIFEST.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
 
 
 def manifest_services(body: bytes) -> dict[str, list[str]]:
-    """Return the handlers of each service that a manifest lists, by name; ValueError if it is no manifest."""
+    """Return the handlers of each service that a manifest lists, by name. Raises ValueError if it is no manifest."""
     try:
         manifest = json.loads(body)
         return {_name(service): [_name(handler) for handler in service["handlers"]] for service in manifest["services"]}
-    except (ValueError, KeyError, TypeError, RecursionError):  # Not chained: the error could hold the answer.
+    except (ValueError, KeyError, TypeError, RecursionError):  # Not chained: the error could quote the answer.
         raise ValueError("it is no manifest of services") from None
+
+
+def _retry_after(seconds: tuple[int, int], random_fraction: float) -> bytes:
+    """Return a value within these bounds, both included."""
+    least, most = seconds
+    return str(least + int(random_fraction * (most - least + 1))).encode()
 
 
 def _name(entry: Any) -> str:

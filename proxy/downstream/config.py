@@ -13,11 +13,9 @@ from typing import Final
 from hypercorn.config import Config, Sockets
 
 from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.restate import KEEP_ALIVE_SECONDS
 
 __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
-
-# Restate may be silent for 60 s + 600 s on a stream, and pools connections for five minutes.
-_KEEP_ALIVE_SECONDS: Final = 720
 
 _UNIX: Final = "unix:"
 
@@ -42,7 +40,7 @@ class ListenerConfig(Config):
         self.errorlog = logging.getLogger("hypercorn")
         self.include_date_header = False
         self.include_server_header = False
-        self.keep_alive_timeout = _KEEP_ALIVE_SECONDS
+        self.keep_alive_timeout = KEEP_ALIVE_SECONDS
         self.keep_alive_max_requests = 1 << 62
         self.h11_max_incomplete_size = max_head_octets
         # Unbounded: a full queue would keep Hypercorn from telling of a disconnect, for ever (see `http1`).

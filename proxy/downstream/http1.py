@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from proxy import errors
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import RequestAcceptor
 from proxy.downstream.fields import from_http1
@@ -23,6 +22,7 @@ from proxy.downstream.hosts import HostRules, parse_authority
 from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields
+from proxy.restate import RequestKind, local_reply
 
 __all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_pages"]
 
@@ -119,12 +119,11 @@ class Http1Stream(Stream):
             self._put({"type": "cut"})
             return
         name = ErrorCode(code).name if code in ErrorCode.__members__.values() else hex(code)
-        answer = errors.answer(
-            UpstreamReset(f"the upstream reset the stream ({name})"), discovery=False, random_fraction=0.0
-        )
+        failure = UpstreamReset(f"the upstream reset the stream ({name})")
+        reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
         self._began = True
-        self._put({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
-        self.send_data(answer.body, True)
+        self._put({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
+        self.send_data(reply.body, True)
 
     def acknowledge(self, octets: int) -> None:
         """Let so many more octets of the request be read."""
@@ -218,9 +217,9 @@ async def refuse_pages(scope: Message, send: Send, allowed_hosts: frozenset[str]
         )
     else:
         return False
-    answer = errors.answer(refusal, discovery=False, random_fraction=0.0)
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+    reply = local_reply(refusal, RequestKind.OTHER, random_fraction=0.0)
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
     return True
 
 

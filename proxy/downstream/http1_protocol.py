@@ -24,11 +24,11 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent, TaskGroup, WorkerContext
 
-from proxy import errors
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.hosts import HostRules
 from proxy.downstream.http1_syntax import RequestSyntax
 from proxy.errors import BadRequest
+from proxy.restate import RequestKind, local_reply
 
 __all__ = ["Http1Protocol"]
 
@@ -132,11 +132,11 @@ class Http1Protocol(H11Protocol):
         fault = self.connection.syntax.fault
         text = fault.text if fault is not None else "the connection was closed before the request was complete"
         self._on_refused(text)
-        answer = errors.answer(BadRequest(text), discovery=False, random_fraction=0.0)
-        lines = [*answer.fields, (b"connection", b"close")]
+        reply = local_reply(BadRequest(text), RequestKind.OTHER, random_fraction=0.0)
+        lines = [*reply.fields, (b"connection", b"close")]
         await self._send_h11_event(h11.Response(status_code=status_code, headers=lines))
         if not self._is_head_request:
-            await self._send_h11_event(h11.Data(data=answer.body))
+            await self._send_h11_event(h11.Data(data=reply.body))
         await self._send_h11_event(h11.EndOfMessage())
 
 

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from proxy.errors import leaves
+from proxy.errors import all_failures
 
 __all__ = ["Connections", "Durations", "RouteMetrics", "known_code"]
 
 # From a cached answer to Cloud Run's longest request.
 _REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
-_CODES: Final = frozenset(kind.code for kind in leaves())
+_CODES: Final = frozenset(kind.code for kind in all_failures())
 
 
 def known_code(code: str) -> str:

@@ -21,4 +21,5 @@ cdef class RouteContext:
 cdef class Destination:
     cdef readonly RouteContext context
     cdef readonly tuple path
-    cdef readonly bint is_discovery
+    cdef readonly object get_kind
+    cdef readonly object post_kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from proxy.http2.events import FieldLine
 from proxy.observe.counters import RouteMetrics
 from proxy.relay.signing import token_line
+from proxy.restate import RequestKind
 from proxy.routes import Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
@@ -39,11 +40,12 @@ class RouteContext:
 
 
 class Destination:
-    """Where a path leads: its route, the `:path` line to send there, and whether a GET of it is a discovery."""
+    """Where a path leads: its route, the `:path` line to send there, and what a GET and a POST of it are."""
 
-    __slots__ = ("context", "is_discovery", "path")
+    __slots__ = ("context", "get_kind", "path", "post_kind")
 
-    def __init__(self, context: RouteContext, path: FieldLine, is_discovery: bool) -> None:
+    def __init__(self, context: RouteContext, path: FieldLine, get_kind: RequestKind, post_kind: RequestKind) -> None:
         self.context = context
         self.path = path
-        self.is_discovery = is_discovery
+        self.get_kind = get_kind
+        self.post_kind = post_kind

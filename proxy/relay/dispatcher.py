@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 
-from proxy import errors
 from proxy.connection.budget import Budget
 from proxy.errors import Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
 from proxy.http2.engine import Stream
@@ -23,9 +22,9 @@ from proxy.relay import via
 from proxy.relay.context import Destination, RouteContext
 from proxy.relay.exchange import Exchange, ExchangeOwner
 from proxy.relay.signing import end_to_end, has_token, method_line, signed_head, values_of
-from proxy.relay.upstream_errors import log_error_answer, says_more_in_content, stops_work
+from proxy.relay.upstream_errors import log_error_answer, says_more_in_content
 from proxy.relay.waiting import Pool, Tokens, Waiting
-from proxy.restate import is_discovery, missing_retry_after
+from proxy.restate import classify, local_reply, missing_retry_after, stops_work
 from proxy.routes import UNMATCHED, Route, RouteTable
 from proxy.tokens.model import Token, TokenKey
 from proxy.upstream.connection import UpstreamConnection
@@ -134,7 +133,7 @@ class Dispatcher(ExchangeOwner):
         token = None
         if slot is not None:
             # Also where it is sent again: the token that it went out with may have been rejected meanwhile.
-            token = self._minted_before(exchange) if exchange.discovery else slot.usable_token(self._clock())
+            token = self._minted_before(exchange) if exchange.kind.interactive else slot.usable_token(self._clock())
         if token is not None or slot is None:
             connection = context.pool.ready()
             if connection is not None:
@@ -169,12 +168,12 @@ class Dispatcher(ExchangeOwner):
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
         """Return head and content of the answer to this failure."""
-        answer = errors.answer(failure, discovery=exchange.discovery, random_fraction=self._random_fraction())
-        exchange.status = answer.status
+        reply = local_reply(failure, exchange.kind, self._random_fraction())
+        exchange.status = reply.status
         self._count(exchange, failure, "request failed")
-        fields: Fields = [(b":status", str(answer.status).encode(), False)]
-        fields += [(key, value, False) for key, value in answer.fields]
-        return fields, b"" if exchange.method == b"HEAD" else answer.body
+        fields: Fields = [(b":status", str(reply.status).encode(), False)]
+        fields += [(key, value, False) for key, value in reply.fields]
+        return fields, b"" if exchange.method == b"HEAD" else reply.body
 
     def aborted(self, exchange: Exchange, failure: Failure) -> None:
         """Count and log a failure that came too late for an answer."""
@@ -218,10 +217,12 @@ class Dispatcher(ExchangeOwner):
         exchange.method = method = stream.method
         exchange.path = path = stream.path
         destination = self.destinations.get(path)
-        if destination is None:
-            exchange.discovery = is_discovery(method, path)
+        if destination is not None and method == _POST:
+            exchange.kind = destination.post_kind
+        elif destination is not None and method == _GET:
+            exchange.kind = destination.get_kind
         else:
-            exchange.discovery = destination.is_discovery and method == _GET
+            exchange.kind = classify(method, path)
         try:
             if self.draining:
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
@@ -252,7 +253,7 @@ class Dispatcher(ExchangeOwner):
         """Return where a path leads, and keep it: paths repeat, and so their lines are known again upstream."""
         route, upstream_path = self._routes.match(path)
         line = (b":path", upstream_path, False)
-        found = Destination(self._contexts[route.name], line, is_discovery(_GET, path))
+        found = Destination(self._contexts[route.name], line, classify(_GET, path), classify(_POST, path))
         if len(path) <= _MOST_KEPT_OCTETS:
             if len(self.destinations) >= _MOST_KEPT_PATHS:
                 self.destinations.clear()
@@ -260,13 +261,13 @@ class Dispatcher(ExchangeOwner):
         return found
 
     def _inspect(self, exchange: Exchange, head: Fields, context: RouteContext) -> None:
-        """Look at what does not cross over. Raises LoopDetected, or TokenFromCaller for a discovery."""
+        """Look at what does not cross over. Raises LoopDetected, or TokenFromCaller where a person waits."""
         passed = values_of(head, b"via")
         if passed:
             via.check(passed, self._name)
             exchange.fields += [(b"via", value, False) for value in passed]
         if has_token(head):
-            if exchange.discovery:
+            if exchange.kind.interactive:
                 raise TokenFromCaller(_remedy_of_caller_token(context.route))
             context.metrics.caller_tokens += 1
             if context.route.name not in self._caller_tokens_told:
@@ -278,7 +279,7 @@ class Dispatcher(ExchangeOwner):
                 )
 
     def _minted_before(self, exchange: Exchange) -> Token | None:
-        """Return the token that was minted for this discovery, if it was not processed then."""
+        """Return the token that was minted for this interactive request, if it was not processed then."""
         token = exchange.token
         return token if token is not None and token.local_expiry > self._clock() else None
 

@@ -34,6 +34,7 @@ cdef int _INTERNAL_ERROR
 cdef int _REFUSED_STREAM
 cdef int _CANCEL
 cdef bytes _TABLE
+cdef object _OTHER
 
 cdef class ExchangeOwner(RequestAcceptor):
     cdef readonly Budget budget
@@ -65,7 +66,7 @@ cdef class Exchange(StreamReceiver):
     cdef public bytes path
     cdef public RouteContext context
     cdef public tuple upstream_path
-    cdef public bint discovery
+    cdef public object kind
     cdef public object token
     cdef readonly int attempts
     cdef public int status

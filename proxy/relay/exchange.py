@@ -32,6 +32,7 @@ from proxy.http2.events import FieldLine, Fields
 from proxy.relay.context import RouteContext
 from proxy.relay.signing import end_to_end_response, end_to_end_trailers
 from proxy.relay.states import ILLEGAL, MOVES, Action, IllegalMove, Move, State, packed
+from proxy.restate import RequestKind
 
 if TYPE_CHECKING:
     from proxy.tokens.model import Token
@@ -71,6 +72,7 @@ _REPLAYABLE: Final = int(State.REPLAYABLE)
 _REPLAYABLE_ENDED: Final = int(State.REPLAYABLE_ENDED)
 _OVER: Final = int(State.OVER)
 
+_OTHER: Final = RequestKind.OTHER
 _TABLE: Final = packed()
 _ILLEGAL: Final = ILLEGAL
 _MOVES: Final = MOVES
@@ -128,11 +130,11 @@ class Exchange(StreamReceiver):
         "attempts",
         "cancel_start",
         "context",
-        "discovery",
         "downstream",
         "error_head",
         "failure_code",
         "fields",
+        "kind",
         "method",
         "path",
         "started_at",
@@ -170,7 +172,8 @@ class Exchange(StreamReceiver):
         """What is kept about the exchange's route; None while there is none."""
         self.upstream_path: FieldLine | None = None
         """The `:path` line to send upstream."""
-        self.discovery = False
+        self.kind = _OTHER
+        """What the request is to the client; `OTHER` until it is dispatched."""
         self.token: Token | None = None
         """The token this request went out with."""
         self.attempts = 0

@@ -18,20 +18,12 @@ if TYPE_CHECKING:
     from proxy.relay.exchange import Exchange
     from proxy.routes import Route
 
-__all__ = ["log_error_answer", "says_more_in_content", "stops_work"]
+__all__ = ["log_error_answer", "says_more_in_content"]
 
 _log: Final = structlog.get_logger("relay")
 
-# Restate follows no redirect.
-_STATUSES: Final = frozenset((301, 302, 303, 307, 308, 401, 403, 404, 415, 429, 502, 503, 504, 508))
-
 # The front end says why in a line of text: `upstream connect error … reset reason: protocol error`.
 _SAID_IN_CONTENT: Final = frozenset((502, 503))
-
-
-def stops_work(status: int) -> bool:
-    """Return whether an answer with this status is told to a person."""
-    return status in _STATUSES
 
 
 def says_more_in_content(status: int) -> bool:

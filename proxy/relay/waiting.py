@@ -84,7 +84,7 @@ class Waiting:
             try:
                 while True:
                     if context.slot is not None and token is None:
-                        fetch = self._tokens.mint_uncached if exchange.discovery else self._tokens.token
+                        fetch = self._tokens.mint_uncached if exchange.kind.interactive else self._tokens.token
                         token = await fetch(context.key)
                     connection = await self._pool.acquire(context.route.origin)
                     if token is None or self._tokens.is_current(token):

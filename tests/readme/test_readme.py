@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import leaves
+from proxy.errors import all_failures
 from proxy.settings import load
 from proxy.settings.__main__ import main
 from tests.readme.stages import Stage, assigned, complete, program_of, stage_of
@@ -28,7 +28,7 @@ def test_the_tables_of_settings_are_those_of_the_model() -> None:
     assert main("table") in TEXT, "run: python -m proxy.settings table, and put it under Configuration"
 
 
-@pytest.mark.parametrize("code", [leaf.code for leaf in leaves()])
+@pytest.mark.parametrize("code", [kind.code for kind in all_failures()])
 def test_every_error_code_has_its_line(code: str) -> None:
     assert re.search(rf"^\| `{code}` \| .+ \| .+ \|$", TEXT, re.MULTILINE)
 
@@ -36,7 +36,7 @@ def test_every_error_code_has_its_line(code: str) -> None:
 def test_no_line_is_about_an_error_code_that_there_is_not() -> None:
     table = TEXT.partition("| code | it is | do |")[2].partition("\n\n")[0]
     named = set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.MULTILINE))
-    assert named == {leaf.code for leaf in leaves()}
+    assert named == {kind.code for kind in all_failures()}
 
 
 @pytest.mark.parametrize("text", [block.text for block in blocks() if block.language == "toml"])

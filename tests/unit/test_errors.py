@@ -1,127 +1,69 @@
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from proxy import errors
-from proxy.errors import ERROR_FIELD, Answer, Failure, Internal, Permanent, Transient, answer, leaves
+from proxy.errors import Failure, Internal, RequestRefused, SidecarFailure, TokenFailure, UpstreamFailure, all_failures
 
-LEAVES = leaves()
+FAILURES = all_failures()
+SOURCES = (RequestRefused, SidecarFailure, TokenFailure, UpstreamFailure)
 
-RESTATE_REPEATS_DISCOVERY_ON = {408, 429, 500, 502, 503, 504}
-
-
-def documented() -> dict[str, tuple[int, int, tuple[int, int] | None, bool]]:
-    """The table in the module's docstring: invocation, discovery, retry-after and whether it passes, by leaf."""
-    assert errors.__doc__ is not None
-    table: dict[str, tuple[int, int, tuple[int, int] | None, bool]] = {}
-    for line in errors.__doc__.splitlines():
-        row = re.fullmatch(r"(`.*`) +(\d{3}) +(\d{3}) +(–|(\d+)–(\d+) s) +(yes|no)", line)
-        if row:
-            span = (int(row[5]), int(row[6])) if row[5] else None
-            for leaf in re.findall(r"`(\w+)`", row[1]):
-                table[leaf] = (int(row[2]), int(row[3]), span, row[7] == "yes")
-    return table
+each_failure = pytest.mark.parametrize("kind", FAILURES, ids=lambda kind: kind.code)
 
 
-def field(told: Answer, name: bytes) -> bytes | None:
-    return dict(told.fields).get(name)
+def test_all_failures_are_sorted_by_distinct_codes() -> None:
+    codes = [kind.code for kind in FAILURES]
+    assert codes == sorted(set(codes))
 
 
-def test_the_docstring_lists_every_leaf_and_nothing_else() -> None:
-    assert set(documented()) == {leaf.__name__ for leaf in LEAVES}
+def test_every_exported_class_is_a_failure_or_a_source() -> None:
+    exported = {getattr(errors, name) for name in errors.__all__}
+    classes = {each for each in exported if inspect.isclass(each)}
+    assert classes == {Failure, *SOURCES, *FAILURES}
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
-def test_a_leaf_is_as_the_docstring_says(leaf: type[Failure]) -> None:
-    assert documented()[leaf.__name__] == (
-        leaf.status,
-        leaf.discovery_status,
-        leaf.retry_after_seconds,
-        leaf.transient,
-    )
+@each_failure
+def test_a_failure_has_one_source(kind: type[Failure]) -> None:
+    assert sum(issubclass(kind, source) for source in SOURCES) == 1
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
-def test_a_leaf_is_exported_and_its_code_is_its_name(leaf: type[Failure]) -> None:
-    words = re.findall(r"[A-Z][a-z0-9]+", leaf.__name__)
-    assert leaf.code == "-".join(words).lower()
-    assert leaf.__name__ in errors.__all__
+@each_failure
+def test_the_code_of_a_failure_is_its_name(kind: type[Failure]) -> None:
+    words = re.findall(r"[A-Z][a-z0-9]+", kind.__name__)
+    assert kind.code == "-".join(words).lower()
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
-def test_an_invocation_is_told_status_code_and_remedy(leaf: type[Failure]) -> None:
-    told = answer(leaf("mend the thing"), discovery=False, random_fraction=0.5)
-    assert told.status == leaf.status
-    assert field(told, ERROR_FIELD) == leaf.code.encode()
-    assert told.body == b"cloudrun-sidecar: mend the thing\n"
-    assert field(told, b"content-length") == str(len(told.body)).encode()
-    assert field(told, b"content-type") == b"text/plain; charset=utf-8"
+@each_failure
+def test_a_failure_is_documented_with_its_meaning_and_its_remedy(kind: type[Failure]) -> None:
+    meaning, remedy = inspect.cleandoc(kind.__dict__["__doc__"]).split("\n\n")
+    assert meaning.endswith(".")
+    assert re.fullmatch(r"Remedy: .+\.", remedy, re.DOTALL)
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
-def test_a_discovery_is_told_the_status_that_restate_reads_rightly(leaf: type[Failure]) -> None:
-    told = answer(leaf("mend the thing"), discovery=True, random_fraction=0.5)
-    assert told.status == leaf.discovery_status
-    if leaf.transient:
-        assert told.status in RESTATE_REPEATS_DISCOVERY_ON
-    elif issubclass(leaf, Permanent):
-        assert told.status not in RESTATE_REPEATS_DISCOVERY_ON
+@each_failure
+def test_a_refused_request_is_never_transient(kind: type[Failure]) -> None:
+    assert not (issubclass(kind, RequestRefused) and kind.transient)
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
-def test_retry_after_is_there_exactly_where_work_can_wait(leaf: type[Failure]) -> None:
-    told = answer(leaf("x"), discovery=False, random_fraction=0.5)
-    waits = issubclass(leaf, Transient | Permanent)
-    assert (field(told, b"retry-after") is not None) is waits
-    assert (told.status == 503) is waits
+@each_failure
+def test_the_severity_is_error_if_something_on_this_side_must_be_repaired(kind: type[Failure]) -> None:
+    by_request = issubclass(kind, RequestRefused)
+    assert kind("sentence").severity == ("warning" if by_request or kind.transient else "error")
 
 
-def test_every_leaf_has_a_docstring_of_its_own_and_a_distinct_code() -> None:
-    assert len({leaf.code for leaf in LEAVES}) == len(LEAVES)
-    assert [leaf.code for leaf in LEAVES] == sorted(leaf.code for leaf in LEAVES)
-    assert all("__doc__" in vars(leaf) and leaf.__doc__ for leaf in LEAVES)
-
-
-def test_no_field_of_an_answer_is_a_pseudo_field_or_has_capitals() -> None:
-    for leaf in LEAVES:
-        for name, _ in answer(leaf("x"), discovery=False, random_fraction=0.0).fields:
-            assert re.fullmatch(rb"[a-z-]+", name)
-
-
-@given(st.floats(min_value=0, max_value=1, exclude_max=True))
-def test_chance_spreads_retry_after_within_its_bounds(random_fraction: float) -> None:
-    for leaf in LEAVES:
-        seconds = field(answer(leaf("x"), discovery=False, random_fraction=random_fraction), b"retry-after")
-        if leaf.retry_after_seconds is not None:
-            assert seconds is not None
-            assert leaf.retry_after_seconds[0] <= int(seconds) <= leaf.retry_after_seconds[1]
-
-
-def test_both_bounds_of_retry_after_are_reached() -> None:
-    told = {
-        field(answer(errors.Draining("x"), discovery=False, random_fraction=c / 10), b"retry-after") for c in range(10)
-    }
-    assert told == {b"1", b"2", b"3", b"4", b"5"}
-
-
-def test_a_failure_without_words_is_told_by_its_code() -> None:
-    assert answer(errors.Internal(), discovery=False, random_fraction=0.0).body == b"cloudrun-sidecar: internal\n"
-
-
-@given(st.text(st.characters(codec=None)))
-def test_the_body_is_always_one_line_whatever_the_failure_says(text: str) -> None:
-    told = answer(errors.Internal(text), discovery=True, random_fraction=0.0)
-    assert told.body.count(b"\n") == 1
-    assert told.body.endswith(b"\n")
-    assert b"\r" not in told.body
-    assert field(told, b"content-length") == str(len(told.body)).encode()
-    told.body.decode("utf-8")
-
-
-@pytest.mark.parametrize("kind", leaves())
-def test_the_log_says_error_where_somebody_has_to_mend_something(kind: type[Failure]) -> None:
-    assert kind.severity == ("error" if issubclass(kind, Permanent | Internal) else "warning")
+@pytest.mark.parametrize(
+    ("failure", "severity"),
+    [
+        (errors.RouteNotFound("x"), "warning"),
+        (errors.TokenTimeout("x"), "warning"),
+        (errors.UpstreamReset("x"), "warning"),
+        (errors.ImpersonationDenied("x"), "error"),
+        (errors.UpstreamTlsFailed("x"), "error"),
+        (Internal("x"), "error"),
+    ],
+)
+def test_severities_of_some_failures(failure: Failure, severity: str) -> None:
+    assert failure.severity == severity

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
-from proxy.errors import leaves
+from proxy.errors import all_failures
 from proxy.observe import Metrics
 
 
@@ -56,7 +56,7 @@ def test_a_route_is_asked_for_by_name_and_is_always_the_same() -> None:
     assert samples(metrics)["requests_in_flight{route=}"] == 1
 
 
-@pytest.mark.parametrize("code", [leaf.code for leaf in leaves()])
+@pytest.mark.parametrize("code", [kind.code for kind in all_failures()])
 def test_failures_are_counted_by_every_code_there_is(code: str) -> None:
     metrics = Metrics()
     metrics.route("a").failed(code)
