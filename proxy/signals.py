@@ -9,7 +9,7 @@ SIGTTOU, SIGTTIN    nothing: a background job whose terminal stops writers (`stt
 ==================  =====================================================================================
 
 The kernel's defaults would end or stop the process at once. So `hold_signals` is called first: until there are
-handlers, all but SIGTERM and SIGINT stay pending, also over an `exec` and in processes that are started meanwhile.
+handlers, all but SIGTERM and SIGINT stay pending, also in processes that are started meanwhile.
 SIGTERM and SIGINT keep their defaults until then, so that a start that hangs can be ended.
 """
 

@@ -4,15 +4,15 @@
 * `pasted`              what click may repeat of a command line
 * `options`             the flags that are made of the settings
 * `serve`, `check`, …   a command each, imported when it is run
-* `anew`                how `serve` gets rid of all of this before it serves
+* `settings_process`    the process in which `serve` reads its settings
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
-from proxy.cli.anew import handed_over, serve_anew, serve_here
 from proxy.exit_codes import ExitCode
 
 __all__ = ["main"]
@@ -20,33 +20,43 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run what the command line says; ends in SystemExit."""
-    _hold_standard_streams()
-    settings = handed_over()
-    if settings is not None or sys.argv[1:2] == ["serve"]:
-        from proxy.signals import hold_signals  # the other commands keep the defaults
+    _open_standard_streams()
+    # click takes one `--` before a command.
+    if sys.argv[1:2] == ["serve"] or sys.argv[1:3] == ["--", "serve"]:
+        sys.exit(_serve())
+    from proxy.cli.commands import commands  # not in a process that serves: see `settings/reading`
 
-        hold_signals()
-    if settings is not None:
-        _serve(settings)
-    else:
-        from proxy.cli.commands import commands  # not where settings were handed over: see `anew`
-
-        commands(obj=serve_anew)
+    commands()
 
 
-def _serve(settings: str) -> None:
+def _serve() -> int:
+    """Read the settings in another process, serve with them, and return the exit code."""
+    from proxy.signals import hold_signals  # the other commands keep the defaults
+
+    hold_signals()
+    # A parent that ignores SIGCHLD hands that down; exit codes of our own children would be lost.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Imported after the signals are held. Other commands do without these modules.
+    from proxy.settings.reading import CommandLine, SettingsNotRead, read_settings
+
     try:
-        sys.exit(serve_here(settings))
-    except KeyboardInterrupt:  # before the sidecar listens to signals; in the words of click
+        settings = read_settings(CommandLine.of_this_process("proxy.cli.settings_process"))
+        from proxy.supervisor.serve import serve  # not for help, or a mistake in a setting
+
+        return serve(settings)
+    except SettingsNotRead as exc:
+        if text := str(exc):
+            sys.stderr.write(f"cloudrun-sidecar: {text}\n")
+        return exc.exit_code
+    except KeyboardInterrupt:  # before the sidecar handles signals; the text is click's
         sys.stderr.write("Aborted!\n")
-        sys.exit(ExitCode.FAILED)
+        return ExitCode.FAILED
 
 
-def _hold_standard_streams() -> None:
-    """Open those that whoever started this has closed.
+def _open_standard_streams() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is closed.
 
-    What is opened later would get their numbers, and a socket what is written to stderr: a process that begins anew
-    takes for its stderr whatever is open there.
+    A file or socket that is opened later would get its number, and lines for stderr would be written there.
     """
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return

@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar serve`: flags made of the settings, and the sidecar run with what comes out."""
+"""`cloudrun-sidecar serve`: its flags and help. It runs in the process that reads the settings, and does not serve."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, Final
 
 import click
 
-from proxy.cli.anew import serve_here
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
-from proxy.settings import dump_toml
+from proxy.settings import PlainSettings, dump_toml
 
 __all__ = ["serve"]
 
@@ -24,7 +23,7 @@ variables, and those over the file; routes of all three are joined by name.
 @click.command(cls=GroupedCommand, params=settings_flags(), epilog=_EPILOG)
 @click.option("--print-config", is_flag=True, help="Show the settings that result, as TOML, and end.")
 @click.pass_obj
-def serve(run: Callable[[str], int] | None, /, config: Path | None, print_config: bool, **flags: Any) -> None:
+def serve(send: Callable[[PlainSettings], None], /, config: Path | None, print_config: bool, **flags: Any) -> None:
     """Run the sidecar until SIGTERM.
 
     Restate reaches a route as http://HOST:9081/NAME; its Cloud Run service gets each request with a Google ID token.
@@ -36,4 +35,4 @@ def serve(run: Callable[[str], int] | None, /, config: Path | None, print_config
     if print_config:
         click.echo(dump_toml(settings, places), nl=False)
         return
-    raise SystemExit((run or serve_here)(settings.to_json()))
+    send(settings.plain())

@@ -6,7 +6,8 @@
 * `wording`    what is wrong, in words
 * `loading`    the layers joined
 * `printing`   settings as TOML, the sample file, the JSON Schema
-* `plain`      what is left of them when they have been judged, and what a sidecar runs on
+* `plain`      validated settings as plain values, and their JSON form: what a sidecar runs on
+* `reading`    all of the above in a process of its own; `rereading` does the same for a reload
 
 Names are the same everywhere: `--drain-timeout`, `CLOUDRUN_SIDECAR_DRAIN_TIMEOUT`, `drain_timeout`.
 """
@@ -55,7 +56,7 @@ def __getattr__(name: str) -> Any:
     """Import what is made of several modules, or needs pydantic, when it is first asked for.
 
     The health check of an image without a shell is a process every few seconds; it needs `layers` alone, and pydantic
-    would make it three times as slow. A sidecar that serves needs `plain` alone.
+    would make it three times as slow. A sidecar that serves needs `plain` and `reading` alone.
     """
     if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ hide what is wrong with the others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 from proxy.http2.engine import EngineName
 from proxy.routes import RouteTable, check_name
 from proxy.settings.addresses import parse_address, parse_host_name
+from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
 
 __all__ = ["GROUPS", "RouteSettings", "Settings"]
@@ -261,9 +261,10 @@ class Settings(BaseModel):
         """Return the routes for look-up by path."""
         return RouteTable(settings.route(name) for name, settings in self.routes.items())
 
-    def to_json(self) -> str:
-        """Return all settings as JSON, for `PlainSettings.from_json`; in ASCII, since paths need not be UTF-8."""
-        return json.dumps(self.model_dump(mode="json"))
+    def plain(self) -> PlainSettings:
+        """Return the same settings without pydantic, each route with its URL parsed and its audience filled in."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return PlainSettings(**{**values, "routes": self.route_table().routes})
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -1,26 +1,31 @@
-"""The settings as plain values, which is what a sidecar runs on.
+"""The settings as plain values: what a sidecar runs on, and their JSON form between processes.
 
-pydantic judges settings (`model`); it need not stay to hold them. It and what comes with it are 9 MiB of resident
-memory, so nothing that runs for long imports more of this room than this module.
+pydantic validates settings (`model`) in a process of its own (`reading`). pydantic and what comes with it take 9 MiB of
+resident memory, so a process that serves imports this module and `reading`, and nothing else of this room.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from proxy.http2.engine import EngineName
-from proxy.routes import Route, RouteTable, parse_upstream
+from proxy.routes import Origin, Route, RouteTable
 
-__all__ = ["PlainSettings", "route_of"]
+__all__ = ["FORMAT_VERSION", "PlainSettings"]
+
+FORMAT_VERSION: Final = 1
+"""Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
+on disk, a running sidecar must not take what a newer program wrote for its own.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainSettings:
-    """Settings that have been judged; `model.Settings` says what each means, and has the same names and defaults."""
+    """Validated settings. `model.Settings` explains each, and has the same names; a test compares names and types."""
 
     unsafe_listen: bool
     listen: tuple[str, ...]
@@ -48,33 +53,57 @@ class PlainSettings:
     access_log: bool
     routes: tuple[Route, ...]
 
+    def to_json(self) -> str:
+        """Return all values and `FORMAT_VERSION` as JSON; in ASCII, because paths need not be UTF-8 (PEP 383)."""
+        return json.dumps({"version": FORMAT_VERSION, "settings": _encode(self)})
+
     @classmethod
-    def from_json(cls, text: str) -> PlainSettings:
-        """Return the settings that `model.Settings.to_json` wrote. They are not judged again."""
-        values = json.loads(text)
-        authority = values["upstream_ca"]
-        plain = {
-            "listen": tuple(values["listen"]),
-            "allowed_hosts": tuple(values["allowed_hosts"]),
-            "upstream_ca": None if authority is None else Path(authority),
-            "routes": tuple(route_of(name, route) for name, route in values["routes"].items()),
-        }
-        return cls(**{**values, **plain})
+    def from_json(cls, text: str | bytes) -> PlainSettings:
+        """Return the settings that `to_json` wrote. ValueError for another version, field or type.
+
+        Types are checked, the rules of the model are not. No value is quoted in the error.
+        """
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("version") != FORMAT_VERSION:
+            raise ValueError(f"they are not in version {FORMAT_VERSION} of the format")
+        settings = _decode(cls, document.get("settings"), "settings")
+        assert isinstance(settings, cls)  # noqa: S101 - tells the type checker
+        return settings
 
     def route_table(self) -> RouteTable:
         """Return the routes for look-up by path."""
         return RouteTable(self.routes)
 
 
-def route_of(name: str, settings: Mapping[str, Any]) -> Route:
-    """Return the route of these `model.RouteSettings`, with the URL taken apart and the audience filled in."""
-    origin, base_path = parse_upstream(settings["url"])
-    return Route(
-        name=name,
-        origin=origin,
-        base_path=base_path,
-        signed=settings["gcp_id_token"],
-        audience=settings["gcp_audience"] or "",
-        impersonate=settings["gcp_impersonate_service_account"],
-        delegates=tuple(settings["gcp_delegates"]),
-    )
+def _encode(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _encode(getattr(value, field.name)) for field in fields(value) if field.init}
+    if isinstance(value, Origin):
+        return value._asdict()
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Return `value`, of JSON, as the type `kind`; ValueError that names `where` if it is of another type."""
+    if kind in (PlainSettings, Route, Origin):
+        return kind(**_decode_fields(kind, value, where))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    origin = get_origin(kind)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(get_args(kind)[0], item, f"{where}[{place}]") for place, item in enumerate(value))
+    if origin is UnionType:
+        return None if value is None else _decode(get_args(kind)[0], value, where)
+    if type(value) is kind or (origin is Literal and value in get_args(kind)):
+        return value
+    raise ValueError(f"{where} has the wrong type: {type(value).__name__}")
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else list(hints)
+    if not isinstance(value, dict) or value.keys() != set(names):
+        raise ValueError(f"{where} has other fields than {', '.join(names)}")
+    return {name: _decode(hints[name], value[name], f"{where}.{name}") for name in names}

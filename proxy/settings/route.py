@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 
 from proxy.quoting import holds_credential, quoted
 from proxy.routes import Route, parse_upstream
-from proxy.settings.plain import route_of
 
 __all__ = ["FROZEN", "RouteSettings"]
 
@@ -127,7 +126,16 @@ class RouteSettings(BaseModel):
 
     def route(self, name: str) -> Route:
         """Return this as the route `name`, with the URL taken apart and the audience filled in."""
-        return route_of(name, self.model_dump())
+        origin, base_path = parse_upstream(self.url)
+        return Route(
+            name=name,
+            origin=origin,
+            base_path=base_path,
+            signed=self.gcp_id_token,
+            audience=self.gcp_audience or "",
+            impersonate=self.gcp_impersonate_service_account,
+            delegates=self.gcp_delegates,
+        )
 
 
 def _check_email(email: str) -> str:

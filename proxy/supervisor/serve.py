@@ -21,13 +21,14 @@ __all__ = ["serve"]
 _log: Final = structlog.get_logger("sidecar")
 
 
-def serve(text: str) -> int:
-    """Serve with these settings, which are as `Settings.to_json` gives them, until told to end.
+def serve(settings: PlainSettings) -> int:
+    """Serve with these settings until told to end.
 
     Returns the `ExitCode`; where it is not 0, the reason is on standard error.
     """
-    settings = PlainSettings.from_json(text)
-    config = ListenerConfig(settings.listen, settings.workers, text, max_head_octets=settings.max_field_section)
+    config = ListenerConfig(
+        settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
+    )
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:

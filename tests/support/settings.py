@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from proxy.settings import RouteSettings, Settings
+from proxy.settings import PlainSettings, RouteSettings, Settings
 
-__all__ = ["settings_json"]
+__all__ = ["plain_settings"]
 
 
-def settings_json(**more: object) -> str:
-    """Return what `Settings.to_json` gives for free ports and a route `svc` that nobody serves, and for `more`."""
+def plain_settings(**more: object) -> PlainSettings:
+    """Return settings with free ports and a route `svc` that nobody serves, and with `more`."""
     routes = {"svc": RouteSettings(url="http://127.0.0.1:1", gcp_id_token=False, allow_http=True)}
     given: dict[str, object] = {"listen": ("127.0.0.1:0",), "admin": "127.0.0.1:0", "access_log": True, **more}
-    return Settings.model_validate({"routes": routes, **given}).to_json()
+    return Settings.model_validate({"routes": routes, **given}).plain()

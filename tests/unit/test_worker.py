@@ -21,7 +21,7 @@ from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker, _report
 from tests.support.h2_peer import Reset, client, server
-from tests.support.settings import settings_json
+from tests.support.settings import plain_settings as settings
 from tests.support.signals import signals_restored
 
 HOST = "127.0.0.1"
@@ -40,10 +40,6 @@ def loaded() -> frozenset[str]:
     return frozenset(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     )
-
-
-def settings(**more: object) -> PlainSettings:
-    return PlainSettings.from_json(settings_json(**more))
 
 
 async def running(

@@ -66,9 +66,9 @@ def test_the_health_check_loads_neither_the_settings_model_nor_the_sidecar() -> 
     assert loaded("healthcheck", "--admin", "127.0.0.1:1") == set()
 
 
-def test_checking_the_configuration_loads_neither_sidecar_nor_emulator() -> None:
-    taken = loaded("serve", "--upstream", "https://svc.run.app", "--print-config")
-    assert taken == {"proxy.settings.model", "pydantic"}
+def test_checking_the_configuration_loads_nothing_heavy_either() -> None:
+    """What reads the settings is in a process of its own, as for a sidecar that serves."""
+    assert loaded("serve", "--upstream", "https://svc.run.app", "--print-config") == set()
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -1,50 +1,48 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli.commands import commands
-from proxy.settings import RouteSettings, Settings, load
+from proxy.settings import PlainSettings, RouteSettings, Settings, load
 from proxy.settings.layers import flag_name
 from proxy.settings.model import GROUPS
 
 URL = "https://svc.run.app"
 
+Run = Callable[..., Result]
+
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """What would be served: the composition root is replaced, and ends at once with 7."""
-    seen: list[Settings] = []
-    root = ModuleType("proxy.supervisor.serve")
-
-    def serve(text: str) -> int:
-        seen.append(Settings.model_validate_json(text))
-        return 7
-
-    root.serve = serve  # type: ignore[attr-defined] # a module made by hand
-    monkeypatch.setitem(sys.modules, "proxy.supervisor.serve", root)
-    return seen
+def sent() -> list[PlainSettings]:
+    """The settings that would be sent to the process that serves."""
+    return []
 
 
-def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(commands, ["serve", *arguments], env=env, terminal_width=100)
+@pytest.fixture
+def run(sent: list[PlainSettings]) -> Run:
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(commands, ["serve", *arguments], env=env, terminal_width=100, obj=sent.append)
+
+    return run
 
 
-def test_it_serves_what_is_set_and_ends_with_the_exit_code_of_the_sidecar(served: list[Settings]) -> None:
+def test_it_sends_the_settings_that_result(run: Run, sent: list[PlainSettings]) -> None:
     told = run("--route", f"a={URL}", "--route", f"b={URL}/b", "--workers", "2", env={"CLOUDRUN_SIDECAR_ADMIN": "off"})
-    assert told.exit_code == 7
-    assert served == [
-        Settings(routes={"a": RouteSettings(url=URL), "b": RouteSettings(url=f"{URL}/b")}, workers=2, admin="off")
+    assert told.exit_code == 0
+    assert sent == [
+        Settings(
+            routes={"a": RouteSettings(url=URL), "b": RouteSettings(url=f"{URL}/b")}, workers=2, admin="off"
+        ).plain()
     ]
 
 
-def test_every_flag_reaches_its_setting(served: list[Settings]) -> None:
+def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> None:
     account = "invoker@project.iam.gserviceaccount.com"
     flags = (
         f"--upstream {URL} --gcp-id-token --gcp-impersonate-service-account {account} --gcp-audience aud "
@@ -56,7 +54,7 @@ def test_every_flag_reaches_its_setting(served: list[Settings]) -> None:
         "--max-field-section 20000 --log-level error --log-format json --access-log"
     )
     run(*flags.split())
-    assert served == [
+    assert sent == [
         Settings(
             routes={
                 "": RouteSettings(
@@ -69,30 +67,30 @@ def test_every_flag_reaches_its_setting(served: list[Settings]) -> None:
             ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False, http2_engine="h2",
             max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
             max_field_section=20_000, log_level="error", log_format="json", access_log=True,
-        )
+        ).plain()
     ]  # fmt: skip
 
 
-def test_a_truth_can_be_taken_back_by_flag(served: list[Settings]) -> None:
+def test_a_truth_can_be_taken_back_by_flag(run: Run, sent: list[PlainSettings]) -> None:
     run("--upstream", URL, "--no-access-log", "--no-gcp-id-token", env={"CLOUDRUN_SIDECAR_ACCESS_LOG": "true"})
-    assert served[0].access_log is False
-    assert served[0].routes[""].gcp_id_token is False
+    assert sent[0].access_log is False
+    assert sent[0].routes[0].signed is False
 
 
-def test_print_config_shows_what_results_and_serves_nothing(served: list[Settings]) -> None:
+def test_print_config_shows_what_results_and_sends_nothing(run: Run, sent: list[PlainSettings]) -> None:
     Path("my.toml").write_text(f'workers = 2\n[routes.a]\nurl = "{URL}"\n')
     told = run("--config", "my.toml", "--log-level", "debug", "--print-config")
-    assert (told.exit_code, told.stderr, served) == (0, "", [])
+    assert (told.exit_code, told.stderr, sent) == (0, "", [])
     Path("printed.toml").write_text(told.stdout)
     assert load(Path("printed.toml"), {}, {}) == load(Path("my.toml"), {}, {"log_level": "debug"})
     assert tomllib.loads(told.stdout)["workers"] == 2
     assert "workers = 2  # my.toml: workers" in told.stdout
 
 
-def test_all_problems_are_told_on_stderr_with_exit_code_2(served: list[Settings]) -> None:
+def test_all_problems_are_told_on_stderr_with_exit_code_2(run: Run, sent: list[PlainSettings]) -> None:
     Path("my.toml").write_text('workers = 0\n[routes.a]\nurl = "ftp://x"\n')
     told = run("--config", "my.toml", "--http2-engine", "x", env={"CLOUDRUN_SIDECAR_MINT_TIMEOUT": "soon"})
-    assert (told.exit_code, told.stdout, served) == (2, "", [])
+    assert (told.exit_code, told.stdout, sent) == (2, "", [])
     first, *others = told.stderr.splitlines()
     assert first == "cloudrun-sidecar: 4 problems with the settings"
     assert [line.split(": ")[0] for line in others] == [
@@ -105,19 +103,19 @@ def test_all_problems_are_told_on_stderr_with_exit_code_2(served: list[Settings]
     assert "Traceback" not in told.stderr
 
 
-def test_one_problem_is_one_problem() -> None:
+def test_one_problem_is_one_problem(run: Run) -> None:
     told = run()
     assert told.exit_code == 2
     assert told.stderr.startswith("cloudrun-sidecar: 1 problem with the settings\n  settings: there is no route; give ")
 
 
-def test_an_unknown_flag_is_a_usage_error() -> None:
+def test_an_unknown_flag_is_a_usage_error(run: Run) -> None:
     told = run("--drain", "3", "--upstream", URL)
     assert told.exit_code == 2
     assert "--drain" in told.stderr
 
 
-def test_help_shows_every_flag_under_its_heading_with_its_default() -> None:
+def test_help_shows_every_flag_under_its_heading_with_its_default(run: Run) -> None:
     text = run("--help").stdout
     sections = re.split(r"^(\S.*):$", text, flags=re.MULTILINE)
     by_heading = dict(zip(sections[1::2], sections[2::2], strict=True))

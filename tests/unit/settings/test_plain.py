@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
 
 from proxy.routes import Origin, Route
 from proxy.settings import PlainSettings, RouteSettings, Settings
+from proxy.settings.plain import FORMAT_VERSION
 from tests.unit.settings.given import ACCOUNT, URL, upstream
 
 
@@ -19,7 +25,7 @@ def test_plain_settings_are_what_was_set_name_by_name() -> None:
         max_field_section=20_000, log_level="error", log_format="json", access_log=True,
             allowed_hosts=("sidecar.example",),
     )  # fmt: skip
-    plain = PlainSettings.from_json(settings.to_json())
+    plain = PlainSettings.from_json(settings.plain().to_json())
     names = [field.name for field in dataclasses.fields(PlainSettings)]
     assert set(names) == set(Settings.model_fields)
     for name in names:
@@ -30,7 +36,7 @@ def test_plain_settings_are_what_was_set_name_by_name() -> None:
 
 def test_defaults_stay_what_they_are() -> None:
     settings = upstream()
-    plain = PlainSettings.from_json(settings.to_json())
+    plain = PlainSettings.from_json(settings.plain().to_json())
     assert plain.upstream_ca is None
     assert (plain.listen, plain.drain_timeout, plain.routes) == (
         settings.listen,
@@ -44,7 +50,7 @@ def test_paths_need_not_be_utf8() -> None:
     settings = Settings(
         routes={"": RouteSettings(url=URL)}, listen=("unix:/\udcff",), upstream_ca=Path(os.fsdecode(b"/\xff.pem"))
     )
-    text = settings.to_json()
+    text = settings.plain().to_json()
     assert text.isascii()
     plain = PlainSettings.from_json(text)
     assert (plain.listen, plain.upstream_ca) == (settings.listen, settings.upstream_ca)
@@ -57,7 +63,7 @@ def test_routes_come_in_their_order_with_url_taken_apart_and_audience_filled_in(
         "a/u": RouteSettings.model_validate({"url": URL, **account}),
         "": RouteSettings(url="http://localhost:1", gcp_id_token=False),
     }
-    plain = PlainSettings.from_json(Settings(routes=routes).to_json())
+    plain = PlainSettings.from_json(Settings(routes=routes).plain().to_json())
     assert plain.routes == (
         Route(name="b", origin=Origin("https", "b.run.app", 444), base_path="/base", audience="https://b.run.app:444"),
         Route(
@@ -70,3 +76,56 @@ def test_routes_come_in_their_order_with_url_taken_apart_and_audience_filled_in(
         Route(name="", origin=Origin("http", "localhost", 1), signed=False),
     )
     assert plain.route_table().routes == plain.routes
+
+
+def test_every_plain_setting_has_the_type_of_its_setting_in_the_model() -> None:
+    of_model, of_plain = get_type_hints(Settings), get_type_hints(PlainSettings)
+    for name in Settings.model_fields.keys() - {"routes"}:
+        assert (name, of_plain[name]) == (name, of_model[name])
+    assert of_plain["routes"] == tuple[Route, ...]
+
+
+def test_settings_survive_the_way_through_json_unchanged() -> None:
+    routes = {"a": RouteSettings(url=URL, gcp_impersonate_service_account=ACCOUNT), "": RouteSettings(url=f"{URL}/b")}
+    plain = Settings(routes=routes, upstream_ca=Path("/ca.pem"), listen=("127.0.0.1:1", "unix:/s")).plain()
+    again = PlainSettings.from_json(plain.to_json())
+    assert again == plain
+    assert again.to_json() == plain.to_json()
+    assert PlainSettings.from_json(plain.to_json().encode()) == plain
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> str:
+    document = json.loads(upstream().plain().to_json())
+    change(document)
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda document: document.update(version=FORMAT_VERSION + 1), f"not in version {FORMAT_VERSION} "),
+        (lambda document: document.pop("version"), f"not in version {FORMAT_VERSION} "),
+        (lambda document: document["settings"].pop("workers"), "settings has other fields than "),
+        (lambda document: document["settings"].update(new=1), "settings has other fields than "),
+        (lambda document: document["settings"].update(workers="s3cret"), "settings.workers has the wrong type: str"),
+        (lambda document: document["settings"].update(workers=True), "settings.workers has the wrong type: bool"),
+        (lambda document: document["settings"].update(http2_engine="x"), "settings.http2_engine has the wrong type"),
+        (lambda document: document["settings"].update(upstream_ca=3), "settings.upstream_ca has the wrong type: int"),
+        (lambda document: document["settings"].update(listen=["a", 3]), r"settings.listen\[1\] has the wrong type"),
+        (lambda document: document["settings"].update(routes={}), "settings.routes has the wrong type: dict"),
+        (lambda document: document["settings"]["routes"][0]["origin"].update(port="1"), r"s.routes\[0\].origin.port "),
+        (lambda document: document.update(settings=[]), "settings has other fields than "),
+    ],
+)  # fmt: skip
+def test_another_version_field_or_type_is_refused_and_named_without_its_value(
+    change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        PlainSettings.from_json(broken(change))
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_what_is_no_settings_document_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of json or ours
+        PlainSettings.from_json(text)

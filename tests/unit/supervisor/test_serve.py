@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy.supervisor.serve import serve
-from tests.support.settings import settings_json
+from tests.support.settings import plain_settings
 from tests.support.signals import signals_restored
 
 HOST = "127.0.0.1"
@@ -34,7 +34,7 @@ def test_a_busy_address_ends_with_1_and_a_sentence(
         taken.listen()
         busy = f"{HOST}:{taken.getsockname()[1]}"
         given: dict[str, object] = {"listen": (busy,), "admin": "off"} if which == "listen" else {"admin": busy}
-        assert serve(settings_json(workers=workers, **given)) == 1
+        assert serve(plain_settings(workers=workers, **given)) == 1
     said = capsys.readouterr().err
     assert f"cloudrun-sidecar: cannot listen on {busy}" in said
     assert "Address already in use" in said
@@ -45,7 +45,7 @@ def test_an_address_that_somebody_has_to_change_ends_with_2(
     workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert serve(settings_json(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
+    assert serve(plain_settings(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
     assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
 
 
@@ -63,6 +63,6 @@ def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert serve(settings_json(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
+    assert serve(plain_settings(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
     ending.join()
     assert not path.exists()

@@ -1,0 +1,36 @@
+"""The process that reads the settings of `serve` and ends: the other end of `settings/reading`.
+
+It runs the command line as click has it. `serve` comes here to its end: settings that are valid are sent over the
+socket; for `--help`, `--print-config`, usage errors and problems with the settings nothing is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from functools import partial
+
+from proxy.cli.commands import commands
+from proxy.exit_codes import ExitCode
+from proxy.settings import PlainSettings
+
+__all__ = ["main"]
+
+
+def main(descriptor: int) -> None:
+    """Read the settings that `sys.argv` results in, and send them to the socket `descriptor`; ends in SystemExit."""
+    answer = socket.socket(fileno=descriptor)
+    threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
+    commands(obj=partial(_send, answer))
+
+
+def _end_with_parent(answer: socket.socket) -> None:
+    """End this process when the other end of the socket is closed, whatever it is doing: opening a pipe may block."""
+    answer.recv(1)
+    os._exit(ExitCode.FAILED)
+
+
+def _send(answer: socket.socket, settings: PlainSettings) -> None:
+    answer.sendall(settings.to_json().encode())
+    answer.shutdown(socket.SHUT_WR)

@@ -1,0 +1,250 @@
+"""The process that reads the settings: what it is started with, how it ends, what is said about it.
+
+The readers here are small modules in the working directory; that of `serve` has its tests in `unit/cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.settings.reading import CommandLine, SettingsNotRead, read_settings
+from proxy.settings.rereading import reread_settings
+from tests.unit.settings.given import upstream
+
+READERS = {
+    "reports": """
+        report = {
+            "argv": sys.argv, "package": __main__.__package__, "path": sys.path, "environment": dict(os.environ),
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "flags": list(sys.flags),
+        }
+        with open("report", "w") as file:
+            json.dump(report, file)
+        answer.sendall(open("settings", "rb").read())
+    """,
+    "fails": """
+        print("printed")
+        print("wrong", file=sys.stderr)
+        sys.exit(int(sys.argv[1]))
+    """,
+    "waits": """
+        print("started", file=sys.stderr, flush=True)
+        answer.recv(1)
+    """,
+    "hangs": """
+        print("started", file=sys.stderr, flush=True)
+        signal.pause()
+    """,
+    "dies": """
+        os.kill(os.getpid(), signal.SIGKILL)
+    """,
+    "sends_half": """
+        answer.sendall(open("settings", "rb").read()[:100])
+    """,
+    "reads_a_file": """
+        content = open(sys.argv[1]).read()
+        with open("copy", "w") as copy:
+            copy.write(content)
+        answer.sendall(open("settings", "rb").read())
+    """,
+}
+
+
+@pytest.fixture(autouse=True)
+def _readers(_elsewhere: None) -> None:
+    """Write the readers, and the settings that they send, to the working directory."""
+    for name, body in READERS.items():
+        head = "import __main__, json, os, signal, socket, sys\n\ndef main(descriptor):\n"
+        lines = f"answer = socket.socket(fileno=descriptor)\n{textwrap.dedent(body)}"
+        Path(f"reader_{name}.py").write_text(head + textwrap.indent(lines, "    "))
+    Path("settings").write_text(upstream().plain().to_json())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No process, descriptor or thread is left behind, however a reading ends."""
+    before = children(), os.listdir("/proc/self/fd")
+    yield
+    assert (children(), os.listdir("/proc/self/fd")) == before
+    for thread in threading.enumerate():
+        if thread.name == "settings":
+            thread.join()
+
+
+def children() -> set[str]:
+    """Ids of the processes that this one has started and not waited for."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def command_line(reader: str, *arguments: str, environment: Mapping[str, str] | None = None) -> CommandLine:
+    return CommandLine(
+        reader=f"reader_{reader}",
+        program="/some/where/cloudrun-sidecar",
+        package="some.package",
+        arguments=arguments,
+        environment=environment or {},
+        import_path=(os.getcwd(), *sys.path),
+    )
+
+
+def report() -> dict[str, Any]:
+    found = json.loads(Path("report").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+# ---- what it is started with
+
+
+def test_the_settings_are_those_that_the_process_sends() -> None:
+    assert read_settings(command_line("reports")) == upstream().plain()
+
+
+def test_the_process_gets_arguments_environment_import_path_and_the_name_of_the_program() -> None:
+    odd = "\udcff ' \\ {x} é"
+    given = command_line("reports", "serve", odd, environment={"A": odd, "PYTHONUTF8": "1"})
+    read_settings(given)
+    told = report()
+    assert told["argv"] == ["/some/where/cloudrun-sidecar", "serve", odd]
+    assert told["package"] == "some.package"
+    assert told["path"] == list(given.import_path)
+    assert {name: told["environment"][name] for name in ("A", "PYTHONUTF8")} == given.environment
+    assert "HOME" not in told["environment"]
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-E", "-s"], ["-P", "-O"], ["-X", "utf8", "-W", "error"]])
+def test_the_process_has_the_flags_of_the_interpreter(flags: list[str]) -> None:
+    """`-I` and `-P` keep the working directory out of the import path, and `-E` the environment."""
+    code = f"""
+import sys
+sys.path[:] = {[os.getcwd(), *sys.path]!r}
+from proxy.settings.reading import CommandLine, read_settings
+read_settings(CommandLine.of_this_process("reader_reports"))
+print(list(sys.flags))
+"""
+    ran = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, check=True, text=True)
+    assert report()["flags"] == json.loads(ran.stdout.replace("False", "false").replace("True", "true"))
+
+
+def test_signals_are_blocked_in_the_process_and_not_here() -> None:
+    """Ctrl-C reaches both processes, and only this one answers it."""
+    before = signals_blocked()
+    read_settings(command_line("reports"))
+    assert {1, 2, 3, 15} <= set(report()["blocked"])
+    assert signals_blocked() == before
+
+
+def signals_blocked() -> str:
+    return next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigBlk"))
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_a_descriptor_that_can_be_inherited_has_its_number_in_the_process(name: str) -> None:
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    os.write(writer, b"from a pipe")
+    os.close(writer)
+    read_settings(command_line("reads_a_file", name.format(reader)))
+    os.close(reader)
+    assert Path("copy").read_text() == "from a pipe"
+
+
+@pytest.mark.parametrize("number", range(3, 9))
+def test_a_number_that_is_no_file_of_the_caller_does_not_hang(number: int) -> None:
+    """The socket of the process may have any of these numbers; opening it by name fails."""
+    if Path(f"/proc/self/fd/{number}").exists() and os.get_inheritable(number):
+        number = 99
+    with pytest.raises(SettingsNotRead) as ended:
+        read_settings(command_line("reads_a_file", f"/dev/fd/{number}"))
+    assert (ended.value.exit_code, str(ended.value)) == (1, "")
+
+
+# ---- how it ends
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, 2])
+def test_without_settings_its_exit_code_is_told_and_its_output_is_left_alone(
+    exit_code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SettingsNotRead) as ended:
+        read_settings(command_line("fails", str(exit_code)))
+    assert (ended.value.exit_code, str(ended.value)) == (exit_code, "")
+    assert capfd.readouterr() == ("printed\n", "wrong\n")
+
+
+@pytest.mark.parametrize("reader", ["waits", "hangs"])
+def test_after_the_deadline_it_is_killed(reader: str) -> None:
+    with pytest.raises(SettingsNotRead, match=r"^the settings were not read within 0\.1 seconds: ") as ended:
+        read_settings(command_line(reader), seconds=0.1)
+    assert ended.value.exit_code == 1
+
+
+def test_when_it_is_killed_its_signal_is_told() -> None:
+    with pytest.raises(SettingsNotRead, match=r"^the process that reads the settings was ended by SIGKILL$") as ended:
+        read_settings(command_line("dies"))
+    assert ended.value.exit_code == 1
+
+
+def test_settings_that_are_not_whole_are_not_used() -> None:
+    with pytest.raises(SettingsNotRead, match=r"another version of cloudrun-sidecar, restart it: ") as ended:
+        read_settings(command_line("sends_half"))
+    assert ended.value.exit_code == 1
+
+
+@pytest.mark.parametrize("executable", ["/nonexistent/python", "", None])
+def test_an_interpreter_that_cannot_be_started_is_named(
+    executable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(
+        SettingsNotRead, match=f"^cannot start {executable or 'Python'} to read the settings: "
+    ) as ended:
+        read_settings(command_line("reports"))
+    assert ended.value.exit_code == 1
+
+
+# ---- on an event loop
+
+
+@pytest.mark.asyncio
+async def test_it_can_be_read_again_while_an_event_loop_runs() -> None:
+    given = command_line("reports")
+    assert await reread_settings(given) == await reread_settings(given) == upstream().plain()
+
+
+@pytest.mark.asyncio
+async def test_on_an_event_loop_its_errors_are_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsNotRead) as ended:
+        await reread_settings(command_line("fails", "2"))
+    assert (ended.value.exit_code, str(ended.value)) == (2, "wrong\n")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_goes_on_meanwhile_and_cancellation_ends_the_process() -> None:
+    os.mkfifo("fifo")
+    reading = asyncio.get_running_loop().create_task(reread_settings(command_line("reads_a_file", "fifo")))
+    # The process has begun to read when this is open, and does not end by itself before it is closed.
+    with await asyncio.to_thread(open, "fifo", "wb"):
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "settings"]
+        await asyncio.to_thread(thread.join)
+        assert not children()
+
+
+@pytest.mark.asyncio
+async def test_on_an_event_loop_the_deadline_holds_as_well() -> None:
+    with pytest.raises(SettingsNotRead, match=r"not read within 0\.1 seconds"):
+        await reread_settings(command_line("hangs"), seconds=0.1)
