@@ -1,7 +1,7 @@
-"""What is compiled, and whether that was done from the sources that are here.
+"""Finds compiled modules that do not match their sources.
 
-The build (setup.py) leaves a record beside the package: the digest of each file that it has compiled, or that what it
-compiled depends on. Python imports a compiled module in the place of its source, whatever that has become.
+Python imports a compiled module instead of its source, even if the source has changed since. So the build (setup.py)
+records the digest of each file that it has compiled or that a compiled module depends on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _RECORD: Final = _PACKAGE / "compiled.json"
 
 
 def changed_sources() -> list[str]:
-    """Return the files, from the folder of the package on, that have changed since they were compiled; none without."""
+    """Return the paths, as `proxy/…`, of files that changed since the build; empty if nothing is compiled."""
     try:
         digests: dict[str, str] = json.loads(_RECORD.read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -27,7 +27,7 @@ def changed_sources() -> list[str]:
 
 
 def _digest(file: Path) -> str | None:
-    """Return the digest of a file, None where there is none: installed packages lack what only the compiler reads."""
+    """Return the digest of a file; None if it is missing, as files for the compiler are in an installed package."""
     try:
         return sha256(file.read_bytes()).hexdigest()
     except OSError:

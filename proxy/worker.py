@@ -2,7 +2,7 @@
 
 One worker alone listens itself; several are processes of their own, each with its own pool and tokens, that are handed
 their connections by a supervisor. Ending looks the same from outside: the first SIGTERM, SIGINT or SIGQUIT drains (new
-requests are answered 503, live streams finish, at most `drain_timeout`), a second one cuts.
+requests are answered 503, live streams finish, at most `drain_timeout`), a second one aborts what is live.
 """
 
 from __future__ import annotations
@@ -144,31 +144,31 @@ class Worker:
         """Begin to drain; called again, change nothing."""
         self._ending.set()
 
-    def cut(self) -> None:
-        """Drain, and wait for nothing any more."""
-        _log.warning("cutting what is live: told to end twice", live=self.listener.live)
-        self.listener.hurry()
+    def abort(self) -> None:
+        """Drain, and abort all live exchanges now."""
+        _log.warning("second signal: aborting live exchanges", live=self.listener.live_exchanges)
+        self.listener.abort()
         self._ending.set()
 
     def end(self) -> None:
-        """Begin to drain; called again, cut what is left."""
+        """Begin to drain; called again, abort what is left."""
         if self._ending.is_set():
-            self.cut()
+            self.abort()
         else:
             self.drain()
 
     async def ended(self) -> None:
-        """Wait until the end was asked for and everything is drained, or cut."""
+        """Wait until draining was requested and is over."""
         await self._ending.wait()
         self._dispatcher.draining = True
-        _log.info("draining", live=self.listener.live, timeout_seconds=self.settings.drain_timeout)
+        _log.info("draining", live=self.listener.live_exchanges, timeout_seconds=self.settings.drain_timeout)
         started = time.monotonic()
         complete = await self.listener.drain(self.settings.drain_timeout)
         seconds = round(time.monotonic() - started, 1)
         if complete:
             _log.info("drained", seconds=seconds)
         else:
-            _log.warning("not drained in time: what was live has been cut", seconds=seconds)
+            _log.warning("drain incomplete: live exchanges aborted", seconds=seconds)
 
     async def close(self) -> None:
         """Release everything; safe after a failed start."""
@@ -181,9 +181,9 @@ class Worker:
             closing.push_async_callback(self._dispatcher.waiting.close)
 
     async def run(self, config: ListenerConfig, accepts: Sockets | Channel) -> None:
-        """Start, serve until told to end, and close.
+        """Start, serve until a signal or the supervisor ends it, and close.
 
-        With a channel its supervisor says when to cut: signals do no more than drain.
+        With a channel, the supervisor alone decides when to abort; signals only start draining.
         """
         loop = asyncio.get_running_loop()
         channel = accepts if isinstance(accepts, Channel) else None
@@ -199,18 +199,18 @@ class Worker:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             await self.start()
-            self._say_where(accepts)
+            self._log_listening(accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
             if isinstance(accepts, Channel):
                 self.listener.on_closed = accepts.connection_closed
-                accept_from(accepts, loop, drain=self.drain, cut=self.cut)
+                accept_from(accepts, loop, drain=self.drain, abort=self.abort)
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
             else:
                 await listen(self.listener, config, accepts, self.ended)
 
-    def _say_where(self, accepts: Sockets | Channel) -> None:
+    def _log_listening(self, accepts: Sockets | Channel) -> None:
         if isinstance(accepts, Channel):
             addresses = accepts.addresses
         else:
@@ -270,7 +270,7 @@ def _engines(make: EngineFactory, limits: Limits, watched_names: frozenset[bytes
 
 
 def _cannot_reload() -> None:
-    _log.warning("SIGHUP changes nothing: settings are read at the start; restart to apply new ones")
+    _log.warning("SIGHUP ignored: settings are read at start; restart to apply changes")
 
 
 def _ignore() -> None:

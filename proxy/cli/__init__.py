@@ -31,12 +31,12 @@ def main() -> None:
 
 def _serve() -> int:
     """Read the settings in another process, serve with them, and return the exit code."""
-    from proxy.signals import hold_signals  # the other commands keep the defaults
+    from proxy.signals import defer_signals  # the other commands keep the defaults
 
-    hold_signals()
+    defer_signals()
     # A parent that ignores SIGCHLD hands that down; exit codes of our own children would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Imported after the signals are held. Other commands do without these modules.
+    # Imported after the signals are blocked. Other commands do without these modules.
     from proxy.settings.reading import CommandLine, SettingsNotRead, read_settings
 
     try:

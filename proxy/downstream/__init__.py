@@ -1,1 +1,15 @@
-"""Faces Restate: Hypercorn's listener, h2c connections, and HTTP/1.1 through ASGI."""
+"""Takes requests from the client: Hypercorn's listener, h2c connections, and HTTP/1.1 through ASGI.
+
+* `serving`         one accepted connection: is it HTTP/2 or HTTP/1.1?
+* `handover`        connections from the supervisor, where there are several workers
+* `listener`        all connections of a worker: served, counted, drained
+* `connection`      an h2c connection
+* `http1`           an HTTP/1.1 request as a `Stream`
+* `http1_protocol`  Hypercorn's HTTP/1.1 with a strict parser
+* `http1_syntax`    the strict parser (pure)
+* `hosts`           host names of this server (pure)
+* `fields`          fields of HTTP/1.1 as HTTP/2 has them (pure)
+* `channel`         messages between supervisor and worker
+* `config`          Hypercorn's configuration, and the listening sockets
+* `binding`         binds TCP sockets, and explains why one cannot be bound
+"""

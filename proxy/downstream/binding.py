@@ -1,4 +1,4 @@
-"""Sockets to listen on, and what it means when an address cannot be had. The admin port uses it, too."""
+"""Binds TCP sockets to listen on, and explains why one cannot be bound. Used for the admin port, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 __all__ = ["ListenFailed", "bind_tcp"]
 
-# Starting again does not help: somebody has to change a setting, a permission or a folder first.
+# A restart does not help: a setting, a permission or a folder must be changed first.
 _SETTINGS_ERRORS: Final = frozenset(
     {
         errno.EACCES,
@@ -30,24 +30,24 @@ _LOOKUP_SETTINGS_ERRORS: Final = frozenset(
 )
 
 _OTHER_FAMILY_MAY_WORK: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-"""What binding to an IPv6 address says where IPv6 is switched off."""
+"""Errors of binding to an IPv6 address on a machine without IPv6."""
 
 
 class ListenFailed(Exception):
-    """An address cannot be listened on; the text names it and says why."""
+    """An address cannot be listened on; `str()` names it and says why."""
 
     def __init__(self, address: str, exc: OSError) -> None:
         super().__init__(f"cannot listen on {address}: {_reason(exc)}")
         settings_errors = _LOOKUP_SETTINGS_ERRORS if isinstance(exc, socket.gaierror) else _SETTINGS_ERRORS
         self.transient = exc.errno not in settings_errors
-        """Whether it may pass by itself, as a port that another program has."""
+        """True if a later attempt may succeed, as with a port that another program uses."""
 
 
 def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Return a TCP socket bound to this address, not yet listening. Raises OSError.
+    """Return a TCP socket that is bound to this address and does not listen yet. Raises OSError.
 
-    Of a name that has several addresses, the first that can be bound is taken, IPv4 first: `localhost` is bound where
-    IPv6 is off, and where there is nothing but IPv6. Blocks while a name is looked up.
+    If a name has several addresses, the first that can be bound is used, IPv4 first: so `localhost` works on machines
+    without IPv6 and on machines without IPv4. Blocks while the name is looked up.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -80,7 +80,7 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket
 def _reason(exc: OSError) -> str:
     if isinstance(exc, socket.gaierror):
         return f"the name does not resolve ({exc.strerror})"
-    # Some put a sentence of their own in the place of the system's words, or their own words into an error of theirs.
+    # asyncio puts a sentence of its own into `strerror`; EEXIST is raised by `config`, with the reason in `strerror`.
     reason = os.strerror(exc.errno) if exc.errno and exc.errno != errno.EEXIST else str(exc.strerror or exc)
     if exc.errno == errno.EACCES:
         return f"{reason}; a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to"

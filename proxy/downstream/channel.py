@@ -1,4 +1,4 @@
-"""What a supervisor and its workers send each other, an octet each (see `handover`), and a worker's end of it."""
+"""The messages between a supervisor and its workers, one octet each, and the worker's end of the channel."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["CLOSED", "CONNECTION", "CUT", "DRAIN", "Channel"]
+__all__ = ["ABORT", "CLOSED", "CONNECTION", "DRAIN", "Channel"]
 
 CONNECTION: Final = b"c"
-"""To a worker: here is a connection."""
+"""To a worker: a connection, whose descriptor comes with this octet."""
 DRAIN: Final = b"d"
-"""To a worker: take no new requests, let live ones end, and end."""
-CUT: Final = b"x"
-"""To a worker: wait for nothing any more."""
+"""To a worker: refuse new requests, let live ones finish, and exit."""
+ABORT: Final = b"x"
+"""To a worker: abort all live requests, and exit."""
 CLOSED: Final = b"-"
-"""To the supervisor: one connection is gone."""
+"""To the supervisor: one connection has closed."""
 
 
 class Channel:
-    """A worker's end of its channel. It is pickled for the worker's process."""
+    """A worker's end of its channel. It is pickled for the worker process."""
 
     def __init__(self, end: socket.socket, addresses: list[Any]) -> None:
         self.socket = end
         self.addresses = addresses
-        """What the supervisor listens on, as `getsockname` gives it."""
+        """Addresses that the supervisor listens on, as `getsockname` returns them."""
         self._unreported = 0
 
     def receive(self) -> tuple[bytes, int | None]:
-        """Return a message and its descriptor; b"" where the supervisor is gone. Raises BlockingIOError."""
+        """Return a message and its descriptor; b"" if the supervisor has exited. Raises BlockingIOError."""
         try:
-            message, descriptors, _, _ = socket.recv_fds(self.socket, 1, 1)  # it drops its flags: no MSG_CMSG_CLOEXEC
+            message, descriptors, _, _ = socket.recv_fds(self.socket, 1, 1)  # ignores MSG_CMSG_CLOEXEC
         except ConnectionError:
             return b"", None
         for descriptor in descriptors:
@@ -39,7 +39,7 @@ class Channel:
         return message, descriptors[0] if descriptors else None
 
     def connection_closed(self) -> None:
-        """Report that a connection is gone."""
+        """Report a closed connection; reports that the socket does not take are sent with the next one."""
         self._unreported += 1
-        with contextlib.suppress(OSError):  # the supervisor is gone, or busy: the next report says it, too
+        with contextlib.suppress(OSError):  # it has exited, or does not read
             self._unreported -= self.socket.send(CLOSED * self._unreported)

@@ -1,4 +1,4 @@
-"""Hypercorn's configuration with our defaults, and the sockets that are listened on."""
+"""Hypercorn's configuration with our defaults, and the listening sockets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
 
 _UNIX: Final = "unix:"
 
-# A client that has vanished without a word (a lost node, a NAT that forgot) is found after 60 + 4 × 15 s. Accepted
-# sockets take these over from the one that listens.
+# Detects within 60 + 4 × 15 s a client that has vanished (a lost node, an expired NAT entry). Accepted sockets inherit
+# these options from the listening one.
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class ListenerConfig(Config):
-    """Hypercorn's configuration, with its defaults that hurt here replaced. It is pickled for worker processes."""
+    """Hypercorn's configuration with some defaults replaced. It is pickled for worker processes."""
 
     def __init__(
         self, addresses: tuple[str, ...], workers: int, payload: str = "", *, max_head_octets: int = 64 << 10
@@ -33,9 +33,9 @@ class ListenerConfig(Config):
         self.bind = list(addresses)
         self.workers = workers
         self.payload = payload
-        """What a worker process builds its sidecar from."""
+        """The settings of a worker process, in JSON."""
         self.sidecar_octets = os.urandom(8)
-        """What the name of this sidecar is made of: the same in all of its workers."""
+        """Random octets of the sidecar's name; the same in all of its workers."""
         self.backlog = 1_024
         self.errorlog = logging.getLogger("hypercorn")
         self.include_date_header = False
@@ -43,14 +43,14 @@ class ListenerConfig(Config):
         self.keep_alive_timeout = KEEP_ALIVE_SECONDS
         self.keep_alive_max_requests = 1 << 62
         self.h11_max_incomplete_size = max_head_octets
-        # Unbounded: a full queue would keep Hypercorn from telling of a disconnect, for ever (see `http1`).
+        # Unbounded: a full queue would block Hypercorn's report of a disconnect for ever (see `http1`).
         self.max_app_queue_size = 0
-        # The sidecar has drained before Hypercorn closes; all that is left by then is cut before this is over.
+        # `Listener.drain` ends before Hypercorn closes, and aborts within this time what is left.
         self.graceful_timeout = 1.0
         self._files: list[tuple[str, int, int]] = []
 
     def create_sockets(self) -> Sockets:
-        """Bind every address and listen. Raises ListenFailed that names the one that cannot be bound."""
+        """Bind every address and listen. Raises ListenFailed for the first that cannot be bound."""
         bound: list[socket.socket] = []
         for address in self.bind:
             try:
@@ -61,7 +61,7 @@ class ListenerConfig(Config):
         return Sockets([], bound, [])
 
     def release(self, sockets: Sockets) -> None:
-        """Close the sockets and remove the files of Unix ones, unless others have taken their places."""
+        """Close the sockets, and remove the files of Unix sockets unless other files have replaced them."""
         for bound in sockets.insecure_sockets:
             bound.close()
         files, self._files = self._files, []
@@ -74,12 +74,12 @@ class ListenerConfig(Config):
     def _listening(self, address: str) -> socket.socket:
         path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
         if path is not None:
-            _refuse_taken(path)
+            _check_unused(path)
             (bound,) = self._create_sockets([address])
         else:
             host, _, port = address.rpartition(":")
-            # Not Hypercorn's way: with several workers it would share the port with every program that asks for it, a
-            # second sidecar started by mistake among them. Ours get the socket handed down.
+            # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program
+            # that does, such as a second sidecar started by mistake.
             bound = bind_tcp(host.strip("[]"), int(port))
         try:
             if path is not None:
@@ -87,7 +87,7 @@ class ListenerConfig(Config):
                 self._files.append((path, found.st_dev, found.st_ino))
             else:
                 _keep_alive(bound)
-            # From here on clients are queued, not refused: whoever reads that we listen may connect.
+            # From here on the kernel queues clients, so they can connect as soon as the log says that we listen.
             bound.listen(self.backlog)
         except OSError:
             bound.close()
@@ -95,11 +95,11 @@ class ListenerConfig(Config):
         return bound
 
 
-def _refuse_taken(path: str) -> None:
-    """Raise OSError where somebody listens: Hypercorn removes the file of a socket, be it in use or left behind."""
+def _check_unused(path: str) -> None:
+    """Raise OSError if another process listens there: Hypercorn would remove the file, in use or not."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "there is a file of that name, and it is no socket")
+            raise FileExistsError(errno.EEXIST, "a file of that name exists, and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
             probe.connect(path)

@@ -7,8 +7,8 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef readonly object gone
     cdef RequestAcceptor _acceptor
     cdef object _on_change
-    cdef object _displaced
-    cdef bint _peer_leaves
+    cdef object _replaced
+    cdef bint _peer_sent_go_away
 
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
@@ -17,6 +17,6 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef after_turn(self)
     cpdef eof_received(self)
     cpdef connection_lost(self, exc)
-    cpdef leave(self, str reason)
+    cpdef go_away(self, str reason)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
-    cpdef cut(self, str reason)
+    cpdef abort_streams(self, str reason)

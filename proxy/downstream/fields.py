@@ -1,4 +1,4 @@
-"""Fields of an HTTP/1.1 request as HTTP/2 has them (RFC 9113, 8.2.2). Pure."""
+"""Converts the fields of an HTTP/1.1 request to HTTP/2 (RFC 9113, 8.2.2). Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CONNECTION_SPECIFIC: Final = frozenset(
 
 
 def from_http1(method: bytes, path: bytes, lines: list[tuple[bytes, bytes]]) -> Fields:
-    """Return the HTTP/2 head of an HTTP/1.1 request (RFC 9113, 8.2.2): names lowered, hop-by-hop fields removed.
+    """Return the HTTP/2 head of an HTTP/1.1 request (RFC 9113, 8.2.2): names in lower case, hop-by-hop fields removed.
 
-    `te` stays only as `trailers`. `expect` goes, because the listener has answered it. `authorization` and `cookie`
-    are marked never-indexed, as HTTP/2 clients commonly do.
+    `te` is kept only with the value `trailers`. `expect` is removed, because the listener has answered it.
+    `authorization` and `cookie` are marked never-indexed, as HTTP/2 clients commonly do.
     """
     lowered = [(name.lower(), value) for name, value in lines]
     nominated = {
@@ -25,7 +25,7 @@ def from_http1(method: bytes, path: bytes, lines: list[tuple[bytes, bytes]]) -> 
     }
     dropped = _CONNECTION_SPECIFIC | nominated | {b"expect", b"host"}
     if any(name == b"transfer-encoding" for name, _ in lowered):
-        # It overrides a content-length, which then says nothing about the content (RFC 9112, 6.3).
+        # Transfer-Encoding overrides content-length (RFC 9112, 6.3).
         dropped |= {b"content-length"}
     authority = next((value for name, value in lowered if name == b"host"), b"")
     head: Fields = [

@@ -1,12 +1,11 @@
-"""Connections that the supervisor has accepted: how they come into a worker.
+"""Receives connections that the supervisor has accepted.
 
-Each worker has one end of a pair of stream sockets, its channel; the supervisor has the other. Each octet that comes
-is a message (`channel`), `CONNECTION` with a descriptor beside it (SCM_RIGHTS, unix(7)). Each octet that goes back
-says that one of these connections is gone, so that the supervisor knows how many this worker has. Where the channel
-ends, the supervisor is gone.
+Supervisor and worker share a pair of stream sockets, the channel. Each octet to the worker is a message (`channel`);
+`CONNECTION` carries a descriptor (SCM_RIGHTS, unix(7)). Each octet to the supervisor reports a closed connection, so
+that it knows how many the worker has. The end of the channel means that the supervisor has exited.
 
-To Hypercorn the channel is the socket to listen on. It asks the event loop for a server on it, and `accept_from` has
-the loop answer with a `HandoverServer`, which knows how to accept there.
+To Hypercorn the channel is the socket to listen on: it calls `create_server` with it. `accept_from` replaces that
+method of the event loop, and returns a `HandoverServer` for the channel.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import CONNECTION, CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
 
 __all__ = ["HandoverServer", "accept_from"]
 
 _log: Final = structlog.get_logger("downstream")
 
 _MOST_MESSAGES: Final = 64
-"""Read at once, before others get their turn."""
+"""Messages read in a row before other events are served."""
 
 
 class HandoverServer:
-    """What Hypercorn takes for a server: it accepts what comes through the channel, and obeys its orders."""
+    """An asyncio server for Hypercorn: accepts connections from the channel, and carries out its commands."""
 
     def __init__(
         self,
@@ -39,22 +38,22 @@ class HandoverServer:
         make_protocol: Callable[[], asyncio.Protocol],
         *,
         drain: Callable[[], None],
-        cut: Callable[[], None],
+        abort: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._channel = channel
         self._make_protocol = make_protocol
-        self._orders = {DRAIN: drain, CUT: cut, b"": drain}
+        self._commands = {DRAIN: drain, ABORT: abort, b"": drain}
         self._accepting: set[asyncio.Task[None]] = set()
         channel.socket.setblocking(False)
         loop.add_reader(channel.socket, self._read)
 
     def close(self) -> None:
-        """Accept nothing any more."""
+        """Stop accepting."""
         self._loop.remove_reader(self._channel.socket)
 
     async def wait_closed(self) -> None:
-        """Wait until no connection is between the channel and its protocol."""
+        """Wait until every received connection has its protocol."""
         await asyncio.gather(*self._accepting, return_exceptions=True)
 
     def _read(self) -> None:
@@ -62,7 +61,7 @@ class HandoverServer:
             for _ in range(_MOST_MESSAGES):
                 message, descriptor = self._channel.receive()
                 if message != CONNECTION:
-                    self._orders[message]()
+                    self._commands[message]()
                     if not message:
                         self.close()
                         return
@@ -70,8 +69,8 @@ class HandoverServer:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
                     self._accepting.add(accepting)
                     accepting.add_done_callback(self._accepting.discard)
-                else:  # the kernel has closed it
-                    _log.error("connection lost: this process may not have more open files (ulimit -n)")
+                else:  # the kernel had no descriptor for it
+                    _log.error("connection lost: limit of open files reached (ulimit -n)")
                     self._channel.connection_closed()
 
     async def _accept(self, connection: socket.socket) -> None:
@@ -79,22 +78,22 @@ class HandoverServer:
             connection.setblocking(False)
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
         except OSError as exc:
-            _log.debug("connection gone before it was accepted", reason=exc.strerror)
+            _log.debug("connection closed before it was accepted", reason=exc.strerror)
             self._channel.connection_closed()
 
 
 def accept_from(
-    channel: Channel, loop: asyncio.AbstractEventLoop, *, drain: Callable[[], None], cut: Callable[[], None]
+    channel: Channel, loop: asyncio.AbstractEventLoop, *, drain: Callable[[], None], abort: Callable[[], None]
 ) -> None:
-    """Have `loop.create_server(…, sock=channel.socket)` accept what comes through the channel.
+    """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
-    `drain` and `cut` are called when the supervisor orders it, `drain` also when it is gone.
+    `drain` and `abort` are called on the commands of these names, `drain` also when the supervisor has exited.
     """
     create_server = loop.create_server
 
     async def create(make_protocol: Any, *args: Any, sock: socket.socket | None = None, **more: Any) -> Any:
         if sock is channel.socket:
-            return HandoverServer(loop, channel, make_protocol, drain=drain, cut=cut)
+            return HandoverServer(loop, channel, make_protocol, drain=drain, abort=abort)
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop

@@ -1,8 +1,8 @@
-"""Which host names in an HTTP/1.1 request are this sidecar's own (RFC 9110, 7.2; RFC 9112, 3.2). Pure.
+"""Decides which host names in an HTTP/1.1 request mean this server (RFC 9110, 7.2; RFC 9112, 3.2). Pure.
 
-A web page whose owner points its DNS name at 127.0.0.1 (DNS rebinding) reaches the listener with that name in `Host`.
-On a loopback connection therefore only names that no stranger's DNS can answer for are taken, and those that the
-operator lists in `allowed_hosts`.
+A web page can reach the listener if its owner points the page's DNS name at 127.0.0.1 (DNS rebinding); the name is then
+in `Host`. So on a loopback connection only two kinds of names are accepted: those that public DNS cannot resolve, and
+those that the operator lists in `allowed_hosts`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CONTAINER_HOSTS: Final = frozenset(
         "host.rancher-desktop.internal",
     )
 )
-"""What container engines call the machine that they run on. The top-level domain `internal` is reserved for private
-use and is not delegated (ICANN, 2024), so no web page can have one of these names."""
+"""Names that container engines give to their host. The top-level domain `internal` is reserved for private use and is
+never delegated (ICANN, 2024), so no web page has one of these names."""
 
 _LABEL: Final = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _AUTHORITY: Final = re.compile(
@@ -38,14 +38,14 @@ _GREATEST_PORT: Final = 65_535
 _HTTP_PORT: Final = 80
 
 Authority = tuple[str, int]
-"""Host in lower case, without brackets and without a final dot, and port."""
+"""Host and port; the host in lower case, without brackets and without a final dot."""
 
 
 def parse_authority(text: bytes) -> Authority:
-    """Return host and port of `HOST[:PORT]`; the port is 80 where none is given. ValueError where it is neither.
+    """Return host and port of `HOST[:PORT]`; the port is 80 by default. Raises ValueError, which does not quote `text`.
 
-    Stricter than the grammar of RFC 3986, 3.2.2: only addresses and names as DNS has them, since nothing else can have
-    led here; no user information, no percent-encoding, no zone.
+    Stricter than the grammar of RFC 3986, 3.2.2: only IP addresses and DNS names, because clients connect by nothing
+    else; no user information, no percent-encoding, no zone.
     """
     found = _AUTHORITY.fullmatch(text)
     if found is None:
@@ -63,27 +63,27 @@ def parse_authority(text: bytes) -> Authority:
 
 @dataclass(frozen=True, slots=True)
 class HostRules:
-    """Which hosts may be named on one connection."""
+    """The hosts that requests on one connection may name."""
 
     server: tuple[str, int] | None
-    """The address and port that the client connected to; None on a Unix socket."""
+    """Address and port that the client connected to; None on a Unix socket."""
     allowed: frozenset[str] = frozenset()
-    """Names from the settings, in lower case."""
+    """Names from the setting `allowed_hosts`, in lower case."""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the client connected to a loopback address."""
+        """True if the client connected to a loopback address."""
         return self.server is not None and _is_loopback(self.server[0])
 
     def allows(self, host: str) -> bool:
-        """Return whether a request that names this host cannot come from a page whose own name leads here."""
+        """Return True if a request that names this host cannot come from a web page by DNS rebinding."""
         return not self.is_loopback or self._is_known(host) or _is_address(host)
 
     def is_own(self, authority: Authority, host: Authority | None) -> bool:
-        """Return whether an absolute-form target with this authority means this server.
+        """Return True if an absolute-form target with this authority means this server.
 
-        It does if the client calls the server so in `host`, too, or if it is a name of this server with the port that
-        the client connected to.
+        One of two: `host` is the same authority, and its name is known or the connection is not on loopback; or its
+        name is known, and its port is the one that the client connected to.
         """
         name, port = authority
         if authority == host and (self._is_known(name) or not self.is_loopback):
@@ -91,7 +91,7 @@ class HostRules:
         return self.server is not None and port == self.server[1] and self._is_known(name)
 
     def _is_known(self, host: str) -> bool:
-        """Whether `host` is an address of this server, or a name that no stranger's DNS answers for."""
+        """True if `host` is an address of this server, or a name that public DNS cannot resolve."""
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
             return True
         if host in CONTAINER_HOSTS or host in self.allowed:
@@ -115,5 +115,5 @@ def _is_loopback(host: str) -> bool:
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(host.partition("%")[0])
-    # A listener on [::] sees IPv4 clients so, and older Pythons do not call ::ffff:127.0.0.1 loopback.
+    # A listener on [::] sees IPv4 clients as ::ffff:…, which older Pythons do not treat as loopback.
     return getattr(address, "ipv4_mapped", None) or address

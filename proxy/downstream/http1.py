@@ -1,11 +1,11 @@
-"""HTTP/1.1 callers, through Hypercorn's ASGI: curl, probes, and deployments registered with `--use-http1.1`.
+"""HTTP/1.1 requests, through Hypercorn's ASGI: curl, probes, and deployments registered with `--use-http1.1`.
 
-The same exchanges do the work; this module is their downstream stream for one request. HTTP/1.1 knows no reset: before
-the response began it is answered with 502, afterwards the connection is cut before the response is complete, which
-every HTTP/1.1 client can tell from a clean end.
+`Http1Stream` is the downstream stream of an exchange for one request. HTTP/1.1 has no resets: before the response
+begins, a reset becomes a 502; afterwards, the connection is closed before the response is complete, which every
+HTTP/1.1 client distinguishes from a clean end.
 
-Back-pressure does not go through ASGI, whose queue deadlocks when an application ends before its request does: the
-queue is unbounded, and the connection stops reading while its `Gate` is shut.
+Back-pressure does not use ASGI's queue, which deadlocks if an application ends before its request does. The queue is
+unbounded, and the connection stops reading while its `Gate` is cleared.
 """
 
 from __future__ import annotations
@@ -24,26 +24,30 @@ from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields
 from proxy.restate import RequestKind, local_reply
 
-__all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_pages"]
+__all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_browser"]
 
 Message: TypeAlias = MutableMapping[str, Any]
+"""A scope, or an event, of ASGI."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+"""Returns the next event of the request."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""Sends an event of the response."""
 Gate: TypeAlias = asyncio.Event
 """Set while more of a request may be read from the socket."""
 
 _WINDOW_OCTETS: Final = 256 << 10
-"""How much of a request may be under way; more is not read from the socket."""
+"""How much of a request may be unacknowledged; more is not read from the socket."""
 
 _LINGER_SECONDS: Final = 1.0
-"""How long the end of a response waits for the end of its request. To close a socket of which something is still unread
-resets the connection, and the client may lose what it has not read of the response (RFC 9112, 9.6)."""
+"""How long the end of a response waits for the end of its request. Closing a socket with unread data resets the
+connection, and the client may lose the rest of the response (RFC 9112, 9.6)."""
 
 _STREAM_ID: Final = 1
+_ABORT: Final = "abort"
 
 
 class Http1Stream(Stream):
-    """One HTTP/1.1 request and its response, as a stream that has no others beside it."""
+    """One HTTP/1.1 request and its response, as the only stream of a connection."""
 
     def __init__(self, acceptor: RequestAcceptor, receive: Receive, send: Send, gate: Gate, budget: Budget) -> None:
         super().__init__()
@@ -53,30 +57,30 @@ class Http1Stream(Stream):
         self._send = send
         self._gate = gate
         self._budget = budget
-        self._under_way_octets = 0
+        self._unacknowledged_octets = 0
         self._outgoing: deque[Message] = deque()
         self._queued_octets = 0
-        self._waiting = asyncio.Event()
-        self._began = False
-        self._read_all = asyncio.Event()
+        self._enqueued = asyncio.Event()
+        self._head_sent = False
+        self._request_complete = asyncio.Event()
         self._is_head_request = False
         self._http_version = b"1.1"
 
     async def run(self, scope: Message) -> None:
-        """Carry the exchange; returns when the response is complete, or cut."""
+        """Serve the exchange; returns when the response is complete or aborted."""
         method = scope["method"].encode("ascii")
         self.method = method
         self.path = _target(scope)
-        self.has_watched = True  # nobody has looked
+        self.has_watched = True  # unknown: no engine has looked at the names
         self._http_version = scope["http_version"].encode("ascii")
         self._is_head_request = method == b"HEAD"
         lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-        # Framing of HTTP/1.1 requests: without one of these there is no content (RFC 9112, 6.3).
-        bare = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
-        if bare:
-            self._read_all.set()
+        # A request without either field has no content (RFC 9112, 6.3).
+        without_content = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
+        if without_content:
+            self._request_complete.set()
         try:
-            self._acceptor.accept(self, from_http1(method, self.path, lines), bare)
+            self._acceptor.accept(self, from_http1(method, self.path, lines), without_content)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
@@ -93,13 +97,13 @@ class Http1Stream(Stream):
         return self._http_version
 
     def send_head(self, fields: Fields, end_stream: bool) -> None:
-        """Queue a final head; interim ones have no way through ASGI over HTTP/1.1."""
+        """Queue a final head; interim ones are dropped, because ASGI over HTTP/1.1 cannot send them."""
         status = int(fields[0][1])
         if status < 200:
             return
-        self._began = True
+        self._head_sent = True
         lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
-        self._put({"type": "http.response.start", "status": status, "headers": lines})
+        self._enqueue({"type": "http.response.start", "status": status, "headers": lines})
         if end_stream:
             self.send_data(b"", True)
 
@@ -107,69 +111,69 @@ class Http1Stream(Stream):
         """Queue content."""
         self._queued_octets += len(data)
         self._budget.change(len(data))
-        self._put({"type": "http.response.body", "body": data, "more_body": not end_stream})
+        self._enqueue({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
     def send_trailers(self, fields: Fields) -> None:
         """End the response: Hypercorn sends no trailers over HTTP/1.1."""
         self.send_data(b"", True)
 
     def reset(self, code: int, after_data: bool) -> None:
-        """Answer 502 if nothing has been sent, else cut the connection."""
-        if self._began:
-            self._put({"type": "cut"})
+        """Queue a 502 if no head was sent, else abort the connection."""
+        if self._head_sent:
+            self._enqueue({"type": _ABORT})
             return
         name = ErrorCode(code).name if code in ErrorCode.__members__.values() else hex(code)
         failure = UpstreamReset(f"the upstream reset the stream ({name})")
         reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
-        self._began = True
-        self._put({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
+        self._head_sent = True
+        self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
         self.send_data(reply.body, True)
 
     def acknowledge(self, octets: int) -> None:
-        """Let so many more octets of the request be read."""
-        self._under_way_octets -= octets
-        if self._under_way_octets < _WINDOW_OCTETS:
+        """Permit reading so many more octets of the request."""
+        self._unacknowledged_octets -= octets
+        if self._unacknowledged_octets < _WINDOW_OCTETS:
             self._gate.set()
 
     # ---- both directions
 
-    def _put(self, message: Message) -> None:
+    def _enqueue(self, message: Message) -> None:
         self._outgoing.append(message)
-        self._waiting.set()
+        self._enqueued.set()
 
     def _cancel(self) -> None:
-        """The client is gone: tell the exchange, unless it is over."""
+        """Cancel the exchange, unless it is over: the client is gone."""
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             receiver.on_request_reset(ErrorCode.CANCEL, True)
 
     async def _read(self) -> None:
-        """Pass the request on; what comes of it after the exchange is over is dropped."""
+        """Pass the request to the exchange; drop its rest once the exchange is over."""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._cancel()
-                self._read_all.set()
-                self._put({"type": "cut"})
+                self._request_complete.set()
+                self._enqueue({"type": _ABORT})
                 return
             data, more = message.get("body", b""), message.get("more_body", False)
-            if (data or not more) and not self._read_all.is_set() and self.receiver is not None:
-                self._under_way_octets += len(data)
+            if (data or not more) and not self._request_complete.is_set() and self.receiver is not None:
+                self._unacknowledged_octets += len(data)
                 self.receiver.on_request_data(bytes(data), not more)
-                if self._under_way_octets >= _WINDOW_OCTETS and self.receiver is not None:
+                if self._unacknowledged_octets >= _WINDOW_OCTETS and self.receiver is not None:
                     self._gate.clear()
             if not more:
-                self._read_all.set()
-                self._gate.set()  # nothing more is acknowledged
+                self._request_complete.set()
+                self._gate.set()  # no acknowledgement follows that would
 
     async def _write(self) -> None:
         while True:
             while not self._outgoing:
-                self._waiting.clear()
-                await self._waiting.wait()
+                self._enqueued.clear()
+                await self._enqueued.wait()
             message = self._outgoing.popleft()
-            if message["type"] == "cut":
-                return  # Hypercorn closes the connection of an application that returns half way
+            if message["type"] == _ABORT:
+                return  # Hypercorn closes the connection of an application that returns before the end of its response
             octets = len(message.get("body", b""))
             if self._is_head_request and octets:
                 message = {**message, "body": b""}
@@ -183,36 +187,33 @@ class Http1Stream(Stream):
                 self.receiver.on_response_sent(octets)
 
     async def _finish(self, message: Message) -> None:
-        """Send the last of the response; its end waits for a request that has not ended."""
-        if not self._read_all.is_set():
+        """Send the last of the response; wait some time for the end of the request before the end of the response."""
+        if not self._request_complete.is_set():
             await self._send({**message, "more_body": True})
             message = {**message, "body": b""}
             if self.receiver is None:
                 self._gate.set()
             try:
                 async with asyncio.timeout(_LINGER_SECONDS):
-                    await self._read_all.wait()
+                    await self._request_complete.wait()
             except TimeoutError:
                 pass
         await self._send(message)
 
 
-async def refuse_pages(scope: Message, send: Send, allowed_hosts: frozenset[str] = frozenset()) -> bool:
-    """Answer a request that a web page makes, and return whether it was one.
+async def refuse_browser(scope: Message, send: Send, allowed_hosts: frozenset[str] = frozenset()) -> bool:
+    """Answer 403 to a request of a web page, and return True; return False for any other request.
 
-    Browsers reach loopback, speak HTTP/1.1 without TLS, and name the page in `origin` (Fetch, 3.1) or say
-    in `sec-fetch-site` that there is one (Fetch Metadata, 2.3); `none` there is a person who typed the address. Restate
-    and its like send neither. Of a page whose own name its owner had lead to loopback (DNS rebinding), a browser says
-    nothing but that name; `hosts` says which names are not taken for one.
+    Browsers can reach loopback by HTTP/1.1 without TLS. They name the page in `origin` (Fetch, 3.1), or its relation in
+    `sec-fetch-site` (Fetch Metadata, 2.3), where `none` is a person who typed the address. Restate sends neither. With
+    DNS rebinding, only `host` shows the page, because its name leads to loopback; `hosts` decides which are accepted.
     """
     fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
     if b"origin" in fields or fields.get(b"sec-fetch-site", b"none") != b"none":
-        refusal = BrowserRefused(
-            "this is for Restate, not for web pages: what they ask would be signed with our identity"
-        )
+        refusal = BrowserRefused("requests of web pages are refused: they would be signed with the sidecar's identity")
     elif not _may_call_by(fields.get(b"host", b""), HostRules(scope["server"], allowed_hosts)):
         refusal = BrowserRefused(
-            "the Host of this request could be a web page's own name that leads to loopback (DNS rebinding): "
+            "the Host of this request could be the name of a web page that leads to loopback (DNS rebinding): "
             "call 127.0.0.1 or localhost, or list the name in allowed_hosts (--allowed-hosts) if it is yours"
         )
     else:

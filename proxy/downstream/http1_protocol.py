@@ -58,16 +58,16 @@ class Http1Protocol(H11Protocol):
             RequestSyntax(HostRules(server, allowed_hosts), config.h11_max_incomplete_size),
             max_incomplete_event_size=config.h11_max_incomplete_size,
         )
-        self.response_over = asyncio.Event()
+        self.response_complete = asyncio.Event()
         """Set while no response is owed."""
-        self.response_over.set()
+        self.response_complete.set()
         self._is_head_request = False
         self._on_refused = on_refused
 
     @property
-    def amid_head(self) -> bool:
+    def head_incomplete(self) -> bool:
         """Whether some of a request's head has come, and not all of it."""
-        return self.stream is None and self.connection.syntax.amid_head
+        return self.stream is None and self.connection.syntax.head_incomplete
 
     @property
     def refused(self) -> bool:
@@ -89,7 +89,7 @@ class Http1Protocol(H11Protocol):
         return
 
     async def _create_stream(self, request: h11.Request) -> None:
-        self.response_over.clear()
+        self.response_complete.clear()
         self._is_head_request = request.method == b"HEAD"
         self.stream = HTTPStream(
             self.app,
@@ -117,7 +117,7 @@ class Http1Protocol(H11Protocol):
 
     async def _close_stream(self) -> None:
         await super()._close_stream()
-        self.response_over.set()
+        self.response_complete.set()
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         if isinstance(event, h11.Response | h11.InformationalResponse) and not event.reason:

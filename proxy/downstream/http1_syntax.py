@@ -104,7 +104,7 @@ class RequestSyntax:
         }
 
     @property
-    def amid_head(self) -> bool:
+    def head_incomplete(self) -> bool:
         """Whether some of a request's head has come, and not all of it."""
         return self._state is _State.HEAD and bool(self._buffer)
 
@@ -126,7 +126,7 @@ class RequestSyntax:
 
     def feed_eof(self) -> None:
         """Say that nothing more will come; sets `fault` if that is amid a head."""
-        if self.amid_head:
+        if self.head_incomplete:
             self.fault = Fault(400, "the connection was closed before the head of the request was complete")
             self._state = _State.REFUSED
             self._buffer.clear()

@@ -1,7 +1,7 @@
-"""All downstream connections of one worker: counted, served, drained.
+"""All downstream connections of one worker: served, counted, drained.
 
-Draining happens before Hypercorn closes anything, and leaves no connection behind: since Python 3.12.1 asyncio's
-servers wait for every one of them, however long it takes. How connections come here is told in `serving`.
+`serving` accepts connections and passes them here. `drain` ends them all before Hypercorn closes its servers: since
+Python 3.12.1, asyncio's servers wait without limit for every open connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.connection import DownstreamConnection
-from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_pages
+from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.events import StreamId
 
 __all__ = ["GATE", "AcceptedConnection", "Listener", "ListenerMetrics"]
@@ -24,23 +24,23 @@ __all__ = ["GATE", "AcceptedConnection", "Listener", "ListenerMetrics"]
 _log: Final = structlog.get_logger("downstream")
 
 GATE: Final = "gate"
-"""Where the ASGI state of an HTTP/1.1 request has the `Gate` of its connection."""
+"""Key of the connection's `Gate` in the ASGI state of an HTTP/1.1 request."""
 
 _LAST_SECONDS: Final = 0.5
-"""Of the time to drain, what is left for delivering the last frames."""
+"""Part of the drain timeout that is reserved for delivering the last frames."""
 
 
 class ListenerMetrics(Protocol):
-    """What the listener counts."""
+    """Counts the events of a listener."""
 
     def downstream_opened(self) -> None:
-        """An h2c connection was taken over."""
+        """An h2c connection began."""
 
     def downstream_closed(self) -> None:
-        """It is gone."""
+        """An h2c connection ended."""
 
     def request_refused(self, reason: str) -> None:
-        """A client's request, or the stream that it came on, broke a rule of HTTP."""
+        """A request, or its stream, broke the rule of HTTP that `reason` names."""
 
 
 class Listener:
@@ -57,50 +57,51 @@ class Listener:
         allowed_hosts: Iterable[str] = (),
     ) -> None:
         self.acceptor = acceptor
+        """Takes every request: the dispatcher."""
         self.allowed_hosts = frozenset(allowed_hosts)
-        """Names of this server beside the usual ones (see `hosts`), in lower case."""
+        """Additional names of this server (see `hosts`), in lower case."""
         self.drained = False
-        """Whether `drain` is over: connections that still come are dropped."""
+        """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
-        """Called when an accepted connection is gone."""
+        """Called when an accepted connection has closed."""
         self._metrics = metrics
         self._make_engine = make_engine
         self._budget = budget
         self._flusher = flusher
         self._connections: set[DownstreamConnection] = set()
-        self._held: set[AcceptedConnection] = set()
+        self._accepted: set[AcceptedConnection] = set()
         self._http1_live = 0
         self._changed = asyncio.Event()
-        self._hurrying = False
+        self._aborting = False
 
     @property
-    def live(self) -> int:
-        """Exchanges under way, delivered responses not counted."""
+    def live_exchanges(self) -> int:
+        """Number of exchanges whose response has not been delivered in full."""
         return self._http1_live + sum(connection.live_streams for connection in self._connections)
 
     # ---- for Hypercorn's connections
 
     @contextlib.contextmanager
-    def holding(self, transport: asyncio.Transport) -> Iterator[AcceptedConnection]:
-        """See to it that the transport is closed when draining is over; for as long as Hypercorn's task serves it."""
-        held = AcceptedConnection(transport)
-        self._held.add(held)
+    def track(self, transport: asyncio.Transport) -> Iterator[AcceptedConnection]:
+        """Register an accepted connection while Hypercorn's task serves it, so that `drain` can end it."""
+        accepted = AcceptedConnection(transport)
+        self._accepted.add(accepted)
         try:
-            yield held
+            yield accepted
         finally:
-            self._held.discard(held)
+            self._accepted.discard(accepted)
             self.on_closed()
 
     async def serve_h2c(self, transport: asyncio.Transport, first: bytes) -> None:
-        """Take over the transport, whose first octets were `first`; returns when it is closed."""
-        displaced = cast(asyncio.Protocol, transport.get_protocol())
+        """Serve HTTP/2 on the transport, whose first octets were `first`; returns when it has closed."""
+        replaced = cast(asyncio.Protocol, transport.get_protocol())
         connection = DownstreamConnection(
             self._make_engine,
             self._budget,
             self._flusher,
             acceptor=self.acceptor,
             on_change=self._changed.set,
-            displaced=displaced,
+            replaced=replaced,
         )
         connection.on_refused = self._stream_refused
         self._connections.add(connection)
@@ -108,13 +109,13 @@ class Listener:
         try:
             transport.set_protocol(connection.as_protocol())
             connection.connection_made(transport)
-            # From here on it is asked where to read to.
+            # The transport asks the new protocol for its buffer only after reading is resumed.
             transport.pause_reading()
             transport.resume_reading()
             connection.data_received(first)
             await connection.gone
         except asyncio.CancelledError:
-            connection.cut("the sidecar is shutting down")
+            connection.abort_streams("the sidecar is shutting down")
             connection.abort()
             raise
         finally:
@@ -123,8 +124,8 @@ class Listener:
             self._changed.set()
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Carry one HTTP/1.1 exchange."""
-        if await refuse_pages(scope, send, self.allowed_hosts):
+        """Serve one HTTP/1.1 exchange."""
+        if await refuse_browser(scope, send, self.allowed_hosts):
             self.refused("browser", protocol="HTTP/1.1")
             return
         self._http1_live += 1
@@ -135,7 +136,7 @@ class Listener:
             self._changed.set()
 
     def refused(self, reason: str, **more: object) -> None:
-        """Count a request that breaks a rule, and tell of it at the level `debug`; `more` quotes nothing of it."""
+        """Count a request that breaks a rule, and log it at level `debug`; `more` must not quote the request."""
         self._metrics.request_refused(reason)
         _log.debug("request refused", reason=reason, **more)
 
@@ -145,82 +146,79 @@ class Listener:
     # ---- ending
 
     async def drain(self, timeout_seconds: float) -> bool:
-        """Wait until no exchange is live, say GOAWAY on every connection and close; False if some had to be cut.
+        """Wait until no exchange is live, then send GOAWAY on every connection and close; False if some were aborted.
 
-        Takes `timeout_seconds` at most, but long enough to deliver the last frames, and ends at once on `hurry`.
+        Takes at most `timeout_seconds`, but always long enough to deliver the last frames. `abort` ends the wait.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
-        await self._until(lambda: not self.live, deadline - _LAST_SECONDS)
-        complete = not self.live
-        leaving = self._dismiss()
-        # What was answered may still lie in a transport's buffer, and its client may be slow.
+        await self._until(lambda: not self.live_exchanges, deadline - _LAST_SECONDS)
+        complete = not self.live_exchanges
+        closing = self._close_all()
+        # Responses may still be in a transport's buffer, because their client reads slowly.
         soon = loop.time() + _LAST_SECONDS
         await self._until(
-            lambda: all(connection.gone.done() for connection in leaving),
+            lambda: all(connection.gone.done() for connection in closing),
             max(soon, deadline) if complete else soon,
-            unhurried=not complete,
+            abortable=complete,
         )
-        for connection in leaving:
+        for connection in closing:
             connection.abort()
         self.drained = True
-        self._dismiss()  # who came meanwhile
-        for held in list(self._held):
-            held.drained()
-        # HTTP/1.1 connections between two requests are closed by Hypercorn, in order; that takes no time.
-        loop.call_later(_LAST_SECONDS if complete else 0.0, self._drop)
+        self._close_all()  # connections that were accepted meanwhile
+        for accepted in list(self._accepted):
+            if accepted.protocol_unknown:
+                accepted.abort()
+        # Hypercorn closes idle HTTP/1.1 connections in order meanwhile.
+        loop.call_later(_LAST_SECONDS if complete else 0.0, self._abort_accepted)
         return complete
 
-    def hurry(self) -> None:
-        """Have `drain` cut what is live, now."""
-        self._hurrying = True
+    def abort(self) -> None:
+        """Make `drain` abort all live exchanges now."""
+        self._aborting = True
         self._changed.set()
 
-    async def _until(self, done: Callable[[], bool], deadline: float, *, unhurried: bool = False) -> None:
+    async def _until(self, done: Callable[[], bool], deadline: float, *, abortable: bool = True) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while not done() and (unhurried or not self._hurrying):
+                while not (done() or (abortable and self._aborting)):
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _dismiss(self) -> list[DownstreamConnection]:
-        """Say GOAWAY on every connection, cut what is live there, and close; return the connections."""
-        dismissed = list(self._connections)
-        for connection in dismissed:
+    def _close_all(self) -> list[DownstreamConnection]:
+        """Close every connection with GOAWAY, and reset the streams that are still live; return the connections."""
+        connections = list(self._connections)
+        for connection in connections:
             if connection.live_streams:
-                connection.cut("the time to drain is over")
+                connection.abort_streams("the drain timeout is over")
             else:
-                connection.leave("the sidecar is shutting down")
-        return dismissed
+                connection.go_away("the sidecar is shutting down")
+        return connections
 
-    def _drop(self) -> None:
-        for held in list(self._held):
-            held.drop()
+    def _abort_accepted(self) -> None:
+        for accepted in list(self._accepted):
+            accepted.abort()
 
 
 class AcceptedConnection:
-    """An accepted connection, as the one who ends it sees it."""
+    """An accepted connection, as `Listener.drain` sees it."""
 
-    __slots__ = ("gate", "transport", "undecided")
+    __slots__ = ("gate", "protocol_unknown", "transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
+        """The transport that asyncio made for it."""
         self.gate = Gate()
-        """Set while an HTTP/1.1 request may be read on."""
+        """Set while more of an HTTP/1.1 request may be read."""
         self.gate.set()
-        self.undecided = True
-        """Nobody knows yet which protocol it speaks."""
+        self.protocol_unknown = True
+        """True until the first octets tell HTTP/2 from HTTP/1.1."""
 
-    def drained(self) -> None:
-        """Nothing is worth waiting for on a connection that has said nothing."""
-        if self.undecided:
-            self.drop()
-
-    def drop(self) -> None:
-        """End it at once."""
+    def abort(self) -> None:
+        """Close it at once, and wake up a reader that waits at the gate."""
         self.transport.abort()
         self.gate.set()
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """Do nothing: there is no supervisor to report to."""

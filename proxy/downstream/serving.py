@@ -82,10 +82,10 @@ class _Server(TCPServer):
         listener: Listener = self.state[_LISTENER]
         transport = cast(asyncio.Transport, self.writer.transport)
         self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
-        with listener.holding(transport) as held:
+        with listener.track(transport) as held:
             try:
                 first = await self._first_octets() if not listener.drained else None
-                held.undecided = False
+                held.protocol_unknown = False
                 if first is None or transport.is_closing():
                     transport.abort()
                 elif not first.startswith(_PREFACE):
@@ -158,12 +158,12 @@ class _Server(TCPServer):
                 await self.protocol.handle(RawData(data))
             except OSError:  # TimeoutError is one
                 break
-            if not self.protocol.amid_head:
+            if not self.protocol.head_incomplete:
                 head_until = None
             elif head_until is None:
                 head_until = self.loop.time() + _HEAD_SECONDS
         else:
-            await self._client_stays(self.protocol.response_over)
+            await self._client_stays(self.protocol.response_complete)
         await self.protocol.handle(Closed())
 
     async def _client_speaks(self, answered: asyncio.Event) -> bool:

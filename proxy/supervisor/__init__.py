@@ -1,8 +1,8 @@
-"""Processes, their signals, and the sockets that are listened on: what there is outside of a worker.
+"""Processes, signals and listening sockets: everything outside a worker.
 
-* `serve`    what `cloudrun-sidecar serve` runs: a worker in this process, or a supervisor with several
-* `workers`  the supervisor: accepts connections and hands each to the worker that has the fewest
+* `serve`    runs one worker in this process, or a supervisor with several worker processes
+* `workers`  the supervisor: accepts connections, and sends each to the worker with the fewest
+* `channel`  the supervisor's end of the socket between it and one worker
 
-Nothing of what serves is imported here before it is known that it serves in this process: a supervisor holds no more
-memory than it needs.
+The modules that serve requests are imported only in a process that serves, so that a supervisor uses little memory.
 """

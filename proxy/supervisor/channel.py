@@ -1,6 +1,6 @@
-"""The supervisor's end of a worker's channel: orders and connections go out, reports come in; nothing ever blocks.
+"""The supervisor's end of a worker's channel: sends commands and connections, receives reports, and never blocks.
 
-What the messages are stands in `downstream/handover`, where the other end is.
+`downstream/channel` defines the messages; `downstream/handover` is the other end.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from proxy.downstream.channel import CONNECTION
 __all__ = ["WorkerChannel"]
 
 _MOST_REPORTS: Final = 4_096
-"""Read at once."""
+"""Reports read in one call."""
 
 
 class WorkerChannel:
-    """What the supervisor sends to one worker, and how many connections that has."""
+    """Sends to one worker, and counts its connections."""
 
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self.socket = end
         self.connections = 0
-        """Handed over, and not reported to be closed."""
+        """Number of connections that were sent and are not reported as closed."""
         self.gone = False
-        """Whether the worker reads no more."""
+        """True if the worker has closed its end."""
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
 
     @property
-    def full(self) -> bool:
-        """Whether something waits until the worker has read what it was sent before."""
+    def has_unsent(self) -> bool:
+        """True if messages wait until the worker has read earlier ones."""
         return bool(self._unsent)
 
     def hand_over(self, connection: socket.socket) -> None:
-        """Send the worker a connection, which is its own from now on."""
+        """Send the worker a connection, and close our copy of it."""
         self.connections += 1
         self._unsent.append((CONNECTION, connection))
         self.flush()
 
-    def order(self, message: bytes) -> None:
-        """Send the worker an order."""
+    def send_command(self, message: bytes) -> None:
+        """Send the worker `DRAIN` or `ABORT`."""
         self._unsent.append((message, None))
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as the worker has read."""
+        """Send queued messages, as far as the socket takes them."""
         while self._unsent and not self.gone:
             message, connection = self._unsent[0]
             try:
@@ -64,7 +64,7 @@ class WorkerChannel:
                 connection.close()
 
     def read_reports(self) -> None:
-        """Count the connections that the worker says are closed."""
+        """Read which connections have closed; sets `gone` at the end of the channel."""
         try:
             reports = self.socket.recv(_MOST_REPORTS)
         except BlockingIOError:
@@ -75,7 +75,7 @@ class WorkerChannel:
         self.gone = self.gone or not reports
 
     def close(self) -> list[socket.socket]:
-        """Close the channel; return the connections that the worker never got."""
+        """Close the channel; return the connections that were never sent."""
         self.gone = True
         self.socket.close()
         unsent, self._unsent = self._unsent, deque()

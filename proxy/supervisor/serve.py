@@ -1,4 +1,4 @@
-"""What `cloudrun-sidecar serve` runs once its settings are read."""
+"""Runs `cloudrun-sidecar serve` once its settings are read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _log: Final = structlog.get_logger("sidecar")
 
 
 def serve(settings: PlainSettings) -> int:
-    """Serve with these settings until told to end.
+    """Serve with these settings until a signal ends it.
 
-    Returns the `ExitCode`; where it is not 0, the reason is on standard error.
+    Returns the `ExitCode`; if it is not 0, the reason is on standard error.
     """
     config = ListenerConfig(
         settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
@@ -34,7 +34,7 @@ def serve(settings: PlainSettings) -> int:
         try:
             return _serve(settings, config)
         except (ListenFailed, EngineUnavailable) as exc:
-            return _refused(exc)
+            return _report(exc)
 
 
 def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
@@ -42,14 +42,14 @@ def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
     if choice.reason:
         _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
     if changed := changed_sources():
-        _log.warning("compiled modules are not those of their sources: build them again (make setup)", changed=changed)
+        _log.warning("compiled modules do not match their sources: run make setup", changed=changed)
     if settings.workers > 1:
-        # Not where one serves alone: what starts others is 0.8 MiB.
+        # Imported only here: a single worker saves 0.8 MiB.
         from proxy.supervisor.workers import run_workers
 
-        _try_admin(settings.admin)
+        _check_admin_address(settings.admin)
         return run_workers(config, work, drain_seconds=settings.drain_timeout)
-    # Not in a supervisor: what serves is 20 MiB.
+    # Imported only here: a supervisor saves 20 MiB.
     from proxy.worker import run_worker
 
     sockets = config.create_sockets()
@@ -61,7 +61,7 @@ def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
 
 
 def work(config: ListenerConfig, channel: Channel) -> None:
-    """Be one of several workers; it has this process for itself."""
+    """Run one of several workers, in a process of its own."""
     from proxy.worker import run_worker
 
     settings = PlainSettings.from_json(config.payload)
@@ -70,17 +70,17 @@ def work(config: ListenerConfig, channel: Channel) -> None:
         try:
             run_worker(settings, config, channel)
         except ListenFailed as exc:
-            sys.exit(_refused(exc))
+            sys.exit(_report(exc))
 
 
-def _refused(exc: ListenFailed | EngineUnavailable) -> ExitCode:
-    """Say why there is nothing to serve, and return the exit code."""
+def _report(exc: ListenFailed | EngineUnavailable) -> ExitCode:
+    """Write the reason to standard error, and return the exit code."""
     sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
 
 
-def _try_admin(admin: str) -> None:
-    """Raise ListenFailed where the workers could not share the admin port: each of them would say so."""
+def _check_admin_address(admin: str) -> None:
+    """Raise ListenFailed if workers cannot share the admin port, so that the error appears once, not once a worker."""
     if admin == "off" or admin.startswith("unix:"):
         return
     host, _, port = admin.rpartition(":")

@@ -1,15 +1,15 @@
-"""Several workers: processes that are handed their connections.
+"""The supervisor of several worker processes: accepts connections and sends them to the workers.
 
-A socket that several processes listen on gives most connections to the one that wakes up first, and sixteen
-connections may end on one of two workers. So the supervisor alone listens. It accepts, and hands each connection to
-the worker that has the fewest (`downstream/handover`). When the supervisor is gone nobody holds its ports.
+If several processes listen on one socket, the one that wakes up first accepts most connections: one of two workers may
+get all of sixteen. So only the supervisor listens. It accepts, and sends each connection to the worker with the fewest
+(`downstream/handover`). When the supervisor exits, its ports are free.
 
-* The first SIGTERM, SIGINT or SIGQUIT to the supervisor has every worker drain, the second has them cut what is left.
-* To a worker a signal means to drain, however often it comes: a terminal's Ctrl-C reaches supervisor and workers at
-  once, and service managers signal whole groups.
-* A worker that ends unasked ends the others, in order, and the exit code is not 0.
-* A worker that does not end although its time is over is killed, and the exit code is not 0.
-* A worker whose supervisor is gone drains and ends.
+* The first SIGTERM, SIGINT or SIGQUIT to the supervisor drains every worker, the second aborts what is still live.
+* A signal to a worker only drains it, even if repeated: Ctrl-C in a terminal reaches supervisor and workers at once,
+  and service managers signal whole process groups.
+* If a worker exits without a command, the others drain, and the exit code is not 0.
+* If a worker is still running when its time is over, it is killed, and the exit code is not 0.
+* If the supervisor dies, its workers drain and exit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Final
 
 import structlog
 
-from proxy.downstream.channel import CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.exit_codes import ExitCode
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
@@ -38,24 +38,24 @@ __all__ = ["run_workers"]
 
 _log: Final = structlog.get_logger("supervisor")
 
-_CUT_SECONDS: Final = 5.0
-"""How long workers may take to end once all that is live has to be cut."""
+_ABORT_SECONDS: Final = 5.0
+"""Time for workers to exit once they must abort what is live."""
 
 _MOST_ACCEPTED: Final = 64
-"""Connections that are accepted at once, before anything else gets its turn."""
+"""Connections accepted in a row before other events are served."""
 
 _NO_DESCRIPTORS_SECONDS: Final = 1.0
-"""How long nothing is accepted after the kernel has said that it cannot be."""
+"""Pause in accepting after the kernel could not make a descriptor."""
 
 
 def run_workers(
     config: ListenerConfig, work: Callable[[ListenerConfig, Channel], None], *, drain_seconds: float
 ) -> ExitCode:
-    """Run `config.workers` processes of `work(config, channel)` until the last one has ended.
+    """Run `config.workers` processes of `work(config, channel)` until the last one has exited.
 
-    `work` is pickled by its name, and begins with `HANDLED_SIGNALS` blocked. A worker that has not ended some seconds
-    after `drain_seconds` is killed. Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed
-    said so, else FAILED. Raises ListenFailed.
+    `work` is pickled by name, and starts with `HANDLED_SIGNALS` blocked. A worker that still runs some seconds after
+    `drain_seconds` is killed. Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited
+    with it, else FAILED. Raises ListenFailed.
 
     When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
@@ -77,12 +77,12 @@ class _Worker:
     def __init__(self, process: BaseProcess, channel: WorkerChannel) -> None:
         self.process = process
         self.channel = channel
-        self.last_given = 0
-        """Of all connections, which was the last that it was handed."""
+        self.last_handed_over = 0
+        """Serial number of the last connection that was sent to it."""
 
 
 class _Supervisor:
-    """Accepts for its workers until the last of them has ended."""
+    """Accepts connections for its workers until the last of them has exited."""
 
     def __init__(self, sockets: Sockets, signals: socket.socket, drain_seconds: float) -> None:
         self._listening = sockets.insecure_sockets
@@ -90,16 +90,16 @@ class _Supervisor:
         self._drain_seconds = drain_seconds
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        self._given = 0
+        self._handed_over = 0
         self._accepting = False
         self._accept_at = 0.0
-        self._order: bytes | None = None
+        self._command: bytes | None = None
         self._kill_at = math.inf
-        self._failure = ExitCode.OK
-        self._selector.register(signals, selectors.EVENT_READ, None)  # `run` looks at it first, whatever happened
+        self._exit_code = ExitCode.OK
+        self._selector.register(signals, selectors.EVENT_READ, None)  # `run` reads it after every select
 
     def start_worker(self, config: ListenerConfig, work: Callable[[ListenerConfig, Channel], None]) -> None:
-        """Start one worker. `HANDLED_SIGNALS` have to be blocked meanwhile."""
+        """Start one worker. `HANDLED_SIGNALS` must be blocked."""
         ours, its = socket.socketpair()
         with its:
             channel = Channel(its, [bound.getsockname() for bound in self._listening])
@@ -108,30 +108,30 @@ class _Supervisor:
             process.start()
         worker = _Worker(process, WorkerChannel(ours))
         self._workers.append(worker)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._ended, worker))
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._use_channel, worker))
+        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
 
     def run(self) -> ExitCode:
-        """Serve until no worker is left; return the exit code."""
+        """Serve until the last worker has exited; return the exit code."""
         while self._workers:
             now = time.monotonic()
-            self._accept_or_not(now)
+            self._update_accepting(now)
             due = min(self._kill_at, self._accept_at if self._accept_at > now else math.inf)
             happened = self._selector.select(None if due == math.inf else max(0.0, due - now))
-            # First of all: where a whole group was signalled, a worker may be the first to wake us.
-            self._obey_signals()
+            # Before other events: if the whole group was signalled, a worker may have exited already.
+            self._handle_signals()
             for key, _ in happened:
                 if key.data is not None:
                     key.data()
             if time.monotonic() >= self._kill_at:
                 self._kill()
-        return self._failure
+        return self._exit_code
 
     # ---- connections
 
-    def _accept_or_not(self, now: float) -> None:
-        """Look at the listening sockets exactly while a worker can be handed a connection."""
-        accepting = now >= self._accept_at and self._least() is not None
+    def _update_accepting(self, now: float) -> None:
+        """Watch the listening sockets exactly while a worker can take a connection."""
+        accepting = now >= self._accept_at and self._least_loaded() is not None
         if accepting == self._accepting:
             return
         self._accepting = accepting
@@ -148,104 +148,104 @@ class _Supervisor:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as exc:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
-                _log.error("cannot accept connections for a while", reason=exc.strerror)
+                _log.error("cannot accept connections", reason=exc.strerror, retry_seconds=_NO_DESCRIPTORS_SECONDS)
                 self._accept_at = time.monotonic() + _NO_DESCRIPTORS_SECONDS
                 return
             for worker in self._workers:
-                self._use_channel(worker)  # who has how many now
+                self._on_channel_ready(worker)  # read the reports, for current numbers
             self._hand_over(connection)
-            if self._least() is None:
+            if self._least_loaded() is None:
                 return
 
-    def _least(self) -> _Worker | None:
-        """Return the worker with the fewest connections of those that read what they are sent."""
+    def _least_loaded(self) -> _Worker | None:
+        """Return the worker with the fewest connections; None if every worker has exited or has unsent messages."""
         return min(
-            (worker for worker in self._workers if not (worker.channel.gone or worker.channel.full)),
-            key=lambda worker: (worker.channel.connections, worker.last_given),
+            (worker for worker in self._workers if not (worker.channel.gone or worker.channel.has_unsent)),
+            key=lambda worker: (worker.channel.connections, worker.last_handed_over),
             default=None,
         )
 
     def _hand_over(self, connection: socket.socket) -> None:
-        worker = self._least()
+        worker = self._least_loaded()
         if worker is None:
             connection.close()
             return
-        self._given += 1
-        worker.last_given = self._given
+        self._handed_over += 1
+        worker.last_handed_over = self._handed_over
         worker.channel.hand_over(connection)
-        self._look_at(worker)
+        self._update_registration(worker)
 
-    def _use_channel(self, worker: _Worker) -> None:
-        if worker.channel.gone:  # closed since it was looked at
+    def _on_channel_ready(self, worker: _Worker) -> None:
+        if worker.channel.gone:  # closed since select returned
             return
         worker.channel.read_reports()
         worker.channel.flush()
-        self._look_at(worker)
+        self._update_registration(worker)
 
-    def _look_at(self, worker: _Worker) -> None:
-        """Have the selector tell what this channel waits for; close it where the worker is gone."""
+    def _update_registration(self, worker: _Worker) -> None:
+        """Register the channel for the events that it needs; close it if the worker has exited."""
         channel = worker.channel
         if not channel.gone:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.full else 0)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.has_unsent else 0)
             if self._selector.get_key(channel.socket).events != events:
-                self._selector.modify(channel.socket, events, partial(self._use_channel, worker))
+                self._selector.modify(channel.socket, events, partial(self._on_channel_ready, worker))
         elif channel.socket.fileno() >= 0:
             self._selector.unregister(channel.socket)
             for connection in channel.close():
-                self._hand_over(connection)  # nobody has seen it yet: another worker serves it as well
+                self._hand_over(connection)  # nothing was read from it: any other worker can serve it
 
     # ---- ending
 
-    def _obey_signals(self) -> None:
+    def _handle_signals(self) -> None:
         for _ in _ending_signals(self._signals):
-            self._end(CUT if self._order is not None else DRAIN)
+            self._end(ABORT if self._command is not None else DRAIN)
 
-    def _end(self, order: bytes) -> None:
-        """Order all workers to end; those that have not when their time is over are killed."""
-        self._order = order
-        seconds = _CUT_SECONDS + (self._drain_seconds if order == DRAIN else 0.0)
+    def _end(self, command: bytes) -> None:
+        """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
+        self._command = command
+        seconds = _ABORT_SECONDS + (self._drain_seconds if command == DRAIN else 0.0)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
         for worker in self._workers:
             if not worker.channel.gone:
-                worker.channel.order(order)
-                self._look_at(worker)
+                worker.channel.send_command(command)
+                self._update_registration(worker)
 
-    def _ended(self, worker: _Worker) -> None:
-        """Note that a worker's process is over."""
-        self._failure = self._failure or _failure(worker.process, asked=self._order is not None)
+    def _on_exit(self, worker: _Worker) -> None:
+        """Note that a worker has exited; drain the others if it had no command to."""
+        self._exit_code = self._exit_code or _exit_code(worker.process, commanded=self._command is not None)
         self._selector.unregister(worker.process.sentinel)
         self._workers.remove(worker)
         worker.channel.gone = True
-        self._look_at(worker)
-        if self._order is None:
+        self._update_registration(worker)
+        if self._command is None:
             self._end(DRAIN)
 
     def _kill(self) -> None:
         self._kill_at = math.inf
         for worker in self._workers:
-            _log.error("a worker does not end: killing it", pid=worker.process.pid)
+            _log.error("worker still running after its time to drain: killing it", pid=worker.process.pid)
             worker.process.kill()
 
 
-def _failure(process: BaseProcess, *, asked: bool) -> ExitCode:
-    """Return the exit code that the end of this worker means."""
-    process.join()  # it is over, but may not have been waited for
+def _exit_code(process: BaseProcess, *, commanded: bool) -> ExitCode:
+    """Return the exit code of the supervisor after this worker has exited."""
+    process.join()  # reap it
     code = process.exitcode or 0
-    if asked and code == 0:
+    if commanded and code == 0:
         return ExitCode.OK
-    _log.error("a worker has failed; the others drain and end", pid=process.pid, exit_code=code)
+    _log.error("worker failed: draining the others", pid=process.pid, exit_code=code)
     return ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Have processes that are started here begin with `HANDLED_SIGNALS` blocked; for us they stay pending as long.
+    """Start child processes with `HANDLED_SIGNALS` blocked; meanwhile, they stay pending in this process too.
 
-    Between its start and its first handler a worker would otherwise die of them.
+    Otherwise a signal between the start of a worker and its first handler would kill the worker.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set(HANDLED_SIGNALS) - set(ENDING_SIGNALS[:2]))
-    # It is started with the first process otherwise, and unblocks SIGTERM and SIGINT, which it ignores. What else comes
-    # to the whole group stays pending for it, as long as it lives.
+    # Otherwise multiprocessing starts it with the first worker; it then unblocks SIGTERM and SIGINT, which it ignores.
+    # Other signals to the group stay pending in it until it exits.
     resource_tracker.ensure_running()
     block_signals()
     try:
@@ -256,7 +256,7 @@ def _signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def _signals_to_socket() -> Iterator[socket.socket]:
-    """Give a socket that yields an octet for each of `HANDLED_SIGNALS` that comes; ignore them afterwards."""
+    """Yield a socket that receives the number of each of `HANDLED_SIGNALS` as an octet; ignore them afterwards."""
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
@@ -274,11 +274,11 @@ def _signals_to_socket() -> Iterator[socket.socket]:
 
 
 def _ending_signals(signals: socket.socket) -> bytes:
-    """Return the numbers of those of `ENDING_SIGNALS` that have come since the last call."""
+    """Return the numbers of the `ENDING_SIGNALS` received since the last call, in order."""
     try:
         numbers = signals.recv(64)
     except BlockingIOError:
         return b""
     if RELOAD_SIGNAL in numbers:
-        _log.warning("SIGHUP changes nothing: settings are read at the start; restart to apply new ones")
+        _log.warning("SIGHUP ignored: settings are read at start; restart to apply changes")
     return bytes(number for number in numbers if number in ENDING_SIGNALS)

@@ -276,7 +276,7 @@ async def test_other_signals_end_nothing(
     async with live(certificates, routes, workers) as it:
         for number in OTHERS:
             tell(it.pid, number, whole_group)
-        await it.sidecar.program.line("SIGHUP changes nothing")
+        await it.sidecar.program.line("SIGHUP ignored")
         assert await it.near.ping() == b"12345678"
         it.sidecar.program.send(signal.SIGTERM)
         await it.draining()
@@ -371,7 +371,7 @@ async def test_a_worker_that_is_killed_ends_the_others_in_order(certificates: Ce
     async with live(certificates, routes, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGKILL)
-        await it.sidecar.program.line(r"a worker has failed; the others drain and end")
+        await it.sidecar.program.line(r"worker failed: draining the others")
         await it.draining()
         await it.refused()
         await it.finished()

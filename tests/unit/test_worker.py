@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.downstream.channel import CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
@@ -111,7 +111,7 @@ async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.Cap
             async with client(HOST, port) as near:
                 stream = near.open("/svc/x", end=True)
                 await far.request()
-                assert worker.listener.live == 1
+                assert worker.listener.live_exchanges == 1
                 os.kill(os.getpid(), number)
                 while not worker.draining:
                     await near.ping()
@@ -121,7 +121,7 @@ async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.Cap
 
         routes = {"svc": RouteSettings(url=f"http://{HOST}:{far.port}", gcp_id_token=False, allow_http=True)}
         said = await running(settings(routes=routes, admin="off"), look, capsys)
-        assert "cutting what is live" in said
+        assert "second signal: aborting live exchanges" in said
 
 
 @pytest.mark.asyncio
@@ -137,13 +137,13 @@ async def test_a_worker_obeys_its_supervisor(capsys: pytest.CaptureFixture[str])
                     supervisor.hand_over((await asyncio.get_running_loop().sock_accept(listening))[0])
                     stream = near.open("/svc/x", end=True)
                     await far.request()
-                    supervisor.order(DRAIN)
+                    supervisor.send_command(DRAIN)
                     while not worker.draining:
                         await near.ping()
                     os.kill(os.getpid(), signal.SIGTERM)  # the whole group may be told
                     await near.ping()
                     assert not near.went_away.done()
-                    supervisor.order(CUT)
+                    supervisor.send_command(ABORT)
                     with pytest.raises(Reset):
                         await near.head(stream)
 

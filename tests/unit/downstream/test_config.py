@@ -95,7 +95,7 @@ def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path, wor
     ("address", "reason"),
     [
         ("unix:{folder}/none/s", "No such file or directory"),
-        ("unix:{folder}/file", "there is a file of that name, and it is no socket"),
+        ("unix:{folder}/file", "a file of that name exists, and is not a socket"),
         ("unix:{folder}/file/s", "Not a directory"),
         ("192.0.2.1:0", "Cannot assign requested address; no interface of this machine has this address now"),
     ],

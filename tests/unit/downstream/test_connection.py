@@ -32,7 +32,7 @@ async def test_a_request_goes_to_the_relay_and_its_response_back(make: EngineFac
         assert await near.head(stream) == {b":status": b"201", b"b": b"3"}
         assert await near.rest(stream) == (b"answer", [(b"c", b"4")])
         assert taken.sent_octets == len(b"answer")
-        assert it.listener.live == 0
+        assert it.listener.live_exchanges == 0
         assert not taken.reset.done()
 
 
@@ -112,7 +112,7 @@ async def test_a_client_that_is_gone_resets_what_it_asked_for(make: EngineFactor
         taken = [await it.relay.request(), await it.relay.request()]
         near.transport.abort()
         assert [await each.reset for each in taken] == [0x8, 0x8]
-        assert it.listener.live == 0
+        assert it.listener.live_exchanges == 0
 
 
 async def test_a_client_that_shuts_its_side_down_is_gone(make: EngineFactory) -> None:
@@ -186,7 +186,7 @@ async def test_a_hurry_cuts_at_once(make: EngineFactory) -> None:
         await it.relay.request()
         it.end.set()
         await near.ping()
-        it.listener.hurry()
+        it.listener.abort()
         with pytest.raises((Reset, Gone)):
             await near.body(stream)
         assert not await it.drained

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.downstream.channel import CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.handover import accept_from
 from proxy.supervisor.channel import WorkerChannel
 from tests.support.loops import LOOPS
@@ -28,23 +28,25 @@ class Greeting(asyncio.Protocol):
         cast(asyncio.Transport, transport).write(b"hello" if family in {socket.AF_UNIX, socket.AF_INET} else b"whose")
 
 
-Orders = asyncio.Queue[str]
-Use = Callable[[WorkerChannel, Orders], Coroutine[Any, Any, None]]
+Commands = asyncio.Queue[str]
+Use = Callable[[WorkerChannel, Commands], Coroutine[Any, Any, None]]
 
 
 def run(loop: str, use: Use) -> None:
-    """Run `use` on such a loop, with a supervisor whose channel is served and the orders that come through it."""
+    """Run `use` on such a loop, with a supervisor whose channel is served and the commands that come through it."""
     ours, its = socket.socketpair()
 
     async def serve() -> None:
         channel = Channel(its, [])
         running = asyncio.get_running_loop()
-        orders = Orders()
-        accept_from(channel, running, drain=partial(orders.put_nowait, "drain"), cut=partial(orders.put_nowait, "cut"))
+        commands = Commands()
+        accept_from(
+            channel, running, drain=partial(commands.put_nowait, "drain"), abort=partial(commands.put_nowait, "abort")
+        )
         server = await running.create_server(Greeting, sock=its)
         supervisor = WorkerChannel(ours)
         try:
-            await use(supervisor, orders)
+            await use(supervisor, commands)
         finally:
             server.close()
             await server.wait_closed()
@@ -58,7 +60,7 @@ def run(loop: str, use: Use) -> None:
 @every_loop
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
 def test_connections_get_a_protocol(loop: str, family: int) -> None:
-    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         for _ in range(100):
             accepted: socket.socket
             accepted, peer = socket.socketpair() if family == socket.AF_UNIX else _tcp_pair()
@@ -68,33 +70,33 @@ def test_connections_get_a_protocol(loop: str, family: int) -> None:
                 assert await reader.readexactly(5) == b"hello"
                 writer.close()
                 await writer.wait_closed()
-        assert orders.empty()
+        assert commands.empty()
 
     run(loop, use)
 
 
 @every_loop
-def test_orders_are_obeyed_in_turn(loop: str) -> None:
-    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
-        supervisor.order(DRAIN)
-        supervisor.order(CUT)
-        assert [await orders.get(), await orders.get()] == ["drain", "cut"]
+def test_commands_are_obeyed_in_turn(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
+        supervisor.send_command(DRAIN)
+        supervisor.send_command(ABORT)
+        assert [await commands.get(), await commands.get()] == ["drain", "abort"]
 
     run(loop, use)
 
 
 @every_loop
 def test_a_supervisor_that_is_gone_means_to_drain(loop: str) -> None:
-    async def use(supervisor: WorkerChannel, orders: Orders) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         supervisor.close()
-        assert await orders.get() == "drain"
+        assert await commands.get() == "drain"
 
     run(loop, use)
 
 
 @every_loop
 def test_other_sockets_are_listened_on_as_ever(loop: str) -> None:
-    async def use(_: WorkerChannel, __: Orders) -> None:
+    async def use(_: WorkerChannel, __: Commands) -> None:
         running = asyncio.get_running_loop()
         async with await running.create_server(Greeting, "127.0.0.1", 0) as server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -111,7 +113,7 @@ def test_a_connection_without_a_descriptor_is_reported_as_closed(
 ) -> None:
     """The kernel sends the message alone where the process may have no more open files."""
 
-    async def use(supervisor: WorkerChannel, _: Orders) -> None:
+    async def use(supervisor: WorkerChannel, _: Commands) -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         accepted, peer = socket.socketpair()
         with peer:
@@ -128,7 +130,7 @@ def test_a_connection_without_a_descriptor_is_reported_as_closed(
 
     run(loop, use)
     told = capsys.readouterr()
-    assert "may not have more open files" in told.out + told.err
+    assert "limit of open files reached" in told.out + told.err
 
 
 def _tcp_pair() -> tuple[socket.socket, socket.socket]:

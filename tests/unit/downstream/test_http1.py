@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.downstream import serving
-from proxy.downstream.http1 import Message, refuse_pages
+from proxy.downstream.http1 import Message, refuse_browser
 from tests.unit.downstream.malformed import CHUNKED, FAULTS
 from tests.unit.downstream.relaying import Listening, listening
 
@@ -436,7 +436,7 @@ async def test_loopback_is_loopback_in_whichever_notation(server: str, refused: 
         sent.append(message)
 
     scope = {"method": "GET", "headers": [(b"host", b"evil.example")], "server": (server, 9081)}
-    assert await refuse_pages(scope, send) is refused
+    assert await refuse_browser(scope, send) is refused
     assert bool(sent) is refused
 
 

@@ -95,7 +95,7 @@ def test_what_passes_is_written_in_the_one_form_that_all_read_alike(octets: byte
     checked = syntax()
     assert checked.feed(octets) == passed
     assert checked.fault is None
-    assert not checked.amid_head
+    assert not checked.head_incomplete
     byte_by_byte = syntax()
     assert b"".join(byte_by_byte.feed(bytes((octet,))) for octet in octets) == passed
 
@@ -118,7 +118,7 @@ def test_off_loopback_an_absolute_target_is_ours_if_host_says_the_same() -> None
 def test_the_end_amid_a_head_is_a_fault(octets: bytes, amid: bool) -> None:
     checked = syntax()
     checked.feed(octets)
-    assert checked.amid_head is amid
+    assert checked.head_incomplete is amid
     checked.feed_eof()
     assert (checked.fault is not None) is amid
 

@@ -72,7 +72,7 @@ async def test_who_leaves_early_leaves_nothing_behind(said: bytes, abruptly: boo
         else:
             writer.write_eof()
             await _until_gone(reader)
-        assert it.listener.live == 0
+        assert it.listener.live_exchanges == 0
 
 
 @each_bare_engine

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from proxy.downstream.channel import CONNECTION, CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
 
@@ -44,7 +44,7 @@ def reluctant(config: ListenerConfig, channel: Channel) -> None:
     os.kill(os.getppid(), signal.SIGTERM)
     _wait_for(channel, DRAIN)
     os.kill(os.getppid(), signal.SIGTERM)
-    _wait_for(channel, CUT)
+    _wait_for(channel, ABORT)
 
 
 def stuck(config: ListenerConfig, channel: Channel) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.downstream.channel import CONNECTION, CUT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
 from proxy.supervisor.channel import WorkerChannel
 
 
@@ -51,13 +51,13 @@ def test_orders_and_connections_keep_their_order(ends: tuple[WorkerChannel, Chan
         accepted, peer = connected()
         peers.append(peer)
         supervisor.hand_over(accepted)
-    supervisor.order(DRAIN)
-    supervisor.order(CUT)
+    supervisor.send_command(DRAIN)
+    supervisor.send_command(ABORT)
     for peer in peers:
         with received(worker) as its, peer:
             its.sendall(b"x")
             assert peer.recv(1) == b"x"
-    assert [worker.receive(), worker.receive()] == [(DRAIN, None), (CUT, None)]
+    assert [worker.receive(), worker.receive()] == [(DRAIN, None), (ABORT, None)]
     with pytest.raises(BlockingIOError):
         worker.receive()
 
@@ -95,8 +95,8 @@ def test_reports_wait_for_a_supervisor_that_is_busy(ends: tuple[WorkerChannel, C
 def test_what_a_full_channel_does_not_take_is_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     sent = 0
-    while not supervisor.full:
-        supervisor.order(DRAIN)
+    while not supervisor.has_unsent:
+        supervisor.send_command(DRAIN)
         sent += 1
     accepted, peer = connected()
     supervisor.hand_over(accepted)
@@ -104,7 +104,7 @@ def test_what_a_full_channel_does_not_take_is_sent_later(ends: tuple[WorkerChann
     for _ in range(sent - 1):
         assert worker.receive() == (DRAIN, None)
     supervisor.flush()
-    assert not supervisor.full
+    assert not supervisor.has_unsent
     assert worker.receive() == (DRAIN, None)
     with received(worker) as its, peer:
         its.sendall(b"x")

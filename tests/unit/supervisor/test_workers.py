@@ -67,7 +67,7 @@ def test_a_signal_that_comes_while_workers_are_started_is_not_lost(monkeypatch: 
 
 
 def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_CUT_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "_ABORT_SECONDS", 0.1)
     assert run(crew.stuck, drain_seconds=0.1) == 1
 
 
