@@ -11,7 +11,8 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → supervisor | doctor → worker → admin | relay | settings → downstream | upstream | tokens
-        → connection → observe → cloud_run → routes | restate | http2 | network → errors → quoting
+        → connection → observe → cloud_run → routes | restate | http2 | network → errors
+        → quoting | clock_skew
 
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
@@ -29,6 +30,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
 * `routes`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
+* `clock_skew`  how far this machine's clock is from another one (pure)
 * `network`     what upstream connections and Google calls share of the networking: event loop, host names
 * `observe`     log lines and metrics
 * `signals`     what signals mean to a process that serves

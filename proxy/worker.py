@@ -82,7 +82,7 @@ class Worker:
         self._tokens = TokenSource(
             self._mint,
             observer=_MintCounts(self.metrics),
-            watched=self._mint,
+            credentials=self._mint,
             mint_timeout_seconds=settings.mint_timeout,
         )
         connector = Connector(

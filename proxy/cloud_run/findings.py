@@ -28,19 +28,16 @@ code                    what it means
 from __future__ import annotations
 
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Final
 
+from proxy.clock_skew import MAX_SKEW_SECONDS, skew_in_words
 from proxy.cloud_run import gcloud
 from proxy.cloud_run.response import Response
 from proxy.errors import ERROR_FIELD
 from proxy.quoting import one_line
 from proxy.routes import Route
 
-__all__ = ["CLOCK_REMEDY", "MAX_SKEW_SECONDS", "Finding", "RequestInfo", "diagnose", "skew_seconds"]
-
-MAX_SKEW_SECONDS: Final = 60.0
-"""Restate's signature on a request is good for a minute either way; Google allows tokens some seconds only."""
+__all__ = ["CLOCK_REMEDY", "Finding", "RequestInfo", "diagnose"]
 
 CLOCK_REMEDY: Final = "Tokens and signatures are good for a time: set the clock (NTP), then check again."
 
@@ -61,14 +58,6 @@ class RequestInfo:
     def service(self) -> gcloud.Service:
         """The Cloud Run service, as far as the URL tells."""
         return gcloud.service_of(self.route.origin.host)
-
-
-def skew_seconds(response: Response, now: float) -> float | None:
-    """Return how far `now` is ahead of the answer's `date` (whole seconds, RFC 9110, 6.6.1); None without one."""
-    try:
-        return now - parsedate_to_datetime(response.fields["date"]).timestamp()
-    except (KeyError, ValueError, OverflowError):
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +207,9 @@ def _refused(response: Response, request: RequestInfo) -> Finding:
 def _token_refused(request: RequestInfo) -> Finding:
     route, skew = request.route, request.skew_seconds
     if skew is not None and abs(skew) > MAX_SKEW_SECONDS:
-        way = "ahead" if skew > 0 else "behind"
         return Finding(
             "clock-wrong",
-            f"the token is not accepted (401), and the clock of this machine is {abs(skew):.0f} s {way}",
+            f"the token is not accepted (401), and {skew_in_words(skew)}",
             CLOCK_REMEDY,
         )
     if route.audience != str(route.origin):

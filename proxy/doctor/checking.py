@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from proxy import __version__
-from proxy.cloud_run.findings import RequestInfo, skew_seconds
+from proxy.clock_skew import skew_seconds
+from proxy.cloud_run.findings import RequestInfo
 from proxy.cloud_run.response import Response
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
@@ -146,7 +147,7 @@ class Doctor:
             self._progress(route, "private")
             response = await requests.get(None)
             if isinstance(response, Response):
-                skew = skew_seconds(response, self._clock())
+                skew = skew_seconds(response.fields.get("date"), self._clock())
                 private = private_step(response, RequestInfo(route=route))
             else:
                 private = skipped("private", f"cannot be told: {response.text} to an unsigned request")
@@ -159,7 +160,7 @@ class Doctor:
         if not isinstance(response, Response):
             return private, clock_step(skew), response
         if skew is None:
-            skew = skew_seconds(response, self._clock())
+            skew = skew_seconds(response.fields.get("date"), self._clock())
         principal = token.principal if token is not None else None
         request = RequestInfo(route=route, principal=principal, skew_seconds=skew)
         return private, clock_step(skew), discovery_step(response, request)

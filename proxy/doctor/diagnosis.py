@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxy.clock_skew import MAX_SKEW_SECONDS, skew_in_words
 from proxy.cloud_run import gcloud
-from proxy.cloud_run.findings import CLOCK_REMEDY, MAX_SKEW_SECONDS, RequestInfo, diagnose
+from proxy.cloud_run.findings import CLOCK_REMEDY, RequestInfo, diagnose
 from proxy.cloud_run.response import Response
 from proxy.doctor.report import Outcome, Step, skipped
 from proxy.quoting import one_line
@@ -39,7 +40,7 @@ def clock_step(skew: float | None) -> Step:
         name="clock",
         outcome=Outcome.WARNING,
         code="clock-wrong",
-        text=f"the clock of this machine is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}",
+        text=skew_in_words(skew),
         remedy=CLOCK_REMEDY,
         details=details,
     )

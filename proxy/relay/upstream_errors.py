@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.cloud_run.findings import RequestInfo, diagnose, skew_seconds
+from proxy.clock_skew import skew_seconds
+from proxy.cloud_run.findings import RequestInfo, diagnose
 from proxy.cloud_run.response import Response
 from proxy.http2.events import Fields
 
@@ -47,7 +48,7 @@ def log_error_answer(
             route=route,
             path=upstream_path.partition(b"?")[0].decode("latin-1"),
             principal=exchange.token.principal if exchange.token is not None else None,
-            skew_seconds=skew_seconds(response, now),
+            skew_seconds=skew_seconds(response.fields.get("date"), now),
         ),
     )
     _log.warning(

@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
+from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS, read_date, skew_in_words, skew_seconds
 from proxy.errors import CredentialsInvalid, Failure, MintRefused, TokenMalformed, TokenUnavailable
 from proxy.quoting import one_line, plain, quoted, text_of
 
@@ -46,8 +46,6 @@ _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 # Ids are in lower case, with the domain of an organisation before a colon in old ones; numbers will do.
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}")
-
-_SKEW_SECONDS: Final = 30.0
 
 _PASSING: Final = frozenset({408, 425, 429})
 
@@ -201,22 +199,16 @@ def reasons(reply: Reply) -> set[str]:
 
 
 def date_of(reply: Reply) -> float | None:
-    """Return when it was sent by the clock of who did, in seconds since the epoch; None if it does not say."""
-    try:
-        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    """Return when it was sent by the sender's clock, in seconds since the epoch; None if it does not say."""
+    return read_date(reply.headers.get("date"))
 
 
 def clock_remark(reply: Reply, now: float) -> str:
     """Return what to say of our clock when the answer's `date` differs by more than 30 s from `now`, else `""`."""
-    date = date_of(reply)
-    if date is None:
+    skew = skew_seconds(reply.headers.get("date"), now)
+    if skew is None or abs(skew) <= NEGLIGIBLE_SKEW_SECONDS:
         return ""
-    ahead = now - date
-    if abs(ahead) <= _SKEW_SECONDS:
-        return ""
-    return f"the clock of this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} Google's; set it"
+    return skew_in_words(skew, "Google's") + "; set it"
 
 
 def refusal(what: str, reply: Reply, advice: str = "") -> Failure:

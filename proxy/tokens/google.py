@@ -32,13 +32,13 @@ from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import quoted
 from proxy.tokens import adc
+from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of, secrets_of
 from proxy.tokens.current import CurrentCredentials
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
-from proxy.tokens.lookups import LookUps
 from proxy.tokens.metadata import MetadataServer
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.proxies import Proxy, proxy_for
@@ -83,7 +83,7 @@ class GoogleMint:
         self._environment = environment
         self._clock = clock
         self._blocking = BlockingCalls()
-        resolver = resolver or LookUps()
+        resolver = resolver or AiohttpResolver()
         self._direct = _Http(resolver, self._blocking, direct=True, connect_seconds=_DIRECT_CONNECT_SECONDS)
         self._outside = _Http(resolver, self._blocking, direct=False, connect_seconds=_CONNECT_SECONDS)
         self._worker = Worker(self._send)
@@ -122,7 +122,7 @@ class GoogleMint:
                 generation = self._current.minted(source, token, generation)
             return replace(token, generation=generation)
 
-    async def look(self, *, tokens_kept: bool) -> None:
+    async def check_for_change(self, *, tokens_kept: bool) -> None:
         """Look whether the credentials are still the same: the file, or the account at the metadata server.
 
         The latter is asked only if there are tokens to be dropped.
@@ -233,7 +233,7 @@ class _Http:
         if proxy is not None:
             name, whose = proxy.url.host or "", "the name of the proxy that the environment names"
         within = f"within {self._connect_seconds:g} s"
-        if isinstance(self._resolver, LookUps) and self._resolver.is_unanswered(name):
+        if isinstance(self._resolver, AiohttpResolver) and self._resolver.is_unanswered(name):
             return f"{host}: {whose} was not answered {within}; {CHECK_NAME_SERVERS}"
         return f"{host}: no connection {within}"
 

@@ -4,10 +4,11 @@
 
     minted ─────────────── usable ───────────────┬─ refreshed in the background ─┬─ stop ─┬─ exp
                                             exp − 225 s                     exp − 60 s    │
-                                          (+ up to 30 s)                    nobody uses it any more
+                                          (+ up to 30 s)                    not used any more
 
-A metadata server hands out the same token until 4 to 5 minutes before it expires, so asking earlier than exp − 225 s
-is idle; and any remaining life down to 4 minutes is normal. Cloud Run's clock may differ from ours, hence the stop.
+A metadata server returns the same token until 4 to 5 minutes before it expires, so a refresh earlier than exp − 225 s
+brings nothing new, and any remaining life down to 4 minutes is normal. Use stops early because Cloud Run's clock may
+differ from this machine's.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "EXPIRY_MARGIN_SECONDS",
     "PERMANENT_SECONDS",
-    "SKEW_SECONDS",
     "UNCHANGED_SECONDS",
-    "idle_in",
+    "idle_check_in",
     "refresh_in",
     "retry_in",
     "usable_seconds",
 ]
 
-SKEW_SECONDS: Final = 60.0
+EXPIRY_MARGIN_SECONDS: Final = 60.0
 """A token is not used in its last minute (as Restate does not)."""
 
 UNCHANGED_SECONDS: Final = 10.0
-"""Least wait before asking again somebody who gave the same token again."""
+"""Least wait before a refresh after one that returned the same token."""
 
 PERMANENT_SECONDS: Final = 30.0
-"""How long a failure that does not pass by itself is remembered, and how long the back-off of others can grow."""
+"""How long a permanent failure is remembered, and the longest back-off of a transient one."""
 
 _LEAD_SECONDS: Final = 165.0
 _JITTER_SECONDS: Final = 30.0
@@ -42,29 +43,28 @@ _LEAST_SECONDS: Final = 0.5
 
 def usable_seconds(expires_at: float, now: float) -> float:
     """Return for how many seconds more the token may be used; 0 or less means not at all."""
-    return expires_at - SKEW_SECONDS - now
+    return expires_at - EXPIRY_MARGIN_SECONDS - now
 
 
 def refresh_in(usable: float, random_fraction: float) -> float:
     """Return in how many seconds to refresh a token that stays usable for `usable` seconds more.
 
     That is exp − 225 s plus up to 30 s by `random_fraction` in [0, 1). A token that lives shorter is refreshed, and
-    spread, in proportion: in the second half of its usable life, so that no request has to wait at its end.
+    spread, in proportion: in the second half of its usable life, so that no request waits at its end.
     """
     lead = min(_LEAD_SECONDS, usable / 2)
     return usable - lead + random_fraction * lead * (_JITTER_SECONDS / _LEAD_SECONDS)
 
 
-def idle_in(usable: float) -> float:
-    """Return in how many seconds to look again whether an idle key came into use, before its token ends."""
+def idle_check_in(usable: float) -> float:
+    """Return in how many seconds to check again whether an unused token was used, before it expires."""
     return max(_LEAST_SECONDS, min(_IDLE_SECONDS, usable / 2))
 
 
 def retry_in(failures: int, *, transient: bool, random_fraction: float) -> float:
-    """Return how many seconds the last of `failures` failures in a row (≥ 1) stands before the next mint.
+    """Return how many seconds the last of `failures` failures in a row (≥ 1) is remembered before the next mint.
 
-    1, 2, 4 … 30 s, of which `random_fraction` in [0, 1) takes up to half away, for what passes by itself; 30 s for
-    what does not.
+    For a transient failure 1, 2, 4 … 30 s, less up to a half by `random_fraction` in [0, 1); for others 30 s.
     """
     if not transient:
         return PERMANENT_SECONDS

@@ -1,4 +1,4 @@
-"""The current token of one key, where the hot path finds it. Pure."""
+"""The token of one key, where the data path reads it. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NEVER: Final = float("-inf")
 
 
 class Slot:
-    """The current token of one key, for the hot path. A route holds it; the token source fills it."""
+    """The token of one key. A route has a reference to it and reads it; the token source writes it."""
 
     __slots__ = ("_until", "token", "used")
 
@@ -21,11 +21,11 @@ class Slot:
         self.token: Token | None = None
         """The token, valid or not."""
         self.used = False
-        """Whether anybody took the token since it was minted."""
+        """Whether the token was used since it was minted."""
         self._until = _NEVER
 
     def usable_token(self, now: float) -> Token | None:
-        """Return the token and mark it used, or None where there is none that is valid for 60 s from `now` on.
+        """Return the token and mark it used; None without a token that is valid for 60 s from `now` on.
 
         `now` is wall-clock time in seconds since the epoch.
         """
@@ -35,13 +35,13 @@ class Slot:
         return None
 
     def fill(self, token: Token) -> None:
-        """Put a newly minted token in."""
+        """Store a newly minted token."""
         self.token = token
         self.used = False
         self._until = usable_seconds(token.local_expiry, 0.0)
 
     def clear(self) -> None:
-        """Take the token out."""
+        """Remove the token."""
         self.token = None
         self._until = _NEVER
 

@@ -1,14 +1,16 @@
-"""ID tokens at hand: cached, minted once however many wait, refreshed before they expire.
+"""ID tokens for routes: cached, one mint at a time for a key, refreshed before they expire.
 
-The hot path reads a `Slot`, which its route holds: one comparison. Everything else goes through `TokenSource.token`:
+The data path reads a `Slot`, to which its route has a reference: one comparison. Everything else goes through
+`TokenSource.token`:
 
-* the token store is aiocache's memory cache, which drops a token a minute before it expires;
-* a mint is one shared task per key. Who waits for it may be cancelled, or have waited long enough, without harm to the
-  others: the mint goes on, and serves who asks next;
-* a used token is minted anew ahead of its end, an unused one lapses;
+* tokens are kept in `cache`, until a minute before they expire;
+* a mint is one task, shared by all requests for the same key. A request that is cancelled, or has waited too long,
+  does not end it: the mint goes on, and the next request gets its token;
+* a token that was used is refreshed before it expires, an unused one lapses;
 * a failed mint is remembered for a while: its key then fails at once, unless a token is still valid;
-* when the credentials change, everything that came of the old ones is dropped; while anything is kept, they are looked
-  at every few seconds (`watching`).
+* when the credentials change, all tokens and failures from the old ones are dropped. The credentials are checked every
+  few seconds while anything is cached (`polling`);
+* when the routes change, `retain` drops the keys that no route has any more.
 
 Time is the wall clock, read whenever a token is used: the timers of an event loop stand still while a machine sleeps.
 """
@@ -19,25 +21,24 @@ import asyncio
 import random
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
 import structlog
-from aiocache import SimpleMemoryCache
 
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
-from proxy.tokens.entry import Entry, Timer
-from proxy.tokens.fresh import FreshMints
+from proxy.tokens.cache import TokenCache
+from proxy.tokens.entry import Timer, TokenEntry
+from proxy.tokens.minter import Mint, Minter, MintObserver
 from proxy.tokens.model import Token, TokenKey
-from proxy.tokens.schedule import UNCHANGED_SECONDS, idle_in, refresh_in, retry_in, usable_seconds
+from proxy.tokens.polling import ChangingCredentials, CredentialPoller
+from proxy.tokens.schedule import UNCHANGED_SECONDS, idle_check_in, refresh_in, retry_in, usable_seconds
 from proxy.tokens.slot import Slot
-from proxy.tokens.timed import Mint, MintObserver, TimedMint
-from proxy.tokens.watching import CredentialWatch, Watched
+from proxy.tokens.uncached import UncachedMints
 
-__all__ = ["Mint", "MintObserver", "Slot", "Timer", "TokenSource", "Watched"]
+__all__ = ["ChangingCredentials", "Mint", "MintObserver", "Slot", "Timer", "TokenSource"]
 
 log: Final = structlog.get_logger("tokens")
 
@@ -46,19 +47,17 @@ _REJECT_SECONDS: Final = 10.0
 _LONGEST_MINT_SECONDS: Final = 300.0
 """More than all parts of a mint may take together (each has a deadline of its own): an executable two minutes."""
 
-
-class _Slot(Slot):
-    """One that can be held weakly, which a compiled class cannot."""
-
-    __slots__ = ("__weakref__",)
+_FAILURE_KEPT_SECONDS: Final = 60.0
+"""How long the number of failures in a row is known after the last one, where no route refers to the key."""
 
 
 class TokenSource:
-    """Keeps tokens for keys. One for the whole process; used on one event loop only.
+    """The tokens of all keys. One for the whole process; used on one event loop only.
 
-    `clock` gives wall-clock seconds, `random_fraction` numbers in [0, 1), `later` calls something back after so many
-    seconds (the event loop's `call_later` unless given). A key over `max_keys` pushes out the one that was unused
-    longest. `mint_timeout_seconds` is how long who asks waits; a mint has its own, longer time.
+    `clock` gives wall-clock seconds, `random_fraction` numbers in [0, 1), `later` schedules a call in so many seconds
+    (the event loop's `call_later` unless given). At most `max_keys` keys are cached; the one that was unused longest
+    gives way. `mint_timeout_seconds` is how long a request waits for a mint; the mint has its own, longer deadline.
+    `credentials` are the ones that `mint` uses, to be polled for changes.
     """
 
     def __init__(
@@ -69,105 +68,111 @@ class TokenSource:
         random_fraction: Callable[[], float] = random.random,
         later: Callable[[float, Callable[[], None]], Timer] | None = None,
         observer: MintObserver | None = None,
-        watched: Watched | None = None,
+        credentials: ChangingCredentials | None = None,
         mint_timeout_seconds: float = 5.0,
         max_keys: int = 1000,
     ) -> None:
-        self._mint = TimedMint(mint, clock, _LONGEST_MINT_SECONDS, observer)
+        self._minter = Minter(mint, clock, _LONGEST_MINT_SECONDS, observer)
         self._wait_seconds = mint_timeout_seconds
         self._clock = clock
         self._random_fraction = random_fraction
         self._later = later
-        self._max_keys = max_keys
-        # Without `timeout=None` every call would cost a task (its default is 5 s).
-        self._store = SimpleMemoryCache(timeout=None)
-        self._slots: weakref.WeakValueDictionary[TokenKey, _Slot] = weakref.WeakValueDictionary()
-        self._entries: OrderedDict[TokenKey, Entry] = OrderedDict()
+        self._cache = TokenCache(max_keys)
+        self._retained: set[TokenKey] | None = None
+        """The keys that routes use; None before the first `retain`, when all keys are kept."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._superseded: weakref.WeakSet[asyncio.Task[Token]] = weakref.WeakSet()
-        self._fresh = FreshMints(lambda key: self._start(self._mint_anew(key, fresh=True)))
+        self._uncached = UncachedMints(lambda key: self._start(self._mint(key, uncached=True)), self._is_retained)
         self._generation = 0
-        self._watch: CredentialWatch | None = None
-        if watched is not None:
-            watched.on_change = self.credentials_changed
-            self._watch = CredentialWatch(
-                watched,
+        self._poller: CredentialPoller | None = None
+        if credentials is not None:
+            credentials.on_change = self.credentials_changed
+            self._poller = CredentialPoller(
+                credentials,
                 needed=self._has_anything,
                 tokens_kept=self._has_tokens,
                 clock=clock,
-                clock_was_set=self._drop_tokens,
+                clock_was_set=self._clear_tokens,
             )
         self._closed = False
 
     def slot(self, key: TokenKey) -> Slot:
-        """Return the slot of `key`, the same as long as anybody holds it. Asks for no token."""
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._slots[key] = _Slot()
-        return slot
+        """Return the slot of `key`, the same one as long as anything refers to it. Mints nothing.
+
+        The key is retained until a `retain` without it.
+        """
+        entry = self._cache.entry(key)
+        if self._retained is not None:
+            self._retained.add(key)
+            entry.dropped = False
+        return entry
 
     async def token(self, key: TokenKey) -> Token:
-        """Return a valid token: the cached one, or one from a mint that all who wait share.
+        """Return a valid token: the cached one, or one from a mint that all requests for the key share.
 
-        Raises a leaf of Failure: what the mint raised, TokenTimeout for who waited too long, or, soon after a failed
-        mint, the same failure again without another mint. TokenUnavailable once closed.
+        Raises a leaf of Failure: that of the mint; TokenTimeout after too long a wait; soon after a failed mint, the
+        same failure again without another mint. TokenUnavailable once closed.
         """
-        async with self._not_too_long(key):
+        async with self._deadline(key):
             while True:
                 self._refuse_if_closed()
-                entry = self._entries.get(key) or await self._admit(key)
-                self._entries.move_to_end(key)
-                cached = await self._recall(key, entry)
-                if cached is not None:
-                    return cached
-                flight = entry.flight
-                if flight is None:
+                entry = await self._cache.get(key)
+                entry.dropped = not self._is_retained(key)
+                token = entry.usable_token(self._clock())
+                if token is not None:
+                    return token
+                mint = entry.mint
+                if mint is None:
                     failure = entry.recall_failure(self._clock())
                     if failure is not None:
                         raise failure
                     self._refuse_if_closed()
-                    flight = self._fly(key, entry)
+                    mint = self._start_mint(entry)
+                entry.waiting += 1
                 try:
-                    return await self._outcome(asyncio.shield(flight))
+                    return await self._outcome(asyncio.shield(mint))
                 except TokenUnavailable:
-                    if flight not in self._superseded:
+                    if mint not in self._superseded:
                         raise
+                finally:
+                    entry.waiting -= 1
+                    self._end_unwanted_mint(entry)
 
     async def mint_uncached(self, key: TokenKey) -> Token:
         """Return a token minted for this call alone, for a discovery: it must show whether minting works now.
 
-        Neither cache nor remembered failures are asked, and the cache is not filled; but a success ends the remembered
-        failure of its key, and serves those who wait for an earlier mint. Raises as `token` does.
+        Neither cached tokens nor remembered failures are used, and the token is not cached; but a success ends the
+        remembered failure of its key, and serves the requests that wait for an earlier mint. Raises as `token` does.
         """
         self._refuse_if_closed()
-        entry = self._entries.get(key)
-        earlier = entry.flight if entry is not None else None
-        async with self._not_too_long(key):
-            token = await self._outcome(self._fresh.token(key))
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.forget_failure()
-            if earlier is not None and entry.flight is earlier and not earlier.done():
-                await self._keep(key, entry, token)
-                self._supersede(entry, earlier)
+        entry = self._cache.entry(key)
+        earlier = entry.mint
+        async with self._deadline(key):
+            token = await self._outcome(self._uncached.token(key))
+        entry.forget_failure()
+        if earlier is not None and entry.mint is earlier and not earlier.done():
+            await self._keep(entry, token)
+            # The requests that wait for it ask again, and find this token.
+            self._superseded.add(earlier)
+            entry.mint = None
+            earlier.cancel()
         return token
 
     def reject(self, token: Token) -> None:
         """Drop `token`, which Cloud Run answered with 401, so that the next request mints another.
 
-        Only if it is still the cached one, and once in 10 s a key: a service that refuses every token must not turn
-        every request into a mint.
+        Only if it is still the cached one, and once in 10 s for a key: a service that refuses every token must not
+        turn every request into a mint.
         """
-        entry = self._entries.get(token.key)
-        if entry is None or entry.slot.token is None or entry.slot.token.authorization != token.authorization:
+        entry = self._cache.entry(token.key)
+        if entry.token is None or entry.token.authorization != token.authorization:
             return
         now = self._clock()
         if 0 <= now - entry.rejected_at < _REJECT_SECONDS:
             return
         entry.rejected_at = now
-        entry.rejected = entry.slot.token
-        entry.slot.clear()
-        entry.disarm()
+        entry.clear()
+        entry.stop_timer()
         log.info("token rejected by the service", audience=token.key.audience, principal=token.principal)
 
     def is_current(self, token: Token) -> bool:
@@ -175,86 +180,67 @@ class TokenSource:
         return token.generation >= self._generation
 
     def credentials_changed(self, generation: int, now_in_words: str) -> None:
-        """Drop all tokens and remembered failures of earlier generations, mints that were left included.
+        """Drop all tokens and remembered failures of earlier generations, finished uncached mints included.
 
         Mints under way are those of `Mint`, which begins them again with the new credentials.
         """
         log.warning("the credentials have changed: tokens from the old ones are dropped", now=now_in_words)
         self._generation = generation
-        self._fresh.forget()
-        self._drop_tokens()
-        for entry in self._entries.values():
+        self._uncached.drop_all()
+        self._clear_tokens()
+        for entry in self._cache.entries():
             entry.forget_failure()
 
+    async def retain(self, keys: Collection[TokenKey]) -> None:
+        """Drop all keys but these, and those whose `slot` is asked for from now on.
+
+        To be called after a reload, with the keys of all routes. Tokens, failures and timers of the other keys are
+        dropped, and their mints cancelled. A request that waits for such a mint still gets its token, and so does a
+        later request of an old route; that token is not kept.
+        """
+        self._retained = set(keys)
+        self._uncached.drop_unwanted()
+        dropped = [entry for entry in self._cache.entries() if entry.key not in self._retained]
+        for entry in dropped:
+            entry.dropped = True
+            entry.forget_failure()
+            self._end_unwanted_mint(entry)
+            await self._cache.drop(entry)
+
     async def close(self) -> None:
-        """Stop all mints and refreshes and wait for them; who waits for a token gets TokenUnavailable."""
+        """Stop all mints and refreshes and wait for them; requests that wait for a token get TokenUnavailable."""
         self._closed = True
-        for entry in self._entries.values():
-            entry.disarm()
-        if self._watch is not None:
-            await self._watch.close()
+        for entry in self._cache.entries():
+            entry.stop_timer()
+        if self._poller is not None:
+            await self._poller.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # One by one: the store's `clear()` leaves its timers behind, and they would hold the event loop.
-        for key, entry in self._entries.items():
-            entry.slot.clear()
-            await self._store.delete(key)
-        self._entries.clear()
+        await self._cache.close()
 
-    def _drop_tokens(self) -> None:
-        """Take every token out of its slot, and out of the store as soon as may be."""
-        dropped: dict[TokenKey, Token] = {}
-        for key, entry in self._entries.items():
-            if entry.slot.token is not None:
-                dropped[key] = entry.rejected = entry.slot.token
-            entry.disarm()
-            entry.slot.clear()
-        if dropped:
-            task = asyncio.get_running_loop().create_task(self._delete(dropped))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _is_retained(self, key: TokenKey) -> bool:
+        return self._retained is None or key in self._retained
 
-    async def _delete(self, dropped: dict[TokenKey, Token]) -> None:
-        for key, token in dropped.items():
-            if await self._store.get(key) is token:
-                await self._store.delete(key)
+    def _end_unwanted_mint(self, entry: TokenEntry) -> None:
+        """Cancel the mint of a dropped key for which no request waits."""
+        if entry.dropped and not entry.waiting and entry.mint is not None:
+            entry.mint.cancel()
+
+    def _clear_tokens(self) -> None:
+        for entry in self._cache.entries():
+            entry.stop_timer()
+            entry.clear()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
 
-    async def _admit(self, key: TokenKey) -> Entry:
-        while len(self._entries) >= self._max_keys:
-            idle = [known for known, entry in self._entries.items() if entry.flight is None]
-            if not idle:  # Every key is being minted: let one in over the bound, for as long as that takes.
-                break
-            evicted = next((known for known in idle if not self._entries[known].slot.used), idle[0])
-            entry = self._entries.pop(evicted)
-            entry.disarm()
-            entry.slot.clear()
-            await self._store.delete(evicted)
-        return self._entries.setdefault(key, Entry(self.slot(key)))
-
-    async def _recall(self, key: TokenKey, entry: Entry) -> Token | None:
-        stored: Token | None = await self._store.get(key)
-        now = self._clock()
-        if (
-            stored is not None
-            and stored is not entry.rejected
-            and self.is_current(stored)
-            and usable_seconds(stored.local_expiry, now) > 0
-        ):
-            entry.slot.used = True
-            return stored
-        # AIOCACHE_DISABLE=1 makes the store forget everything; that must not mean a mint a request.
-        return entry.slot.usable_token(now)
-
-    def _fly(self, key: TokenKey, entry: Entry) -> asyncio.Task[Token]:
-        entry.disarm()
-        entry.flight = self._start(self._renew(key, entry))
-        return entry.flight
+    def _start_mint(self, entry: TokenEntry) -> asyncio.Task[Token]:
+        entry.stop_timer()
+        entry.mint = self._start(self._refresh(entry))
+        return entry.mint
 
     def _start(self, mint: Coroutine[Any, Any, Token]) -> asyncio.Task[Token]:
         task = asyncio.get_running_loop().create_task(mint)
@@ -265,17 +251,17 @@ class TokenSource:
     def _ended(self, task: asyncio.Task[Token]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # Seen: a refresh in the background has nobody who waits for it.
+            task.exception()  # Retrieved: no request may have waited for a refresh in the background.
 
     @asynccontextmanager
-    async def _not_too_long(self, key: TokenKey) -> AsyncIterator[None]:
+    async def _deadline(self, key: TokenKey) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._wait_seconds):
                 yield
         except TimeoutError:
             raise TokenTimeout(
-                f"no ID token for {key.audience} within {self._wait_seconds:g} s (mint_timeout); its mint goes on, and "
-                "who comes back may find it done"
+                f"no ID token for {key.audience} within {self._wait_seconds:g} s (mint_timeout); the mint goes on, and "
+                "a later request may find it done"
             ) from None
 
     async def _outcome(self, minted: Awaitable[Token]) -> Token:
@@ -285,86 +271,81 @@ class TokenSource:
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
                 raise
-            # Not the caller was cancelled but the mint.
+            # The mint was cancelled, not the caller.
             self._refuse_if_closed()
             raise TokenUnavailable("the mint was given up before it ended") from None
 
-    async def _mint_anew(self, key: TokenKey, *, fresh: bool) -> Token:
+    async def _mint(self, key: TokenKey, *, uncached: bool) -> Token:
         """Return a token of the credentials that there are now."""
         while True:
-            token = await self._mint.mint(key, fresh=fresh)
+            token = await self._minter.mint(key, uncached=uncached)
             if self.is_current(token):
                 return token
 
-    def _supersede(self, entry: Entry, flight: asyncio.Task[Token]) -> None:
-        """Stop a mint; who waits for it asks again."""
-        self._superseded.add(flight)
-        entry.flight = None
-        flight.cancel()
-
-    async def _renew(self, key: TokenKey, entry: Entry) -> Token:
+    async def _refresh(self, entry: TokenEntry) -> Token:
         try:
-            token = await self._mint_anew(key, fresh=False)
-            await self._keep(key, entry, token)
+            token = await self._mint(entry.key, uncached=False)
+            await self._keep(entry, token)
         except Failure as failure:
-            entry.failures += 1
-            entry.failure = failure
-            entry.failed_at = self._clock()
-            entry.retry_seconds = retry_in(
-                entry.failures, transient=failure.transient, random_fraction=self._random_fraction()
-            )
-            self._arm(key, entry, entry.retry_seconds)
-            self._keep_watch()
+            if not entry.dropped:
+                await self._keep_failure(entry, failure)
             raise
         finally:
-            if entry.flight is asyncio.current_task():
-                entry.flight = None
+            if entry.mint is asyncio.current_task():
+                entry.mint = None
         return token
 
-    async def _keep(self, key: TokenKey, entry: Entry, token: Token) -> None:
+    async def _keep(self, entry: TokenEntry, token: Token) -> None:
         entry.forget_failure()
+        if entry.dropped:
+            return
         now = self._clock()
         usable = usable_seconds(token.local_expiry, now)
-        previous = entry.slot.token
+        previous = entry.token
         unchanged = previous is not None and token.expires_at <= previous.expires_at
-        if unchanged and entry.slot.usable_seconds(now) > 0:
-            refresh = refresh_in(entry.slot.usable_seconds(now), self._random_fraction())
-            self._arm(key, entry, max(UNCHANGED_SECONDS * (1 + self._random_fraction() / 5), refresh))
+        if unchanged and entry.usable_seconds(now) > 0:
+            refresh = refresh_in(entry.usable_seconds(now), self._random_fraction())
+            self._set_timer(entry, max(UNCHANGED_SECONDS * (1 + self._random_fraction() / 5), refresh))
         elif usable > 0:
-            # The store takes a TTL of 0 or less for "for ever"; this one is above.
-            await self._store.set(key, token, ttl=usable)
-            if not self.is_current(token):  # Since a moment ago.
-                return
-            entry.slot.fill(token)
-            entry.rejected = None
-            self._arm(key, entry, refresh_in(usable, self._random_fraction()))
-            self._keep_watch()
+            entry.fill(token)
+            self._set_timer(entry, refresh_in(usable, self._random_fraction()))
+            await self._cache.keep(entry, usable)
+            self._poll()
 
-    def _arm(self, key: TokenKey, entry: Entry, seconds: float) -> None:
-        """Look at the key again in so many seconds, if its token lives so long."""
-        entry.disarm()
-        if not self._closed and entry.slot.usable_seconds(self._clock()) > seconds:
+    async def _keep_failure(self, entry: TokenEntry, failure: Failure) -> None:
+        entry.failures += 1
+        now = self._clock()
+        retry = retry_in(entry.failures, transient=failure.transient, random_fraction=self._random_fraction())
+        entry.remember_failure(failure, now, retry)
+        self._set_timer(entry, retry)
+        await self._cache.keep(entry, max(_FAILURE_KEPT_SECONDS, entry.usable_seconds(now)))
+        self._poll()
+
+    def _set_timer(self, entry: TokenEntry, seconds: float) -> None:
+        """Check in so many seconds whether to refresh, if the token lives so long."""
+        entry.stop_timer()
+        if not self._closed and entry.usable_seconds(self._clock()) > seconds:
             later = self._later or asyncio.get_running_loop().call_later
-            entry.timer = later(seconds, partial(self._due, key, entry))
+            entry.timer = later(seconds, partial(self._refresh_if_used, entry))
 
-    def _due(self, key: TokenKey, entry: Entry) -> None:
+    def _refresh_if_used(self, entry: TokenEntry) -> None:
         entry.timer = None
-        if self._closed or entry.flight is not None:
+        if self._closed or entry.mint is not None:
             return
-        if entry.slot.used:
-            self._fly(key, entry)
+        if entry.used:
+            self._start_mint(entry)
         else:
-            self._arm(key, entry, idle_in(entry.slot.usable_seconds(self._clock())))
+            self._set_timer(entry, idle_check_in(entry.usable_seconds(self._clock())))
 
     def _has_anything(self) -> bool:
-        """Return whether anything is kept that came of the credentials: a token, or a failure."""
+        """Return whether a token or a failure is cached that came of the credentials."""
         now = self._clock()
-        return self._has_tokens() or any(entry.recall_failure(now) is not None for entry in self._entries.values())
+        return self._has_tokens() or any(entry.recall_failure(now) is not None for entry in self._cache.entries())
 
     def _has_tokens(self) -> bool:
         now = self._clock()
-        return any(entry.slot.usable_seconds(now) > 0 for entry in self._entries.values())
+        return any(entry.usable_seconds(now) > 0 for entry in self._cache.entries())
 
-    def _keep_watch(self) -> None:
-        if self._watch is not None and not self._closed:
-            self._watch.start()
+    def _poll(self) -> None:
+        if self._poller is not None and not self._closed:
+            self._poller.start()

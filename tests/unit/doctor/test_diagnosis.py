@@ -4,7 +4,8 @@ from email.utils import formatdate
 
 import pytest
 
-from proxy.cloud_run.findings import RequestInfo, skew_seconds
+from proxy.clock_skew import skew_seconds
+from proxy.cloud_run.findings import RequestInfo
 from proxy.cloud_run.response import Response
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.report import Outcome
@@ -128,13 +129,13 @@ def test_where_a_redirect_leads_says_what_to_set(location: str, advice: str) -> 
 
 
 def test_skew_is_how_far_we_are_ahead_of_the_date_of_an_answer() -> None:
-    assert skew_seconds(answer(200, date=formatdate(1_000, usegmt=True)), 1_090.0) == 90.0
+    assert skew_seconds(answer(200, date=formatdate(1_000, usegmt=True)).fields.get("date"), 1_090.0) == 90.0
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"])
 def test_without_a_date_there_is_no_skew(date: str | None) -> None:
     fields = {} if date is None else {"date": date}
-    assert skew_seconds(Response(200, fields, b""), 0.0) is None
+    assert skew_seconds(Response(200, fields, b"").fields.get("date"), 0.0) is None
 
 
 @pytest.mark.parametrize(

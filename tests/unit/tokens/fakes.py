@@ -7,6 +7,7 @@ import base64
 import heapq
 import itertools
 import json
+import selectors
 import socket
 import ssl
 import time
@@ -48,13 +49,41 @@ def jwt_of(claims: Mapping[str, Any]) -> str:
     return f"{encode({'alg': 'RS256', 'typ': 'JWT'})}.{encode(dict(claims))}.{encode(b'signature-of-google')}"
 
 
-async def everybody_had_a_turn() -> None:
-    """Come back when all that was ready has run, some turns of the loop deep."""
+class _IdleSelector(selectors.DefaultSelector):
+    """Wakes the coroutines that wait for an idle loop when the loop is about to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[asyncio.Future[None]] = []
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return super().select(timeout)
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        return []
+
+
+class IdleLoop(asyncio.SelectorEventLoop):
+    """An event loop that `loop_idle` can wait for. The tests of this folder run on it (`conftest`)."""
+
+    def __init__(self) -> None:
+        self.idle_selector = _IdleSelector()
+        super().__init__(self.idle_selector)
+
+
+async def loop_idle() -> None:
+    """Return when every task waits for a timer, a socket, a thread, or another task."""
     loop = asyncio.get_running_loop()
-    for _ in range(12):
-        turn = loop.create_future()
-        loop.call_soon(turn.set_result, None)
-        await turn
+    assert isinstance(loop, IdleLoop)
+    idle = loop.create_future()
+    loop.idle_selector.waiting.append(idle)
+    await idle
 
 
 class FakeTimer:
@@ -93,7 +122,7 @@ class FakeTime:
             if timer.call is not None:
                 self.now = max(self.now, due)
                 timer.call()
-                await everybody_had_a_turn()
+                await loop_idle()
         self.now = end
 
 

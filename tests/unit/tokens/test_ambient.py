@@ -7,7 +7,7 @@ import pytest
 from proxy.errors import Failure, TokenUnavailable
 from proxy.tokens.ambient import BearerCache
 from proxy.tokens.calls import Bearer, bearer
-from tests.unit.tokens.fakes import FakeTime, everybody_had_a_turn
+from tests.unit.tokens.fakes import FakeTime, loop_idle
 
 
 class Fetch:
@@ -72,7 +72,7 @@ async def test_a_failed_fetch_is_not_repeated_by_each_who_waited_but_by_who_come
             group.create_task(asyncio.wait_for(asyncio.gather(cache.get(), return_exceptions=True), 30))
             for _ in range(9)
         ]
-        await everybody_had_a_turn()
+        await loop_idle()
         fetch.gate.set()
     assert [type(waiter.result()[0]) for waiter in waiters] == [TokenUnavailable] * 9
     assert fetch.count == 1
@@ -89,11 +89,11 @@ async def test_a_fetch_whose_caller_left_is_done_by_the_next() -> None:
     cache = BearerCache(fetch, time.clock)
     async with asyncio.TaskGroup() as group:
         first = group.create_task(cache.get())
-        await everybody_had_a_turn()
+        await loop_idle()
         second = group.create_task(cache.get())
-        await everybody_had_a_turn()
+        await loop_idle()
         first.cancel()
-        await everybody_had_a_turn()
+        await loop_idle()
         fetch.gate.set()
     assert first.cancelled()
     assert second.result().expires_at == time.now + 3600

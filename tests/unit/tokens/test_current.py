@@ -39,7 +39,7 @@ def changes(mint: GoogleMint) -> Changes:
 
 @pytest_asyncio.fixture
 async def source(mint: GoogleMint) -> AsyncIterator[TokenSource]:
-    made = TokenSource(mint, watched=mint)
+    made = TokenSource(mint, credentials=mint)
     yield made
     await made.close()
 
@@ -54,7 +54,7 @@ async def test_the_same_content_written_again_is_no_change(
     os.utime(path, (1, 1))
     house.file(key_info, "new.json").rename(path)
     house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert changes.seen == []
     assert (await mint(KEY)).generation == 0
 
@@ -72,7 +72,7 @@ async def test_a_look_notices_a_change_of_the_file(
 ) -> None:
     path = house.file(key_info)
     await mint(KEY)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert changes.seen == []
     match how:
         case "written":
@@ -88,8 +88,8 @@ async def test_a_look_notices_a_change_of_the_file(
         case "no permission":
             path.unlink()
             path.symlink_to(path)  # a loop of links cannot be read by anybody, root included
-    await mint.look(tokens_kept=True)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     now = {"written": str(path), "another named": str(house.folder / "other.json"), "none named": "metadata server"}
     assert changes.seen == [(1, now.get(how, "none that can be used"))]
 
@@ -138,16 +138,16 @@ async def test_another_account_at_the_metadata_server_is_a_change(
     google.accounts.add(TARGET)
     google.may_impersonate.add((ATTACHED, TARGET))
     await mint(KEY)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert (await mint(IMPERSONATED)).generation == 0
     google.attached = OTHER_ATTACHED
     if shown_by == "email":
-        await mint.look(tokens_kept=True)
+        await mint.check_for_change(tokens_kept=True)
     else:
         assert (await mint(KEY)).generation == 1
     assert changes.seen == [(1, "metadata server")]
-    await mint.look(tokens_kept=True)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     token = await mint(KEY)
     assert (token.principal, token.generation) == (OTHER_ATTACHED, 1)
     google.may_impersonate = {(OTHER_ATTACHED, TARGET)}
@@ -158,9 +158,9 @@ async def test_another_account_at_the_metadata_server_is_a_change(
 @pytest.mark.asyncio
 async def test_an_account_that_was_detached_is_a_change(google: FakeGoogle, mint: GoogleMint, changes: Changes) -> None:
     await mint(KEY)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     google.attached = None
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert [generation for generation, _ in changes.seen] == [1]
 
 
@@ -179,10 +179,10 @@ async def test_a_metadata_server_that_fails_is_no_change(
     google: FakeGoogle, mint: GoogleMint, changes: Changes, fault: Fault
 ) -> None:
     await mint(KEY)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     google.break_next("/email", fault)
-    await mint.look(tokens_kept=True)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert changes.seen == []
     assert google.called("/email") == 3
 
@@ -192,9 +192,9 @@ async def test_the_metadata_server_is_not_asked_while_there_is_no_token_to_be_dr
     google: FakeGoogle, mint: GoogleMint
 ) -> None:
     await mint(KEY)
-    await mint.look(tokens_kept=False)
+    await mint.check_for_change(tokens_kept=False)
     assert google.called("/email") == 0
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert google.called("/email") == 1
 
 
@@ -215,7 +215,7 @@ async def test_a_file_system_that_fails_is_no_change(
 
     with monkeypatch.context() as broken:
         broken.setattr(adc, "read_regular", fails)
-        await mint.look(tokens_kept=True)
+        await mint.check_for_change(tokens_kept=True)
         with pytest.raises(CredentialsInvalid, match="Input/output error"):
             await mint(KEY)
     assert changes.seen == []
@@ -237,7 +237,7 @@ async def test_a_mint_that_hangs_with_the_old_credentials_begins_again_with_the_
         waiter = group.create_task(source.token(KEY))
         await asked.wait()
         house.file(key_info)
-        await mint.look(tokens_kept=True)
+        await mint.check_for_change(tokens_kept=True)
     assert waiter.result().principal == KEY_ACCOUNT
 
 
@@ -250,7 +250,7 @@ async def test_a_file_that_is_half_written_when_it_is_looked_at_is_not_taken_for
     await mint(KEY)
     path.write_text(whole[: len(whole) // 2])
     async with asyncio.TaskGroup() as group:
-        look = group.create_task(mint.look(tokens_kept=True))
+        look = group.create_task(mint.check_for_change(tokens_kept=True))
         asyncio.get_running_loop().call_later(0.1, path.write_text, whole)
     assert look.done()
     assert changes.seen == []
@@ -264,13 +264,13 @@ async def test_a_failure_that_stands_ends_when_the_file_is_mended(
     with pytest.raises(CredentialsInvalid):
         await source.token(KEY)
     house.file(key_info)
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     assert (await source.token(KEY)).principal == KEY_ACCOUNT
 
 
 @pytest.mark.asyncio
 async def test_looking_raises_nothing_when_nothing_can_be_reached(google: FakeGoogle, mint: GoogleMint) -> None:
     await google.stop()
-    await mint.look(tokens_kept=True)
+    await mint.check_for_change(tokens_kept=True)
     with pytest.raises(CredentialsNotFound):
         await mint(KEY)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.tokens.schedule import idle_in, refresh_in, retry_in, usable_seconds
+from proxy.tokens.schedule import idle_check_in, refresh_in, retry_in, usable_seconds
 
 chances = st.floats(0, 1, exclude_max=True)
 
@@ -32,11 +32,11 @@ def test_a_refresh_leaves_time_for_itself(usable: float, random_fraction: float)
 
 @given(usable=st.floats(2, 100_000))
 def test_an_idle_key_is_looked_at_again_before_its_token_ends(usable: float) -> None:
-    assert 0.5 <= idle_in(usable) <= min(10, usable / 2)
+    assert 0.5 <= idle_check_in(usable) <= min(10, usable / 2)
 
 
 def test_looking_at_an_idle_key_does_not_become_frantic() -> None:
-    assert idle_in(0.001) == 0.5
+    assert idle_check_in(0.001) == 0.5
 
 
 def test_retries_of_what_passes_double_up_to_30_seconds() -> None:

@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 
 from proxy.errors import Failure, MintRefused, TokenExpired, TokenTimeout, TokenUnavailable
-from proxy.tokens import watching
+from proxy.tokens import polling
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import Slot, TokenSource
-from tests.unit.tokens.fakes import AUDIENCE, KEY, START, Counted, FakeMint, FakeTime, everybody_had_a_turn
+from tests.unit.tokens.fakes import AUDIENCE, KEY, START, Counted, FakeMint, FakeTime, loop_idle
 
 HOUR = 3600.0
 
@@ -76,7 +76,7 @@ async def test_one_mint_however_many_wait(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(500)]
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate.set()
     assert len({id(waiter.result()) for waiter in waiters}) == 1
     assert bench.minted == 1
@@ -102,11 +102,11 @@ async def test_a_cancelled_first_caller_leaves_the_mint_to_the_others(bench: Ben
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         first = group.create_task(bench.source.token(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         second = group.create_task(bench.source.token(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         first.cancel()
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate.set()
     assert first.cancelled()
     assert second.result().expires_at == START + HOUR
@@ -119,10 +119,10 @@ async def test_a_mint_whose_every_caller_left_still_fills_the_slot(bench: Bench)
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         only = group.create_task(bench.source.token(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         only.cancel()
     bench.mint.gate.set()
-    await everybody_had_a_turn()
+    await loop_idle()
     assert slot.usable_token(bench.time.now) is not None
 
 
@@ -132,7 +132,7 @@ async def test_a_failed_mint_is_not_repeated_by_each_who_waited(bench: Bench) ->
     bench.mint.failure = TokenUnavailable("metadata server answered 503")
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(gather(bench.source.token(KEY))) for _ in range(100)]
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate.set()
     for waiter in waiters:
         [failure] = waiter.result()
@@ -210,12 +210,12 @@ async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         discovery = group.create_task(bench.source.mint_uncached(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         discovery.cancel()
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate.set()
     assert discovery.cancelled()
-    await everybody_had_a_turn()
+    await loop_idle()
     assert bench.counted.minted_tokens == [await bench.source.mint_uncached(KEY)]
 
 
@@ -322,7 +322,7 @@ async def test_without_a_fake_the_timers_are_the_loops(bench: Bench) -> None:
     bench.mint.gate.set()
     async with asyncio.timeout(60):
         while bench.minted < 2:
-            await everybody_had_a_turn()
+            await loop_idle()
     await source.close()
 
 
@@ -465,7 +465,7 @@ async def test_a_mint_that_hangs_fails_all_its_waiters_at_the_deadline() -> None
     bench.mint.gate = asyncio.Event()
     outcomes = await gather(*(bench.source.token(KEY) for _ in range(50)))
     assert [type(outcome) for outcome in outcomes] == [TokenTimeout] * 50
-    assert "within 0.02 s (mint_timeout); its mint goes on" in str(outcomes[0])
+    assert "within 0.02 s (mint_timeout); the mint goes on" in str(outcomes[0])
     assert bench.minted == 1
     await bench.source.close()
 
@@ -481,7 +481,7 @@ async def test_a_mint_that_nobody_waits_for_any_more_goes_on_and_serves_the_next
     assert bench.minted == 1
     bench.has_time()
     bench.mint.gate.set()
-    await everybody_had_a_turn()
+    await loop_idle()
     token = slot.usable_token(bench.time.now)
     assert token is not None
     assert await bench.source.token(KEY) is token
@@ -498,7 +498,7 @@ async def test_a_mint_that_fails_after_all_have_left_is_remembered() -> None:
     bench.mint.failure = TokenUnavailable("down")
     bench.has_time()
     bench.mint.gate.set()
-    await everybody_had_a_turn()
+    await loop_idle()
     with pytest.raises(TokenUnavailable, match="down"):
         await bench.source.token(KEY)
     assert bench.minted == 1
@@ -513,7 +513,7 @@ async def test_a_discovery_that_was_left_serves_the_next_one_once() -> None:
         await bench.source.mint_uncached(KEY)
     bench.has_time()
     bench.mint.gate.set()
-    await everybody_had_a_turn()
+    await loop_idle()
     first = await bench.source.mint_uncached(KEY)
     assert bench.counted.minted_tokens == [first]
     assert await bench.source.mint_uncached(KEY) is not first
@@ -533,7 +533,7 @@ async def test_a_discovery_takes_what_comes_first_of_its_mint_and_one_that_was_l
     second = await bench.source.mint_uncached(KEY)
     assert bench.counted.minted_tokens == [second]
     hangs.set()
-    await everybody_had_a_turn()
+    await loop_idle()
     assert bench.counted.minted_tokens == [second]
     assert len(bench.source._tasks) == 0
     await bench.source.close()
@@ -544,7 +544,7 @@ async def test_a_discovery_that_succeeds_serves_those_who_wait_for_an_earlier_mi
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(10)]
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate = None
         token = await bench.source.mint_uncached(KEY)
     assert {id(waiter.result()) for waiter in waiters} == {id(token)}
@@ -644,9 +644,7 @@ async def test_a_change_drops_tokens_failures_and_discoveries_of_the_old_ones(be
     assert bench.source.is_current(new)
     assert bench.source.is_current(await bench.source.token(other))
     assert bench.minted == 4
-    for _ in range(5):
-        await everybody_had_a_turn()
-    assert await bench.source._store.get(KEY) is new
+    assert slot.usable_token(bench.time.now) is new
 
 
 @pytest.mark.asyncio
@@ -659,11 +657,11 @@ async def test_a_token_of_credentials_that_changed_while_it_was_minted_is_given_
 
     async with asyncio.TaskGroup() as group:
         waiter = group.create_task(call(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.source.credentials_changed(1, "/key.json")
         gate, bench.mint.gate = bench.mint.gate, asyncio.Event()
         gate.set()
-        await everybody_had_a_turn()
+        await loop_idle()
         assert bench.minted == 2
         bench.mint.generation = 1
         bench.mint.gate.set()
@@ -683,60 +681,62 @@ async def test_a_discovery_that_was_left_before_a_change_serves_nobody_after_it(
     await bench.source.close()
 
 
-class Watching:
-    """Credentials that count how often they are looked at."""
+class PolledCredentials:
+    """Credentials that count the checks."""
 
     def __init__(self) -> None:
         self.on_change: Callable[[int, str], None] | None = None
-        self.looks = 0
-        self.looked = asyncio.Event()
+        self.checks = 0
+        self.checked = asyncio.Event()
 
-    async def look(self, *, tokens_kept: bool) -> None:
+    async def check_for_change(self, *, tokens_kept: bool) -> None:
         assert tokens_kept
-        self.looks += 1
-        self.looked.set()
+        self.checks += 1
+        self.checked.set()
+
+    async def next_checks(self, count: int) -> None:
+        """Return after so many more checks."""
+        wanted = self.checks + count
+        async with asyncio.timeout(30):
+            while self.checks < wanted:
+                self.checked.clear()
+                await self.checked.wait()
 
 
 @pytest.mark.asyncio
-async def test_credentials_are_looked_at_while_a_token_of_theirs_is_kept_and_not_before(
+async def test_credentials_are_checked_while_a_token_of_theirs_is_cached_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.0)
-    credentials = Watching()
-    bench = Bench(watched=credentials)
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    credentials = PolledCredentials()
+    bench = Bench(credentials=credentials)
     await bench.source.mint_uncached(KEY)
-    await everybody_had_a_turn()
-    assert credentials.looks == 0
+    await loop_idle()
+    assert credentials.checks == 0
     await bench.source.token(KEY)
-    async with asyncio.timeout(5):
-        while credentials.looks < 3:
-            credentials.looked.clear()
-            await credentials.looked.wait()
+    await credentials.next_checks(3)
+    monkeypatch.setattr(polling, "_STEP_SECONDS", 1e9)
     bench.time.now += 2 * HOUR
-    monkeypatch.setattr(watching, "_STEP_SECONDS", 1e9)
-    for _ in range(20):
-        await everybody_had_a_turn()
-    looks = credentials.looks
-    await everybody_had_a_turn()
-    assert credentials.looks == looks
+    await loop_idle()  # without an end of the checks it would never be
+    checks = credentials.checks
     await bench.source.token(KEY)
-    await everybody_had_a_turn()
-    assert credentials.looks > looks
+    await credentials.next_checks(1)
+    assert credentials.checks > checks
     await bench.source.close()
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [-7200.0, 60.0])
 async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.0)
-    credentials = Watching()
-    bench = Bench(watched=credentials)
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    credentials = PolledCredentials()
+    bench = Bench(credentials=credentials)
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
-    await everybody_had_a_turn()
+    await credentials.next_checks(2)
     assert slot.usable_token(bench.time.now) is not None
     bench.time.now += seconds
-    await everybody_had_a_turn()
+    await loop_idle()  # no token, no checks
     assert slot.usable_token(bench.time.now) is None
     assert slot.usable_token(bench.time.now + seconds) is None
     await bench.source.token(KEY)
@@ -755,7 +755,7 @@ async def test_closing_fails_those_who_wait_and_does_not_cancel_them(way: str) -
     call: Callable[[TokenKey], Any] = getattr(bench.source, way)
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(gather(call(KEY))) for _ in range(10)]
-        await everybody_had_a_turn()
+        await loop_idle()
         await bench.source.close()
     for waiter in waiters:
         [failure] = waiter.result()
@@ -778,7 +778,7 @@ async def test_a_waiter_that_is_cancelled_while_closing_is_cancelled() -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiter = group.create_task(bench.source.token(KEY))
-        await everybody_had_a_turn()
+        await loop_idle()
         waiter.cancel()
         await bench.source.close()
     assert waiter.cancelled()
@@ -846,7 +846,7 @@ async def test_keys_under_way_are_not_pushed_out() -> None:
     async with asyncio.TaskGroup() as group:
         for name in "abc":
             group.create_task(bench.source.token(TokenKey(None, (), f"https://{name}")))
-        await everybody_had_a_turn()
+        await loop_idle()
         bench.mint.gate.set()
     assert bench.minted == 3
     await bench.source.close()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from proxy.errors import CredentialsRejected, Failure, TokenUnavailable
 from proxy.tokens.model import Token
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.fakes import KEY, FakeMint, FakeTime, everybody_had_a_turn
+from tests.unit.tokens.fakes import KEY, FakeMint, FakeTime, IdleLoop, loop_idle
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Traffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = IdleLoop()
         self.time = FakeTime()
         self.mint = FakeMint(self.time)
         self.random_fraction = 0.0
@@ -42,7 +42,7 @@ class Traffic(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.run_loop(self.source.close())
-        self.run_loop(everybody_had_a_turn())
+        self.run_loop(loop_idle())
         self.all_who_waited_are_served()
         assert self.time.armed == 0
         self.loop.close()
@@ -92,7 +92,7 @@ class Traffic(RuleBasedStateMachine):
 
         before, first = len(self.mint.calls), all(task.done() for task in self.waiting)
         self.waiting.append(self.loop.create_task(settled()))
-        self.run_loop(everybody_had_a_turn())
+        self.run_loop(loop_idle())
         assert len(self.mint.calls) - before <= first
 
     @precondition(lambda self: self.waiting)
@@ -101,7 +101,7 @@ class Traffic(RuleBasedStateMachine):
         gone, before = self.waiting.pop(0), len(self.mint.calls)
         others = [task for task in self.waiting if not task.done()]
         gone.cancel()
-        self.run_loop(everybody_had_a_turn())
+        self.run_loop(loop_idle())
         assert gone.done()
         assert not any(task.done() for task in others)
         assert len(self.mint.calls) == before
@@ -111,7 +111,7 @@ class Traffic(RuleBasedStateMachine):
     def google_speaks_again(self) -> None:
         assert self.mint.gate is not None
         self.mint.gate.set()
-        self.run_loop(everybody_had_a_turn())
+        self.run_loop(loop_idle())
         self.mint.gate = None
         self.all_who_waited_are_served()
 
@@ -176,7 +176,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def the_loop_turns(self) -> None:
-        self.run_loop(everybody_had_a_turn())
+        self.run_loop(loop_idle())
 
     @invariant()
     def what_the_slot_gives_is_valid_for_a_minute(self) -> None:

@@ -10,7 +10,7 @@ from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.tokens import worker as worker_module
 from proxy.tokens.calls import BlockingSend, Reply
 from proxy.tokens.worker import Worker
-from tests.unit.tokens.fakes import everybody_had_a_turn
+from tests.unit.tokens.fakes import loop_idle
 
 
 class Loopback:
@@ -86,7 +86,7 @@ async def test_a_cancelled_errand_gives_its_thread_back() -> None:
     await worker.close()
     assert ended == [TokenUnavailable] * 12
     assert worker._errands == {}  # nothing is kept of an errand that ended after its caller had left
-    await everybody_had_a_turn()
+    await loop_idle()
     assert loopback.cancelled == 4
 
 

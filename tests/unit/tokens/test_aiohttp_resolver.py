@@ -4,12 +4,12 @@ import socket
 
 import pytest
 
-from proxy.tokens.lookups import LookUps
+from proxy.tokens.aiohttp_resolver import AiohttpResolver
 
 
 @pytest.mark.asyncio
 async def test_a_name_has_addresses_of_the_kind_that_is_wanted() -> None:
-    lookups = LookUps()
+    lookups = AiohttpResolver()
     (found,) = await lookups.resolve("localhost", 443, socket.AF_INET)
     assert (found["hostname"], found["host"], found["port"]) == ("localhost", "127.0.0.1", 443)
     assert found["family"] == socket.AF_INET
@@ -20,5 +20,5 @@ async def test_a_name_has_addresses_of_the_kind_that_is_wanted() -> None:
 
 @pytest.mark.asyncio
 async def test_a_link_local_address_keeps_its_interface() -> None:
-    (found,) = await LookUps().resolve("fe80::1%lo", 80)
+    (found,) = await AiohttpResolver().resolve("fe80::1%lo", 80)
     assert found["host"] == f"fe80::1%{socket.if_nametoindex('lo')}"

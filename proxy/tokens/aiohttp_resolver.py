@@ -8,10 +8,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from proxy.network.resolver import Resolver
 
-__all__ = ["LookUps"]
+__all__ = ["AiohttpResolver"]
 
 
-class LookUps(AbstractResolver):
+class AiohttpResolver(AbstractResolver):
     """aiohttp's look-ups; its own would block the exit, and use c-ares where aiodns happens to be installed."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A look every few seconds whether the credentials, and the clock, are still the same, while tokens are kept."""
+"""Checks every few seconds whether the credentials, and the clock, are still the same, while tokens are cached."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from typing import Final, Protocol
 
 import structlog
 
-__all__ = ["CredentialWatch", "Watched"]
+__all__ = ["ChangingCredentials", "CredentialPoller"]
 
 log: Final = structlog.get_logger("tokens")
 
-_LOOK_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 3.0
 _STEP_SECONDS: Final = 5.0
 
 
-class Watched(Protocol):
-    """Credentials that can change behind our back."""
+class ChangingCredentials(Protocol):
+    """Credentials that can change at any time: a file is replaced, or the account of a metadata server."""
 
     on_change: Callable[[int, str], None] | None
-    """Called as soon as a change shows, in a look or in a mint: the number of the new generation, and the new ones in
+    """Called when a check or a mint finds a change, with the number of the new generation and the new credentials in
     words."""
 
-    async def look(self, *, tokens_kept: bool) -> None:
-        """Look whether they are still the same; raises nothing.
+    async def check_for_change(self, *, tokens_kept: bool) -> None:
+        """Check whether the credentials have changed; raises nothing.
 
-        Nobody outside of this machine is asked unless there are tokens to be dropped.
+        No other machine is asked unless there are tokens to be dropped.
         """
 
 
-class CredentialWatch:
-    """Watches from `start` on, as long as `needed` says so.
+class CredentialPoller:
+    """Polls from `start` on, as long as `needed` returns True.
 
-    `tokens_kept` says whether any token is kept. `clock_was_set` is called when the wall clock made a step: what was
-    said of a token's expiry is wrong then.
+    `tokens_kept` returns whether any token is cached. `clock_was_set` is called when the wall clock made a step:
+    the expiry by this machine's clock is wrong then.
     """
 
     def __init__(
         self,
-        watched: Watched,
+        credentials: ChangingCredentials,
         *,
         needed: Callable[[], bool],
         tokens_kept: Callable[[], bool],
         clock: Callable[[], float],
         clock_was_set: Callable[[], None],
     ) -> None:
-        self._watched = watched
+        self._credentials = credentials
         self._needed = needed
         self._tokens_kept = tokens_kept
         self._clock = clock
@@ -55,9 +55,9 @@ class CredentialWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Watch, if that is not done already."""
+        """Begin to poll; no effect while polling."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._watch())
+            self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def close(self) -> None:
         """Stop, and wait for the end."""
@@ -65,12 +65,12 @@ class CredentialWatch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _watch(self) -> None:
+    async def _poll(self) -> None:
         offset = self._clock() - time.monotonic()
         try:
             while self._needed():
-                await self._watched.look(tokens_kept=self._tokens_kept())
-                await asyncio.sleep(_LOOK_SECONDS)
+                await self._credentials.check_for_change(tokens_kept=self._tokens_kept())
+                await asyncio.sleep(_POLL_SECONDS)
                 before, offset = offset, self._clock() - time.monotonic()
                 # A machine that slept looks the same, and costs a mint without need.
                 if abs(offset - before) > _STEP_SECONDS:

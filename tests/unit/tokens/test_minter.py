@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 from proxy.errors import Failure, ImpersonationDenied, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.tokens.minter import Minter
 from proxy.tokens.model import Token, TokenKey
-from proxy.tokens.timed import TimedMint
 from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime, token_of
 
 
-def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, timeout_seconds: float = 5.0) -> TimedMint:
-    return TimedMint(mint, time.clock, timeout_seconds, counted)
+def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, timeout_seconds: float = 5.0) -> Minter:
+    return Minter(mint, time.clock, timeout_seconds, counted)
 
 
 @pytest.mark.asyncio
 async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[Any]) -> None:
     time, counted = FakeTime(), Counted()
     key = TokenKey("other@project.iam.gserviceaccount.com", (), AUDIENCE)
-    token = await timed(FakeMint(time), time, counted).mint(key, fresh=True)
+    token = await timed(FakeMint(time), time, counted).mint(key, uncached=True)
     assert counted.minted_tokens == [token]
     assert log_lines == [
         {
@@ -32,7 +32,7 @@ async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[An
             "principal": "me@example.com",
             "expires_at": "2027-01-15T09:00:00+00:00",
             "remaining_seconds": 3600,
-            "fresh": True,
+            "uncached": True,
         }
     ]
 
@@ -43,7 +43,7 @@ async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any
     mint = FakeMint(time)
     mint.failure = ImpersonationDenied("grant the role")
     with pytest.raises(ImpersonationDenied):
-        await timed(mint, time, counted).mint(KEY, fresh=False)
+        await timed(mint, time, counted).mint(KEY, uncached=False)
     assert counted.failures == [mint.failure]
     [line] = log_lines
     assert (line["event"], line["code"], line["error"]) == (
@@ -64,7 +64,7 @@ async def test_what_somebody_has_to_mend_is_an_error_and_what_passes_a_warning(
     mint = FakeMint(time)
     mint.failure = failure
     with pytest.raises(type(failure)):
-        await timed(mint, time, Counted()).mint(KEY, fresh=False)
+        await timed(mint, time, Counted()).mint(KEY, uncached=False)
     assert [line["log_level"] for line in log_lines] == [level]
 
 
@@ -78,7 +78,7 @@ async def test_a_token_from_the_future_means_that_the_clock_is_behind(
     async def mint(key: TokenKey) -> Token:
         return replace(token_of(key, time.now + 3600), issued_at=time.now + behind)
 
-    await timed(mint, time, Counted()).mint(KEY, fresh=False)
+    await timed(mint, time, Counted()).mint(KEY, uncached=False)
     [*_, last] = log_lines
     assert (last["event"] == "the clock of this machine is behind Google's; set it") == warned
     assert last.get("seconds") == (31 if warned else None)
@@ -88,10 +88,10 @@ async def test_a_token_from_the_future_means_that_the_clock_is_behind(
 async def test_nobody_needs_to_count() -> None:
     time = FakeTime()
     mint = FakeMint(time)
-    assert (await TimedMint(mint, time.clock, 5.0, None).mint(KEY, fresh=False)).key == KEY
+    assert (await Minter(mint, time.clock, 5.0, None).mint(KEY, uncached=False)).key == KEY
     mint.failure = TokenUnavailable("down")
     with pytest.raises(TokenUnavailable):
-        await TimedMint(mint, time.clock, 5.0, None).mint(KEY, fresh=False)
+        await Minter(mint, time.clock, 5.0, None).mint(KEY, uncached=False)
 
 
 @pytest.mark.asyncio
@@ -100,7 +100,7 @@ async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
     mint = FakeMint(time)
     mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout, match=r"within 0\.01 s"):
-        await timed(mint, time, counted, timeout_seconds=0.01).mint(KEY, fresh=False)
+        await timed(mint, time, counted, timeout_seconds=0.01).mint(KEY, uncached=False)
 
 
 @pytest.mark.asyncio
@@ -113,7 +113,7 @@ async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, beh
     with pytest.raises(
         TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of who minted it"
     ):
-        await timed(mint, time, counted).mint(KEY, fresh=False)
+        await timed(mint, time, counted).mint(KEY, uncached=False)
 
 
 @pytest.mark.asyncio
@@ -134,7 +134,7 @@ async def test_an_expiry_is_put_by_our_clock_where_that_is_wrong(
     time, counted = FakeTime(), Counted()
     mint = FakeMint(time)
     mint.behind = behind
-    token = await timed(mint, time, counted).mint(KEY, fresh=False)
+    token = await timed(mint, time, counted).mint(KEY, uncached=False)
     assert token.expires_at == time.now - behind + 3600
     assert token.clock_ahead_seconds == ahead
     assert token.local_expiry == pytest.approx(time.now + 3600, abs=30)
@@ -147,7 +147,7 @@ async def test_a_token_of_unknown_date_that_expired_by_our_clock_is_let_through_
     time = FakeTime()
     mint = FakeMint(time, life=-7200.0)
     mint.dated = False
-    token = await timed(mint, time, Counted()).mint(KEY, fresh=False)
+    token = await timed(mint, time, Counted()).mint(KEY, uncached=False)
     assert token.local_expiry == time.now - 7200
     assert (log_lines[-1]["event"], log_lines[-1]["seconds"]) == (
         "the clock of this machine is ahead of Google's; set it",
@@ -162,7 +162,7 @@ async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_
     told = timed(mint, time, Counted())
     for behind in (0.0, 3600.0, 3600.0, 3601.0, 3590.0, 7200.0, 7200.0, 0.0, 0.0, -40.0, -41.0):
         mint.behind = behind
-        await told.mint(KEY, fresh=False)
+        await told.mint(KEY, uncached=False)
     assert [(line["log_level"], line.get("seconds")) for line in log_lines if line["event"] != "token minted"] == [
         ("warning", 3600),
         ("warning", 7200),
@@ -181,7 +181,7 @@ async def test_a_defect_of_the_mint_is_a_failure_that_tells_nothing_it_holds(
         raise KeyError("eyJ-secret")
 
     with pytest.raises(TokenUnavailable, match="KeyError") as caught:
-        await timed(broken, time, counted).mint(KEY, fresh=False)
+        await timed(broken, time, counted).mint(KEY, uncached=False)
     assert "eyJ-secret" not in told(caught.value)
     assert "eyJ-secret" not in repr(log_lines)
     assert isinstance(counted.failures[0], Failure)

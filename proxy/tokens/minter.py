@@ -1,11 +1,11 @@
-"""One mint with everything around it: deadline, a look at the clock, log lines, and who counts.
+"""Runs one mint: deadline, comparison of clocks, log lines, and the observer.
 
-Cloud Run judges a token by its own clock, and so must we. The answer that brings a token also has Google's time, in its
-`date`, and that decides:
+Cloud Run judges a token by its own clock. The answer that brings a token has Google's time in its `date` field, and
+that decides:
 
-* expired by Google's clock: no token (TokenExpired), whatever our clock says;
+* expired by Google's clock: no token (TokenExpired), whatever this machine's clock says;
 * otherwise it is good, also where our clock is hours ahead and says that it expired. `clock_ahead_seconds` then makes
-  its expiry one of our clock, by which it is kept and refreshed as usual: without that every request would mint;
+  its expiry one of our clock, by which it is kept and reuncacheded as usual: without that every request would mint;
 * a `date` within 30 s of our clock changes nothing: a token is not used in its last minute anyway;
 * without a `date`, a token that expired by our clock is used once, by those who wait for it, and not kept.
 
@@ -22,24 +22,23 @@ from typing import Final, Protocol
 
 import structlog
 
+from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS, direction
 from proxy.errors import Failure, TokenExpired, TokenTimeout, TokenUnavailable
 from proxy.tokens.model import Token, TokenKey
 
-__all__ = ["Mint", "MintObserver", "TimedMint"]
+__all__ = ["Mint", "MintObserver", "Minter"]
 
 log: Final = structlog.get_logger("tokens")
 
-_SKEW_SECONDS: Final = 30.0
-
-_NEWS_SECONDS: Final = 60.0
+_WARN_AGAIN_SECONDS: Final = 60.0
 """A wrong clock is warned of once, and again when the error has changed by so much."""
 
 Mint = Callable[[TokenKey], Awaitable[Token]]
-"""Makes a new token for a key, or raises a leaf of `proxy.errors.Failure`."""
+"""Mints a new token for a key, or raises a leaf of `proxy.errors.Failure`."""
 
 
 class MintObserver(Protocol):
-    """Who counts mints."""
+    """Is told of each mint."""
 
     def minted(self, token: Token, seconds: float) -> None:
         """A token was minted in so many seconds."""
@@ -48,8 +47,8 @@ class MintObserver(Protocol):
         """A mint failed after so many seconds."""
 
 
-class TimedMint:
-    """Mints in time, and says what came of it. Whatever the mint raises comes out as a leaf of Failure."""
+class Minter:
+    """Mints within a deadline, logs and reports the outcome. Any exception of `mint` becomes a leaf of Failure."""
 
     def __init__(
         self, mint: Mint, clock: Callable[[], float], timeout_seconds: float, observer: MintObserver | None
@@ -58,18 +57,18 @@ class TimedMint:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._observer = observer
-        self._warned_of_seconds = 0.0
+        self._warned_skew_seconds = 0.0
 
-    async def mint(self, key: TokenKey, *, fresh: bool) -> Token:
-        """Return a new token that is not expired by Google's clock, or raise a leaf of Failure; `fresh` is for the log.
+    async def mint(self, key: TokenKey, *, uncached: bool) -> Token:
+        """Return a new token that is not expired by Google's clock, or raise a leaf of Failure.
 
-        Its `clock_ahead_seconds` is set.
+        Its `clock_ahead_seconds` is set. `uncached` is for the log.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        about = {"audience": key.audience, "impersonate": key.impersonate, "fresh": fresh}
+        about = {"audience": key.audience, "impersonate": key.impersonate, "uncached": uncached}
         try:
-            token = self._by_our_clock(await self._in_time(key))
+            token = self._with_clock_skew(await self._mint_by_deadline(key))
         except Failure as failure:
             write = log.error if failure.severity == "error" else log.warning
             write("token mint failed", code=failure.code, error=str(failure), **about)
@@ -83,12 +82,12 @@ class TimedMint:
             remaining_seconds=round(token.local_expiry - self._clock()),
             **about,
         )
-        self._judge_clock(token)
+        self._warn_of_clock(token)
         if self._observer is not None:
             self._observer.minted(token, loop.time() - started)
         return token
 
-    async def _in_time(self, key: TokenKey) -> Token:
+    async def _mint_by_deadline(self, key: TokenKey) -> Token:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._mint(key)
@@ -98,12 +97,12 @@ class TimedMint:
             ) from None
         except Failure:
             raise
-        except Exception as exc:  # noqa: BLE001 - whatever it is, nothing may be sent without a token
-            # Without its text, and without a chain to it: nobody knows what is in there.
+        except Exception as exc:  # noqa: BLE001 - any defect must end as a failure, so that nothing is sent without a token
+            # Without its text, and without a chain to it: these could hold a secret.
             raise TokenUnavailable(f"minting a token for {key.audience} broke off ({type(exc).__name__})") from None
 
-    def _by_our_clock(self, token: Token) -> Token:
-        """Return the token with the error of our clock; TokenExpired if it is no good by Google's."""
+    def _with_clock_skew(self, token: Token) -> Token:
+        """Return the token with the skew of this machine's clock; TokenExpired if it has expired by Google's."""
         now = self._clock()
         if token.dated_at is not None:
             late = token.dated_at - token.expires_at
@@ -114,22 +113,26 @@ class TimedMint:
                 )
             ahead = now - token.dated_at
         else:
-            # It was issued in the past, so by Google's clock it is at least that late.
+            # It was issued in the past, so Google's clock shows at least that time.
             ahead = min(0.0, now - token.issued_at) if token.issued_at is not None else 0.0
-        return replace(token, clock_ahead_seconds=ahead) if abs(ahead) > _SKEW_SECONDS else token
+        return replace(token, clock_ahead_seconds=ahead) if abs(ahead) > NEGLIGIBLE_SKEW_SECONDS else token
 
-    def _judge_clock(self, token: Token) -> None:
+    def _warn_of_clock(self, token: Token) -> None:
         """Warn of a wrong clock, once."""
         ahead = token.clock_ahead_seconds
         if token.dated_at is None and ahead == 0.0:
             ahead = max(0.0, self._clock() - token.expires_at)  # At least.
             if ahead == 0.0:
                 return  # Nothing is known.
-        if (ahead == 0.0) == (self._warned_of_seconds == 0.0) and abs(ahead - self._warned_of_seconds) < _NEWS_SECONDS:
+        if (ahead == 0.0) == (self._warned_skew_seconds == 0.0) and abs(
+            ahead - self._warned_skew_seconds
+        ) < _WARN_AGAIN_SECONDS:
             return
-        self._warned_of_seconds = ahead
+        self._warned_skew_seconds = ahead
         if ahead == 0.0:
             log.info("the clock of this machine agrees with Google's again")
         else:
-            what = "the clock of this machine is {} Google's; set it".format("ahead of" if ahead > 0 else "behind")
+            what = "the clock of this machine is {} {}Google's; set it".format(
+                direction(ahead), "of " if ahead > 0 else ""
+            )
             log.warning(what, seconds=round(abs(ahead)))

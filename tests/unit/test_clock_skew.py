@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+
+from proxy.clock_skew import direction, read_date, skew_in_words, skew_seconds
+
+NOW = 1_800_000_000.0
+
+
+def test_skew_is_how_far_now_is_ahead_of_the_date() -> None:
+    assert skew_seconds(formatdate(NOW - 90, usegmt=True), NOW) == 90
+    assert skew_seconds(formatdate(NOW + 90, usegmt=True), NOW) == -90
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Tue, 99 Nov 9999 99:99:99 GMT"])
+def test_without_a_date_there_is_no_skew(date: str | None) -> None:
+    assert read_date(date) is None
+    assert skew_seconds(date, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("skew", "whose", "words"),
+    [
+        (95.4, "", "the clock of this machine is 95 s ahead"),
+        (-95.4, "", "the clock of this machine is 95 s behind"),
+        (95.4, "Google's", "the clock of this machine is 95 s ahead of Google's"),
+        (-95.4, "Google's", "the clock of this machine is 95 s behind Google's"),
+    ],
+)
+def test_a_skew_is_named_by_its_size_and_direction(skew: float, whose: str, words: str) -> None:
+    assert skew_in_words(skew, whose) == words
+    assert direction(skew) in words
