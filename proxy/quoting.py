@@ -6,7 +6,9 @@ People paste a key where its path belongs, and servers repeat what they were sen
   an address, an e-mail or a URL without user-info: `quoted`, `plain`. Any other is described, and the sentence names
   where it stands;
 * **prose** (of an answer, an exception, a log line) is shown on one line of bounded length without whatever has the
-  form of a credential: `one_line`, `masked`.
+  form of a credential: `one_line`, `masked`;
+* a **log line** has no value of a key that names a secret: `redacted`. That is the last net; nothing should reach it;
+* an **answer** may repeat what its request had in secret: `secrets_of_request` lists that, for `one_line`.
 
 No form tells a password such as `hunter2` from a name.
 """
@@ -14,14 +16,31 @@ No form tells a password such as `hunter2` from a name.
 from __future__ import annotations
 
 import html
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Final
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
-__all__ = ["NOT_SHOWN", "holds_credential", "masked", "one_line", "plain", "quoted", "text_of"]
+__all__ = [
+    "NOT_SHOWN",
+    "REDACTED",
+    "holds_credential",
+    "masked",
+    "one_line",
+    "plain",
+    "quoted",
+    "redacted",
+    "secrets_of_request",
+    "text_of",
+]
 
 NOT_SHOWN: Final = "[not shown]"
+"""Stands for a secret in a sentence."""
+
+REDACTED: Final = "[redacted]"
+"""Stands for a secret in a log line, where the last net caught it."""
 
 _MOST_CHARACTERS: Final = 300
 _MOST_OCTETS: Final = 64 << 10
@@ -63,6 +82,17 @@ _SECRET_MEMBER: Final = re.compile(
     r"(?i:(?P<name>[\"']?\b(?:private_?key|client_?secret|(?:refresh|access|id|subject|actor|session|security)_?token"
     r"|assertion|password|secret_?access_?key|(?<=[\"'])token)[\"']?\s*(?:[:=]|%3D)\s*))(?P<value>\"[^\"]*\"?|'[^']*'?|[^\s&,;\"']+)"
 )
+
+# Keys of log lines whose values are secret.
+_SECRET_KEY: Final = re.compile(
+    r"(?i:(?:^|[_.-])(?:authorization|token|jwt|assertion|password|secret|private[_-]?key|api[_-]?key|cookie)$)"
+)
+
+# What is secret of a request for a token: fields by lower-case name, parameters of a form.
+_SECRET_FIELDS: Final = frozenset({"authorization", "x-aws-ec2-metadata-token", "x-amz-security-token"})
+_SECRET_PARAMETERS: Final = frozenset({"assertion", "client_secret", "refresh_token", "subject_token", "actor_token"})
+_MIN_SECRET_CHARACTERS: Final = 6
+"""Of shorter ones nothing would be left of a sentence."""
 
 # Keys and tokens of no known form: long words in which letters, digits and upper and lower case change all the time.
 _WORD: Final = re.compile(r"[A-Za-z0-9]{16,}")
@@ -141,6 +171,53 @@ def one_line(text: str, most_characters: int = 160, secrets: Iterable[str] = ())
     text = _WORD.sub(lambda word: NOT_SHOWN if len(word[0]) >= _LONG_WORD and _is_opaque(word[0]) else word[0], text)
     line = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
     return line if len(line) <= most_characters else line[: most_characters - 1] + "…"
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """Return a value of a log line as plain data, without secrets; all of it is one if its `key` names a secret.
+
+    A value that is no plain data becomes its masked `repr`, so that a renderer sees no more than this function.
+    """
+    if _SECRET_KEY.search(key):
+        return REDACTED
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return masked(value, REDACTED)
+    if isinstance(value, bytes | bytearray):
+        return masked(value.decode("utf-8", "backslashreplace"), REDACTED)
+    if isinstance(value, Mapping):
+        return {str(name): redacted(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redacted(item) for item in value]
+    return masked(repr(value), REDACTED)
+
+
+def secrets_of_request(headers: Mapping[str, str], body: bytes | None) -> tuple[str, ...]:
+    """Return the secrets of a request, in fields and form, in all spellings in which an answer may repeat them."""
+    found = set()
+    for name, value in headers.items():
+        if name.lower() in _SECRET_FIELDS:
+            found |= {value, value.partition(" ")[2]}
+    for name, value in parse_qsl((body or b"").decode("utf-8", "replace")):
+        if name in _SECRET_PARAMETERS:
+            found |= {value, *_secrets_of_signed_request(value)}
+    spelled = {spell(secret) for secret in found for spell in (str, quote, quote_plus, _in_json)}
+    return tuple(secret for secret in spelled if len(secret) >= _MIN_SECRET_CHARACTERS)
+
+
+def _secrets_of_signed_request(subject_token: str) -> set[str]:
+    """Return the secrets of a signed request to AWS, which is a subject token in the form of (quoted) JSON."""
+    try:
+        fields = json.loads(unquote(subject_token))["headers"]
+        pairs = [(field.get("key"), field.get("value")) for field in fields if isinstance(field, dict)]
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+        return set()
+    return {str(value) for key, value in pairs if str(key).lower() in _SECRET_FIELDS}
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def _may_hold_credential(text: str) -> bool:

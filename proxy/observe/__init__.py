@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from proxy.observe.background import background_output
 from proxy.observe.counters import RouteMetrics
-from proxy.observe.lines import REDACTED, configure_logging, redact
+from proxy.observe.lines import configure_logging, redact
 from proxy.observe.metrics import Metrics
 from proxy.observe.repeats import Repeats
 
-__all__ = ["REDACTED", "Metrics", "Repeats", "RouteMetrics", "background_output", "configure_logging", "redact"]
+__all__ = ["Metrics", "Repeats", "RouteMetrics", "background_output", "configure_logging", "redact"]

@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
-from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, Literal
+from collections.abc import MutableMapping
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import Processor
 
-from proxy.quoting import masked
+from proxy.quoting import REDACTED, redacted
 
 __all__ = ["REDACTED", "configure_logging", "redact"]
-
-REDACTED: Final = "[redacted]"
-
-_SECRET_KEY: Final = re.compile(
-    r"(?:^|[_.-])(?:authorization|token|jwt|assertion|password|secret|private[_-]?key|api[_-]?key|cookie)$",
-    re.IGNORECASE,
-)
 
 
 def configure_logging(
@@ -71,22 +63,8 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     Values that are no plain data are replaced by their masked `repr`, so that no renderer sees more than this did.
     """
     for key, value in event.items():
-        event[key] = REDACTED if _SECRET_KEY.search(key) else _masked(value)
+        event[key] = redacted(value, key)
     return event
-
-
-def _masked(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, str):
-        return masked(value, REDACTED)
-    if isinstance(value, bytes | bytearray):
-        return masked(value.decode("utf-8", "backslashreplace"), REDACTED)
-    if isinstance(value, Mapping):
-        return {str(key): REDACTED if _SECRET_KEY.search(str(key)) else _masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_masked(item) for item in value]
-    return masked(repr(value), REDACTED)
 
 
 def _name_room(written_to: _Stderr, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS, read_date, skew_in_words, skew_seconds
 from proxy.errors import CredentialsInvalid, Failure, MintRefused, TokenMalformed, TokenUnavailable
@@ -31,15 +31,9 @@ __all__ = [
     "read_object",
     "reasons",
     "refusal",
-    "secrets_of",
 ]
 
 _COMPLAINT_CHARACTERS: Final = 500
-
-_SECRET_FIELDS: Final = frozenset({"authorization", "x-aws-ec2-metadata-token", "x-amz-security-token"})
-_SECRET_PARAMETERS: Final = frozenset({"assertion", "client_secret", "refresh_token", "subject_token", "actor_token"})
-_LEAST_SECRET: Final = 6
-"""Characters; of shorter ones nothing would be left of a sentence."""
 
 # RFC 6750, 2.1.
 _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -59,7 +53,7 @@ class Reply:
     """Looked up without regard to case."""
     body: bytes = field(repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What the call carried in secret, which the answer may repeat (`secrets_of`)."""
+    """What the call carried in secret, which the answer may repeat (`quoting.secrets_of_request`)."""
 
 
 class NotConnected(TokenUnavailable):
@@ -107,32 +101,6 @@ def host_of(url: str) -> str:
         return "the endpoint"
     # As it was written: `hostname` is in lower case, in which a token does not look like one.
     return parts.hostname if parts.hostname and plain(parts.netloc) is not None else "the endpoint"
-
-
-def secrets_of(headers: Mapping[str, str], body: bytes | None) -> tuple[str, ...]:
-    """Return what is secret of a call, in all the spellings in which an answer might repeat it."""
-    found = set()
-    for name, value in headers.items():
-        if name.lower() in _SECRET_FIELDS:
-            found |= {value, value.partition(" ")[2]}
-    for name, value in parse_qsl((body or b"").decode("utf-8", "replace")):
-        if name in _SECRET_PARAMETERS:
-            found |= {value, *_signed(value)}
-    spelled = {how(secret) for secret in found for how in (str, quote, quote_plus, _in_json)}
-    return tuple(secret for secret in spelled if len(secret) >= _LEAST_SECRET)
-
-
-def _signed(subject_token: str) -> set[str]:
-    """Return what is secret of a signed request to AWS, which is a subject token in the form of (quoted) JSON."""
-    fields = read_object(unquote(subject_token).encode()).get("headers")
-    if not isinstance(fields, list):
-        return set()
-    pairs = [(field.get("key"), field.get("value")) for field in fields if isinstance(field, dict)]
-    return {str(value) for key, value in pairs if str(key).lower() in _SECRET_FIELDS}
-
-
-def _in_json(text: str) -> str:
-    return json.dumps(text)[1:-1]
 
 
 def bearer(

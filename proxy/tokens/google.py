@@ -30,12 +30,12 @@ from yarl import URL
 from proxy import __version__
 from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.network.resolver import CHECK_NAME_SERVERS
-from proxy.quoting import quoted
+from proxy.quoting import quoted, secrets_of_request
 from proxy.tokens import adc
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.ambient import Ambient
 from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.calls import NotConnected, Reply, host_of, secrets_of
+from proxy.tokens.calls import NotConnected, Reply, host_of
 from proxy.tokens.current import CurrentCredentials
 from proxy.tokens.files import source_of
 from proxy.tokens.impersonation import IamCredentials
@@ -217,7 +217,7 @@ class _Http:
                     if 200 <= response.status < 300:
                         raise TokenUnavailable(f"{host} answered with more than {_MOST_OCTETS // 1024} KiB")
                     break  # The status and the beginning say what is wrong.
-                return Reply(response.status, response.headers, bytes(content), secrets_of(headers, body))
+                return Reply(response.status, response.headers, bytes(content), secrets_of_request(headers, body))
         except aiohttp.ConnectionTimeoutError:
             raise NotConnected(self._late(host, proxy)) from None
         except TimeoutError:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.quoting import NOT_SHOWN, holds_credential, masked, one_line, plain, quoted
+from proxy.quoting import NOT_SHOWN, holds_credential, masked, one_line, plain, quoted, secrets_of_request
 
 JWT = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3N2YyJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n"
@@ -167,3 +167,10 @@ def test_something_else_may_stand_instead_of_a_secret() -> None:
     assert masked(f"a {JWT} b", "[x]") == "a [x] b"
     assert holds_credential(JWT)
     assert not holds_credential("a b")
+
+
+def test_what_is_no_secret_of_a_request_may_be_repeated() -> None:
+    body = b"grant_type=urn%3Aietf&audience=%2F%2Fiam.googleapis.com&subject_token=abc"
+    assert secrets_of_request({"content-type": "application/json", "metadata-flavor": "Google"}, body) == ()
+    assert secrets_of_request({}, None) == ()
+    assert secrets_of_request({}, b"subject_token=%7B%22headers%22%3A5%7D") != ()

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from proxy.errors import CredentialsInvalid, Failure, MintRefused, TokenMalformed, TokenUnavailable
+from proxy.quoting import secrets_of_request
 from proxy.tokens.calls import (
     Reply,
     bearer,
@@ -16,7 +17,6 @@ from proxy.tokens.calls import (
     read_object,
     reasons,
     refusal,
-    secrets_of,
 )
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
@@ -97,17 +97,10 @@ SIGNED = json.dumps(
 def test_an_answer_that_repeats_what_was_sent_in_secret_is_told_without_it(
     headers: dict[str, str], form: dict[str, str], repeated: str
 ) -> None:
-    secrets = secrets_of(headers, urlencode(form).encode())
+    secrets = secrets_of_request(headers, urlencode(form).encode())
     for body in (f"what is {repeated}?", json.dumps({"error": "invalid", "error_description": f"what is {repeated}?"})):
         said = complaint(Reply(400, {}, body.encode(), secrets))
         assert said.removeprefix("invalid: ") == "what is [not shown]?"
-
-
-def test_what_is_no_secret_of_a_call_may_be_repeated() -> None:
-    body = b"grant_type=urn%3Aietf&audience=%2F%2Fiam.googleapis.com&subject_token=abc"
-    assert secrets_of({"content-type": "application/json", "metadata-flavor": "Google"}, body) == ()
-    assert secrets_of({}, None) == ()
-    assert secrets_of({}, b"subject_token=%7B%22headers%22%3A5%7D") != ()
 
 
 def test_a_complaint_is_bounded() -> None:
