@@ -1,6 +1,6 @@
-"""What Cloud Run says, and what mends it. Pure: `check` tells it to a person, the relay writes it to the log.
+"""Error responses of Cloud Run: their cause and their remedy. Pure. Used by `check` and by the relay's log lines.
 
-* `response`    an answer, and what can be read off it
-* `findings`  what it means, where it is not what the caller hoped for
-* `gcloud`    the commands that mend it, spelled out
+* `response`  one response, and who sent it
+* `findings`  the cause of an error response, and what to do
+* `gcloud`    the gcloud commands of the remedies
 """

@@ -1,23 +1,22 @@
-"""What an answer means that is not the one a caller hoped for. Pure.
+"""The cause of an error response, and the remedy. Pure.
 
-It may come from three places, and looks different from each: the front end (401 with a challenge, 403 and 404 as a web
-page, `upstream connect error`), the container (`x-restate-server` where it is a Restate SDK), or something that is no
-Cloud Run at all.
+The response may come from Cloud Run's front end (401 with a challenge, 403 and 404 as a web page, `upstream connect
+error`), from the container (`x-restate-server` if it runs a Restate SDK), or from a server that is not Cloud Run.
 
 ======================  ========================================================================================
-code                    what it means
+finding                 cause
 ======================  ========================================================================================
 `clock-wrong`           401, and this machine's clock and the service's differ by more than a minute
-`audience-refused`      401 of the front end: the token is for somebody else
-`identity-required`     401 or 403 of the container: it verifies requests by itself
-`invoker-missing`       403: the principal has no `roles/run.invoker`, or ingress keeps us out
+`audience-refused`      401 from the front end: the token is for another audience
+`identity-required`     401 or 403 from the container: it verifies requests itself
+`invoker-missing`       403: the principal lacks `roles/run.invoker`, or the ingress setting blocks the request
 `unsigned-refused`      401 or 403 on a route that adds no token
-`not-found`             404: another URL, or ingress
-`http2-not-end-to-end`  the container is spoken to by HTTP/1.1: no `--use-http2`
-`no-instance`           429, 503: nothing took the request
+`not-found`             404: the URL is wrong, or the ingress setting blocks the request
+`http2-not-end-to-end`  Cloud Run speaks HTTP/1.1 to the container: `--use-http2` is missing
+`no-instance`           429, 503: no instance took the request
 `timed-out`             504: the container did not answer in time
 `service-failed`        another 5xx
-`iap`                   Identity-Aware Proxy refused, before Cloud Run looked at the token
+`iap`                   Identity-Aware Proxy refused the request before Cloud Run checked the token
 `redirected`            another 3xx
 `versions-refused`      415: the SDK and Restate have no manifest version in common
 `sidecar-answered`      the URL leads to a cloudrun-sidecar
@@ -39,51 +38,53 @@ from proxy.routes import Route
 
 __all__ = ["CLOCK_REMEDY", "Finding", "RequestInfo", "diagnose"]
 
-CLOCK_REMEDY: Final = "Tokens and signatures are good for a time: set the clock (NTP), then check again."
+CLOCK_REMEDY: Final = "Tokens and signatures are valid for a limited time: set the clock (NTP), then check again."
+"""What to do about a wrong clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestInfo:
-    """The request that was answered: what the sentences are about."""
+    """The request that got the response."""
 
     route: Route
+    """The route that the request matched."""
     path: str | None = None
-    """The path that the upstream was asked for, without query; None means a discovery's."""
+    """The path of the request to the upstream, without query; None for a discovery."""
     principal: str | None = None
-    """Who the token speaks for; None where it does not say."""
+    """The principal of the token; None if the token does not name it."""
     skew_seconds: float | None = None
-    """How far this machine's clock is ahead of the service's; None where that is not known."""
+    """How far this machine's clock is ahead of the service's; None if unknown."""
 
     @property
     def service(self) -> gcloud.Service:
-        """The Cloud Run service, as far as the URL tells."""
+        """The Cloud Run service, as far as the URL names it."""
         return gcloud.service_of(self.route.origin.host)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong, and what mends it."""
+    """The cause of an error response, and its remedy."""
 
     code: str
-    """See the module."""
+    """Stable name of the cause, from the table in this module."""
     text: str
-    """What was found, in a line."""
+    """The cause, as one line."""
     remedy: str
-    """What to do, in a sentence or two."""
+    """What to do, one or two sentences."""
     commands: tuple[str, ...] = ()
-    """Shell commands that do it; names in capitals are to be filled in."""
+    """Shell commands of the remedy; a word in capitals is a placeholder."""
 
 
 def diagnose(response: Response, request: RequestInfo) -> Finding:
-    """Return what an answer means whose status is not 200."""
+    """Return the cause of a response whose status is not 200."""
     status = response.status
     sidecar = response.fields.get(ERROR_FIELD.decode())
     if sidecar is not None:
         return Finding(
             "sidecar-answered",
-            f"what answers there is a cloudrun-sidecar ({status}, {one_line(sidecar)})",
-            "Set the url of the route to the Cloud Run service, not to a sidecar. If one is meant to stand there, its "
-            "log says more.",
+            f"a cloudrun-sidecar answered ({status}, {one_line(sidecar)})",
+            "Set the url of the route to the Cloud Run service, not to a sidecar. If the url is meant to lead to a "
+            "sidecar, see its log.",
         )
     if response.from_iap:
         return _behind_iap(response, request)
@@ -97,8 +98,8 @@ def diagnose(response: Response, request: RequestInfo) -> Finding:
         return Finding(
             "no-instance",
             f"no instance took the request ({status})",
-            "The container does not start, fails its probes, or --max-instances are all busy: look at the logs, then "
-            "raise the limit or mend the start.",
+            "The container does not start, fails its probes, or all --max-instances are busy: look at the logs, then "
+            "raise the limit or fix the start.",
             (gcloud.logs(request.service),),
         )
     if status == 504:
@@ -120,33 +121,33 @@ def diagnose(response: Response, request: RequestInfo) -> Finding:
         return Finding(
             "service-failed",
             f"the service failed ({status})",
-            "The request did reach it: look at its logs.",
+            "The request reached the service: look at its logs.",
             (gcloud.logs(request.service),),
         )
     return Finding(
         "unexpected-status",
-        f"the answer was {status}",
+        f"the response was {status}",
         "Is this a Restate endpoint? Check the url of the route, its path included.",
     )
 
 
 def _behind_iap(response: Response, request: RequestInfo) -> Finding:
     if request.route.origin.host.endswith(".run.app"):
-        way = (
-            "IAP is switched on for the service itself, and covers its run.app URLs as well. If nobody has to sign in "
-            "there with a browser, switch it off (`gcloud run services update … --no-iap`) and leave the service "
-            "private: roles/run.invoker then decides. Otherwise deploy the endpoint as a service of its own."
+        advice = (
+            "IAP is enabled on the service itself, so it covers the run.app URLs too. If nobody signs in there with a "
+            "browser, disable it (`gcloud run services update … --no-iap`) and leave the service private: "
+            "roles/run.invoker then decides who may call. Otherwise deploy the endpoint as a service of its own."
         )
     else:
-        way = (
-            "If IAP belongs to a load balancer, set the url of the route to the service's run.app URL, which does not "
-            "lead through it; gcp_audience is not needed then."
+        advice = (
+            "If IAP belongs to a load balancer, set the url of the route to the service's run.app URL, which bypasses "
+            "the load balancer; gcp_audience is not needed then."
         )
     return Finding(
         "iap",
-        f"Identity-Aware Proxy (IAP) stands before the service and refuses the request ({response.status})",
-        "IAP looks for a sign-in, or for a token in Authorization or Proxy-Authorization, which the sidecar leaves to "
-        f"the application; what it adds, in X-Serverless-Authorization, IAP does not look at. {way}",
+        f"Identity-Aware Proxy (IAP) in front of the service refused the request ({response.status})",
+        "IAP expects a sign-in, or a token in Authorization or Proxy-Authorization, which the sidecar leaves to the "
+        f"application. IAP ignores X-Serverless-Authorization, which the sidecar adds. {advice}",
     )
 
 
@@ -154,15 +155,15 @@ def _redirected(response: Response, request: RequestInfo) -> Finding:
     route, redirect_target = request.route, response.redirect_target
     own = f"{route.base_path}/discover" if request.path is None else request.path
     if redirect_target in (f"{own}/", f"{route.origin}{own}/"):
-        advice = "The service wants a slash at the end of the path: mount the Restate endpoint so that it needs none."
+        advice = "The service requires a trailing slash: mount the Restate endpoint so that it needs none."
     elif redirect_target.startswith("/") or response.redirect_host == route.origin.host:
-        advice = "Set the url of the route to the path under which the Restate endpoint is mounted."
+        advice = "Set the url of the route to the path at which the Restate endpoint is mounted."
     else:
-        advice = "Set the url of the route to the service itself; if a login page stands before it, to its run.app URL."
+        advice = "Set the url of the route to the service itself; if a login page protects it, to its run.app URL."
     return Finding(
         "redirected",
-        f"the answer is a redirect to {redirect_target} ({response.status})",
-        f"Restate follows none. {advice}",
+        f"the response is a redirect to {redirect_target} ({response.status})",
+        f"Restate does not follow redirects. {advice}",
     )
 
 
@@ -180,16 +181,15 @@ def _refused(response: Response, request: RequestInfo) -> Finding:
     if response.from_sdk or (status == 401 and "www-authenticate" not in response.fields):
         return Finding(
             "identity-required",
-            f"the container itself refuses ({status}): the token was accepted, and something behind it was not",
-            "If it verifies Restate's request identity, only your Restate server can sign: anybody else is refused, "
-            "and that server, too, where another one's key is expected. Otherwise look at the container's own checks "
-            "of Authorization.",
+            f"the container itself refused the request ({status}): Cloud Run accepted the token",
+            "If the container verifies Restate's request identity, it accepts only your Restate server, and only if it "
+            "has the public key of that server. Otherwise look at the container's own checks of Authorization.",
             (gcloud.logs(request.service),),
         )
     if not route.signed:
         return Finding(
             "unsigned-refused",
-            f"the service is private, and the route adds no token ({status})",
+            f"the service is private, but the route adds no token ({status})",
             "Remove gcp_id_token = false from the route.",
         )
     if status == 401:
@@ -199,7 +199,7 @@ def _refused(response: Response, request: RequestInfo) -> Finding:
         "invoker-missing",
         f"{who} may not call the service (403)",
         f"Grant roles/run.invoker on the service to {who} and wait a minute or two. If it has the role: the service's "
-        "ingress setting may keep out what does not come through its VPC or load balancer.",
+        "ingress setting may block requests that do not come through its VPC or load balancer.",
         (gcloud.grant_invoker(request.service, request.principal),),
     )
 
@@ -214,18 +214,19 @@ def _token_refused(request: RequestInfo) -> Finding:
         )
     if route.audience != str(route.origin):
         remedy = (
-            f"The route sets gcp_audience = {route.audience!r}: it must be the service's own run.app URL, or one of "
-            f"its custom audiences, to the letter. Without gcp_audience it would be {route.origin}."
+            f"The route sets gcp_audience = {route.audience!r}: it must be exactly the service's run.app URL or one of "
+            f"its custom audiences. Without gcp_audience, the audience is {route.origin}."
         )
     elif route.origin.host.endswith(".run.app"):
         remedy = (
-            "It must be the service's own URL, or one of its custom audiences, to the letter. Compare it with what "
-            "`gcloud run services describe` says (a URL of a traffic tag is one too), and set gcp_audience."
+            "The audience must be exactly the service's own URL or one of its custom audiences. Compare it with the "
+            "output of `gcloud run services describe` (a URL of a traffic tag is allowed), and set gcp_audience."
         )
     else:
         remedy = (
-            f"{route.origin.host} looks like a custom domain, which Cloud Run does not take by itself: set "
-            "gcp_audience on the route to the service's run.app URL, or make the domain one of its custom audiences."
+            f"{route.origin.host} looks like a custom domain, which Cloud Run does not accept as an audience by "
+            "default: set gcp_audience on the route to the service's run.app URL, or add the domain to its custom "
+            "audiences."
         )
     return Finding(
         "audience-refused",
@@ -241,20 +242,20 @@ def _not_found(response: Response, request: RequestInfo) -> Finding:
     if response.from_sdk and not path.endswith("/discover"):
         return Finding(
             "not-found",
-            f"the Restate SDK there has nothing at {path} (404)",
-            "The revision that serves now does not have this handler: deploy one that has it, or register the "
-            "deployment again (restate deployments register --force URL).",
+            f"the Restate SDK has no handler at {path} (404)",
+            "The revision that serves traffic does not have this handler: deploy a revision that has it, or register "
+            "the deployment again (restate deployments register --force URL).",
         )
     if response.from_sdk:
         return Finding(
             "not-found",
-            f"the Restate SDK there has nothing at {path} (404)",
-            "Check the path in the url of the route: it must lead to where the endpoint is mounted.",
+            f"the Restate SDK has no endpoint at {path} (404)",
+            "Check the path in the url of the route: it must be the path at which the endpoint is mounted.",
         )
     return Finding(
         "not-found",
         f"there is nothing at {route.origin}{path} (404)",
         "Check the url of the route (service, region, project number, path). If it is right: the service's ingress "
-        "setting may keep out what does not come through its VPC or load balancer, which also looks like this.",
+        "setting may block requests that do not come through its VPC or load balancer; the response is the same.",
         ("gcloud run services list",),
     )

@@ -1,6 +1,6 @@
-"""Commands that mend what was found, with as much filled in as the URL and the e-mails tell. Pure.
+"""The gcloud commands of remedies, filled in from the route's URL and the accounts' e-mail addresses. Pure.
 
-What they do not tell stands there in capitals (SERVICE, REGION, PRINCIPAL).
+What these do not contain is a placeholder in capitals (SERVICE, REGION, PRINCIPAL).
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ __all__ = [
 ]
 
 ID_TOKEN_CREATOR: Final = "roles/iam.serviceAccountOpenIdTokenCreator"  # noqa: S105 - a name
+"""The role that allows minting ID tokens of a service account."""
+
 TOKEN_CREATOR: Final = "roles/iam.serviceAccountTokenCreator"  # noqa: S105 - a name
+"""The role that allows minting all tokens of a service account, and being a delegate."""
+
 INVOKER: Final = "roles/run.invoker"
 
-# https://cloud.google.com/run/docs/triggering/https-request: both forms of URL, with a traffic tag or without.
+# Both forms of URL, with and without a traffic tag: https://cloud.google.com/run/docs/triggering/https-request
 _NUMBERED: Final = re.compile(
     r"(?:[a-z0-9-]+---)?(?P<name>[a-z0-9-]+)-(?P<project>[0-9]{6,})\.(?P<region>[a-z0-9-]+)\.run\.app"
 )
@@ -41,21 +45,23 @@ _ACCOUNT: Final = re.compile(r"[^@\s]+@(?P<project>[a-z0-9-]+)\.iam\.gserviceacc
 
 
 class Service(NamedTuple):
-    """A Cloud Run service as commands name it; capitals for what is not known."""
+    """A Cloud Run service in a command; placeholders in capitals for what is unknown."""
 
     name: str = "SERVICE"
+    """Its name."""
     region: str = "REGION"
+    """Its region, such as `europe-west1`."""
     project: str | None = None
-    """Number of the project; None leaves gcloud's own setting."""
+    """Number of its project; None: gcloud uses its configured project."""
 
     def options(self) -> list[str]:
-        """Return the name and the options that say which service."""
+        """Return the arguments that select the service: name, region and project."""
         project = [f"--project={self.project}"] if self.project else []
         return [self.name, f"--region={self.region}", *project]
 
 
 def service_of(host: str) -> Service:
-    """Return the service that a run.app host name belongs to, as far as it tells; nothing known for other hosts."""
+    """Return the service that a run.app host name belongs to; placeholders for any other host."""
     if (match := _NUMBERED.fullmatch(host)) is not None:
         return Service(match["name"], match["region"], match["project"])
     if (match := _HASHED.fullmatch(host)) is not None:
@@ -69,27 +75,27 @@ def grant_invoker(service: Service, principal: str | None) -> str:
 
 
 def revoke_public(service: Service) -> str:
-    """Return the command after which not everybody may call the service any more."""
+    """Return the command that makes a public service private."""
     return _services("remove-iam-policy-binding", service, "--member=allUsers", f"--role={INVOKER}")
 
 
 def use_http2(service: Service) -> str:
-    """Return the command that has HTTP/2 spoken to the container."""
+    """Return the command that makes Cloud Run speak HTTP/2 to the container."""
     return _services("update", service, "--use-http2")
 
 
 def add_audience(service: Service, audience: str) -> str:
-    """Return the command that has the service take tokens for `audience`."""
+    """Return the command that makes the service accept tokens for `audience`."""
     return _services("update", service, f"--add-custom-audiences={audience}")
 
 
 def logs(service: Service) -> str:
-    """Return the command that shows what the service wrote last."""
+    """Return the command that prints the last log entries of the service."""
     return _services("logs read", service, "--limit=50")
 
 
 def grant_impersonation(caller: str | None, account: str, role: str) -> str:
-    """Return the command that gives `caller` a role on the service account `account`."""
+    """Return the command that grants `caller` a role on the service account `account`."""
     match = _ACCOUNT.fullmatch(account)
     project = [f"--project={match['project']}"] if match is not None else []
     words = [account, *project, f"--member={_member(caller)}", f"--role={role}"]
@@ -97,7 +103,7 @@ def grant_impersonation(caller: str | None, account: str, role: str) -> str:
 
 
 def grant_chain(caller: str | None, delegates: Sequence[str], account: str, role: str) -> tuple[str, ...]:
-    """Return a command for each link from `caller` by way of `delegates` to `account`; the last needs `role`."""
+    """Return one command for each link of the chain caller, delegates, account; the last link needs `role`."""
     links = [caller, *delegates, account]
     pairs = list(pairwise(links))
     roles = [TOKEN_CREATOR] * (len(pairs) - 1) + [role]

@@ -1,4 +1,4 @@
-"""What came back to a request, and what can be read off it. Pure."""
+"""One response, and which party sent it: a Restate SDK, Identity-Aware Proxy, or another server. Pure."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ _SIGN_IN_HOST: Final = "accounts.google.com"
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. Fields and body have no repr."""
+    """A response. The repr shows neither fields nor body."""
 
     status: int
+    """HTTP status, 100 to 599."""
     fields: Mapping[str, str] = field(repr=False)
-    """By lower-case name; of repeated ones the last."""
+    """Values by lower-case name; the last one of a repeated field."""
     body: bytes = field(repr=False)
+    """The content, or the beginning of it."""
 
     @property
     def from_sdk(self) -> bool:
-        """Whether a Restate SDK answered, so that the request did reach the container."""
+        """True if a Restate SDK sent the response: the request reached the container."""
         return "x-restate-server" in self.fields
 
     @property
     def is_redirect(self) -> bool:
-        """Whether it sends the caller elsewhere, which tells nothing about who may call."""
+        """True for any 3xx status. A redirect does not show whether the service is private."""
         return 300 <= self.status < 400
 
     @property
     def redirect_target(self) -> str:
-        """Where it redirects to, without query, to be shown."""
-        where = self.fields.get("location", "").partition("?")[0].partition("#")[0]
-        if not where:
+        """The redirect's location without query and fragment, safe to print."""
+        location = self.fields.get("location", "").partition("?")[0].partition("#")[0]
+        if not location:
             return "nowhere"
-        return where if plain(where) is not None else "a place that is not shown"
+        return location if plain(location) is not None else "a place that is not shown"
 
     @property
     def redirect_host(self) -> str:
-        """The host that it redirects to, in lower case; `""` where it names none."""
+        """The redirect's host in lower case; `""` if the location names no host, or there is no redirect."""
         try:
             return (self.is_redirect and urlsplit(self.fields.get("location", "")).hostname) or ""
         except ValueError:
@@ -51,16 +53,16 @@ class Response:
 
     @property
     def from_iap(self) -> bool:
-        """Whether Identity-Aware Proxy answered, before Cloud Run looked at any token.
+        """True if Identity-Aware Proxy sent the response, before Cloud Run checked a token.
 
-        It marks what it answers, and sends whoever has not signed in to Google's sign-in page.
+        IAP marks its responses, and redirects a caller without a session to Google's sign-in page.
         """
         if "x-goog-iap-generated-response" in self.fields:
             return True
         return self.redirect_host == _SIGN_IN_HOST
 
     def excerpt(self) -> str:
-        """Return the beginning of a text body, without mark-up and fit to be shown; `""` for any other body."""
+        """Return the beginning of a text body as one line without mark-up and tokens; `""` for any other body."""
         kind = self.fields.get("content-type", "text/plain")
         if not kind.startswith(("text/", "application/json")):
             return ""

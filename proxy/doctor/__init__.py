@@ -1,14 +1,14 @@
-"""The doctor: goes the way of a request step by step, and says at each what is wrong and what to do about it.
+"""The doctor: checks a route in the steps of a request, and reports each problem with its remedy.
 
-It uses the sidecar's own parts (credentials, token source, connector, engine), so that what it finds is what the
-sidecar will meet.
+It uses the sidecar's own parts (credentials, token source, connector, engine), so it has the same problems as the
+sidecar.
 
-* `report`      steps, outcomes, and the machine form (pure)
-* `diagnosis`   what an answer, or its absence, means (pure)
-* `claims`      a token taken apart (pure)
-* `rendering`   a report for people (pure)
-* `identity`    the steps that need no service: credentials, token
-* `reaching`    the steps to a connection: DNS, TCP, TLS, HTTP/2
-* `asking`      one request on a connection
-* `examination` all of it, for a route and for many
+* `report`      steps, outcomes, and the JSON form (pure)
+* `claims`      header, claims and lifetime of a token (pure)
+* `rendering`   a report as text (pure)
+* `identity`    the steps `credentials` and `token`
+* `connecting`  the steps `dns`, `tcp`, `tls` and `http2`
+* `sending`     one request on a connection
+* `diagnosis`   the steps `private`, `clock` and `discovery` (pure)
+* `checking`    all steps of one route, and all routes
 """

@@ -1,7 +1,7 @@
-"""The examination of routes: all steps in order for each, all routes at the same time.
+"""The check of routes: all steps in order for each route, all routes at the same time.
 
-A route without credentials is still looked at from outside, and one that cannot be reached still shows whether there
-is a token for it: who mends a set-up wants to know everything at once.
+One run reports all problems: without credentials the connection is still checked, and without a connection the token is
+still minted.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from proxy.upstream.connector import Connector
 __all__ = ["Doctor", "Progress"]
 
 Progress = Callable[[Route, StepName], None]
-"""Is told which step of a route begins."""
+"""Called with the route and the step that begins."""
 
-_QUIET: Final[Progress] = lambda route, step: None  # noqa: E731 - a default that says nothing
+_NO_PROGRESS: Final[Progress] = lambda route, step: None  # noqa: E731 - a default
 
 
 class Doctor:
-    """Examines routes with the settings and the environment that the sidecar would have.
+    """Checks routes with the settings and the environment that the sidecar would have.
 
-    `answer_timeout_seconds` is how long the service may take over one answer; a cold start takes its time. Raises
-    EngineUnavailable. An async context manager; it is used up at its end.
+    `answer_timeout_seconds` is the deadline of one response, cold start included. Raises EngineUnavailable. An async
+    context manager that can be entered once.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Doctor:
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
         answer_timeout_seconds: float = 30.0,
-        progress: Progress = _QUIET,
+        progress: Progress = _NO_PROGRESS,
     ) -> None:
         limits = Limits(max_field_section_octets=settings.max_field_section)
         make = engine_choice(settings.http2_engine).make
@@ -94,53 +94,55 @@ class Doctor:
             closing.push_async_callback(self._google.close)
             closing.push_async_callback(self._tokens.close)
 
-    async def check_routes(self, routes: Sequence[Route], tell: Callable[[RouteReport], None]) -> list[RouteReport]:
-        """Return the reports in the order of `routes`; `tell` gets each as soon as it and all before it are there."""
+    async def check_routes(
+        self, routes: Sequence[Route], on_report: Callable[[RouteReport], None]
+    ) -> list[RouteReport]:
+        """Return the reports in the order of `routes`; `on_report` gets each one in that order, as soon as possible."""
         reports = []
         async with asyncio.TaskGroup() as group:
             for task in [group.create_task(self.check_route(route)) for route in routes]:
                 reports.append(await task)
-                tell(reports[-1])
+                on_report(reports[-1])
         return reports
 
     async def token(self, route: Route) -> Token:
-        """Return a new token for a route that has one; raises a leaf of TokenFailure."""
+        """Return a new token for a signed route; raises a leaf of TokenFailure."""
         return await self._tokens.mint_uncached(TokenKey.for_route(route))
 
     async def check_route(self, route: Route) -> RouteReport:
-        """Return what was found; nothing that is wrong with a route is raised."""
-        identity, token = await self._identify(route)
+        """Return the report of a route; a problem of the route is reported, not raised."""
+        identity, token = await self._identity_steps(route)
         self._progress(route, "dns")
-        reached = await self._connection_check.reach(route.origin, self._clock())
-        asked: tuple[Step, ...]
-        if reached.connection is None:
-            asked = _not_asked("not reached: there is no connection")
+        connected = await self._connection_check.connect(route.origin, self._clock())
+        requested: tuple[Step, ...]
+        if connected.connection is None:
+            requested = _not_checked("not reached: there is no connection")
         else:
-            requests = _RouteRequests(self._connector, reached.connection, route, self._answer_timeout_seconds)
+            requests = _RouteRequests(self._connector, connected.connection, route, self._answer_timeout_seconds)
             try:
-                asked = await self._ask(requests, token)
+                requested = await self._request_steps(requests, token)
             finally:
-                await requests.leave()
+                await requests.close()
         return RouteReport(
             route=route.name,
             url=f"{route.origin}{route.base_path}",
             audience=route.audience if route.signed else None,
-            steps=(*identity, *reached.steps, *asked),
+            steps=(*identity, *connected.steps, *requested),
         )
 
-    async def _identify(self, route: Route) -> tuple[tuple[Step, Step], Token | None]:
+    async def _identity_steps(self, route: Route) -> tuple[tuple[Step, Step], Token | None]:
         if not route.signed:
             why = "not needed: the route adds no token (gcp_id_token = false)"
             return (skipped("credentials", why), skipped("token", why)), None
         self._progress(route, "credentials")
         credentials = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)
-        if credentials.who is None:
+        if credentials.info is None:
             return (credentials.step, skipped("token", "not reached: there are no credentials")), None
         self._progress(route, "token")
-        step, token = await mint(self._tokens, route, credentials.who, self._clock())
+        step, token = await mint(self._tokens, route, credentials.info, self._clock())
         return (credentials.step, step), token
 
-    async def _ask(self, requests: _RouteRequests, token: Token | None) -> tuple[Step, Step, Step]:
+    async def _request_steps(self, requests: _RouteRequests, token: Token | None) -> tuple[Step, Step, Step]:
         route = requests.route
         skew: float | None = None
         if route.signed:
@@ -150,9 +152,9 @@ class Doctor:
                 skew = skew_seconds(response.fields.get("date"), self._clock())
                 private = private_step(response, RequestInfo(route=route))
             else:
-                private = skipped("private", f"cannot be told: {response.text} to an unsigned request")
+                private = skipped("private", f"inconclusive: {response.text} to an unsigned request")
         else:
-            private = skipped("private", "not asked: the route adds no token")
+            private = skipped("private", "not checked: the route adds no token")
         if route.signed and token is None:
             return private, clock_step(skew), skipped("discovery", "not reached: there is no token")
         self._progress(route, "discovery")
@@ -167,7 +169,7 @@ class Doctor:
 
 
 class _RouteRequests:
-    """Requests to one route, on one connection while it lasts."""
+    """Requests to one route. They use one connection, and a new one after that has closed."""
 
     def __init__(
         self, connector: Connector, connection: UpstreamConnection, route: Route, timeout_seconds: float
@@ -178,25 +180,25 @@ class _RouteRequests:
         self._timeout_seconds = timeout_seconds
 
     async def get(self, token: Token | None) -> Response | Step:
-        """Return the answer to a discovery, with this token or none; a failed step `discovery` where none came."""
+        """Return the response to a discovery with this token or without one; a failed step if no response came."""
         try:
             if self._connection.count_free_streams() <= 0:
-                await self.leave()
+                await self.close()
                 self._connection = await self._connector.connect(self.route.origin)
             if self._connection.count_free_streams() <= 0:
-                raise UpstreamSaturated(f"{self.route.origin} lets no stream be opened; try again, it may be starting")
+                raise UpstreamSaturated(f"{self.route.origin} allows no streams; it may be starting, try again")
             return await send_request(self._connection, self._head(token), self._timeout_seconds)
         except TimeoutError:
             return _no_answer(
                 f"no answer within {self._timeout_seconds:g} s",
-                "Is the container starting slowly, or stuck? Look at its logs; --timeout waits longer.",
+                "Is the container starting slowly, or stuck? Look at its logs; --timeout sets a longer deadline.",
             )
         except Failure as failure:
             return _no_answer("no answer came", as_sentence(str(failure)))
 
-    async def leave(self) -> None:
-        """End the connection: say so, and do not wait for the peer to agree."""
-        self._connection.retire("examined")
+    async def close(self) -> None:
+        """Close the connection: send GOAWAY, and do not wait for the peer."""
+        self._connection.retire("checked")
         self._connection.abort()
         await self._connection.gone
 
@@ -215,7 +217,7 @@ class _RouteRequests:
         )
 
 
-def _not_asked(why: str) -> tuple[Step, Step, Step]:
+def _not_checked(why: str) -> tuple[Step, Step, Step]:
     return skipped("private", why), skipped("clock", why), skipped("discovery", why)
 
 

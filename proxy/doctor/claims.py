@@ -1,4 +1,4 @@
-"""A token taken apart, for people: everything but what makes it valid. Pure."""
+"""The parts of a token that may be shown: header, claims and lifetime, not the signature. Pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ __all__ = ["claims_of", "decode_token", "format_duration", "format_time", "jwt_o
 
 
 def jwt_of(token: Token) -> str:
-    """Return the token itself, a secret."""
+    """Return the token without `Bearer`. It is a secret."""
     return token.authorization.removeprefix(b"Bearer ").decode("ascii")
 
 
 def claims_of(token: Token) -> dict[str, Any]:
-    """Return its claims; the signature is not among them."""
+    """Return the claims of the token."""
     return read_claims(jwt_of(token))
 
 
 def decode_token(token: Token, now: float) -> dict[str, Any]:
-    """Return header and claims as they are, and beside them the expiry as people read it."""
+    """Return `header`, `claims`, `expires_at` (RFC 3339) and `remaining_seconds` as JSON data.
+
+    A header that is not a JSON object becomes `{}`.
+    """
     return {
         "header": _header(jwt_of(token)),
         "claims": claims_of(token),
@@ -34,12 +37,12 @@ def decode_token(token: Token, now: float) -> dict[str, Any]:
 
 
 def format_time(seconds: float) -> str:
-    """Return a time as RFC 3339 has it, in UTC: `2026-01-31T12:00:00Z`."""
+    """Return a time in seconds since the epoch as RFC 3339 in UTC: `2026-01-31T12:00:00Z`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def format_duration(seconds: float) -> str:
-    """Return `59 min`, `90 s`."""
+    """Return seconds below two minutes, else minutes: `90 s`, `59 min`."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 

@@ -1,6 +1,6 @@
-"""The steps to a usable connection: name, TCP, TLS, HTTP/2. The last two by the sidecar's own connector.
+"""The steps `dns`, `tcp`, `tls` and `http2`. The sidecar's own connector does the last two.
 
-The first two are taken apart from it, so that a deadline that passed can be told to belong to one of them.
+The first two have deadlines of their own, so that a timeout is reported for the right step.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ _VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 
 _HEADLINES: Final = {
     "upstream-tls-failed": "TLS fails",
-    "upstream-not-http2": "HTTP/2 is not spoken there",
+    "upstream-not-http2": "the server does not speak HTTP/2",
     "upstream-connect-timeout": "no answer in time",
-    "upstream-connect-failed": "the connection broke",
-    "upstream-connection-lost": "the connection ended before it was usable",
+    "upstream-connect-failed": "the connection failed",
+    "upstream-connection-lost": "the server closed the connection before it was usable",
 }
 
 
 class ConnectionResult(NamedTuple):
-    """Four steps, and the connection if all of them went well."""
+    """The result of connecting to an origin."""
 
     steps: tuple[Step, ...]
+    """`dns`, `tcp`, `tls` and `http2`."""
     connection: UpstreamConnection | None
+    """The connection; None if a step failed."""
 
 
 class ConnectionCheck:
-    """Goes to origins. `timeout_seconds` holds for each step."""
+    """Connects to origins, step by step. `timeout_seconds` is the deadline of each step."""
 
     def __init__(
         self, connector: Connector, resolver: Resolver, upstream_ca: Path | None, timeout_seconds: float
@@ -61,8 +63,8 @@ class ConnectionCheck:
         self._upstream_ca = upstream_ca
         self._timeout_seconds = timeout_seconds
 
-    async def reach(self, origin: Origin, now: float) -> ConnectionResult:
-        """Return what the way to `origin` is like; `now` is for the certificate's remaining days."""
+    async def connect(self, origin: Origin, now: float) -> ConnectionResult:
+        """Return the steps, and the connection if all succeed; `now` in seconds since the epoch, for certificates."""
         dns, addresses = await self._resolve(origin)
         if not addresses:
             return _stopped("DNS", dns)
@@ -73,7 +75,7 @@ class ConnectionCheck:
             try:
                 connection = await self._connector.connect(origin)
             except Failure as failure:
-                # In this order: the probe of the certificate takes the socket over.
+                # Before the socket is closed: the handshake for the certificate uses it.
                 tls, http2 = await self._explain_failure(origin, failure, connected, now)
                 return ConnectionResult((dns, tcp, tls, http2), None)
         tls = _tls_step(origin, _tls_of(connection), now)
@@ -84,11 +86,11 @@ class ConnectionCheck:
             async with asyncio.timeout(self._timeout_seconds):
                 found = await self._resolver.resolve(origin.host, origin.port)
         except TimeoutError:
-            late = f"no answer about {origin.host} within {self._timeout_seconds:g} s"
-            return _failed("dns", "dns-timeout", late, "Check the resolver of this machine (/etc/resolv.conf)."), []
+            text = f"no DNS answer for {origin.host} within {self._timeout_seconds:g} s"
+            return _failed("dns", "dns-timeout", text, "Check the resolver of this machine (/etc/resolv.conf)."), []
         except OSError as exc:
             text = f"the name {origin.host} does not resolve ({exc.strerror or exc})"
-            remedy = "Check the url of the route for a slip of the pen, then the resolver of this machine."
+            remedy = "Check the url of the route for a typo, then the resolver of this machine."
             return _failed("dns", "dns-failed", text, remedy), []
         addresses = list(dict.fromkeys(str(entry.sockaddr[0]) for entry in found))
         shown = ", ".join(addresses[:_ADDRESSES_SHOWN]) + (", …" if len(addresses) > _ADDRESSES_SHOWN else "")
@@ -120,34 +122,34 @@ class ConnectionCheck:
                 "tcp",
                 "tcp-timeout",
                 f"{origin.host} port {origin.port} did not answer within {self._timeout_seconds:g} s",
-                "Something drops the packets: check firewalls and, in a VPC, routes to Google (Cloud NAT, Private "
-                "Google Access).",
+                "Packets are dropped: check firewalls and, in a VPC, routes to Google (Cloud NAT, Private Google "
+                "Access).",
             )
         why = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc.strerror or type(exc).__name__
         return _failed(
             "tcp",
             "tcp-failed",
-            f"{origin.host} port {origin.port} cannot be connected to ({why})",
-            "Check host and port in the url of the route, and whether the service is up.",
+            f"{origin.host} port {origin.port}: the connection failed ({why})",
+            "Check host and port in the url of the route, and whether the service is running.",
         )
 
     async def _explain_failure(
         self, origin: Origin, failure: Failure, connected: socket.socket, now: float
     ) -> tuple[Step, Step]:
-        """Return the steps `tls` and `http2` after a connection that could not be used."""
+        """Return the steps `tls` and `http2` after the connector failed."""
         if origin.scheme == "http":
             return _no_tls(), _failure_step("http2", failure)
         if not isinstance(failure, UpstreamNotHttp2 | UpstreamConnectionLost):
             return _failure_step("tls", failure), skipped("http2", "not reached: TLS failed")
         tls = await self._handshake(origin, connected)
         if tls is None:
-            return skipped("tls", "it did not come to an end: see the next step"), _failure_step("http2", failure)
+            return skipped("tls", "the handshake did not finish: see the next step"), _failure_step("http2", failure)
         chosen = tls.selected_alpn_protocol()
         step = _failure_step("http2", failure, details={"alpn": chosen})
         return _tls_step(origin, tls, now), step
 
     async def _handshake(self, origin: Origin, connected: socket.socket) -> ssl.SSLObject | None:
-        """Return TLS with whatever HTTP there is, to see the certificate; None where that fails as well."""
+        """Return the TLS session of a handshake that offers HTTP/1.1, too; None if that fails as well."""
         context = tls_context(self._upstream_ca)
         context.set_alpn_protocols(["h2", "http/1.1"])
         loop = asyncio.get_running_loop()
@@ -164,12 +166,12 @@ class ConnectionCheck:
 
 
 def certificate_details(certificate: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Return issuer and expiry of a verified certificate as `SSLSocket.getpeercert` gives it."""
+    """Return `issuer`, `expires_at` and `remaining_days` of a certificate from `SSLSocket.getpeercert`."""
     issuer = {key: value for pairs in certificate.get("issuer", ()) for key, value in pairs}
     names = [issuer.get("organizationName"), issuer.get("commonName")]
     expires_at = ssl.cert_time_to_seconds(certificate["notAfter"])
     return {
-        "issuer": one_line(", ".join(name for name in names if name) or "somebody without a name"),
+        "issuer": one_line(", ".join(name for name in names if name) or "an issuer without a name"),
         "expires_at": format_time(expires_at),
         "remaining_days": int((expires_at - now) // _DAY_SECONDS),
     }
@@ -189,14 +191,14 @@ def _tls_step(origin: Origin, tls: ssl.SSLObject | None, now: float) -> Step:
         return Step(name="tls", outcome=Outcome.OK, text=version, details={"version": version})
     details = {"version": version, **certificate_details(certificate, now)}
     days = details["remaining_days"]
-    text = f"{version}, certificate of {details['issuer']}, good until {details['expires_at']}"
+    text = f"{version}, certificate of {details['issuer']}, valid until {details['expires_at']}"
     if days < _EXPIRY_WARNING_DAYS:
         return Step(
             name="tls",
             outcome=Outcome.WARNING,
             code="certificate-expires-soon",
             text=text,
-            remedy=f"The certificate of {origin.host} ends in {days} days: see that it is renewed.",
+            remedy=f"The certificate of {origin.host} expires in {days} days: renew it.",
             details=details,
         )
     return Step(name="tls", outcome=Outcome.OK, text=text, details=details)
@@ -208,11 +210,11 @@ def _no_tls() -> Step:
 
 def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
     streams = connection.engine.peer_max_concurrent_streams
-    how = "ALPN h2" if origin.scheme == "https" else "prior knowledge"
+    negotiated = "ALPN h2" if origin.scheme == "https" else "prior knowledge"
     return Step(
         name="http2",
         outcome=Outcome.OK,
-        text=f"{how}, {streams} streams a connection",
+        text=f"{negotiated}, {streams} streams a connection",
         details={"streams": streams},
     )
 

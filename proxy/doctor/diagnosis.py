@@ -1,14 +1,14 @@
-"""The steps that look at answers: to an unsigned request, and to a discovery. Pure.
+"""The steps `private`, `clock` and `discovery`: the responses to an unsigned request and to a discovery. Pure.
 
-`proxy.cloud_run.findings` has the codes of answers that no Restate endpoint gives; these are the others.
+`proxy.cloud_run.findings` names the problems of error responses; these are the others:
 
 =====================  ======================================================================
-code                   what it means
+problem                cause
 =====================  ======================================================================
-`public`               an unsigned request was let in
+`public`               the service accepted an unsigned request
 `clock-wrong`          this machine's clock and the service's differ by more than a minute
-`not-restate`          200, and no manifest
-`manifest-unreadable`  the manifest is none
+`not-restate`          200, but the content is not a manifest
+`manifest-unreadable`  the manifest cannot be parsed
 `no-services`          the manifest lists no service
 =====================  ======================================================================
 """
@@ -29,9 +29,9 @@ __all__ = ["clock_step", "discovery_step", "private_step"]
 
 
 def clock_step(skew: float | None) -> Step:
-    """Return the step that compares clocks."""
+    """Return the step `clock` for this skew in seconds; None if no response had a date."""
     if skew is None:
-        return skipped("clock", "the answers tell no time")
+        return skipped("clock", "the responses have no date")
     details = {"skew_seconds": round(skew)}
     if abs(skew) <= MAX_SKEW_SECONDS:
         text = "agrees with the service's to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s from the service's"
@@ -47,15 +47,13 @@ def clock_step(skew: float | None) -> Step:
 
 
 def private_step(response: Response, request: RequestInfo) -> Step:
-    """Return what the answer to an unsigned request says about who may call the service."""
+    """Return the step `private` for the response to an unsigned request."""
     details: dict[str, Any] = {"status": response.status}
     if response.from_iap:
-        text = (
-            f"an unsigned request is refused by Identity-Aware Proxy (IAP), which stands before it ({response.status})"
-        )
+        text = f"Identity-Aware Proxy (IAP) in front of the service refuses unsigned requests ({response.status})"
         return Step(name="private", outcome=Outcome.OK, text=text, details=details)
     if response.is_redirect:
-        text = f"cannot be told: an unsigned request is redirected to {response.redirect_target} ({response.status})"
+        text = f"inconclusive: an unsigned request is redirected to {response.redirect_target} ({response.status})"
         return Step(name="private", outcome=Outcome.SKIPPED, text=text, details=details)
     refused = response.status == 403 or (response.status == 401 and "www-authenticate" in response.fields)
     if refused and not response.from_sdk:
@@ -65,7 +63,7 @@ def private_step(response: Response, request: RequestInfo) -> Step:
         return Step(
             name="private",
             outcome=Outcome.SKIPPED,
-            text=f"cannot be told: an unsigned request got {response.status}",
+            text=f"inconclusive: the response to an unsigned request was {response.status}",
             details=details,
         )
     return Step(
@@ -74,8 +72,8 @@ def private_step(response: Response, request: RequestInfo) -> Step:
         code="public",
         text=f"the service is public: it answered a request without a token ({response.status})",
         remedy=(
-            "Anybody who finds the URL can call it. Take the role from allUsers; if the service was deployed with "
-            "--no-invoker-iam-check, turn that check on again."
+            "Anybody who finds the URL can call it. Revoke the role of allUsers; if the service was deployed with "
+            "--no-invoker-iam-check, enable that check again."
         ),
         commands=(gcloud.revoke_public(request.service),),
         details=details,
@@ -83,7 +81,7 @@ def private_step(response: Response, request: RequestInfo) -> Step:
 
 
 def discovery_step(response: Response, request: RequestInfo) -> Step:
-    """Return what the answer to a discovery means."""
+    """Return the step `discovery` for the response to a discovery."""
     details: dict[str, Any] = {"status": response.status}
     if response.status == 200:
         return _manifest_step(response, details)
@@ -112,17 +110,17 @@ def _manifest_step(response: Response, details: dict[str, Any]) -> Step:
     if not is_manifest(kind):
         return failed(
             "not-restate",
-            f"what answers there is no Restate endpoint: 200 with {kind or 'no content type'}",
-            "Check the url of the route. If another application is meant to stand before the endpoint, put the path "
-            "under which the endpoint is mounted into the url.",
+            f"this is not a Restate endpoint: 200 with {kind or 'no content type'}",
+            "Check the url of the route. If the endpoint is part of another application, add the path at which the "
+            "endpoint is mounted to the url.",
         )
     try:
         services = manifest_services(response.body)
     except ValueError:
         return failed(
             "manifest-unreadable",
-            "the answer says that it is a manifest and is none",
-            "Look at what stands between here and the service; upgrade its Restate SDK.",
+            "the manifest cannot be parsed",
+            "Check the proxies between the sidecar and the service; upgrade the service's Restate SDK.",
         )
     shown = {one_line(name): [one_line(handler) for handler in handlers] for name, handlers in services.items()}
     details["services"] = shown

@@ -1,4 +1,4 @@
-"""The steps that need no service: which credentials there are, and whether they give a token for the audience."""
+"""The steps `credentials` and `token`: which credentials are used, and whether they mint a token for the audience."""
 
 from __future__ import annotations
 
@@ -29,60 +29,61 @@ _KINDS: Final = {
 _HEADLINES: Final = {
     "credentials-not-found": "there are no Google credentials here",
     "credentials-invalid": "the credentials cannot be used",
-    "credentials-rejected": "Google does not take these credentials",
+    "credentials-rejected": "Google rejects these credentials",
     "ambient-unsupported": "these credentials cannot mint an ID token by themselves",
     "proxy-invalid": "the proxy for calls to Google cannot be used",
     "impersonation-denied": "the impersonation is not allowed",
     "mint-refused": "Google refused to mint",
     "token-timeout": "no answer in time",
-    "token-unavailable": "who mints could not be reached, or could not answer",
-    "token-malformed": "what came is no token",
+    "token-unavailable": "the token endpoint could not be reached, or failed",
+    "token-malformed": "the response contains no valid token",
     "token-expired": "the token has expired already: is a clock wrong?",
 }
-"""What a failed mint is, in a few words; the failure's own sentence says the rest, and what to do."""
+"""The text of a failed step by failure code; the failure's own sentence becomes the remedy."""
 
 _SHORT_LIFETIME_SECONDS: Final = 60.0
 
 
 class CredentialsResult(NamedTuple):
-    """What the first step found."""
+    """The result of the step `credentials`."""
 
     step: Step
-    who: CredentialInfo | None
-    """None where it failed."""
+    """The step for the report."""
+    info: CredentialInfo | None
+    """The credential source; None if the step failed."""
 
 
 async def check_credentials(
     google: GoogleMint, environment: Mapping[str, str], timeout_seconds: float
 ) -> CredentialsResult:
-    """Return the step `credentials`: which source, where, and who it is."""
+    """Return the step `credentials`: the credential source, its location, and its principal."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            who = await google.credential_info()
+            info = await google.credential_info()
     except TimeoutError:
-        late = TokenTimeout(f"the credential source did not say who it is within {timeout_seconds:g} s")
-        return CredentialsResult(_failed("credentials", late), None)
+        failure = TokenTimeout(f"the credential source did not give its principal within {timeout_seconds:g} s")
+        return CredentialsResult(_failed("credentials", failure), None)
     except Failure as failure:
         return CredentialsResult(_failed("credentials", failure), None)
-    kind = who.file.kind if who.file is not None else "metadata"
-    named_by = _named_by(who, environment)
+    kind = info.file.kind if info.file is not None else "metadata"
+    named_by = _named_by(info, environment)
     what = _KINDS.get(kind, "metadata server")
-    where = f"{what} {who.place} ({named_by})"
+    where = f"{what} {info.place} ({named_by})"
     step = Step(
         name="credentials",
         outcome=Outcome.OK,
-        text=f"{one_line(who.principal)}, by the {where}" if _is_email(who.principal) else where,
-        details={"source": kind, "place": who.place, "named_by": named_by, "principal": one_line(who.principal)},
+        text=f"{one_line(info.principal)}, by the {where}" if _is_email(info.principal) else where,
+        details={"source": kind, "place": info.place, "named_by": named_by, "principal": one_line(info.principal)},
     )
-    return CredentialsResult(step, who)
+    return CredentialsResult(step, info)
 
 
-async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: float) -> tuple[Step, Token | None]:
-    """Return the step `token`, and the token if there is one. The token source sets the deadline."""
+async def mint(tokens: TokenSource, route: Route, info: CredentialInfo, now: float) -> tuple[Step, Token | None]:
+    """Return the step `token`, and the token if one was minted. The token source sets the deadline."""
     try:
         token = await tokens.mint_uncached(TokenKey.for_route(route))
     except Failure as failure:
-        return _failed("token", failure, grant_commands(failure, route, who), audience=route.audience), None
+        return _failed("token", failure, grant_commands(failure, route, info), audience=route.audience), None
     claims = claims_of(token)
     remaining = token.local_expiry - now
     details: dict[str, Any] = {
@@ -101,7 +102,7 @@ async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: floa
                 outcome=Outcome.WARNING,
                 code="token-short-lived",
                 text=text,
-                remedy="A token that ends within a minute is used once and not kept, so every request mints. "
+                remedy="A token that expires within a minute is not cached, so every request mints. "
                 "Is the clock of this machine ahead?",
                 details=details,
             ),
@@ -110,17 +111,17 @@ async def mint(tokens: TokenSource, route: Route, who: CredentialInfo, now: floa
     return Step(name="token", outcome=Outcome.OK, text=text, details=details), token
 
 
-def grant_commands(failure: Failure, route: Route, who: CredentialInfo) -> tuple[str, ...]:
-    """Return the commands after which IAM would allow what it refused; none for any other failure."""
+def grant_commands(failure: Failure, route: Route, info: CredentialInfo) -> tuple[str, ...]:
+    """Return the commands that grant what IAM refused; none for any other failure."""
     if not isinstance(failure, ImpersonationDenied) or "workloadIdentityUser" in str(failure):
         return ()
     commands: tuple[str, ...] = ()
-    caller: str | None = who.principal
-    if who.file is not None and who.file.kind == "impersonated_service_account":
-        # The file's own account is reached first, by the credential inside.
+    caller: str | None = info.principal
+    if info.file is not None and info.file.kind == "impersonated_service_account":
+        # First, the credential inside the file impersonates the account of the file.
         role = gcloud.ID_TOKEN_CREATOR if route.impersonate is None else gcloud.TOKEN_CREATOR
-        inner = who.file.info["source_credentials"].get("client_email")
-        commands = gcloud.grant_chain(inner if isinstance(inner, str) else None, (), who.principal, role)
+        inner = info.file.info["source_credentials"].get("client_email")
+        commands = gcloud.grant_chain(inner if isinstance(inner, str) else None, (), info.principal, role)
     if route.impersonate is not None:
         commands += gcloud.grant_chain(caller, route.delegates, route.impersonate, gcloud.ID_TOKEN_CREATOR)
     return commands
@@ -138,14 +139,14 @@ def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **
     )
 
 
-def _named_by(who: CredentialInfo, environment: Mapping[str, str]) -> str:
-    """Return what led to this source: a variable, or words."""
-    if who.file is None:
+def _named_by(info: CredentialInfo, environment: Mapping[str, str]) -> str:
+    """Return why this source was chosen: the name of an environment variable, or a phrase."""
+    if info.file is None:
         named = next((name for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT") if environment.get(name)), None)
-        return named or "no credential file is there"
+        return named or "there is no credential file"
     if environment.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return "GOOGLE_APPLICATION_CREDENTIALS"
-    return "CLOUDSDK_CONFIG" if environment.get("CLOUDSDK_CONFIG") else "gcloud's default place"
+    return "CLOUDSDK_CONFIG" if environment.get("CLOUDSDK_CONFIG") else "gcloud's default location"
 
 
 def _is_email(name: str) -> bool:

@@ -1,9 +1,9 @@
-"""A report for people: a line a step, a remedy under what is wrong. Pure.
+"""A report as text: one line a step, with the remedy below a problem. Pure.
 
 ::
 
     /greeter  https://greeter-123456789012.europe-west1.run.app
-      ✔ credentials  ambient@…, by the metadata server metadata.google.internal (no credential file is there)
+      ✔ credentials  ambient@…, by the metadata server metadata.google.internal (there is no credential file)
       ✘ token        the impersonation is not allowed
                      → ambient@… may not impersonate invoker@…: grant it …
                        $ gcloud iam service-accounts add-iam-policy-binding …
@@ -37,21 +37,23 @@ _MIN_COLUMNS: Final = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TerminalStyle:
-    """What whoever shows the report can show."""
+    """Terminal capabilities."""
 
     columns: int = 100
-    """Where lines are broken; commands are never."""
+    """Width at which text is wrapped; commands are not wrapped."""
     colour: bool = False
+    """True if the terminal shows colours (SGR)."""
     ascii_only: bool = False
+    """True if the terminal's encoding has ASCII only."""
 
 
 def route_path(route: str) -> str:
-    """Return a route's name as the path prefix that it is."""
+    """Return the path prefix of the route with this name: `/greeter`."""
     return f"/{route}"
 
 
 def render(report: RouteReport, style: TerminalStyle) -> str:
-    """Return the report of a route as lines, with a line feed at the end."""
+    """Return the report of a route as lines of text, the last one with a line feed."""
     lines = [_styled(route_path(report.route), _BOLD, style) + "  " + report.url]
     for step in report.steps:
         lines += _step_lines(step, style)
@@ -60,15 +62,15 @@ def render(report: RouteReport, style: TerminalStyle) -> str:
 
 
 def summary(reports: Sequence[RouteReport], style: TerminalStyle) -> str:
-    """Return the last line: how many routes there are, and how they are."""
+    """Return the last line of the output: how many routes there are, by outcome."""
     counts = Counter(report.outcome for report in reports)
     words = {Outcome.OK: "well", Outcome.WARNING: "with a warning", Outcome.FAILED: "failing"}
-    parts = [_styled(f"{counts[kind]} {said}", _COLOURS[kind], style) for kind, said in words.items() if counts[kind]]
+    parts = [_styled(f"{counts[kind]} {word}", _COLOURS[kind], style) for kind, word in words.items() if counts[kind]]
     return f"{len(reports)} route{'s' * (len(reports) != 1)}: {', '.join(parts) or 'nothing to check'}\n"
 
 
 def to_ascii(text: str) -> str:
-    """Return the text in ASCII: our own signs spelled out, what is left as `?`."""
+    """Return the text in ASCII: the signs of reports spelled out, any other character as `?`."""
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
@@ -103,5 +105,5 @@ def _wrapped(text: str, first: str, following: str, style: TerminalStyle) -> lis
     ) or [first]
 
 
-def _styled(text: str, code: str, style: TerminalStyle) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if style.colour else text
+def _styled(text: str, sgr: str, style: TerminalStyle) -> str:
+    return f"\x1b[{sgr}m{text}\x1b[0m" if style.colour else text

@@ -1,6 +1,6 @@
-"""What an examination found: steps with an outcome each. Pure.
+"""The report of a check: steps with an outcome each. Pure.
 
-The machine form (`cloudrun-sidecar check --json`), version 1. Members may be added; what is there keeps its meaning::
+The JSON form (`cloudrun-sidecar check --json`), version 1. Members may be added; existing ones keep their meaning::
 
     {"version": 1,
      "outcome": "failed",              the worst of the routes
@@ -12,12 +12,12 @@ The machine form (`cloudrun-sidecar check --json`), version 1. Members may be ad
         "steps": [
           {"step": "token",            always all of STEPS, in this order
            "outcome": "failed",        ok, warning, failed, skipped
-           "code": "ambient-unsupported",  what is wrong, a stable name; null where there is nothing to say
-           "text": "…", "remedy": "…",     sentences; remedy is null where there is none
+           "code": "ambient-unsupported",  stable name of the problem; null if there is none
+           "text": "…", "remedy": "…",     sentences; remedy is null if there is none
            "commands": ["gcloud …"],   to be run in this order
-           "details": {…}}]}]}         what was measured, by names of their own
+           "details": {…}}]}]}         measurements, by name
 
-No text in here may carry a token. What comes from outside passes through `one_line`.
+No text contains a token: all text from outside passes through `one_line`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "as
 VERSION: Final = 1
 
 StepName: TypeAlias = Literal["credentials", "token", "dns", "tcp", "tls", "http2", "private", "clock", "discovery"]
+"""Name of a step."""
 
 STEPS: Final[tuple[StepName, ...]] = (
     "credentials",
@@ -46,69 +47,74 @@ STEPS: Final[tuple[StepName, ...]] = (
     "clock",
     "discovery",
 )
-"""In the order in which they are taken."""
+"""All steps, in their order."""
 
 _MAX_CHARACTERS: Final = 2_000
 
 
 class Outcome(enum.Enum):
-    """How a step went."""
+    """The result of a step."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and yet somebody should look at it."""
+    """It works, but there is a problem to look at."""
     FAILED = "failed"
     SKIPPED = "skipped"
-    """Not reached, not needed, or not to be told."""
+    """Not reached, not needed, or inconclusive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of an examination."""
+    """The result of one step of a check."""
 
     name: StepName
+    """Which step."""
     outcome: Outcome
+    """Its result."""
     text: str
-    """What was found, in a line."""
+    """What was found, as one line."""
     code: str | None = None
-    """Stable name of what is wrong; None where there is nothing to say."""
+    """Stable name of the problem; None if there is none."""
     remedy: str | None = None
-    """What to do, in a sentence or two."""
+    """What to do, one or two sentences."""
     commands: tuple[str, ...] = ()
-    """Shell commands that do it; names in capitals are to be filled in."""
+    """Shell commands of the remedy; a word in capitals is a placeholder."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured; plain JSON data."""
+    """Measurements; plain JSON data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReport:
-    """All steps of one route."""
+    """The steps of one route."""
 
     route: str
+    """Name of the route; `""` matches all paths."""
     url: str
+    """Origin and base path of the upstream."""
     audience: str | None
-    """None where the route adds no token."""
+    """Audience of the route's tokens; None if the route adds no token."""
     steps: tuple[Step, ...]
+    """All of STEPS, in that order."""
 
     @property
     def outcome(self) -> Outcome:
-        """The worst of its steps: FAILED, WARNING, else OK."""
+        """The worst outcome of its steps."""
         return worst_outcome(step.outcome for step in self.steps)
 
 
 def skipped(name: StepName, why: str) -> Step:
-    """Return a step that was not taken."""
+    """Return a step that was not done; `why` becomes its text."""
     return Step(name=name, outcome=Outcome.SKIPPED, text=why)
 
 
 def worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return FAILED if any is, else WARNING if any is, else OK: what was skipped is no fault."""
+    """Return FAILED if one of them is, else WARNING if one of them is, else OK. Skipped steps do not count."""
     found = set(outcomes)
     return next((outcome for outcome in (Outcome.FAILED, Outcome.WARNING) if outcome in found), Outcome.OK)
 
 
 def as_json(reports: Iterable[RouteReport]) -> dict[str, Any]:
-    """Return the machine form (see the module) of all routes."""
+    """Return the reports as JSON data; the module's docstring has its shape."""
     listed = list(reports)
     return {
         "version": VERSION,
@@ -139,6 +145,6 @@ def _step_as_json(step: Step) -> dict[str, Any]:
 
 
 def as_sentence(text: str) -> str:
-    """Return the text of a failure as a sentence to be shown."""
+    """Return the text of a failure as one line that ends as a sentence does."""
     text = one_line(text, _MAX_CHARACTERS)
     return text if text.endswith((".", "?", "!")) else f"{text}."

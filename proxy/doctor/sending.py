@@ -1,4 +1,4 @@
-"""One request without content on an upstream connection, and its whole answer."""
+"""Sends one request without content on an upstream connection, and collects the response."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from proxy.upstream.connection import UpstreamConnection
 __all__ = ["MAX_OCTETS", "send_request"]
 
 MAX_OCTETS: Final = 8 << 20
-"""How much of an answer is read; manifests with schemas have hundreds of KiB."""
+"""Maximum size of a response; manifests with schemas have hundreds of KiB."""
 
 
 async def send_request(connection: UpstreamConnection, fields: Fields, timeout_seconds: float) -> Response:
-    """Return the answer to this request.
+    """Return the response to this request.
 
-    Raises TimeoutError, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost, or Internal for a defect of ours.
+    Raises TimeoutError, UpstreamReset, UpstreamRefusedStream, UpstreamConnectionLost, or Internal for a bug of ours.
     """
     collector = _Collector(asyncio.get_running_loop())
     collector.stream = stream = connection.open(fields, True, collector)
@@ -44,7 +44,7 @@ class _Collector(StreamReceiver):
         self._body = bytearray()
 
     def on_interim(self, fields: Fields) -> None:
-        """A 1xx head: the final one follows."""
+        """Ignore a 1xx head."""
 
     def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         self._fields = fields
@@ -59,7 +59,7 @@ class _Collector(StreamReceiver):
             self._finish()
         elif len(self._body) > MAX_OCTETS:
             self._fail(
-                UpstreamReset(f"the answer has more than {MAX_OCTETS >> 20} MiB; that is no manifest"), over=False
+                UpstreamReset(f"the response has more than {MAX_OCTETS >> 20} MiB; it is not a manifest"), over=False
             )
 
     def on_response_trailers(self, fields: Fields) -> None:
@@ -76,19 +76,19 @@ class _Collector(StreamReceiver):
         if code == ErrorCode.NO_ERROR and self._fields:
             self._finish()
         else:
-            self._fail(UpstreamReset(f"the service broke the request off ({name})"))
+            self._fail(UpstreamReset(f"the service reset the stream ({name})"))
 
     def on_unprocessed(self) -> None:
-        self._fail(UpstreamRefusedStream("the service did not take the request; try again"))
+        self._fail(UpstreamRefusedStream("the service refused the stream without processing it; try again"))
 
     def on_connection_lost(self, failure: Failure) -> None:
         self._fail(failure)
 
     def on_request_sent(self, octets: int) -> None:
-        """Nothing is sent but the head."""
+        """Do nothing: the request has no content."""
 
     def on_internal_error(self) -> bool:
-        self._fail(Internal("the check itself failed over this answer; that is a defect, please report it"))
+        self._fail(Internal("the check failed on this response; this is a bug of the sidecar, please report it"))
         return True
 
     def _finish(self) -> None:

@@ -2,18 +2,18 @@
 
 ::
 
-    Google          accounts, keys, grants, tokens, faults; no socket
+    Google          the state: accounts, keys, grants, tokens, faults; opens no socket
     Federation      the identity providers of a workload identity pool: a cluster, Azure, AWS
     GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange, Resource Manager (TLS)
     CredentialFiles one credential file of each kind
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
-    CloudRunServer  Hypercorn with TLS and ALPN h2, to put that middleware on
+    CloudRunServer  Hypercorn with TLS and ALPN h2, to serve that middleware
     Control         faults and counts over HTTP
-    Certificates    a throw-away authority for both
+    Certificates    a temporary certificate authority for both servers
 
-It shares no code with the sidecar: what both got wrong the same way, no test would see. It is as strict as Google, and
-where that is not known, stricter. Programs under test run unmodified: `GCE_METADATA_HOST` and `SSL_CERT_FILE` point
-them here, and DNS (or a key file's `token_uri`) the API hosts.
+The emulator shares no code with the sidecar, because tests cannot find an error that both have. It is as strict as
+Google, and stricter where Google's behaviour is unknown. Programs under test run unmodified: `GCE_METADATA_HOST`,
+`SSL_CERT_FILE` and DNS (or a key file's `token_uri`) lead them to the emulator.
 """
 
 from proxy.emulator.certificates import Certificates, write_secret

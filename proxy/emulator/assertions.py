@@ -1,7 +1,7 @@
-"""JWTs that the holder of a key file signs: assertions for the token endpoint, and bearers that an API takes as such.
+"""JWTs signed with a service account's key: assertions for the token endpoint (RFC 7523), and bearers (AIP-4111).
 
-RFC 7523 and AIP-4111, with what Google's own clients make of them: a `kid` that is missing (Node), an `iat` 10 s early
-and an `exp` 10 s late (Rust), claims that are null or empty (Rust, Go).
+Deviations of Google's own clients are accepted: a missing `kid` (Node), an `iat` 10 s early and an `exp` 10 s late
+(Rust), claims that are null or empty (Rust, Go).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SKEW_SECONDS: Final = 60
 
 
 def claims_of_account(google: Google, token: str) -> dict[str, Any]:
-    """Return the claims that a key of the account in `iss` signed, without those that are null or empty.
+    """Return the claims of a token that a key of the account in `iss` signed, without null and empty ones.
 
     Raises TokenRefused and NoSuchAccount.
     """
@@ -32,16 +32,16 @@ def claims_of_account(google: Google, token: str) -> dict[str, Any]:
 
 
 def check_lifetime(claims: Mapping[str, Any], now: float) -> None:
-    """Raise TokenRefused unless the claims hold now and live for an hour at most, give or take the skew."""
+    """Raise TokenRefused unless the token is valid at `now` and its lifetime is at most an hour, within the skew."""
     issued, expires = check_times(claims, now, skew_seconds=SKEW_SECONDS)
     if not 0 < expires - issued <= MAX_LIFETIME_SECONDS + SKEW_SECONDS:
         raise TokenRefused(Flaw.LIFETIME)
 
 
 def self_signed_access(google: Google, token: str, audiences: Collection[str]) -> Access | None:
-    """Return what a self-signed JWT stands for as an API's bearer; None for one that the API does not take.
+    """Return the access that a self-signed JWT grants as the bearer of an API; None if the API does not accept it.
 
-    Its `aud` has to be one of `audiences`, or it has no `aud` and a `scope`. With `aud` alone it may do everything.
+    It needs an `aud` that is one of `audiences`, or a `scope` and no `aud`. Without a `scope` it has all scopes.
     """
     try:
         claims = claims_of_account(google, token)

@@ -1,4 +1,4 @@
-"""Who calls an API of Google's, and which project pays: what all of its APIs ask before they do anything."""
+"""What all Google APIs check first: the bearer of a request, and its quota project."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["authenticate", "quota_refusal"]
 
 
 def authenticate(google: Google, request: web.BaseRequest, audiences: Collection[str]) -> Access | None:
-    """Return what the bearer stands for: a live access token, or a self-signed JWT for one of the API's audiences.
+    """Return the access of the request's bearer: a valid access token, or a self-signed JWT for one of the audiences.
 
-    None without exactly one bearer, or for one that is neither.
+    None unless there is exactly one valid bearer.
     """
     values = request.headers.getall("Authorization", [])
     if len(values) != 1:
@@ -29,9 +29,9 @@ def authenticate(google: Google, request: web.BaseRequest, audiences: Collection
 
 
 def quota_refusal(google: Google, request: web.BaseRequest, service: str) -> web.Response | None:
-    """Return the refusal of a quota project (`x-goog-user-project`) that does not exist; None when nothing is wrong.
+    """Return the error for a quota project (`x-goog-user-project`) that does not exist; None if there is no error.
 
-    Whoever is known may use every project that there is.
+    Every caller may use every project that exists.
     """
     wrong = [name for name in request.headers.getall("x-goog-user-project", []) if google.project(name) is None]
     if not wrong:

@@ -1,4 +1,4 @@
-"""A throw-away certificate authority, so that a program under test verifies TLS exactly as it does at Google."""
+"""A temporary certificate authority, so that programs under test verify TLS exactly as with Google."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOCK_SKEW_ALLOWANCE = datetime.timedelta(hours=1)
 
 
 class Certificates:
-    """A certificate authority that lives as long as this object: its key is never written down."""
+    """A certificate authority. Its key is only in memory."""
 
     def __init__(self, directory: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self.ca_file: Path = directory / "ca.pem"
@@ -32,7 +32,7 @@ class Certificates:
 
     @classmethod
     def create(cls, directory: Path) -> Certificates:
-        """Make an authority and write its certificate to `directory`/ca.pem; the directory is made when missing."""
+        """Return a new authority, with its certificate in `directory`/ca.pem; the directory is created if missing."""
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulated Google, throw-away authority")])
@@ -49,10 +49,10 @@ class Certificates:
         return authority
 
     def server_files(self, *names: str) -> tuple[Path, Path]:
-        """Return the files of a server's certificate chain and of its key, both PEM.
+        """Return the paths of a server's certificate chain and of its key, both PEM.
 
-        `names` are DNS names or IP literals and become the certificate's subject alternative names, in this order;
-        the same names give the same files. Raises ValueError without names.
+        `names` are DNS names or IP literals. They become the certificate's subject alternative names, in this order.
+        The same names give the same files. Raises ValueError without names.
         """
         if not names:
             raise ValueError("A server certificate needs at least one name")
@@ -84,7 +84,7 @@ class Certificates:
 
 
 def write_secret(file: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; one that is there is replaced."""
+    """Write a file that only its owner can read (mode 0600); an existing file is replaced."""
     file.unlink(missing_ok=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
@@ -119,7 +119,7 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def _common_name(name: str) -> x509.Name:
-    # A common name holds 64 characters at most (RFC 5280, appendix A.1); clients look at the alternative names only.
+    # A common name has at most 64 characters (RFC 5280, appendix A.1). Clients only check the alternative names.
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 

@@ -1,14 +1,14 @@
-"""The front end of Cloud Run as ASGI middleware: nobody reaches the application without a token that holds.
+"""The front end of Cloud Run as ASGI middleware: only requests with a valid token reach the application.
 
-Which field is looked at, what is refused, and what the application gets to see::
+Which field is checked, and what the application gets::
 
-    X-Serverless-Authorization   Authorization   looked at      handed on
-    present                      anything        the first      its signature removed; the second untouched
-    absent                       present         the second     its signature removed
-    absent                       absent          –              403
+    X-Serverless-Authorization   Authorization   checked        passed on
+    present                      any             the first      the first without its signature, the second unchanged
+    absent                       present         the second     the second without its signature
+    absent                       absent          –              nothing: 403
 
-Before that it answers 404 for a host that is not the service's and for paths that Cloud Run keeps for itself, and 431
-when the fields are more than it takes.
+Before these checks, it responds with 404 to a host that is not the service's and to paths that Cloud Run reserves, and
+with 431 if the fields are too large.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 """Any ASGI 3 application."""
 
 SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
-"""What stands where the signature was in the token that the application sees."""
+"""Replaces the signature of the token that the application gets."""
 
 ISSUERS: Final = frozenset({"accounts.google.com", "https://accounts.google.com"})
 SKEW_SECONDS: Final = 5
@@ -46,7 +46,7 @@ AUTHORIZATION: Final = b"authorization"
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
 FIELD_SECTION_OCTETS: Final = 16_384
-"""How much Google's front end takes, about: names, values and 32 octets for each field (RFC 9113, 6.5.2)."""
+"""About the limit of Google's front end: names, values and 32 octets for each field (RFC 9113, 6.5.2)."""
 
 RESERVED: Final = re.compile(rb"/_ah/.*|/eventlog|/healthz", re.DOTALL)
 """Paths that never reach a container."""
@@ -55,7 +55,7 @@ INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The acc
 
 
 class Verdict(enum.Enum):
-    """What became of a request."""
+    """The result of checking a request."""
 
     ACCEPTED = "accepted"
     NO_TOKEN = "no token"  # noqa: S105 – a word
@@ -73,7 +73,7 @@ class Verdict(enum.Enum):
 
     @property
     def status(self) -> int | None:
-        """The status of the refusal; None if accepted."""
+        """HTTP status of the refusal; None if accepted."""
         return STATUS_OF.get(self, 401)
 
 
@@ -85,8 +85,7 @@ STATUS_OF: Final[Mapping[Verdict, int | None]] = {
     Verdict.RESERVED_PATH: 404,
     Verdict.TOO_LARGE: 431,
 }
-"""What is not in here is 401: the token is not accepted."""
-
+"""All others are 401: the token is not accepted."""
 
 VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
     Flaw.MALFORMED: Verdict.MALFORMED,
@@ -102,23 +101,23 @@ VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
 
 
 class RequestRecord(NamedTuple):
-    """One request as it reached Cloud Run."""
+    """One request that reached Cloud Run."""
 
     method: str
-    """Upper case; `WEBSOCKET` for one of those."""
+    """Upper case; `WEBSOCKET` for a WebSocket."""
     path: str
     """The decoded path, without the query."""
     verdict: Verdict
-    """What became of it."""
+    """The result of the check."""
 
 
 class CloudRun:
-    """ASGI middleware around any application: checks the token of every request as Cloud Run does.
+    """ASGI middleware for any application: checks the token of every request as Cloud Run does.
 
     `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` is the
-    service's URL; a token's audience has to be it or one of `custom_audiences`, to the letter. `invokers` are the
-    e-mails of accounts with `roles/run.invoker`. A request's fields may have `field_section_octets` in all. The
-    lifespan passes through.
+    service's URL; a token's audience has to be exactly this URL or one of `custom_audiences`. `invokers` are the
+    e-mails of accounts with `roles/run.invoker`. `field_section_octets` limits the fields of a request. Lifespan events
+    are passed on.
     """
 
     def __init__(
@@ -132,20 +131,20 @@ class CloudRun:
         field_section_octets: int = FIELD_SECTION_OCTETS,
     ) -> None:
         self.url = url
-        """The service's URL; if None, a `CloudRunServer` puts its own here on entry."""
+        """The service's URL; if None, `CloudRunServer` sets it to its own on entry."""
         self.custom_audiences = tuple(custom_audiences)
         self.invokers = set(invokers)
-        """Who may call; may be changed between requests."""
+        """The accounts that may call; can be changed between requests."""
         self.field_section_octets = field_section_octets
         self.hosts: frozenset[str] = frozenset()
-        """Names by which the service is reached beside that of its URL, without port; empty: by any.
+        """Host names of the service besides that of its URL, without port; empty: every host is accepted.
 
-        A `CloudRunServer` puts here what its certificate is good for, on entry.
+        `CloudRunServer` sets it to the names of its certificate on entry.
         """
         self.streams: list[RequestRecord] = []
-        """What arrived, oldest first; the older half is dropped at 100,000."""
+        """All requests, oldest first; at 100,000 the older half is dropped."""
         self.verdicts: Counter[Verdict] = Counter()
-        """How often each verdict was given, nothing dropped."""
+        """The number of requests by verdict; never reset."""
         self._app = app
         self._google = google
 
@@ -171,7 +170,7 @@ class CloudRun:
         self.streams.append(RequestRecord(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
 
     def _check_front_end(self, scope: Scope) -> Verdict:
-        """Return what Google's front end makes of a request before it looks for a token."""
+        """Return the result of the checks that precede the check of the token."""
         fields = scope["headers"]
         target = scope.get("raw_path") or scope["path"].encode()
         octets = sum(len(name) + len(value) + 32 for name, value in [*fields, (b":path", target)])
@@ -183,22 +182,22 @@ class CloudRun:
         return Verdict.RESERVED_PATH if RESERVED.fullmatch(target) else Verdict.ACCEPTED
 
     def _authenticate(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
-        """Return the verdict, and the fields as the application gets them (as they came, unless accepted)."""
-        lines = [(bytes(name).lower(), bytes(value)) for name, value in fields]
-        names = {name for name, _ in lines}
+        """Check the token. Return the result, and the fields for the application, changed only if accepted."""
+        lower = [(bytes(name).lower(), bytes(value)) for name, value in fields]
+        names = {name for name, _ in lower}
         checked = SERVERLESS_AUTHORIZATION if SERVERLESS_AUTHORIZATION in names else AUTHORIZATION
-        values = [value for name, value in lines if name == checked]
+        values = [value for name, value in lower if name == checked]
         if not values:
-            return Verdict.NO_TOKEN, lines
+            return Verdict.NO_TOKEN, lower
         try:
             token = _bearer(values)
             claims = self._verified(token)
         except TokenRefused as exc:
-            return VERDICT_OF[exc.flaw], lines
+            return VERDICT_OF[exc.flaw], lower
         if claims["sub"] not in map(unique_id, self.invokers):
-            return Verdict.NOT_INVOKER, lines
+            return Verdict.NOT_INVOKER, lower
         unsigned = f"Bearer {token.rpartition('.')[0]}.{SIGNATURE_REMOVED}".encode("ascii")
-        return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lines]
+        return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lower]
 
     def _verified(self, token: str) -> dict[str, Any]:
         now = self._google.clock() if isinstance(self._google, Google) else time.time()
@@ -216,16 +215,16 @@ class CloudRun:
 
 
 def read_claims(value: bytes) -> dict[str, Any]:
-    """Return the claims in a field value that an application behind Cloud Run sees; raises TokenRefused.
+    """Return the claims of a field value as an application behind Cloud Run gets it; raises TokenRefused.
 
-    Nothing is verified: the signature is gone, and whoever reads it relies on the front end.
+    Nothing is verified: the front end has verified the token and removed its signature.
     """
     token = _bearer([value])
     return parse(token.removesuffix(SIGNATURE_REMOVED) + "AA").claims
 
 
 def _host_name(host: bytes) -> str | None:
-    """Return the name or address in a Host field, in lower case; None for what is none."""
+    """Return the host of a Host field in lower case; None if it is invalid."""
     return _name_of_url(f"//{host.decode('latin-1')}")
 
 

@@ -1,8 +1,8 @@
-"""Hypercorn in the place of Google's front end: TLS, ALPN h2 and http/1.1, limits that get in nobody's way.
+"""The server of the emulated Cloud Run: Hypercorn with TLS, ALPN h2 and http/1.1, and generous limits.
 
-Hypercorn's connections are used without its `serve()`. That one waits for every connection when it stops (Python ≥
-3.12.1), or for tasks that it cancelled already, and an emulator has to stop whatever its clients are doing. Besides,
-this process may hold a listener that replaces names which `serve()` looks up.
+Hypercorn's connections are used without its `serve()`, which waits for every connection when it stops (Python ≥ 3.12.1)
+or for tasks that it has cancelled. The emulator has to stop in any case. Also, the process may contain a listener that
+replaces names that `serve()` looks up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from proxy.emulator.sockets import address, bind
 __all__ = ["CloudRunServer"]
 
 STREAMS_PER_CONNECTION: Final = 100
-"""What the real front end advertises, about."""
+"""About the limit that the real front end advertises."""
 
 GRACE_SECONDS: Final = 1.0
 ABORT_SECONDS: Final = 1.0
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 class CloudRunServer:
     """Async context manager: serves the application from entry to exit.
 
-    `app` is a `CloudRun` as a rule; one without a `url` of its own gets this server's, and each answers under the names
-    of the certificate and of its URL alone. The port is taken on entry (0: a free one), which raises CannotListen. The
-    certificate is good for `host`, `localhost` and `names`. On exit
-    running requests may finish for a second, then their connections are cut: exit takes some two seconds at most.
+    `app` usually is a `CloudRun`. One without a `url` gets the URL of this server. It accepts only the hosts of the
+    certificate and of its URL. Entry binds the port (0: a free one) and raises CannotListen. The certificate is valid
+    for `host`, `localhost` and `names`. On exit, running requests have one second to finish, then their connections are
+    aborted; exit takes at most about two seconds.
     """
 
     def __init__(
@@ -108,20 +108,20 @@ class CloudRunServer:
             await asyncio.wait([self._lifespan_task], timeout=ABORT_SECONDS)
 
     async def _end_connections(self) -> None:
-        """Let requests finish, then cut connections, then cancel what still runs; each step has its deadline."""
+        """Let requests finish, then abort connections, then cancel tasks; each step has a deadline."""
         self._stopping = True
         await self._context.terminated.set()
         await self._wait(GRACE_SECONDS)
         for writer in self._connections.values():
             _abort(writer)
-        # The order matters: Hypercorn's cleanup after a cancelled request waits for a window unless it knows that the
-        # connection is gone.
+        # Connections first: after a cancelled request, Hypercorn waits for a window unless it knows that the connection
+        # is closed.
         await self._wait(ABORT_SECONDS / 2)
         for task in self._connections:
             task.cancel()
         await self._wait(ABORT_SECONDS / 2)
         for task in self._connections:
-            log.warning("A request of the emulated Cloud Run could not be stopped: %s", task.get_name())
+            log.warning("A request to the emulated Cloud Run could not be cancelled: %s", task.get_name())
 
     async def _wait(self, seconds: float) -> None:
         if self._connections:
@@ -135,7 +135,7 @@ class CloudRunServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        # OSError: the client went away in the middle of TLS.
+        # OSError: the client closed the connection during the TLS handshake.
         with contextlib.suppress(OSError):
             await _Connection(self._wrapped, loop, self._config, self._context, self._state, reader, writer)
 
@@ -155,13 +155,13 @@ class CloudRunServer:
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
-    # Up to Python 3.11.3 a TLS transport that was closed twice has nothing left that it could abort.
+    # Up to Python 3.11.3, aborting a TLS transport that was closed twice raises AttributeError.
     with contextlib.suppress(AttributeError):
         writer.transport.abort()
 
 
 class _Connection(TCPServer):
-    """One of Hypercorn's connections, which survives request content that comes after the response has ended."""
+    """A Hypercorn connection that survives request content after the end of the response."""
 
     async def _read_data(self) -> None:
         if isinstance(self.protocol.protocol, H2Protocol):
@@ -170,10 +170,10 @@ class _Connection(TCPServer):
 
 
 class _Streams(dict[int, Any]):
-    """The streams of a connection; what is addressed to one that has ended is dropped.
+    """The streams of a connection; events of a stream that has ended are dropped.
 
-    Hypercorn 0.18 takes a stream away when its response ends, meets KeyError at the next DATA of its request, and
-    loses the whole connection. A refusal (401, 403) ends early as a rule.
+    Hypercorn 0.18 removes a stream when its response ends. The next DATA of the request then raises KeyError, which
+    closes the connection. A refusal (401, 403) usually ends before its request.
     """
 
     def __missing__(self, stream_id: int) -> _EndedStream:
@@ -182,23 +182,23 @@ class _Streams(dict[int, Any]):
 
 class _EndedStream:
     async def handle(self, event: object) -> None:
-        """Drop the event; Hypercorn itself returns the window."""
+        """Drop the event; Hypercorn restores the window by itself."""
 
 
 def _config(alpn_protocols: tuple[str, ...], streams_per_connection: int, field_section_octets: int) -> Config:
     config = Config()
-    # Only told to the peer. h2 itself takes more, so that a refusal can be an answer and not the connection's end.
+    # This is only advertised. h2 accepts more, so that too many fields get a response and do not close the connection.
     config.h2_max_header_list_size = field_section_octets
     config.alpn_protocols = list(alpn_protocols)
     config.h2_max_concurrent_streams = streams_per_connection
     config.keep_alive_max_requests = 2**62
     config.keep_alive_timeout = 3600
     config.shutdown_timeout = 2
-    # Bounded, it would block the connection's reader, PING included, while one application does not read.
+    # A bounded queue would block the connection's reader, PING included, while one application does not read.
     config.max_app_queue_size = 0
     config.include_server_header = False
     config.include_date_header = False
     config.errorlog = logging.getLogger(f"{__name__}.hypercorn")
-    # It warns of every application without a lifespan, and ASGI lets them be without.
+    # It warns of every application without lifespan support, which ASGI allows.
     config.errorlog.setLevel(logging.ERROR)
     return config

@@ -1,4 +1,4 @@
-"""The metadata servers of other clouds, from which a federated workload proves who it is: AWS (IMDSv2) and Azure."""
+"""The metadata servers of AWS (IMDSv2) and Azure, where a federated workload gets its subject token."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ API_VERSION: Final = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}")
 
 
 class AwsMetadata:
-    """Instance metadata of AWS, version 2: nothing without a session token, which nobody gets through a proxy."""
+    """AWS instance metadata, version 2: requires a session token, which is refused to forwarded requests."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
         self._sessions: dict[str, float] = {}
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         if "X-Forwarded-For" in request.headers:
-            return web_page(403, "A request that was forwarded (X-Forwarded-For) is not answered.")
+            return web_page(403, "Forwarded requests (X-Forwarded-For) are refused.")
         if request.path == "/latest/api/token":
             return self._session(request)
         if request.method != "GET":
-            return web_page(405, "Only GET is answered here.")
+            return web_page(405, "Only GET is allowed.")
         values = request.headers.getall(SESSION_TOKEN_FIELD, [])
         if len(values) != 1 or self._sessions.get(values[0], 0.0) <= self._google.clock():
             return web_page(401, "A session token is required (IMDSv2).")
@@ -46,7 +46,7 @@ class AwsMetadata:
 
     def _session(self, request: web.BaseRequest) -> web.Response:
         if request.method != "PUT":
-            return web_page(405, "Only PUT is answered here.")
+            return web_page(405, "Only PUT is allowed.")
         seconds = request.headers.get(SESSION_LIFETIME_FIELD, "")
         if not re.fullmatch(r"[0-9]{1,5}", seconds) or not 0 < int(seconds) <= MAX_SESSION_SECONDS:
             return web_page(400, f"{SESSION_LIFETIME_FIELD} must be from 1 to {MAX_SESSION_SECONDS}.")
@@ -78,18 +78,18 @@ class AwsMetadata:
 
 
 class AzureMetadata:
-    """Azure's instance metadata, as far as managed identities are concerned."""
+    """Azure's instance metadata: the tokens of managed identities."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         if request.path != "/metadata/identity/oauth2/token":
             return web_page(404, "There is no such path.")
         if request.method != "GET":
-            return web_page(405, "Only GET is answered here.")
-        # gcloud writes `"Metadata": "True"` into the files that it makes.
+            return web_page(405, "Only GET is allowed.")
+        # gcloud writes `"Metadata": "True"` into credential files.
         values = [value.lower() for value in request.headers.getall("Metadata", [])]
         if values != ["true"] or "X-Forwarded-For" in request.headers:
             return oauth_error("invalid_request", "Required metadata header not specified")
@@ -102,5 +102,5 @@ class AzureMetadata:
         lifetime = -3600 if expired else 3600
         token = azure.token(SUBJECT, audience=resource, lifetime_seconds=lifetime)
         # Azure sends its numbers as strings.
-        answer = {"access_token": token, "expires_in": str(max(0, lifetime)), "resource": resource}
-        return web.json_response({**answer, "token_type": "Bearer"})
+        body = {"access_token": token, "expires_in": str(max(0, lifetime)), "resource": resource}
+        return web.json_response({**body, "token_type": "Bearer"})

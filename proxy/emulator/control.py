@@ -1,10 +1,10 @@
-"""The emulator's own two paths, for demos and tests in another process.
+"""The emulator's control endpoints, for demos and tests in another process.
 
 ::
 
-    POST /emulator/faults   {"endpoint": "iam", "fault": "server-error", "times": 3}   204; fault null mends, times null
-                                                                                      means until mended
-    GET  /emulator/state    how many calls, mints and streams there were, and what is broken on demand
+    POST /emulator/faults   {"endpoint": "iam", "fault": "server-error", "times": 3}   204; fault null: no fault,
+                                                                                      times null: all requests
+    GET  /emulator/state    the numbers of calls, mints and streams, and the active faults
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FAULTS: Final = {fault.value: fault for fault in Fault}
 
 
 class Control:
-    """Answers below `/emulator/`; `GoogleServer` takes it as `control`."""
+    """The handler of the paths below `/emulator/`, for `GoogleServer(control=…)`."""
 
     def __init__(self, google: Google, cloud_run: CloudRun) -> None:
         self._google = google
         self._cloud_run = cloud_run
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         if (request.method, request.path) == ("GET", "/emulator/state"):
             return web.json_response(self.state())
         if (request.method, request.path) == ("POST", "/emulator/faults"):
@@ -40,7 +40,7 @@ class Control:
         return _refused(404, "There are GET /emulator/state and POST /emulator/faults.")
 
     def state(self) -> dict[str, Any]:
-        """Return the counts: `calls` and `mints` by endpoint, `streams` by verdict, `faults` by endpoint."""
+        """Return `calls`, `mints` and `faults` by endpoint and `streams` by verdict, as JSON data."""
         mints = Counter(mint.endpoint for mint in self._google.mints)
         faults = self._google.faults()
         return {
@@ -51,7 +51,7 @@ class Control:
         }
 
     async def _faults(self, request: web.BaseRequest) -> web.Response:
-        # A web page open in a browser on this machine may send anything but this type without asking first.
+        # A web page in a browser on this machine can send any other type without a CORS preflight.
         if request.content_type != "application/json":
             return _refused(415, "The content-type has to be application/json.")
         try:

@@ -1,4 +1,4 @@
-"""One credential file of each kind that Google's libraries read, all of which the emulator takes."""
+"""One credential file of each kind that Google's libraries read. The emulator accepts all of them."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ CredentialKind = str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedCredentials:
-    """A credential file on disk."""
+    """A credential file that was written."""
 
     file: Path
-    """For `GOOGLE_APPLICATION_CREDENTIALS`."""
+    """Its path, for `GOOGLE_APPLICATION_CREDENTIALS`."""
     principal: str
-    """Who it is to IAM: the caller in a grant."""
+    """Its principal in IAM: the caller of a grant."""
     environment: Mapping[str, str] = field(repr=False, default_factory=dict)
-    """What has to be set besides."""
+    """Environment variables that the file needs."""
 
 
 class CredentialFiles:
-    """Writes credential files into a folder, readable by their owner alone.
+    """Writes credential files into a folder, readable by their owner only.
 
-    They name `server`'s own addresses where a file can name one; with `by_name` Google's names, which DNS then has to
-    lead there. User credentials and impersonation go by name in any case: no file can say otherwise. The subject token
-    of a cluster is good for a day.
+    A file names the addresses of `server`; with `by_name` it names Google's hosts, which DNS has to resolve to it.
+    Files for user credentials and impersonation always lead to Google's hosts, because they cannot name others. A
+    cluster's subject token is valid for a day.
     """
 
     KINDS: Final[tuple[CredentialKind, ...]] = (
@@ -62,7 +62,7 @@ class CredentialFiles:
         "external-account-authorized-user",
         "impersonated-service-account",
     )
-    """All kinds there are; `write` takes one."""
+    """All kinds; `write` takes one."""
 
     def __init__(
         self, folder: Path, google: Google, server: GoogleServer, *, account: str, by_name: bool = False
@@ -76,10 +76,10 @@ class CredentialFiles:
         self._workforce_url = WORKFORCE_ENDPOINT if by_name else f"https://{server.tls_address}/v1/oauthtoken"
 
     def write(self, kind: CredentialKind) -> GeneratedCredentials:
-        """Write the file of one kind, with everything that it refers to; raises KeyError for another word.
+        """Write the file of one kind, and the files that it refers to; raises KeyError for an unknown kind.
 
-        Two kinds are of `account`: the key is its own, and `impersonated-service-account` impersonates it, as does
-        `external-account-impersonating`. What a file needs for that is granted.
+        `service-account-key` is a key of `account`. `impersonated-service-account` and `external-account-impersonating`
+        impersonate `account`, and get the role for it.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         if kind == "service-account-key":

@@ -1,4 +1,4 @@
-"""The application behind the emulated Cloud Run when none is given: it answers with what it saw."""
+"""The default application behind the emulated Cloud Run: its response describes the request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["echo"]
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer every request with JSON: `method`, `path`, `query`, `fields` (pairs), `octets` of content, `claims`."""
+    """Respond with JSON: `method`, `path`, `query`, `http_version`, `fields` (pairs), `octets` of content, `claims`."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return

@@ -1,7 +1,7 @@
-"""Workload identity federation: the providers that the token exchange trusts, and what a subject token proves to each.
+"""Workload identity federation: the providers that the token exchange trusts, and their subject tokens.
 
-* `OidcProvider`   a Kubernetes cluster or Azure: an ID token of theirs, signed, for this provider, not expired
-* `AwsProvider`    AWS: a GetCallerIdentity request, signed with a key that AWS handed out
+* `OidcProvider`   a Kubernetes cluster or Azure: the subject token is an ID token for this provider
+* `AwsProvider`    AWS: the subject token is a GetCallerIdentity request, signed with an AWS access key
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 POOL_PROJECT_NUMBER: Final = "123456789012"
+"""Number of the project that the workload identity pool belongs to."""
+
 POOL: Final = f"projects/{POOL_PROJECT_NUMBER}/locations/global/workloadIdentityPools/emulated"
 JWT_TYPES: Final = frozenset({"urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"})
 AWS_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
@@ -40,11 +42,11 @@ AWS_ACCOUNT: Final = "210987654321"
 
 
 class SubjectRefused(Exception):
-    """A provider does not take a subject token; the text says why and quotes none of it."""
+    """A provider rejects a subject token. The text is the reason and quotes nothing of the token."""
 
 
 class UnknownProvider(Exception):
-    """There is no provider of that audience."""
+    """There is no provider with this audience."""
 
 
 class Provider(Protocol):
@@ -54,39 +56,39 @@ class Provider(Protocol):
     """Its full resource name: `//iam.googleapis.com/projects/…/providers/…`."""
 
     def subject(self, token_type: str, subject_token: str) -> str:
-        """Return whom the subject token proves its holder to be; raises SubjectRefused."""
+        """Return the subject that the token proves; raises SubjectRefused."""
 
 
 class Federation:
-    """The pool and its providers: `cluster`, `azure` and `aws`, and whatever `add_provider` is told of.
+    """The pool and its providers: `cluster`, `azure`, `aws`, and those that `add_provider` adds.
 
-    `clock` returns seconds since the epoch; whatever a provider hands out goes into `issued_secrets`.
+    `clock` returns seconds since the epoch. Providers add every secret that they issue to `issued_secrets`.
     """
 
     def __init__(self, clock: Callable[[], float], issued_secrets: set[str]) -> None:
         provider = f"//iam.googleapis.com/{POOL}/providers"
         self.cluster = OidcProvider(f"{provider}/cluster", "https://cluster.emulated.example", clock, issued_secrets)
-        """A cluster that gives each pod an ID token for this provider."""
+        """A Kubernetes cluster whose pods get ID tokens for this provider."""
         self.azure = OidcProvider(
             f"{provider}/azure", "https://sts.windows.net/emulated/", clock, issued_secrets, accepts=("api://emulated",)
         )
-        """Azure's managed identities, whose ID tokens are for the application `api://emulated`."""
+        """Azure's managed identities. Their ID tokens have the audience `api://emulated`."""
         self.aws = AwsProvider(f"{provider}/aws", clock, issued_secrets)
-        """An account of AWS."""
+        """An AWS account."""
         self._providers: dict[str, Provider] = {}
         for known in (self.cluster, self.azure, self.aws):
             self.add_provider(known)
 
     def add_provider(self, provider: Provider) -> None:
-        """Add a provider, or replace the one of the same audience."""
+        """Add a provider; it replaces one with the same audience."""
         self._providers[provider.audience] = provider
 
     def remove_provider(self, audience: str) -> None:
-        """Remove the provider of that audience, if there is one."""
+        """Remove the provider with this audience, if there is one."""
         self._providers.pop(audience, None)
 
     def exchange(self, audience: str, token_type: str, subject_token: str) -> str:
-        """Return the principal that a subject token stands for, as IAM knows it.
+        """Return the IAM principal of a subject token.
 
         Raises UnknownProvider and SubjectRefused.
         """
@@ -96,13 +98,13 @@ class Federation:
 
     @staticmethod
     def principal(audience: str, subject: str) -> str:
-        """Return the name that IAM has for a subject of a provider's pool."""
+        """Return the IAM principal of a subject in the pool of a provider."""
         pool = audience.removeprefix("//iam.googleapis.com/").partition("/providers/")[0]
         return f"principal://iam.googleapis.com/{pool}/subject/{subject}"
 
 
 class OidcProvider:
-    """An issuer of ID tokens. It accepts those for itself, or for one of `accepts` where any are given."""
+    """An issuer of ID tokens. Their audience is one of `accepts`, by default the provider's own name."""
 
     def __init__(
         self,
@@ -115,9 +117,9 @@ class OidcProvider:
         self.audience = audience
         self.issuer = issuer
         """The `iss` of its tokens."""
-        # By default Google takes a provider's name with and without the scheme.
+        # By default, Google accepts the name of a provider with and without the scheme.
         self.accepts = accepts or (f"https:{audience}", audience)
-        """The `aud` that its tokens may have."""
+        """The allowed values of `aud`."""
         self._clock = clock
         self._handed_out = issued_secrets
 
@@ -126,7 +128,7 @@ class OidcProvider:
         return Key()
 
     def token(self, subject: str, *, audience: str | None = None, lifetime_seconds: int = 3600) -> str:
-        """Return a new ID token of `subject`; one with a negative lifetime has expired."""
+        """Return a new ID token for `subject`; with a negative lifetime it has expired."""
         now = int(self._clock())
         claims: dict[str, object] = {"iss": self.issuer, "sub": subject, "aud": audience or self.accepts[0]}
         token = self._key.sign({**claims, "iat": now + min(0, lifetime_seconds - 1), "exp": now + lifetime_seconds})
@@ -134,7 +136,7 @@ class OidcProvider:
         return token
 
     def subject(self, token_type: str, subject_token: str) -> str:
-        """Return the `sub` of an ID token that this issuer signed for this provider; raises SubjectRefused."""
+        """Return the `sub` of a valid ID token of this issuer for this provider; raises SubjectRefused."""
         if token_type not in JWT_TYPES:
             raise SubjectRefused("The subject_token_type is not the one that the provider takes.")
         try:
@@ -156,22 +158,22 @@ class OidcProvider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwsKey:
-    """An access key of AWS; the secrets have no repr."""
+    """An AWS access key. The repr does not show its secrets."""
 
     access_key_id: str
-    """What it is known by: `AKIA…`, or `ASIA…` for a temporary one."""
+    """Its id: `AKIA…`, or `ASIA…` for a temporary key."""
     secret_access_key: str = field(repr=False)
-    """What signs."""
+    """The key of signatures."""
     session_token: str | None = field(repr=False)
-    """What goes with a temporary key in every request."""
+    """Sent with every request that a temporary key signs; None for a permanent key."""
     arn: str
-    """Who it belongs to."""
+    """The ARN of its owner."""
     expires_at: float | None
-    """Seconds since the epoch; None for a key that stays."""
+    """Seconds since the epoch; None for a permanent key."""
 
 
 class AwsProvider:
-    """An account of AWS with keys of users and of roles."""
+    """An AWS account with the access keys of its users and roles."""
 
     def __init__(self, audience: str, clock: Callable[[], float], issued_secrets: set[str]) -> None:
         self.audience = audience
@@ -181,11 +183,11 @@ class AwsProvider:
         self._role_keys: dict[str, AwsKey] = {}
 
     def user_key(self, name: str) -> AwsKey:
-        """Return a new key that stays, as a person puts it into `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`."""
+        """Return a new permanent key of a user, for `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`."""
         return self._add("AKIA", f"arn:aws:iam::{AWS_ACCOUNT}:user/{name}", None)
 
     def role_key(self, role: str, *, lifetime_seconds: float = ROLE_SECONDS) -> AwsKey:
-        """Return the temporary key that a machine with this role has; the same until five minutes before its end."""
+        """Return the temporary key of a machine with this role; a new one five minutes before it expires."""
         known = self._role_keys.get(role)
         if known and known.expires_at and known.expires_at - self._clock() > ROLE_KEY_MIN_REMAINING_SECONDS:
             return known
@@ -195,15 +197,15 @@ class AwsProvider:
 
     @staticmethod
     def role_arn(role: str) -> str:
-        """Return who the machine is while it has the role."""
+        """Return the ARN of a machine with this role."""
         return f"arn:aws:sts::{AWS_ACCOUNT}:assumed-role/{role}/i-0emulated"
 
     def revoke(self, access_key_id: str) -> None:
-        """Make a key unknown."""
+        """Revoke an access key."""
         self._keys.pop(access_key_id, None)
 
     def subject(self, token_type: str, subject_token: str) -> str:
-        """Return the ARN of whose key signed the request; raises SubjectRefused."""
+        """Return the ARN of the key that signed the request; raises SubjectRefused."""
         if token_type != AWS_TYPE:
             raise SubjectRefused("The subject_token_type is not the one that the provider takes.")
         try:
@@ -212,7 +214,7 @@ class AwsProvider:
             request.verify(key.secret_access_key)
         except sigv4.NotSigned as exc:
             raise SubjectRefused(f"The AWS request is not accepted: {exc}.") from None
-        # Whose signature is for another provider would otherwise be taken here as well.
+        # Without this check, a request that was signed for another provider would be accepted here.
         if request.target not in (self.audience, f"https:{self.audience}"):
             raise SubjectRefused("The x-goog-cloud-target-resource of the AWS request is another provider.")
         if abs(self._clock() - request.time) > MAX_SIGNATURE_AGE_SECONDS:

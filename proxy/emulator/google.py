@@ -1,4 +1,4 @@
-"""What the emulated Google knows: accounts, keys, grants, tokens in circulation, and what it is told to do wrong."""
+"""The state of the emulated Google: accounts, keys, grants, tokens and faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ISSUER: Final = "https://accounts.google.com"
 """The `iss` of every ID token."""
 
 TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 – an address
-"""The `aud` of assertions, wherever they are posted to."""
+"""The `aud` of assertions, whatever address they are posted to."""
 
 WORKFORCE_ENDPOINT: Final = "https://sts.googleapis.com/v1/oauthtoken"
 EXPIRED_AGO_SECONDS: Final = 3600
@@ -26,15 +26,15 @@ UNIVERSE: Final = "googleapis.com"
 
 
 class NoSuchAccount(Exception):
-    """There is no service account of that e-mail or numeric id."""
+    """There is no service account with this e-mail or numeric id."""
 
 
 class Google:
-    """The state behind all endpoints; it opens no socket and reads no clock but the one given.
+    """The state of all endpoints. It opens no socket and reads only the given clock.
 
-    `clock` returns seconds since the epoch. `token_lifetime_seconds` holds for ID tokens and access tokens alike.
-    `slow_seconds` is the delay of `Fault.SLOW`. `metadata_min_remaining_seconds` is the remaining life below which the
-    metadata server stops handing out the token it has (Google: 300; serverless: 240).
+    `clock` returns seconds since the epoch. `token_lifetime_seconds` is the lifetime of ID tokens and access tokens.
+    `slow_seconds` is the delay of `Fault.SLOW`. The metadata server replaces its cached token when the remaining
+    lifetime is below `metadata_min_remaining_seconds` (Google: 300; serverless: 240).
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Google:
         self.slow_seconds = slow_seconds
         self.metadata_min_remaining_seconds = metadata_min_remaining_seconds
         self.metadata_account = metadata_account
-        """E-mail of the metadata server's default account; it exists from the start."""
+        """E-mail of the metadata server's default account, which always exists."""
         self.mints: list[Mint] = []
-        """Every ID token handed out, oldest first."""
+        """All ID tokens that were issued, oldest first."""
         self.calls: Counter[Endpoint] = Counter()
-        """How many requests reached each endpoint, refused and faulty ones included."""
+        """The number of requests by endpoint, including refused ones and faults."""
         self.issued_secrets: set[str] = set()
-        """Every secret that left the emulator: tokens, private keys, client secrets; to search logs for them."""
+        """All secrets that the emulator issued (tokens, private keys, client secrets), to search logs for them."""
         self.federation = Federation(lambda: self.clock(), self.issued_secrets)
-        """The workload identity pool, and the clouds whose identities it takes."""
+        """The workload identity pool and its providers."""
         self._key = Key()
         self._accounts: dict[str, str] = {}
         self._account_keys: dict[str, dict[str, str]] = {}
@@ -70,10 +70,10 @@ class Google:
         self._faults: dict[Endpoint, tuple[Fault, int | None]] = {}
         self.add_account(metadata_account)
 
-    # Who there is, and who may do what
+    # Accounts, users and grants
 
     def add_account(self, email: str) -> None:
-        """Create a service account; one that exists stays. Raises ValueError for what is no e-mail."""
+        """Create a service account unless it exists. Raises ValueError if `email` is not an e-mail address."""
         name, _, domain = email.partition("@")
         if not name or not domain or any(character.isspace() or character in "/:" for character in email):
             raise ValueError(f"{email!r} is not an e-mail address")
@@ -88,14 +88,14 @@ class Google:
         raise NoSuchAccount(name)
 
     def key_file(self, email: str, token_uri: str = TOKEN_ENDPOINT) -> dict[str, str]:
-        """Return a new key of the account, as its JSON key file; the account is created when missing.
+        """Return the content of a key file with a new key of the account; the account is created if missing.
 
-        The public half is remembered, the private half is only in what is returned.
+        Only the public half of the key is stored.
         """
         self.add_account(email)
         key = Key()
         self._account_keys[email][key.key_id] = key.public_pem
-        # By the line, since whoever leaks a key may have broken it up; the last one may be too short to be told apart.
+        # Line by line, because a leaked key may be split. The last line may be too short to be unique.
         self.issued_secrets.update(key.private_pem().splitlines()[1:-2])
         return {
             "type": "service_account",
@@ -116,7 +116,7 @@ class Google:
         return self._account_keys[email]
 
     def user_file(self, email: str) -> dict[str, str]:
-        """Return what `gcloud auth application-default login` writes for a person (`authorized_user`)."""
+        """Return the content of a new `authorized_user` file, as `gcloud auth application-default login` writes it."""
         user = {
             "type": "authorized_user",
             "client_id": f"{unique_id('client ' + email)}.apps.googleusercontent.com",
@@ -128,16 +128,16 @@ class Google:
         return user
 
     def user(self, refresh_token: str) -> Mapping[str, str] | None:
-        """Return the fields of that user's file with `email` beside them, or None when the token is not known."""
+        """Return the content of the user's file plus `email`; None if the token is unknown."""
         return self._users.get(refresh_token)
 
     def revoke_user(self, refresh_token: str) -> None:
-        """Make a user's, or a workforce member's, refresh token unknown."""
+        """Revoke the refresh token of a user or a workforce member."""
         self._users.pop(refresh_token, None)
         self._workforce.pop(refresh_token, None)
 
     def workforce_file(self, principal: str, token_url: str = WORKFORCE_ENDPOINT) -> dict[str, str]:
-        """Return what gcloud writes for a member of a workforce pool (`external_account_authorized_user`)."""
+        """Return the content of a new `external_account_authorized_user` file, as gcloud writes it for a workforce."""
         member = {
             "type": "external_account_authorized_user",
             "audience": "//iam.googleapis.com/locations/global/workforcePools/emulated/providers/sso",
@@ -152,24 +152,24 @@ class Google:
         return member
 
     def workforce_member(self, refresh_token: str) -> Mapping[str, str] | None:
-        """Return the fields of that member's file with `principal` beside them, or None when it is not known."""
+        """Return the content of the member's file plus `principal`; None if the token is unknown."""
         return self._workforce.get(refresh_token)
 
     def allow_impersonation(self, caller: str, target: str, role: Role = Role.TOKEN_CREATOR) -> None:
-        """Grant `caller` (account, user or federated principal) the role on account `target`, created when missing."""
+        """Grant `caller` (account, user or federated principal) the role on `target`, which is created if missing."""
         self.add_account(target)
         self._grants.setdefault((caller, target), set()).update(role.permissions)
 
     def forbid_impersonation(self, caller: str, target: str) -> None:
-        """Take back whatever `caller` was granted on `target`."""
+        """Revoke all roles of `caller` on `target`."""
         self._grants.pop((caller, target), None)
 
     def has_permission(self, caller: str, permission: Permission, target: str) -> bool:
-        """Return whether the caller has the permission on the account; nobody has any on itself by nature."""
+        """Return True if `caller` was granted the permission on `target`; an account has none on itself by default."""
         return permission in self._grants.get((caller, target), ())
 
     def project_of(self, email: str) -> str:
-        """Return the id of the project an account belongs to, as its e-mail tells."""
+        """Return the id of the project of an account, from its e-mail."""
         return email.partition("@")[2].partition(".")[0]
 
     def project_number(self, project_id: str) -> int:
@@ -177,9 +177,9 @@ class Google:
         return int(unique_id(project_id)[:12])
 
     def project(self, name: str) -> str | None:
-        """Return the id of the project of that id or number; None when there is no such project.
+        """Return the id of the project with this id or number; None if there is no such project.
 
-        There are the projects of the accounts, and the one that the workload identity pool belongs to.
+        The projects are those of the accounts, and the project of the workload identity pool.
         """
         if name == POOL_PROJECT_NUMBER:
             return self.project_of(self.metadata_account)
@@ -189,11 +189,11 @@ class Google:
     # Tokens
 
     def certificates(self) -> dict[str, str]:
-        """Return the keys that verify ID tokens: key id → public key, PEM."""
+        """Return the keys that verify ID tokens, key id → public key in PEM."""
         return {self._key.key_id: self._key.public_pem}
 
     def sign(self, claims: Mapping[str, object]) -> str:
-        """Sign any claims with Google's key: for tests of verifiers, and no mint."""
+        """Return a token with these claims, signed with Google's key. It does not count as a mint."""
         return self._key.sign(claims)
 
     def id_token(
@@ -206,9 +206,9 @@ class Google:
         with_email: bool = True,
         expired: bool = False,
     ) -> tuple[str, float]:
-        """Return a new ID token that speaks for `email`, and its `exp`; `claims` go in over the usual ones.
+        """Return a new ID token for the account `email`, and its `exp`; `claims` replace or extend the usual ones.
 
-        It is not a mint until `record_mint` is told that it was handed out by `endpoint`.
+        It counts as a mint after `record_mint`.
         """
         issued = int(self.clock()) - (EXPIRED_AGO_SECONDS + self.token_lifetime_seconds if expired else 0)
         expires = issued + self.token_lifetime_seconds
@@ -222,7 +222,7 @@ class Google:
         return token, float(expires)
 
     def record_mint(self, endpoint: Endpoint, email: str, audience: str, expires_at: float) -> None:
-        """Note that an ID token was handed out."""
+        """Record that an ID token was issued."""
         self.mints.append(Mint(endpoint, audience, email, self.clock(), expires_at))
 
     def access_token(
@@ -233,7 +233,7 @@ class Google:
         lifetime_seconds: int | None = None,
         expired: bool = False,
     ) -> tuple[str, float]:
-        """Return a new access token and when it expires, in seconds since the epoch."""
+        """Return a new access token, and its expiry in seconds since the epoch."""
         lifetime = self.token_lifetime_seconds if lifetime_seconds is None else lifetime_seconds
         expires = self.clock() + (-EXPIRED_AGO_SECONDS if expired else lifetime)
         token = f"ya29.emulated-{secrets.token_urlsafe(32)}"
@@ -242,7 +242,7 @@ class Google:
         return token, expires
 
     def access(self, token: str) -> Access | None:
-        """Return what a live access token stands for; None for one that is unknown, revoked or expired."""
+        """Return the access of an access token; None if it is unknown, revoked or expired."""
         access = self._access.get(token)
         if access is None or access.expires_at <= self.clock():
             self._access.pop(token, None)
@@ -250,24 +250,24 @@ class Google:
         return access
 
     def revoke_access_tokens(self) -> None:
-        """Make every access token handed out so far unknown."""
+        """Revoke all access tokens issued so far."""
         self._access.clear()
 
     # Faults
 
     def fail(self, endpoint: Endpoint, fault: Fault | None, *, times: int | None = None) -> None:
-        """Make the endpoint's next `times` requests (None: all) meet the fault; None instead of a fault mends it."""
+        """Apply the fault to the endpoint's next `times` requests (None: to all); fault None removes the active one."""
         if fault is None or times == 0:
             self._faults.pop(endpoint, None)
         else:
             self._faults[endpoint] = (fault, times)
 
     def faults(self) -> dict[Endpoint, tuple[Fault, int | None]]:
-        """Return what is broken on demand, and for how many requests more (None: until it is mended)."""
+        """Return the active faults, and for how many more requests (None: until removed)."""
         return dict(self._faults)
 
     def next_fault(self, endpoint: Endpoint) -> Fault | None:
-        """Return what the request that came in just now must meet, and count it off."""
+        """Return the fault for the current request, and count it; None if there is none."""
         if endpoint not in self._faults:
             return None
         fault, times = self._faults[endpoint]

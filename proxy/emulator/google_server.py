@@ -31,7 +31,7 @@ API_HOSTS: Final[Mapping[str, Endpoint]] = {
     "sts.googleapis.com": "sts",
     "cloudresourcemanager.googleapis.com": "projects",
 }
-"""The names that DNS has to point at the TLS port, and what answers under each."""
+"""The API hosts, which DNS has to resolve to the TLS port, and their endpoints."""
 
 API_PATHS: Final[Mapping[str, Endpoint]] = {
     "/v1/projects/": "iam", "/v1/locations/": "iam", "/token": "oauth",
@@ -39,7 +39,7 @@ API_PATHS: Final[Mapping[str, Endpoint]] = {
 }  # fmt: skip
 
 METADATA_PORT_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
-"""What else answers on the metadata server's port."""
+"""Paths of other endpoints on the metadata server's port."""
 
 SHUTDOWN_SECONDS: Final = 0.2
 
@@ -53,11 +53,11 @@ class _Endpoint(Protocol):
 class GoogleServer:
     """Async context manager: listens from entry to exit.
 
-    Ports are taken on entry (0: free ones), which raises CannotListen. Under one of Google's names (`API_HOSTS`) the
-    TLS port answers as that host alone; under any other name or address as all of them, told apart by path, for
-    files whose `token_uri` or `token_url` can be set. AWS' and Azure's metadata servers have paths of their own on the
-    metadata port, which files can name, too. The certificate is good for Google's names, `host`, and `names`. `control`
-    answers paths below `/emulator/` on the metadata port, which no fault touches and nothing counts.
+    Entry binds the ports (0: free ones) and raises CannotListen. For a request to one of `API_HOSTS`, the TLS port is
+    that host only. For a request to any other name or address, the path selects the host, for files with their own
+    `token_uri` or `token_url`. The metadata servers of AWS and Azure have paths of their own on the metadata port.
+    The certificate is valid for `API_HOSTS`, `host` and `names`. `control` handles the paths below `/emulator/` on the
+    metadata port; faults do not apply to them, and they are not counted.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class GoogleServer:
 
     @property
     def token_uri(self) -> str:
-        """The OAuth token endpoint at its own address, for a key file used where DNS cannot be turned."""
+        """The OAuth token endpoint at this server's address, for key files where DNS cannot be changed."""
         return f"https://{self.tls_address}/token"
 
     @property
     def token_url(self) -> str:
-        """The token exchange at its own address, for a federation file."""
+        """The token exchange at this server's address, for federation files."""
         return f"https://{self.tls_address}/v1/token"
 
     async def __aenter__(self) -> GoogleServer:
@@ -117,7 +117,7 @@ class GoogleServer:
 
     async def _listen(self, stack: AsyncExitStack, handler: Handler, port: int, tls: ssl.SSLContext | None) -> str:
         bound = stack.enter_context(bind(self._host, port))
-        # Cancelled when the client goes: without that, `Fault.HANG` would hold its task until shutdown.
+        # Cancelled when the client disconnects: otherwise a task of `Fault.HANG` would live until shutdown.
         server = web.Server(handler, handler_cancellation=True, access_log=None)
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
@@ -144,7 +144,7 @@ class GoogleServer:
         if endpoint is None:
             endpoint = next((kind for path, kind in API_PATHS.items() if request.path.startswith(path)), None)
         if endpoint is None:
-            return web_page(404, "No host of Google's that is emulated here has this path.")
+            return web_page(404, "No emulated API host has this path.")
         return await self._serve(endpoint, request)
 
     async def _serve(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
@@ -154,7 +154,7 @@ class GoogleServer:
             response = await apply_fault(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
             if response is not None:
                 return response
-        answer = await self._endpoints[endpoint].handle(request, expired=fault is Fault.EXPIRED)
-        # The time that it is here, by which a client can tell that its own clock is wrong.
-        answer.headers["Date"] = formatdate(self.google.clock(), usegmt=True)
-        return answer
+        response = await self._endpoints[endpoint].handle(request, expired=fault is Fault.EXPIRED)
+        # The emulated clock, so that a client can find out that its own clock is wrong.
+        response.headers["Date"] = formatdate(self.google.clock(), usegmt=True)
+        return response

@@ -1,4 +1,4 @@
-"""What the token endpoints have in common: a form, a client, scopes, an access token, a refusal (RFC 6749)."""
+"""Common parts of the token endpoints (RFC 6749): form, client, scopes, success and error responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON: Final = frozenset({"application/json", "text/json"})
 
 
 class GrantRefused(Exception):
-    """A grant is not given: OAuth's error code, a description, and the status that goes with it."""
+    """A grant is refused: OAuth's error name, a description, and the HTTP status."""
 
     def __init__(self, error: str, description: str, status: int = 400) -> None:
         super().__init__(description)
@@ -28,14 +28,14 @@ class GrantRefused(Exception):
         self.status = status
 
     def response(self) -> web.Response:
-        """Return the answer that says so."""
+        """Return the error response."""
         return oauth_error(self.error, str(self), status=self.status)
 
 
 async def read_form(request: web.BaseRequest) -> dict[str, str]:
-    """Return the fields of what was posted, a form or a JSON object, each of which is there once; raises GrantRefused.
+    """Return the fields of the posted form or JSON object; raises GrantRefused, also if a field is repeated.
 
-    A JSON field that is null is left out.
+    JSON fields that are null are omitted.
     """
     if request.content_type in JSON:
         return _text_fields(await request.read())
@@ -50,15 +50,15 @@ async def read_form(request: web.BaseRequest) -> dict[str, str]:
 
 
 def client_credentials(request: web.BaseRequest, form: Mapping[str, str]) -> tuple[str, str]:
-    """Return id and secret of the OAuth client, from Authorization: Basic or else from the form (RFC 6749, 2.3.1).
+    """Return id and secret of the OAuth client, from Authorization: Basic or from the form (RFC 6749, 2.3.1).
 
-    Empty ones when there are none.
+    Both are empty if there is no client.
     """
     values = request.headers.getall("Authorization", [])
     if not values:
         return form.get("client_id", ""), form.get("client_secret", "")
     scheme, _, encoded = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-    # The Rust client writes the URL-safe alphabet without padding.
+    # The Rust client uses the URL-safe alphabet without padding.
     standard = encoded.replace("-", "+").replace("_", "/")
     try:
         client, _, secret = (
@@ -70,7 +70,7 @@ def client_credentials(request: web.BaseRequest, form: Mapping[str, str]) -> tup
 
 
 def read_scopes(text: str) -> list[str]:
-    """Return the scopes in a field, at least one, all of which Google has; raises GrantRefused."""
+    """Return the scopes of a field; raises GrantRefused if there are none, or one that Google does not have."""
     scopes = text.split()
     if not scopes or not are_scopes(scopes):
         raise GrantRefused("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
@@ -78,7 +78,7 @@ def read_scopes(text: str) -> list[str]:
 
 
 def access_token_body(token: str, remaining_seconds: float) -> dict[str, object]:
-    """Return what a token endpoint says with an access token (RFC 6749, 5.1)."""
+    """Return the body of a response with an access token (RFC 6749, 5.1)."""
     return {"access_token": token, "expires_in": max(0, round(remaining_seconds)), "token_type": "Bearer"}
 
 
@@ -94,5 +94,5 @@ def _text_fields(content: bytes) -> dict[str, str]:
         fields = None
     present = {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else None
     if present is None or not all(isinstance(value, str) for value in present.values()):
-        raise GrantRefused("invalid_request", "The content is no JSON object of strings, each of which is there once.")
+        raise GrantRefused("invalid_request", "The content has to be a JSON object of strings without repeated names.")
     return present

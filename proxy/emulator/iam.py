@@ -1,4 +1,4 @@
-"""IAM Credentials: ID tokens and access tokens of a service account for whoever may have them."""
+"""IAM Credentials: ID tokens and access tokens of a service account, for callers with the permission."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SCOPES: Final = frozenset({SCOPE, "https://www.googleapis.com/auth/iam"})
 MAX_LIFETIME_SECONDS: Final = 3600
 SERVICE: Final = "iamcredentials.googleapis.com"
 AUDIENCES: Final = frozenset({f"https://{SERVICE}/", f"https://{SERVICE}/google.iam.credentials.v1.IAMCredentials"})
-"""What the `aud` of a self-signed JWT may be here."""
+"""The allowed values of `aud` in a self-signed JWT."""
 
 EVERYWHERE: Final = {"locations": [], "encodedLocations": "0x0"}
-"""Where an account may be used that nothing restricts."""
+"""The response for an account that may be used from all locations."""
 
 
 class _InvalidArgument(Exception):
@@ -45,20 +45,20 @@ class _Denied(Exception):
 
 
 class IamCredentials:
-    """Answers as iamcredentials.googleapis.com does."""
+    """The API of iamcredentials.googleapis.com."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         match = PATH.fullmatch(request.path) if request.method == "POST" else None
         locations = LOCATIONS.fullmatch(request.path) if request.method == "GET" else None
         if match is None and locations is None:
             return web_page(404, "There is no such method.")
         access = authenticate(self._google, request, AUDIENCES)
         if access is None:
-            return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
+            return api_error(401, "A valid OAuth 2 access token is required as bearer.")
         refusal = _scopes_refusal(access) or quota_refusal(self._google, request, SERVICE)
         if refusal is not None:
             return refusal
@@ -85,7 +85,7 @@ class IamCredentials:
             )
 
     def _locations(self, match: re.Match[str] | None) -> web.Response:
-        """Say that nothing restricts where the account may be used (Rust's client asks, google-auth when told to)."""
+        """Return that no location is forbidden; Rust's client requests it, and google-auth if configured."""
         if match is not None and match["account"] is not None:
             self._google.account(match["account"])
         return web.json_response(EVERYWHERE)
@@ -115,7 +115,7 @@ class IamCredentials:
         if not fields.get("scope"):
             raise _InvalidArgument("Invalid value at 'scope': it is required")
         if not are_scopes(fields["scope"]):
-            raise _InvalidArgument("Invalid value at 'scope': one of them is no scope of Google's")
+            raise _InvalidArgument("Invalid value at 'scope': one of them is not a scope of Google's")
         email = self._target(access, name, fields.get("delegates", []), Permission.GET_ACCESS_TOKEN)
         lifetime = min(fields.get("lifetime", MAX_LIFETIME_SECONDS), self._google.token_lifetime_seconds)
         token, expires = self._google.access_token(email, fields["scope"], lifetime_seconds=lifetime, expired=expired)
@@ -123,7 +123,7 @@ class IamCredentials:
         return web.json_response({"accessToken": token, "expireTime": expire_time})
 
     def _target(self, access: Access, name: str, delegates: list[str], permission: Permission) -> str:
-        """Return the target's e-mail once each link of the chain caller → delegates → target is granted."""
+        """Return the target's e-mail if each link of the chain caller → delegates → target is granted."""
         target = self._google.account(name)
         caller = access.principal
         for delegate in map(self._google.account, delegates):
@@ -156,7 +156,7 @@ def _object(text: str) -> dict[str, Any]:
 def _fields(body: Mapping[str, Any], **readers: Callable[[str, Any], Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for written, value in body.items():
-        # ProtoJSON: a field may be written as in the .proto file, too, and a null is a field that is not there.
+        # ProtoJSON: the name may be that of the .proto file, and a null means that the field is missing.
         name = re.sub(r"_([a-z])", lambda match: match[1].upper(), written)
         if name not in readers:
             raise _InvalidArgument(f'Invalid JSON payload received. Unknown name "{written}": Cannot find field.')
@@ -174,7 +174,7 @@ def _string(name: str, value: Any) -> str:
 def _boolean(name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    # Google reads these two strings as well, and google-auth sends them.
+    # Google also accepts these two strings, and google-auth sends them.
     if value in ("true", "false"):
         return bool(value == "true")
     raise _InvalidArgument(f"Invalid value at '{name}' (TYPE_BOOL)")

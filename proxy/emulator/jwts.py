@@ -1,4 +1,4 @@
-"""JSON Web Tokens as Google signs and reads them: RS256 only, compact form, nothing lenient (RFC 7515, 7519)."""
+"""JSON Web Tokens as Google signs and verifies them: RS256, compact form, strict parsing (RFC 7515, 7519)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Flaw", "Key", "TokenRefused", "Unverified", "check_times", "parse"]
 
 
 class Flaw(enum.Enum):
-    """What is wrong with a token, in the order in which it is looked at."""
+    """Why a token is refused, in the order of the checks."""
 
     MALFORMED = "it is not a signed JWT"
     ALGORITHM = "its algorithm is not RS256"
@@ -28,19 +28,19 @@ class Flaw(enum.Enum):
     SIGNATURE = "its signature does not verify"
     CLAIMS = "a claim is missing or of the wrong type"
     ISSUER = "its issuer is not Google"
-    AUDIENCE = "its audience is somebody else"
+    AUDIENCE = "it is for another audience"
     EXPIRED = "it has expired"
     TOO_EARLY = "it was issued in the future"
     LIFETIME = "it is valid for longer than an hour"
 
 
 class TokenRefused(Exception):
-    """A token that is not accepted. The text never holds the token."""
+    """A token is not accepted. The text does not contain the token."""
 
     def __init__(self, flaw: Flaw) -> None:
         super().__init__(f"The token is not accepted: {flaw.value}")
         self.flaw = flaw
-        """Why."""
+        """The reason."""
 
 
 class Key:
@@ -53,13 +53,13 @@ class Key:
             .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
             .decode()
         )
-        """The public half, PEM."""
+        """The public half in PEM."""
         self.key_id: str = hashlib.sha256(self.public_pem.encode()).hexdigest()[:40]
-        """What stands in a token's header as `kid`."""
+        """The `kid` in the header of its tokens."""
         self._signer = crypt.RSASigner(self._private, key_id=self.key_id)  # type: ignore[no-untyped-call]  # google-auth
 
     def private_pem(self) -> str:
-        """Return the private half as Google's key files hold it: PKCS #8, PEM, not encrypted."""
+        """Return the private half as in Google's key files: PKCS #8, PEM, not encrypted."""
         return self._private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ).decode()
@@ -72,17 +72,21 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unverified:
-    """A well-formed token of which nobody has looked at the signature yet."""
+    """A well-formed token whose signature is not verified yet."""
 
     header: dict[str, Any]
+    """The JOSE header."""
     claims: dict[str, Any]
+    """The claims, not to be trusted yet."""
     signed: bytes = field(repr=False)
+    """The octets that the signature covers."""
     signature: bytes = field(repr=False)
+    """The decoded signature."""
 
     def verified(self, keys: Mapping[str, str], *, key_id_optional: bool = False) -> dict[str, Any]:
-        """Return the claims if a key of `keys` (id → public half, PEM) signed them; raises TokenRefused otherwise.
+        """Return the claims if one of `keys` (id → public half in PEM) signed them; raises TokenRefused otherwise.
 
-        With `key_id_optional`, a token without `kid` is tried with every key.
+        With `key_id_optional`, a token without `kid` may be signed with any of the keys.
         """
         if self.header.get("alg") != "RS256" or "crit" in self.header:
             raise TokenRefused(Flaw.ALGORITHM)
@@ -99,7 +103,7 @@ class Unverified:
 
 
 def parse(token: str) -> Unverified:
-    """Take a token in compact form apart; raises TokenRefused when it is not one."""
+    """Parse a token in compact form; raises TokenRefused if it is malformed."""
     parts = token.split(".")
     if len(parts) != 3:
         raise TokenRefused(Flaw.MALFORMED)
@@ -113,7 +117,7 @@ def parse(token: str) -> Unverified:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, skew_seconds: float) -> tuple[float, float]:
-    """Return `iat` and `exp` of claims that hold now, give or take the skew; raises TokenRefused otherwise."""
+    """Return `iat` and `exp` if `now` is between them, within the skew; raises TokenRefused otherwise."""
     issued, expires = claims.get("iat"), claims.get("exp")
     if not _is_time(issued) or not _is_time(expires):
         raise TokenRefused(Flaw.CLAIMS)
@@ -139,7 +143,7 @@ def _object(segment: str) -> dict[str, Any]:
 
 
 def _octets(segment: str) -> bytes:
-    # urlsafe_b64decode drops what is not of its alphabet without a word, so the alphabet is held here.
+    # urlsafe_b64decode silently drops characters outside its alphabet, so the alphabet is checked first.
     if not re.fullmatch(r"[A-Za-z0-9_-]+", segment) or len(segment) % 4 == 1:
         raise TokenRefused(Flaw.MALFORMED)
     return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))

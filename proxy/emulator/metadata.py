@@ -1,6 +1,6 @@
-"""The metadata server: identity and access tokens of the machine's own account, over plain HTTP.
+"""The metadata server: ID tokens and access tokens of the machine's account, over HTTP without TLS.
 
-What it knows is a tree. A path that ends in `/` lists a directory, `?recursive=true` shows all below it as JSON.
+The metadata is a tree. A path that ends in `/` lists a directory; `?recursive=true` returns its subtree as JSON.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ INSTANCE: Final = "emulated-instance"
 Leaf: TypeAlias = str | int | list[str]
 Directory: TypeAlias = Mapping[str, "Leaf | Directory | ValueHandler"]
 ValueHandler: TypeAlias = Callable[..., web.Response]
-"""What makes an answer of its own from the request; no part of what is shown recursively."""
+"""Makes the response of a path from the request; not part of recursive listings."""
 
 
 class MetadataServer:
-    """Answers as the metadata server does: it keeps handing out the token it has until that one is old."""
+    """The metadata server. It returns a cached token until that is about to expire."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
@@ -37,7 +37,7 @@ class MetadataServer:
         self._access_tokens: dict[tuple[str, ...], tuple[str, float]] = {}
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request; every one of them says `Metadata-Flavor: Google`."""
+        """Return the response to one request; every response has `Metadata-Flavor: Google`."""
         response = self._handle(request, expired=expired)
         response.headers[FLAVOR] = "Google"
         response.headers["Server"] = "Metadata Server for VM"
@@ -47,9 +47,9 @@ class MetadataServer:
         if request.headers.getall(FLAVOR, []) != ["Google"]:
             return web_page(403, "The field Metadata-Flavor: Google is missing.")
         if "X-Forwarded-For" in request.headers:
-            return web_page(403, "A request that was forwarded (X-Forwarded-For) is not answered.")
+            return web_page(403, "Forwarded requests (X-Forwarded-For) are refused.")
         if request.method not in ("GET", "HEAD"):
-            return web_page(405, "Only GET is answered here.")
+            return web_page(405, "Only GET is allowed.")
         path = request.path
         if path in ("/", "/computeMetadata", "/computeMetadata/"):
             return _text("0.1/\ncomputeMetadata/\n" if path == "/" else "v1/\n")
@@ -69,7 +69,7 @@ class MetadataServer:
             return _leaf(found, request)
         if request.query.get("recursive", "").lower() == "true":
             return web.json_response(_recursive(found))
-        # Google sends whoever leaves out the slash to the listing; Node's probe of `instance` follows.
+        # Google redirects a directory without the slash; Node's probe of `instance` follows the redirect.
         if not request.path.endswith("/"):
             return web.Response(status=301, headers={"Location": f"{request.path}/"})
         return _text(

@@ -1,4 +1,4 @@
-"""The values of the emulated Google: what can go wrong on demand, who may do what, what was handed out."""
+"""The value types of the emulated Google: endpoints, faults, permissions, roles, mints, access."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 __all__ = ["ENDPOINTS", "SCOPE", "Access", "Endpoint", "Fault", "Mint", "Permission", "Role", "are_scopes", "unique_id"]
 
 Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "aws", "azure"]
-"""What a client calls: metadata server, IAM Credentials, OAuth token endpoint, token exchange, Resource Manager; and
-the metadata servers of AWS and Azure, where federation begins."""
+"""What a client calls: the metadata server, IAM Credentials, the OAuth token endpoint, the token exchange, Resource
+Manager, and for federation the metadata servers of AWS and Azure."""
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "projects", "aws", "azure")
+"""All endpoints."""
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
-"""The scope that lets a caller use every Google Cloud API, IAM Credentials included."""
+"""The scope of all Google Cloud APIs, including IAM Credentials."""
 
 SCOPE_PREFIX: Final = "https://www.googleapis.com/auth/"
 OPEN_ID_SCOPES: Final = frozenset({"openid", "email", "profile"})
 
 
 class Fault(enum.Enum):
-    """What an endpoint does instead of its work; the value is its name on the control endpoint."""
+    """A failure of an endpoint on demand; the value is its name for `/emulator/faults`."""
 
     TOO_MANY_REQUESTS = "too-many-requests"
-    """429, shaped as the endpoint's errors are."""
+    """429, in the endpoint's error format."""
     SERVER_ERROR = "server-error"
-    """500, shaped as the endpoint's errors are."""
+    """500, in the endpoint's error format."""
     DENIED = "denied"
-    """403, shaped as the endpoint's errors are."""
+    """403, in the endpoint's error format."""
     REJECTED = "rejected"
-    """Whoever asks is not known any more: 400 `invalid_grant`, 401, or 404 where there is no account to ask for."""
+    """The caller's identity is revoked: 400 `invalid_grant`, 401, or 404 from the metadata server."""
     HANG = "hang"
-    """No answer, until the client goes or the server closes."""
+    """No response, until the client disconnects or the server stops."""
     RESET = "reset"
     """The TCP connection is reset."""
     JUNK = "junk"
-    """200 with what is neither a JWT nor JSON."""
+    """200 with content that is neither a JWT nor JSON."""
     HTML = "html"
     """200 with a web page."""
     EXPIRED = "expired"
-    """The right answer, but its token expired an hour ago."""
+    """The normal response, but its token expired an hour ago."""
     SLOW = "slow"
-    """The right answer, after `Google.slow_seconds`."""
+    """The normal response, after `Google.slow_seconds`."""
 
 
 class Permission(enum.Enum):
-    """Permissions on a service account that IAM Credentials looks at."""
+    """The permissions on a service account that IAM Credentials checks."""
 
     GET_OPEN_ID_TOKEN = "iam.serviceAccounts.getOpenIdToken"  # noqa: S105 – a name
     GET_ACCESS_TOKEN = "iam.serviceAccounts.getAccessToken"  # noqa: S105 – a name
@@ -57,53 +58,53 @@ class Permission(enum.Enum):
 
 
 class Role(enum.Enum):
-    """Roles on a service account that grant them."""
+    """The roles on a service account that contain these permissions."""
 
     OPEN_ID_TOKEN_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"  # noqa: S105 – a name
-    """ID tokens, and nothing else."""
+    """ID tokens only."""
     TOKEN_CREATOR = "roles/iam.serviceAccountTokenCreator"  # noqa: S105 – a name
-    """ID tokens, access tokens, and being a link of a delegation chain."""
+    """ID tokens, access tokens, and being a delegate."""
 
     @property
     def permissions(self) -> frozenset[Permission]:
-        """What the role lets its holder do."""
+        """The permissions that the role contains."""
         if self is Role.OPEN_ID_TOKEN_CREATOR:
             return frozenset({Permission.GET_OPEN_ID_TOKEN})
         return frozenset(Permission)
 
 
 class Mint(NamedTuple):
-    """One ID token as it was handed out; a token handed out twice is two of these."""
+    """One response with an ID token; a cached token that is returned twice makes two mints."""
 
     endpoint: Endpoint
-    """Who handed it out."""
+    """The endpoint that issued it."""
     audience: str
     """Its `aud`."""
     email: str
-    """The account it speaks for, whether or not the token says so."""
+    """E-mail of its account, whether or not the token contains it."""
     time: float
-    """When it was handed out, in seconds since the epoch."""
+    """When it was issued, in seconds since the epoch."""
     expires_at: float
     """Its `exp`, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What an access token stands for."""
+    """What an access token allows."""
 
     principal: str
-    """Who holds it: an account's e-mail, a user's, or a federated principal."""
+    """The e-mail of an account or a user, or a federated principal."""
     scopes: frozenset[str]
-    """What it may be used for."""
+    """The scopes of the token."""
     expires_at: float
-    """Seconds since the epoch."""
+    """Its expiry in seconds since the epoch."""
 
 
 def unique_id(email: str) -> str:
-    """Return the account's numeric id, 21 digits, the `sub` of its tokens; the same e-mail has the same id always."""
+    """Return the account's numeric id, 21 digits, the `sub` of its tokens; it depends on the e-mail only."""
     return "1" + str(int.from_bytes(hashlib.sha256(email.encode()).digest(), "big"))[-20:]
 
 
 def are_scopes(scopes: Iterable[str]) -> bool:
-    """Return whether all of them are scopes as Google has them: URLs of one prefix, and OpenID's three words."""
+    """Return True if all are valid: URLs with Google's prefix, or one of OpenID's three scopes."""
     return all(scope in OPEN_ID_SCOPES or scope.removeprefix(SCOPE_PREFIX) not in ("", scope) for scope in scopes)

@@ -23,17 +23,17 @@ USER_SCOPES: Final = (
     SCOPE,
     "https://www.googleapis.com/auth/sqlservice.login",
 )
-"""What `gcloud auth application-default login` asks a person for."""
+"""The scopes that `gcloud auth application-default login` requests."""
 
 
 class OAuth:
-    """Answers as oauth2.googleapis.com does."""
+    """The API of oauth2.googleapis.com."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         if request.path != "/token" or request.method != "POST":
             return web_page(404, "There is no such method.")
         try:
@@ -50,9 +50,9 @@ class OAuth:
             return exc.response()
 
     def _by_assertion(self, form: Mapping[str, str], audiences: Collection[str], *, expired: bool) -> dict[str, object]:
-        """RFC 7523 as Google has it: the claim `target_audience` asks for an ID token, `scope` for an access token.
+        """Return an ID token if the assertion (RFC 7523) has `target_audience`, else an access token for its `scope`.
 
-        With both it is an ID token, and nothing is made of the scope: Node's client sends it with either.
+        With both claims, `scope` is ignored: Node's client always sends it.
         """
         claims = self._assertion(form.get("assertion", ""), audiences)
         email = claims["iss"]
@@ -66,7 +66,7 @@ class OAuth:
         return {"id_token": token}
 
     def _assertion(self, assertion: str, audiences: Collection[str]) -> dict[str, Any]:
-        """Return the claims of a right assertion. Its `aud` is Google's endpoint, or where it was posted to (Go)."""
+        """Return the claims of a valid assertion. Its `aud` is one of `audiences`."""
         try:
             claims = claims_of_account(self._google, assertion)
         except NoSuchAccount:
@@ -97,17 +97,17 @@ class OAuth:
             raise GrantRefused("invalid_client", "The OAuth client was not found.", 401)
         scopes = read_scopes(form.get("scope") or " ".join(USER_SCOPES))
         if not set(scopes) <= set(USER_SCOPES):
-            raise GrantRefused("invalid_scope", "Some requested scopes were not granted when the person signed in.")
-        answer = self._access(user["email"], scopes, expired=expired) | {"scope": " ".join(scopes)}
+            raise GrantRefused("invalid_scope", "Some requested scopes were not granted at sign-in.")
+        body = self._access(user["email"], scopes, expired=expired) | {"scope": " ".join(scopes)}
         if "openid" in scopes:
-            # Its audience is the client, so Cloud Run does not take it: the trap that real credentials set, too.
+            # Its audience is the client, so Cloud Run rejects it, as with real user credentials.
             claims = {"sub": unique_id(user["email"]), "azp": user["client_id"]}
             token, expires = self._google.id_token(
                 "oauth", user["email"], user["client_id"], claims=claims, expired=expired
             )
             self._google.record_mint("oauth", user["email"], user["client_id"], expires)
-            answer["id_token"] = token
-        return answer
+            body["id_token"] = token
+        return body
 
     def _access(self, principal: str, scopes: list[str], *, expired: bool) -> dict[str, object]:
         token, expires = self._google.access_token(principal, scopes, expired=expired)

@@ -1,4 +1,4 @@
-"""Resource Manager, as far as google-auth asks it: the id of the project that a workload identity pool belongs to."""
+"""Resource Manager: the id of a project, which google-auth requests for the project of a workload identity pool."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SERVICE: Final = "cloudresourcemanager.googleapis.com"
 
 
 class ResourceManager:
-    """Answers as cloudresourcemanager.googleapis.com does to `projects.get`; everybody may read every project."""
+    """The method `projects.get` of cloudresourcemanager.googleapis.com; every caller may read every project."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request; there is no token in it that could be expired."""
+        """Return the response to one request; `expired` has no effect, since it contains no token."""
         match = PATH.fullmatch(request.path)
         if match is None or request.method != "GET":
             return web_page(404, "There is no such method.")
         if authenticate(self._google, request, (f"https://{SERVICE}/",)) is None:
-            return api_error(401, "An OAuth 2 access token is expected as bearer; there is none, or it is not valid.")
+            return api_error(401, "A valid OAuth 2 access token is required as bearer.")
         refusal = quota_refusal(self._google, request, SERVICE)
         if refusal is not None:
             return refusal

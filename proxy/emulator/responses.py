@@ -1,4 +1,4 @@
-"""Answers in the shapes of Google's: API errors, OAuth errors, web pages; and the faults that replace an answer."""
+"""Error responses in Google's formats (API errors, OAuth errors, web pages), and faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATUS_NAMES: Final = {
     500: "INTERNAL",
 }
 FLAVOR: Final = "Metadata-Flavor"
-"""The field that a metadata server's request and answer carry; its value is Google."""
+"""Name of the field that requests to a metadata server and its responses must have; the value is Google."""
 
 FAULT_STATUS: Final = {Fault.TOO_MANY_REQUESTS: 429, Fault.SERVER_ERROR: 500, Fault.DENIED: 403}
 
@@ -37,7 +37,7 @@ REJECTED_STATUS: Final[Mapping[Endpoint, int]] = {
 
 
 def page(status: int, text: str) -> str:
-    """Return a small web page that tells of a failure, as Google's front ends send it to whoever asks."""
+    """Return an error page in HTML, as Google's front ends send it."""
     title = f"{status} {HTTPStatus(status).phrase}"
     return (
         "<!doctype html>\n<html lang=en>\n<head><meta charset=utf-8>"
@@ -46,15 +46,15 @@ def page(status: int, text: str) -> str:
 
 
 def web_page(status: int, text: str) -> web.Response:
-    """Return that page as an answer."""
+    """Return a response with `page(status, text)`; status 200 is possible."""
     return web.Response(status=status, text=page(status, text), content_type="text/html", charset="utf-8")
 
 
 def api_error(
-    code: int, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None
+    status: int, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return the error of a Google API; `reason` and `metadata` become its ErrorInfo detail (google.rpc)."""
-    error: dict[str, object] = {"code": code, "message": message, "status": STATUS_NAMES[code]}
+    """Return an error response of a Google API; `reason` and `metadata` become its ErrorInfo detail (google.rpc)."""
+    error: dict[str, object] = {"code": status, "message": message, "status": STATUS_NAMES[status]}
     if reason is not None:
         error["details"] = [
             {
@@ -64,14 +64,14 @@ def api_error(
                 "metadata": dict(metadata or {}),
             }
         ]
-    fields = {"www-authenticate": 'Bearer realm="https://accounts.google.com/"'} if code == 401 else None
+    fields = {"www-authenticate": 'Bearer realm="https://accounts.google.com/"'} if status == 401 else None
     return web.Response(
-        status=code, text=json.dumps({"error": error}, indent=2), content_type="application/json", headers=fields
+        status=status, text=json.dumps({"error": error}, indent=2), content_type="application/json", headers=fields
     )
 
 
 def oauth_error(error: str, description: str, *, status: int = 400) -> web.Response:
-    """Return the error of a token endpoint (RFC 6749, 5.2)."""
+    """Return an error response of a token endpoint (RFC 6749, 5.2)."""
     return web.json_response({"error": error, "error_description": description}, status=status)
 
 
@@ -90,7 +90,7 @@ def _refusal(endpoint: Endpoint, status: int) -> web.Response:
 async def apply_fault(
     fault: Fault, endpoint: Endpoint, request: web.BaseRequest, *, slow_seconds: float
 ) -> web.Response | None:
-    """Do to the request what the fault says; return the answer, or None when the right one is to follow."""
+    """Apply a fault to a request. Return the response, or None if the endpoint should send its normal one."""
     if fault in FAULT_STATUS:
         return _refusal(endpoint, FAULT_STATUS[fault])
     if fault is Fault.REJECTED:
@@ -105,7 +105,7 @@ async def apply_fault(
     if fault is Fault.RESET:
         _reset(request)
     if fault in (Fault.HANG, Fault.RESET):
-        # Ended by the server, which cancels this when the connection goes and when it shuts down.
+        # The server cancels this task when the connection closes and when the server shuts down.
         await asyncio.get_running_loop().create_future()
     return None
 
@@ -115,6 +115,6 @@ def _reset(request: web.BaseRequest) -> None:
     if transport is None:
         return
     connection = transport.get_extra_info("socket")
-    # With no time to linger, closing sends RST at once (RFC 9293, 3.10.7.4 and socket(7)), where it would send FIN.
+    # With a linger time of zero, closing sends RST instead of FIN (RFC 9293, 3.10.7.4 and socket(7)).
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

@@ -1,7 +1,7 @@
-"""AWS Signature Version 4 of the one request that federation from AWS signs: GetCallerIdentity at AWS' own STS.
+"""AWS Signature Version 4 of the request that federation from AWS signs: GetCallerIdentity of the AWS STS.
 
-The token exchange gets it as subject token: URL-quoted JSON with `url`, `method` and `headers`. Google would send it to
-AWS, who recomputes the signature; here it is recomputed at once.
+The request is the subject token of the token exchange: URL-quoted JSON with `url`, `method` and `headers`. Google sends
+it to AWS, which verifies the signature; the emulator verifies it itself.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 
 
 class NotSigned(Exception):
-    """The subject token is not a signed GetCallerIdentity request, or not signed right. The text quotes none of it."""
+    """The subject token is not a correctly signed GetCallerIdentity request. The text quotes nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedRequest:
-    """A GetCallerIdentity request whose form is right and whose signature nobody has looked at yet."""
+    """A well-formed GetCallerIdentity request whose signature is not verified yet."""
 
     access_key_id: str
-    """The AWS access key that is said to have signed it."""
+    """The id of the access key that the request names."""
     time: float
     """When it was signed, in seconds since the epoch."""
     target: str
-    """The provider that it is meant for (`x-goog-cloud-target-resource`)."""
+    """The provider that it is for (`x-goog-cloud-target-resource`)."""
     session_token: str | None = field(repr=False)
-    """What goes with a temporary key."""
+    """The session token of a temporary key; None without one."""
     _region: str
     _signed: tuple[str, ...]
     _fields: Mapping[str, str] = field(repr=False)
@@ -52,9 +52,9 @@ class SignedRequest:
     _signature: str = field(repr=False)
 
     def verify(self, secret_access_key: str) -> None:
-        """Raise NotSigned unless this key made the signature."""
-        lines = "".join(f"{name}:{' '.join(self._fields[name].split())}\n" for name in self._signed)
-        request = "\n".join(["POST", "/", self._query, lines, ";".join(self._signed), EMPTY_SHA256])
+        """Raise NotSigned unless the signature was made with this key."""
+        canonical_fields = "".join(f"{name}:{' '.join(self._fields[name].split())}\n" for name in self._signed)
+        request = "\n".join(["POST", "/", self._query, canonical_fields, ";".join(self._signed), EMPTY_SHA256])
         stamp = self._fields["x-amz-date"]
         scope = f"{stamp[:8]}/{self._region}/sts/aws4_request"
         text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(request.encode()).hexdigest()])
@@ -66,7 +66,7 @@ class SignedRequest:
 
 
 def parse(subject_token: str) -> SignedRequest:
-    """Return the request that a subject token holds; raises NotSigned when its form is not as Google documents it."""
+    """Return the request in a subject token; raises NotSigned unless it has the form that Google documents."""
     request = _object(subject_token)
     fields = _fields(request.get("headers"))
     query = _query(request, fields["host"])
@@ -76,7 +76,7 @@ def parse(subject_token: str) -> SignedRequest:
     try:
         time = datetime.datetime.strptime(fields["x-amz-date"], TIME).replace(tzinfo=datetime.UTC).timestamp()
     except ValueError:
-        raise NotSigned("its x-amz-date is no time") from None
+        raise NotSigned("its x-amz-date is not a time") from None
     region = HOST.fullmatch(fields["host"])
     if region is None or match["region"] != region["region"] or match["date"] != fields["x-amz-date"][:8]:
         raise NotSigned("its credential scope is not that of its host and date")
@@ -101,7 +101,7 @@ def parse(subject_token: str) -> SignedRequest:
 
 def _object(subject_token: str) -> dict[str, Any]:
     try:
-        # Go, Java and Rust escape a space as `+`, Python and Node as `%20`; a plus is `%2B` with all of them.
+        # Go, Java and Rust escape a space as `+`, Python and Node as `%20`; all of them escape a plus as `%2B`.
         request = json.loads(unquote_plus(subject_token, errors="strict"))
     except (ValueError, RecursionError):
         raise NotSigned("it is not URL-quoted JSON") from None
@@ -110,12 +110,12 @@ def _object(subject_token: str) -> dict[str, Any]:
     return request
 
 
-def _fields(lines: object) -> dict[str, str]:
-    if not isinstance(lines, list):
+def _fields(headers: object) -> dict[str, str]:
+    if not isinstance(headers, list):
         raise NotSigned("its headers are not a list")
     fields: dict[str, str] = {}
-    for line in lines:
-        match line:
+    for header in headers:
+        match header:
             case {"key": str(key), "value": str(value), **more} if not more and key.lower() not in fields:
                 fields[key.lower()] = value
             case _:
@@ -126,7 +126,7 @@ def _fields(lines: object) -> dict[str, str]:
 
 
 def _query(request: Mapping[str, Any], host: str) -> str:
-    """Return the canonical query of a request that asks AWS' STS who the caller is."""
+    """Return the canonical query of the request; raises NotSigned unless it is a GetCallerIdentity request."""
     parts = urlsplit(str(request.get("url")))
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     right = parts.scheme == "https" and parts.netloc == host and HOST.fullmatch(host) and parts.path in ("", "/")

@@ -1,4 +1,4 @@
-"""Ports to listen on: taken at once, so that whoever asks for a free one can tell its number to others."""
+"""Listening sockets. They are bound at once, so that the number of a free port is known before the server starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 – nothi
 
 
 class CannotListen(Exception):
-    """A port cannot be listened on; the text is one sentence that names it."""
+    """Listening on a port fails; the text is one sentence that names the address."""
 
     def __init__(self, host: str, port: int, why: str) -> None:
         super().__init__(f"Cannot listen on {_join(host, port)}: {why}.")
@@ -22,7 +22,7 @@ class CannotListen(Exception):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a TCP socket bound to the address, port 0 meaning a free one; raises CannotListen."""
+    """Return a listening, non-blocking TCP socket; port 0 means a free one. Raises CannotListen."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(target)
-            # Two may bind a port where only one may listen (SO_REUSEADDR), and this is the one that must hear of it.
+            # With SO_REUSEADDR two sockets can bind one port, and only the second `listen` fails. It has to fail here.
             bound.listen(1024)
             bound.setblocking(False)
         except BaseException:
@@ -39,13 +39,13 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
-            raise CannotListen(host, port, "the port is taken by another program") from exc
+            raise CannotListen(host, port, "the port is in use by another program") from exc
         raise CannotListen(host, port, exc.strerror or os.strerror(exc.errno or errno.EINVAL)) from exc
     return bound
 
 
 def address(bound: socket.socket) -> str:
-    """Return where to reach a bound socket: `host:port`, IPv6 in brackets, loopback for a wildcard."""
+    """Return the address of a bound socket: `host:port`, IPv6 in brackets, loopback instead of a wildcard."""
     host, port = bound.getsockname()[:2]
     return _join(WILDCARDS.get(host, host), port)
 

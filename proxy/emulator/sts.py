@@ -1,4 +1,4 @@
-"""The token exchange: subject tokens of other identity providers, and the refresh tokens of a workforce."""
+"""The token exchange: subject tokens of identity providers, and refresh tokens of a workforce pool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KNOWN: Final = frozenset(
         "requested_token_type",
         "subject_token_type",
         "options",
-        # Of the client, for which nobody asks here (Go sends them in the form, when it has them).
+        # Ignored here; Go sends them in the form.
         "client_id",
         "client_secret",
         *REQUIRED,
@@ -43,17 +43,17 @@ KNOWN: Final = frozenset(
 
 
 class TokenExchange:
-    """Answers as sts.googleapis.com does (RFC 8693), to subject tokens that prove something to a known provider."""
+    """The API of sts.googleapis.com (RFC 8693)."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         if request.path not in ("/v1/token", "/v1/oauthtoken", "/v1/introspect") or request.method != "POST":
             return web_page(404, "There is no such method.")
         try:
-            # JSON has the fields' names in camel case or as forms have them (ProtoJSON).
+            # ProtoJSON: names may be in camel case, or as in forms.
             form = {_snake_case(name): value for name, value in (await read_form(request)).items()}
             if request.path == "/v1/token":
                 return web.json_response(self._exchange(form, expired=expired))
@@ -92,8 +92,7 @@ class TokenExchange:
         except SubjectRefused as exc:
             raise GrantRefused("invalid_grant", str(exc)) from None
         token, expires = self._google.access_token(principal, scopes, expired=expired)
-        answer = access_token_body(token, expires - self._google.clock())
-        return answer | {"issued_token_type": ACCESS_TOKEN_TYPE}
+        return access_token_body(token, expires - self._google.clock()) | {"issued_token_type": ACCESS_TOKEN_TYPE}
 
     def _refresh(self, form: Mapping[str, str], client: tuple[str, str], *, expired: bool) -> dict[str, object]:
         if form.get("grant_type") != "refresh_token":
@@ -107,7 +106,7 @@ class TokenExchange:
         return access_token_body(token, expires - self._google.clock())
 
     def _introspect(self, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, object]:
-        """Tell whom an access token stands for (RFC 7662): `gcloud auth login --cred-file` asks for its name."""
+        """Return the principal of an access token (RFC 7662); `gcloud auth login --cred-file` requests it."""
         if not all(client):
             raise GrantRefused("invalid_client", "The OAuth client is not authenticated.", 401)
         access = self._google.access(form.get("token", ""))
@@ -134,4 +133,4 @@ def _check_options(options: str | None) -> None:
     except (ValueError, AttributeError, RecursionError):
         right = False
     if not right:
-        raise GrantRefused("invalid_request", "The options are no JSON object with a userProject.")
+        raise GrantRefused("invalid_request", "The options have to be a JSON object with a userProject.")

@@ -26,10 +26,7 @@ UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset(
     {
         "admin",
         "cli",
-        "cloud_run",
-        "doctor",
         "downstream",
-        "emulator",
         "errors.py",
         "http2",
         "network",

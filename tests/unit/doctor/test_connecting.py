@@ -47,7 +47,7 @@ async def reached(
     origin: Origin, ca: Path | None = None, seconds: float = 10.0, ahead: float = 0.0
 ) -> ConnectionResult:
     """Go there, and close what comes of it."""
-    found = await reacher(ca, seconds).reach(origin, time.time() + ahead)
+    found = await reacher(ca, seconds).connect(origin, time.time() + ahead)
     if found.connection is not None:
         found.connection.abort()
         await found.connection.gone
@@ -149,7 +149,7 @@ async def test_a_certificate_that_ends_soon_is_a_warning(certificates: Certifica
     step = by_name(found)["tls"]
     assert (step.outcome, step.code) == (Outcome.WARNING, "certificate-expires-soon")
     assert step.remedy
-    assert "ends in 4 days" in step.remedy
+    assert "expires in 4 days" in step.remedy
 
 
 @pytest.mark.asyncio
@@ -262,7 +262,7 @@ async def test_a_name_that_does_not_exist_fails_in_dns() -> None:
 def test_an_issuer_without_a_name_is_somebody() -> None:
     details = certificate_details({"issuer": (), "notAfter": "Jan  2 00:00:00 1970 GMT"}, 0.0)
     assert details == {
-        "issuer": "somebody without a name",
+        "issuer": "an issuer without a name",
         "expires_at": "1970-01-02T00:00:00Z",
         "remaining_days": 1,
     }

@@ -112,10 +112,10 @@ def test_a_redirect_is_never_a_public_service(status: int, location: str, shown:
 @pytest.mark.parametrize(
     ("location", "advice"),
     [
-        ("/restate/discover/", "wants a slash at the end"),
-        (f"https://{HOST}/restate/discover/", "wants a slash at the end"),
-        ("/v2/discover", "the path under which"),
-        (f"https://{HOST}/v2/discover", "the path under which"),
+        ("/restate/discover/", "requires a trailing slash"),
+        (f"https://{HOST}/restate/discover/", "requires a trailing slash"),
+        ("/v2/discover", "the path at which"),
+        (f"https://{HOST}/v2/discover", "the path at which"),
         ("https://other.example/", "the service itself"),
     ],
 )
@@ -141,7 +141,7 @@ def test_without_a_date_there_is_no_skew(date: str | None) -> None:
 @pytest.mark.parametrize(
     ("skew", "outcome", "words"),
     [
-        (None, Outcome.SKIPPED, "tell no time"),
+        (None, Outcome.SKIPPED, "have no date"),
         (0.4, Outcome.OK, "agrees"),
         (-59.0, Outcome.OK, "59 s from"),
         (61.0, Outcome.WARNING, "61 s ahead"),

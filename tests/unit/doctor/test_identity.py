@@ -58,7 +58,7 @@ async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> 
     [
         ({"GOOGLE_APPLICATION_CREDENTIALS": "{}/given.json"}, "given.json", "GOOGLE_APPLICATION_CREDENTIALS"),
         ({"CLOUDSDK_CONFIG": "{}/sdk"}, "sdk/application_default_credentials.json", "CLOUDSDK_CONFIG"),
-        ({}, ".config/gcloud/application_default_credentials.json", "gcloud's default place"),
+        ({}, ".config/gcloud/application_default_credentials.json", "gcloud's default location"),
     ],
 )
 @pytest.mark.asyncio

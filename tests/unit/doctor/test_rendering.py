@@ -15,7 +15,7 @@ REPORT = RouteReport(
     steps=(
         Step(name="credentials", outcome=Outcome.OK, text="me"),
         Step(name="private", outcome=Outcome.WARNING, code="public", text="it is public", remedy="Close it."),
-        skipped("clock", "the answers tell no time"),
+        skipped("clock", "the responses have no date"),
         Step(
             name="discovery",
             outcome=Outcome.FAILED,
@@ -35,7 +35,7 @@ def test_a_report_is_a_line_a_step_with_the_remedy_under_what_is_wrong() -> None
         "  ✔ credentials  me\n"
         "  ! private      it is public\n"
         "                 → Close it.\n"
-        "  – clock        the answers tell no time\n"
+        "  – clock        the responses have no date\n"
         "  ✘ discovery    may not call (403)\n"
         '                 it said "Forbidden"\n'
         "                 → Grant the role.\n"
@@ -51,7 +51,7 @@ def test_an_ascii_terminal_gets_words_for_signs_in_columns_as_straight() -> None
     assert lines[1] == "  ok   credentials  me"
     assert lines[2] == "  WARN private      it is public"
     assert lines[3] == "                    -> Close it."
-    assert lines[4] == "  -    clock        the answers tell no time"
+    assert lines[4] == "  -    clock        the responses have no date"
     assert lines[5] == "  FAIL discovery    may not call (403)"
 
 

@@ -17,7 +17,7 @@ def test_a_taken_port_is_named_in_one_sentence() -> None:
         port = first.getsockname()[1]
         with pytest.raises(CannotListen) as caught:
             bind("127.0.0.1", port)
-    assert str(caught.value) == f"Cannot listen on 127.0.0.1:{port}: the port is taken by another program."
+    assert str(caught.value) == f"Cannot listen on 127.0.0.1:{port}: the port is in use by another program."
     assert (caught.value.host, caught.value.port) == ("127.0.0.1", port)
 
 

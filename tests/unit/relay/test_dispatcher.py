@@ -635,7 +635,13 @@ PROTOCOL_ERROR = b"upstream connect error or disconnect/reset before headers. re
         (504, [], b"", "timed-out", "timeout"),
         (508, [(ERROR_FIELD, b"loop-detected")], b"", "sidecar-answered", "not to a sidecar"),
         (302, [(b"location", b"https://accounts.google.com/o?x=y")], b"", "iap", "IAP"),
-        (307, [(b"location", b"https://elsewhere.example/?x=y")], b"", "redirected", "Restate follows none"),
+        (
+            307,
+            [(b"location", b"https://elsewhere.example/?x=y")],
+            b"",
+            "redirected",
+            "Restate does not follow redirects",
+        ),
     ],
 )
 def test_an_answer_that_stops_work_is_logged_with_what_mends_it(
