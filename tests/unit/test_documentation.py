@@ -27,14 +27,13 @@ UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset(
         "admin",
         "cli",
         "downstream",
-        "errors.py",
         "http2",
         "network",
         "observe",
         "quoting.py",
+        "restate.py",
         "routes",
         "settings",
-        "signals.py",
         "tokens",
     }
 )
@@ -42,8 +41,6 @@ UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset(
 LONG_FILES: Final[frozenset[str]] = frozenset(
     {
         "proxy/http2/nghttp2/engine.pyx",
-        "proxy/http2/nghttp2/receiving.pyx",
-        "proxy/http2/nghttp2/section_reader.pyx",
         "proxy/relay/exchange.py",
     }
 )
