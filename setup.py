@@ -26,7 +26,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
 
-SEAM = ("proxy/http2/engine.py",)
+SEAM = ("proxy/http2/engine.py", "proxy/http2/policy/flood.py", "proxy/http2/policy/stream_history.py")
 ENGINE = tuple(
     f"proxy/http2/nghttp2/{name}.pyx"
     for name in ("frames", "outbox", "section_reader", "section_writer", "session", "stream", "receiving", "engine")

@@ -5,10 +5,14 @@ from proxy.http2.nghttp2.frames cimport FrameReader
 from proxy.http2.nghttp2.section_reader cimport SectionReader
 from proxy.http2.nghttp2.session cimport Session
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
+from proxy.http2.policy.flood cimport FloodGuard
+from proxy.http2.policy.stream_history cimport StreamHistory
 
 cdef class Nghttp2Engine(Engine):
     cdef Session session
     cdef bint client
+    cdef FloodGuard guard
+    cdef StreamHistory history
     cdef FrameReader frames
     cdef SectionReader reader
     cdef Nghttp2Stream first

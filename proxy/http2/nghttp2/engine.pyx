@@ -25,6 +25,8 @@ from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, take_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
 from proxy.http2.nghttp2.session cimport PEER_STREAMS_AT_FIRST, Session
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
+from proxy.http2.policy.flood cimport FloodGuard
+from proxy.http2.policy.stream_history cimport StreamHistory
 
 from proxy.http2.policy.faults import ConnectionFault
 
@@ -52,7 +54,11 @@ cdef class Nghttp2Engine(Engine):
 
     def __cinit__(self, *, bint client, limits, handler, frozenset watched_names=frozenset()):
         self.client = client
+        self.guard = FloodGuard()
+        self.history = StreamHistory(client=client)
         self.frames = FrameReader(
+            self.guard,
+            self.history,
             client=client,
             max_frame=limits.max_frame_octets,
             max_continuations=_SPARE_CONTINUATIONS + limits.max_field_section_octets // max(limits.max_frame_octets, 1),
@@ -126,7 +132,7 @@ cdef class Nghttp2Engine(Engine):
         self.session.writer.check(fields)
         stream_id = <int32_t>nghttp2_session_get_next_stream_id(self.session.handle)
         stream = self.new_stream(stream_id)
-        self.frames.opened(stream_id)
+        self.history.opened(stream_id)
         stream.receiver = receiver
         stream.to_head = _is_to_head(fields)
         stream.has_sent_head = True
@@ -218,7 +224,7 @@ cdef class Nghttp2Engine(Engine):
                 if room > octets:
                     self.schedule(stream)
         if total:
-            self.frames.credit_content(total, frames)
+            self.guard.credit_content(total, frames)
         return 0
 
     cdef int _send_frame(self, Nghttp2Stream stream, Py_ssize_t octets) except -1:

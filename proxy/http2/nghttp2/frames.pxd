@@ -1,5 +1,8 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
+from proxy.http2.policy.flood cimport FloodGuard
+from proxy.http2.policy.stream_history cimport StreamHistory
+
 cdef enum:  # types of frames (RFC 9113, 6)
     DATA
     HEADERS
@@ -22,7 +25,6 @@ cdef enum:  # error codes (RFC 9113, 7)
     PROTOCOL_ERROR = 0x1
     INTERNAL_ERROR = 0x2
     FLOW_CONTROL_ERROR = 0x3
-    STREAM_CLOSED = 0x5
     FRAME_SIZE_ERROR = 0x6
     REFUSED_STREAM = 0x7
     COMPRESSION_ERROR = 0x9
@@ -32,14 +34,6 @@ cdef enum:
     FRAME_HEADER_OCTETS = 9
     MAX_STREAM_ID = 0x7FFFFFFF
     MOST_UNSENT_ACKS = 1000
-
-cdef enum:
-    REMEMBERED = 2048  # streams, as in `policy.stream_history`
-
-cdef enum:  # the peer's half of a stream
-    NEVER_OPENED
-    OPEN
-    ENDED
 
 cdef enum:  # what `FrameReader.next` has found
     NOTHING
@@ -66,23 +60,12 @@ cdef class FrameReader:
     cdef bint _acknowledged
     cdef bint _in_block
     cdef Py_ssize_t _continuations
-    cdef int _resets
-    cdef int _control_frames
-    cdef bint _client
-    cdef int32_t _highest
-    cdef uint8_t[REMEMBERED] _states
+    cdef FloodGuard _guard
+    cdef StreamHistory _history
 
-    cdef void opened(self, int32_t stream_id) noexcept
-    cdef int _note(self, const uint8_t *frame) except -1
     cdef int begin(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int next(self) except -1
     cdef void release(self) noexcept
-
-    cdef void credit_head(self) noexcept
-    cdef void credit_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept
-    cdef void credit_response(self) noexcept
-    cdef int charge(self, int cost) except -1
-    cdef int charge_reset(self) except -1
 
     cdef int _found(self, int what, const uint8_t *octets, Py_ssize_t count) except -1
     cdef bint _complete_held(self) except -1

@@ -14,22 +14,10 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from proxy.http2.policy import flood, stream_history
+from proxy.http2.policy.flood cimport FloodGuard
+from proxy.http2.policy.stream_history cimport StreamHistory
+
 from proxy.http2.policy.faults import ConnectionFault
-
-cdef int _MOST_RESETS = flood.MOST_RESETS
-cdef int _MOST_CONTROL_FRAMES = flood.MOST_CONTROL_FRAMES
-cdef int _READ_CREDIT = flood.READ_CREDIT
-cdef int _HEAD_CREDIT = flood.HEAD_CREDIT
-cdef int _CONTENT_CREDIT = flood.CONTENT_CREDIT
-cdef int _EMPTY_DATA_CHARGE = flood.EMPTY_DATA_CHARGE
-cdef int _SETTINGS_CHARGE = flood.SETTINGS_CHARGE
-
-cdef str _AFTER_THE_END = stream_history.AFTER_THE_END
-cdef str _PASSED_OVER = stream_history.PASSED_OVER
-
-if stream_history.REMEMBERED != REMEMBERED:
-    raise ImportError("policy.stream_history and frames.pxd differ in how many streams they remember")
 
 cdef enum:
     _PREFACE_OCTETS = 24
@@ -46,14 +34,12 @@ cdef class FrameReader:
     for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
     """
 
-    def __cinit__(self, *, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations):
-        self._client = client
-        self._highest = -1
+    def __cinit__(self, FloodGuard guard, StreamHistory history, *, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations):
+        self._guard = guard
+        self._history = history
         self.max_frame = max_frame
         self.max_continuations = max_continuations
         self._preface_left = 0 if client else _PREFACE_OCTETS
-        self._resets = _MOST_RESETS
-        self._control_frames = _MOST_CONTROL_FRAMES
 
     def __dealloc__(self):
         self.release()
@@ -62,8 +48,7 @@ cdef class FrameReader:
         """Take a read; the octets must stay where they are until `next` says that there is nothing."""
         self._data = data
         self._left = count
-        self._control_frames = min(_MOST_CONTROL_FRAMES, self._control_frames + _READ_CREDIT)
-        return 0
+        return self._guard.credit_read()
 
     cdef int next(self) except -1:
         """Find a run of whole frames for the library, or one frame for the engine; hold what is left at the end."""
@@ -168,97 +153,40 @@ cdef class FrameReader:
         self._continuations = 0
         if kind == DATA:
             if not flags & END_STREAM and (length == 0 or (flags & PADDED and frame[9] == length - 1)):
-                self.charge(_EMPTY_DATA_CHARGE)
+                self._guard.charge_empty_data()
         elif kind == PUSH_PROMISE:
             # The library would take it until our SETTINGS are acknowledged.
             raise ConnectionFault(PROTOCOL_ERROR, "a push that we did not allow")
         elif kind == HEADERS:
             self._in_block = not flags & END_HEADERS
-            self.charge(1)
+            self._guard.charge_control_frame()
         elif kind == SETTINGS and not flags & ACK:
             self._started = True
             self.unsent_acks += 1
-            self.charge(_SETTINGS_CHARGE)
+            self._guard.charge_settings()
         elif kind == PING and not flags & ACK:
             self.unsent_acks += 1
-            self.charge(1)
+            self._guard.charge_control_frame()
         elif kind == PING and self.pings:
             self.pings -= 1
         elif kind != RST_STREAM:  # which is charged as a reset if its stream is live
-            self.charge(1)
+            self._guard.charge_control_frame()
         if self.unsent_acks > MOST_UNSENT_ACKS:
             raise ConnectionFault(ENHANCE_YOUR_CALM, "more to acknowledge than the peer reads")
         if not self._started:
             return False
-        if kind == DATA or kind == HEADERS or kind == RST_STREAM:
-            self._note(frame)
-            return False
-        if kind == WINDOW_UPDATE and length == 4 and stream_of(frame):
+        if kind == DATA:
+            self._history.content(stream_of(frame), flags & END_STREAM)
+        elif kind == HEADERS:
+            self._history.section(stream_of(frame), flags & END_STREAM)
+        elif kind == RST_STREAM:
+            self._history.reset(stream_of(frame))
+        elif kind == WINDOW_UPDATE and length == 4 and stream_of(frame):
             increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
             return increment == 0 or increment > _HARMLESS_INCREMENT
-        if kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
+        elif kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
             # We send SETTINGS once; the library ends the connection when they are acknowledged twice.
             surplus = self._acknowledged
             self._acknowledged = True
             return surplus
         return kind == GOAWAY or kind == PRIORITY or kind > CONTINUATION
-
-    # ---- the accounts of `policy.flood`
-
-    cdef void credit_head(self) noexcept:
-        """A well-formed head came in; what its frame was charged is given back."""
-        self._control_frames = min(_MOST_CONTROL_FRAMES, self._control_frames + _HEAD_CREDIT + 1)
-
-    cdef void credit_content(self, Py_ssize_t octets, Py_ssize_t frames) noexcept:
-        """Content came in or went out."""
-        self._control_frames = <int>min(
-            _MOST_CONTROL_FRAMES, self._control_frames + _CONTENT_CREDIT * (frames + (octets >> 10))
-        )
-
-    cdef void credit_response(self) noexcept:
-        """A final response head went out, or came in."""
-        self._resets = min(_MOST_RESETS, self._resets + 1)
-
-    cdef int charge(self, int cost) except -1:
-        self._control_frames -= cost
-        if self._control_frames < 0:
-            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames to no effect")
-        return 0
-
-    cdef int charge_reset(self) except -1:
-        """The peer cancelled a stream before we answered, or made us reset or refuse one."""
-        self._resets -= 1
-        if self._resets < 0:
-            raise ConnectionFault(ENHANCE_YOUR_CALM, "too many resets")
-        return 0
-
-    # ---- the peer's half of each of the latest streams (`policy.stream_history`)
-
-    cdef void opened(self, int32_t stream_id) noexcept:
-        """Note the next stream, ours or the peer's; its id is odd, and higher than that of the one before."""
-        cdef int32_t passed_over = max(self._highest + 2, stream_id - 2 * (REMEMBERED - 1))
-        while passed_over < stream_id:
-            self._states[(passed_over >> 1) % REMEMBERED] = NEVER_OPENED
-            passed_over += 2
-        self._states[(stream_id >> 1) % REMEMBERED] = OPEN
-        self._highest = stream_id
-
-    cdef int _note(self, const uint8_t *frame) except -1:
-        """Note HEADERS, DATA or RST_STREAM; raise ConnectionFault over a frame on a stream that the peer has ended."""
-        cdef int32_t stream_id = stream_of(frame)
-        cdef uint8_t *state
-        if frame[3] == HEADERS and stream_id > self._highest and stream_id & 1 and not self._client:
-            self.opened(stream_id)
-        elif not stream_id & 1 or stream_id > self._highest or stream_id <= self._highest - 2 * REMEMBERED:
-            return 0
-        state = &self._states[(stream_id >> 1) % REMEMBERED]
-        if frame[3] == RST_STREAM:
-            if state[0] == OPEN:
-                state[0] = ENDED
-        elif state[0] == ENDED:
-            raise ConnectionFault(STREAM_CLOSED, _AFTER_THE_END)
-        elif state[0] == NEVER_OPENED:
-            raise ConnectionFault(PROTOCOL_ERROR, _PASSED_OVER)
-        elif frame[4] & END_STREAM:
-            state[0] = ENDED
-        return 0

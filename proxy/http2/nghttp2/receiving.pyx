@@ -142,8 +142,8 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
     stream.has_head = True
     stream.ended_by_peer = end
     stream.status = engine.reader.status
-    engine.frames.credit_head()
-    engine.frames.credit_response()
+    engine.guard.credit_head()
+    engine.guard.credit_response()
     return 0 if stream.muted else tell(engine, stream, ON_RESPONSE, fields, end)
 
 
@@ -164,7 +164,7 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     stream.path = engine.reader.path
     stream.has_watched = engine.reader.has_watched
     engine.last_processed = stream_id
-    engine.frames.credit_head()
+    engine.guard.credit_head()
     return tell(engine, stream, ON_REQUEST, fields, end)
 
 
@@ -209,7 +209,7 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
         return 0
     if content is not None:
         count = PyBytes_GET_SIZE(content)
-        engine.frames.credit_content(count, 1)
+        engine.guard.credit_content(count, 1)
     if stream.missing >= 0:
         stream.missing -= count
         if stream.missing < 0 or (end and stream.missing):
@@ -257,14 +257,14 @@ cdef int _fault(Nghttp2Engine engine, Nghttp2Stream stream, uint32_t code, str r
     engine.forget(stream)
     if not stream.muted:
         tell(engine, stream, ON_RESET, None, False, code)
-    return engine.frames.charge_reset()
+    return engine.guard.charge_reset()
 
 
 cdef int _refuse(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str reason) except -1:
     """Reset a stream that the handler has not been told of."""
     engine.handler.on_stream_refused(stream_id, reason)
     nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, stream_id, code)
-    return engine.frames.charge_reset()
+    return engine.guard.charge_reset()
 
 
 cdef int _on_closed(nghttp2_session *session, int32_t stream_id, uint32_t code, void *owner) except FAILED:
@@ -299,11 +299,11 @@ cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *o
     elif kind == RST_STREAM:
         stream = engine.find(frame.hd.stream_id)
         if stream is None:
-            return engine.frames.charge(1)
+            return engine.guard.charge_control_frame()
         engine.forget(stream)
         tell(engine, stream, ON_RESET, None, True, frame.rst_stream.error_code)
         if not stream.has_sent_head:
-            return engine.frames.charge_reset()
+            return engine.guard.charge_reset()
     elif kind == SETTINGS and not frame.hd.flags & ACK:
         return _on_settings(engine, frame)
     elif kind == PING and frame.hd.flags & ACK:

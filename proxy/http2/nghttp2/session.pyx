@@ -6,19 +6,16 @@ asked what it has to send after each submission; what is submitted while it call
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
 from proxy.http2.nghttp2.options cimport python_memory, set_optional_limits
 from proxy.http2.nghttp2.outbox cimport Outbox, put_frame_header
 from proxy.http2.nghttp2.section_writer cimport SectionWriter
+from proxy.http2.policy cimport flood
 
 from proxy.http2.policy.faults import ConnectionFault
-from proxy.http2.policy import flood
-
-cdef uint64_t _RESETS_A_SECOND = flood.MOST_RESETS
-cdef uint64_t _GLITCHES_A_SECOND = flood.MOST_CONTROL_FRAMES
 
 cdef enum:
     _DEFAULT_WINDOW = 65535
@@ -87,7 +84,7 @@ cdef class Session:
         nghttp2_option_set_max_outbound_ack(option, MOST_UNSENT_ACKS)
         nghttp2_option_set_max_settings(option, _MOST_SETTINGS)
         set_optional_limits(
-            option, <size_t>continuations, _RESETS_A_SECOND, _GLITCHES_A_SECOND, _SECONDS
+            option, <size_t>continuations, flood.MOST_RESETS, flood.MOST_CONTROL_FRAMES, _SECONDS
         )
         if self.client:
             rv = nghttp2_session_client_new3(&self.handle, callbacks, owner, option, &python_memory)

@@ -37,7 +37,7 @@ cdef class Nghttp2Stream(Stream):
             raise RuntimeError(f"the head of stream {self.id} was sent before")
         if not (<bytes>(<tuple>fields[0])[1]).startswith(b"1"):
             self.has_sent_head = True
-            engine.frames.credit_response()
+            engine.guard.credit_response()
         self.end_sent = end_stream
         engine.submit_head(self, fields, end_stream)
         engine.wake()

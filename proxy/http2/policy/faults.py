@@ -1,8 +1,8 @@
-"""What ends a connection."""
+"""What the peer did wrong: a fault ends a stream or the connection."""
 
 from __future__ import annotations
 
-__all__ = ["ConnectionFault"]
+__all__ = ["ConnectionFault", "StreamFault"]
 
 
 class ConnectionFault(Exception):
@@ -12,3 +12,13 @@ class ConnectionFault(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class StreamFault(Exception):
+    """The peer broke a rule of one stream, which is to be reset with this error code (RFC 9113, 5.4.2)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        """One of `refusals`."""

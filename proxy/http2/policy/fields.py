@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from proxy.http2.events import Fields
+from proxy.http2.events import ErrorCode, Fields
 from proxy.http2.policy import refusals
+from proxy.http2.policy.faults import StreamFault
 
 __all__ = [
     "CONNECTION_SPECIFIC",
@@ -42,13 +43,16 @@ _MOST_OCTETS_OF_NAMES: Final = 2_048
 """Of a shape that is kept: what peers send must not decide how much memory we use."""
 
 
-class Malformed(Exception):
+class Malformed(StreamFault):
     """The section breaks a rule of RFC 9113, 8; its stream is to be reset with PROTOCOL_ERROR (8.1.1)."""
 
     def __init__(self, text: str, reason: str = refusals.FIELD) -> None:
-        super().__init__(text)
-        self.reason = reason
-        """One of `refusals`."""
+        super().__init__(ErrorCode.PROTOCOL_ERROR, reason)
+        self.text = text
+        """The rule, without any value."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class ResponseHead(NamedTuple):

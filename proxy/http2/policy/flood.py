@@ -12,32 +12,26 @@ There is no clock in here, so neither the age of a connection nor a slow rate co
   more than it brings; heads and DATA, in either direction, are credited as well, because window updates and PINGs that
   probe the bandwidth come with them.
 
-Each `charge_…` method returns False once an account is overdrawn: the connection is to end with ENHANCE_YOUR_CALM.
+Each `charge_…` method raises ConnectionFault once an account is overdrawn: the connection ends with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "CONTENT_CREDIT",
-    "EMPTY_DATA_CHARGE",
-    "HEAD_CREDIT",
-    "MOST_CONTROL_FRAMES",
-    "MOST_RESETS",
-    "READ_CREDIT",
-    "SETTINGS_CHARGE",
-    "FloodGuard",
-]
+from proxy.http2.events import ErrorCode
+from proxy.http2.policy.faults import ConnectionFault
+
+__all__ = ["FloodGuard"]
 
 MOST_RESETS: Final = 1_000
-"""What the account of resets holds."""
+"""What the account of resets contains at most."""
 MOST_CONTROL_FRAMES: Final = 2_000
-"""What the account of control frames holds."""
+"""What the account of control frames contains at most."""
 READ_CREDIT: Final = 16
 """For a read of the socket."""
-HEAD_CREDIT: Final = 16
-"""For a well-formed head."""
+HEAD_CREDIT: Final = 17
+"""For a well-formed head: what its HEADERS were charged, and 16."""
 CONTENT_CREDIT: Final = 4
 """For a frame, and for a KiB: receivers commonly send two window updates for every 4 KiB."""
 EMPTY_DATA_CHARGE: Final = 4
@@ -65,8 +59,8 @@ class FloodGuard:
         """A well-formed head came in."""
         self._control_frames = min(MOST_CONTROL_FRAMES, self._control_frames + HEAD_CREDIT)
 
-    def credit_content(self, octets: int, *, frames: int = 1) -> None:
-        """Content came in or went out, in so many DATA frames at least."""
+    def credit_content(self, octets: int, frames: int) -> None:
+        """Content came in or went out, in so many DATA frames."""
         credit = CONTENT_CREDIT * (frames + (octets >> 10))
         self._control_frames = min(MOST_CONTROL_FRAMES, self._control_frames + credit)
 
@@ -76,22 +70,25 @@ class FloodGuard:
 
     # ---- charges
 
-    def charge_reset(self) -> bool:
+    def charge_reset(self) -> None:
         """The peer cancelled a stream before we answered, or made us reset or refuse one."""
         self._resets -= 1
-        return self._resets >= 0
+        if self._resets < 0:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
 
-    def charge_control_frame(self) -> bool:
-        """A frame that moves no exchange: PING, PRIORITY, WINDOW_UPDATE, unknown types, frames of finished streams."""
-        self._control_frames -= 1
-        return self._control_frames >= 0
+    def charge_control_frame(self) -> None:
+        """HEADERS, or a frame that moves no exchange: PING, WINDOW_UPDATE, PRIORITY, unknown types, late frames."""
+        self._charge(1)
 
-    def charge_empty_data(self) -> bool:
+    def charge_empty_data(self) -> None:
         """DATA without content that does not end its stream."""
-        self._control_frames -= EMPTY_DATA_CHARGE
-        return self._control_frames >= 0
+        self._charge(EMPTY_DATA_CHARGE)
 
-    def charge_settings(self) -> bool:
+    def charge_settings(self) -> None:
         """SETTINGS that we have to apply and to acknowledge."""
-        self._control_frames -= SETTINGS_CHARGE
-        return self._control_frames >= 0
+        self._charge(SETTINGS_CHARGE)
+
+    def _charge(self, cost: int) -> None:
+        self._control_frames -= cost
+        if self._control_frames < 0:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames to no effect")

@@ -1,3 +1,5 @@
+# cython: boundscheck=False, wraparound=False
+# An index into the states is masked, and every frame is looked up.
 """How far the peer has got on each of the latest streams, judged by its frames alone (RFC 9113, 5.1 and 5.1.1). Pure.
 
 A stream that is over is forgotten by everything else, and a frame on it may be late (the peer had sent it before it
@@ -13,8 +15,6 @@ older than the last `REMEMBERED`                     none: it gets the benefit o
 ===================================================  ======================================================
 
 WINDOW_UPDATE, RST_STREAM and PRIORITY may cross the end of a stream, whoever ended it.
-
-Both engines follow this table: this class is the portable engine's, and `nghttp2.frames` has the same in C.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ REMEMBERED: Final = 2_048
 AFTER_THE_END: Final = "HEADERS or DATA after END_STREAM or RST_STREAM"
 PASSED_OVER: Final = "a frame on a stream that was never opened, below one that was"
 
+_MASK: Final = REMEMBERED - 1
 _NEVER_OPENED: Final = 0
 _OPEN: Final = 1
 _ENDED: Final = 2
@@ -40,46 +41,46 @@ _ENDED: Final = 2
 class StreamHistory:
     """The peer's half of each of the latest streams; its frames are told in the order in which they came."""
 
-    __slots__ = ("_client", "_highest", "_states")
+    __slots__ = ("_client", "_states", "highest")
 
-    def __init__(self, *, client: bool) -> None:
+    def __init__(self, client: bool) -> None:
         self._client = client
-        self._highest: StreamId = -1
         self._states = bytearray(REMEMBERED)
+        self.highest: StreamId = -1
+        """The latest stream that was opened; -1 before the first."""
 
     def opened(self, stream_id: StreamId) -> None:
         """Note the next stream, ours or the peer's; its id is odd, and higher than that of the one before."""
-        for passed_over in range(max(self._highest + 2, stream_id - 2 * (REMEMBERED - 1)), stream_id, 2):
-            self._states[_place(passed_over)] = _NEVER_OPENED
-        self._states[_place(stream_id)] = _OPEN
-        self._highest = stream_id
+        passed_over = max(self.highest + 2, stream_id - 2 * _MASK)
+        while passed_over < stream_id:
+            self._states[passed_over >> 1 & _MASK] = _NEVER_OPENED
+            passed_over += 2
+        self._states[stream_id >> 1 & _MASK] = _OPEN
+        self.highest = stream_id
 
-    def section(self, stream_id: StreamId, *, end: bool) -> None:
-        """HEADERS came; opens the stream if it is the peer's next one. Raises ConnectionFault as the table says."""
-        if not self._client and stream_id > self._highest and stream_id & 1:
+    def section(self, stream_id: StreamId, end: bool) -> bool:
+        """HEADERS came; return whether they open a stream. Raises ConnectionFault as the table says."""
+        opens = not self._client and stream_id > self.highest and stream_id & 1 == 1
+        if opens:
             self.opened(stream_id)
-        self.content(stream_id, end=end)
+        self.content(stream_id, end)
+        return opens
 
-    def content(self, stream_id: StreamId, *, end: bool) -> None:
+    def content(self, stream_id: StreamId, end: bool) -> None:
         """DATA came, or more HEADERS. Raises ConnectionFault as the table says."""
-        if not self._is_remembered(stream_id):
-            return
-        state = self._states[_place(stream_id)]
-        if state == _ENDED:
-            raise ConnectionFault(ErrorCode.STREAM_CLOSED, AFTER_THE_END)
-        if state == _NEVER_OPENED:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, PASSED_OVER)
-        if end:
-            self._states[_place(stream_id)] = _ENDED
+        if self._is_remembered(stream_id):
+            state = self._states[stream_id >> 1 & _MASK]
+            if state == _ENDED:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, AFTER_THE_END)
+            if state == _NEVER_OPENED:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, PASSED_OVER)
+            if end:
+                self._states[stream_id >> 1 & _MASK] = _ENDED
 
     def reset(self, stream_id: StreamId) -> None:
         """RST_STREAM came."""
-        if self._is_remembered(stream_id) and self._states[_place(stream_id)] == _OPEN:
-            self._states[_place(stream_id)] = _ENDED
+        if self._is_remembered(stream_id) and self._states[stream_id >> 1 & _MASK] == _OPEN:
+            self._states[stream_id >> 1 & _MASK] = _ENDED
 
     def _is_remembered(self, stream_id: StreamId) -> bool:
-        return stream_id & 1 == 1 and self._highest - 2 * REMEMBERED < stream_id <= self._highest
-
-
-def _place(stream_id: StreamId) -> int:
-    return (stream_id >> 1) % REMEMBERED
+        return stream_id & 1 == 1 and self.highest - 2 * (_MASK + 1) < stream_id <= self.highest

@@ -114,9 +114,6 @@ class Library:
         self._decoder = Decoder(limits.max_field_section_octets * _BOMB_FACTOR)
         self._max_section_octets = limits.max_field_section_octets
         self._parts: list[bytes] = []
-        self._open(client, limits)
-
-    def _open(self, client: bool, limits: Limits) -> None:
         h2 = self.h2
         offered = {
             SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window_octets,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from struct import error as StructError  # noqa: N812  (as exceptions are named elsewhere)
 from typing import Final
 
+from h2.exceptions import StreamClosedError
 from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
@@ -14,6 +15,7 @@ from proxy.http2.policy.fields import check_sendable
 from proxy.http2.policy.flood import FloodGuard
 from proxy.http2.policy.sending import RoundRobin, SendQueue, Step
 from proxy.http2.policy.stream_history import StreamHistory
+from proxy.http2.portable.frames import FrameReader
 from proxy.http2.portable.library import Library, ProtocolError
 
 __all__ = ["PortableStream", "SendingEngine"]
@@ -97,9 +99,15 @@ class SendingEngine(Engine):
     name = "h2"
 
     def __init__(
-        self, *, client: bool, limits: Limits, handler: ConnectionHandler, watched_names: frozenset[bytes]
+        self,
+        *,
+        client: bool,
+        limits: Limits,
+        handler: ConnectionHandler,
+        watched_names: frozenset[bytes] = frozenset(),
     ) -> None:
         super().__init__(client=client, limits=limits, handler=handler, watched_names=watched_names)
+        self.watched_names = watched_names
         self.client = client
         self.limits = limits
         self.guard = FloodGuard()
@@ -108,12 +116,12 @@ class SendingEngine(Engine):
         self.turns = RoundRobin()
         self.queued_octets = 0
         self.failed = self.going_away = self.peer_going_away = False
-        self.highest_id: StreamId = 0  # that the client has used
         self.history = StreamHistory(client=client)
         self.last_processed: StreamId = 0  # that the handler has heard of; GOAWAY names it
         self.peer_max_streams = _PEER_STREAMS_AT_FIRST
         self._sent: dict[PortableStream, int] = {}
-        self._withheld_octets = self._unseen_octets = 0  # of the connection's window; h2 was not shown the latter
+        self._withheld_octets = self.unseen_octets = 0  # of the connection's window; h2 was not shown the latter
+        self.reader = FrameReader(expects_preface=not client, limits=limits)
         try:
             self.library = Library(client=client, limits=limits)
         except (ProtocolError, StructError, ValueError) as exc:
@@ -130,7 +138,6 @@ class SendingEngine(Engine):
         stream.to_head = any(line[:2] == (b":method", b"HEAD") for line in fields[:4])
         stream.has_sent_head = True
         self.streams[stream.id] = stream
-        self.highest_id = stream.id
         self.history.opened(stream.id)
         self.send_section(stream, fields, end_stream=end_stream)
         self.want_flush()
@@ -178,19 +185,15 @@ class SendingEngine(Engine):
         if self.failed or not octets + unseen:
             return False
         self._withheld_octets += octets
-        self._unseen_octets += unseen
-        if (self._withheld_octets + self._unseen_octets) * 2 < self.limits.connection_window_octets:
+        self.unseen_octets += unseen
+        if (self._withheld_octets + self.unseen_octets) * 2 < self.limits.connection_window_octets:
             return False
         if self._withheld_octets:
             self.library.h2.increment_flow_control_window(self._withheld_octets)
-        if self._unseen_octets:  # h2's count of the window is as it was
-            self.library.write(WindowUpdateFrame(0, self._unseen_octets))
-        self._withheld_octets = self._unseen_octets = 0
+        if self.unseen_octets:  # h2's count of the window is as it was
+            self.library.write(WindowUpdateFrame(0, self.unseen_octets))
+        self._withheld_octets = self.unseen_octets = 0
         return True
-
-    def connection_window(self) -> int:
-        """Return how much content the peer may send now."""
-        return self.library.h2.inbound_flow_control_window - self._unseen_octets
 
     # ---- what leaves
 
@@ -207,7 +210,7 @@ class SendingEngine(Engine):
             octets += sent
             frames += sent > 0
         if octets:
-            self.guard.credit_content(octets, frames=frames)
+            self.guard.credit_content(octets, frames)
         return self.library.take()
 
     def _take_turn(self, stream: PortableStream) -> int:
@@ -247,7 +250,8 @@ class SendingEngine(Engine):
 
     def reset_now(self, stream: PortableStream, code: int) -> None:
         """Queue RST_STREAM and drop what is queued on the stream."""
-        self.library.h2.reset_stream(stream.id, code)
+        with suppress(StreamClosedError):  # h2 has done it, where the peer has pushed the stream's window too far
+            self.library.h2.reset_stream(stream.id, code)
         self.forget(stream)
 
     def forget(self, stream: PortableStream) -> None:
@@ -261,18 +265,17 @@ class SendingEngine(Engine):
     def report_sent(self) -> None:
         sent, self._sent = self._sent, {}
         for stream, octets in sent.items():
-            receiver = stream.receiver
-            if receiver is not None and not self.failed:
-                self.tell(stream, receiver.on_request_sent if self.client else receiver.on_response_sent, octets)
+            if not self.failed:
+                self.tell(stream, "on_request_sent" if self.client else "on_response_sent", octets)
 
-    def tell(self, stream: Stream, what: Callable[..., None], *args: object) -> None:
-        """Call a receiver; what it raises goes to the handler, and the other streams go on."""
-        receiver = stream.receiver
-        try:
-            what(*args)
-        except Exception as exc:  # noqa: BLE001  (the contract: whatever it is, it ends here)
-            stream.receiver = stream.receiver or receiver
-            self.handler.on_internal_error(stream, exc)
+    def tell(self, stream: Stream, what: str, *args: object) -> None:
+        """Call a method of the stream's receiver, if it has one; an exception goes to the handler."""
+        if (receiver := stream.receiver) is not None:
+            try:
+                getattr(receiver, what)(*args)
+            except Exception as exc:  # noqa: BLE001  (the contract: whatever it is, it ends here)
+                stream.receiver = stream.receiver or receiver
+                self.handler.on_internal_error(stream, exc)
 
     # ---- questions
 
@@ -282,7 +285,7 @@ class SendingEngine(Engine):
     def count_free_streams(self) -> int:
         if not self.client or self.going_away or self.peer_going_away or self.failed:
             return 0
-        ids_left = (_MAX_STREAM_ID - self.highest_id + 1) // 2
+        ids_left = (_MAX_STREAM_ID - self.history.highest + 1) // 2
         return max(0, min(self.peer_max_streams - len(self.streams), ids_left))
 
     def count_queued_octets(self) -> int:
