@@ -133,9 +133,11 @@ class LocalReply(NamedTuple):
     """A response that the sidecar makes itself."""
 
     status: int
+    """HTTP status."""
     fields: list[tuple[bytes, bytes]]
     """Name and value of each; without pseudo-fields."""
     body: bytes
+    """One line of text, in UTF-8."""
 
 
 _TRANSIENT: Final = ReplyRule(503, 503, _SOON)

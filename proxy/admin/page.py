@@ -1,4 +1,4 @@
-"""The status page: one self-contained HTML document, without scripts and outside assets."""
+"""The status page: one HTML document without scripts and external files."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _HEADINGS: Final = (
 )
 
 
-def status_page(ready: bool, words: str, routes: Sequence[Route], metrics: Metrics) -> str:
-    """Return the page; `words` say how the sidecar is, beginning with one word and a colon."""
-    state, _, reason = words.partition(": ")
+def status_page(ready: bool, readiness: str, routes: Sequence[Route], metrics: Metrics) -> str:
+    """Return the page; `readiness` is `STATE: REASON`."""
+    state, _, reason = readiness.partition(": ")
     rows = "\n".join(_row(route, metrics) for route in routes)
     return f"""\
 <!doctype html>
@@ -102,6 +102,6 @@ def _row(route: Route, metrics: Metrics) -> str:
 def _identity(route: Route) -> str:
     if not route.signed:
         return "none: requests pass unsigned"
-    who = f"<code>{escape(route.impersonate)}</code>" if route.impersonate else "ambient"
+    identity = f"<code>{escape(route.impersonate)}</code>" if route.impersonate else "ambient"
     via = f"<small>through {escape(', '.join(route.delegates))}</small>" if route.delegates else ""
-    return f"{who}{via}<small>audience <code>{escape(route.audience)}</code></small>"
+    return f"{identity}{via}<small>audience <code>{escape(route.audience)}</code></small>"

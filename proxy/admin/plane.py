@@ -1,13 +1,13 @@
-"""The admin port: aiohttp's server with a handful of paths.
+"""The admin port, on aiohttp's server.
 
-============  ======================================================================
-`/livez`      200 as long as the process answers at all
-`/startupz`   200 once everything is built and listening, 503 before
-`/readyz`     200 while new requests are taken, 503 before that and while draining
-`/metrics`    for Prometheus
-`/routes`     what goes where, and as whom; JSON
-`/`           the same for people
-============  ======================================================================
+============  ==============================================================================
+`/livez`      200 while the process answers
+`/startupz`   200 once the listener accepts connections, 503 before
+`/readyz`     200 while new requests are accepted, 503 before and while draining
+`/metrics`    metrics for Prometheus
+`/routes`     the routes, each with its upstream and identity, in JSON
+`/`           the same for people, with readiness and counts
+============  ==============================================================================
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ from proxy.routes import Route
 __all__ = ["PATHS", "AdminPlane", "Health"]
 
 PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
+"""All paths of the admin port."""
 
-# Answers are made at once, so that whoever is still connected after this is idle.
+# Answers are computed at once, so a connection that is still open after this is idle.
 _SHUTDOWN_SECONDS: Final = 1.0
 
 _BACKLOG: Final = 128
 
 
 class Health(Protocol):
-    """What the probes ask."""
+    """The state of the sidecar that probes ask for."""
 
     @property
     def started(self) -> bool:
-        """Whether everything is built and the listener takes connections; stays True."""
+        """True once the listener accepts connections; stays True."""
 
     @property
     def draining(self) -> bool:
-        """Whether new requests are refused because the sidecar ends."""
+        """True if new requests are refused because the sidecar is shutting down."""
 
 
 class AdminPlane:
-    """Serves the admin paths at one address from `start` to `close`."""
+    """Serves `PATHS` at one address from `start` to `close`."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class AdminPlane:
         *,
         reuse_port: bool = False,
     ) -> None:
-        self._asked = address
+        self._configured = address
         self._health = health
         self._metrics = metrics
         self._routes = tuple(routes)
@@ -69,7 +70,7 @@ class AdminPlane:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. OSError where that is not possible."""
+        """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. Raises OSError."""
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         try:
@@ -80,17 +81,17 @@ class AdminPlane:
         self._runner = runner
 
     async def close(self) -> None:
-        """Stop listening and end open connections within about a second; may be called at any time, and again."""
+        """Stop listening, and close open connections within about a second. May be called in any state, repeatedly."""
         runner, self._runner = self._runner, None
         if runner is None:
             return
         await runner.cleanup()
-        if self._asked.startswith("unix:"):
-            _remove(Path(self._asked.removeprefix("unix:")))
+        if self._configured.startswith("unix:"):
+            _remove_file(Path(self._configured.removeprefix("unix:")))
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port where 0 was asked for; RuntimeError unless started."""
+        """The address it listens on, with the real port if port 0 is configured. Raises RuntimeError before `start`."""
         if self._runner is None:
             raise RuntimeError("the admin plane has not been started")
         bound = self._runner.addresses[0]
@@ -100,10 +101,10 @@ class AdminPlane:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _site(self, runner: web.AppRunner) -> web.BaseSite:
-        if self._asked.startswith("unix:"):
-            return web.UnixSite(runner, self._asked.removeprefix("unix:"))
-        host, _, port = self._asked.rpartition(":")
-        # Bound as the listener is, so that the same address means the same. Two processes share it by SO_REUSEPORT.
+        if self._configured.startswith("unix:"):
+            return web.UnixSite(runner, self._configured.removeprefix("unix:"))
+        host, _, port = self._configured.rpartition(":")
+        # Bound like the listener, so that the same name means the same address. Workers share it by SO_REUSEPORT.
         bound = await asyncio.to_thread(bind_tcp, host.strip("[]"), int(port), reuse_port=self._reuse_port)
         try:
             bound.listen(_BACKLOG)
@@ -121,7 +122,7 @@ class AdminPlane:
         application.router.add_get("/metrics", self._exposition)
         application.router.add_get("/routes", self._list_routes)
         application.router.add_route("*", "/{unknown:.*}", self._unknown)
-        application.on_response_prepare.append(_plain_head)
+        application.on_response_prepare.append(_set_fields)
         return application
 
     def _readiness(self) -> tuple[bool, str]:
@@ -132,17 +133,17 @@ class AdminPlane:
         return True, "ready: taking requests"
 
     async def _livez(self, _request: web.Request) -> web.Response:
-        return _told(True, "alive: answering")
+        return _probe_answer(True, "alive: answering")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        return _told(*self._readiness())
+        return _probe_answer(*self._readiness())
 
     async def _startupz(self, _request: web.Request) -> web.Response:
         started = self._health.started
-        return _told(started, "started: listening" if started else "starting: not listening yet")
+        return _probe_answer(started, "started: listening" if started else "starting: not listening yet")
 
     async def _exposition(self, _request: web.Request) -> web.Response:
-        # The first time it takes tens of milliseconds, for which no stream is to wait.
+        # The first import takes tens of milliseconds, which must not delay streams.
         await asyncio.to_thread(import_module, "proxy.observe.exposition")
         body, content_type = self._metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": content_type})
@@ -152,8 +153,8 @@ class AdminPlane:
         return web.Response(text=f"{text}\n", content_type="application/json")
 
     async def _page(self, _request: web.Request) -> web.Response:
-        ready, words = self._readiness()
-        return web.Response(text=status_page(ready, words, self._routes, self._metrics), content_type="text/html")
+        ready, readiness = self._readiness()
+        return web.Response(text=status_page(ready, readiness, self._routes, self._metrics), content_type="text/html")
 
     async def _unknown(self, request: web.Request) -> web.Response:
         if request.path in PATHS:
@@ -161,14 +162,14 @@ class AdminPlane:
         return web.Response(status=404, text=f"no such path; there are {' '.join(PATHS)}\n")
 
 
-def _remove(socket: Path) -> None:
-    """Remove a socket's file, which asyncio leaves before Python 3.13."""
+def _remove_file(socket: Path) -> None:
+    """Remove the file of a closed Unix socket, which asyncio leaves before Python 3.13."""
     with contextlib.suppress(OSError):
         socket.unlink()
 
 
-def _told(well: bool, words: str) -> web.Response:
-    return web.Response(status=200 if well else 503, text=f"{words}\n")
+def _probe_answer(good: bool, state: str) -> web.Response:
+    return web.Response(status=200 if good else 503, text=f"{state}\n")
 
 
 def _in_json(route: Route) -> dict[str, Any]:
@@ -182,8 +183,8 @@ def _in_json(route: Route) -> dict[str, Any]:
     }
 
 
-async def _plain_head(_request: web.Request, response: web.StreamResponse) -> None:
-    """Say nothing about the server, keep nothing, run nothing."""
+async def _set_fields(_request: web.Request, response: web.StreamResponse) -> None:
+    """Remove the server's version; forbid storing, sniffing and scripts."""
     response.headers.popall("Server", None)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"

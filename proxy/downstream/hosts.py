@@ -42,22 +42,24 @@ Authority = tuple[str, int]
 
 
 def parse_authority(text: bytes) -> Authority:
-    """Return host and port of `HOST[:PORT]`; the port is 80 by default. Raises ValueError, which does not quote `text`.
+    """Return host and port of `HOST[:PORT]`; the port is 80 by default.
+
+    Raises ValueError, whose text follows the name of the field (`is …`, `has …`) and does not quote `text`.
 
     Stricter than the grammar of RFC 3986, 3.2.2: only IP addresses and DNS names, because clients connect by nothing
     else; no user information, no percent-encoding, no zone.
     """
     found = _AUTHORITY.fullmatch(text)
     if found is None:
-        raise ValueError("what is neither a host name nor an address")
+        raise ValueError("is neither a host name nor an address")
     port = int(found["port"] or _HTTP_PORT)
     if port > _GREATEST_PORT:
-        raise ValueError("a port above 65535")
+        raise ValueError("has a port above 65535")
     if found["ipv6"] is not None:
         try:
             return str(ipaddress.IPv6Address(found["ipv6"].decode("ascii"))), port
         except ValueError:
-            raise ValueError("what is no IPv6 address in brackets") from None
+            raise ValueError("has brackets around something that is not an IPv6 address") from None
     return found["name"].decode("ascii").lower().removesuffix("."), port
 
 

@@ -1,13 +1,13 @@
 """Hypercorn's HTTP/1.1 with a stricter parser in front of it, and without upgrades.
 
-What Hypercorn and h11 do otherwise than it is wanted here:
+Differences from Hypercorn and h11:
 
-* h11 is lenient about where a request ends: `RequestSyntax` sees all octets first, and what it refuses is answered with
-  a sentence and closes the connection;
-* a protocol that is switched to (h2c, which RFC 9113, 3.1 has withdrawn, and WebSocket): `Upgrade` has no effect;
-* methods are case-sensitive (RFC 9110, 9.1), Hypercorn writes them in upper case;
-* status lines get a reason phrase, without which some clients do not take them (h2load, for one);
-* it is told when a response is over, so that a client that has closed its half of the connection gets it in full.
+* h11 is lenient about where a request ends. Here `RequestSyntax` checks all octets first; a request that it refuses is
+  answered with a sentence, and the connection is closed.
+* `Upgrade` has no effect: neither h2c, which RFC 9113, 3.1 has withdrawn, nor WebSocket.
+* Methods keep their case (RFC 9110, 9.1); Hypercorn converts them to upper case.
+* Status lines have a reason phrase, because some clients, such as h2load, reject status lines without one.
+* An event tells when a response is complete, so that a client that has closed its half gets the whole response.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNKNOWN_REASON: Final = b"Unknown"
 
 
 class Http1Protocol(H11Protocol):
-    """The requests of one connection, one after the other."""
+    """Serves the requests of one connection, one after the other."""
 
     def __init__(
         self,
@@ -59,31 +59,31 @@ class Http1Protocol(H11Protocol):
             max_incomplete_event_size=config.h11_max_incomplete_size,
         )
         self.response_complete = asyncio.Event()
-        """Set while no response is owed."""
+        """Set while no request waits for the end of its response."""
         self.response_complete.set()
         self._is_head_request = False
         self._on_refused = on_refused
 
     @property
     def head_incomplete(self) -> bool:
-        """Whether some of a request's head has come, and not all of it."""
+        """True if a part of a request's head was received, but not all of it."""
         return self.stream is None and self.connection.syntax.head_incomplete
 
     @property
     def refused(self) -> bool:
-        """Whether the client was told that it does not speak HTTP as it must."""
+        """True if a request was refused as malformed."""
         return self.connection.their_state is h11.ERROR
 
     async def probe(self) -> None:
-        """Send what a client ignores that still reads, and what makes the system of one that is gone answer with RST.
+        """Send 100 (Continue): a client that still reads ignores it; if it is gone, its system replies with RST.
 
-        That is 100 (Continue), which every HTTP/1.1 client must take before a response whether it expects it or not
-        (RFC 9110, 15.2). Does nothing once a response has begun, and with HTTP/1.0, which has no such responses.
+        Every HTTP/1.1 client must accept it before a response, expected or not (RFC 9110, 15.2). Does nothing once a
+        response has begun, and for HTTP/1.0, which has no interim responses.
         """
         if self.connection.our_state is h11.SEND_RESPONSE and self.connection.their_http_version == b"1.1":
             await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
 
-    # ---- what Hypercorn calls
+    # ---- called by Hypercorn
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return
@@ -141,7 +141,7 @@ class Http1Protocol(H11Protocol):
 
 
 class _StrictConnection(h11.Connection):
-    """h11 that gets what `RequestSyntax` lets pass, and reports its faults when their turn has come."""
+    """h11 behind `RequestSyntax`: parses what that returns, and reports its fault after the requests before it."""
 
     def __init__(self, syntax: RequestSyntax, *, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size)
@@ -160,8 +160,8 @@ class _StrictConnection(h11.Connection):
             return super().next_event()
         all_read = not self.trailing_data[0]
         if all_read and self.their_state is h11.DONE:
-            return h11.PAUSED  # the response to the request before the faulty one comes first
-        # In IDLE h11 would take the end of what came for a connection that is closed in order.
+            return h11.PAUSED  # the request before the faulty one is answered first
+        # In IDLE, h11 would treat the end of the data as an orderly close of the connection.
         if not (all_read and self.their_state is h11.IDLE) and (event := super().next_event()) is not h11.NEED_DATA:
             return event
         self._process_error(self.their_role)

@@ -1,10 +1,10 @@
-"""The syntax of HTTP/1.1 requests, checked before another parser sees an octet (RFC 9112). Pure.
+"""Checks the syntax of HTTP/1.1 requests before another parser sees them (RFC 9112). Pure.
 
-A request that two parsers delimit differently smuggles a second one past the first of them, and here each of the two
-would be signed. h11 behind this module is lenient in places: it takes a bare LF for the end of a line, joins folded
-lines, and lets `Transfer-Encoding` override `Content-Length`. So whatever is ambiguous is refused here, the connection
-is closed, and what passes is written anew in the one form that every parser reads alike: origin-form target, CRLF, no
-folding, no chunk extensions, no trailers, no `Upgrade`.
+If two parsers disagree about the end of a request, a second request can be smuggled past the first parser; here both
+would be signed. h11, which parses after this module, is lenient in places: it accepts a bare LF as the end of a line,
+joins folded lines, and lets `Transfer-Encoding` override `Content-Length`. So an ambiguous request is refused here, and
+the connection is closed. All others are written again in a form that every parser reads alike: origin-form target,
+CRLF, no folding, no chunk extensions, no trailers, no `Upgrade`.
 
 ::
 
@@ -13,9 +13,9 @@ folding, no chunk extensions, no trailers, no `Upgrade`.
       │                    └──0──▶ TRAILERS ──────────────────────────▶ HEAD
       └────neither─────────────────────────────────────────────────────▶ HEAD
 
-    any of them ──fault──▶ REFUSED, for good
+    any of them ──fault──▶ REFUSED, the final state
 
-No reason given here quotes what came.
+No reason quotes the request.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ _CHUNK_SIZE: Final = re.compile(
     rb'((?:[ \t]*;[ \t]*%(token)s(?:[ \t]*=[ \t]*(?:%(token)s|"(?:[^"\\]|\\.)*"))?)*)' % {b"token": _TOKEN.pattern}
 )
 
-# A line ends with CRLF and with nothing else, and no text holds another control character than HTAB. RFC 9112, 2.2
-# allows a bare LF and RFC 9110, 5.5 most control characters; both are what smuggling is made of. A CR at the end of
-# what has come may yet be followed by LF.
+# A line ends only with CRLF, and the only control character in it is HTAB. RFC 9112, 2.2 permits a bare LF, and
+# RFC 9110, 5.5 most control characters; smuggling uses both. A CR at the end of the buffer may still be followed by LF.
 _FORBIDDEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
@@ -47,7 +46,7 @@ _END_OF_LINE: Final = b"\r\n"
 _END_OF_SECTION: Final = b"\r\n\r\n"
 
 _FIELD_OVERHEAD_OCTETS: Final = 32
-"""Counted for each field line, as in HTTP/2 (RFC 9113, 6.5.2), so that `max_field_section` means the same for both."""
+"""Added for each field line, as in HTTP/2 (RFC 9113, 6.5.2), so that `max_field_section` means the same in both."""
 
 _LONGEST_CHUNK_LINE: Final = 1_024
 _MOST_LENGTH_DIGITS: Final = 18
@@ -60,6 +59,7 @@ class Fault(NamedTuple):
     status: int
     """HTTP status of the answer."""
     text: str
+    """The reason, which does not quote the request."""
 
 
 class _Refused(Exception):
@@ -69,7 +69,7 @@ class _Refused(Exception):
 
 
 class _State(Enum):
-    """What comes next."""
+    """What the parser expects next."""
 
     HEAD = auto()
     CONTENT = auto()
@@ -85,14 +85,14 @@ class RequestSyntax:
 
     def __init__(self, rules: HostRules, max_head_octets: int) -> None:
         self.fault: Fault | None = None
-        """Why the connection must be closed. What `feed` returned before that is still to be answered."""
+        """Why the connection must be closed. Requests that `feed` returned before are still answered."""
         self._rules = rules
         self._max_head_octets = max_head_octets
         self._state = _State.HEAD
         self._buffer = bytearray()
-        self._checked_octets = 0  # of the buffer, known to hold nothing that is forbidden
+        self._checked_octets = 0  # of the buffer, checked for forbidden characters
         self._request_line_checked = False
-        self._content_octets = 0  # still to come, of content or of a chunk
+        self._content_octets = 0  # expected, of content or of a chunk
         self._steps: dict[_State, Callable[[], bytes | None]] = {
             _State.HEAD: self._head,
             _State.CONTENT: self._content,
@@ -100,18 +100,18 @@ class RequestSyntax:
             _State.CHUNK_DATA: self._content,
             _State.CHUNK_END: self._chunk_end,
             _State.TRAILERS: self._trailers,
-            _State.REFUSED: self._nothing,
+            _State.REFUSED: self._discard,
         }
 
     @property
     def head_incomplete(self) -> bool:
-        """Whether some of a request's head has come, and not all of it."""
+        """True if a part of a request's head was received, but not all of it."""
         return self._state is _State.HEAD and bool(self._buffer)
 
     def feed(self, data: bytes) -> bytes:
-        """Return the octets that may be parsed, now that `data` has come; heads are returned whole.
+        """Add received data; return the octets that were checked and may be parsed. Heads are returned whole.
 
-        After a fault `fault` is set, and nothing more is returned.
+        A malformed request sets `fault`; from then on nothing is returned.
         """
         self._buffer += data
         passed: list[bytes] = []
@@ -125,15 +125,15 @@ class RequestSyntax:
         return b"".join(passed)
 
     def feed_eof(self) -> None:
-        """Say that nothing more will come; sets `fault` if that is amid a head."""
+        """Note the end of the data; sets `fault` if a head is incomplete."""
         if self.head_incomplete:
             self.fault = Fault(400, "the connection was closed before the head of the request was complete")
             self._state = _State.REFUSED
             self._buffer.clear()
 
-    # ---- the steps: each returns what may pass, or None where more must come first
+    # ---- the steps: each returns checked octets, or None if it needs more data
 
-    def _nothing(self) -> None:
+    def _discard(self) -> None:
         self._buffer.clear()
 
     def _head(self) -> bytes | None:
@@ -187,7 +187,7 @@ class RequestSyntax:
         return _END_OF_LINE
 
     def _trailers(self) -> bytes | None:
-        """Check the trailer section, and drop it: trailers have no way through ASGI."""
+        """Check the trailer section, and drop it: ASGI has no trailers for requests."""
         if self._buffer.startswith(_END_OF_LINE):
             self._take(len(_END_OF_LINE))
         else:
@@ -205,9 +205,9 @@ class RequestSyntax:
         self._checked_octets = max(0, self._checked_octets - octets)
 
     def _end_of_section(self) -> int:
-        """Return where the section ends that the buffer begins with, -1 if it goes on.
+        """Return the index of the end of the section at the beginning of the buffer; -1 if it is incomplete.
 
-        Refuses what no section may hold as soon as it comes: the section's end may never.
+        Refuses forbidden characters at once, without waiting for the end of the section.
         """
         seen = self._checked_octets
         end = self._buffer.find(_END_OF_SECTION, max(0, seen - 3))
@@ -218,7 +218,7 @@ class RequestSyntax:
         return end
 
     def _line(self, what: str) -> bytes | None:
-        """Take one line, without its end."""
+        """Take one line from the buffer, without its CRLF; None if it is incomplete."""
         end = self._buffer.find(_END_OF_LINE, 0, _LONGEST_CHUNK_LINE)
         line = bytes(self._buffer[:end] if end >= 0 else self._buffer[:_LONGEST_CHUNK_LINE])
         if _FORBIDDEN.search(line):
@@ -231,7 +231,7 @@ class RequestSyntax:
         return line
 
     def _section(self, end: int, what: str) -> bytes | None:
-        """Take the lines up to `end`, and the empty one after them; None if they go on."""
+        """Take a section of lines, and the empty line after it, from the buffer; None if `end` is -1."""
         if (len(self._buffer) if end < 0 else end) > self._max_head_octets:
             raise _Refused(f"{what} is longer than max_field_section", 431)
         if end < 0:
@@ -247,10 +247,10 @@ class RequestSyntax:
         if found is None:
             raise _Refused("the first line is not METHOD TARGET HTTP/1.1 with single spaces (RFC 9112, 3)")
         if found[3] != b"1" or found[4] not in b"01":
-            raise _Refused("only HTTP/1.0, HTTP/1.1 and HTTP/2 with prior knowledge are spoken here", 505)
+            raise _Refused("the version is not HTTP/1.0, HTTP/1.1 or HTTP/2 with prior knowledge", 505)
 
     def _checked_head(self, head: bytes) -> bytes:
-        """Return the head as it is to be parsed; decides what comes after it."""
+        """Return the head as it is passed on; sets the next state."""
         request_line, *lines = head.split(_END_OF_LINE)
         method, target, version = request_line.split(b" ")
         fields = _field_lines(lines)
@@ -273,7 +273,7 @@ class RequestSyntax:
         return b"".join(written)
 
     def _origin_form(self, method: bytes, target: bytes, host: Authority | None) -> tuple[bytes, bytes | None]:
-        """Return the target without scheme and authority, and the authority if it had one (RFC 9112, 3.2)."""
+        """Return the target in origin form, and the authority of an absolute-form target (RFC 9112, 3.2)."""
         if b"#" in target:
             raise _Refused("the target has a fragment, which is never sent (RFC 9110, 7.1)")
         if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS") or method == b"CONNECT":
@@ -285,11 +285,11 @@ class RequestSyntax:
         try:
             named = parse_authority(authority)
         except ValueError as exc:
-            raise _Refused(f"the URL in the request line has {exc}") from None
+            raise _Refused(f"the authority of the URL in the request line {exc}") from None
         if scheme.lower() != b"http" or not self._rules.is_own(named, host):
             raise _Refused(
-                "the URL in the request line is not of this server, which is no forward proxy: "
-                "call it by the name that Host has, or list the name in allowed_hosts"
+                "the URL in the request line is not of this server, which is not a forward proxy: "
+                "use the name that is in Host, or list the name in allowed_hosts"
             )
         return rest if rest.startswith(b"/") else b"/" + rest, authority
 
@@ -308,9 +308,9 @@ def _field_lines(lines: list[bytes]) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def _host(hosts: list[bytes], *, legacy: bool) -> Authority | None:
-    """Return what `Host` names; None where it is empty, or missing in HTTP/1.0 (RFC 9112, 3.2)."""
+    """Return the authority in `Host`; None if it is empty, or missing in HTTP/1.0 (RFC 9112, 3.2)."""
     if len(hosts) > 1:
-        raise _Refused("Host is there more than once")
+        raise _Refused("Host occurs more than once")
     if not hosts and not legacy:
         raise _Refused("Host is missing")
     if not hosts or not hosts[0]:
@@ -318,28 +318,28 @@ def _host(hosts: list[bytes], *, legacy: bool) -> Authority | None:
     try:
         return parse_authority(hosts[0])
     except ValueError as exc:
-        raise _Refused(f"Host has {exc}") from None
+        raise _Refused(f"Host {exc}") from None
 
 
 def _framing(fields: list[tuple[bytes, bytes, bytes]], *, legacy: bool) -> tuple[_State, int]:
-    """Return what follows the head, and how many octets of it (RFC 9112, 6)."""
+    """Return the state after the head, and the length of the content (RFC 9112, 6)."""
     lengths = [value for _, name, value in fields if name == b"content-length"]
     codings = [value for _, name, value in fields if name == b"transfer-encoding"]
     if codings:
         if legacy:
-            raise _Refused("Transfer-Encoding is not for HTTP/1.0 (RFC 9112, 6.1)")
+            raise _Refused("Transfer-Encoding is not defined for HTTP/1.0 (RFC 9112, 6.1)")
         if lengths:
-            raise _Refused("Content-Length and Transfer-Encoding are there together (RFC 9112, 6.1)")
+            raise _Refused("both Content-Length and Transfer-Encoding occur (RFC 9112, 6.1)")
         names = [name.strip(b" \t").lower() for name in b",".join(codings).split(b",")]
         if names == [b"chunked"]:
             return _State.CHUNK_SIZE, 0
         if names[-1] != b"chunked" or names.count(b"chunked") > 1 or b"" in names:
-            raise _Refused("the last Transfer-Encoding is not chunked, or not the only one of that name")
-        raise _Refused("no Transfer-Encoding but chunked is known here", 501)
+            raise _Refused("the last Transfer-Encoding is not chunked, or chunked occurs more than once")
+        raise _Refused("a Transfer-Encoding other than chunked is not supported", 501)
     if not lengths:
         return _State.HEAD, 0
     if len(lengths) > 1:
-        raise _Refused("Content-Length is there more than once")
+        raise _Refused("Content-Length occurs more than once")
     if not lengths[0].isdigit() or len(lengths[0]) > _MOST_LENGTH_DIGITS:
         raise _Refused("Content-Length is not a number of octets")
     length = int(lengths[0])

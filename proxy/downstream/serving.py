@@ -1,11 +1,11 @@
-"""Hypercorn at work: h2c connections are taken over by frames, the rest stays HTTP/1.1 through ASGI.
+"""Runs Hypercorn: h2c connections are served by `DownstreamConnection`, all others by HTTP/1.1 through ASGI.
 
-Hypercorn brings its configuration, sockets, workers, lifespan and task a connection. One of its names is replaced here
-(and one used in `workers`), and a test holds their signatures against the installed version:
+Hypercorn provides configuration, sockets, lifespan and a task for each connection. One of its names is replaced here; a
+test compares the signatures with those of the installed version:
 
-* `hypercorn.asyncio.run.TCPServer`, awaited once for each accepted connection. Ours reads the first octets: the HTTP/2
-  preface means that a `DownstreamConnection` takes over the transport; everything else runs on `Http1Protocol`, which
-  is Hypercorn's with stricter rules.
+* `hypercorn.asyncio.run.TCPServer`, awaited once for each accepted connection. Ours reads the first octets: after the
+  HTTP/2 preface, a `DownstreamConnection` takes over the transport; anything else is served by `Http1Protocol`,
+  Hypercorn's protocol with stricter rules.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ __all__ = ["Application", "listen"]
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _PREFACE_SECONDS: Final = 10.0
+"""Time for the first octets of a connection."""
 _HEAD_SECONDS: Final = 30.0
-"""How long the head of an HTTP/1.1 request may take once it has begun."""
+"""Time for the head of an HTTP/1.1 request, from its first octet on."""
 _LINGER_SECONDS: Final = 1.0
-"""How long what follows a refused request is read and dropped."""
+"""How long data after a refused request is read and dropped."""
 _PROBE_SECONDS: Final = 1.0
-"""How long a client that has closed its half waits before the first probe; each wait is twice the one before."""
+"""Time until the first probe of a client that has closed its half; doubled after each probe."""
 _GREATEST_PROBE_SECONDS: Final = 30.0
 _PROBE_ANSWER_SECONDS: Final = 0.1
+"""Time for an RST in reply to a probe."""
 _LISTENER: Final = "listener"
 
 
 class Application:
-    """What Hypercorn calls: lifespan hands the listener to the connections, HTTP/1.1 requests are carried."""
+    """The ASGI application: its lifespan passes the listener to the connections, and it serves HTTP/1.1 requests."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -65,39 +67,39 @@ class Application:
 async def listen(
     listener: Listener, config: ListenerConfig, sockets: Sockets, shutdown: Callable[[], Awaitable[None]]
 ) -> None:
-    """Serve until `shutdown` returns, which it does when everything is drained."""
-    setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - the seam (see the module), and no export
+    """Serve until `shutdown` returns; by then, everything must be drained."""
+    setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - see the module; the name is not exported
     await hypercorn.asyncio.run.worker_serve(
         ASGIWrapper(Application(listener)), config, sockets=sockets, shutdown_trigger=shutdown
     )
 
 
 class _Server(TCPServer):
-    """One accepted connection: which protocol is it, and who serves it?"""
+    """One accepted connection: finds out the protocol, and serves it."""
 
-    reader: _Pushback  # type: ignore[assignment]  # all that `TCPServer` calls
+    reader: _Pushback  # type: ignore[assignment]  # has all methods that `TCPServer` calls
     protocol: Http1Protocol  # type: ignore[assignment]  # `ProtocolWrapper` forwards the calls that `TCPServer` makes
 
     async def run(self) -> None:
         listener: Listener = self.state[_LISTENER]
         transport = cast(asyncio.Transport, self.writer.transport)
         self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
-        with listener.track(transport) as held:
+        with listener.track(transport) as accepted:
             try:
                 first = await self._first_octets() if not listener.drained else None
-                held.protocol_unknown = False
+                accepted.protocol_unknown = False
                 if first is None or transport.is_closing():
                     transport.abort()
                 elif not first.startswith(_PREFACE):
                     self.reader.give_back(first)
-                    await self._run_http1(held.gate)
-                elif not self.reader.at_eof():  # a half-closed connection carries no HTTP/2
+                    await self._run_http1(accepted.gate)
+                elif not self.reader.at_eof():  # HTTP/2 needs both halves
                     await listener.serve_h2c(transport, first)
             finally:
                 await self._close()
 
     async def _first_octets(self) -> bytes | None:
-        """Return enough octets to tell the preface from anything else; None if the client is gone or silent."""
+        """Return enough octets to recognise the preface; None if the client sends none in time or is gone."""
         first = b""
         try:
             async with asyncio.timeout(_PREFACE_SECONDS):
@@ -111,10 +113,10 @@ class _Server(TCPServer):
         return first or None
 
     async def _run_http1(self, gate: Gate) -> None:
-        """Do what `TCPServer.run` does, with an HTTP/1.1 protocol that cannot become another one."""
+        """Replace `TCPServer.run`, with an HTTP/1.1 protocol that never switches to another one."""
         connection = self.writer.get_extra_info("socket")
         self._gate = gate
-        self._over = False
+        self._finished = False
         try:
             client = parse_socket_addr(connection.family, connection.getpeername())
             server = parse_socket_addr(connection.family, connection.getsockname())
@@ -133,20 +135,20 @@ class _Server(TCPServer):
                     allowed_hosts=listener.allowed_hosts,
                     on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
                 )
-                self.protocol.can_read = _Turn(self._client_speaks)
+                self.protocol.can_read = _NextRequest(self._client_sends)
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
-                # Its timer is a task of the group, which would keep the closed connection until it is over.
-                self._over = True
+                # Its timer is a task of the group: the group would wait for it after the connection has closed.
+                self._finished = True
                 await self.idle_task.stop()
         except OSError:
             pass
 
     async def _read_data(self) -> None:
-        """Do what `TCPServer._read_data` does, as far as the gate is open, and with a deadline for heads.
+        """Replace `TCPServer._read_data`: wait for the gate before each read, and limit the time for heads.
 
-        A client that closes its half of the connection gets the responses to what it had asked (RFC 9112, 9.6).
+        A client that closes its half of the connection gets the responses to its requests (RFC 9112, 9.6).
         """
         head_until: float | None = None
         data = b"-"
@@ -163,23 +165,24 @@ class _Server(TCPServer):
             elif head_until is None:
                 head_until = self.loop.time() + _HEAD_SECONDS
         else:
-            await self._client_stays(self.protocol.response_complete)
+            await self._client_waits(self.protocol.response_complete)
         await self.protocol.handle(Closed())
 
-    async def _client_speaks(self, answered: asyncio.Event) -> bool:
-        """Wait for the client to say more; if it has closed its half, until `answered`. False if it is gone."""
+    async def _client_sends(self, answered: asyncio.Event) -> bool:
+        """Wait until the client sends data or, if it has closed its half, until `answered`; False if it is gone."""
         try:
             data = await self.reader.read(MAX_RECV)
         except OSError:
             return False
         self.reader.give_back(data)
-        return bool(data) or await self._client_stays(answered)
+        return bool(data) or await self._client_waits(answered)
 
-    async def _client_stays(self, answered: asyncio.Event) -> bool:
-        """Wait until `answered`, or until it shows that a client that has closed its half is gone: then False.
+    async def _client_waits(self, answered: asyncio.Event) -> bool:
+        """Wait until `answered`; return False as soon as it turns out that a client with a closed half is gone.
 
-        TCP tells both in the same way; the difference shows when something is sent. So a client that waits for long is
-        sent something that it ignores. Where that cannot be done, TCP's keep-alive finds out after a minute or two.
+        TCP signals a closed half and a closed connection alike; only sending data tells them apart. So a client that
+        waits long is sent a probe that it ignores. Where no probe can be sent, TCP's keep-alive detects a lost client
+        after a minute or two.
         """
         connection = self.writer.get_extra_info("socket")
         seconds = _PROBE_SECONDS
@@ -193,7 +196,7 @@ class _Server(TCPServer):
         return False
 
     def _is_gone(self, connection: socket.socket) -> bool:
-        """Whether both halves of the connection are closed, by whichever side."""
+        """Return True if both halves of the connection are closed, by either side."""
         if self.writer.transport.is_closing() or connection.fileno() < 0:
             return True
         poll = select.poll()
@@ -201,22 +204,22 @@ class _Server(TCPServer):
         return bool(poll.poll(0))  # POLLHUP or POLLERR
 
     async def protocol_send(self, event: Event) -> None:
-        if self._over and isinstance(event, Updated):
+        if self._finished and isinstance(event, Updated):
             return
         if isinstance(event, Closed) and self.protocol.refused:
-            await self.protocol.handle(event)  # what came of the request goes no further
+            await self.protocol.handle(event)  # cancels the request
             await self._linger()
-        # Hypercorn knows resets, but not that keepalive or routing may end a connection (ETIMEDOUT, EHOSTUNREACH).
+        # Hypercorn handles resets, but not errors of keep-alive and routing (ETIMEDOUT, EHOSTUNREACH).
         try:
             await super().protocol_send(event)
         except OSError:
             await self.protocol.handle(Closed())
 
     async def _linger(self) -> None:
-        """Drop for a while what a client still sends that was refused.
+        """Read and drop for a while what a client still sends after its request was refused.
 
-        To close a socket of which something is unread resets the connection, and the client may lose the answer that
-        says what is wrong (RFC 9112, 9.6).
+        Closing a socket with unread data resets the connection, and the client may lose the answer that says what is
+        wrong (RFC 9112, 9.6).
         """
         with contextlib.suppress(OSError, RuntimeError):
             self.writer.write_eof()
@@ -238,57 +241,57 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-class _Turn:
-    """When the next request of a connection may be read: Hypercorn waits for it once that has begun to come.
+class _NextRequest:
+    """Hypercorn's event `can_read`: set when the next, pipelined request may be read.
 
-    It reads nothing meanwhile and would not notice that the client leaves. `speaks` does; then `wait` raises
-    ConnectionResetError.
+    While Hypercorn waits for it, it does not read and would not notice that the client is gone. So `wait` also runs
+    `client_sends`, and raises ConnectionResetError if that returns False.
     """
 
-    def __init__(self, speaks: Callable[[asyncio.Event], Coroutine[Any, Any, bool]]) -> None:
-        self._come = asyncio.Event()
-        self._speaks = speaks
-        self._left = False
+    def __init__(self, client_sends: Callable[[asyncio.Event], Coroutine[Any, Any, bool]]) -> None:
+        self._may_read = asyncio.Event()
+        self._client_sends = client_sends
+        self._client_gone = False
 
     def is_set(self) -> bool:
-        return self._come.is_set()
+        return self._may_read.is_set()
 
     async def clear(self) -> None:
-        self._come.clear()
+        self._may_read.clear()
 
     async def set(self) -> None:
-        self._come.set()
+        self._may_read.set()
 
     async def wait(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            looking = tasks.create_task(self._look())
-            await self._come.wait()
-            looking.cancel()
-        if self._left:
-            raise ConnectionResetError("the client has left")
+            watching = tasks.create_task(self._watch_client())
+            await self._may_read.wait()
+            watching.cancel()
+        if self._client_gone:
+            raise ConnectionResetError("the client is gone")
 
-    async def _look(self) -> None:
-        if not await self._speaks(self._come):
-            self._left = True
-            self._come.set()
+    async def _watch_client(self) -> None:
+        if not await self._client_sends(self._may_read):
+            self._client_gone = True
+            self._may_read.set()
 
 
 class _Pushback:
-    """A reader that gives back what was read to look at it."""
+    """A reader that can take data back, to return it again."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._first = b""
+        self._returned = b""
         self._reader = reader
 
     def at_eof(self) -> bool:
-        return not self._first and self._reader.at_eof()
+        return not self._returned and self._reader.at_eof()
 
     def give_back(self, data: bytes) -> None:
-        """Have this read again, before anything else."""
-        self._first = data + self._first
+        """Return `data` again from the next read, before anything else."""
+        self._returned = data + self._returned
 
     async def read(self, n: int) -> bytes:
-        if self._first:
-            data, self._first = self._first[:n], self._first[n:]
+        if self._returned:
+            data, self._returned = self._returned[:n], self._returned[n:]
             return data
         return await self._reader.read(n)

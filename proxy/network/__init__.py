@@ -1,7 +1,7 @@
-"""The parts of the operating system's networking that upstream connections and Google calls share.
+"""Networking that upstream connections and calls to Google share.
 
 * `loop`      the event loop of a worker
-* `resolver`  host names to addresses
+* `resolver`  resolves host names
 
-They stand to the right of `upstream` and `tokens` because both use them, and these two may not import each other.
+It is a room of its own because `upstream` and `tokens` both use it, and must not import each other.
 """
