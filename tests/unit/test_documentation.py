@@ -26,8 +26,6 @@ UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset(
     {
         "cli",
         "http2",
-        "observe",
-        "quoting.py",
         "routes",
         "settings",
         "tokens",
