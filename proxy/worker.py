@@ -32,6 +32,7 @@ from proxy.downstream.serving import listen
 from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
+from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
 from proxy.observe import Metrics
 from proxy.relay.dispatcher import Dispatcher
@@ -122,7 +123,7 @@ class Worker:
             self._dispatcher, server, budget, flusher, self.metrics, allowed_hosts=settings.allowed_hosts
         )
         self._admin: AdminPlane | None = None
-        if settings.admin != "off":
+        if settings.admin != OFF:
             self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)
         self._ending = asyncio.Event()
 
@@ -218,8 +219,8 @@ class Worker:
         _log.info(
             "listening",
             version=__version__,
-            listen=[_shown(address) for address in addresses],
-            admin=self._admin.address if self._admin is not None else "off",
+            listen=[str(Address.of_socket(name)) for name in addresses],
+            admin=self._admin.address if self._admin is not None else OFF,
             engine=self.engine,
             # Log collectors cut lines of some 100 KiB; /routes of the admin port has them all.
             routes={
@@ -289,10 +290,3 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error=type(exception).__name__ if exception is not None else None,
         at=f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else None,
     )
-
-
-def _shown(name: Any) -> str:
-    if isinstance(name, str):
-        return f"unix:{name}"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from proxy.admin.page import status_page
 from proxy.downstream.binding import bind_tcp
+from proxy.network.address import Address, parse_address
 from proxy.observe import Metrics
 from proxy.routes import Route
 
@@ -62,7 +63,7 @@ class AdminPlane:
         *,
         reuse_port: bool = False,
     ) -> None:
-        self._configured = address
+        self._configured = parse_address(address)
         self._health = health
         self._metrics = metrics
         self._routes = tuple(routes)
@@ -86,26 +87,23 @@ class AdminPlane:
         if runner is None:
             return
         await runner.cleanup()
-        if self._configured.startswith("unix:"):
-            _remove_file(Path(self._configured.removeprefix("unix:")))
+        if self._configured.path:
+            _remove_file(Path(self._configured.path))
 
     @property
     def address(self) -> str:
         """The address it listens on, with the real port if port 0 is configured. Raises RuntimeError before `start`."""
         if self._runner is None:
             raise RuntimeError("the admin plane has not been started")
-        bound = self._runner.addresses[0]
-        if isinstance(bound, str):
-            return f"unix:{bound}"
-        host, port = bound[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return str(Address.of_socket(self._runner.addresses[0]))
 
     async def _site(self, runner: web.AppRunner) -> web.BaseSite:
-        if self._configured.startswith("unix:"):
-            return web.UnixSite(runner, self._configured.removeprefix("unix:"))
-        host, _, port = self._configured.rpartition(":")
+        if self._configured.path:
+            return web.UnixSite(runner, self._configured.path)
         # Bound like the listener, so that the same name means the same address. Workers share it by SO_REUSEPORT.
-        bound = await asyncio.to_thread(bind_tcp, host.strip("[]"), int(port), reuse_port=self._reuse_port)
+        bound = await asyncio.to_thread(
+            bind_tcp, self._configured.host, self._configured.port, reuse_port=self._reuse_port
+        )
         try:
             bound.listen(_BACKLOG)
         except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ipaddress
 import json
 import os
 import shlex
@@ -38,6 +37,7 @@ from proxy.emulator import (
 )
 from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
+from proxy.routes.locality import is_loopback
 
 __all__ = ["emulate"]
 
@@ -132,7 +132,7 @@ def emulate(
 
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
     """
-    if not unsafe_listen and not _is_loopback(host):
+    if not unsafe_listen and not is_loopback(host.strip("[]")):
         raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant.")
     app = echo if application is None else _load(application)
     # The folder is the last thing made before signals are handled: it is removed whenever the command is ended.
@@ -334,13 +334,6 @@ def _with_remedy(error: CannotListen, plan: Plan) -> str:
     }
     option = ports[error.port] if error.port else "--host"
     return f"{without_pasted(str(error), (plan.host,))} Choose another with {option}."
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _load(name: str) -> Any:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import click
 
 from proxy.exit_codes import ExitCode
+from proxy.network.address import Address, parse_address_or_off
 from proxy.quoting import one_line, plain, quoted
-from proxy.settings.addresses import Address, parse_address
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
 __all__ = ["DEFAULT_ADMIN", "healthcheck"]
@@ -36,7 +36,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     HEALTHCHECK and exec probes of images without a shell.
     """
     try:
-        address = parse_address(_admin(admin, config, os.environ))
+        address = _admin(admin, config, os.environ)
         _check_path(path)
     except (ValueError, SettingsInvalid) as exc:
         raise _Unwell(str(exc)) from None
@@ -68,7 +68,7 @@ class _Unwell(click.ClickException):
         click.echo(f"unhealthy: {self.format_message()}", err=True)
 
 
-def _admin(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> str:
+def _admin(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> Address:
     """Return the admin address as `serve` would find it; ValueError or SettingsInvalid where there is none."""
     given = flag or environment.get(environment_name("admin"))
     if not given:
@@ -76,9 +76,10 @@ def _admin(flag: str | None, config: Path | None, environment: Mapping[str, str]
         if file.problems:
             raise SettingsInvalid(file.problems)
         given = str(file.document.get("admin", DEFAULT_ADMIN))
-    if given == "off":
+    address = parse_address_or_off(given)
+    if address is None:
         raise ValueError("the admin port is off; there is nobody to ask")
-    return given
+    return address
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -18,6 +18,7 @@ import aiohappyeyeballs
 from proxy.doctor.claims import format_time
 from proxy.doctor.report import Outcome, Step, StepName, as_sentence, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.network.address import Address
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
 from proxy.routes import Origin
@@ -110,8 +111,7 @@ class ConnectionCheck:
         except OSError as exc:  # TimeoutError is one
             return self._connect_failure(origin, exc), None
         milliseconds = round((loop.time() - started) * 1000, 1)
-        host, port = connected.getpeername()[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = str(Address.of_socket(connected.getpeername()))
         text = f"{where}, {milliseconds:g} ms"
         details = {"address": where, "milliseconds": milliseconds}
         return Step(name="tcp", outcome=Outcome.OK, text=text, details=details), connected

@@ -13,11 +13,10 @@ from typing import Final
 from hypercorn.config import Config, Sockets
 
 from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.network.address import parse_address
 from proxy.restate import KEEP_ALIVE_SECONDS
 
 __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
-
-_UNIX: Final = "unix:"
 
 # Detects within 60 + 4 × 15 s a client that has vanished (a lost node, an expired NAT entry). Accepted sockets inherit
 # these options from the listening one.
@@ -72,17 +71,16 @@ class ListenerConfig(Config):
                     os.remove(path)
 
     def _listening(self, address: str) -> socket.socket:
-        path = address.removeprefix(_UNIX) if address.startswith(_UNIX) else None
-        if path is not None:
+        host, port, path = parse_address(address)
+        if path:
             _check_unused(path)
             (bound,) = self._create_sockets([address])
         else:
-            host, _, port = address.rpartition(":")
             # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program
             # that does, such as a second sidecar started by mistake.
-            bound = bind_tcp(host.strip("[]"), int(port))
+            bound = bind_tcp(host, port)
         try:
-            if path is not None:
+            if path:
                 found = os.stat(path)
                 self._files.append((path, found.st_dev, found.st_ino))
             else:

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from proxy.routes.locality import address_of, is_localhost_name, is_loopback
+
 __all__ = ["CONTAINER_HOSTS", "Authority", "HostRules", "parse_authority"]
 
 CONTAINER_HOSTS: Final = frozenset(
@@ -75,11 +77,11 @@ class HostRules:
     @property
     def is_loopback(self) -> bool:
         """True if the client connected to a loopback address."""
-        return self.server is not None and _is_loopback(self.server[0])
+        return self.server is not None and is_loopback(self.server[0])
 
     def allows(self, host: str) -> bool:
         """Return True if a request that names this host cannot come from a web page by DNS rebinding."""
-        return not self.is_loopback or self._is_known(host) or _is_address(host)
+        return not self.is_loopback or self._is_known(host) or address_of(host) is not None
 
     def is_own(self, authority: Authority, host: Authority | None) -> bool:
         """Return True if an absolute-form target with this authority means this server.
@@ -94,28 +96,7 @@ class HostRules:
 
     def _is_known(self, host: str) -> bool:
         """True if `host` is an address of this server, or a name that public DNS cannot resolve."""
-        if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
+        if is_localhost_name(host) or is_loopback(host) or host in CONTAINER_HOSTS or host in self.allowed:
             return True
-        if host in CONTAINER_HOSTS or host in self.allowed:
-            return True
-        return _is_address(host) and (
-            _is_loopback(host) or (self.server is not None and _address(host) == _address(self.server[0]))
-        )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return _address(host).is_loopback
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(host.partition("%")[0])
-    # A listener on [::] sees IPv4 clients as ::ffff:…, which older Pythons do not treat as loopback.
-    return getattr(address, "ipv4_mapped", None) or address
+        address = address_of(host)
+        return address is not None and self.server is not None and address == address_of(self.server[0])

@@ -1,5 +1,6 @@
 """Networking that upstream connections and calls to Google share.
 
+* `address`   HOST:PORT, [IPV6]:PORT and unix:/path
 * `loop`      the event loop of a worker
 * `resolver`  resolves host names
 

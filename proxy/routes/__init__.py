@@ -1,6 +1,7 @@
 """Which upstream a request goes to. Pure.
 
-* `origin`   scheme, host and port of an upstream, and whether it is local
+* `origin`   scheme, host and port of an upstream
+* `locality` which hosts are this machine or a private network
 * `route`    one route: its origin, and whose token it gets
 * `table`    all routes, looked up by path
 * `names`    names that are like another one

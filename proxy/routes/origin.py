@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from proxy.quoting import holds_credential, plain, quoted
+from proxy.routes.locality import is_private
 from proxy.routes.paths import AMBIGUOUS_PATH
 
 __all__ = ["Origin", "parse_upstream"]
@@ -35,16 +36,8 @@ class Origin(NamedTuple):
 
     @property
     def is_private(self) -> bool:
-        """Whether the host is loopback or private by its name or address, without asking DNS."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
-            return True
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        # `::ffff:8.8.8.8` is 8.8.8.8, but older Pythons call the whole of ::ffff:0:0/96 private.
-        address = getattr(address, "ipv4_mapped", None) or address
-        return address.is_loopback or address.is_private or address.is_link_local
+        """True if the host is loopback or private by its name or address, without asking DNS."""
+        return is_private(self.host)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"

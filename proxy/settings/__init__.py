@@ -1,6 +1,5 @@
 """TOML file + environment + flags → frozen, validated settings, or everything that is wrong with them at once.
 
-* `addresses`  where to bind
 * `layers`     the places that settings come from
 * `model`      what can be set, and the rules; `route` is the part about a route
 * `wording`    what is wrong, in words
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proxy.settings.addresses import Address, parse_address
 from proxy.settings.layers import Problem, SettingsInvalid
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from proxy.settings.printing import dump_toml, json_schema
 
 __all__ = [
-    "Address",
     "Loaded",
     "PlainSettings",
     "Problem",
@@ -37,7 +34,6 @@ __all__ = [
     "json_schema",
     "load",
     "load_traced",
-    "parse_address",
 ]
 
 _ON_DEMAND = {

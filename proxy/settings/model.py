@@ -14,8 +14,8 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
 from proxy.http2.engine import EngineName
+from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
 from proxy.routes import RouteTable, check_name
-from proxy.settings.addresses import parse_address, parse_host_name
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
 
@@ -232,10 +232,12 @@ class Settings(BaseModel):
     @field_validator("admin")
     @classmethod
     def _admin(cls, admin: str, info: ValidationInfo) -> str:
-        if admin == "off":
-            return admin
-        address = parse_address(admin)
-        if (address.path or address.port) and address in map(parse_address, info.data.get("listen", ())):
+        address = parse_address_or_off(admin)
+        if (
+            address is not None
+            and (address.path or address.port)
+            and address in map(parse_address, info.data.get("listen", ()))
+        ):
             raise ValueError(f"{admin} is taken by `listen`; use another port, or off")
         return admin
 

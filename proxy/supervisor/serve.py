@@ -13,6 +13,7 @@ from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
+from proxy.network.address import parse_address_or_off
 from proxy.observe import background_output, configure_logging
 from proxy.settings.plain import PlainSettings
 
@@ -81,11 +82,11 @@ def _report(exc: ListenFailed | EngineUnavailable) -> ExitCode:
 
 def _check_admin_address(admin: str) -> None:
     """Raise ListenFailed if workers cannot share the admin port, so that the error appears once, not once a worker."""
-    if admin == "off" or admin.startswith("unix:"):
+    address = parse_address_or_off(admin)
+    if address is None or address.path:
         return
-    host, _, port = admin.rpartition(":")
     try:
-        with bind_tcp(host.strip("[]"), int(port), reuse_port=True) as bound:
+        with bind_tcp(address.host, address.port, reuse_port=True) as bound:
             bound.listen()
     except OSError as exc:
         raise ListenFailed(f"{admin} (admin)", exc) from exc

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from proxy.errors import CredentialsInvalid
 from proxy.quoting import plain, quoted
+from proxy.routes.locality import address_of, is_link_local, is_loopback
 from proxy.tokens.reading import FileTooLarge, read_regular
 
 __all__ = ["CredentialFile", "FileSystemFailed", "Kind", "find", "is_near", "label", "looked_for"]
@@ -215,13 +216,10 @@ def is_near(url: str) -> bool:
     """Return whether a URL leads to this machine, or to a metadata server: by its address, loopback or link-local."""
     try:
         host = urlsplit(url).hostname or ""
-        if host == "localhost":
-            return True
-        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_link_local or address in _METADATA_OF_AWS
+    address = address_of(host)
+    return is_loopback(host) or is_link_local(host) or (address is not None and address in _METADATA_OF_AWS)
 
 
 def _check_url(url: object, name: str, whose: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from proxy.network.address import parse_address
+
 Routes = Callable[..., Path]
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
@@ -42,8 +44,7 @@ class Unread:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host, int(port)
+        return parse_address(self.listen)[:2]
 
     async def dropped(self) -> int:
         """How many lines the worker that answers has dropped."""

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.network.address import parse_address
 from tests.support.processes import Program, program
 
 __all__ = ["Sidecar", "sidecar", "worker_pids"]
@@ -25,8 +26,7 @@ class Sidecar:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the first listener."""
-        host, _, port = self.listen[0].rpartition(":")
-        return host.strip("[]"), int(port)
+        return parse_address(self.listen[0])[:2]
 
     @property
     def url(self) -> str:

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from proxy.admin import AdminPlane, Health
 from proxy.admin.plane import PATHS
+from proxy.network.address import parse_address
 from proxy.observe import Metrics
 from proxy.routes import Origin, Route
 
@@ -193,9 +194,9 @@ async def test_answers_say_nothing_about_the_server_and_are_not_kept(site: Site)
 @pytest.mark.asyncio
 async def test_the_address_has_the_real_port() -> None:
     async with running("127.0.0.1:0") as site:
-        host, _, port = site.plane.address.rpartition(":")
-        assert host == "127.0.0.1"
-        assert int(port) > 0
+        address = parse_address(site.plane.address)
+        assert address.host == "127.0.0.1"
+        assert address.port > 0
 
 
 @pytest.mark.asyncio
@@ -247,8 +248,8 @@ async def test_it_has_no_address_before_the_start_and_may_be_closed_at_any_time(
 @pytest.mark.asyncio
 async def test_closing_does_not_wait_for_an_idle_client() -> None:
     async with running() as site:
-        host, _, port = site.plane.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        address = parse_address(site.plane.address)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"alive: answering\n")
         async with asyncio.timeout(30):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
-from proxy.settings import Address, parse_address
-from proxy.settings.addresses import parse_host_name
+from proxy.network.address import Address, parse_address, parse_address_or_off, parse_host_name
 
 
 @pytest.mark.parametrize(
@@ -81,3 +83,34 @@ def test_a_host_name_is_compared_in_lower_case_without_its_last_dot(text: str, n
 def test_what_is_no_host_name_says_so(text: str) -> None:
     with pytest.raises(ValueError, match="without scheme, port or wildcard"):
         parse_host_name(text)
+
+
+def test_off_is_no_address() -> None:
+    assert parse_address_or_off("off") is None
+    assert parse_address_or_off("[::1]:1") == Address("::1", 1, "")
+    with pytest.raises(ValueError, match="no port"):
+        parse_address_or_off("OFF")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("localhost:1", True), ("LOCALHOST:1", True), ("127.1.2.3:1", True), ("[::1]:1", True), ("unix:/s", True),
+        ("[::ffff:127.0.0.1]:1", True), ("0.0.0.0:1", False), ("[::]:1", False), ("10.0.0.1:1", False),
+        ("a.localhost:1", False), ("[::ffff:10.0.0.1]:1", False), ("[fe80::1]:1", False),
+    ],
+)  # fmt: skip
+def test_local_is_what_only_this_machine_reaches(host: str, local: bool) -> None:
+    """A name below localhost is not: what it resolves to is up to the resolver."""
+    assert parse_address(host).is_local is local
+
+
+def test_a_bound_socket_gives_the_address_that_a_client_writes(tmp_path: Path) -> None:
+    for family, asked in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0))):
+        with socket.socket(family) as bound:
+            bound.bind(asked)
+            port = bound.getsockname()[1]
+            assert parse_address(str(Address.of_socket(bound.getsockname()))) == Address(asked[0], port, "")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{tmp_path}/s")
+        assert str(Address.of_socket(bound.getsockname())) == f"unix:{tmp_path}/s"

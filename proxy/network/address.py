@@ -1,14 +1,21 @@
-"""Where to bind: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. Nothing here asks DNS or opens a socket."""
+"""Addresses to listen on or to connect to: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`; parsed and formatted here alone.
+
+Pure: nothing here asks DNS or opens a socket.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from proxy.quoting import holds_credential, plain, quoted
+from proxy.routes.locality import is_loopback
 
-__all__ = ["Address", "parse_address", "parse_host_name"]
+__all__ = ["OFF", "Address", "parse_address", "parse_address_or_off", "parse_host_name"]
+
+OFF: Final = "off"
+"""Written in the place of an address for something that shall not be listened on."""
 
 _FORMS: Final = "write HOST:PORT, [IPV6]:PORT or unix:/path"
 
@@ -21,7 +28,7 @@ _LONGEST_SOCKET_PATH: Final = 103
 
 
 class Address(NamedTuple):
-    """One place to bind. A Unix socket has a `path` and no host; a TCP socket has a host and no path."""
+    """Where a socket is or shall be. A Unix socket has a `path` and no host; a TCP socket has a host and no path."""
 
     host: str
     """Host name or address, without brackets; `""` for a Unix socket."""
@@ -30,15 +37,15 @@ class Address(NamedTuple):
     path: str
     """Absolute path of a Unix socket, or `""`."""
 
+    @classmethod
+    def of_socket(cls, name: Any) -> Address:
+        """Return the address that `getsockname` or `getpeername` gives as `name`; of a TCP or Unix socket."""
+        return cls("", 0, name) if isinstance(name, str) else cls(name[0], name[1], "")
+
     @property
     def is_local(self) -> bool:
-        """Whether only this machine (this pod) can reach it: a Unix socket, `localhost` or a loopback address."""
-        if self.path or self.host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
-        except ValueError:
-            return False
+        """True if only this machine (this pod) can reach it: a Unix socket, `localhost` or a loopback address."""
+        return bool(self.path) or is_loopback(self.host)
 
     @property
     def connectable_host(self) -> str:
@@ -61,6 +68,11 @@ def parse_address(text: str) -> Address:
     if not (port_text.isascii() and port_text.isdigit() and int(port_text) < 65536):
         raise ValueError(f"{quoted(text)}: the port must be a number from 0 to 65535; {_FORMS}")
     return Address(_host(text, host), int(port_text), "")
+
+
+def parse_address_or_off(text: str) -> Address | None:
+    """Return the address that `text` writes, None for `off`; ValueError as of `parse_address`."""
+    return None if text == OFF else parse_address(text)
 
 
 def parse_host_name(text: str) -> str:
