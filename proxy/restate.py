@@ -72,6 +72,7 @@ __all__ = [
     "LocalReply",
     "ReplyRule",
     "RequestKind",
+    "caller_token_remedy",
     "classify",
     "is_manifest",
     "local_reply",
@@ -250,3 +251,16 @@ def _name(entry: Any) -> str:
     if not isinstance(name, str):
         raise TypeError
     return name
+
+
+def caller_token_remedy(*, signed: bool) -> str:
+    """Return what to do about a deployment whose requests carry a Google token of their own.
+
+    `signed` says whether the route adds a token.
+    """
+    adds = "the sidecar adds its own" if signed else "the route adds none (gcp_id_token = false)"
+    return (
+        f"the request has a Google token already (X-Serverless-Authorization), which never passes; {adds}. Register "
+        "the same URL without Restate's --gcp-id-token, --gcp-impersonate-service-account and --gcp-audience (in the "
+        "admin API: without auth), and without that field in --extra-header: restate deployments register --force URL"
+    )

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -34,10 +35,14 @@ from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
-from proxy.observe import Metrics
+from proxy.observe.access_log import AccessLog
+from proxy.observe.metrics import Metrics
+from proxy.observe.observer import MintObserver, Observer, Observers, UpstreamObserver
+from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
+from proxy.routes import Route, RouteTable
 from proxy.settings.plain import PlainSettings
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.tokens.google import GoogleMint
@@ -61,71 +66,61 @@ _LINGER_SECONDS: Final = 1.0
 class Worker:
     """Built on its event loop, started, drained, closed."""
 
-    def __init__(self, settings: PlainSettings, loop: asyncio.AbstractEventLoop, name: bytes) -> None:
+    def __init__(
+        self,
+        settings: PlainSettings,
+        loop: asyncio.AbstractEventLoop,
+        name: bytes,
+        more_observers: Iterable[Observer] = (),
+    ) -> None:
         self.settings = settings
         self.started = False
         """Whether requests are taken; for probes."""
         self.metrics = Metrics()
-        routes = settings.route_table()
+        access_log = [AccessLog()] if settings.access_log else []
+        observers = Observers([self.metrics, Warnings(), *access_log, *more_observers])
         budget = Budget(settings.queued_octets)
+        flusher = Flusher(loop)
         choice = engine_choice(settings.http2_engine)
         self.engine = choice.library
         """Name and version of what speaks HTTP/2."""
-        limits = Limits(
-            max_concurrent_streams=settings.max_concurrent_streams,
-            stream_window_octets=settings.stream_window,
-            max_field_section_octets=settings.max_field_section,
-        )
-        server = _engines(choice.make, limits, WATCHED_IN_REQUESTS, client=False)
-        client = _engines(choice.make, limits, WATCHED_IN_RESPONSES, client=True)
-        flusher = Flusher(loop)
         self._mint = GoogleMint()
         self._tokens = TokenSource(
             self._mint,
-            observer=_MintCounts(self.metrics),
+            observer=_Mints(observers),
             credentials=self._mint,
             mint_timeout_seconds=settings.mint_timeout,
         )
-        connector = Connector(
-            client,
-            budget,
-            flusher,
-            timing=Timing(
-                ping_interval_seconds=settings.ping_interval,
-                ping_timeout_seconds=settings.ping_timeout,
-                idle_timeout_seconds=settings.upstream_idle_timeout,
-            ),
-            upstream_ca=settings.upstream_ca,
-            connect_timeout_seconds=settings.connect_timeout,
-        )
-        self._pool = Pool(
-            connector.connect,
-            self.metrics,
-            max_connections=settings.max_upstream_connections,
-            wait_timeout_seconds=settings.stream_wait_timeout,
-            delay=connector.delay,
-        )
+        self._pool = _pool(settings, _engines(settings, choice.make, client=True), budget, flusher, observers)
         self._dispatcher = Dispatcher(
-            routes,
+            settings.route_table(),
             self._tokens,
             self._pool,
-            self.metrics,
+            observers,
             budget,
             loop=loop,
             clock=time.time,
             random_fraction=random.random,
             replay_octets=settings.replay_octets,
-            access_log=settings.access_log,
             name=name,
             add_retry_after=settings.add_retry_after,
         )
+        server = _engines(settings, choice.make, client=False)
         self.listener = Listener(
-            self._dispatcher, server, budget, flusher, self.metrics, allowed_hosts=settings.allowed_hosts
+            self._dispatcher, server, budget, flusher, observers, allowed_hosts=settings.allowed_hosts
         )
         self._admin: AdminPlane | None = None
         if settings.admin != OFF:
-            self._admin = AdminPlane(settings.admin, self, self.metrics, routes.routes, reuse_port=settings.workers > 1)
+            routes = self._routes
+            self._admin = AdminPlane(settings.admin, self, self.metrics, routes, reuse_port=settings.workers > 1)
         self._ending = asyncio.Event()
+
+    def swap_routes(self, routes: RouteTable) -> None:
+        """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
+        self._dispatcher.swap(routes)
+
+    def _routes(self) -> Sequence[Route]:
+        return self._dispatcher.snapshot.table.routes
 
     @property
     def draining(self) -> bool:
@@ -231,17 +226,17 @@ class Worker:
         )
 
 
-class _MintCounts:
-    """Tells the metrics what the token source reports."""
+class _Mints:
+    """Tells observers what the token source reports."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, observer: MintObserver) -> None:
+        self._observer = observer
 
     def minted(self, token: Token, seconds: float) -> None:
-        self._metrics.token_minted(seconds, token.clock_ahead_seconds)
+        self._observer.minted(token.key.audience, token.principal, seconds, token.clock_ahead_seconds)
 
     def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
-        self._metrics.mint_failed(failure.code)
+        self._observer.mint_failed(key.audience, failure, seconds)
 
 
 def run_worker(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:
@@ -266,8 +261,39 @@ async def _run(settings: PlainSettings, config: ListenerConfig, accepts: Sockets
         block_signals()
 
 
-def _engines(make: EngineFactory, limits: Limits, watched_names: frozenset[bytes], *, client: bool) -> MakeEngine:
+def _engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
+    limits = Limits(
+        max_concurrent_streams=settings.max_concurrent_streams,
+        stream_window_octets=settings.stream_window,
+        max_field_section_octets=settings.max_field_section,
+    )
+    watched_names = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
     return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)
+
+
+def _pool(
+    settings: PlainSettings, make_engine: MakeEngine, budget: Budget, flusher: Flusher, observer: UpstreamObserver
+) -> Pool:
+    connector = Connector(
+        make_engine,
+        budget,
+        flusher,
+        timing=Timing(
+            ping_interval_seconds=settings.ping_interval,
+            ping_timeout_seconds=settings.ping_timeout,
+            idle_timeout_seconds=settings.upstream_idle_timeout,
+        ),
+        upstream_ca=settings.upstream_ca,
+        connect_timeout_seconds=settings.connect_timeout,
+        observer=observer,
+    )
+    return Pool(
+        connector.connect,
+        observer,
+        max_connections=settings.max_upstream_connections,
+        wait_timeout_seconds=settings.stream_wait_timeout,
+        delay=connector.delay,
+    )
 
 
 def _cannot_reload() -> None:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Final
 
 from proxy import __version__
-from proxy.observe import Metrics
+from proxy.observe.metrics import Metrics
 from proxy.routes import Route
 
 __all__ = ["status_page"]
@@ -88,7 +88,7 @@ def status_page(ready: bool, readiness: str, routes: Sequence[Route], metrics: M
 
 
 def _row(route: Route, metrics: Metrics) -> str:
-    counted = metrics.route(route.label)
+    counted = metrics.route(route)
     return (
         f"<tr><td><code>/{escape(route.name)}</code></td>"
         f"<td><code>{escape(f'{route.origin}{route.base_path}')}</code></td>"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,7 +25,7 @@ from aiohttp import web
 from proxy.admin.page import status_page
 from proxy.downstream.binding import bind_tcp
 from proxy.network.address import Address, parse_address
-from proxy.observe import Metrics
+from proxy.observe.metrics import Metrics
 from proxy.routes import Route
 
 __all__ = ["PATHS", "AdminPlane", "Health"]
@@ -52,21 +52,21 @@ class Health(Protocol):
 
 
 class AdminPlane:
-    """Serves `PATHS` at one address from `start` to `close`."""
+    """Serves `PATHS` at one address from `start` to `close`. `routes` returns those of the current snapshot."""
 
     def __init__(
         self,
         address: str,
         health: Health,
         metrics: Metrics,
-        routes: Sequence[Route],
+        routes: Callable[[], Sequence[Route]],
         *,
         reuse_port: bool = False,
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
         self._metrics = metrics
-        self._routes = tuple(routes)
+        self._routes = routes
         self._reuse_port = reuse_port
         self._runner: web.AppRunner | None = None
 
@@ -141,18 +141,22 @@ class AdminPlane:
         return _probe_answer(started, "started: listening" if started else "starting: not listening yet")
 
     async def _exposition(self, _request: web.Request) -> web.Response:
-        # The first import takes tens of milliseconds, which must not delay streams.
+        # prometheus_client and what comes with it are 0.8 MiB, and not loaded before they are needed. The first import
+        # takes tens of milliseconds, which must not delay streams.
         await asyncio.to_thread(import_module, "proxy.observe.exposition")
-        body, content_type = self._metrics.exposition()
+        from proxy.observe.exposition import Exposition
+
+        body, content_type = Exposition(self._metrics).render()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _list_routes(self, _request: web.Request) -> web.Response:
-        text = json.dumps([_in_json(route) for route in self._routes], indent=2, ensure_ascii=False)
+        text = json.dumps([_in_json(route) for route in self._routes()], indent=2, ensure_ascii=False)
         return web.Response(text=f"{text}\n", content_type="application/json")
 
     async def _page(self, _request: web.Request) -> web.Response:
         ready, readiness = self._readiness()
-        return web.Response(text=status_page(ready, readiness, self._routes, self._metrics), content_type="text/html")
+        text = status_page(ready, readiness, self._routes(), self._metrics)
+        return web.Response(text=text, content_type="text/html")
 
     async def _unknown(self, request: web.Request) -> web.Response:
         if request.path in PATHS:

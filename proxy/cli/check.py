@@ -18,7 +18,7 @@ from proxy.doctor.rendering import TerminalStyle, render, route_path, summary, t
 from proxy.doctor.report import Outcome, RouteReport, StepName, as_json, worst_outcome
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
-from proxy.observe import configure_logging
+from proxy.observe.lines import configure_logging
 from proxy.routes import Route
 from proxy.settings import Settings
 

@@ -17,7 +17,7 @@ from proxy.doctor.claims import decode_token, format_duration, jwt_of
 from proxy.errors import Failure
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
-from proxy.observe import configure_logging
+from proxy.observe.lines import configure_logging
 from proxy.routes import Route
 from proxy.settings import Settings
 from proxy.tokens.model import Token

@@ -9,38 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol, cast
-
-import structlog
+from typing import Final, cast
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.events import StreamId
+from proxy.observe.observer import DownstreamObserver
 
-__all__ = ["GATE", "AcceptedConnection", "Listener", "ListenerMetrics"]
-
-_log: Final = structlog.get_logger("downstream")
+__all__ = ["GATE", "AcceptedConnection", "Listener"]
 
 GATE: Final = "gate"
 """Key of the connection's `Gate` in the ASGI state of an HTTP/1.1 request."""
 
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
-
-
-class ListenerMetrics(Protocol):
-    """Counts the events of a listener."""
-
-    def downstream_opened(self) -> None:
-        """An h2c connection began."""
-
-    def downstream_closed(self) -> None:
-        """An h2c connection ended."""
-
-    def request_refused(self, reason: str) -> None:
-        """A request, or its stream, broke the rule of HTTP that `reason` names."""
 
 
 class Listener:
@@ -52,7 +36,7 @@ class Listener:
         make_engine: MakeEngine,
         budget: Budget,
         flusher: Flusher,
-        metrics: ListenerMetrics,
+        observer: DownstreamObserver,
         *,
         allowed_hosts: Iterable[str] = (),
     ) -> None:
@@ -64,7 +48,7 @@ class Listener:
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
         """Called when an accepted connection has closed."""
-        self._metrics = metrics
+        self._observer = observer
         self._make_engine = make_engine
         self._budget = budget
         self._flusher = flusher
@@ -105,7 +89,7 @@ class Listener:
         )
         connection.on_refused = self._stream_refused
         self._connections.add(connection)
-        self._metrics.downstream_opened()
+        self._observer.downstream_opened()
         try:
             transport.set_protocol(connection.as_protocol())
             connection.connection_made(transport)
@@ -120,7 +104,7 @@ class Listener:
             raise
         finally:
             self._connections.discard(connection)
-            self._metrics.downstream_closed()
+            self._observer.downstream_closed()
             self._changed.set()
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -136,9 +120,8 @@ class Listener:
             self._changed.set()
 
     def refused(self, reason: str, **more: object) -> None:
-        """Count a request that breaks a rule, and log it at level `debug`; `more` must not quote the request."""
-        self._metrics.request_refused(reason)
-        _log.debug("request refused", reason=reason, **more)
+        """Tell the observer of a request that breaks a rule; `more` must not quote the request."""
+        self._observer.request_refused(reason, more)
 
     def _stream_refused(self, stream_id: StreamId, reason: str) -> None:
         self.refused(reason, protocol="HTTP/2", stream=stream_id)

@@ -1,19 +1,13 @@
-"""Log lines and metrics. No secret gets into either.
+"""Observers of exchanges, mints and connections: metrics, access log, warnings; and the log lines themselves.
 
-* `lines`        log lines on stderr, and the net below that keeps secrets out of them
-* `background`   standard output and error that never block, whoever reads them
-* `counters`     what is counted on the data path, as plain integers
-* `metrics`      everything that is counted in this process
-* `repeats`      warnings that repeat, written once a second
-* `exposition`   the same as Prometheus reads it; the only importer of prometheus_client
+No secret gets into a log line or a metric.
+
+* `exchange`     what observers are told of exchanges
+* `observer`     what they are told of mints and connections; several observers told as one
+* `metrics`      an observer that counts; `counters` are those of the data path, compiled
+* `exposition`   the metrics as Prometheus reads them; the only importer of prometheus_client
+* `access_log`   an observer that writes one line an exchange
+* `warnings`     an observer that writes what went wrong, and what mends it
+* `lines`        log lines on stderr, and the filter that keeps secrets out of them
+* `background`   standard output and error that never block, whatever their readers do
 """
-
-from __future__ import annotations
-
-from proxy.observe.background import background_output
-from proxy.observe.counters import RouteMetrics
-from proxy.observe.lines import configure_logging, redact
-from proxy.observe.metrics import Metrics
-from proxy.observe.repeats import Repeats
-
-__all__ = ["Metrics", "Repeats", "RouteMetrics", "background_output", "configure_logging", "redact"]

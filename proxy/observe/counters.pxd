@@ -1,5 +1,7 @@
 cimport cython
 
+from proxy.observe.exchange cimport ExchangeObserver
+
 cdef class Durations:
     cdef readonly tuple bounds
     cdef readonly list counts
@@ -15,14 +17,16 @@ cdef class Connections:
     cpdef opened(self)
     cpdef closed(self)
 
-cdef class RouteMetrics:
+cdef class RouteMetrics(ExchangeObserver):
     cdef readonly Py_ssize_t in_flight
-    cdef public Py_ssize_t caller_tokens
+    cdef readonly Py_ssize_t caller_tokens
     cdef dict _statuses
     cdef object _failures
     cdef readonly Durations durations
 
-    cpdef started(self)
+    cpdef started(self, exchange)
+    cpdef caller_token_dropped(self, exchange)
+    cpdef local_reply(self, exchange, failure)
+    cpdef aborted(self, exchange, failure)
     @cython.locals(statuses=dict)
-    cpdef ended(self, int status, double seconds)
-    cpdef failed(self, str code)
+    cpdef ended(self, exchange, int status, double seconds)

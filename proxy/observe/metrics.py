@@ -1,18 +1,21 @@
-"""Everything that is counted in this process."""
+"""Metrics: counters of all exchanges, mints and connections of this process."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Final
+from typing import Any, Final
 
-from proxy.observe.counters import Connections, Durations, RouteMetrics, known_code
+from proxy.errors import Failure
+from proxy.observe.counters import Connections, Durations, RouteMetrics
+from proxy.observe.observer import Observer
+from proxy.routes import UNMATCHED, Route
 
 __all__ = ["Metrics"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
-class Metrics:
+class Metrics(Observer):
     """Counts for all routes, mints and connections. It is used from the thread of the event loop alone.
 
     Labels are routes and origins of the settings, statuses, and codes of failures: there are never many.
@@ -20,7 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.routes: dict[str, RouteMetrics] = {}
-        """By name; see `route`."""
+        """By the route's label; `UNMATCHED` are exchanges without a route."""
         self.mints = Durations(_MINT_BUCKETS)
         """Of the tokens received."""
         self.clock_ahead_seconds = 0.0
@@ -35,46 +38,43 @@ class Metrics:
         self.responses_refused: Counter[tuple[str, str]] = Counter()
         """Responses that broke one, by origin and reason."""
 
-    def route(self, name: str) -> RouteMetrics:
-        """Return the counters of a route, always the same object for a name. Ask once, not for every exchange."""
-        return self.routes.setdefault(name, RouteMetrics())
+    def route(self, route: Route | None) -> RouteMetrics:
+        """Return the counters of a route, always the same object for a name."""
+        return self.routes.setdefault(UNMATCHED if route is None else route.label, RouteMetrics())
 
-    def token_minted(self, seconds: float, clock_ahead_seconds: float = 0.0) -> None:
-        """Count a token, and how long its minting took; note what it showed of the clock."""
+    def route_removed(self, route: Route) -> None:
+        """Forget the counters of the route, so that changing routes do not add up."""
+        self.routes.pop(route.label, None)
+
+    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
+        """Count a token."""
         self.mints.observe(seconds)
         self.clock_ahead_seconds = clock_ahead_seconds
 
-    def mint_failed(self, code: str) -> None:
-        """Count a mint that gave no token, by the `Failure.code` of its reason."""
-        self.mint_failures[known_code(code)] += 1
+    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+        """Count a mint without a token."""
+        self.mint_failures[failure.code] += 1
 
-    def upstream_opened(self, origin: str) -> None:
-        """Count a connection to `origin` in; `upstream_closed` follows exactly once."""
+    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
+        """Count a connection in."""
         self.upstream_connections[origin].opened()
 
     def upstream_closed(self, origin: str) -> None:
-        """Count a connection to `origin` out."""
+        """Count a connection out."""
         self.upstream_connections[origin].closed()
 
     def downstream_opened(self) -> None:
-        """Count a client's connection in; `downstream_closed` follows exactly once."""
+        """Count a connection in."""
         self.downstream_connections.opened()
 
     def downstream_closed(self) -> None:
-        """Count a client's connection out."""
+        """Count a connection out."""
         self.downstream_connections.closed()
 
-    def request_refused(self, reason: str) -> None:
-        """Count a request that broke a rule of HTTP; there are few reasons."""
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
+        """Count by reason."""
         self.requests_refused[reason] += 1
 
-    def response_refused(self, origin: str, reason: str) -> None:
-        """Count a response of this origin that broke a rule of HTTP/2; there are few reasons."""
+    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
+        """Count by origin and reason."""
         self.responses_refused[origin, reason] += 1
-
-    def exposition(self) -> tuple[bytes, str]:
-        """Return body and content type of what Prometheus scrapes."""
-        # Not before it is asked for: prometheus_client and what comes with it are 0.8 MiB.
-        from proxy.observe.exposition import Exposition
-
-        return Exposition(self).render()

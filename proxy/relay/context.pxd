@@ -1,6 +1,6 @@
 cimport cython
 
-from proxy.observe.counters cimport RouteMetrics
+from proxy.observe.exchange cimport RouteObservers
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.origin_pool cimport OriginPool
 
@@ -9,7 +9,9 @@ cdef class RouteContext:
     cdef readonly object key
     cdef readonly Slot slot
     cdef readonly OriginPool pool
-    cdef readonly RouteMetrics metrics
+    cdef readonly RouteObservers observers
+    cdef public Py_ssize_t exchanges
+    cdef public bint retired
     cdef readonly tuple scheme
     cdef readonly tuple authority
     cdef object _token

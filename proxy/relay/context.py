@@ -1,9 +1,9 @@
-"""What the relay keeps ready for a route, so that nothing is made anew for a request."""
+"""What is kept ready for each route and each path, so that a request makes as few objects as possible."""
 
 from __future__ import annotations
 
 from proxy.http2.events import FieldLine
-from proxy.observe.counters import RouteMetrics
+from proxy.observe.exchange import RouteObservers
 from proxy.relay.signing import token_line
 from proxy.restate import RequestKind
 from proxy.routes import Route
@@ -15,16 +15,37 @@ __all__ = ["Destination", "RouteContext"]
 
 
 class RouteContext:
-    """One route: its token's slot (None: not signed), its origin's pool, its counters, and the lines that it adds."""
+    """One route of a snapshot: its token slot, its origin's pool, its observers, and the field lines that it adds.
 
-    __slots__ = ("_token", "_token_line", "authority", "key", "metrics", "pool", "route", "scheme", "slot")
+    `slot` is None for a route that is not signed.
+    """
 
-    def __init__(self, route: Route, key: TokenKey, slot: Slot | None, pool: OriginPool, metrics: RouteMetrics) -> None:
+    __slots__ = (
+        "_token",
+        "_token_line",
+        "authority",
+        "exchanges",
+        "key",
+        "observers",
+        "pool",
+        "retired",
+        "route",
+        "scheme",
+        "slot",
+    )
+
+    def __init__(
+        self, route: Route, key: TokenKey, slot: Slot | None, pool: OriginPool, observers: RouteObservers
+    ) -> None:
         self.route = route
         self.key = key
         self.slot = slot
         self.pool = pool
-        self.metrics = metrics
+        self.observers = observers
+        self.exchanges = 0
+        """Exchanges under way that began with this context."""
+        self.retired = False
+        """Whether the snapshot that it belongs to has been replaced."""
         self.scheme: FieldLine = (b":scheme", route.origin.scheme.encode(), False)
         self.authority: FieldLine = (b":authority", route.authority, False)
         self._token: Token | None = None

@@ -1,9 +1,10 @@
 cimport cython
 
 from proxy.http2.engine cimport Stream
+from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport Destination, RouteContext
 from proxy.relay.exchange cimport Exchange, ExchangeOwner
-from proxy.observe.counters cimport RouteMetrics
+from proxy.relay.snapshot cimport Snapshot
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.connection cimport UpstreamConnection
 
@@ -11,25 +12,26 @@ cdef bytes _GET
 cdef bytes _POST
 cdef bytes _HTTP_2
 cdef int _PSEUDO_FIELDS
+cdef int _SERVER_ERRORS
 
 cdef class Dispatcher(ExchangeOwner):
     cdef public bint draining
+    cdef readonly Snapshot snapshot
     cdef readonly object waiting
-    cdef object _routes
+    cdef set _retired
     cdef object _tokens
+    cdef object _pool
+    cdef object _observers
+    cdef RouteObservers _unmatched
     cdef object _loop
     cdef object _clock
     cdef object _random_fraction
-    cdef bint _access_log
     cdef bint _add_retry_after
-    cdef object _repeats
-    cdef readonly dict destinations
     cdef bytes _name
     cdef tuple _via_http2
-    cdef set _caller_tokens_told
-    cdef RouteMetrics _unmatched
-    cdef dict _contexts
 
+    @cython.locals(before=Snapshot, context=RouteContext)
+    cpdef swap(self, routes)
     @cython.locals(exchange=Exchange)
     cpdef accept(self, Stream stream, list fields, bint end_stream)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)
@@ -38,15 +40,24 @@ cdef class Dispatcher(ExchangeOwner):
     cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
     cpdef local_reply(self, Exchange exchange, failure)
     cpdef aborted(self, Exchange exchange, failure)
+    @cython.locals(context=RouteContext)
     cpdef error_answered(self, Exchange exchange, bytes content)
-    @cython.locals(status=cython.int, upstream=Stream)
+    @cython.locals(status=cython.int, upstream=Stream, context=RouteContext)
     cpdef list response_head(self, Exchange exchange, list fields)
-    @cython.locals(context=RouteContext, metrics=RouteMetrics, seconds=cython.double)
+    @cython.locals(context=RouteContext, seconds=cython.double)
     cpdef ended(self, Exchange exchange)
     @cython.locals(
-        stream=Stream, method=bytes, path=bytes, destination=Destination, context=RouteContext, head=list, version=bytes
+        stream=Stream,
+        method=bytes,
+        path=bytes,
+        snapshot=Snapshot,
+        destination=Destination,
+        context=RouteContext,
+        head=list,
+        version=bytes,
     )
     cpdef RouteContext _find(self, Exchange exchange)
-    cpdef Destination destination(self, bytes path)
     cpdef _minted_before(self, Exchange exchange)
     cpdef list _error_head(self, Exchange exchange, int status, list fields)
+    @cython.locals(context=RouteContext)
+    cpdef RouteObservers _observers_of(self, Exchange exchange)

@@ -97,7 +97,7 @@ class ExchangeOwner(RequestAcceptor):
         raise NotImplementedError
 
     def error_answered(self, exchange: Exchange, content: bytes) -> None:
-        """Log what the answer with `error_head` and this beginning of its content means."""
+        """Tell observers of the response with `error_head` and this beginning of its content."""
         raise NotImplementedError
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
@@ -191,6 +191,11 @@ class Exchange(StreamReceiver):
     def state(self) -> State:
         """What has happened so far."""
         return State(self._state)
+
+    @property
+    def principal(self) -> str | None:
+        """Account of the token that the request was sent with; None if it had none."""
+        return None if self.token is None else self.token.principal
 
     def is_over(self) -> bool:
         """Return whether nothing is left to come."""

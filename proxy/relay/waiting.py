@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, Protocol, TypeAlias
 
 from proxy.errors import Failure
 from proxy.relay.context import RouteContext
@@ -36,6 +36,9 @@ class Tokens(Protocol):
     def reject(self, token: Token) -> None:
         """Cloud Run did not take this token."""
 
+    def retain(self, keys: Collection[TokenKey]) -> Coroutine[Any, Any, None]:
+        """Drop what is kept for all other keys."""
+
 
 class Pool(Protocol):
     """Where upstream connections come from."""
@@ -45,6 +48,9 @@ class Pool(Protocol):
 
     def acquire(self, origin: Origin) -> Awaitable[UpstreamConnection]:
         """Wait for one; its stream must be opened before the next await."""
+
+    def retain(self, origins: Collection[Origin]) -> None:
+        """Close the connections to all other origins."""
 
 
 Start: TypeAlias = Callable[[Exchange, RouteContext, UpstreamConnection, Token | None], None]
@@ -60,10 +66,11 @@ class Waiting:
         self._loop = loop
         self._start = start
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retaining: set[asyncio.Task[None]] = set()
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many exchanges wait."""
         return len(self._tasks)
 
     def add(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
@@ -73,11 +80,19 @@ class Waiting:
         task.add_done_callback(self._tasks.discard)
         exchange.cancel_start = task.cancel
 
+    def retain(self, keys: Collection[TokenKey], origins: Collection[Origin]) -> None:
+        """Drop the tokens of all other keys, and the connections to all other origins."""
+        self._pool.retain(origins)
+        task = self._loop.create_task(self._tokens.retain(keys))
+        self._retaining.add(task)
+        task.add_done_callback(self._retaining.discard)
+
     async def close(self) -> None:
         """Give up every exchange that has not been started."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._retaining]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fetch(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
         try:

@@ -14,7 +14,8 @@ from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import parse_address_or_off
-from proxy.observe import background_output, configure_logging
+from proxy.observe.background import background_output
+from proxy.observe.lines import configure_logging
 from proxy.settings.plain import PlainSettings
 
 __all__ = ["serve"]

@@ -14,6 +14,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef public bint retiring
     cdef public ConnectionOwner owner
     cdef object _timing
+    cdef object _observer
     cdef long _last_stream_id
     cdef object _timer
     cdef double _heard_at

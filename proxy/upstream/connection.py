@@ -15,23 +15,19 @@ import ssl
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine
 from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 
 __all__ = ["ConnectionOwner", "Timing", "UpstreamConnection"]
 
-_log: Final = structlog.get_logger("upstream")
+_NOT_OBSERVED: Final = UpstreamObserver()
 
 _PING_PAYLOAD: Final = b"sidecar\x00"
-
-_DEBUG_OCTETS: Final = 200
-"""How much of GOAWAY's debug data is logged."""
 
 # They are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
 _LAST_STREAM_ID: Final = (1 << 29) - 1
@@ -66,6 +62,7 @@ class UpstreamConnection(Http2Protocol):
     __slots__ = (
         "_heard_at",
         "_last_stream_id",
+        "_observer",
         "_pinged_at",
         "_stalled_at",
         "_stalled_octets",
@@ -87,6 +84,7 @@ class UpstreamConnection(Http2Protocol):
         *,
         origin: Origin,
         timing: Timing,
+        observer: UpstreamObserver = _NOT_OBSERVED,
         last_stream_id: StreamId = _LAST_STREAM_ID,
     ) -> None:
         Http2Protocol.__init__(self, make_engine, budget, flusher)
@@ -102,6 +100,7 @@ class UpstreamConnection(Http2Protocol):
         self.owner: ConnectionOwner | None = None
         """Told whenever streams may have become free, and when the connection is gone."""
         self._timing = timing
+        self._observer = observer
         self._last_stream_id = last_stream_id
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = self.loop.time()
@@ -131,13 +130,8 @@ class UpstreamConnection(Http2Protocol):
         """Open no more streams here, and have those that were not processed sent elsewhere."""
         self.retiring = True
         if code != 0:
-            # Google ends every connection after an hour or so, with NO_ERROR; anything else wants to be looked at.
-            _log.warning(
-                "upstream said GOAWAY",
-                origin=str(self.origin),
-                code=_error_name(code),
-                debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
-            )
+            # Google ends every connection after an hour or so, with NO_ERROR; anything else should be looked at.
+            self._observer.upstream_going_away(str(self.origin), code, debug)
         for stream in self.engine.live_streams():
             if stream.id > last_stream_id:
                 receiver, stream.receiver = stream.receiver, None
@@ -300,10 +294,3 @@ def _not_http2(origin: Origin) -> UpstreamNotHttp2:
         f"{origin} does not speak HTTP/2 with us; deploy the service with `gcloud run deploy --use-http2`, and check "
         "that nothing before it ends HTTP/2"
     )
-
-
-def _error_name(code: int) -> str:
-    try:
-        return ErrorCode(code).name
-    except ValueError:
-        return hex(code)

@@ -25,6 +25,7 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
+from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 
@@ -71,6 +72,7 @@ class Connector:
         upstream_ca: Path | None = None,
         connect_timeout_seconds: float = 5.0,
         resolver: Resolver | None = None,
+        observer: UpstreamObserver | None = None,
     ) -> None:
         self._make_engine = make_engine
         self._budget = budget
@@ -79,6 +81,7 @@ class Connector:
         self._upstream_ca = upstream_ca
         self._timeout_seconds = connect_timeout_seconds
         self._resolver = resolver or Resolver()
+        self._observer = observer or UpstreamObserver()
         self._tls: ssl.SSLContext | None = None
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
@@ -108,7 +111,7 @@ class Connector:
             addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
         )
         connection = UpstreamConnection(
-            self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing
+            self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing, observer=self._observer
         )
         try:
             # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.

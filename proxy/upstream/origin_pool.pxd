@@ -4,6 +4,8 @@ from proxy.upstream.connection cimport ConnectionOwner, UpstreamConnection
 
 cdef class OriginPool(ConnectionOwner):
     cdef readonly object origin
+    cdef object _observer
+    cdef readonly bint closed
     cdef readonly list connections
     cdef public Py_ssize_t opening
     cdef public Py_ssize_t expected_streams

@@ -7,15 +7,12 @@ import heapq
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from proxy.errors import Failure
+from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, UpstreamConnection
 
 __all__ = ["EXPECTED_STREAMS", "OriginPool"]
-
-_log: Final = structlog.get_logger("upstream")
 
 EXPECTED_STREAMS: Final = 100
 """What Google's front end offers in its SETTINGS, more or less."""
@@ -26,7 +23,9 @@ class OriginPool(ConnectionOwner):
 
     __slots__ = (
         "_heap",
+        "_observer",
         "_tickets",
+        "closed",
         "connections",
         "expected_streams",
         "failure",
@@ -38,8 +37,11 @@ class OriginPool(ConnectionOwner):
         "waiting",
     )
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, observer: UpstreamObserver) -> None:
         self.origin = origin
+        self._observer = observer
+        self.closed = False
+        """Whether nothing uses this pool any more."""
         self.connections: list[UpstreamConnection] = []
         """Those that may be given streams, in the order in which they were opened."""
         self.opening = 0
@@ -90,9 +92,17 @@ class OriginPool(ConnectionOwner):
         """Drop a connection that takes no more streams, and serve those who wait."""
         if connection.retiring and connection in self.connections:
             self.connections.remove(connection)
-            _log.debug("upstream connection retired", origin=str(self.origin))
+            self._observer.upstream_retired(str(self.origin))
         if self.waiting and self.on_wanted is not None:
             self.on_wanted(self)
+
+    def close(self, failure: Failure) -> None:
+        """Fail all requests that wait, and close the connections; live streams are lost."""
+        self.closed = True
+        self.end_pause()
+        self.fail(failure)
+        for connection in list(self.connections):
+            connection.retire("no route leads there any more")
 
     def end_pause(self) -> None:
         """Forget that connecting failed a moment ago."""

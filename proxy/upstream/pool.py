@@ -14,8 +14,9 @@ comes after a pause. Until one succeeds, one at a time probes the way for all.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import Final
 
 import structlog
 
@@ -27,30 +28,17 @@ from proxy.errors import (
     UpstreamConnectTimeout,
     UpstreamSaturated,
 )
-from proxy.http2.events import StreamId
+from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool
 
-__all__ = ["Pool", "PoolMetrics"]
+__all__ = ["Pool"]
 
 _log: Final = structlog.get_logger("upstream")
 
 _PAUSE_SECONDS: Final = 1.0
 """After a connection failed, so long no other is tried beside those that there are."""
-
-
-class PoolMetrics(Protocol):
-    """What the pool counts."""
-
-    def upstream_opened(self, origin: str) -> None:
-        """A connection is usable."""
-
-    def upstream_closed(self, origin: str) -> None:
-        """It is gone."""
-
-    def response_refused(self, origin: str, reason: str) -> None:
-        """A response of the upstream broke a rule of HTTP/2."""
 
 
 class Pool:
@@ -59,7 +47,7 @@ class Pool:
     def __init__(
         self,
         connect: Callable[[Origin], Awaitable[UpstreamConnection]],
-        metrics: PoolMetrics,
+        observer: UpstreamObserver,
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
@@ -68,7 +56,7 @@ class Pool:
         """Open connections with `connect`; `delay` says in words what that waits for, and what to do about it."""
         self._connect = connect
         self._delay = delay
-        self._metrics = metrics
+        self._observer = observer
         self._max_connections = max_connections
         self._wait_timeout_seconds = wait_timeout_seconds
         self._origin_pools: dict[Origin, OriginPool] = {}
@@ -77,12 +65,17 @@ class Pool:
         self._closed = False
 
     def origin_pool(self, origin: Origin) -> OriginPool:
-        """Return where those who want a stream to this origin are served; always the same object for an origin."""
+        """Return the pool of this origin, always the same object until `retain` drops it."""
         found = self._origin_pools.get(origin)
         if found is None:
-            found = self._origin_pools[origin] = OriginPool(origin)
+            found = self._origin_pools[origin] = OriginPool(origin, self._observer)
             found.on_wanted = self._serve
         return found
+
+    def retain(self, origins: Collection[Origin]) -> None:
+        """Close the pools of all other origins. No exchange may use one of them any more."""
+        for origin in [known for known in self._origin_pools if known not in origins]:
+            self._origin_pools.pop(origin).close(UpstreamConnectionLost(f"no route leads to {origin} any more"))
 
     async def acquire(self, origin: Origin) -> UpstreamConnection:
         """Wait for a connection with a free stream; the stream must be opened before the next await.
@@ -142,7 +135,7 @@ class Pool:
     def _serve(self, pool: OriginPool) -> None:
         """Give free streams to those who wait, and open connections for the rest."""
         pool.serve()
-        if self._closed or (pool.connections and pool.pause is not None):
+        if self._closed or pool.closed or (pool.connections and pool.pause is not None):
             return
         while (
             pool.waiting > pool.opening * pool.expected_streams
@@ -171,6 +164,9 @@ class Pool:
         if connection is not None:
             self._connections.add(connection)
             connection.gone.add_done_callback(lambda _: self._connections.discard(connection))
+            if pool.closed:
+                connection.retire("no route leads there any more")
+                return
             if not connection.retiring:
                 self._add(pool, connection)
                 return
@@ -186,9 +182,8 @@ class Pool:
         if not pool.connections and (not pool.opening or pool.failures > 1):
             pool.fail(failure)
         else:
-            # Nobody is told yet: there are others that may bring a stream.
-            write = _log.error if failure.severity == "error" else _log.warning
-            write("upstream not connected", origin=str(pool.origin), code=failure.code, reason=str(failure))
+            # No request is failed yet: other connections may bring a stream.
+            self._observer.upstream_not_connected(str(pool.origin), failure)
 
     def _resume(self, pool: OriginPool) -> None:
         pool.pause = None
@@ -202,15 +197,10 @@ class Pool:
         pool.failure = None
         pool.end_pause()
         pool.expected_streams = max(1, min(EXPECTED_STREAMS, connection.engine.peer_max_concurrent_streams))
-        self._metrics.upstream_opened(str(pool.origin))
-        connection.gone.add_done_callback(lambda _: self._metrics.upstream_closed(str(pool.origin)))
-
-        def refused(stream_id: StreamId, reason: str) -> None:
-            self._metrics.response_refused(str(pool.origin), reason)
-            _log.debug("response refused", origin=str(pool.origin), reason=reason, stream=stream_id)
-
-        connection.on_refused = refused
-        _log.debug("upstream connected", origin=str(pool.origin), streams=connection.engine.peer_max_concurrent_streams)
+        origin = str(pool.origin)
+        self._observer.upstream_opened(origin, connection.engine.peer_max_concurrent_streams)
+        connection.gone.add_done_callback(lambda _: self._observer.upstream_closed(origin))
+        connection.on_refused = partial(self._observer.response_refused, origin)
         pool.add(connection)
 
     def _late(self, pool: OriginPool) -> Failure:

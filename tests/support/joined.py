@@ -6,7 +6,7 @@ is told to, and can be stopped like a socket whose peer does not read. Time stan
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -16,7 +16,10 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
-from proxy.observe import Metrics
+from proxy.observe.access_log import AccessLog
+from proxy.observe.metrics import Metrics
+from proxy.observe.observer import Observer, Observers
+from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.waiting import Tokens
@@ -95,6 +98,7 @@ class World:
         tokens: Callable[[Callable[[], float]], Tokens] | None = None,
         random_fraction: Callable[[], float] = lambda: 0.0,
         max_connections: int = 8,
+        observers: Iterable[Observer] = (),
         access_log: bool = False,
         add_retry_after: bool = True,
     ) -> None:
@@ -105,6 +109,9 @@ class World:
         self.service_limits = service_limits or Limits()
         self.budget = Budget(queued_octets)
         self.metrics = Metrics()
+        access = [AccessLog()] if access_log else []
+        warnings = Warnings(clock=self.clock, monotonic=self.loop.time)
+        self.observed = Observers([self.metrics, warnings, *access, *observers])
         self.wires: list[Wire] = []
         self.services: list[Service] = []
         self.refusals: list[Exception] = []
@@ -113,21 +120,20 @@ class World:
         """Waited for before a connection is made."""
         self.wall = 1_800_000_000.0
         self.tokens = tokens(self.clock) if tokens is not None else TokenSource(_no_mint, clock=self.clock)
-        self.pool = Pool(self._connect, self.metrics, max_connections=max_connections)
+        self.pool = Pool(self._connect, self.observed, max_connections=max_connections)
         self.routes = routes or (route("svc"),)
         self.flusher = Flusher(self.loop)
         self.dispatcher = Dispatcher(
             RouteTable(self.routes),
             self.tokens,
             self.pool,
-            self.metrics,
+            self.observed,
             self.budget,
             loop=self.loop,
             clock=self.clock,
             random_fraction=random_fraction,
             replay_octets=replay_octets,
             name=NAME,
-            access_log=access_log,
             add_retry_after=add_retry_after,
         )
 
@@ -157,7 +163,12 @@ class World:
         if self.refusals:
             raise self.refusals.pop(0)
         connection = UpstreamConnection(
-            self._engines(client=True), self.budget, self.flusher, origin=origin, timing=Timing()
+            self._engines(client=True),
+            self.budget,
+            self.flusher,
+            origin=origin,
+            timing=Timing(),
+            observer=self.observed,
         )
         service = Service(self.make, self.service_limits)
         self.services.append(service)
@@ -227,7 +238,7 @@ class World:
             if not wire.protocol.closed:
                 assert wire.protocol.engine.count_open_streams() == 0
         for known in (*(known.label for known in self.routes), UNMATCHED):
-            assert self.metrics.route(known).in_flight == 0
+            assert known not in self.metrics.routes or self.metrics.routes[known].in_flight == 0
 
     def close(self) -> None:
         """End everything."""

@@ -5,8 +5,11 @@ from html.parser import HTMLParser
 
 from proxy import __version__
 from proxy.admin.page import status_page
-from proxy.observe import Metrics
+from proxy.errors import Draining
+from proxy.observe.exposition import Exposition
+from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
+from tests.support.observed import Observed
 
 VOID = {"meta"}
 
@@ -56,12 +59,12 @@ def test_it_shows_state_reason_and_version() -> None:
 
 def test_it_shows_each_route_with_upstream_identity_and_counts() -> None:
     metrics = Metrics()
-    orders = metrics.route("team/orders")
+    orders = metrics.route(route("team/orders"))
     for _ in range(5):
-        orders.started()
+        orders.started(Observed())
     for _ in range(3):
-        orders.ended(200, 0.1)
-    orders.failed("draining")
+        orders.ended(Observed(), 200, 0.1)
+    orders.local_reply(Observed(), Draining("the sidecar is shutting down"))
     texts = page(
         route("greeter", base_path="/base"),
         route("team/orders", impersonate="i@p.com", delegates=("d@p.com", "e@p.com"), audience="custom"),
@@ -81,10 +84,10 @@ def test_it_shows_each_route_with_upstream_identity_and_counts() -> None:
 def test_the_route_for_all_other_paths_shows_its_counts_and_adds_no_label_of_its_own() -> None:
     metrics = Metrics()
     rest = route("")
-    metrics.route(rest.label).started()
+    metrics.route(rest).started(Observed())
     texts = page(rest, metrics=metrics).texts
     assert texts[texts.index("More") - 3] == "1"
-    assert b'route=""' not in metrics.exposition()[0]
+    assert b'route=""' not in Exposition(metrics).render()[0]
 
 
 def test_what_was_configured_cannot_become_markup() -> None:

@@ -17,8 +17,10 @@ import pytest_asyncio
 from proxy.admin import AdminPlane, Health
 from proxy.admin.plane import PATHS
 from proxy.network.address import parse_address
-from proxy.observe import Metrics
+from proxy.observe.exposition import Exposition
+from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
+from tests.support.observed import Observed
 
 ROUTES = (
     Route(name="greeter", origin=Origin("https", "greeter.run.app", 443), base_path="/base"),
@@ -55,7 +57,7 @@ class Site:
 async def running(address: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[Site]:
     state, metrics = State(), Metrics()
     health: Health = state
-    plane = AdminPlane(address, health, metrics, ROUTES, **options)
+    plane = AdminPlane(address, health, metrics, lambda: ROUTES, **options)
     await plane.start()
     connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -115,7 +117,7 @@ async def test_readiness_never_dials_upstream() -> None:
     with socket.create_server(("127.0.0.1", 0)) as upstream:
         upstream.setblocking(False)
         route = Route(name="a", origin=Origin("http", "127.0.0.1", upstream.getsockname()[1]), signed=False)
-        plane = AdminPlane("127.0.0.1:0", State(), Metrics(), [route])
+        plane = AdminPlane("127.0.0.1:0", State(), Metrics(), lambda: [route])
         await plane.start()
         async with aiohttp.ClientSession() as session:
             for path in PATHS:
@@ -131,10 +133,10 @@ async def test_readiness_never_dials_upstream() -> None:
 
 @pytest.mark.asyncio
 async def test_metrics_are_served_as_prometheus_reads_them(site: Site) -> None:
-    site.metrics.route("greeter").started()
+    site.metrics.route(ROUTES[0]).started(Observed())
     status, text, headers = await site.get("/metrics")
     assert status == 200
-    assert headers["Content-Type"] == site.metrics.exposition()[1]
+    assert headers["Content-Type"] == Exposition(site.metrics).render()[1]
     assert 'cloudrun_sidecar_requests_in_flight{route="greeter"} 1.0\n' in text
 
 
@@ -219,7 +221,7 @@ async def test_a_unix_socket_serves_too_and_leaves_no_file(tmp_path: Path) -> No
 @pytest.mark.asyncio
 async def test_a_busy_port_is_an_os_error_for_the_caller_to_name() -> None:
     async with running() as site:
-        second = AdminPlane(site.plane.address, State(), Metrics(), ROUTES)
+        second = AdminPlane(site.plane.address, State(), Metrics(), lambda: ROUTES)
         with pytest.raises(OSError, match="Address already in use") as busy:
             await second.start()
         assert busy.value.errno == errno.EADDRINUSE
@@ -234,7 +236,7 @@ async def test_workers_may_share_the_port() -> None:
 
 @pytest.mark.asyncio
 async def test_it_has_no_address_before_the_start_and_may_be_closed_at_any_time() -> None:
-    plane = AdminPlane("127.0.0.1:0", State(), Metrics(), ROUTES)
+    plane = AdminPlane("127.0.0.1:0", State(), Metrics(), lambda: ROUTES)
     with pytest.raises(RuntimeError, match="not been started"):
         _ = plane.address
     await plane.close()

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from proxy.admin import AdminPlane
 from proxy.cli import healthcheck as module
 from proxy.cli.commands import commands
-from proxy.observe import Metrics
+from proxy.observe.metrics import Metrics
 from proxy.settings import Settings
 
 
@@ -26,7 +26,7 @@ class State:
 
 @asynccontextmanager
 async def admin(state: State, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    plane = AdminPlane(address, state, Metrics(), [])
+    plane = AdminPlane(address, state, Metrics(), list)
     await plane.start()
     try:
         yield plane.address

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, RequestAcceptor
@@ -16,6 +17,7 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields
 from proxy.http2.portable.engine import PortableEngine
+from proxy.observe.observer import DownstreamObserver
 
 
 class Taken(StreamReceiver):
@@ -116,7 +118,7 @@ class Relay(RequestAcceptor):
         return await self.requests.get()
 
 
-class Counts:
+class Counts(DownstreamObserver):
     """How many h2c connections there are, and have been."""
 
     def __init__(self) -> None:
@@ -129,7 +131,7 @@ class Counts:
     def downstream_closed(self) -> None:
         self.closed += 1
 
-    def request_refused(self, reason: str) -> None:
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         self.refused.append(reason)
 
 

@@ -14,8 +14,8 @@ from typing import TextIO
 import pytest
 import structlog
 
-from proxy.observe import background_output, configure_logging
-from proxy.observe.background import BackgroundStream, dropped_lines
+from proxy.observe.background import BackgroundStream, background_output, dropped_lines
+from proxy.observe.lines import configure_logging
 
 
 @contextmanager

@@ -6,12 +6,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
-from proxy.errors import all_failures
-from proxy.observe import Metrics
+from proxy.errors import Failure, all_failures
+from proxy.observe.exposition import Exposition
+from proxy.observe.metrics import Metrics
+from proxy.routes import UNMATCHED, Origin, Route
+from tests.support.observed import Observed
+
+EXCHANGE = Observed()
+
+
+def route(name: str) -> Route:
+    return Route(name=name, origin=Origin("https", "greeter.run.app", 443))
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    body, _ = metrics.exposition()
+    body, _ = Exposition(metrics).render()
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(body.decode()):
         for sample in family.samples:
@@ -22,11 +31,11 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def test_exchanges_are_counted_in_and_out_by_route_and_status() -> None:
     metrics = Metrics()
-    greeter = metrics.route("greeter")
+    greeter = metrics.route(route("greeter"))
     for _ in range(3):
-        greeter.started()
-    greeter.ended(200, 0.02)
-    greeter.ended(0, 40)
+        greeter.started(EXCHANGE)
+    greeter.ended(EXCHANGE, 200, 0.02)
+    greeter.ended(EXCHANGE, 0, 40)
     told = samples(metrics)
     assert told["requests_in_flight{route=greeter}"] == 1
     assert told["requests_total{route=greeter,status=200}"] == 1
@@ -37,8 +46,8 @@ def test_exchanges_are_counted_in_and_out_by_route_and_status() -> None:
 def test_durations_are_a_histogram_up_to_the_longest_request_of_cloud_run() -> None:
     metrics = Metrics()
     for seconds in (0.001, 0.005, 0.02, 3600, 4000):
-        metrics.route("a").started()
-        metrics.route("a").ended(200, seconds)
+        metrics.route(route("a")).started(EXCHANGE)
+        metrics.route(route("a")).ended(EXCHANGE, 200, seconds)
     told = samples(metrics)
     name = "request_duration_seconds"
     assert told[f"{name}_bucket{{le=0.005,route=a}}"] == 2
@@ -50,51 +59,62 @@ def test_durations_are_a_histogram_up_to_the_longest_request_of_cloud_run() -> N
 
 def test_a_route_is_asked_for_by_name_and_is_always_the_same() -> None:
     metrics = Metrics()
-    assert metrics.route("a") is metrics.route("a")
-    assert metrics.route("a") is not metrics.route("b")
-    metrics.route("").started()
-    assert samples(metrics)["requests_in_flight{route=}"] == 1
-
-
-@pytest.mark.parametrize("code", [kind.code for kind in all_failures()])
-def test_failures_are_counted_by_every_code_there_is(code: str) -> None:
-    metrics = Metrics()
-    metrics.route("a").failed(code)
-    metrics.mint_failed(code)
+    assert metrics.route(route("a")) is metrics.route(route("a"))
+    assert metrics.route(route("a")) is not metrics.route(route("b"))
+    metrics.route(route("")).started(EXCHANGE)
+    metrics.route(None).started(EXCHANGE)
     told = samples(metrics)
-    assert told[f"request_failures_total{{code={code},route=a}}"] == 1
-    assert told[f"token_mint_failures_total{{code={code}}}"] == 1
-    assert metrics.route("a").failures == 1
+    assert told["requests_in_flight{route=/}"] == told[f"requests_in_flight{{route={UNMATCHED}}}"] == 1
 
 
-def test_labels_stay_bounded_whatever_is_counted() -> None:
+def test_counters_of_a_removed_route_are_forgotten() -> None:
     metrics = Metrics()
-    route = metrics.route("a")
+    metrics.route(route("a")).started(EXCHANGE)
+    metrics.route(route("b")).started(EXCHANGE)
+    metrics.route_removed(route("a"))
+    told = samples(metrics)
+    assert "requests_in_flight{route=a}" not in told
+    assert told["requests_in_flight{route=b}"] == 1
+
+
+@pytest.mark.parametrize("kind", all_failures())
+def test_failures_are_counted_by_every_code_there_is(kind: type[Failure]) -> None:
+    metrics = Metrics()
+    failure = kind("a sentence")
+    metrics.route(route("a")).local_reply(EXCHANGE, failure)
+    metrics.route(route("a")).aborted(EXCHANGE, failure)
+    metrics.mint_failed("https://greeter.run.app", failure, 0.1)
+    told = samples(metrics)
+    assert told[f"request_failures_total{{code={kind.code},route=a}}"] == 2
+    assert told[f"token_mint_failures_total{{code={kind.code}}}"] == 1
+    assert metrics.route(route("a")).failures == 2
+
+
+def test_labels_of_statuses_stay_bounded_whatever_upstreams_answer() -> None:
+    metrics = Metrics()
+    counted = metrics.route(route("a"))
     for number in range(1, 1001):
-        route.failed(f"code-{number}")
-        metrics.mint_failed(f"code-{number}")
-        route.started()
-        route.ended(number, 0)
+        counted.started(EXCHANGE)
+        counted.ended(EXCHANGE, number, 0)
     told = samples(metrics)
-    assert told["request_failures_total{code=other,route=a}"] == 1000
-    assert told["token_mint_failures_total{code=other}"] == 1000
     assert told["requests_total{route=a,status=other}"] == 500
     assert sum(name.startswith("requests_total") for name in told) == 501
 
 
 def test_mints_are_counted_by_how_long_they_took() -> None:
     metrics = Metrics()
-    metrics.token_minted(0.2)
-    metrics.token_minted(9)
+    metrics.minted("https://greeter.run.app", None, 0.2, 0.0)
+    metrics.minted("https://greeter.run.app", "a@b.com", 9, 12.5)
     told = samples(metrics)
     assert told["token_mint_duration_seconds_bucket{le=0.25}"] == 1
     assert told["token_mint_duration_seconds_count{}"] == 2
+    assert told["clock_ahead_seconds{}"] == 12.5
 
 
 def test_connections_are_counted_open_and_ever_opened() -> None:
     metrics = Metrics()
     for origin in ("https://a", "https://a", "https://b"):
-        metrics.upstream_opened(origin)
+        metrics.upstream_opened(origin, 100)
     metrics.upstream_closed("https://a")
     metrics.downstream_opened()
     metrics.downstream_opened()
@@ -109,9 +129,9 @@ def test_connections_are_counted_open_and_ever_opened() -> None:
 
 def test_what_breaks_a_rule_of_http_is_counted_by_reason() -> None:
     metrics = Metrics()
-    metrics.request_refused("host-differs")
-    metrics.request_refused("host-differs")
-    metrics.response_refused("https://a", "field")
+    metrics.request_refused("host-differs", {"stream": 1})
+    metrics.request_refused("host-differs", {"stream": 1})
+    metrics.response_refused("https://a", 1, "field")
     told = samples(metrics)
     assert told["requests_refused_total{reason=host-differs}"] == 2
     assert told["upstream_responses_refused_total{origin=https://a,reason=field}"] == 1
@@ -124,7 +144,7 @@ def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
 
 
 def test_the_exposition_names_the_version_and_the_process() -> None:
-    body, content_type = Metrics().exposition()
+    body, content_type = Exposition(Metrics()).render()
     assert content_type.startswith("text/plain; version=")
     assert f'cloudrun_sidecar_build_info{{version="{__version__}"}} 1.0'.encode() in body
     assert b"process_resident_memory_bytes" in body
@@ -141,8 +161,8 @@ def test_asking_again_tells_what_happened_meanwhile_and_nothing_twice() -> None:
 
 def test_names_follow_the_rules_of_prometheus() -> None:
     metrics = Metrics()
-    metrics.route("a").failed("draining")
-    body, _ = metrics.exposition()
+    metrics.route(route("a")).started(EXCHANGE)
+    body, _ = Exposition(metrics).render()
     for family in text_string_to_metric_families(body.decode()):
         if family.name.startswith("process_"):
             continue

@@ -131,7 +131,7 @@ def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineF
         assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
         assert service.streams[far].reset == ErrorCode.INTERNAL_ERROR
         assert [line["code"] for line in log if line["event"] == "exchange aborted"] == ["internal"]
-        assert world.metrics.route("svc").total == world.metrics.route("svc").failures == 1
+        assert world.metrics.routes["svc"].total == world.metrics.routes["svc"].failures == 1
         world.assert_at_rest()
 
 

@@ -251,7 +251,7 @@ def test_a_request_without_a_way_is_answered_at_once(
         world.settle()
         assert client.streams[stream].status == status
         assert client.streams[stream].value(ERROR_FIELD) == code
-        assert world.metrics.route(UNMATCHED).total == 1
+        assert world.metrics.routes[UNMATCHED].total == 1
         assert not world.mints
         world.assert_at_rest()
 
@@ -478,7 +478,7 @@ def test_an_invocation_with_a_token_goes_on_with_ours_is_counted_and_warned_of_o
         get(world, client, "/svc/plain")
         world.settle()
         assert world.tokens_of("/x") == []
-        counted = {known: world.metrics.route(known).caller_tokens for known in ("svc", "open")}
+        counted = {known: world.metrics.routes[known].caller_tokens for known in ("svc", "open")}
         assert counted == {"svc": 3, "open": 1}
         told = [line for line in log if line["event"] == "dropping the caller's own Google token"]
         assert [line["route"] for line in told] == ["svc", "open"]
@@ -497,7 +497,7 @@ def test_an_invocation_with_a_token_that_is_sent_again_is_counted_once(make: Eng
         service.engine.reset(far, ErrorCode.REFUSED_STREAM)
         world.settle()
         assert world.tokens_of("/x") == [b"Bearer 1"] * 2
-        assert world.metrics.route("svc").caller_tokens == 1
+        assert world.metrics.routes["svc"].caller_tokens == 1
 
 
 # ---- loops
@@ -545,7 +545,7 @@ def test_a_request_that_comes_back_is_answered_508_and_goes_no_further(
         assert [line["code"] for line in log if line["event"] == "request failed"] == ["loop-detected"]
         assert not world.mints
         assert not world.services
-        assert world.metrics.route("svc").by_status() == {"508": 1}
+        assert world.metrics.routes["svc"].by_status() == {"508": 1}
         world.assert_at_rest()
 
 
@@ -706,12 +706,12 @@ def test_a_path_is_found_again_unless_it_is_long_and_no_more_are_kept_than_a_bou
         for path in ("/svc/x", "/svc/" + "x" * 300):
             client.request(path, end=True)
         world.settle()
-        kept = world.dispatcher.destinations
+        kept = world.dispatcher.snapshot.destinations
         assert set(kept) == {b"/svc/x"}
         first = kept[b"/svc/x"]
         client.request("/svc/x", end=True)
         world.settle()
         assert kept[b"/svc/x"] is first
         for number in range(1_100):
-            world.dispatcher.destination(b"/svc/%d" % number)
+            world.dispatcher.snapshot.destination(b"/svc/%d" % number)
         assert 0 < len(kept) <= 1_024

@@ -290,7 +290,7 @@ def test_an_upstream_lost_after_the_response_began_is_a_reset_behind_what_came(
         assert len(client.streams[stream].content) == 2 * WINDOW
         assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
         assert [line["code"] for line in log if line["event"] == "exchange aborted"] == ["upstream-connection-lost"]
-        assert world.metrics.route("svc").failures == 1
+        assert world.metrics.routes["svc"].failures == 1
         world.assert_at_rest()
 
 

@@ -16,6 +16,7 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
+from proxy.observe.warnings import Warnings
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
 from tests.conformance.raw import REQUEST, Frames, Seen
@@ -149,6 +150,7 @@ class Far(Frames):
             Flusher(asyncio.get_running_loop()),
             origin=origin,
             timing=timing,
+            observer=Warnings(),
             **given,
         )
         self.streams: dict[StreamId, Stream] = {}
@@ -239,21 +241,25 @@ class Owner(ConnectionOwner):
         self._told(connection)
 
 
-class Counts:
-    """What the pool counted."""
+class Counts(Warnings):
+    """What the pool told its observer; warnings are written as ever."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.opened: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
         self.refused: list[tuple[str, str]] = []
 
-    def upstream_opened(self, origin: str) -> None:
+    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
+        super().upstream_opened(origin, max_concurrent_streams)
         self.opened[origin] += 1
 
     def upstream_closed(self, origin: str) -> None:
+        super().upstream_closed(origin)
         self.closed[origin] += 1
 
-    def response_refused(self, origin: str, reason: str) -> None:
+    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
+        super().response_refused(origin, stream_id, reason)
         self.refused.append((origin, reason))
 
 

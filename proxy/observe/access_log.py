@@ -1,0 +1,42 @@
+"""The access log: one line for each exchange, at its end."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from proxy.observe.exchange import ExchangeObserver, ObservedExchange
+from proxy.observe.observer import Observer
+from proxy.routes import Route
+
+__all__ = ["AccessLog"]
+
+_log: Final = structlog.get_logger("access")
+
+
+class AccessLog(Observer):
+    """Writes the access log."""
+
+    def route(self, route: Route | None) -> ExchangeObserver:
+        """Return what writes the lines of one route."""
+        return _RouteLines(route.name if route is not None else None)
+
+
+class _RouteLines(ExchangeObserver):
+    __slots__ = ("_route",)
+
+    def __init__(self, route: str | None) -> None:
+        self._route = route
+
+    def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
+        _log.info(
+            "exchange",
+            route=self._route,
+            method=exchange.method.decode("latin-1"),
+            # Without its query, in which callers may have put a secret.
+            path=exchange.path.partition(b"?")[0].decode("latin-1"),
+            status=status or None,
+            milliseconds=round(seconds * 1000, 1),
+            code=exchange.failure_code or None,
+        )

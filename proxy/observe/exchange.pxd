@@ -1,0 +1,38 @@
+cimport cython
+
+cdef class ExchangeObserver:
+    cpdef started(self, exchange)
+    cpdef caller_token_dropped(self, exchange)
+    cpdef dispatched(self, exchange)
+    cpdef response_head(self, exchange, list fields)
+    cpdef error_response(self, exchange, list fields, bytes content)
+    cpdef local_reply(self, exchange, failure)
+    cpdef aborted(self, exchange, failure)
+    cpdef ended(self, exchange, int status, double seconds)
+
+cdef class RouteObservers:
+    cdef tuple _started
+    cdef tuple _caller_token_dropped
+    cdef tuple _dispatched
+    cdef tuple _response_head
+    cdef tuple _error_response
+    cdef tuple _local_reply
+    cdef tuple _aborted
+    cdef tuple _ended
+
+    @cython.locals(observer=ExchangeObserver)
+    cpdef started(self, exchange)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef caller_token_dropped(self, exchange)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef dispatched(self, exchange)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef response_head(self, exchange, list fields)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef error_response(self, exchange, list fields, bytes content)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef local_reply(self, exchange, failure)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef aborted(self, exchange, failure)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef ended(self, exchange, int status, double seconds)

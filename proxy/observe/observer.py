@@ -1,0 +1,152 @@
+"""What may be observed beside exchanges: mints and connections; and how several observers are told as one.
+
+A new kind of observer (metrics, log lines, traces) is one file with a subclass of `Observer`, and one line in
+`proxy.worker`, which makes the list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import structlog
+
+from proxy.errors import Failure
+from proxy.observe.exchange import ExchangeObserver, RouteObservers
+from proxy.routes import Route
+
+__all__ = ["DownstreamObserver", "MintObserver", "Observer", "Observers", "UpstreamObserver"]
+
+_log: Final = structlog.get_logger("observe")
+
+
+class MintObserver:
+    """Observes the minting of tokens. Nothing of a token's value is told."""
+
+    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
+        """A token was received after so many seconds.
+
+        `clock_ahead_seconds` is how far this machine's clock was ahead of Google's; 0 if right or unknown.
+        """
+
+    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+        """A mint failed after so many seconds."""
+
+
+class UpstreamObserver:
+    """Observes connections to upstreams. `origin` is the text of the upstream's origin."""
+
+    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
+        """A connection is usable; `upstream_closed` follows exactly once."""
+
+    def upstream_closed(self, origin: str) -> None:
+        """It is gone."""
+
+    def upstream_retired(self, origin: str) -> None:
+        """It takes no more streams."""
+
+    def upstream_not_connected(self, origin: str, failure: Failure) -> None:
+        """An attempt to connect failed while other connections may still serve the requests that wait."""
+
+    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
+        """The upstream sent GOAWAY with an error code other than NO_ERROR."""
+
+    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
+        """A response broke a rule of HTTP/2; there are few reasons."""
+
+
+class DownstreamObserver:
+    """Observes connections of clients."""
+
+    def downstream_opened(self) -> None:
+        """A client's HTTP/2 connection was taken over; `downstream_closed` follows exactly once."""
+
+    def downstream_closed(self) -> None:
+        """It is gone."""
+
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
+        """A request broke a rule of HTTP before it had a route.
+
+        There are few reasons. `details` say on which protocol and stream, and quote nothing of the request.
+        """
+
+
+class Observer(MintObserver, UpstreamObserver, DownstreamObserver):
+    """One kind of observation. Each event does nothing unless it is overridden."""
+
+    def route(self, route: Route | None) -> ExchangeObserver | None:
+        """Return the observer of this route's exchanges; None if there is none.
+
+        Asked once for a route of a snapshot. `route` is None for exchanges that have no route.
+        """
+        return None
+
+    def route_removed(self, route: Route) -> None:
+        """No route of this name is left, nor any exchange that began with it."""
+
+
+class Observers(Observer):
+    """Tells every observer of a list. A defect in one is logged, and the others are told all the same."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def exchanges(self, route: Route | None) -> RouteObservers:
+        """Return who is told of the exchanges of this route."""
+        each = (observer.route(route) for observer in self._observers)
+        return RouteObservers(one for one in each if one is not None)
+
+    def route_removed(self, route: Route) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.route_removed(route))
+
+    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.minted(audience, principal, seconds, clock_ahead_seconds))
+
+    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.mint_failed(audience, failure, seconds))
+
+    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.upstream_opened(origin, max_concurrent_streams))
+
+    def upstream_closed(self, origin: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.upstream_closed(origin))
+
+    def upstream_retired(self, origin: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.upstream_retired(origin))
+
+    def upstream_not_connected(self, origin: str, failure: Failure) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.upstream_not_connected(origin, failure))
+
+    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.upstream_going_away(origin, code, debug))
+
+    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.response_refused(origin, stream_id, reason))
+
+    def downstream_opened(self) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.downstream_opened())
+
+    def downstream_closed(self) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.downstream_closed())
+
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.request_refused(reason, details))
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
+            try:
+                event(observer)
+            except Exception as exc:  # noqa: BLE001 - observing must not harm what is observed
+                _log.error("internal error in an observer", observer=type(observer).__name__, exc_info=exc)

@@ -1,0 +1,174 @@
+"""Warnings: what went wrong with exchanges and connections, in log lines that say what mends it.
+
+Restate shows neither fields nor body of an answer that stops an invocation, so this is where a person learns more. Of
+lines that repeat, one a second of each kind is written, and the next one says how many were not: an outage must not
+fill the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import structlog
+
+from proxy.cloud_run.findings import RequestInfo, diagnose, skew_seconds
+from proxy.cloud_run.response import Response
+from proxy.errors import Failure
+from proxy.http2.events import ErrorCode, Fields
+from proxy.observe.exchange import ExchangeObserver, ObservedExchange
+from proxy.observe.observer import Observer
+from proxy.restate import caller_token_remedy, stops_work
+from proxy.routes import Route
+
+__all__ = ["Throttle", "Warnings"]
+
+_log: Final = structlog.get_logger("relay")
+_upstream: Final = structlog.get_logger("upstream")
+_downstream: Final = structlog.get_logger("downstream")
+
+_INTERVAL_SECONDS: Final = 1.0
+
+_DEBUG_OCTETS: Final = 200
+"""How much of GOAWAY's debug data is logged."""
+
+
+class Throttle:
+    """Decides for each kind of line whether it may be written now. There must be few kinds: they are kept."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[Hashable, float] = {}
+        self._dropped: dict[Hashable, int] = {}
+
+    def fields(self, kind: Hashable, now: float) -> dict[str, Any] | None:
+        """Return the fields to add to the line, or None if it must not be written; it is counted then.
+
+        `repeats_dropped` is added where such lines were dropped since the last one. `now` is in seconds, of any clock.
+        """
+        if now < self._quiet_until.get(kind, now):
+            self._dropped[kind] = self._dropped.get(kind, 0) + 1
+            return None
+        self._quiet_until[kind] = now + _INTERVAL_SECONDS
+        dropped = self._dropped.pop(kind, 0)
+        return {"repeats_dropped": dropped} if dropped else {}
+
+
+class Warnings(Observer):
+    """Writes the lines.
+
+    `clock` is wall-clock time in seconds, to be compared with a response's `date`; `monotonic` is for the throttle.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+
+    def route(self, route: Route | None) -> ExchangeObserver:
+        """Return what writes the lines of one route."""
+        return _RouteWarnings(route, self._clock, self._monotonic)
+
+    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
+        """Write at the level `debug`."""
+        _upstream.debug("upstream connected", origin=origin, streams=max_concurrent_streams)
+
+    def upstream_retired(self, origin: str) -> None:
+        """Write at the level `debug`."""
+        _upstream.debug("upstream connection retired", origin=origin)
+
+    def upstream_not_connected(self, origin: str, failure: Failure) -> None:
+        """Write at the level of the failure."""
+        write = _upstream.error if failure.severity == "error" else _upstream.warning
+        write("upstream not connected", origin=origin, code=failure.code, reason=str(failure))
+
+    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
+        """Write a warning."""
+        _upstream.warning(
+            "upstream said GOAWAY",
+            origin=origin,
+            code=_error_name(code),
+            debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
+        )
+
+    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
+        """Write at the level `debug`."""
+        _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
+
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
+        """Write at the level `debug`."""
+        _downstream.debug("request refused", reason=reason, **details)
+
+
+class _RouteWarnings(ExchangeObserver):
+    __slots__ = ("_caller_token_told", "_clock", "_monotonic", "_name", "_route", "_throttle")
+
+    def __init__(self, route: Route | None, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._route = route
+        self._name = route.name if route is not None else ""
+        self._clock = clock
+        self._monotonic = monotonic
+        self._throttle = Throttle()
+        self._caller_token_told = False
+
+    def caller_token_dropped(self, exchange: ObservedExchange) -> None:
+        if self._route is not None and not self._caller_token_told:
+            self._caller_token_told = True
+            _log.warning(
+                "dropping the caller's own Google token",
+                route=self._name,
+                remedy=caller_token_remedy(signed=self._route.signed),
+            )
+
+    def error_response(self, exchange: ObservedExchange, fields: Fields, content: bytes) -> None:
+        """Write the line for a response that stops work. Its content decides what is said, and is not repeated."""
+        status = exchange.status
+        if self._route is None or not stops_work(status):
+            return
+        added = self._throttle.fields(status, self._monotonic())
+        if added is None:
+            return
+        by_name = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in fields}
+        response = Response(status, by_name, content)
+        path = exchange.upstream_path
+        found = diagnose(
+            response,
+            RequestInfo(
+                route=self._route,
+                path=path[1].partition(b"?")[0].decode("latin-1") if path is not None else "",
+                principal=exchange.principal,
+                skew_seconds=skew_seconds(response, self._clock()),
+            ),
+        )
+        _log.warning(
+            "upstream answered an error",
+            route=self._name,
+            status=status,
+            www_authenticate=by_name.get("www-authenticate", ""),
+            code=found.code,
+            reason=found.text,
+            remedy=found.remedy,
+            commands=list(found.commands),
+            **added,
+        )
+
+    def local_reply(self, exchange: ObservedExchange, failure: Failure) -> None:
+        self._write("request failed", exchange, failure)
+
+    def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
+        self._write("exchange aborted", exchange, failure)
+
+    def _write(self, what: str, exchange: ObservedExchange, failure: Failure) -> None:
+        added = self._throttle.fields(failure.code, self._monotonic())
+        if added is not None:
+            write = _log.error if failure.severity == "error" else _log.warning
+            status = exchange.status or None
+            write(what, route=self._name, code=failure.code, status=status, reason=str(failure), **added)
+
+
+def _error_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return hex(code)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from proxy.observe.warnings import Throttle
+
+
+def test_one_line_a_second_is_written_and_says_how_many_were_not() -> None:
+    throttle = Throttle()
+    assert throttle.fields("a", 10.0) == {}
+    assert throttle.fields("a", 10.5) is None
+    assert throttle.fields("a", 10.9) is None
+    assert throttle.fields("a", 11.0) == {"repeats_dropped": 2}
+    assert throttle.fields("a", 11.1) is None
+    assert throttle.fields("a", 99.0) == {"repeats_dropped": 1}
+    assert throttle.fields("a", 100.0) == {}
+
+
+def test_kinds_do_not_silence_one_another() -> None:
+    throttle = Throttle()
+    assert throttle.fields(("route", "draining"), 0.0) == {}
+    assert throttle.fields(("other", "draining"), 0.0) == {}
+    assert throttle.fields(("route", "draining"), 0.0) is None
+    assert throttle.fields(("other", "draining"), 1.0) == {}
