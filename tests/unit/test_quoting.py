@@ -174,3 +174,8 @@ def test_what_is_no_secret_of_a_request_may_be_repeated() -> None:
     assert secrets_of_request({"content-type": "application/json", "metadata-flavor": "Google"}, body) == ()
     assert secrets_of_request({}, None) == ()
     assert secrets_of_request({}, b"subject_token=%7B%22headers%22%3A5%7D") != ()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "BEARER Bearer", "bearer bearer  bearer", "Bearer%20Bearer+"])
+def test_a_bearer_value_is_masked_behind_a_repeated_scheme(scheme: str) -> None:
+    assert "abcdefghijkl" not in masked(f"authorization was {scheme} abcdefghijkl.mnop", "***")
