@@ -17,7 +17,7 @@ from structlog.typing import Processor
 
 from proxy.quoting import REDACTED, redacted
 
-__all__ = ["REDACTED", "configure_logging", "redact"]
+__all__ = ["configure_logging", "redact"]
 
 
 def configure_logging(

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import structlog
 
-from proxy.cloud_run.findings import RequestInfo, diagnose, skew_seconds
+from proxy.clock_skew import skew_seconds
+from proxy.cloud_run.findings import RequestInfo, diagnose
 from proxy.cloud_run.response import Response
 from proxy.errors import Failure
 from proxy.http2.events import ErrorCode, Fields
@@ -138,7 +139,7 @@ class _RouteWarnings(ExchangeObserver):
                 route=self._route,
                 path=path[1].partition(b"?")[0].decode("latin-1") if path is not None else "",
                 principal=exchange.principal,
-                skew_seconds=skew_seconds(response, self._clock()),
+                skew_seconds=skew_seconds(by_name.get("date"), self._clock()),
             ),
         )
         _log.warning(

@@ -25,8 +25,11 @@ class Origin(NamedTuple):
     """Scheme, host and port of an upstream (RFC 9110, 4.3.1); `host` has no brackets."""
 
     scheme: str
+    """`https`, or `http` for a local upstream."""
     host: str
+    """Name or address, in lower case, IPv6 without brackets."""
     port: int
+    """1 … 65535."""
 
     @property
     def authority(self) -> str:

@@ -7,7 +7,9 @@ from typing import Final
 
 __all__ = ["AMBIGUOUS_PATH"]
 
-# What some component on the way could normalise into another path: dot segments and their encodings, doubled,
-# encoded or backward slashes (RFC 3986, 5.2.4 and 6.2.2), and octets that no path may hold (RFC 3986, 3.3). Servlet
-# containers drop `;…` from a segment first, so that `..;` is one of them.
 AMBIGUOUS_PATH: Final = re.compile(rb"//|/\.{1,2}(?:[/;]|$)|%2[ef]|%5c|%00|[^!-~]|[\\#]", re.IGNORECASE)
+"""Matches paths that some component on the way could normalise into another path.
+
+These are dot segments and their encodings, doubled, encoded or backward slashes (RFC 3986, 5.2.4 and 6.2.2), and octets
+that no path may hold (RFC 3986, 3.3). Servlet containers drop `;…` from a segment first, so that `..;` is one of them.
+"""

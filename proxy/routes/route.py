@@ -24,6 +24,7 @@ class Route:
     name: str
     """The path prefix without slashes at its ends; `""` takes every path."""
     origin: Origin
+    """Where requests are sent."""
     base_path: str = ""
     """`""` or `/…` without a slash at its end; stands where the prefix stood."""
     signed: bool = True
@@ -31,7 +32,9 @@ class Route:
     audience: str = ""
     """The token's `aud`; `""` means the origin."""
     impersonate: str | None = None
+    """Account that the token is made out to; None for the ambient identity."""
     delegates: tuple[str, ...] = ()
+    """Accounts between the ambient identity and `impersonate`, nearest first."""
     authority: bytes = field(init=False)
     """`:authority` of upstream requests."""
 

@@ -23,7 +23,9 @@ class Match(NamedTuple):
     """The route of a request, and the path (with query) that its upstream is asked for."""
 
     route: Route
+    """The route with the longest prefix."""
     path: bytes
+    """What the upstream is asked for, with the query."""
 
 
 class RouteTable:
