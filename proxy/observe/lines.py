@@ -15,7 +15,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import Processor
 
-from proxy.quoting import REDACTED, redacted
+from proxy.quoting import redacted
 
 __all__ = ["configure_logging", "redact"]
 
