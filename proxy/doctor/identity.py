@@ -18,14 +18,6 @@ from proxy.tokens.source import TokenSource
 
 __all__ = ["check_credentials", "grant_commands", "mint"]
 
-_KINDS: Final = {
-    "service_account": "key file",
-    "authorized_user": "user credentials",
-    "external_account": "workload identity federation",
-    "external_account_authorized_user": "workforce identity federation",
-    "impersonated_service_account": "impersonated service account",
-}
-
 _HEADLINES: Final = {
     "credentials-not-found": "there are no Google credentials here",
     "credentials-invalid": "the credentials cannot be used",
@@ -65,15 +57,13 @@ async def check_credentials(
         return CredentialsResult(_failed("credentials", failure), None)
     except Failure as failure:
         return CredentialsResult(_failed("credentials", failure), None)
-    kind = info.file.kind if info.file is not None else "metadata"
     named_by = _named_by(info, environment)
-    what = _KINDS.get(kind, "metadata server")
-    where = f"{what} {info.place} ({named_by})"
+    where = f"{info.label} {info.place} ({named_by})"
     step = Step(
         name="credentials",
         outcome=Outcome.OK,
         text=f"{one_line(info.principal)}, by the {where}" if _is_email(info.principal) else where,
-        details={"source": kind, "place": info.place, "named_by": named_by, "principal": one_line(info.principal)},
+        details={"source": info.kind, "place": info.place, "named_by": named_by, "principal": one_line(info.principal)},
     )
     return CredentialsResult(step, info)
 

@@ -1,6 +1,6 @@
-"""Who we are to Cloud Run: credentials, minting, and the cache of ID tokens.
+"""ID tokens for Cloud Run: credentials, minting, and the token cache.
 
-What each credential can do (Application Default Credentials; tests/e2e/test_credentials.py holds every line of it):
+What each credential can do (Application Default Credentials; tests/e2e/test_credentials.py has a test for each line):
 
 ================================================  ==========================  =================================
 credential                                        ID token for itself         source of impersonation, with
@@ -20,17 +20,16 @@ anything of another universe                      refused, with a sentence    re
 
 ¹ where `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES` is 1; it has the time that its file says (5 to 120 s).
 
-The modules:
+The way of a token: `relay` reads a route's `slot`; without a token in it, `source` asks its `cache` and starts a mint
+(`minter`); `google` mints with one of `credentials`, over `http_client`.
 
-* `model`, `slot`, `schedule`, `calls`   values, the hot path's view, timing, what may be told of an answer (pure)
-* `source`, `entry`, `fresh`             cache, single flight, refresh ahead, back-off; mints of discoveries
-* `timed`, `watching`                    one mint and the clock; a look after the credentials while tokens are kept
-* `google`, `current`                    the mint, and the only HTTP in this room; which credentials there are now
-* `adc`, `ambient`                       where credentials are; what a credential source can do
-* `metadata`, `files`, `impersonation`   metadata server, credential files, IAM
-* `gke`                                  what GKE's metadata server means (pure)
-* `credentials`, `worker`                google-auth, and the threads that it blocks
-* `subject`, `executable`                subject tokens of federation from this machine's files and executables
-* `reading`, `blocking`                  files that may be pipes or never end, and threads that may be lost
-* `explaining`                           what to tell a person when google-auth gives up (pure)
+* `source`                    tokens for routes: one mint for all requests of a key, refresh ahead of expiry, back-off
+* `cache`, `entry`, `slot`    where a token is kept (aiocache), the state of one key, and what the data path reads of it
+* `minter`, `uncached`        one mint with its deadline and the comparison of clocks; mints of discoveries
+* `polling`                   checks for changed credentials while tokens are cached
+* `schedule`, `model`         when to refresh and retry; keys, tokens and their claims (pure)
+* `google`                    the mint
+* `credentials`               one class for each kind of credential, and what they have in common
+* `http_client`, `aiohttp_resolver`, `http_proxies`, `calls`   HTTP: the client, look-ups, proxies, what an answer says
+* `blocking`, `regular_files` threads for calls that can block for ever; files that may be pipes or have no end
 """

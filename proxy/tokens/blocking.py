@@ -16,9 +16,13 @@ from typing import Any, Final, TypeVar
 
 from proxy.errors import TokenTimeout, TokenUnavailable
 
-__all__ = ["BlockingCalls", "outcome_of", "start_daemon"]
+__all__ = ["FILE_SECONDS", "BlockingCalls", "outcome_of", "start_daemon"]
 
 T = TypeVar("T")
+
+FILE_SECONDS: Final = 3.0
+"""How long the file system may take to read a small file: less than the default of `mint_timeout`, so that the answer
+to a request that waits says what it waited for."""
 
 _THREAD_NAME: Final = "files"
 

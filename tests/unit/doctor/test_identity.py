@@ -14,7 +14,8 @@ from proxy.doctor.report import Outcome
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.errors import ImpersonationDenied, MintRefused
 from proxy.routes import Origin, Route
-from proxy.tokens.adc import CredentialFile, Kind
+from proxy.tokens.credentials.file import CredentialFile
+from proxy.tokens.credentials.kinds import KINDS
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.source import TokenSource
 
@@ -128,8 +129,8 @@ async def test_a_mint_that_fails_is_told_with_its_remedy(tmp_path: Path) -> None
     assert step.details == {"audience": "https://svc.run.app"}
 
 
-def file_of(kind: Kind, info: dict[str, Any]) -> CredentialFile:
-    return CredentialFile("/key.json", b"digest", kind, info)
+def file_of(kind: str, info: dict[str, Any]) -> CredentialFile:
+    return KINDS[kind]("/key.json", b"digest", info)
 
 
 def route(impersonate: str | None, *delegates: str) -> Route:

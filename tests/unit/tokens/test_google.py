@@ -15,6 +15,7 @@ from aiohttp.abc import AbstractResolver
 
 from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, ProxyInvalid, TokenUnavailable
 from proxy.tokens import google as google_module
+from proxy.tokens import http_client
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
@@ -359,7 +360,7 @@ async def test_a_mint_cancelled_in_a_google_that_says_nothing_blocks_nothing_aft
 async def test_silence_has_a_deadline_of_its_own(
     google: FakeGoogle, house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(google_module, "_TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(http_client, "_TOTAL_SECONDS", 0.3)
     mint = GoogleMint(environment=house.environment, resolver=google.names())
     google.break_next("/token", says_nothing)
     house.file(key_info)

@@ -19,14 +19,14 @@ from functools import partial
 from typing import Final
 
 from proxy.errors import CredentialsInvalid, Failure
-from proxy.tokens import adc
-from proxy.tokens.ambient import Ambient
-from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.metadata import MetadataServer
+from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
+from proxy.tokens.credentials import lookup
+from proxy.tokens.credentials.file import CredentialFile
+from proxy.tokens.credentials.metadata_server import MetadataServer
+from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.model import Token
-from proxy.tokens.subject import FILE_SECONDS
 
-__all__ = ["CurrentCredentials"]
+__all__ = ["ActiveCredentials"]
 
 _LOOKS_AT_BROKEN: Final = 3
 _PAUSE_SECONDS: Final = 0.2
@@ -35,7 +35,7 @@ _METADATA: Final = b"metadata server"
 _BROKEN: Final = b"none that can be used"
 
 
-class CurrentCredentials:
+class ActiveCredentials:
     """Looks the credentials up, and keeps the source that they are until they change.
 
     `metadata_server` and `file_source` make a source; the latter may raise CredentialsInvalid.
@@ -47,7 +47,7 @@ class CurrentCredentials:
         blocking: BlockingCalls,
         *,
         metadata_server: Callable[[], MetadataServer],
-        file_source: Callable[[adc.CredentialFile], Ambient],
+        file_source: Callable[[CredentialFile], CredentialSource],
     ) -> None:
         self._environment = environment
         self._blocking = blocking
@@ -56,18 +56,18 @@ class CurrentCredentials:
         self._lock = asyncio.Lock()
         self.on_change: Callable[[int, str], None] | None = None
         """Called with the number of the new generation, and the new credentials in words."""
-        self.file: adc.CredentialFile | None = None
+        self.file: CredentialFile | None = None
         """What the source was made of; None for the metadata server."""
         self._generation = 0
         self._known: tuple[str, bytes] | None = None
         """Path and digest of the file, or who else it is; None before the first look."""
-        self._source: Ambient | None = None
+        self._source: CredentialSource | None = None
         self._account: str | None = None
         """What the metadata server last said to be its account."""
         self._principal: str | None = None
         """Who the last token of the metadata server was made out to."""
 
-    async def source(self) -> tuple[Ambient, int]:
+    async def source(self) -> tuple[CredentialSource, int]:
         """Return the source and its generation. Raises a leaf of TokenFailure."""
         async with self._lock:
             file = await self._find()
@@ -82,8 +82,8 @@ class CurrentCredentials:
                 return source, self._generation
             return self._source, self._generation
 
-    async def look(self, *, ask_account: bool) -> None:
-        """Look whether they have changed; raises nothing. The metadata server is asked for its account if wanted."""
+    async def check(self, *, ask_account: bool) -> None:
+        """Check whether they have changed; raises nothing. The metadata server is asked for its account if wanted."""
         try:
             source, generation = await self.source()
             if ask_account and isinstance(source, MetadataServer):
@@ -93,7 +93,7 @@ class CurrentCredentials:
         except Failure:
             return
 
-    def minted(self, source: Ambient, token: Token, generation: int) -> int:
+    def minted(self, source: CredentialSource, token: Token, generation: int) -> int:
         """Note for whom the source minted a token of its own; return the generation that the token belongs to."""
         if not isinstance(source, MetadataServer) or source is not self._source or token.principal is None:
             return generation
@@ -111,16 +111,16 @@ class CurrentCredentials:
         """Begin a generation with the metadata server again: what it handed out before was somebody else's."""
         self._begin(("", _METADATA), self._metadata_server(), None)
 
-    async def _find(self) -> adc.CredentialFile | None:
+    async def _find(self) -> CredentialFile | None:
         """Return the file that is named. Raises CredentialsInvalid, after noting it, and TokenTimeout."""
         for look in range(_LOOKS_AT_BROKEN):
             try:
                 return await self._blocking.run(
-                    partial(adc.find, self._environment, self.file),
-                    place=adc.label(self._environment),
+                    partial(lookup.find, self._environment, self.file),
+                    place=lookup.label(self._environment),
                     seconds=FILE_SECONDS,
                 )
-            except adc.FileSystemFailed:
+            except lookup.FileSystemFailed:
                 raise
             except CredentialsInvalid:
                 if self._source is None or look == _LOOKS_AT_BROKEN - 1:
@@ -129,13 +129,13 @@ class CurrentCredentials:
             await asyncio.sleep(_PAUSE_SECONDS)
         raise AssertionError  # The last look returned or raised.
 
-    def _take(self, known: tuple[str, bytes], source: Ambient | None, file: adc.CredentialFile | None) -> None:
+    def _take(self, known: tuple[str, bytes], source: CredentialSource | None, file: CredentialFile | None) -> None:
         if self._known is None:
             self._known, self._source, self.file = known, source, file
         elif known != self._known:
             self._begin(known, source, file)
 
-    def _begin(self, known: tuple[str, bytes], source: Ambient | None, file: adc.CredentialFile | None) -> None:
+    def _begin(self, known: tuple[str, bytes], source: CredentialSource | None, file: CredentialFile | None) -> None:
         self._known, self._source, self.file = known, source, file
         self._account = self._principal = None
         self._generation += 1

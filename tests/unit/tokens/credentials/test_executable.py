@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import CredentialsInvalid, TokenTimeout, TokenUnavailable
-from proxy.tokens import executable as executable_module
-from proxy.tokens.executable import Executable
+from proxy.tokens.credentials import executable as executable_module
+from proxy.tokens.credentials.executable import Executable
 
 ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
 ACCOUNT = "middle@project.iam.gserviceaccount.com"

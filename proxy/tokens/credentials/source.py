@@ -10,13 +10,13 @@ from proxy.errors import Failure
 from proxy.tokens.calls import Bearer
 from proxy.tokens.model import Token, TokenKey
 
-__all__ = ["Ambient", "BearerCache"]
+__all__ = ["AccessTokenCache", "CredentialSource"]
 
 # As google-auth has it: a metadata server hands out the same token until 4 or 5 minutes before it expires.
 _MARGIN_SECONDS = 225.0
 
 
-class Ambient(Protocol):
+class CredentialSource(Protocol):
     """A credential source."""
 
     async def identity(self, key: TokenKey) -> Token:
@@ -32,7 +32,7 @@ class Ambient(Protocol):
         """Return who this is, for a sentence: an e-mail where it is known. Raises nothing."""
 
 
-class BearerCache:
+class AccessTokenCache:
     """Keeps an access token until shortly before it expires; one fetch however many wait, a failed one included."""
 
     def __init__(self, fetch: Callable[[], Awaitable[Bearer]], clock: Callable[[], float]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
+from proxy.tokens.regular_files import FileTooLarge, NotRegularFile, read_regular
 
 
 def test_a_file_is_read_also_through_a_link_and_to_the_last_octet_allowed(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from proxy.errors import Failure, TokenUnavailable
-from proxy.tokens.ambient import BearerCache
 from proxy.tokens.calls import Bearer, bearer
+from proxy.tokens.credentials.source import AccessTokenCache
 from tests.unit.tokens.fakes import FakeTime, loop_idle
 
 
@@ -30,7 +30,7 @@ class Fetch:
 async def test_an_access_token_is_kept_until_225_seconds_before_it_expires() -> None:
     time = FakeTime()
     fetch = Fetch(time)
-    cache = BearerCache(fetch, time.clock)
+    cache = AccessTokenCache(fetch, time.clock)
     first = await cache.get()
     time.now += 3600 - 226
     assert await cache.get() is first
@@ -43,7 +43,7 @@ async def test_an_access_token_is_kept_until_225_seconds_before_it_expires() -> 
 async def test_one_fetch_however_many_wait() -> None:
     time = FakeTime()
     fetch = Fetch(time)
-    cache = BearerCache(fetch, time.clock)
+    cache = AccessTokenCache(fetch, time.clock)
     await asyncio.gather(*(cache.get() for _ in range(50)))
     assert fetch.count == 1
 
@@ -52,7 +52,7 @@ async def test_one_fetch_however_many_wait() -> None:
 async def test_a_stale_one_is_replaced_once_however_many_found_it_stale() -> None:
     time = FakeTime()
     fetch = Fetch(time)
-    cache = BearerCache(fetch, time.clock)
+    cache = AccessTokenCache(fetch, time.clock)
     stale = await cache.get()
     renewed = await asyncio.gather(*(cache.get(stale) for _ in range(10)))
     assert fetch.count == 2
@@ -66,7 +66,7 @@ async def test_a_failed_fetch_is_not_repeated_by_each_who_waited_but_by_who_come
     fetch = Fetch(time)
     fetch.failure = TokenUnavailable("down")
     fetch.gate = asyncio.Event()
-    cache = BearerCache(fetch, time.clock)
+    cache = AccessTokenCache(fetch, time.clock)
     async with asyncio.TaskGroup() as group:
         waiters = [
             group.create_task(asyncio.wait_for(asyncio.gather(cache.get(), return_exceptions=True), 30))
@@ -86,7 +86,7 @@ async def test_a_fetch_whose_caller_left_is_done_by_the_next() -> None:
     time = FakeTime()
     fetch = Fetch(time)
     fetch.gate = asyncio.Event()
-    cache = BearerCache(fetch, time.clock)
+    cache = AccessTokenCache(fetch, time.clock)
     async with asyncio.TaskGroup() as group:
         first = group.create_task(cache.get())
         await loop_idle()

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.errors import CredentialsInvalid, CredentialsNotFound
-from proxy.tokens import adc
+from proxy.tokens.credentials import lookup
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
@@ -214,7 +214,7 @@ async def test_a_file_system_that_fails_is_no_change(
         raise OSError(5, "Input/output error", path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(adc, "read_regular", fails)
+        broken.setattr(lookup, "read_regular", fails)
         await mint.check_for_change(tokens_kept=True)
         with pytest.raises(CredentialsInvalid, match="Input/output error"):
             await mint(KEY)

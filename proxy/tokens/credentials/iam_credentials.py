@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from proxy.errors import CredentialsRejected, Failure, ImpersonationDenied, MintRefused, TokenMalformed
 from proxy.quoting import quoted
-from proxy.tokens.ambient import Ambient
 from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, reasons, refusal
+from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
 
 __all__ = ["CLOUD_PLATFORM", "IamCredentials"]
@@ -46,7 +46,7 @@ class IamCredentials:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    async def identity(self, source: Ambient, key: TokenKey, account: str, delegates: Sequence[str]) -> Token:
+    async def identity(self, source: CredentialSource, key: TokenKey, account: str, delegates: Sequence[str]) -> Token:
         """Return a new ID token of `account` with the audience of `key`.
 
         Raises ImpersonationDenied, MintRefused, CredentialsRejected, TokenUnavailable, TokenTimeout, TokenMalformed,
@@ -60,7 +60,7 @@ class IamCredentials:
         return token_from_jwt(key, token, date_of(reply))
 
     async def access_token(
-        self, source: Ambient, account: str, delegates: Sequence[str], quota_project: str | None
+        self, source: CredentialSource, account: str, delegates: Sequence[str], quota_project: str | None
     ) -> Bearer:
         """Return a new access token of `account` with scope cloud-platform; raises as `identity` does."""
         reply = await self._call(source, "generateAccessToken", account, delegates, {"scope": [CLOUD_PLATFORM]})
@@ -72,7 +72,7 @@ class IamCredentials:
         return bearer(answer.get("accessToken"), expires_at, quota_project)
 
     async def _call(
-        self, source: Ambient, method: str, account: str, delegates: Sequence[str], wanted: Mapping[str, Any]
+        self, source: CredentialSource, method: str, account: str, delegates: Sequence[str], wanted: Mapping[str, Any]
     ) -> Reply:
         for name in (account, *delegates):
             if not is_account(name):
@@ -95,7 +95,9 @@ class IamCredentials:
         return await self._send("POST", url, {**authority.headers, "content-type": "application/json"}, content)
 
 
-async def _failure(source: Ambient, method: str, account: str, delegates: Sequence[str], reply: Reply) -> Failure:
+async def _failure(
+    source: CredentialSource, method: str, account: str, delegates: Sequence[str], reply: Reply
+) -> Failure:
     said = complaint(reply)
     told = f" (IAM: {said})" if said else ""
     chain = (*delegates, account)

@@ -4,7 +4,7 @@ import pytest
 from yarl import URL
 
 from proxy.errors import ProxyInvalid
-from proxy.tokens.proxies import proxy_for
+from proxy.tokens.http_proxies import proxy_for
 
 GOOGLE = "https://oauth2.googleapis.com/token"
 

@@ -17,7 +17,7 @@ from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.tokens.blocking import outcome_of, start_daemon
 from proxy.tokens.calls import BlockingSend, Reply, Send
 
-__all__ = ["Worker"]
+__all__ = ["GoogleAuthThreads"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _GOODBYE_SECONDS: Final = 1.0
 _GIVEN_UP: Final = "the mint was given up before it ended"
 
 
-class Worker:
+class GoogleAuthThreads:
     """Runs errands on threads, a few at a time."""
 
     def __init__(self, send: Send) -> None:

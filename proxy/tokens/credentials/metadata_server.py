@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import urlencode
 
 from proxy.errors import (
@@ -23,10 +23,10 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.quoting import plain, quoted
-from proxy.tokens import gke
-from proxy.tokens.adc import looked_for
-from proxy.tokens.ambient import BearerCache
 from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, refusal
+from proxy.tokens.credentials import gke
+from proxy.tokens.credentials.lookup import looked_for
+from proxy.tokens.credentials.source import AccessTokenCache
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
 
 __all__ = ["MetadataServer"]
@@ -52,12 +52,17 @@ class MetadataServer:
     `send` must connect directly: with a proxy from the environment, tokens would go through it.
     """
 
+    kind: ClassVar[str] = "metadata"
+    """What stands for it where a credential file has its `type`."""
+    label: ClassVar[str] = "metadata server"
+    """What a person calls it."""
+
     def __init__(self, send: Send, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
         self._send = send
         self._environment = environment
         self._clock = clock
         self._gate = asyncio.Semaphore(_CALLS_AT_ONCE)
-        self._cache = BearerCache(self._access_token, clock)
+        self._cache = AccessTokenCache(self._access_token, clock)
         self._answered = False
 
     async def identity(self, key: TokenKey) -> Token:

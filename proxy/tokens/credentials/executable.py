@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from proxy.errors import CredentialsInvalid, TokenTimeout, TokenUnavailable
-from proxy.tokens.reading import MOST_OCTETS, read_regular
+from proxy.tokens.regular_files import MOST_OCTETS, read_regular
 
 __all__ = ["Executable"]
 

@@ -20,9 +20,9 @@ from proxy.errors import (
     TokenMalformed,
     TokenUnavailable,
 )
-from proxy.tokens.adc import CredentialFile
 from proxy.tokens.calls import Reply
-from proxy.tokens.credentials import AccessTokens
+from proxy.tokens.credentials import google_auth
+from proxy.tokens.credentials.authorized_user import AuthorizedUser
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
 from tests.unit.tokens.conftest import KEY_ACCOUNT, House
@@ -583,7 +583,8 @@ def test_transport_options_are_not_dropped_silently(user_info: dict[str, Any]) -
     def unused(method: str, url: str, headers: object, body: bytes | None = None) -> Reply:
         raise AssertionError
 
-    tokens = AccessTokens(CredentialFile("user.json", b"digest", "authorized_user", user_info), None, time.time)
-    tokens._credentials.refresh = lambda request: request("https://x", cert=("a", "b"))
+    file = AuthorizedUser("user.json", b"digest", user_info)
+    credentials = file.load(None)
+    credentials.refresh = lambda request: request("https://x", cert=("a", "b"))
     with pytest.raises(CredentialsInvalid, match="TransportError"):
-        tokens.fetch(unused)
+        google_auth.access_token(file, credentials, None, time.time, unused)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from proxy.errors import TokenTimeout, TokenUnavailable
-from proxy.tokens import worker as worker_module
 from proxy.tokens.calls import BlockingSend, Reply
-from proxy.tokens.worker import Worker
+from proxy.tokens.credentials import google_auth_threads as worker_module
+from proxy.tokens.credentials.google_auth_threads import GoogleAuthThreads
 from tests.unit.tokens.fakes import loop_idle
 
 
@@ -41,7 +41,7 @@ def one_call(send: BlockingSend) -> tuple[bytes, str]:
 @pytest.mark.asyncio
 async def test_an_errand_runs_on_a_thread_and_its_http_on_the_loop() -> None:
     loopback = Loopback()
-    worker = Worker(loopback)
+    worker = GoogleAuthThreads(loopback)
     body, thread = await worker.run(one_call)
     assert body == b"POST https://x {'a': 'b'} b'c'"
     assert thread.startswith("google-auth")
@@ -54,7 +54,7 @@ async def test_what_an_errand_raises_is_raised() -> None:
     def fails(send: BlockingSend) -> None:
         raise TokenUnavailable("as it is")
 
-    worker = Worker(Loopback())
+    worker = GoogleAuthThreads(Loopback())
     with pytest.raises(TokenUnavailable, match="as it is"):
         await worker.run(fails)
     await worker.close()
@@ -64,7 +64,7 @@ async def test_what_an_errand_raises_is_raised() -> None:
 async def test_a_cancelled_errand_gives_its_thread_back() -> None:
     loopback = Loopback()
     loopback.gate.clear()
-    worker = Worker(loopback)
+    worker = GoogleAuthThreads(loopback)
     ended: list[type[BaseException]] = []
 
     def persists(send: BlockingSend) -> None:
@@ -94,7 +94,7 @@ async def test_a_cancelled_errand_gives_its_thread_back() -> None:
 async def test_closing_breaks_errands_off() -> None:
     loopback = Loopback()
     loopback.gate.clear()
-    worker = Worker(loopback)
+    worker = GoogleAuthThreads(loopback)
     async with asyncio.TaskGroup() as group:
         errand = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 30))
         await loopback.asked.wait()
@@ -107,7 +107,7 @@ async def test_closing_breaks_errands_off() -> None:
 @pytest.mark.asyncio
 async def test_no_thread_is_started_before_the_first_errand() -> None:
     before = threading.active_count()
-    worker = Worker(Loopback())
+    worker = GoogleAuthThreads(Loopback())
     assert threading.active_count() == before
     await worker.close()
 
@@ -117,7 +117,7 @@ async def test_a_loop_that_never_answers_does_not_hold_a_thread_for_ever(monkeyp
     monkeypatch.setattr(worker_module, "_LONGEST_CALL_SECONDS", 0.01)
     loopback = Loopback()
     loopback.gate.clear()
-    worker = Worker(loopback)
+    worker = GoogleAuthThreads(loopback)
     with pytest.raises(TokenTimeout):
         await worker.run(one_call)
     await worker.close()

@@ -16,9 +16,10 @@ from proxy.errors import (
     TokenTimeout,
     TokenUnavailable,
 )
-from proxy.tokens.adc import CredentialFile, Kind
 from proxy.tokens.calls import Reply
-from proxy.tokens.explaining import LastCall, explain, unloadable
+from proxy.tokens.credentials.file import CredentialFile
+from proxy.tokens.credentials.google_auth_errors import LastCall, failure_of, load_failure
+from proxy.tokens.credentials.kinds import KINDS
 
 NOW = 1_800_000_000.0
 SECRET = "eyJzZWNyZXQi"
@@ -27,8 +28,8 @@ IMDS = "http://169.254.169.254/latest"
 AWS = {"environment_id": "aws1", "url": f"{IMDS}/meta-data/iam", "imdsv2_session_token_url": f"{IMDS}/api/token"}
 
 
-def file(kind: Kind = "external_account", **info: Any) -> CredentialFile:
-    return CredentialFile("file.json", b"digest", kind, info)
+def file(kind: str = "external_account", **info: Any) -> CredentialFile:
+    return KINDS[kind]("file.json", b"digest", info)
 
 
 def told(
@@ -41,7 +42,7 @@ def told(
     date: str = "",
 ) -> Failure:
     reply = Reply(status, {"date": date}, json.dumps(body).encode()) if status else None
-    return explain(of, LastCall(url, reply), exc or RuntimeError(SECRET), NOW)
+    return failure_of(of, LastCall(url, reply), exc or RuntimeError(SECRET), NOW)
 
 
 def test_a_failure_of_ours_below_is_what_happened() -> None:
@@ -105,8 +106,8 @@ def test_a_subject_tokens_file_that_fails_is_told_by_what_is_wrong_with_it(exc: 
 
 
 def test_what_cannot_be_loaded_is_told_without_its_content() -> None:
-    assert "is not an RSA key in PEM form" in str(unloadable(file("service_account"), ValueError(SECRET)))
-    assert SECRET not in str(unloadable(file(), ValueError(SECRET)))
+    assert "is not an RSA key in PEM form" in str(load_failure(file("service_account"), ValueError(SECRET)))
+    assert SECRET not in str(load_failure(file(), ValueError(SECRET)))
 
 
 # Where a subject token comes from
@@ -158,7 +159,7 @@ LATE, EARLY = "Fri, 15 Jan 2027 09:00:00 GMT", "Fri, 15 Jan 2027 07:00:00 GMT"
         ("external_account_authorized_user", "", "run `gcloud auth application-default login`"),
     ],
 )
-def test_a_rejection_says_what_to_do(kind: Kind, date: str, what: str) -> None:
+def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
     body = {"error": "invalid_grant", "error_description": "no"}
     failure = told(file(kind), status=400, body=body, date=date)
     assert type(failure) is CredentialsRejected

@@ -1,57 +1,30 @@
-"""Subject tokens of workload identity federation that come from this machine: from a file, or from an executable.
-
-google-auth would read and run them itself, without a bound. Those from a URL or from AWS are HTTP, and left to it.
-"""
+"""A subject token in a file."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-from proxy.errors import CredentialsInvalid, TokenTimeout
+from proxy.errors import CredentialsInvalid
 from proxy.quoting import quoted
-from proxy.tokens.adc import CredentialFile
-from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.executable import Executable
-from proxy.tokens.reading import FileTooLarge, NotRegularFile, read_regular
+from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
+from proxy.tokens.credentials.subject_token import SubjectTokenSource
+from proxy.tokens.regular_files import FileTooLarge, NotRegularFile, read_regular
 
-__all__ = ["FILE_SECONDS", "local_subject_token"]
-
-FILE_SECONDS: Final = 3.0
-"""How long the file system may take to give a small file: less than the default of `mint_timeout`, so that a request
-that waits is told what it waited for."""
-
-_EXECUTABLE_GRACE_SECONDS: Final = 3.0
+__all__ = ["FileSource"]
 
 
-async def local_subject_token(file: CredentialFile, account: str | None, blocking: BlockingCalls) -> str | None:
-    """Return the subject token that a credential file gets from a file or an executable; None for other sources.
+class FileSource(SubjectTokenSource):
+    """A file, as text or JSON. google-auth would read it without a bound, so it does not."""
 
-    `account` is the service account that the credential file impersonates, if it does. Raises CredentialsInvalid,
-    TokenTimeout, TokenUnavailable; nothing of the token is in their sentences.
-    """
-    source = file.info.get("credential_source")
-    if file.kind != "external_account" or not isinstance(source, dict) or "environment_id" in source:
-        return None
-    if "executable" in source:
-        return await _run(Executable(file.path, file.info, account), file, blocking)
-    path = source.get("file")
-    if not isinstance(path, str):
-        return None
-    read = partial(_read, path, file.path, source.get("format"))
-    return await blocking.run(read, place=f"the subject token's file {quoted(path)}", seconds=FILE_SECONDS)
+    member = "file"
 
-
-async def _run(executable: Executable, file: CredentialFile, blocking: BlockingCalls) -> str:
-    seconds = executable.timeout_seconds + _EXECUTABLE_GRACE_SECONDS
-    try:
-        return await blocking.run(executable.run, place=f"the executable in {file.path}", seconds=seconds)
-    except (asyncio.CancelledError, TokenTimeout):
-        executable.stop()
-        raise
+    async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
+        path = self.settings["file"]
+        read = partial(_read, path, self.path, self.settings.get("format"))
+        return await blocking.run(read, place=f"the subject token's file {quoted(path)}", seconds=FILE_SECONDS)
 
 
 def _read(path: str, named_in: str, format_: Any) -> str:

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 
 from proxy.errors import CredentialsInvalid
-from proxy.tokens.adc import check, find, looked_for, well_known_path
+from proxy.tokens.credentials.kinds import credential
+from proxy.tokens.credentials.lookup import find, looked_for, well_known_path
 from tests.unit.tokens.conftest import House
 
 SECRET = "-----BEGIN-SECRET-----"
+
+
+def check(info: dict[str, Any], path: str) -> str:
+    return credential(path, b"digest", info).kind
 
 
 def test_an_empty_environment_has_no_file(house: House) -> None:

@@ -1,0 +1,109 @@
+"""Workload identity federation (`external_account`): another provider's subject token, exchanged at the STS."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from proxy.errors import CredentialsInvalid, Failure
+from proxy.tokens.blocking import BlockingCalls
+from proxy.tokens.calls import Reply
+from proxy.tokens.credentials.google_auth_file import GoogleAuthFile
+from proxy.tokens.credentials.iam_credentials import CLOUD_PLATFORM
+from proxy.tokens.credentials.subject_token import SubjectTokenSource
+from proxy.tokens.credentials.subject_token_aws import AwsSource
+from proxy.tokens.credentials.subject_token_executable import ExecutableSource
+from proxy.tokens.credentials.subject_token_file import FileSource
+from proxy.tokens.credentials.subject_token_url import UrlSource
+
+__all__ = ["SUBJECT_TOKEN_SOURCES", "ExternalAccount"]
+
+SUBJECT_TOKEN_SOURCES: Final[tuple[type[SubjectTokenSource], ...]] = (
+    AwsSource,
+    ExecutableSource,
+    FileSource,
+    UrlSource,
+)
+"""The first whose member is in a `credential_source` counts; that of AWS has a `url` besides."""
+
+_QUOTED_MEMBERS: Final = ("file", "url", "environment_id", "subject_token_field_name")
+"""Members of a `credential_source`, and of its `format`, that google-auth's messages quote."""
+
+
+class ExternalAccount(GoogleAuthFile):
+    """A federated identity, which may impersonate a service account."""
+
+    kind = "external_account"
+    label = "workload identity federation"
+    required_fields = ("audience", "subject_token_type", "credential_source")
+    object_fields = frozenset({"credential_source"})
+
+    @property
+    def subject_token_source(self) -> SubjectTokenSource | None:
+        """Where the subject token comes from; None if the file names no source."""
+        settings = self.info.get("credential_source") or {}
+        for source in SUBJECT_TOKEN_SOURCES:
+            if source.member in settings:
+                return source(self.path, self.info, self.impersonated_account())
+        return None
+
+    def check(self) -> None:
+        super().check()
+        if "certificate" in self.info["credential_source"]:
+            raise CredentialsInvalid(
+                f"{self.path}: X.509 workload identity federation is not supported; use a file, url, executable or AWS "
+                "source"
+            )
+        source = self.subject_token_source
+        if source is None:
+            known = ", ".join(kind.member for kind in SUBJECT_TOKEN_SOURCES)
+            raise CredentialsInvalid(f"{self.path}: its credential_source has none of {known}; create the file again")
+        source.check()
+
+    async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
+        source = self.subject_token_source
+        return await source.local_subject_token(blocking) if source is not None else None
+
+    def load(self, subject_token: str | None) -> Any:
+        info, scopes = self.google_auth_info(), [CLOUD_PLATFORM]
+        if str(info["subject_token_type"]).startswith("urn:ietf:params:aws"):
+            from google.auth import aws
+
+            return aws.Credentials.from_info(info, scopes=scopes)  # type: ignore[no-untyped-call]
+        from google.auth import identity_pool
+
+        if subject_token is None:
+            return identity_pool.Credentials.from_info(info, scopes=scopes)  # type: ignore[no-untyped-call]
+
+        class Supplier(identity_pool.SubjectTokenSupplier):
+            def get_subject_token(self, context: object, request: object) -> str | None:
+                return subject_token
+
+        return identity_pool.Credentials.from_info(  # type: ignore[no-untyped-call]
+            {**info, "credential_source": None}, subject_token_supplier=Supplier(), scopes=scopes
+        )
+
+    def rejection(self, answer: str, clock: str) -> str:
+        what = f"Google does not take what the identity provider in {self.path} vouches for{answer}"
+        return f"{what}: {clock}" if clock else what
+
+    def local_failure(self, exc: Exception) -> Failure | None:
+        source = self.subject_token_source
+        return source.local_failure(exc) if source is not None else None
+
+    def asks_source_at(self, url: str) -> bool:
+        source = self.subject_token_source
+        return source is not None and source.is_asked_at(url)
+
+    def source_failed(self, cause: Failure) -> Failure:
+        source = self.subject_token_source
+        return source.failed(cause) if source is not None else cause
+
+    def source_refused(self, host: str, reply: Reply) -> Failure:
+        source = self.subject_token_source
+        assert source is not None  # noqa: S101 - only called where `asks_source_at`
+        return source.refused(host, reply)
+
+    def quoted_values(self) -> list[object]:
+        settings = self.info.get("credential_source")
+        form = settings.get("format") if isinstance(settings, dict) else None
+        return [part.get(name) for part in (settings, form) if isinstance(part, dict) for name in _QUOTED_MEMBERS]

@@ -1,0 +1,93 @@
+"""What google-auth's exceptions mean, in sentences with a remedy. Pure.
+
+Their texts hold whole answers, tokens included. So none is passed on, but for a few that are known to name only files
+and settings; the rest comes from the status and the JSON error of the last answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.errors import (
+    CredentialsInvalid,
+    CredentialsRejected,
+    Failure,
+    ImpersonationDenied,
+    MintRefused,
+    TokenMalformed,
+)
+from proxy.quoting import plain
+from proxy.tokens.calls import Reply, clock_remark, complaint, host_of, reasons, refusal
+from proxy.tokens.credentials.file import CredentialFile
+
+__all__ = ["LastCall", "failure_of", "load_failure"]
+
+_REJECTED: Final = frozenset({"invalid_grant", "invalid_client", "unauthorized_client", "deleted_client"})
+
+# Messages of google-auth with a path or the name of a setting, and nothing that was received.
+_TELLABLE: Final = re.compile(
+    r"File '.*' was not found\.|Executables need to be explicitly allowed.*|Unable to determine (?:the )?AWS [a-z ]+"
+    r"|Unable to parse subject_token from JSON file .*|Missing subject_token in .*|Timeout must be between .*"
+    r"|No valid AWS 'credential_source' provided|The token returned by the executable is expired\."
+    r"|The executable response is missing the \w+ field\.|Executable returned unsupported token type\."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LastCall:
+    """The last HTTP call that google-auth made before it gave up."""
+
+    url: str
+    """The URL; `""` without a call."""
+    reply: Reply | None
+    """The answer; None without a call, or without an answer."""
+
+    @property
+    def host(self) -> str:
+        """The host that was asked."""
+        return host_of(self.url)
+
+
+def load_failure(file: CredentialFile, exc: Exception) -> CredentialsInvalid:
+    """Return the failure for a file that google-auth cannot load."""
+    text = str(exc)
+    tellable = _TELLABLE.fullmatch(text) and all(
+        value is None or plain(value) is not None for value in file.quoted_values()
+    )
+    return file.load_failure(f": {text}" if tellable else f" ({type(exc).__name__})")
+
+
+def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float) -> Failure:
+    """Return what happened when google-auth raised `exc`; `now` is compared with the clock of Google."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, Failure):
+            return file.source_failed(cause) if file.asks_source_at(call.url) else cause
+        cause = cause.__cause__
+    reply = call.reply
+    if reply is None:
+        return file.local_failure(exc) or load_failure(file, exc)
+    if 200 <= reply.status < 300:
+        if _TELLABLE.fullmatch(str(exc)):
+            return load_failure(file, exc)
+        return TokenMalformed(f"{call.host} answered {reply.status} without a token")
+    if file.asks_source_at(call.url):
+        return file.source_refused(call.host, reply)
+    said = complaint(reply)
+    answer = f" ({said})" if said else ""
+    if reasons(reply) & _REJECTED:
+        return CredentialsRejected(file.rejection(answer, clock_remark(reply, now)))
+    if "invalid_target" in reasons(reply):
+        audience = file.info.get("audience")
+        provider = f"{audience} " if isinstance(audience, str) and plain(audience) is not None else ""
+        return MintRefused(
+            f"the workload identity provider {provider}that {file.path} names does not exist, or it is disabled{answer}"
+        )
+    if reply.status == 403 and call.url.endswith(":generateAccessToken"):
+        return ImpersonationDenied(
+            f"the federated identity of {file.path} may not impersonate the service account that the file names: "
+            f"grant it roles/iam.workloadIdentityUser on that account{answer}"
+        )
+    return refusal(call.host, reply, f"look at {file.path}")

@@ -1,0 +1,164 @@
+"""The HTTP client for calls to Google and to metadata servers: the only use of aiohttp in this room."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from proxy import __version__
+from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.network.resolver import CHECK_NAME_SERVERS
+from proxy.quoting import quoted, secrets_of_request
+from proxy.tokens.aiohttp_resolver import AiohttpResolver
+from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
+from proxy.tokens.calls import NotConnected, Reply, host_of
+from proxy.tokens.http_proxies import Proxy, proxy_for
+from proxy.tokens.regular_files import FileTooLarge, NotRegularFile, read_regular
+
+__all__ = ["HttpClient"]
+
+_TOTAL_SECONDS: Final = 10.0
+_MOST_OCTETS: Final = 256 * 1024
+_MOST_TRUST_OCTETS: Final = 16 << 20
+
+
+class HttpClient:
+    """An HTTP client whose session is opened by the first call. `direct` means without a proxy and without TLS."""
+
+    def __init__(
+        self,
+        resolver: aiohttp.abc.AbstractResolver,
+        blocking: BlockingCalls,
+        *,
+        direct: bool,
+        connect_seconds: float,
+    ) -> None:
+        self._resolver = resolver
+        self._blocking = blocking
+        self._direct = direct
+        self._connect_seconds = connect_seconds
+        self._opening = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
+        """Make one call (`calls.Send`)."""
+        host = host_of(url)
+        proxy: Proxy | None = None
+        try:
+            session = await self._open()
+            # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
+            if not self._direct:
+                proxy = proxy_for(url)
+            if proxy is not None and url.startswith("http:"):
+                headers = {**headers, **proxy.headers}  # There is no CONNECT that could carry them.
+            async with session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                proxy=proxy.url if proxy is not None else None,
+                proxy_headers=proxy.headers if proxy is not None else None,
+            ) as response:
+                content = bytearray()
+                async for chunk in response.content.iter_any():
+                    content += chunk
+                    if len(content) <= _MOST_OCTETS:
+                        continue
+                    if 200 <= response.status < 300:
+                        raise TokenUnavailable(f"{host} answered with more than {_MOST_OCTETS // 1024} KiB")
+                    break  # The status and the beginning say what is wrong.
+                return Reply(response.status, response.headers, bytes(content), secrets_of_request(headers, body))
+        except aiohttp.ConnectionTimeoutError:
+            raise NotConnected(self._late(host, proxy)) from None
+        except TimeoutError:
+            raise TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            # Without a chain: some of these hold what was received.
+            kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
+            raise kind(f"{host} could not be asked: {_reason(exc)}") from None
+
+    def _late(self, host: str, proxy: Proxy | None) -> str:
+        """Return why there was no connection in time."""
+        name, whose = host, "its name"
+        if proxy is not None:
+            name, whose = proxy.url.host or "", "the name of the proxy that the environment names"
+        within = f"within {self._connect_seconds:g} s"
+        if isinstance(self._resolver, AiohttpResolver) and self._resolver.is_unanswered(name):
+            return f"{host}: {whose} was not answered {within}; {CHECK_NAME_SERVERS}"
+        return f"{host}: no connection {within}"
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    async def _open(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            if self._closed:
+                raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
+            if self._session is None:
+                context: ssl.SSLContext | bool = True
+                if not self._direct:
+                    # Milliseconds of disk and CPU at best, so not on the loop.
+                    context = await self._blocking.run(
+                        _trusting_context, place="the file of trusted certificates", seconds=FILE_SECONDS
+                    )
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
+                    timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),
+                )
+            return self._session
+
+
+def _trusting_context() -> ssl.SSLContext:
+    """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE.
+
+    OpenSSL would wait for somebody to write into a named pipe, and read a device without end. What else is wrong with
+    the file, it takes for a file without authorities.
+    """
+    named = os.environ.get("SSL_CERT_FILE")
+    if named:
+        try:
+            read_regular(named, _MOST_TRUST_OCTETS)
+        except (NotRegularFile, FileTooLarge) as exc:
+            raise TokenUnavailable(
+                f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {exc.strerror}"
+            ) from None
+        except OSError:
+            pass
+    return ssl.create_default_context()
+
+
+def _reason(exc: Exception) -> str:
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():
+            why = getattr(exc.certificate_error, "verify_message", "") or "TLS failed"
+            if why in ("certificate is not yet valid", "certificate has expired"):
+                return f"its certificate does not verify ({why}); is the clock of this machine right?"
+            return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
+        case aiohttp.ClientProxyConnectionError():
+            return "the proxy that the environment names cannot be reached"
+        case aiohttp.ClientHttpProxyError(status=407):
+            return "the proxy that the environment names wants a login (407); put USER:PASSWORD@ into its URL"
+        case aiohttp.ClientHttpProxyError(status=status):
+            return f"the proxy that the environment names does not let it through ({status})"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name does not resolve"
+        case aiohttp.ClientConnectorError():
+            return exc.os_error.strerror or type(exc.os_error).__name__
+        case aiohttp.ServerDisconnectedError():
+            return "it closed the connection without an answer"
+        case OSError(strerror=str() as text) if text:
+            return text
+        case _:
+            return type(exc).__name__
