@@ -1,7 +1,7 @@
 """The command line: `cloudrun-sidecar COMMAND`; one file a command.
 
 * `commands`            the list of them, and what is common to their help
-* `pasted`              what click may repeat of a command line
+* `redaction`           removes possible secrets from click's messages
 * `options`             the flags that are made of the settings
 * `serve`, `check`, …   a command each, imported when it is run
 * `settings_process`    the process in which `serve` reads its settings

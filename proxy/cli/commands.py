@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from proxy import __version__
-from proxy.cli.pasted import without_pasted
+from proxy.cli.redaction import redact
 
 __all__ = ["commands"]
 
@@ -41,7 +41,7 @@ class _OnDemand(click.Group):
         try:
             context = super().make_context(info_name, args, parent, **extra)
         except click.UsageError as exc:
-            raise _without_pasted(exc, arguments) from None
+            raise _redacted(exc, arguments) from None
         context.meta[_ARGUMENTS] = arguments
         return context
 
@@ -49,7 +49,7 @@ class _OnDemand(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            raise _without_pasted(exc, ctx.meta[_ARGUMENTS]) from None
+            raise _redacted(exc, ctx.meta[_ARGUMENTS]) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -66,8 +66,8 @@ class _OnDemand(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-def _without_pasted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
-    return click.UsageError(without_pasted(exc.format_message(), arguments), exc.ctx)
+def _redacted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
+    return click.UsageError(redact(exc.format_message(), arguments), exc.ctx)
 
 
 @click.group(

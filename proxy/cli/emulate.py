@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from proxy.cli.pasted import without_pasted
+from proxy.cli.redaction import redact
 from proxy.emulator import (
     API_HOSTS,
     CannotListen,
@@ -158,7 +158,7 @@ def emulate(
         except CannotListen as exc:
             raise Failed(_with_remedy(exc, plan)) from exc
         except OSError as exc:
-            place = without_pasted(str(exc.filename or plan.directory), (str(plan.directory),))
+            place = redact(str(exc.filename or plan.directory), (str(plan.directory),))
             raise Unusable(f"Cannot write to {place}: {exc.strerror}.") from exc
 
 
@@ -195,7 +195,7 @@ async def _run(plan: Plan) -> None:
                 google.add_account(caller)
             google.allow_impersonation(caller, target)
     except ValueError as exc:
-        raise Unusable(f"{without_pasted(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
+        raise Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
     cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
     names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
     async with AsyncExitStack() as stack:
@@ -333,7 +333,7 @@ def _with_remedy(error: CannotListen, plan: Plan) -> str:
         plan.tls_port: "--tls-port",
     }
     option = ports[error.port] if error.port else "--host"
-    return f"{without_pasted(str(error), (plan.host,))} Choose another with {option}."
+    return f"{redact(str(error), (plan.host,))} Choose another with {option}."
 
 
 def _load(name: str) -> Any:

@@ -14,11 +14,10 @@ from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.routes import Route
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
+from proxy.settings.field_texts import default_text, summary, unit_of
 from proxy.settings.layers import did_you_mean, flag_name
 from proxy.settings.loading import INLINE_OPTIONS
 from proxy.settings.model import GROUPS
-from proxy.settings.printing import default_text
-from proxy.settings.wording import summary, unit_of
 
 __all__ = ["GroupedCommand", "Unusable", "chosen_routes", "settings_flags", "settings_from"]
 
@@ -151,9 +150,7 @@ def _default(info: FieldInfo) -> str:
     """Return the default as it would be written on the command line; nothing where that would say nothing."""
     if not info.default:
         return ""
-    if isinstance(info.default, tuple):
-        return f" [default: {' '.join(info.default)}]"
-    return f" [default: {default_text(info).strip(chr(34))}]"
+    return f" [default: {default_text(info)}]"
 
 
 def _placeholder(name: str, info: FieldInfo) -> str:

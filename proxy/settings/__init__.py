@@ -2,7 +2,8 @@
 
 * `layers`     the places that settings come from
 * `model`      what can be set, and the rules; `route` is the part about a route
-* `wording`    what is wrong, in words
+* `field_texts` the texts of a setting that help, files and errors have in common
+* `validation_errors` pydantic's errors as sentences
 * `loading`    the layers joined
 * `printing`   settings as TOML, the sample file, the JSON Schema
 * `plain`      validated settings as plain values, and their JSON form: what a sidecar runs on

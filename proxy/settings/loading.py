@@ -1,7 +1,18 @@
-"""From the three layers to valid settings, or to the list of everything that is wrong.
+"""Merges settings file, environment and flags, and validates the result.
 
-Flags win over the environment, and that over the file, setting by setting. Routes are joined by name: one that is
-given by flag or in the environment (an inline route) replaces the one of that name in the file as a whole.
+Flags win over the environment, and the environment over the file, setting by setting. Routes are merged by name: a
+route that is given by flag or in the environment (an inline route) replaces the file's route of that name as a whole.
+
+pydantic-settings (2.16) was tried for the layers and does not do what is needed here:
+
+* the first layer that cannot be read (TOML with an error, a list in the environment) raises and hides all other
+  problems; here all problems are reported at once;
+* its errors do not say which layer a value came from, as `my.toml: routes.a.url` and `--workers` do;
+* a variable with the prefix that names no setting is ignored without a word;
+* tables are merged key by key, so an inline route would inherit the audience of the file's route of that name;
+* lists in the environment are JSON, a named file that does not exist is skipped, and strict models refuse TOML's lists.
+
+Each of these would be a source class of our own, so nothing of the library's would be left but its merge.
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ from proxy.settings.layers import (
     read_file,
 )
 from proxy.settings.model import RouteSettings, Settings
-from proxy.settings.wording import NO_TABLE, in_words
+from proxy.settings.validation_errors import ROUTE_IS_TABLE, describe
 
 __all__ = ["INLINE_OPTIONS", "Loaded", "load", "load_traced"]
 
@@ -126,7 +137,7 @@ class _Draft:
             settings = Settings.model_validate(self.values)
         except ValidationError as exc:
             for error in exc.errors(include_url=False):
-                keys, what = in_words(error)
+                keys, what = describe(error)
                 if not (self.lost_routes and keys == ("routes",)):
                     self.blame(keys, what)
         if self.problems or settings is None:
@@ -137,7 +148,7 @@ class _Draft:
 def _take_file(draft: _Draft, file: FileLayer) -> None:
     for name, value in file.document.items():
         if name == "routes" and not isinstance(value, dict):
-            draft.problems.append(Problem(Place(file.name, ("routes",)).at(), NO_TABLE))
+            draft.problems.append(Problem(Place(file.name, ("routes",)).at(), ROUTE_IS_TABLE))
             draft.lost_routes = True
         elif name == "routes":
             for route, table in value.items():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import tomlkit
 from pydantic.fields import FieldInfo
 
-from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name, toml_key
+from proxy.settings.field_texts import NOT_SET, default_text, summary, unit_of
+from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name
 from proxy.settings.model import GROUPS, RouteSettings, Settings
-from proxy.settings.wording import summary, unit_of
 
-__all__ = ["default_text", "dump_toml", "example_toml", "json_schema", "markdown_tables", "toml_value"]
+__all__ = ["dump_toml", "example_toml", "json_schema", "markdown_tables", "toml_value"]
 
 _COLUMNS: Final = 100
 
@@ -47,7 +48,7 @@ def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None =
             lines.append(_assignment(name, getattr(settings, name)) + source)
     for name, route in settings.routes.items():
         source = "" if places is None else f"  # {places.get(('routes', name), '')}"
-        lines += ["", f"[{toml_key('routes', name)}]{source}"]
+        lines += ["", f"[{tomlkit.key(['routes', name]).as_string()}]{source}"]
         lines += [_assignment(key, getattr(route, key)) for key in RouteSettings.model_fields]
         if route.gcp_audience is None and route.gcp_id_token:
             lines.append(f"# the audience is {route.route(name).audience}")
@@ -93,24 +94,24 @@ def _rows(head: str, fields: list[tuple[str, FieldInfo]]) -> Iterator[str]:
     yield f"| {head} | default | |"
     yield "|---|---|---|"
     for name, info in fields:
-        default = "required" if info.is_required() else default_text(info)
+        default = "required" if info.is_required() else _default(info)
         unit = " seconds" if unit_of(info) == "seconds" else ""
-        shown = default if default in ("required", "not set") else f"`{default}`{unit}"
+        shown = default if default in ("required", NOT_SET) else f"`{default}`{unit}"
         yield f"| `{name}` | {shown} | {summary(info)}. |"
 
 
 def toml_value(value: Any) -> str:
-    """Return a boolean, number, text, path or sequence of these as TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, int):
-        return str(value)
+    """Return a boolean, number, text, path or sequence of these as TOML, on one line; 30.0 is written `30`."""
+    text: str = tomlkit.item(_item(value)).as_string()
+    return text
+
+
+def _item(value: Any) -> Any:
     if isinstance(value, tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    # JSON's escapes are TOML's, but JSON lets DEL through.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        return [_item(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def _assignment(name: str, value: Any) -> str:
@@ -125,19 +126,14 @@ def _explained(name: str, info: FieldInfo) -> Iterator[str]:
         yield f"{name} = {example}"
         return
     unit = f"Unit: {unit_of(info)}. " if unit_of(info) else ""
-    yield f"# {unit}Default: {default_text(info)}."
+    yield f"# {unit}Default: {_default(info)}."
     yield f"#{name} = {example}"
 
 
-def default_text(info: FieldInfo) -> str:
-    """Return the default of a setting in words: `30`, `1048576 (1 MiB)`, `not set`."""
-    if info.default is None or info.default == ():
-        return "not set"
-    text = toml_value(info.default)
-    if unit_of(info) != "octets":
-        return text
-    mebi, kibi = info.default >> 20, info.default >> 10
-    return f"{text} ({mebi} MiB)" if mebi else f"{text} ({kibi} KiB)"
+def _default(info: FieldInfo) -> str:
+    """Return the default of a setting as TOML, octets also in MiB or KiB; `not set` if there is none."""
+    text = default_text(info)
+    return text if text == NOT_SET or not isinstance(info.default, str | tuple) else toml_value(info.default)
 
 
 def _tuple(value: Any) -> Any:

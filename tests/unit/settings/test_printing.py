@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 from proxy.settings import RouteSettings, Settings, dump_toml, json_schema, load, load_traced
 from proxy.settings.__main__ import main
+from proxy.settings.field_texts import default_text, unit_of
 from proxy.settings.model import GROUPS
-from proxy.settings.printing import default_text, toml_value
-from proxy.settings.wording import unit_of
+from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, URL, upstream, write
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -75,7 +75,8 @@ def test_the_sample_gives_each_setting_with_reason_unit_and_default(model: type[
     if info.is_required():
         assert comment.endswith("Required.")
         return
-    assert f"Default: {default_text(info)}." in comment
+    in_toml = isinstance(info.default, str | tuple) and info.default
+    assert f"Default: {toml_value(info.default) if in_toml else default_text(info)}." in comment
     if isinstance(info.default, int | float) and not isinstance(info.default, bool):
         assert unit_of(info)
         assert f"Unit: {unit_of(info)}." in comment

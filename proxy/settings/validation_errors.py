@@ -1,4 +1,4 @@
-"""pydantic's errors in the words of the settings: which setting, what is wrong, what to do."""
+"""pydantic's errors as sentences: which setting, what is wrong, what to do."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from proxy.quoting import quoted
+from proxy.settings.field_texts import number_text, summary, unit_of
 from proxy.settings.layers import did_you_mean
 from proxy.settings.model import RouteSettings, Settings
 
-__all__ = ["NO_TABLE", "in_words", "summary", "unit_of"]
+__all__ = ["ROUTE_IS_TABLE", "describe"]
 
-NO_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
+ROUTE_IS_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
+"""What is wrong with a route, or with `routes`, of another type."""
 
 
-def in_words(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
-    """Return the keys to blame and a sentence about them.
+def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
+    """Return the keys of the setting that is wrong, and what is wrong with it.
 
-    The keys end at a setting: places within a list (`listen.0`) are those of the list.
+    For an element of a list (`listen.0`) the keys are those of the list.
     """
     keys = tuple(str(part) for part in error["loc"] if isinstance(part, str) and part != "[key]")
     context = error.get("ctx", {})
@@ -36,13 +38,13 @@ def in_words(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
     if kind == "missing" and info is not None:
         return keys, f"is missing: {summary(info)}"
     if keys == ("routes",) or info is None:
-        return keys, NO_TABLE
-    told = _TOLD.get(kind)
-    said = told(context) if told else error["msg"]
-    return keys, f"must be {said}, not {quoted(error['input'])}{_expected(info)}"
+        return keys, ROUTE_IS_TABLE
+    expected = _EXPECTED.get(kind)
+    what = expected(context) if expected else error["msg"]
+    return keys, f"must be {what}, not {quoted(error['input'])}{_unit_and_default(info)}"
 
 
-_TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+_EXPECTED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "bool_type": lambda _: "true or false",
     "int_type": lambda _: "a whole number",
     "float_type": lambda _: "a number",
@@ -52,22 +54,10 @@ _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "path_type": lambda _: "text that names a file",
     "tuple_type": lambda _: "a list of texts",
     "literal_error": lambda context: f"one of {context['expected'].replace(chr(39), '')}",
-    "greater_than": lambda context: f"more than {_number(context['gt'])}",
-    "greater_than_equal": lambda context: f"at least {_number(context['ge'])}",
-    "less_than_equal": lambda context: f"at most {_number(context['le'])}",
+    "greater_than": lambda context: f"more than {number_text(context['gt'])}",
+    "greater_than_equal": lambda context: f"at least {number_text(context['ge'])}",
+    "less_than_equal": lambda context: f"at most {number_text(context['le'])}",
 }
-
-
-def summary(info: FieldInfo) -> str:
-    """Return the first sentence of a setting's description."""
-    head, _, _ = (info.description or "").partition(". ")
-    return head.rstrip(".")
-
-
-def unit_of(info: FieldInfo) -> str:
-    """Return `seconds`, `octets`, … or, for a setting without a unit, `""`."""
-    extra = info.json_schema_extra
-    return str(extra.get("x-unit", "")) if isinstance(extra, dict) else ""
 
 
 def _field(keys: tuple[str, ...]) -> FieldInfo | None:
@@ -88,12 +78,6 @@ def _unknown(keys: tuple[str, ...]) -> str:
     return f"is not a setting{hint}"
 
 
-def _expected(info: FieldInfo) -> str:
-    parts = [part for part in (unit_of(info), f"default {_number(info.default)}") if part]
+def _unit_and_default(info: FieldInfo) -> str:
+    parts = [part for part in (unit_of(info), f"default {number_text(info.default)}") if part]
     return f" ({', '.join(parts)})" if isinstance(info.default, int | float) else ""
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
