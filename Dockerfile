@@ -1,11 +1,11 @@
-# cloudrun-sidecar in an image that has a Python interpreter, what that is linked to, and the sidecar; no shell.
+# An image with a Python interpreter, its shared libraries, and the sidecar; no shell.
 #
 #   docker build --tag cloudrun-sidecar .                    the sidecar
-#   docker build --tag cloudrun-sidecar:dev --target dev .   with a sample service beside it, for docker-compose.yml
+#   docker build --tag cloudrun-sidecar:dev --target dev .   plus a sample service, for docker-compose.yml
 #
-# Everything Python is installed from the lock files, with hashes.
+# All Python packages are installed from the lock files, with hashes.
 
-# Any Debian or Ubuntu with Python 3.11 or newer, from which everything is built.
+# The base of the build: any Debian or Ubuntu with Python 3.11 or newer.
 ARG BASE=docker.io/library/debian:trixie-slim
 
 
@@ -20,7 +20,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements.lock requirements-dev.lock ./
-# The build's own tools and the sample's SDK are in the lock of the developers; `locked` takes entries out of it.
+# The build tools and the sample's SDK are in the developers' lock file; `locked` prints entries of it.
 RUN printf '%s\n' '#!/bin/sh' 'for name; do sed -n "/^$name==/,/[^\\\\]$/p" requirements-dev.lock; done' \
         > /usr/local/bin/locked \
  && chmod +x /usr/local/bin/locked \
@@ -32,13 +32,13 @@ RUN printf '%s\n' '#!/bin/sh' 'for name; do sed -n "/^$name==/,/[^\\\\]$/p" requ
         --require-hashes --only-binary :all: --requirement requirements.lock
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY proxy proxy/
-# The last line fails where the compiled engine was not built.
+# The last command fails if the compiled engine was not built.
 RUN /tools/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheel . \
  && /tools/bin/pip --python /opt/cloudrun-sidecar/bin/python install --quiet --no-compile --no-deps /wheel/*.whl \
  && /opt/cloudrun-sidecar/bin/python -I -c 'from proxy.http2.choice import engine_choice; print(engine_choice("nghttp2"))'
 
 
-# ---- What the image consists of ----
+# ---- The root file system of the image ----
 
 FROM program AS root
 COPY .ci/image_root.py /
@@ -54,14 +54,14 @@ COPY --from=root /root-of-image /
 ENV PATH=/opt/cloudrun-sidecar/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /home/nonroot
 USER 65532:65532
-# Restate, and the admin plane for probes and metrics. Both are on loopback unless it is said otherwise.
+# The port for Restate, and the admin port for probes and metrics. Both are on loopback by default.
 EXPOSE 9081 9091
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["cloudrun-sidecar", "healthcheck"]
 ENTRYPOINT ["cloudrun-sidecar"]
 CMD ["serve"]
 
 
-# ---- For the dev stack: the sidecar, its emulator, and a Restate service to put in the emulated Cloud Run ----
+# ---- The dev stack: sidecar, emulator, and a Restate service for the emulated Cloud Run ----
 
 FROM program AS sample
 RUN locked restate-sdk > sample.lock \
@@ -73,10 +73,10 @@ RUN mkdir /google && chown 65532:65532 /google
 
 FROM sidecar AS dev
 COPY --from=sample /sample /sample
-# Where the emulator leaves its certificate authority; a volume that is mounted here takes over who owns it.
+# The emulator writes its certificate authority here. A volume that is mounted here gets the owner of this directory.
 COPY --from=sample --chown=65532:65532 /google /google
 ENV PYTHONPATH=/sample
 
 
-# Without --target, this one is built.
+# The default target.
 FROM sidecar
