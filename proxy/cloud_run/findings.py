@@ -194,12 +194,12 @@ def _refused(response: Response, request: RequestInfo) -> Finding:
         )
     if status == 401:
         return _token_refused(request)
-    who = request.principal or "the principal of the token"
+    principal = request.principal or "the principal of the token"
     return Finding(
         "invoker-missing",
-        f"{who} may not call the service (403)",
-        f"Grant roles/run.invoker on the service to {who} and wait a minute or two. If it has the role: the service's "
-        "ingress setting may block requests that do not come through its VPC or load balancer.",
+        f"{principal} may not call the service (403)",
+        f"Grant roles/run.invoker on the service to {principal} and wait a minute or two. If it has the role: the "
+        "service's ingress setting may block requests that do not come through its VPC or load balancer.",
         (gcloud.grant_invoker(request.service, request.principal),),
     )
 

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 class Play:
-    """One run of the demo; an interruption before the end of the story breaks it off, a later one ends the stay."""
+    """One run of the demo. An interruption aborts the story, or ends the stay after it."""
 
     def __init__(self, ports: Ports, *, once: bool) -> None:
         self._ports = ports
@@ -32,7 +32,7 @@ class Play:
         self._shown = False
 
     async def run(self) -> None:
-        """Start, show, and stay unless told otherwise; all that was started has ended when this returns or raises."""
+        """Start the programs, play the story, and stay unless `once`. All programs have ended on return."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -73,7 +73,7 @@ async def _ends_by_itself(program: Program) -> None:
 
 
 def report(reason: str, program: Program | None = None) -> int:
-    """Print why the demo ended, with the last lines of the program concerned; return the exit code."""
+    """Print why the demo ended, with the last lines of the failed program; return the exit code."""
     click.echo(f"\n{click.style('The demo failed:', fg='red')} {reason}", err=True)
     if program is not None:
         click.echo(f"\nThe last lines of {program.name}:\n{program.tail()}", err=True)
@@ -81,7 +81,7 @@ def report(reason: str, program: Program | None = None) -> int:
 
 
 def run(ports: Ports, *, once: bool) -> int:
-    """Run the demo; return the exit code: 0, 1 when something failed, 2 when it could not begin, 130 if interrupted."""
+    """Run the demo. Return the exit code: 0, 1 if a step failed, 2 if it could not start, 130 if interrupted."""
     try:
         find_restate_server()
         ports.check()
@@ -101,7 +101,7 @@ def run(ports: Ports, *, once: bool) -> int:
 
 
 def port(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the option that moves one port; `DEMO_…_PORT` in the environment does so too."""
+    """Return the option for one port; `DEMO_…_PORT` in the environment sets it, too."""
     option = f"--{name.replace('_', '-')}-port"
     return click.option(
         option, name, type=click.IntRange(0, 65535), default=default, show_default=True, help=f"Port of {what}."

@@ -1,4 +1,4 @@
-"""The service of the demo: a Restate handler of several steps, and a line for every request that the container sees."""
+"""The service of the demo: a Restate handler with several steps, and a log line for every request to the container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.container import Recorder, Seen
 __all__ = ["SEEN", "app"]
 
 SEEN = "the container saw "
-"""What a line about a request begins with; JSON follows."""
+"""The prefix of a line about a request; JSON follows."""
 
 greeter = restate.VirtualObject("Greeter")
 
@@ -31,7 +31,7 @@ class Greeting(TypedDict):
 
 @greeter.handler()
 async def greet(ctx: restate.ObjectContext) -> Greeting:
-    """Greet whose key it is: count the visit, think about it for a moment, and write the greeting."""
+    """Greet the person in the key: count the visit, wait a moment, and write the greeting."""
     visits = (await ctx.get("visits", type_hint=int) or 0) + 1
     ctx.set("visits", visits)
     counted = await ctx.run_typed("count", lambda: f"counted visit {visits}")
@@ -44,11 +44,11 @@ async def greet(ctx: restate.ObjectContext) -> Greeting:
     }
 
 
-def tell(seen: Seen) -> None:
+def log_request(seen: Seen) -> None:
     """Write one line about a request, without its other fields."""
     note = {name: value for name, value in asdict(seen).items() if name != "fields"}
     sys.stdout.write(f"{SEEN}{json.dumps(note)}\n")
     sys.stdout.flush()
 
 
-app = Recorder(cast(Application, restate.app(services=[greeter])), tell)
+app = Recorder(cast(Application, restate.app(services=[greeter])), log_request)

@@ -1,4 +1,4 @@
-"""What the demo runs: three real programs, unmodified, that know nothing of each other but addresses."""
+"""The programs of the demo: three real programs, unmodified, that only share addresses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ START_SECONDS = 30.0
 
 
 class PortTaken(Exception):
-    """Another program listens where the demo wants to; the text is a sentence that names port and option."""
+    """A port of the demo is in use; the text is a sentence that names port and option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Where to listen on 127.0.0.1; 0 means a free one."""
+    """The ports on 127.0.0.1; 0 means a free one."""
 
     ingress: int
     restate_admin: int
@@ -37,7 +37,7 @@ class Ports:
     metadata: int
 
     def check(self) -> None:
-        """Raise PortTaken for the first port that cannot be had."""
+        """Raise PortTaken for the first port that cannot be bound."""
         for name in self.__slots__:
             port = getattr(self, name)
             with socket.socket() as probe:
@@ -57,23 +57,23 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Everything up and ready."""
+    """The running programs, all ready."""
 
     emulator: Program
     places: dict[str, Any]
-    """Where the emulated Google listens, as `cloudrun-sidecar emulate --json` says."""
+    """The addresses of the emulated Google, from `cloudrun-sidecar emulate --json`."""
     sidecar: Sidecar
     restate: RestateServer
 
     @property
     def deployment_url(self) -> str:
-        """What to register with Restate: the sidecar's address and the route's name."""
+        """The URL to register with Restate: the sidecar's address and the route's name."""
         return f"{self.sidecar.url}/greeter"
 
 
 @asynccontextmanager
 async def emulated_google(folder: Path, ports: Ports, app: str) -> AsyncIterator[tuple[Program, dict[str, Any]]]:
-    """Run the emulator with an application in its Cloud Run service; yields it with where it listens."""
+    """Run the emulator with an application in its Cloud Run service; yield it with its addresses."""
     argv: list[str | Path] = [
         sys.executable,
         "-m",
@@ -93,7 +93,7 @@ async def emulated_google(folder: Path, ports: Ports, app: str) -> AsyncIterator
 
 @asynccontextmanager
 async def greeter_sidecar(folder: Path, ports: Ports, places: dict[str, Any]) -> AsyncIterator[Sidecar]:
-    """Run the sidecar with one route, `greeter`; yields it when it is ready."""
+    """Run the sidecar with one route, `greeter`; yield it when it is ready."""
     flags = ["--route", f"greeter={places['cloud_run']}"]
     flags += ["--listen", f"127.0.0.1:{ports.sidecar}", "--admin", f"127.0.0.1:{ports.sidecar_admin}"]
     async with sidecar(*flags, env=places["environment"], log=folder / "sidecar.log") as running:

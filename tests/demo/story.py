@@ -1,4 +1,4 @@
-"""What the demo shows, step by step, and what to type after it."""
+"""The steps of the demo, and the commands to try after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEN_SECONDS = 5.0
 
 
 class StepFailed(Exception):
-    """A step did not go as it should; the text says what happened, `program` is who has more to say."""
+    """A step failed; the text says why, and the output of `program` has details."""
 
     def __init__(self, reason: str, program: Program) -> None:
         super().__init__(reason)
@@ -84,7 +84,7 @@ async def show(stage: Stage) -> None:
 
 
 async def unsigned_call(stage: Stage) -> str:
-    """Call the Cloud Run service as anybody could; return the refusal."""
+    """Call the Cloud Run service without a token; return the refusal."""
     trust = ssl.create_default_context(cafile=stage.places["ca_file"])
     async with stage.restate.http.get(f"{stage.places['cloud_run']}/discover", ssl=trust) as response:
         if response.status != 403:
@@ -93,7 +93,7 @@ async def unsigned_call(stage: Stage) -> str:
 
 
 async def register(stage: Stage) -> list[str]:
-    """Register the service with Restate; return the names of the services that it found."""
+    """Register the service with Restate; return the names of the discovered services."""
     answer = await stage.restate.register(stage.deployment_url, headers={"authorization": APP_CREDENTIAL})
     if answer.status != 201:
         raise StepFailed(f"the registration gave {answer.status}: {answer.body.get('message')}", stage.sidecar.program)
@@ -101,7 +101,7 @@ async def register(stage: Stage) -> list[str]:
 
 
 async def invoke(stage: Stage) -> Any:
-    """Have Restate run the handler; return its result."""
+    """Invoke the handler through Restate; return its result."""
     try:
         answer = await stage.restate.invoke("Greeter", "greet", key="Ada")
     except (TimeoutError, aiohttp.ClientError) as exc:
@@ -114,7 +114,7 @@ async def invoke(stage: Stage) -> Any:
 
 
 async def last_seen(stage: Stage) -> dict[str, Any]:
-    """Return the container's note of the invocation."""
+    """Return the container's log line of the invocation."""
     line = await stage.emulator.line(rf"^{SEEN}(.*/invoke/Greeter/greet.*)$", within_seconds=SEEN_SECONDS)
     seen: dict[str, Any] = json.loads(line[1])
     if seen["authorization"] != [APP_CREDENTIAL] or not seen["signature_removed"] or seen["tokens"] != 1:
@@ -125,7 +125,7 @@ async def last_seen(stage: Stage) -> dict[str, Any]:
 
 
 def next_commands(stage: Stage) -> list[tuple[str, str]]:
-    """Return what is worth typing now: what it is for, and the command."""
+    """Return commands to try, each with its purpose."""
     is_json = "-H 'content-type: application/json'"
     again = json.dumps({"uri": stage.deployment_url, "force": True})
     fault = json.dumps({"endpoint": "metadata", "fault": "server-error"})
@@ -148,7 +148,7 @@ def next_commands(stage: Stage) -> list[tuple[str, str]]:
 
 
 def show_next(stage: Stage, folder: Path) -> None:
-    """Print where everything listens and what to type."""
+    """Print the addresses, and the commands to try."""
     heading("Where everything listens")
     for name, url in (
         ("Restate's ingress", stage.restate.ingress_url),
@@ -171,10 +171,10 @@ def heading(text: str) -> None:
 
 
 def fact(what: str, outcome: str) -> None:
-    """Print what was done and what came of it."""
+    """Print an action and its result."""
     click.echo(f"   {what}\n     {click.style(outcome, fg='green')}")
 
 
 def done(what: str, where: str, began: float) -> None:
-    """Print that a program is up, and how long that took."""
+    """Print that a program is ready, and how long it took."""
     click.echo(f"   {click.style('✓', fg='green')} {what:<50} {where}   {time.monotonic() - began:.1f} s")

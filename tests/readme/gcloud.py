@@ -1,4 +1,4 @@
-"""A stand-in for `gcloud` that knows the commands of the README to the letter, and does them to an emulated Google."""
+"""A stand-in for `gcloud`: it accepts exactly the README's commands, and applies them to an emulated Google."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PROJECT: Final = "my-project"
 USER: Final = "you@example.com"
 SERVICE: Final = "greeter"
 LONGEST_SECONDS: Final = 3600
-"""A request to Cloud Run may take this long."""
+"""The request timeout of Cloud Run."""
 FLAGS: Final = ("--use-http2", "--no-allow-unauthenticated")
 VALUED: Final = ("--source", "--region", "--member", "--role", "--add-custom-audiences", "--ingress", "--timeout")
 
 
 class Gcloud:
-    """What the commands do."""
+    """The effects of the commands."""
 
     def __init__(self, google: Google, cloud_run: CloudRun) -> None:
         self._google = google
@@ -33,12 +33,12 @@ class Gcloud:
         self._logged_in = False
 
     def check(self) -> None:
-        """Raise AssertionError unless everything that a reader needs was done."""
+        """Raise AssertionError unless all commands that a reader needs were run."""
         assert self._deployed
         assert self._logged_in
 
     async def do(self, call: Call) -> str:
-        """Do one command and return nothing to print; Refused for one that is not known to the letter."""
+        """Run one command, which prints nothing; raises Refused for an unknown command."""
         words, options = read(call.words, flags=FLAGS, valued=VALUED)
         if words == ["auth", "application-default", "login"]:
             self._log_in(call.environment, options)
@@ -72,7 +72,7 @@ class Gcloud:
         _exactly(options, "--region", "--member", "--role")
         self._service(words)
         if options["--role"] != "roles/run.invoker":
-            raise Refused("that role lets nobody call")
+            raise Refused("this role does not allow calls")
         kind, _, email = options["--member"].partition(":")
         if kind != "serviceAccount" or email not in self._accounts:
             raise Refused(f"there is no member {options['--member']}")
@@ -103,9 +103,9 @@ class Gcloud:
             case [("--add-custom-audiences", audience)] if audience.startswith("https://"):
                 self._cloud_run.custom_audiences += (audience,)
             case [("--ingress", "all" | "internal" | "internal-and-cloud-load-balancing")]:
-                pass  # nothing that the emulated one would keep out
+                pass  # the emulated ingress blocks nothing
             case [("--timeout", seconds)] if seconds.isdecimal() and 1 <= int(seconds) <= LONGEST_SECONDS:
-                pass  # the emulated one cuts nothing
+                pass  # the emulated service has no timeout
             case _:
                 raise Refused(f"it cannot be updated like this: {what}")
         if "--region" not in options:

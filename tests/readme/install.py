@@ -1,4 +1,4 @@
-"""`unshare --mount python -m tests.readme.install`: root follows the README's way to a system service, to the letter.
+"""`unshare --mount python -m tests.readme.install`: install the system service as root, exactly as in the README.
 
 In a mount namespace of its own: what is written to /etc and /opt covers what the machine has there, and is gone at the
 end. The source distribution is the one that `make dist` builds, the virtual environment and what is installed into it
@@ -33,7 +33,7 @@ COVERED: Final = (Path("/etc"), Path("/opt"))
 
 
 def cover(folder: Path, place: Path) -> None:
-    """Have everything that is written to the folder land in `place`; what is mounted in the folder stays."""
+    """Redirect all writes below the folder to `place`; mounts in the folder stay."""
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     before, written, work = (place / f"{folder.name}-{what}" for what in ("before", "written", "work"))
     for made in (before, written, work):
@@ -53,14 +53,14 @@ def mount(*arguments: str | Path) -> None:
 
 
 async def follow(place: Path, say: Callable[[str], Any]) -> None:
-    """Follow the block, in a clone with the settings and the source distribution that the README has made."""
+    """Run the commands of the block, in a clone with the README's settings and source distribution."""
     folder = clone(place)
     settings = [block.text for block in blocks() if block.language == "toml"]
     (folder / "config/routes.toml").write_text(settings[-1])
     (folder / "dist").mkdir()
     source_distribution(folder / "dist")
     async with on_path(place, {"systemctl": Systemctl().do}) as path:
-        # What is newest today shall not decide; and `make dist` tries it with a compiler, which takes minutes.
+        # Locked versions, so that new releases do not break the test. No compiler: `make dist` tests that, in minutes.
         shell = Shell(folder, {"PATH": path, "PIP_CONSTRAINT": str(constraints(place)), **NO_COMPILER})
         for block in within(Stage.INSTALL):
             for command in commands(block):
@@ -71,7 +71,7 @@ async def follow(place: Path, say: Callable[[str], Any]) -> None:
 
 
 def main() -> int:
-    """Return 0 when the service was installed and ran, 1 with what is wrong otherwise."""
+    """Return 0 if the service was installed and ran; otherwise print the problem and return 1."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-install-")))
         try:

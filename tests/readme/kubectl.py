@@ -1,4 +1,4 @@
-"""A stand-in for `kubectl apply -f FILE`: what an API server says to the file, and whether all of it hangs together."""
+"""A stand-in for `kubectl apply -f FILE`: validates the file as an API server does, and its references."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Kubectl"]
 
 
 class Kubectl:
-    """A cluster that takes what is right, and runs nothing of it."""
+    """A cluster that accepts valid resources and runs nothing."""
 
     def __init__(self) -> None:
         self._there: set[tuple[str, str, str]] = set()
 
     async def do(self, call: Call) -> str:
-        """Take the resources of a file and return a line for each; Refused with all that is wrong with them."""
+        """Return one line for each resource of a file; raises Refused with all problems."""
         words, options = read(call.words, valued=("-f",))
         if words != ["apply"] or "-f" not in options:
             raise Refused("`apply -f FILE` is all that is known here")

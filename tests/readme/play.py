@@ -1,4 +1,4 @@
-"""`unshare --net python -m tests.readme.play`: somebody follows the README to the letter, without a network.
+"""`unshare --net python -m tests.readme.play`: run the README's commands exactly, without a network.
 
 A network namespace of its own lets every port of the README be free. In it are a restate-server and an emulated Google
 under its real names; `gcloud` and `kubectl` are stand-ins that take exactly the options they know and do what the real
@@ -41,7 +41,7 @@ BINARY: Final = ".venv/bin/cloudrun-sidecar"
 
 @dataclass
 class Reader:
-    """Who follows the page: a shell in a folder with the repository in it."""
+    """Runs the README's commands in a shell, in a folder with the repository."""
 
     shell: Shell
     stack: AsyncExitStack
@@ -51,7 +51,7 @@ class Reader:
     done: set[str] = field(default_factory=set)
 
     async def read(self, block: Block) -> None:
-        """Do what a block shows, unless another program does."""
+        """Run the commands of a block, unless another program does."""
         if block.language == "toml":
             (self.shell.folder / "config" / "routes.toml").write_text(block.text)
         if block.language == "console" and stage_of(block) is Stage.PLAY:
@@ -60,16 +60,16 @@ class Reader:
                 self.say(f"$ {command}")
 
     async def read_inline(self, command: str) -> None:
-        """Do a command that stands in prose, unless it was done in a block already."""
+        """Run a command in prose, unless a block has run it."""
         if complete(command) not in self.done:
             await self.type(complete(command))
         self.say(f"$ {command}")
 
     async def type(self, command: str) -> None:
-        """Run one command; raises Wrong when it does not do what the page says."""
+        """Run one command; raises Wrong unless it does what the README says."""
         program = program_of(command)
         if program not in Stage.PLAY.programs:
-            raise Wrong(f"$ {command}\nis not for here: nobody knows how to run {program}")
+            raise Wrong(f"$ {command}\ncannot be run here: {program} is unknown")
         if program == "make":
             await self.make(command)
         elif command.startswith(f"{BINARY} serve") and "--print-config" not in command:
@@ -83,7 +83,7 @@ class Reader:
         self.done.add(command)
 
     async def make(self, command: str) -> None:
-        """Run a target: the demo to its end; of the set-up, that runs this, see that nothing is left to do."""
+        """Run a target: the demo to its end. For the set-up, which runs this test, check that it is up to date."""
         match shlex.split(command)[1:]:
             case ["demo"] | ["demo", "ONCE=1"]:
                 if "make demo ONCE=1" not in self.done:
@@ -94,10 +94,10 @@ class Reader:
             case ["setup"]:
                 await self.shell.type("make --no-print-directory --question setup")
             case _:
-                raise Wrong(f"$ {command}\nis not for here: nobody has said how long it takes")
+                raise Wrong(f"$ {command}\ncannot be run here: its duration is unknown")
 
     async def serve(self, command: str) -> None:
-        """Serve in the place of what was served before; where the command has the routes, there is no file."""
+        """Start `serve` instead of the previous one; without a settings file if the command has routes."""
         await self.stop_serving()
         folder = self.shell.folder
         if "--route" in command:
@@ -108,12 +108,12 @@ class Reader:
         await self.serving.answers("http://127.0.0.1:9091/readyz")
 
     async def stop_serving(self) -> None:
-        """Have what is served end in order."""
+        """Stop `serve` in order."""
         if self.serving and await self.serving.stop() != 0:
             raise Wrong(f"serve ended with {self.serving.returncode}")
 
     def answered(self, command: str, output: str) -> None:
-        """Hold an answer to what it is the answer to."""
+        """Check the response to a command."""
         body = re.search(r"\{.*\}", output, re.DOTALL)
         names = {service["name"] for service in json.loads(body[0])["services"]} if body else output.split()
         if "Greeter" not in names:
@@ -121,10 +121,10 @@ class Reader:
 
 
 def environment(folder: Path, around: Surroundings, path: str) -> dict[str, str | None]:
-    """Return what the reader's programs have around them."""
-    told: dict[str, str | None] = dict(resolving(folder, ""))
+    """Return the environment of the programs."""
+    environment: dict[str, str | None] = dict(resolving(folder, ""))
     (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
-    return told | {
+    return environment | {
         "PATH": path,
         "HOME": str(folder),
         "SSL_CERT_FILE": str(around.authority),
@@ -137,7 +137,7 @@ def environment(folder: Path, around: Surroundings, path: str) -> dict[str, str 
 
 
 async def follow(say: Callable[[str], Any]) -> None:
-    """Follow the README: the blocks from top to bottom, then what stands in prose; raises Wrong."""
+    """Run the README's commands: the blocks from top to bottom, then those in prose; raises Wrong."""
     loopback_up()
     with tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-readme-") as name:
         place = Path(name)
@@ -163,7 +163,7 @@ async def follow(say: Callable[[str], Any]) -> None:
 
 
 def main() -> int:
-    """Return 0 when the README is right, 1 with what is wrong otherwise."""
+    """Return 0 if the README is right; otherwise print the problem and return 1."""
     os.environ.pop("LD_PRELOAD", None)
     try:
         asyncio.run(follow(click.echo))

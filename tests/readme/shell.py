@@ -1,4 +1,4 @@
-"""The shell of somebody who follows the README: what is typed, where, and what came of it."""
+"""A shell that runs the README's commands: working directory, environment and output."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["FROM_MAKE", "Shell"]
 FROM_MAKE: Final = (
     "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR", "ARGS", "ONCE", "QUICK", "UV",
 )  # fmt: skip
-"""What a make that runs us says in the environment to every other make below it, `make test ARGS=…` for one."""
+"""Variables of an outer make that would change an inner one, such as those of `make test ARGS=…`."""
 
 
 @dataclass
 class Shell:
-    """A shell in a folder; what it exports, it keeps. A make that runs us has no say in what is typed here."""
+    """A shell in a folder. Exported variables persist; the variables of an outer make are removed."""
 
     folder: Path
     environment: dict[str, str | None]
     within_seconds: float = 240.0
     user: int | None = None
-    """Who it is; None is who we are."""
+    """The user; None for the current one."""
     _exports: list[str] = field(default_factory=list)
 
     async def type(self, command: str) -> str:
-        """Return what a command prints; raises Wrong when it fails."""
+        """Return the output of a command; raises Wrong if it fails."""
         try:
             async with self.running(command) as child:
                 status = await child.ended(within_seconds=self.within_seconds)
@@ -44,8 +44,8 @@ class Shell:
         return output
 
     def running(self, command: str, folder: Path | None = None) -> AbstractAsyncContextManager[Program]:
-        """Run a command that stays, in this folder or in another one; it is told to end with the block."""
-        # The last one takes the shell's place, so that it is the one to get a signal.
+        """Run a command in the background, in this folder or in another one; it is stopped at the end of the block."""
+        # The last command replaces the shell, so that it gets the signal.
         last = command if "&&" in command or command.startswith("export ") else f"exec {command}"
         script = "\n".join(["set -e", *self._exports, last])
         become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"] if self.user else []

@@ -1,6 +1,6 @@
-"""Which program follows which part of the README, so that every command of it is run by one of them.
+"""Which test program runs which commands of the README, so that each command is run once.
 
-A block is followed whole, by one program; commands in prose and tables are followed one by one.
+One program runs all commands of a block. Commands in prose and tables are assigned one by one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ __all__ = ["Stage", "assigned", "complete", "program_of", "stage_of", "within"]
 
 
 class Stage(enum.Enum):
-    """A program that follows the README, and which programs it knows how to have there."""
+    """A test program that runs commands of the README, and the commands that it can run."""
 
     PLAY = "tests.readme.play", ("make", "gcloud", "curl", "restate", "kubectl", ".venv/bin/cloudrun-sidecar")
     """Without a network, in `make test`."""
     INSTALL = "tests.readme.install", ("python3", "install", "systemctl")
-    """As root of a machine, in `make test`."""
+    """As root, in `make test`."""
     IMAGE = "tests.shipping.image", ("docker", "export", "gcloud", "curl")
     """`make image`."""
     TARGETS = "tests.readme.targets", ("make",)
-    """`make readme`: the targets that take minutes, or would disturb who runs them."""
+    """`make readme`: the targets that take minutes, or would change the working copy."""
 
     def __init__(self, module: str, programs: tuple[str, ...]) -> None:
         self.module = module
@@ -39,11 +39,11 @@ MEANT: Final = (
     ("cloudrun-sidecar ", ".venv/bin/cloudrun-sidecar "),
     ("gcloud run services update … ", "gcloud run services update greeter --region europe-west1 "),
 )
-"""What the beginning of a command in prose leaves out, because it stands in a block already."""
+"""The abbreviated beginnings of commands in prose, and the complete ones, as in the blocks."""
 
 
 def complete(command: str) -> str:
-    """Return what is typed for a command in prose."""
+    """Return the complete command for one in prose."""
     for short, long in MEANT:
         if command.startswith(short):
             return long + command.removeprefix(short)
@@ -56,7 +56,7 @@ def program_of(command: str) -> str:
 
 
 def stage_of(item: Block | str) -> Stage:
-    """Return who follows a console block, or a command in prose."""
+    """Return the stage that runs a console block, or a command in prose."""
     every = list(commands(item)) if isinstance(item, Block) else [complete(item)]
     programs = {program_of(command) for command in every}
     if "docker" in programs:
@@ -67,11 +67,11 @@ def stage_of(item: Block | str) -> Stage:
 
 
 def within(stage: Stage) -> list[Block]:
-    """Return the console blocks that a program follows."""
+    """Return the console blocks of a stage."""
     return [block for block in blocks() if block.language == "console" and stage_of(block) is stage]
 
 
 def assigned(stage: Stage) -> list[str]:
-    """Return the commands that a program has to run: those of its blocks, then those in prose, as they stand there."""
+    """Return the commands of a stage: those of its blocks, then those in prose, as written."""
     shown: Iterable[str] = (command for block in within(stage) for command in commands(block))
     return [*shown, *(command for command in inline_commands() if stage_of(command) is stage)]

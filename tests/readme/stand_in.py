@@ -1,4 +1,4 @@
-"""Programs that stand in for others: found on PATH by whoever runs them, and done here.
+"""Stand-ins for programs: found on PATH, and executed in this process.
 
 What such a program does not know to the letter, it refuses in a sentence, and ends with 1.
 """
@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 __all__ = ["Call", "Does", "Refused", "on_path", "read"]
 
-# SIGTERM is passed on as the end of what is said, so that what runs in the foreground ends in order.
+# SIGTERM closes the connection, so that a command in the foreground ends in order.
 _PROGRAM: Final = """\
 #!/usr/bin/env python3
 import json, os, signal, socket, sys
@@ -35,32 +35,32 @@ _MOST_OCTETS: Final = 1 << 20
 
 
 class Refused(Exception):
-    """The real one would not take this, or could not do it."""
+    """The real program would refuse the command, or fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """How a program was run."""
+    """The invocation of a program."""
 
     program: str
     words: Sequence[str]
-    """What follows its name."""
+    """The arguments after its name."""
     folder: Path
     environment: Mapping[str, str] = field(repr=False)
     _rest: asyncio.StreamReader = field(default_factory=asyncio.StreamReader, repr=False)
 
     async def told_to_end(self) -> None:
-        """Return when whoever ran it sends SIGTERM, or is gone."""
+        """Return when the caller sends SIGTERM or exits."""
         await self._rest.read()
 
 
 Does: TypeAlias = Callable[[Call], Awaitable[str]]
-"""Does what a program is run for, and returns what it prints; raises Refused."""
+"""Executes a command and returns its output; raises Refused."""
 
 
 @asynccontextmanager
 async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[str]:
-    """Yield a PATH, good for the time of a `with`: these programs, then the system's, then those of this Python."""
+    """Yield a PATH with these programs, then the system's, then those of this Python; valid inside the `with`."""
     address, place = folder / "stand-ins.sock", folder / "stand-ins"
     place.mkdir()
     for name in programs:
@@ -69,9 +69,9 @@ async def on_path(folder: Path, programs: Mapping[str, Does]) -> AsyncIterator[s
         file.chmod(0o755)
 
     async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        told = json.loads(await reader.readline())
-        folder = Path(told.pop("folder"))
-        call = Call(folder=folder, **told, _rest=reader)
+        message = json.loads(await reader.readline())
+        folder = Path(message.pop("folder"))
+        call = Call(folder=folder, **message, _rest=reader)
         try:
             answer = {"status": 0, "text": await programs[call.program](call)}
         except Refused as exc:
@@ -95,7 +95,7 @@ def _open_to_all(address: Path) -> socket.socket:
 def read(
     words: Sequence[str], *, flags: Collection[str] = (), valued: Collection[str] = (), then: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the words that are no options, and the options; a flag has the value "".
+    """Return the positional arguments, and the options; a flag has the value "".
 
     With `then`, options end at the first word. Refused for an option that is not known, comes twice or lacks its value.
     """

@@ -1,4 +1,4 @@
-"""What somebody who follows the README has around them: a clone, an emulated Google under its real names."""
+"""The environment of the README's commands: a clone, and an emulated Google under its real names."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SERVICE_HOST: Final = "greeter-123456789012.europe-west1.run.app"
 SERVICE_ADDRESS: Final = "127.0.0.2"
 GOOGLE_ADDRESS: Final = "127.0.0.3"
 ADDRESSES: Final = {**dict.fromkeys(API_HOSTS, GOOGLE_ADDRESS), SERVICE_HOST: SERVICE_ADDRESS}
-"""Where the names of Google lead to."""
+"""The addresses of Google's names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Google with nothing in it but what `gcloud` puts there."""
+    """The emulated Google; `gcloud` fills it."""
 
     gcloud: Gcloud
     container: Recorder
-    """What the service has seen."""
+    """The requests to the service."""
     authority: Path
-    """PEM file of who vouches for the certificates."""
+    """PEM file of the certificate authority."""
 
 
 def loopback_up() -> None:
@@ -48,7 +48,7 @@ def loopback_up() -> None:
 
 @asynccontextmanager
 async def google(folder: Path) -> AsyncIterator[Surroundings]:
-    """Run Google at ADDRESSES, in a network where nothing else is; files go to the folder."""
+    """Run the emulated Google at ADDRESSES, in an empty network namespace; its files are in the folder."""
     emulated, certificates = Google(), Certificates.create(folder / "google")
     container = Recorder(cast(Application, app))
     cloud_run = CloudRun(container, emulated, url=f"https://{SERVICE_HOST}", invokers=[])
@@ -60,7 +60,7 @@ async def google(folder: Path) -> AsyncIterator[Surroundings]:
 
 
 def clone(folder: Path) -> Path:
-    """Return a folder that looks like a clone: links to everything, and a copy of what somebody may edit."""
+    """Return a folder like a clone: links to all files, and copies of those that a reader edits."""
     made = folder / "clone"
     made.mkdir()
     for entry in REPOSITORY.iterdir():

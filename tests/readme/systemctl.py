@@ -1,4 +1,4 @@
-"""A stand-in for `systemctl` where systemd is not what the machine runs: its own tools do what they can without it."""
+"""A stand-in for `systemctl` without a running systemd: it uses the tools of systemd that work without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Systemctl:
         self._loaded: dict[str, str] = {}
 
     async def do(self, call: Call) -> str:
-        """Do one command and return what was done; Refused with what systemd has against it."""
+        """Run one command and return what was done; raises Refused with the objections of systemd."""
         words, options = read(call.words, flags=("--now",))
         match words:
             case ["daemon-reload"] if not options:
@@ -45,7 +45,7 @@ class Systemctl:
 
 
 async def _done(*argv: str | Path) -> str:
-    """Return what a program of the machine prints; Refused when it fails."""
+    """Return the output of a program; raises Refused if it fails."""
     found = shutil.which(argv[0], path=os.environ.get("PATH", os.defpath))
     if not found:
         raise Refused(f"{argv[0]} is not installed: `make test` installs it (Debian: systemd)")

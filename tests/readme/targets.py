@@ -1,4 +1,4 @@
-"""`python -m tests.readme.targets [TARGET...]`: type the README's long make targets in a new clone, all or these.
+"""`python -m tests.readme.targets [TARGET...]`: run the README's long make targets in a new clone, all or these.
 
 What is not committed is not in the clone. Takes a quarter of an hour, and root for `make image`.
 """
@@ -28,7 +28,7 @@ OURSELVES: Final = "make readme"
 
 
 async def follow(place: Path, commands: Sequence[str]) -> None:
-    """Type the commands in a new clone; raises Wrong."""
+    """Run the commands in a new clone; raises Wrong."""
     environment: dict[str, str | None] = {"PATH": f"{os.environ['PATH']}:{place}/uv/bin"}
     around = Shell(place, environment, within_seconds=LONGEST_SECONDS)
     clone = Shell(place / "clone", environment, within_seconds=LONGEST_SECONDS)
@@ -45,7 +45,7 @@ async def follow(place: Path, commands: Sequence[str]) -> None:
 @click.command()
 @click.argument("targets", nargs=-1)
 def main(targets: tuple[str, ...]) -> None:
-    """Type every long target of make that the README names, in a new clone, or only these."""
+    """Run every long make target that the README names, in a new clone, or only these."""
     known = [command for command in assigned(Stage.TARGETS) if command != OURSELVES]
     wanted = [f"make {target}" for target in targets] or known
     try:

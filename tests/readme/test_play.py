@@ -10,7 +10,7 @@ from tests.support.processes import program
 
 
 async def ran(stage: Stage, namespaces: Sequence[str]) -> list[str]:
-    """Return the commands that a program says it has run; it must have ended well."""
+    """Return the commands that a test program reports; fail unless it succeeded."""
     argv = ["unshare", *namespaces, sys.executable, "-m", stage.module]
     async with program("a reader", argv) as reader:
         assert await reader.ended(within_seconds=590.0) == 0, reader.tail(60)
@@ -18,10 +18,10 @@ async def ran(stage: Stage, namespaces: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.asyncio
-async def test_whoever_follows_the_readme_gets_there() -> None:
+async def test_all_commands_of_the_readme_work() -> None:
     assert await ran(Stage.PLAY, ["--net"]) == assigned(Stage.PLAY)
 
 
 @pytest.mark.asyncio
-async def test_whoever_installs_it_as_a_service_has_it_running() -> None:
+async def test_the_commands_for_systemd_start_the_service() -> None:
     assert await ran(Stage.INSTALL, ["--mount"]) == assigned(Stage.INSTALL)

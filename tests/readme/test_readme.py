@@ -17,7 +17,7 @@ SHOWN = [(block, command) for block in blocks() if block.language == "console" f
 
 
 @pytest.mark.parametrize("link", links())
-def test_every_link_into_the_repository_leads_somewhere(link: str) -> None:
+def test_every_link_into_the_repository_has_a_target(link: str) -> None:
     if link.startswith("#"):
         assert link[1:] in anchors()
     elif not link.startswith("https://"):
@@ -29,30 +29,30 @@ def test_the_tables_of_settings_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("code", [kind.code for kind in all_failures()])
-def test_every_error_code_has_its_line(code: str) -> None:
+def test_every_failure_code_has_a_table_row(code: str) -> None:
     assert re.search(rf"^\| `{code}` \| .+ \| .+ \|$", TEXT, re.MULTILINE)
 
 
-def test_no_line_is_about_an_error_code_that_there_is_not() -> None:
+def test_no_table_row_has_an_unknown_failure_code() -> None:
     table = TEXT.partition("| code | it is | do |")[2].partition("\n\n")[0]
     named = set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.MULTILINE))
     assert named == {kind.code for kind in all_failures()}
 
 
 @pytest.mark.parametrize("text", [block.text for block in blocks() if block.language == "toml"])
-def test_every_settings_file_is_one(text: str, tmp_path: Path) -> None:
+def test_every_settings_file_is_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     file.write_text(text)
     assert list(load(file, {}, {}).routes) == list(tomllib.loads(text)["routes"])
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)", TEXT))))
-def test_every_target_of_make_is_one(target: str) -> None:
+def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`(--[a-z][a-z0-9-]+)", TEXT))))
-def test_every_flag_is_one_of_ours_or_of_gcloud_docker_and_restate(flag: str) -> None:
+def test_every_flag_exists_here_or_in_gcloud_docker_or_restate(flag: str) -> None:
     ours = "".join(file.read_text() for file in (REPOSITORY / "proxy/cli").glob("*.py")).replace("_", "-")
     settings = (REPOSITORY / "proxy/settings/model.py").read_text().replace("_", "-")
     theirs = {"--use-http2", "--no-allow-unauthenticated", "--build-arg"}
@@ -61,18 +61,18 @@ def test_every_flag_is_one_of_ours_or_of_gcloud_docker_and_restate(flag: str) ->
 
 
 @pytest.mark.parametrize(("block", "command"), SHOWN, ids=[command for _, command in SHOWN])
-def test_every_command_of_a_block_is_run_by_who_follows_the_block(block: Block, command: str) -> None:
+def test_every_command_of_a_block_can_be_run_by_its_stage(block: Block, command: str) -> None:
     assert program_of(command) in stage_of(block).programs
 
 
 @pytest.mark.parametrize("command", inline_commands())
-def test_every_command_in_prose_is_run_as_it_stands_there_or_completed(command: str) -> None:
+def test_every_command_in_prose_is_complete_or_can_be_completed(command: str) -> None:
     assert program_of(complete(command)) in stage_of(command).programs
     assert "…" not in complete(command), "say the whole of it, or in tests/readme/stages.py what is meant"
 
 
 @pytest.mark.parametrize("command", [one for one in assigned(Stage.IMAGE) if one.startswith("docker compose")])
-def test_compose_has_the_services_and_profiles_that_are_named(command: str) -> None:
+def test_compose_has_the_named_services_and_profiles(command: str) -> None:
     services = load_compose(REPOSITORY / "docker-compose.yml", {})
     profiles = {profile for service in services.values() for profile in service.profiles}
     words = command.split()[2:]
@@ -82,11 +82,11 @@ def test_compose_has_the_services_and_profiles_that_are_named(command: str) -> N
     assert {word for word in words[1:] if not word.startswith("--")} <= services.keys()
 
 
-def test_nothing_is_left_over_and_nothing_is_for_two() -> None:
+def test_every_command_is_assigned_to_exactly_one_stage() -> None:
     everything = [command for stage in Stage for command in assigned(stage)]
     assert sorted(everything) == sorted([*(command for _, command in SHOWN), *inline_commands()])
 
 
-def test_code_of_two_words_that_begins_like_a_program_is_a_command() -> None:
+def test_inline_code_of_several_words_that_begins_like_a_program_is_a_command() -> None:
     prose = "`serve --now`, `a/bin/b c`, `helm\ninstall x`, `curl`, `--flag 1`, `CODE x`, `name: x`\n"
     assert inline_commands(prose + "```console\n$ `a b`\n```\n") == ["serve --now", "a/bin/b c", "helm install x"]

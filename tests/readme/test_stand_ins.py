@@ -1,4 +1,4 @@
-"""What the stand-ins refuse: whatever they do not know to the letter, with a sentence."""
+"""The stand-ins refuse every command that they do not know exactly, with a sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ STAND_INS: Mapping[str, Callable[[Path], Does]] = {
         ("systemctl enable --now nothing-of-ours", "is not there"),
     ],
 )
-async def test_what_is_not_known_to_the_letter_is_refused(line: str, sentence: str, tmp_path: Path) -> None:
+async def test_an_unknown_command_is_refused(line: str, sentence: str, tmp_path: Path) -> None:
     name, *words = line.split()
     call = Call(program=name, words=words, folder=REPOSITORY, environment={"HOME": "/nonexistent"})
     with pytest.raises(Refused, match=sentence):
@@ -70,7 +70,7 @@ async def test_what_is_not_known_to_the_letter_is_refused(line: str, sentence: s
 
 
 @pytest.mark.asyncio
-async def test_what_would_not_run_in_a_cluster_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
+async def test_an_invalid_manifest_is_refused_with_all_errors(tmp_path: Path) -> None:
     text = (REPOSITORY / "config/kubernetes/shared.yaml").read_text()
     call = Call(program="kubectl", words=["apply", "-f", "x.yaml"], folder=tmp_path, environment={})
     (tmp_path / "x.yaml").write_text(text.replace("minReplicas", "minReplica"))
@@ -82,17 +82,17 @@ async def test_what_would_not_run_in_a_cluster_is_refused_with_all_that_is_wrong
 
 
 @pytest.mark.parametrize("words", [["--a", "--a"], ["--b"], ["--c"]])
-def test_options_that_come_twice_lack_their_value_or_are_unknown_are_refused(words: Sequence[str]) -> None:
+def test_duplicate_incomplete_and_unknown_options_are_refused(words: Sequence[str]) -> None:
     with pytest.raises(Refused):
         read(words, flags=["--a"], valued=["--b"])
 
 
-def test_options_end_at_the_first_word_where_the_rest_is_for_another_program() -> None:
+def test_options_can_end_at_the_first_positional_argument() -> None:
     assert read(["--a", "x", "--a"], flags=["--a"], then=True) == (["x", "--a"], {"--a": ""})
 
 
 @pytest.mark.asyncio
-async def test_a_stand_in_prints_refuses_and_hears_that_it_shall_end(tmp_path: Path) -> None:
+async def test_a_stand_in_prints_refuses_and_gets_sigterm(tmp_path: Path) -> None:
     started = asyncio.Event()
 
     async def tell(call: Call) -> str:
@@ -119,7 +119,7 @@ async def test_a_stand_in_prints_refuses_and_hears_that_it_shall_end(tmp_path: P
 
 
 @pytest.mark.asyncio
-async def test_what_was_said_to_our_own_make_does_not_reach_those_that_are_typed(
+async def test_variables_of_an_outer_make_do_not_reach_an_inner_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in FROM_MAKE:

@@ -1,4 +1,4 @@
-"""`unshare --net python -m tests.readme.unit FILE`: start a unit as systemd would, see it ready, have it end in order.
+"""`unshare --net python -m tests.readme.unit FILE`: start a unit as systemd would, check that it is ready, and stop it.
 
 As far as it goes without systemd itself: the program and its words, a user of its own without rights, the variables,
 the number of files, a file system that is read-only, homes that are empty, a /tmp of its own. What is left to systemd
@@ -24,13 +24,13 @@ from tests.support.processes import ProgramFailed, program
 __all__ = ["main"]
 
 Unit: TypeAlias = dict[str, list[str]]
-"""The values of each setting, in the order in which they stand there."""
+"""The values of each setting, in the order of the file."""
 
 DYNAMIC_USER: Final = 64_999
-"""One of those that systemd takes for `DynamicUser=yes`: 61184 to 65519."""
+"""A user id from systemd's range for `DynamicUser=yes`, 61184 to 65519."""
 READY: Final = "http://127.0.0.1:9091/readyz"
 NO_RIGHTS: Final = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs", "--clear-groups"]
-# What comes from the kernel stays as it is.
+# The file systems of the kernel stay as they are.
 FILE_SYSTEM: Final = """\
 set -e
 while read -r _ _ _ _ point _; do
@@ -55,7 +55,7 @@ def read(file: Path) -> Unit:
 
 
 def environment(unit: Unit) -> dict[str, str]:
-    """Return the variables that the program gets."""
+    """Return the environment variables of the program."""
     lines = list(unit["Environment"])
     for file in unit["EnvironmentFile"]:
         path = Path(file.removeprefix("-"))
@@ -65,12 +65,12 @@ def environment(unit: Unit) -> dict[str, str]:
 
 
 async def started(unit: Unit) -> None:
-    """Start what the unit says, and stop it when it is ready; raises Wrong or ProgramFailed."""
+    """Start the unit, and stop it when it is ready; raises Wrong or ProgramFailed."""
     hardening = ("Type", "DynamicUser", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp")
     values = [unit[name][-1] for name in hardening]
     check(values == ["exec", "yes", "yes", "strict", "yes", "yes"], f"what is done here is not what is said: {values}")
     (command,) = unit["ExecStart"]
-    # Only systemd's own rights lift what the machine allows.
+    # Only systemd may raise these limits.
     files = min(int(unit["LimitNOFILE"][-1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     argv = ["unshare", "--mount", "sh", "-c", FILE_SYSTEM, "sh", unit["UMask"][-1]]
     argv += [
@@ -92,7 +92,7 @@ async def started(unit: Unit) -> None:
 
 
 def held_to(pid: int) -> None:
-    """See that the process is who it should be, may do nothing, and has no file system to write to but its own /tmp."""
+    """Check the user of the process, that it has no capabilities, and that it can write to its own /tmp only."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     check(set(status["Uid"].split()) == {str(DYNAMIC_USER)}, f"it runs as {status['Uid']}")
     check(int(status["CapBnd"], 16) == 0 and status["NoNewPrivs"] == "1", f"it may gain {status['CapBnd']}")
@@ -103,7 +103,7 @@ def held_to(pid: int) -> None:
 
 
 def main() -> int:
-    """Return 0 when the unit came up and ended in order, 1 with what is wrong otherwise."""
+    """Return 0 if the unit started and ended in order; otherwise print the problem and return 1."""
     loopback_up()
     try:
         unit = read(Path(sys.argv[1]))

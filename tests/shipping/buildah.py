@@ -1,4 +1,4 @@
-"""Images without a registry and without an engine: Buildah in a folder of its own, on a base that debootstrap makes."""
+"""Builds images without a registry and an engine: Buildah in its own folder, on a base image from debootstrap."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 class BuildFailed(RuntimeError):
-    """A command ended badly; the text has its last lines."""
+    """A command failed; the text has its last lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """What an image says about how it is run."""
+    """The run-time configuration of an image."""
 
     reference: str
     entrypoint: tuple[str, ...]
@@ -36,14 +36,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """Builds, and mounts what was built; everything is below `folder`."""
+    """Builds and mounts images; all files are below `folder`."""
 
     folder: Path
     network: int
-    """Descriptor of the network namespace that packages can be had in."""
+    """Descriptor of the network namespace in which packages can be downloaded."""
 
     def base(self, reference: str, suite: str) -> None:
-        """Make a minimal Debian under the name of an image of a registry."""
+        """Make a minimal Debian with the name of a registry's image."""
         tree = self.folder / suite
         self.run("debootstrap", "--variant=minbase", suite, tree, MIRROR)
         container = self.buildah("from", "scratch")
@@ -59,7 +59,7 @@ class Builder:
         self.buildah(*words, "--tag", local(reference), context)
 
     def restate(self, reference: str, base: str, program: Path) -> None:
-        """Make an image like Restate's own, under its name: Debian, curl, authorities, and the program."""
+        """Make an image like Restate's, with its name: Debian, curl, certificate authorities, and the program."""
         container = self.buildah("from", "--pull-never", base)
         install = "apt-get update && apt-get install --yes --no-install-recommends ca-certificates curl"
         self.buildah("run", "--isolation", "chroot", container, "sh", "-c", install)
@@ -72,7 +72,7 @@ class Builder:
         return Path(self.buildah("mount", self.buildah("from", "--pull-never", image.reference)))
 
     def run_inside(self, image: Image, *argv: str) -> str:
-        """Run a command in a container of the image as its user, and return what it prints. Raises BuildFailed."""
+        """Run a command in a container as the image's user, and return its output. Raises BuildFailed."""
         container = self.buildah("from", "--pull-never", image.reference)
         try:
             return self.buildah("run", "--isolation", "chroot", container, "--", *argv)
@@ -80,7 +80,7 @@ class Builder:
             self.buildah("rm", container)
 
     def inspect(self, reference: str) -> Image:
-        """Return what an image says that was built or made here. Raises BuildFailed where there is none."""
+        """Return the configuration of an image. Raises BuildFailed if the image does not exist."""
         reference = local(reference)
         said: dict[str, Any] = json.loads(self.buildah("inspect", "--type", "image", reference))["Docker"]["config"]
         health = (said.get("Healthcheck") or {}).get("Test") or ["NONE"]
@@ -94,12 +94,12 @@ class Builder:
         )
 
     def buildah(self, *arguments: str | Path) -> str:
-        """Run buildah and return what it prints. Raises BuildFailed."""
+        """Run buildah and return its output. Raises BuildFailed."""
         storage = [f"--root={self.folder}/storage", f"--runroot={self.folder}/run", "--storage-driver=overlay"]
         return self.run("buildah", *storage, *arguments)
 
     def run(self, *argv: str | Path) -> str:
-        """Run a command and return what it prints. Raises BuildFailed."""
+        """Run a command and return its output. Raises BuildFailed."""
         outside = ["nsenter", f"--net=/proc/self/fd/{self.network}", "--"]
         with self.log.open("ab+") as log:
             log.write(f"+ {' '.join(map(str, argv))}\n".encode())
@@ -120,11 +120,11 @@ class Builder:
 
     @property
     def log(self) -> Path:
-        """What the commands have written."""
+        """The log of the commands."""
         return self.folder / "build.log"
 
     def _index(self) -> Sequence[str]:
-        """Return what lets pip inside reach the packages that pip reaches here: index, and who is trusted."""
+        """Return the settings of pip in this environment, for pip in the build: index and trusted authorities."""
         settings = self.folder / "pip.conf"
         lines = ["[global]", "cert = /run/host-authorities.pem"]
         index = os.environ.get("PIP_INDEX_URL") or _pip_setting("global.index-url")
@@ -136,10 +136,10 @@ class Builder:
 
 def _pip_setting(name: str) -> str:
     command = [sys.executable, "-m", "pip", "config", "get", name]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    return told.stdout.strip() if told.returncode == 0 else ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def local(reference: str) -> str:
-    """Return the whole name of an image, as a name without a registry is one of this machine."""
+    """Return the full name of an image; a name without a registry is one of this machine."""
     return reference if "/" in reference else f"localhost/{reference}"

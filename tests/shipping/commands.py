@@ -1,4 +1,4 @@
-"""What the command line makes of the words and variables that a file of the deployment gives it."""
+"""Parses the commands and variables of deployment files with the real command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMANDS: dict[str, click.Command] = {"emulate": emulate, "healthcheck": health
 
 
 def settings(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the settings that `cloudrun-sidecar serve …` comes to, by the real command with this environment alone."""
+    """Return the settings of `cloudrun-sidecar serve …`, from the real command with only this environment."""
     assert arguments[0] == "serve", arguments
     done = subprocess.run(
         [sys.executable, "-m", "proxy", *arguments, "--print-config"],
@@ -40,7 +40,7 @@ def settings(arguments: Sequence[str], environment: Mapping[str, str] | None = N
 
 def accepted(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of `cloudrun-sidecar emulate …` or `… healthcheck …`, as its command line reads them."""
-    # With the program's own settings above it: a command keeps the help option that it is first asked for.
+    # With the program's context as parent, because a command caches its help option from the first context.
     with commands.make_context("cloudrun-sidecar", ["--"], resilient_parsing=True) as program:
         context = _COMMANDS[arguments[0]].make_context(arguments[0], list(arguments[1:]), parent=program)
     return dict(context.params)

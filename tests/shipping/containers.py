@@ -1,4 +1,4 @@
-"""Services of the compose file, run as containers are: image, user, read-only root, mounts, environment, names.
+"""Runs services of the compose file as containers: image, user, read-only root, mounts, environment, names.
 
 They share one network, process and mount namespace, which `isolated` makes; it needs root, and no container engine. In
 that network every name is 127.0.0.1, so two services that listen on the same port cannot run at once.
@@ -23,13 +23,13 @@ __all__ = ["Container", "Containers", "isolated"]
 
 
 def isolated(*argv: str | Path, pass_fds: Sequence[int] = ()) -> int:
-    """Run a command of this Python in namespaces of its own; what it leaves running or mounted ends with it."""
+    """Run a command of this Python in its own namespaces; remaining processes and mounts end with it."""
     namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return subprocess.run([*namespaces, sys.executable, *argv], pass_fds=pass_fds, check=False).returncode
 
 
 class Container:
-    """A service with its file system; nothing runs yet."""
+    """A service with its file system, not running yet."""
 
     def __init__(self, service: Service, image: Image, root: Path, environment: Mapping[str, str]) -> None:
         self.service = service
@@ -39,9 +39,9 @@ class Container:
 
     @asynccontextmanager
     async def running(self, log: Path) -> AsyncIterator[Program]:
-        """Run the service; it is told to end with the block."""
+        """Run the service; it is stopped at the end of the block."""
         entrypoint = self.service.entrypoint or self._image.entrypoint
-        # A new entrypoint takes the image's command away.
+        # A new entrypoint removes the image's command.
         command = self._image.command if self.service.entrypoint is None else ()
         words = [*entrypoint, *(command if self.service.command is None else self.service.command)]
         grace = self.service.stop_grace_seconds
@@ -51,7 +51,7 @@ class Container:
             yield child
 
     async def healthy(self, child: Program) -> None:
-        """Return when the health check says so; ProgramFailed where it never does."""
+        """Return when the health check succeeds; raises ProgramFailed if it never does."""
         said = ""
         for _ in range(self.service.health_retries):
             if child.returncode is not None:
@@ -63,7 +63,7 @@ class Container:
         raise ProgramFailed(child, f"is not healthy: {said}")
 
     async def execute(self, *argv: str) -> tuple[int, str]:
-        """Run one command in the container, and return its status and what it prints."""
+        """Run one command in the container, and return its exit status and its output."""
         async with program(f"{self.service.name}: {argv[0]}", self._argv(argv), env=self._clean()) as child:
             status = await child.ended(within_seconds=60)
         return status, "\n".join(child.lines)
@@ -79,7 +79,7 @@ class Container:
 
 
 class Containers:
-    """Makes containers; to be used inside of `isolated`."""
+    """Makes containers; used inside `isolated`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -87,7 +87,7 @@ class Containers:
         self.name({})
 
     def name(self, addresses: Mapping[str, str]) -> None:
-        """Have names lead to these addresses, and nowhere else, in every container that was or will be made."""
+        """Set the host names of all containers, existing and new, to exactly these addresses."""
         lines = [f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **addresses}.items()]
         self._hosts.write_text("".join(lines))
 
@@ -117,7 +117,7 @@ class Containers:
         return Container(service, image, root, environment)
 
     def _source(self, mount: Mount, root: Path) -> Path:
-        """Return the file of this machine, or the folder of the volume; a new one is owned as what it covers is."""
+        """Return the file on this machine, or the folder of the volume; a new one gets the owner of its mount point."""
         if mount.source.startswith("/"):
             return Path(mount.source)
         volume = self._folder / "volumes" / mount.source
@@ -130,7 +130,7 @@ class Containers:
 
 
 def _point(root: Path, target: str, *, is_folder: bool) -> None:
-    """Make the place that something is mounted on."""
+    """Make a mount point."""
     point = Path(f"{root}{target}")
     if is_folder:
         point.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m tests.shipping.dist`: source distribution and wheel, each installed where nothing else is, and tried.
+"""`python -m tests.shipping.dist`: install source distribution and wheel, each in an empty environment, and run them.
 
 The source distribution is installed twice, with a C compiler and without one. What has passed is left in `dist/`.
 """
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
 
 
 def tracked(folder: Path) -> Path:
-    """Return a folder in `folder` with everything of the repository that is under version control."""
+    """Return a folder in `folder` with all versioned files of the repository."""
     tree = folder / "tree"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
     for name in filter(None, files.decode().split("\0")):
@@ -66,7 +66,7 @@ def tracked(folder: Path) -> Path:
 
 
 def source_distribution(folder: Path) -> Path:
-    """Build the source distribution alone into `folder`, and return it. Raises Wrong."""
+    """Build only the source distribution into `folder`, and return it. Raises Wrong."""
     with TemporaryDirectory(prefix="cloudrun-sidecar-source-") as name:
         return built("build_sdist", tracked(Path(name)), folder)
 
@@ -77,7 +77,7 @@ def built(hook: str, tree: Path, folder: Path) -> Path:
 
 
 def held_by_source(source: Path, tree: Path) -> None:
-    """Everything that the engine is compiled of is in the source distribution, and nothing that was compiled."""
+    """Check that the source distribution has all sources of the engine, and nothing compiled."""
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {str(path.relative_to(tree)) for path in tree.glob("proxy/**/*.p[xy]*")}
@@ -88,7 +88,7 @@ def held_by_source(source: Path, tree: Path) -> None:
 
 
 def held_by_wheel(wheel: Path) -> None:
-    """The wheel has the package alone: what was compiled, and not what of."""
+    """Check that the wheel has only the package, with compiled modules and without their sources."""
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("proxy/http2/nghttp2/engine", "proxy/http2/engine", "proxy/relay/exchange"):
         check(
@@ -101,7 +101,7 @@ def held_by_wheel(wheel: Path) -> None:
 
 
 def installed(artifact: Path, place: Path, environment: dict[str, str]) -> None:
-    """Install a file, and what it depends on, into a new virtual environment."""
+    """Install a file and its dependencies into a new virtual environment."""
     venv.create(place, with_pip=True)
     pip = (place / "bin/python", "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--no-cache-dir", "--constraint", constraints(place), artifact, environment=environment)
@@ -109,7 +109,7 @@ def installed(artifact: Path, place: Path, environment: dict[str, str]) -> None:
 
 
 def constraints(place: Path) -> Path:
-    """Write the versions of the lock file as constraints: what is newest today shall not decide."""
+    """Write the versions of the lock file as constraints, so that new releases do not break the test."""
     lock = (REPOSITORY / "requirements.lock").read_text().splitlines()
     file = place / "constraints.txt"
     file.write_text("".join(line.removesuffix("\\").rstrip() + "\n" for line in lock if "==" in line))
@@ -117,7 +117,7 @@ def constraints(place: Path) -> Path:
 
 
 async def tried(place: Path, engine: str) -> None:
-    """Run emulator and sidecar as they were installed; the emulated service answers nothing but a valid token."""
+    """Run the installed emulator and sidecar; the emulated service requires a valid token."""
     command = place / "bin/cloudrun-sidecar"
     async with program("emulate", [command, "emulate", "--json", "--directory", place / "google"]) as google:
         places = json.loads((await google.line(r"^\{.*\}$"))[0])
@@ -134,10 +134,10 @@ async def tried(place: Path, engine: str) -> None:
 
 
 def run(*argv: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
-    """Run a command and return what it prints. Raises Wrong with the end of that when it fails."""
-    told = {**os.environ, **(environment or {})}
+    """Run a command and return its output. Raises Wrong with the end of the output if it fails."""
+    variables = {**os.environ, **(environment or {})}
     done = subprocess.run(
-        argv, cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        argv, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     tail = "\n".join(done.stdout.splitlines()[-25:])
     check(done.returncode == 0, f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{tail}")

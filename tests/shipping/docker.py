@@ -1,4 +1,4 @@
-"""A stand-in for `docker`: Buildah builds, and containers.py runs, with exactly the options that are known here.
+"""A stand-in for `docker`: Buildah builds, containers.py runs; only known options are accepted.
 
 `build`, `run` in the foreground, and `compose up`, `run` and `restart` of the compose file in the folder. Everything
 runs in one network, where each service is 127.0.0.1, as if its ports were published under the numbers they have inside.
@@ -27,7 +27,7 @@ AUTHORITY: Final = "/authority.pem"
 
 
 class Up:
-    """A container, and what runs in it now."""
+    """A container, and its running process."""
 
     def __init__(self, container: Container, log: Path) -> None:
         self.container = container
@@ -40,15 +40,15 @@ class Up:
         return self.program
 
     async def healthy(self) -> None:
-        """Return when its health check says so."""
+        """Return when its health check succeeds."""
         await self.container.healthy(self.program)
 
     async def close(self) -> None:
-        """Have it end, whatever comes of that."""
+        """Stop it and ignore how it ends."""
         await self._stack.aclose()
 
     async def stop(self) -> None:
-        """Have it end, in order; raises Wrong when it does not."""
+        """Stop it; raises Wrong unless it ends in order."""
         async with self._stack:
             status = await self.program.stop(within_seconds=self.container.service.stop_grace_seconds)
         check(status == 0, f"{self.container.service.name} ended with {status}:\n{self.program.tail()}")
@@ -59,7 +59,7 @@ class Docker:
 
     def __init__(self, builder: Builder, folder: Path) -> None:
         self.up: dict[str, Up] = {}
-        """What runs: services by their names, others by their images'."""
+        """Running containers: services by name, others by the name of the image."""
         self._builder = builder
         self._folder = folder
         self._containers = Containers(folder)
@@ -67,12 +67,12 @@ class Docker:
         self._authority: Path | None = None
 
     def put_into(self, addresses: Mapping[str, str], authority: Path | None) -> None:
-        """Say which names lead where outside of the services, and whom the containers trust that name nobody."""
+        """Set the host names outside the services, and the default certificate authority of the containers."""
         self._around, self._authority = addresses, authority
         self._containers.name(addresses)
 
     async def do(self, call: Call) -> str:
-        """Do one command and return what it prints; Refused for what is not known here or goes wrong."""
+        """Run one command and return its output; raises Refused if it is unknown or fails."""
         verb, *rest = call.words or [""]
         does = {"build": self._build, "run": self._run, "compose": self._compose}.get(verb)
         if not does:
@@ -83,12 +83,12 @@ class Docker:
             raise Refused(str(exc)) from exc
 
     async def down(self) -> None:
-        """Stop everything, the youngest first; raises Wrong when something does not end in order."""
+        """Stop all containers, the newest first; raises Wrong unless all end in order."""
         for name in reversed(list(self.up)):
             await self.up.pop(name).stop()
 
     async def close(self) -> None:
-        """Stop what is left after something went wrong."""
+        """Stop the remaining containers after a failure."""
         for name in reversed(list(self.up)):
             await self.up.pop(name).close()
 
@@ -102,14 +102,14 @@ class Docker:
         return ""
 
     async def _run(self, call: Call, words: Sequence[str]) -> str:
-        """Run a container until it is told to end."""
+        """Run a container until it is stopped."""
         plain, options = read(words, flags=("--rm", "--read-only"), valued=("--cap-drop", "--network"), then=True)
         wanted = {"--rm": "", "--cap-drop": "ALL", "--network": "host"}
         if {name: options.get(name) for name in wanted} != wanted or not plain:
             raise Refused("here a container is removed, has no rights, and is in the one network that there is")
         image, *command = plain
-        told = {"image": image, "command": command or None, "read_only": "--read-only" in options}
-        one = self._made(service(image, told, {}))
+        arguments = {"image": image, "command": command or None, "read_only": "--read-only" in options}
+        one = self._made(service(image, arguments, {}))
         self.up[image] = one
         try:
             child = await one.start()
@@ -140,8 +140,8 @@ class Docker:
         if "--build" in options:
             for one in {services[name].image: services[name] for name in start_order(services, *wanted)}.values():
                 if one.target:
-                    told = one.image, call.folder, one.target, one.build_arguments
-                    await asyncio.to_thread(self._builder.build, *told)
+                    arguments = one.image, call.folder, one.target, one.build_arguments
+                    await asyncio.to_thread(self._builder.build, *arguments)
         await self._start(services, wanted)
         return ""
 
@@ -168,7 +168,7 @@ class Docker:
         return ""
 
     async def _start(self, services: Mapping[str, Service], wanted: Sequence[str] | Mapping[str, str]) -> None:
-        """Start these services and what they depend on, in order, unless they run."""
+        """Start these services and their dependencies, in order, unless they run already."""
         order = start_order(services, *wanted)
         names = {
             alias: "127.0.0.1" for name in {*order, *self.up} & services.keys() for alias in services[name].aliases
@@ -181,7 +181,7 @@ class Docker:
                 await self.up[name].healthy()
 
     def _made(self, wanted: Service) -> Up:
-        """Return a new container of a service, which trusts whom the others of this machine trust."""
+        """Return a new container of a service, with the certificate authority of the others."""
         trust = {}
         if self._authority and "SSL_CERT_FILE" not in wanted.environment:
             trust["SSL_CERT_FILE"] = AUTHORITY

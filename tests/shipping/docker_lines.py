@@ -1,4 +1,4 @@
-"""The README's lines for Docker, followed by an ordinary user in front of the stand-in, and what comes of them."""
+"""Runs the README's Docker commands as an ordinary user with the stand-in, and checks their effects."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["SIDECAR", "Reader"]
 
 SIDECAR: Final = "cloudrun-sidecar"
 READER: Final = 1000
-"""Of an ordinary user."""
+"""User id of an ordinary user."""
 INVOKER: Final = "restate-invoker@my-project.iam.gserviceaccount.com"
 EMULATED_INVOKER: Final = "restate-invoker@emulated.iam.gserviceaccount.com"
 
 
 @dataclass
 class Reader:
-    """Who follows the page: a shell, and an engine behind it to look into."""
+    """Runs the README's Docker commands in a shell, and inspects the engine."""
 
     builder: Builder
     folder: Path
@@ -44,7 +44,7 @@ class Reader:
         self.docker = Docker(self.builder, self.folder)
 
     async def follow(self) -> None:
-        """Follow each block, and the commands in prose after it, with nothing up before; raises Wrong."""
+        """Run each block, and the commands in prose after it, without running containers before; raises Wrong."""
         for number, (block, after) in enumerate(chapters()):
             async with self.shell(block, self.folder / f"chapter-{number}") as (shell, around):
                 for command in commands(block):
@@ -55,12 +55,12 @@ class Reader:
                 if after:
                     await self.type([*commands(block)][-1], shell)
                     self.ran.pop()
-                with step("everything ends in order when it is told to"):
+                with step("all containers stop in order"):
                     await self.docker.down()
 
     @asynccontextmanager
     async def shell(self, block: Block, folder: Path) -> AsyncIterator[tuple[Shell, Surroundings | None]]:
-        """Yield a shell for a block. Unless it brings a Google of its own, there is one, set up as the README says."""
+        """Yield a shell for a block. Unless the block starts an emulated Google, one runs, set up as in the README."""
         home = folder / "home"
         home.mkdir(parents=True)
         os.chown(home, READER, READER)
@@ -81,7 +81,7 @@ class Reader:
             yield shell, around
 
     async def type(self, command: str, shell: Shell) -> None:
-        """Run one command, and hold it to what it is for."""
+        """Run one command, and check its effect."""
         check(program_of(command) in Stage.IMAGE.programs, f"$ {command}\nis not for here")
         with step(f"$ {textwrap.shorten(command, 74, placeholder='…')}"):
             if command.startswith("docker run "):
@@ -97,7 +97,7 @@ class Reader:
                 look(self.builder, self.builder.inspect(SIDECAR))
 
     async def stay(self, command: str, shell: Shell, *, workers: int) -> None:
-        """Run the image in the foreground, and hold it to how many workers listen."""
+        """Run the image in the foreground, and check the number of workers."""
         async with shell.running(command) as terminal:
             await terminal.answers("http://127.0.0.1:9091/readyz")
             await self.docker.up[SIDECAR].healthy()
@@ -107,7 +107,7 @@ class Reader:
         check(sum('"listening"' in line for line in terminal.lines) == workers, terminal.tail())
 
     async def look_at_what_is_up(self, around: Surroundings | None) -> None:
-        """See whose token it was, and that the sidecar is what it is said to be."""
+        """Check the principal of the token, and the properties of the sidecar's image."""
         for name, one in self.docker.up.items():
             if name.startswith("sidecar"):
                 with step(f"{name}: the compiled engine is in use, and nothing can be written"):
@@ -122,7 +122,7 @@ class Reader:
 
 
 def chapters() -> Iterator[tuple[Block, list[str]]]:
-    """Yield each block that is about Docker, and the commands in prose that follow it."""
+    """Yield each block with Docker commands, and the commands in prose after it."""
     mine = [part for part in parts() if not isinstance(part, Block) or part.language == "console"]
     mine = [part for part in mine if stage_of(part) is Stage.IMAGE]
     starts = [number for number, part in enumerate(mine) if isinstance(part, Block)]
@@ -133,13 +133,13 @@ def chapters() -> Iterator[tuple[Block, list[str]]]:
 
 
 def on_googles_side() -> Sequence[str]:
-    """Return the commands of the blocks that are about nothing but `gcloud`: who gets here has typed them."""
+    """Return the commands of the blocks with `gcloud` only, which a reader has run before."""
     every = [list(commands(block)) for block in blocks() if block.language == "console"]
     return [one for block in every if {program_of(one) for one in block} == {"gcloud"} for one in block]
 
 
 def look(made: Builder, image: Image) -> None:
-    """Hold the sidecar's image to what is promised of it."""
+    """Check the promises about the sidecar's image."""
     check(image.user == "65532:65532", f"the user is {image.user}")
     check(image.entrypoint == ("cloudrun-sidecar",), f"the entrypoint is {image.entrypoint}")
     check(image.health_command == ("cloudrun-sidecar", "healthcheck"), f"the check is {image.health_command}")
@@ -150,21 +150,21 @@ def look(made: Builder, image: Image) -> None:
     ]
     check(not found, f"there is {', '.join(found)}")
     privileged = [str(path) for path in root.rglob("*") if path.is_file() and path.stat().st_mode & 0o6000]
-    check(not privileged, f"these change who runs them: {', '.join(privileged)}")
+    check(not privileged, f"these have setuid or setgid: {', '.join(privileged)}")
     octets = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     click.echo(f"     {octets >> 20} MiB, {len(list((root / 'var/lib/dpkg/status.d').iterdir()))} Debian packages")
     check(octets < 150 << 20, f"it has {octets >> 20} MiB")
 
 
 async def look_at_the_sidecar(one: Up) -> None:
-    """See in a container that it is quick, and cannot write."""
+    """Check in a container that it is fast, and cannot write."""
     await one.program.line(r'"engine": ?"libnghttp2 ')
     status, said = await one.container.execute("python3", "-c", "open('/home/nonroot/x', 'w')")
     check(status == 1 and "Read-only file system" in said, said)
 
 
 async def look_at_google(one: Up) -> None:
-    """See in the emulator who called the service, and who had minted for whom."""
+    """Check in the emulator which principal called the service, and which minted its token."""
     line = await one.program.line(r"^the container saw (.*/invoke/Greeter/greet.*)$")
     email = json.loads(line[1])["claims"]["email"]
     check(email == EMULATED_INVOKER, f"it is for {email}")

@@ -1,4 +1,4 @@
-"""`python -m tests.shipping.image`: follow the README's lines for Docker to the letter, and look at what comes of it.
+"""`python -m tests.shipping.image`: run the README's Docker commands exactly, and check their effects.
 
 `docker` is a stand-in: Buildah builds, and what docker-compose.yml says runs in the built images. The base image is a
 Debian that debootstrap makes, Restate's is that with restate-server in it; `gcloud` and a real Cloud Run service are
@@ -31,7 +31,7 @@ from tests.support.restate_server import find_restate_server
 
 
 def images(made: Builder, suite: str) -> None:
-    """Make what would come from a registry, under the names that Dockerfile and compose file have for it."""
+    """Make the images of registries, with their names in Dockerfile and compose file."""
     named = re.search(r"^ARG BASE=(\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
     assert named
     with step(f"debootstrap {suite}"):
@@ -42,7 +42,7 @@ def images(made: Builder, suite: str) -> None:
 
 
 def inside(folder: Path, network: int, suite: str) -> None:
-    """Do everything, in namespaces of our own; raises BuildFailed, Wrong or ProgramFailed."""
+    """Run everything in new namespaces; raises BuildFailed, Wrong or ProgramFailed."""
     folder.chmod(0o755)
     loopback_up()
     made = Builder(folder, network)
@@ -66,7 +66,7 @@ def main(suite: str, place: tuple[Path, int] | None) -> None:
             inside(*place, suite)
             return
         check(os.geteuid() == 0, "Debian's base and its containers are made by root alone; run it as root")
-        # Inside there is no network but one's own; who fetches packages goes back to this one.
+        # The new namespace has no network. Package downloads use this one.
         network = os.open("/proc/self/ns/net", os.O_RDONLY)
         with TemporaryDirectory(prefix="cloudrun-sidecar-image-") as name:
             argv = ["-m", "tests.shipping.image", "--suite", suite, "--inside", name, str(network)]

@@ -1,4 +1,4 @@
-"""How fast the sidecar is as its image has it, beside nghttpx: what was compiled for the image is what people run."""
+"""Measures the sidecar of the image and nghttpx, because users run what was compiled for the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["look_at_the_speed"]
 PEER: Final = "nghttpx"
 
 AT_MOST: Final = 1.4
-"""Of nghttpx' CPU. Short runs are good to a quarter; what is compiled without -O3 takes twice as much."""
+"""Limit relative to nghttpx' CPU. Short runs vary by a quarter; without -O3 the CPU is twice as much."""
 
 
 async def look_at_the_speed(root: Path, folder: Path) -> None:

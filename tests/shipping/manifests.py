@@ -1,4 +1,4 @@
-"""Kubernetes manifests as an API server takes them, and what leads nowhere in them."""
+"""Validates Kubernetes manifests as an API server does, and finds broken references in them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["VERSIONS", "Resource", "container_ports", "mistakes", "read", "refus
 Resource: TypeAlias = dict[str, Any]
 
 VERSIONS: Final = ("1.30", kubernetes_validate.latest_version())
-"""1.30: the pause before SIGTERM without a shell. The newest one tells what has been taken away."""
+"""1.30 is the oldest with a pause before SIGTERM without a shell; the newest one shows removed fields."""
 
 _WORKLOADS: Final = ("Deployment", "StatefulSet")
 
 
 class _Strict(yaml.SafeLoader):
-    """Refuses a field that is given twice, as strict validation does."""
+    """Refuses duplicate fields, as strict validation does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value]
@@ -31,7 +31,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read(file: Path) -> list[Resource]:
-    """Return the documents of a file. yaml.YAMLError for what is no YAML, has a field twice, or is no resource."""
+    """Return the documents of a file; raises yaml.YAMLError for invalid YAML, a duplicate field, or no resource."""
     documents = list(yaml.load_all(file.read_text(), _Strict))
     for number, document in enumerate(documents, 1):
         if not isinstance(document, dict) or not {"apiVersion", "kind", "metadata"} <= document.keys():
@@ -40,7 +40,7 @@ def read(file: Path) -> list[Resource]:
 
 
 def refusals(resource: Resource, version: str) -> Iterator[str]:
-    """Yield what the API server of a version says against a resource: unknown fields, wrong types, missing ones."""
+    """Yield the API server's errors about a resource: unknown fields, wrong types, missing fields."""
     try:
         kubernetes_validate.validate(resource, version, strict=True)
     except kubernetes_validate.ValidationError as exc:
@@ -48,7 +48,7 @@ def refusals(resource: Resource, version: str) -> Iterator[str]:
 
 
 def mistakes(resources: Sequence[Resource]) -> Iterator[str]:
-    """Yield what comes twice and what leads nowhere among resources that are applied in this order."""
+    """Yield duplicates and broken references among resources that are applied in this order."""
     seen: set[tuple[str, str, str]] = set()
     for resource in resources:
         kind, name, namespace = resource["kind"], resource["metadata"]["name"], resource["metadata"].get("namespace")
@@ -69,7 +69,7 @@ def container_ports(container: Resource) -> dict[str, int]:
 
 
 def _astray(resource: Resource, around: Sequence[Resource]) -> Iterator[str]:
-    """Yield what a resource says of others of its namespace that is not so."""
+    """Yield broken references of a resource to others of its namespace."""
     spec = resource.get("spec", {})
     match resource["kind"]:
         case "Service":
@@ -90,7 +90,7 @@ def _astray(resource: Resource, around: Sequence[Resource]) -> Iterator[str]:
 
 
 def _selecting(labels: Mapping[str, str], ports: Sequence[object], around: Sequence[Resource]) -> Iterator[str]:
-    """Yield what is wrong with a selector of pods, and with names of their ports."""
+    """Yield errors of a selector of pods, and of the names of their ports."""
     templates = [one["spec"]["template"] for one in around if one["kind"] in _WORKLOADS]
     chosen = [template for template in templates if labels.items() <= template["metadata"]["labels"].items()]
     if not chosen:
@@ -105,7 +105,7 @@ def _there(kind: str, name: str, around: Sequence[Resource]) -> Iterator[str]:
 
 
 def _pod(pod: Resource, claims: Sequence[str], around: Sequence[Resource]) -> Iterator[str]:
-    """Yield what a pod mounts, probes or runs as that is not there."""
+    """Yield the mounts, probed ports and accounts of a pod that do not exist."""
     yield from _there("ServiceAccount", pod["serviceAccountName"], around)
     volumes = {volume["name"]: volume for volume in pod.get("volumes", ())}
     for volume in volumes.values():

@@ -1,4 +1,4 @@
-"""What the programs of this folder print, and how they fail."""
+"""The output of the programs in this folder, and their error."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Wrong", "check", "step"]
 
 
 class Wrong(Exception):
-    """Something is not as it should be; the text says what."""
+    """A check failed; the text says which."""
 
 
 def check(holds: bool, otherwise: str) -> None:
-    """Raise Wrong with the text unless it holds."""
+    """Raise Wrong with the text unless the condition is true."""
     if not holds:
         raise Wrong(otherwise)
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Print what was done, and how long it took."""
+    """Print a step, and how long it took."""
     began = time.monotonic()
     yield
     click.echo(f"   {click.style('✓', fg='green')} {what:<76} {time.monotonic() - began:5.1f} s")

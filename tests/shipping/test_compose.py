@@ -1,4 +1,4 @@
-"""docker-compose.yml says what Compose understands, and what the sidecar and the emulator take."""
+"""docker-compose.yml is valid for Compose, and its commands and settings for the sidecar and the emulator."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def emulated() -> dict[str, object]:
 
 
 def compose_schema() -> Any:
-    """Return the schema out of a package that is installed without what it needs to be imported."""
+    """Return the schema from an installed package whose dependencies are not installed."""
     found = importlib.util.find_spec("check_jsonschema")
     assert found is not None
     assert found.origin is not None
     return json.loads(Path(found.origin).with_name("builtin_schemas").joinpath("vendor/compose-spec.json").read_text())
 
 
-def test_compose_understands_the_file() -> None:
+def test_the_file_is_valid_for_compose() -> None:
     jsonschema.validate(DOCUMENT, compose_schema())
 
 
-def test_the_schema_would_tell_of_a_mistake() -> None:
+def test_the_schema_finds_a_mistake() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"services": {"a": {"imgae": "x"}}}, compose_schema())
 
 
-def test_what_is_mounted_and_waited_for_is_defined() -> None:
+def test_volumes_and_dependencies_are_defined() -> None:
     for service in DOCUMENT["services"].values():
         for volume in service.get("volumes", ()):
             assert volume.partition(":")[0] in DOCUMENT["volumes"]
@@ -56,7 +56,7 @@ def test_what_is_mounted_and_waited_for_is_defined() -> None:
         assert set(service.get("depends_on", ())) <= set(DOCUMENT["services"])
 
 
-def test_the_emulator_is_there_before_the_sidecar_and_both_before_the_registration() -> None:
+def test_the_emulator_starts_before_the_sidecar_and_both_before_the_registration() -> None:
     assert start_order(SERVICES, "register") == ["restate", "google", "sidecar", "register"]
     for service in SERVICES.values():
         for name, condition in service.depends_on.items():
@@ -64,25 +64,25 @@ def test_the_emulator_is_there_before_the_sidecar_and_both_before_the_registrati
             assert SERVICES[name].health_command
 
 
-def test_up_starts_the_emulated_stack_and_nothing_that_ends_by_itself() -> None:
+def test_up_starts_the_emulated_stack_without_services_that_end() -> None:
     assert {name for name, service in SERVICES.items() if not service.profiles} == {"restate", "google", "sidecar"}
 
 
-def test_restate_is_the_version_that_the_tests_run() -> None:
+def test_the_version_of_restate_is_that_of_the_tests() -> None:
     version = re.search(r"^RESTATE_VERSION := (.+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     assert version
     for name in ("restate", "register"):
         assert SERVICES[name].image == f"docker.io/restatedev/restate:{version[1]}"
 
 
-def test_the_sidecar_takes_its_settings() -> None:
-    told = settings(["serve"], SERVICES["sidecar"].environment)
-    assert told["listen"] == ["0.0.0.0:9081"]
-    assert told["admin"] == "0.0.0.0:9091"
-    assert told["drain_timeout"] < SERVICES["sidecar"].stop_grace_seconds
+def test_the_settings_of_the_sidecar_are_valid() -> None:
+    options = settings(["serve"], SERVICES["sidecar"].environment)
+    assert options["listen"] == ["0.0.0.0:9081"]
+    assert options["admin"] == "0.0.0.0:9091"
+    assert options["drain_timeout"] < SERVICES["sidecar"].stop_grace_seconds
 
 
-def test_the_sidecar_calls_the_emulated_service_by_its_url_as_an_account_that_may() -> None:
+def test_the_sidecar_calls_the_emulated_service_as_an_invoker() -> None:
     (name, route), *more = settings(["serve"], SERVICES["sidecar"].environment)["routes"].items()
     options = emulated()
     assert not more
@@ -103,7 +103,7 @@ def test_googles_names_lead_to_the_emulator_at_googles_ports() -> None:
     assert google.sysctls == {"net.ipv4.ip_unprivileged_port_start": "0"}
 
 
-def test_the_sidecar_trusts_what_the_emulator_writes() -> None:
+def test_the_sidecar_trusts_the_emulators_authority() -> None:
     volume = {mount.source: mount for mount in SERVICES["google"].volumes}["google"]
     assert str(emulated()["directory"]) == volume.target
     seen = {mount.source: mount for mount in SERVICES["sidecar"].volumes}["google"]
@@ -119,7 +119,7 @@ def test_the_sample_service_is_in_the_image_that_runs_it() -> None:
     assert f"COPY {module.replace('.', '/')}.py /sample/" in dockerfile
 
 
-def test_nothing_is_published_beyond_this_machine_and_the_sidecars_port_not_at_all() -> None:
+def test_ports_are_published_on_loopback_only_and_the_sidecars_not_at_all() -> None:
     for service in DOCUMENT["services"].values():
         for port in service.get("ports", ()):
             host, _, inside = port.split(":")
@@ -128,16 +128,16 @@ def test_nothing_is_published_beyond_this_machine_and_the_sidecars_port_not_at_a
 
 
 @pytest.mark.parametrize("service", [service for service in SERVICES.values() if "cloudrun" in service.image])
-def test_what_we_build_runs_without_rights(service: Service) -> None:
-    told = DOCUMENT["services"][service.name]
+def test_our_images_run_unprivileged(service: Service) -> None:
+    options = DOCUMENT["services"][service.name]
     assert service.read_only
-    assert told["cap_drop"] == ["ALL"]
-    assert told["security_opt"] == ["no-new-privileges:true"]
+    assert options["cap_drop"] == ["ALL"]
+    assert options["security_opt"] == ["no-new-privileges:true"]
     assert service.user != "0:0"
 
 
 @pytest.mark.parametrize("name", ["google", "sidecar", "sidecar-gcloud"])
-def test_health_is_asked_where_it_is_answered(name: str) -> None:
+def test_health_checks_use_the_right_address(name: str) -> None:
     program, *words = SERVICES[name].health_command
     assert program == "cloudrun-sidecar"
     options = accepted(words)
@@ -148,7 +148,7 @@ def test_health_is_asked_where_it_is_answered(name: str) -> None:
         assert SERVICES[name].environment["CLOUDRUN_SIDECAR_ADMIN"].endswith(":9091")
 
 
-def test_the_profile_takes_service_and_invoker_from_the_environment() -> None:
+def test_the_profile_gets_service_and_invoker_from_the_environment() -> None:
     given = {"HOME": "/home/me", "CLOUD_RUN_URL": URL, "INVOKER": ACCOUNT, "LOCAL_USER": "501:20"}
     service = load(REPOSITORY / FILE, given)["sidecar-gcloud"]
     (route,) = settings(["serve"], service.environment)["routes"].values()
@@ -157,19 +157,19 @@ def test_the_profile_takes_service_and_invoker_from_the_environment() -> None:
     assert service.user == "501:20"
 
 
-def test_the_profile_reads_what_gcloud_wrote() -> None:
+def test_the_profile_reads_the_file_of_gcloud() -> None:
     (secret,) = SERVICES["sidecar-gcloud"].volumes
     assert secret.source == "/home/me/.config/gcloud/application_default_credentials.json"
     assert secret.target == SERVICES["sidecar-gcloud"].environment["GOOGLE_APPLICATION_CREDENTIALS"]
     assert secret.read_only
 
 
-def test_the_profile_without_a_service_says_what_is_missing() -> None:
+def test_the_profile_without_a_service_names_the_missing_setting() -> None:
     with pytest.raises(AssertionError, match="give --upstream URL"):
         settings(["serve"], SERVICES["sidecar-gcloud"].environment)
 
 
-def test_the_commands_in_the_head_name_services_that_exist() -> None:
+def test_the_commands_at_the_top_name_existing_services() -> None:
     commands = re.findall(r"^#   docker compose (.+)$", (REPOSITORY / FILE).read_text(), re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
@@ -181,7 +181,7 @@ def test_the_commands_in_the_head_name_services_that_exist() -> None:
     ("text", "meant"),
     [("${A}", "1"), ("${B:-2}", "2"), ("${A:-2}", "1"), ("${B}", ""), ("$${A}", "${A}"), ("a${A}b${A}", "a1b1")],
 )
-def test_references_are_replaced_as_compose_does(text: str, meant: str) -> None:
+def test_references_are_replaced_as_in_compose(text: str, meant: str) -> None:
     assert interpolated({"x": [text]}, {"A": "1"}) == {"x": [meant]}
 
 
@@ -196,7 +196,7 @@ def test_durations_are_read(text: str, meant: int) -> None:
     assert seconds(text) == meant
 
 
-def test_a_duration_of_another_form_is_refused() -> None:
+def test_a_malformed_duration_is_refused() -> None:
     with pytest.raises(ValueError, match="no duration"):
         seconds("1h30m")
 

@@ -1,4 +1,4 @@
-"""The modules that are compiled as they are: what the compiler is told of them is what they say themselves."""
+"""The declarations (.pxd) of compiled Python modules agree with the modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compiled() -> set[str]:
 
 
 def slots(file: Path) -> dict[str, set[str]]:
-    """The attributes that each class of a module names in `__slots__`."""
+    """The attributes in `__slots__` of each class of a module."""
     return {
         node.name: set(ast.literal_eval(assigned.value))
         for node in ast.parse(file.read_text()).body
@@ -33,7 +33,7 @@ def slots(file: Path) -> dict[str, set[str]]:
 
 
 def declared(file: Path) -> dict[str, set[str]]:
-    """The attributes that a .pxd declares of each class."""
+    """The attributes that a .pxd declares for each class."""
     found: dict[str, set[str]] = {}
     name = ""
     for line in file.read_text().splitlines():
@@ -45,13 +45,13 @@ def declared(file: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_every_module_that_is_compiled_has_declarations_and_the_other_way_round() -> None:
+def test_compiled_modules_and_declarations_correspond() -> None:
     assert {str(path.with_suffix(".py").relative_to(REPOSITORY)) for path in DECLARATIONS} == compiled()
 
 
 @pytest.mark.parametrize("file", DECLARATIONS, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_attributes_are_declared_as_they_are_in_slots(file: Path) -> None:
-    """An attribute that is not declared compiles, and raises AttributeError when it runs."""
+def test_declared_attributes_are_those_in_slots(file: Path) -> None:
+    """An attribute without a declaration compiles, but raises AttributeError at run time."""
     of_python = slots(file.with_suffix(".py"))
     for name, attributes in declared(file).items():
         assert attributes == of_python.get(name, set()), name

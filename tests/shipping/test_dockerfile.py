@@ -1,4 +1,4 @@
-"""The Dockerfile copies what there is, and its image says what the command line takes."""
+"""The Dockerfile copies existing files, and the image's command is valid for the command line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def instructions(word: str) -> list[str]:
 
 
 def copied() -> Iterator[str]:
-    """Yield what is copied from the repository."""
+    """Yield the paths that are copied from the repository."""
     for line in instructions("COPY"):
         if not line.startswith("--from"):
             yield from line.split()[:-1]
 
 
-def test_everything_that_is_copied_is_there_and_sent_to_the_builder() -> None:
+def test_everything_that_is_copied_exists_and_is_sent_to_the_builder() -> None:
     assert list(copied())
     for path in copied():
         assert (REPOSITORY / path).exists()
@@ -38,11 +38,11 @@ def test_nothing_else_is_sent_to_the_builder() -> None:
     rules = [line for line in IGNORED if not line.startswith("#")]
     assert rules[0] == "*"
     assert {line.removeprefix("!") for line in rules if line.startswith("!")} == set(copied())
-    # What was compiled here for another Python has no business in the image.
+    # Modules that were compiled here for another Python must not get into the image.
     assert "**/*.so" in rules[rules.index("!proxy") :]
 
 
-def test_the_sample_service_needs_nothing_that_is_not_copied() -> None:
+def test_all_imports_of_the_sample_service_are_copied() -> None:
     sample = [path for path in copied() if path.startswith("tests/")]
     for path in sample:
         for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
@@ -50,7 +50,7 @@ def test_the_sample_service_needs_nothing_that_is_not_copied() -> None:
                 assert f"{str(node.module).replace('.', '/')}.py" in sample
 
 
-def test_what_is_taken_out_of_the_lock_is_in_it() -> None:
+def test_entries_that_are_taken_from_the_lock_exist() -> None:
     lock = (REPOSITORY / "requirements-dev.lock").read_text()
     taken = [names.split() for line in instructions("RUN") for names in re.findall(r"\blocked ([a-z -]+) >", line)]
     build, sample = taken
@@ -60,7 +60,7 @@ def test_what_is_taken_out_of_the_lock_is_in_it() -> None:
         assert re.search(rf"^{name}==\S+(?: ; .+)? \\\n    --hash=sha256:", lock, re.MULTILINE)
 
 
-def test_nothing_is_installed_that_no_hash_vouches_for() -> None:
+def test_everything_is_installed_with_hashes() -> None:
     for line in instructions("RUN"):
         for command in re.findall(r"pip [^&|]*install [^&|]*", line):
             assert "--require-hashes" in command or "--no-deps /wheel/*.whl" in command
@@ -82,14 +82,14 @@ def test_compose_builds_on_the_same_base() -> None:
     assert (REPOSITORY / "docker-compose.yml").read_text().count(f"${{BASE:-{default_base()}}}") == 2
 
 
-def test_the_image_runs_the_sidecar_without_a_shell_as_nobody() -> None:
+def test_the_image_runs_the_sidecar_without_a_shell_and_unprivileged() -> None:
     assert instructions("USER") == ["65532:65532"]
     (entrypoint,), (command,) = instructions("ENTRYPOINT"), instructions("CMD")
     assert json.loads(entrypoint) == ["cloudrun-sidecar"]
     assert settings([*json.loads(command), "--upstream", "https://a.run.app"])["listen"] == ["127.0.0.1:9081"]
 
 
-def test_the_image_asks_after_its_health_where_the_sidecar_answers() -> None:
+def test_the_images_health_check_uses_the_admin_port() -> None:
     (health,) = instructions("HEALTHCHECK")
     program, *words = json.loads(health.partition("CMD ")[2])
     assert program == "cloudrun-sidecar"

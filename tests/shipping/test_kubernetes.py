@@ -1,4 +1,4 @@
-"""The manifests in config/kubernetes/ are Kubernetes', hang together, and give the sidecar settings that it takes."""
+"""The manifests in config/kubernetes/ are valid, consistent, and have valid settings for the sidecar."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def sidecar(file: str) -> Resource:
     return found
 
 
-def told(file: str, folder: Path) -> Resource:
-    """Return the settings that the sidecar comes to, with its volume in `folder`."""
+def sidecar_settings(file: str, folder: Path) -> Resource:
+    """Return the settings of the sidecar, with its volume in `folder`."""
     (mount,) = sidecar(file)["volumeMounts"]
     (volume,) = [volume for volume in pod(file)["volumes"] if volume["name"] == mount["name"]]
     settings_map = only(file, "ConfigMap")
@@ -62,17 +62,17 @@ def octets(quantity: str) -> int:
     return int(quantity.removesuffix("Mi")) << 20
 
 
-def test_both_ways_are_there() -> None:
+def test_both_manifests_exist() -> None:
     assert FILES == ["beside-restate.yaml", "shared.yaml"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("file", FILES)
-def test_kubernetes_understands_every_resource(file: str, version: str) -> None:
+def test_every_resource_is_valid_for_kubernetes(file: str, version: str) -> None:
     assert [refusal for resource in resources(file) for refusal in refusals(resource, version)] == []
 
 
-def test_the_schemas_would_tell_of_a_mistake() -> None:
+def test_the_schemas_find_a_mistake() -> None:
     deployment = workload("shared.yaml")
     deployment["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] = {"sleep": {"second": 5}}
     (refusal,) = refusals(deployment, VERSIONS[0])
@@ -80,7 +80,7 @@ def test_the_schemas_would_tell_of_a_mistake() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_names_and_labels_lead_somewhere(file: str) -> None:
+def test_names_and_labels_refer_to_something(file: str) -> None:
     assert list(mistakes(resources(file))) == []
     assert len({resource["metadata"].get("namespace") for resource in resources(file)} - {None}) == 1
 
@@ -135,15 +135,15 @@ def test_names_and_labels_lead_somewhere(file: str) -> None:
         ),
     ],
 )
-def test_what_leads_nowhere_is_told(file: str, text: str, instead: str, mistake: str, tmp_path: Path) -> None:
+def test_a_broken_reference_is_reported(file: str, text: str, instead: str, mistake: str, tmp_path: Path) -> None:
     whole = (REPOSITORY / FOLDER / file).read_text()
     assert text in whole
     (tmp_path / file).write_text(whole.replace(text, instead))
-    told = list(mistakes(read(tmp_path / file)))
-    assert any(mistake in one for one in told), told
+    sidecar_settings = list(mistakes(read(tmp_path / file)))
+    assert any(mistake in one for one in sidecar_settings), sidecar_settings
 
 
-def test_a_field_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_field_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  name: b\n")
     with pytest.raises(yaml.YAMLError, match="name is given twice"):
@@ -151,8 +151,8 @@ def test_a_field_that_is_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_sidecar_takes_its_settings_and_listens_where_it_is_expected(file: str, tmp_path: Path) -> None:
-    result = told(file, tmp_path)
+def test_the_settings_are_valid_and_the_sidecar_listens_on_its_ports(file: str, tmp_path: Path) -> None:
+    result = sidecar_settings(file, tmp_path)
     listening = {int(address.rpartition(":")[2]) for address in result["listen"]}
     admin = int(result["admin"].rpartition(":")[2])
     if file == "shared.yaml":
@@ -165,8 +165,8 @@ def test_the_sidecar_takes_its_settings_and_listens_where_it_is_expected(file: s
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_kubelet_can_ask_the_admin_plane(file: str, tmp_path: Path) -> None:
-    admin = told(file, tmp_path)["admin"]
+def test_a_kubelet_can_reach_the_admin_port(file: str, tmp_path: Path) -> None:
+    admin = sidecar_settings(file, tmp_path)["admin"]
     assert admin.startswith("0.0.0.0:")
     for probe, path in (("startupProbe", "/startupz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
         asked = sidecar(file)[probe]["httpGet"]
@@ -178,19 +178,19 @@ def test_a_kubelet_can_ask_the_admin_plane(file: str, tmp_path: Path) -> None:
     assert annotations["prometheus.io/path"] in PATHS
 
 
-def test_a_shared_sidecar_may_drain_before_it_is_killed(tmp_path: Path) -> None:
+def test_a_shared_sidecar_can_drain_before_it_is_killed(tmp_path: Path) -> None:
     pause = sidecar("shared.yaml")["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = told("shared.yaml", tmp_path)["drain_timeout"]
+    drain = sidecar_settings("shared.yaml", tmp_path)["drain_timeout"]
     assert pod("shared.yaml")["terminationGracePeriodSeconds"] > pause + drain
 
 
-def test_a_sidecar_beside_restate_may_drain_after_restate_has_ended(tmp_path: Path) -> None:
+def test_a_sidecar_in_restates_pod_can_drain_after_restate_has_ended(tmp_path: Path) -> None:
     # Restate's own `shutdown-timeout` is a minute.
-    drain = told("beside-restate.yaml", tmp_path)["drain_timeout"]
+    drain = sidecar_settings("beside-restate.yaml", tmp_path)["drain_timeout"]
     assert pod("beside-restate.yaml")["terminationGracePeriodSeconds"] > 60 + drain
 
 
-def test_the_sidecar_is_up_before_restate_and_ends_after_it() -> None:
+def test_the_sidecar_starts_before_restate_and_stops_after_it() -> None:
     (init,) = pod("beside-restate.yaml")["initContainers"]
     assert init is not None
     assert init["image"] == IMAGE
@@ -198,13 +198,13 @@ def test_the_sidecar_is_up_before_restate_and_ends_after_it() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_memory_holds_what_may_be_queued(file: str, tmp_path: Path) -> None:
+def test_the_memory_limit_allows_the_queued_octets(file: str, tmp_path: Path) -> None:
     limit = octets(sidecar(file)["resources"]["limits"]["memory"])
-    assert limit >= told(file, tmp_path)["queued_octets"] + (128 << 20)
+    assert limit >= sidecar_settings(file, tmp_path)["queued_octets"] + (128 << 20)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_runs_with_more_rights_than_it_needs(file: str) -> None:
+def test_containers_run_unprivileged(file: str) -> None:
     assert only(file, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     spec = pod(file)
     assert spec["automountServiceAccountToken"] is False
@@ -230,7 +230,7 @@ def test_workload_identity_names_a_google_account(file: str) -> None:
     assert f"serviceAccount:my-project.svc.id.goog[{namespace}/{name}]" in text
 
 
-def test_the_autoscaler_decides_alone() -> None:
+def test_only_the_autoscaler_sets_replicas() -> None:
     deployment, scaler = workload("shared.yaml"), only("shared.yaml", "HorizontalPodAutoscaler")
     assert scaler["spec"]["scaleTargetRef"] == {
         "apiVersion": deployment["apiVersion"],
@@ -245,7 +245,7 @@ def test_the_autoscaler_decides_alone() -> None:
     assert requested * target / 100 < 1000
 
 
-def test_the_network_policy_lets_restate_in_and_metadata_google_and_dns_out() -> None:
+def test_the_network_policy_allows_restate_in_and_metadata_google_and_dns_out() -> None:
     policy = only("shared.yaml", "NetworkPolicy")["spec"]
     assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
     restate, metrics = policy["ingress"]

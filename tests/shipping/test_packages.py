@@ -1,4 +1,4 @@
-"""Which of Debian's packages each target of make installs: as the README says, and as the scripts in .ci do."""
+"""The Debian packages that each make target installs: the README agrees with the scripts in .ci."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETUP: Final = "make setup"
 
 
 def promised() -> dict[str, set[str]]:
-    """Target -> packages, as the README's table has them."""
+    """Target → packages, from the README's table."""
     rows: dict[str, set[str]] = {}
     section = TEXT.partition("### Debian's packages")[2]
     for targets, packages in re.findall(r"^\| (`make [^|]+) \| ([^|]+) \|$", section, re.MULTILINE):
@@ -30,7 +30,7 @@ def promised() -> dict[str, set[str]]:
 
 
 def asked_for(folder: Path, script: str, *arguments: str, environment: dict[str, str]) -> set[str]:
-    """Return what a script of .ci asks `.ci/apt` for."""
+    """Return the packages that a script of .ci requests from `.ci/apt`."""
     place = folder / ".ci"
     place.mkdir()
     (place / script).symlink_to(REPOSITORY / ".ci" / script)
@@ -41,7 +41,7 @@ def asked_for(folder: Path, script: str, *arguments: str, environment: dict[str,
 
 
 def bare_python(folder: Path) -> Path:
-    """Return a Python as Debian's minimum is: without ensurepip, and without the headers of C."""
+    """Return a minimal Python as on Debian: without ensurepip and without C headers."""
     bare = folder / "bin" / "python"
     bare.parent.mkdir()
     bare.write_text(
@@ -59,7 +59,7 @@ def bare_python(folder: Path) -> Path:
 
 @pytest.fixture
 def of_scripts(tmp_path: Path) -> dict[str, set[str]]:
-    """Script of .ci -> packages that it asks for where nothing is."""
+    """Script of .ci → the packages that it requests on a minimal machine."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "dirname", "sh"):
@@ -76,7 +76,7 @@ def of_scripts(tmp_path: Path) -> dict[str, set[str]]:
 
 
 def installed(target: str, of_scripts: dict[str, set[str]]) -> set[str]:
-    """Return what a target installs with apt on a machine on which nothing has been made yet."""
+    """Return the packages that a target installs with apt on a new machine."""
     environment = {name: value for name, value in os.environ.items() if name not in FROM_MAKE}
     recipe = subprocess.run(
         [*target.split(), "--dry-run", "--always-make"],
@@ -88,7 +88,7 @@ def installed(target: str, of_scripts: dict[str, set[str]]) -> set[str]:
     return {re.sub(r"^python3\.[0-9]+-", "python3.N-", package) for package in packages}
 
 
-def test_the_readme_says_what_each_target_installs_with_apt(of_scripts: dict[str, set[str]]) -> None:
+def test_the_readme_lists_what_each_target_installs_with_apt(of_scripts: dict[str, set[str]]) -> None:
     table = promised()
     assert table == {target: installed(target, of_scripts) for target in table}
     assert table.keys() >= {"make setup", "make demo", "make test", "make bench", "make image"}

@@ -1,4 +1,4 @@
-"""The systemd unit starts the sidecar with settings that it takes, lets it drain, and lets it do little else."""
+"""The systemd unit starts the sidecar with valid settings, lets it drain, and restricts it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.shipping.commands import REPOSITORY, settings
 
 UNIT = REPOSITORY / "config/systemd/cloudrun-sidecar.service"
 LINES = UNIT.read_text().splitlines()
-MOST_EXPOSURE = 1.5
-"""Of 10; `systemd-analyze security` calls 2 and below OK, and the usual service has 9.6."""
+MAX_EXPOSURE = 1.5
+"""Limit of the exposure, of 10; `systemd-analyze security` rates up to 2 as OK, and a plain service as 9.6."""
 
 
 def value(name: str) -> str:
@@ -33,45 +33,45 @@ def systemd_analyze(*arguments: str | Path) -> str:
 
 
 def with_a_program(unit: Path, text: str) -> Path:
-    """Write the unit with a program that is there in the place of the sidecar's."""
+    """Write the unit with an existing program instead of the sidecar's."""
     unit.write_text(re.sub(r"^ExecStart=\S+", f"ExecStart={shutil.which('true')}", text, flags=re.MULTILINE))
     return unit
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_the_unit_is_valid_for_systemd(tmp_path: Path) -> None:
     assert systemd_analyze("verify", with_a_program(tmp_path / UNIT.name, UNIT.read_text())) == ""
 
 
-def test_systemd_would_tell_of_a_mistake(tmp_path: Path) -> None:
+def test_systemd_finds_a_mistake(tmp_path: Path) -> None:
     text = UNIT.read_text().replace("NoNewPrivileges=yes", "NoNewPriviliges=yes")
     assert "NoNewPriviliges" in systemd_analyze("verify", with_a_program(tmp_path / UNIT.name, text))
 
 
-def test_the_unit_is_exposed_as_little_as_can_be() -> None:
-    told = systemd_analyze("security", "--offline=true", "--no-pager", UNIT)
-    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+def test_the_exposure_of_the_unit_is_low() -> None:
+    result = systemd_analyze("security", "--offline=true", "--no-pager", UNIT)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", result)
     assert found
-    assert float(found[1]) <= MOST_EXPOSURE, told
+    assert float(found[1]) <= MAX_EXPOSURE, result
 
 
-def test_the_sidecar_takes_its_settings_and_may_drain_before_it_is_killed(tmp_path: Path) -> None:
+def test_the_settings_are_valid_and_the_sidecar_can_drain_before_it_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     shutil.copy(REPOSITORY / "config/routes.example.toml", file)
     program, *words = shlex.split(value("ExecStart"))
     assert program == "/opt/cloudrun-sidecar/bin/cloudrun-sidecar"
-    told = settings([str(file) if word == value("AssertPathExists") else word for word in words])
-    assert "greeter" in told["routes"]
-    assert int(value("TimeoutStopSec")) > told["drain_timeout"]
+    result = settings([str(file) if word == value("AssertPathExists") else word for word in words])
+    assert "greeter" in result["routes"]
+    assert int(value("TimeoutStopSec")) > result["drain_timeout"]
 
 
-def test_the_variable_that_the_unit_shows_is_one() -> None:
+def test_the_variable_in_the_units_comment_exists() -> None:
     shown = re.findall(r"CLOUDRUN_SIDECAR_\w+=\S+", UNIT.read_text())
     assert shown
-    told = settings(["serve", "--upstream", "https://a.run.app"], dict([shown[0].split("=", 1)]))
-    assert told["log_level"] == "debug"
+    result = settings(["serve", "--upstream", "https://a.run.app"], dict([shown[0].split("=", 1)]))
+    assert result["log_level"] == "debug"
 
 
-def test_a_start_with_wrong_settings_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_start_with_wrong_settings_is_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     file.write_text("nonsense = 1")
     with pytest.raises(AssertionError, match="nonsense"):

@@ -25,7 +25,7 @@ TARGET = "target@r.iam.gserviceaccount.com"
         ("127.0.0.1", Service()),
     ],
 )
-def test_a_host_name_of_cloud_run_tells_the_service(host: str, expected: Service) -> None:
+def test_a_host_name_of_cloud_run_contains_the_service(host: str, expected: Service) -> None:
     assert service_of(host) == expected
 
 
@@ -57,11 +57,11 @@ def test_commands_about_a_service_name_it_with_region_and_project() -> None:
         (None, "PRINCIPAL"),
     ],
 )
-def test_a_member_is_written_as_iam_wants_it_or_left_to_be_filled_in(principal: str | None, member: str) -> None:
+def test_a_member_has_the_form_of_iam_or_is_a_placeholder(principal: str | None, member: str) -> None:
     assert f" --member={member} " in gcloud.grant_invoker(Service(), principal)
 
 
-def test_a_chain_of_delegates_needs_token_creator_on_each_next_account_and_the_role_on_the_last() -> None:
+def test_each_link_of_a_chain_gets_token_creator_and_the_last_the_role() -> None:
     commands = gcloud.grant_chain(CALLER, [MIDDLE], TARGET, gcloud.ID_TOKEN_CREATOR)
     base = "gcloud iam service-accounts add-iam-policy-binding"
     assert commands == (
@@ -71,12 +71,12 @@ def test_a_chain_of_delegates_needs_token_creator_on_each_next_account_and_the_r
     )
 
 
-def test_an_account_without_a_project_in_its_name_leaves_the_project_to_gcloud() -> None:
+def test_without_a_project_in_the_e_mail_gcloud_uses_its_own() -> None:
     command = gcloud.grant_impersonation(CALLER, "123-compute@developer.gserviceaccount.com", gcloud.TOKEN_CREATOR)
     assert "--project" not in command
 
 
-def test_what_a_shell_would_interpret_is_quoted() -> None:
+def test_special_characters_of_the_shell_are_quoted() -> None:
     audience = "x; rm -rf $HOME"
     command = gcloud.add_audience(Service(), audience)
     assert shlex.split(command)[-1] == f"--add-custom-audiences={audience}"

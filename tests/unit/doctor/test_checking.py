@@ -36,7 +36,7 @@ def faults(report: RouteReport) -> dict[str, str | None]:
 
 
 @pytest.mark.asyncio
-async def test_every_step_is_taken_in_order_and_progress_told(tmp_path: Path) -> None:
+async def test_all_steps_run_in_order_and_report_progress(tmp_path: Path) -> None:
     begun: list[StepName] = []
 
     def progress(route: Route, step: StepName) -> None:
@@ -53,7 +53,7 @@ async def test_every_step_is_taken_in_order_and_progress_told(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
-async def test_routes_are_told_in_their_order_whichever_is_done_first(tmp_path: Path) -> None:
+async def test_reports_come_in_the_order_of_routes(tmp_path: Path) -> None:
     async def slow_then_fast(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
@@ -65,16 +65,18 @@ async def test_routes_are_told_in_their_order_whichever_is_done_first(tmp_path: 
         await send({"type": "http.response.body"})
 
     fast_is_done = asyncio.Event()
-    told: list[str] = []
+    reported: list[str] = []
     async with patient(tmp_path, slow_then_fast) as here:
         given = settings(here, {"slow": f"{here.url}/slow", "fast": f"{here.url}/fast"})
         async with Doctor(given, environment=environment(here)) as doctor:
-            reports = await doctor.check_routes(given.route_table().routes, lambda report: told.append(report.route))
-    assert told == [report.route for report in reports] == ["slow", "fast"]
+            reports = await doctor.check_routes(
+                given.route_table().routes, lambda report: reported.append(report.route)
+            )
+    assert reported == [report.route for report in reports] == ["slow", "fast"]
 
 
 @pytest.mark.asyncio
-async def test_without_a_token_the_service_is_still_looked_at(tmp_path: Path) -> None:
+async def test_without_a_token_the_service_is_still_checked(tmp_path: Path) -> None:
     async with patient(tmp_path) as here:
         here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent"
         (report,) = await examined(here, settings(here, {"svc": here.url}))
@@ -84,7 +86,7 @@ async def test_without_a_token_the_service_is_still_looked_at(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
-async def test_a_route_without_tokens_is_asked_for_its_services_only(tmp_path: Path) -> None:
+async def test_a_route_without_tokens_gets_a_discovery_only(tmp_path: Path) -> None:
     async with patient(tmp_path, public=True) as here:
         here.front.ahead_seconds = 300
         (report,) = await examined(here, settings(here, {"svc": here.url}, gcp_id_token=False))
@@ -94,7 +96,7 @@ async def test_a_route_without_tokens_is_asked_for_its_services_only(tmp_path: P
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_closes_after_each_answer_is_opened_anew(tmp_path: Path) -> None:
+async def test_a_connection_that_closes_after_a_response_is_replaced(tmp_path: Path) -> None:
     async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
         asked = group.create_task(examined(here, given))
@@ -112,7 +114,7 @@ async def test_a_connection_that_closes_after_each_answer_is_opened_anew(tmp_pat
 
 
 @pytest.mark.asyncio
-async def test_the_token_command_gets_a_token_of_the_route(tmp_path: Path) -> None:
+async def test_token_returns_a_token_of_the_route(tmp_path: Path) -> None:
     async with patient(tmp_path) as here:
         given = settings(here, {"svc": here.url})
         (route,) = given.route_table().routes
@@ -124,7 +126,7 @@ async def test_the_token_command_gets_a_token_of_the_route(tmp_path: Path) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_cannot_be_reached_is_not_asked(tmp_path: Path) -> None:
+async def test_an_unreachable_service_gets_no_request(tmp_path: Path) -> None:
     async with patient(tmp_path) as here:
         (report,) = await examined(here, settings(here, {"svc": "https://nowhere.invalid"}))
     assert faults(report) == {"dns": "dns-failed"}
@@ -132,7 +134,7 @@ async def test_a_service_that_cannot_be_reached_is_not_asked(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_does_not_answer_in_time_or_breaks_off_is_told_so(tmp_path: Path) -> None:
+async def test_a_timeout_and_a_reset_are_reported(tmp_path: Path) -> None:
     async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
         silent = group.create_task(examined(here, given, answer_timeout_seconds=0.1))
@@ -154,7 +156,7 @@ async def test_a_service_that_does_not_answer_in_time_or_breaks_off_is_told_so(t
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_lets_no_stream_be_opened_is_told_so(tmp_path: Path) -> None:
+async def test_a_service_that_allows_no_streams_is_reported(tmp_path: Path) -> None:
     none = {SettingCodes.MAX_CONCURRENT_STREAMS: 0}
     async with patient(tmp_path) as here, server(settings=none) as far:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)

@@ -21,7 +21,7 @@ def token(header: str) -> Token:
     return token_from_jwt(KEY, f"{header}.{segment(CLAIMS)}.c2lnbmF0dXJl")
 
 
-def test_a_token_is_taken_apart_without_its_signature() -> None:
+def test_a_decoded_token_has_no_signature() -> None:
     taken = decode_token(token(segment({"alg": "RS256", "kid": "1"})), 999_400.4)
     assert taken == {
         "header": {"alg": "RS256", "kid": "1"},
@@ -33,17 +33,17 @@ def test_a_token_is_taken_apart_without_its_signature() -> None:
 
 
 @pytest.mark.parametrize("header", ["eA", "A", segment([1])])
-def test_a_header_that_is_none_is_shown_as_empty(header: str) -> None:
+def test_an_invalid_header_becomes_an_empty_one(header: str) -> None:
     assert decode_token(token(header), 0)["header"] == {}
 
 
-def test_the_token_itself_is_without_the_scheme() -> None:
+def test_the_jwt_is_without_the_scheme() -> None:
     whole = token(segment({}))
     assert jwt_of(whole).endswith(".c2lnbmF0dXJl")
     assert not jwt_of(whole).startswith("Bearer")
     assert claims_of(whole) == CLAIMS
 
 
-def test_times_are_told_as_people_read_them() -> None:
+def test_times_and_durations_are_formatted() -> None:
     assert format_time(0) == "1970-01-01T00:00:00Z"
     assert [format_duration(seconds) for seconds in (59.6, 119, 120, 3599)] == ["60 s", "119 s", "2 min", "60 min"]

@@ -46,7 +46,7 @@ def reacher(ca: Path | None = None, seconds: float = 10.0) -> ConnectionCheck:
 async def reached(
     origin: Origin, ca: Path | None = None, seconds: float = 10.0, ahead: float = 0.0
 ) -> ConnectionResult:
-    """Go there, and close what comes of it."""
+    """Connect, and close the connection."""
     found = await reacher(ca, seconds).connect(origin, time.time() + ahead)
     if found.connection is not None:
         found.connection.abort()
@@ -64,7 +64,7 @@ def outcomes(found: ConnectionResult) -> list[str]:
 
 
 class Blunt(asyncio.Protocol):
-    """A server's end of a connection, of which one thing is done and no more."""
+    """A server's end of a connection that does one action only."""
 
     def __init__(self, act: Callable[[asyncio.Transport], None]) -> None:
         self._act = act
@@ -82,7 +82,7 @@ class Blunt(asyncio.Protocol):
 
 @asynccontextmanager
 async def listening(act: Callable[[asyncio.Transport], None], tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server on a free port, which is yielded."""
+    """Run a server on a free port; yield the port."""
     made: list[Blunt] = []
 
     def accept() -> Blunt:
@@ -101,7 +101,7 @@ async def listening(act: Callable[[asyncio.Transport], None], tls: ssl.SSLContex
 
 
 def silent(transport: asyncio.Transport) -> None:
-    """Say nothing."""
+    """Send nothing."""
 
 
 def rude(transport: asyncio.Transport) -> None:
@@ -122,7 +122,7 @@ async def test_https_shows_address_certificate_and_streams(certificates: Certifi
 
 
 @pytest.mark.asyncio
-async def test_http_leaves_tls_out() -> None:
+async def test_http_skips_tls() -> None:
     async with server() as far:
         found = await reached(Origin("http", "127.0.0.1", far.port))
     assert outcomes(found) == ["ok", "ok", "skipped", "ok"]
@@ -130,7 +130,7 @@ async def test_http_leaves_tls_out() -> None:
 
 
 @pytest.mark.asyncio
-async def test_http_to_what_does_not_speak_http2_fails_there() -> None:
+async def test_http_to_a_server_without_http2_fails_in_http2() -> None:
     def greets(transport: asyncio.Transport) -> None:
         transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         transport.close()
@@ -142,7 +142,7 @@ async def test_http_to_what_does_not_speak_http2_fails_there() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_certificate_that_ends_soon_is_a_warning(certificates: Certificates) -> None:
+async def test_a_certificate_that_expires_soon_is_a_warning(certificates: Certificates) -> None:
     tls = server_context(*certificates.server_files("127.0.0.1"))
     async with server(tls) as far:
         found = await reached(Origin("https", "127.0.0.1", far.port), certificates.ca_file, ahead=25 * 86_400)
@@ -165,7 +165,7 @@ async def test_a_certificate_for_another_name_does_not_verify(certificates: Cert
 
 @pytest.mark.parametrize(("code", "asked"), [(9, True), (10, True), (19, False)])
 @pytest.mark.asyncio
-async def test_a_certificate_whose_time_is_not_now_may_be_the_fault_of_the_clock(
+async def test_a_certificate_outside_its_validity_suggests_a_wrong_clock(
     code: int, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cause = ssl.SSLCertVerificationError(1, "no")
@@ -199,7 +199,7 @@ async def test_tls_without_h2_still_shows_the_certificate(
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_ends_the_connection_is_not_blamed_on_the_name() -> None:
+async def test_a_server_that_closes_the_connection_fails_after_tcp() -> None:
     async with listening(rude) as port:
         found = await reached(Origin("https", "127.0.0.1", port))
     assert outcomes(found)[:2] == ["ok", "ok"]
@@ -207,7 +207,7 @@ async def test_a_server_that_ends_the_connection_is_not_blamed_on_the_name() -> 
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_says_nothing_fails_in_tls_in_time() -> None:
+async def test_a_silent_server_fails_in_tls_at_the_deadline() -> None:
     async with listening(silent) as port:
         found = await reached(Origin("https", "127.0.0.1", port), seconds=SHORT)
     assert outcomes(found) == ["ok", "ok", "failed", "skipped"]
@@ -216,7 +216,7 @@ async def test_a_server_that_says_nothing_fails_in_tls_in_time() -> None:
 
 @contextmanager
 def full() -> Iterator[int]:
-    """A port whose queue is full, so that connecting to it takes for ever (Linux)."""
+    """A port with a full accept queue, so that connecting to it never finishes (Linux)."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -234,7 +234,7 @@ def full() -> Iterator[int]:
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_does_not_come_about_fails_in_tcp_in_time() -> None:
+async def test_a_connection_without_answer_fails_in_tcp_at_the_deadline() -> None:
     with full() as port:
         found = await reached(Origin("https", "127.0.0.1", port), seconds=SHORT)
     step = by_name(found)["tcp"]
@@ -244,7 +244,7 @@ async def test_a_connection_that_does_not_come_about_fails_in_tcp_in_time() -> N
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_is_refused_fails_in_tcp() -> None:
+async def test_a_refused_connection_fails_in_tcp() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     found = await reached(Origin("https", "127.0.0.1", port))
@@ -253,13 +253,13 @@ async def test_a_connection_that_is_refused_fails_in_tcp() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_name_that_does_not_exist_fails_in_dns() -> None:
+async def test_an_unknown_name_fails_in_dns() -> None:
     found = await reached(Origin("https", "nowhere.invalid", 443))
     assert outcomes(found) == ["failed", "skipped", "skipped", "skipped"]
     assert by_name(found)["dns"].code == "dns-failed"
 
 
-def test_an_issuer_without_a_name_is_somebody() -> None:
+def test_an_issuer_without_a_name_is_shown_as_such() -> None:
     details = certificate_details({"issuer": (), "notAfter": "Jan  2 00:00:00 1970 GMT"}, 0.0)
     assert details == {
         "issuer": "an issuer without a name",

@@ -42,14 +42,14 @@ def test_a_service_that_refuses_unsigned_requests_is_private(refusal: Response) 
 
 
 @pytest.mark.parametrize("undecided", [answer(401), answer(404), answer(429), answer(500), answer(503)])
-def test_what_front_end_and_container_both_could_answer_decides_nothing(undecided: Response) -> None:
+def test_a_status_of_both_front_end_and_container_is_inconclusive(undecided: Response) -> None:
     assert private_step(undecided, call()).outcome is Outcome.SKIPPED
 
 
 @pytest.mark.parametrize(
     "open_", [answer(200), answer(204), answer(400), Response(401, OF_SDK, b""), Response(404, OF_SDK, b"")]
 )
-def test_whatever_the_container_answers_to_an_unsigned_request_shows_that_it_is_public(open_: Response) -> None:
+def test_any_response_of_the_container_to_an_unsigned_request_means_public(open_: Response) -> None:
     step = private_step(open_, call())
     assert (step.outcome, step.code) == (Outcome.WARNING, "public")
     assert step.commands == (
@@ -72,7 +72,7 @@ SIGN_IN = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x
     ],
 )
 @pytest.mark.parametrize("host", [HOST, "greeter.example.com"])
-def test_identity_aware_proxy_is_no_public_service_and_looks_at_another_field(refusal: Response, host: str) -> None:
+def test_identity_aware_proxy_is_not_public_and_is_explained(refusal: Response, host: str) -> None:
     of = call(route(host))
     private = private_step(refusal, of)
     assert (private.outcome, private.code, private.commands) == (Outcome.OK, None, ())
@@ -119,7 +119,7 @@ def test_a_redirect_is_never_a_public_service(status: int, location: str, shown:
         ("https://other.example/", "the service itself"),
     ],
 )
-def test_where_a_redirect_leads_says_what_to_set(location: str, advice: str) -> None:
+def test_the_target_of_a_redirect_decides_the_advice(location: str, advice: str) -> None:
     step = discovery_step(answer(301, location=location), call(route(base_path="/restate")))
     assert step.remedy
     assert advice in step.remedy
@@ -128,7 +128,7 @@ def test_where_a_redirect_leads_says_what_to_set(location: str, advice: str) -> 
 # ---- clock
 
 
-def test_skew_is_how_far_we_are_ahead_of_the_date_of_an_answer() -> None:
+def test_skew_is_the_time_ahead_of_the_date_of_a_response() -> None:
     assert skew_seconds(answer(200, date=formatdate(1_000, usegmt=True)).fields.get("date"), 1_090.0) == 90.0
 
 
@@ -148,7 +148,7 @@ def test_without_a_date_there_is_no_skew(date: str | None) -> None:
         (-61.0, Outcome.WARNING, "61 s behind"),
     ],
 )
-def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: str) -> None:
+def test_a_minute_of_skew_is_allowed(skew: float | None, outcome: Outcome, words: str) -> None:
     step = clock_step(skew)
     assert step.outcome is outcome
     assert words in step.text
@@ -180,7 +180,7 @@ def test_a_minute_of_skew_is_borne(skew: float | None, outcome: Outcome, words: 
         (answer(400), "unexpected-status", "400"),
     ],
 )
-def test_each_answer_has_its_diagnosis(given: Response, code: str, words: str) -> None:
+def test_each_response_has_its_finding(given: Response, code: str, words: str) -> None:
     step = discovery_step(given, call())
     assert (step.name, step.outcome, step.code) == ("discovery", Outcome.FAILED, code)
     assert step.remedy
@@ -196,7 +196,7 @@ def test_the_command_for_a_missing_role_is_complete() -> None:
     )
 
 
-def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
+def test_an_unknown_principal_becomes_a_placeholder() -> None:
     step = discovery_step(answer(403), call(principal=None))
     assert "the principal of the token may not call" in step.text
     assert "--member=PRINCIPAL" in step.commands[0]
@@ -210,7 +210,7 @@ def test_a_principal_without_a_name_is_left_to_be_filled_in() -> None:
         (route(audience="https://other"), "The route sets gcp_audience = 'https://other'"),
     ],
 )
-def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words: str) -> None:
+def test_a_refused_audience_is_reported_with_the_setting(of: Route, words: str) -> None:
     step = discovery_step(Response(401, CHALLENGE, b""), call(of))
     assert step.remedy
     assert of.audience in step.text
@@ -219,16 +219,16 @@ def test_a_refused_audience_says_which_was_sent_and_what_to_set(of: Route, words
 
 
 @pytest.mark.parametrize(("skew", "code"), [(61.0, "clock-wrong"), (-61.0, "clock-wrong"), (60.0, "audience-refused")])
-def test_a_refused_token_is_the_fault_of_a_clock_that_is_wrong(skew: float, code: str) -> None:
+def test_a_refused_token_with_a_wrong_clock_blames_the_clock(skew: float, code: str) -> None:
     assert discovery_step(Response(401, CHALLENGE, b""), call(skew=skew)).code == code
 
 
 @pytest.mark.parametrize("refusal", [answer(403), Response(401, CHALLENGE, b"")])
-def test_a_route_without_tokens_to_a_private_service_is_told_so(refusal: Response) -> None:
+def test_an_unsigned_route_to_a_private_service_is_reported(refusal: Response) -> None:
     assert discovery_step(refusal, call(route(signed=False))).code == "unsigned-refused"
 
 
-def test_a_missing_page_is_named_with_its_path() -> None:
+def test_not_found_names_the_path() -> None:
     assert f"https://{HOST}/restate/discover" in discovery_step(answer(404), call(route(base_path="/restate"))).text
 
 
@@ -250,7 +250,7 @@ def test_a_manifest_lists_services_and_handlers() -> None:
         (answer(200, '{"services": []}', content_type=MANIFEST), "no-services"),
     ],
 )
-def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Response, code: str) -> None:
+def test_a_200_without_a_manifest_is_not_a_restate_endpoint(given: Response, code: str) -> None:
     step = discovery_step(given, call())
     assert (step.outcome, step.code) == (Outcome.FAILED, code)
     assert step.remedy
@@ -265,11 +265,11 @@ def test_an_answer_of_200_need_not_be_a_restate_endpoint(given: Response, code: 
         ("", "text/plain", ""),
     ],
 )
-def test_what_was_said_is_shown_without_mark_up_if_it_is_text(body: str, kind: str, expected: str) -> None:
+def test_a_text_body_is_quoted_without_mark_up(body: str, kind: str, expected: str) -> None:
     given = answer(500, body, content_type=kind)
     assert given.excerpt() == expected
     assert discovery_step(given, call()).details.get("said", "") == expected
 
 
-def test_an_answer_shows_neither_fields_nor_body_when_it_is_printed() -> None:
+def test_the_repr_of_a_response_has_neither_fields_nor_body() -> None:
     assert repr(answer(200, "secret", x="secret")) == "Response(status=200)"

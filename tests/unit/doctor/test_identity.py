@@ -33,7 +33,7 @@ ROUTE = Route(name="a", origin=Origin("https", "svc.run.app", 443))
 async def minting(
     folder: Path, environment: Mapping[str, str], google: Google | None = None
 ) -> AsyncIterator[tuple[GoogleMint, Mapping[str, str], GoogleServer]]:
-    """A mint with this environment, and the metadata server that it finds."""
+    """A mint with this environment, and its metadata server."""
     async with GoogleServer(google or Google(), Certificates.create(folder)) as endpoints:
         seen = {"GCE_METADATA_HOST": endpoints.metadata_address, "HOME": str(folder), **environment}
         made = GoogleMint(environment=seen)
@@ -47,8 +47,8 @@ async def minting(
 async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> None:
     google = Google()
     async with minting(tmp_path, {}, google) as (made, environment, endpoints):
-        step, who = await check_credentials(made, environment, 5.0)
-    assert who == CredentialInfo(None, endpoints.metadata_address, google.metadata_account)
+        step, info = await check_credentials(made, environment, 5.0)
+    assert info == CredentialInfo(None, endpoints.metadata_address, google.metadata_account)
     assert step.text == (
         f"{google.metadata_account}, by the metadata server {endpoints.metadata_address} (GCE_METADATA_HOST)"
     )
@@ -63,7 +63,7 @@ async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> 
     ],
 )
 @pytest.mark.asyncio
-async def test_a_file_is_named_with_what_led_to_it(
+async def test_a_file_is_named_with_the_variable_that_selected_it(
     tmp_path: Path, variables: dict[str, str], place: str, named_by: str
 ) -> None:
     path = tmp_path / place
@@ -71,8 +71,8 @@ async def test_a_file_is_named_with_what_led_to_it(
     path.write_text(json.dumps(Google().user_file("ada@example.com")))
     given = {name: value.format(tmp_path) for name, value in variables.items()}
     async with minting(tmp_path, given) as (made, environment, _):
-        step, who = await check_credentials(made, environment, 5.0)
-    assert who is not None
+        step, info = await check_credentials(made, environment, 5.0)
+    assert info is not None
     assert step.outcome is Outcome.OK
     assert step.details["place"] == str(path)
     assert step.details["named_by"] == named_by
@@ -80,16 +80,16 @@ async def test_a_file_is_named_with_what_led_to_it(
 
 
 @pytest.mark.asyncio
-async def test_without_credentials_the_step_fails_with_what_to_do(tmp_path: Path) -> None:
+async def test_without_credentials_the_step_fails_with_a_remedy(tmp_path: Path) -> None:
     async with minting(tmp_path, {"NO_GCE_CHECK": "true"}) as (made, environment, _):
-        step, who = await check_credentials(made, environment, 5.0)
-    assert (who, step.outcome, step.code) == (None, Outcome.FAILED, "credentials-not-found")
+        step, info = await check_credentials(made, environment, 5.0)
+    assert (info, step.outcome, step.code) == (None, Outcome.FAILED, "credentials-not-found")
     assert step.remedy
     assert "GOOGLE_APPLICATION_CREDENTIALS" in step.remedy
 
 
 @pytest.mark.asyncio
-async def test_a_source_that_hangs_fails_in_time(tmp_path: Path) -> None:
+async def test_a_source_that_hangs_fails_at_the_deadline(tmp_path: Path) -> None:
     google = Google()
     google.fail("metadata", Fault.HANG)
     async with minting(tmp_path, {}, google) as (made, environment, _), asyncio.timeout(20):
@@ -101,7 +101,9 @@ async def test_a_source_that_hangs_fails_in_time(tmp_path: Path) -> None:
     ("lifetime", "outcome", "code"), [(3600, Outcome.OK, None), (30, Outcome.WARNING, "token-short-lived")]
 )
 @pytest.mark.asyncio
-async def test_a_token_is_told_by_its_claims(tmp_path: Path, lifetime: int, outcome: Outcome, code: str | None) -> None:
+async def test_a_token_is_reported_by_its_claims(
+    tmp_path: Path, lifetime: int, outcome: Outcome, code: str | None
+) -> None:
     google = Google(token_lifetime_seconds=lifetime)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)
@@ -116,7 +118,7 @@ async def test_a_token_is_told_by_its_claims(tmp_path: Path, lifetime: int, outc
 
 
 @pytest.mark.asyncio
-async def test_a_mint_that_fails_is_told_with_its_remedy(tmp_path: Path) -> None:
+async def test_a_failed_mint_is_reported_with_its_remedy(tmp_path: Path) -> None:
     google = Google()
     google.fail("metadata", Fault.SERVER_ERROR)
     async with minting(tmp_path, {}, google) as (made, _, _):
@@ -143,8 +145,8 @@ def binding(caller: str, target: str, role: str) -> str:
 
 
 def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
-    who = CredentialInfo(None, "metadata.google.internal", CALLER)
-    assert grant_commands(ImpersonationDenied("no"), route(TARGET, MIDDLE), who) == (
+    info = CredentialInfo(None, "metadata.google.internal", CALLER)
+    assert grant_commands(ImpersonationDenied("no"), route(TARGET, MIDDLE), info) == (
         binding(f"serviceAccount:{CALLER}", MIDDLE, CREATOR),
         binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
     )
@@ -154,18 +156,18 @@ def test_a_denied_impersonation_gets_a_command_for_each_link() -> None:
     ("source", "member"),
     [({"client_email": CALLER}, f"serviceAccount:{CALLER}"), ({"refresh_token": "x"}, "PRINCIPAL")],
 )
-def test_an_impersonated_file_is_reached_by_the_credential_inside(source: dict[str, str], member: str) -> None:
-    who = CredentialInfo(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
+def test_the_credential_inside_a_file_impersonates_its_account(source: dict[str, str], member: str) -> None:
+    info = CredentialInfo(file_of("impersonated_service_account", {"source_credentials": source}), "/key.json", MIDDLE)
     denied = ImpersonationDenied("no")
-    assert grant_commands(denied, route(None), who) == (binding(member, MIDDLE, ID_CREATOR),)
-    assert grant_commands(denied, route(TARGET), who) == (
+    assert grant_commands(denied, route(None), info) == (binding(member, MIDDLE, ID_CREATOR),)
+    assert grant_commands(denied, route(TARGET), info) == (
         binding(member, MIDDLE, CREATOR),
         binding(f"serviceAccount:{MIDDLE}", TARGET, ID_CREATOR),
     )
 
 
 def test_other_refusals_get_no_command() -> None:
-    who = CredentialInfo(None, "metadata.google.internal", CALLER)
-    assert grant_commands(MintRefused("no"), route(TARGET), who) == ()
+    info = CredentialInfo(None, "metadata.google.internal", CALLER)
+    assert grant_commands(MintRefused("no"), route(TARGET), info) == ()
     federated = ImpersonationDenied("grant it roles/iam.workloadIdentityUser on that account")
-    assert grant_commands(federated, route(TARGET), who) == ()
+    assert grant_commands(federated, route(TARGET), info) == ()

@@ -29,7 +29,7 @@ REPORT = RouteReport(
 )
 
 
-def test_a_report_is_a_line_a_step_with_the_remedy_under_what_is_wrong() -> None:
+def test_a_report_has_one_line_a_step_and_the_remedy_below_a_problem() -> None:
     assert render(REPORT, PLAIN) == (
         "/team/greeter  https://greeter.run.app\n"
         "  ✔ credentials  me\n"
@@ -44,7 +44,7 @@ def test_a_report_is_a_line_a_step_with_the_remedy_under_what_is_wrong() -> None
     )
 
 
-def test_an_ascii_terminal_gets_words_for_signs_in_columns_as_straight() -> None:
+def test_an_ascii_terminal_gets_words_in_aligned_columns() -> None:
     text = render(REPORT, TerminalStyle(ascii_only=True))
     assert text.isascii()
     lines = text.splitlines()
@@ -66,7 +66,7 @@ def test_colours_change_nothing_but_colour() -> None:
     assert "\x1b" not in render(REPORT, PLAIN)
 
 
-def test_lines_end_where_the_terminal_does_but_commands_stay_whole() -> None:
+def test_text_is_wrapped_at_the_terminal_width_but_commands_are_not() -> None:
     steps = (
         replace(REPORT.steps[3], remedy="many words " * 30, text="more words " * 20),
         skipped("clock", "and so " * 30),
@@ -89,9 +89,9 @@ def test_the_summary_counts_routes() -> None:
     assert summary([REPORT], TerminalStyle(colour=True)) == "1 route: \x1b[31m1 failing\x1b[0m\n"
 
 
-def test_a_route_is_shown_as_the_path_that_it_takes() -> None:
+def test_a_route_is_shown_as_its_path_prefix() -> None:
     assert (route_path("a/b"), route_path("")) == ("/a/b", "/")
 
 
-def test_our_own_signs_are_spelled_out_and_others_are_not_guessed() -> None:
+def test_signs_of_reports_are_spelled_out_and_others_become_question_marks() -> None:
     assert to_ascii("a → b – c… ü") == "a -> b - c... ?"

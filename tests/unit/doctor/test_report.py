@@ -25,17 +25,17 @@ def report(*steps: Step, route: str = "a") -> RouteReport:
         ((FAILED, WARNING, OK), Outcome.FAILED),
     ],
 )
-def test_a_route_is_as_well_as_its_worst_step_and_what_was_left_out_is_no_fault(
+def test_the_outcome_of_a_route_is_that_of_its_worst_step_without_skipped_ones(
     steps: tuple[Step, ...], expected: Outcome
 ) -> None:
     assert report(*steps).outcome is expected
 
 
-def test_the_worst_of_nothing_is_ok() -> None:
+def test_the_worst_outcome_of_no_steps_is_ok() -> None:
     assert worst_outcome([]) is Outcome.OK
 
 
-def test_the_machine_form_is_version_1_and_names_everything() -> None:
+def test_the_json_form_has_version_1_and_all_members() -> None:
     assert as_json([report(OK, WARNING), report(FAILED, route="")]) == {
         "version": 1,
         "outcome": "failed",
@@ -101,7 +101,7 @@ def test_text_from_outside_is_one_line_without_controls_and_tokens(text: str, ex
     assert one_line(text) == expected
 
 
-def test_a_token_is_taken_out_before_the_text_is_cut() -> None:
+def test_a_token_is_removed_before_the_text_is_shortened() -> None:
     assert "eyJ" not in one_line("x" * 150 + " eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0.c2ln")
 
 
@@ -109,5 +109,5 @@ def test_a_token_is_taken_out_before_the_text_is_cut() -> None:
     ("text", "expected"),
     [("it broke", "it broke."), ("did it?", "did it?"), ("It did.\nSo there.", "It did. So there.")],
 )
-def test_a_failure_is_told_as_a_sentence(text: str, expected: str) -> None:
+def test_the_text_of_a_failure_becomes_a_sentence(text: str, expected: str) -> None:
     assert as_sentence(text) == expected

@@ -30,7 +30,7 @@ LONG = 30.0
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[UpstreamConnection, Peer]]:
-    """A connection in use, and its other end."""
+    """A connection, and its peer."""
     async with server() as far:
         connector = Connector(
             lambda handler: PortableEngine(client=True, limits=Limits(), handler=handler),
@@ -47,7 +47,7 @@ async def connected() -> AsyncIterator[tuple[UpstreamConnection, Peer]]:
 
 
 @pytest.mark.asyncio
-async def test_an_answer_is_collected_to_its_end_and_its_window_given_back() -> None:
+async def test_a_response_is_collected_to_its_end_and_its_window_restored() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(send_request(near, HEAD, LONG))
         stream, fields, ended = await far.request()
@@ -62,7 +62,7 @@ async def test_an_answer_is_collected_to_its_end_and_its_window_given_back() -> 
 
 
 @pytest.mark.asyncio
-async def test_an_answer_may_end_with_its_head_or_with_trailers() -> None:
+async def test_a_response_may_end_with_its_head_or_with_trailers() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         bare = group.create_task(send_request(near, HEAD, LONG))
         stream, _, _ = await far.request()
@@ -80,7 +80,7 @@ async def test_an_answer_may_end_with_its_head_or_with_trailers() -> None:
     ("code", "words"), [(0x2, "INTERNAL_ERROR"), (0x8, "CANCEL"), (0x0, "NO_ERROR"), (0x4321, "0x4321")]
 )
 @pytest.mark.asyncio
-async def test_a_reset_before_the_answer_is_told_with_its_code(code: int, words: str) -> None:
+async def test_a_reset_before_the_response_is_reported_with_its_error_code(code: int, words: str) -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(_raised(near))
         stream, _, _ = await far.request()
@@ -91,7 +91,7 @@ async def test_a_reset_before_the_answer_is_told_with_its_code(code: int, words:
 
 
 @pytest.mark.asyncio
-async def test_a_reset_without_error_after_the_head_ends_the_answer() -> None:
+async def test_a_reset_without_error_after_the_head_ends_the_response() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(send_request(near, HEAD, LONG))
         stream, _, _ = await far.request()
@@ -102,7 +102,7 @@ async def test_a_reset_without_error_after_the_head_ends_the_answer() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_request_that_was_not_taken_and_a_connection_that_was_lost_are_told_apart() -> None:
+async def test_a_refused_stream_and_a_lost_connection_are_different_failures() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         refused = group.create_task(_raised(near))
         stream, _, _ = await far.request()
@@ -115,7 +115,7 @@ async def test_a_request_that_was_not_taken_and_a_connection_that_was_lost_are_t
 
 
 @pytest.mark.asyncio
-async def test_silence_ends_in_a_timeout_and_the_service_hears_of_it() -> None:
+async def test_a_timeout_cancels_the_stream() -> None:
     async with connected() as (near, far):
         with pytest.raises(TimeoutError):
             await send_request(near, HEAD, 0.05)
@@ -126,7 +126,7 @@ async def test_silence_ends_in_a_timeout_and_the_service_hears_of_it() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_response_without_end_is_aborted_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "MAX_OCTETS", 1 << 20)
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         asked = group.create_task(_raised(near))
@@ -141,7 +141,7 @@ async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.asyncio
-async def test_a_defect_of_ours_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(self: object, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 

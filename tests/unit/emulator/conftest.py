@@ -28,7 +28,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def form(google: Google) -> dict[str, str]:
-    """A right exchange of a pod's token."""
+    """A valid exchange of a pod's token."""
     cluster = google.federation.cluster
     return {
         "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
@@ -48,7 +48,7 @@ async def server(google: Google, certificates: Certificates) -> AsyncIterator[Go
 
 @pytest_asyncio.fixture
 async def client(server: GoogleServer, certificates: Certificates) -> AsyncIterator[aiohttp.ClientSession]:
-    """Every https name leads to the emulator; its certificate is verified."""
+    """Every https name resolves to the emulator; its certificate is verified."""
     connector = aiohttp.TCPConnector(resolver=Names(server.tls_address), ssl=trusting(certificates.ca_file))
     async with aiohttp.ClientSession(connector=connector) as session:
         yield session

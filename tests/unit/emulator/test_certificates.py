@@ -36,14 +36,14 @@ async def _shake_hands(ca_file: Path, files: tuple[Path, Path], server_name: str
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["iamcredentials.googleapis.com", "127.0.0.1", "::1"])
-async def test_a_strict_client_accepts_each_name_that_was_asked_for(tmp_path: Path, name: str) -> None:
+async def test_a_strict_client_accepts_each_requested_name(tmp_path: Path, name: str) -> None:
     certificates = Certificates.create(tmp_path / "made")
     files = certificates.server_files("iamcredentials.googleapis.com", "127.0.0.1", "::1")
     await _shake_hands(certificates.ca_file, files, name)
 
 
 @pytest.mark.asyncio
-async def test_a_name_that_was_not_asked_for_is_refused(tmp_path: Path) -> None:
+async def test_a_name_that_was_not_requested_is_refused(tmp_path: Path) -> None:
     certificates = Certificates.create(tmp_path)
     with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
         await _shake_hands(certificates.ca_file, certificates.server_files("a.example"), "b.example")
@@ -56,13 +56,13 @@ async def test_another_authority_is_not_trusted(tmp_path: Path) -> None:
         await _shake_hands(other.ca_file, mine.server_files("a.example"), "a.example")
 
 
-def test_the_same_names_give_the_same_files_and_others_give_others(tmp_path: Path) -> None:
+def test_the_same_names_give_the_same_files(tmp_path: Path) -> None:
     certificates = Certificates.create(tmp_path)
     assert certificates.server_files("a.example") == certificates.server_files("a.example")
     assert certificates.server_files("a.example") != certificates.server_files("a.example", "b.example")
 
 
-def test_keys_are_for_their_owner_alone_and_the_authoritys_is_not_written(tmp_path: Path) -> None:
+def test_keys_are_private_and_the_authoritys_is_not_written(tmp_path: Path) -> None:
     certificates = Certificates.create(tmp_path)
     chain, key = certificates.server_files("*.a.example")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""Requests as Google's own clients make them, each of which Google takes; and beside them what it does not take.
+"""Requests in the form of Google's own clients, which Google accepts; and similar ones that it refuses.
 
 What they send was read in google-auth (Python), google-auth-library-nodejs, google-cloud-rust, golang.org/x/oauth2,
 google-auth-library-java and gcloud.
@@ -77,7 +77,7 @@ async def grant(client: aiohttp.ClientSession, assertion: str, url: str = TOKEN)
         pytest.param({"sub": "", "prn": ""}, 10, -10, True, id="go"),
     ],
 )
-async def test_an_assertion_of_each_client_gets_an_id_token(
+async def test_the_assertion_of_each_client_gets_an_id_token(
     client: aiohttp.ClientSession,
     file: dict[str, str],
     clock: Clock,
@@ -104,7 +104,7 @@ async def test_without_a_key_id_every_key_of_the_account_is_tried_and_no_other(
 
 
 @pytest.mark.asyncio
-async def test_the_audience_of_an_assertion_may_be_where_it_is_posted_to(
+async def test_the_audience_of_an_assertion_may_be_the_address_of_the_request(
     client: aiohttp.ClientSession, server: GoogleServer, file: dict[str, str], clock: Clock
 ) -> None:
     claims = {"iss": CALLER, "aud": server.token_uri, "target_audience": AUDIENCE, **times(clock)}
@@ -140,9 +140,7 @@ async def test_a_client_may_authenticate_by_field(client: aiohttp.ClientSession,
 
 
 @pytest.mark.asyncio
-async def test_a_refresh_gets_no_more_than_the_person_has_granted(
-    client: aiohttp.ClientSession, google: Google
-) -> None:
+async def test_a_refresh_gets_only_granted_scopes(client: aiohttp.ClientSession, google: Google) -> None:
     user = google.user_file("person@example.com") | {"grant_type": "refresh_token"}
     granted = "openid https://www.googleapis.com/auth/sqlservice.login"
     assert (await post(client, TOKEN, data=user | {"scope": granted}))[1]["scope"] == granted
@@ -151,7 +149,7 @@ async def test_a_refresh_gets_no_more_than_the_person_has_granted(
         assert (status, answer["error"]) == (400, "invalid_scope")
 
 
-# Self-signed JWTs in the place of access tokens (AIP-4111)
+# Self-signed JWTs instead of access tokens (AIP-4111)
 
 SERVICE_AUDIENCE = {"aud": f"{IAM}/"}
 
@@ -213,7 +211,7 @@ async def test_a_wrong_self_signed_jwt_is_no_bearer(
 
 
 @pytest.mark.asyncio
-async def test_a_self_signed_jwt_is_as_good_as_its_key(
+async def test_a_self_signed_jwt_needs_a_key_of_the_account(
     client: aiohttp.ClientSession, google: Google, file: dict[str, str], clock: Clock
 ) -> None:
     claims = {"iss": CALLER, "sub": CALLER, "scope": SCOPE, **times(clock)}
@@ -279,7 +277,7 @@ async def test_an_account_may_be_used_everywhere(client: aiohttp.ClientSession, 
 
 
 @pytest.mark.asyncio
-async def test_a_pools_project_has_an_id(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_the_project_of_a_pool_has_an_id(client: aiohttp.ClientSession, google: Google) -> None:
     headers = {"Authorization": f"Bearer {google.access_token(CALLER)[0]}"}
     for name in (POOL_PROJECT_NUMBER, "emulated"):
         async with client.get(f"{PROJECTS}/{name}", headers=headers) as response:
@@ -307,10 +305,10 @@ async def test_gcloud_logs_in_with_a_federation_file(
     assert status == 200
     basic = {"Authorization": f"Basic {base64.b64encode(b'gcloud:not-secret').decode()}"}
     asked = {"token": answer["access_token"], "token_type_hint": form["requested_token_type"]}
-    status, told = await post(client, INTROSPECT, data=asked, headers=basic)
+    status, body = await post(client, INTROSPECT, data=asked, headers=basic)
     principal = google.federation.principal(form["audience"], "pod")
-    assert (status, told["active"], told["username"]) == (200, True, principal)
-    assert set(told["scope"].split()) == set(scopes.split())
+    assert (status, body["active"], body["username"]) == (200, True, principal)
+    assert set(body["scope"].split()) == set(scopes.split())
     assert (await post(client, INTROSPECT, data=asked))[1]["error"] == "invalid_client"
     assert (await post(client, INTROSPECT, data={"token": "ya29.invented"}, headers=basic)) == (200, {"active": False})
 
@@ -336,10 +334,10 @@ async def test_a_client_may_be_named_in_the_form(client: aiohttp.ClientSession, 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("escape", [quote, quote_plus], ids=["python, node", "go, java, rust"])
-async def test_a_space_of_an_aws_request_is_escaped_either_way(
+async def test_a_space_in_an_aws_request_may_be_escaped_in_two_ways(
     client: aiohttp.ClientSession, google: Google, clock: Clock, escape: Any, form: dict[str, str]
 ) -> None:
-    # google-auth, which signs here, signs by the real clock.
+    # google-auth signs with the real clock.
     clock.now = time.time()
     request = signed(google, google.federation.aws.role_key("a+role"), Zeta="a+b c")
     form = form | {
@@ -355,7 +353,7 @@ async def test_a_space_of_an_aws_request_is_escaped_either_way(
 
 
 @pytest.mark.asyncio
-async def test_nodes_probe_is_sent_to_the_listing(client: aiohttp.ClientSession, server: GoogleServer) -> None:
+async def test_nodes_probe_is_redirected_to_the_listing(client: aiohttp.ClientSession, server: GoogleServer) -> None:
     url = f"http://{server.metadata_address}/computeMetadata/v1/instance"
     async with client.get(url, headers=FLAVOR, allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (301, "/computeMetadata/v1/instance/")
@@ -370,7 +368,7 @@ async def test_gcloud_and_go_list_the_accounts(client: aiohttp.ClientSession, se
     url = f"http://{server.metadata_address}/computeMetadata/v1/instance/service-accounts/"
     async with client.get(url, headers=FLAVOR) as response:
         assert await response.text() == "default/\nmetadata@emulated.iam.gserviceaccount.com/\n"
-    # Java asks for all of them at once.
+    # Java requests all of them at once.
     async with client.get(url, headers=FLAVOR, params={"recursive": "true"}) as response:
         accounts = await response.json()
     assert accounts.keys() == {"default", "metadata@emulated.iam.gserviceaccount.com"}
@@ -378,14 +376,14 @@ async def test_gcloud_and_go_list_the_accounts(client: aiohttp.ClientSession, se
 
 
 @pytest.mark.asyncio
-async def test_all_metadata_is_shown_at_once(client: aiohttp.ClientSession, server: GoogleServer) -> None:
+async def test_all_metadata_is_returned_recursively(client: aiohttp.ClientSession, server: GoogleServer) -> None:
     url = f"http://{server.metadata_address}/computeMetadata/v1/?recursive=true"
     async with client.get(url, headers=FLAVOR) as response:
-        told = await response.json()
-    assert told["project"] == {
+        body = await response.json()
+    assert body["project"] == {
         "attributes": {},
         "numericProjectId": server.google.project_number("emulated"),
         "projectId": "emulated",
     }
-    assert told["instance"]["serviceAccounts"]["default"].keys() == {"aliases", "email", "scopes"}
-    assert told["universe"] == {"universeDomain": "googleapis.com"}
+    assert body["instance"]["serviceAccounts"]["default"].keys() == {"aliases", "email", "scopes"}
+    assert body["universe"] == {"universeDomain": "googleapis.com"}

@@ -17,7 +17,7 @@ SERVERLESS_AUTHORIZATION, AUTHORIZATION = b"x-serverless-authorization", b"autho
 
 
 class Application:
-    """An ASGI application that notes what reaches it."""
+    """An ASGI application that records its requests."""
 
     def __init__(self) -> None:
         self.scopes: list[Any] = []
@@ -92,7 +92,7 @@ def _bearer(token: str) -> bytes:
         ({"sub": unique_id(TARGET), "email": CALLER}, Verdict.NOT_INVOKER),
     ],
 )
-async def test_the_claims_decide(
+async def test_each_claim_is_checked(
     cloud_run: CloudRun,
     application: Application,
     google: Google,
@@ -132,7 +132,7 @@ def _forge(token: str) -> str:
     ],
 )
 @pytest.mark.parametrize("name", [SERVERLESS_AUTHORIZATION, AUTHORIZATION])
-async def test_the_form_of_the_field_decides(
+async def test_the_syntax_of_the_field_is_checked(
     cloud_run: CloudRun,
     google: Google,
     clock: Clock,
@@ -162,7 +162,7 @@ async def test_the_form_of_the_field_decides(
         ([], Verdict.UNKNOWN_HOST),
     ],
 )
-async def test_the_host_is_one_of_the_services(
+async def test_the_host_must_be_one_of_the_services(
     cloud_run: CloudRun, google: Google, clock: Clock, hosts: list[bytes], verdict: Verdict
 ) -> None:
     cloud_run.hosts = frozenset({"127.0.0.1", "::1"})
@@ -184,7 +184,7 @@ async def test_a_reserved_path_never_reaches_the_container(
 
 
 @pytest.mark.asyncio
-async def test_fields_have_a_limit_in_all(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
+async def test_the_total_size_of_fields_is_limited(cloud_run: CloudRun, google: Google, clock: Clock) -> None:
     token = (SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))
     used = sum(len(part) for part in token) + 32 + len(b":path/invoke") + 32
     padding = 16_384 - used - len(b"x-a") - 32
@@ -195,7 +195,7 @@ async def test_fields_have_a_limit_in_all(cloud_run: CloudRun, google: Google, c
 
 
 @pytest.mark.asyncio
-async def test_a_key_that_is_not_googles_is_refused(cloud_run: CloudRun, clock: Clock) -> None:
+async def test_a_foreign_key_is_refused(cloud_run: CloudRun, clock: Clock) -> None:
     await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(Key().sign(_claims(clock))))])
     assert cloud_run.streams[0].verdict is Verdict.UNKNOWN_KEY
 
@@ -212,7 +212,7 @@ async def test_a_401_names_the_error_and_a_403_does_not(cloud_run: CloudRun) -> 
 
 
 @pytest.mark.asyncio
-async def test_the_preferred_field_alone_is_checked_and_the_other_crosses_untouched(
+async def test_only_the_serverless_field_is_checked_and_the_other_is_unchanged(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     token = google.sign(_claims(clock))
@@ -228,7 +228,7 @@ async def test_the_preferred_field_alone_is_checked_and_the_other_crosses_untouc
 
 
 @pytest.mark.asyncio
-async def test_a_good_authorization_does_not_make_up_for_a_bad_preferred_field(
+async def test_a_valid_authorization_does_not_replace_an_invalid_serverless_field(
     cloud_run: CloudRun, google: Google, clock: Clock
 ) -> None:
     good = _bearer(google.sign(_claims(clock)))
@@ -237,7 +237,7 @@ async def test_a_good_authorization_does_not_make_up_for_a_bad_preferred_field(
 
 
 @pytest.mark.asyncio
-async def test_authorization_loses_its_signature_when_it_was_the_one_checked(
+async def test_authorization_loses_its_signature_if_it_was_checked(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     token = google.sign(_claims(clock))
@@ -259,7 +259,7 @@ async def test_the_application_can_read_the_claims(
 
 
 @pytest.mark.asyncio
-async def test_keys_alone_will_do_and_then_the_clock_is_the_real_one(
+async def test_keys_alone_are_enough_and_use_the_real_clock(
     application: Application, google: Google, clock: Clock
 ) -> None:
     cloud_run = CloudRun(application, google.certificates(), url=AUDIENCE, invokers=[CALLER])
@@ -271,7 +271,7 @@ async def test_keys_alone_will_do_and_then_the_clock_is_the_real_one(
 
 
 @pytest.mark.asyncio
-async def test_without_a_url_no_audience_fits(application: Application, google: Google, clock: Clock) -> None:
+async def test_without_a_url_no_audience_is_valid(application: Application, google: Google, clock: Clock) -> None:
     cloud_run = CloudRun(application, google, invokers=[CALLER])
     for audience in (None, "None", ""):
         await _call(cloud_run, [(SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock, aud=audience))))])
@@ -296,7 +296,7 @@ async def test_the_lifespan_passes_through(cloud_run: CloudRun, application: App
 
 
 @pytest.mark.asyncio
-async def test_a_websocket_is_checked_too(
+async def test_a_websocket_is_also_checked(
     cloud_run: CloudRun, application: Application, google: Google, clock: Clock
 ) -> None:
     assert await _call(cloud_run, [], kind="websocket") == [{"type": "websocket.close"}]
@@ -306,7 +306,7 @@ async def test_a_websocket_is_checked_too(
 
 
 @pytest.mark.asyncio
-async def test_what_arrived_is_bounded_and_the_counts_are_not(cloud_run: CloudRun) -> None:
+async def test_recorded_requests_are_bounded_and_counts_are_not(cloud_run: CloudRun) -> None:
     cloud_run.streams += [RequestRecord("GET", "/", Verdict.NO_TOKEN)] * (MAX_RECORDED_STREAMS - 1)
     await _call(cloud_run, [])
     assert len(cloud_run.streams) == MAX_RECORDED_STREAMS

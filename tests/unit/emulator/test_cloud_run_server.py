@@ -29,7 +29,7 @@ def _token(google: Google, url: str) -> Field:
 
 
 class Service:
-    """An ASGI application: `/echo` answers while it reads, `/early` before, `/stuck` never."""
+    """An ASGI application: `/echo` responds while it reads, `/early` before, `/stuck` never."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -65,7 +65,7 @@ class Service:
 
 
 @pytest.mark.asyncio
-async def test_http2_is_negotiated_and_a_token_opens_the_door(google: Google, certificates: Certificates) -> None:
+async def test_http2_is_negotiated_and_a_token_is_accepted(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
     async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
         assert cloud_run.url == server.url
@@ -80,7 +80,7 @@ async def test_http2_is_negotiated_and_a_token_opens_the_door(google: Google, ce
 
 
 @pytest.mark.asyncio
-async def test_http11_is_there_too(google: Google, certificates: Certificates) -> None:
+async def test_http11_works_as_well(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
     async with CloudRunServer(cloud_run, certificates) as server, aiohttp.ClientSession() as client:
         tls = trusting(certificates.ca_file, "http/1.1")
@@ -101,9 +101,7 @@ async def test_a_service_without_http2_does_not_offer_it(google: Google, certifi
 
 
 @pytest.mark.asyncio
-async def test_a_refusal_in_the_middle_of_the_content_leaves_the_connection_alone(
-    google: Google, certificates: Certificates
-) -> None:
+async def test_a_refusal_during_the_content_keeps_the_connection(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
     async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
         refused = await client.request("/echo", ("x-serverless-authorization", "Bearer junk"), method="POST", end=False)
@@ -122,7 +120,7 @@ async def test_a_refusal_in_the_middle_of_the_content_leaves_the_connection_alon
 
 
 @pytest.mark.asyncio
-async def test_fields_over_the_advertised_limit_are_refused_and_the_connection_goes_on(
+async def test_fields_over_the_advertised_limit_are_refused_and_keep_the_connection(
     google: Google, certificates: Certificates
 ) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
@@ -146,7 +144,7 @@ async def test_fields_over_the_advertised_limit_are_refused_and_the_connection_g
 
 
 @pytest.mark.asyncio
-async def test_a_request_for_another_host_is_not_the_services(google: Google, certificates: Certificates) -> None:
+async def test_a_request_for_another_host_is_not_found(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, url="https://greeter-abc.a.run.app", invokers=[CALLER])
     tls = trusting(certificates.ca_file)
     async with CloudRunServer(cloud_run, certificates, names=("tagged---greeter-abc.a.run.app",)) as server:
@@ -176,7 +174,7 @@ async def test_more_than_a_thousand_requests_fit_one_connection(google: Google, 
 
 
 @pytest.mark.asyncio
-async def test_one_application_that_does_not_read_does_not_stop_another(
+async def test_an_application_that_does_not_read_does_not_block_another(
     google: Google, certificates: Certificates
 ) -> None:
     service = Service()
@@ -189,7 +187,7 @@ async def test_one_application_that_does_not_read_does_not_stop_another(
 
 
 @pytest.mark.asyncio
-async def test_the_lifespan_is_run_around_it(certificates: Certificates) -> None:
+async def test_the_lifespan_of_the_application_is_run(certificates: Certificates) -> None:
     service = Service()
     async with CloudRunServer(service, certificates):
         assert service.events == ["startup"]
@@ -212,7 +210,7 @@ async def test_a_startup_that_fails_frees_the_port(certificates: Certificates) -
 
 
 @pytest.mark.asyncio
-async def test_it_ends_although_a_request_does_not(certificates: Certificates) -> None:
+async def test_it_stops_although_a_request_does_not_end(certificates: Certificates) -> None:
     service = Service()
     async with asyncio.timeout(60):
         async with CloudRunServer(service, certificates) as server:
@@ -227,7 +225,7 @@ async def test_it_ends_although_a_request_does_not(certificates: Certificates) -
 
 
 @pytest.mark.asyncio
-async def test_it_ends_although_a_client_does_not_read(certificates: Certificates) -> None:
+async def test_it_stops_although_a_client_does_not_read(certificates: Certificates) -> None:
     sent = asyncio.Event()
 
     async def flood(scope: Any, receive: Any, send: Any) -> None:
@@ -244,7 +242,7 @@ async def test_it_ends_although_a_client_does_not_read(certificates: Certificate
 
 
 @pytest.mark.asyncio
-async def test_it_ends_at_once_when_connections_are_idle(
+async def test_it_stops_at_once_when_connections_are_idle(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cloud_run_server, "GRACE_SECONDS", 3600.0)
@@ -278,7 +276,7 @@ async def test_a_taken_port_is_named(certificates: Certificates) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_certificate_is_good_for_the_services_own_name(certificates: Certificates) -> None:
+async def test_the_certificate_is_valid_for_the_services_own_name(certificates: Certificates) -> None:
     async with CloudRunServer(Service(), certificates, names=("greeter-abc.a.run.app",)) as server:
         host, _, port = server.url.removeprefix("https://").rpartition(":")
         _, writer = await asyncio.open_connection(

@@ -38,7 +38,7 @@ def plain(server: GoogleServer) -> Plain:
 
 
 @pytest.mark.asyncio
-async def test_aws_tells_region_role_and_key(plain: Plain, google: Google) -> None:
+async def test_aws_returns_region_role_and_key(plain: Plain, google: Google) -> None:
     assert await plain.aws("/latest/meta-data/placement/availability-zone") == (200, "eu-west-1b")
     for path in ("/latest/meta-data/iam/security-credentials", "/latest/meta-data/iam/security-credentials/"):
         assert await plain.aws(path) == (200, ROLE)
@@ -51,7 +51,7 @@ async def test_aws_tells_region_role_and_key(plain: Plain, google: Google) -> No
 
 
 @pytest.mark.asyncio
-async def test_aws_tells_nothing_without_a_session_token(plain: Plain, clock: Clock) -> None:
+async def test_aws_requires_a_session_token(plain: Plain, clock: Clock) -> None:
     path = "/latest/meta-data/iam/security-credentials"
     assert (await plain.ask("GET", path))[0] == 401
     assert (await plain.ask("GET", path, X_aws_ec2_metadata_token="made-up"))[0] == 401
@@ -62,12 +62,12 @@ async def test_aws_tells_nothing_without_a_session_token(plain: Plain, clock: Cl
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", ["", "0", "21601", "x", "-1"])
-async def test_aws_wants_to_know_how_long_a_session_is(plain: Plain, seconds: str) -> None:
+async def test_aws_requires_a_session_lifetime(plain: Plain, seconds: str) -> None:
     assert (await plain.ask("PUT", "/latest/api/token", X_aws_ec2_metadata_token_ttl_seconds=seconds))[0] == 400
 
 
 @pytest.mark.asyncio
-async def test_aws_answers_nobody_who_comes_through_a_proxy_and_no_other_method(plain: Plain) -> None:
+async def test_aws_refuses_forwarded_requests_and_other_methods(plain: Plain) -> None:
     fields = {"X_aws_ec2_metadata_token_ttl_seconds": "60"}
     assert (await plain.ask("PUT", "/latest/api/token", X_Forwarded_For="192.0.2.1", **fields))[0] == 403
     assert (await plain.ask("GET", "/latest/api/token", **fields))[0] == 405
@@ -76,7 +76,7 @@ async def test_aws_answers_nobody_who_comes_through_a_proxy_and_no_other_method(
 
 
 @pytest.mark.asyncio
-async def test_aws_hands_out_an_expired_key_on_demand(plain: Plain, google: Google) -> None:
+async def test_aws_issues_an_expired_key_on_demand(plain: Plain, google: Google) -> None:
     _, session = await plain.ask("PUT", "/latest/api/token", X_aws_ec2_metadata_token_ttl_seconds="300")
     google.fail("aws", Fault.EXPIRED)
     path = f"/latest/meta-data/iam/security-credentials/{ROLE}"
@@ -89,10 +89,10 @@ AZURE = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=api://e
 
 
 @pytest.mark.asyncio
-async def test_azure_hands_out_an_id_token_for_a_resource(plain: Plain, google: Google) -> None:
+async def test_azure_issues_an_id_token_for_a_resource(plain: Plain, google: Google) -> None:
     import json
 
-    # As gcloud writes it into the files that it makes.
+    # As gcloud writes it into credential files.
     status, text = await plain.ask("GET", AZURE, Metadata="True")
     answer: dict[str, Any] = json.loads(text)
     assert (status, answer["expires_in"], answer["resource"]) == (200, "3600", "api://emulated")
@@ -103,7 +103,7 @@ async def test_azure_hands_out_an_id_token_for_a_resource(plain: Plain, google: 
 
 
 @pytest.mark.asyncio
-async def test_azure_wants_its_field_its_version_and_a_resource_it_knows(plain: Plain) -> None:
+async def test_azure_requires_its_field_its_version_and_a_known_resource(plain: Plain) -> None:
     for method, path, fields, status in (
         ("GET", AZURE, {}, 400),
         ("GET", AZURE, {"Metadata": "yes"}, 400),

@@ -28,7 +28,7 @@ async def _ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
 
 
 @pytest.mark.asyncio
-async def test_a_fault_is_set_and_mended(control: str, google: Google) -> None:
+async def test_a_fault_is_set_and_removed(control: str, google: Google) -> None:
     body = {"endpoint": "metadata", "fault": "server-error", "times": 2}
     assert await _ask("POST", f"{control}/faults", body) == (204, None)
     assert google.faults() == {"metadata": (Fault.SERVER_ERROR, 2)}
@@ -60,7 +60,7 @@ async def test_every_fault_has_a_name(control: str, google: Google, fault: Fault
         {"endpoint": "iam", "fault": "hang", "until": "noon"},
     ],
 )
-async def test_a_wrong_wish_is_refused_with_a_sentence(control: str, google: Google, body: object) -> None:
+async def test_an_invalid_fault_is_refused_with_a_sentence(control: str, google: Google, body: object) -> None:
     status, answer = await _ask("POST", f"{control}/faults", body)
     assert status == 400
     assert answer["error"].endswith(".")
@@ -81,7 +81,7 @@ async def test_a_web_page_cannot_set_a_fault(control: str, google: Google) -> No
 
 
 @pytest.mark.asyncio
-async def test_the_state_counts_and_is_not_counted(control: str, google: Google, cloud_run: CloudRun) -> None:
+async def test_the_state_has_counts_and_is_not_counted(control: str, google: Google, cloud_run: CloudRun) -> None:
     google.record_mint("iam", "a@b", "audience", 0.0)
     google.fail("metadata", Fault.SERVER_ERROR, times=1)
     host = control.removesuffix("/emulator")

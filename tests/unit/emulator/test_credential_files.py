@@ -1,4 +1,4 @@
-"""That each kind works is shown in tests/integration/test_credentials.py; here is what the files look like."""
+"""The content of credential files. tests/integration/test_credentials.py shows that each kind works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(folder: Path, google: Google, server: GoogleServer, kind: str, *, by
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", CredentialFiles.KINDS)
-async def test_a_file_is_of_its_type_and_its_owners_alone(
+async def test_a_file_has_its_type_and_is_private(
     tmp_path: Path, google: Google, server: GoogleServer, kind: str
 ) -> None:
     content = written(tmp_path / "new", google, server, kind, by_name=False)
@@ -50,6 +50,6 @@ async def test_a_file_names_the_emulator_or_google(tmp_path: Path, google: Googl
 
 
 @pytest.mark.asyncio
-async def test_there_is_no_other_kind(tmp_path: Path, google: Google, server: GoogleServer) -> None:
+async def test_an_unknown_kind_is_an_error(tmp_path: Path, google: Google, server: GoogleServer) -> None:
     with pytest.raises(KeyError):
         written(tmp_path, google, server, "gdch", by_name=False)

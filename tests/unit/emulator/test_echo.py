@@ -36,7 +36,7 @@ def _http(*fields: tuple[bytes, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio
-async def test_it_tells_what_it_saw(google: Google) -> None:
+async def test_it_describes_the_request(google: Google) -> None:
     token = google.id_token("iam", CALLER, AUDIENCE)[0].rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
     fields = [(b"authorization", b"Basic Zm9v"), (b"x-serverless-authorization", b"Bearer " + token.encode())]
     start, body = await _run(
@@ -66,12 +66,12 @@ async def test_without_a_token_there_are_no_claims(fields: list[tuple[bytes, byt
 
 
 @pytest.mark.asyncio
-async def test_whoever_goes_away_gets_no_answer() -> None:
+async def test_a_client_that_disconnects_gets_no_response() -> None:
     assert await _run(_http(), {"type": "http.disconnect"}) == []
 
 
 @pytest.mark.asyncio
-async def test_the_lifespan_is_answered_and_a_websocket_is_closed() -> None:
+async def test_the_lifespan_is_completed_and_a_websocket_is_closed() -> None:
     phases = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     assert await _run({"type": "lifespan"}, *phases) == [
         {"type": "lifespan.startup.complete"},

@@ -1,4 +1,4 @@
-"""The command `emulate`, as a process of its own."""
+"""The command `emulate` in its own process."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ async def _token(client: aiohttp.ClientSession, places: dict[str, Any]) -> str:
 
 
 @pytest.mark.asyncio
-async def test_a_token_of_the_metadata_server_opens_cloud_run(tmp_path: Path) -> None:
+async def test_a_token_of_the_metadata_server_is_accepted_by_cloud_run(tmp_path: Path) -> None:
     async with aiohttp.ClientSession() as session, _running("--directory", str(tmp_path)) as places:
         ca_file = Path(places["environment"]["SSL_CERT_FILE"])
         assert ca_file == tmp_path / "ca.pem"
-        # Two names: google-auth asks the second whether there is a metadata server, and the first for tokens.
+        # Two names: google-auth gets tokens from the first, and probes the second for a metadata server.
         assert (
             places["environment"]["GCE_METADATA_HOST"] == places["environment"]["GCE_METADATA_IP"] == places["metadata"]
         )
@@ -139,7 +139,7 @@ async def test_credentials_of_each_kind_are_written_on_demand_and_are_private(tm
         assert written["external-account-executable"]["environment"] == {
             "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"
         }
-        # One of them from end to end: exchange, impersonation of the invoker.
+        # One of them end to end: token exchange, then impersonation of the invoker.
         pod = _read_private(Path(written["external-account-file"]["file"]))
         subject_token = tmp_path / "credentials" / "subject-token"
         assert pod["credential_source"] == {"file": str(subject_token), "format": {"type": "text"}}
@@ -162,7 +162,7 @@ async def test_credentials_of_each_kind_are_written_on_demand_and_are_private(tm
 
 
 @pytest.mark.asyncio
-async def test_a_federated_principal_may_be_granted_an_account_and_gets_no_key(tmp_path: Path) -> None:
+async def test_a_federated_principal_can_be_granted_an_account_and_gets_no_key(tmp_path: Path) -> None:
     grant = "principal://iam.googleapis.com/p/subject/s=target@a.example"
     async with _running("--directory", str(tmp_path), "--may-impersonate", grant) as places:
         assert places["key_files"].keys() == {METADATA}
@@ -170,7 +170,7 @@ async def test_a_federated_principal_may_be_granted_an_account_and_gets_no_key(t
 
 
 @pytest.mark.asyncio
-async def test_an_application_and_a_url_of_ones_own(tmp_path: Path) -> None:
+async def test_application_and_url_can_be_set(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(
         "async def app(scope, receive, send):\n"
         "    if scope['type'] != 'http': raise NotImplementedError\n"
@@ -188,12 +188,12 @@ async def test_an_application_and_a_url_of_ones_own(tmp_path: Path) -> None:
             f"https://127.0.0.1:{port}/", headers=headers, ssl=tls, server_hostname="greeter-abc.a.run.app"
         ) as response:
             assert response.status == 299
-    # What was written into a directory of its own is gone with the process.
+    # A temporary directory is removed with the process.
     assert not os.path.exists(places["directory"])  # noqa: ASYNC240 – nothing waits for it
 
 
 @pytest.mark.asyncio
-async def test_the_text_says_where_and_what_to_set() -> None:
+async def test_the_text_has_addresses_and_variables() -> None:
     process = await _start("--credentials")
     assert process.stdout is not None
     text = ""
@@ -247,16 +247,16 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
         (["--host", "192.0.2.1", "--unsafe-listen"], "--host"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(arguments: Sequence[str], words: str) -> None:
+def test_an_invalid_option_is_reported_in_a_sentence(arguments: Sequence[str], words: str) -> None:
     result = CliRunner().invoke(commands, ["emulate", *arguments])
-    # An address that no interface has now may come.
+    # An interface may get this address later.
     assert result.exit_code == (1 if "192.0.2.1" in arguments else 2)
     assert result.stdout == ""
     assert words in result.stderr
 
 
 @pytest.mark.asyncio
-async def test_a_wildcard_needs_consent_and_is_then_reached_over_loopback() -> None:
+async def test_a_wildcard_needs_unsafe_listen_and_is_reached_over_loopback() -> None:
     async with _running("--host", "0.0.0.0", "--unsafe-listen") as places:
         assert places["metadata"].startswith("127.0.0.1:")
         assert places["cloud_run"].startswith("https://127.0.0.1:")

@@ -30,7 +30,7 @@ def test_an_id_token_proves_its_subject(cluster: OidcProvider, token_type: str) 
     assert cluster.subject(token_type, cluster.token("pod", audience=cluster.audience)) == "pod"
 
 
-def test_an_id_token_holds_until_it_expires(cluster: OidcProvider, clock: Clock) -> None:
+def test_an_id_token_is_valid_until_it_expires(cluster: OidcProvider, clock: Clock) -> None:
     token = cluster.token("pod")
     clock.now += 3600 + 59
     assert cluster.subject(JWT, token) == "pod"
@@ -65,7 +65,7 @@ def test_a_subject_has_from_1_to_127_octets(cluster: OidcProvider, subject: str)
         cluster.subject(JWT, cluster.token(subject))
 
 
-def test_junk_is_no_id_token_and_is_not_quoted(cluster: OidcProvider) -> None:
+def test_junk_is_refused_as_an_id_token_and_not_quoted(cluster: OidcProvider) -> None:
     with pytest.raises(SubjectRefused, match="not a signed JWT") as caught:
         cluster.subject(JWT, "junk")
     assert "junk" not in str(caught.value)
@@ -73,7 +73,7 @@ def test_junk_is_no_id_token_and_is_not_quoted(cluster: OidcProvider) -> None:
         cluster.subject(AWS, cluster.token("pod"))
 
 
-def test_a_pool_trusts_whom_it_is_told_to(google: Google) -> None:
+def test_a_provider_can_be_added(google: Google) -> None:
     provider = OidcProvider("//iam.googleapis.com/p/providers/x", "https://x", google.clock, google.issued_secrets)
     with pytest.raises(UnknownProvider):
         google.federation.exchange(provider.audience, JWT, provider.token("s"))
@@ -88,7 +88,7 @@ def test_a_pool_trusts_whom_it_is_told_to(google: Google) -> None:
 
 @pytest.fixture(autouse=True)
 def signing_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let google-auth, the signer here, sign by the same clock."""
+    """Let google-auth sign with the same clock."""
     import datetime
 
     monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_a_roles_key_proves_the_role_until_it_expires(google: Google, clock: Clo
         subject(google, signed(google, key))
 
 
-def test_the_signature_is_recomputed(google: Google) -> None:
+def test_the_signature_is_verified(google: Google) -> None:
     key = google.federation.aws.user_key("me")
     other = AwsKey(
         access_key_id=key.access_key_id, secret_access_key="x", session_token=None, arn=key.arn, expires_at=None
@@ -147,7 +147,7 @@ def test_the_signature_is_recomputed(google: Google) -> None:
     assert key.access_key_id not in str(caught.value)
 
 
-def test_what_is_signed_cannot_be_changed(google: Google) -> None:
+def test_signed_parts_cannot_be_changed(google: Google) -> None:
     request = signed(google, google.federation.aws.user_key("me"), Zeta="a")
     field(request, "zeta")["value"] = "b"
     with pytest.raises(SubjectRefused, match="SignatureDoesNotMatch"):
@@ -162,7 +162,7 @@ def test_an_unknown_or_revoked_key_is_refused(google: Google) -> None:
         subject(google, request)
 
 
-def test_a_temporary_key_is_nothing_without_its_session_token(google: Google) -> None:
+def test_a_temporary_key_requires_its_session_token(google: Google) -> None:
     key = google.federation.aws.role_key("reader")
     without = AwsKey(
         access_key_id=key.access_key_id,
@@ -205,7 +205,7 @@ def test_a_request_for_another_provider_is_refused(google: Google) -> None:
         ("more", "x", "url, method and headers"),
     ],
 )
-def test_a_request_of_another_form_is_refused(google: Google, name: str, value: object, what: str) -> None:
+def test_a_malformed_request_is_refused(google: Google, name: str, value: object, what: str) -> None:
     request = signed(google, google.federation.aws.user_key("me"))
     with pytest.raises(SubjectRefused, match=what):
         subject(google, request | {name: value})
@@ -224,7 +224,7 @@ def test_a_request_of_another_form_is_refused(google: Google, name: str, value: 
         ("x-amz-date", "20270115", "20270116", "credential scope"),
     ],
 )
-def test_a_signature_of_another_form_is_refused(google: Google, name: str, old: str, new: str, what: str) -> None:
+def test_a_malformed_signature_is_refused(google: Google, name: str, old: str, new: str, what: str) -> None:
     request = signed(google, google.federation.aws.user_key("me"))
     line = field(request, name)
     assert old in line["value"]
@@ -233,14 +233,14 @@ def test_a_signature_of_another_form_is_refused(google: Google, name: str, old: 
         subject(google, request)
 
 
-def test_a_session_token_has_to_be_signed(google: Google) -> None:
+def test_a_session_token_must_be_signed(google: Google) -> None:
     request = signed(google, google.federation.aws.user_key("me"))
     request["headers"].append({"key": "x-amz-security-token", "value": "x"})
     with pytest.raises(SubjectRefused, match="x-amz-security-token is not signed"):
         subject(google, request)
 
 
-def test_junk_is_no_request(google: Google) -> None:
+def test_junk_is_refused_as_a_request(google: Google) -> None:
     for junk in ("junk", quote("[]"), "%ff", "[" * 100_000):
         with pytest.raises(SubjectRefused, match="it is not"):
             google.federation.aws.subject(AWS, junk)
@@ -248,7 +248,7 @@ def test_junk_is_no_request(google: Google) -> None:
         google.federation.aws.subject(JWT, "junk")
 
 
-def test_an_aws_key_does_not_show_its_secrets(google: Google) -> None:
+def test_the_repr_of_an_aws_key_has_no_secrets(google: Google) -> None:
     key = google.federation.aws.role_key("reader")
     assert key.secret_access_key not in repr(key)
     assert key.session_token not in (None, "")

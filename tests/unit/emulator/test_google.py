@@ -25,13 +25,13 @@ def test_an_id_token_has_googles_claims(google: Google, clock: Clock) -> None:
     assert expires == claims["exp"]
 
 
-def test_a_numeric_id_has_21_digits_and_stays() -> None:
+def test_a_numeric_id_has_21_digits_and_is_stable() -> None:
     assert unique_id(TARGET) == unique_id(TARGET) != unique_id(CALLER)
     assert unique_id(TARGET).isdigit()
     assert len(unique_id(TARGET)) == 21
 
 
-def test_the_email_is_left_out_when_nobody_asks(google: Google) -> None:
+def test_the_email_is_optional(google: Google) -> None:
     token, _ = google.id_token("iam", TARGET, AUDIENCE, with_email=False)
     assert parse(token).claims.keys() == {"iss", "aud", "azp", "sub", "iat", "exp"}
 
@@ -47,7 +47,7 @@ def test_the_lifetime_is_a_setting(clock: Clock) -> None:
     assert google.access_token(CALLER)[1] == clock.now + 62
 
 
-def test_an_access_token_is_known_until_it_expires(google: Google, clock: Clock) -> None:
+def test_an_access_token_is_valid_until_it_expires(google: Google, clock: Clock) -> None:
     token, expires = google.access_token(CALLER)
     access = google.access(token)
     assert access is not None
@@ -72,12 +72,12 @@ def test_accounts_are_found_by_email_and_by_number(google: Google) -> None:
 
 
 @pytest.mark.parametrize("email", ["", "nobody", "@a.example", "a@", "a/b@c.example", "a b@c.example", "a:b@c.example"])
-def test_what_is_no_email_is_no_account(google: Google, email: str) -> None:
+def test_an_invalid_email_is_refused(google: Google, email: str) -> None:
     with pytest.raises(ValueError, match="e-mail"):
         google.add_account(email)
 
 
-def test_a_key_file_is_what_google_hands_out_and_only_its_public_half_is_kept(google: Google) -> None:
+def test_a_key_file_has_googles_form_and_only_its_public_half_is_stored(google: Google) -> None:
     file = google.key_file(CALLER)
     assert file["type"] == "service_account"
     assert file["client_email"] == CALLER
@@ -100,7 +100,7 @@ def test_the_smaller_role_gives_id_tokens_only(google: Google) -> None:
     assert not google.has_permission(CALLER, Permission.IMPLICIT_DELEGATION, TARGET)
 
 
-def test_the_larger_role_gives_all_and_can_be_taken_back(google: Google) -> None:
+def test_the_larger_role_gives_all_and_can_be_revoked(google: Google) -> None:
     google.allow_impersonation(CALLER, TARGET)
     assert all(google.has_permission(CALLER, permission, TARGET) for permission in Permission)
     assert not google.has_permission(TARGET, Permission.GET_OPEN_ID_TOKEN, CALLER)
@@ -108,25 +108,25 @@ def test_the_larger_role_gives_all_and_can_be_taken_back(google: Google) -> None
     assert not any(google.has_permission(CALLER, permission, TARGET) for permission in Permission)
 
 
-def test_nobody_may_impersonate_itself_without_a_grant(google: Google) -> None:
+def test_an_account_cannot_impersonate_itself_without_a_grant(google: Google) -> None:
     google.add_account(TARGET)
     assert not google.has_permission(TARGET, Permission.GET_OPEN_ID_TOKEN, TARGET)
 
 
-def test_a_fault_lasts_for_as_many_requests_as_were_said(google: Google) -> None:
+def test_a_fault_lasts_for_the_given_number_of_requests(google: Google) -> None:
     google.fail("iam", Fault.JUNK, times=2)
     assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK, Fault.JUNK, None]
     assert google.next_fault("oauth") is None
 
 
-def test_a_fault_lasts_until_mended_otherwise(google: Google) -> None:
+def test_a_fault_without_a_number_lasts_until_removed(google: Google) -> None:
     google.fail("iam", Fault.JUNK)
     assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK] * 3
     google.fail("iam", None)
     assert google.next_fault("iam") is None
 
 
-def test_what_was_handed_out_is_noted(google: Google, clock: Clock) -> None:
+def test_issued_tokens_are_recorded(google: Google, clock: Clock) -> None:
     google.record_mint("iam", TARGET, AUDIENCE, 5.0)
     (mint,) = google.mints
     assert (mint.endpoint, mint.audience, mint.email, mint.time, mint.expires_at) == (

@@ -34,7 +34,7 @@ class _Response(transport.Response):
 
 
 class _Request(transport.Request):
-    """google-auth's HTTP over aiohttp, to be called on another thread."""
+    """google-auth's HTTP transport over aiohttp, for calls from another thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, client: aiohttp.ClientSession) -> None:
         self._loop, self._client = loop, client
@@ -82,7 +82,7 @@ async def test_google_auth_itself_gets_its_tokens(certificates: Certificates) ->
 
 
 @pytest.mark.asyncio
-async def test_each_host_answers_for_itself_alone(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_each_host_serves_only_its_own_paths(client: aiohttp.ClientSession, google: Google) -> None:
     for method, path in (
         ("POST", "/v1/projects/-/serviceAccounts/a@b:generateIdToken"),
         ("POST", "/token"),
@@ -98,7 +98,7 @@ async def test_each_host_answers_for_itself_alone(client: aiohttp.ClientSession,
 
 
 @pytest.mark.asyncio
-async def test_under_its_own_address_it_answers_for_all(server: GoogleServer, certificates: Certificates) -> None:
+async def test_the_servers_own_address_serves_all_paths(server: GoogleServer, certificates: Certificates) -> None:
     tls = trusting(certificates.ca_file)
     paths = {"/token": 400, "/v1/token": 400, "/v1/projects/-/serviceAccounts/a@b:generateIdToken": 401, "/": 404}
     async with aiohttp.ClientSession() as client:
@@ -109,7 +109,7 @@ async def test_under_its_own_address_it_answers_for_all(server: GoogleServer, ce
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_speaks_no_tls_and_the_api_hosts_nothing_else(
+async def test_the_metadata_server_has_no_tls_and_the_api_hosts_require_it(
     server: GoogleServer, certificates: Certificates
 ) -> None:
     async with aiohttp.ClientSession() as client:
@@ -120,19 +120,19 @@ async def test_a_metadata_server_speaks_no_tls_and_the_api_hosts_nothing_else(
 
 
 @pytest.mark.asyncio
-async def test_it_can_have_the_very_port_that_https_means(certificates: Certificates) -> None:
+async def test_it_can_listen_on_port_443(certificates: Certificates) -> None:
     async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=0) as server:
         port = int(server.tls_address.rpartition(":")[2])
         with pytest.raises(CannotListen, match=f"127.77.0.1:{port}"):
             async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=port):
                 pass
-    # Whoever failed holds nothing, and whoever ended has let go.
+    # A server that failed to start, and one that has stopped, do not hold the port.
     async with GoogleServer(Google(), certificates, host="127.77.0.1", tls_port=port) as server:
         assert server.tls_address == f"127.77.0.1:{port}"
 
 
 @pytest.mark.asyncio
-async def test_it_ends_while_connections_are_kept_alive(certificates: Certificates) -> None:
+async def test_it_stops_while_connections_are_kept_alive(certificates: Certificates) -> None:
     async with asyncio.timeout(30), aiohttp.ClientSession() as client:
         server = await GoogleServer(Google(), certificates).__aenter__()
         async with client.get(f"http://{server.metadata_address}/") as response:
@@ -141,7 +141,7 @@ async def test_it_ends_while_connections_are_kept_alive(certificates: Certificat
 
 
 @pytest.mark.asyncio
-async def test_errors_are_json_as_googles_are(client: aiohttp.ClientSession) -> None:
+async def test_errors_are_json_in_googles_format(client: aiohttp.ClientSession) -> None:
     url = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@b:generateIdToken"
     async with client.post(url) as response:
         error = json.loads(await response.read())["error"]

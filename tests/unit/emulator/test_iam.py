@@ -39,7 +39,9 @@ def bearer(google: Google) -> str:
 
 
 @pytest.mark.asyncio
-async def test_whoever_may_gets_an_id_token(client: aiohttp.ClientSession, google: Google, bearer: str) -> None:
+async def test_a_caller_with_the_role_gets_an_id_token(
+    client: aiohttp.ClientSession, google: Google, bearer: str
+) -> None:
     status, answer = await _post(client, ID_TOKEN, {"audience": AUDIENCE, "includeEmail": True}, bearer=bearer)
     assert (status, set(answer)) == (200, {"token"})
     claims = parse(answer["token"]).verified(google.certificates())
@@ -67,7 +69,7 @@ async def test_the_account_may_be_named_by_number_or_percent_encoded(
         ({"include_email": True, "delegates": None}, TARGET, unique_id(TARGET)),
     ],
 )
-async def test_the_email_is_in_the_token_when_asked_for(
+async def test_the_email_is_in_the_token_if_requested(
     client: aiohttp.ClientSession, bearer: str, fields: dict[str, object], email: str | None, azp: str
 ) -> None:
     _, answer = await _post(client, ID_TOKEN, {"audience": AUDIENCE} | fields, bearer=bearer)
@@ -79,7 +81,7 @@ async def test_the_email_is_in_the_token_when_asked_for(
 @pytest.mark.parametrize(
     "value", [None, "", "Basic Zm9v", "Bearer", "Bearer ", "Bearer ya29.invented", "ya29.invented"]
 )
-async def test_without_a_live_access_token_nobody_is_known(
+async def test_a_request_without_a_valid_access_token_is_unauthenticated(
     client: aiohttp.ClientSession, bearer: str, value: str | None
 ) -> None:
     headers = {} if value is None else {"Authorization": value}
@@ -94,13 +96,13 @@ async def test_an_expired_access_token_is_refused(client: aiohttp.ClientSession,
 
 
 @pytest.mark.asyncio
-async def test_an_id_token_is_no_access_token(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_an_id_token_is_not_accepted_as_an_access_token(client: aiohttp.ClientSession, google: Google) -> None:
     token, _ = google.id_token("metadata", CALLER, "https://iamcredentials.googleapis.com")
     assert (await _post(client, ID_TOKEN, {"audience": AUDIENCE}, bearer=token))[0] == 401
 
 
 @pytest.mark.asyncio
-async def test_the_scope_has_to_suffice(client: aiohttp.ClientSession, google: Google, bearer: str) -> None:
+async def test_the_scope_must_be_sufficient(client: aiohttp.ClientSession, google: Google, bearer: str) -> None:
     narrow, _ = google.access_token(CALLER, ["https://www.googleapis.com/auth/devstorage.read_only"])
     status, error = await _post(client, ID_TOKEN, {"audience": AUDIENCE}, bearer=narrow)
     assert (status, error["details"][0]["reason"]) == (403, "ACCESS_TOKEN_SCOPE_INSUFFICIENT")
@@ -109,7 +111,7 @@ async def test_the_scope_has_to_suffice(client: aiohttp.ClientSession, google: G
 
 
 @pytest.mark.asyncio
-async def test_who_has_no_role_is_told_which_permission_is_missing(
+async def test_a_refusal_names_the_missing_permission(
     client: aiohttp.ClientSession, google: Google, bearer: str
 ) -> None:
     stranger, _ = google.access_token("stranger@emulated.iam.gserviceaccount.com")
@@ -150,7 +152,9 @@ async def test_an_unknown_account_is_not_found(client: aiohttp.ClientSession, be
         "audience",
     ],
 )
-async def test_a_wrong_field_is_an_invalid_argument(client: aiohttp.ClientSession, bearer: str, body: object) -> None:
+async def test_an_invalid_field_is_an_invalid_argument(
+    client: aiohttp.ClientSession, bearer: str, body: object
+) -> None:
     status, error = await _post(client, ID_TOKEN, body, bearer=bearer)
     assert (status, error["status"]) == (400, "INVALID_ARGUMENT")
 
@@ -185,7 +189,7 @@ async def test_two_authorization_fields_are_refused(client: aiohttp.ClientSessio
 
 
 @pytest.mark.asyncio
-async def test_every_link_of_a_chain_has_to_be_granted(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_every_link_of_a_chain_must_be_granted(client: aiohttp.ClientSession, google: Google) -> None:
     bearer, _ = google.access_token(CALLER)
     body = {"audience": AUDIENCE, "delegates": [f"projects/-/serviceAccounts/{MIDDLE}"]}
     google.add_account(TARGET)
@@ -239,7 +243,7 @@ async def test_an_access_token_needs_the_larger_role(client: aiohttp.ClientSessi
         {"scope": [SCOPE], "audience": AUDIENCE},
     ],
 )
-async def test_a_wrong_field_gets_no_access_token(
+async def test_an_invalid_field_gets_no_access_token(
     client: aiohttp.ClientSession, google: Google, body: dict[str, object]
 ) -> None:
     google.allow_impersonation(CALLER, TARGET)
@@ -248,9 +252,7 @@ async def test_a_wrong_field_gets_no_access_token(
 
 
 @pytest.mark.asyncio
-async def test_expired_tokens_are_handed_out_on_demand(
-    client: aiohttp.ClientSession, google: Google, clock: Clock
-) -> None:
+async def test_expired_tokens_are_issued_on_demand(client: aiohttp.ClientSession, google: Google, clock: Clock) -> None:
     google.allow_impersonation(CALLER, TARGET)
     bearer, _ = google.access_token(CALLER)
     google.fail("iam", Fault.EXPIRED, times=2)

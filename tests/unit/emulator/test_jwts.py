@@ -25,13 +25,13 @@ def _flaw(token: str, keys: dict[str, str]) -> Flaw:
     return caught.value.flaw
 
 
-def test_google_auth_verifies_what_is_signed_here(key: Key) -> None:
+def test_google_auth_verifies_a_token_of_the_emulator(key: Key) -> None:
     token = key.sign({"aud": "x", "iat": 1, "exp": 2**40})
     assert jwt.decode(token, certs={key.key_id: key.public_pem}, audience="x") == {"aud": "x", "iat": 1, "exp": 2**40}  # type: ignore[no-untyped-call]  # google-auth
     assert jwt.decode_header(token) == {"typ": "JWT", "alg": "RS256", "kid": key.key_id}  # type: ignore[no-untyped-call]  # google-auth
 
 
-def test_what_was_signed_is_verified_here(key: Key) -> None:
+def test_a_signed_token_is_verified(key: Key) -> None:
     assert parse(key.sign({"aud": "x"})).verified({key.key_id: key.public_pem}) == {"aud": "x"}
 
 
@@ -52,7 +52,7 @@ def test_what_was_signed_is_verified_here(key: Key) -> None:
         "ya29.an-access-token",
     ],
 )
-def test_what_is_not_a_signed_jwt_is_malformed(key: Key, token: str) -> None:
+def test_any_other_text_than_a_signed_jwt_is_malformed(key: Key, token: str) -> None:
     assert _flaw(token, {key.key_id: key.public_pem}) is Flaw.MALFORMED
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_a_signed_jwt_is_malformed(key: Key, token: str) -> None:
         ({"alg": "RS256", "kid": "somebody else's"}, Flaw.UNKNOWN_KEY),
     ],
 )
-def test_only_rs256_with_a_known_key_is_looked_at(key: Key, header: dict[str, object], flaw: Flaw) -> None:
+def test_only_rs256_with_a_known_key_is_verified(key: Key, header: dict[str, object], flaw: Flaw) -> None:
     assert _flaw(f"{_segment(header)}.{_segment({})}.AAAA", {key.key_id: key.public_pem}) is flaw
 
 
@@ -95,7 +95,7 @@ def test_another_key_under_the_same_id_does_not_verify(key: Key) -> None:
         ({"iat": True, "exp": 3700}, Flaw.CLAIMS),
     ],
 )
-def test_times_hold_give_or_take_the_skew(claims: dict[str, object], flaw: Flaw | None) -> None:
+def test_times_are_checked_within_the_skew(claims: dict[str, object], flaw: Flaw | None) -> None:
     if flaw is None:
         assert check_times(claims, 1000.0, skew_seconds=5) == (claims["iat"], claims["exp"])
         return

@@ -40,7 +40,7 @@ async def _identity(client: aiohttp.ClientSession, server: GoogleServer, **query
     [{}, {"Metadata-Flavor": "google"}, {"Metadata-Flavor": ""}, FLAVOR | {"X-Forwarded-For": "10.0.0.1"}],
 )
 @pytest.mark.parametrize("path", ["/", f"{ACCOUNT}/identity?audience=x", f"{ACCOUNT}/token"])
-async def test_without_the_flavor_or_forwarded_nothing_is_told(
+async def test_a_request_without_the_flavor_or_forwarded_is_refused(
     client: aiohttp.ClientSession, server: GoogleServer, headers: dict[str, str], path: str
 ) -> None:
     status, _ = await _get(client, server, path, headers=headers)
@@ -69,7 +69,7 @@ async def test_the_standard_form_has_neither(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("query", ["", "?audience=", "?audience=a&audience=b", f"?audience={AUDIENCE}&format=short"])
-async def test_a_wrong_question_is_a_bad_request(
+async def test_an_invalid_query_is_a_bad_request(
     client: aiohttp.ClientSession, server: GoogleServer, query: str
 ) -> None:
     status, _ = await _get(client, server, f"{ACCOUNT}/identity{query}")
@@ -77,7 +77,7 @@ async def test_a_wrong_question_is_a_bad_request(
 
 
 @pytest.mark.asyncio
-async def test_the_same_token_is_handed_out_until_it_is_old(
+async def test_a_token_is_cached_until_it_is_about_to_expire(
     client: aiohttp.ClientSession, server: GoogleServer, google: Google, clock: Clock
 ) -> None:
     first = await _identity(client, server)
@@ -97,7 +97,7 @@ async def test_each_audience_has_its_own_token(client: aiohttp.ClientSession, se
 
 
 @pytest.mark.asyncio
-async def test_an_access_token_is_live_and_ages(
+async def test_an_access_token_is_valid_and_its_remaining_life_shrinks(
     client: aiohttp.ClientSession, server: GoogleServer, google: Google, clock: Clock
 ) -> None:
     session = f"http://{server.metadata_address}{ACCOUNT}/token"
@@ -117,7 +117,7 @@ async def test_an_access_token_is_live_and_ages(
 
 
 @pytest.mark.asyncio
-async def test_an_access_token_has_the_scopes_asked_for(
+async def test_an_access_token_has_the_requested_scopes(
     client: aiohttp.ClientSession, server: GoogleServer, google: Google
 ) -> None:
     url = f"http://{server.metadata_address}{ACCOUNT}/token"
@@ -148,7 +148,9 @@ async def test_an_access_token_has_the_scopes_asked_for(
         ("/computeMetadata/v1/instance/attributes/", ""),
     ],
 )
-async def test_the_small_values(client: aiohttp.ClientSession, server: GoogleServer, path: str, value: str) -> None:
+async def test_single_values_are_returned(
+    client: aiohttp.ClientSession, server: GoogleServer, path: str, value: str
+) -> None:
     assert await _get(client, server, path) == (200, value)
 
 
@@ -159,7 +161,7 @@ async def test_the_project_has_a_number(client: aiohttp.ClientSession, server: G
 
 
 @pytest.mark.asyncio
-async def test_the_account_in_one_piece(client: aiohttp.ClientSession, server: GoogleServer) -> None:
+async def test_an_account_is_returned_recursively(client: aiohttp.ClientSession, server: GoogleServer) -> None:
     url = f"http://{server.metadata_address}{ACCOUNT}/?recursive=true"
     async with client.get(url, headers=FLAVOR) as response:
         assert await response.json() == {
@@ -190,13 +192,13 @@ async def test_an_unknown_path_is_not_found(client: aiohttp.ClientSession, serve
 
 
 @pytest.mark.asyncio
-async def test_only_get_is_answered(client: aiohttp.ClientSession, server: GoogleServer) -> None:
+async def test_only_get_is_allowed(client: aiohttp.ClientSession, server: GoogleServer) -> None:
     status, _ = await _get(client, server, f"{ACCOUNT}/identity?audience=x", method="POST")
     assert status == 405
 
 
 @pytest.mark.asyncio
-async def test_an_expired_token_is_handed_out_on_demand_and_not_kept(
+async def test_an_expired_token_is_issued_on_demand_and_not_cached(
     client: aiohttp.ClientSession, server: GoogleServer, google: Google, clock: Clock
 ) -> None:
     google.fail("metadata", Fault.EXPIRED, times=2)

@@ -16,7 +16,7 @@ JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
 def _assertion(file: dict[str, str], now: float, **changes: Any) -> str:
-    """An assertion as google-auth makes it; a change to None takes the claim away."""
+    """An assertion in the form of google-auth; a change to None removes the claim."""
     claims = {"iss": file["client_email"], "aud": TOKEN, "iat": int(now), "exp": int(now) + 3600} | changes
     signer = crypt.RSASigner.from_service_account_info(file)  # type: ignore[no-untyped-call]  # google-auth
     present = {name: value for name, value in claims.items() if value is not None}
@@ -88,7 +88,7 @@ async def test_a_signed_assertion_gets_an_access_token(
         ({"scope": [SCOPE]}, "invalid_scope"),
     ],
 )
-async def test_a_wrong_claim_is_refused(
+async def test_an_invalid_claim_is_refused(
     client: aiohttp.ClientSession,
     google: Google,
     file: dict[str, str],
@@ -118,7 +118,7 @@ async def test_the_signature_is_verified(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("assertion", ["", "junk", "a.b.c", "e30.e30.AA"])
-async def test_junk_is_no_assertion(client: aiohttp.ClientSession, assertion: str) -> None:
+async def test_junk_is_refused_as_an_assertion(client: aiohttp.ClientSession, assertion: str) -> None:
     status, answer = await _grant(client, assertion)
     assert (status, answer["error"]) == (400, "invalid_grant")
 
@@ -136,7 +136,7 @@ async def test_a_parameter_given_twice_is_refused(client: aiohttp.ClientSession)
 
 
 @pytest.mark.asyncio
-async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None:
+async def test_only_a_posted_form_is_accepted(client: aiohttp.ClientSession) -> None:
     for wrong in ("[]", "{", '{"grant_type": 7}', '{"grant_type": "a", "grant_type": "a"}', "[" * 100_000):
         async with client.post(TOKEN, data=wrong, headers={"content-type": "application/json"}) as response:
             assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
@@ -164,7 +164,7 @@ async def test_a_user_gets_an_access_token_and_an_id_token_for_the_client_alone(
 
 
 @pytest.mark.asyncio
-async def test_a_user_may_ask_for_fewer_scopes(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_a_user_may_request_fewer_scopes(client: aiohttp.ClientSession, google: Google) -> None:
     user = google.user_file("person@example.com")
     form = {name: user[name] for name in ("client_id", "client_secret", "refresh_token")}
     _, answer = await _post(client, TOKEN, form | {"grant_type": "refresh_token", "scope": SCOPE})
@@ -182,7 +182,7 @@ async def test_a_user_may_ask_for_fewer_scopes(client: aiohttp.ClientSession, go
         ("client_secret", 401, "invalid_client"),
     ],
 )
-async def test_a_wrong_field_of_a_user_is_refused(
+async def test_an_invalid_field_of_a_user_is_refused(
     client: aiohttp.ClientSession, google: Google, name: str, status: int, error: str
 ) -> None:
     form = google.user_file("person@example.com") | {"grant_type": "refresh_token", name: "wrong"}
@@ -198,7 +198,7 @@ async def test_a_revoked_user_is_refused(client: aiohttp.ClientSession, google: 
 
 
 @pytest.mark.asyncio
-async def test_expired_tokens_are_handed_out_on_demand(
+async def test_expired_tokens_are_issued_on_demand(
     client: aiohttp.ClientSession, google: Google, file: dict[str, str], clock: Clock
 ) -> None:
     google.fail("oauth", Fault.EXPIRED)

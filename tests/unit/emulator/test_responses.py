@@ -46,7 +46,7 @@ def ask(client: aiohttp.ClientSession, urls: dict[Endpoint, tuple[str, str]], en
 @pytest.mark.parametrize(
     ("fault", "status"), [(Fault.TOO_MANY_REQUESTS, 429), (Fault.SERVER_ERROR, 500), (Fault.DENIED, 403)]
 )
-async def test_a_refusal_is_shaped_as_the_endpoints_errors_are(
+async def test_a_refusal_has_the_format_of_the_endpoints_errors(
     ask: Ask, google: Google, endpoint: Endpoint, fault: Fault, status: int
 ) -> None:
     google.fail(endpoint, fault)
@@ -64,9 +64,7 @@ async def test_a_refusal_is_shaped_as_the_endpoints_errors_are(
 
 
 @pytest.mark.asyncio
-async def test_whoever_asks_can_be_unknown_from_one_moment_to_the_next(
-    ask: Ask, google: Google, endpoint: Endpoint
-) -> None:
+async def test_a_caller_can_be_revoked_at_any_time(ask: Ask, google: Google, endpoint: Endpoint) -> None:
     google.fail(endpoint, Fault.REJECTED, times=1)
     statuses = {"metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "aws": 401, "azure": 400}
     async with ask() as response:
@@ -95,7 +93,7 @@ async def test_a_web_page_comes_with_200(ask: Ask, google: Google, endpoint: End
 
 
 @pytest.mark.asyncio
-async def test_a_reset_ends_the_connection_without_an_answer(ask: Ask, google: Google, endpoint: Endpoint) -> None:
+async def test_a_reset_ends_the_connection_without_a_response(ask: Ask, google: Google, endpoint: Endpoint) -> None:
     google.fail(endpoint, Fault.RESET)
     with pytest.raises(aiohttp.ClientConnectionError):
         async with ask():
@@ -114,7 +112,7 @@ async def test_a_reset_sends_rst(server: GoogleServer, google: Google) -> None:
 
 
 @pytest.mark.asyncio
-async def test_hanging_ends_when_the_client_goes(ask: Ask, google: Google, endpoint: Endpoint) -> None:
+async def test_hanging_ends_when_the_client_disconnects(ask: Ask, google: Google, endpoint: Endpoint) -> None:
     google.fail(endpoint, Fault.HANG, times=1)
     google.calls = calls = _Noticing()
     async with asyncio.TaskGroup() as group:
@@ -127,7 +125,7 @@ async def test_hanging_ends_when_the_client_goes(ask: Ask, google: Google, endpo
 
 
 @pytest.mark.asyncio
-async def test_hanging_ends_when_the_server_closes(google: Google, certificates: Certificates) -> None:
+async def test_hanging_ends_when_the_server_stops(google: Google, certificates: Certificates) -> None:
     google.fail("oauth", Fault.HANG)
     google.calls = calls = _Noticing()
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
@@ -157,7 +155,7 @@ async def _error_of(request: AbstractAsyncContextManager[aiohttp.ClientResponse]
 
 
 @pytest.mark.asyncio
-async def test_a_slow_answer_is_the_right_one_later(
+async def test_a_slow_response_is_the_normal_one_later(
     client: aiohttp.ClientSession, urls: dict[Endpoint, tuple[str, str]], google: Google
 ) -> None:
     google.fail("metadata", Fault.SLOW)

@@ -22,12 +22,12 @@ def test_a_taken_port_is_named_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
-def test_an_address_of_somebody_else_is_refused(host: str) -> None:
+def test_a_foreign_address_is_refused(host: str) -> None:
     with pytest.raises(CannotListen, match=host):
         bind(host, 0)
 
 
-def test_ipv6_stands_in_brackets() -> None:
+def test_ipv6_is_in_brackets() -> None:
     with bind("[::1]", 0) as bound:
         assert address(bound).startswith("[::1]:")
 

@@ -77,7 +77,7 @@ async def test_a_wrong_field_is_refused(
 
 
 @pytest.mark.asyncio
-async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None:
+async def test_only_a_posted_form_is_accepted(client: aiohttp.ClientSession) -> None:
     async with client.post(EXCHANGE, data="a=b", headers={"content-type": "text/plain"}) as response:
         assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
     for method, url in (("GET", EXCHANGE), ("POST", EXCHANGE + "/more")):
@@ -86,7 +86,7 @@ async def test_only_a_posted_form_is_read(client: aiohttp.ClientSession) -> None
 
 
 @pytest.mark.asyncio
-async def test_a_provider_that_is_not_trusted_any_more_is_unknown(
+async def test_a_removed_provider_is_unknown(
     client: aiohttp.ClientSession, google: Google, form: dict[str, str]
 ) -> None:
     google.federation.remove_provider(form["audience"])
@@ -94,7 +94,7 @@ async def test_a_provider_that_is_not_trusted_any_more_is_unknown(
 
 
 @pytest.mark.asyncio
-async def test_expired_access_tokens_are_handed_out_on_demand(
+async def test_expired_access_tokens_are_issued_on_demand(
     client: aiohttp.ClientSession, google: Google, form: dict[str, str]
 ) -> None:
     google.fail("sts", Fault.EXPIRED)
@@ -120,7 +120,7 @@ async def test_a_member_of_a_workforce_gets_an_access_token(client: aiohttp.Clie
 
 
 @pytest.mark.asyncio
-async def test_a_member_needs_grant_token_and_client(client: aiohttp.ClientSession, google: Google) -> None:
+async def test_a_workforce_member_needs_grant_token_and_client(client: aiohttp.ClientSession, google: Google) -> None:
     file = google.workforce_file(MEMBER)
     right = {"grant_type": "refresh_token", "refresh_token": file["refresh_token"]}
     client_credentials = basic(file["client_id"], file["client_secret"])

@@ -1,4 +1,4 @@
-"""How the tests of the emulator reach it: names that lead to its port, a clock that stands, an HTTP/2 client."""
+"""Tools for the emulator's tests: names that resolve to its port, a manual clock, an HTTP/2 client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGET = "target@emulated.iam.gserviceaccount.com"
 
 
 class Clock:
-    """Seconds since the epoch that pass only when told to."""
+    """A clock in seconds since the epoch that only advances on demand."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -33,7 +33,7 @@ class Clock:
 
 
 class Names(AbstractResolver):
-    """DNS in which every name is the emulator's TLS port."""
+    """DNS that resolves every name to the emulator's TLS port."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -85,7 +85,7 @@ class NotHttp2(Exception):
 
 
 class Http2Client:
-    """The least HTTP/2 client that will do, on python-hyper's h2."""
+    """A minimal HTTP/2 client on python-hyper's h2."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str) -> None:
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -124,7 +124,7 @@ class Http2Client:
         return stream
 
     async def answer(self, stream: int) -> Answer:
-        """Read until this stream has ended, either way."""
+        """Read until the stream has ended or was reset."""
         answer = self.answers[stream]
         while not answer.ended and answer.reset is None:
             if not await self.read():
