@@ -1,4 +1,4 @@
-"""How the program starts and ends, with one worker and with several: signals, deadlines, deaths, busy ports."""
+"""Start and end of the program, with one worker and with several: signals, deadlines, crashes, ports in use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ one_or_two = pytest.mark.parametrize("workers", [1, 2])
 
 @dataclass
 class Live:
-    """A sidecar with one stream open on both of its sides."""
+    """A sidecar with one exchange: a stream downstream and a stream upstream."""
 
     sidecar: Sidecar
     near: Peer
@@ -38,20 +38,20 @@ class Live:
     peer: Peer
     far_stream: int
     idle: int | None
-    """The worker that does not carry the stream, where there are two."""
+    """Process id of the worker without the exchange, if there are two workers."""
 
     @property
     def pid(self) -> int:
         return self.sidecar.program.pid
 
     async def draining(self) -> None:
-        """Wait until the stream's worker drains; if there is another, until that has ended."""
+        """Wait until the worker with the exchange drains, and the other one, if there is one, has exited."""
         await self.sidecar.program.line(r'"live": 1.*"draining"|"draining".*"live": 1')
         if self.idle is not None:
             await ended(self.idle)
 
     async def refused(self) -> None:
-        """New requests get 503 and when to come again, on an old connection and on a new one; nobody says GOAWAY."""
+        """New requests get 503 with retry-after on an old connection and on a new one; no GOAWAY is sent."""
         async with client(*self.sidecar.address) as newcomer:
             for peer in (self.near, newcomer):
                 await refused_by(peer)
@@ -60,7 +60,7 @@ class Live:
         assert not self.near.went_away.done()
 
     async def finished(self) -> None:
-        """Bring the stream to its end, in order."""
+        """Complete request and response."""
         await self.near.send(self.stream, b"last", end=True)
         assert await self.peer.body(self.far_stream) == b"last"
         await self.peer.send(self.far_stream, b"words", end=True)
@@ -68,21 +68,21 @@ class Live:
         assert (await self.near.went_away).error_code == 0
         await self.near.closed
 
-    async def cut(self) -> None:
+    async def aborted(self) -> None:
         """Wait until the stream is reset."""
         with pytest.raises(Reset):
             await self.near.body(self.stream)
 
 
 async def refused_by(peer: Peer) -> None:
-    """A new request on this connection gets 503 and when to come again."""
+    """A new request on this connection gets 503 with retry-after."""
     head = await peer.head(peer.open("/svc/late", end=True))
     assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
     assert 1 <= int(head[b"retry-after"]) <= 5
 
 
 async def ended(pid: int) -> None:
-    """Wait until a process is gone that need not be our child."""
+    """Wait for the exit of a process that need not be our child."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     try:
@@ -128,11 +128,11 @@ def free_address() -> str:
 
 
 def tell(pid: int, number: signal.Signals, whole_group: bool) -> None:
-    """Signal the parent alone, or like a terminal everybody at once."""
+    """Signal the parent only, or the whole process group, as a terminal does."""
     (os.killpg if whole_group else os.kill)(pid, number)
 
 
-# ---- in order
+# ---- draining
 
 
 @pytest.mark.asyncio
@@ -162,23 +162,23 @@ async def test_new_requests_are_refused_and_live_streams_finish(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_the_end_comes_by_the_deadline_whatever_lives(
+async def test_live_streams_are_aborted_after_the_drain_timeout(
     certificates: Certificates, routes: Routes, workers: int
 ) -> None:
     async with live(certificates, routes, workers, "--drain-timeout", "1") as it:
         loop = asyncio.get_running_loop()
         started = loop.time()
         it.sidecar.program.send(signal.SIGTERM)
-        await it.cut()
+        await it.aborted()
         assert await it.sidecar.program.ended() == 0
-        # By default it would be 30 s; what is over 1 s is what a busy machine needs.
+        # The default is 30 s; more than 1 s is time that a busy machine needs.
         assert loop.time() - started < 25
 
 
 @pytest.mark.asyncio
 @one_or_two
 @pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
-async def test_a_second_signal_cuts_at_once(
+async def test_a_second_signal_aborts_at_once(
     certificates: Certificates, routes: Routes, workers: int, whole_group: bool
 ) -> None:
     async with live(certificates, routes, workers) as it:
@@ -186,13 +186,13 @@ async def test_a_second_signal_cuts_at_once(
         await it.draining()
         assert await it.near.ping() == b"12345678"
         tell(it.pid, signal.SIGINT, whole_group)
-        await it.cut()
+        await it.aborted()
         assert await it.sidecar.program.ended(within_seconds=5) == 0
 
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_what_is_idle_ends_at_once_and_its_clients_are_told(
+async def test_an_idle_sidecar_exits_at_once_and_sends_go_away(
     certificates: Certificates, routes: Routes, workers: int
 ) -> None:
     config = routes(svc="https://127.0.0.1:1")
@@ -211,7 +211,7 @@ async def test_what_is_idle_ends_at_once_and_its_clients_are_told(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_it_ends_as_well_without_uvloop(
+async def test_the_sidecar_drains_without_uvloop(
     certificates: Certificates, routes: Routes, tmp_path: Path, workers: int
 ) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError\n")
@@ -222,14 +222,14 @@ async def test_it_ends_as_well_without_uvloop(
         http1.write(b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 404")
         it.sidecar.program.send(signal.SIGTERM)
-        await it.cut()
+        await it.aborted()
         assert await it.sidecar.program.ended(within_seconds=5) == 0
         silent.close()
         http1.close()
 
 
 @pytest.mark.asyncio
-async def test_a_stuck_reader_does_not_hold_the_end_up(certificates: Certificates, routes: Routes) -> None:
+async def test_clients_that_do_not_read_do_not_delay_the_exit(certificates: Certificates, routes: Routes) -> None:
     """Response data is queued for a client that gives no window, and for HTTP/1.1 clients that do not read."""
     tls = server_context(*certificates.server_files("127.0.0.1"))
     async with server(tls) as far:
@@ -242,7 +242,7 @@ async def test_a_stuck_reader_does_not_hold_the_end_up(certificates: Certificate
         ):
             near.open("/svc/h2", end=True)
             _, http1 = await asyncio.open_connection(*running.address, limit=1)
-            # The second request is read only after the first response: nobody notices whether the client leaves.
+            # The second request is read only after the first response, so a disconnect goes unnoticed.
             http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
             peer, stream, _, _ = await far.request()
             streams = [stream, (await peer.request())[0]]
@@ -262,7 +262,7 @@ async def endless(peer: Peer, stream: int) -> None:
             await peer.send(stream, bytes(65_536))
 
 
-# ---- signals that end nothing
+# ---- signals that do not end the program
 
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE)
 
@@ -288,8 +288,8 @@ async def test_other_signals_end_nothing(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_other_signals_that_come_at_any_time_change_nothing(routes: Routes, tmp_path: Path, workers: int) -> None:
-    """The whole group gets them again and again, from the reading of the settings until the end."""
+async def test_other_signals_at_any_time_change_nothing(routes: Routes, tmp_path: Path, workers: int) -> None:
+    """The whole group is signalled repeatedly, from the reading of the settings until the end."""
     text = routes(svc="https://127.0.0.1:1").read_bytes()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -318,7 +318,7 @@ async def test_other_signals_that_come_at_any_time_change_nothing(routes: Routes
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes: Routes, workers: int) -> None:
+async def test_repeated_ending_signals_do_not_change_the_exit_code(routes: Routes, workers: int) -> None:
     config = routes(svc="https://127.0.0.1:1")
     async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as running:
         if workers > 1:
@@ -334,11 +334,11 @@ async def test_ending_signals_that_keep_coming_do_not_spoil_the_exit_code(routes
         assert await running.program.ended() == 0
 
 
-# ---- deaths
+# ---- crashes
 
 
 @pytest.mark.asyncio
-async def test_workers_whose_supervisor_is_killed_finish_what_lives_and_leave_its_port(
+async def test_workers_finish_live_streams_and_free_the_port_if_the_supervisor_is_killed(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2) as it:
@@ -346,7 +346,7 @@ async def test_workers_whose_supervisor_is_killed_finish_what_lives_and_leave_it
         os.kill(it.pid, signal.SIGKILL)
         await it.draining()
         await refused_by(it.near)
-        # Whoever starts it again has its port at once.
+        # A new supervisor can listen at once.
         with bind_tcp(*it.sidecar.address) as bound:
             bound.listen()
         await it.finished()
@@ -355,19 +355,19 @@ async def test_workers_whose_supervisor_is_killed_finish_what_lives_and_leave_it
 
 
 @pytest.mark.asyncio
-async def test_workers_whose_supervisor_is_killed_do_not_stay_behind(
+async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2, "--drain-timeout", "1") as it:
         workers = await worker_pids(it.sidecar.program)
         os.kill(it.pid, signal.SIGKILL)
-        await it.cut()
+        await it.aborted()
         for pid in workers:
             await ended(pid)
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_is_killed_ends_the_others_in_order(certificates: Certificates, routes: Routes) -> None:
+async def test_after_the_death_of_a_worker_the_others_drain(certificates: Certificates, routes: Routes) -> None:
     async with live(certificates, routes, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGKILL)
@@ -379,7 +379,7 @@ async def test_a_worker_that_is_killed_ends_the_others_in_order(certificates: Ce
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_is_killed_with_what_it_carries_ends_all(
+async def test_the_death_of_a_worker_with_live_streams_ends_the_sidecar(
     certificates: Certificates, routes: Routes
 ) -> None:
     async with live(certificates, routes, 2) as it:
@@ -393,7 +393,7 @@ async def test_a_worker_that_is_killed_with_what_it_carries_ends_all(
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_is_told_to_end_by_itself_ends_all(certificates: Certificates, routes: Routes) -> None:
+async def test_sigterm_to_one_worker_ends_the_sidecar(certificates: Certificates, routes: Routes) -> None:
     async with live(certificates, routes, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGTERM)
@@ -403,13 +403,13 @@ async def test_a_worker_that_is_told_to_end_by_itself_ends_all(certificates: Cer
         await it.sidecar.program.line(rf'"pid": {it.idle}\b')
 
 
-# ---- busy ports
+# ---- ports in use
 
 
 @pytest.mark.asyncio
 @one_or_two
 @pytest.mark.parametrize("busy", ["listen", "admin", "unix"])
-async def test_a_busy_address_is_named_in_one_line(routes: Routes, tmp_path: Path, workers: int, busy: str) -> None:
+async def test_an_address_in_use_is_named_in_one_line(routes: Routes, tmp_path: Path, workers: int, busy: str) -> None:
     config = routes(svc="https://127.0.0.1:1")
     with socket.socket() as taken, socket.socket(socket.AF_UNIX) as taken_unix:
         taken.bind(("127.0.0.1", 0))

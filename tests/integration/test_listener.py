@@ -1,4 +1,4 @@
-"""Clients that people have: curl over HTTP/1.1 and h2c, nghttp, h2load."""
+"""Common clients: curl over HTTP/1.1 and h2c, nghttp, h2load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Routes = Callable[..., Path]
 
 
 async def run(*argv: str, stdin: bytes = b"") -> str:
-    """Run a command to its end; its output, or an assertion with all of it."""
+    """Run a command; return its output, or fail with all of it."""
     child = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.PIPE,
@@ -33,7 +33,7 @@ async def run(*argv: str, stdin: bytes = b"") -> str:
 
 
 async def mirror(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """Answer with what was asked; `/bytes/N` with N octets."""
+    """Echo the request; answer `/bytes/N` with N octets."""
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -125,7 +125,7 @@ async def test_http1_failures_are_plain_text_with_a_code(certificates: Certifica
 
 
 @pytest.mark.asyncio
-async def test_http1_callers_see_a_reset_as_502_before_and_as_a_cut_after_the_head(
+async def test_http1_clients_see_a_reset_as_502_before_and_as_a_disconnect_after_the_head(
     certificates: Certificates, routes: Routes
 ) -> None:
     tls = server_context(*certificates.server_files("127.0.0.1"))
@@ -154,7 +154,7 @@ async def test_http1_callers_see_a_reset_as_502_before_and_as_a_cut_after_the_he
 
 
 @pytest.mark.asyncio
-async def test_an_http1_client_that_leaves_resets_the_stream_upstream(
+async def test_an_http1_client_that_disconnects_resets_the_upstream_stream(
     certificates: Certificates, routes: Routes
 ) -> None:
     tls = server_context(*certificates.server_files("127.0.0.1"))
@@ -182,8 +182,8 @@ async def test_nghttp_and_h2load_work_against_the_listener(certificates: Certifi
 
 
 @pytest.mark.asyncio
-async def test_h2load_takes_our_http1(certificates: Certificates, routes: Routes) -> None:
-    """It does not take a status line without a reason phrase."""
+async def test_h2load_works_over_http1(certificates: Certificates, routes: Routes) -> None:
+    """h2load rejects a status line without a reason phrase."""
     async with mirrored(certificates, routes) as running:
         output = await run("h2load", "--h1", "-n200", "-c4", f"{running.url}/svc/bytes/1024")
         assert "200 succeeded, 0 failed, 0 errored" in output
@@ -191,9 +191,7 @@ async def test_h2load_takes_our_http1(certificates: Certificates, routes: Routes
 
 
 @pytest.mark.asyncio
-async def test_a_request_that_could_smuggle_in_another_is_not_signed(
-    certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_a_smuggling_request_is_not_signed(certificates: Certificates, tmp_path: Path) -> None:
     google = Google()
     called: list[str] = []
 
@@ -239,9 +237,7 @@ async def test_a_client_that_closes_its_half_gets_its_answer(certificates: Certi
 
 
 @pytest.mark.asyncio
-async def test_what_containers_call_this_machine_is_taken_and_so_is_what_the_settings_list(
-    certificates: Certificates, routes: Routes
-) -> None:
+async def test_container_names_and_allowed_hosts_are_accepted(certificates: Certificates, routes: Routes) -> None:
     async with mirrored(certificates, routes, "--allowed-hosts", "Sidecar.Example") as running:
         _, port = running.address
         for host, status in (("host.docker.internal", "200"), ("sidecar.example", "200"), ("other.example", "403")):
@@ -252,10 +248,10 @@ async def test_what_containers_call_this_machine_is_taken_and_so_is_what_the_set
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_closes_a_unix_socket_is_gone_at_once(
+async def test_a_disconnect_on_a_unix_socket_is_noticed_at_once(
     certificates: Certificates, routes: Routes, tmp_path: Path
 ) -> None:
-    """Which TCP would not tell from one that has only closed its half."""
+    """TCP would not distinguish it from a client that has closed only its half."""
     path = tmp_path / "sidecar.socket"
     tls = server_context(*certificates.server_files("127.0.0.1"))
     async with server(tls) as far:

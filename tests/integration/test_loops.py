@@ -1,4 +1,4 @@
-"""Sidecars whose routes lead back to themselves, or to each other: a request goes round once."""
+"""Routes that lead back to the sidecar itself, or through each other: a request is refused after one round."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUESTS = 10
 
 
 class Pipe:
-    """A port that is known before there is anything behind it."""
+    """A port that is known before its target is."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -76,7 +76,7 @@ async def ask(listening: Sidecar, path: str, *, http2: bool, words: str) -> None
 
 
 async def exchanges(listening: Sidecar) -> int:
-    """Return how many exchanges there were, once the sidecar has ended."""
+    """End the sidecar, and return how many exchanges its access log has."""
     listening.program.send(signal.SIGTERM)
     await listening.program.ended()
     return sum(line["message"] == "exchange" for line in listening.log())
@@ -85,7 +85,7 @@ async def exchanges(listening: Sidecar) -> int:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("http2", [True, False], ids=["h2c", "http-1.1"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_route_that_leads_to_the_sidecar_itself_makes_two_requests_of_one(
+async def test_a_request_on_a_route_to_the_sidecar_itself_is_refused_after_one_round(
     routes: Routes, http2: bool, workers: str
 ) -> None:
     async with pipe() as entry:
@@ -100,7 +100,7 @@ async def test_a_route_that_leads_to_the_sidecar_itself_makes_two_requests_of_on
 
 
 @pytest.mark.asyncio
-async def test_sidecars_whose_routes_lead_to_each_other_notice_it(routes: Routes) -> None:
+async def test_a_request_on_routes_through_each_other_is_refused_after_one_round(routes: Routes) -> None:
     async with pipe() as to_first, pipe() as to_second:
         flags = ["--access-log", "--admin", "off"]
         there = routes(a=f"{to_second.url}/a")
@@ -115,7 +115,7 @@ async def test_sidecars_whose_routes_lead_to_each_other_notice_it(routes: Routes
 
 
 @pytest.mark.asyncio
-async def test_a_sidecar_may_stand_behind_a_sidecar(routes: Routes) -> None:
+async def test_a_sidecar_behind_a_sidecar_works(routes: Routes) -> None:
     """The inner one has no route for the path: it is reached, and its answer comes back."""
     inner_routes = routes(other="http://127.0.0.1:1")
     async with sidecar("--config", inner_routes) as inner:

@@ -24,13 +24,13 @@ async def two_workers(routes: Routes) -> AsyncIterator[tuple[Sidecar, list[int]]
 
 
 async def answered(peer: Peer) -> None:
-    """See that the connection is served."""
+    """Check that the connection is served."""
     head = await peer.head(peer.open("/nowhere", end=True))
     assert head[b":status"] == b"404"
 
 
 @pytest.mark.asyncio
-async def test_sixteen_connections_are_eight_for_each_of_two_workers(routes: Routes) -> None:
+async def test_two_workers_get_eight_of_sixteen_connections_each(routes: Routes) -> None:
     async with two_workers(routes) as (running, workers), AsyncExitStack() as stack:
         for _ in range(16):
             await answered(await stack.enter_async_context(client(*running.address)))
@@ -38,7 +38,7 @@ async def test_sixteen_connections_are_eight_for_each_of_two_workers(routes: Rou
 
 
 @pytest.mark.asyncio
-async def test_connections_that_come_at_once_are_shared_as_well(routes: Routes) -> None:
+async def test_simultaneous_connections_are_shared_evenly(routes: Routes) -> None:
     async with two_workers(routes) as (running, workers), AsyncExitStack() as stack:
         connections = [stack.enter_async_context(client(*running.address)) for _ in range(50)]
         for peer in await asyncio.gather(*connections):

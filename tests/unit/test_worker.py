@@ -1,4 +1,4 @@
-"""A worker in this process: started, told to end, closed, whatever fails."""
+"""A worker in this process: start, signals, draining, failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def loaded() -> frozenset[str]:
-    """The modules of a process that could begin to serve."""
+    """The modules that are imported before serving."""
     code = "import sys, proxy.worker; print(*sys.modules)"
     return frozenset(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
@@ -80,13 +80,13 @@ async def running(
         "proxy.emulator",
     ],
 )
-def test_nothing_is_loaded_before_it_is_needed(name: str, loaded: frozenset[str]) -> None:
+def test_optional_modules_are_not_imported_at_start(name: str, loaded: frozenset[str]) -> None:
     assert "aiohttp.web" in loaded
     assert name not in loaded
 
 
 @pytest.mark.asyncio
-async def test_it_answers_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_worker_answers_and_drains(capsys: pytest.CaptureFixture[str]) -> None:
     async def look(worker: Worker, port: int) -> None:
         async with client(HOST, port) as near:
             head = await near.head(near.open("/nowhere", end=True))
@@ -104,7 +104,7 @@ async def test_it_answers_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_second_signal_aborts_live_streams(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     async with server() as far:  # a Cloud Run that never answers
 
         async def look(worker: Worker, port: int) -> None:
@@ -125,7 +125,7 @@ async def test_the_second_signal_cuts(number: signal.Signals, capsys: pytest.Cap
 
 
 @pytest.mark.asyncio
-async def test_a_worker_obeys_its_supervisor(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_worker_carries_out_the_commands_of_its_supervisor(capsys: pytest.CaptureFixture[str]) -> None:
     ours, its = socket.socketpair()
     supervisor = WorkerChannel(ours)
     async with server() as far:
@@ -160,19 +160,19 @@ async def test_a_worker_obeys_its_supervisor(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.asyncio
-async def test_a_worker_whose_supervisor_is_gone_drains_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_worker_whose_supervisor_has_exited_drains(capsys: pytest.CaptureFixture[str]) -> None:
     ours, its = socket.socketpair()
     ours.close()
 
     async def look(worker: Worker, _: int) -> None:
-        """See it end by itself."""
+        """Do nothing: it ends by itself."""
 
     with its:
         assert "drained" in await running(settings(admin="off"), look, capsys, Channel(its, []))
 
 
 @pytest.mark.asyncio
-async def test_probes_see_it_start_and_drain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_probes_show_start_and_draining(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"{tmp_path}/admin"
 
     async def look(worker: Worker, port: int) -> None:
@@ -198,7 +198,7 @@ async def test_closing_is_safe_before_the_start() -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_nobody_caught_is_logged_by_its_kind_and_place_alone(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_unexpected_error_is_logged_by_class_and_place_only(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise ValueError("ya29.secret")
     except ValueError as exc:

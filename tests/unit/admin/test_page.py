@@ -47,7 +47,7 @@ def page(*routes: Route, metrics: Metrics | None = None, ready: bool = True, wor
     return Document(status_page(ready, words, routes, metrics or Metrics()))
 
 
-def test_it_shows_state_reason_and_version() -> None:
+def test_the_page_shows_state_reason_and_version() -> None:
     document = page(words="draining: live exchanges finish", ready=False)
     assert document.texts[0] == "draining – cloudrun-sidecar"
     assert "draining" in document.texts
@@ -57,7 +57,7 @@ def test_it_shows_state_reason_and_version() -> None:
     assert ("span", {"class": "state well"}) in page().tags
 
 
-def test_it_shows_each_route_with_upstream_identity_and_counts() -> None:
+def test_the_page_shows_each_route_with_upstream_identity_and_counts() -> None:
     metrics = Metrics()
     orders = metrics.route(route("team/orders"))
     for _ in range(5):
@@ -81,7 +81,7 @@ def test_it_shows_each_route_with_upstream_identity_and_counts() -> None:
     ]  # fmt: skip
 
 
-def test_the_route_for_all_other_paths_shows_its_counts_and_adds_no_label_of_its_own() -> None:
+def test_the_default_route_shows_its_counts_and_adds_no_metric_label() -> None:
     metrics = Metrics()
     rest = route("")
     metrics.route(rest).started(Observed())
@@ -90,14 +90,14 @@ def test_the_route_for_all_other_paths_shows_its_counts_and_adds_no_label_of_its
     assert b'route=""' not in Exposition(metrics).render()[0]
 
 
-def test_what_was_configured_cannot_become_markup() -> None:
+def test_settings_are_escaped() -> None:
     evil = "<script>alert('x')</script>"
     document = page(route("a", audience=evil, impersonate=evil, delegates=(evil,)), words=f"{evil}: {evil}")
     assert "script" not in {tag for tag, _ in document.tags}
     assert document.texts.count(evil) == 4
 
 
-def test_it_needs_nothing_from_elsewhere() -> None:
+def test_the_page_loads_no_external_files() -> None:
     document = page(route("a"))
     assert {tag for tag, _ in document.tags} & {"script", "link", "img", "iframe", "object"} == set()
     text = status_page(True, "ready: yes", [], Metrics())

@@ -74,7 +74,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 @pytest.mark.asyncio
-async def test_localhost_means_the_address_that_it_means_for_the_listener() -> None:
+async def test_localhost_is_the_same_address_as_for_the_listener() -> None:
     async with running("localhost:0") as site:
         assert site.plane.address.startswith("127.0.0.1:")
         assert (await site.get("/livez"))[0] == 200
@@ -93,7 +93,7 @@ async def test_localhost_means_the_address_that_it_means_for_the_listener() -> N
         (False, True, 200, 503, 503),
     ],
 )
-async def test_probes_tell_life_start_and_readiness_apart(
+async def test_probes_distinguish_liveness_startup_and_readiness(
     site: Site, started: bool, draining: bool, live: int, started_up: int, ready: int
 ) -> None:
     site.state.started, site.state.draining = started, draining
@@ -101,7 +101,7 @@ async def test_probes_tell_life_start_and_readiness_apart(
 
 
 @pytest.mark.asyncio
-async def test_a_probe_is_answered_by_one_word_and_the_reason(site: Site) -> None:
+async def test_a_probe_is_answered_with_one_word_and_the_reason(site: Site) -> None:
     assert (await site.get("/livez"))[1] == "alive: answering\n"
     assert (await site.get("/readyz"))[1] == "ready: taking requests\n"
     site.state.draining = True
@@ -113,7 +113,7 @@ async def test_a_probe_is_answered_by_one_word_and_the_reason(site: Site) -> Non
 
 
 @pytest.mark.asyncio
-async def test_readiness_never_dials_upstream() -> None:
+async def test_readiness_never_connects_to_an_upstream() -> None:
     with socket.create_server(("127.0.0.1", 0)) as upstream:
         upstream.setblocking(False)
         route = Route(name="a", origin=Origin("http", "127.0.0.1", upstream.getsockname()[1]), signed=False)
@@ -132,7 +132,7 @@ async def test_readiness_never_dials_upstream() -> None:
 
 
 @pytest.mark.asyncio
-async def test_metrics_are_served_as_prometheus_reads_them(site: Site) -> None:
+async def test_metrics_are_served_in_the_format_of_prometheus(site: Site) -> None:
     site.metrics.route(ROUTES[0]).started(Observed())
     status, text, headers = await site.get("/metrics")
     assert status == 200
@@ -141,7 +141,7 @@ async def test_metrics_are_served_as_prometheus_reads_them(site: Site) -> None:
 
 
 @pytest.mark.asyncio
-async def test_routes_are_told_with_upstream_audience_and_identity(site: Site) -> None:
+async def test_routes_are_listed_with_upstream_audience_and_identity(site: Site) -> None:
     _, text, headers = await site.get("/routes")
     greeter, orders, rest = json.loads(text)
     assert headers["Content-Type"].startswith("application/json")
@@ -160,7 +160,7 @@ async def test_routes_are_told_with_upstream_audience_and_identity(site: Site) -
 
 
 @pytest.mark.asyncio
-async def test_an_unknown_path_is_told_which_there_are(site: Site) -> None:
+async def test_an_unknown_path_is_answered_with_the_known_ones(site: Site) -> None:
     for path in ("/nope", "/healthz", "/routes/greeter", "/livez/"):
         status, text, _ = await site.get(path)
         assert status == 404
@@ -168,7 +168,7 @@ async def test_an_unknown_path_is_told_which_there_are(site: Site) -> None:
 
 
 @pytest.mark.asyncio
-async def test_nothing_can_be_changed_here(site: Site) -> None:
+async def test_only_get_and_head_are_allowed(site: Site) -> None:
     for path in PATHS:
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             status, _, headers = await site.get(path, method)
@@ -176,13 +176,13 @@ async def test_nothing_can_be_changed_here(site: Site) -> None:
 
 
 @pytest.mark.asyncio
-async def test_head_gives_the_status_without_a_body(site: Site) -> None:
+async def test_head_returns_the_status_without_a_body(site: Site) -> None:
     site.state.draining = True
     assert (await site.get("/readyz", "HEAD"))[:2] == (503, "")
 
 
 @pytest.mark.asyncio
-async def test_answers_say_nothing_about_the_server_and_are_not_kept(site: Site) -> None:
+async def test_answers_do_not_name_the_server_and_forbid_caching(site: Site) -> None:
     for path in (*PATHS, "/nope"):
         _, _, headers = await site.get(path)
         assert "Server" not in headers
@@ -202,14 +202,14 @@ async def test_the_address_has_the_real_port() -> None:
 
 
 @pytest.mark.asyncio
-async def test_ipv6_stands_in_brackets() -> None:
+async def test_an_ipv6_address_has_brackets() -> None:
     async with running("[::1]:0") as site:
         assert site.plane.address.startswith("[::1]:")
         assert (await site.get("/livez"))[0] == 200
 
 
 @pytest.mark.asyncio
-async def test_a_unix_socket_serves_too_and_leaves_no_file(tmp_path: Path) -> None:
+async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with running(f"unix:{path}") as site:
         assert site.plane.address == f"unix:{path}"
@@ -219,7 +219,7 @@ async def test_a_unix_socket_serves_too_and_leaves_no_file(tmp_path: Path) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_busy_port_is_an_os_error_for_the_caller_to_name() -> None:
+async def test_a_port_in_use_raises_os_error() -> None:
     async with running() as site:
         second = AdminPlane(site.plane.address, State(), Metrics(), lambda: ROUTES)
         with pytest.raises(OSError, match="Address already in use") as busy:
@@ -229,13 +229,13 @@ async def test_a_busy_port_is_an_os_error_for_the_caller_to_name() -> None:
 
 
 @pytest.mark.asyncio
-async def test_workers_may_share_the_port() -> None:
+async def test_workers_can_share_the_port() -> None:
     async with running(reuse_port=True) as first, running(first.plane.address, reuse_port=True) as second:
         assert first.plane.address == second.plane.address
 
 
 @pytest.mark.asyncio
-async def test_it_has_no_address_before_the_start_and_may_be_closed_at_any_time() -> None:
+async def test_it_has_no_address_before_start_and_can_be_closed_in_any_state() -> None:
     plane = AdminPlane("127.0.0.1:0", State(), Metrics(), lambda: ROUTES)
     with pytest.raises(RuntimeError, match="not been started"):
         _ = plane.address

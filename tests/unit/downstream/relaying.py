@@ -1,4 +1,4 @@
-"""The relay's place at the listener, taken by a test: what comes of a request is looked at, and answered by hand."""
+"""A listener whose requests are received and answered by the test, in place of the dispatcher."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from proxy.http2.portable.engine import PortableEngine
 from proxy.observe.observer import DownstreamObserver
 
 
-class Taken(StreamReceiver):
-    """One request as it comes, and the way back. Content is acknowledged at once, or by hand."""
+class ReceivedRequest(StreamReceiver):
+    """Records one request, and sends its response. Content is acknowledged at once, or by the test."""
 
     def __init__(self, stream: Stream, fields: Fields, end_stream: bool, *, acknowledging: bool) -> None:
         self.fields = fields
@@ -31,7 +31,7 @@ class Taken(StreamReceiver):
         self.sent_octets = 0
         self.ended = asyncio.Event()
         self.reset: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The code with which the stream was reset, once it was."""
+        """Done when the stream is reset, with the code."""
         self.reset_by_peer = False
         self._stream = stream
         self._acknowledging = acknowledging
@@ -64,14 +64,14 @@ class Taken(StreamReceiver):
     def on_response_sent(self, octets: int) -> None:
         self.sent_octets += octets
 
-    # ---- what a test does with it
+    # ---- used by tests
 
     @property
     def plain(self) -> dict[bytes, bytes]:
         return {name: value for name, value, _ in self.fields}
 
-    async def came(self, octets: int) -> None:
-        """Wait until so much content has come."""
+    async def received(self, octets: int) -> None:
+        """Wait until so much content was received."""
         while len(self.content) < octets:
             self._grown.clear()
             await self._grown.wait()
@@ -90,36 +90,36 @@ class Taken(StreamReceiver):
         self._stream.send_trailers([(name, value, False) for name, value in fields])
 
     def answer(self, content: bytes, *fields: tuple[bytes, bytes]) -> None:
-        """The whole response."""
+        """Send the whole response."""
         self.head(200, *fields)
         self.data(content, end=True)
 
-    def break_off(self, code: int) -> None:
+    def reset_stream(self, code: int) -> None:
         self._stream.reset(code, False)
 
-    def forget(self) -> None:
-        """Hear no more of the stream."""
+    def detach(self) -> None:
+        """Detach from the stream."""
         self._stream.receiver = None
 
 
-class Relay(RequestAcceptor):
-    """Takes every request up, and hands it to the test."""
+class RequestQueue(RequestAcceptor):
+    """Accepts every request, and passes it to the test."""
 
     def __init__(self, *, acknowledging: bool) -> None:
-        self.requests: asyncio.Queue[Taken] = asyncio.Queue()
+        self.requests: asyncio.Queue[ReceivedRequest] = asyncio.Queue()
         self._acknowledging = acknowledging
 
     def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
-        taken = Taken(stream, fields, end_stream, acknowledging=self._acknowledging)
+        taken = ReceivedRequest(stream, fields, end_stream, acknowledging=self._acknowledging)
         stream.receiver = taken
         self.requests.put_nowait(taken)
 
-    async def request(self) -> Taken:
+    async def request(self) -> ReceivedRequest:
         return await self.requests.get()
 
 
 class Counts(DownstreamObserver):
-    """How many h2c connections there are, and have been."""
+    """Counts h2c connections, and collects the reasons of refusals."""
 
     def __init__(self) -> None:
         self.opened = self.closed = 0
@@ -137,10 +137,10 @@ class Counts(DownstreamObserver):
 
 @dataclass
 class Listening:
-    """A listener of this process on a free port."""
+    """A listener in this process, on a free port."""
 
     listener: Listener
-    relay: Relay
+    relay: RequestQueue
     counts: Counts
     budget: Budget
     port: int
@@ -154,7 +154,7 @@ class Listening:
         self.drained.set_result(await self.listener.drain(self.drain_seconds))
 
     async def raw(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a connection on which `data` has been sent; it is closed in the end."""
+        """Connect, and send `data`; the connection is closed at the end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.clients.append(writer)
         writer.write(data)
@@ -170,8 +170,8 @@ async def listening(
     max_head_octets: int = 64 << 10,
     allowed_hosts: tuple[str, ...] = (),
 ) -> AsyncIterator[Listening]:
-    """Serve for the time of a `with`; at its end, drain within five seconds."""
-    relay, counts, budget = Relay(acknowledging=acknowledging), Counts(), Budget(1 << 30)
+    """Serve during a `with`; at its end, drain within five seconds."""
+    relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
 
     def engine(handler: ConnectionHandler) -> Engine:
         return make(client=False, limits=limits or Limits(), handler=handler)

@@ -31,14 +31,14 @@ def test_an_ipv6_address_is_bound_as_it_is() -> None:
         assert bound.getsockname()[0] == "::1"
 
 
-def test_a_wildcard_of_ipv6_takes_ipv4_as_well() -> None:
+def test_an_ipv6_wildcard_accepts_ipv4_too() -> None:
     with bind_tcp("::", 0) as bound:
         bound.listen()
         with socket.create_connection(("127.0.0.1", bound.getsockname()[1])):
             pass
 
 
-def test_several_processes_share_a_port_only_if_all_ask_for_it() -> None:
+def test_processes_share_a_port_only_if_all_set_reuse_port() -> None:
     with bind_tcp("127.0.0.1", 0, reuse_port=True) as one:
         one.listen()
         port = one.getsockname()[1]
@@ -47,21 +47,21 @@ def test_several_processes_share_a_port_only_if_all_ask_for_it() -> None:
         assert "already in use" in str(failure("127.0.0.1", port))
 
 
-def test_a_busy_port_may_become_free() -> None:
+def test_a_port_in_use_is_a_transient_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         failed = failure("127.0.0.1", taken.getsockname()[1])
     assert failed.transient
     assert "Address already in use" in str(failed)
 
 
-def test_an_address_of_no_interface_may_come() -> None:
+def test_an_address_that_no_interface_has_is_a_transient_failure() -> None:
     failed = failure("192.0.2.1", 0)
     assert failed.transient
     assert "no interface of this machine has this address now" in str(failed)
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
-def test_what_can_be_no_name_is_a_mistake(host: str) -> None:
+def test_an_invalid_host_name_is_a_permanent_failure(host: str) -> None:
     failed = failure(host, 0)
     assert not failed.transient
     assert "the name does not resolve" in str(failed)
@@ -82,14 +82,14 @@ def test_what_can_be_no_name_is_a_mistake(host: str) -> None:
         (errno.EAFNOSUPPORT, False),
     ],
 )
-def test_what_may_pass_by_itself_is_told_from_what_somebody_must_change(number: int, transient: bool) -> None:
+def test_errors_of_bind_are_transient_or_permanent(number: int, transient: bool) -> None:
     assert ListenFailed("127.0.0.1:1", OSError(number, os.strerror(number))).transient is transient
 
 
 @pytest.mark.parametrize(
     ("number", "transient"), [(socket.EAI_AGAIN, True), (socket.EAI_FAIL, True), (socket.EAI_NONAME, False)]
 )
-def test_a_name_server_that_does_not_answer_may_come_back(number: int, transient: bool) -> None:
+def test_errors_of_name_resolution_are_transient_or_permanent(number: int, transient: bool) -> None:
     assert ListenFailed("host:1", socket.gaierror(number, "words")).transient is transient
 
 
@@ -110,8 +110,8 @@ WITHOUT_IPV6 = textwrap.dedent(
 )
 
 
-def test_localhost_is_bound_where_ipv6_is_off() -> None:
-    """Needs root, for a network of its own."""
+def test_localhost_is_bound_on_a_machine_without_ipv6() -> None:
+    """Needs root, for a network namespace."""
     argv = ["unshare", "--net", sys.executable, "-c", WITHOUT_IPV6]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.stdout == "no IPv6, and localhost is bound\n", done.stderr

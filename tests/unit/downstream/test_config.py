@@ -1,4 +1,4 @@
-"""Sockets: bound, named where that fails, and their files removed."""
+"""Listening sockets: bound, named in errors, and their files removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxy.downstream.binding import ListenFailed
 from proxy.downstream.config import ListenerConfig
 
 
-def test_restate_is_not_closed_on_by_any_limit_of_hypercorns() -> None:
+def test_no_limit_of_hypercorn_closes_a_connection_of_restate() -> None:
     config = ListenerConfig(("127.0.0.1:0",), 1)
     assert config.keep_alive_timeout >= 11 * 60
     assert config.keep_alive_max_requests > 1 << 60
@@ -24,7 +24,7 @@ def test_restate_is_not_closed_on_by_any_limit_of_hypercorns() -> None:
     assert config.response_headers("h11") == []
 
 
-def test_the_configuration_survives_the_way_into_a_worker_process() -> None:
+def test_the_configuration_can_be_pickled_for_a_worker_process() -> None:
     config = ListenerConfig(("127.0.0.1:0",), 2, '{"x": 1}', max_head_octets=7)
     copy = pickle.loads(pickle.dumps(config))
     assert (copy.payload, copy.workers, copy.bind) == ('{"x": 1}', 2, ["127.0.0.1:0"])
@@ -49,7 +49,7 @@ def test_every_address_is_bound_and_listens(workers: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_address_is_ours_alone_however_many_workers(workers: int) -> None:
+def test_no_other_process_can_share_the_address_with_any_number_of_workers(workers: int) -> None:
     config = ListenerConfig(("127.0.0.1:0",), workers)
     sockets = config.create_sockets()
     try:
@@ -62,7 +62,7 @@ def test_an_address_is_ours_alone_however_many_workers(workers: int) -> None:
         config.release(sockets)
 
 
-def test_accepted_sockets_find_out_that_the_client_is_lost() -> None:
+def test_accepted_sockets_use_tcp_keep_alive() -> None:
     config = ListenerConfig(("127.0.0.1:0",), 1)
     sockets = config.create_sockets()
     try:
@@ -76,10 +76,10 @@ def test_accepted_sockets_find_out_that_the_client_is_lost() -> None:
         config.release(sockets)
 
 
-# Hypercorn leaves the socket that it could not bind to the collector.
+# Hypercorn does not close a socket that it could not bind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path, workers: int) -> None:
+def test_an_address_in_use_is_named_and_the_others_are_released(tmp_path: Path, workers: int) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -100,7 +100,7 @@ def test_a_busy_address_is_named_and_the_others_are_released(tmp_path: Path, wor
         ("192.0.2.1:0", "Cannot assign requested address; no interface of this machine has this address now"),
     ],
 )
-def test_an_address_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path, address: str, reason: str) -> None:
+def test_an_address_that_cannot_be_bound_is_named_with_the_reason(tmp_path: Path, address: str, reason: str) -> None:
     (tmp_path / "file").write_text("kept")
     address = address.format(folder=tmp_path)
     with pytest.raises(ListenFailed, match=rf"^cannot listen on {re.escape(address)}: {re.escape(reason)}$"):
@@ -108,7 +108,7 @@ def test_an_address_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path, 
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_socket_that_somebody_listens_on_is_not_taken_from_him(tmp_path: Path) -> None:
+def test_a_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as owner:
         owner.bind(path)
@@ -125,7 +125,7 @@ def test_a_socket_that_somebody_listens_on_is_not_taken_from_him(tmp_path: Path)
                 ListenerConfig((f"unix:{path}",), 1).create_sockets()
 
 
-def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(path)
@@ -138,8 +138,8 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-def test_a_unix_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """To connect takes the permission to write."""
+def test_a_unix_socket_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
+    """Connecting needs write permission."""
     before = os.umask(0o022)
     config = ListenerConfig((f"unix:{tmp_path}/s",), 1)
     try:
@@ -150,7 +150,7 @@ def test_a_unix_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_the_file_of_another_that_took_the_place_stays(tmp_path: Path) -> None:
+def test_release_keeps_a_file_that_replaced_the_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "s"
     config = ListenerConfig((f"unix:{path}",), 1)
     sockets = config.create_sockets()

@@ -1,4 +1,4 @@
-"""h2c connections as a client sees them, with every engine."""
+"""h2c connections, with a real client and every engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.asyncio, each_bare_engine]
 HOST = "127.0.0.1"
 
 
-async def test_a_request_goes_to_the_relay_and_its_response_back(make: EngineFactory) -> None:
+async def test_a_request_reaches_the_acceptor_and_its_response_the_client(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x", fields=[(b"a", b"1")])
         taken = await it.relay.request()
@@ -36,7 +36,7 @@ async def test_a_request_goes_to_the_relay_and_its_response_back(make: EngineFac
         assert not taken.reset.done()
 
 
-async def test_restate_finds_the_streams_and_windows_that_it_needs(make: EngineFactory) -> None:
+async def test_settings_offer_the_streams_and_windows_that_restate_needs(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         await near.ping()
         settings = near.h2.remote_settings
@@ -45,7 +45,7 @@ async def test_restate_finds_the_streams_and_windows_that_it_needs(make: EngineF
         assert near.h2.outbound_flow_control_window >= 1 << 20
 
 
-async def test_resets_cross_with_their_code_both_ways(make: EngineFactory) -> None:
+async def test_resets_are_forwarded_with_their_code_in_both_directions(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x")
         taken = await it.relay.request()
@@ -55,14 +55,14 @@ async def test_resets_cross_with_their_code_both_ways(make: EngineFactory) -> No
         stream = near.open("/svc/x")
         taken = await it.relay.request()
         taken.head()
-        taken.break_off(0xB)
+        taken.reset_stream(0xB)
         await near.head(stream)
         with pytest.raises(Reset) as reset:
             await near.body(stream)
         assert reset.value.code == 0xB
 
 
-async def test_a_rule_that_the_client_broke_is_told_to_it_and_as_its_own_fault(make: EngineFactory) -> None:
+async def test_a_stream_error_of_the_client_resets_the_stream_on_both_sides(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x", fields=[(b"content-length", b"1")])
         taken = await it.relay.request()
@@ -74,12 +74,12 @@ async def test_a_rule_that_the_client_broke_is_told_to_it_and_as_its_own_fault(m
         assert reset.value.code == 0x1
 
 
-async def test_what_comes_for_a_stream_that_is_forgotten_gives_its_window_back(make: EngineFactory) -> None:
+async def test_data_for_a_stream_without_receiver_returns_its_window(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=65_535)
     async with listening(make, limits=limits) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x")
         taken = await it.relay.request()
-        taken.forget()
+        taken.detach()
         await near.send(stream, bytes(200_000))
         near.trailers(stream, [(b"sum", b"2")])
         await near.ping()
@@ -87,13 +87,13 @@ async def test_what_comes_for_a_stream_that_is_forgotten_gives_its_window_back(m
         assert taken.trailers is None
 
 
-async def test_ping_is_answered_while_a_stream_is_stuck(make: EngineFactory) -> None:
+async def test_ping_is_answered_while_a_stream_has_no_window(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=65_535)
     async with listening(make, limits=limits, acknowledging=False) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x")
         taken = await it.relay.request()
         await near.send(stream, bytes(65_535))
-        await taken.came(65_535)
+        await taken.received(65_535)
         assert near.h2.local_flow_control_window(stream) == 0
         assert await near.ping(b"stuck???") == b"stuck???"
         other = near.open("/svc/y", end=True)
@@ -105,7 +105,7 @@ async def test_ping_is_answered_while_a_stream_is_stuck(make: EngineFactory) -> 
         await taken.ended.wait()
 
 
-async def test_a_client_that_is_gone_resets_what_it_asked_for(make: EngineFactory) -> None:
+async def test_a_lost_connection_resets_its_requests(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         near.open("/svc/x")
         near.open("/svc/y")
@@ -115,7 +115,7 @@ async def test_a_client_that_is_gone_resets_what_it_asked_for(make: EngineFactor
         assert it.listener.live_exchanges == 0
 
 
-async def test_a_client_that_shuts_its_side_down_is_gone(make: EngineFactory) -> None:
+async def test_a_half_closed_http2_connection_is_closed(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         near.open("/svc/x")
         taken = await it.relay.request()
@@ -124,7 +124,7 @@ async def test_a_client_that_shuts_its_side_down_is_gone(make: EngineFactory) ->
         await near.closed
 
 
-async def test_a_client_that_says_go_away_gets_what_it_asked_for_and_is_left(make: EngineFactory) -> None:
+async def test_after_go_away_of_the_client_live_streams_finish_and_the_connection_closes(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x", end=True)
         taken = await it.relay.request()
@@ -136,7 +136,7 @@ async def test_a_client_that_says_go_away_gets_what_it_asked_for_and_is_left(mak
         await near.closed
 
 
-async def test_a_client_that_breaks_the_connections_rules_is_told_and_closed(make: EngineFactory) -> None:
+async def test_a_connection_error_is_sent_as_go_away_and_closes_the_connection(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         near.open("/svc/x")
         taken = await it.relay.request()
@@ -153,7 +153,7 @@ async def test_a_flood_of_resets_ends_the_connection(make: EngineFactory) -> Non
         assert (await near.went_away).error_code == 0xB
 
 
-async def test_nobody_says_go_away_before_the_last_stream_has_ended(make: EngineFactory) -> None:
+async def test_go_away_is_sent_only_after_the_last_stream_has_ended(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x", end=True)
         taken = await it.relay.request()
@@ -166,7 +166,7 @@ async def test_nobody_says_go_away_before_the_last_stream_has_ended(make: Engine
         assert await it.drained
 
 
-async def test_what_is_not_drained_in_time_is_cut_on_both_sides(make: EngineFactory) -> None:
+async def test_after_the_drain_timeout_live_streams_are_reset_on_both_sides(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         it.drain_seconds = 0.6
         stream = near.open("/svc/x", end=True)
@@ -179,7 +179,7 @@ async def test_what_is_not_drained_in_time_is_cut_on_both_sides(make: EngineFact
         assert not await it.drained
 
 
-async def test_a_hurry_cuts_at_once(make: EngineFactory) -> None:
+async def test_abort_resets_live_streams_at_once(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         it.drain_seconds = 60.0
         stream = near.open("/svc/x", end=True)

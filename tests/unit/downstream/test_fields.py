@@ -3,7 +3,7 @@ from __future__ import annotations
 from proxy.downstream.fields import from_http1
 
 
-def test_http1_heads_lose_what_belongs_to_the_connection() -> None:
+def test_hop_by_hop_fields_are_removed() -> None:
     head = from_http1(
         b"POST",
         b"/greeter/x",
@@ -31,11 +31,11 @@ def test_http1_heads_lose_what_belongs_to_the_connection() -> None:
     ]
 
 
-def test_te_trailers_is_the_one_te_that_stays() -> None:
+def test_te_is_kept_only_with_the_value_trailers() -> None:
     assert (b"te", b"trailers", False) in from_http1(b"GET", b"/", [(b"te", b"trailers")])
 
 
-def test_a_content_length_that_chunks_override_does_not_pass() -> None:
+def test_content_length_is_removed_beside_transfer_encoding() -> None:
     lines = [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")]
     assert b"content-length" not in [name for name, _, _ in from_http1(b"POST", b"/", lines)]
     assert (b"content-length", b"5", False) in from_http1(b"POST", b"/", lines[:1])

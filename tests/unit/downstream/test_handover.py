@@ -1,4 +1,4 @@
-"""Connections that come through a channel, on every kind of event loop."""
+"""Connections from a channel, on every event loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ every_loop = pytest.mark.parametrize("loop", LOOPS)
 
 
 class Greeting(asyncio.Protocol):
-    """Sends its name, and closes when the peer does."""
+    """Sends a greeting, and closes when the peer does."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         family = transport.get_extra_info("socket").family
@@ -33,7 +33,7 @@ Use = Callable[[WorkerChannel, Commands], Coroutine[Any, Any, None]]
 
 
 def run(loop: str, use: Use) -> None:
-    """Run `use` on such a loop, with a supervisor whose channel is served and the commands that come through it."""
+    """Run `use` on this loop, with the supervisor's end of a served channel and the commands received from it."""
     ours, its = socket.socketpair()
 
     async def serve() -> None:
@@ -59,7 +59,7 @@ def run(loop: str, use: Use) -> None:
 
 @every_loop
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-def test_connections_get_a_protocol(loop: str, family: int) -> None:
+def test_each_connection_gets_a_protocol(loop: str, family: int) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         for _ in range(100):
             accepted: socket.socket
@@ -76,7 +76,7 @@ def test_connections_get_a_protocol(loop: str, family: int) -> None:
 
 
 @every_loop
-def test_commands_are_obeyed_in_turn(loop: str) -> None:
+def test_commands_are_carried_out_in_order(loop: str) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         supervisor.send_command(DRAIN)
         supervisor.send_command(ABORT)
@@ -86,7 +86,7 @@ def test_commands_are_obeyed_in_turn(loop: str) -> None:
 
 
 @every_loop
-def test_a_supervisor_that_is_gone_means_to_drain(loop: str) -> None:
+def test_the_exit_of_the_supervisor_starts_draining(loop: str) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         supervisor.close()
         assert await commands.get() == "drain"
@@ -95,7 +95,7 @@ def test_a_supervisor_that_is_gone_means_to_drain(loop: str) -> None:
 
 
 @every_loop
-def test_other_sockets_are_listened_on_as_ever(loop: str) -> None:
+def test_create_server_still_listens_on_other_sockets(loop: str) -> None:
     async def use(_: WorkerChannel, __: Commands) -> None:
         running = asyncio.get_running_loop()
         async with await running.create_server(Greeting, "127.0.0.1", 0) as server:
@@ -111,7 +111,7 @@ def test_other_sockets_are_listened_on_as_ever(loop: str) -> None:
 def test_a_connection_without_a_descriptor_is_reported_as_closed(
     loop: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The kernel sends the message alone where the process may have no more open files."""
+    """At the limit of open files, the kernel delivers the message without its descriptor."""
 
     async def use(supervisor: WorkerChannel, _: Commands) -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Which host names are this sidecar's own."""
+"""Host names that mean this server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_an_authority_is_a_host_and_a_port(text: bytes, authority: tuple[str, in
 @pytest.mark.parametrize(
     "text", [b"", b":80", b"a b", b"a@b", b"a:b", b"a:65536", b"::1", b"[::g]", b"[::1%25lo]", b"a..b"]
 )
-def test_what_is_no_authority_is_said_without_quoting_it(text: bytes) -> None:
+def test_an_invalid_authority_is_refused_without_quoting_it(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"neither|IPv6|port") as raised:
         parse_authority(text)
     assert not text or text.decode() not in str(raised.value)
@@ -35,7 +35,7 @@ NAMES_OF_OURS = ["localhost", "a.localhost", "127.0.0.1", "127.8.8.8", "::1", ":
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1", "127.0.0.5", "::1", "::ffff:127.0.0.1", "::1%lo"])
-def test_on_loopback_a_name_must_be_one_that_no_strangers_dns_answers_for(server: str) -> None:
+def test_on_loopback_only_names_that_public_dns_cannot_resolve_are_allowed(server: str) -> None:
     rules = HostRules((server, 9081), frozenset({"sidecar.example"}))
     assert rules.is_loopback
     for name in (*NAMES_OF_OURS, "sidecar.example", "10.0.0.1", "fe80::1"):
@@ -45,12 +45,12 @@ def test_on_loopback_a_name_must_be_one_that_no_strangers_dns_answers_for(server
 
 
 @pytest.mark.parametrize("server", [("10.0.0.1", 9081), ("::ffff:10.0.0.1", 9081), ("fe80::1%eth0", 9081), None])
-def test_elsewhere_any_name_may_lead_here(server: tuple[str, int] | None) -> None:
+def test_off_loopback_any_name_is_allowed(server: tuple[str, int] | None) -> None:
     assert not HostRules(server).is_loopback
     assert HostRules(server).allows("whatever.example")
 
 
-def test_a_url_is_of_this_server_by_name_and_port_or_because_host_says_so() -> None:
+def test_an_absolute_url_means_this_server_by_name_and_port_or_by_host() -> None:
     rules = HostRules(("127.0.0.1", 9081), frozenset({"sidecar.example"}))
     for name in (*NAMES_OF_OURS, "sidecar.example"):
         assert rules.is_own((name, 9081), None)

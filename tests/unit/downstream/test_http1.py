@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the port of h2c, octet by octet."""
+"""HTTP/1.1 on the listener, octet by octet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def head_of(reader: asyncio.StreamReader) -> bytes:
 
 
 async def lives(it: Listening, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Have one more exchange on this connection."""
+    """Complete one more exchange on this connection."""
     writer.write(GET)
     (await it.relay.request()).answer(b"!", (b"content-length", b"1"))
     await head_of(reader)
@@ -47,12 +47,12 @@ async def test_a_request_without_content_ends_with_its_head() -> None:
         await lives(it, reader, writer)
 
 
-async def test_chunks_come_as_content_and_their_trailers_stay_behind() -> None:
+async def test_chunked_content_arrives_without_its_trailers() -> None:
     async with listening() as it:
         chunked = b"Transfer-Encoding: chunked\r\n\r\n"
         reader, writer = await it.raw(POST + chunked + b"3\r\nabc\r\n")
         taken = await it.relay.request()
-        await taken.came(3)
+        await taken.received(3)
         assert not taken.ended.is_set()
         writer.write(b"2\r\nde\r\n0\r\nX-Serverless-Authorization: Bearer spoofed\r\n\r\n")
         await taken.ended.wait()
@@ -65,7 +65,7 @@ async def test_chunks_come_as_content_and_their_trailers_stay_behind() -> None:
         await lives(it, reader, writer)
 
 
-async def test_who_expects_100_gets_it_before_the_content() -> None:
+async def test_expect_100_continue_is_answered_before_the_content() -> None:
     async with listening() as it:
         reader, writer = await it.raw(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         taken = await it.relay.request()
@@ -105,7 +105,7 @@ async def test_pipelined_requests_are_answered_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("more", [b"", GET], ids=["alone", "pipelined"])
 @pytest.mark.parametrize("abruptly", [True, False])
-async def test_a_client_that_leaves_resets_its_request(more: bytes, abruptly: bool) -> None:
+async def test_a_client_that_disconnects_resets_its_request(more: bytes, abruptly: bool) -> None:
     async with listening() as it:
         _, writer = await it.raw(GET + more)
         taken = await it.relay.request()
@@ -116,7 +116,7 @@ async def test_a_client_that_leaves_resets_its_request(more: bytes, abruptly: bo
         assert await taken.reset == 0x8
 
 
-async def test_a_client_that_leaves_an_idle_connection_leaves_nothing_behind() -> None:
+async def test_an_idle_connection_that_the_client_closes_is_cleaned_up() -> None:
     async with listening() as it:
         reader, writer = await it.raw()
         await lives(it, reader, writer)
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_an_idle_connection_leaves_nothing_behind() -
         assert await reader.read() == b""
 
 
-async def test_a_client_that_sends_on_while_another_request_waits_loses_nothing() -> None:
+async def test_a_pipelined_request_is_kept_while_the_one_before_it_waits() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET + POST[:9])
         taken = await it.relay.request()
@@ -141,40 +141,40 @@ async def test_a_client_that_sends_on_while_another_request_waits_loses_nothing(
         assert await taken.reset == 0x8
 
 
-async def test_a_client_that_closes_amid_its_content_resets_its_request() -> None:
+async def test_a_client_that_disconnects_within_content_resets_its_request() -> None:
     async with listening() as it:
         _, writer = await it.raw(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab")
         taken = await it.relay.request()
-        await taken.came(2)
+        await taken.received(2)
         writer.close()
         assert await taken.reset == 0x8
         assert not taken.ended.is_set()
 
 
-async def test_more_than_a_window_of_a_request_is_not_read() -> None:
+async def test_at_most_a_window_of_a_request_is_read() -> None:
     async with listening(acknowledging=False) as it:
         size = 8 << 20
         reader, _ = await it.raw(POST + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
         taken = await it.relay.request()
-        await taken.came(256 << 10)
+        await taken.received(256 << 10)
         await lives(it, *(await it.raw()))
         assert len(taken.content) < 1 << 20
         seen = 0
         while not taken.ended.is_set():
             octets, seen = len(taken.content) - seen, len(taken.content)
             taken.acknowledge(octets)
-            await asyncio.wait_for(taken.came(min(size, seen + 1)), 30)
+            await asyncio.wait_for(taken.received(min(size, seen + 1)), 30)
         assert len(taken.content) == size
         taken.answer(b"")
         await head_of(reader)
 
 
-async def test_a_client_that_leaves_is_noticed_however_much_of_its_ended_request_is_under_way() -> None:
+async def test_a_disconnect_is_noticed_with_a_full_window_of_a_complete_request() -> None:
     async with listening(acknowledging=False) as it:
         window = 256 << 10
         _, writer = await it.raw(POST + b"Content-Length: %d\r\n\r\n" % (window + 1) + bytes(window))
         taken = await it.relay.request()
-        await taken.came(window)
+        await taken.received(window)
         writer.write(b"!")  # which the read brings that was waiting when the window was full
         await taken.ended.wait()
         writer.close()
@@ -185,7 +185,7 @@ async def test_a_response_may_end_before_its_request() -> None:
     async with listening() as it:
         reader, writer = await it.raw(POST + b"Content-Length: 4\r\n\r\nab")
         taken = await it.relay.request()
-        await taken.came(2)
+        await taken.received(2)
         taken.answer(b"early", (b"content-length", b"5"))
         await head_of(reader)
         assert await reader.readexactly(5) == b"early"
@@ -193,19 +193,19 @@ async def test_a_response_may_end_before_its_request() -> None:
         await lives(it, reader, writer)
 
 
-async def test_who_never_ends_a_request_whose_response_has_ended_is_left() -> None:
+async def test_a_connection_closes_if_the_request_does_not_end_after_its_response() -> None:
     async with listening() as it:
         reader, _ = await it.raw(POST + b"Content-Length: 4\r\n\r\nab")
         taken = await it.relay.request()
-        await taken.came(2)
+        await taken.received(2)
         taken.answer(b"early", (b"content-length", b"5"))
         assert (await reader.read()).endswith(b"early")
 
 
-async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> None:
+async def test_a_reset_is_502_before_the_response_and_a_disconnect_within_it() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET)
-        (await it.relay.request()).break_off(0xFE)
+        (await it.relay.request()).reset_stream(0xFE)
         answer = await head_of(reader)
         assert answer.startswith(b"HTTP/1.1 502")
         assert b"x-cloudrun-sidecar-error: upstream-reset" in answer
@@ -214,7 +214,7 @@ async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> 
         taken = await it.relay.request()
         taken.head()
         taken.data(b"half")
-        taken.break_off(0x2)
+        taken.reset_stream(0x2)
         assert (await reader.read()).endswith(b"4\r\nhalf\r\n")
 
 
@@ -235,7 +235,7 @@ async def test_a_reset_before_the_response_is_502_and_after_it_began_a_cut() -> 
         (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b"505"),
     ],
 )
-async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: bytes, status: bytes) -> None:
+async def test_a_malformed_request_is_refused_and_not_forwarded(request_head: bytes, status: bytes) -> None:
     async with listening(max_head_octets=8_192) as it:
         reader, _ = await it.raw(request_head)
         answer = await asyncio.wait_for(reader.read(), 30)
@@ -243,8 +243,8 @@ async def test_what_is_no_request_is_refused_and_reaches_nobody(request_head: by
         assert it.relay.requests.empty()
 
 
-async def test_each_malformed_request_is_answered_with_the_reason_and_nothing_after_it_is_read() -> None:
-    """Above all, that no second request is smuggled in by it (RFC 9112, 11.2)."""
+async def test_each_malformed_request_is_answered_with_the_reason_and_ends_the_connection() -> None:
+    """In particular, no second request is smuggled in (RFC 9112, 11.2)."""
     async with listening(max_head_octets=1_024) as it:
         for name, octets, status in FAULTS:
             reader, writer = await it.raw(octets + GET)
@@ -263,7 +263,7 @@ async def test_each_malformed_request_is_answered_with_the_reason_and_nothing_af
             assert it.relay.requests.empty(), name
 
 
-async def test_a_smuggled_request_is_not_seen() -> None:
+async def test_a_smuggled_request_is_not_forwarded() -> None:
     async with listening() as it:
         smuggled = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n"
         both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n" % len(smuggled)
@@ -274,7 +274,7 @@ async def test_a_smuggled_request_is_not_seen() -> None:
         assert it.relay.requests.empty()
 
 
-async def test_the_response_to_a_request_comes_before_that_to_a_malformed_one_behind_it() -> None:
+async def test_a_request_is_answered_before_the_malformed_one_behind_it() -> None:
     async with listening() as it:
         reader, _ = await it.raw(GET + b"\r\n" + GET.replace(b"Host:", b"Host :") + GET)
         taken = await it.relay.request()
@@ -286,7 +286,7 @@ async def test_the_response_to_a_request_comes_before_that_to_a_malformed_one_be
         assert it.relay.requests.empty()
 
 
-async def test_a_response_that_has_begun_is_cut_when_its_request_turns_out_malformed() -> None:
+async def test_a_response_is_aborted_when_the_rest_of_its_request_is_malformed() -> None:
     async with listening() as it:
         reader, writer = await it.raw(CHUNKED + b"1\r\na\r\n")
         taken = await it.relay.request()
@@ -298,8 +298,8 @@ async def test_a_response_that_has_begun_is_cut_when_its_request_turns_out_malfo
         assert await taken.reset == 0x8
 
 
-async def test_who_sends_much_after_a_malformed_head_still_reads_why() -> None:
-    """A socket that is closed with octets unread is reset, and the answer may be lost with it (RFC 9112, 9.6)."""
+async def test_a_client_that_sends_much_after_a_malformed_head_still_gets_the_reason() -> None:
+    """Closing a socket with unread data resets it, and the answer may be lost (RFC 9112, 9.6)."""
     async with listening() as it:
         reader, writer = await it.raw(POST + b"Content-Length: 4000000, 4000000\r\n\r\n" + bytes(4_000_000))
         await writer.drain()
@@ -307,7 +307,7 @@ async def test_who_sends_much_after_a_malformed_head_still_reads_why() -> None:
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_no_content_answers_head_not_even_to_say_what_is_wrong() -> None:
+async def test_a_refused_head_request_is_answered_without_content() -> None:
     async with listening() as it:
         reader, _ = await it.raw(CHUNKED.replace(b"POST", b"HEAD") + b"x\r\n")
         await it.relay.request()
@@ -317,7 +317,7 @@ async def test_no_content_answers_head_not_even_to_say_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("method", [b"get", b"Get", b"head", b"M-SEARCH", b"!#$%&'*+.^_`|~"])
-async def test_a_method_keeps_its_case_and_is_another_one_by_it(method: bytes) -> None:
+async def test_a_method_keeps_its_case(method: bytes) -> None:
     async with listening() as it:
         reader, _ = await it.raw(GET.replace(b"GET", method))
         taken = await it.relay.request()
@@ -352,7 +352,7 @@ async def test_a_client_that_closes_its_half_gets_its_response(version: bytes) -
         assert await reader.read() == b"def"
 
 
-async def test_a_client_that_closes_its_half_gets_all_responses_to_what_it_had_pipelined() -> None:
+async def test_a_client_that_closes_its_half_gets_all_responses_to_pipelined_requests() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET + POST + b"Content-Length: 2\r\n\r\nab" + GET)
         writer.write_eof()
@@ -366,7 +366,7 @@ async def test_a_client_that_closes_its_half_gets_all_responses_to_what_it_had_p
         assert await reader.read() == b""
 
 
-async def test_what_is_incomplete_when_the_client_closes_its_half_is_an_error() -> None:
+async def test_a_request_is_refused_if_the_client_closes_its_half_within_it() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET + GET[:20])
         writer.write_eof()
@@ -377,7 +377,7 @@ async def test_what_is_incomplete_when_the_client_closes_its_half_is_an_error() 
 
 
 @pytest.mark.parametrize("more", [b"", GET], ids=["alone", "pipelined"])
-async def test_a_client_that_waits_for_long_with_its_half_closed_is_only_asked_whether_it_is_there(
+async def test_a_client_that_waits_long_with_its_half_closed_is_sent_probes(
     more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "_PROBE_SECONDS", 0.01)
@@ -401,7 +401,7 @@ async def test_a_client_that_waits_for_long_with_its_half_closed_is_only_asked_w
     "says", [b"Origin: https://evil.example\r\n", b"Origin: null\r\n", b"Sec-Fetch-Site: cross-site\r\n"]
 )
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
-async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) -> None:
+async def test_a_request_of_a_web_page_is_refused(method: bytes, says: bytes) -> None:
     async with listening() as it:
         request = method + b" /svc/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + says
         reader, _ = await it.raw(request + b"\r\n")
@@ -415,7 +415,7 @@ async def test_a_page_in_a_browser_reaches_nobody(method: bytes, says: bytes) ->
 @pytest.mark.parametrize(
     "host", [b"evil.example", b"evil.example:9081", b"127.0.0.1.evil.example", b"x", b"169.254.169.254.nip.io"]
 )
-async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes) -> None:
+async def test_a_request_by_dns_rebinding_is_refused(host: bytes) -> None:
     async with listening() as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
         answer = await asyncio.wait_for(reader.read(), 30)
@@ -428,8 +428,8 @@ async def test_a_page_that_had_its_own_name_lead_here_reaches_nobody(host: bytes
     ("server", "refused"),
     [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False), ("10.0.0.1", False)],
 )
-async def test_loopback_is_loopback_in_whichever_notation(server: str, refused: bool) -> None:
-    """A listener on [::] has IPv4 addresses as IPv6 ones (RFC 4291, 2.5.5.2)."""
+async def test_loopback_is_recognised_in_any_notation(server: str, refused: bool) -> None:
+    """A listener on [::] sees IPv4 addresses in IPv6 notation (RFC 4291, 2.5.5.2)."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -441,7 +441,7 @@ async def test_loopback_is_loopback_in_whichever_notation(server: str, refused: 
 
 
 @pytest.mark.parametrize("host", [b"host.docker.internal:9081", b"host.containers.internal", b"Sidecar.Example:80"])
-async def test_names_that_containers_have_for_us_and_those_in_the_settings_are_ours(host: bytes) -> None:
+async def test_container_names_and_allowed_hosts_are_accepted(host: bytes) -> None:
     async with listening(allowed_hosts=("sidecar.example",)) as it:
         for request in (b"GET /svc/x", b"GET http://%s/svc/x" % host):
             reader, _ = await it.raw(request + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
@@ -454,7 +454,7 @@ async def test_names_that_containers_have_for_us_and_those_in_the_settings_are_o
 @pytest.mark.parametrize(
     "host", [b"docker.internal", b"evil.host.docker.internal", b"other.example", b"a.sidecar.example"]
 )
-async def test_names_like_those_are_not_and_the_refusal_says_where_to_list_them(host: bytes) -> None:
+async def test_similar_names_are_refused_and_the_refusal_names_the_setting(host: bytes) -> None:
     async with listening(allowed_hosts=("sidecar.example",)) as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
         answer = await reader.read()
@@ -467,7 +467,7 @@ async def test_names_like_those_are_not_and_the_refusal_says_where_to_list_them(
     "host",
     [b"127.0.0.1", b"127.0.0.1:9081", b"[::1]", b"[::1]:9081", b"LOCALHOST:9081", b"localhost.", b"a.localhost", b""],
 )
-async def test_whoever_calls_loopback_by_its_names_is_answered(host: bytes) -> None:
+async def test_loopback_names_are_accepted(host: bytes) -> None:
     async with listening() as it:
         reader, writer = await it.raw(b"GET /svc/x HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
         (await it.relay.request()).answer(b"", (b"content-length", b"0"))
@@ -475,7 +475,7 @@ async def test_whoever_calls_loopback_by_its_names_is_answered(host: bytes) -> N
         await lives(it, reader, writer)
 
 
-async def test_a_person_who_types_the_address_is_answered() -> None:
+async def test_an_address_typed_in_a_browser_is_accepted() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET[:-2] + b"Sec-Fetch-Site: none\r\n\r\n")
         (await it.relay.request()).answer(b"", (b"content-length", b"0"))
@@ -484,7 +484,7 @@ async def test_a_person_who_types_the_address_is_answered() -> None:
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
-async def test_no_upgrade_has_an_effect(protocol: bytes) -> None:
+async def test_upgrade_has_no_effect(protocol: bytes) -> None:
     async with listening() as it:
         upgrade = (
             b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
@@ -507,21 +507,21 @@ async def test_a_target_in_absolute_form_keeps_its_path(target: bytes, path: byt
         assert (await it.relay.request()).plain[b":path"] == path
 
 
-async def test_http_1_0_is_answered_and_closed() -> None:
+async def test_an_http_1_0_request_is_answered_and_the_connection_closed() -> None:
     async with listening() as it:
         reader, _ = await it.raw(b"GET /svc/x HTTP/1.0\r\n\r\n")
         (await it.relay.request()).answer(b"old")
         assert await reader.read() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nold"
 
 
-async def test_a_connection_that_is_told_to_close_is_closed_after_the_response() -> None:
+async def test_connection_close_closes_the_connection_after_the_response() -> None:
     async with listening() as it:
         reader, _ = await it.raw(GET[:-2] + b"Connection: close\r\n\r\n")
         (await it.relay.request()).answer(b"last")
         assert (await reader.read()).endswith(b"4\r\nlast\r\n0\r\n\r\n")
 
 
-async def test_an_idle_connection_is_closed_when_all_is_drained_and_a_busy_one_after_its_response() -> None:
+async def test_draining_closes_idle_connections_at_once_and_busy_ones_after_their_response() -> None:
     async with listening() as it:
         idle_reader, idle = await it.raw()
         await lives(it, idle_reader, idle)
@@ -534,7 +534,7 @@ async def test_an_idle_connection_is_closed_when_all_is_drained_and_a_busy_one_a
         assert await it.drained
 
 
-async def test_what_is_not_drained_in_time_is_cut() -> None:
+async def test_after_the_drain_timeout_live_requests_are_aborted() -> None:
     async with listening() as it:
         it.drain_seconds = 0.6
         reader, _ = await it.raw(GET + GET)

@@ -1,4 +1,4 @@
-"""What is a request and where it ends, for everybody alike (RFC 9112)."""
+"""Requests and their ends, the same for every parser (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ each_fault = pytest.mark.parametrize(
 
 
 @each_fault
-def test_what_is_ambiguous_is_refused_and_what_follows_is_never_read(octets: bytes, status: int) -> None:
+def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_returned(octets: bytes, status: int) -> None:
     checked = syntax()
     passed = checked.feed(octets)
     assert checked.fault is not None
@@ -34,7 +34,7 @@ def test_what_is_ambiguous_is_refused_and_what_follows_is_never_read(octets: byt
 
 
 @each_fault
-def test_a_fault_is_found_in_whatever_pieces_it_comes(octets: bytes, status: int) -> None:
+def test_a_fault_is_found_in_data_of_any_fragmentation(octets: bytes, status: int) -> None:
     checked = syntax()
     for octet in octets:
         checked.feed(bytes((octet,)))
@@ -43,7 +43,7 @@ def test_a_fault_is_found_in_whatever_pieces_it_comes(octets: bytes, status: int
 
 
 def checked_prefix(octets: bytes) -> bytes:
-    """What may have passed of a chunked request before its fault."""
+    """Output that is permitted for a chunked request before its fault."""
     if not octets.startswith(CHUNKED):
         return b""
     passed = syntax().feed(octets)
@@ -91,7 +91,7 @@ def checked_prefix(octets: bytes) -> bytes:
         ),
     ],
 )
-def test_what_passes_is_written_in_the_one_form_that_all_read_alike(octets: bytes, passed: bytes) -> None:
+def test_a_valid_request_is_returned_in_canonical_form(octets: bytes, passed: bytes) -> None:
     checked = syntax()
     assert checked.feed(octets) == passed
     assert checked.fault is None
@@ -104,7 +104,7 @@ def test_a_host_with_an_empty_port_is_well_formed() -> None:
     assert syntax().feed(head(host=b"Host: localhost:")) == head(host=b"Host: localhost:")
 
 
-def test_off_loopback_an_absolute_target_is_ours_if_host_says_the_same() -> None:
+def test_off_loopback_an_absolute_target_is_accepted_if_host_is_the_same() -> None:
     rules = HostRules(("10.1.2.3", 9081))
     for name, well_formed in ((b"sidecar.prod.svc", True), (b"other", False)):
         checked = syntax(rules=rules)
@@ -115,7 +115,7 @@ def test_off_loopback_an_absolute_target_is_ours_if_host_says_the_same() -> None
 
 
 @pytest.mark.parametrize(("octets", "amid"), [(b"", False), (b"\r\n", False), (b"G", True), (GET[:-1], True)])
-def test_the_end_amid_a_head_is_a_fault(octets: bytes, amid: bool) -> None:
+def test_the_end_of_data_within_a_head_is_a_fault(octets: bytes, amid: bool) -> None:
     checked = syntax()
     checked.feed(octets)
     assert checked.head_incomplete is amid
@@ -123,7 +123,7 @@ def test_the_end_amid_a_head_is_a_fault(octets: bytes, amid: bool) -> None:
     assert (checked.fault is not None) is amid
 
 
-def test_no_reason_quotes_what_came() -> None:
+def test_no_reason_quotes_the_request() -> None:
     for _, octets, _ in FAULTS:
         checked = syntax()
         checked.feed(octets.replace(b"other", b"secret").replace(b"X", b"secret"))
@@ -153,10 +153,10 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @given(st.lists(requests(), min_size=1, max_size=4), st.data())
-def test_another_parser_sees_the_same_requests_whatever_the_pieces(
+def test_another_parser_sees_the_same_requests_in_any_fragmentation(
     many: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
-    """h11 is the other parser: it delimits what passes as the client meant it."""
+    """h11 is the other parser: it finds the same requests in the output."""
     octets = b"".join(request for request, _ in many)
     checked = syntax(1 << 16)
     passed = b""
@@ -207,7 +207,7 @@ def test_another_parser_sees_the_same_requests_whatever_the_pieces(
         max_size=30,
     )
 )
-def test_pieces_decide_nothing_and_what_passes_is_read_by_another_parser(parts: list[bytes]) -> None:
+def test_fragmentation_changes_nothing_and_h11_parses_the_result(parts: list[bytes]) -> None:
     octets = b"".join(parts)
     at_once, in_pieces = syntax(), syntax()
     passed = at_once.feed(octets)

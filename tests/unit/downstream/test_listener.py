@@ -1,4 +1,4 @@
-"""Which protocol a connection speaks, and how the listener ends."""
+"""Recognising the protocol of a connection, and draining."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 @each_bare_engine
 @pytest.mark.parametrize("size", [1, 5, 23, 24])
-async def test_a_preface_in_pieces_is_one(make: EngineFactory, size: int) -> None:
+async def test_a_fragmented_preface_is_recognised(make: EngineFactory, size: int) -> None:
     async with listening(make) as it:
         reader, writer = await it.raw()
         octets = PREFACE + SETTINGS
@@ -32,7 +32,7 @@ async def test_a_preface_in_pieces_is_one(make: EngineFactory, size: int) -> Non
         assert it.counts.opened == 1
 
 
-async def test_what_begins_like_the_preface_may_still_be_http1() -> None:
+async def test_a_request_that_begins_like_the_preface_is_http1() -> None:
     async with listening() as it:
         reader, writer = await it.raw(b"P")
         writer.write(b"ATCH /svc/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -42,14 +42,16 @@ async def test_what_begins_like_the_preface_may_still_be_http1() -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"PRI * HT"])
-async def test_who_does_not_say_what_he_speaks_is_dropped(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_without_a_protocol_is_closed_after_a_time(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "_PREFACE_SECONDS", 0.05)
     async with listening() as it:
         reader, _ = await it.raw(said)
         assert await _until_gone(reader) == b""
 
 
-async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_head_must_be_complete_within_a_time_and_content_need_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.05)
     async with listening() as it:
         reader, writer = await it.raw(b"GET / HTTP/1.1\r\n")
@@ -57,14 +59,14 @@ async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(monkeypatc
         taken = await it.relay.request()
         writer.write(b"Host: localhost\r\n")
         assert await _until_gone(reader) == b""
-        # Content takes the time that it takes.
+        # Content has no deadline.
         content.write(b"2")
         await taken.ended.wait()
 
 
 @pytest.mark.parametrize("said", [b"", b"PRI", PREFACE])
 @pytest.mark.parametrize("abruptly", [True, False])
-async def test_who_leaves_early_leaves_nothing_behind(said: bytes, abruptly: bool) -> None:
+async def test_a_connection_that_closes_early_is_cleaned_up(said: bytes, abruptly: bool) -> None:
     async with listening() as it:
         reader, writer = await it.raw(said)
         if abruptly:
@@ -85,7 +87,7 @@ async def test_a_half_closed_connection_carries_no_http2(make: EngineFactory) ->
 
 
 @each_bare_engine
-async def test_who_has_said_nothing_is_not_waited_for(make: EngineFactory) -> None:
+async def test_draining_closes_idle_and_silent_connections_at_once(make: EngineFactory) -> None:
     async with listening(make) as it, client("127.0.0.1", it.port) as near:
         reader, _ = await it.raw()
         await near.ping()
@@ -97,8 +99,8 @@ async def test_who_has_said_nothing_is_not_waited_for(make: EngineFactory) -> No
 
 
 @each_bare_engine
-async def test_the_last_frames_are_delivered_before_the_end(make: EngineFactory) -> None:
-    """The response has left the engine, and lies in the transport of a client that is slow to read."""
+async def test_draining_delivers_the_last_frames_to_a_slow_client(make: EngineFactory) -> None:
+    """The response is in the transport of a client that reads slowly."""
     async with listening(make) as it, client("127.0.0.1", it.port) as near:
         near.h2.increment_flow_control_window((1 << 30) - 1)
         near.transport.pause_reading()

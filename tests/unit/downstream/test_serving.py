@@ -1,4 +1,4 @@
-"""The seam: what of Hypercorn the listener replaces or relies on, held against the installed version."""
+"""Compares the parts of Hypercorn that the listener replaces or relies on with the installed version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_hypercorn_builds_and_awaits_a_tcp_server_for_each_connection() -> None:
     assert parameters(hypercorn.asyncio.run.worker_serve) == ["app", "config", "sockets", "shutdown_trigger"]
 
 
-def test_a_tcp_server_asks_its_reader_only_what_the_pushback_answers() -> None:
+def test_a_tcp_server_uses_only_methods_that_the_pushback_reader_has() -> None:
     source = inspect.getsource(TCPServer)
     asked = {part.split("(")[0] for part in source.split("self.reader.")[1:]}
     assert asked == {"at_eof", "read"}
@@ -38,19 +38,19 @@ def test_a_tcp_server_asks_its_reader_only_what_the_pushback_answers() -> None:
     }
 
 
-def test_the_http1_protocol_is_made_as_the_wrapper_makes_it() -> None:
+def test_the_http1_protocol_has_the_signature_that_the_wrapper_uses() -> None:
     made = ["app", "config", "context", "task_group", "connection_state", "ssl", "client", "server", "send"]
     assert parameters(H11Protocol) == made
     assert len(parameters(ProtocolWrapper)) == len(made) + 1
     for name in ("_check_protocol", "_create_stream", "_close_stream", "_send_h11_event", "_send_error_response"):
         assert inspect.iscoroutinefunction(getattr(H11Protocol, name)), name
-    # Upgrades are decided in these two, and methods are put in upper case in one of them, and nowhere else.
+    # Only these two decide upgrades, and only one of them converts methods to upper case.
     for word, where in (("upgrade", ["_check_protocol", "_create_stream"]), ("request.method", ["_create_stream"])):
         found = [name for name, member in vars(H11Protocol).items() if word in _source(member).lower()]
         assert sorted(found) == where
 
 
-def test_a_stream_is_made_as_hypercorn_makes_it() -> None:
+def test_a_stream_is_created_like_hypercorns() -> None:
     assert parameters(HTTPStream) == [
         *("app", "config", "context", "task_group", "ssl", "client", "server", "send", "stream_id")
     ]
@@ -61,7 +61,7 @@ def test_a_stream_is_made_as_hypercorn_makes_it() -> None:
     assert "await self.context.mark_request()" in created
 
 
-def test_h11_fails_as_it_does_when_it_finds_a_fault_itself() -> None:
+def test_an_injected_fault_sets_the_same_state_as_h11s_own() -> None:
     connection = h11.Connection(h11.SERVER)
     connection._process_error(h11.CLIENT)
     assert connection.their_state is h11.ERROR
@@ -73,7 +73,7 @@ def _source(member: object) -> str:
     return inspect.getsource(member) if inspect.isfunction(member) else ""
 
 
-def test_hypercorn_asks_the_loop_for_its_servers() -> None:
+def test_hypercorn_creates_its_servers_on_the_loop() -> None:
     assert "asyncio.start_server(_server_callback, backlog=config.backlog, sock=sock)" in inspect.getsource(
         hypercorn.asyncio.run.worker_serve
     )

@@ -7,5 +7,5 @@ from tests.support.loops import LOOPS
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop is what is tested."""
+    """Use the loop under test."""
     return LOOPS

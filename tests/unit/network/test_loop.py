@@ -1,4 +1,4 @@
-"""A descriptor that the loop took and closed is not closed again by the socket object it came from."""
+"""The socket object does not close again a descriptor that the loop has closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TLS = ssl.create_default_context()
 
 
 async def hand_over(numbers: list[int], tls: ssl.SSLContext | None, *, reset: bool) -> None:
-    """Connect a socket, note its descriptor, and have the loop take it over; with `reset` the peer has reset it."""
+    """Connect a socket, note its descriptor, and pass it to the loop; with `reset`, the peer has reset it before."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         near = socket.create_connection(listening.getsockname())
         near.setblocking(False)
@@ -31,7 +31,7 @@ async def hand_over(numbers: list[int], tls: ssl.SSLContext | None, *, reset: bo
 
 
 async def closes_twice(tls: ssl.SSLContext | None, *, reset: bool) -> bool:
-    """Return whether a failed hand-over closes its descriptor's number again once somebody else has that."""
+    """Return True if a failed call closes its descriptor's number again after another file got that number."""
     numbers: list[int] = []
     try:
         async with asyncio.timeout(None if reset else 0):
@@ -56,11 +56,11 @@ async def closes_twice(tls: ssl.SSLContext | None, *, reset: bool) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_a_peer_that_resets_before_the_client_hello_costs_one_descriptor() -> None:
+async def test_a_descriptor_is_closed_once_if_the_peer_resets_before_the_client_hello() -> None:
     assert not await closes_twice(TLS, reset=True)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("tls", [TLS, None], ids=["tls", "plain"])
-async def test_so_does_a_hand_over_that_is_given_up_at_once(tls: ssl.SSLContext | None) -> None:
+async def test_a_descriptor_is_closed_once_if_the_call_is_cancelled(tls: ssl.SSLContext | None) -> None:
     assert not await closes_twice(tls, reset=False)

@@ -20,7 +20,7 @@ MORE_THAN_THERE_IS = 1 << 47
 
 @asynccontextmanager
 async def running(names: NameServer, folder: Path, source: str) -> AsyncIterator[Program]:
-    """Run this body of a coroutine, which has a `resolver` with one thread, where `names` is the name server."""
+    """Run this coroutine body, with a `resolver` of one thread, on a machine whose name server is `names`."""
     script = folder / "script.py"
     script.write_text(
         "import asyncio\nfrom proxy.network.resolver import Resolver\n\nasync def main():\n"
@@ -35,14 +35,14 @@ async def running(names: NameServer, folder: Path, source: str) -> AsyncIterator
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("host", "sockaddr"), [("127.0.0.1", ("127.0.0.1", 443)), ("::1", ("::1", 443, 0, 0))])
-async def test_an_address_takes_no_look_up(host: str, sockaddr: tuple[object, ...]) -> None:
+async def test_an_ip_address_needs_no_look_up(host: str, sockaddr: tuple[object, ...]) -> None:
     (found,) = await Resolver(max_threads=0).resolve(host, 443)
     assert found.sockaddr == sockaddr
     assert found.type == socket.SOCK_STREAM
 
 
 @pytest.mark.asyncio
-async def test_a_name_has_the_addresses_that_getaddrinfo_tells_with_the_port_that_is_wanted() -> None:
+async def test_a_name_resolves_as_by_getaddrinfo_with_the_given_port() -> None:
     resolver = Resolver()
     expected = socket.getaddrinfo("localhost", 8080, type=socket.SOCK_STREAM)
     assert await resolver.resolve("localhost", 8080) == expected
@@ -50,13 +50,13 @@ async def test_a_name_has_the_addresses_that_getaddrinfo_tells_with_the_port_tha
 
 
 @pytest.mark.asyncio
-async def test_what_cannot_be_a_name_is_refused() -> None:
+async def test_an_invalid_name_is_refused() -> None:
     with pytest.raises(UnicodeError):
         await Resolver().resolve("x" * 64, 443)
 
 
 @pytest.mark.asyncio
-async def test_where_no_thread_can_be_started_that_is_said_and_the_next_look_up_is_made() -> None:
+async def test_a_look_up_fails_without_a_thread_and_the_next_one_runs() -> None:
     resolver = Resolver()
     before = threading.stack_size(MORE_THAN_THERE_IS)
     try:
@@ -68,7 +68,7 @@ async def test_where_no_thread_can_be_started_that_is_said_and_the_next_look_up_
 
 
 @pytest.mark.asyncio
-async def test_with_all_threads_taken_a_look_up_waits_for_one_unless_it_is_given_up(tmp_path: Path) -> None:
+async def test_with_all_threads_in_use_a_look_up_waits_unless_it_is_cancelled(tmp_path: Path) -> None:
     async with (
         name_server({"next.test": ["127.0.0.2"]}, silent={"slow.test"}) as names,
         running(
@@ -96,7 +96,7 @@ async def test_with_all_threads_taken_a_look_up_waits_for_one_unless_it_is_given
 
 
 @pytest.mark.asyncio
-async def test_a_failure_is_told_to_all_who_wait_and_the_name_is_asked_for_again(tmp_path: Path) -> None:
+async def test_a_failure_reaches_all_callers_and_is_not_cached(tmp_path: Path) -> None:
     async with (
         name_server(silent={"slow.test"}) as names,
         running(

@@ -13,21 +13,21 @@ from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
 
 
-def _wait_for(channel: Channel, order: bytes) -> None:
+def _wait_for(channel: Channel, command: bytes) -> None:
     channel.socket.setblocking(True)
-    while (message := channel.receive()[0]) != order:
-        assert message, "the supervisor is gone"
+    while (message := channel.receive()[0]) != command:
+        assert message, "the supervisor has exited"
 
 
 def obedient(config: ListenerConfig, channel: Channel) -> None:
-    """Ask the supervisor to end as soon as all are there, and end when told."""
+    """Send the supervisor the signal in the payload, and exit on `DRAIN`."""
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(HANDLED_SIGNALS)
     os.kill(os.getppid(), getattr(signal, config.payload))
     _wait_for(channel, DRAIN)
 
 
 def signalling(config: ListenerConfig, channel: Channel) -> None:
-    """Send the supervisor a signal that must not end anything, and then one that does."""
+    """Send the supervisor a signal that must not end it, and then SIGTERM; exit on a single `DRAIN`."""
     os.kill(os.getppid(), getattr(signal, config.payload))
     os.kill(os.getppid(), signal.SIGTERM)
     _wait_for(channel, DRAIN)
@@ -36,11 +36,11 @@ def signalling(config: ListenerConfig, channel: Channel) -> None:
         message, _ = channel.receive()
     except BlockingIOError:
         return
-    raise AssertionError(f"told {message!r} as well")
+    raise AssertionError(f"received {message!r} as well")
 
 
 def reluctant(config: ListenerConfig, channel: Channel) -> None:
-    """End only when told twice, and let the supervisor be told twice."""
+    """Send the supervisor two SIGTERM, and exit only on `ABORT`."""
     os.kill(os.getppid(), signal.SIGTERM)
     _wait_for(channel, DRAIN)
     os.kill(os.getppid(), signal.SIGTERM)
@@ -48,26 +48,26 @@ def reluctant(config: ListenerConfig, channel: Channel) -> None:
 
 
 def stuck(config: ListenerConfig, channel: Channel) -> None:
-    """Never end."""
+    """Send the supervisor SIGTERM, and never exit."""
     os.kill(os.getppid(), signal.SIGTERM)
     while True:
         signal.pause()
 
 
 def failing(config: ListenerConfig, channel: Channel) -> None:
-    """Fail, with the code that stands in the payload."""
+    """Exit with the code in the payload."""
     sys.exit(int(config.payload))
 
 
 def killed(config: ListenerConfig, channel: Channel) -> None:
-    """Die; but one of two lives until it is told to end."""
+    """The first worker kills itself; the other exits on `DRAIN`."""
     if _first(config):
         os.kill(os.getpid(), signal.SIGKILL)
     _wait_for(channel, DRAIN)
 
 
 def answering(config: ListenerConfig, channel: Channel) -> None:
-    """Send every connection the process id of its worker, and keep it until it is closed by the client."""
+    """Send the process id on every connection, and keep it open until the client closes it."""
     channel.socket.setblocking(True)
     while (received := channel.receive())[0] == CONNECTION:
         descriptor = received[1]
@@ -77,11 +77,11 @@ def answering(config: ListenerConfig, channel: Channel) -> None:
             connection.sendall(str(os.getpid()).encode())
             connection.detach()
     if received[0] != DRAIN:
-        sys.exit("the supervisor is gone")
+        sys.exit("the supervisor has exited")
 
 
 def closing(config: ListenerConfig, channel: Channel) -> None:
-    """Send every connection the process id of its worker; the first worker keeps one of its first three."""
+    """Send the process id on every connection; the first worker closes two of its first three."""
     channel.socket.setblocking(True)
     mine: list[socket.socket] = []
     patient = not _first(config)
@@ -99,7 +99,7 @@ def closing(config: ListenerConfig, channel: Channel) -> None:
 
 
 def deaf(config: ListenerConfig, channel: Channel) -> None:
-    """One of two reads nothing; the other answers, and takes the first with it when it ends."""
+    """The first worker reads nothing; the other one answers, and ends the first one at its exit."""
     if _first(config):
         signal.sigwait([signal.SIGUSR1])
     else:
@@ -108,7 +108,7 @@ def deaf(config: ListenerConfig, channel: Channel) -> None:
 
 
 def _first(config: ListenerConfig) -> bool:
-    """Whether this is the first of the workers; leave its process id in the payload's folder."""
+    """Return True in one worker, and write its process id into the folder in the payload."""
     try:
         os.mkdir(f"{config.payload}/first")
     except FileExistsError:

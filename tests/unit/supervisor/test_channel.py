@@ -31,7 +31,7 @@ def received(channel: Channel) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-def test_a_connection_arrives_and_is_the_workers_alone(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_a_connection_arrives_and_only_the_worker_has_it(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     accepted, peer = connected()
     supervisor.hand_over(accepted)
@@ -44,7 +44,7 @@ def test_a_connection_arrives_and_is_the_workers_alone(ends: tuple[WorkerChannel
         assert peer.recv(5) == b""  # nobody else holds it
 
 
-def test_orders_and_connections_keep_their_order(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_commands_and_connections_keep_their_order(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     peers = []
     for _ in range(2):
@@ -76,7 +76,7 @@ def test_closed_connections_are_counted(ends: tuple[WorkerChannel, Channel]) -> 
     assert supervisor.connections == 1
 
 
-def test_reports_wait_for_a_supervisor_that_is_busy(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_reports_wait_while_the_supervisor_does_not_read(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     supervisor.connections = 100_000
     for _ in range(100_000):
@@ -92,7 +92,7 @@ def test_reports_wait_for_a_supervisor_that_is_busy(ends: tuple[WorkerChannel, C
             worker.connection_closed()
 
 
-def test_what_a_full_channel_does_not_take_is_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_messages_for_a_full_channel_are_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     sent = 0
     while not supervisor.has_unsent:
@@ -111,7 +111,7 @@ def test_what_a_full_channel_does_not_take_is_sent_later(ends: tuple[WorkerChann
         assert peer.recv(1) == b"x"
 
 
-def test_a_worker_that_is_gone_gives_back_what_it_never_got(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_after_the_exit_of_a_worker_unsent_connections_are_returned(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     worker.socket.close()
     accepted, peer = connected()
@@ -122,7 +122,7 @@ def test_a_worker_that_is_gone_gives_back_what_it_never_got(ends: tuple[WorkerCh
     peer.close()
 
 
-def test_the_end_of_a_worker_is_seen(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_the_exit_of_a_worker_is_noticed(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     supervisor.read_reports()
     assert not supervisor.gone
@@ -131,7 +131,7 @@ def test_the_end_of_a_worker_is_seen(ends: tuple[WorkerChannel, Channel]) -> Non
     assert supervisor.gone
 
 
-def test_the_end_of_the_supervisor_is_seen(ends: tuple[WorkerChannel, Channel]) -> None:
+def test_the_exit_of_the_supervisor_is_noticed(ends: tuple[WorkerChannel, Channel]) -> None:
     supervisor, worker = ends
     supervisor.close()
     assert worker.receive() == (b"", None)

@@ -1,4 +1,4 @@
-"""`serve` as a whole, but for its process: exit codes and sentences."""
+"""`serve` in this process: exit codes and sentences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("which", ["listen", "admin"])
-def test_a_busy_address_ends_with_1_and_a_sentence(
+def test_an_address_in_use_exits_with_1_and_a_sentence(
     workers: int, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
@@ -41,16 +41,13 @@ def test_a_busy_address_ends_with_1_and_a_sentence(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_address_that_somebody_has_to_change_ends_with_2(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unusable_address_exits_with_2(workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert serve(plain_settings(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
     assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
 
 
-def test_serving_ends_with_0_when_it_is_told_to(tmp_path: Path) -> None:
-    """The whole program, but for its process."""
+def test_serving_exits_with_0_after_sigterm(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     def end() -> None:

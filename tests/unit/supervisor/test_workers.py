@@ -1,4 +1,4 @@
-"""The supervisor of worker processes. What workers make of its orders is tested with the real program."""
+"""The supervisor of worker processes. How workers carry out its commands is tested with the real program."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def run(
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
-def test_workers_that_end_when_told_end_with_0(number: str) -> None:
+def test_workers_that_exit_after_the_command_exit_with_0(number: str) -> None:
     assert run(crew.obedient, number) == 0
 
 
-def test_signals_after_the_end_change_nothing() -> None:
+def test_signals_after_the_end_are_ignored() -> None:
     assert run(crew.obedient, "SIGTERM") == 0
     for number in HANDLED_SIGNALS:
         os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("number", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
-def test_other_signals_end_nobody(number: str) -> None:
+def test_other_signals_end_no_worker(number: str) -> None:
     assert run(crew.signalling, number, count=1) == 0
 
 
-def test_who_is_told_twice_has_the_workers_cut() -> None:
+def test_a_second_signal_makes_the_workers_abort() -> None:
     assert run(crew.reluctant, count=1) == 0
 
 
-def test_a_signal_that_comes_while_workers_are_started_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_start_of_workers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     start = workers._Supervisor.start_worker
 
     def interrupted(self: workers._Supervisor, *arguments: object) -> None:
@@ -66,25 +66,25 @@ def test_a_signal_that_comes_while_workers_are_started_is_not_lost(monkeypatch: 
     assert run(crew.obedient, "SIGCHLD") == 0
 
 
-def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_exit_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_ABORT_SECONDS", 0.1)
     assert run(crew.stuck, drain_seconds=0.1) == 1
 
 
 @pytest.mark.parametrize(("of_a_worker", "of_all"), [("1", 1), ("2", 2), ("7", 1), ("120", 1)])
-def test_wrong_settings_of_a_worker_are_the_programs_and_all_else_may_pass(of_a_worker: str, of_all: int) -> None:
+def test_the_exit_code_is_2_only_if_a_worker_found_unusable_settings(of_a_worker: str, of_all: int) -> None:
     assert run(crew.failing, of_a_worker) == of_all
 
 
-def test_workers_that_end_unasked_are_a_failure_even_with_0() -> None:
+def test_workers_that_exit_without_a_command_are_a_failure_even_with_0() -> None:
     assert run(crew.failing, "0") == 1
 
 
-def test_a_worker_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+def test_after_the_death_of_a_worker_the_others_exit(tmp_path: Path) -> None:
     assert run(crew.killed, str(tmp_path)) == 1
 
 
-def test_a_busy_address_starts_nobody() -> None:
+def test_an_address_in_use_starts_no_worker() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -93,7 +93,7 @@ def test_a_busy_address_starts_nobody() -> None:
             run_workers(config, crew.failing, drain_seconds=1)
 
 
-def test_sockets_are_released_in_the_end(tmp_path: Path) -> None:
+def test_sockets_are_released_at_the_end(tmp_path: Path) -> None:
     config = ListenerConfig((f"unix:{tmp_path}/s",), 1, "SIGTERM")
     assert run_workers(config, crew.obedient, drain_seconds=1) == 0
     assert not list(tmp_path.iterdir())
@@ -105,7 +105,7 @@ def test_sockets_are_released_in_the_end(tmp_path: Path) -> None:
 def handing(
     tmp_path: Path, work: Callable[[ListenerConfig, Channel], None], connections: int, *, one_by_one: bool = False
 ) -> tuple[int, list[socket.socket]]:
-    """Run two workers, make these connections, end them once the last is answered; return exit code and sockets."""
+    """Run two workers, connect, send SIGTERM once the last connection is answered; return exit code and sockets."""
     path = f"{tmp_path}/listening"
     made: list[socket.socket] = []
 
@@ -129,7 +129,7 @@ def handing(
     return code, made
 
 
-def test_each_connection_goes_to_the_worker_that_has_the_fewest(tmp_path: Path) -> None:
+def test_each_connection_goes_to_the_worker_with_the_fewest(tmp_path: Path) -> None:
     code, made = handing(tmp_path, crew.answering, 16)
     assert code == 0
     answers = Counter(connection.recv(32) for connection in made)
@@ -138,7 +138,7 @@ def test_each_connection_goes_to_the_worker_that_has_the_fewest(tmp_path: Path) 
         connection.close()
 
 
-def test_a_worker_whose_connections_are_closed_gets_the_next(tmp_path: Path) -> None:
+def test_a_worker_whose_connections_have_closed_gets_the_next_ones(tmp_path: Path) -> None:
     code, made = handing(tmp_path, crew.closing, 12, one_by_one=True)
     assert code == 0
     answers = [int(connection.recv(32)) for connection in made]
@@ -154,7 +154,7 @@ def test_a_worker_whose_connections_are_closed_gets_the_next(tmp_path: Path) -> 
         connection.close()
 
 
-def test_a_worker_that_reads_nothing_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_read_gets_no_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = socket.socketpair
 
     def small() -> tuple[socket.socket, socket.socket]:
@@ -171,7 +171,7 @@ def test_a_worker_that_reads_nothing_is_passed_over(tmp_path: Path, monkeypatch:
         connection.close()
 
 
-def test_no_connection_is_accepted_while_the_process_may_open_no_file(
+def test_accepting_pauses_at_the_limit_of_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accept = socket.socket.accept
