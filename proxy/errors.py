@@ -2,7 +2,7 @@
 
 A failure has a source and a kind. The base class is the source: `RequestRefused` (the caller), `SidecarFailure` (this
 process), `TokenFailure` (the credentials, Google), `UpstreamFailure` (Cloud Run, the way to it). The class itself is
-the kind. `str(failure)` is one sentence for a person: what went wrong, and where it can be said, what to do about it.
+the kind. `str(failure)` is one sentence for a person: what is wrong, and if that is known, what to do.
 
 A transient failure is expected to end without any repair. Any other stays until a person does what the remedy in the
 docstring of its class says. What the caller is answered is decided elsewhere (`restate`).

@@ -5,6 +5,7 @@ This module is the sidecar's policy for its client. Another client than Restate 
 * `classify`                                              what a request is
 * `local_reply`                                           what a failure is answered with
 * `missing_retry_after`, `stops_work`                     what an upstream's error status needs
+* `caller_token_remedy`                                   what to do about a Google token of the client's own
 * `KEEP_ALIVE_SECONDS`                                    how long an idle connection stays open
 * `DISCOVERY_ACCEPT`, `is_manifest`, `manifest_services`  how a route is tried
 
@@ -226,6 +227,19 @@ def stops_work(status: int) -> bool:
     return status in _STOPS_WORK
 
 
+def caller_token_remedy(*, signed: bool) -> str:
+    """Return what is wrong with a request that has a Google token, and how to register without it.
+
+    `signed` is true if the route adds a token of the sidecar.
+    """
+    adds = "the sidecar adds its own" if signed else "the route adds none (gcp_id_token = false)"
+    return (
+        f"the request has a Google token already (X-Serverless-Authorization), which never passes; {adds}. Register "
+        "the same URL without Restate's --gcp-id-token, --gcp-impersonate-service-account and --gcp-audience (in the "
+        "admin API: without auth), and without that field in --extra-header: restate deployments register --force URL"
+    )
+
+
 def is_manifest(content_type: str) -> bool:
     """Return True if this content type is that of a manifest, of any version."""
     return _IS_MANIFEST.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
@@ -251,16 +265,3 @@ def _name(entry: Any) -> str:
     if not isinstance(name, str):
         raise TypeError
     return name
-
-
-def caller_token_remedy(*, signed: bool) -> str:
-    """Return what to do about a deployment whose requests carry a Google token of their own.
-
-    `signed` says whether the route adds a token.
-    """
-    adds = "the sidecar adds its own" if signed else "the route adds none (gcp_id_token = false)"
-    return (
-        f"the request has a Google token already (X-Serverless-Authorization), which never passes; {adds}. Register "
-        "the same URL without Restate's --gcp-id-token, --gcp-impersonate-service-account and --gcp-audience (in the "
-        "admin API: without auth), and without that field in --extra-header: restate deployments register --force URL"
-    )

@@ -70,8 +70,9 @@ class Http1Stream(Stream):
         """Serve the exchange; returns when the response is complete or aborted."""
         method = scope["method"].encode("ascii")
         self.method = method
-        self.path = _target(scope)
-        self.has_watched = True  # unknown: no engine has looked at the names
+        query = scope["query_string"]
+        self.path = scope["raw_path"] + (b"?" + query if query else b"")
+        self.has_watched = True  # possibly: no engine has looked at the names
         self._http_version = scope["http_version"].encode("ascii")
         self._is_head_request = method == b"HEAD"
         lines = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -156,15 +157,15 @@ class Http1Stream(Stream):
                 self._request_complete.set()
                 self._enqueue({"type": _ABORT})
                 return
-            data, more = message.get("body", b""), message.get("more_body", False)
-            if (data or not more) and not self._request_complete.is_set() and self.receiver is not None:
+            data, more_follows = message.get("body", b""), message.get("more_body", False)
+            if (data or not more_follows) and not self._request_complete.is_set() and self.receiver is not None:
                 self._unacknowledged_octets += len(data)
-                self.receiver.on_request_data(bytes(data), not more)
+                self.receiver.on_request_data(bytes(data), not more_follows)
                 if self._unacknowledged_octets >= _WINDOW_OCTETS and self.receiver is not None:
                     self._gate.clear()
-            if not more:
+            if not more_follows:
                 self._request_complete.set()
-                self._gate.set()  # no acknowledgement follows that would
+                self._gate.set()  # no acknowledgement follows that would set it
 
     async def _write(self) -> None:
         while True:
@@ -229,9 +230,3 @@ def _may_call_by(host: bytes, rules: HostRules) -> bool:
         return not host or rules.allows(parse_authority(host)[0])
     except ValueError:
         return False
-
-
-def _target(scope: Message) -> bytes:
-    """Return path and query."""
-    path: bytes = scope["raw_path"]
-    return path + (b"?" + scope["query_string"] if scope["query_string"] else b"")

@@ -100,16 +100,16 @@ class _Supervisor:
 
     def start_worker(self, config: ListenerConfig, work: Callable[[ListenerConfig, Channel], None]) -> None:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""
-        ours, its = socket.socketpair()
-        with its:
-            channel = Channel(its, [bound.getsockname() for bound in self._listening])
+        supervisor_end, worker_end = socket.socketpair()
+        with worker_end:
+            channel = Channel(worker_end, [bound.getsockname() for bound in self._listening])
             process = get_context("spawn").Process(target=work, args=(config, channel))
             process.daemon = True
             process.start()
-        worker = _Worker(process, WorkerChannel(ours))
+        worker = _Worker(process, WorkerChannel(supervisor_end))
         self._workers.append(worker)
         self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
+        self._selector.register(supervisor_end, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
 
     def run(self) -> ExitCode:
         """Serve until the last worker has exited; return the exit code."""
@@ -117,10 +117,10 @@ class _Supervisor:
             now = time.monotonic()
             self._update_accepting(now)
             due = min(self._kill_at, self._accept_at if self._accept_at > now else math.inf)
-            happened = self._selector.select(None if due == math.inf else max(0.0, due - now))
+            events = self._selector.select(None if due == math.inf else max(0.0, due - now))
             # Before other events: if the whole group was signalled, a worker may have exited already.
             self._handle_signals()
-            for key, _ in happened:
+            for key, _ in events:
                 if key.data is not None:
                     key.data()
             if time.monotonic() >= self._kill_at:
