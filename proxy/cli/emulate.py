@@ -99,17 +99,17 @@ PORT = click.IntRange(0, 65535)
 @click.option(
     "--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]"
 )
-@click.option("--url", callback=_https, help="The service's URL, which is the audience. [default: where it listens]")
-@click.option("--audience", "audiences", multiple=True, help="Custom audience that is accepted too; repeatable.")
+@click.option("--url", callback=_https, help="The service's URL and default audience. [default: its own address]")
+@click.option("--audience", "audiences", multiple=True, help="Additional audience that is accepted; repeatable.")
 @click.option("--invoker", "invokers", multiple=True, metavar="EMAIL", help="Account that may call the service; repeatable. [default: the metadata server's]")  # fmt: skip  # noqa: E501 – one option, one line
 @click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET", callback=_pairs, help="Let an account, a person or a federated principal mint tokens of an account; repeatable.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines reach. Whoever does gets tokens.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines can reach. They can get tokens.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
 @click.option("--metadata-port", type=PORT, default=0, help="Port of the metadata server. [default: a free one]")
 @click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where ca.pem and key files are written. [default: one that is removed at the end]")  # fmt: skip  # noqa: E501 – as above
-@click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; who is in them may impersonate the invokers.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # fmt: skip  # noqa: E501 – as above
+@click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # fmt: skip  # noqa: E501 – as above
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
 def emulate(
@@ -128,7 +128,7 @@ def emulate(
     token_lifetime: int,
     as_json: bool,
 ) -> None:
-    """Emulate Google locally, as strict as the real one, until interrupted.
+    """Emulate Google locally, as strictly as the real one, until interrupted.
 
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
     """
