@@ -1,4 +1,4 @@
-"""aiohttp's look-ups, made by `proxy.network.Resolver`."""
+"""Name resolution for aiohttp, by `proxy.network.Resolver`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AiohttpResolver"]
 
 
 class AiohttpResolver(AbstractResolver):
-    """aiohttp's look-ups; its own would block the exit, and use c-ares where aiodns happens to be installed."""
+    """aiohttp's resolver; aiohttp's own would block the exit, and use c-ares where aiodns happens to be installed."""
 
     def __init__(self) -> None:
         # As aiohttp's own: no address of a kind that this machine has not. Google's hosts have both.
@@ -40,4 +40,4 @@ class AiohttpResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open: who waits is cancelled by aiohttp, and a look-up that hangs holds nothing up."""
+        """Nothing is open: aiohttp cancels the callers, and a look-up that hangs delays nothing."""

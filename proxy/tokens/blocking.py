@@ -1,8 +1,8 @@
 """Threads that may be lost: each call that can block for ever runs on a daemon thread of its own, with a deadline.
 
-A read from a network mount that hangs cannot be ended by anybody. So nobody waits for it longer than its deadline, its
-thread takes no place that another call needs, and the process ends without it. Lost threads do not pile up: while a
-call about a place (a path) is overdue, further calls about the same place fail at once.
+A read from a network mount that hangs cannot be cancelled. So its caller waits no longer than the deadline, its thread
+takes no place that another call needs, and the process ends without it. Lost threads do not pile up: while a
+call about a resource (a path) is overdue, further calls about the same one fail at once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _THREAD_NAME: Final = "files"
 def start_daemon(call: Callable[[], T], name: str) -> Future[T]:
     """Start `call` on a new daemon thread; the future gets its outcome. Raises TokenUnavailable without threads."""
     outcome: Future[T] = Future()
-    # From here on `cancel` has no effect, which the thread could not cope with.
+    # From here on `cancel` has no effect; the thread could not set the outcome of a cancelled future.
     outcome.set_running_or_notify_cancel()
 
     def work() -> None:
         try:
             result = call()
-        except BaseException as exc:  # noqa: BLE001 - whoever waits is told
+        except BaseException as exc:  # noqa: BLE001 - the caller gets it
             outcome.set_exception(exc)
         else:
             outcome.set_result(result)
@@ -53,17 +53,17 @@ class BlockingCalls:
 
     def __init__(self) -> None:
         self._overdue: dict[str, float] = {}
-        """Since when (monotonic), by place."""
+        """Since when (monotonic), by resource."""
 
-    async def run(self, call: Callable[[], T], *, place: str, seconds: float) -> T:
+    async def run(self, call: Callable[[], T], *, resource: str, seconds: float) -> T:
         """Return what `call` returns, or raise what it raises; it runs on a thread of its own.
 
-        Raises TokenTimeout, whose sentence begins with `place`, after `seconds`, and at once while an earlier call
-        about the same place is overdue. Cancelled or late, the call itself goes on, and its result is dropped.
+        Raises TokenTimeout, whose sentence begins with `resource`, after `seconds`, and at once while an earlier call
+        about the same resource is overdue. Cancelled or late, the call itself goes on, and its result is dropped.
         """
-        since = self._overdue.get(place)
+        since = self._overdue.get(resource)
         if since is not None:
-            raise TokenTimeout(_hangs(place, time.monotonic() - since))
+            raise TokenTimeout(_hangs(resource, time.monotonic() - since))
         started = time.monotonic()
         outcome = start_daemon(call, _THREAD_NAME)
         try:
@@ -72,9 +72,9 @@ class BlockingCalls:
         except TimeoutError:
             if outcome.done():  # In the last moment, or this is what the call itself raised.
                 return outcome.result()
-            self._overdue[place] = started
-            outcome.add_done_callback(lambda _: self._overdue.pop(place, None))
-            raise TokenTimeout(_hangs(place, seconds)) from None
+            self._overdue[resource] = started
+            outcome.add_done_callback(lambda _: self._overdue.pop(resource, None))
+            raise TokenTimeout(_hangs(resource, seconds)) from None
 
 
 async def outcome_of(outcome: Future[T]) -> T:
@@ -85,7 +85,7 @@ async def outcome_of(outcome: Future[T]) -> T:
     def wake(done: Future[Any]) -> None:
         try:
             loop.call_soon_threadsafe(arrived.set)
-        except RuntimeError:  # The loop is closed: nobody waits any more.
+        except RuntimeError:  # The loop is closed: there is no caller left.
             del done
 
     outcome.add_done_callback(wake)
@@ -93,5 +93,5 @@ async def outcome_of(outcome: Future[T]) -> T:
     return outcome.result()
 
 
-def _hangs(place: str, seconds: float) -> str:
-    return f"{place} has not answered for {seconds:.0f} s: is it on a network file system that hangs?"
+def _hangs(resource: str, seconds: float) -> str:
+    return f"{resource} has not answered for {seconds:.0f} s: is it on a network file system that hangs?"

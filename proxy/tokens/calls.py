@@ -1,4 +1,4 @@
-"""HTTP as this room sees it: how a call is made, and what may be told of its answer. Pure.
+"""HTTP calls for tokens: the interface of the client, and what may be repeated of an answer. Pure.
 
 An answer with status 2xx holds a secret, so nothing of it is ever quoted. Of other answers the words are: the message
 of a JSON error, else the text, on one line of bounded length and without whatever was sent in secret.
@@ -25,12 +25,12 @@ __all__ = [
     "Send",
     "bearer",
     "clock_remark",
-    "complaint",
     "date_of",
+    "error_message",
+    "error_reasons",
+    "failure_of_reply",
     "host_of",
     "read_object",
-    "reasons",
-    "refusal",
 ]
 
 _COMPLAINT_CHARACTERS: Final = 500
@@ -41,7 +41,7 @@ _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 # Ids are in lower case, with the domain of an organisation before a colon in old ones; numbers will do.
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}")
 
-_PASSING: Final = frozenset({408, 425, 429})
+_TRANSIENT: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +49,36 @@ class Reply:
     """An HTTP answer. Fields and body have no repr."""
 
     status: int
+    """The status code."""
     headers: Mapping[str, str] = field(repr=False)
     """Looked up without regard to case."""
     body: bytes = field(repr=False)
+    """The content; of an answer that is no success it may be cut."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What the call carried in secret, which the answer may repeat (`quoting.secrets_of_request`)."""
+    """Secrets of the request, which the answer may repeat (`quoting.secrets_of_request`)."""
 
 
 class NotConnected(TokenUnavailable):
-    """Nobody was reached: no address, or no connection."""
+    """No address, or no connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """What authorises a call to a Google API. Its fields have no repr."""
+    """Authorisation of calls to Google APIs. Its fields have no repr."""
 
     headers: Mapping[str, str] = field(repr=False)
     """`authorization`, and `x-goog-user-project` where there is a quota project; names in lower case."""
     expires_at: float
     """In seconds since the epoch."""
     principal: str | None = None
-    """Whose it is, where that came with it: an e-mail."""
+    """Its e-mail, where the answer had that."""
 
 
 class Send(Protocol):
-    """Makes one HTTP call, follows no redirect, and returns whatever was answered.
+    """Makes one HTTP call, follows no redirect, and returns the answer.
 
-    Raises NotConnected when nobody was reached, TokenUnavailable when nobody answered, or not to the end, and
-    TokenTimeout when it took too long; none quotes anything that was received. Of an answer that is no success the body
-    may be cut.
+    Raises NotConnected without a connection, TokenUnavailable without a complete answer, and TokenTimeout after too
+    long a time; none quotes anything that was received. Of an answer that is no success the body may be cut.
     """
 
     async def __call__(
@@ -86,7 +87,7 @@ class Send(Protocol):
 
 
 class BlockingSend(Protocol):
-    """`Send` for a thread that may wait."""
+    """`Send` for a thread that may block."""
 
     def __call__(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
@@ -132,8 +133,8 @@ def read_object(body: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def complaint(reply: Reply) -> str:
-    """Return in the words of whoever answered what is wrong, on one line of at most 500 characters; `""` for 2xx.
+def error_message(reply: Reply) -> str:
+    """Return the error message of an answer, on one line of at most 500 characters; `""` for 2xx.
 
     The message of a JSON error is read in the shapes of Google's APIs (`{"error": {"message"}}`), of OAuth 2.0
     (`{"error", "error_description"}`, RFC 6749, 5.2) and of AWS (`{"message"}`); any other text as it is, a page
@@ -154,7 +155,7 @@ def _message(document: Mapping[str, Any]) -> str:
     return next((text for text in found if isinstance(text, str)), "")
 
 
-def reasons(reply: Reply) -> set[str]:
+def error_reasons(reply: Reply) -> set[str]:
     """Return the machine-readable reasons in a Google API's error (google.rpc.ErrorInfo), or OAuth's error code."""
     error = read_object(reply.body).get("error")
     if isinstance(error, str):
@@ -179,10 +180,10 @@ def clock_remark(reply: Reply, now: float) -> str:
     return skew_in_words(skew, "Google's") + "; set it"
 
 
-def refusal(what: str, reply: Reply, advice: str = "") -> Failure:
-    """Return the failure for an answer other than 200: TokenUnavailable if it passes by itself, else MintRefused."""
-    said = complaint(reply)
+def failure_of_reply(what: str, reply: Reply, advice: str = "") -> Failure:
+    """Return the failure for an answer other than 200: TokenUnavailable if it is transient, else MintRefused."""
+    said = error_message(reply)
     text = f"{what} answered {reply.status}" + (f" ({said})" if said else "")
-    if 400 <= reply.status < 500 and reply.status not in _PASSING:
+    if 400 <= reply.status < 500 and reply.status not in _TRANSIENT:
         return MintRefused(f"{text}{advice and f': {advice}'}")
     return TokenUnavailable(text)

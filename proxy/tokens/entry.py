@@ -51,7 +51,7 @@ class TokenEntry(Slot):
         self.waiting = 0
         """How many callers wait for a mint."""
         self.dropped = False
-        """True if no route uses the key any more: a token is handed to those who wait for it, and not kept."""
+        """True if no route uses the key any more: a new token goes to waiting requests, and is not kept."""
         self.timer: Timer | None = None
         """Runs at the next refresh, or the next check whether a refresh is needed."""
         self.asked_order = 0

@@ -129,7 +129,7 @@ class GoogleMint:
         await self._active.check(ask_account=tokens_kept)
 
     async def credential_info(self) -> CredentialInfo:
-        """Return which credential source there is and who that is. Raises a leaf of `proxy.errors.TokenFailure`.
+        """Return the credential source and its principal. Raises a leaf of `proxy.errors.TokenFailure`.
 
         The metadata server is asked for it; a credential file is only read.
         """

@@ -53,7 +53,7 @@ class HttpClient:
         proxy: Proxy | None = None
         try:
             session = await self._open()
-            # The URL is complete and quoted. A redirect would take an assertion, or a token, somewhere else.
+            # The URL is complete and quoted. A redirect would send an assertion, or a token, to another host.
             if not self._direct:
                 proxy = proxy_for(url)
             if proxy is not None and url.startswith("http:"):
@@ -96,6 +96,7 @@ class HttpClient:
         return f"{host}: no connection {within}"
 
     async def close(self) -> None:
+        """Close all connections; a call after this raises TokenUnavailable."""
         self._closed = True
         if self._session is not None:
             await self._session.close()
@@ -109,7 +110,7 @@ class HttpClient:
                 if not self._direct:
                     # Milliseconds of disk and CPU at best, so not on the loop.
                     context = await self._blocking.run(
-                        _trusting_context, place="the file of trusted certificates", seconds=FILE_SECONDS
+                        _trusting_context, resource="the file of trusted certificates", seconds=FILE_SECONDS
                     )
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
@@ -123,8 +124,8 @@ class HttpClient:
 def _trusting_context() -> ssl.SSLContext:
     """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE.
 
-    OpenSSL would wait for somebody to write into a named pipe, and read a device without end. What else is wrong with
-    the file, it takes for a file without authorities.
+    OpenSSL would wait for a writer of a named pipe, and read a device without end. Any other bad file is one without
+    authorities for it.
     """
     named = os.environ.get("SSL_CERT_FILE")
     if named:

@@ -18,10 +18,12 @@ __all__ = ["Proxy", "proxy_for"]
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """What a call goes through. Its login has no repr."""
+    """An HTTP proxy. Its login has no repr."""
 
     url: URL
+    """Without a login."""
     headers: Mapping[str, str] = field(repr=False)
+    """`proxy-authorization`, if there is a login."""
 
 
 def proxy_for(url: str) -> Proxy | None:

@@ -7,7 +7,7 @@ that decides:
 * otherwise it is good, also where our clock is hours ahead and says that it expired. `clock_ahead_seconds` then makes
   its expiry one of our clock, by which it is kept and reuncacheded as usual: without that every request would mint;
 * a `date` within 30 s of our clock changes nothing: a token is not used in its last minute anyway;
-* without a `date`, a token that expired by our clock is used once, by those who wait for it, and not kept.
+* without a `date`, a token that expired by our clock is used once, by the requests that wait for it, and not cached.
 
 A `date` is only as good as the clock it comes from: GKE's metadata server has the node's.
 """
@@ -38,7 +38,7 @@ Mint = Callable[[TokenKey], Awaitable[Token]]
 
 
 class MintObserver(Protocol):
-    """Is told of each mint."""
+    """Notified of each mint."""
 
     def minted(self, token: Token, seconds: float) -> None:
         """A token was minted in so many seconds."""
@@ -109,7 +109,7 @@ class Minter:
             if late >= 0:
                 raise TokenExpired(
                     f"the token minted for {token.key.audience} had expired {late:.0f} s before it came, by the clock "
-                    "of who minted it: that one is out of order, or its clock is wrong"
+                    "of its issuer: the issuer is out of order, or its clock is wrong"
                 )
             ahead = now - token.dated_at
         else:

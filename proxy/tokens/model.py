@@ -1,4 +1,4 @@
-"""The values of this room: what a token is for, and a token. Pure."""
+"""What a token is minted for, and the token. Pure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TokenKey(NamedTuple):
     """What a token is minted for; the key of the cache."""
 
     impersonate: str | None
-    """E-mail of the service account to impersonate, or None for the ambient identity."""
+    """E-mail of the service account to impersonate, or None for the identity of the credentials."""
     delegates: tuple[str, ...]
-    """E-mails of the chain from the ambient identity to `impersonate`, nearest first."""
+    """E-mails of the chain from the identity of the credentials to `impersonate`, nearest first."""
     audience: str
     """The `aud` claim: what Cloud Run compares, to the letter."""
 
@@ -45,6 +45,7 @@ class Token:
     """A Google-signed ID token. Its value has no repr."""
 
     key: TokenKey
+    """What it was minted for."""
     authorization: bytes = field(repr=False)
     """The whole field value: `Bearer <JWT>`."""
     expires_at: float
@@ -54,11 +55,11 @@ class Token:
     issued_at: float | None = None
     """`iat`, in seconds since the epoch; None if it has none."""
     dated_at: float | None = None
-    """When it was handed out, by the clock of who did (the `date` of that answer); None if that is not known."""
+    """When it was issued by the issuer's clock (`date` of that answer), in seconds since the epoch; None if unknown."""
     clock_ahead_seconds: float = 0.0
-    """By how much this machine's clock was ahead of Google's then; negative if behind, 0 if right or unknown."""
+    """How far this machine's clock was ahead of Google's then; negative if behind, 0 if right or unknown."""
     generation: int = 0
-    """Which credentials it was minted from: a number that grows whenever they change."""
+    """The generation of the credentials that it was minted from; each change begins another."""
 
     @property
     def local_expiry(self) -> float:

@@ -1,4 +1,4 @@
-"""Reading a small file that somebody else named: a named pipe, a device or a file without end must not hold the reader.
+"""Reads a small file from an untrusted path: a named pipe, a device or an endless file must not block the reader.
 
 What remains is a file system that does not answer (a network mount that hangs). No flag of `open` helps against that,
 so call this on a thread that may be lost (`blocking`).
@@ -29,9 +29,9 @@ def read_regular(path: str, most_octets: int = MOST_OCTETS) -> bytes:
 
     Raises NotRegularFile, FileTooLarge, another OSError, or ValueError for a path with a null character.
     """
-    # Looked at first, because opening some devices does something; and again below, in case it was replaced meanwhile.
+    # Checked first, because opening some devices has an effect; and again below, in case the file was replaced.
     _refuse_unless_regular(path, os.stat(path).st_mode)
-    # Without O_NONBLOCK, opening a pipe waits for somebody who writes.
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _refuse_unless_regular(path, os.fstat(descriptor).st_mode)

@@ -27,7 +27,6 @@ UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset(
         "cli",
         "http2",
         "settings",
-        "tokens",
     }
 )
 """Directories (`observe`) and top-level modules (`errors.py`) of the package."""

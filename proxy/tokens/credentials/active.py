@@ -1,14 +1,13 @@
-"""Which credentials there are now, and since when: the one place that notices a change.
+"""Which credentials there are now: the one place that notices a change.
 
 They change when
 
 * another file is named, or appears where there was none, or goes; or its content is another;
-* what was there is not usable any more (gone, unreadable, broken): then there are none, and nothing is minted;
-* the metadata server has another account than before, or none any more.
+* the file cannot be used any more (missing, unreadable, broken): then there are no credentials, and no mints;
+* the metadata server has another account than before, or none.
 
-Each change begins a new generation, and all that came of the earlier ones is void. No change is what leaves a doubt: a
-file system or a metadata server that fails or does not answer. A broken file is looked at again a moment later, since
-it may be half written.
+Each change begins a new generation, and all tokens of earlier ones are void. A file system or a metadata server that
+fails or does not answer is no change. A broken file is read again a moment later, since it may be half written.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from proxy.tokens.model import Token
 
 __all__ = ["ActiveCredentials"]
 
-_LOOKS_AT_BROKEN: Final = 3
+_READS_OF_BROKEN_FILE: Final = 3
 _PAUSE_SECONDS: Final = 0.2
 
 _METADATA: Final = b"metadata server"
@@ -36,9 +35,9 @@ _BROKEN: Final = b"none that can be used"
 
 
 class ActiveCredentials:
-    """Looks the credentials up, and keeps the source that they are until they change.
+    """Looks up the credentials, and keeps their source until they change.
 
-    `metadata_server` and `file_source` make a source; the latter may raise CredentialsInvalid.
+    `metadata_server` and `file_source` make a source; `file_source` may raise CredentialsInvalid.
     """
 
     def __init__(
@@ -57,15 +56,15 @@ class ActiveCredentials:
         self.on_change: Callable[[int, str], None] | None = None
         """Called with the number of the new generation, and the new credentials in words."""
         self.file: CredentialFile | None = None
-        """What the source was made of; None for the metadata server."""
+        """The file of the source; None for the metadata server."""
         self._generation = 0
         self._known: tuple[str, bytes] | None = None
-        """Path and digest of the file, or who else it is; None before the first look."""
+        """Path and digest of the file, or a name for what is there instead; None before the first lookup."""
         self._source: CredentialSource | None = None
         self._account: str | None = None
-        """What the metadata server last said to be its account."""
+        """The account that the metadata server named last."""
         self._principal: str | None = None
-        """Who the last token of the metadata server was made out to."""
+        """The principal of the metadata server's last token."""
 
     async def source(self) -> tuple[CredentialSource, int]:
         """Return the source and its generation. Raises a leaf of TokenFailure."""
@@ -76,9 +75,9 @@ class ActiveCredentials:
                 try:
                     source = self._file_source(file) if file is not None else self._metadata_server()
                 except CredentialsInvalid:
-                    self._take(("", _BROKEN), None, None)
+                    self._note(("", _BROKEN), None, None)
                     raise
-                self._take(known, source, file)
+                self._note(known, source, file)
                 return source, self._generation
             return self._source, self._generation
 
@@ -94,42 +93,42 @@ class ActiveCredentials:
             return
 
     def minted(self, source: CredentialSource, token: Token, generation: int) -> int:
-        """Note for whom the source minted a token of its own; return the generation that the token belongs to."""
+        """Note the principal of a token that the source minted for itself; return the generation of that token."""
         if not isinstance(source, MetadataServer) or source is not self._source or token.principal is None:
             return generation
         if self._principal is not None and self._principal != token.principal:
-            self._renew_metadata()
+            self._begin_with_metadata_server()
         self._principal = token.principal
         return self._generation
 
     def _compare_account(self, account: str) -> None:
         if self._account is not None and self._account != account:
-            self._renew_metadata()
+            self._begin_with_metadata_server()
         self._account = account
 
-    def _renew_metadata(self) -> None:
-        """Begin a generation with the metadata server again: what it handed out before was somebody else's."""
+    def _begin_with_metadata_server(self) -> None:
+        """Begin a generation with the metadata server: its earlier tokens belong to another account."""
         self._begin(("", _METADATA), self._metadata_server(), None)
 
     async def _find(self) -> CredentialFile | None:
-        """Return the file that is named. Raises CredentialsInvalid, after noting it, and TokenTimeout."""
-        for look in range(_LOOKS_AT_BROKEN):
+        """Return the credential file. Raises CredentialsInvalid, which is a change, and TokenTimeout."""
+        for attempt in range(_READS_OF_BROKEN_FILE):
             try:
                 return await self._blocking.run(
                     partial(lookup.find, self._environment, self.file),
-                    place=lookup.label(self._environment),
+                    resource=lookup.label(self._environment),
                     seconds=FILE_SECONDS,
                 )
             except lookup.FileSystemFailed:
                 raise
             except CredentialsInvalid:
-                if self._source is None or look == _LOOKS_AT_BROKEN - 1:
-                    self._take(("", _BROKEN), None, None)
+                if self._source is None or attempt == _READS_OF_BROKEN_FILE - 1:
+                    self._note(("", _BROKEN), None, None)
                     raise
             await asyncio.sleep(_PAUSE_SECONDS)
-        raise AssertionError  # The last look returned or raised.
+        raise AssertionError  # The last attempt returned or raised.
 
-    def _take(self, known: tuple[str, bytes], source: CredentialSource | None, file: CredentialFile | None) -> None:
+    def _note(self, known: tuple[str, bytes], source: CredentialSource | None, file: CredentialFile | None) -> None:
         if self._known is None:
             self._known, self._source, self.file = known, source, file
         elif known != self._known:

@@ -1,8 +1,8 @@
 """The executable of a credential file (executable-sourced credentials, AIP-4117): run it, and read what it printed.
 
-google-auth would keep whatever it prints, stop only the process that it started itself, and wait for everybody who
-inherited the pipe. Here at most 1 MiB is kept, a process group of its own is killed at the deadline, and the end of the
-executable is the end, whoever still holds the pipe.
+google-auth would keep all that it prints, stop only the process that it started itself, and wait for every process
+that inherited the pipe. Here at most 1 MiB is kept, the process group is killed at the deadline, and the run ends with
+the executable, even if other processes have the pipe open.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Executable:
         return self._subject_token(answer)
 
     def stop(self) -> None:
-        """Kill what is running, with everything that it started in its process group; what would run is not started."""
+        """Kill the executable and its process group; if it does not run yet, it is not started."""
         with self._lock:
             self._stopped = True
             if self._process is not None and self._process.returncode is None:
@@ -122,7 +122,7 @@ class Executable:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # Where somebody could print a secret.
+                stderr=subprocess.DEVNULL,  # It could have a secret.
                 env={**os.environ, **self._variables},
                 start_new_session=True,
             )
@@ -150,7 +150,7 @@ class Executable:
         return printed
 
     def _collect(self, process: subprocess.Popen[bytes]) -> bytes:
-        """Return what was printed until the process ended, whoever else still holds the pipe."""
+        """Return what was printed until the process ended, even if other processes have the pipe open."""
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         pipe = process.stdout.fileno()
         os.set_blocking(pipe, False)

@@ -23,6 +23,7 @@ from typing import Final
 __all__ = ["ANNOTATION", "is_federated", "link_missing", "principal_of", "project_of", "user_missing"]
 
 ANNOTATION: Final = "iam.gke.io/gcp-service-account"
+"""Links a Kubernetes account to a Google service account."""
 
 _SUFFIX: Final = ".svc.id.goog"
 _POOL: Final = re.compile(r"workloadIdentityPools/(?P<pool>[^/]+)/")
@@ -31,17 +32,17 @@ _PLACEHOLDERS: Final = "NS and KSA are the namespace and the name of the pod's K
 
 
 def is_federated(email: str) -> bool:
-    """Return whether this, in the place of a service account's e-mail, says that there is none behind a pod."""
+    """Return whether the e-mail that the metadata server gives says that a pod has no service account."""
     return email == "default" or project_of(email) is not None
 
 
 def project_of(email: str) -> str | None:
-    """Return the project of the pool whose name stands in the place of an e-mail; None where it is none."""
+    """Return the project of the pool that is named instead of an e-mail; None if `email` is no pool."""
     return email.removesuffix(_SUFFIX) if email.endswith(_SUFFIX) and "@" not in email else None
 
 
 def principal_of(project: str | None, project_number: str | None) -> str:
-    """Return what a role can be granted to, with capitals for what is not known."""
+    """Return the principal that a role can be granted to, with placeholders in capitals for unknown parts."""
     location = f"projects/{project_number or 'NUMBER'}/locations/global"
     pool = f"workloadIdentityPools/{project or 'PROJECT'}{_SUFFIX}"
     return f"principal://iam.googleapis.com/{location}/{pool}/subject/ns/NS/sa/KSA"

@@ -18,7 +18,7 @@ from typing import Any
 from google.auth import exceptions, transport
 
 from proxy.errors import Failure, TokenMalformed
-from proxy.tokens.calls import Bearer, BlockingSend, Reply, bearer, date_of, host_of, refusal
+from proxy.tokens.calls import Bearer, BlockingSend, Reply, bearer, date_of, failure_of_reply, host_of
 from proxy.tokens.credentials.file import CredentialFile
 from proxy.tokens.credentials.google_auth_errors import LastCall, failure_of, load_failure
 from proxy.tokens.model import Token, TokenKey, read_claims, token_from_jwt
@@ -72,7 +72,7 @@ class _Request(transport.Request):
         self.last = LastCall(url, reply)
         if reply.status >= 500 or reply.status in (408, 429):
             # At once: google-auth would sleep and retry on this thread, while the token source has a back-off.
-            raise exceptions.TransportError("the call failed") from refusal(host_of(url), reply)
+            raise exceptions.TransportError("the call failed") from failure_of_reply(host_of(url), reply)
         return _Response(reply)
 
 

@@ -19,7 +19,7 @@ from proxy.errors import (
     TokenMalformed,
 )
 from proxy.quoting import plain
-from proxy.tokens.calls import Reply, clock_remark, complaint, host_of, reasons, refusal
+from proxy.tokens.calls import Reply, clock_remark, error_message, error_reasons, failure_of_reply, host_of
 from proxy.tokens.credentials.file import CredentialFile
 
 __all__ = ["LastCall", "failure_of", "load_failure"]
@@ -75,11 +75,11 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         return TokenMalformed(f"{call.host} answered {reply.status} without a token")
     if file.asks_source_at(call.url):
         return file.source_refused(call.host, reply)
-    said = complaint(reply)
+    said = error_message(reply)
     answer = f" ({said})" if said else ""
-    if reasons(reply) & _REJECTED:
+    if error_reasons(reply) & _REJECTED:
         return CredentialsRejected(file.rejection(answer, clock_remark(reply, now)))
-    if "invalid_target" in reasons(reply):
+    if "invalid_target" in error_reasons(reply):
         audience = file.info.get("audience")
         provider = f"{audience} " if isinstance(audience, str) and plain(audience) is not None else ""
         return MintRefused(
@@ -90,4 +90,4 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
             f"the federated identity of {file.path} may not impersonate the service account that the file names: "
             f"grant it roles/iam.workloadIdentityUser on that account{answer}"
         )
-    return refusal(call.host, reply, f"look at {file.path}")
+    return failure_of_reply(call.host, reply, f"look at {file.path}")

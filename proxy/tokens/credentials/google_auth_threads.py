@@ -1,8 +1,8 @@
 """Threads for google-auth, which blocks. Its HTTP is done by the event loop.
 
-google-auth waits on its thread while the loop makes the call on a session of ours: some 130 µs a call, once an hour.
-The threads are our own, not the loop's default ones: those resolve names, which the calls made from here wait for. They
-are daemons, so that the process ends whatever they do.
+google-auth waits on its thread while the event loop makes the call with the sidecar's HTTP client: some 130 µs a call,
+once an hour. These are not the loop's default threads: those resolve names, for which the calls made from here wait.
+They are daemons, so that the process ends whatever they do.
 """
 
 from __future__ import annotations
@@ -25,88 +25,88 @@ _THREADS: Final = 4
 _THREAD_NAME: Final = "google-auth"
 _LONGEST_CALL_SECONDS: Final = 30.0
 
-_LONGEST_ERRAND_SECONDS: Final = 40.0
-"""The longest errand makes six calls: four to AWS, one to the STS, one to IAM."""
+_LONGEST_JOB_SECONDS: Final = 40.0
+"""The longest job makes six calls: four to AWS, one to the STS, one to IAM."""
 
-_GOODBYE_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 1.0
 
-_GIVEN_UP: Final = "the mint was given up before it ended"
+_CANCELLED: Final = "the mint was given up before it ended"
 
 
 class GoogleAuthThreads:
-    """Runs errands on threads, a few at a time."""
+    """Runs jobs on threads, a few at a time."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._places = asyncio.Semaphore(_THREADS)
-        self._errands: dict[concurrent.futures.Future[Any], _Line] = {}
+        self._free_threads = asyncio.Semaphore(_THREADS)
+        self._jobs: dict[concurrent.futures.Future[Any], _JobCalls] = {}
         self._closed = False
 
-    async def run(self, errand: Callable[[BlockingSend], T]) -> T:
-        """Return what `errand` returns, or raise what it raises; it is called on a thread, with HTTP that it may use.
+    async def run(self, job: Callable[[BlockingSend], T]) -> T:
+        """Return what `job` returns, or raise what it raises; it is called on a thread, with an HTTP client.
 
-        Cancelled or out of time (TokenTimeout), the errand's call is broken off and every further one refused, so that
-        its thread ends. Its place is free at once.
+        When cancelled or late (TokenTimeout), the job's HTTP call is cancelled and every further one refused, so that
+        its thread ends. Another job may start at once.
         """
-        async with self._places:
+        async with self._free_threads:
             if self._closed:
                 raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
-            line = _Line(asyncio.get_running_loop(), self._send)
-            outcome = start_daemon(lambda: errand(line.send), _THREAD_NAME)
-            self._errands[outcome] = line
-            # Called where the errand ends: on its thread, which may be long after whoever waited has left.
+            calls = _JobCalls(asyncio.get_running_loop(), self._send)
+            outcome = start_daemon(lambda: job(calls.send), _THREAD_NAME)
+            self._jobs[outcome] = calls
+            # Called on the thread, where the job ends: that may be long after the caller has left.
             outcome.add_done_callback(self._forget)
             try:
-                async with asyncio.timeout(_LONGEST_ERRAND_SECONDS):
+                async with asyncio.timeout(_LONGEST_JOB_SECONDS):
                     return await outcome_of(outcome)
             except TimeoutError:
-                raise TokenTimeout(f"Google's answers did not come within {_LONGEST_ERRAND_SECONDS:g} s") from None
+                raise TokenTimeout(f"Google's answers did not come within {_LONGEST_JOB_SECONDS:g} s") from None
             finally:
-                line.cut()
+                calls.refuse()
 
     async def close(self) -> None:
-        """Break all errands off and wait for them, up to a second."""
+        """Cancel the HTTP calls of all jobs and wait for the jobs, up to a second."""
         self._closed = True
-        running = list(self._errands.items())
-        for _, line in running:
-            line.cut()
+        running = list(self._jobs.items())
+        for _, calls in running:
+            calls.refuse()
         if running:
             # A thread that is in compiled code when the interpreter ends could end the process with an error.
-            errands = [errand for errand, _ in running]
-            await outcome_of(start_daemon(lambda: concurrent.futures.wait(errands, _GOODBYE_SECONDS), _THREAD_NAME))
+            jobs = [job for job, _ in running]
+            await outcome_of(start_daemon(lambda: concurrent.futures.wait(jobs, _CLOSE_SECONDS), _THREAD_NAME))
 
-    def _forget(self, errand: concurrent.futures.Future[Any]) -> None:
-        self._errands.pop(errand, None)
+    def _forget(self, job: concurrent.futures.Future[Any]) -> None:
+        self._jobs.pop(job, None)
 
 
-class _Line:
-    """One errand's way to the loop. `send` is called on the errand's thread, `cut` on the loop's."""
+class _JobCalls:
+    """The HTTP calls of one job. `send` is called on the job's thread, `refuse` on the loop's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Send) -> None:
         self._loop = loop
         self._to_loop = send
         self._lock = threading.Lock()
         self._call: concurrent.futures.Future[Reply] | None = None
-        self._cut = False
+        self._refused = False
 
     def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
         async def make() -> Reply:
             return await self._to_loop(method, url, headers, body)
 
         with self._lock:
-            if self._cut:
-                raise TokenUnavailable(_GIVEN_UP)
+            if self._refused:
+                raise TokenUnavailable(_CANCELLED)
             call = self._call = asyncio.run_coroutine_threadsafe(make(), self._loop)
         try:
             return call.result(_LONGEST_CALL_SECONDS)
         except concurrent.futures.CancelledError:
-            raise TokenUnavailable(_GIVEN_UP) from None
+            raise TokenUnavailable(_CANCELLED) from None
         except TimeoutError:
             call.cancel()
             raise TokenTimeout(f"no answer within {_LONGEST_CALL_SECONDS:g} s") from None
 
-    def cut(self) -> None:
+    def refuse(self) -> None:
         with self._lock:
-            self._cut = True
+            self._refused = True
             if self._call is not None:
                 self._call.cancel()

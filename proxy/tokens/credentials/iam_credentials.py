@@ -1,4 +1,4 @@
-"""IAM Service Account Credentials: tokens of another service account, asked for with a source's access token."""
+"""The IAM Service Account Credentials API: tokens of another service account, for a source that may impersonate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from typing import Any, Final
 
 from proxy.errors import CredentialsRejected, Failure, ImpersonationDenied, MintRefused, TokenMalformed
 from proxy.quoting import quoted
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, reasons, refusal
+from proxy.tokens.calls import (
+    Bearer,
+    Reply,
+    Send,
+    bearer,
+    date_of,
+    error_message,
+    error_reasons,
+    failure_of_reply,
+    read_object,
+)
 from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
 
 __all__ = ["CLOUD_PLATFORM", "IamCredentials"]
 
 CLOUD_PLATFORM: Final = "https://www.googleapis.com/auth/cloud-platform"
+"""The scope of all access tokens."""
 
 _ACCOUNTS: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/"
 
@@ -29,7 +40,7 @@ _ROLES: Final = {
 
 _EMAIL: Final = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 
-# A 403 for one of these reasons is not about who may impersonate whom.
+# A 403 for one of these reasons is not about impersonation.
 _OTHER_403: Final = {
     "SERVICE_DISABLED": "enable it: gcloud services enable iamcredentials.googleapis.com",
     "USER_PROJECT_DENIED": "the quota project cannot be used by these credentials",
@@ -64,12 +75,12 @@ class IamCredentials:
     ) -> Bearer:
         """Return a new access token of `account` with scope cloud-platform; raises as `identity` does."""
         reply = await self._call(source, "generateAccessToken", account, delegates, {"scope": [CLOUD_PLATFORM]})
-        answer = read_object(reply.body)
+        document = read_object(reply.body)
         try:
-            expires_at = datetime.fromisoformat(answer["expireTime"]).timestamp()
+            expires_at = datetime.fromisoformat(document["expireTime"]).timestamp()
         except (KeyError, TypeError, ValueError, OverflowError):  # Not chained: the error could hold the answer.
             raise TokenMalformed("IAM answered 200 without an access token and its expiry") from None
-        return bearer(answer.get("accessToken"), expires_at, quota_project)
+        return bearer(document.get("accessToken"), expires_at, quota_project)
 
     async def _call(
         self, source: CredentialSource, method: str, account: str, delegates: Sequence[str], wanted: Mapping[str, Any]
@@ -98,24 +109,24 @@ class IamCredentials:
 async def _failure(
     source: CredentialSource, method: str, account: str, delegates: Sequence[str], reply: Reply
 ) -> Failure:
-    said = complaint(reply)
-    told = f" (IAM: {said})" if said else ""
+    said = error_message(reply)
+    answer = f" (IAM: {said})" if said else ""
     chain = (*delegates, account)
     match reply.status:
         case 401:
-            return CredentialsRejected(f"IAM does not take the access token of {await source.principal()}{told}")
+            return CredentialsRejected(f"IAM does not take the access token of {await source.principal()}{answer}")
         case 403:
-            other = next((advice for reason, advice in _OTHER_403.items() if reason in reasons(reply)), None)
+            other = next((advice for reason, advice in _OTHER_403.items() if reason in error_reasons(reply)), None)
             if other is not None:
-                return MintRefused(f"IAM refused to mint for {account}{told}: {other}")
+                return MintRefused(f"IAM refused to mint for {account}{answer}: {other}")
             return _denied(await source.principal(), method, chain, said)
         case 404:
-            return MintRefused(_nobody(chain, said))
+            return MintRefused(_account_missing(chain, said))
         case 400:
             accounts = " and ".join(chain)
-            return refusal("IAM", reply, f"is the audience right, and {accounts} enabled?")
+            return failure_of_reply("IAM", reply, f"is the audience right, and {accounts} enabled?")
         case _:
-            return refusal("IAM", reply)
+            return failure_of_reply("IAM", reply)
 
 
 def _named(chain: Sequence[str], said: str) -> str | None:
@@ -124,40 +135,40 @@ def _named(chain: Sequence[str], said: str) -> str | None:
     return next((email for email in named if email in chain), named[0] if named else None)
 
 
-def _nobody(chain: Sequence[str], said: str) -> str:
-    told = f" (IAM: {said})" if said else ""
+def _account_missing(chain: Sequence[str], said: str) -> str:
+    answer = f" (IAM: {said})" if said else ""
     named = _named(chain, said)
     if named is None and len(chain) > 1:
         what = f"one of the service accounts {', '.join(chain)} does not exist"
     else:
         what = f"the service account {named or chain[-1]} does not exist"
     return (
-        f"{what}{told}: correct its name where it is set (gcp_impersonate_service_account, gcp_delegates, or the "
+        f"{what}{answer}: correct its name where it is set (gcp_impersonate_service_account, gcp_delegates, or the "
         "credential file), or create it with `gcloud iam service-accounts create`"
     )
 
 
-def _denied(who: str, method: str, chain: Sequence[str], said: str) -> ImpersonationDenied:
-    """Return whom to grant what on whom: the link that IAM's words lead to, or every one of the chain."""
-    told = f" (IAM: {said})" if said else ""
+def _denied(caller: str, method: str, chain: Sequence[str], said: str) -> ImpersonationDenied:
+    """Return which role to grant on which account: for the link that IAM's message names, or the whole chain."""
+    end = f"wait some minutes (IAM: {said})" if said else "wait some minutes"
     *delegates, account = chain
     last = _ROLES[method]
     if delegates and last != TOKEN_CREATOR:
         # Google's reference asks every delegate for the one; the permission that it names is in the other as well.
         last = f"{last} (Google's reference asks for {TOKEN_CREATOR})"
-    links = list(zip((who, *delegates), chain, strict=True))
+    links = list(zip((caller, *delegates), chain, strict=True))
     named = _named(chain, said)
     if named in delegates:
-        caller, target = links[chain.index(named)]
+        link_caller, target = links[chain.index(named)]
         return ImpersonationDenied(
-            f"{caller} may not impersonate {target}, which is on the way to {account}: grant it {TOKEN_CREATOR} on "
-            f"that service account; wait some minutes{told}"
+            f"{link_caller} may not impersonate {target}, which is on the way to {account}: grant it "
+            f"{TOKEN_CREATOR} on that service account; {end}"
         )
     if not delegates:
         return ImpersonationDenied(
-            f"{who} may not impersonate {account}: grant it {last} on that service account; wait some minutes{told}"
+            f"{caller} may not impersonate {account}: grant it {last} on that service account; {end}"
         )
     return ImpersonationDenied(
-        f"{who} may not impersonate {account} by way of its delegates: grant {delegates[-1]} {last} on that service "
-        f"account, and {who}, and each delegate but the last, {TOKEN_CREATOR} on the next; wait some minutes{told}"
+        f"{caller} may not impersonate {account} by way of its delegates: grant {delegates[-1]} {last} on that service "
+        f"account, and {caller}, and each delegate but the last, {TOKEN_CREATOR} on the next; {end}"
     )

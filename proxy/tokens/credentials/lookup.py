@@ -35,7 +35,7 @@ def find(environment: Mapping[str, str], known: CredentialFile | None = None) ->
     """Return the credential file that the environment names, `known` itself if it is unchanged, None if there is none.
 
     Raises CredentialsInvalid, with one sentence that says where and what to do, for a file that is named but missing,
-    for gcloud's where it cannot be told whether it is there, and for one that is not a credential that can be used.
+    for gcloud's if it is unknown whether it exists, and for a file that is no usable credential.
     """
     if environment.get(_UNIVERSE_VARIABLE, "") not in ("", UNIVERSE):
         raise CredentialsInvalid(f"{_UNIVERSE_VARIABLE} names another universe than {UNIVERSE}: {UNSUPPORTED_UNIVERSE}")

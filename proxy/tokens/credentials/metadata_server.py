@@ -23,7 +23,7 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.quoting import plain, quoted
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, complaint, date_of, read_object, refusal
+from proxy.tokens.calls import Bearer, Reply, Send, bearer, date_of, error_message, failure_of_reply, read_object
 from proxy.tokens.credentials import gke
 from proxy.tokens.credentials.lookup import looked_for
 from proxy.tokens.credentials.source import AccessTokenCache
@@ -43,13 +43,13 @@ _NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy bindin
 # GKE's metadata server does not take many calls at once.
 _CALLS_AT_ONCE: Final = 4
 
-_SOMEBODY: Final = "the attached service account"
+_UNNAMED: Final = "the attached service account"
 
 
 class MetadataServer:
-    """Mints with the service account that is attached to where we run.
+    """Mints with the service account that is attached to this instance or pod.
 
-    `send` must connect directly: with a proxy from the environment, tokens would go through it.
+    `send` must connect directly: a proxy from the environment would see the tokens.
     """
 
     kind: ClassVar[str] = "metadata"
@@ -68,7 +68,7 @@ class MetadataServer:
     async def identity(self, key: TokenKey) -> Token:
         reply = await self._ask(f"{_ACCOUNT}identity", audience=key.audience, format="full")
         if reply.status == 400:
-            # Some metadata servers do not know `format`; Cloud Run takes the plain token as well.
+            # Some metadata servers do not know `format`; Cloud Run accepts the plain token too.
             reply = await self._ask(f"{_ACCOUNT}identity", audience=key.audience)
         if reply.status != 200:
             raise await self._refused(reply, impersonating=False)
@@ -81,12 +81,13 @@ class MetadataServer:
         try:
             return await self.email()
         except Failure:
-            return _SOMEBODY
+            return _UNNAMED
 
     @property
     def host(self) -> str:
-        """Where it is asked: host, or host and port. Raises CredentialsNotFound where there is to be none, or
-        CredentialsInvalid.
+        """Its address: host, or host and port.
+
+        Raises CredentialsNotFound if the environment says that there is none, or CredentialsInvalid.
         """
         return self._host()
 
@@ -98,12 +99,12 @@ class MetadataServer:
         name = await self._email()
         if gke.is_federated(name):
             return await self._federated_principal(name)
-        return name if plain(name) is not None and name else _SOMEBODY
+        return name if plain(name) is not None and name else _UNNAMED
 
     async def account(self) -> str:
-        """Return what it calls its account, "" if it has none: to be compared with what it said before.
+        """Return the name of its account, "" if it has none: to be compared with the name before.
 
-        Raises a Failure where it does not tell.
+        Raises a Failure where it does not answer.
         """
         reply = await self._ask(f"{_ACCOUNT}email")
         return "" if reply.status == 404 else self._name_in(reply)
@@ -151,13 +152,13 @@ class MetadataServer:
                 raise
             raise self._not_found(str(exc)) from exc
         if reply.status < 500 and reply.status != 429 and reply.headers.get("metadata-flavor") != "Google":
-            said = complaint(reply)
+            said = error_message(reply)
             raise self._not_found(f"what answers at {host} is not one{said and f'; it said: {said}'}")
         self._answered = True
         return reply
 
     def _host(self) -> str:
-        # Read at use: the environment of google-auth's own variables is.
+        # Read at each call, as google-auth reads its variables.
         environment = self._environment
         if environment.get("NO_GCE_CHECK", "").lower() == "true":
             raise self._not_found("NO_GCE_CHECK says not to look for one")
@@ -176,9 +177,9 @@ class MetadataServer:
         )
 
     async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:
-        """Return why there is no token, and what to do about it: on GKE something else than elsewhere."""
-        said = complaint(reply)
-        told = f" (it said: {said})" if said else ""
+        """Return why there is no token, and the remedy, which is another one on GKE."""
+        said = error_message(reply)
+        answer = f" (it said: {said})" if said else ""
         if 400 <= reply.status < 500 and reply.status != 429:
             try:
                 email = await self._email()
@@ -186,21 +187,21 @@ class MetadataServer:
                 email = ""
             if reply.status == 404 and (gke.is_federated(email) or gke.ANNOTATION in said):
                 principal = await self._federated_principal(email)
-                return AmbientUnsupported(gke.link_missing(principal, told, impersonating=impersonating))
+                return AmbientUnsupported(gke.link_missing(principal, answer, impersonating=impersonating))
             if reply.status in (403, 404) and _NOT_A_USER.search(said):
                 account = email if "@" in email and plain(email) is not None else "the account that it names"
-                return ImpersonationDenied(gke.user_missing(account, told))
+                return ImpersonationDenied(gke.user_missing(account, answer))
         return _refusal(reply)
 
 
 def _refusal(reply: Reply) -> Failure:
     if reply.status == 404:
-        said = complaint(reply)
+        said = error_message(reply)
         return MintRefused(
             f"the metadata server has no default service account (404{said and f': {said}'}): attach one to this "
             "instance or pod, or set GOOGLE_APPLICATION_CREDENTIALS"
         )
-    return refusal(
+    return failure_of_reply(
         "the metadata server", reply, "check the attached service account (on GKE, Workload Identity's binding)"
     )
 

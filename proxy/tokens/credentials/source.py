@@ -1,4 +1,4 @@
-"""Who we are by ourselves: the credential source that Application Default Credentials name."""
+"""What a credential source can do, and the cache of its access token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxy.tokens.model import Token, TokenKey
 
 __all__ = ["AccessTokenCache", "CredentialSource"]
 
-# As google-auth has it: a metadata server hands out the same token until 4 or 5 minutes before it expires.
+# As in google-auth: a metadata server returns the same token until 4 or 5 minutes before it expires.
 _MARGIN_SECONDS = 225.0
 
 
@@ -20,20 +20,20 @@ class CredentialSource(Protocol):
     """A credential source."""
 
     async def identity(self, key: TokenKey) -> Token:
-        """Return a newly minted token with the audience of `key` for the ambient identity itself.
+        """Return a newly minted token with the audience of `key` for its own identity.
 
         Raises a leaf of Failure; AmbientUnsupported from a source that cannot do that for any audience.
         """
 
     async def bearer(self, stale: Bearer | None = None) -> Bearer:
-        """Return what authorises calls to Google's APIs (scope cloud-platform); one other than `stale`."""
+        """Return the authorisation of calls to Google APIs (scope cloud-platform); another one than `stale`."""
 
     async def principal(self) -> str:
-        """Return who this is, for a sentence: an e-mail where it is known. Raises nothing."""
+        """Return the name of its identity, for a sentence: an e-mail where it is known. Raises nothing."""
 
 
 class AccessTokenCache:
-    """Keeps an access token until shortly before it expires; one fetch however many wait, a failed one included."""
+    """Keeps an access token until shortly before it expires. Concurrent callers share one fetch, also a failed one."""
 
     def __init__(self, fetch: Callable[[], Awaitable[Bearer]], clock: Callable[[], float]) -> None:
         self._fetch = fetch
@@ -44,14 +44,14 @@ class AccessTokenCache:
         self._attempts = 0
 
     async def get(self, stale: Bearer | None = None) -> Bearer:
-        """Return the access token that is kept, unless it is `stale`, or a new one; raises what the fetch raises."""
+        """Return the cached access token, or a new one if that is `stale`; raises what the fetch raises."""
         attempts = self._attempts
         async with self._lock:
             kept = self._bearer
             if kept is not None and kept is not stale and self._clock() + _MARGIN_SECONDS < kept.expires_at:
                 return kept
             if self._attempts != attempts and self._failure is not None:
-                # It failed while we waited for our turn: the same is not asked again at once.
+                # It failed while this call waited for the lock: do not repeat it at once.
                 raise type(self._failure)(*self._failure.args)
             self._failure = None
             try:

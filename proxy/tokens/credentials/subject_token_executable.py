@@ -34,7 +34,7 @@ class ExecutableSource(SubjectTokenSource):
         executable = Executable(self.path, self.info, self.account)
         seconds = executable.timeout_seconds + _GRACE_SECONDS
         try:
-            return await blocking.run(executable.run, place=f"the executable in {self.path}", seconds=seconds)
+            return await blocking.run(executable.run, resource=f"the executable in {self.path}", seconds=seconds)
         except (asyncio.CancelledError, TokenTimeout):
             executable.stop()
             raise

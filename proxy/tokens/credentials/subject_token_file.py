@@ -24,7 +24,7 @@ class FileSource(SubjectTokenSource):
     async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
         path = self.settings["file"]
         read = partial(_read, path, self.path, self.settings.get("format"))
-        return await blocking.run(read, place=f"the subject token's file {quoted(path)}", seconds=FILE_SECONDS)
+        return await blocking.run(read, resource=f"the subject token's file {quoted(path)}", seconds=FILE_SECONDS)
 
 
 def _read(path: str, named_in: str, format_: Any) -> str:

@@ -16,27 +16,27 @@ from tests.unit.tokens.fakes import loop_idle
 @pytest.mark.asyncio
 async def test_a_result_and_an_exception_arrive() -> None:
     calls = BlockingCalls()
-    assert await calls.run(lambda: 5, place="a", seconds=5) == 5
+    assert await calls.run(lambda: 5, resource="a", seconds=5) == 5
 
     def fails() -> None:
         raise TimeoutError("of the call itself")
 
     with pytest.raises(TimeoutError, match="of the call itself"):
-        await calls.run(fails, place="a", seconds=5)
-    assert await calls.run(lambda: 6, place="a", seconds=5) == 6
+        await calls.run(fails, resource="a", seconds=5)
+    assert await calls.run(lambda: 6, resource="a", seconds=5) == 6
 
 
 @pytest.mark.asyncio
 async def test_a_call_that_hangs_is_left_at_its_deadline_and_only_its_own_place_is_closed() -> None:
     calls, go_on = BlockingCalls(), threading.Event()
     with pytest.raises(TokenTimeout, match=r"^the file /a has not answered for 0 s: .* hangs\?$"):
-        await calls.run(go_on.wait, place="the file /a", seconds=0.01)
+        await calls.run(go_on.wait, resource="the file /a", seconds=0.01)
     threads = threading.active_count()
     for _ in range(50):  # no thread each: they would pile up
         with pytest.raises(TokenTimeout):
-            await calls.run(go_on.wait, place="the file /a", seconds=60)
+            await calls.run(go_on.wait, resource="the file /a", seconds=60)
     assert threading.active_count() == threads
-    assert await calls.run(lambda: "other", place="the file /b", seconds=5) == "other"
+    assert await calls.run(lambda: "other", resource="the file /b", seconds=5) == "other"
     go_on.set()
 
 
@@ -49,17 +49,17 @@ async def test_a_place_is_open_again_once_the_call_has_ended() -> None:
         go_on.wait()
 
     with pytest.raises(TokenTimeout):
-        await calls.run(hangs, place="a", seconds=0.01)
+        await calls.run(hangs, resource="a", seconds=0.01)
     go_on.set()
     threads[0].join(60)
-    assert await calls.run(lambda: 7, place="a", seconds=5) == 7
+    assert await calls.run(lambda: 7, resource="a", seconds=5) == 7
 
 
 @pytest.mark.asyncio
 async def test_who_waits_can_be_cancelled_and_the_late_result_bothers_nobody() -> None:
     calls, go_on = BlockingCalls(), threading.Event()
     async with asyncio.TaskGroup() as group:
-        waiter = group.create_task(calls.run(go_on.wait, place="a", seconds=60))
+        waiter = group.create_task(calls.run(go_on.wait, resource="a", seconds=60))
         await loop_idle()
         waiter.cancel()
     assert waiter.cancelled()
@@ -77,7 +77,7 @@ def test_a_result_after_the_loop_was_closed_bothers_nobody() -> None:
         nonlocal outcome
         outcome = start_daemon(hangs, "test")
         with pytest.raises(TokenTimeout):
-            await BlockingCalls().run(hangs, place="a", seconds=0.01)
+            await BlockingCalls().run(hangs, resource="a", seconds=0.01)
 
     asyncio.run(gives_up())
     go_on.set()
@@ -93,7 +93,7 @@ def test_a_process_ends_while_a_call_hangs() -> None:
 
         async def main():
             try:
-                await BlockingCalls().run(threading.Event().wait, place="a", seconds=0.01)
+                await BlockingCalls().run(threading.Event().wait, resource="a", seconds=0.01)
             except TokenTimeout:
                 print("left it")
 

@@ -12,11 +12,11 @@ from proxy.tokens.calls import (
     Reply,
     bearer,
     clock_remark,
-    complaint,
+    error_message,
+    error_reasons,
+    failure_of_reply,
     host_of,
     read_object,
-    reasons,
-    refusal,
 )
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
@@ -57,12 +57,12 @@ def reply(status: int, document: object) -> Reply:
     ],
 )
 def test_the_words_of_a_refusal_are_told_on_one_line(document: Any, said: str) -> None:
-    assert complaint(reply(403, document)) == said
+    assert error_message(reply(403, document)) == said
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 206, 299])
 def test_nothing_is_told_of_a_success(status: int) -> None:
-    assert complaint(reply(status, {"error": {"message": "secret"}})) == ""
+    assert error_message(reply(status, {"error": {"message": "secret"}})) == ""
 
 
 SIGNED = json.dumps(
@@ -99,21 +99,21 @@ def test_an_answer_that_repeats_what_was_sent_in_secret_is_told_without_it(
 ) -> None:
     secrets = secrets_of_request(headers, urlencode(form).encode())
     for body in (f"what is {repeated}?", json.dumps({"error": "invalid", "error_description": f"what is {repeated}?"})):
-        said = complaint(Reply(400, {}, body.encode(), secrets))
+        said = error_message(Reply(400, {}, body.encode(), secrets))
         assert said.removeprefix("invalid: ") == "what is [not shown]?"
 
 
 def test_a_complaint_is_bounded() -> None:
-    assert len(complaint(reply(400, {"error": {"message": "x" * 10_000}}))) == 500
+    assert len(error_message(reply(400, {"error": {"message": "x" * 10_000}}))) == 500
 
 
 def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
     details = [{"reason": "SERVICE_DISABLED"}, {"reason": 5}, "no object", {}]
-    assert reasons(reply(403, {"error": {"details": details}})) == {"SERVICE_DISABLED"}
-    assert reasons(reply(400, {"error": "invalid_grant"})) == {"invalid_grant"}
-    assert reasons(reply(400, {"error": {"details": None}})) == set()
-    assert reasons(reply(400, {"error": {"details": 7}})) == set()
-    assert reasons(reply(400, [])) == set()
+    assert error_reasons(reply(403, {"error": {"details": details}})) == {"SERVICE_DISABLED"}
+    assert error_reasons(reply(400, {"error": "invalid_grant"})) == {"invalid_grant"}
+    assert error_reasons(reply(400, {"error": {"details": None}})) == set()
+    assert error_reasons(reply(400, {"error": {"details": 7}})) == set()
+    assert error_reasons(reply(400, [])) == set()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
     + [(status, TokenUnavailable) for status in (302, 500, 502, 503, 504)],
 )
 def test_what_passes_by_itself_is_unavailable_and_the_rest_refused(status: int, leaf: type[Failure]) -> None:
-    failure = refusal("IAM", reply(status, {"error": {"message": "why"}}), "do this")
+    failure = failure_of_reply("IAM", reply(status, {"error": {"message": "why"}}), "do this")
     assert type(failure) is leaf
     assert str(failure).startswith(f"IAM answered {status} (why)")
     assert ("do this" in str(failure)) == (leaf is MintRefused)

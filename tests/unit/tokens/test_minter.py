@@ -110,9 +110,7 @@ async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, beh
     time, counted = FakeTime(), Counted()
     mint = FakeMint(time, life)
     mint.behind = behind
-    with pytest.raises(
-        TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of who minted it"
-    ):
+    with pytest.raises(TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of its issuer"):
         await timed(mint, time, counted).mint(KEY, uncached=False)
 
 

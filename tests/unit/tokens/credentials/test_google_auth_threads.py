@@ -39,7 +39,7 @@ def one_call(send: BlockingSend) -> tuple[bytes, str]:
 
 
 @pytest.mark.asyncio
-async def test_an_errand_runs_on_a_thread_and_its_http_on_the_loop() -> None:
+async def test_an_job_runs_on_a_thread_and_its_http_on_the_loop() -> None:
     loopback = Loopback()
     worker = GoogleAuthThreads(loopback)
     body, thread = await worker.run(one_call)
@@ -50,7 +50,7 @@ async def test_an_errand_runs_on_a_thread_and_its_http_on_the_loop() -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_an_errand_raises_is_raised() -> None:
+async def test_what_an_job_raises_is_raised() -> None:
     def fails(send: BlockingSend) -> None:
         raise TokenUnavailable("as it is")
 
@@ -61,7 +61,7 @@ async def test_what_an_errand_raises_is_raised() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_errand_gives_its_thread_back() -> None:
+async def test_a_cancelled_job_gives_its_thread_back() -> None:
     loopback = Loopback()
     loopback.gate.clear()
     worker = GoogleAuthThreads(loopback)
@@ -77,35 +77,35 @@ async def test_a_cancelled_errand_gives_its_thread_back() -> None:
     for _ in range(4):  # of two threads
         loopback.asked.clear()
         async with asyncio.TaskGroup() as group:
-            errand = group.create_task(worker.run(persists))
+            job = group.create_task(worker.run(persists))
             await loopback.asked.wait()
-            errand.cancel()
-        assert errand.cancelled()
+            job.cancel()
+        assert job.cancelled()
     loopback.gate.set()
     await worker.run(one_call)
     await worker.close()
     assert ended == [TokenUnavailable] * 12
-    assert worker._errands == {}  # nothing is kept of an errand that ended after its caller had left
+    assert worker._jobs == {}  # nothing is kept of an job that ended after its caller had left
     await loop_idle()
     assert loopback.cancelled == 4
 
 
 @pytest.mark.asyncio
-async def test_closing_breaks_errands_off() -> None:
+async def test_closing_breaks_jobs_off() -> None:
     loopback = Loopback()
     loopback.gate.clear()
     worker = GoogleAuthThreads(loopback)
     async with asyncio.TaskGroup() as group:
-        errand = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 30))
+        job = group.create_task(asyncio.wait_for(asyncio.gather(worker.run(one_call), return_exceptions=True), 30))
         await loopback.asked.wait()
         await worker.close()
-    assert isinstance(errand.result()[0], TokenUnavailable)
+    assert isinstance(job.result()[0], TokenUnavailable)
     with pytest.raises(TokenUnavailable, match="shutting down"):
         await worker.run(one_call)
 
 
 @pytest.mark.asyncio
-async def test_no_thread_is_started_before_the_first_errand() -> None:
+async def test_no_thread_is_started_before_the_first_job() -> None:
     before = threading.active_count()
     worker = GoogleAuthThreads(Loopback())
     assert threading.active_count() == before
