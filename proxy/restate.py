@@ -92,6 +92,9 @@ DISCOVERY_ACCEPT: Final = ", ".join(_MANIFEST.format(version) for version in ran
 
 _IS_MANIFEST: Final = re.compile(re.escape(_MANIFEST).replace(r"\{\}", "[0-9]+"))
 
+_INVOCATION: Final = re.compile(rb"[^?]*/invoke/[^/?]+/[^/?]+(?:\?|\Z)")
+"""The end of the path of an invocation; the name of a service or handler is one segment."""
+
 _MOST_CHARACTERS: Final = 4_000
 """Of the sentence in a local reply; the list of routes in one may be long."""
 
@@ -185,10 +188,8 @@ def classify(method: bytes, path: bytes) -> RequestKind:
     """Return what a request is; `path` may have a prefix and a query."""
     if method == b"GET" and path.partition(b"?")[0].endswith(b"/discover"):
         return RequestKind.DISCOVERY
-    if method == b"POST":
-        segments = path.partition(b"?")[0].split(b"/")[-3:]
-        if len(segments) == 3 and segments[0] == b"invoke" and all(segments):
-            return RequestKind.INVOCATION
+    if method == b"POST" and _INVOCATION.match(path):
+        return RequestKind.INVOCATION
     return RequestKind.OTHER
 
 

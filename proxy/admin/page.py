@@ -101,7 +101,7 @@ def _row(route: Route, metrics: Metrics) -> str:
 
 def _identity(route: Route) -> str:
     if not route.signed:
-        return "none: requests pass unsigned"
+        return "none: requests are forwarded unsigned"
     identity = f"<code>{escape(route.impersonate)}</code>" if route.impersonate else "ambient"
     via = f"<small>through {escape(', '.join(route.delegates))}</small>" if route.delegates else ""
     return f"{identity}{via}<small>audience <code>{escape(route.audience)}</code></small>"

@@ -76,7 +76,7 @@ def test_the_page_shows_each_route_with_upstream_identity_and_counts() -> None:
         "/greeter", "https://svc.run.app/base", "ambient", "audience", "https://svc.run.app", "0", "0", "0",
         "/team/orders", "https://svc.run.app", "i@p.com", "through d@p.com, e@p.com", "audience", "custom",
         "2", "3", "1",
-        "/", "https://svc.run.app", "none: requests pass unsigned", "0", "0", "0",
+        "/", "https://svc.run.app", "none: requests are forwarded unsigned", "0", "0", "0",
         "More", "/livez", "/readyz", "/startupz", "/metrics", "/routes",
     ]  # fmt: skip
 
