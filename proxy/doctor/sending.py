@@ -8,7 +8,7 @@ from typing import Final
 from proxy.cloud_run.response import Response
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Stream, StreamReceiver
-from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["MAX_OCTETS", "send_request"]
@@ -69,14 +69,10 @@ class _Collector(StreamReceiver):
         if by_peer and code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
             return
-        try:
-            name = ErrorCode(code).name
-        except ValueError:
-            name = hex(code)
         if code == ErrorCode.NO_ERROR and self._fields:
             self._finish()
         else:
-            self._fail(UpstreamReset(f"the service reset the stream ({name})"))
+            self._fail(UpstreamReset(f"the service reset the stream ({error_code_name(code)})"))
 
     def on_unprocessed(self) -> None:
         self._fail(UpstreamRefusedStream("the service refused the stream without processing it; try again"))

@@ -21,7 +21,7 @@ from proxy.downstream.fields import from_http1
 from proxy.downstream.hosts import HostRules, parse_authority
 from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.engine import Stream
-from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.restate import RequestKind, local_reply
 
 __all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_browser"]
@@ -123,8 +123,7 @@ class Http1Stream(Stream):
         if self._head_sent:
             self._enqueue({"type": _ABORT})
             return
-        name = ErrorCode(code).name if code in ErrorCode.__members__.values() else hex(code)
-        failure = UpstreamReset(f"the upstream reset the stream ({name})")
+        failure = UpstreamReset(f"the upstream reset the stream ({error_code_name(code)})")
         reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
         self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})

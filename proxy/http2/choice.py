@@ -46,6 +46,7 @@ class EngineChoice(NamedTuple):
     library: str
     """Name and version of the library underneath."""
     make: EngineFactory
+    """Makes an engine for one connection."""
     reason: str | None
     """Why it is not the fast one although any would have done; None if there is nothing to say."""
 

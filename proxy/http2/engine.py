@@ -39,6 +39,7 @@ from proxy.http2.events import Fields, StreamId
 __all__ = ["ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
 
 EngineName: TypeAlias = Literal["auto", "nghttp2", "h2"]
+"""Of the engine that is asked for: "auto" is "nghttp2" where that is installed, "h2" otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,6 @@ StreamId: TypeAlias = int
 FieldLine: TypeAlias = tuple[bytes, bytes, bool]
 """One field line: lower-case name, value, and whether it is never indexed (RFC 7541, 6.2.3)."""
 
-Field: TypeAlias = FieldLine
-
 Fields: TypeAlias = list[FieldLine]
 """A field section in the order of its lines, pseudo-fields first."""
 
@@ -34,3 +32,11 @@ class ErrorCode(IntEnum):
     ENHANCE_YOUR_CALM = 0xB
     INADEQUATE_SECURITY = 0xC
     HTTP_1_1_REQUIRED = 0xD
+
+
+def error_code_name(code: int) -> str:
+    """Return the name that RFC 9113 gives to an error code; the number in hexadecimal where it gives none."""
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return hex(code)

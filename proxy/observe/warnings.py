@@ -17,7 +17,7 @@ from proxy.clock_skew import skew_seconds
 from proxy.cloud_run.findings import RequestInfo, diagnose
 from proxy.cloud_run.response import Response
 from proxy.errors import Failure
-from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.events import Fields, error_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 from proxy.observe.observer import Observer
 from proxy.restate import caller_token_remedy, stops_work
@@ -89,7 +89,7 @@ class Warnings(Observer):
         _upstream.warning(
             "upstream said GOAWAY",
             origin=origin,
-            code=_error_name(code),
+            code=error_code_name(code),
             debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
         )
 
@@ -166,10 +166,3 @@ class _RouteWarnings(ExchangeObserver):
             write = _log.error if failure.severity == "error" else _log.warning
             status = exchange.status or None
             write(what, route=self._name, code=failure.code, status=status, reason=str(failure), **added)
-
-
-def _error_name(code: int) -> str:
-    try:
-        return ErrorCode(code).name
-    except ValueError:
-        return hex(code)

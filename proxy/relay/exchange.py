@@ -28,7 +28,7 @@ from proxy.connection.budget import Budget
 from proxy.connection.protocol import RequestAcceptor
 from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.engine import Stream, StreamReceiver
-from proxy.http2.events import FieldLine, Fields
+from proxy.http2.events import ErrorCode, FieldLine, Fields
 from proxy.relay.context import RouteContext
 from proxy.relay.signing import end_to_end_response, end_to_end_trailers
 from proxy.relay.states import ILLEGAL, MOVES, Action, IllegalMove, Move, State, packed
@@ -45,10 +45,10 @@ _MAX_ATTEMPTS: Final = 3
 _MOST_DISCARDED_OCTETS: Final = 64 << 10
 """How much of a request is taken after its response is complete and nobody wants the rest."""
 
-_NO_ERROR: Final = 0x0
-_INTERNAL_ERROR: Final = 0x2
-_REFUSED_STREAM: Final = 0x7
-_CANCEL: Final = 0x8
+_NO_ERROR: Final = int(ErrorCode.NO_ERROR)
+_INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
+_REFUSED_STREAM: Final = int(ErrorCode.REFUSED_STREAM)
+_CANCEL: Final = int(ErrorCode.CANCEL)
 
 
 # The moves and states of every exchange, as numbers of C where this is compiled.

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from proxy.errors import LoopDetected
-from proxy.http2.events import Field
+from proxy.http2.events import FieldLine
 
 __all__ = ["check", "sidecar_name", "via_line"]
 
@@ -26,7 +26,7 @@ def sidecar_name(random_octets: bytes) -> bytes:
     return b"cloudrun-sidecar-" + random_octets.hex().encode()
 
 
-def via_line(http_version: bytes, name: bytes) -> Field:
+def via_line(http_version: bytes, name: bytes) -> FieldLine:
     """Return the line that says that the sidecar `name` got a request in this version (`2.0`, `1.1`)."""
     return (b"via", http_version + b" " + name, False)
 

@@ -7,7 +7,7 @@ from hpack.hpack import decode_integer
 from hyperframe.frame import HeadersFrame
 
 from proxy.http2.engine import Limits
-from proxy.http2.events import Field
+from proxy.http2.events import FieldLine
 from tests.conformance.engines import each_engine
 from tests.conformance.joined import Joined
 from tests.conformance.raw import (
@@ -80,7 +80,7 @@ def test_never_indexed_fields_arrive_marked(make: EventFactory) -> None:
     ],
     ids=["static name", "new name", "line in the dynamic table", "line in the static table"],
 )
-def test_never_indexed_fields_leave_as_never_indexed_literals(make: EventFactory, field: Field) -> None:
+def test_never_indexed_fields_leave_as_never_indexed_literals(make: EventFactory, field: FieldLine) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for _ in range(4):
         peer.asked([*REQUEST, line(b"x-indexed-before", b"secret")])

@@ -9,7 +9,7 @@ from random import Random
 import hpack
 
 from proxy.http2.engine import Limits
-from proxy.http2.events import Field, Fields, StreamId
+from proxy.http2.events import FieldLine, Fields, StreamId
 from tests.conformance.raw import PREFACE, REQUEST, TRAILERS
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -80,7 +80,7 @@ class Peer:
 
     def fields(self, fields: Fields) -> Fields:
         rng = self.rng
-        extra: list[Field] = [
+        extra: list[FieldLine] = [
             (rng.choice(NAMES[:4]), rng.choice(VALUES[:4]), rng.random() < 0.2) for _ in range(rng.randrange(4))
         ]
         if rng.random() < (0.3 if self.careless else 0.05):

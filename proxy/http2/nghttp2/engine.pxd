@@ -28,7 +28,6 @@ cdef class Nghttp2Engine(Engine):
     cdef list resets_to_send
     cdef list ends_to_send
     cdef Nghttp2Stream turn
-    cdef Py_ssize_t turn_octets
     cdef bytes content
 
     cdef list _senders
@@ -39,14 +38,12 @@ cdef class Nghttp2Engine(Engine):
     cdef Nghttp2Stream find(self, int32_t stream_id)
     cdef int forget(self, Nghttp2Stream stream) except -1
     cdef int schedule(self, Nghttp2Stream stream) except -1
-    cdef int consume(self, Nghttp2Stream stream, Py_ssize_t octets) except -1
-    cdef int submit_head(self, Nghttp2Stream stream, list fields, bint end) except -1
     cdef int finish(self, Nghttp2Stream stream) except -1
     cdef int reset(self, Nghttp2Stream stream) except -1
     cdef int wake(self) except -1
+    cdef int collect(self) except -1
 
     cdef int _receive(self, const uint8_t *octets, Py_ssize_t count) except -1
-    cdef int _settle(self) except -1
     cdef int _unlink(self, Nghttp2Stream stream) except -1
     cdef int _fail(self, long code, str reason) except -1
     cdef int _report_failure(self) except -1

@@ -1,21 +1,19 @@
-"""Engine on libnghttp2: the session, the commands, and whose turn it is.
+"""The engine on libnghttp2: commands, questions, and the order in which streams send.
 
-The package says what is asked of the library and what is not. Its queue is empty between any two calls: what a command
-makes it queue is collected at once, in order, so that its states are always current; only while it calls back, when it
-is over. Content is the exception. It waits here, a queue a stream, and `take` gives the library one frame at a time:
+The package says what the library does and what it is kept from. The library's queue is empty between any two calls:
+what a command makes it queue is collected at once, so that its states are current; while it calls back, when it has
+returned. Content waits here, in a queue a stream, and `take` gives the library one frame at a time:
 
-* streams take turns, a frame each, as far as the windows go (the library, without the priorities of RFC 7540, would let
-  the first stream of a client send all it has);
-* a frame is as full as windows and the peer allow, and carries the end where the end is known; an end by itself needs
-  no window, for which the library has no frame but HEADERS: see `_write_section`;
-* content is copied once, from the bytes it came in to the bytes that leave.
+* Streams take turns, a frame each, as far as the windows go. Without the priorities of RFC 7540 the library would let
+  the first stream of a client send all it has.
+* A frame is as full as windows and the peer allow, and carries the end of the stream where that is known.
+* Content is copied once, from the bytes that came in to the bytes that leave.
 """
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
@@ -45,9 +43,9 @@ cdef class Nghttp2Engine(Engine):
     """One side of one connection on libnghttp2; the contract is `Engine`.
 
     `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id. `turns`: the
-    streams that have content to send, in order. `resets_to_send` and `ends_to_send`: the streams whose reset, or whose
-    end without content, is sent by the next `take`. `turn` and `turn_octets`: the stream of the frame that the library
-    is to send now, and its length. `content`: of the DATA that is being read.
+    streams that have content to send, in order. `resets_to_send` and `ends_to_send`: those whose reset, or whose end
+    without content, is sent by the next `take`. `turn`: the stream whose content the library is to send now.
+    `content`: of the DATA that is being read.
     """
 
     name = "nghttp2"
@@ -56,13 +54,8 @@ cdef class Nghttp2Engine(Engine):
         self.client = client
         self.guard = FloodGuard()
         self.history = StreamHistory(client=client)
-        self.frames = FrameReader(
-            self.guard,
-            self.history,
-            client=client,
-            max_frame=limits.max_frame_octets,
-            max_continuations=_SPARE_CONTINUATIONS + limits.max_field_section_octets // max(limits.max_frame_octets, 1),
-        )
+        continuations = _SPARE_CONTINUATIONS + limits.max_field_section_octets // max(limits.max_frame_octets, 1)
+        self.frames = FrameReader(self.guard, self.history, client, limits.max_frame_octets, continuations)
         self.reader = SectionReader(limits.max_field_section_octets, watched_names)
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
@@ -72,7 +65,7 @@ cdef class Nghttp2Engine(Engine):
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders = []
         self._left = []
-        self.session.open(limits, self.frames.max_continuations, callbacks(), <void *>self)
+        self.session.open(limits, continuations, callbacks(), <void *>self)
 
     # ---- receiving
 
@@ -103,8 +96,7 @@ cdef class Nghttp2Engine(Engine):
             except Exception as exc:
                 self.handler.on_internal_error(None, exc)
                 self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
-        if self._failure is not None:
-            self._report_failure()
+        self._report_failure()
         return 0
 
     cpdef acknowledge_connection(self):
@@ -112,21 +104,16 @@ cdef class Nghttp2Engine(Engine):
         self.owed_octets = 0
         if self.session.handle != NULL and octets > 0:
             nghttp2_session_consume_connection(self.session.handle, <size_t>octets)
-            self._settle()
+            self.collect()
             if self.session.outbox.size:
                 self.wake()
-
-    cdef int consume(self, Nghttp2Stream stream, Py_ssize_t octets) except -1:
-        """Give a stream's window back."""
-        nghttp2_session_consume_stream(self.session.handle, <int32_t>stream.id, <size_t>octets)
-        self._settle()
-        return self.wake() if self.session.outbox.size else 0
 
     # ---- sending
 
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver):
         cdef Nghttp2Stream stream
         cdef int32_t stream_id
+        cdef tuple field
         if self.count_free_streams() <= 0:
             raise RuntimeError("no stream can be opened now: ask count_free_streams first")
         self.session.writer.check(fields)
@@ -134,11 +121,14 @@ cdef class Nghttp2Engine(Engine):
         stream = self.new_stream(stream_id)
         self.history.opened(stream_id)
         stream.receiver = receiver
-        stream.to_head = _is_to_head(fields)
+        for field in fields:
+            if <bytes>field[0] == b":method":
+                stream.to_head = <bytes>field[1] == b"HEAD"
+                break
         stream.has_sent_head = True
         stream.end_sent = end_stream
         self.session.submit_section(stream_id, True, fields, end_stream, <void *>stream)
-        self._settle()
+        self.collect()
         self.wake()
         return stream
 
@@ -148,7 +138,7 @@ cdef class Nghttp2Engine(Engine):
         if self.session.handle != NULL:
             self.frames.pings += 1
             nghttp2_submit_ping(self.session.handle, NGHTTP2_FLAG_NONE, <const uint8_t *>PyBytes_AS_STRING(payload))
-            self._settle()
+            self.collect()
             self.wake()
 
     cpdef go_away(self, long code, bytes debug):
@@ -187,8 +177,7 @@ cdef class Nghttp2Engine(Engine):
             for stream in senders:
                 octets, stream.leaving = stream.leaving, 0
                 tell(self, stream, ON_SENT, None, False, octets)
-        if self._failure is not None:
-            self._report_failure()
+        self._report_failure()
 
     cdef int _take_turns(self) except -1:
         """Have all content leave that the windows take, a frame a turn; keep in `_senders` whose it was."""
@@ -232,9 +221,8 @@ cdef class Nghttp2Engine(Engine):
         cdef bint last = octets == stream.octets
         cdef bint ends = last and stream.ended and stream.trailers is None
         self.turn = stream
-        self.turn_octets = octets
-        if nghttp2_submit_data(self.session.handle, END_STREAM if ends else 0, <int32_t>stream.id, &_CONTENT) == 0:
-            self._settle()
+        if self.session.submit_content(<int32_t>stream.id, octets, ends):
+            self.collect()
         if self.turn is not None:
             self.turn = None
             return self._fail(INTERNAL_ERROR, "internal error: content that cannot be sent")
@@ -338,11 +326,6 @@ cdef class Nghttp2Engine(Engine):
                 self.turns = [other for other in self.turns if (<Nghttp2Stream>other).engine is not None]
         return 0
 
-    cdef int submit_head(self, Nghttp2Stream stream, list fields, bint end) except -1:
-        """Send a response head."""
-        self.session.submit_section(<int32_t>stream.id, False, fields, end, <void *>stream)
-        return self._settle()
-
     cdef int finish(self, Nghttp2Stream stream) except -1:
         """Send the end, alone or as trailers."""
         cdef list trailers
@@ -355,14 +338,14 @@ cdef class Nghttp2Engine(Engine):
         stream.trailers = None
         stream.end_sent = True
         self.session.submit_section(<int32_t>stream.id, False, trailers, True, <void *>stream)
-        return self._settle()
+        return self.collect()
 
     cdef int reset(self, Nghttp2Stream stream) except -1:
         nghttp2_submit_rst_stream(
             self.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, <uint32_t>stream.reset_code
         )
         self.forget(stream)
-        return self._settle()
+        return self.collect()
 
     # ---- octets, from and for the library
 
@@ -372,7 +355,7 @@ cdef class Nghttp2Engine(Engine):
             self.handler.schedule_flush()
         return 0
 
-    cdef int _settle(self) except -1:
+    cdef int collect(self) except -1:
         """Collect what the library has queued, unless it is calling back. A fault here is an internal error."""
         if self.session.calling_back:
             return 0
@@ -407,40 +390,7 @@ cdef class Nghttp2Engine(Engine):
         return self.wake()
 
     cdef int _report_failure(self) except -1:
-        code, reason = self._failure
-        self._failure = None
-        self.handler.on_failed(code, reason)
+        if self._failure is not None:
+            (code, reason), self._failure = self._failure, None
+            self.handler.on_failed(code, reason)
         return 0
-
-
-cdef bint _is_to_head(list fields) except -1:
-    """Whether the request asks for no content; its pseudo-fields stand first."""
-    cdef Py_ssize_t place
-    cdef object field
-    for place in range(min(PyList_GET_SIZE(fields), 4)):
-        field = <object>PyList_GET_ITEM(fields, place)
-        if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
-            return <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
-    return False
-
-
-cdef ssize_t _read_content(
-    nghttp2_session *session,
-    int32_t stream_id,
-    uint8_t *place,
-    size_t most,
-    uint32_t *flags,
-    nghttp2_data_source *source,
-    void *engine,
-) noexcept:
-    """Promise a frame of content; `receiving` has the callback that delivers it."""
-    cdef Nghttp2Engine self = <Nghttp2Engine>engine
-    if self.turn is None or <size_t>self.turn_octets > most:
-        return NGHTTP2_ERR_CALLBACK_FAILURE
-    flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_COPY
-    return self.turn_octets
-
-
-cdef nghttp2_data_provider _CONTENT
-_CONTENT.source.ptr = NULL
-_CONTENT.read_callback = _read_content

@@ -3,32 +3,32 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
 
-cdef enum:  # types of frames (RFC 9113, 6)
-    DATA
-    HEADERS
-    PRIORITY
-    RST_STREAM
-    SETTINGS
-    PUSH_PROMISE
-    PING
-    GOAWAY
-    WINDOW_UPDATE
-    CONTINUATION
-
-cdef enum:  # flags
-    ACK = 0x1
-    END_STREAM = 0x1
-    END_HEADERS = 0x4
-    PADDED = 0x8
-
-cdef enum:  # error codes (RFC 9113, 7)
-    PROTOCOL_ERROR = 0x1
-    INTERNAL_ERROR = 0x2
-    FLOW_CONTROL_ERROR = 0x3
-    FRAME_SIZE_ERROR = 0x6
-    REFUSED_STREAM = 0x7
-    COMPRESSION_ERROR = 0x9
-    ENHANCE_YOUR_CALM = 0xB
+cdef extern from "nghttp2/nghttp2.h":
+    enum:
+        # types of frames (RFC 9113, 6)
+        DATA "NGHTTP2_DATA"
+        HEADERS "NGHTTP2_HEADERS"
+        PRIORITY "NGHTTP2_PRIORITY"
+        RST_STREAM "NGHTTP2_RST_STREAM"
+        SETTINGS "NGHTTP2_SETTINGS"
+        PUSH_PROMISE "NGHTTP2_PUSH_PROMISE"
+        PING "NGHTTP2_PING"
+        GOAWAY "NGHTTP2_GOAWAY"
+        WINDOW_UPDATE "NGHTTP2_WINDOW_UPDATE"
+        CONTINUATION "NGHTTP2_CONTINUATION"
+        # flags
+        ACK "NGHTTP2_FLAG_ACK"
+        END_STREAM "NGHTTP2_FLAG_END_STREAM"
+        END_HEADERS "NGHTTP2_FLAG_END_HEADERS"
+        PADDED "NGHTTP2_FLAG_PADDED"
+        # error codes (RFC 9113, 7)
+        PROTOCOL_ERROR "NGHTTP2_PROTOCOL_ERROR"
+        INTERNAL_ERROR "NGHTTP2_INTERNAL_ERROR"
+        FLOW_CONTROL_ERROR "NGHTTP2_FLOW_CONTROL_ERROR"
+        FRAME_SIZE_ERROR "NGHTTP2_FRAME_SIZE_ERROR"
+        REFUSED_STREAM "NGHTTP2_REFUSED_STREAM"
+        COMPRESSION_ERROR "NGHTTP2_COMPRESSION_ERROR"
+        ENHANCE_YOUR_CALM "NGHTTP2_ENHANCE_YOUR_CALM"
 
 cdef enum:
     FRAME_HEADER_OCTETS = 9
@@ -43,11 +43,11 @@ cdef enum:  # what `FrameReader.next` has found
 cdef class FrameReader:
     cdef const uint8_t *octets
     cdef Py_ssize_t count
-    cdef Py_ssize_t max_frame
-    cdef Py_ssize_t max_continuations
     cdef int pings
     cdef int unsent_acks
 
+    cdef Py_ssize_t _max_frame
+    cdef Py_ssize_t _max_continuations
     cdef const uint8_t *_data
     cdef Py_ssize_t _left
     cdef uint8_t *_held

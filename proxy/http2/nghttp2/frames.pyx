@@ -34,11 +34,13 @@ cdef class FrameReader:
     for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
     """
 
-    def __cinit__(self, FloodGuard guard, StreamHistory history, *, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations):
+    def __cinit__(
+        self, FloodGuard guard, StreamHistory history, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations
+    ):
         self._guard = guard
         self._history = history
-        self.max_frame = max_frame
-        self.max_continuations = max_continuations
+        self._max_frame = max_frame
+        self._max_continuations = max_continuations
         self._preface_left = 0 if client else _PREFACE_OCTETS
 
     def __dealloc__(self):
@@ -119,7 +121,7 @@ cdef class FrameReader:
         return 0
 
     cdef int _check_length(self, const uint8_t *frame) except -1:
-        if length_of(frame) > self.max_frame:
+        if length_of(frame) > self._max_frame:
             raise ConnectionFault(FRAME_SIZE_ERROR, "a frame is longer than SETTINGS_MAX_FRAME_SIZE")
         return 0
 
@@ -147,7 +149,7 @@ cdef class FrameReader:
         if self._in_block:
             self._in_block = kind != CONTINUATION or not flags & END_HEADERS
             self._continuations += 1
-            if self._continuations > self.max_continuations:
+            if self._continuations > self._max_continuations:
                 raise ConnectionFault(ENHANCE_YOUR_CALM, "a field block has too many CONTINUATION frames")
             return False
         self._continuations = 0

@@ -14,8 +14,6 @@ cdef extern from "nghttp2/nghttp2.h":
 
     enum:
         NGHTTP2_FLAG_NONE
-        NGHTTP2_FLAG_END_STREAM
-        NGHTTP2_FLAG_ACK
 
     enum:
         NGHTTP2_HCAT_REQUEST

@@ -373,7 +373,7 @@ cdef ssize_t _on_length_asked(
     void *owner,
 ) noexcept:
     """Return how long the DATA frame of the stream whose turn it is shall be."""
-    return (<Nghttp2Engine>owner).turn_octets
+    return (<Nghttp2Engine>owner).session.content_octets
 
 
 cdef nghttp2_session_callbacks *_CALLBACKS = NULL

@@ -20,6 +20,7 @@ cdef class Session:
     cdef Outbox outbox
     cdef SectionWriter writer
     cdef uint32_t max_streams
+    cdef Py_ssize_t content_octets
 
     cdef list _section
     cdef dict _deferred
@@ -29,6 +30,7 @@ cdef class Session:
     cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int collect(self) except -1
     cdef int submit_section(self, int32_t stream_id, bint opens, list fields, bint end, void *stream) except -1
+    cdef bint submit_content(self, int32_t stream_id, Py_ssize_t octets, bint ends)
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1
 
     cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1

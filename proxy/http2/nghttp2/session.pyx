@@ -38,6 +38,7 @@ cdef class Session:
     """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, its compressor.
 
     `calling_back`: the library must not be asked for what it has to send.
+    `content_octets`: the length of the DATA frame that it is to send.
     """
 
     def __cinit__(self, *, bint client):
@@ -155,6 +156,17 @@ cdef class Session:
             raise MemoryError
         return 0
 
+    cdef bint submit_content(self, int32_t stream_id, Py_ssize_t octets, bint ends):
+        """Have the library send a DATA frame of this length; return whether it takes it. `collect` has to follow.
+
+        The frame's content is written by the callback for it, which `receiving` has.
+        """
+        cdef nghttp2_data_provider provider
+        self.content_octets = octets
+        provider.source.ptr = <void *>self
+        provider.read_callback = _promise_content
+        return nghttp2_submit_data(self.handle, END_STREAM if ends else 0, stream_id, &provider) == 0
+
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1:
         """Write GOAWAY; the library is not told."""
         self.outbox.write_frame_header(8 + PyBytes_GET_SIZE(debug), GOAWAY, 0, 0)
@@ -202,3 +214,18 @@ cdef class Session:
             )
             self.outbox.write(PyBytes_AS_STRING(block) + start, min(most, length - start))
         return 0
+
+
+cdef ssize_t _promise_content(
+    nghttp2_session *handle,
+    int32_t stream_id,
+    uint8_t *place,
+    size_t most,
+    uint32_t *flags,
+    nghttp2_data_source *source,
+    void *owner,
+) noexcept:
+    """Return how much content the frame gets."""
+    cdef Py_ssize_t octets = (<Session>source.ptr).content_octets
+    flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_COPY
+    return octets if 0 < octets <= <Py_ssize_t>most else NGHTTP2_ERR_CALLBACK_FAILURE

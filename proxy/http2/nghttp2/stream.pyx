@@ -3,11 +3,12 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from proxy.http2.engine cimport Stream
 from proxy.http2.nghttp2.engine cimport Nghttp2Engine
+from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session_consume_stream
 
 
 @cython.final
@@ -39,7 +40,8 @@ cdef class Nghttp2Stream(Stream):
             self.has_sent_head = True
             engine.guard.credit_response()
         self.end_sent = end_stream
-        engine.submit_head(self, fields, end_stream)
+        engine.session.submit_section(<int32_t>self.id, False, fields, end_stream, <void *>self)
+        engine.collect()
         engine.wake()
 
     cpdef send_data(self, bytes data, bint end_stream):
@@ -94,7 +96,10 @@ cdef class Nghttp2Stream(Stream):
         cdef Nghttp2Engine engine = self.engine
         self.owed_octets -= octets
         if engine is not None and not self.ended_by_peer and octets > 0:
-            engine.consume(self, octets)
+            nghttp2_session_consume_stream(engine.session.handle, <int32_t>self.id, <size_t>octets)
+            engine.collect()
+            if engine.session.outbox.size:
+                engine.wake()
 
     cdef bint _can_send(self) noexcept:
         return self.engine is not None and not self.muted and not self.ended and not self.end_sent

@@ -36,6 +36,7 @@ _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
+"""Names of fields that HTTP/2 forbids (RFC 9113, 8.2.2)."""
 _VISIBLE: Final = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 _MOST_LENGTH_DIGITS: Final = 18
 _MOST_SHAPES: Final = 512
@@ -59,6 +60,7 @@ class ResponseHead(NamedTuple):
     """What matters of a response head to the frames that follow it."""
 
     interim: bool
+    """True for a 1xx head."""
     content_length: int | None
     """Octets of content announced, 0 where there can be none, None where it is open."""
 

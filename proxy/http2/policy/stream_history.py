@@ -30,7 +30,9 @@ REMEMBERED: Final = 2_048
 """Streams; a power of two, and more than are commonly open at once (`max_concurrent_streams`)."""
 
 AFTER_THE_END: Final = "HEADERS or DATA after END_STREAM or RST_STREAM"
+"""The reason of the first fault in the table."""
 PASSED_OVER: Final = "a frame on a stream that was never opened, below one that was"
+"""The reason of the second fault in the table."""
 
 _MASK: Final = REMEMBERED - 1
 _NEVER_OPENED: Final = 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.http2.events import Field, Fields
+from proxy.http2.events import FieldLine, Fields
 from proxy.http2.policy import fields as policy_fields
 from proxy.http2.policy.fields import (
     Malformed,
@@ -14,7 +14,7 @@ from proxy.http2.policy.fields import (
 )
 
 
-def line(name: bytes, value: bytes) -> Field:
+def line(name: bytes, value: bytes) -> FieldLine:
     return name, value, False
 
 
