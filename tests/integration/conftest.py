@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from proxy.emulator import Certificates
+from tests.support.chain import StartChain
 
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.create(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def chain(certificates: Certificates, tmp_path: Path) -> StartChain:
+    """Start an upstream, the sidecar and a client: `async with chain() as (sidecar, upstream, client)`."""
+    return StartChain(certificates=certificates, folder=tmp_path)
 
 
 @pytest.fixture

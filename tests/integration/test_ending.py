@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 
 from proxy.downstream.binding import bind_tcp
-from proxy.emulator import Certificates
-from tests.support.h2_peer import Gone, Peer, Reset, client, server, server_context
+from tests.support.chain import StartChain
+from tests.support.h2_peer import Gone, Peer, Reset, client
 from tests.support.processes import connections_on, program
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
@@ -33,10 +33,10 @@ class Live:
     """A sidecar with one exchange: a stream downstream and a stream upstream."""
 
     sidecar: Sidecar
-    near: Peer
+    client: Peer
     stream: int
     peer: Peer
-    far_stream: int
+    upstream_stream: int
     idle: int | None
     """Process id of the worker without the exchange, if there are two workers."""
 
@@ -53,25 +53,25 @@ class Live:
     async def refused(self) -> None:
         """New requests get 503 with retry-after on an old connection and on a new one; no GOAWAY is sent."""
         async with client(*self.sidecar.address) as newcomer:
-            for peer in (self.near, newcomer):
+            for peer in (self.client, newcomer):
                 await refused_by(peer)
         async with aiohttp.ClientSession() as http, http.get(f"http://{self.sidecar.admin}/readyz") as answer:
             assert answer.status == 503
-        assert not self.near.went_away.done()
+        assert not self.client.went_away.done()
 
     async def finished(self) -> None:
         """Complete request and response."""
-        await self.near.send(self.stream, b"last", end=True)
-        assert await self.peer.body(self.far_stream) == b"last"
-        await self.peer.send(self.far_stream, b"words", end=True)
-        assert await self.near.body(self.stream) == b"words"
-        assert (await self.near.went_away).error_code == 0
-        await self.near.closed
+        await self.client.send(self.stream, b"last", end=True)
+        assert await self.peer.body(self.upstream_stream) == b"last"
+        await self.peer.send(self.upstream_stream, b"words", end=True)
+        assert await self.client.body(self.stream) == b"words"
+        assert (await self.client.went_away).error_code == 0
+        await self.client.closed
 
     async def aborted(self) -> None:
         """Wait until the stream is reset."""
         with pytest.raises(Reset):
-            await self.near.body(self.stream)
+            await self.client.body(self.stream)
 
 
 async def refused_by(peer: Peer) -> None:
@@ -100,25 +100,19 @@ async def ended(pid: int) -> None:
 
 @asynccontextmanager
 async def live(
-    certificates: Certificates, routes: Routes, workers: int, *flags: str, env: Mapping[str, str] | None = None
+    chain: StartChain, workers: int, *flags: str, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Live]:
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        many = ["--workers", str(workers)]
-        if workers > 1:
-            many += ["--admin", free_address()]
-        async with sidecar(
-            "--config", config, "--upstream-ca", certificates.ca_file, *many, *flags, env=env
-        ) as running:
-            pids = await worker_pids(running.program) if workers > 1 else []
-            async with client(*running.address) as near:
-                stream = near.open("/svc/live")
-                peer, far_stream, _, _ = await far.request()
-                peer.respond(far_stream)
-                await near.head(stream)
-                idle = [pid for pid in pids if not connections_on(pid, running.address[1])]
-                yield Live(running, near, stream, peer, far_stream, idle[0] if idle else None)
+    many = ["--workers", str(workers)]
+    if workers > 1:
+        many += ["--admin", free_address()]
+    async with chain(*many, *flags, env=env) as (running, upstream, client):
+        pids = await worker_pids(running.program) if workers > 1 else []
+        stream = client.open("/svc/live")
+        peer, upstream_stream, _, _ = await upstream.request()
+        peer.respond(upstream_stream)
+        await client.head(stream)
+        idle = [pid for pid in pids if not connections_on(pid, running.address[1])]
+        yield Live(running, client, stream, peer, upstream_stream, idle[0] if idle else None)
 
 
 def free_address() -> str:
@@ -149,9 +143,9 @@ def tell(pid: int, number: signal.Signals, whole_group: bool) -> None:
     ids=["terminated", "ctrl-c", "group-terminated", "quit", "ctrl-backslash"],
 )
 async def test_new_requests_are_refused_and_live_streams_finish(
-    certificates: Certificates, routes: Routes, workers: int, number: signal.Signals, whole_group: bool
+    chain: StartChain, workers: int, number: signal.Signals, whole_group: bool
 ) -> None:
-    async with live(certificates, routes, workers) as it:
+    async with live(chain, workers) as it:
         tell(it.pid, number, whole_group)
         await it.draining()
         await it.refused()
@@ -162,10 +156,8 @@ async def test_new_requests_are_refused_and_live_streams_finish(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_live_streams_are_aborted_after_the_drain_timeout(
-    certificates: Certificates, routes: Routes, workers: int
-) -> None:
-    async with live(certificates, routes, workers, "--drain-timeout", "1") as it:
+async def test_live_streams_are_aborted_after_the_drain_timeout(chain: StartChain, workers: int) -> None:
+    async with live(chain, workers, "--drain-timeout", "1") as it:
         loop = asyncio.get_running_loop()
         started = loop.time()
         it.sidecar.program.send(signal.SIGTERM)
@@ -178,13 +170,11 @@ async def test_live_streams_are_aborted_after_the_drain_timeout(
 @pytest.mark.asyncio
 @one_or_two
 @pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
-async def test_a_second_signal_aborts_at_once(
-    certificates: Certificates, routes: Routes, workers: int, whole_group: bool
-) -> None:
-    async with live(certificates, routes, workers) as it:
+async def test_a_second_signal_aborts_at_once(chain: StartChain, workers: int, whole_group: bool) -> None:
+    async with live(chain, workers) as it:
         tell(it.pid, signal.SIGINT, whole_group)
         await it.draining()
-        assert await it.near.ping() == b"12345678"
+        assert await it.client.ping() == b"12345678"
         tell(it.pid, signal.SIGINT, whole_group)
         await it.aborted()
         assert await it.sidecar.program.ended(within_seconds=5) == 0
@@ -192,18 +182,15 @@ async def test_a_second_signal_aborts_at_once(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_an_idle_sidecar_exits_at_once_and_sends_go_away(
-    certificates: Certificates, routes: Routes, workers: int
-) -> None:
-    config = routes(svc="https://127.0.0.1:1")
+async def test_an_idle_sidecar_exits_at_once_and_sends_go_away(chain: StartChain, workers: int) -> None:
     flags = ["--workers", str(workers), *(["--admin", "off"] if workers > 1 else [])]
-    async with sidecar("--config", config, *flags) as running, client(*running.address) as near:
-        assert await near.ping() == b"12345678"
+    async with chain(*flags) as (running, _, client):
+        assert await client.ping() == b"12345678"
         _, silent = await asyncio.open_connection(*running.address)
         _, http1 = await asyncio.open_connection(*running.address)
         http1.write(b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n")
         running.program.send(signal.SIGTERM)
-        assert (await near.went_away).error_code == 0
+        assert (await client.went_away).error_code == 0
         assert await running.program.ended(within_seconds=5) == 0
         silent.close()
         http1.close()
@@ -211,12 +198,10 @@ async def test_an_idle_sidecar_exits_at_once_and_sends_go_away(
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_the_sidecar_drains_without_uvloop(
-    certificates: Certificates, routes: Routes, tmp_path: Path, workers: int
-) -> None:
+async def test_the_sidecar_drains_without_uvloop(chain: StartChain, tmp_path: Path, workers: int) -> None:
     (tmp_path / "uvloop.py").write_text("raise ImportError\n")
     slow = {"PYTHONPATH": str(tmp_path), "PYTHONASYNCIODEBUG": "1"}
-    async with live(certificates, routes, workers, "--drain-timeout", "1", env=slow) as it:
+    async with live(chain, workers, "--drain-timeout", "1", env=slow) as it:
         _, silent = await asyncio.open_connection(*it.sidecar.address)
         reader, http1 = await asyncio.open_connection(*it.sidecar.address)
         http1.write(b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -229,31 +214,26 @@ async def test_the_sidecar_drains_without_uvloop(
 
 
 @pytest.mark.asyncio
-async def test_clients_that_do_not_read_do_not_delay_the_exit(certificates: Certificates, routes: Routes) -> None:
+async def test_clients_that_do_not_read_do_not_delay_the_exit(chain: StartChain) -> None:
     """Response data is queued for a client that gives no window, and for HTTP/1.1 clients that do not read."""
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        flags = ["--config", str(config), "--upstream-ca", str(certificates.ca_file), "--drain-timeout", "1"]
-        async with (
-            sidecar(*flags) as running,
-            client(*running.address, acknowledging=False) as near,
-            asyncio.TaskGroup() as sending,
-        ):
-            near.open("/svc/h2", end=True)
-            _, http1 = await asyncio.open_connection(*running.address, limit=1)
-            # The second request is read only after the first response, so a disconnect goes unnoticed.
-            http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
-            peer, stream, _, _ = await far.request()
-            streams = [stream, (await peer.request())[0]]
-            for stream in streams:
-                peer.respond(stream)
-                sending.create_task(endless(peer, stream))
-            await near.ping()
-            running.program.send(signal.SIGTERM)
-            assert await running.program.ended(within_seconds=6) == 0
-            http1.close()
-            await peer.close()
+    async with (
+        chain("--drain-timeout", "1", client_options={"acknowledging": False}) as (running, upstream, client),
+        asyncio.TaskGroup() as sending,
+    ):
+        client.open("/svc/h2", end=True)
+        _, http1 = await asyncio.open_connection(*running.address, limit=1)
+        # The second request is read only after the first response, so a disconnect goes unnoticed.
+        http1.write(b"GET /svc/http1 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
+        peer, stream, _, _ = await upstream.request()
+        streams = [stream, (await peer.request())[0]]
+        for stream in streams:
+            peer.respond(stream)
+            sending.create_task(endless(peer, stream))
+        await client.ping()
+        running.program.send(signal.SIGTERM)
+        assert await running.program.ended(within_seconds=6) == 0
+        http1.close()
+        await peer.close()
 
 
 async def endless(peer: Peer, stream: int) -> None:
@@ -270,14 +250,12 @@ OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.
 @pytest.mark.asyncio
 @one_or_two
 @pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
-async def test_other_signals_end_nothing(
-    certificates: Certificates, routes: Routes, workers: int, whole_group: bool
-) -> None:
-    async with live(certificates, routes, workers) as it:
+async def test_other_signals_end_nothing(chain: StartChain, workers: int, whole_group: bool) -> None:
+    async with live(chain, workers) as it:
         for number in OTHERS:
             tell(it.pid, number, whole_group)
         await it.sidecar.program.line("SIGHUP ignored")
-        assert await it.near.ping() == b"12345678"
+        assert await it.client.ping() == b"12345678"
         it.sidecar.program.send(signal.SIGTERM)
         await it.draining()
         for number in OTHERS:
@@ -338,14 +316,12 @@ async def test_repeated_ending_signals_do_not_change_the_exit_code(routes: Route
 
 
 @pytest.mark.asyncio
-async def test_workers_finish_live_streams_and_free_the_port_if_the_supervisor_is_killed(
-    certificates: Certificates, routes: Routes
-) -> None:
-    async with live(certificates, routes, 2) as it:
+async def test_workers_finish_live_streams_and_free_the_port_if_the_supervisor_is_killed(chain: StartChain) -> None:
+    async with live(chain, 2) as it:
         workers = await worker_pids(it.sidecar.program)
         os.kill(it.pid, signal.SIGKILL)
         await it.draining()
-        await refused_by(it.near)
+        await refused_by(it.client)
         # A new supervisor can listen at once.
         with bind_tcp(*it.sidecar.address) as bound:
             bound.listen()
@@ -355,10 +331,8 @@ async def test_workers_finish_live_streams_and_free_the_port_if_the_supervisor_i
 
 
 @pytest.mark.asyncio
-async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(
-    certificates: Certificates, routes: Routes
-) -> None:
-    async with live(certificates, routes, 2, "--drain-timeout", "1") as it:
+async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(chain: StartChain) -> None:
+    async with live(chain, 2, "--drain-timeout", "1") as it:
         workers = await worker_pids(it.sidecar.program)
         os.kill(it.pid, signal.SIGKILL)
         await it.aborted()
@@ -367,8 +341,8 @@ async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(
 
 
 @pytest.mark.asyncio
-async def test_after_the_death_of_a_worker_the_others_drain(certificates: Certificates, routes: Routes) -> None:
-    async with live(certificates, routes, 2) as it:
+async def test_after_the_death_of_a_worker_the_others_drain(chain: StartChain) -> None:
+    async with live(chain, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGKILL)
         await it.sidecar.program.line(r"worker failed: draining the others")
@@ -379,22 +353,20 @@ async def test_after_the_death_of_a_worker_the_others_drain(certificates: Certif
 
 
 @pytest.mark.asyncio
-async def test_the_death_of_a_worker_with_live_streams_ends_the_sidecar(
-    certificates: Certificates, routes: Routes
-) -> None:
-    async with live(certificates, routes, 2) as it:
+async def test_the_death_of_a_worker_with_live_streams_ends_the_sidecar(chain: StartChain) -> None:
+    async with live(chain, 2) as it:
         (carrying,) = set(await worker_pids(it.sidecar.program)) - {it.idle}
         os.kill(carrying, signal.SIGKILL)
         with pytest.raises(Gone):
-            await it.near.body(it.stream)
+            await it.client.body(it.stream)
         with pytest.raises(Gone):
-            await it.peer.body(it.far_stream)
+            await it.peer.body(it.upstream_stream)
         assert await it.sidecar.program.ended() == 1
 
 
 @pytest.mark.asyncio
-async def test_sigterm_to_one_worker_ends_the_sidecar(certificates: Certificates, routes: Routes) -> None:
-    async with live(certificates, routes, 2) as it:
+async def test_sigterm_to_one_worker_ends_the_sidecar(chain: StartChain) -> None:
+    async with live(chain, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGTERM)
         await it.draining()

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
-from tests.support.h2_peer import Reset, server, server_context
+from tests.support.chain import StartChain
+from tests.support.h2_peer import Reset
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]
@@ -125,50 +126,40 @@ async def test_http1_failures_are_plain_text_with_a_code(certificates: Certifica
 
 
 @pytest.mark.asyncio
-async def test_http1_clients_see_a_reset_as_502_before_and_as_a_disconnect_after_the_head(
-    certificates: Certificates, routes: Routes
-) -> None:
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        async with sidecar("--config", config, "--upstream-ca", certificates.ca_file) as running:
-            reader, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            peer, far_stream, _, _ = await far.request()
-            peer.reset(far_stream, 0x2)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 502")
-            assert b"upstream-reset" in answer
-            writer.close()
+async def test_http1_clients_see_a_reset_as_502_before_and_as_a_disconnect_after_the_head(chain: StartChain) -> None:
+    async with chain() as (running, upstream, _):
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        peer, upstream_stream, _, _ = await upstream.request()
+        peer.reset(upstream_stream, 0x2)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert b"upstream-reset" in answer
+        writer.close()
 
-            reader, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            far_stream, _, _ = await peer.request()
-            peer.respond(far_stream)
-            await peer.send(far_stream, b"half of it")
-            assert b"200" in await reader.readuntil(b"half of it")
-            peer.reset(far_stream, 0x2)
-            rest = await reader.read()
-            assert b"0\r\n\r\n" not in rest  # the chunk that would say: complete
-            writer.close()
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        upstream_stream, _, _ = await peer.request()
+        peer.respond(upstream_stream)
+        await peer.send(upstream_stream, b"half of it")
+        assert b"200" in await reader.readuntil(b"half of it")
+        peer.reset(upstream_stream, 0x2)
+        rest = await reader.read()
+        assert b"0\r\n\r\n" not in rest  # the chunk that would say: complete
+        writer.close()
 
 
 @pytest.mark.asyncio
-async def test_an_http1_client_that_disconnects_resets_the_upstream_stream(
-    certificates: Certificates, routes: Routes
-) -> None:
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        async with sidecar("--config", config, "--upstream-ca", certificates.ca_file) as running:
-            _, writer = await asyncio.open_connection(*running.address)
-            writer.write(b"POST /svc/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf")
-            peer, far_stream, _, _ = await far.request()
-            assert await peer.data(far_stream) == b"half"
-            writer.transport.abort()
-            with pytest.raises(Reset) as reset:
-                await peer.body(far_stream)
-            assert reset.value.code == 0x8
+async def test_an_http1_client_that_disconnects_resets_the_upstream_stream(chain: StartChain) -> None:
+    async with chain() as (running, upstream, _):
+        _, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"POST /svc/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf")
+        peer, upstream_stream, _, _ = await upstream.request()
+        assert await peer.data(upstream_stream) == b"half"
+        writer.transport.abort()
+        with pytest.raises(Reset) as reset:
+            await peer.body(upstream_stream)
+        assert reset.value.code == 0x8
 
 
 @pytest.mark.asyncio
@@ -248,25 +239,19 @@ async def test_container_names_and_allowed_hosts_are_accepted(certificates: Cert
 
 
 @pytest.mark.asyncio
-async def test_a_disconnect_on_a_unix_socket_is_noticed_at_once(
-    certificates: Certificates, routes: Routes, tmp_path: Path
-) -> None:
+async def test_a_disconnect_on_a_unix_socket_is_noticed_at_once(chain: StartChain, tmp_path: Path) -> None:
     """TCP would not distinguish it from a client that has closed only its half."""
     path = tmp_path / "sidecar.socket"
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = routes(svc=f"https://127.0.0.1:{far.port}")
-        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--listen", f"unix:{path}")
-        async with sidecar(*flags):
-            _, writer = await asyncio.open_unix_connection(path)
-            writer.write(b"get /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            peer, far_stream, fields, ended = await far.request()
-            assert fields[0][1] == b"get"  # another method than GET
-            assert ended
-            writer.close()
-            with pytest.raises(Reset) as reset:
-                await peer.head(far_stream)
-            assert reset.value.code == 0x8
+    async with chain("--listen", "127.0.0.1:0", "--listen", f"unix:{path}") as (_, upstream, _):
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"get /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        peer, upstream_stream, fields, ended = await upstream.request()
+        assert fields[0][1] == b"get"  # another method than GET
+        assert ended
+        writer.close()
+        with pytest.raises(Reset) as reset:
+            await peer.head(upstream_stream)
+        assert reset.value.code == 0x8
 
 
 @pytest.mark.asyncio

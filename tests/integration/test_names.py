@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from proxy.emulator import Certificates, Google, GoogleServer
-from tests.support.h2_peer import client, server, server_context
+from tests.support.chain import UPSTREAM, UPSTREAM_PORT, StartChain
+from tests.support.h2_peer import server, server_context
 from tests.support.names import name_server
 from tests.support.patient import patient
-from tests.support.sidecar import sidecar
-
-Routes = Callable[..., Path]
 
 LONG = "connect_timeout = 25\nstream_wait_timeout = 25\nmint_timeout = 25\n"
 ENDS_WITHIN_SECONDS = 8
@@ -37,35 +34,34 @@ def loop_environment(loop: str, folder: Path) -> dict[str, str | None]:
 @pytest.mark.asyncio
 @both_loops
 async def test_silent_upstreams_delay_neither_another_name_nor_a_mint_nor_the_exit(
-    certificates: Certificates, tmp_path: Path, loop: str
+    chain: StartChain, certificates: Certificates, tmp_path: Path, loop: str
 ) -> None:
     google = Google()
     async with (
         name_server({"fast.test": ["127.0.0.1"], "metadata.test": ["127.0.0.1"]}, silent=SILENT) as names,
         GoogleServer(google, certificates) as endpoints,
-        server(server_context(*certificates.server_files("fast.test"))) as far,
     ):
-        config = tmp_path / "routes.toml"
-        config.write_text(
-            f'{LONG}[routes.fast]\nurl = "https://fast.test:{far.port}"\n'
-            + "".join(f'[routes."{name}"]\nurl = "https://{name}"\ngcp_id_token = false\n' for name in SILENT)
-        )
         env = loop_environment(loop, tmp_path)
         env["GCE_METADATA_HOST"] = f"metadata.test:{endpoints.metadata_address.rpartition(':')[2]}"
-        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--drain-timeout", "1")
-        async with (
-            sidecar(*flags, env=env, under=names.under(tmp_path)) as running,
-            client(*running.address) as near,
-        ):
+        async with chain(
+            "--drain-timeout",
+            "1",
+            settings=LONG,
+            host="fast.test",
+            routes={"fast": UPSTREAM, **{name: f"https://{name}" for name in SILENT}},
+            signed=["fast"],
+            env=env,
+            under=names.under(tmp_path),
+        ) as (running, upstream, client):
             for name in SILENT:
-                near.open(f"/{name}/discover", method="GET", end=True)
+                client.open(f"/{name}/discover", method="GET", end=True)
             for name in SILENT:
                 await names.asked_for(name)
-            stream = near.open("/fast/discover", method="GET", end=True)
-            peer, far_stream, fields, _ = await far.request()
+            stream = client.open("/fast/discover", method="GET", end=True)
+            peer, upstream_stream, fields, _ = await upstream.request()
             assert b"x-serverless-authorization" in dict(fields)
-            peer.respond(far_stream, end=True)
-            assert (await near.head(stream))[b":status"] == b"200"
+            peer.respond(upstream_stream, end=True)
+            assert (await client.head(stream))[b":status"] == b"200"
             running.program.send(signal.SIGTERM)
             assert await running.program.ended(within_seconds=ENDS_WITHIN_SECONDS) == 0
 
@@ -73,111 +69,107 @@ async def test_silent_upstreams_delay_neither_another_name_nor_a_mint_nor_the_ex
 @pytest.mark.asyncio
 @both_loops
 async def test_a_silent_metadata_server_delays_neither_a_route_without_token_nor_the_exit(
-    certificates: Certificates, tmp_path: Path, loop: str
+    chain: StartChain, tmp_path: Path, loop: str
 ) -> None:
     async with (
         name_server({"fast.test": ["127.0.0.1"]}, silent={"metadata.test"}) as names,
-        server(server_context(*certificates.server_files("fast.test"))) as far,
+        chain(
+            "--drain-timeout",
+            "1",
+            host="fast.test",
+            routes={"fast": UPSTREAM, "signed": UPSTREAM},
+            signed=["signed"],
+            env=loop_environment(loop, tmp_path) | {"GCE_METADATA_HOST": "metadata.test"},
+            under=names.under(tmp_path),
+        ) as (running, upstream, client),
     ):
-        config = tmp_path / "routes.toml"
-        config.write_text(
-            f'[routes.fast]\nurl = "https://fast.test:{far.port}"\ngcp_id_token = false\n'
-            f'[routes.signed]\nurl = "https://fast.test:{far.port}"\n'
-        )
-        env = loop_environment(loop, tmp_path) | {"GCE_METADATA_HOST": "metadata.test"}
-        flags = ("--config", config, "--upstream-ca", certificates.ca_file, "--drain-timeout", "1")
-        async with (
-            sidecar(*flags, env=env, under=names.under(tmp_path)) as running,
-            client(*running.address) as near,
-        ):
-            signed = near.open("/signed/discover", method="GET", end=True)
-            await names.asked_for("metadata.test")
-            stream = near.open("/fast/discover", method="GET", end=True)
-            peer, far_stream, _, _ = await far.request()
-            peer.respond(far_stream, end=True)
-            assert (await near.head(stream))[b":status"] == b"200"
-            # The mint gives up by itself. What it says names the server, and what to look at.
-            await near.head(signed)
-            said = (await near.body(signed)).decode()
-            assert "metadata.test: its name was not answered within 2 s; check the name servers" in said
-            # Who asks again shares the look-up that hangs.
-            near.open("/signed/discover", method="GET", end=True)
-            assert await near.ping()
-            running.program.send(signal.SIGTERM)
-            assert await running.program.ended(within_seconds=ENDS_WITHIN_SECONDS) == 0
-            assert names.questions["metadata.test"] == 1
+        signed = client.open("/signed/discover", method="GET", end=True)
+        await names.asked_for("metadata.test")
+        stream = client.open("/fast/discover", method="GET", end=True)
+        peer, upstream_stream, _, _ = await upstream.request()
+        peer.respond(upstream_stream, end=True)
+        assert (await client.head(stream))[b":status"] == b"200"
+        # The mint gives up by itself. What it says names the server, and what to look at.
+        await client.head(signed)
+        said = (await client.body(signed)).decode()
+        assert "metadata.test: its name was not answered within 2 s; check the name servers" in said
+        # Who asks again shares the look-up that hangs.
+        client.open("/signed/discover", method="GET", end=True)
+        assert await client.ping()
+        running.program.send(signal.SIGTERM)
+        assert await running.program.ended(within_seconds=ENDS_WITHIN_SECONDS) == 0
+        assert names.questions["metadata.test"] == 1
 
 
 @pytest.mark.asyncio
 @both_loops
 async def test_who_waits_for_the_same_name_shares_one_look_up(
-    certificates: Certificates, routes: Routes, tmp_path: Path, loop: str
+    chain: StartChain, certificates: Certificates, tmp_path: Path, loop: str
 ) -> None:
     tls = server_context(*certificates.server_files("slow.test"))
-    async with name_server(silent={"slow.test"}) as names, server(tls) as one, server(tls) as other:
-        urls = {"one": f"https://slow.test:{one.port}", "other": f"https://slow.test:{other.port}"}
-        flags = ("--config", routes(LONG, **urls), "--upstream-ca", certificates.ca_file)
-        async with (
-            sidecar(*flags, env=loop_environment(loop, tmp_path), under=names.under(tmp_path)) as running,
-            client(*running.address) as near,
-        ):
-            streams = {far: near.open(f"/{path}/x", end=True) for path, far in (("one", one), ("other", other))}
-            await names.asked_for("slow.test")
-            assert await near.ping()
-            names.answer_now("slow.test", "127.0.0.1")
-            for far, stream in streams.items():
-                peer, far_stream, _, _ = await far.request()
-                peer.respond(far_stream, end=True)
-                assert (await near.head(stream))[b":status"] == b"200"
-            assert names.questions["slow.test"] == 1
+    async with (
+        name_server(silent={"slow.test"}) as names,
+        server(tls) as other,
+        chain(
+            settings=LONG,
+            host="slow.test",
+            routes={"one": UPSTREAM, "other": f"https://slow.test:{other.port}"},
+            env=loop_environment(loop, tmp_path),
+            under=names.under(tmp_path),
+        ) as (_, one, client),
+    ):
+        streams = {one: client.open("/one/x", end=True), other: client.open("/other/x", end=True)}
+        await names.asked_for("slow.test")
+        assert await client.ping()
+        names.answer_now("slow.test", "127.0.0.1")
+        for upstream, stream in streams.items():
+            peer, upstream_stream, _, _ = await upstream.request()
+            peer.respond(upstream_stream, end=True)
+            assert (await client.head(stream))[b":status"] == b"200"
+        assert names.questions["slow.test"] == 1
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("late", ["connect_timeout", "stream_wait_timeout"])
 async def test_a_name_that_is_not_answered_is_told_and_its_look_up_serves_who_comes_later(
-    certificates: Certificates, routes: Routes, tmp_path: Path, late: str
+    chain: StartChain, tmp_path: Path, late: str
 ) -> None:
     other = {"connect_timeout": "stream_wait_timeout", "stream_wait_timeout": "connect_timeout"}[late]
-    tls = server_context(*certificates.server_files("slow.test"))
-    async with name_server(silent={"slow.test"}) as names, server(tls) as far:
-        config = routes(f"{late} = 1\n{other} = 25", svc=f"https://slow.test:{far.port}")
-        async with (
-            sidecar("--config", config, "--upstream-ca", certificates.ca_file, under=names.under(tmp_path)) as running,
-            client(*running.address) as near,
-        ):
-            for _ in range(2):
-                stream = near.open("/svc/discover", method="GET", end=True)
-                assert (await near.head(stream))[b"x-cloudrun-sidecar-error"] == b"upstream-connect-timeout"
-                said = (await near.body(stream)).decode()
-                assert "slow.test" in said
-                assert "check the name servers of this machine (/etc/resolv.conf)" in said
-            stream = near.open("/svc/x", end=True)
-            names.answer_now("slow.test", "127.0.0.1")
-            peer, far_stream, _, _ = await far.request()
-            peer.respond(far_stream, end=True)
-            assert (await near.head(stream))[b":status"] == b"200"
-            assert names.questions["slow.test"] == 1
+    settings = f"{late} = 1\n{other} = 25"
+    async with (
+        name_server(silent={"slow.test"}) as names,
+        chain(settings=settings, host="slow.test", under=names.under(tmp_path)) as (_, upstream, client),
+    ):
+        for _ in range(2):
+            stream = client.open("/svc/discover", method="GET", end=True)
+            assert (await client.head(stream))[b"x-cloudrun-sidecar-error"] == b"upstream-connect-timeout"
+            said = (await client.body(stream)).decode()
+            assert "slow.test" in said
+            assert "check the name servers of this machine (/etc/resolv.conf)" in said
+        stream = client.open("/svc/x", end=True)
+        assert await client.ping()  # the sidecar has read the request before the look-up ends
+        names.answer_now("slow.test", "127.0.0.1")
+        peer, upstream_stream, _, _ = await upstream.request()
+        peer.respond(upstream_stream, end=True)
+        assert (await client.head(stream))[b":status"] == b"200"
+        assert names.questions["slow.test"] == 1
 
 
 @pytest.mark.asyncio
-async def test_names_are_those_of_the_machine(certificates: Certificates, routes: Routes, tmp_path: Path) -> None:
+async def test_names_are_those_of_the_machine(chain: StartChain, tmp_path: Path) -> None:
     """Of /etc/hosts, of the search list, and not asked for alone where they have fewer dots than `ndots`."""
     known = {"short.corp.test": ["127.0.0.1"], "two.parts.corp.test": ["127.0.0.1"], "two.parts": ["192.0.2.1"]}
     hosts = ("listed", "short", "two.parts")
-    tls = server_context(*certificates.server_files(*hosts))
-    async with name_server(known) as names, server(tls) as far:
-        config = routes(**{host.replace(".", "-"): f"https://{host}:{far.port}" for host in hosts})
+    async with name_server(known) as names:
         under = names.under(tmp_path, "search corp.test", "options ndots:2", hosts="127.0.0.1 localhost listed\n")
-        async with (
-            sidecar("--config", config, "--upstream-ca", certificates.ca_file, under=under) as running,
-            client(*running.address) as near,
-        ):
+        routes = {host.replace(".", "-"): f"https://{host}:{UPSTREAM_PORT}" for host in hosts}
+        async with chain(routes=routes, certificate_for=hosts, under=under) as (_, upstream, client):
             for host in hosts:
-                stream = near.open(f"/{host.replace('.', '-')}/x", end=True)
-                peer = await far.accepted()
-                far_stream, _, _ = await peer.request()
-                peer.respond(far_stream, end=True)
-                assert (await near.head(stream))[b":status"] == b"200"
+                stream = client.open(f"/{host.replace('.', '-')}/x", end=True)
+                peer = await upstream.accepted()
+                upstream_stream, _, _ = await peer.request()
+                peer.respond(upstream_stream, end=True)
+                assert (await client.head(stream))[b":status"] == b"200"
     assert names.questions == {"short.corp.test": 1, "two.parts.corp.test": 1}
 
 

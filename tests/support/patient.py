@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -15,15 +14,13 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, GoogleServer
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from proxy.emulator.cloud_run import Application, Message, Receive, Scope, Send
 from tests.support.services import sample_services
-from tests.support.world import resolving
+from tests.support.world import google_by_name, resolving
 
 __all__ = ["Front", "Patient", "Ran", "answering", "patient"]
 
-HTTPS = 443
-ADDRESSES_TRIED = 20
 WITHIN_SECONDS = 60.0
 
 
@@ -164,7 +161,8 @@ async def patient(
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(CloudRunServer(front, certificates, alpn_protocols=alpn))
         cloud_run.url = service.url
-        endpoints = await _google_server(stack, google, certificates, api_hosts=api_hosts)
+        reach = google_by_name if api_hosts else GoogleServer
+        endpoints = await stack.enter_async_context(reach(google, certificates))
         environment: dict[str, str | None] = {
             "GCE_METADATA_HOST": endpoints.metadata_address,
             "SSL_CERT_FILE": str(certificates.ca_file),
@@ -181,18 +179,3 @@ async def patient(
             folder=folder,
             environment=environment,
         )
-
-
-async def _google_server(
-    stack: AsyncExitStack, google: Google, certificates: Certificates, *, api_hosts: bool
-) -> GoogleServer:
-    if not api_hosts:
-        return await stack.enter_async_context(GoogleServer(google, certificates))
-    for attempt in range(ADDRESSES_TRIED):
-        host = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
-        try:
-            return await stack.enter_async_context(GoogleServer(google, certificates, host=host, tls_port=HTTPS))
-        except CannotListen:
-            if attempt == ADDRESSES_TRIED - 1:
-                raise
-    raise AssertionError("unreachable")

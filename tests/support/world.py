@@ -93,7 +93,7 @@ async def world(
     cloud_run = CloudRun(container, google, invokers=[account])
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(CloudRunServer(cloud_run, certificates))
-        reach = google_by_name if identity.impersonates else google_by_address
+        reach = google_by_name if identity.impersonates else GoogleServer
         endpoints = await stack.enter_async_context(reach(google, certificates))
         environment: dict[str, str | None] = {
             "GCE_METADATA_HOST": endpoints.metadata_address,
@@ -141,11 +141,6 @@ def resolving(folder: Path, address: str) -> dict[str, str]:
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{address} {name}\n" for name in API_HOSTS))
     return {"LD_PRELOAD": libraries[0], "NSS_WRAPPER_HOSTS": str(hosts)}
-
-
-def google_by_address(google: Google, certificates: Certificates) -> GoogleServer:
-    """Return Google's endpoints on free ports, for whoever is told their addresses."""
-    return GoogleServer(google, certificates)
 
 
 @asynccontextmanager
