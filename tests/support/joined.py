@@ -37,9 +37,6 @@ NAME = b"cloudrun-sidecar-0123456789abcdef"
 
 T = TypeVar("T")
 
-_QUIET_TURNS = 10
-"""So many turns of the loop without an octet moved, and nothing more will move."""
-
 
 @dataclass
 class Wire:
@@ -189,17 +186,20 @@ class World:
         """Return the connection of this end."""
         return next(wire for wire in self.wires if wire.end is end)
 
-    def step(self) -> bool:
-        """Let everybody have one turn; return whether octets moved."""
-        moved = [wire.move() for wire in self.wires]
+    def step(self) -> None:
+        """Move octets, and run one turn of the loop."""
+        self._move()
         self.loop.turn()
-        return any(moved)
 
     def settle(self) -> None:
-        """Let octets move until none do."""
-        quiet = 0
-        while quiet < _QUIET_TURNS:
-            quiet = 0 if self.step() else quiet + 1
+        """Move octets until none are on their way, and nothing is ready to run."""
+        self.loop.run_ready()
+        while self._move():
+            self.loop.run_ready()
+
+    def _move(self) -> bool:
+        moved = [wire.move() for wire in self.wires]
+        return any(moved)
 
     def run(self, coroutine: Awaitable[T]) -> T:
         """Wait for something of the sidecar's."""
@@ -248,8 +248,7 @@ class World:
             self.run(self.tokens.close())
         for wire in self.wires:
             wire.transport.abort()
-        self.loop.turn()
-        self.loop.turn()
+        self.loop.run_ready()
         self.loop.close()
 
 

@@ -1,18 +1,59 @@
-"""The event loops that asynchronous tests run on."""
+"""The event loops that asynchronous tests run on, and how a test waits until all that is ready has run."""
 
 from __future__ import annotations
 
 import asyncio
+import selectors
 from typing import Final
 
 from proxy.network.loop import loop_factory
 
-__all__ = ["LOOPS", "asyncio_loop", "uvloop_loop"]
+__all__ = ["LOOPS", "IdleLoop", "asyncio_loop", "loop_idle", "uvloop_loop"]
+
+
+class _IdleSelector(selectors.DefaultSelector):
+    """Wakes the coroutines that wait for an idle loop when the loop is about to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[asyncio.Future[None]] = []
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return super().select(timeout)
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        return []
+
+
+class IdleLoop(asyncio.SelectorEventLoop):
+    """A loop of asyncio that `loop_idle` can wait for."""
+
+    def __init__(self) -> None:
+        self.idle_selector = _IdleSelector()
+        super().__init__(self.idle_selector)
+
+
+async def loop_idle() -> None:
+    """Return when every task waits for a timer, a socket, a thread, or another task.
+
+    Octets that were on their way between two sockets of this process have been read by then.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, IdleLoop)
+    idle = loop.create_future()
+    loop.idle_selector.waiting.append(idle)
+    await idle
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop:
     """Return a new loop of asyncio that does not report slow callbacks."""
-    return _silent(asyncio.new_event_loop())
+    return _silent(IdleLoop())
 
 
 def uvloop_loop() -> asyncio.AbstractEventLoop:

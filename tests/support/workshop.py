@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 from typing import Any
+
+from tests.support.loops import IdleLoop, loop_idle
 
 __all__ = ["Transport", "Workshop"]
 
 
-class Workshop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands until it is moved, and which keeps what nobody caught."""
+class Workshop(IdleLoop):
+    """An event loop whose clock stands until it is moved, and which collects the exceptions that nothing caught."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        super().__init__(selectors.SelectSelector())
+        super().__init__()
         self.uncaught: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.uncaught.append(context))
 
@@ -22,9 +23,13 @@ class Workshop(asyncio.SelectorEventLoop):
         return self.now
 
     def turn(self) -> None:
-        """Run what is ready now."""
+        """Run what is ready now, and not what that makes ready."""
         self.call_soon(self.stop)
         self.run_forever()
+
+    def run_ready(self) -> None:
+        """Run until nothing is ready."""
+        self.run_until_complete(loop_idle())
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and run the timers that have become due."""

@@ -1,3 +1,5 @@
+"""How tests wait until everything that is ready has run."""
+
 from __future__ import annotations
 
 import asyncio
@@ -5,7 +7,8 @@ import time
 
 import pytest
 
-from tests.support.loops import LOOPS
+from tests.support.loops import LOOPS, loop_idle
+from tests.support.workshop import Workshop
 
 
 @pytest.mark.asyncio
@@ -26,3 +29,57 @@ def test_no_loop_logs_slow_callbacks(name: str, caplog: pytest.LogCaptureFixture
     with asyncio.Runner(loop_factory=LOOPS[name], debug=True) as runner:
         runner.run(slow())
     assert caplog.text == ""
+
+
+@pytest.mark.asyncio
+async def test_idle_returns_when_a_chain_of_callbacks_of_any_length_has_run() -> None:
+    loop = asyncio.get_running_loop()
+    left = 50
+
+    def next_one() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            loop.call_soon(next_one)
+
+    loop.call_soon(next_one)
+    await loop_idle()
+    assert left == 0
+
+
+@pytest.mark.asyncio
+async def test_several_tasks_may_wait_for_idle_at_once() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(loop_idle())
+
+
+@pytest.mark.asyncio
+async def test_idle_returns_when_octets_have_crossed_from_socket_to_socket() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(100))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        came = asyncio.get_running_loop().create_task(reader.readexactly(5))
+        await loop_idle()
+        writer.write(b"hello")
+        await loop_idle()
+        assert came.result() == b"hello"
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_an_idle_loop_has_run_what_is_ready_and_no_timer() -> None:
+    ran: list[str] = []
+    loop = Workshop()
+    loop.call_soon(loop.call_soon, ran.append, "ready")
+    loop.call_later(1.0, ran.append, "timer")
+    loop.turn()
+    assert ran == []
+    loop.run_ready()
+    assert ran == ["ready"]
+    loop.advance(1.0)
+    assert ran == ["ready", "timer"]
+    loop.close()

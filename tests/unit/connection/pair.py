@@ -134,19 +134,24 @@ class Pair:
         self.transport.abort()
         self.loop.turn()
 
-    def up(self) -> None:
-        """Give the server what the client has."""
-        self.server.data_received(self.client.take())
+    def up(self) -> bool:
+        """Give the server what the client has to send; return whether there was any."""
+        data = self.client.take()
+        if data:
+            self.server.data_received(data)
+        return bool(data)
 
-    def down(self) -> None:
-        """Let the server flush, and give the client what it wrote."""
-        self.loop.turn()
-        self.client.receive(self.transport.read())
+    def down(self) -> bool:
+        """Let the server flush, and give the client what it wrote; return whether there was any."""
+        self.loop.run_ready()
+        data = self.transport.read()
+        self.client.receive(data)
+        return bool(data)
 
     def settle(self) -> None:
-        for _ in range(20):
-            self.up()
-            self.down()
+        """Move octets until none are on their way, and nothing is ready to run."""
+        while self.up() | self.down():
+            pass
 
     def answered(self, content: bytes, *, end: bool = False) -> StreamId:
         """Open a stream and queue a response on it."""

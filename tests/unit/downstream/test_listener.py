@@ -10,6 +10,7 @@ from proxy.downstream import serving
 from proxy.http2.choice import EngineFactory
 from tests.conformance.engines import each_bare_engine
 from tests.support.h2_peer import client
+from tests.support.loops import loop_idle
 from tests.unit.downstream.relaying import listening
 
 pytestmark = pytest.mark.asyncio
@@ -26,7 +27,7 @@ async def test_a_fragmented_preface_is_recognised(make: EngineFactory, size: int
         octets = PREFACE + SETTINGS
         for start in range(0, len(octets), size):
             writer.write(octets[start : start + size])
-            await asyncio.sleep(0)  # a turn of the loop, so that the pieces are read apart
+            await loop_idle()  # the listener has read this piece
         head = await reader.readexactly(9)
         assert head[3] == 0x4  # SETTINGS
         assert it.counts.opened == 1

@@ -19,13 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from proxy.tokens.google import GoogleMint
-from tests.unit.tokens.fakes import GOOGLE_NAMES, FakeGoogle, IdleLoop
+from tests.unit.tokens.fakes import (
+    GOOGLE_NAMES,
+    FakeGoogle,
+)
 
 KEY_ACCOUNT = "key@project.iam.gserviceaccount.com"
-
-
-def pytest_asyncio_loop_factories() -> dict[str, type[IdleLoop]]:
-    return {"idle": IdleLoop}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import base64
 import heapq
 import itertools
 import json
-import selectors
 import socket
 import ssl
 import time
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from proxy.errors import Failure
 from proxy.tokens.model import Token, TokenKey
+from tests.support.loops import loop_idle
 
 AUDIENCE = "https://greeter-123.europe-west1.run.app"
 KEY = TokenKey(impersonate=None, delegates=(), audience=AUDIENCE)
@@ -47,43 +47,6 @@ def decode(part: str) -> Any:
 
 def jwt_of(claims: Mapping[str, Any]) -> str:
     return f"{encode({'alg': 'RS256', 'typ': 'JWT'})}.{encode(dict(claims))}.{encode(b'signature-of-google')}"
-
-
-class _IdleSelector(selectors.DefaultSelector):
-    """Wakes the coroutines that wait for an idle loop when the loop is about to sleep."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: list[asyncio.Future[None]] = []
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready or timeout == 0:
-            return ready
-        waiting, self.waiting = self.waiting, []
-        if not waiting:
-            return super().select(timeout)
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-        return []
-
-
-class IdleLoop(asyncio.SelectorEventLoop):
-    """An event loop that `loop_idle` can wait for. The tests of this folder run on it (`conftest`)."""
-
-    def __init__(self) -> None:
-        self.idle_selector = _IdleSelector()
-        super().__init__(self.idle_selector)
-
-
-async def loop_idle() -> None:
-    """Return when every task waits for a timer, a socket, a thread, or another task."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, IdleLoop)
-    idle = loop.create_future()
-    loop.idle_selector.waiting.append(idle)
-    await idle
 
 
 class FakeTimer:

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.errors import TokenTimeout
 from proxy.tokens.blocking import BlockingCalls, start_daemon
-from tests.unit.tokens.fakes import loop_idle
+from tests.support.loops import loop_idle
 
 
 @pytest.mark.asyncio

@@ -14,7 +14,12 @@ import pytest_asyncio
 from proxy.errors import MintRefused, TokenTimeout
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.fakes import KEY, FakeMint, FakeTime, loop_idle
+from tests.support.loops import loop_idle
+from tests.unit.tokens.fakes import (
+    KEY,
+    FakeMint,
+    FakeTime,
+)
 
 OTHER = TokenKey("a@b", (), "https://other")
 

@@ -13,7 +13,15 @@ from proxy.errors import Failure, MintRefused, TokenExpired, TokenTimeout, Token
 from proxy.tokens import polling
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import Slot, TokenSource
-from tests.unit.tokens.fakes import AUDIENCE, KEY, START, Counted, FakeMint, FakeTime, loop_idle
+from tests.support.loops import loop_idle
+from tests.unit.tokens.fakes import (
+    AUDIENCE,
+    KEY,
+    START,
+    Counted,
+    FakeMint,
+    FakeTime,
+)
 
 HOUR = 3600.0
 

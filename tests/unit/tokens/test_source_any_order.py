@@ -13,7 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from proxy.errors import CredentialsRejected, Failure, TokenUnavailable
 from proxy.tokens.model import Token
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.fakes import KEY, FakeMint, FakeTime, IdleLoop, loop_idle
+from tests.support.loops import asyncio_loop, loop_idle
+from tests.unit.tokens.fakes import (
+    KEY,
+    FakeMint,
+    FakeTime,
+)
 
 T = TypeVar("T")
 
@@ -21,7 +26,7 @@ T = TypeVar("T")
 class Traffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = IdleLoop()
+        self.loop = asyncio_loop()
         self.time = FakeTime()
         self.mint = FakeMint(self.time)
         self.random_fraction = 0.0

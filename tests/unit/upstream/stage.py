@@ -20,6 +20,7 @@ from proxy.observe.warnings import Warnings
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
 from tests.conformance.raw import REQUEST, Frames, Seen
+from tests.support.loops import IdleLoop, loop_idle
 
 ORIGIN: Final = Origin("https", "greeter.example", 443)
 
@@ -29,7 +30,7 @@ MAX_STREAMS: Final = 0x3
 P = ParamSpec("P")
 
 
-class SkippingLoop(asyncio.SelectorEventLoop):
+class SkippingLoop(IdleLoop):
     """A loop whose clock can be put forward."""
 
     skipped_seconds = 0.0
@@ -56,18 +57,12 @@ def skipping(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     return run
 
 
-async def turns(count: int = 8) -> None:
-    """Let everybody have a few turns."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def skip(seconds: float) -> None:
-    """Put the clock forward, and let everybody do what is due then."""
+    """Put the clock forward, and run what is due then."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SkippingLoop)
     loop.skipped_seconds += seconds
-    await turns()
+    await loop_idle()
 
 
 class MemoryTransport(asyncio.Transport):
@@ -186,7 +181,7 @@ class Far(Frames):
 
     async def gone(self) -> bool:
         """Give the connection time to close; return whether it has."""
-        await turns()
+        await loop_idle()
         return self.connection.gone.done()
 
 
@@ -290,10 +285,10 @@ class Service:
         far.greet(streams)
         self.fars.append(far)
         answer.set_result(far.connection)
-        await turns()
+        await loop_idle()
         return far
 
     async def refuse(self, failure: BaseException) -> None:
         """Let the oldest dial fail."""
         self.dialling.popleft()[1].set_exception(failure)
-        await turns()
+        await loop_idle()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 import structlog
 
@@ -13,7 +11,8 @@ from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.upstream.connection import Timing
 from tests.conformance.engines import each_bare_engine
 from tests.conformance.raw import RESPONSE, TRAILERS, codes, content, credit, of
-from tests.unit.upstream.stage import ORIGIN, Far, Owner, Receiver, skip, skipping, turns
+from tests.support.loops import loop_idle
+from tests.unit.upstream.stage import ORIGIN, Far, Owner, Receiver, skip, skipping
 
 TIMING = Timing(ping_interval_seconds=30.0, ping_timeout_seconds=15.0, idle_timeout_seconds=180.0)
 LAST = (1 << 31) - 1
@@ -543,7 +542,7 @@ async def test_a_slow_peer_that_still_reads_is_not_given_up_for_a_ping_that_coul
     far.transport.read()
     assert not far.connection.closed
     far.connection.retire("enough")
-    await turns()
+    await loop_idle()
 
 
 @each_bare_engine
@@ -559,7 +558,7 @@ async def test_once_the_peer_reads_again_its_silence_counts_again(make: EngineFa
     await skip(20.0)
     far.transport.reading = True
     far.transport.read()
-    await asyncio.sleep(0)
+    await loop_idle()
     for _ in range(60):
         await skip(1.0)
     assert [one[0] for one in receiver.told] == ["lost"]

@@ -16,7 +16,8 @@ from proxy.upstream.connection import Timing
 from proxy.upstream.pool import Pool
 from tests.conformance.engines import each_bare_engine
 from tests.conformance.raw import REQUEST, RESPONSE
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, SkippingLoop, turns
+from tests.support.loops import loop_idle
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, SkippingLoop
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class Traffic(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.run_loop(self.pool.close(linger_seconds=1.0))
-        self.run_loop(turns())
+        self.run_loop(loop_idle())
         results = self.run_loop(self.results())
         assert all(one is None or isinstance(one, Failure | asyncio.CancelledError) for one in results), results
         for request, result in zip(self.requests, results, strict=True):
@@ -180,13 +181,14 @@ class Traffic(RuleBasedStateMachine):
         async def happen() -> None:
             for _ in range(data.draw(st.integers(1, 4), label="actions")):
                 data.draw(st.sampled_from(self.possible()), label="action")(data)
-                await turns(data.draw(st.integers(0, 3), label="turns"))
+                for _ in range(data.draw(st.integers(0, 3), label="turns of the loop before the next")):
+                    await asyncio.sleep(0)
 
         self.run_loop(happen())
 
     @rule()
     def nobody_waits_beside_a_free_stream_nor_without_hope(self) -> None:
-        self.run_loop(turns(12))
+        self.run_loop(loop_idle())
         if self.waiting():
             assert all(self.live[far] >= self.limits[far] for far in self.usable()), "a stream is free"
             assert self.usable() or self.service.dialling, "nothing is done for those who wait"

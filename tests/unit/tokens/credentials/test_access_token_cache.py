@@ -7,7 +7,8 @@ import pytest
 from proxy.errors import Failure, TokenUnavailable
 from proxy.tokens.calls import Bearer, bearer
 from proxy.tokens.credentials.source import AccessTokenCache
-from tests.unit.tokens.fakes import FakeTime, loop_idle
+from tests.support.loops import loop_idle
+from tests.unit.tokens.fakes import FakeTime
 
 
 class Fetch:

@@ -10,7 +10,7 @@ from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.tokens.calls import BlockingSend, Reply
 from proxy.tokens.credentials import google_auth_threads as worker_module
 from proxy.tokens.credentials.google_auth_threads import GoogleAuthThreads
-from tests.unit.tokens.fakes import loop_idle
+from tests.support.loops import loop_idle
 
 
 class Loopback:
