@@ -20,7 +20,7 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker, _report
-from tests.support.h2_peer import Reset, client, server
+from tests.support.h2_peer import Peer, Reset, Server, client, server
 from tests.support.settings import plain_settings as settings
 from tests.support.signals import signals_restored
 
@@ -209,3 +209,59 @@ async def test_an_unexpected_error_is_logged_by_class_and_place_only(capsys: pyt
     assert "ValueError" in said
     assert "test_worker.py:" in said
     assert "secret" not in said
+
+
+@pytest.mark.asyncio
+async def test_routes_swapped_under_load_fail_no_exchange_and_leave_nothing_behind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answered = 0
+    changed = asyncio.Condition()
+
+    async def answer(peer: Peer) -> None:
+        nonlocal answered
+        while True:
+            stream, _, _ = await peer.request()
+            async with changed:
+                answered += 1
+                changed.notify_all()
+            peer.respond(stream, 200)
+            await peer.send(stream, b"done", end=True)
+
+    async def answer_all(far: Server) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                tasks.create_task(answer(await far.accepted()))
+
+    async def until_answered(number: int) -> None:
+        async with changed:
+            await changed.wait_for(lambda: answered >= number)
+
+    def settings_for(port: int) -> PlainSettings:
+        routes = {"svc": RouteSettings(url=f"http://{HOST}:{port}", gcp_id_token=False, allow_http=True)}
+        return settings(routes=routes, admin="off")
+
+    async with server() as one, server() as other, asyncio.TaskGroup() as answering:
+        answers = [answering.create_task(answer_all(far)) for far in (one, other)]
+        tables = [settings_for(far.port).route_table() for far in (one, other)]
+
+        async def look(worker: Worker, port: int) -> None:
+            url = f"http://{HOST}:{port}/svc/x"
+            load = await asyncio.create_subprocess_exec(
+                "h2load", "-n600", "-c4", "-m5", url, stdout=asyncio.subprocess.PIPE
+            )
+            swaps = 0
+            for number in range(20, 600, 20):
+                await until_answered(number)
+                swaps += 1
+                worker.swap_routes(tables[swaps % 2])
+            out, _ = await load.communicate()
+            assert b"600 succeeded, 0 failed, 0 errored" in out
+            assert b"status codes: 600 2xx, 0 3xx, 0 4xx, 0 5xx" in out
+            left = (one, other)[1 - swaps % 2]
+            await asyncio.gather(*(peer.closed for peer in left.peers))
+            worker.end()
+
+        await running(settings_for(one.port), look, capsys)
+        for task in answers:
+            task.cancel()
