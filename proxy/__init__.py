@@ -11,14 +11,14 @@ Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connec
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → supervisor | doctor → worker → admin | relay | settings → downstream | upstream | tokens
-        → connection → observe → cloud_run → routes | restate | http2 | network → errors
+        → connection → observe → cloud_run → network → routes | restate | http2 → errors
         → quoting | clock_skew
 
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
 * `worker`      composition root of one worker: builds every object once, owns lifetimes and drain
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
-* `settings`    TOML file, environment and flags → validated, frozen settings
+* `settings`    TOML file, environment and flags → validated settings, read in a process of its own
 * `relay`       one exchange (`exchange`), and what may happen next to it (`states`); route → token → upstream stream
                 (`dispatcher`), the request's fields (`signing`), the slow path (`waiting`), loops (`via`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
@@ -31,10 +31,10 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `routes`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `clock_skew`  how far this machine's clock is from another one (pure)
-* `network`     what upstream connections and Google calls share of the networking: event loop, host names
+* `network`     event loop, host names, addresses to listen on: what several rooms share of the networking
 * `observe`     log lines and metrics
 * `signals`     what signals mean to a process that serves
-* `exit_codes`  what the end of a command means
+* `exit_codes`  why a command ended
 * `admin`       health, metrics and routes on their own port
 * `emulator`    a strict local Google for development and tests; it imports none of the rooms above
 

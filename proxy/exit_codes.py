@@ -1,7 +1,7 @@
 """The exit codes of all commands, in one place.
 
-A service manager decides by them whether starting again can help: config/systemd/cloudrun-sidecar.service does so
-after every code but `SETTINGS_UNUSABLE`.
+A service manager decides by the exit code whether to restart: config/systemd/cloudrun-sidecar.service restarts after
+every code but `SETTINGS_UNUSABLE`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ __all__ = ["ExitCode"]
 
 
 class ExitCode(IntEnum):
-    """What a command's end means."""
+    """Why a command ended."""
 
     OK = 0
-    """It did what it was asked for, and ended in order."""
+    """The command did what it was asked to do."""
     FAILED = 1
-    """Something failed that may pass by itself: a busy port, an address that is not there yet, a worker that died. Of
-    `check`, `token` and `healthcheck`: what was looked at is not well."""
+    """A failure that a restart may solve: a port in use, an address that does not exist yet, a worker that died. For
+    `check`, `token` and `healthcheck`: what they looked at does not work."""
     SETTINGS_UNUSABLE = 2
-    """The same command line, environment and files will fail again: somebody has to change them first."""
+    """The command line, the environment or a file has to be changed first; with the same ones it fails again."""
     WARNINGS = 3
-    """Of `check --strict` alone: nothing failed, but there are warnings."""
+    """Only from `check --strict`: nothing failed, but there are warnings."""

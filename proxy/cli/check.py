@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar check`: the doctor, for people and (`--json`) for programs."""
+"""`cloudrun-sidecar check`: runs the doctor; prints tables for people or (`--json`) JSON for programs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check(
     """
     settings = settings_from(config, flags).settings
     chosen = chosen_routes(settings, names)
-    configure_logging("critical", "auto")  # What the parts would log is in the report.
+    configure_logging("critical", "auto")  # The report has everything that would be logged.
     screen = _Screen(chosen, for_programs=for_programs)
     try:
         with asyncio.Runner() as runner:
@@ -93,7 +93,7 @@ async def _examine(
 
 
 class _Screen:
-    """Standard output gets the reports; standard error, where it is a terminal, a line of what is being done."""
+    """Writes reports to standard output and, if standard error is a terminal, a line of progress there."""
 
     def __init__(self, routes: list[Route], *, for_programs: bool) -> None:
         self._for_programs = for_programs
@@ -103,12 +103,12 @@ class _Screen:
         self._shown = 0
 
     def begins(self, route: Route, step: StepName) -> None:
-        """A step of a route begins."""
+        """Show that a step of a route begins."""
         self._open[route.name] = step
         self._draw()
 
     def show(self, report: RouteReport) -> None:
-        """A route is done, and all before it."""
+        """Print the report of a route; all routes before it are done."""
         self._open.pop(report.route, None)
         if self._for_programs:
             self._draw()
@@ -120,14 +120,14 @@ class _Screen:
         self._draw()
 
     def finish(self, reports: list[RouteReport]) -> None:
-        """All are done."""
+        """Print the summary, or all reports as JSON."""
         if self._for_programs:
             click.echo(json.dumps(as_json(reports), indent=2))
         else:
             click.echo("\n" + summary(reports, self._terminal_style), nl=False, color=self._terminal_style.colour)
 
     def clear(self) -> None:
-        """Take the line of progress away."""
+        """Remove the line of progress."""
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
@@ -145,7 +145,7 @@ class _Screen:
 
 
 def _terminal_style(out: TextIO) -> TerminalStyle:
-    """Return what can be shown on this stream (NO_COLOR: https://no-color.org)."""
+    """Return the terminal capabilities of a stream (NO_COLOR: https://no-color.org)."""
     terminal = out.isatty()
     try:
         _MARKS.encode(out.encoding or "ascii")

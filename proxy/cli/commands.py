@@ -1,7 +1,7 @@
-"""The commands there are, of click.
+"""The group of all commands.
 
-A command is imported when it is run. `serve` must not pay for the emulator, in memory or in time, and `healthcheck`,
-which may run every few seconds, must not pay for `serve`.
+A command is imported when it is run: `serve` needs neither time nor memory for the emulator, and `healthcheck`, which
+may run every few seconds, neither for `serve`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _COMMANDS: Final = {
     "healthcheck": "Ask a running sidecar how it is; for images without a shell.",
     "emulate": "Run a strict local Google (metadata server, IAM, Cloud Run) for development.",
 }
-"""Each command is the object of its name in the module of its name."""
+"""Name and help of each command. Its module and its function have the same name."""
 
 _ARGUMENTS: Final = f"{__name__}.arguments"
 
 
 class _OnDemand(click.Group):
-    """Imports a command when it is asked for, and lists them all without importing any.
+    """Imports a command when it is run, and lists all commands without importing them.
 
-    What click says of a command line that it cannot read holds no secret.
+    Possible secrets are removed from usage errors.
     """
 
     def make_context(

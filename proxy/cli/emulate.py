@@ -42,21 +42,21 @@ from proxy.routes.locality import is_loopback
 __all__ = ["emulate"]
 
 
-class Unusable(click.ClickException):
-    """The command cannot do what it is told; one sentence."""
+class _Unusable(click.ClickException):
+    """The command cannot start with these options; exit code 2."""
 
     exit_code = ExitCode.SETTINGS_UNUSABLE
 
 
-class Failed(Unusable):
-    """The same, for what may pass by itself."""
+class _Failed(_Unusable):
+    """The command failed for a reason that may pass by itself; exit code 1."""
 
     exit_code = ExitCode.FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to emulate, as the options say."""
+class _Plan:
+    """The options of the command: what to emulate, and where."""
 
     app: Any
     url: str | None
@@ -133,11 +133,11 @@ def emulate(
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
     """
     if not unsafe_listen and not is_loopback(host.strip("[]")):
-        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant.")
+        raise _Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant.")
     app = echo if application is None else _load(application)
-    # The folder is the last thing made before signals are handled: it is removed whenever the command is ended.
+    # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
-        plan = Plan(
+        plan = _Plan(
             app=app,
             url=url,
             audiences=audiences,
@@ -156,19 +156,20 @@ def emulate(
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(_run(plan))
         except CannotListen as exc:
-            raise Failed(_with_remedy(exc, plan)) from exc
+            raise _Failed(_with_remedy(exc, plan)) from exc
         except OSError as exc:
             place = redact(str(exc.filename or plan.directory), (str(plan.directory),))
-            raise Unusable(f"Cannot write to {place}: {exc.strerror}.") from exc
+            raise _Unusable(f"Cannot write to {place}: {exc.strerror}.") from exc
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose signals stay this command's.
+    """An event loop on which the application cannot replace the signal handlers of this command.
 
-    Restate's SDK, for one, takes SIGTERM for itself at the first request that it serves; the command would not end.
+    Restate's SDK handles SIGTERM itself from its first request on; this command would not end.
     """
 
     signals_taken = False
+    """True once this command has set its handlers."""
 
     def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
         """Refuse once the command has its own: RuntimeError, as on a loop that cannot handle signals."""
@@ -177,7 +178,7 @@ class _Loop(asyncio.SelectorEventLoop):
         super().add_signal_handler(sig, callback, *args)
 
 
-async def _run(plan: Plan) -> None:
+async def _run(plan: _Plan) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -195,7 +196,7 @@ async def _run(plan: Plan) -> None:
                 google.add_account(caller)
             google.allow_impersonation(caller, target)
     except ValueError as exc:
-        raise Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
+        raise _Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
     cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
     names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
     async with AsyncExitStack() as stack:
@@ -218,8 +219,8 @@ async def _run(plan: Plan) -> None:
         await stop.wait()
 
 
-def _write_keys(plan: Plan, google: Google, endpoints: GoogleServer) -> dict[str, Path]:
-    """Write one key file for each account that somebody may start from; return account → file."""
+def _write_keys(plan: _Plan, google: Google, endpoints: GoogleServer) -> dict[str, Path]:
+    """Write a key file for the metadata account, each invoker and each caller; return the files by account."""
     directory = plan.directory / "keys"
     directory.mkdir(exist_ok=True)
     files: dict[str, Path] = {}
@@ -233,9 +234,9 @@ def _write_keys(plan: Plan, google: Google, endpoints: GoogleServer) -> dict[str
 
 
 def _write_credentials(
-    plan: Plan, google: Google, endpoints: GoogleServer, invokers: tuple[str, ...]
+    plan: _Plan, google: Google, endpoints: GoogleServer, invokers: tuple[str, ...]
 ) -> dict[str, GeneratedCredentials]:
-    """Write one credential file of each kind, and let each impersonate the invokers; return kind → file."""
+    """Write a credential file of each kind, and allow each to impersonate the invokers; return the files by kind."""
     files = CredentialFiles(
         plan.directory / "credentials", google, endpoints, account=invokers[0], by_name=plan.tls_port == HTTPS
     )
@@ -247,7 +248,7 @@ def _write_credentials(
 
 
 def _announce(
-    plan: Plan,
+    plan: _Plan,
     google: Google,
     cloud_run: CloudRun,
     endpoints: GoogleServer,
@@ -259,7 +260,7 @@ def _announce(
     control = f"http://{endpoints.metadata_address}/emulator"
     environment = {
         "GCE_METADATA_HOST": endpoints.metadata_address,
-        # By this one google-auth's default() finds out that there is a metadata server.
+        # google-auth's default() detects a metadata server by this variable.
         "GCE_METADATA_IP": endpoints.metadata_address,
         "SSL_CERT_FILE": str(certificates.ca_file),
     }
@@ -322,11 +323,11 @@ def _credential_lines(written: dict[str, GeneratedCredentials], endpoints: Googl
 
 
 def _is_account(caller: str) -> bool:
-    """Return whether a caller goes by an e-mail, so that it may have a key; federated principals do not."""
+    """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
     return not caller.startswith(("principal://", "principalSet://"))
 
 
-def _with_remedy(error: CannotListen, plan: Plan) -> str:
+def _with_remedy(error: CannotListen, plan: _Plan) -> str:
     ports = {
         plan.cloud_run_port: "--cloud-run-port",
         plan.metadata_port: "--metadata-port",
@@ -339,12 +340,12 @@ def _with_remedy(error: CannotListen, plan: Plan) -> str:
 def _load(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        raise Unusable(f"--app must be MODULE:ATTR, as in service:app, not {quoted(name)}.")
+        raise _Unusable(f"--app must be MODULE:ATTR, as in service:app, not {quoted(name)}.")
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        raise Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones.") from exc
+        raise _Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones.") from exc
     if not hasattr(found, attribute):
-        raise Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}.")
+        raise _Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}.")
     return getattr(found, attribute)

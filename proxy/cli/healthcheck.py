@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar healthcheck`: one request to the admin port of a running sidecar, one line, exit code 0 or 1."""
+"""`cloudrun-sidecar healthcheck`: makes one request to the admin port and prints one line; exit code 0 or 1."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 __all__ = ["DEFAULT_ADMIN", "healthcheck"]
 
 DEFAULT_ADMIN: Final = "127.0.0.1:9091"
+"""Default of the setting `admin`; a test compares it with the model, which is not imported here."""
 TIMEOUT_SECONDS: Final = 3.0
 _SHOWN_OCTETS: Final = 200
 _PATH: Final = re.compile(r"[!-~]+")
@@ -39,28 +40,28 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
         address = _admin(admin, config, os.environ)
         _check_path(path)
     except (ValueError, SettingsInvalid) as exc:
-        raise _Unwell(str(exc)) from None
+        raise _Unhealthy(str(exc)) from None
     try:
         status, words = _ask(address, path)
     except TimeoutError:
-        raise _Unwell(f"{address}{path}: no answer within {TIMEOUT_SECONDS:g} s") from None
+        raise _Unhealthy(f"{address}{path}: no answer within {TIMEOUT_SECONDS:g} s") from None
     except OSError as exc:
-        raise _Unwell(f"{address}{path}: {exc.strerror or exc}") from None
+        raise _Unhealthy(f"{address}{path}: {exc.strerror or exc}") from None
     except http.client.HTTPException:
-        raise _Unwell(f"{address}{path}: what answers there does not speak HTTP") from None
+        raise _Unhealthy(f"{address}{path}: what answers there does not speak HTTP") from None
     if status != 200:
-        raise _Unwell(f"{address}{path}: {status} {words}")
+        raise _Unhealthy(f"{address}{path}: {status} {words}")
     click.echo(f"{address}{path}: {words}")
 
 
 def _check_path(path: str) -> None:
-    """Raise ValueError unless it can be asked for, and be shown."""
+    """Raise ValueError unless the path can be requested and shown."""
     if not path.startswith("/") or not _PATH.fullmatch(path) or plain(path) is None:
         raise ValueError(f"--path must be the path of a URL, as in /readyz, not {quoted(path)}")
 
 
-class _Unwell(click.ClickException):
-    """The sidecar is not well, or cannot be asked. Exit code 1: Docker knows no other."""
+class _Unhealthy(click.ClickException):
+    """The sidecar is unhealthy, or does not answer. Exit code 1, the only one that Docker allows."""
 
     exit_code = ExitCode.FAILED
 
@@ -69,7 +70,7 @@ class _Unwell(click.ClickException):
 
 
 def _admin(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> Address:
-    """Return the admin address as `serve` would find it; ValueError or SettingsInvalid where there is none."""
+    """Return the admin address, found as `serve` finds it; ValueError or SettingsInvalid if there is none."""
     given = flag or environment.get(environment_name("admin"))
     if not given:
         file = read_file(config, environment)
@@ -96,7 +97,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _ask(address: Address, path: str) -> tuple[int, str]:
-    """Return the status of a GET and the first line of its body."""
+    """Make a GET request; return the status and the first line of the body."""
     connection: http.client.HTTPConnection
     if address.path:
         connection = _UnixConnection(address.path)

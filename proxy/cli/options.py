@@ -1,4 +1,4 @@
-"""What commands that read the settings have in common: the flags, the help with headings, how problems are told."""
+"""Shared by all commands that read the settings: flags, help with headings, error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INLINE: Final = "For all routes given by flag"
 
 
 class _Setting(click.Option):
-    """A flag that stands under a heading. Its value is not judged here, so that all problems can be told at once."""
+    """A flag with a heading. click does not validate its value, so that all problems can be reported at once."""
 
     def __init__(self, *names: str, heading: str, **attributes: Any) -> None:
         super().__init__(names, **attributes)
@@ -51,31 +51,32 @@ class GroupedCommand(click.Command):
 
 
 class Unusable(click.ClickException):
-    """What was asked for cannot be begun; exit code 2."""
+    """The command cannot start with these settings or arguments; exit code 2."""
 
     exit_code = ExitCode.SETTINGS_UNUSABLE
 
     @classmethod
     def settings(cls, invalid: SettingsInvalid) -> Unusable:
-        """Return everything that is wrong with the settings, a line each."""
+        """Return an error with all problems, one per line."""
         count = len(invalid.problems)
         lines = [f"  {problem}" for problem in invalid.problems]
         return cls("\n".join([f"{count} problem{'s' * (count > 1)} with the settings", *lines]))
 
     def show(self, file: Any = None) -> None:
+        """Print the message to standard error, after the name of the program."""
         click.echo(f"cloudrun-sidecar: {self.format_message()}", err=True)
 
 
 def settings_flags(*, shown: frozenset[str] | None = None) -> list[click.Parameter]:
     """Return a flag for every setting, in the order and under the headings of the sample file.
 
-    All are taken. `--help` lists those of routes, and of the others those that are named in `shown` (None: all).
+    All flags are accepted. `--help` lists those of routes, and of the others those in `shown` (None: all).
     """
     return list(_flags(shown))
 
 
 def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
-    """Return the settings that result from file, environment and flags, or raise Unusable with all problems."""
+    """Load the settings from file, environment and flags; raises Unusable with all problems."""
     try:
         return load_traced(config, os.environ, flags)
     except SettingsInvalid as exc:
@@ -83,9 +84,9 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
 
 
 def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
-    """Return the routes of these names in their order, all if there is no name; Unusable for one that there is not.
+    """Return the routes with these names, in this order; all routes if there is no name. Unusable for an unknown name.
 
-    A name may be written as the path that it is: `/greeter`; `/` is the route for all other paths.
+    A name may be written as a path: `/greeter`; `/` is the route for all other paths.
     """
     routes = {route.name: route for route in settings.route_table().routes}
     if not names:
@@ -147,7 +148,7 @@ def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> 
 
 
 def _default(info: FieldInfo) -> str:
-    """Return the default as it would be written on the command line; nothing where that would say nothing."""
+    """Return the default as on the command line; `""` for false, empty and unset defaults."""
     if not info.default:
         return ""
     return f" [default: {default_text(info)}]"

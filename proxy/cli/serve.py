@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar serve`: its flags and help. It runs in the process that reads the settings, and does not serve."""
+"""`cloudrun-sidecar serve`: its flags and help. It runs in the process that reads the settings (`settings_process`)."""
 
 from __future__ import annotations
 

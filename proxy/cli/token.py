@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar token`: what is in a route's token, or (`--raw`) the token."""
+"""`cloudrun-sidecar token`: prints the claims of a route's token, or (`--raw`) the token itself."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def _mint(settings: Settings, route: Route) -> Token:
 
 
 class _NoToken(click.ClickException):
-    """There is no token; the sentence says why."""
+    """No token could be minted; the message says why."""
 
     exit_code = ExitCode.FAILED
 

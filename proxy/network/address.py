@@ -15,7 +15,7 @@ from proxy.routes.locality import is_loopback
 __all__ = ["OFF", "Address", "parse_address", "parse_address_or_off", "parse_host_name"]
 
 OFF: Final = "off"
-"""Written in the place of an address for something that shall not be listened on."""
+"""Written instead of an address to switch a listener off."""
 
 _FORMS: Final = "write HOST:PORT, [IPV6]:PORT or unix:/path"
 
@@ -28,7 +28,7 @@ _LONGEST_SOCKET_PATH: Final = 103
 
 
 class Address(NamedTuple):
-    """Where a socket is or shall be. A Unix socket has a `path` and no host; a TCP socket has a host and no path."""
+    """Address of a TCP or Unix socket. A Unix socket has a `path` and no host; a TCP socket has a host and no path."""
 
     host: str
     """Host name or address, without brackets; `""` for a Unix socket."""
@@ -49,7 +49,7 @@ class Address(NamedTuple):
 
     @property
     def connectable_host(self) -> str:
-        """The host to connect to from this machine: for a wildcard the loopback address of its family."""
+        """The host to connect to from this machine; for a wildcard address the loopback address of its family."""
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - read, not bound
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that `text` writes; ValueError with a sentence that says what is wrong."""
+    """Parse an address; ValueError with a sentence about what is wrong and which forms are possible."""
     if text.startswith("unix:"):
         return _unix(text, text.removeprefix("unix:"))
     if wrong := _no_address(text):
@@ -71,21 +71,21 @@ def parse_address(text: str) -> Address:
 
 
 def parse_address_or_off(text: str) -> Address | None:
-    """Return the address that `text` writes, None for `off`; ValueError as of `parse_address`."""
+    """Parse an address; None for `off`. ValueError as of `parse_address`."""
     return None if text == OFF else parse_address(text)
 
 
 def parse_host_name(text: str) -> str:
-    """Return a host name as it is compared, in lower case; ValueError with a sentence that says what is wrong."""
+    """Return a host name in lower case and without its final dot; ValueError with a sentence about what is wrong."""
     name = text.removesuffix(".").lower()
-    # A token has the form of a name, and a name that is taken is shown.
+    # Some tokens look like host names, and accepted names are shown.
     if not _HOST_NAME.fullmatch(name) or ".." in name or holds_credential(text):
         raise ValueError(f"{quoted(text)} is not a host name; write the name alone, without scheme, port or wildcard")
     return name
 
 
 def _no_address(text: str) -> str | None:
-    """Return what is wrong with something of another form; None where host and port can be told apart."""
+    """Return what is wrong with text that is not HOST:PORT; None if it can be split into the two."""
     if "://" in text:
         return f"is a URL; an address to listen on has no scheme: {_FORMS}"
     if "/" in text:

@@ -1,10 +1,10 @@
-"""TOML file + environment + flags → frozen, validated settings, or everything that is wrong with them at once.
+"""Settings: TOML file, environment and flags are merged and validated; all problems are reported at once.
 
-* `layers`     the places that settings come from
-* `model`      what can be set, and the rules; `route` is the part about a route
+* `layers`     the sources of settings: file and environment
+* `model`      every setting with its rules; `route` has those of a route
 * `field_texts` the texts of a setting that help, files and errors have in common
 * `validation_errors` pydantic's errors as sentences
-* `loading`    the layers joined
+* `loading`    merges the layers and validates the result
 * `printing`   settings as TOML, the sample file, the JSON Schema
 * `plain`      validated settings as plain values, and their JSON form: what a sidecar runs on
 * `reading`    all of the above in a process of its own; `rereading` does the same for a reload
@@ -50,10 +50,10 @@ _ON_DEMAND = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is made of several modules, or needs pydantic, when it is first asked for.
+    """Import names of modules that need pydantic at their first use.
 
-    The health check of an image without a shell is a process every few seconds; it needs `layers` alone, and pydantic
-    would make it three times as slow. A sidecar that serves needs `plain` and `reading` alone.
+    The health check of an image without a shell starts a process every few seconds. It needs only `layers`; with
+    pydantic it would take three times as long. A process that serves needs only `plain` and `reading`.
     """
     if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

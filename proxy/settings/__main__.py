@@ -1,5 +1,6 @@
-"""`python -m proxy.settings schema|example|table` prints what is made of the model: two files in `config/`, and
-the tables of the README.
+"""`python -m proxy.settings schema|example|table` prints what is generated from the model.
+
+These are `config/routes.schema.json`, `config/routes.example.toml` and the tables in the README.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The places that settings come from, and what goes wrong there.
+"""The sources of settings (file and environment), and the problems found in them.
 
-This module and `addresses` stay free of pydantic, so that `cloudrun-sidecar healthcheck`, which a kubelet may start
-every few seconds, can find the admin address without loading the whole model.
+This module does not import pydantic: `cloudrun-sidecar healthcheck`, which a kubelet may start every few seconds, finds
+the admin address with it and without the model.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ __all__ = [
 
 PREFIX: Final = "CLOUDRUN_SIDECAR_"
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
+"""Variable with the path of the settings file."""
 DEFAULT_CONFIG: Final = Path("config/routes.toml")
 """Read if it exists and no other file is named; relative to the working directory."""
 
-# Kubernetes gives every container these about a Service that is named `cloudrun-sidecar`. They are no settings.
+# Kubernetes sets these in every container if there is a Service named `cloudrun-sidecar`. They are not settings.
 _OF_KUBERNETES: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
-# tomllib quotes single characters, which is of use, and keys, which may be anything.
+# tomllib quotes single characters, which help, and keys, which may be pasted secrets.
 _QUOTED_KEY: Final = re.compile(r"\('.*'(?:,\)|\))|\(\".*\"(?:,\)|\))|'[^']{2,}'|\"[^\"]{2,}\"", re.DOTALL)
 
 
@@ -58,7 +59,7 @@ class Problem(NamedTuple):
 
 
 class SettingsInvalid(Exception):
-    """The settings cannot be used; `problems` names everything that is wrong with them, in the order of the layers."""
+    """The settings cannot be used; `problems` lists everything that is wrong, in the order of the layers."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
@@ -67,31 +68,33 @@ class SettingsInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was given."""
+    """The origin of a value."""
 
     text: str
     """`config/routes.toml`, `environment: CLOUDRUN_SIDECAR_…` or `--flag`."""
     keys: tuple[str, ...] | None = None
-    """The value's key in a file; None outside of files."""
+    """The keys of the value in a file; None for other origins."""
 
     def at(self, *more: str) -> str:
-        """Return this place in words; in a file, that of the key `more` below it."""
+        """Return this place as text; in a file with its key, and with the keys `more` below it."""
         if self.keys is None:
             return self.text
-        # A key may be anything, too.
+        # A key may be a pasted secret, too.
         keys = [key if plain(key) is not None else NOT_SHOWN for key in (*self.keys, *more)]
         return f"{self.text}: {toml_key(*keys)}"
 
 
 class FileLayer(NamedTuple):
-    """What a settings file says; an empty document if there is none, or if it cannot be read."""
+    """The content of a settings file; an empty document if there is none, or if it cannot be read."""
 
     document: dict[str, Any]
+    """The parsed TOML."""
     name: str
-    """The file as it was named."""
+    """The path of the file, as given."""
     directory: Path
-    """What relative paths in it are relative to."""
+    """Base of relative paths in the file."""
     problems: list[Problem]
+    """Why the file cannot be used; empty if it can."""
 
 
 def flag_name(setting: str) -> str:
@@ -105,13 +108,13 @@ def environment_name(setting: str) -> str:
 
 
 def toml_key(*keys: str) -> str:
-    """Return a dotted TOML key, with quotes where TOML wants them: `routes."team/greeter".url`."""
+    """Return keys as a dotted TOML key for people, quoted where TOML requires it: `routes."team/greeter".url`."""
     return ".".join(key if _BARE_KEY.fullmatch(key) else f'"{key}"' for key in keys)
 
 
 def did_you_mean(word: str, known: Collection[str], spelled: Callable[[str], str] = str) -> str:
-    """Return `; did you mean …?` with the nearest name as it is `spelled`; `""` where none is near."""
-    # Here, and not at the top: most processes never need it, and it is 0.2 MiB.
+    """Return `; did you mean …?` with the most similar name, formatted by `spelled`; `""` if none is similar."""
+    # Not imported at the top: most processes never need it, and it takes 0.2 MiB.
     from difflib import get_close_matches
 
     near = get_close_matches(word, known, n=1)
@@ -119,10 +122,10 @@ def did_you_mean(word: str, known: Collection[str], spelled: Callable[[str], str
 
 
 def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
-    """Return what the settings file says.
+    """Read the settings file: `config`, else `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
 
-    It is `config`, else what `CLOUDRUN_SIDECAR_CONFIG` names, else `config/routes.toml` if that exists. A file that was
-    named and cannot be read is a problem, as is one that is not TOML (with its line and column).
+    Problems are a file that was named and does not exist, a file that cannot be read, and one that is not valid TOML
+    (with line and column).
     """
     named = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
     path = named or DEFAULT_CONFIG
@@ -142,7 +145,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     except UnicodeDecodeError as exc:
         problems.append(Problem(str(path), f"is not UTF-8, as TOML must be (at octet {exc.start})"))
     except tomllib.TOMLDecodeError as exc:
-        # tomllib names line and column but for the end, where nothing can be looked up.
+        # tomllib gives line and column, except for an error at the end of the file.
         lines = text.split("\n")
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
         what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
@@ -153,10 +156,10 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
 
 
 def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Return the `CLOUDRUN_SIDECAR_…` variables by the name of their setting, and what is wrong with them.
+    """Return the values of the `CLOUDRUN_SIDECAR_…` variables by setting, and the problems with them.
 
-    An empty variable counts as not set. A variable that names no setting is a problem, since a setting that is silently
-    not applied is worse than one that is refused.
+    An empty variable counts as not set. A variable that names no setting is a problem: a misspelled one would silently
+    have no effect.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []

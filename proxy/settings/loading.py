@@ -43,7 +43,7 @@ from proxy.settings.validation_errors import ROUTE_IS_TABLE, describe
 __all__ = ["INLINE_OPTIONS", "Loaded", "load", "load_traced"]
 
 INLINE_OPTIONS: Final = tuple(name for name in RouteSettings.model_fields if name != "url")
-"""What can be said of all inline routes together, by flag or in the environment."""
+"""Settings that apply to all inline routes together, by flag or in the environment."""
 
 _PLAIN: Final = tuple(name for name in Settings.model_fields if name != "routes")
 _KNOWN: Final = (*_PLAIN, *INLINE_OPTIONS, "route", "upstream")
@@ -63,25 +63,27 @@ _Keys = tuple[str, ...]
 
 
 class Loaded(NamedTuple):
-    """Settings, and by setting (`("workers",)`, `("routes", "greeter")`) where those that are no default were given."""
+    """The result of loading: settings and their origins."""
 
     settings: Settings
+    """The validated settings."""
     places: Mapping[_Keys, str]
+    """The origin of each value that is not a default, by key: `("workers",)`, `("routes", "greeter")`."""
 
 
 def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """Return the effective settings; SettingsInvalid with all problems there are.
 
-    `config` is the file that was named, or None for `CLOUDRUN_SIDECAR_CONFIG` or else `config/routes.toml` if that
-    exists. `flags` is by setting; besides, `route` is a sequence of `NAME=URL`, `upstream` the URL for everything else,
-    and the keys of RouteSettings but `url` hold for all inline routes. A flag that is None or empty was not given; text
-    is read as in the environment.
+    `config` is the path of the file; None means `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
+    `flags` has values by setting. Besides, `route` is a sequence of `NAME=URL`, `upstream` is the URL of the route for
+    all other paths, and the keys of RouteSettings except `url` apply to all inline routes. A flag that is None or empty
+    was not given; text is parsed as in the environment.
     """
     return load_traced(config, environment, flags).settings
 
 
 def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
-    """Return what `load` does, and where each value was given."""
+    """Return the same settings as `load`, and the origin of each value."""
     draft = _Draft()
     file = read_file(config, environment)
     draft.problems += file.problems
@@ -96,31 +98,31 @@ def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapp
         if name in given:
             draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name)))
     _take_inline_routes(draft, variables, given)
-    _look_around(draft, file.directory)
+    _check_files(draft, file.directory)
     settings = draft.validated()
     return Loaded(settings, {keys: place.at() for keys, place in draft.places.items()})
 
 
 @dataclass
 class _Draft:
-    """What was given so far, where, and what is wrong with it."""
+    """The values so far, their origins, and the problems."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[_Keys, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     lost_routes: bool = False
-    """Whether some could not be read, so that "there is no route" would mislead."""
+    """True if routes were given that could not be read: the error "there is no route" would mislead."""
 
     def put(self, keys: _Keys, value: Any, place: Place) -> None:
-        """Set the value at `keys` (of one or two, the first being `routes`), over whatever is there."""
+        """Set the value at `keys` (a setting, or `routes` and a name); replaces a value of an earlier layer."""
         target = self.values
         for key in keys[:-1]:
             target = target.setdefault(key, {})
         target[keys[-1]] = value
         self.places[keys] = place
 
-    def blame(self, keys: _Keys, what: str) -> None:
-        """Note a problem at the place nearest to `keys`."""
+    def add_problem(self, keys: _Keys, what: str) -> None:
+        """Add a problem at the origin of `keys`, or of the table around it."""
         self.problems.append(Problem(self._where(keys), what))
 
     def _where(self, keys: _Keys) -> str:
@@ -131,7 +133,7 @@ class _Draft:
         return "settings"
 
     def validated(self) -> Settings:
-        """Return the settings; SettingsInvalid if there is any problem."""
+        """Return the validated settings; SettingsInvalid if there is any problem."""
         settings = None
         try:
             settings = Settings.model_validate(self.values)
@@ -139,7 +141,7 @@ class _Draft:
             for error in exc.errors(include_url=False):
                 keys, what = describe(error)
                 if not (self.lost_routes and keys == ("routes",)):
-                    self.blame(keys, what)
+                    self.add_problem(keys, what)
         if self.problems or settings is None:
             raise SettingsInvalid(self.problems)
         return settings
@@ -178,14 +180,14 @@ def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapp
 
 
 def _pairs(text: str) -> list[str]:
-    """Return the words of a list of NAME=URL; the text as a whole where it is plainly none."""
+    """Split a list of NAME=URL at blanks; return text of another form unsplit."""
     words = text.split()
     listed = all("=" in word or plain(word) is not None for word in words)
     return words if listed else [text]
 
 
 def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: str) -> dict[str, tuple[str, Place]]:
-    """Return URL and place by route name; what cannot be one, or is there twice, is blamed."""
+    """Return URL and origin by route name; a wrong form and a repeated name are problems."""
     spelled = environment_name if layer else flag_name
     found: dict[str, tuple[str, Place]] = {}
     pairs = [(text, text.partition("="), f"{layer}{spelled('route')}") for text in routes]
@@ -207,29 +209,29 @@ def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: s
     return found
 
 
-def _look_around(draft: _Draft, directory: Path) -> None:
-    """Check what only this machine can tell: that files and directories are there. Makes `upstream_ca` absolute."""
+def _check_files(draft: _Draft, directory: Path) -> None:
+    """Check that the files and directories that settings name exist. Makes `upstream_ca` absolute."""
     given = draft.values.get("upstream_ca")
     if isinstance(given, str | Path):
         base = directory if draft.places["upstream_ca",].keys else Path()
         path = Path(os.path.abspath(base / given))
         draft.values["upstream_ca"] = path
         if plain(given) is None and "\0" not in str(given) and not os.path.exists(path):
-            draft.blame(("upstream_ca",), f"must be the path of a PEM file, and is {quoted(given)}")
-        elif what := _not_an_authority(path):
-            draft.blame(("upstream_ca",), what)
+            draft.add_problem(("upstream_ca",), f"must be the path of a PEM file, and is {quoted(given)}")
+        elif what := _certificate_problem(path):
+            draft.add_problem(("upstream_ca",), what)
     listen = draft.values.get("listen")
     addresses = [("listen", text) for text in listen] if isinstance(listen, tuple) else []
     for name, text in [*addresses, ("admin", draft.values.get("admin"))]:
-        # What is not plainly a path is for the model to refuse.
+        # The model reports everything that is not a path.
         if isinstance(text, str) and text.startswith("unix:/") and plain(text) is not None:
             parent = Path(text.removeprefix("unix:")).parent
             if not parent.is_dir():
-                draft.blame((name,), f"{text}: there is no directory {parent}; make it first")
+                draft.add_problem((name,), f"{text}: there is no directory {parent}; make it first")
 
 
-def _not_an_authority(path: Path) -> str | None:
-    """Return what is wrong with a file of certificates, or None."""
+def _certificate_problem(path: Path) -> str | None:
+    """Return what is wrong with a file of certificates; None if it can be used."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except ssl.SSLError:
@@ -246,7 +248,7 @@ def _from_flag(name: str, value: Any, model: type[BaseModel] = Settings) -> Any:
 
 
 def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
-    """Return the value that `text` writes for a setting; `text` itself if it writes none, for the model to refuse."""
+    """Parse text as the type of a setting; text of another form is returned as it is, and the model reports it."""
     kind = model.model_fields[name].annotation
     if kind is bool:
         return _TRUTHS.get(text.strip().lower(), text)
@@ -257,13 +259,13 @@ def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
             return text
     if get_origin(kind) is tuple:
         words = text.split()
-        # What is no list is refused as a whole: the words of a key are no more to be quoted than the key.
+        # Words of a pasted key must not be quoted either, so such text is reported as a whole.
         return tuple(words) if all(plain(word) is not None for word in words) else (text,)
     return text
 
 
 def _tuples(value: Any) -> Any:
-    """Return a value of TOML with tuples for its lists: the settings are frozen all the way down."""
+    """Return a TOML value with tuples instead of lists: settings are immutable."""
     if isinstance(value, list):
         return tuple(map(_tuples, value))
     if isinstance(value, dict):

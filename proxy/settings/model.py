@@ -1,8 +1,8 @@
-"""What can be set: names, units, defaults, reasons and rules. The descriptions are the reference, and `--help`, the
-sample file and the JSON Schema are made of them.
+"""All settings: names, units, defaults, descriptions and rules.
 
-A rule that spans two settings stands at the later one and is checked in field order, so that one bad value does not
-hide what is wrong with the others.
+The descriptions are the reference: `--help`, the sample file and the JSON Schema are generated from them. A rule about
+two settings is a validator of the later one. Validators run in field order, so a bad value does not hide problems with
+other settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
 
 
 def _bindable(text: str, info: ValidationInfo) -> str:
-    """Return an address to listen on; a rule over `unsafe_listen`, which therefore stands first."""
+    """Check an address to listen on. The rule needs `unsafe_listen`, which is therefore the first field."""
     if not parse_address(text).is_local and not info.data.get("unsafe_listen", True):
         raise ValueError(
             f"{text} can be reached from other machines, and whoever reaches it can call the services with the "
@@ -37,7 +37,7 @@ def _bindable(text: str, info: ValidationInfo) -> str:
 
 
 class Settings(BaseModel):
-    """Everything that can be set, valid and frozen."""
+    """All settings, validated and immutable."""
 
     model_config = FROZEN
 
@@ -260,7 +260,7 @@ class Settings(BaseModel):
         return routes
 
     def route_table(self) -> RouteTable:
-        """Return the routes for look-up by path."""
+        """Return the routes for lookup by path."""
         return RouteTable(settings.route(name) for name, settings in self.routes.items())
 
     def plain(self) -> PlainSettings:
@@ -292,4 +292,4 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "Logging": ("log_level", "log_format", "access_log"),
 }
-"""Every setting but `routes`, in the order and under the headings in which they are shown."""
+"""Every setting except `routes` by heading, in the order of `--help` and the sample file."""

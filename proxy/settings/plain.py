@@ -71,7 +71,7 @@ class PlainSettings:
         return settings
 
     def route_table(self) -> RouteTable:
-        """Return the routes for look-up by path."""
+        """Return the routes for lookup by path."""
         return RouteTable(self.routes)
 
 

@@ -1,4 +1,4 @@
-"""The settings as people and editors see them: TOML, the sample file, the JSON Schema, and the table of the README."""
+"""Generates TOML of the effective settings, the sample file, the JSON Schema and the tables in the README."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _ROUTES: Final = """\
 
 
 def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None = None) -> str:
-    """Return the settings as a TOML file that gives them back, each with a comment that says where it came from.
+    """Return the settings as TOML that can be loaded again, each with its origin as a comment.
 
-    `places` is that of `load_traced`; without it there are no comments. What is not set stands as a comment.
+    `places` are those of `load_traced`; without them there are no origins. A setting without a value is a comment.
     """
     lines: list[str] = []
     for heading, names in GROUPS.items():
@@ -56,7 +56,7 @@ def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None =
 
 
 def example_toml() -> str:
-    """Return the sample file `config/routes.example.toml`, made of the model."""
+    """Return the sample file, `config/routes.example.toml`."""
     parts = [_PREAMBLE]
     for heading, names in GROUPS.items():
         parts.append(f"# ---- {heading} {'-' * (_COLUMNS - len(heading) - 8)}\n")
@@ -85,7 +85,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown_tables() -> str:
-    """Return the settings of the sidecar and those of a route, each a table in Markdown, as the README has them."""
+    """Return two tables in Markdown for the README: the settings of the sidecar and those of a route."""
     sidecar = [(name, Settings.model_fields[name]) for names in GROUPS.values() for name in names]
     return "\n".join([*_rows("setting", sidecar), "", *_rows("of a route", list(RouteSettings.model_fields.items()))])
 
@@ -145,7 +145,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop made-up titles, and null, which TOML does not know."""
+    """Remove generated titles, and null, which TOML does not have."""
     entry = {key: value for key, value in entry.items() if key != "title"}
     if "anyOf" in entry:
         entry |= next(option for option in entry.pop("anyOf") if option["type"] != "null")

@@ -68,8 +68,11 @@ class CommandLine:
     package: str | None
     """`__package__` of the main module. Usage errors name the program by it (`python -m proxy`)."""
     arguments: tuple[str, ...]
+    """`sys.argv[1:]`."""
     environment: Mapping[str, str]
+    """All variables that the reading process gets."""
     import_path: tuple[str, ...]
+    """`sys.path`."""
 
     @classmethod
     def of_this_process(cls, reader: str) -> CommandLine:

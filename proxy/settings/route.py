@@ -1,6 +1,6 @@
-"""What can be set of a route, in Restate's own words, and the rules: a token goes nowhere but over TLS or nearby.
+"""The settings of a route, named as Restate names them, and their rules. A token goes over TLS, or to a local upstream.
 
-The rules are checked in field order, so that one bad value does not hide what is wrong with the others.
+Validators run in field order, so a bad value does not hide problems with other settings.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _EMAIL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]
 _AUDIENCE: Final = re.compile(r"[!-~]{1,2048}")
 
 FROZEN: Final = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
-"""TOML has types: text is no number. Errors do not repeat their input by themselves."""
+"""Strict, because TOML has types: text is not a number. Errors must not repeat their input, which may be a secret."""
 
 
 def _refuse(what: str, *, at: str) -> NoReturn:
-    """Refuse a combination; `at` is the setting to blame, which need not be the one being validated."""
+    """Raise an error about two settings together; `at` is the one to report, not always the one being validated."""
     raise PydanticCustomError("combination", "{what}", {"what": what, "at": at})
 
 
 class RouteSettings(BaseModel):
-    """One upstream: where it is, and who we are there. The words are Restate's own."""
+    """One upstream and its authentication. The names are Restate's."""
 
     model_config = FROZEN
 
@@ -125,7 +125,7 @@ class RouteSettings(BaseModel):
         return allow_http
 
     def route(self, name: str) -> Route:
-        """Return this as the route `name`, with the URL taken apart and the audience filled in."""
+        """Return the route `name` with the URL parsed and the audience filled in."""
         origin, base_path = parse_upstream(self.url)
         return Route(
             name=name,

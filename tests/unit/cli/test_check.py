@@ -16,7 +16,7 @@ from tests.unit.cli.conftest import NO_CREDENTIALS
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken, but on which nobody listens."""
+    """A port that is bound, but does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -29,7 +29,7 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
 
 
 class Terminal(io.TextIOWrapper):
-    """A stream of this encoding that says it is a terminal."""
+    """A stream with this encoding that claims to be a terminal."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__(io.BytesIO(), encoding=encoding)
@@ -38,7 +38,7 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-def test_a_failure_is_told_in_the_table_and_by_the_exit_code(closed_port: int) -> None:
+def test_a_failure_is_in_the_table_and_in_the_exit_code(closed_port: int) -> None:
     told = run("--route", f"a=https://127.0.0.1:{closed_port}")
     assert (told.exit_code, told.stderr) == (1, "")
     assert told.stdout.startswith(f"/a  https://127.0.0.1:{closed_port}\n  ✘ credentials  there are no Google cred")
@@ -60,7 +60,7 @@ def test_variables_are_settings_as_for_serve(closed_port: int) -> None:
     assert told.stdout.startswith(f"/x  {url}\n")
 
 
-def test_what_cannot_be_begun_is_told_with_exit_code_2() -> None:
+def test_unusable_settings_and_unknown_routes_exit_with_2() -> None:
     told = run("--route", "a=ftp://x", "--mint-timeout", "soon")
     assert (told.exit_code, told.stdout) == (2, "")
     assert told.stderr.startswith("cloudrun-sidecar: 2 problems with the settings\n")
@@ -70,7 +70,7 @@ def test_what_cannot_be_begun_is_told_with_exit_code_2() -> None:
         assert engine.stderr.startswith("cloudrun-sidecar: the HTTP/2 engine nghttp2 cannot be loaded")
 
 
-def test_help_says_what_the_exit_codes_mean() -> None:
+def test_help_explains_the_exit_codes() -> None:
     text = " ".join(run("--help").stdout.split())
     for words in ("Exit code: 0 all is well", "1 something fails", "2 the settings", "3 with --strict", "--json"):
         assert words in text
@@ -87,7 +87,7 @@ def test_help_says_what_the_exit_codes_mean() -> None:
         ("latin-1", {}, True, True),
     ],
 )
-def test_colours_and_signs_are_those_that_the_terminal_can_show(
+def test_colours_and_symbols_depend_on_the_terminal(
     encoding: str, variables: dict[str, str], colour: bool, ascii_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)

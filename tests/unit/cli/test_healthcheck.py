@@ -49,7 +49,7 @@ def write(name: str, text: str) -> None:
 
 @contextmanager
 def answering(octets: bytes) -> Iterator[str]:
-    """A server that says the same to whoever connects first, and then nothing more."""
+    """A server that sends these octets to its first client, and then nothing more."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -66,14 +66,14 @@ def answering(octets: bytes) -> Iterator[str]:
 
 
 @pytest.mark.asyncio
-async def test_a_sidecar_that_is_well_is_one_line_and_exit_code_0() -> None:
+async def test_a_healthy_sidecar_gives_one_line_and_exit_code_0() -> None:
     async with admin(State()) as address:
         told = await ask("--admin", address)
         assert (told.exit_code, told.stdout, told.stderr) == (0, f"{address}/readyz: ready: taking requests\n", "")
 
 
 @pytest.mark.asyncio
-async def test_a_sidecar_that_drains_is_one_line_and_exit_code_1() -> None:
+async def test_a_draining_sidecar_gives_one_line_and_exit_code_1() -> None:
     async with admin(State(draining=True)) as address:
         told = await ask("--admin", address)
         assert (told.exit_code, told.stdout) == (1, "")
@@ -82,7 +82,7 @@ async def test_a_sidecar_that_drains_is_one_line_and_exit_code_1() -> None:
 
 
 @pytest.mark.asyncio
-async def test_another_path_asks_another_question() -> None:
+async def test_another_path_can_be_requested() -> None:
     async with admin(State(draining=True)) as address:
         assert (await ask("--admin", address, "--path", "/livez")).exit_code == 0
         assert "404 no such path" in (await ask("--admin", address, "--path", "/nope")).stderr
@@ -102,33 +102,33 @@ async def test_it_finds_the_port_as_serve_does() -> None:
         assert (await ask()).exit_code == 0
 
 
-def test_without_any_word_it_asks_the_default_port() -> None:
+def test_without_settings_it_connects_to_the_default_port() -> None:
     assert Settings.model_fields["admin"].default == module.DEFAULT_ADMIN
 
 
 @pytest.mark.asyncio
-async def test_a_wildcard_is_asked_on_loopback() -> None:
+async def test_for_a_wildcard_address_it_connects_to_loopback() -> None:
     async with admin(State(), "0.0.0.0:0") as address:
         told = await ask("--admin", address)
         assert (told.exit_code, told.stdout) == (0, f"{address}/readyz: ready: taking requests\n")
 
 
 @pytest.mark.asyncio
-async def test_a_unix_socket_is_asked_too(tmp_path: Path) -> None:
+async def test_it_connects_to_a_unix_socket(tmp_path: Path) -> None:
     async with admin(State(), f"unix:{tmp_path}/a.sock") as address:
         assert (await ask("--admin", address)).exit_code == 0
     told = await ask("--admin", address)
     assert told.stderr == f"unhealthy: {address}/readyz: No such file or directory\n"
 
 
-def test_nobody_there_is_said_in_one_line() -> None:
+def test_a_refused_connection_gives_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     told = ask_now("--admin", f"127.0.0.1:{port}")
     assert (told.exit_code, told.stderr) == (1, f"unhealthy: 127.0.0.1:{port}/readyz: Connection refused\n")
 
 
-def test_a_host_that_is_none_is_said_in_one_line() -> None:
+def test_an_unknown_host_gives_one_line() -> None:
     told = ask_now("--admin", "no-such-host.invalid:1")
     assert told.exit_code == 1
     assert told.stderr.startswith("unhealthy: no-such-host.invalid:1/readyz: ")
@@ -139,7 +139,7 @@ def test_a_host_that_is_none_is_said_in_one_line() -> None:
     ("address", "why"),
     [("off", "nobody to ask"), ("9091", "has no host"), ("127.0.0.1:x", "the port must be a number")],
 )
-def test_an_address_that_cannot_be_asked_says_why(address: str, why: str) -> None:
+def test_an_unusable_address_says_why(address: str, why: str) -> None:
     told = ask_now(env={"CLOUDRUN_SIDECAR_ADMIN": address})
     assert told.exit_code == 1
     assert why in told.stderr
@@ -154,7 +154,7 @@ def test_a_settings_file_that_cannot_be_read_is_unhealthy_not_a_traceback() -> N
         assert why in told.stderr
 
 
-def test_something_else_on_the_port_is_told_as_that() -> None:
+def test_another_protocol_on_the_port_is_reported() -> None:
     with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as address:
         told = ask_now("--admin", address)
     assert (told.exit_code, told.stderr) == (
@@ -163,7 +163,7 @@ def test_something_else_on_the_port_is_told_as_that() -> None:
     )
 
 
-def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_unhealthy_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.TIMEOUT_SECONDS == 3
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
     with answering(b"") as address:
@@ -171,7 +171,7 @@ def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (told.exit_code, told.stderr) == (1, f"unhealthy: {address}/readyz: no answer within 0.05 s\n")
 
 
-def test_a_hostile_answer_stays_one_printable_line() -> None:
+def test_a_hostile_answer_is_shown_as_one_printable_line() -> None:
     body = b"well \x1b[31m\xff\x00" + b"x" * 10_000
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as address:
         told = ask_now("--admin", address)

@@ -24,7 +24,7 @@ def loaded(*arguments: str) -> set[str]:
     return set(ran.stdout.splitlines()[-1].split())
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     told = CliRunner().invoke(commands, ["--version"])
     assert (told.exit_code, told.output) == (0, f"cloudrun-sidecar {__version__}\n")
 
@@ -43,7 +43,7 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     assert told.output.startswith(f"Usage: cloudrun-sidecar {name} ")
 
 
-def test_what_help_says_of_a_command_is_no_promise_that_it_breaks() -> None:
+def test_every_listed_command_exists() -> None:
     context = click.Context(commands)
     for name in commands.list_commands(context):
         command = commands.get_command(context, name)
@@ -66,8 +66,8 @@ def test_the_health_check_loads_neither_the_settings_model_nor_the_sidecar() -> 
     assert loaded("healthcheck", "--admin", "127.0.0.1:1") == set()
 
 
-def test_checking_the_configuration_loads_nothing_heavy_either() -> None:
-    """What reads the settings is in a process of its own, as for a sidecar that serves."""
+def test_print_config_loads_nothing_heavy() -> None:
+    """The settings are read in a process of its own, as for a sidecar that serves."""
     assert loaded("serve", "--upstream", "https://svc.run.app", "--print-config") == set()
 
 

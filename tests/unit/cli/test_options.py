@@ -24,7 +24,7 @@ def test_routes_are_chosen_by_name_or_path_in_the_order_given(names: tuple[str, 
     assert [route.name for route in chosen_routes(SETTINGS, names)] == expected
 
 
-def test_a_route_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_route_is_refused_with_a_list_of_the_routes() -> None:
     with pytest.raises(Unusable) as caught:
         chosen_routes(SETTINGS, ("b", "teams/a"))
     assert caught.value.exit_code == 2
@@ -33,7 +33,7 @@ def test_a_route_that_there_is_not_is_refused_with_those_that_there_are() -> Non
     )
 
 
-def test_all_flags_are_taken_and_the_help_lists_those_that_matter() -> None:
+def test_all_flags_are_accepted_and_help_lists_the_relevant_ones() -> None:
     flags = settings_flags(shown=frozenset({"mint_timeout"}))
     assert {flag.name for flag in flags} == {"config", "route", "upstream", *INLINE_OPTIONS, *Settings.model_fields} - {
         "routes"

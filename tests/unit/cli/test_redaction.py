@@ -1,4 +1,4 @@
-"""Whatever is pasted into a command line: what click and the commands say of it holds none of it."""
+"""A secret that is pasted into a command line is in no message of click or of a command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UPSTREAM = ("--upstream", "https://svc.run.app")
     ],
     ids=" ".join,
 )
-def test_no_command_repeats_what_was_pasted(arguments: tuple[str, ...], pasted: str) -> None:
+def test_no_command_quotes_a_secret_in_its_arguments(arguments: tuple[str, ...], pasted: str) -> None:
     told = CliRunner().invoke(commands, [argument.replace("{}", pasted) for argument in arguments])
     assert told.exit_code in (1, 2)
     assert told.exception is None or isinstance(told.exception, SystemExit)
@@ -60,7 +60,7 @@ def test_the_health_check_names_the_variable_and_does_not_quote_it(variable: str
     assert told_of(pasted, told.output) == []
 
 
-def test_what_is_plainly_no_secret_is_repeated() -> None:
+def test_an_argument_that_is_no_secret_is_quoted() -> None:
     assert "No such command 'sreve'" in CliRunner().invoke(commands, ["sreve"]).output
     assert "'soon' is not a valid" in CliRunner().invoke(commands, ["check", "--timeout", "soon"]).output
     assert "unexpected extra argument (greeter)" in CliRunner().invoke(commands, ["serve", "greeter"]).output

@@ -71,7 +71,7 @@ def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> 
     ]  # fmt: skip
 
 
-def test_a_truth_can_be_taken_back_by_flag(run: Run, sent: list[PlainSettings]) -> None:
+def test_a_no_flag_overrides_a_variable(run: Run, sent: list[PlainSettings]) -> None:
     run("--upstream", URL, "--no-access-log", "--no-gcp-id-token", env={"CLOUDRUN_SIDECAR_ACCESS_LOG": "true"})
     assert sent[0].access_log is False
     assert sent[0].routes[0].signed is False
@@ -87,7 +87,7 @@ def test_print_config_shows_what_results_and_sends_nothing(run: Run, sent: list[
     assert "workers = 2  # my.toml: workers" in told.stdout
 
 
-def test_all_problems_are_told_on_stderr_with_exit_code_2(run: Run, sent: list[PlainSettings]) -> None:
+def test_all_problems_are_printed_to_stderr_with_exit_code_2(run: Run, sent: list[PlainSettings]) -> None:
     Path("my.toml").write_text('workers = 0\n[routes.a]\nurl = "ftp://x"\n')
     told = run("--config", "my.toml", "--http2-engine", "x", env={"CLOUDRUN_SIDECAR_MINT_TIMEOUT": "soon"})
     assert (told.exit_code, told.stdout, sent) == (2, "", [])
@@ -103,7 +103,7 @@ def test_all_problems_are_told_on_stderr_with_exit_code_2(run: Run, sent: list[P
     assert "Traceback" not in told.stderr
 
 
-def test_one_problem_is_one_problem(run: Run) -> None:
+def test_a_single_problem_is_counted_in_the_singular(run: Run) -> None:
     told = run()
     assert told.exit_code == 2
     assert told.stderr.startswith("cloudrun-sidecar: 1 problem with the settings\n  settings: there is no route; give ")

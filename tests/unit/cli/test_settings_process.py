@@ -33,7 +33,7 @@ main()
 it has loaded of the modules that read settings."""
 
 
-def test_the_process_that_was_started_serves_and_has_loaded_nothing_that_reads_settings() -> None:
+def test_the_started_process_serves_and_has_not_imported_click_or_pydantic() -> None:
     Path("program").write_text(SERVES)
     argv = [sys.executable, "program", "serve", "--upstream", "https://a"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as program:
@@ -45,7 +45,7 @@ def test_the_process_that_was_started_serves_and_has_loaded_nothing_that_reads_s
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- 2>&-", "2>&-", ">&-", "<&-"])
-def test_what_is_opened_takes_the_place_of_no_standard_stream(closed: str) -> None:
+def test_closed_standard_streams_are_opened_as_dev_null(closed: str) -> None:
     """A socket with the number of stderr would get the lines of the log."""
     Path("program").write_text(SERVES)
     argv = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "program", "serve", "--upstream", "https://a"]
@@ -57,7 +57,7 @@ def test_what_is_opened_takes_the_place_of_no_standard_stream(closed: str) -> No
 
 
 @pytest.mark.parametrize("closed", ["<&- >&-", "<&-", ">&-"])
-def test_problems_are_told_where_streams_are_closed(closed: str) -> None:
+def test_problems_are_printed_with_stdin_or_stdout_closed(closed: str) -> None:
     argv = ["bash", "-c", f'exec "$@" {closed}', "bash", *SERVE]
     ran = subprocess.run(argv, capture_output=True, check=False, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -65,7 +65,7 @@ def test_problems_are_told_where_streams_are_closed(closed: str) -> None:
 
 
 @pytest.mark.parametrize("dash", [["-"], ["/dev/stdin"]])
-def test_a_program_that_came_through_a_pipe_serves(dash: list[str]) -> None:
+def test_a_program_read_from_a_pipe_serves(dash: list[str]) -> None:
     argv = [sys.executable, *dash, "serve", "--upstream", "https://a"]
     ran = subprocess.run(argv, input=SERVES, capture_output=True, check=False, text=True)
     assert (ran.returncode, ran.stderr) == (7, "a line\n")
@@ -91,7 +91,7 @@ def test_usage_errors_exit_with_2_and_name_the_program_as_it_was_started() -> No
     assert ran.stderr.startswith("Usage: cloudrun-sidecar serve [OPTIONS]\n")
 
 
-def test_the_exit_code_does_not_depend_on_how_the_end_of_children_is_signalled() -> None:
+def test_the_exit_code_is_right_with_sigchld_ignored() -> None:
     """A process whose parent ignores SIGCHLD inherits that, and could not wait for the process that reads."""
     argv = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *SERVE, "--nonsense"]
     assert subprocess.run(argv, capture_output=True, check=False).returncode == 2
@@ -120,14 +120,14 @@ def test_completion_knows_the_flags_of_serve() -> None:
 
 
 @pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
-def test_settings_come_through_standard_input(name: str) -> None:
+def test_settings_can_be_read_from_standard_input(name: str) -> None:
     argv = [*SERVE, "--config", name, "--print-config"]
     ran = subprocess.run(argv, input=TOML, capture_output=True, check=True, text=True)
     assert f"workers = 3  # {name}: workers\n" in ran.stdout
 
 
 @pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
-def test_settings_come_through_a_descriptor(name: str) -> None:
+def test_settings_can_be_read_from_an_inherited_descriptor(name: str) -> None:
     """As with bash's `--config <(…)`."""
     reader, writer = os.pipe()
     os.write(writer, TOML.encode())
@@ -163,7 +163,7 @@ def starting() -> Callable[[], tuple[subprocess.Popen[str], int]]:
     ("number", "code", "said"),
     [(signal.SIGINT, 1, "Aborted!\n"), (signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGKILL, -signal.SIGKILL, "")],
 )
-def test_a_signal_while_the_settings_are_read_ends_both_processes(
+def test_a_signal_while_settings_are_read_ends_both_processes(
     starting: Callable[[], tuple[subprocess.Popen[str], int]],
     number: signal.Signals,
     code: int,

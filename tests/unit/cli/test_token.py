@@ -14,7 +14,7 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("raw", [(), ("--raw",)])
-def test_without_a_token_nothing_is_printed_but_why(raw: tuple[str, ...]) -> None:
+def test_without_a_token_only_the_reason_is_printed(raw: tuple[str, ...]) -> None:
     told = run("a", "--route", f"a={URL}", *raw)
     assert (told.exit_code, told.stdout) == (1, "")
     assert told.stderr.startswith("cloudrun-sidecar: no Google credentials: ")
@@ -30,7 +30,7 @@ def test_without_a_token_nothing_is_printed_but_why(raw: tuple[str, ...]) -> Non
         ((), "Missing argument 'ROUTE'"),
     ],
 )
-def test_what_cannot_be_begun_is_told_with_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
+def test_unusable_settings_and_unknown_routes_exit_with_2(arguments: tuple[str, ...], words: str) -> None:
     told = run(*arguments)
     assert (told.exit_code, told.stdout) == (2, "")
     assert words in told.stderr

@@ -17,7 +17,7 @@ from proxy.network.address import Address, parse_address, parse_address_or_off, 
         ("unix:/run/s.sock", Address("", 0, "/run/s.sock")),
     ],
 )
-def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> None:
+def test_an_address_is_formatted_as_it_is_parsed(text: str, address: Address) -> None:
     assert parse_address(text) == address
     assert str(address) == text
 
@@ -55,32 +55,32 @@ def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> Non
         ("unix:/" + "x" * 103, "103 octets"),
     ],
 )
-def test_what_is_no_address_says_why(text: str, why: str) -> None:
+def test_an_invalid_address_says_why(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_address(text)
 
 
-def test_a_login_in_what_is_no_address_is_not_repeated() -> None:
+def test_a_password_in_an_invalid_address_is_not_quoted() -> None:
     with pytest.raises(ValueError, match="is a URL") as refused:
         parse_address("http://ada:hunter2@127.0.0.1:9081")
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_wildcard_is_reached_by_the_loopback_of_its_family() -> None:
+def test_a_wildcard_address_is_connected_to_by_loopback_of_its_family() -> None:
     assert parse_address("0.0.0.0:1").connectable_host == "127.0.0.1"
     assert parse_address("[::]:1").connectable_host == "::1"
     assert parse_address("10.0.0.1:1").connectable_host == "10.0.0.1"
 
 
 @pytest.mark.parametrize(("text", "name"), [("Sidecar.Example.", "sidecar.example"), ("sidecar", "sidecar")])
-def test_a_host_name_is_compared_in_lower_case_without_its_last_dot(text: str, name: str) -> None:
+def test_a_host_name_is_lowered_and_loses_its_final_dot(text: str, name: str) -> None:
     assert parse_host_name(text) == name
 
 
 @pytest.mark.parametrize(
     "text", ["", ".", "a..b", "a:9081", "http://a", "*.a", ".a", "a/", "a b", "b\u00fccher", "me@a"]
 )
-def test_what_is_no_host_name_says_so(text: str) -> None:
+def test_an_invalid_host_name_says_why(text: str) -> None:
     with pytest.raises(ValueError, match="without scheme, port or wildcard"):
         parse_host_name(text)
 

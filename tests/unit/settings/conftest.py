@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is found in the working directory but what a test puts there."""
+    """Run in an empty working directory."""
     monkeypatch.chdir(tmp_path)

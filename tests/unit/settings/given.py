@@ -1,4 +1,4 @@
-"""Settings files in the working directory, and what comes of them."""
+"""Writes settings files to the working directory, and loads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def upstream(**flags: Any) -> Settings:
 
 
 def problems(toml: str | None = None, environment: Mapping[str, str] | None = None, /, **flags: Any) -> dict[str, str]:
-    """Load what must not load, and return what is wrong by place."""
+    """Load settings that must be refused, and return the problems by place."""
     with pytest.raises(SettingsInvalid) as invalid:
         load(None if toml is None else write(toml), environment or {}, flags)
     found = {problem.where: problem.what for problem in invalid.value.problems}

@@ -25,27 +25,27 @@ def test_names_are_the_same_everywhere() -> None:
     assert toml_key("drain_timeout") == "drain_timeout"
 
 
-def test_keys_are_written_as_toml_wants_them() -> None:
+def test_keys_are_quoted_as_toml_requires() -> None:
     assert toml_key("routes", "team/orders", "url") == 'routes."team/orders".url'
     assert toml_key("routes", "", "url") == 'routes."".url'
 
 
-def test_a_place_in_a_file_leads_on_to_the_keys_below_it() -> None:
+def test_a_place_in_a_file_includes_the_keys_below_it() -> None:
     assert Place("my.toml", ("routes", "a")).at("url") == "my.toml: routes.a.url"
     assert Place("--upstream").at("url") == "--upstream"
 
 
-def test_all_problems_are_in_the_text_a_line_each() -> None:
+def test_the_text_of_the_error_has_a_line_for_each_problem() -> None:
     invalid = SettingsInvalid([Problem("--a", "is wrong"), Problem("my.toml: b", "is wrong too")])
     assert str(invalid) == "--a: is wrong\nmy.toml: b: is wrong too"
 
 
-def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
+def test_only_a_similar_name_is_suggested() -> None:
     assert did_you_mean("workres", ["workers", "listen"]) == "; did you mean workers?"
     assert did_you_mean("zzz", ["workers", "listen"]) == ""
 
 
-def test_no_file_is_fine_unless_it_was_named() -> None:
+def test_a_missing_file_is_a_problem_only_if_it_was_named() -> None:
     assert read_file(None, {}).problems == []
     for file in (read_file(Path("no.toml"), {}), read_file(None, {"CLOUDRUN_SIDECAR_CONFIG": "no.toml"})):
         assert file.problems == [Problem("no.toml", "there is no such file; name one that exists")]
@@ -60,7 +60,7 @@ def test_no_file_is_fine_unless_it_was_named() -> None:
         ("[routes.a]\n[routes.a]\n", "at line 2, column"),
     ],
 )
-def test_a_file_that_is_no_toml_is_told_by_line_and_column(text: str, place: str) -> None:
+def test_invalid_toml_is_reported_with_line_and_column(text: str, place: str) -> None:
     (problem,) = read_file(write(text), {}).problems
     assert problem.where == "my.toml"
     assert re.search(f"is not valid TOML: .*{place}", problem.what)
@@ -75,13 +75,13 @@ def test_a_file_that_cannot_be_read_is_a_problem_not_a_traceback() -> None:
     assert read_file(Path("folder"), {}).problems == [Problem("folder", "cannot be read: Is a directory")]
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_nothing() -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     Path("windows.toml").write_bytes(b"\xef\xbb\xbfworkers = 1\r\nadmin = 'off'\r\n")
     file = read_file(Path("windows.toml"), {})
     assert (file.document, file.problems) == ({"workers": 1, "admin": "off"}, [])
 
 
-def test_other_peoples_variables_are_left_alone() -> None:
+def test_variables_without_the_prefix_are_ignored() -> None:
     environment = {"PATH": "/bin", "CLOUDRUN_SIDECAR": "x", "cloudrun_sidecar_workers": "1", "XCLOUDRUN_SIDECAR_A": "x"}
     assert read_environment(environment, ["workers"]) == ({}, [])
 

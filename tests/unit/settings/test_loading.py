@@ -13,14 +13,14 @@ from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, URL, problems, upstream, write
 
 
-def test_defaults_need_nothing_but_a_route() -> None:
+def test_only_a_route_is_required() -> None:
     settings = upstream()
     assert settings == Settings(routes={"": RouteSettings(url=URL)})
     assert settings.listen == ("127.0.0.1:9081",)
     assert (settings.admin, settings.workers, settings.drain_timeout) == ("127.0.0.1:9091", 1, 30)
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
+def test_flags_win_over_the_environment_and_the_environment_over_the_file() -> None:
     file = write('workers = 2\ndrain_timeout = 2\nlog_level = "debug"\n[routes.a]\nurl = "https://svc.run.app"')
     environment = {"CLOUDRUN_SIDECAR_DRAIN_TIMEOUT": "3", "CLOUDRUN_SIDECAR_LOG_LEVEL": "error"}
     settings, places = load_traced(file, environment, {"log_level": "warning"})
@@ -31,11 +31,11 @@ def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
     assert ("admin",) not in places
 
 
-def test_a_value_that_is_overruled_does_no_harm() -> None:
+def test_an_invalid_value_that_is_overridden_is_no_problem() -> None:
     assert load(write("workers = 0"), {"CLOUDRUN_SIDECAR_WORKERS": "x"}, {"workers": "3", "upstream": URL}).workers == 3
 
 
-def test_the_default_file_is_read_if_it_is_there() -> None:
+def test_the_default_file_is_read_if_it_exists() -> None:
     write('workers = 7\n[routes.a]\nurl = "https://svc.run.app"', "config/routes.toml")
     assert load(None, {}, {}).workers == 7
 
@@ -78,11 +78,11 @@ def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None
     ("text", "value"),
     [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("0", False), ("No", False)],
 )
-def test_truth_has_the_usual_words_in_the_environment(text: str, value: bool) -> None:
+def test_booleans_have_the_usual_words_in_the_environment(text: str, value: bool) -> None:
     assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
 
 
-def test_variables_of_kubernetes_about_a_service_of_our_name_are_left_alone() -> None:
+def test_variables_of_kubernetes_for_a_service_of_this_name_are_ignored() -> None:
     environment = {
         f"CLOUDRUN_SIDECAR_{name}": "tcp://10.0.0.1:9081"
         for name in (
@@ -130,7 +130,7 @@ def test_inline_routes_share_their_options() -> None:
         assert (route.gcp_audience, route.gcp_impersonate_service_account) == ("aud", ACCOUNT)
 
 
-def test_routes_of_all_layers_are_joined_by_name_and_replaced_as_a_whole() -> None:
+def test_routes_of_all_layers_are_merged_by_name_and_replaced_as_a_whole() -> None:
     file = write(f'[routes.a]\nurl = "{URL}"\ngcp_audience = "old"\n[routes.b]\nurl = "{URL}/file"')
     environment = {
         "CLOUDRUN_SIDECAR_ROUTE": "a=https://svc.run.app/env c=https://svc.run.app/env",
@@ -146,14 +146,14 @@ def test_routes_of_all_layers_are_joined_by_name_and_replaced_as_a_whole() -> No
     assert places["routes", ""] == "environment: CLOUDRUN_SIDECAR_UPSTREAM"
 
 
-def test_no_route_at_all_names_the_three_ways_to_give_one() -> None:
+def test_without_a_route_the_error_names_the_three_ways_to_give_one() -> None:
     (what,) = problems().values()
     assert "--upstream URL" in what
     assert "--route NAME=URL" in what
     assert "[routes.NAME]" in what
 
 
-def test_a_route_that_could_not_be_read_is_not_called_missing() -> None:
+def test_a_route_that_could_not_be_read_is_not_reported_as_missing() -> None:
     assert problems(route=("https://svc.run.app/?a=b",)).keys() == {"--route"}
     assert problems("routes = 3").keys() == {"my.toml: routes"}
     assert problems("workers = ").keys() == {"my.toml"}
@@ -175,7 +175,7 @@ def test_a_route_given_twice_in_one_layer_is_refused() -> None:
     assert "Cannot declare" in problems('[routes.a]\nurl = "x"\n[routes.a]\nurl = "y"')["my.toml"]
 
 
-def test_options_of_inline_routes_need_one() -> None:
+def test_options_of_inline_routes_need_an_inline_route() -> None:
     found = problems(f'[routes.a]\nurl = "{URL}"', {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "x"}, gcp_id_token=False)
     assert found.keys() == {"environment: CLOUDRUN_SIDECAR_GCP_AUDIENCE", "--gcp-id-token"}
     assert "[routes.NAME]" in found["--gcp-id-token"]
@@ -184,7 +184,7 @@ def test_options_of_inline_routes_need_one() -> None:
 # ---- the certificate authority
 
 
-def test_an_authority_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+def test_a_relative_upstream_ca_is_relative_to_its_settings_file(tmp_path: Path) -> None:
     certificates = Certificates.create(tmp_path / "deep")
     write(f'upstream_ca = "{certificates.ca_file.name}"', "deep/my.toml")
     expected = certificates.ca_file.resolve()
@@ -193,7 +193,7 @@ def test_an_authority_is_found_beside_the_file_that_names_it(tmp_path: Path) -> 
     assert upstream(upstream_ca=certificates.ca_file).upstream_ca == expected
 
 
-def test_an_authority_must_be_there_and_hold_a_certificate() -> None:
+def test_upstream_ca_must_exist_and_have_a_certificate() -> None:
     write("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "broken.pem")
     write("", "empty.pem")
     assert "No such file" in problems(upstream=URL, upstream_ca="none.pem")["--upstream-ca"]
@@ -203,7 +203,7 @@ def test_an_authority_must_be_there_and_hold_a_certificate() -> None:
     assert "text that names a file" in problems("upstream_ca = 3", upstream=URL)["my.toml: upstream_ca"]
 
 
-def test_the_check_of_the_authority_is_the_one_that_tls_will_make(tmp_path: Path) -> None:
+def test_upstream_ca_is_checked_by_the_tls_library(tmp_path: Path) -> None:
     settings = upstream(upstream_ca=Certificates.create(tmp_path).ca_file)
     assert settings.upstream_ca is not None
     context = ssl.create_default_context(cafile=str(settings.upstream_ca))
@@ -213,7 +213,7 @@ def test_the_check_of_the_authority_is_the_one_that_tls_will_make(tmp_path: Path
 # ---- everything that is wrong, at once
 
 
-def test_all_problems_of_all_layers_are_told_together_each_with_its_place() -> None:
+def test_all_problems_of_all_layers_are_reported_together_with_their_places() -> None:
     found = problems(
         """
         listn = "x"

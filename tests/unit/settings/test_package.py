@@ -8,7 +8,7 @@ import pytest
 import proxy.settings
 
 
-def test_everything_that_is_promised_is_there() -> None:
+def test_every_exported_name_can_be_imported() -> None:
     for name in proxy.settings.__all__:
         assert getattr(proxy.settings, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'else'"):
@@ -16,7 +16,7 @@ def test_everything_that_is_promised_is_there() -> None:
 
 
 @pytest.mark.parametrize("module", ["layers", "plain", "reading", "rereading"])
-def test_what_is_plain_does_not_load_pydantic(module: str) -> None:
+def test_these_modules_do_not_import_pydantic(module: str) -> None:
     code = f"import sys, proxy.settings.{module}; print('pydantic' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert ran.stdout.strip() == "False"

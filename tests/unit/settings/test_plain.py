@@ -15,7 +15,7 @@ from proxy.settings.plain import FORMAT_VERSION
 from tests.unit.settings.given import ACCOUNT, URL, upstream
 
 
-def test_plain_settings_are_what_was_set_name_by_name() -> None:
+def test_plain_settings_have_the_value_of_every_setting() -> None:
     settings = Settings(
         routes={"": RouteSettings(url=URL)},
         listen=("[::1]:1", "unix:/s"), unsafe_listen=True, admin="off", workers=3, drain_timeout=0.1,
@@ -34,7 +34,7 @@ def test_plain_settings_are_what_was_set_name_by_name() -> None:
             assert getattr(settings, name) != Settings.model_fields[name].default
 
 
-def test_defaults_stay_what_they_are() -> None:
+def test_plain_settings_have_the_defaults_of_the_model() -> None:
     settings = upstream()
     plain = PlainSettings.from_json(settings.plain().to_json())
     assert plain.upstream_ca is None
@@ -56,7 +56,7 @@ def test_paths_need_not_be_utf8() -> None:
     assert (plain.listen, plain.upstream_ca) == (settings.listen, settings.upstream_ca)
 
 
-def test_routes_come_in_their_order_with_url_taken_apart_and_audience_filled_in() -> None:
+def test_plain_routes_keep_their_order_and_have_parsed_urls_and_audiences() -> None:
     account = {"gcp_impersonate_service_account": ACCOUNT, "gcp_delegates": (ACCOUNT,), "gcp_audience": "aud"}
     routes = {
         "b": RouteSettings(url="https://b.run.app:444/base"),
@@ -78,14 +78,14 @@ def test_routes_come_in_their_order_with_url_taken_apart_and_audience_filled_in(
     assert plain.route_table().routes == plain.routes
 
 
-def test_every_plain_setting_has_the_type_of_its_setting_in_the_model() -> None:
+def test_plain_settings_have_the_types_of_the_model() -> None:
     of_model, of_plain = get_type_hints(Settings), get_type_hints(PlainSettings)
     for name in Settings.model_fields.keys() - {"routes"}:
         assert (name, of_plain[name]) == (name, of_model[name])
     assert of_plain["routes"] == tuple[Route, ...]
 
 
-def test_settings_survive_the_way_through_json_unchanged() -> None:
+def test_plain_settings_are_the_same_after_a_round_trip_through_json() -> None:
     routes = {"a": RouteSettings(url=URL, gcp_impersonate_service_account=ACCOUNT), "": RouteSettings(url=f"{URL}/b")}
     plain = Settings(routes=routes, upstream_ca=Path("/ca.pem"), listen=("127.0.0.1:1", "unix:/s")).plain()
     again = PlainSettings.from_json(plain.to_json())
@@ -117,7 +117,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> str:
         (lambda document: document.update(settings=[]), "settings has other fields than "),
     ],
 )  # fmt: skip
-def test_another_version_field_or_type_is_refused_and_named_without_its_value(
+def test_another_version_field_or_type_is_refused_without_quoting_values(
     change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said) as refused:
@@ -126,6 +126,6 @@ def test_another_version_field_or_type_is_refused_and_named_without_its_value(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
-def test_what_is_no_settings_document_is_refused(text: str) -> None:
+def test_json_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of json or ours
         PlainSettings.from_json(text)

@@ -31,11 +31,11 @@ FIELDS = [(model, name) for model in (Settings, RouteSettings) for name in model
 # ---- the files in config/
 
 
-def test_the_committed_sample_is_that_of_the_model() -> None:
+def test_the_committed_sample_matches_the_model() -> None:
     assert EXAMPLE.read_text("utf-8") == main("example"), "run: python -m proxy.settings example > config/…"
 
 
-def test_the_committed_schema_is_that_of_the_model() -> None:
+def test_the_committed_schema_matches_the_model() -> None:
     assert SCHEMA.read_text("utf-8") == main("schema"), "run: python -m proxy.settings schema > config/…"
 
 
@@ -44,7 +44,7 @@ def test_only_these_two_files_are_printed() -> None:
         main("else")
 
 
-def test_the_files_are_printed_by_the_module() -> None:
+def test_the_module_prints_the_schema_by_default() -> None:
     ran = subprocess.run([sys.executable, "-m", "proxy.settings"], capture_output=True, check=True)
     assert json.loads(ran.stdout) == json_schema()
 
@@ -56,7 +56,7 @@ def test_the_sample_loads_and_changes_no_default() -> None:
     assert settings.routes["greeter"] == RouteSettings(url=settings.routes["greeter"].url)
 
 
-def test_the_sample_loads_with_every_line_of_it_in_force() -> None:
+def test_the_sample_loads_with_every_line_uncommented() -> None:
     text = re.sub(r"^#(?=\w+ = )", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
     document = tomllib.loads(text.replace('upstream_ca = "private-ca.pem"\n', ""))
     assert set(document) == set(Settings.model_fields) - {"upstream_ca"}
@@ -85,12 +85,12 @@ def test_the_sample_gives_each_setting_with_reason_unit_and_default(model: type[
         assert (tuple(shown) if isinstance(shown, list) else shown) == info.default
 
 
-def test_every_setting_stands_under_one_heading() -> None:
+def test_every_setting_has_one_heading() -> None:
     grouped = [name for names in GROUPS.values() for name in names]
     assert sorted([*grouped, "routes"]) == sorted(Settings.model_fields)
 
 
-def test_octets_are_also_told_in_units_that_people_read() -> None:
+def test_octets_are_also_shown_in_kib_or_mib() -> None:
     assert default_text(Settings.model_fields["stream_window"]) == "1048576 (1 MiB)"
     assert default_text(Settings.model_fields["replay_octets"]) == "65536 (64 KiB)"
     assert default_text(Settings.model_fields["drain_timeout"]) == "30"
@@ -100,7 +100,7 @@ def test_octets_are_also_told_in_units_that_people_read() -> None:
 # ---- the schema
 
 
-def test_the_schema_is_one_and_takes_the_sample() -> None:
+def test_the_schema_is_valid_and_accepts_the_sample() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(tomllib.loads(EXAMPLE.read_text("utf-8")), schema)
@@ -119,7 +119,7 @@ def test_the_schema_refuses_what_the_settings_refuse(toml: str) -> None:
         jsonschema.validate(tomllib.loads(toml), json_schema())
 
 
-def test_the_schema_knows_no_null_for_neither_does_toml() -> None:
+def test_the_schema_has_no_null_because_toml_has_none() -> None:
     assert "null" not in json.dumps(json_schema())
     assert "title" not in json_schema()["properties"]["workers"]
 
@@ -127,7 +127,7 @@ def test_the_schema_knows_no_null_for_neither_does_toml() -> None:
 # ---- the effective settings
 
 
-def test_what_is_printed_gives_the_same_settings_back() -> None:
+def test_printed_settings_load_as_the_same_settings() -> None:
     who = {"gcp_impersonate_service_account": ACCOUNT, "gcp_delegates": (ACCOUNT,), "gcp_audience": "x"}
     routes = {
         "": RouteSettings(url=URL),
@@ -138,7 +138,7 @@ def test_what_is_printed_gives_the_same_settings_back() -> None:
     assert load(write(dump_toml(settings)), {}, {}) == settings
 
 
-def test_what_is_printed_says_where_it_came_from_and_whom_the_token_is_for() -> None:
+def test_printed_settings_have_their_origin_and_the_audience() -> None:
     file = write(f'workers = 2\n[routes.a]\nurl = "{URL}/base"')
     text = dump_toml(*load_traced(file, {"CLOUDRUN_SIDECAR_ADMIN": "off"}, {"log_level": "debug", "upstream": URL}))
     assert "workers = 2  # my.toml: workers\n" in text
@@ -151,11 +151,11 @@ def test_what_is_printed_says_where_it_came_from_and_whom_the_token_is_for() -> 
     assert "# the audience is https://svc.run.app\n" in text
 
 
-def test_without_places_nothing_is_said_about_them() -> None:
+def test_without_places_no_origin_is_printed() -> None:
     assert "default" not in dump_toml(upstream())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.integers() | st.booleans() | st.floats(allow_nan=False))
-def test_a_value_is_written_so_that_toml_reads_it_back(value: Any) -> None:
+def test_a_written_value_is_read_back_by_tomllib(value: Any) -> None:
     assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
     assert tomllib.loads(f"x = {toml_value((value, value))}")["x"] == [value, value]

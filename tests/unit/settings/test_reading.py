@@ -106,7 +106,7 @@ def report() -> dict[str, Any]:
 # ---- what it is started with
 
 
-def test_the_settings_are_those_that_the_process_sends() -> None:
+def test_the_process_sends_the_settings() -> None:
     assert read_settings(command_line("reports")) == upstream().plain()
 
 
@@ -136,7 +136,7 @@ print(list(sys.flags))
     assert report()["flags"] == json.loads(ran.stdout.replace("False", "false").replace("True", "true"))
 
 
-def test_signals_are_blocked_in_the_process_and_not_here() -> None:
+def test_signals_are_blocked_in_the_process_and_not_in_the_caller() -> None:
     """Ctrl-C reaches both processes, and only this one answers it."""
     before = signals_blocked()
     read_settings(command_line("reports"))
@@ -149,7 +149,7 @@ def signals_blocked() -> str:
 
 
 @pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
-def test_a_descriptor_that_can_be_inherited_has_its_number_in_the_process(name: str) -> None:
+def test_an_inheritable_descriptor_has_the_same_number_in_the_process(name: str) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
     os.write(writer, b"from a pipe")
@@ -160,7 +160,7 @@ def test_a_descriptor_that_can_be_inherited_has_its_number_in_the_process(name: 
 
 
 @pytest.mark.parametrize("number", range(3, 9))
-def test_a_number_that_is_no_file_of_the_caller_does_not_hang(number: int) -> None:
+def test_the_number_of_a_closed_descriptor_fails_at_once(number: int) -> None:
     """The socket of the process may have any of these numbers; opening it by name fails."""
     if Path(f"/proc/self/fd/{number}").exists() and os.get_inheritable(number):
         number = 99
@@ -173,7 +173,7 @@ def test_a_number_that_is_no_file_of_the_caller_does_not_hang(number: int) -> No
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 2])
-def test_without_settings_its_exit_code_is_told_and_its_output_is_left_alone(
+def test_without_settings_the_exit_code_is_passed_on_and_the_output_is_untouched(
     exit_code: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SettingsNotRead) as ended:
@@ -183,26 +183,26 @@ def test_without_settings_its_exit_code_is_told_and_its_output_is_left_alone(
 
 
 @pytest.mark.parametrize("reader", ["waits", "hangs"])
-def test_after_the_deadline_it_is_killed(reader: str) -> None:
+def test_the_process_is_killed_after_the_deadline(reader: str) -> None:
     with pytest.raises(SettingsNotRead, match=r"^the settings were not read within 0\.1 seconds: ") as ended:
         read_settings(command_line(reader), seconds=0.1)
     assert ended.value.exit_code == 1
 
 
-def test_when_it_is_killed_its_signal_is_told() -> None:
+def test_the_error_names_the_signal_that_ended_the_process() -> None:
     with pytest.raises(SettingsNotRead, match=r"^the process that reads the settings was ended by SIGKILL$") as ended:
         read_settings(command_line("dies"))
     assert ended.value.exit_code == 1
 
 
-def test_settings_that_are_not_whole_are_not_used() -> None:
+def test_incomplete_settings_are_refused() -> None:
     with pytest.raises(SettingsNotRead, match=r"another version of cloudrun-sidecar, restart it: ") as ended:
         read_settings(command_line("sends_half"))
     assert ended.value.exit_code == 1
 
 
 @pytest.mark.parametrize("executable", ["/nonexistent/python", "", None])
-def test_an_interpreter_that_cannot_be_started_is_named(
+def test_the_error_names_an_interpreter_that_cannot_be_started(
     executable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
@@ -217,13 +217,13 @@ def test_an_interpreter_that_cannot_be_started_is_named(
 
 
 @pytest.mark.asyncio
-async def test_it_can_be_read_again_while_an_event_loop_runs() -> None:
+async def test_settings_can_be_read_again_on_an_event_loop() -> None:
     given = command_line("reports")
     assert await reread_settings(given) == await reread_settings(given) == upstream().plain()
 
 
 @pytest.mark.asyncio
-async def test_on_an_event_loop_its_errors_are_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_on_an_event_loop_errors_are_in_the_exception_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SettingsNotRead) as ended:
         await reread_settings(command_line("fails", "2"))
     assert (ended.value.exit_code, str(ended.value)) == (2, "wrong\n")
@@ -231,7 +231,7 @@ async def test_on_an_event_loop_its_errors_are_told_and_not_printed(capfd: pytes
 
 
 @pytest.mark.asyncio
-async def test_the_event_loop_goes_on_meanwhile_and_cancellation_ends_the_process() -> None:
+async def test_the_event_loop_is_not_blocked_and_cancellation_ends_the_process() -> None:
     os.mkfifo("fifo")
     reading = asyncio.get_running_loop().create_task(reread_settings(command_line("reads_a_file", "fifo")))
     # The process has begun to read when this is open, and does not end by itself before it is closed.
@@ -245,6 +245,6 @@ async def test_the_event_loop_goes_on_meanwhile_and_cancellation_ends_the_proces
 
 
 @pytest.mark.asyncio
-async def test_on_an_event_loop_the_deadline_holds_as_well() -> None:
+async def test_on_an_event_loop_the_process_is_killed_after_the_deadline() -> None:
     with pytest.raises(SettingsNotRead, match=r"not read within 0\.1 seconds"):
         await reread_settings(command_line("hangs"), seconds=0.1)

@@ -1,4 +1,4 @@
-"""Whatever is pasted into a setting, in whichever layer: it is named and not quoted."""
+"""A secret that is pasted into a setting, in any layer, is not quoted; the error names the setting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = f'[routes.good]\nurl = "{URL}"\n'
 
 
 def told(toml: str | None, environment: dict[str, str], **flags: Any) -> str:
-    """Return what whoever loads these settings gets to see: what is wrong, or what results."""
+    """Return the text that loading these settings prints: the problems, or the effective settings."""
     try:
         settings, places = load_traced(None if toml is None else write(toml), environment, flags)
     except SettingsInvalid as exc:
@@ -41,7 +41,7 @@ def told(toml: str | None, environment: dict[str, str], **flags: Any) -> str:
         if name != "gcp_audience" or what not in AUDIENCES
     ],
 )
-def test_no_layer_quotes_what_was_pasted_into_a_setting(name: str, pasted: str) -> None:
+def test_no_layer_quotes_a_secret_in_a_setting(name: str, pasted: str) -> None:
     in_file = f"{name} = {toml_value(pasted)}\n{GOOD}"
     if name in INLINE_OPTIONS:
         in_file = f"{GOOD}{name} = {toml_value(pasted)}\n"
@@ -58,7 +58,7 @@ def test_no_layer_quotes_what_was_pasted_into_a_setting(name: str, pasted: str) 
 @pytest.mark.parametrize(
     "pasted", [pytest.param(pasted, id=what) for what, pasted in PASTED.items() if what not in NAMES]
 )
-def test_no_layer_quotes_what_was_pasted_for_a_route(pasted: str) -> None:
+def test_no_layer_quotes_a_secret_in_a_route(pasted: str) -> None:
     for text in (
         told(f"[routes.{toml_value(pasted)}]\nurl = 5\n", {}),
         told(f'[routes.{toml_value(pasted)}]\nurl = "{URL}"\n', {}),
@@ -82,7 +82,7 @@ def test_no_layer_quotes_what_was_pasted_for_a_route(pasted: str) -> None:
 
 
 @pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
-def test_what_was_pasted_for_the_settings_file_is_not_quoted(pasted: str) -> None:
+def test_a_secret_in_place_of_the_settings_file_is_not_quoted(pasted: str) -> None:
     for config, environment, place in (
         (Path(pasted), {}, "--config"),
         (None, {"CLOUDRUN_SIDECAR_CONFIG": pasted}, "environment: CLOUDRUN_SIDECAR_CONFIG"),
@@ -93,18 +93,18 @@ def test_what_was_pasted_for_the_settings_file_is_not_quoted(pasted: str) -> Non
         assert told_of(pasted, str(caught.value)) == []
 
 
-def test_what_was_pasted_into_the_name_of_a_variable_is_not_quoted() -> None:
+def test_a_secret_in_the_name_of_a_variable_is_not_quoted() -> None:
     pasted = PASTED["a client secret"]
     text = told(None, {f"CLOUDRUN_SIDECAR_{pasted}": "1"}, upstream=URL)
     assert "environment: CLOUDRUN_SIDECAR_[not shown]: is not a setting" in text
 
 
-def test_a_file_with_an_odd_name_is_read_all_the_same() -> None:
+def test_a_file_with_an_unusual_name_is_read() -> None:
     Path("it's {odd} & 'old'.toml").write_text(GOOD)
     settings, _ = load_traced(Path("it's {odd} & 'old'.toml"), {}, {})
     assert settings.routes == {"good": RouteSettings(url=URL)}
 
 
-def test_every_kind_of_paste_would_be_seen_if_it_were_told() -> None:
+def test_the_check_finds_every_kind_of_secret_in_a_text() -> None:
     for pasted in PASTED.values():
         assert told_of(pasted, f"… {pasted} …") != []
