@@ -98,14 +98,14 @@ async def test_a_wrong_clock_is_recognised(place: Place) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_user_is_known_by_name_though_the_file_has_none(place: Place) -> None:
+async def test_a_user_has_a_name_even_if_the_file_has_none(place: Place) -> None:
     place.take("authorized-user")
     with pytest.raises(ImpersonationDenied, match=rf"person@example\.com may not impersonate {TARGET}"):
         await place.mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
-async def test_a_subject_token_that_changes_is_taken_up(place: Place) -> None:
+async def test_a_changed_subject_token_takes_effect(place: Place) -> None:
     written = place.take("external-account-file")
     place.google.allow_impersonation(written.principal, TARGET)
     subject = written.file.with_name("subject-token")
@@ -118,7 +118,7 @@ async def test_a_subject_token_that_changes_is_taken_up(place: Place) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_source_that_google_drops_is_built_anew(place: Place) -> None:
+async def test_a_source_that_google_revoked_is_loaded_again(place: Place) -> None:
     written = place.take("external-account-impersonating")
     place.google.allow_impersonation(written.principal, TARGET)
     await place.mint(IMPERSONATED)
@@ -127,7 +127,7 @@ async def test_a_source_that_google_drops_is_built_anew(place: Place) -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_identity_that_a_cloud_does_not_know_is_told_from_google(place: Place) -> None:
+async def test_an_identity_that_is_unknown_to_its_cloud_is_not_blamed_on_google(place: Place) -> None:
     place.take("external-account-aws-metadata")
     place.google.fail("aws", Fault.REJECTED)
     with pytest.raises(MintRefused, match=r"credential_source of .*external-account-aws-metadata\.json\) answered 401"):

@@ -151,7 +151,7 @@ async def is_gone(pid: int) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
-async def test_a_subject_token_that_cannot_be_read_holds_up_neither_a_good_key_nor_the_end(
+async def test_an_unreadable_subject_token_delays_neither_a_good_key_nor_the_exit(
     certificates: Certificates, tmp_path: Path, kind: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -169,7 +169,7 @@ async def test_a_subject_token_that_cannot_be_read_holds_up_neither_a_good_key_n
 
 
 @pytest.mark.asyncio
-async def test_an_executable_that_hangs_holds_up_neither_a_good_key_nor_the_end(
+async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with stage(certificates, tmp_path, "--mint-timeout", "1") as at:
@@ -213,7 +213,7 @@ async def test_an_executable_that_prints_without_end_is_ended(certificates: Cert
 
 
 @pytest.mark.asyncio
-async def test_a_slow_mint_serves_those_who_come_after_the_first_have_left(
+async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     google = Google(slow_seconds=3.0)
@@ -230,7 +230,7 @@ async def test_a_slow_mint_serves_those_who_come_after_the_first_have_left(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [-2 * 86_400, -7200, 7200])
-async def test_a_clock_that_is_wrong_by_more_than_a_tokens_life_stops_nothing(
+async def test_a_clock_that_is_wrong_by_more_than_the_life_of_a_token_stops_nothing(
     certificates: Certificates, tmp_path: Path, seconds: int
 ) -> None:
     google = Google(clock=lambda: time.time() + seconds)
@@ -251,7 +251,7 @@ async def test_a_clock_that_is_wrong_by_more_than_a_tokens_life_stops_nothing(
 
 
 @pytest.mark.asyncio
-async def test_a_key_that_is_replaced_under_load_is_the_only_one_from_then_on(
+async def test_only_the_new_key_is_used_after_a_key_was_replaced_under_load(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with stage(certificates, tmp_path) as at:
@@ -272,7 +272,7 @@ async def test_a_key_that_is_replaced_under_load_is_the_only_one_from_then_on(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("change", ["key", "none", "account"])
-async def test_what_a_registration_has_proved_is_what_invocations_go_out_as(
+async def test_invocations_use_the_identity_that_a_registration_has_shown(
     certificates: Certificates, tmp_path: Path, change: str
 ) -> None:
     async with stage(certificates, tmp_path, file=change != "account") as at:
@@ -295,7 +295,7 @@ async def test_what_a_registration_has_proved_is_what_invocations_go_out_as(
 
 
 @pytest.mark.asyncio
-async def test_another_account_at_the_metadata_server_is_taken_up_without_a_registration(
+async def test_another_account_at_the_metadata_server_takes_effect_without_a_registration(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with stage(certificates, tmp_path, file=False) as at:

@@ -114,9 +114,7 @@ def assert_without_secrets(everything: str, issued_secrets: set[str]) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ASKED)
-async def test_nothing_written_or_answered_holds_a_secret(
-    certificates: Certificates, tmp_path: Path, kind: str
-) -> None:
+async def test_no_log_line_and_no_response_has_a_secret(certificates: Certificates, tmp_path: Path, kind: str) -> None:
     google = Google(slow_seconds=0.05)
     cloud_run = CloudRun(nothing, google, invokers=[ACCOUNT, TARGET, google.metadata_account])
     async with google_by_name(google, certificates) as server, CloudRunServer(cloud_run, certificates) as service:

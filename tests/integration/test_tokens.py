@@ -82,7 +82,7 @@ async def test_a_minted_token_replaces_whatever_the_client_sent(certificates: Ce
 
 
 @pytest.mark.asyncio
-async def test_one_mint_serves_all_and_every_discovery_has_its_own(certificates: Certificates) -> None:
+async def test_one_mint_serves_all_invocations_and_each_discovery_has_its_own(certificates: Certificates) -> None:
     async with scene(certificates) as at:
         discovered = [tokens(await at.through("/svc/discover", "GET")) for _ in range(2)]
         assert len(at.google.mints) == 2
@@ -106,7 +106,7 @@ async def test_a_burst_on_a_cold_sidecar_waits_for_one_mint(certificates: Certif
 
 
 @pytest.mark.asyncio
-async def test_what_comes_while_the_token_is_minted_is_held_and_then_sent_in_order(certificates: Certificates) -> None:
+async def test_octets_received_during_a_mint_are_held_and_then_sent_in_order(certificates: Certificates) -> None:
     google = Google(slow_seconds=0.3)
     google.fail("metadata", Fault.SLOW, times=1)
     async with scene(certificates, google=google) as at:
@@ -122,7 +122,9 @@ async def test_what_comes_while_the_token_is_minted_is_held_and_then_sent_in_ord
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.SLOW])
-async def test_however_the_mint_fails_not_one_octet_leaves(certificates: Certificates, fault: Fault) -> None:
+async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(
+    certificates: Certificates, fault: Fault
+) -> None:
     google = Google()
     google.fail("metadata", fault)
     async with scene(certificates, "--mint-timeout", "1", google=google) as at:
@@ -225,7 +227,7 @@ async def test_a_key_file_fails_closed_too(certificates: Certificates, tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_no_line_of_the_log_holds_a_token(certificates: Certificates) -> None:
+async def test_no_log_line_has_a_token(certificates: Certificates) -> None:
     async with scene(certificates, "--log-level", "debug", "--access-log") as at:
         fields = await at.through()
         await at.through(status=401)
@@ -242,7 +244,9 @@ async def test_no_line_of_the_log_holds_a_token(certificates: Certificates) -> N
 
 
 @pytest.mark.asyncio
-async def test_a_request_given_up_while_it_waits_for_its_token_is_never_sent(certificates: Certificates) -> None:
+async def test_a_request_that_is_cancelled_while_it_waits_for_its_token_is_never_sent(
+    certificates: Certificates,
+) -> None:
     google = Google()
     google.fail("metadata", Fault.HANG)
     async with scene(certificates, google=google) as at:

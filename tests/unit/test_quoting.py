@@ -34,7 +34,7 @@ KEY = json.dumps({"type": "service_account", "private_key": PEM, "client_email":
         "principal://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/subject/ns/NS/sa/KSA",
     ],
 )  # fmt: skip
-def test_what_is_plainly_no_secret_is_quoted(value: str) -> None:
+def test_a_value_that_is_clearly_no_secret_is_quoted(value: str) -> None:
     assert plain(value) == quoted(value) == repr(value)
 
 
@@ -86,7 +86,7 @@ def test_a_name_that_is_not_utf8_is_quoted_with_escapes() -> None:
         (None, "a NoneType"),
     ],
 )  # fmt: skip
-def test_anything_else_is_described_and_not_quoted(value: object, shown: str) -> None:
+def test_any_other_value_is_described_and_not_quoted(value: object, shown: str) -> None:
     assert plain(value) is None
     assert quoted(value) == shown
 
@@ -115,7 +115,7 @@ def test_a_value_with_a_credential_in_it_is_never_quoted(before: str, secret: st
 
 
 @given(st.text())
-def test_whatever_is_quoted_is_one_printable_line(value: str) -> None:
+def test_a_quoted_value_is_one_printable_line(value: str) -> None:
     assert quoted(value).isprintable()
     assert len(quoted(value)) < 2_000
 
@@ -157,19 +157,19 @@ def test_prose_is_bounded() -> None:
     assert one_line("x " * 10_000, 100) == "x " * 49 + "x…"
 
 
-def test_secrets_that_are_known_are_not_in_prose_whatever_their_form() -> None:
+def test_known_secrets_of_any_form_are_not_in_prose() -> None:
     assert one_line("no hunter2 and hunter22 here", secrets=("hunter2", "hunter22", "")) == (
         f"no {NOT_SHOWN} and {NOT_SHOWN} here"
     )
 
 
-def test_something_else_may_stand_instead_of_a_secret() -> None:
+def test_the_placeholder_of_a_secret_can_be_chosen() -> None:
     assert masked(f"a {JWT} b", "[x]") == "a [x] b"
     assert holds_credential(JWT)
     assert not holds_credential("a b")
 
 
-def test_what_is_no_secret_of_a_request_may_be_repeated() -> None:
+def test_parts_of_a_request_that_are_no_secret_may_be_repeated() -> None:
     body = b"grant_type=urn%3Aietf&audience=%2F%2Fiam.googleapis.com&subject_token=abc"
     assert secrets_of_request({"content-type": "application/json", "metadata-flavor": "Google"}, body) == ()
     assert secrets_of_request({}, None) == ()

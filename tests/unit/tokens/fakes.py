@@ -1,4 +1,4 @@
-"""Fakes at the edges of the room: time, a mint, and a small but strict Google on real sockets."""
+"""Time, a mint, and a Google whose answers a test can script, for the tests of this room."""
 
 from __future__ import annotations
 
@@ -169,6 +169,11 @@ GOOGLE_NAMES = ("oauth2.googleapis.com", "iamcredentials.googleapis.com", "sts.g
 
 class FakeGoogle:
     """Metadata server, token endpoints and IAM. It refuses what Google would refuse.
+
+    `proxy.emulator` does not replace it here, for two reasons. Some fifty tests script an answer that is not Google's:
+    a captive portal, a redirect, foreign JSON, an endless or a broken answer; the emulator has the failures of Google.
+    And it reads Google's protocol independently of the emulator, so that an error of the emulator shows.
+    Each source of credentials is tested against the emulator in tests/integration/test_credentials.py.
 
     `calls` holds (host, path) of every request, `secrets` every secret that was handed out or handed in.
     """

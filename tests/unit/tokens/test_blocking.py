@@ -27,7 +27,7 @@ async def test_a_result_and_an_exception_arrive() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_call_that_hangs_is_left_at_its_deadline_and_only_its_own_place_is_closed() -> None:
+async def test_a_call_that_hangs_ends_at_its_deadline_and_blocks_its_own_resource_only() -> None:
     calls, go_on = BlockingCalls(), threading.Event()
     with pytest.raises(TokenTimeout, match=r"^the file /a has not answered for 0 s: .* hangs\?$"):
         await calls.run(go_on.wait, resource="the file /a", seconds=0.01)
@@ -41,7 +41,7 @@ async def test_a_call_that_hangs_is_left_at_its_deadline_and_only_its_own_place_
 
 
 @pytest.mark.asyncio
-async def test_a_place_is_open_again_once_the_call_has_ended() -> None:
+async def test_a_resource_is_usable_again_after_the_call_has_ended() -> None:
     calls, go_on, threads = BlockingCalls(), threading.Event(), list[threading.Thread]()
 
     def hangs() -> None:
@@ -56,7 +56,7 @@ async def test_a_place_is_open_again_once_the_call_has_ended() -> None:
 
 
 @pytest.mark.asyncio
-async def test_who_waits_can_be_cancelled_and_the_late_result_bothers_nobody() -> None:
+async def test_a_cancelled_call_drops_its_late_result() -> None:
     calls, go_on = BlockingCalls(), threading.Event()
     async with asyncio.TaskGroup() as group:
         waiter = group.create_task(calls.run(go_on.wait, resource="a", seconds=60))
@@ -66,7 +66,7 @@ async def test_who_waits_can_be_cancelled_and_the_late_result_bothers_nobody() -
     go_on.set()
 
 
-def test_a_result_after_the_loop_was_closed_bothers_nobody() -> None:
+def test_a_result_after_the_end_of_the_loop_is_dropped() -> None:
     go_on = threading.Event()
     outcome = None
 

@@ -56,12 +56,12 @@ def reply(status: int, document: object) -> Reply:
         (b"\n\n", ""),
     ],
 )
-def test_the_words_of_a_refusal_are_told_on_one_line(document: Any, said: str) -> None:
+def test_the_message_of_an_error_is_on_one_line(document: Any, said: str) -> None:
     assert error_message(reply(403, document)) == said
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 206, 299])
-def test_nothing_is_told_of_a_success(status: int) -> None:
+def test_a_success_has_no_error_message(status: int) -> None:
     assert error_message(reply(status, {"error": {"message": "secret"}})) == ""
 
 
@@ -94,7 +94,7 @@ SIGNED = json.dumps(
         ({}, {"subject_token": quote(SIGNED)}, quote(SIGNED)),
     ],
 )
-def test_an_answer_that_repeats_what_was_sent_in_secret_is_told_without_it(
+def test_secrets_of_the_request_are_not_in_the_error_message(
     headers: dict[str, str], form: dict[str, str], repeated: str
 ) -> None:
     secrets = secrets_of_request(headers, urlencode(form).encode())
@@ -121,7 +121,7 @@ def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
     [(400, MintRefused), (404, MintRefused), (408, TokenUnavailable), (429, TokenUnavailable)]
     + [(status, TokenUnavailable) for status in (302, 500, 502, 503, 504)],
 )
-def test_what_passes_by_itself_is_unavailable_and_the_rest_refused(status: int, leaf: type[Failure]) -> None:
+def test_transient_statuses_are_unavailable_and_others_refused(status: int, leaf: type[Failure]) -> None:
     failure = failure_of_reply("IAM", reply(status, {"error": {"message": "why"}}), "do this")
     assert type(failure) is leaf
     assert str(failure).startswith(f"IAM answered {status} (why)")
@@ -175,5 +175,5 @@ def test_a_url_without_a_host_can_still_be_named() -> None:
         ("", ""),
     ],
 )
-def test_a_wrong_clock_is_told_by_the_date_of_the_answer(date: str, remark: str) -> None:
+def test_a_wrong_clock_shows_in_the_date_of_the_answer(date: str, remark: str) -> None:
     assert clock_remark(Reply(400, {"date": date}, b""), 1_800_000_000.0) == remark

@@ -47,7 +47,7 @@ def silent_and_sets(asked: asyncio.Event) -> Fault:
 
 
 @pytest.mark.asyncio
-async def test_who_it_is_can_be_asked_without_a_mint(
+async def test_the_principal_is_known_without_a_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     assert await mint.credential_info() == CredentialInfo(None, "metadata.google.internal", ATTACHED)
@@ -61,7 +61,7 @@ async def test_who_it_is_can_be_asked_without_a_mint(
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_that_cannot_be_asked_who_it_is_says_why(house: House) -> None:
+async def test_an_unreachable_metadata_server_is_an_error_with_its_reason(house: House) -> None:
     mint = GoogleMint(environment=house.environment, resolver=Names({}))
     with pytest.raises(CredentialsNotFound, match="no Google credentials"):
         await mint.credential_info()
@@ -152,7 +152,7 @@ async def test_a_changed_file_is_taken_up_at_the_next_mint(
 
 
 @pytest.mark.asyncio
-async def test_a_certificate_that_nobody_vouches_for_stops_the_mint(
+async def test_an_untrusted_certificate_stops_the_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -208,7 +208,7 @@ async def test_calls_to_google_go_through_the_proxy_of_the_environment(
 
 
 @pytest.mark.asyncio
-async def test_a_proxy_that_cannot_be_used_is_told_at_the_first_need(
+async def test_an_unusable_proxy_is_reported_at_the_first_call(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "socks5://ada:hunter2@127.0.0.1:9")
@@ -222,7 +222,7 @@ async def test_a_proxy_that_cannot_be_used_is_told_at_the_first_need(
 @pytest.mark.parametrize(
     ("status", "why"), [(407, r"wants a login \(407\)"), (403, r"does not let it through \(403\)")]
 )
-async def test_a_proxy_that_refuses_is_told_apart_from_google(
+async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,

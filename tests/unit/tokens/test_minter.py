@@ -57,7 +57,7 @@ async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any
 @pytest.mark.parametrize(
     ("failure", "level"), [(ImpersonationDenied("grant the role"), "error"), (TokenUnavailable("down"), "warning")]
 )
-async def test_what_somebody_has_to_mend_is_an_error_and_what_passes_a_warning(
+async def test_a_permanent_failure_is_logged_as_error_and_a_transient_one_as_warning(
     log_lines: list[Any], failure: Failure, level: str
 ) -> None:
     time = FakeTime()
@@ -85,7 +85,7 @@ async def test_a_token_from_the_future_means_that_the_clock_is_behind(
 
 
 @pytest.mark.asyncio
-async def test_nobody_needs_to_count() -> None:
+async def test_an_observer_is_optional() -> None:
     time = FakeTime()
     mint = FakeMint(time)
     assert (await Minter(mint, time.clock, 5.0, None).mint(KEY, uncached=False)).key == KEY
@@ -141,7 +141,7 @@ async def test_an_expiry_is_put_by_our_clock_where_that_is_wrong(
 
 
 @pytest.mark.asyncio
-async def test_a_token_of_unknown_date_that_expired_by_our_clock_is_let_through_as_it_is(log_lines: list[Any]) -> None:
+async def test_an_undated_token_that_expired_by_this_clock_is_returned_unchanged(log_lines: list[Any]) -> None:
     time = FakeTime()
     mint = FakeMint(time, life=-7200.0)
     mint.dated = False
@@ -170,7 +170,7 @@ async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_
 
 
 @pytest.mark.asyncio
-async def test_a_defect_of_the_mint_is_a_failure_that_tells_nothing_it_holds(
+async def test_a_defect_of_the_mint_is_a_failure_without_its_text(
     told: Callable[[BaseException], str], log_lines: list[Any]
 ) -> None:
     time, counted = FakeTime(), Counted()

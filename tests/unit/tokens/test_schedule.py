@@ -39,7 +39,7 @@ def test_looking_at_an_idle_key_does_not_become_frantic() -> None:
     assert idle_check_in(0.001) == 0.5
 
 
-def test_retries_of_what_passes_double_up_to_30_seconds() -> None:
+def test_retries_of_transient_failures_double_up_to_30_seconds() -> None:
     waits = [retry_in(failures, transient=True, random_fraction=0.0) for failures in range(1, 9)]
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
 

@@ -122,7 +122,7 @@ async def test_a_cancelled_first_caller_leaves_the_mint_to_the_others(bench: Ben
 
 
 @pytest.mark.asyncio
-async def test_a_mint_whose_every_caller_left_still_fills_the_slot(bench: Bench) -> None:
+async def test_a_mint_without_callers_still_fills_the_slot(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -135,7 +135,7 @@ async def test_a_mint_whose_every_caller_left_still_fills_the_slot(bench: Bench)
 
 
 @pytest.mark.asyncio
-async def test_a_failed_mint_is_not_repeated_by_each_who_waited(bench: Bench) -> None:
+async def test_a_failed_mint_is_not_repeated_by_each_waiting_request(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     bench.mint.failure = TokenUnavailable("metadata server answered 503")
     async with asyncio.TaskGroup() as group:
@@ -151,7 +151,7 @@ async def test_a_failed_mint_is_not_repeated_by_each_who_waited(bench: Bench) ->
 # Slots
 
 
-def test_a_slot_is_the_same_while_somebody_holds_it() -> None:
+def test_a_slot_is_the_same_while_it_is_referred_to() -> None:
     source = Bench().source
     slot = source.slot(KEY)
     assert source.slot(KEY) is slot
@@ -368,7 +368,7 @@ async def test_a_clock_that_is_behind_does_not_keep_a_token_beyond_its_end(bench
 
 
 @pytest.mark.asyncio
-async def test_a_token_that_expired_by_our_clock_and_tells_no_date_is_used_once_by_those_who_wait(bench: Bench) -> None:
+async def test_an_undated_token_that_expired_by_this_clock_is_used_once_by_waiting_requests(bench: Bench) -> None:
     bench.mint.life, bench.mint.dated = -7200.0, False
     slot = bench.source.slot(KEY)
     tokens = await gather(*(bench.source.token(KEY) for _ in range(100)))
@@ -379,7 +379,7 @@ async def test_a_token_that_expired_by_our_clock_and_tells_no_date_is_used_once_
 
 
 @pytest.mark.asyncio
-async def test_an_expired_token_is_given_to_nobody(bench: Bench) -> None:
+async def test_an_expired_token_is_never_used(bench: Bench) -> None:
     bench.mint.life = -1.0
     with pytest.raises(TokenExpired):
         await bench.source.token(KEY)
@@ -438,7 +438,7 @@ async def test_the_back_off_starts_again_after_a_success(bench: Bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_does_not_pass_by_itself_is_remembered_for_30_seconds(bench: Bench) -> None:
+async def test_a_permanent_failure_is_remembered_for_30_seconds(bench: Bench) -> None:
     bench.mint.failure = MintRefused("no such account")
     await gather(bench.source.token(KEY))
     bench.mint.failure = None
@@ -479,7 +479,7 @@ async def test_a_mint_that_hangs_fails_all_its_waiters_at_the_deadline() -> None
 
 
 @pytest.mark.asyncio
-async def test_a_mint_that_nobody_waits_for_any_more_goes_on_and_serves_the_next() -> None:
+async def test_a_mint_without_waiting_requests_goes_on_and_serves_the_next_request() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     slot = bench.source.slot(KEY)
@@ -498,7 +498,7 @@ async def test_a_mint_that_nobody_waits_for_any_more_goes_on_and_serves_the_next
 
 
 @pytest.mark.asyncio
-async def test_a_mint_that_fails_after_all_have_left_is_remembered() -> None:
+async def test_the_failure_of_a_mint_without_waiting_requests_is_remembered() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout):
@@ -514,7 +514,7 @@ async def test_a_mint_that_fails_after_all_have_left_is_remembered() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_that_was_left_serves_the_next_one_once() -> None:
+async def test_an_abandoned_discovery_mint_serves_the_next_discovery_once() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout):
@@ -530,7 +530,7 @@ async def test_a_discovery_that_was_left_serves_the_next_one_once() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_takes_what_comes_first_of_its_mint_and_one_that_was_left() -> None:
+async def test_a_discovery_takes_the_first_token_of_its_mint_and_an_abandoned_one() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     hangs = bench.mint.gate = asyncio.Event()
     for _ in range(5):  # no more than one of them is left
@@ -548,7 +548,7 @@ async def test_a_discovery_takes_what_comes_first_of_its_mint_and_one_that_was_l
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_that_succeeds_serves_those_who_wait_for_an_earlier_mint(bench: Bench) -> None:
+async def test_a_successful_discovery_serves_requests_that_wait_for_an_earlier_mint(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(10)]
@@ -576,7 +576,7 @@ async def test_a_mint_that_cancels_itself_fails_its_waiters_and_does_not_cancel_
 
 
 @pytest.mark.asyncio
-async def test_a_rejected_token_is_dropped_and_minted_anew(bench: Bench) -> None:
+async def test_a_rejected_token_is_dropped_and_another_minted(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     first = await bench.source.token(KEY)
     bench.source.reject(first)
@@ -657,9 +657,7 @@ async def test_a_change_drops_tokens_failures_and_discoveries_of_the_old_ones(be
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("way", ["token", "mint_uncached"])
-async def test_a_token_of_credentials_that_changed_while_it_was_minted_is_given_to_nobody(
-    bench: Bench, way: str
-) -> None:
+async def test_a_token_of_credentials_that_changed_during_its_mint_is_never_used(bench: Bench, way: str) -> None:
     bench.mint.gate = asyncio.Event()
     call: Callable[[TokenKey], Any] = getattr(bench.source, way)
 
@@ -677,7 +675,7 @@ async def test_a_token_of_credentials_that_changed_while_it_was_minted_is_given_
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_that_was_left_before_a_change_serves_nobody_after_it() -> None:
+async def test_an_abandoned_discovery_mint_is_not_used_after_a_change() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     bench.mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout):
@@ -735,7 +733,7 @@ async def test_credentials_are_checked_while_a_token_of_theirs_is_cached_and_not
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [-7200.0, 60.0])
-async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+async def test_new_tokens_are_minted_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
     credentials = PolledCredentials()
     bench = Bench(credentials=credentials)
@@ -757,7 +755,7 @@ async def test_when_the_clock_is_set_tokens_are_minted_anew(monkeypatch: pytest.
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("way", ["token", "mint_uncached"])
-async def test_closing_fails_those_who_wait_and_does_not_cancel_them(way: str) -> None:
+async def test_closing_fails_waiting_requests_and_does_not_cancel_them(way: str) -> None:
     bench = Bench()
     bench.mint.gate = asyncio.Event()
     call: Callable[[TokenKey], Any] = getattr(bench.source, way)
@@ -772,7 +770,7 @@ async def test_closing_fails_those_who_wait_and_does_not_cancel_them(way: str) -
 
 
 @pytest.mark.asyncio
-async def test_closing_at_once_after_a_mint_began_fails_who_waits() -> None:
+async def test_closing_at_once_after_the_start_of_a_mint_fails_its_requests() -> None:
     bench = Bench()
     async with asyncio.TaskGroup() as group:
         waiter = group.create_task(gather(bench.source.token(KEY)))

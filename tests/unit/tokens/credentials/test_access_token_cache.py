@@ -62,7 +62,7 @@ async def test_a_stale_one_is_replaced_once_however_many_found_it_stale() -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_failed_fetch_is_not_repeated_by_each_who_waited_but_by_who_comes_later() -> None:
+async def test_a_failed_fetch_is_repeated_by_later_callers_only() -> None:
     time = FakeTime()
     fetch = Fetch(time)
     fetch.failure = TokenUnavailable("down")
@@ -83,7 +83,7 @@ async def test_a_failed_fetch_is_not_repeated_by_each_who_waited_but_by_who_come
 
 
 @pytest.mark.asyncio
-async def test_a_fetch_whose_caller_left_is_done_by_the_next() -> None:
+async def test_a_fetch_whose_caller_was_cancelled_is_made_by_the_next_caller() -> None:
     time = FakeTime()
     fetch = Fetch(time)
     fetch.gate = asyncio.Event()

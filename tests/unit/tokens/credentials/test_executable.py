@@ -83,7 +83,7 @@ def test_a_saml_response_is_a_subject_token_too(script: Script) -> None:
     assert script(prints(answer)).run() == "<saml/>"
 
 
-def test_it_is_told_what_for_in_its_environment(script: Script, tmp_path: Path) -> None:
+def test_the_environment_of_the_executable_says_what_the_token_is_for(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "output.json"
     answer = json.dumps(GOOD)
     lines = f"env | grep ^GOOGLE_EXTERNAL > environment; echo \"$1\" >> environment; echo '{answer}' > output.json"
@@ -147,7 +147,7 @@ def test_an_output_file_that_is_a_pipe_is_not_waited_for(script: Script, tmp_pat
         (prints({**GOOD, "id_token": [SECRET]}), "has no id_token"),
     ],
 )
-def test_what_it_does_wrong_is_told_and_nothing_that_it_printed(
+def test_an_error_of_the_executable_is_described_without_its_output(
     script: Script, told: Callable[[BaseException], str], lines: str, what: str
 ) -> None:
     with pytest.raises(CredentialsInvalid, match=f"the executable in /adc.json.* {what}") as caught:
@@ -164,7 +164,7 @@ def test_what_it_does_wrong_is_told_and_nothing_that_it_printed(
         ("a\0b", "null character"),
     ],
 )
-def test_a_command_that_cannot_be_started_is_told(script: Script, command: str, what: str) -> None:
+def test_a_command_that_cannot_be_started_is_reported(script: Script, command: str, what: str) -> None:
     with pytest.raises(CredentialsInvalid, match=what):
         script("", command=command).run()
 

@@ -42,7 +42,7 @@ def impersonated(source: dict[str, Any], **extra: Any) -> dict[str, Any]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["authorized_user", "external_account", "external_account_authorized_user"])
-async def test_a_source_that_cannot_mint_for_an_audience_names_three_ways_out_and_calls_nobody(
+async def test_a_source_without_id_tokens_names_three_remedies_and_makes_no_call(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any], kind: str
 ) -> None:
     info = {"authorized_user": user_info, "external_account": FEDERATED, "external_account_authorized_user": WORKFORCE}

@@ -236,7 +236,7 @@ async def test_a_denied_user_is_named(
 
 
 @pytest.mark.asyncio
-async def test_a_denied_user_without_a_name_is_told_by_the_file(
+async def test_a_denied_user_without_a_name_is_named_by_the_file(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
     path = house.file({**user_info, "account": ""})
@@ -326,7 +326,7 @@ async def test_a_subject_token_file_that_is_missing_is_named(
         (b"{}", "json", "neither text nor json"),
     ],
 )
-async def test_a_subject_tokens_file_that_is_none_is_told(
+async def test_a_missing_subject_token_file_is_named(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
@@ -411,7 +411,7 @@ async def test_a_subject_token_comes_from_an_executable_that_is_allowed(
 
 
 @pytest.mark.asyncio
-async def test_an_executable_that_fails_tells_nothing_it_printed(
+async def test_the_output_of_a_failed_executable_is_not_in_the_sentence(
     house: House,
     mint: GoogleMint,
     federated_info: dict[str, Any],
@@ -500,7 +500,7 @@ async def test_aws_without_a_metadata_server_names_the_file_and_the_variables(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("status", [500, 503, 429])
-async def test_aws_metadata_server_that_is_out_of_order_is_named_and_passes(
+async def test_a_broken_aws_metadata_server_is_named_and_transient(
     google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], status: int
 ) -> None:
     path = house.file(aws_info(federated_info, google.metadata_port))

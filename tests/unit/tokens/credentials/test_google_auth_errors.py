@@ -80,7 +80,7 @@ def test_a_failure_of_ours_below_is_what_happened() -> None:
         (KeyError(SECRET), CredentialsInvalid, "cannot be used (KeyError)"),
     ],
 )
-def test_an_executable_that_fails_is_told_by_its_end(exc: Exception, leaf: type[Failure], what: str) -> None:
+def test_a_failed_executable_is_described_by_how_it_ended(exc: Exception, leaf: type[Failure], what: str) -> None:
     failure = told(file(credential_source={"executable": {"command": SECRET}}), exc)
     assert type(failure) is leaf
     assert what in str(failure)
@@ -98,14 +98,14 @@ def test_an_executable_that_fails_is_told_by_its_end(exc: Exception, leaf: type[
         (ValueError(f"Unable to retrieve AWS region: {SECRET}"), "cannot be used (ValueError)"),
     ],
 )
-def test_a_subject_tokens_file_that_fails_is_told_by_what_is_wrong_with_it(exc: Exception, what: str) -> None:
+def test_an_unreadable_subject_token_file_is_described(exc: Exception, what: str) -> None:
     failure = told(file(credential_source={"file": "/var/run/token"}), exc)
     assert type(failure) is CredentialsInvalid
     assert what in str(failure)
     assert SECRET not in str(failure)
 
 
-def test_what_cannot_be_loaded_is_told_without_its_content() -> None:
+def test_a_load_failure_does_not_quote_the_content() -> None:
     assert "is not an RSA key in PEM form" in str(load_failure(file("service_account"), ValueError(SECRET)))
     assert SECRET not in str(load_failure(file(), ValueError(SECRET)))
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_loaded_is_told_without_its_content() -> None:
         ({"url": "http://a"}, "http://a", 302, TokenUnavailable, "answered 302"),
     ],
 )
-def test_a_source_that_says_no_is_told_from_google(
+def test_a_refusal_of_the_source_differs_from_one_of_google(
     source: dict[str, Any], url: str, status: int, leaf: type[Failure], what: str
 ) -> None:
     failure = told(file(credential_source=source), url=url, status=status, body=[SECRET])

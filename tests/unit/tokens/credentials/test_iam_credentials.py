@@ -83,7 +83,7 @@ async def test_a_denied_chain_names_the_role_of_each_link(google: FakeGoogle, mi
 
 
 @pytest.mark.asyncio
-async def test_a_denial_is_told_although_the_principal_is_not_known(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_denial_is_reported_without_a_known_principal(google: FakeGoogle, mint: GoogleMint) -> None:
     google.accounts.add(TARGET)
     google.break_next("/email", resets)
     google.break_next("/email", resets)  # aiohttp asks again once, as it may with a GET
@@ -130,7 +130,7 @@ async def test_of_a_chain_the_member_is_named_that_iam_does_not_know(
 
 
 @pytest.mark.asyncio
-async def test_of_a_chain_nobody_is_blamed_whom_iam_does_not_name(allowed: FakeGoogle, mint: GoogleMint) -> None:
+async def test_no_account_of_a_chain_is_named_unless_iam_names_it(allowed: FakeGoogle, mint: GoogleMint) -> None:
     allowed.break_next(METHOD, error_answer(lambda: api_error(404, "Requested entity was not found.")))
     with pytest.raises(MintRefused, match=f"^one of the service accounts {FIRST}, {TARGET} does not exist"):
         await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
@@ -180,7 +180,7 @@ async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 302])
-async def test_what_passes_by_itself_is_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
+async def test_transient_statuses_are_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
     allowed.break_next(METHOD, answers(status, "<html>eyJzZWNyZXQi</html>", Location="https://elsewhere/"))
     with pytest.raises(TokenUnavailable, match=rf"IAM answered {status} \(\[not shown\]\)$"):
         await mint(KEY)

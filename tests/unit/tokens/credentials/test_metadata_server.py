@@ -189,7 +189,7 @@ async def test_an_unwilling_metadata_server(
 
 
 @pytest.mark.asyncio
-async def test_an_instance_without_a_service_account_is_told_so(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_an_instance_without_a_service_account_gets_the_remedy(google: FakeGoogle, mint: GoogleMint) -> None:
     google.attached = None
     with pytest.raises(MintRefused, match="no default service account"):
         await mint(KEY)
@@ -208,7 +208,7 @@ async def test_an_instance_without_a_service_account_is_told_so(google: FakeGoog
         (429, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "answered 429 ([not shown])"),
     ],
 )
-async def test_the_metadata_servers_own_words_are_told(
+async def test_the_metadata_servers_message_is_in_the_sentence(
     google: FakeGoogle, mint: GoogleMint, status: int, body: str, said: str
 ) -> None:
     google.break_next("/identity", metadata_answers(status, body))
@@ -239,7 +239,7 @@ PRINCIPAL = (
 @pytest.mark.asyncio
 @pytest.mark.parametrize("email", ["my-project.svc.id.goog", "default"])
 @pytest.mark.parametrize("said", [UNLINKED, "404 page not found"])
-async def test_a_pod_without_a_linked_account_is_told_both_ways_out(
+async def test_a_pod_without_a_linked_account_gets_both_remedies(
     google: FakeGoogle, mint: GoogleMint, email: str, said: str
 ) -> None:
     google.break_next("/identity", metadata_answers(404, said))
@@ -267,7 +267,7 @@ async def test_what_is_not_known_of_a_pod_stands_in_capitals(google: FakeGoogle,
 
 
 @pytest.mark.asyncio
-async def test_a_pod_that_may_not_speak_for_its_linked_account_is_told_the_role(
+async def test_a_pod_that_may_not_use_its_linked_account_gets_the_role_as_remedy(
     google: FakeGoogle, mint: GoogleMint
 ) -> None:
     google.break_next("/identity", metadata_answers(403, NOT_A_USER))
@@ -295,7 +295,7 @@ async def test_the_role_of_an_unlinked_pod_is_granted_to_a_principal_and_not_to_
 
 
 @pytest.mark.asyncio
-async def test_an_unlinked_pod_that_gets_no_access_token_is_told_the_annotation(
+async def test_an_unlinked_pod_without_an_access_token_gets_the_annotation_as_remedy(
     google: FakeGoogle, mint: GoogleMint
 ) -> None:
     google.break_next("/token", metadata_answers(404, UNLINKED))
