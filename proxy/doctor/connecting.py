@@ -17,7 +17,14 @@ import aiohappyeyeballs
 
 from proxy.doctor.claims import format_time
 from proxy.doctor.report import Outcome, Step, StepName, as_sentence, skipped
-from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
+from proxy.errors import (
+    Failure,
+    UpstreamConnectFailed,
+    UpstreamConnectionLost,
+    UpstreamConnectTimeout,
+    UpstreamNotHttp2,
+    UpstreamTlsFailed,
+)
 from proxy.network.address import Address
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
@@ -36,11 +43,11 @@ _VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _HEADLINES: Final = {
-    "upstream-tls-failed": "TLS fails",
-    "upstream-not-http2": "the server does not speak HTTP/2",
-    "upstream-connect-timeout": "no answer in time",
-    "upstream-connect-failed": "the connection failed",
-    "upstream-connection-lost": "the server closed the connection before it was usable",
+    UpstreamTlsFailed.code: "TLS fails",
+    UpstreamNotHttp2.code: "the server does not speak HTTP/2",
+    UpstreamConnectTimeout.code: "no answer in time",
+    UpstreamConnectFailed.code: "the connection failed",
+    UpstreamConnectionLost.code: "the server closed the connection before it was usable",
 }
 
 

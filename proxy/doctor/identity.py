@@ -9,7 +9,20 @@ from typing import Any, Final, NamedTuple
 from proxy.cloud_run import gcloud
 from proxy.doctor.claims import claims_of, format_duration, format_time
 from proxy.doctor.report import Outcome, Step, StepName, as_sentence
-from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
+from proxy.errors import (
+    AmbientUnsupported,
+    CredentialsInvalid,
+    CredentialsNotFound,
+    CredentialsRejected,
+    Failure,
+    ImpersonationDenied,
+    MintRefused,
+    ProxyInvalid,
+    TokenExpired,
+    TokenMalformed,
+    TokenTimeout,
+    TokenUnavailable,
+)
 from proxy.quoting import one_line
 from proxy.routes import Route
 from proxy.tokens.google import CredentialInfo, GoogleMint
@@ -19,17 +32,17 @@ from proxy.tokens.source import TokenSource
 __all__ = ["check_credentials", "grant_commands", "mint"]
 
 _HEADLINES: Final = {
-    "credentials-not-found": "there are no Google credentials here",
-    "credentials-invalid": "the credentials cannot be used",
-    "credentials-rejected": "Google rejects these credentials",
-    "ambient-unsupported": "these credentials cannot mint an ID token by themselves",
-    "proxy-invalid": "the proxy for calls to Google cannot be used",
-    "impersonation-denied": "the impersonation is not allowed",
-    "mint-refused": "Google refused to mint",
-    "token-timeout": "no answer in time",
-    "token-unavailable": "the token endpoint could not be reached, or failed",
-    "token-malformed": "the response contains no valid token",
-    "token-expired": "the token has expired already: is a clock wrong?",
+    CredentialsNotFound.code: "there are no Google credentials here",
+    CredentialsInvalid.code: "the credentials cannot be used",
+    CredentialsRejected.code: "Google rejects these credentials",
+    AmbientUnsupported.code: "these credentials cannot mint an ID token by themselves",
+    ProxyInvalid.code: "the proxy for calls to Google cannot be used",
+    ImpersonationDenied.code: "the impersonation is not allowed",
+    MintRefused.code: "Google refused to mint",
+    TokenTimeout.code: "no answer in time",
+    TokenUnavailable.code: "the token endpoint could not be reached, or failed",
+    TokenMalformed.code: "the response contains no valid token",
+    TokenExpired.code: "the token has expired already: is a clock wrong?",
 }
 """The text of a failed step by failure code; the failure's own sentence becomes the remedy."""
 

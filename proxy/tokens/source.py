@@ -152,10 +152,7 @@ class TokenSource:
         entry.forget_failure()
         if earlier is not None and entry.mint is earlier and not earlier.done():
             await self._keep(entry, token)
-            # The requests that wait for it ask again, and find this token.
-            self._superseded.add(earlier)
-            entry.mint = None
-            earlier.cancel()
+            self._supersede(entry, earlier)
         return token
 
     def reject(self, token: Token) -> None:
@@ -226,7 +223,13 @@ class TokenSource:
     def _end_unwanted_mint(self, entry: TokenEntry) -> None:
         """Cancel the mint of a dropped key for which no request waits."""
         if entry.dropped and not entry.waiting and entry.mint is not None:
-            entry.mint.cancel()
+            self._supersede(entry, entry.mint)
+
+    def _supersede(self, entry: TokenEntry, mint: asyncio.Task[Token]) -> None:
+        """Cancel a mint; requests that wait for it ask again, and find a token, or start another mint."""
+        self._superseded.add(mint)
+        entry.mint = None
+        mint.cancel()
 
     def _clear_tokens(self) -> None:
         for entry in self._cache.entries():

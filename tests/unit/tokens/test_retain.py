@@ -163,6 +163,21 @@ async def test_a_key_that_comes_back_while_it_is_minted_keeps_that_token(bench: 
 
 
 @pytest.mark.asyncio
+async def test_a_key_that_comes_back_at_once_does_not_wait_for_its_cancelled_mint(bench: Bench) -> None:
+    slot = bench.source.slot(KEY)
+    await bench.source.token(KEY)
+    assert slot.usable_token(bench.time.now)
+    bench.mint.gate = asyncio.Event()
+    await bench.time.advance(3400)
+    await bench.source.retain([])
+    assert bench.source.slot(KEY) is slot
+    bench.mint.gate.set()
+    token = await bench.source.token(KEY)
+    assert slot.usable_token(bench.time.now) is token
+    assert len(bench.mint.calls) == 3
+
+
+@pytest.mark.asyncio
 async def test_an_abandoned_discovery_ends_with_its_key() -> None:
     bench = Bench(mint_timeout_seconds=0.01)
     bench.mint.gate = asyncio.Event()
