@@ -62,11 +62,11 @@ class Minter:
     async def mint(self, key: TokenKey, *, uncached: bool) -> Token:
         """Return a new token that is not expired by Google's clock, or raise a leaf of Failure.
 
-        Its `clock_ahead_seconds` is set. `uncached` is for the log.
+        Its `clock_ahead_seconds` is set. `uncached` is `fresh` in the log lines.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        about = {"audience": key.audience, "impersonate": key.impersonate, "uncached": uncached}
+        about = {"audience": key.audience, "impersonate": key.impersonate, "fresh": uncached}
         try:
             token = self._with_clock_skew(await self._mint_by_deadline(key))
         except Failure as failure:

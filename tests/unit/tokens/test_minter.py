@@ -32,7 +32,7 @@ async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[An
             "principal": "me@example.com",
             "expires_at": "2027-01-15T09:00:00+00:00",
             "remaining_seconds": 3600,
-            "uncached": True,
+            "fresh": True,
         }
     ]
 
