@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import TokenMalformed
-from proxy.tokens.model import is_account, read_claims, token_from_jwt
+from proxy.routes import Origin, Route
+from proxy.tokens.model import TokenKey, is_account, read_claims, token_from_jwt
 from tests.unit.tokens.fakes import AUDIENCE, KEY, encode, jwt_of, token_of
 
 
@@ -115,3 +116,10 @@ def test_what_would_bend_a_url_is_no_account(name: str) -> None:
 
 def test_an_account_has_bounded_length() -> None:
     assert not is_account("a" * 320 + "@b")
+
+
+def test_the_key_of_a_route_has_its_impersonated_account_delegates_and_audience() -> None:
+    origin = Origin("https", "greeter.example", 443)
+    assert TokenKey.for_route(Route(name="a", origin=origin)) == (None, (), "https://greeter.example")
+    route = Route(name="a", origin=origin, audience="https://other", impersonate="a@b", delegates=("c@d",))
+    assert TokenKey.for_route(route) == TokenKey("a@b", ("c@d",), "https://other")
