@@ -1,1 +1,1 @@
-"""HTTP/2 without IO (RFC 9113): the events an engine reports, the engine seam, and the field rules."""
+"""HTTP/2 without IO (RFC 9113): the engine seam, what all engines must agree on (`policy`), and two engines."""

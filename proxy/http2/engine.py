@@ -1,18 +1,17 @@
-"""The engine seam: one HTTP/2 connection without IO. `tests/conformance` holds every engine to what stands here.
+"""The engine seam: one HTTP/2 connection without IO. `tests/conformance` checks every engine against this contract.
 
 An engine is given octets (`Engine.receive`) and calls back at once, in the order of the frames: its `ConnectionHandler`
-about the connection and about new requests, and each stream's `StreamReceiver` about what comes on that stream. What is
-to be sent is queued by commands of `Engine` and `Stream`, until `Engine.take` hands it out. An engine never sees a
-socket and never reads a clock.
+for the connection and new requests, and each stream's `StreamReceiver` for the frames of that stream. Commands of
+`Engine` and `Stream` queue what is to be sent; `Engine.take` returns it. An engine has no socket and no clock.
 
 What an engine guarantees:
 
 * `receive` never raises. A fault of the peer on one stream resets that stream (`on_…_reset` with `by_peer` False); a
-  fault on the connection ends in `on_failed`, with GOAWAY queued. After that nothing is reported any more.
+  fault on the connection ends in `on_failed`, with GOAWAY queued. Nothing is reported after that.
 * HEADERS or DATA after the peer's own END_STREAM or RST_STREAM, or on an id below one that the peer has opened, are a
   fault on the connection; after our RST_STREAM they are discarded (`policy.stream_history` has the table).
-* Over two faults on a stream it may end the connection instead (RFC 9113, 5.4.1 lets it), with the same code: DATA
-  before a response head, and DATA beyond the stream's window. Over no other.
+* Two faults of a stream may end the connection instead, with the same code (allowed by RFC 9113, 5.4.1): DATA before a
+  response head, and DATA beyond the stream's window. No other does.
 * It validates what it receives (RFC 9113, 8.2 and 8.3: names, values, pseudo-fields, connection-specific fields,
   content-length) and enforces `Limits`, so that a head it reports is well formed.
 * It never sends an empty DATA frame but the final one, merges what is queued for a stream into as few frames as
@@ -59,10 +58,10 @@ class Limits:
 
 
 class StreamReceiver:
-    """Who is told what comes on a stream: of a request (server engine), of a response (client engine), or of both.
+    """Receives the frames of a stream: of a request (server engine), of a response (client engine), or of both.
 
     The engine has given the octets of padding back to both windows itself. `on_unprocessed`, `on_connection_lost` and
-    `on_internal_error` come from who owns the connection.
+    `on_internal_error` are called by the owner of the connection.
     """
 
     __slots__ = ()
@@ -122,7 +121,7 @@ class StreamReceiver:
     # ---- of either
 
     def on_internal_error(self) -> bool:
-        """Abort whatever belongs to the stream, because an internal error showed while it was served.
+        """Abort what belongs to the stream, because an internal error was raised while it was served.
 
         Returns False if all was over before, so that what is queued is meant to leave.
         """
@@ -130,7 +129,7 @@ class StreamReceiver:
 
 
 class Stream:
-    """One stream of an engine, for as long as anybody holds it; commands on a stream that is over do nothing."""
+    """One stream of an engine. Commands on a stream that is over do nothing."""
 
     __slots__ = ("has_watched", "id", "method", "owed_octets", "path", "receiver", "status")
 
@@ -143,11 +142,11 @@ class Stream:
         self.status = 0
         """Of the final response that has come (client only); 0 while there is none."""
         self.has_watched = False
-        """Whether the latest head that has come has a line whose name is among the engine's `watched_names`."""
+        """True if the latest head received has a line whose name is in the engine's `watched_names`."""
         self.receiver: StreamReceiver | None = None
-        """Who is told what comes. None: nobody; what comes is given back to the stream's window at once."""
+        """Receives the stream's frames. None: content is dropped and given back to the stream's window at once."""
         self.owed_octets = 0
-        """Octets of content that were reported and not acknowledged."""
+        """Octets of content reported and not acknowledged."""
 
     def http_version(self) -> bytes:
         """Return the version in which the request came, as `via` names it (RFC 9110, 7.6.3)."""
@@ -179,13 +178,13 @@ class Stream:
 
 
 class ConnectionHandler:
-    """Who owns an engine, and is told what concerns its connection."""
+    """The owner of an engine: receives what concerns the connection."""
 
     __slots__ = ("flush_scheduled",)
 
     def __init__(self) -> None:
         self.flush_scheduled = False
-        """Whether `Engine.take` is going to be called soon: then `schedule_flush` need not be."""
+        """True if `Engine.take` will be called soon; then the engine does not call `schedule_flush`."""
 
     def schedule_flush(self) -> None:
         """Something has been queued that `Engine.take` may hand out."""
@@ -217,7 +216,7 @@ class ConnectionHandler:
     def on_internal_error(self, stream: Stream | None, exc: Exception) -> None:
         """A `StreamReceiver`, or `on_request`, raised while it was told about this stream.
 
-        `stream.receiver` is the one that raised, even where it had let go of the stream. Without a stream, the handler
+        `stream.receiver` is the one that raised, even if it had set that to None. Without a stream, the handler
         itself or the engine raised; `on_failed` follows.
         """
         raise NotImplementedError
@@ -226,7 +225,7 @@ class ConnectionHandler:
 class Engine:
     """One side of one connection. The client preface or SETTINGS are queued from the start: take and send them.
 
-    `watched_names` are names of fields that are rare, and that its owner wants to know of (`Stream.has_watched`).
+    `watched_names` are names of rare fields whose presence is reported (`Stream.has_watched`).
     Raises ValueError for limits that HTTP/2 cannot express.
     """
 
@@ -285,7 +284,7 @@ class Engine:
         raise NotImplementedError
 
     def take(self) -> bytes:
-        """Return all octets to send now. `report_sent` says afterwards whose content was among them."""
+        """Return all octets to send now. Call `report_sent` once the transport has them."""
         raise NotImplementedError
 
     def report_sent(self) -> None:

@@ -1,4 +1,4 @@
-"""Words of HTTP/2 that every room uses: ids of streams, field sections, error codes."""
+"""Types that every room uses: stream ids, field sections, error codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ StreamId: TypeAlias = int
 """1 … 2³¹−1; odd, because only clients open streams here (RFC 9113, 5.1.1)."""
 
 FieldLine: TypeAlias = tuple[bytes, bytes, bool]
-"""One field line: lower-case name, value, and whether it is never indexed (RFC 7541, 6.2.3)."""
+"""One field line: lower-case name, value, True if it is never indexed (RFC 7541, 6.2.3)."""
 
 Fields: TypeAlias = list[FieldLine]
 """A field section in the order of its lines, pseudo-fields first."""

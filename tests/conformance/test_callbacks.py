@@ -159,7 +159,7 @@ def test_a_request_may_be_answered_from_within_its_callback(make: EventFactory, 
 
     reacting(peer, HeadReceived, reply)
     assert peer.open(end=end) == [HeadReceived(1, REQUEST, end)]
-    assert peer.engine.wants_to_send, "who gave the octets looks here"
+    assert peer.engine.wants_to_send, "the caller of receive asks this afterwards"
     seen = peer.take()
     assert [one.kind for one in seen] == ["Headers", "Data"] + ([] if end else ["RstStream"])
     assert content(seen, 1) == b"no route"
@@ -375,11 +375,11 @@ def test_nothing_is_reported_as_sent_after_a_failure(make: EventFactory) -> None
     assert peer.engine.handler.sent == {}
 
 
-# ---- streams that nobody receives
+# ---- streams without a receiver
 
 
 @each_engine
-def test_content_that_nobody_receives_is_given_back_to_its_stream(make: EventFactory) -> None:
+def test_content_of_a_stream_without_a_receiver_is_given_back_to_its_window(make: EventFactory) -> None:
     peer = server(make, Limits(stream_window_octets=10_000, connection_window_octets=65_535))
     peer.open()
     stream = stream_of(peer)
@@ -399,7 +399,7 @@ def test_content_that_nobody_receives_is_given_back_to_its_stream(make: EventFac
 
 
 @each_engine
-def test_nobody_is_told_of_a_stream_that_nobody_receives(make: EventFactory) -> None:
+def test_nothing_is_reported_of_a_stream_without_a_receiver(make: EventFactory) -> None:
     peer = client(make, streams=3)
     for stream_id in (1, 3, 5):
         stream_of(peer, stream_id).receiver = None

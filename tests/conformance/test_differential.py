@@ -16,7 +16,7 @@ from proxy.http2.engine import Limits
 from tests.conformance.engines import ENGINES
 from tests.conformance.raw import REQUEST, RESPONSE, RawPeer
 from tests.fuzz.case import Case
-from tests.fuzz.twins import Parted, Twins, compare
+from tests.fuzz.twins import Diverged, Twins, compare
 from tests.support.engines import EventFactory
 from tests.support.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
 
@@ -24,7 +24,7 @@ from tests.support.events import ConnectionFailed, DataReceived, Event, HeadRece
 @given(number=st.integers(0, 1 << 64))
 @settings(max_examples=600, deadline=None)
 def test_both_engines_report_and_send_the_same(number: int) -> None:
-    with suppress(Parted):
+    with suppress(Diverged):
         Case(Twins, number).run()
 
 

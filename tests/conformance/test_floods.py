@@ -116,7 +116,7 @@ def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EventFactory)
     assert codes(seen, "RstStream") or codes(seen, "GoAway")
 
 
-# ---- those who may go on
+# ---- traffic that is allowed
 
 
 @each_engine

@@ -79,7 +79,7 @@ def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EventFact
     peer.engine.go_away(0)
     peer.take()
     assert peer.open(3) == []
-    assert peer.send(peer.data(3, b"for nobody", end=True)) == []
+    assert peer.send(peer.data(3, b"late", end=True)) == []
     seen = peer.take()
     assert [(one.stream_id, *codes([one], "RstStream")) for one in of(seen, "RstStream")] == [(3, 7)]
     assert peer.send(peer.data(1, b"x", end=True)) == [DataReceived(1, b"x", True)]

@@ -28,7 +28,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class Leaving(StreamReceiver):
-    """Lets go of its stream in the first callback, which leaves nobody who holds it."""
+    """Drops its stream in the first callback, so that no reference to the stream is left."""
 
     def __init__(self, stream: Stream, told: list[str]) -> None:
         self._stream = stream
@@ -136,7 +136,7 @@ def test_who_hears_of_content_that_left_may_go_and_what_is_queued_still_leaves(
     assert receiver() is None
     peer.send(peer.window(0, 100_000), peer.window(1, 100_000))
     assert octets + len(content(peer.take(), 1)) == 100_000
-    assert peer.sent == [], "nobody is told any more"
+    assert peer.sent == [], "nothing is reported any more"
 
 
 @each_engine
@@ -165,7 +165,7 @@ def test_what_comes_behind_the_content_at_which_the_receiver_went_gives_its_wind
 
 
 @each_engine
-def test_a_receiver_is_gone_with_the_stream_that_nobody_holds(make: EventFactory) -> None:
+def test_a_receiver_is_freed_with_the_last_reference_to_its_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, REQUEST, end=True)
     silent = Silent()

@@ -1,4 +1,4 @@
-"""How a connection starts (RFC 9113, 3.4 and 6.5), and what holds from its first octet."""
+"""How a connection starts (RFC 9113, 3.4 and 6.5), and the rules from its first octet on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for any bytes and any script."""
+"""Properties for any octets and any script."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def listener(make: EventFactory, *, client: bool) -> Side:
 
 
 def told(events: list[Event]) -> list[Event]:
-    """Join neighbouring content: where frames are cut is nobody's business."""
+    """Join neighbouring content: frame boundaries do not matter."""
     joined: list[Event] = []
     for event in events:
         last = joined[-1] if joined else None

@@ -27,7 +27,7 @@ import time
 from proxy.http2.choice import engine_choice
 from tests.fuzz.case import Case
 from tests.fuzz.endurance import run_streams
-from tests.fuzz.twins import Parted, Twins
+from tests.fuzz.twins import Diverged, Twins
 from tests.support.engines import EventEngineFactory, EventFactory
 
 
@@ -68,7 +68,7 @@ def run_case(make: EventFactory, number: int) -> bool:
     """Run a case; return whether it came to its end."""
     try:
         Case(make, number).run()
-    except Parted:
+    except Diverged:
         return False
     return True
 

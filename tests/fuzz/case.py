@@ -92,7 +92,7 @@ class Case:
             if isinstance(event, HeadReceived) and not self.client:
                 assert stream_id not in self.seen, "a request is reported once"
                 self.seen.add(stream_id)
-            assert stream_id in self.seen, "nothing is reported of a stream that nobody knows"
+            assert stream_id in self.seen, "no event for a stream that was never opened"
             assert stream_id not in self.over, "a reset is the last event of its stream"
             if isinstance(event, StreamReset):
                 self.over.add(stream_id)

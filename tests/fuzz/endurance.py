@@ -21,7 +21,7 @@ _CONNECTION_STREAMS = 200_000
 
 
 def resident_octets() -> int:
-    """Return how much memory this process holds now (Linux)."""
+    """Return the resident memory of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -33,7 +33,7 @@ def live_objects() -> int:
 
 
 def run_streams(make: EventFactory, streams: int, out: TextIO) -> None:
-    """Carry out so many exchanges, of every ending there is; print what is held after each tenth."""
+    """Carry out so many exchanges, of every ending there is; print the memory after each tenth."""
     done = 0
     started = time.monotonic()
     joined = Joined(make, client_limits=Limits(), server_limits=Limits())

@@ -1,4 +1,4 @@
-"""A peer that nobody wrote by hand: traffic that keeps the rules, or nearly, then mutated as frames and as octets."""
+"""Random traffic: valid or nearly valid, then mutated as frames and as octets."""
 
 from __future__ import annotations
 

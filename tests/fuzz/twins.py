@@ -38,7 +38,7 @@ EARLY = (
 )
 
 
-class Parted(Exception):
+class Diverged(Exception):
     """The engines did different things where the contract lets them: what they report from now on may differ."""
 
 
@@ -197,7 +197,7 @@ class Twins(EventEngine):
         if not self.failed:
             assert told == also_told
         elif not self.over:
-            # Answers to what came before the fault may stand in front of GOAWAY, and nobody is owed any more.
+            # Answers to what came before the fault may stand in front of GOAWAY, and nothing is owed any more.
             assert all(any(one[0] == GOAWAY for one in wire.get(0, [])) for wire in (told, also_told))
             self.over = True
 
@@ -246,16 +246,16 @@ def outcome(ask: Callable[[EventEngine], T], engine: EventEngine) -> tuple[T | N
 
 
 def compare(portable: list[Event], compiled: list[Event]) -> None:
-    """Fail unless both have reported the same; raise Parted where they may differ and do."""
+    """Fail unless both have reported the same; raise Diverged where they may differ and do."""
     for one, other in zip_longest(portable, compiled):
         if one == other:
             continue
         if isinstance(one, ConnectionFailed) and isinstance(other, ConnectionFailed):
             if one.code == other.code:
                 continue  # in words of its own
-            raise Parted("a frame that breaks two rules")
+            raise Diverged("a frame that breaks two rules")
         if may_part(one, other):
-            raise Parted(f"{one} {other}")
+            raise Diverged(f"{one} {other}")
         raise AssertionError(one, other)
 
 
@@ -276,7 +276,7 @@ def may_part(portable: Event | None, compiled: Event | None) -> bool:
     # Who gives credit back later finds a peer beyond it sooner.
     if any(getattr(one, "code", None) == ErrorCode.FLOW_CONTROL_ERROR for one in (portable, compiled)):
         return True
-    # On streams that are over, or that nobody has heard of, the library looks neither at padding nor at sizes.
+    # On streams that are over, or that were never opened, the library looks neither at padding nor at sizes.
     return isinstance(portable, ConnectionFailed) and any(
         words in portable.reason
         for words in ("far over the limit", "padding is longer", "too short for their priority")

@@ -25,13 +25,13 @@ reports content read by read                it gets whole frames only
 sends no empty DATA through a closed        an end without content is HEADERS for the library, DATA on the wire
 window
 gives up without a word                     what it has to send is collected after each read: GOAWAY says so
-lets SETTINGS overflow a stream's window    the RST_STREAM for which nobody asked says so
-skips frames on streams that are gone, and  what the peer has ended, and ids that it has passed over, are kept in
-takes lower ids for such streams            mind by `frames`
+lets SETTINGS overflow a stream's window    an RST_STREAM that was not submitted here says so
+skips frames on streams that are gone, and  what the peer has ended, and ids that it has passed over, are in
+takes lower ids for such streams            `policy.stream_history`
 ==========================================  ==========================================================================
 
 The library calls back from within `nghttp2_session_mem_recv` and `nghttp2_session_mem_send` only. Nothing is raised
-into it: a callback keeps the exception and returns an error; whoever called the library raises it again. Receivers are
-told from within these callbacks, and may command any stream: what they queue on this connection is collected when the
-library has returned.
+through it: a callback that raises returns an error with its exception set, and `Session` raises that again. Receivers
+are called from within these callbacks and may command any stream: what they queue on this connection is collected when
+the library has returned.
 """

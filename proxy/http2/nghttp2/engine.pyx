@@ -19,7 +19,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
 from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
-from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, take_frame, tell
+from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, handle_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
 from proxy.http2.nghttp2.session cimport PEER_STREAMS_AT_FIRST, Session
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
@@ -87,7 +87,7 @@ cdef class Nghttp2Engine(Engine):
                     if found == FOR_LIBRARY:
                         self.session.feed(self.frames.octets, self.frames.count)
                     elif found == FOR_ENGINE:
-                        take_frame(self, self.frames.octets, self.frames.count)
+                        handle_frame(self, self.frames.octets, self.frames.count)
                         self.session.collect()
                     else:
                         break
@@ -322,7 +322,7 @@ cdef class Nghttp2Engine(Engine):
             stream.scheduled = True
             self.turns.append(stream)
             if PyList_GET_SIZE(self.turns) > 2 * self.open_streams + _GONE_TURNS:
-                # With the connection's window closed nobody takes turns, and those of streams that are over pile up.
+                # While the connection's window is closed no turns are taken, and those of streams that are over pile up.
                 self.turns = [other for other in self.turns if (<Nghttp2Stream>other).engine is not None]
         return 0
 

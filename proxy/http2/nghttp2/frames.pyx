@@ -1,4 +1,4 @@
-"""From octets to whole frames, before the library sees any: cutting, counting, and keeping some from it.
+"""Cuts what is read into whole frames, counts them, and keeps some from the library.
 
 Only whole frames go on, in runs as long as a read has them, so that the library reports content frame by frame and no
 frame becomes two (Restate's client ends a connection that brings too many small ones). A length is looked at before its
@@ -83,7 +83,7 @@ cdef class FrameReader:
         return NOTHING
 
     cdef void release(self) noexcept:
-        """Let go of what is held."""
+        """Free the frame that is incomplete."""
         PyMem_Free(self._held)
         self._held = NULL
         self._held_octets = 0
@@ -97,7 +97,7 @@ cdef class FrameReader:
         return what
 
     cdef bint _complete_held(self) except -1:
-        """Add to the frame that is held; return whether it is whole."""
+        """Add to the incomplete frame; return True if it is complete now."""
         if self._held_octets < FRAME_HEADER_OCTETS:
             self._hold(min(FRAME_HEADER_OCTETS - self._held_octets, self._left))
             if self._held_octets < FRAME_HEADER_OCTETS:

@@ -44,7 +44,7 @@ cdef class Outbox:
                 try:
                     _PyBytes_Resize(&self._held, needed)
                 except MemoryError:
-                    # What was held is gone with it.
+                    # The octets are gone with it.
                     self._capacity = self.size = 0
                     raise
                 self._capacity = needed

@@ -229,7 +229,7 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
     return 0
 
 
-cdef int _on_leaving(
+cdef int _write_content(
     nghttp2_session *session,
     nghttp2_frame *frame,
     const uint8_t *header,
@@ -268,7 +268,7 @@ cdef int _refuse(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str rea
 
 
 cdef int _on_closed(nghttp2_session *session, int32_t stream_id, uint32_t code, void *owner) except FAILED:
-    """The library has done with a stream. Where nobody else has reset it, its send window was pushed too far."""
+    """The library has closed a stream. If neither side has reset it, its send window was pushed too far."""
     cdef Nghttp2Engine engine = <Nghttp2Engine>owner
     cdef Nghttp2Stream stream = engine.find(stream_id)
     if stream is None:
@@ -326,7 +326,7 @@ cdef int _on_settings(Nghttp2Engine engine, const nghttp2_frame *frame) except -
     return 0
 
 
-cdef int take_frame(Nghttp2Engine engine, const uint8_t *frame, Py_ssize_t count) except -1:
+cdef int handle_frame(Nghttp2Engine engine, const uint8_t *frame, Py_ssize_t count) except -1:
     """Do what the contract says about a frame that the library does not get to see."""
     cdef uint8_t kind = frame[3]
     cdef uint32_t stream_id = stream_of(frame)
@@ -385,7 +385,7 @@ nghttp2_session_callbacks_set_on_header_callback2(_CALLBACKS, _on_line)
 nghttp2_session_callbacks_set_on_data_chunk_recv_callback(_CALLBACKS, _on_content)
 nghttp2_session_callbacks_set_on_frame_recv_callback(_CALLBACKS, _on_frame)
 nghttp2_session_callbacks_set_on_stream_close_callback(_CALLBACKS, _on_closed)
-nghttp2_session_callbacks_set_send_data_callback(_CALLBACKS, _on_leaving)
+nghttp2_session_callbacks_set_send_data_callback(_CALLBACKS, _write_content)
 nghttp2_session_callbacks_set_data_source_read_length_callback(_CALLBACKS, _on_length_asked)
 
 

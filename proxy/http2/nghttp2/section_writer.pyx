@@ -1,4 +1,4 @@
-"""Field sections on their way out: HPACK (RFC 7541) as `compression.FieldEncoder` does it, compiled.
+"""The HPACK encoder (RFC 7541), by the rules of `policy.compression`.
 
 libnghttp2 has a compressor. It cannot do what this proxy needs: it puts every line into the dynamic table but those of
 eight names, so that ids which differ in every request push the token out after some fifteen of them, and it marks every
@@ -8,7 +8,7 @@ eight names, so that ids which differ in every request push the token out after 
 * a never-indexed line is a never-indexed literal, and no other line is (6.2.3);
 * strings are not Huffman-coded.
 
-A line that a table holds costs 20 ns, because Python keeps the hashes of bytes, and the token, the route's fields
+A line that is in a table costs 20 ns, because Python keeps the hashes of bytes, and the token, the route's fields
 and what the other connection's decoder has kept are the same objects in every request. Where the whole line is the same
 object as before, as it is between `check` and `write`, its place is known without a look into the tables.
 """

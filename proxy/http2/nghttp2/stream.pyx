@@ -16,7 +16,7 @@ cdef class Nghttp2Stream(Stream):
     """A stream; `engine` is None once it is finished in both directions. `previous` and `following`: live ones of it.
 
     What has come: `has_head` (request head, or final response head); `to_head`, our request was HEAD; `ended_by_peer`;
-    `muted`, nobody wants to hear of it, because it was reset or is about to be; `missing` octets of content that were
+    `muted`, nothing more is reported, because we have reset it or are about to; `missing` octets of content that were
     announced, -1 where nothing was.
 
     What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any;

@@ -38,7 +38,7 @@ class SentLines:
         self._hashes: dict[int, None] = {}
 
     def is_repeated(self, name: bytes, value: bytes, table_octets: int) -> bool:
-        """Return whether a line that no table holds is to enter the table now; note it for the next time."""
+        """Return True if a line that is in no table enters the table now; otherwise remember it."""
         if (len(name) + len(value) + 32) * 2 > table_octets:
             return False
         line = hash((name, value))

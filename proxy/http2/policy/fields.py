@@ -4,8 +4,8 @@ What depends on names alone (which pseudo-fields, their order, forbidden fields)
 names and kept, because a peer's heads hardly differ in them; what depends on values is looked at every time, all
 values at once where that will do.
 
-Stricter than the text in three places where a proxy that is not would help request smuggling: `host` must agree with
-`:authority`, repeated `content-length` and `host` are refused even when equal, and `:path` holds visible octets only.
+Three rules are stricter than RFC 9113, against request smuggling: `host` must agree with
+`:authority`, repeated `content-length` and `host` are refused even when equal, and `:path` has visible octets only.
 
 Each rule that refuses a section has one of the words in `refusals`, by which metrics count. No text here quotes a
 value.

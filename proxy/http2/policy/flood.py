@@ -1,9 +1,9 @@
-"""How much control traffic and how many resets one connection may bring without getting anything done.
+"""Limits on control frames and resets of one connection that serve no exchange.
 
 HTTP/2 lets a peer ask for work that costs it next to nothing: streams opened and cancelled (CVE-2023-44487), streams
 that we are made to reset (CVE-2025-8671), PING, SETTINGS, empty DATA, PRIORITY and window updates without end
 (CVE-2019-9512 to -9518). Each such frame is charged to an account; what a well-behaved peer does is credited to it.
-There is no clock in here, so neither the age of a connection nor a slow rate counts against anybody:
+No clock is read: neither the age of a connection nor a slow rate is charged.
 
 * `resets`: a stream that was cancelled before we answered it, or that we had to reset, is charged 1; a stream that was
   answered is credited 1. So a client may for ever cancel one stream for each it lets finish, and 1,000 at any moment.

@@ -1,6 +1,6 @@
 """In which order content, ends and resets leave on a connection.
 
-* One DATA frame a turn, in rotation, so that a narrow connection window is shared and nobody starves.
+* One DATA frame a turn, in rotation, so that streams share a narrow connection window.
 * What is queued for a stream is merged: a frame is as full as the windows and the peer's greatest frame allow.
 * No DATA frame is empty but one that only ends its stream; where the end is known, the last content carries it.
 * Trailers and resets come after the content before them.
@@ -43,7 +43,7 @@ class Step(Enum):
     RESET = auto()
     """Send RST_STREAM and drop what is left."""
     WAIT = auto()
-    """Let the others go on until the window opens."""
+    """Send nothing until the window opens."""
 
 
 class SendQueue:
@@ -89,7 +89,7 @@ class SendQueue:
 
 
 class RoundRobin:
-    """Whose turn it is, among the streams of a connection that have something to send."""
+    """The order in which streams with something to send take turns."""
 
     __slots__ = ("_blocked", "_ready")
 
@@ -101,12 +101,12 @@ class RoundRobin:
         return bool(self._ready)
 
     def add(self, stream_id: StreamId) -> None:
-        """Let a stream have a turn behind the others, unless it stands in line already."""
+        """Queue a stream behind the others, unless it is queued already."""
         self._blocked.pop(stream_id, None)
         self._ready[stream_id] = None
 
     def next(self) -> StreamId | None:
-        """Return whose turn it is and take it out of the line; None where nobody waits for one."""
+        """Remove and return the stream whose turn it is; None if no stream is ready."""
         return self._ready.popitem(last=False)[0] if self._ready else None
 
     def block(self, stream_id: StreamId) -> None:

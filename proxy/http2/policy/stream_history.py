@@ -2,8 +2,8 @@
 # An index into the states is masked, and every frame is looked up.
 """How far the peer has got on each of the latest streams, judged by its frames alone (RFC 9113, 5.1 and 5.1.1). Pure.
 
-A stream that is over is forgotten by everything else, and a frame on it may be late (the peer had sent it before it
-learned of our RST_STREAM) or wrong. Which one it is depends only on what the peer itself has sent:
+The rest of an engine forgets a stream that is over. A frame on it may be late (sent before the peer received our
+RST_STREAM) or wrong. Which one it is depends only on what the peer has sent:
 
 ===================================================  ======================================================
 HEADERS or DATA on a stream                          consequence
@@ -11,10 +11,10 @@ HEADERS or DATA on a stream                          consequence
 on which the peer has sent END_STREAM or RST_STREAM  connection error STREAM_CLOSED
 that the peer never opened, below one that it did    connection error PROTOCOL_ERROR
 that is open to the peer, and that we have reset     none: the frame crossed our RST_STREAM and is discarded
-older than the last `REMEMBERED`                     none: it gets the benefit of the doubt
+older than the last `REMEMBERED`                     none: its state is not known any more
 ===================================================  ======================================================
 
-WINDOW_UPDATE, RST_STREAM and PRIORITY may cross the end of a stream, whoever ended it.
+WINDOW_UPDATE, RST_STREAM and PRIORITY may cross the end of a stream, whichever side ended it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ SEQUENCES = [
     Sequence("a never-indexed line", [(_never(_TOKEN), NEVER)] * 3),
     Sequence("a never-indexed line of the static table", [(_never(_STATIC), NEVER)] * 2),
     Sequence(
-        "a never-indexed line that the table holds",
+        "a never-indexed line that is in the table",
         [(_TOKEN, PLAIN), (_TOKEN, TABLE), (_never(_TOKEN), NEVER), (_TOKEN, INDEXED)],
     ),
     Sequence("a never-indexed line is not remembered", [(_never(_TOKEN), NEVER), (_TOKEN, PLAIN), (_TOKEN, TABLE)]),

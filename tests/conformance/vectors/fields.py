@@ -129,7 +129,7 @@ RESPONSES = [
     Vector("plain, ended", _lines(_STATUS), end=True),
     Vector("no content", _lines((b":status", b"204")), end=True),
     Vector("not modified, with a length", _lines((b":status", b"304"), (b"content-length", b"5")), end=True),
-    Vector("status nobody knows", _lines((b":status", b"999"))),
+    Vector("an unknown status", _lines((b":status", b"999"))),
     Vector("interim", _lines((b":status", b"103"), (b"link", b"</a>"))),
     Vector("interim, ended", _lines((b":status", b"103")), "stream-order", end=True),
     Vector("nothing", [], "pseudo-field"),

@@ -1,4 +1,4 @@
-"""What a peer may do for ever, and after how much of what the connection ends (`policy.flood`)."""
+"""Floods, and after how many reads each ends the connection (`policy.flood`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Flood(NamedTuple):
 
 
 FLOODS = [
-    # An account holds 2,000 and a read is credited 16: the first read of N frames costs N, each that follows N − 16.
+    # An account has 2,000 and a read is credited 16: the first read of N frames costs N, each that follows N − 16.
     Flood("a PING a read", ("PING",), None),
     Flood("16 PINGs a read", ("PING",) * 16, None),
     Flood("116 PINGs a read", ("PING",) * 116, 19),

@@ -59,7 +59,7 @@ TAKES = [
         [Queued(40_000), Queued(40_000)],
         [(1, "Data", 16_384), (3, "Data", 16_384), (1, "Data", 16_384), (3, "Data", 16_383)],
     ),
-    Take("a closed window holds up no other", [Queued(10, window=0), Queued(10)], [(3, "Data", 10)]),
+    Take("a closed window does not stop another stream", [Queued(10, window=0), Queued(10)], [(3, "Data", 10)]),
     Take("a window cuts a frame short", [Queued(10, window=4, end="data")], [(1, "Data", 4)]),
     Take("a reset alone", [Queued(reset="at once")], [(1, "RstStream", 4)]),
     Take("a reset behind content", [Queued(10, reset="at once")], [(1, "Data", 10), (1, "RstStream", 4)]),

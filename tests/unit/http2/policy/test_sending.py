@@ -93,7 +93,7 @@ def test_who_had_a_turn_stands_behind_the_others() -> None:
     assert drained(made) == [3, 1]
 
 
-def test_who_waits_for_a_window_holds_up_nobody() -> None:
+def test_a_stream_with_a_closed_window_does_not_stop_the_others() -> None:
     made = turns(1, 3)
     made.block(made.next() or 0)
     assert drained(made) == [3]

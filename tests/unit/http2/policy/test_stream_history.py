@@ -49,7 +49,7 @@ def test_ids_that_were_passed_over_can_no_longer_be_opened() -> None:
     assert fault(history, 9) is None
 
 
-def test_what_is_idle_or_no_request_stream_is_somebody_elses_fault() -> None:
+def test_frames_on_idle_streams_and_even_ids_are_not_judged_here() -> None:
     history = StreamHistory(client=False)
     history.section(2, end=False)
     history.section(3, end=False)
