@@ -29,8 +29,8 @@ def _bindable(text: str, info: ValidationInfo) -> str:
     """Check an address to listen on. The rule needs `unsafe_listen`, which is therefore the first field."""
     if not parse_address(text).is_local and not info.data.get("unsafe_listen", True):
         raise ValueError(
-            f"{text} can be reached from other machines, and whoever reaches it can call the services with the "
-            "sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
+            f"{text} can be reached from other machines, and every client that reaches it can call the services with "
+            "the sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
             "(--unsafe-listen)"
         )
     return text
@@ -44,8 +44,8 @@ class Settings(BaseModel):
     unsafe_listen: bool = Field(
         default=False,
         description=(
-            "Listen where other machines reach it, not only on loopback and Unix sockets. "
-            "Whoever reaches the port can call the services with the sidecar's identity, hence the word."
+            "Allow listening on addresses that other machines reach, not only on loopback and Unix sockets. "
+            "Every client that reaches the port can call the services with the sidecar's identity."
         ),
     )
     listen: tuple[Annotated[str, AfterValidator(_bindable)], ...] = Field(
@@ -86,7 +86,7 @@ class Settings(BaseModel):
         ge=0,
         le=3600,
         description=(
-            "How long live streams may finish after SIGTERM; what is left then is cut. "
+            "How long live streams may take to finish after SIGTERM; the rest is reset then. "
             "Keep it below the grace period of whatever sends the signal."
         ),
     )
@@ -113,7 +113,7 @@ class Settings(BaseModel):
         le=60,
         description=(
             "How long a request may wait for its ID token. "
-            "Without one nothing is sent: it gets 503 then, and Restate comes back."
+            "A request without a token is never sent: it gets 503 then, and Restate repeats it."
         ),
     )
     stream_wait_timeout: Seconds = Field(
@@ -142,7 +142,7 @@ class Settings(BaseModel):
         default=15.0,
         gt=0,
         le=600,
-        description="How long an upstream may take to answer a PING before its connection is given up.",
+        description="How long an upstream may take to answer a PING before its connection is closed.",
     )
     upstream_idle_timeout: Seconds = Field(
         default=180.0,
@@ -161,7 +161,9 @@ class Settings(BaseModel):
     )
     http2_engine: EngineName = Field(
         default="auto",
-        description="Who speaks HTTP/2: nghttp2 is compiled and fast, h2 is portable, auto takes the best there is.",
+        description=(
+            "HTTP/2 library: nghttp2 is compiled and fast, h2 is portable, auto takes nghttp2 if it is available."
+        ),
     )
     max_concurrent_streams: int = Field(
         default=1024,
@@ -201,7 +203,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="The least severe lines that are written; tokens are in none of them.",
+        description="The least severe log lines that are written; none of them has a token in it.",
     )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto",

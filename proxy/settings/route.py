@@ -99,7 +99,7 @@ class RouteSettings(BaseModel):
         if audience is not None and not _AUDIENCE.fullmatch(audience):
             raise ValueError("must be 1 to 2048 visible ASCII characters; leave it out for the origin of the URL")
         if audience is not None and holds_credential(audience):
-            raise ValueError(f"must be who the token is for, mostly a URL, and is {quoted(audience)}")
+            raise ValueError(f"must be the receiver of the token, mostly a URL, and is {quoted(audience)}")
         return audience
 
     @field_validator("gcp_delegates")

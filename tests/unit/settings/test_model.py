@@ -12,7 +12,7 @@ from tests.unit.settings.given import URL, problems, upstream
 @pytest.mark.parametrize("address", ["0.0.0.0:9081", "[::]:9081", "10.0.0.1:9081", "sidecar:9081"])
 def test_listening_beyond_loopback_needs_unsafe_listen(address: str) -> None:
     what = problems(upstream=URL, listen=("127.0.0.1:9081", address))["--listen"]
-    assert "whoever reaches it can call the services" in what
+    assert "every client that reaches it can call the services" in what
     assert "--unsafe-listen" in what
     assert upstream(listen=(address,), unsafe_listen=True).listen == (address,)
 
