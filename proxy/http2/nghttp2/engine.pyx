@@ -14,6 +14,7 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
@@ -113,7 +114,7 @@ cdef class Nghttp2Engine(Engine):
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver):
         cdef Nghttp2Stream stream
         cdef int32_t stream_id
-        cdef tuple field
+        cdef object field
         if self.count_free_streams() <= 0:
             raise RuntimeError("no stream can be opened now: ask count_free_streams first")
         self.session.writer.check(fields)
@@ -122,8 +123,8 @@ cdef class Nghttp2Engine(Engine):
         self.history.opened(stream_id)
         stream.receiver = receiver
         for field in fields:
-            if <bytes>field[0] == b":method":
-                stream.to_head = <bytes>field[1] == b"HEAD"
+            if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
+                stream.to_head = <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
                 break
         stream.has_sent_head = True
         stream.end_sent = end_stream

@@ -16,5 +16,5 @@ cdef enum:  # what `tell` tells
 cdef nghttp2_session_callbacks *callbacks() noexcept
 cdef int handle_frame(Nghttp2Engine engine, const uint8_t *frame, Py_ssize_t count) except -1
 cdef int tell(
-    Nghttp2Engine engine, Nghttp2Stream stream, int event, object content=*, bint flag=*, long number=*
+    Nghttp2Engine engine, Nghttp2Stream stream, int event, object content, bint flag, long number
 ) except -1

@@ -29,7 +29,7 @@ from proxy.http2.policy.faults import ConnectionFault
 
 
 cdef int tell(
-    Nghttp2Engine engine, Nghttp2Stream stream, int event, object content=None, bint flag=False, long number=0
+    Nghttp2Engine engine, Nghttp2Stream stream, int event, object content, bint flag, long number
 ) except -1:
     """Tell the stream's receiver, if it has one; an exception goes to the handler, and the other streams go on.
 
@@ -134,17 +134,17 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
         return _fault(engine, stream, ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR, refusal)
     if stream.has_head:
         stream.ended_by_peer = True
-        return 0 if stream.muted else tell(engine, stream, ON_TRAILERS, fields)
+        return 0 if stream.muted else tell(engine, stream, ON_TRAILERS, fields, True, 0)
     stream.has_watched = engine.reader.has_watched
     if engine.reader.interim:
-        return 0 if stream.muted else tell(engine, stream, ON_INTERIM, fields)
+        return 0 if stream.muted else tell(engine, stream, ON_INTERIM, fields, False, 0)
     stream.missing = engine.reader.content_length
     stream.has_head = True
     stream.ended_by_peer = end
     stream.status = engine.reader.status
     engine.guard.credit_head()
     engine.guard.credit_response()
-    return 0 if stream.muted else tell(engine, stream, ON_RESPONSE, fields, end)
+    return 0 if stream.muted else tell(engine, stream, ON_RESPONSE, fields, end, 0)
 
 
 cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint end) except -1:
@@ -165,7 +165,7 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     stream.has_watched = engine.reader.has_watched
     engine.last_processed = stream_id
     engine.guard.credit_head()
-    return tell(engine, stream, ON_REQUEST, fields, end)
+    return tell(engine, stream, ON_REQUEST, fields, end, 0)
 
 
 # ---- content
@@ -225,7 +225,7 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
                 nghttp2_session_consume_stream(engine.session.handle, stream_id, <size_t>count)
             return 0
         stream.owed_octets += count
-        tell(engine, stream, ON_DATA, content if count else b"", end)
+        tell(engine, stream, ON_DATA, content if count else b"", end, 0)
     return 0
 
 
