@@ -1,13 +1,14 @@
 """One exchange, and how it is sent on its way.
 
 * `exchange`         a request and its response, forwarded between two streams
+* `request_content`  the part of an exchange that holds and acknowledges the request's content
 * `states`           what may happen next to an exchange, and what is then done: one table (pure)
 * `dispatcher`       route → token → upstream stream
-* `context`          what is kept ready for a route
+* `snapshot`         the routes of one reading of the settings, ready for use; swapped whole
+* `context`          what is kept ready for each route and each path
 * `signing`          fields of what is sent upstream (pure)
 * `waiting`          the one slow path, a task for each exchange that lacks something
 * `via`              which sidecars a request has passed through (pure)
-* `upstream_errors`  what the log says of answers that stop work
 
 What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connection, 50 at a time; Debian's Python
 3.11.2; it repeats within some percent, because how many requests come with one read does not)::

@@ -2,8 +2,9 @@ cimport cython
 
 from proxy.connection.budget cimport Budget
 from proxy.connection.protocol cimport RequestAcceptor
-from proxy.http2.engine cimport Stream, StreamReceiver
+from proxy.http2.engine cimport Stream
 from proxy.relay.context cimport RouteContext
+from proxy.relay.request_content cimport RequestContent
 from proxy.upstream.connection cimport UpstreamConnection
 
 cdef int _ILLEGAL
@@ -47,18 +48,12 @@ cdef class ExchangeOwner(RequestAcceptor):
     cpdef aborted(self, Exchange exchange, failure)
     cpdef ended(self, Exchange exchange)
 
-cdef class Exchange(StreamReceiver):
+cdef class Exchange(RequestContent):
     cdef ExchangeOwner _owner
     cdef int _state
     cdef bint _ended
-    cdef list _held
-    cdef Py_ssize_t _held_octets
     cdef list _trailers
-    cdef Py_ssize_t _received_octets
-    cdef Py_ssize_t _acknowledged_octets
-    cdef Py_ssize_t _sent_octets
     cdef Py_ssize_t _discarded_octets
-    cdef readonly Stream downstream
     cdef readonly Stream upstream
     cdef public list fields
     cdef readonly double started_at
@@ -75,7 +70,6 @@ cdef class Exchange(StreamReceiver):
     cdef public object cancel_start
 
     cpdef begin(self, ExchangeOwner owner, Stream downstream, list fields, bint end_stream, double started_at)
-    cpdef bint is_over(self)
     @cython.locals(entry=cython.int)
     cpdef int on(self, int move) except -1
 
@@ -92,20 +86,14 @@ cdef class Exchange(StreamReceiver):
     cpdef on_response_reset(self, long code, bint by_peer)
     cpdef on_unprocessed(self)
     cpdef on_connection_lost(self, failure)
-    cpdef on_request_sent(self, Py_ssize_t octets)
     @cython.locals(held=list, trailers=list, ended=cython.bint, bare=cython.bint, upstream=Stream, data=bytes)
     cpdef start(self, UpstreamConnection connection, list fields)
     cpdef fail(self, failure)
     cpdef _failed(self, int action, failure)
     cpdef bint on_internal_error(self)
 
-    @cython.locals(held=list)
-    cpdef _hold(self, bytes data)
     @cython.locals(owner=ExchangeOwner)
     cpdef _commit_if_large(self)
-    cpdef _drop_held(self)
-    @cython.locals(fresh=cython.Py_ssize_t)
-    cpdef _acknowledge_up_to(self, Py_ssize_t octets)
     @cython.locals(upstream=Stream)
     cpdef list _crossing(self, list fields)
     cpdef _discard(self, Py_ssize_t octets)

@@ -27,11 +27,14 @@ from typing import TYPE_CHECKING, Final
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import RequestAcceptor
 from proxy.errors import Failure, Internal, UpstreamRefusedStream
-from proxy.http2.engine import Stream, StreamReceiver
+from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, FieldLine, Fields
 from proxy.relay.context import RouteContext
+from proxy.relay.request_content import RequestContent
 from proxy.relay.signing import end_to_end_response, end_to_end_trailers
-from proxy.relay.states import ILLEGAL, MOVES, Action, IllegalMove, Move, State, packed
+from proxy.relay.states import ILLEGAL as _ILLEGAL
+from proxy.relay.states import MOVES as _MOVES
+from proxy.relay.states import Action, IllegalMove, Move, State, packed
 from proxy.restate import RequestKind
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "ExchangeOwner"]
 
 _MAX_ATTEMPTS: Final = 3
-
 _MOST_DISCARDED_OCTETS: Final = 64 << 10
 """How much of a request is taken after its response is complete and nobody wants the rest."""
 
@@ -49,7 +51,6 @@ _NO_ERROR: Final = int(ErrorCode.NO_ERROR)
 _INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
 _REFUSED_STREAM: Final = int(ErrorCode.REFUSED_STREAM)
 _CANCEL: Final = int(ErrorCode.CANCEL)
-
 
 # The moves and states of every exchange, as numbers of C where this is compiled.
 _REQUEST_DATA: Final = int(Move.REQUEST_DATA)
@@ -74,8 +75,6 @@ _OVER: Final = int(State.OVER)
 
 _OTHER: Final = RequestKind.OTHER
 _TABLE: Final = packed()
-_ILLEGAL: Final = ILLEGAL
-_MOVES: Final = MOVES
 
 
 class ExchangeOwner(RequestAcceptor):
@@ -113,24 +112,18 @@ class ExchangeOwner(RequestAcceptor):
         raise NotImplementedError
 
 
-class Exchange(StreamReceiver):
+class Exchange(RequestContent):
     """A request and its response; see the module."""
 
     __slots__ = (
-        "_acknowledged_octets",
         "_discarded_octets",
         "_ended",
-        "_held",
-        "_held_octets",
         "_owner",
-        "_received_octets",
-        "_sent_octets",
         "_state",
         "_trailers",
         "attempts",
         "cancel_start",
         "context",
-        "downstream",
         "error_head",
         "failure_code",
         "fields",
@@ -148,17 +141,12 @@ class Exchange(StreamReceiver):
         self, owner: ExchangeOwner, downstream: Stream, fields: Fields, end_stream: bool, started_at: float
     ) -> None:
         """Begin with a request head. (`__init__` with arguments costs a fourteenth of all that is done here.)"""
+        self.begin_content(downstream, owner.budget)
         self._owner = owner
         self._state = 1 if end_stream else 0
         self._ended = False
-        self._held: list[bytes] | None = []
-        self._held_octets = 0
         self._trailers: Fields | None = None
-        self._received_octets = 0
-        self._acknowledged_octets = 0
-        self._sent_octets = 0
         self._discarded_octets = 0
-        self.downstream = downstream
         self.upstream: Stream | None = None
         self.fields = fields
         """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
@@ -197,10 +185,6 @@ class Exchange(StreamReceiver):
         """Account of the token that the request was sent with; None if it had none."""
         return None if self.token is None else self.token.principal
 
-    def is_over(self) -> bool:
-        """Return whether nothing is left to come."""
-        return self._state == _OVER
-
     def on(self, move: int) -> int:
         """Enter the next state and return the `Action`; IllegalMove leaves the state as it was."""
         entry = _TABLE[self._state * _MOVES + move]
@@ -218,7 +202,9 @@ class Exchange(StreamReceiver):
             octets = len(data)
             self._received_octets += octets
             if octets and self._held is not None:
-                self._hold(data)
+                self.hold(data)
+                if self.upstream is not None:
+                    self._commit_if_large()
             if action == _FORWARD and self.upstream is not None:
                 self.upstream.send_data(data, end_stream)
         elif data and not end_stream:
@@ -252,14 +238,14 @@ class Exchange(StreamReceiver):
     def on_interim(self, fields: Fields) -> None:
         """Forward a 1xx head."""
         self.on(_INTERIM)
-        self._drop_held()
+        self.drop_held()
         self.downstream.send_head(self._crossing(fields), False)
 
     def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         """Forward the final head."""
         self.on(_RESPONSE_HEAD)
         if self._held is not None:
-            self._drop_held()
+            self.drop_held()
         self.downstream.send_head(self._owner.response_head(self, self._crossing(fields)), end_stream)
         if end_stream:
             self.on(_RESPONSE_END)
@@ -300,20 +286,13 @@ class Exchange(StreamReceiver):
             self._sent_octets = 0
             self._owner.dispatch(self)
         else:
-            self._failed(
-                action,
-                UpstreamRefusedStream("the upstream refused the request unprocessed, and it could not be sent again"),
-            )
+            refused = "the upstream refused the request unprocessed, and it could not be sent again"
+            self._failed(action, UpstreamRefusedStream(refused))
 
     def on_connection_lost(self, failure: Failure) -> None:
         """The upstream connection is gone."""
         self._forget_upstream()
         self.fail(failure)
-
-    def on_request_sent(self, octets: int) -> None:
-        """Give the window of the request back; what leaves again was acknowledged before."""
-        self._sent_octets += octets
-        self._acknowledge_up_to(self._sent_octets)
 
     # ---- the owner
 
@@ -340,7 +319,7 @@ class Exchange(StreamReceiver):
         self._failed(self.on(_FAILED), failure)
 
     def _failed(self, action: int, failure: Failure) -> None:
-        self._drop_held()
+        self.drop_held()
         if action == _REPLY:
             self.failure_code = failure.code
             fields, body = self._owner.local_reply(self, failure)
@@ -368,15 +347,6 @@ class Exchange(StreamReceiver):
 
     # ---- inside
 
-    def _hold(self, data: bytes) -> None:
-        held = self._held
-        if held is not None:
-            held.append(data)
-            self._held_octets += len(data)
-            self._owner.budget.change(len(data))
-            if self.upstream is not None:
-                self._commit_if_large()
-
     def _commit_if_large(self) -> None:
         """Stop holding a request that has grown too large to be sent again.
 
@@ -385,22 +355,9 @@ class Exchange(StreamReceiver):
         """
         owner = self._owner
         if self._held_octets > owner.replay_octets or owner.budget.is_crowded():
-            self._drop_held()
+            self.drop_held()
             if self._state == _REPLAYABLE or self._state == _REPLAYABLE_ENDED:
                 self.on(_COMMIT)
-
-    def _drop_held(self) -> None:
-        self._held = None
-        if self._held_octets:
-            self._owner.budget.change(-self._held_octets)
-            self._held_octets = 0
-
-    def _acknowledge_up_to(self, octets: int) -> None:
-        """Acknowledge so many octets of the request in all; those acknowledged already are not again."""
-        fresh = octets - self._acknowledged_octets
-        if fresh > 0:
-            self._acknowledged_octets = octets
-            self.downstream.acknowledge(fresh)
 
     def _crossing(self, fields: Fields) -> Fields:
         """Return the lines of a response head that cross over."""
@@ -428,7 +385,7 @@ class Exchange(StreamReceiver):
         if self._state == _OVER:
             self._end()
         else:
-            self._acknowledge_up_to(self._received_octets)
+            self.acknowledge_up_to(self._received_octets)
 
     def _end(self) -> None:
         self._ended = True
@@ -439,5 +396,5 @@ class Exchange(StreamReceiver):
             self.cancel_start()
             self.cancel_start = None
         if self._held is not None:
-            self._drop_held()
+            self.drop_held()
         self._owner.ended(self)
