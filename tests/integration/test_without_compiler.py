@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from proxy.http2.choice import engine_choice
+from tests.support.interpreted import lay_out
 from tests.support.processes import program
 
-REPOSITORY = Path(__file__).parents[2]
 ENGINE = ("http2/engine", "http2/nghttp2/")
 """What is compiled of the HTTP/2 engine: the classes that it derives from, and itself."""
 
@@ -48,19 +47,6 @@ from proxy.relay import exchange
 print(exchange.__file__)
 print(engine_choice("auto").name)
 """
-
-
-def lay_out(folder: Path, compiled: tuple[str, ...]) -> None:
-    """Copy the program, of what is compiled only what begins like that, and what tests it."""
-    shutil.copytree(
-        REPOSITORY / "proxy", folder / "proxy", ignore=shutil.ignore_patterns("__pycache__", "*.so", "compiled.json")
-    )
-    for module in (REPOSITORY / "proxy").rglob("*.so"):
-        place = module.relative_to(REPOSITORY / "proxy")
-        if any(f"{place.parent}/{place.name.partition('.')[0]}".startswith(one) for one in compiled):
-            shutil.copy2(module, folder / "proxy" / place)
-    (folder / "tests").symlink_to(REPOSITORY / "tests")
-    shutil.copy2(REPOSITORY / "pyproject.toml", folder)
 
 
 def within(folder: Path, *argv: str) -> list[str]:

@@ -1,23 +1,23 @@
-"""Modules as their source has them, beside the compiled ones that are imported."""
+"""The package without its compiled modules, in another place."""
 
 from __future__ import annotations
 
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+import shutil
 from pathlib import Path
-from types import ModuleType
+from typing import Final
 
-__all__ = ["interpreted"]
+__all__ = ["REPOSITORY", "lay_out"]
 
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY: Final = Path(__file__).parents[2]
 
 
-def interpreted(name: str) -> ModuleType:
-    """Return a new module, none of `sys.modules`, from the source of `name`, whether or not that is compiled."""
-    source = _REPOSITORY / f"{name.replace('.', '/')}.py"
-    spec = spec_from_loader(name, SourceFileLoader(name, str(source)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def lay_out(folder: Path, compiled: tuple[str, ...] = ()) -> None:
+    """Copy the package to a folder, compiled modules only where their path begins like this, and link the tests."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "compiled.json")
+    shutil.copytree(REPOSITORY / "proxy", folder / "proxy", ignore=ignored)
+    for module in (REPOSITORY / "proxy").rglob("*.so"):
+        place = module.relative_to(REPOSITORY / "proxy")
+        if f"{place.parent}/{place.name.partition('.')[0]}".startswith(compiled):
+            shutil.copy2(module, folder / "proxy" / place)
+    (folder / "tests").symlink_to(REPOSITORY / "tests")
+    shutil.copy2(REPOSITORY / "pyproject.toml", folder)

@@ -54,6 +54,7 @@ def test_commands_about_a_service_name_it_with_region_and_project() -> None:
         ("ada@example.com", "user:ada@example.com"),
         ("102030405060708090100", "PRINCIPAL"),
         ("workload identity federation (/a@b)", "PRINCIPAL"),
+        ("principal://iam.googleapis.com/a/subject/b", "principal://iam.googleapis.com/a/subject/b"),
         (None, "PRINCIPAL"),
     ],
 )

@@ -114,3 +114,10 @@ def test_a_bound_socket_gives_the_address_that_a_client_writes(tmp_path: Path) -
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(f"{tmp_path}/s")
         assert str(Address.of_socket(bound.getsockname())) == f"unix:{tmp_path}/s"
+
+
+def test_the_path_of_a_socket_with_a_credential_in_it_is_refused_and_not_quoted() -> None:
+    token = "ya29.a0AfH6SMBxK3jD8fQ2pLr7TnV4wY6zB1cE5gH9"
+    with pytest.raises(ValueError, match="shown to everybody") as refused:
+        parse_address(f"unix:/run/{token}")
+    assert token not in str(refused.value)

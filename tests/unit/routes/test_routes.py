@@ -320,3 +320,18 @@ def test_a_refused_url_is_not_repeated_with_its_secrets(url: str) -> None:
 def test_what_stands_in_metrics_for_no_name_is_no_name(label: str) -> None:
     with pytest.raises(ValueError, match="route name"):
         check_name(label)
+
+
+TOKEN = "ya29.a0AfH6SMBxK3jD8fQ2pLr7TnV4wY6zB1cE5gH9"
+
+
+def test_a_url_with_a_credential_in_it_is_refused_and_not_quoted() -> None:
+    with pytest.raises(ValueError, match="looks like a credential") as refused:
+        parse_upstream(f"https://svc.run.app/{TOKEN}")
+    assert TOKEN not in str(refused.value)
+
+
+def test_a_route_name_with_a_credential_in_it_is_refused_and_not_quoted() -> None:
+    with pytest.raises(ValueError, match="which everybody may see") as refused:
+        check_name(TOKEN)
+    assert TOKEN not in str(refused.value)

@@ -12,6 +12,7 @@ from proxy.tokens.calls import (
     Reply,
     bearer,
     clock_remark,
+    date_of,
     error_message,
     error_reasons,
     failure_of_reply,
@@ -177,3 +178,11 @@ def test_a_url_without_a_host_can_still_be_named() -> None:
 )
 def test_a_wrong_clock_shows_in_the_date_of_the_answer(date: str, remark: str) -> None:
     assert clock_remark(Reply(400, {"date": date}, b""), 1_800_000_000.0) == remark
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"date": "Thu, 01 Jan 1970 00:00:10 GMT"}, 10.0), ({"date": "yesterday"}, None), ({}, None)],
+)
+def test_a_reply_says_when_it_was_sent_or_nothing(headers: dict[str, str], seconds: float | None) -> None:
+    assert date_of(Reply(200, headers, b"")) == seconds

@@ -5,6 +5,7 @@ import pytest
 from proxy.http2.events import FieldLine, Fields
 from proxy.http2.policy import fields as policy_fields
 from proxy.http2.policy.fields import (
+    CONNECTION_SPECIFIC,
     Malformed,
     ResponseHead,
     check_request,
@@ -251,3 +252,15 @@ def test_what_would_break_the_connection_is_not_sendable(fields: Fields) -> None
 def test_what_was_received_is_sendable() -> None:
     check_sendable([*REQUEST, line(b"x", b""), (b"authorization", b"a  b", True)])
     check_sendable([line(b"1", b"names need no letters (RFC 9110, 5.6.2)")])
+
+
+@pytest.mark.parametrize("name", [b"", b"Upper-Case", b"a b", b"caf\xc3\xa9"])
+def test_a_field_name_that_is_no_lower_case_token_is_malformed(name: bytes) -> None:
+    with pytest.raises(Malformed, match="field name"):
+        check_request([*REQUEST, line(name, b"1")])
+
+
+@pytest.mark.parametrize("name", sorted(CONNECTION_SPECIFIC))
+def test_a_field_that_is_about_an_http1_connection_is_malformed(name: bytes) -> None:
+    with pytest.raises(Malformed, match="connection-specific"):
+        check_request([*REQUEST, line(name, b"1")])

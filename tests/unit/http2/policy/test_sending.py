@@ -146,3 +146,11 @@ def test_everybody_gets_as_many_turns_as_it_needs_and_none_two_in_a_row_while_ot
             del left[stream_id]
         last = stream_id
     assert not left
+
+
+def test_after_the_end_of_the_connection_no_stream_has_a_turn() -> None:
+    made = turns(1, 3)
+    made.block(made.next() or 0)
+    made.clear()
+    made.unblock_all()
+    assert not made

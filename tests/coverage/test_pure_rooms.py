@@ -1,0 +1,80 @@
+"""The gate: the unit tests of the pure rooms cover every line and branch of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.coverage.rooms import CONFIG, PURE, least_percent, least_percent_of_pure, shortfalls
+from tests.support.interpreted import REPOSITORY, lay_out
+from tests.support.processes import program
+
+TESTS = (
+    "tests/unit/test_errors.py",
+    "tests/unit/test_restate.py",
+    "tests/unit/test_quoting.py",
+    "tests/unit/routes",
+    "tests/unit/http2/policy",
+    "tests/unit/cloud_run",
+    "tests/unit/doctor/test_diagnosis.py",
+    "tests/unit/doctor/test_claims.py",
+    "tests/unit/doctor/test_rendering.py",
+    "tests/unit/doctor/test_report.py",
+    "tests/unit/tokens/test_model.py",
+    "tests/unit/tokens/test_slot.py",
+    "tests/unit/tokens/test_schedule.py",
+    "tests/unit/tokens/test_calls.py",
+    "tests/unit/network/test_address.py",
+    "tests/unit/observe/test_lines.py",
+    "tests/unit/relay/test_defects.py",
+    "tests/unit/relay/test_dispatcher.py",
+    "tests/unit/relay/test_exchange.py",
+    "tests/unit/relay/test_forwarding.py",
+    "tests/unit/relay/test_lifetime.py",
+    "tests/unit/relay/test_signing.py",
+    "tests/unit/relay/test_via.py",
+)
+
+
+@pytest.mark.asyncio
+async def test_the_unit_tests_of_the_pure_rooms_cover_every_branch(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    coverage = ["bash", "-c", f'cd "{tmp_path}" && exec "$@"', "bash", sys.executable, "-m", "coverage"]
+    (tmp_path / ".coveragerc").write_text(CONFIG.format(folder=tmp_path))
+    run = [*coverage, "run", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    async with program("pytest", [*run, "-p", "no:xdist", *TESTS]) as running:
+        assert await running.ended(within_seconds=300.0) == 0, running.tail(60)
+    for command in (["combine", "-q"], ["json", "-q", "-o", "report.json"]):
+        async with program("coverage", [*coverage, *command]) as running:
+            assert await running.ended() == 0, running.tail(60)
+    assert not list(shortfalls(tmp_path / "report.json", least_percent_of_pure))
+
+
+def test_what_is_covered_in_part_is_told_with_its_lines_and_branches(tmp_path: Path) -> None:
+    def covered(percent: float) -> dict[str, object]:
+        return {
+            "summary": {"percent_covered": percent},
+            "missing_lines": [7],
+            "missing_branches": [[6, 7]],
+        }
+
+    files = {"proxy/errors.py": covered(99.9), "proxy/worker.py": covered(95.0), "proxy/admin/page.py": covered(94.9)}
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"files": files}))
+    assert list(shortfalls(report, least_percent)) == [
+        "proxy/errors.py: 99.9 % is less than 100 %; lines: 7; branches: 6->7",
+        "proxy/admin/page.py: 94.9 % is less than 95 %; lines: 7; branches: 6->7",
+    ]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_each_pure_room_exists_and_may_do_no_io(name: str) -> None:
+    assert (REPOSITORY / name).exists()
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (pure,) = [one["source_modules"] for one in contracts if one["name"].startswith("pure rooms")]
+    module = name.removesuffix(".py").strip("/").replace("/", ".")
+    assert any(module == one or module.startswith(f"{one}.") for one in pure)
