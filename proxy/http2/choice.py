@@ -57,8 +57,9 @@ def engine_choice(name: EngineName) -> EngineChoice:
         return _portable(None)
     try:
         compiled = import_module(_COMPILED)
-    except (ImportError, ValueError) as exc:
-        # ValueError: it was compiled for other base classes than are here ("… size changed").
+    except (ImportError, ValueError, KeyError) as exc:
+        # It was compiled for other classes than are here: ValueError ("… size changed"), or KeyError ('__pyx_vtable__')
+        # where they are interpreted.
         if name == "nghttp2":
             raise EngineUnavailable(f"the HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}") from exc
         return _portable(f"the faster HTTP/2 engine nghttp2 cannot be loaded: {_REMEDY}")

@@ -12,8 +12,8 @@ from proxy.http2.choice import engine_choice
 from tests.support.interpreted import lay_out
 from tests.support.processes import program
 
-ENGINE = ("http2/engine", "http2/nghttp2/")
-"""What is compiled of the HTTP/2 engine: the classes that it derives from, and itself."""
+ENGINE = ("http2/engine", "http2/policy/", "http2/nghttp2/")
+"""What is compiled of the HTTP/2 engine: the classes that it derives from, the policy, and itself."""
 
 # What is compiled of all that there is, and the tests that see what difference it makes.
 BUILDS = {

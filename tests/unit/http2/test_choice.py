@@ -50,9 +50,19 @@ def test_nghttp2_where_it_is_absent_is_an_error_that_says_how_to_get_it(absent: 
         engine_choice("nghttp2")
 
 
-def test_an_engine_compiled_for_other_base_classes_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("proxy.http2.engine.Engine size changed, may indicate binary incompatibility"),
+        KeyError("__pyx_vtable__"),
+    ],
+    ids=["other classes", "interpreted classes"],
+)
+def test_an_engine_compiled_for_other_classes_counts_as_absent(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(name: str) -> ModuleType:
-        raise ValueError("proxy.http2.engine.Engine size changed, may indicate binary incompatibility")
+        raise error
 
     monkeypatch.setattr(choice, "import_module", load)
     assert engine_choice("auto").make is PortableEngine
