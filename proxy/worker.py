@@ -30,14 +30,13 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
-from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
-from proxy.observe.observer import MintObserver, Observer, Observers, UpstreamObserver
+from proxy.observe.observer import Observer, Observers, UpstreamObserver
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
@@ -46,7 +45,6 @@ from proxy.routes import Route, RouteTable
 from proxy.settings.plain import PlainSettings
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.tokens.google import GoogleMint
-from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
@@ -87,7 +85,7 @@ class Worker:
         self._mint = GoogleMint()
         self._tokens = TokenSource(
             self._mint,
-            observer=_Mints(observers),
+            observer=observers,
             credentials=self._mint,
             mint_timeout_seconds=settings.mint_timeout,
         )
@@ -224,19 +222,6 @@ class Worker:
             **({"more_routes": more} if (more := len(self.settings.routes) - _MOST_SHOWN_ROUTES) > 0 else {}),
             **({"worker": os.getpid()} if isinstance(accepts, Channel) else {}),
         )
-
-
-class _Mints:
-    """Tells observers what the token source reports."""
-
-    def __init__(self, observer: MintObserver) -> None:
-        self._observer = observer
-
-    def minted(self, token: Token, seconds: float) -> None:
-        self._observer.minted(token.key.audience, token.principal, seconds, token.clock_ahead_seconds)
-
-    def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
-        self._observer.mint_failed(key.audience, failure, seconds)
 
 
 def run_worker(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:

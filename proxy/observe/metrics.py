@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from proxy.errors import Failure
 from proxy.observe.counters import Connections, Durations, RouteMetrics
-from proxy.observe.observer import Observer
+from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.routes import UNMATCHED, Route
 
 __all__ = ["Metrics"]
@@ -46,12 +46,12 @@ class Metrics(Observer):
         """Forget the counters of the route, so that changing routes do not add up."""
         self.routes.pop(route.label, None)
 
-    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
+    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
         """Count a token."""
         self.mints.observe(seconds)
-        self.clock_ahead_seconds = clock_ahead_seconds
+        self.clock_ahead_seconds = token.clock_ahead_seconds
 
-    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
         """Count a mint without a token."""
         self.mint_failures[failure.code] += 1
 

@@ -7,7 +7,7 @@ A new kind of observer (metrics, log lines, traces) is one file with a subclass 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -15,21 +15,62 @@ from proxy.errors import Failure
 from proxy.observe.exchange import ExchangeObserver, RouteObservers
 from proxy.routes import Route
 
-__all__ = ["DownstreamObserver", "MintObserver", "Observer", "Observers", "UpstreamObserver"]
+__all__ = [
+    "DownstreamObserver",
+    "MintObserver",
+    "ObservedKey",
+    "ObservedToken",
+    "Observer",
+    "Observers",
+    "UpstreamObserver",
+]
 
 _log: Final = structlog.get_logger("observe")
 
 
+class ObservedKey(Protocol):
+    """What a token is minted for."""
+
+    @property
+    def audience(self) -> str:
+        """The `aud` claim."""
+
+    @property
+    def impersonate(self) -> str | None:
+        """Account that is impersonated; None for the ambient identity."""
+
+
+class ObservedToken(Protocol):
+    """What observers may read of a token: not its value."""
+
+    @property
+    def key(self) -> ObservedKey:
+        """What it was minted for."""
+
+    @property
+    def principal(self) -> str | None:
+        """Account that it is made out to; None if it does not say."""
+
+    @property
+    def expires_at(self) -> float:
+        """Its `exp` claim, in seconds since the epoch."""
+
+    @property
+    def local_expiry(self) -> float:
+        """The time of this machine's clock when it expires, in seconds since the epoch."""
+
+    @property
+    def clock_ahead_seconds(self) -> float:
+        """How far this machine's clock was ahead of Google's at the mint; 0 if right or unknown."""
+
+
 class MintObserver:
-    """Observes the minting of tokens. Nothing of a token's value is told."""
+    """Observes the minting of tokens. `uncached` tells a mint for one discovery alone, whose token is not cached."""
 
-    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
-        """A token was received after so many seconds.
+    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
+        """A token was received after so many seconds."""
 
-        `clock_ahead_seconds` is how far this machine's clock was ahead of Google's; 0 if right or unknown.
-        """
-
-    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
         """A mint failed after so many seconds."""
 
 
@@ -100,13 +141,13 @@ class Observers(Observer):
         """Tell all."""
         self._tell(lambda observer: observer.route_removed(route))
 
-    def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
+    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
         """Tell all."""
-        self._tell(lambda observer: observer.minted(audience, principal, seconds, clock_ahead_seconds))
+        self._tell(lambda observer: observer.minted(token, seconds, uncached))
 
-    def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
+    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
         """Tell all."""
-        self._tell(lambda observer: observer.mint_failed(audience, failure, seconds))
+        self._tell(lambda observer: observer.mint_failed(key, failure, seconds, uncached))
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Tell all."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -19,13 +20,14 @@ from proxy.cloud_run.response import Response
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.observer import Observer
+from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.restate import caller_token_remedy, stops_work
 from proxy.routes import Route
 
 __all__ = ["Throttle", "Warnings"]
 
 _log: Final = structlog.get_logger("relay")
+_tokens: Final = structlog.get_logger("tokens")
 _upstream: Final = structlog.get_logger("upstream")
 _downstream: Final = structlog.get_logger("downstream")
 
@@ -70,6 +72,21 @@ class Warnings(Observer):
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what writes the lines of one route."""
         return _RouteWarnings(route, self._clock, self._monotonic)
+
+    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
+        """Write at the level `info`."""
+        _tokens.info(
+            "token minted",
+            principal=token.principal,
+            expires_at=datetime.fromtimestamp(token.expires_at, UTC).isoformat(timespec="seconds"),
+            remaining_seconds=round(token.local_expiry - self._clock()),
+            **_mint_fields(token.key, uncached),
+        )
+
+    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
+        """Write at the level of the failure."""
+        write = _tokens.error if failure.severity == "error" else _tokens.warning
+        write("token mint failed", code=failure.code, error=str(failure), **_mint_fields(key, uncached))
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Write at the level `debug`."""
@@ -166,3 +183,7 @@ class _RouteWarnings(ExchangeObserver):
             write = _log.error if failure.severity == "error" else _log.warning
             status = exchange.status or None
             write(what, route=self._name, code=failure.code, status=status, reason=str(failure), **added)
+
+
+def _mint_fields(key: ObservedKey, uncached: bool) -> dict[str, Any]:
+    return {"audience": key.audience, "impersonate": key.impersonate, "fresh": uncached}

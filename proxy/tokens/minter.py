@@ -1,11 +1,11 @@
-"""Runs one mint: deadline, comparison of clocks, log lines, and the observer.
+"""Runs one mint: deadline, comparison of clocks, and the observer.
 
 Cloud Run judges a token by its own clock. The answer that brings a token has Google's time in its `date` field, and
 that decides:
 
 * expired by Google's clock: no token (TokenExpired), whatever this machine's clock says;
 * otherwise it is good, also where our clock is hours ahead and says that it expired. `clock_ahead_seconds` then makes
-  its expiry one of our clock, by which it is kept and reuncacheded as usual: without that every request would mint;
+  its expiry one of our clock, by which it is kept and refreshed as usual: without that every request would mint;
 * a `date` within 30 s of our clock changes nothing: a token is not used in its last minute anyway;
 * without a `date`, a token that expired by our clock is used once, by the requests that wait for it, and not cached.
 
@@ -17,16 +17,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS, direction
 from proxy.errors import Failure, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.observe.observer import MintObserver
 from proxy.tokens.model import Token, TokenKey
 
-__all__ = ["Mint", "MintObserver", "Minter"]
+__all__ = ["Mint", "Minter"]
 
 log: Final = structlog.get_logger("tokens")
 
@@ -37,22 +37,10 @@ Mint = Callable[[TokenKey], Awaitable[Token]]
 """Mints a new token for a key, or raises a leaf of `proxy.errors.Failure`."""
 
 
-class MintObserver(Protocol):
-    """Notified of each mint."""
-
-    def minted(self, token: Token, seconds: float) -> None:
-        """A token was minted in so many seconds."""
-
-    def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
-        """A mint failed after so many seconds."""
-
-
 class Minter:
-    """Mints within a deadline, logs and reports the outcome. Any exception of `mint` becomes a leaf of Failure."""
+    """Mints within a deadline, and tells the observer of the outcome. Any exception of `mint` becomes a Failure."""
 
-    def __init__(
-        self, mint: Mint, clock: Callable[[], float], timeout_seconds: float, observer: MintObserver | None
-    ) -> None:
+    def __init__(self, mint: Mint, clock: Callable[[], float], timeout_seconds: float, observer: MintObserver) -> None:
         self._mint = mint
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -66,25 +54,13 @@ class Minter:
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        about = {"audience": key.audience, "impersonate": key.impersonate, "fresh": uncached}
         try:
             token = self._with_clock_skew(await self._mint_by_deadline(key))
         except Failure as failure:
-            write = log.error if failure.severity == "error" else log.warning
-            write("token mint failed", code=failure.code, error=str(failure), **about)
-            if self._observer is not None:
-                self._observer.mint_failed(key, failure, loop.time() - started)
+            self._observer.mint_failed(key, failure, loop.time() - started, uncached)
             raise
-        log.info(
-            "token minted",
-            principal=token.principal,
-            expires_at=datetime.fromtimestamp(token.expires_at, UTC).isoformat(timespec="seconds"),
-            remaining_seconds=round(token.local_expiry - self._clock()),
-            **about,
-        )
+        self._observer.minted(token, loop.time() - started, uncached)
         self._warn_of_clock(token)
-        if self._observer is not None:
-            self._observer.minted(token, loop.time() - started)
         return token
 
     async def _mint_by_deadline(self, key: TokenKey) -> Token:

@@ -29,16 +29,17 @@ from typing import Any, Final
 import structlog
 
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
+from proxy.observe.observer import MintObserver
 from proxy.tokens.cache import TokenCache
 from proxy.tokens.entry import Timer, TokenEntry
-from proxy.tokens.minter import Mint, Minter, MintObserver
+from proxy.tokens.minter import Mint, Minter
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.polling import ChangingCredentials, CredentialPoller
 from proxy.tokens.schedule import UNCHANGED_SECONDS, idle_check_in, refresh_in, retry_in, usable_seconds
 from proxy.tokens.slot import Slot
 from proxy.tokens.uncached import UncachedMints
 
-__all__ = ["ChangingCredentials", "Mint", "MintObserver", "Slot", "Timer", "TokenSource"]
+__all__ = ["ChangingCredentials", "Mint", "Slot", "Timer", "TokenSource"]
 
 log: Final = structlog.get_logger("tokens")
 
@@ -72,7 +73,7 @@ class TokenSource:
         mint_timeout_seconds: float = 5.0,
         max_keys: int = 1000,
     ) -> None:
-        self._minter = Minter(mint, clock, _LONGEST_MINT_SECONDS, observer)
+        self._minter = Minter(mint, clock, _LONGEST_MINT_SECONDS, observer or MintObserver())
         self._wait_seconds = mint_timeout_seconds
         self._clock = clock
         self._random_fraction = random_fraction

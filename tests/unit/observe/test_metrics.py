@@ -10,9 +10,11 @@ from proxy.errors import Failure, all_failures
 from proxy.observe.exposition import Exposition
 from proxy.observe.metrics import Metrics
 from proxy.routes import UNMATCHED, Origin, Route
+from proxy.tokens.model import Token, TokenKey
 from tests.support.observed import Observed
 
 EXCHANGE = Observed()
+KEY = TokenKey(None, (), "https://greeter.run.app")
 
 
 def route(name: str) -> Route:
@@ -83,7 +85,7 @@ def test_failures_are_counted_by_every_code_there_is(kind: type[Failure]) -> Non
     failure = kind("a sentence")
     metrics.route(route("a")).local_reply(EXCHANGE, failure)
     metrics.route(route("a")).aborted(EXCHANGE, failure)
-    metrics.mint_failed("https://greeter.run.app", failure, 0.1)
+    metrics.mint_failed(KEY, failure, 0.1, False)
     told = samples(metrics)
     assert told[f"request_failures_total{{code={kind.code},route=a}}"] == 2
     assert told[f"token_mint_failures_total{{code={kind.code}}}"] == 1
@@ -103,8 +105,8 @@ def test_labels_of_statuses_stay_bounded_whatever_upstreams_answer() -> None:
 
 def test_mints_are_counted_by_how_long_they_took() -> None:
     metrics = Metrics()
-    metrics.minted("https://greeter.run.app", None, 0.2, 0.0)
-    metrics.minted("https://greeter.run.app", "a@b.com", 9, 12.5)
+    metrics.minted(Token(KEY, b"Bearer x", 1.0, None), 0.2, False)
+    metrics.minted(Token(KEY, b"Bearer x", 1.0, None, clock_ahead_seconds=12.5), 9, False)
     told = samples(metrics)
     assert told["token_mint_duration_seconds_bucket{le=0.25}"] == 1
     assert told["token_mint_duration_seconds_count{}"] == 2

@@ -11,8 +11,10 @@ from proxy.errors import Failure, UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange, RouteObservers
-from proxy.observe.observer import Observer, Observers
+from proxy.observe.observer import ObservedKey, ObservedToken, Observer, Observers
+from proxy.observe.warnings import Warnings
 from proxy.routes import Route
+from proxy.tokens.model import Token, TokenKey
 from tests.conformance.engines import each_bare_engine
 from tests.support.joined import World
 from tests.support.observed import Observed
@@ -263,22 +265,26 @@ def test_several_observers_are_told_in_their_order_and_may_observe_no_exchanges(
     assert recording.told == [("none", "started", b"/x")]
 
 
-def test_mints_are_told_without_the_value_of_a_token() -> None:
+def test_mints_are_told_to_every_observer() -> None:
     class Mints(Observer):
         def __init__(self) -> None:
             self.told: list[object] = []
 
-        def minted(self, audience: str, principal: str | None, seconds: float, clock_ahead_seconds: float) -> None:
-            self.told.append((audience, principal, seconds, clock_ahead_seconds))
+        def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
+            self.told.append((token.key.audience, token.principal, seconds, uncached))
 
-        def mint_failed(self, audience: str, failure: Failure, seconds: float) -> None:
-            self.told.append((audience, failure.code, seconds))
+        def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
+            self.told.append((key.audience, failure.code, seconds, uncached))
 
     mints = Mints()
-    observers = Observers([mints])
-    observers.minted("https://svc.example", "a@b.com", 0.5, 0.0)
-    observers.mint_failed("https://svc.example", UpstreamConnectFailed("refused"), 1.5)
+    observers = Observers([Warnings(), mints])
+    key = TokenKey(None, (), "https://svc.example")
+    with structlog.testing.capture_logs() as log:
+        observers.minted(Token(key, b"Bearer secret", 1_900_000_000.0, "a@b.com"), 0.5, True)
+        observers.mint_failed(key, UpstreamConnectFailed("refused"), 1.5, False)
     assert mints.told == [
-        ("https://svc.example", "a@b.com", 0.5, 0.0),
-        ("https://svc.example", "upstream-connect-failed", 1.5),
+        ("https://svc.example", "a@b.com", 0.5, True),
+        ("https://svc.example", "upstream-connect-failed", 1.5, False),
     ]
+    assert [line["event"] for line in log] == ["token minted", "token mint failed"]
+    assert "secret" not in str(log)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from proxy.errors import Failure
+from proxy.observe.observer import ObservedKey, ObservedToken
+from proxy.observe.warnings import Warnings
 from proxy.tokens.model import Token, TokenKey
 from tests.support.loops import loop_idle
 
@@ -124,18 +126,21 @@ class FakeMint:
         return replace(token, dated_at=google_now if self.dated else None, generation=self.generation)
 
 
-@dataclass
-class Counted:
-    """An observer of mints."""
+class Counted(Warnings):
+    """An observer of mints that keeps them beside writing the log lines."""
 
-    minted_tokens: list[Token] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock=clock)
+        self.minted_tokens: list[ObservedToken] = []
+        self.failures: list[Failure] = []
 
-    def minted(self, token: Token, seconds: float) -> None:
+    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
+        super().minted(token, seconds, uncached)
         assert seconds >= 0
         self.minted_tokens.append(token)
 
-    def mint_failed(self, key: TokenKey, failure: Failure, seconds: float) -> None:
+    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
+        super().mint_failed(key, failure, seconds, uncached)
         assert key.audience
         assert seconds >= 0
         self.failures.append(failure)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import Failure, ImpersonationDenied, TokenExpired, TokenTimeout, TokenUnavailable
+from proxy.observe.observer import MintObserver
 from proxy.tokens.minter import Minter
 from proxy.tokens.model import Token, TokenKey
 from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime, token_of
@@ -19,7 +20,8 @@ def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, tim
 
 @pytest.mark.asyncio
 async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[Any]) -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
     key = TokenKey("other@project.iam.gserviceaccount.com", (), AUDIENCE)
     token = await timed(FakeMint(time), time, counted).mint(key, uncached=True)
     assert counted.minted_tokens == [token]
@@ -39,7 +41,8 @@ async def test_a_mint_is_logged_and_counted_without_its_token(log_lines: list[An
 
 @pytest.mark.asyncio
 async def test_a_failure_is_logged_with_its_code_and_counted(log_lines: list[Any]) -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
     mint = FakeMint(time)
     mint.failure = ImpersonationDenied("grant the role")
     with pytest.raises(ImpersonationDenied):
@@ -64,7 +67,7 @@ async def test_a_permanent_failure_is_logged_as_error_and_a_transient_one_as_war
     mint = FakeMint(time)
     mint.failure = failure
     with pytest.raises(type(failure)):
-        await timed(mint, time, Counted()).mint(KEY, uncached=False)
+        await timed(mint, time, Counted(time.clock)).mint(KEY, uncached=False)
     assert [line["log_level"] for line in log_lines] == [level]
 
 
@@ -78,7 +81,7 @@ async def test_a_token_from_the_future_means_that_the_clock_is_behind(
     async def mint(key: TokenKey) -> Token:
         return replace(token_of(key, time.now + 3600), issued_at=time.now + behind)
 
-    await timed(mint, time, Counted()).mint(KEY, uncached=False)
+    await timed(mint, time, Counted(time.clock)).mint(KEY, uncached=False)
     [*_, last] = log_lines
     assert (last["event"] == "the clock of this machine is behind Google's; set it") == warned
     assert last.get("seconds") == (31 if warned else None)
@@ -88,15 +91,16 @@ async def test_a_token_from_the_future_means_that_the_clock_is_behind(
 async def test_an_observer_is_optional() -> None:
     time = FakeTime()
     mint = FakeMint(time)
-    assert (await Minter(mint, time.clock, 5.0, None).mint(KEY, uncached=False)).key == KEY
+    assert (await Minter(mint, time.clock, 5.0, MintObserver()).mint(KEY, uncached=False)).key == KEY
     mint.failure = TokenUnavailable("down")
     with pytest.raises(TokenUnavailable):
-        await Minter(mint, time.clock, 5.0, None).mint(KEY, uncached=False)
+        await Minter(mint, time.clock, 5.0, MintObserver()).mint(KEY, uncached=False)
 
 
 @pytest.mark.asyncio
 async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
     mint = FakeMint(time)
     mint.gate = asyncio.Event()
     with pytest.raises(TokenTimeout, match=r"within 0\.01 s"):
@@ -107,7 +111,8 @@ async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
 @pytest.mark.parametrize("life", [0.0, -1.0, -86_400.0])
 @pytest.mark.parametrize("behind", [0.0, 7200.0, -7200.0])
 async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, behind: float) -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
     mint = FakeMint(time, life)
     mint.behind = behind
     with pytest.raises(TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of its issuer"):
@@ -129,7 +134,8 @@ async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, beh
 async def test_an_expiry_is_put_by_our_clock_where_that_is_wrong(
     log_lines: list[Any], behind: float, ahead: float, event: str
 ) -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
     mint = FakeMint(time)
     mint.behind = behind
     token = await timed(mint, time, counted).mint(KEY, uncached=False)
@@ -145,7 +151,7 @@ async def test_an_undated_token_that_expired_by_this_clock_is_returned_unchanged
     time = FakeTime()
     mint = FakeMint(time, life=-7200.0)
     mint.dated = False
-    token = await timed(mint, time, Counted()).mint(KEY, uncached=False)
+    token = await timed(mint, time, Counted(time.clock)).mint(KEY, uncached=False)
     assert token.local_expiry == time.now - 7200
     assert (log_lines[-1]["event"], log_lines[-1]["seconds"]) == (
         "the clock of this machine is ahead of Google's; set it",
@@ -157,7 +163,7 @@ async def test_an_undated_token_that_expired_by_this_clock_is_returned_unchanged
 async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_lines: list[Any]) -> None:
     time = FakeTime()
     mint = FakeMint(time)
-    told = timed(mint, time, Counted())
+    told = timed(mint, time, Counted(time.clock))
     for behind in (0.0, 3600.0, 3600.0, 3601.0, 3590.0, 7200.0, 7200.0, 0.0, 0.0, -40.0, -41.0):
         mint.behind = behind
         await told.mint(KEY, uncached=False)
@@ -173,7 +179,8 @@ async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_
 async def test_a_defect_of_the_mint_is_a_failure_without_its_text(
     told: Callable[[BaseException], str], log_lines: list[Any]
 ) -> None:
-    time, counted = FakeTime(), Counted()
+    time = FakeTime()
+    counted = Counted(time.clock)
 
     async def broken(key: TokenKey) -> Token:
         raise KeyError("eyJ-secret")

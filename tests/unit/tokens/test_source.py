@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, **options: Any) -> None:
         self.time = FakeTime()
         self.mint = FakeMint(self.time)
-        self.counted = Counted()
+        self.counted = Counted(self.time.clock)
         self.random_fraction = 0.5
         self.source = TokenSource(
             self.mint,
