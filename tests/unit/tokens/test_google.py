@@ -14,6 +14,7 @@ import pytest
 from aiohttp.abc import AbstractResolver
 
 from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, ProxyInvalid, TokenUnavailable
+from proxy.observe.warnings import Warnings
 from proxy.tokens import google as google_module
 from proxy.tokens import http_client
 from proxy.tokens.google import CredentialInfo, GoogleMint
@@ -438,7 +439,7 @@ async def test_no_secret_reaches_a_log_or_a_failure(
     caplog.set_level(logging.DEBUG)
     google.accounts.add(TARGET)
     google.may_impersonate |= {(ATTACHED, TARGET), (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET)}
-    source = TokenSource(mint)
+    source = TokenSource(mint, observer=Warnings())
     texts: list[str] = []
 
     async def ask_everything() -> None:
