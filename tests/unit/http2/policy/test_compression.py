@@ -21,3 +21,11 @@ def test_name_and_value_are_told_apart() -> None:
     lines = SentLines()
     assert not lines.is_repeated(b"xy", b"z", 4_096)
     assert not lines.is_repeated(b"x", b"yz", 4_096)
+
+
+def test_a_line_of_more_than_half_of_the_table_never_enters_it() -> None:
+    sent = SentLines()
+    octets = 64
+    value = b"v" * (octets // 2 - 32)
+    assert [sent.is_repeated(b"n", value, octets) for _ in range(3)] == [False, False, False]
+    assert [sent.is_repeated(b"", value, octets) for _ in range(2)] == [False, True]
