@@ -6,8 +6,6 @@
                              (Hypercorn)     │
                                           tokens ──▶ metadata server · IAM Credentials · OAuth token endpoint · STS
 
-Downstream is Restate, who connects to us; upstream is Cloud Run, whom we connect to.
-
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → supervisor | doctor → worker → admin | relay | settings → downstream | upstream | tokens
@@ -20,7 +18,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
 * `settings`    TOML file, environment and flags → validated settings, read in a process of its own
 * `relay`       one exchange (`exchange`), and what may happen next to it (`states`); route → token → upstream stream
-                (`dispatcher`), the request's fields (`signing`), the slow path (`waiting`), loops (`via`)
+                (`dispatcher`); the routes of the moment, swapped whole (`snapshot`); the request's fields (`signing`)
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
@@ -32,7 +30,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `clock_skew`  how far this machine's clock is from another one (pure)
 * `network`     event loop, host names, addresses to listen on: what several rooms share of the networking
-* `observe`     log lines and metrics
+* `observe`     observers of exchanges, mints and connections (metrics, access log, warnings), and log lines
 * `signals`     what signals mean to a process that serves
 * `exit_codes`  why a command ended
 * `admin`       health, metrics and routes on their own port
@@ -47,13 +45,43 @@ The head of a request, from socket to socket, in six files:
 5. `relay/exchange.py`         opens the upstream stream; from now on both streams tell it what comes, by direct call
 6. `http2/nghttp2/engine.pyx`  the section is written; `Http2Protocol.flush` hands it to the transport
 
-There is no task, no queue and no event a stream; the only thing ever awaited is a token or a connection that is not
-there yet (`relay/waiting.py`).
+A stream has no task, no queue and no event objects. Only a token or a connection that is not available yet is awaited
+(`relay/waiting.py`).
 
-The modules on this way (`DATA_PATH` in setup.py) are plain typed Python that runs as it is. Where there is a compiler,
-Cython makes C of them, with the types that stand in the `.pxd` beside each: classes become C structures, calls between
-them go through tables. So a class on this way derives from one other of them at most, its attributes stand in
-`__slots__` and in the `.pxd`, and what it takes must be of the declared class.
+The modules on this way (`DATA_PATH` in setup.py) are plain typed Python that also runs interpreted. Where there is a
+compiler, Cython compiles them with the types in the `.pxd` beside each: classes become C structures, and calls between
+them go through tables. So such a class has at most one base class, its attributes are declared in `__slots__` and in
+the `.pxd`, and its arguments must be of the declared classes.
+
+Glossary; each word has one meaning:
+
+abort            end an exchange or a connection at once, with a reset
+credit           receive window that is given back to the sender; content is charged to a budget until then
+downstream       the client's side: Restate, or whoever connects to the listener
+drain            refuse new requests, and let live exchanges finish
+engine           an HTTP/2 connection without IO (`http2`): on libnghttp2, or on h2
+error code       of a reset or a GOAWAY (RFC 9113, 7)
+exchange         one request and its response (RFC 9110, 3.4)
+failure          what went wrong, with a failure code (`errors`); answered by a local reply, or by a reset
+field line       name and value; a field section is a list of them: head, interim head or trailers (RFC 9110, 5 and 6.5)
+head             a field section that begins a message
+key              what a token is minted for: audience, impersonated account, delegates
+listener         accepts connections of clients
+local reply      a response that the sidecar makes itself
+mint             obtain a new ID token from Google
+observer         is told of exchanges, mints or connections, and changes nothing
+octets           bytes on the wire or in memory
+origin           scheme, host and port of an upstream (RFC 9110, 4.3.1)
+pool             the connections to upstreams; an origin pool is that of one origin
+retire           open no more streams on a connection, and close it when the last one has ended
+route            a path prefix, its upstream, and the token that its requests get
+slot             where the data path reads the current token of one key
+snapshot         the routes of one reading of the settings, ready for use; swapped whole
+status           of a response (RFC 9110, 15)
+supervisor       the process that accepts connections and hands them to its workers
+transient        of a failure: it passes without anyone's doing
+upstream         the service's side: Cloud Run, to which the sidecar connects
+worker           a process that serves connections
 """
 
 __version__ = "0.1.0"

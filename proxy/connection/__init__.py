@@ -1,4 +1,7 @@
-"""An engine on a transport: one flush a loop turn, credit, and the accounting of what is queued.
+"""An engine on a transport: one flush a loop turn, credit, and accounting of what is queued.
 
-It stands between the rooms `downstream` and `upstream`, which do not know each other, and `http2`, which has no IO.
+`downstream` and `upstream` build on it; `http2` below it has no IO.
+
+* `protocol`   an HTTP/2 connection on a transport
+* `budget`     how many octets a worker may queue
 """

@@ -1,4 +1,4 @@
-"""How much a worker may hold for others."""
+"""How many octets a worker may queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ __all__ = ["Budget"]
 class Budget:
     """How many octets all connections of a worker hold queued, against a cap.
 
-    Connections report changes; one that finds the budget used up keeps its connection credit back until there is room.
+    Connections report changes. A connection that finds the budget used up withholds its connection window until there
+    is room.
     """
 
     __slots__ = ("_waiting", "limit_octets", "queued_octets")
@@ -21,15 +22,15 @@ class Budget:
         self._waiting: set[Callable[[], None]] = set()
 
     def is_used_up(self) -> bool:
-        """Return whether no more should be invited."""
+        """Return True if no more content should be accepted."""
         return self.queued_octets >= self.limit_octets
 
     def is_crowded(self) -> bool:
-        """Return whether more than half is used: nothing should be held that need not be."""
+        """Return True if more than half is used: only what must be queued should be."""
         return self.queued_octets > self.limit_octets // 2
 
     def change(self, octets: int) -> None:
-        """Note that so many more (or fewer) octets are queued; wake who waits once a quarter is free again."""
+        """Note that so many more (or fewer) octets are queued; wake the waiting once a quarter is free again."""
         self.queued_octets += octets
         if self._waiting and self.queued_octets <= self.limit_octets - self.limit_octets // 4:
             waiting, self._waiting = self._waiting, set()
@@ -37,9 +38,9 @@ class Budget:
                 wake()
 
     def wait(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called once there is room."""
+        """Call `wake` as soon as there is room."""
         self._waiting.add(wake)
 
     def leave(self, wake: Callable[[], None]) -> None:
-        """Forget `wake`."""
+        """Do not call `wake` any more."""
         self._waiting.discard(wake)

@@ -1,12 +1,12 @@
 """One HTTP/2 connection on a transport: octets in, octets out, one flush a loop turn.
 
-Credit (receive windows) follows two rules. A stream's credit goes back when its octets have left in the other
-connection's outgoing octets and that transport is not paused: the engine keeps what left, and reports it while the
-transport takes more. The connection's credit goes back on receipt, so that a stream that is stuck cannot starve the
-others; only when the worker's `Budget` is used up does it wait, which bounds memory whatever the peers do.
+Credit (receive windows) follows two rules. A stream's credit is given back when its octets have been written to the
+other connection's transport and that transport is not paused: the engine remembers what was written, and reports it
+while the transport accepts more. The connection's credit is given back on receipt, so that one stalled stream does not
+stop the others. Only while the worker's `Budget` is used up is it withheld, which bounds memory whatever the peers do.
 
-An internal error that shows while one stream is served is reported to the loop and ends that stream's exchange; the
-other streams, and the rest of what was read, are served as if nothing had happened.
+An internal error while one stream is served is reported to the loop and ends that stream's exchange. The other streams,
+and the rest of what was read, are served as usual.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _READ_BUFFER: Final = bytearray(64 << 10)
 
 
 class RequestAcceptor:
-    """Who takes new requests (the relay)."""
+    """Accepts new requests: the relay's dispatcher."""
 
     __slots__ = ()
 
     def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
-        """Take a request whose head has come on this stream; set `stream.receiver` for what follows."""
+        """Accept a request whose head was received on this stream; set `stream.receiver` for what follows."""
         raise NotImplementedError
 
 
@@ -56,30 +56,30 @@ class Flusher:
         self._due: list[Http2Protocol] = []
 
     def add(self, connection: Http2Protocol) -> None:
-        """Have this connection flushed at the end of this turn."""
+        """Flush this connection at the end of the loop turn."""
         if not self._due:
             self.loop.call_soon(self.flush)
         self._due.append(connection)
 
     def flush(self) -> None:
-        """Flush those that are due."""
+        """Flush every connection that was added."""
         due, self._due = self._due, []
         for connection in due:
             try:
                 connection.flush()
-            except Exception as exc:  # noqa: BLE001 - the others have theirs to write
+            except Exception as exc:  # noqa: BLE001 - the other connections must be flushed, too
                 connection.report_error(exc)
-                # What the engine had handed out may be lost, and with it where the next frame begins.
+                # Octets that the engine gave out may be lost, so the peer could not find the next frame.
                 connection.abort()
 
 
 class Http2Protocol(ConnectionHandler):
-    """An engine on a transport. Subclasses say what becomes of requests and of the connection.
+    """An engine on a transport. Subclasses decide what happens to requests, and when the connection ends.
 
-    Everything is synchronous. Commands may be given at any time; what they queue leaves in one write at the end of the
+    Everything is synchronous. Commands may be given at any time; what they queue is written at once at the end of the
     loop turn, unless the transport is paused.
 
-    It has the methods of `asyncio.Protocol`, and is one by structure only: a compiled class has no interpreted base.
+    It has the methods of `asyncio.Protocol` without deriving from it: a compiled class has no interpreted base.
     """
 
     __slots__ = (
@@ -107,36 +107,36 @@ class Http2Protocol(ConnectionHandler):
         self._counted_octets = 0
         self._abort_timer: asyncio.TimerHandle | None = None
         self.on_refused: Callable[[StreamId, str], None] | None = None
-        """Told of streams that were reset because the peer broke a rule, and of the reason (`policy.refusals`)."""
+        """Called with each stream that was reset because the peer broke a rule, and the reason (`policy.refusals`)."""
         self.engine = make_engine(self)
 
     def as_protocol(self) -> asyncio.Protocol:
-        """Return this, for transports' type checkers; see the class."""
+        """Return this object, typed as a transport wants it; see the class."""
         return cast(asyncio.Protocol, self)
 
-    # ---- what subclasses say
+    # ---- for subclasses
 
     def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
         """Tell the receiver of a live stream that the connection is gone."""
         raise NotImplementedError
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone, however it ended, and all receivers have been told; called once."""
+        """The connection has ended, for any reason, and all receivers have been told; called once."""
         raise NotImplementedError
 
     def after_turn(self) -> None:
-        """All that was read has been served, and all that could leave has left."""
+        """Everything that was read has been served, and everything that could be written has been."""
 
-    # ---- the engine's side
+    # ---- called by the engine
 
     def schedule_flush(self) -> None:
-        """Have everything that is queued leave at the end of this loop turn."""
+        """Write everything that is queued at the end of this loop turn."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self._flusher.add(self)
 
     def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
-        """Tell who counts them."""
+        """Call `on_refused`."""
         if self.on_refused is not None:
             self.on_refused(stream_id, reason)
 
@@ -145,7 +145,7 @@ class Http2Protocol(ConnectionHandler):
         self.close(reason)
 
     def on_internal_error(self, stream: Stream | None, exc: Exception) -> None:
-        """Report an internal error, and end the exchange in which it showed."""
+        """Report an internal error, and abort the exchange in which it happened."""
         self.report_error(exc)
         if stream is None:
             return
@@ -157,10 +157,10 @@ class Http2Protocol(ConnectionHandler):
             except Exception as again:  # noqa: BLE001 - nothing more can be done
                 self.report_error(again)
                 aborts = True
-        # Where all was over, what is queued is meant to leave.
+        # If the exchange had ended already, what it queued is still sent.
         stream.reset(_INTERNAL_ERROR, not aborts)
 
-    # ---- the transport's side
+    # ---- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start: the engine has its preface and SETTINGS to send."""
@@ -169,18 +169,18 @@ class Http2Protocol(ConnectionHandler):
         self.schedule_flush()
 
     def get_buffer(self, size_hint: int) -> bytearray:
-        """Return where to read to: what is there has been served before anybody reads again."""
+        """Return the buffer to read into. It is shared: its content is served before the next read."""
         return _READ_BUFFER
 
     def buffer_updated(self, octets: int) -> None:
-        """Serve what has been read to the buffer."""
+        """Serve the octets that were read into the buffer."""
         if self.closed:
-            return  # the peer has not read yet that it is over, and TLS hands on what it had read
+            return  # the peer has not yet seen our close, and TLS still delivers what it had read
         self.engine.receive_from(_READ_BUFFER, octets)
         self._has_read()
 
     def data_received(self, data: bytes) -> None:
-        """Serve what has been read: on event loops that ask for no buffer."""
+        """Serve the octets that were read; for event loops that do not ask for a buffer."""
         if self.closed:
             return
         self.engine.receive(data)
@@ -199,21 +199,21 @@ class Http2Protocol(ConnectionHandler):
                 self.after_turn()
 
     def eof_received(self) -> bool | None:
-        """Let the transport close itself: a half-closed TCP connection carries no HTTP/2."""
+        """Let the transport close itself: a half-closed TCP connection cannot carry HTTP/2."""
         return False
 
     def pause_writing(self) -> None:
-        """Take no more from the engine, and acknowledge nothing of what was taken."""
+        """Take no more from the engine, and do not acknowledge what was taken."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Acknowledge what was taken, and flush again."""
         self._paused = False
         self.engine.report_sent()
         self.schedule_flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; the transport is gone."""
+        """End the connection: the transport is closed."""
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         self._end(f"{type(exc).__name__}: {exc}" if exc else "closed by the peer")
@@ -221,7 +221,7 @@ class Http2Protocol(ConnectionHandler):
     # ---- flushing and closing
 
     def flush(self) -> None:
-        """Write what the engine has, unless the transport is paused."""
+        """Write what the engine has queued, unless the transport is paused."""
         self.flush_scheduled = False
         transport = self.transport
         if self.closed or transport is None or transport.is_closing():
@@ -240,7 +240,7 @@ class Http2Protocol(ConnectionHandler):
         self.after_turn()
 
     def close(self, reason: str) -> None:
-        """Send what is queued and close; receivers of live streams are told `reason`."""
+        """Write what is queued and close; receivers of live streams are told `reason`."""
         transport = self.transport
         if self.closed or transport is None:
             return
@@ -249,24 +249,24 @@ class Http2Protocol(ConnectionHandler):
             if data:
                 transport.write(data)
             if transport.can_write_eof():
-                # To close a socket of which something is unread (a window update is enough) resets the connection, and
-                # what is still on its way is lost. So the peer closes first, having read it all.
+                # Closing a socket with unread octets (a window update is enough) resets the connection; octets still
+                # on their way are lost. So only this direction is shut down; the peer closes after it has read all.
                 transport.write_eof()
             else:
                 transport.close()
-            # A peer that does not read would keep the transport, and what it holds, for ever.
+            # A peer that does not read would keep the transport and its buffer for ever.
             self._abort_timer = self.loop.call_later(_CLOSE_SECONDS, transport.abort)
         self._end(reason)
 
     def abort(self) -> None:
-        """Drop the transport at once, with whatever it still holds."""
+        """Close the transport at once; what it has not sent is lost."""
         if self.transport is not None:
             self.transport.abort()
 
     # ---- inside
 
     def report_error(self, exc: Exception) -> None:
-        """Have the loop's exception handler report an internal error."""
+        """Report an internal error to the loop's exception handler."""
         self.loop.call_exception_handler(
             {"message": "internal error while a stream was served", "exception": exc, "protocol": self}
         )
@@ -283,13 +283,13 @@ class Http2Protocol(ConnectionHandler):
             if receiver is not None:
                 try:
                     self.on_stream_lost(receiver, reason)
-                except Exception as exc:  # noqa: BLE001 - the others have to be told, too
+                except Exception as exc:  # noqa: BLE001 - the other streams must be told, too
                     stream.receiver = receiver
                     self.on_internal_error(stream, exc)
         self.on_lost(reason)
 
     def give_credit(self) -> None:
-        """Give the connection's window back, or have it given once the budget has room."""
+        """Give the connection's window back, now or as soon as the budget has room."""
         if self.budget.is_used_up():
             self.budget.wait(self.give_credit)
         else:

@@ -1,4 +1,4 @@
-"""Route, token, upstream stream: how every exchange is sent on its way.
+"""The dispatcher: finds route, token and upstream stream for each exchange, and starts it.
 
 On the hot path `dispatch` finds the route in the current snapshot, reads the token from the route's slot, takes a
 pooled connection and starts the exchange, all in one call. What is missing is fetched by one task for that exchange
@@ -30,7 +30,7 @@ from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["Dispatcher"]
 
-# Compared without regard to case, as a lenient service would.
+# Compared without case, as a lenient service would do.
 _REFUSED_METHODS: Final = {
     b"CONNECT": "CONNECT is not forwarded: name the upstream as a route, and call its path",
     b"TRACE": "TRACE is not forwarded: its answer would repeat the request, credentials included",
@@ -44,7 +44,7 @@ _SERVER_ERRORS: Final = 500
 
 
 class Dispatcher(ExchangeOwner):
-    """Sends exchanges on their way; one for each worker."""
+    """Starts exchanges; one for each worker."""
 
     __slots__ = (
         "_add_retry_after",
@@ -115,7 +115,7 @@ class Dispatcher(ExchangeOwner):
     # ---- for connections
 
     def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
-        """Begin the exchange of a request whose head has come on this stream."""
+        """Begin the exchange of a request whose head was received on this stream."""
         exchange = Exchange.__new__(Exchange)
         exchange.begin(self, stream, fields, end_stream, self._loop.time())
         stream.receiver = exchange
@@ -124,7 +124,7 @@ class Dispatcher(ExchangeOwner):
     # ---- for exchanges
 
     def dispatch(self, exchange: Exchange) -> None:
-        """Start the exchange now if token and connection are there, else in a task; fail it if it has no way."""
+        """Start the exchange now if token and connection are available, else in a task; fail it if it has no route."""
         context = exchange.context
         if context is None:
             try:
@@ -135,7 +135,7 @@ class Dispatcher(ExchangeOwner):
         slot = context.slot
         token = None
         if slot is not None:
-            # Also where it is sent again: the token that it went out with may have been rejected meanwhile.
+            # Also when it is sent again: its first token may have been rejected meanwhile.
             token = self._minted_before(exchange) if exchange.kind.interactive else slot.usable_token(self._clock())
         if token is not None or slot is None:
             connection = context.pool.ready()
@@ -152,10 +152,10 @@ class Dispatcher(ExchangeOwner):
         if token is not None:
             line = context.token_line(token)
         elif context.slot is not None:
-            raise RuntimeError("a request that must have a token was to be sent without")
+            raise RuntimeError("a signed route's request must not be sent without a token")
         path = exchange.upstream_path
         if path is None:
-            raise RuntimeError("a request that has no route was to be sent")
+            raise RuntimeError("a request without a route must not be sent")
         exchange.token = token
         exchange.start(
             connection,
@@ -171,7 +171,7 @@ class Dispatcher(ExchangeOwner):
         context.observers.dispatched(exchange)
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
-        """Return head and content of the answer to this failure."""
+        """Return head and content of the local reply to this failure."""
         reply = local_reply(failure, exchange.kind, self._random_fraction())
         exchange.status = reply.status
         self._observers_of(exchange).local_reply(exchange, failure)
@@ -184,7 +184,7 @@ class Dispatcher(ExchangeOwner):
         self._observers_of(exchange).aborted(exchange, failure)
 
     def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
-        """Return the head to send downstream; a 401 drops the token that Cloud Run did not take."""
+        """Return the head to send downstream; on a 401 the token that Cloud Run refused is dropped."""
         upstream = exchange.upstream
         context = exchange.context
         if upstream is not None and context is not None:
@@ -202,7 +202,7 @@ class Dispatcher(ExchangeOwner):
             context.observers.error_response(exchange, head, content)
 
     def ended(self, exchange: Exchange) -> None:
-        """Tell the observers; let the context go that no snapshot has any more."""
+        """Tell the observers, and release the context if its snapshot was replaced."""
         if exchange.error_head is not None:
             self.error_answered(exchange, b"")
         context = exchange.context
@@ -214,7 +214,7 @@ class Dispatcher(ExchangeOwner):
         context.exchanges -= 1
         if context.retired and context.exchanges == 0:
             self._retired.discard(context)
-            # Not now: a connection that has nobody left may be the one that is calling.
+            # Not now: the connection that this closes may be the one that is calling.
             self._loop.call_soon(self._release, (context.route,))
 
     # ---- inside
@@ -260,7 +260,7 @@ class Dispatcher(ExchangeOwner):
         return context
 
     def _inspect(self, exchange: Exchange, head: Fields, context: RouteContext) -> None:
-        """Look at what does not cross over. Raises LoopDetected, or TokenFromCaller where a person waits."""
+        """Inspect fields that are not forwarded. Raises LoopDetected, or TokenFromCaller where a person waits."""
         passed = values_of(head, b"via")
         if passed:
             via.check(passed, self._name)

@@ -1,22 +1,22 @@
 """One exchange: a request and its response, forwarded between two streams.
 
-An exchange is told by each stream what came on it, by direct call, and commands the other one. Nothing in here waits:
-while token or upstream stream are not there yet, content of the request is held, at most a stream window of it, because
-nothing is acknowledged before it has left. `start` sends what is held when the dispatcher has found them.
+Each stream tells its exchange what it received, by direct call, and the exchange commands the other stream. Nothing
+waits here: until token and upstream stream are available, content of the request is held. That is at most one stream
+window, because nothing is acknowledged before it was sent. `start` sends it when the dispatcher has found both.
 
-What decides which step may come next is the state, and nothing else: `states` has the table. It is asked before
-anything is done, and what it answers is carried out.
+The state alone decides which step may come next: `states` has the table. It is asked before anything is done, and its
+answer is carried out.
 
 A small request stays held until the response begins: if the upstream provably did not process it, it is sent again on
 another stream. Octets sent a second time were acknowledged the first time, and are not again.
 
-A reset from either side ends everything and crosses over with its code. One exception: RST_STREAM(NO_ERROR) after a
-complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success; a little of
-what still comes of the request is discarded, because most requests end soon. If more comes, the caller is told so in
-the same way, behind the whole response.
+A reset from either side ends the exchange and is forwarded with its code. One exception: RST_STREAM(NO_ERROR) after a
+complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success: some of the
+request's remaining content is discarded, because most requests end soon. If more follows, the client gets the same
+reset, after the whole response.
 
-An upstream failure before the response head becomes a local reply; after it, a reset, never an end that looks clean. An
-internal error is a reset at any time.
+An upstream failure before the response head becomes a local reply; after it, a reset, never a clean end. An internal
+error is a reset at any time.
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ _TABLE: Final = packed()
 
 
 class ExchangeOwner(RequestAcceptor):
-    """Who finds out where exchanges go, and is told how they fare (the dispatcher)."""
+    """Sends exchanges on their way, and is told what happens to them: the dispatcher."""
 
     __slots__ = ("budget", "replay_octets")
 
     def __init__(self, budget: Budget, replay_octets: int) -> None:
         self.budget = budget
         self.replay_octets = replay_octets
-        """How much of a request is held for sending it again."""
+        """How much of a request is held at most, for sending it again."""
 
     def dispatch(self, exchange: Exchange) -> None:
-        """Start the exchange, now or later, or have it fail; called again where it has to be sent again."""
+        """Start the exchange, now or later, or fail it; called again when the request has to be sent again."""
         raise NotImplementedError
 
     def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
@@ -104,7 +104,7 @@ class ExchangeOwner(RequestAcceptor):
         raise NotImplementedError
 
     def aborted(self, exchange: Exchange, failure: Failure) -> None:
-        """A failure came too late for an answer."""
+        """A failure came after the head of the response."""
         raise NotImplementedError
 
     def ended(self, exchange: Exchange) -> None:
@@ -173,7 +173,7 @@ class Exchange(RequestContent):
         self.error_head: Fields | None = None
         """Of a response that is to be logged when its content begins, or the exchange ends."""
         self.cancel_start: Callable[[], object] | None = None
-        """Stops the task that is going to call `start`."""
+        """Cancels the task that will call `start`."""
 
     @property
     def state(self) -> State:
@@ -290,7 +290,7 @@ class Exchange(RequestContent):
             self._failed(action, UpstreamRefusedStream(refused))
 
     def on_connection_lost(self, failure: Failure) -> None:
-        """The upstream connection is gone."""
+        """The upstream connection has ended."""
         self._forget_upstream()
         self.fail(failure)
 
@@ -350,8 +350,8 @@ class Exchange(RequestContent):
     def _commit_if_large(self) -> None:
         """Stop holding a request that has grown too large to be sent again.
 
-        What is held for nothing else must not use the budget up: the rest of the same requests would then wait for it,
-        and their responses, with which it is dropped, may wait for that rest.
+        Held content alone must not use up the budget: the rest of the same requests would then wait for it, and their
+        responses, with which it is dropped, may wait for that rest.
         """
         owner = self._owner
         if self._held_octets > owner.replay_octets or owner.budget.is_crowded():
@@ -360,12 +360,12 @@ class Exchange(RequestContent):
                 self.on(_COMMIT)
 
     def _crossing(self, fields: Fields) -> Fields:
-        """Return the lines of a response head that cross over."""
+        """Return the lines of a response head that are forwarded."""
         upstream = self.upstream
         return end_to_end_response(fields) if upstream is None or upstream.has_watched else fields
 
     def _discard(self, octets: int) -> None:
-        """Drop content that nobody wants; when it is too much, say so behind the response (RFC 9113, 8.1)."""
+        """Discard content that is not wanted; when it is too much, reset after the response (RFC 9113, 8.1)."""
         self._discarded_octets += octets
         if self._discarded_octets <= _MOST_DISCARDED_OCTETS:
             self.downstream.acknowledge(octets)
@@ -375,13 +375,13 @@ class Exchange(RequestContent):
         self._end()
 
     def _forget_upstream(self) -> None:
-        """The upstream stream is gone."""
+        """The upstream stream has ended."""
         if self.upstream is not None:
             self.upstream.receiver = None
             self.upstream = None
 
     def _end_or_discard(self) -> None:
-        """The upstream stream is gone: either all is over, or the rest of the request is only discarded."""
+        """The upstream stream has ended: the exchange is over, or the rest of the request is discarded."""
         if self._state == _OVER:
             self._end()
         else:

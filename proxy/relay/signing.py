@@ -1,11 +1,11 @@
-"""Fields of what is sent upstream (RFC 9110, 7.6.1; RFC 9113, 8.2 and 8.3). Pure.
+"""The fields of requests sent upstream, and of responses sent downstream (RFC 9110, 7.6.1; RFC 9113, 8.2, 8.3). Pure.
 
-The token field is ours alone: a client's `x-serverless-authorization` never passes, in the head or in trailers, however
-often repeated. Names arrive in lower case (the engine refuses others, the HTTP/1.1 side lowers them); spellings with
-underscores are dropped too, because CGI-like containers cannot tell them apart.
+Only the sidecar sets the token field: a client's `x-serverless-authorization` is never forwarded, neither in the head
+nor in trailers. Names arrive in lower case (the engine refuses others, HTTP/1.1 lowers them). Spellings with
+underscores are dropped, too, because CGI-like containers cannot tell them apart.
 
-Field lines are passed on as the objects that they came in: the compressor of the other connection knows them again
-without a look into its tables. Lines that a route adds are made once, for the same reason.
+Field lines are forwarded as the objects that were received: the other connection's compressor recognises them without a
+look-up. Lines that a route adds are made once, for the same reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 TOKEN_FIELD: Final = b"x-serverless-authorization"
-"""Cloud Run checks it in preference to `Authorization`, which so reaches the container unchanged
+"""Cloud Run checks this field before `Authorization`, which so reaches the container unchanged
 (https://cloud.google.com/run/docs/authenticating/service-to-service)."""
 
 _TOKEN_SPELLINGS: Final = frozenset(
@@ -42,11 +42,11 @@ _CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
 )
 
-# Between a client and its proxy (RFC 9110, 11.7): the credentials are for us, who ask for none.
+# Between a client and its proxy (RFC 9110, 11.7): these credentials are for the sidecar, which asks for none.
 _PROXY_AUTHENTICATION: Final = frozenset((b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"))
 
-# What would have had to be known before the content came (RFC 9110, 6.5.1). A recipient that merges trailers into the
-# head would take them for what they are not.
+# Fields that must be known before the content (RFC 9110, 6.5.1). A recipient that merges trailers into the head would
+# misread them.
 _NOT_IN_TRAILERS: Final = (
     _TOKEN_SPELLINGS
     | _CONNECTION_SPECIFIC
@@ -64,16 +64,16 @@ _NOT_IN_TRAILERS: Final = (
 # All there are in a request: the engines let no other pass (RFC 9113, 8.3.1).
 _PSEUDO_FIELDS: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
 
-# `host` would contradict the `:authority` that is rewritten. `via` crosses over behind the others.
+# `host` would contradict the rewritten `:authority`. `via` is forwarded after the others.
 _NOT_FOR_UPSTREAM: Final = (
     _TOKEN_SPELLINGS | _CONNECTION_SPECIFIC | _PROXY_AUTHENTICATION | _PSEUDO_FIELDS | {b"host", b"via"}
 )
 
 WATCHED_IN_REQUESTS: Final = _NOT_FOR_UPSTREAM - _PSEUDO_FIELDS
-"""Names of which a head has none, as a rule: then all its lines but the pseudo-fields cross over."""
+"""Field names that most request heads do not have: then all lines but the pseudo-fields are forwarded."""
 
 WATCHED_IN_RESPONSES: Final = _PROXY_AUTHENTICATION
-"""The same for response heads, all of whose lines cross over then."""
+"""The same for response heads: then all lines are forwarded."""
 
 _METHOD_LINES: Final[dict[bytes, FieldLine]] = {
     method: (b":method", method, False)

@@ -1,12 +1,12 @@
-"""The states of an exchange, what moves it from one to the next, and what must then be done. Pure.
+"""The states of an exchange, the moves between them, and the action of each move. Pure.
 
-A request goes down the left column until it has ended, then down the right one::
+An exchange is in the left column until the request has ended, then in the right one::
 
                           request open                          request ended
     no upstream stream    WAITING ───────────request ends─────▶ WAITING_ENDED
                              │ ▲ start, unprocessed                │ ▲ start, unprocessed
     all of it held        REPLAYABLE ────────request ends─────▶ REPLAYABLE_ENDED
-                             │ grown too large, 1xx                │ 1xx
+                             │ too large, 1xx                      │ 1xx
     no response yet       REQUESTING ────────request ends─────▶ AWAITING
                              │ response head (from all above)      │
     response open         STREAMING ─────────request ends─────▶ RECEIVING
@@ -32,20 +32,20 @@ MOVES: Final = 16
 
 
 class State(IntEnum):
-    """What has happened, as far as it decides what may happen next."""
+    """What has happened to an exchange, as far as it decides what may happen next."""
 
     WAITING = 0
-    """Request open; token or upstream stream are not there yet."""
+    """Request open; token or upstream stream not available yet."""
     WAITING_ENDED = 1
-    """Request ended; token or upstream stream are not there yet."""
+    """Request ended; token or upstream stream not available yet."""
     REPLAYABLE = 2
-    """Request open and on its way; all that came of it is held."""
+    """Request open and being sent; all its content so far is held."""
     REPLAYABLE_ENDED = 3
-    """Request ended and on its way; all of it is held."""
+    """Request ended and being sent; all its content is held."""
     REQUESTING = 4
-    """Request open and on its way; it cannot be sent again."""
+    """Request open and being sent; it cannot be sent again."""
     AWAITING = 5
-    """Request ended and on its way; it cannot be sent again."""
+    """Request ended and being sent; it cannot be sent again."""
     STREAMING = 6
     """Request and response open."""
     RECEIVING = 7
@@ -55,11 +55,11 @@ class State(IntEnum):
     DISCARDING = 9
     """Response ended, request open and not wanted."""
     OVER = 10
-    """Nothing is left to come."""
+    """Both halves have ended."""
 
 
 class Move(IntEnum):
-    """What a side did. `*_END` may carry the last data or trailers."""
+    """An event on one of the two streams. `*_END` may carry the last data or trailers."""
 
     REQUEST_DATA = 0
     """Downstream sent content."""
@@ -68,9 +68,9 @@ class Move(IntEnum):
     REQUEST_RESET = 2
     """Downstream reset the stream, or its connection is lost."""
     START = 3
-    """Token and upstream stream are there."""
+    """Token and upstream stream are available."""
     COMMIT = 4
-    """What is held of the request has been dropped: it has grown too large, or there is no room."""
+    """The held content was dropped: it was too large, or there was no room."""
     INTERIM = 5
     """Upstream sent a 1xx head."""
     RESPONSE_HEAD = 6
@@ -84,26 +84,26 @@ class Move(IntEnum):
     UNWANTED = 10
     """Upstream reset the stream with NO_ERROR."""
     UNPROCESSED = 11
-    """Upstream provably did not process the request, and it has not been tried too often."""
+    """Upstream provably did not process the request, and attempts are left."""
     DISCARDED_ENOUGH = 12
-    """Downstream sent more of a request that nobody wants than is discarded."""
+    """Downstream sent more unwanted content than is discarded."""
     FAILED = 13
-    """No upstream stream was had, or its connection is lost, or it was refused too often."""
+    """No upstream stream was available, its connection was lost, or it was refused too often."""
     INTERNAL_ERROR = 14
-    """Neither side did anything: an internal error showed."""
+    """An internal error of the sidecar."""
 
 
 class Action(IntEnum):
-    """What must now be done."""
+    """What must be done after a move."""
 
     FORWARD = 0
-    """Pass it on to the other side."""
+    """Forward it to the other stream."""
     HOLD = 1
     """Keep it until the request can be started."""
     DISCARD = 2
-    """Give its octets back and drop it."""
+    """Acknowledge its octets and drop it."""
     REPLY = 3
-    """Answer downstream in the upstream's stead."""
+    """Send a local reply downstream."""
     RESET = 4
     """Reset the downstream stream."""
     RESEND = 5
@@ -113,7 +113,7 @@ class Action(IntEnum):
 
 
 class IllegalMove(Exception):
-    """A side did what it cannot do in this state; the engines should have caught it."""
+    """A move that this state does not allow; the engines should have prevented it."""
 
 
 _S, _M, _A = State, Move, Action
@@ -135,7 +135,7 @@ def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
         action = {_S.WAITING: _A.HOLD, _S.DISCARDING: _A.DISCARD}.get(before, _A.FORWARD)
         table[before, _M.REQUEST_DATA] = (before, action)
         table[before, _M.REQUEST_END] = (after, action)
-    # What has not begun can begin; what is sent can be given up for sending it again.
+    # A waiting request can start; a replayable one can be sent again.
     table[_S.WAITING, _M.START] = (_S.REPLAYABLE, _A.FORWARD)
     table[_S.WAITING_ENDED, _M.START] = (_S.REPLAYABLE_ENDED, _A.FORWARD)
     table[_S.REPLAYABLE, _M.COMMIT] = (_S.REQUESTING, _A.NOTHING)
@@ -182,7 +182,7 @@ def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
 
 
 TRANSITIONS: Final = _transitions()
-"""What a move leads to, and what must be done about it; what is not in here is illegal."""
+"""The next state and the action of each move. A move that is not listed is illegal."""
 
 
 def packed() -> bytes:

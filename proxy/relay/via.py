@@ -1,8 +1,8 @@
 """Which sidecars a request has passed through, and when that is a loop. Pure.
 
-Each request that goes upstream gets a `via` line (RFC 9110, 7.6.3) with the name of this sidecar: all its workers have
-the same one, another sidecar or another start of this one has another. So a request that comes back is known at once,
-whatever it passed through meanwhile, and one that goes round between replicas after a few of them.
+Each request that goes upstream gets a `via` line (RFC 9110, 7.6.3) with the name of this sidecar. All its workers have
+the same name; every other sidecar, and every other start of this one, has a different one. So a request that comes back
+is recognised at once, and one that circles between replicas after a few of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["check", "sidecar_name", "via_line"]
 _NAME: Final = re.compile(rb"cloudrun-sidecar-[0-9a-f]{16}")
 
 _MOST_SIDECARS: Final = 4
-"""A request may have passed through so many others; a sidecar that calls a sidecar is rare enough."""
+"""How many other sidecars a request may have passed through; one sidecar calling another is rare."""
 
 
 def sidecar_name(random_octets: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The one slow path: exchanges whose token or upstream stream is not there yet, a task each."""
+"""The slow path: one task for each exchange whose token or upstream stream is not available yet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tokens(Protocol):
         """Return whether the token was minted from the credentials that there are now."""
 
     def reject(self, token: Token) -> None:
-        """Cloud Run did not take this token."""
+        """Cloud Run refused this token."""
 
     def retain(self, keys: Collection[TokenKey]) -> Coroutine[Any, Any, None]:
         """Drop what is kept for all other keys."""
@@ -54,11 +54,11 @@ class Pool(Protocol):
 
 
 Start: TypeAlias = Callable[[Exchange, RouteContext, UpstreamConnection, Token | None], None]
-"""Starts an exchange for which all is there."""
+"""Starts an exchange for which token and connection are available."""
 
 
 class Waiting:
-    """Fetches what an exchange lacks, and starts it then."""
+    """Waits for what an exchange lacks, and starts it then."""
 
     def __init__(self, tokens: Tokens, pool: Pool, loop: asyncio.AbstractEventLoop, start: Start) -> None:
         self._tokens = tokens
@@ -74,7 +74,7 @@ class Waiting:
         return len(self._tasks)
 
     def add(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
-        """Start the exchange later, with this token if it is there; when it ends before, it cancels that."""
+        """Start the exchange later, with this token if there is one. An exchange that ends before cancels its task."""
         task = self._loop.create_task(self._fetch(exchange, context, token))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -88,7 +88,7 @@ class Waiting:
         task.add_done_callback(self._retaining.discard)
 
     async def close(self) -> None:
-        """Give up every exchange that has not been started."""
+        """Cancel the tasks of all exchanges that have not been started."""
         tasks = [*self._tasks, *self._retaining]
         for task in tasks:
             task.cancel()
@@ -107,14 +107,14 @@ class Waiting:
                     token = None  # The credentials changed while it waited for a stream.
             except Failure as failure:
                 exchange.cancel_start = None
-                # Its traceback holds this frame, and what keeps the failure would keep the exchange.
+                # Its traceback refers to this frame: a failure that is remembered would keep the exchange in memory.
                 exchange.fail(failure.with_traceback(None))
                 return
             exchange.cancel_start = None
             self._start(exchange, context, connection, token)
-        except Exception as exc:  # noqa: BLE001 - the caller must not be left waiting, whatever it was
+        except Exception as exc:  # noqa: BLE001 - the client must get an answer
             exchange.cancel_start = None
             self._loop.call_exception_handler(
-                {"message": "internal error while a request was sent on its way", "exception": exc}
+                {"message": "internal error while a request was dispatched", "exception": exc}
             )
             exchange.on_internal_error()

@@ -1,11 +1,10 @@
 """One HTTP/2 connection to an upstream.
 
-It absorbs what must not reach Restate: GOAWAY lets live streams finish and sends the others elsewhere, idle
-connections close before Google's front end closes them (some four minutes), and a PING finds a dead peer, but only
-while streams are live, because too many of them get ENHANCE_YOUR_CALM.
+It keeps from Restate what Restate must not see. On GOAWAY live streams finish and unprocessed ones are sent elsewhere.
+Idle connections are closed before Google's front end closes them (after some four minutes). A PING finds a dead peer,
+but only while streams are live: too many PINGs are answered with ENHANCE_YOUR_CALM.
 
-Whoever takes a free stream may be sure that the connection could send at that moment: one that is closing, for whatever
-reason, has none.
+A connection that is closing, for any reason, has no free stream.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ _LAST_STREAM_ID: Final = (1 << 29) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """When a connection is probed and when it is given up. All in seconds."""
+    """When a connection is tested with a PING, and when it is closed. All in seconds."""
 
     ping_interval_seconds: float = 30.0
-    """Silence on a connection with live streams before it is probed."""
+    """Silence on a connection with live streams before a PING is sent."""
     ping_timeout_seconds: float = 15.0
-    """Silence after a probe before the connection is given up. A peer that takes nothing of what is written, though it
-    may talk, is given up after an interval and a timeout."""
+    """Silence after a PING before the connection is closed. A peer that sends but does not read is closed after an
+    interval and a timeout."""
     idle_timeout_seconds: float = 180.0
-    """How long a connection without streams is kept: less than the front end keeps it."""
+    """How long a connection without streams is kept: less than Google's front end keeps it."""
 
 
 class ConnectionOwner:
-    """Who has connections opened, and is told when they change."""
+    """Owns connections, and is told when they change."""
 
     __slots__ = ()
 
@@ -92,13 +91,13 @@ class UpstreamConnection(Http2Protocol):
         self.ready: asyncio.Future[None] = self.loop.create_future()
         """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
         self.gone: asyncio.Future[None] = self.loop.create_future()
-        """Done when the transport, if there ever was one, is closed."""
+        """Done when the transport, if there was one, is closed."""
         self.reserved = 0
         """Streams promised to requests that are about to open them."""
         self.retiring = False
         """Whether no new streams may be opened."""
         self.owner: ConnectionOwner | None = None
-        """Told whenever streams may have become free, and when the connection is gone."""
+        """Told whenever streams may have become free, and when the connection has ended."""
         self._timing = timing
         self._observer = observer
         self._last_stream_id = last_stream_id
@@ -124,10 +123,10 @@ class UpstreamConnection(Http2Protocol):
             self.retiring = True
         return stream
 
-    # ---- the engine's side
+    # ---- called by the engine
 
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
-        """Open no more streams here, and have those that were not processed sent elsewhere."""
+        """Open no more streams here, and have unprocessed requests sent on another connection."""
         self.retiring = True
         if code != 0:
             # Google ends every connection after an hour or so, with NO_ERROR; anything else should be looked at.
@@ -139,29 +138,29 @@ class UpstreamConnection(Http2Protocol):
                 if receiver is not None:
                     try:
                         receiver.on_unprocessed()
-                    except Exception as exc:  # noqa: BLE001 - the others have to be told, too
+                    except Exception as exc:  # noqa: BLE001 - the other streams must be told, too
                         stream.receiver = receiver
                         self.on_internal_error(stream, exc)
         self._changed()
 
     def on_settings(self) -> None:
-        """Be usable from now on."""
+        """The connection is usable."""
         if not self.ready.done():
             self.ready.set_result(None)
             self._tick_idle(self.loop.time())
 
     def on_failed(self, code: int, reason: str) -> None:
-        """The peer broke the connection's rules; before it was usable, it is no HTTP/2 peer."""
+        """The peer broke a rule. Before the connection was usable, the peer does not speak HTTP/2."""
         if not self.ready.done():
             self.ready.set_exception(_not_http2(self.origin))
         Http2Protocol.on_failed(self, code, reason)
 
     def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
-        """Tell a live exchange."""
+        """Tell the exchange of a live stream."""
         receiver.on_connection_lost(UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}"))
 
     def on_lost(self, reason: str) -> None:
-        """Be usable no more."""
+        """The connection is not usable any more."""
         self.retiring = True
         if self._timer is not None:
             self._timer.cancel()
@@ -175,16 +174,16 @@ class UpstreamConnection(Http2Protocol):
         self._changed()
 
     def after_turn(self) -> None:
-        """Retire after GOAWAY once all is done; else streams may have become free."""
+        """Close after GOAWAY once no stream is open; otherwise streams may have become free."""
         if self.retiring and self.engine.count_open_streams() == 0:
             self.retire("no streams are left after GOAWAY")
         else:
             self._changed()
 
-    # ---- the transport's side
+    # ---- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start, if TLS agreed on HTTP/2."""
+        """Start, if HTTP/2 was negotiated."""
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.transport = transport  # type: ignore[assignment]  # a TLS transport is always a full one
@@ -198,28 +197,28 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol._has_read(self)
 
     def eof_received(self) -> bool | None:
-        """Close at once: closing may take a while (TLS, a full buffer), and nobody may be sent here meanwhile."""
+        """Close at once: a transport may close slowly (TLS, a full buffer), and takes no requests meanwhile."""
         self.close("closed by the peer")
         return False
 
     def pause_writing(self) -> None:
-        """Pause, and watch whether the peer reads."""
+        """Pause, and watch if the peer reads."""
         Http2Protocol.pause_writing(self)
         self._stalled_at, self._stalled_octets = self.loop.time(), self._unwritten_octets()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Write again."""
         self._stalled_at = None
         Http2Protocol.resume_writing(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; the transport is gone."""
+        """End the connection: the transport is closed."""
         Http2Protocol.connection_lost(self, exc)
         if not self.gone.done():
             self.gone.set_result(None)
 
     def retire(self, reason: str) -> None:
-        """Say GOAWAY and close; live streams are lost."""
+        """Send GOAWAY and close; live streams are lost."""
         if not self.closed:
             self.retiring = True
             self.engine.go_away(0, b"")
@@ -235,7 +234,7 @@ class UpstreamConnection(Http2Protocol):
         if self.engine.count_open_streams() == 0:
             self._tick_idle(now)
         elif (fault := self._stalled(now) or self._silent(now)) is not None:
-            # It would not read a GOAWAY either.
+            # The peer would not read a GOAWAY either.
             self.close(fault)
             self.abort()
 
@@ -245,11 +244,11 @@ class UpstreamConnection(Http2Protocol):
         if now >= due:
             self.retire("idle")
         else:
-            # Streams that are opened meanwhile are looked after in time, too.
+            # Streams that are opened meanwhile are watched in time, too.
             self._arm(min(due, now + self._timing.ping_interval_seconds))
 
     def _stalled(self, now: float) -> str | None:
-        """Return what is wrong if the peer has long taken nothing of what is written to it."""
+        """Return what is wrong if the peer has not read for too long."""
         if self._stalled_at is None:
             return None
         octets = self._unwritten_octets()
@@ -259,10 +258,10 @@ class UpstreamConnection(Http2Protocol):
         return f"the peer has read nothing for {seconds:g} s" if now >= self._stalled_at + seconds else None
 
     def _silent(self, now: float) -> str | None:
-        """Return what is wrong if a PING has had no answer; else send one if it is time, and come back in time."""
+        """Return what is wrong if a PING was not answered; otherwise send one when it is time, and set the timer."""
         timing = self._timing
         if self._stalled_at is not None:
-            # A PING could not leave, so that no answer proves nothing; `_stalled` watches the peer meanwhile.
+            # A PING could not be written, so a missing answer proves nothing; `_stalled` watches the peer meanwhile.
             self._pinged_at = None
             due = now + timing.ping_timeout_seconds
         elif self._pinged_at is not None and self._heard_at < self._pinged_at:

@@ -1,4 +1,4 @@
-"""The connections of one origin, and who waits for a stream there; `pool` says how they are opened."""
+"""The connections of one origin, and the requests that wait for a stream there; `pool` opens them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from proxy.upstream.connection import ConnectionOwner, UpstreamConnection
 __all__ = ["EXPECTED_STREAMS", "OriginPool"]
 
 EXPECTED_STREAMS: Final = 100
-"""What Google's front end offers in its SETTINGS, more or less."""
+"""About what Google's front end offers in its SETTINGS."""
 
 
 class OriginPool(ConnectionOwner):
-    """The connections of one origin, and who waits for a stream there."""
+    """The connections of one origin, and the requests that wait for a stream there."""
 
     __slots__ = (
         "_heap",
@@ -43,26 +43,28 @@ class OriginPool(ConnectionOwner):
         self.closed = False
         """Whether nothing uses this pool any more."""
         self.connections: list[UpstreamConnection] = []
-        """Those that may be given streams, in the order in which they were opened."""
+        """Connections that accept streams, in the order in which they were opened."""
         self.opening = 0
         """Connections being opened."""
         self.expected_streams = EXPECTED_STREAMS
-        """How many streams the next connection will bring: as many as the last one."""
+        """How many streams the next connection is expected to offer: as many as the last one did."""
         self.failures = 0
-        """Attempts to connect that failed since the last one that did not."""
+        """Failed attempts to connect since the last successful one."""
         self.failure: Failure | None = None
-        """The last of them, while it matters to those who wait."""
+        """The last failure, while requests may still be told of it."""
         self.pause: asyncio.TimerHandle | None = None
-        """Ends the time in which no other connection is tried beside those that there are."""
+        """Ends the pause in which no further connection is tried."""
         self.waiting = 0
         """Requests that wait for a stream."""
         self.on_wanted: Callable[[OriginPool], None] | None = None
-        """Called when connections have changed while requests wait."""
+        """Called when connections changed while requests wait."""
         self._heap: list[tuple[int, asyncio.Future[UpstreamConnection]]] = []
         self._tickets = 0
 
     def has_fruitless(self) -> bool:
-        """Return whether the newest connection offers no stream although none is in use: another one would not either.
+        """Return True if the newest connection offers no stream although none is in use.
+
+        Another connection would not offer any either.
 
         A server offers 0 streams for short durations only (RFC 9113, 5.1.2).
         """
@@ -72,24 +74,24 @@ class OriginPool(ConnectionOwner):
         return newest.engine.count_open_streams() == 0 and newest.reserved == 0 and newest.count_free_streams() <= 0
 
     def ready(self) -> UpstreamConnection | None:
-        """Return a connection with a free stream, unless there is none or others wait for one."""
+        """Return a connection with a free stream; None if there is none, or if other requests wait for one."""
         return None if self.waiting else self.free()
 
     def free(self) -> UpstreamConnection | None:
-        """Return the first connection with a free stream: the first stay full, so that the last can fall idle."""
+        """Return the first connection with a free stream: the first stay full, so that the last can become idle."""
         for connection in self.connections:
             if connection.count_free_streams() > 0:
                 return connection
         return None
 
     def add(self, connection: UpstreamConnection) -> None:
-        """Take streams of this connection, too, as long as it offers any."""
+        """Use the streams of this connection, too."""
         self.connections.append(connection)
         connection.owner = self
         self.connection_changed(connection)
 
     def connection_changed(self, connection: UpstreamConnection) -> None:
-        """Drop a connection that takes no more streams, and serve those who wait."""
+        """Remove a connection that accepts no more streams, and serve the requests that wait."""
         if connection.retiring and connection in self.connections:
             self.connections.remove(connection)
             self._observer.upstream_retired(str(self.origin))
@@ -105,7 +107,7 @@ class OriginPool(ConnectionOwner):
             connection.retire("no route leads there any more")
 
     def end_pause(self) -> None:
-        """Forget that connecting failed a moment ago."""
+        """End the pause after a failed attempt to connect."""
         if self.pause is not None:
             self.pause.cancel()
             self.pause = None
@@ -121,11 +123,11 @@ class OriginPool(ConnectionOwner):
         self.waiting += 1
 
     def serve(self) -> None:
-        """Give free streams to those who wait longest."""
+        """Give free streams to the requests that have waited longest."""
         heap = self._heap
         while heap:
             if heap[0][1].done():
-                heapq.heappop(heap)  # given up, and counted out then
+                heapq.heappop(heap)  # given up: `give_up` has counted it
                 continue
             connection = self.free()
             if connection is None:
@@ -135,7 +137,7 @@ class OriginPool(ConnectionOwner):
             heapq.heappop(heap)[1].set_result(connection)
 
     def fail(self, failure: Failure) -> None:
-        """Tell everybody who waits that there will be no connection."""
+        """Fail every request that waits."""
         heap, self._heap = self._heap, []
         for _, waiter in heap:
             if not waiter.done():
@@ -143,7 +145,7 @@ class OriginPool(ConnectionOwner):
                 waiter.set_exception(failure)
 
     def give_up(self, waiter: asyncio.Future[UpstreamConnection]) -> None:
-        """Count a waiter out that does not wait any more; a stream that it was just given is free again."""
+        """Remove a request that waits no longer; a stream that was just reserved for it is free again."""
         if waiter.cancel() or waiter.cancelled():
             self.waiting -= 1
         elif waiter.exception() is None:

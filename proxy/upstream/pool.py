@@ -1,14 +1,14 @@
 """Connections by origin: as few as the streams need, opened on demand.
 
-The hot path asks its `OriginPool` and gets a connection with a free stream, or None. Then, and only then, a request
-waits with the others of its origin, first come first served, until a stream is free or a new connection is open. Half
-open connections count as the streams they will bring, so that a burst opens as many as it needs and no more.
+The hot path asks its `OriginPool` for a connection with a free stream. If there is none, the request waits with the
+others of its origin, first come first served, until a stream is free or a new connection is open. Connections that are
+being opened count as the streams that they are expected to offer, so that a burst opens as many as it needs.
 
-A stream is given away twice: the pool reserves it for a request, whose task runs a turn of the loop later and opens it.
-What happened in between (GOAWAY, a lost connection, a lower limit) puts the request back to its place in the queue.
+The pool reserves a stream for a request, whose task opens it one loop turn later. If the stream is not free any more by
+then (GOAWAY, a lost connection, a lower limit), the request returns to its place in the queue.
 
-A dial that fails is told to all who wait, unless connections are there that may bring a stream; then the next dial
-comes after a pause. Until one succeeds, one at a time probes the way for all.
+An attempt to connect that fails also fails all requests that wait, unless there are connections that may get a free
+stream; then the next attempt is made after a pause. Until one succeeds, only one attempt at a time is made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Pool"]
 _log: Final = structlog.get_logger("upstream")
 
 _PAUSE_SECONDS: Final = 1.0
-"""After a connection failed, so long no other is tried beside those that there are."""
+"""Pause after a failed attempt, while other connections exist."""
 
 
 class Pool:
@@ -53,7 +53,7 @@ class Pool:
         wait_timeout_seconds: float = 5.0,
         delay: Callable[[Origin], str] = lambda _: "check the url of the route, and what lies between",
     ) -> None:
-        """Open connections with `connect`; `delay` says in words what that waits for, and what to do about it."""
+        """Open connections with `connect`; `delay` says what an attempt waits for, and what to do about it."""
         self._connect = connect
         self._delay = delay
         self._observer = observer
@@ -94,9 +94,9 @@ class Pool:
             raise self._late(pool) from None
 
     async def close(self, *, linger_seconds: float = 0.0) -> None:
-        """Say GOAWAY on every connection and close it; give up those being opened, and whoever waits.
+        """Send GOAWAY on every connection and close it; cancel attempts to connect, and fail requests that wait.
 
-        With `linger_seconds` it returns when all are gone, at the latest after that time.
+        With `linger_seconds` it waits until all are closed, at most that long.
         """
         self._closed = True
         for task in self._tasks:
@@ -128,12 +128,12 @@ class Pool:
             raise
         connection.reserved -= 1
         if pool.waiting:
-            # Should the stream not be opened after all, it is for the next.
+            # If this request does not open the stream, the next one gets it.
             asyncio.get_running_loop().call_soon(pool.serve)
         return connection
 
     def _serve(self, pool: OriginPool) -> None:
-        """Give free streams to those who wait, and open connections for the rest."""
+        """Give free streams to the requests that wait, and open connections for the rest."""
         pool.serve()
         if self._closed or pool.closed or (pool.connections and pool.pause is not None):
             return
@@ -141,7 +141,7 @@ class Pool:
             pool.waiting > pool.opening * pool.expected_streams
             and len(pool.connections) + pool.opening < self._max_connections
             and not pool.has_fruitless()
-            # After a failure one probes the way for all: an upstream in trouble is not helped by more dials.
+            # After a failure one attempt at a time: more would not help an upstream in trouble.
             and not (pool.failures and pool.opening)
         ):
             pool.opening += 1
@@ -156,7 +156,7 @@ class Pool:
             connection = await self._connect(pool.origin)
         except Failure as exc:
             failure = exc
-        except Exception as exc:  # noqa: BLE001 - whoever waits must be told, whatever it was
+        except Exception as exc:  # noqa: BLE001 - the requests that wait must be told
             _log.error("connecting failed unexpectedly", origin=str(pool.origin), error=type(exc).__name__)
             failure = Internal(f"connecting to {pool.origin} failed: {type(exc).__name__}")
         finally:
@@ -170,8 +170,8 @@ class Pool:
             if not connection.retiring:
                 self._add(pool, connection)
                 return
-            # A peer that turns everybody away at once has failed, too: it would be asked again and again otherwise.
-            connection.retire("turned away")
+            # A peer that closes every new connection at once has failed, too: it would be dialled again and again.
+            connection.retire("closed by the peer as soon as it was open")
         self._failed(pool, failure)
 
     def _failed(self, pool: OriginPool, failure: Failure) -> None:
@@ -214,7 +214,7 @@ class Pool:
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
         elif pool.has_fruitless():
-            why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); look after the service"
+            why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); check the service"
         else:
             why = (
                 f"{len(pool.connections)} connections are in use, {self._max_connections} are allowed "
