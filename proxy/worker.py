@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -25,7 +25,7 @@ from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import Channel
+from proxy.downstream.channel import DRAINING, READY, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.listener import Listener
@@ -112,6 +112,7 @@ class Worker:
             routes = self._routes
             self._admin = AdminPlane(settings.admin, self, self.metrics, routes, reuse_port=settings.workers > 1)
         self._ending = asyncio.Event()
+        self._on_draining: Callable[[], None] = _ignore
 
     def swap_routes(self, routes: RouteTable) -> None:
         """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
@@ -155,6 +156,7 @@ class Worker:
         """Wait until draining was requested and is over."""
         await self._ending.wait()
         self._dispatcher.draining = True
+        self._on_draining()
         _log.info("draining", live=self.listener.live_exchanges, timeout_seconds=self.settings.drain_timeout)
         started = time.monotonic()
         complete = await self.listener.drain(self.settings.drain_timeout)
@@ -193,6 +195,8 @@ class Worker:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             await self.start()
+            if channel is not None:
+                channel.report(READY)
             self._log_listening(accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
@@ -200,6 +204,7 @@ class Worker:
             if isinstance(accepts, Channel):
                 self.listener.on_closed = accepts.connection_closed
                 accept_from(accepts, loop, drain=self.drain, abort=self.abort)
+                self._on_draining = partial(accepts.report, DRAINING)
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
             else:
                 await listen(self.listener, config, accepts, self.ended)
@@ -286,7 +291,7 @@ def _cannot_reload() -> None:
 
 
 def _ignore() -> None:
-    """Handle a signal that means nothing here, and would end the process without a handler."""
+    """Do nothing: for a signal that would end the process without a handler, and where there is no supervisor."""
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["ABORT", "CLOSED", "CONNECTION", "DRAIN", "Channel"]
+__all__ = ["ABORT", "CLOSED", "CONNECTION", "DRAIN", "DRAINING", "READY", "Channel"]
 
 CONNECTION: Final = b"c"
 """To a worker: a connection, whose descriptor comes with this octet."""
@@ -17,6 +17,10 @@ ABORT: Final = b"x"
 """To a worker: abort all live requests, and exit."""
 CLOSED: Final = b"-"
 """To the supervisor: one connection has closed."""
+READY: Final = b"+"
+"""To the supervisor: the worker has started, and accepts connections."""
+DRAINING: Final = b"."
+"""To the supervisor: the worker refuses new requests, and will exit."""
 
 
 class Channel:
@@ -26,7 +30,7 @@ class Channel:
         self.socket = end
         self.addresses = addresses
         """Addresses that the supervisor listens on, as `getsockname` returns them."""
-        self._unreported = 0
+        self._unreported = b""
 
     def receive(self) -> tuple[bytes, int | None]:
         """Return a message and its descriptor; b"" if the supervisor has exited. Raises BlockingIOError."""
@@ -39,7 +43,11 @@ class Channel:
         return message, descriptors[0] if descriptors else None
 
     def connection_closed(self) -> None:
-        """Report a closed connection; reports that the socket does not take are sent with the next one."""
-        self._unreported += 1
+        """Report a closed connection."""
+        self.report(CLOSED)
+
+    def report(self, message: bytes) -> None:
+        """Send the supervisor a message; what the socket does not take is sent with the next one."""
+        self._unreported += message
         with contextlib.suppress(OSError):  # it has exited, or does not read
-            self._unreported -= self.socket.send(CLOSED * self._unreported)
+            self._unreported = self._unreported[self.socket.send(self._unreported) :]

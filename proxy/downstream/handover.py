@@ -1,8 +1,9 @@
 """Receives connections that the supervisor has accepted.
 
 Supervisor and worker share a pair of stream sockets, the channel. Each octet to the worker is a message (`channel`);
-`CONNECTION` carries a descriptor (SCM_RIGHTS, unix(7)). Each octet to the supervisor reports a closed connection, so
-that it knows how many the worker has. The end of the channel means that the supervisor has exited.
+`CONNECTION` carries a descriptor (SCM_RIGHTS, unix(7)). Each octet to the supervisor is a report: the worker is ready,
+it drains, or a connection has closed, so that the supervisor knows how many the worker has. The end of the channel
+means that the supervisor has exited.
 
 To Hypercorn the channel is the socket to listen on: it calls `create_server` with it. `accept_from` replaces that
 method of the event loop, and returns a `HandoverServer` for the channel.

@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from typing import Final
 
-from proxy.downstream.channel import CONNECTION
+from proxy.downstream.channel import CLOSED, CONNECTION, DRAINING, READY
 
 __all__ = ["WorkerChannel"]
 
@@ -25,6 +25,10 @@ class WorkerChannel:
         self.socket = end
         self.connections = 0
         """Number of connections that were sent and are not reported as closed."""
+        self.ready = False
+        """True once the worker has started."""
+        self.draining = False
+        """True if the worker refuses new requests."""
         self.gone = False
         """True if the worker has closed its end."""
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
@@ -64,14 +68,16 @@ class WorkerChannel:
                 connection.close()
 
     def read_reports(self) -> None:
-        """Read which connections have closed; sets `gone` at the end of the channel."""
+        """Read what the worker has reported; sets `gone` at the end of the channel."""
         try:
             reports = self.socket.recv(_MOST_REPORTS)
         except BlockingIOError:
             return
         except OSError:
             reports = b""
-        self.connections -= len(reports)
+        self.connections -= reports.count(CLOSED)
+        self.ready = self.ready or READY in reports
+        self.draining = self.draining or DRAINING in reports
         self.gone = self.gone or not reports
 
     def close(self) -> list[socket.socket]:

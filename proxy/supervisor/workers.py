@@ -7,7 +7,9 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 * The first SIGTERM, SIGINT or SIGQUIT to the supervisor drains every worker, the second aborts what is still live.
 * A signal to a worker only drains it, even if repeated: Ctrl-C in a terminal reaches supervisor and workers at once,
   and service managers signal whole process groups.
-* If a worker exits without a command, the others drain, and the exit code is not 0.
+* If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
+  while the first ones start, the others drain, and the exit code is not 0.
+* A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
 * If a worker is still running when its time is over, it is killed, and the exit code is not 0.
 * If the supervisor dies, its workers drain and exit.
 """
@@ -33,6 +35,7 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.exit_codes import ExitCode
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.supervisor.channel import WorkerChannel
+from proxy.supervisor.restarts import Restarts
 
 __all__ = ["run_workers"]
 
@@ -62,11 +65,7 @@ def run_workers(
     with _signals_to_socket() as signals:
         sockets = config.create_sockets()
         try:
-            supervisor = _Supervisor(sockets, signals, drain_seconds)
-            with _signals_blocked():
-                for _ in range(config.workers):
-                    supervisor.start_worker(config, work)
-            return supervisor.run()
+            return _Supervisor(sockets, signals, drain_seconds, config, work).run()
         finally:
             config.release(sockets)
 
@@ -77,6 +76,7 @@ class _Worker:
     def __init__(self, process: BaseProcess, channel: WorkerChannel) -> None:
         self.process = process
         self.channel = channel
+        self.started_at = time.monotonic()
         self.last_handed_over = 0
         """Serial number of the last connection that was sent to it."""
 
@@ -84,39 +84,43 @@ class _Worker:
 class _Supervisor:
     """Accepts connections for its workers until the last of them has exited."""
 
-    def __init__(self, sockets: Sockets, signals: socket.socket, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        sockets: Sockets,
+        signals: socket.socket,
+        drain_seconds: float,
+        config: ListenerConfig,
+        work: Callable[[ListenerConfig, Channel], None],
+    ) -> None:
+        self._config = config
+        self._work = work
         self._listening = sockets.insecure_sockets
         self._signals = signals
         self._drain_seconds = drain_seconds
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._handed_over = 0
+        self._waiting: list[socket.socket] = []
+        """Accepted connections that no worker can take yet."""
         self._accepting = False
         self._accept_at = 0.0
+        self._all_ready = False
+        self._restarts = Restarts()
         self._command: bytes | None = None
         self._kill_at = math.inf
         self._exit_code = ExitCode.OK
         self._selector.register(signals, selectors.EVENT_READ, None)  # `run` reads it after every select
 
-    def start_worker(self, config: ListenerConfig, work: Callable[[ListenerConfig, Channel], None]) -> None:
-        """Start one worker. `HANDLED_SIGNALS` must be blocked."""
-        supervisor_end, worker_end = socket.socketpair()
-        with worker_end:
-            channel = Channel(worker_end, [bound.getsockname() for bound in self._listening])
-            process = get_context("spawn").Process(target=work, args=(config, channel))
-            process.daemon = True
-            process.start()
-        worker = _Worker(process, WorkerChannel(supervisor_end))
-        self._workers.append(worker)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
-        self._selector.register(supervisor_end, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
-
     def run(self) -> ExitCode:
-        """Serve until the last worker has exited; return the exit code."""
-        while self._workers:
+        """Start the workers, and serve until the last one has exited; return the exit code."""
+        self._start_workers(self._config.workers)
+        while self._workers or self._restarts.next < math.inf:
             now = time.monotonic()
+            if (count := self._restarts.take_due(now)) > 0:
+                self._start_workers(count)
             self._update_accepting(now)
-            due = min(self._kill_at, self._accept_at if self._accept_at > now else math.inf)
+            accept_at = self._accept_at if self._accept_at > now else math.inf
+            due = min(self._kill_at, accept_at, self._restarts.next)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
             # Before other events: if the whole group was signalled, a worker may have exited already.
             self._handle_signals()
@@ -125,7 +129,27 @@ class _Supervisor:
                     key.data()
             if time.monotonic() >= self._kill_at:
                 self._kill()
+        for connection in self._waiting:
+            connection.close()
         return self._exit_code
+
+    def _start_workers(self, count: int) -> None:
+        with _signals_blocked():
+            for _ in range(count):
+                self._start_worker()
+
+    def _start_worker(self) -> None:
+        """Start one worker. `HANDLED_SIGNALS` must be blocked."""
+        supervisor_end, worker_end = socket.socketpair()
+        with worker_end:
+            channel = Channel(worker_end, [bound.getsockname() for bound in self._listening])
+            process = get_context("spawn").Process(target=self._work, args=(self._config, channel))
+            process.daemon = True
+            process.start()
+        worker = _Worker(process, WorkerChannel(supervisor_end))
+        self._workers.append(worker)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
+        self._selector.register(supervisor_end, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
 
     # ---- connections
 
@@ -158,9 +182,22 @@ class _Supervisor:
                 return
 
     def _least_loaded(self) -> _Worker | None:
-        """Return the worker with the fewest connections; None if every worker has exited or has unsent messages."""
+        """Return the worker with the fewest connections; None if no worker can take one now.
+
+        It must have started, and have no unsent messages. While all drain, it may drain: it answers with 503. Until all
+        of the first workers have started, none can: the first to start would get all connections that wait.
+        """
+        draining = self._command is not None
+        if not (self._all_ready or draining):
+            return None
         return min(
-            (worker for worker in self._workers if not (worker.channel.gone or worker.channel.has_unsent)),
+            (
+                worker
+                for worker in self._workers
+                if worker.channel.ready
+                and (draining or not worker.channel.draining)
+                and not (worker.channel.gone or worker.channel.has_unsent)
+            ),
             key=lambda worker: (worker.channel.connections, worker.last_handed_over),
             default=None,
         )
@@ -168,7 +205,7 @@ class _Supervisor:
     def _hand_over(self, connection: socket.socket) -> None:
         worker = self._least_loaded()
         if worker is None:
-            connection.close()
+            self._waiting.append(connection)
             return
         self._handed_over += 1
         worker.last_handed_over = self._handed_over
@@ -181,6 +218,9 @@ class _Supervisor:
         worker.channel.read_reports()
         worker.channel.flush()
         self._update_registration(worker)
+        self._all_ready = self._all_ready or all(each.channel.ready for each in self._workers)
+        while self._waiting and self._least_loaded() is not None:
+            self._hand_over(self._waiting.pop(0))
 
     def _update_registration(self, worker: _Worker) -> None:
         """Register the channel for the events that it needs; close it if the worker has exited."""
@@ -203,6 +243,7 @@ class _Supervisor:
     def _end(self, command: bytes) -> None:
         """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
         self._command = command
+        self._restarts.clear()
         seconds = _ABORT_SECONDS + (self._drain_seconds if command == DRAIN else 0.0)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
         for worker in self._workers:
@@ -211,12 +252,29 @@ class _Supervisor:
                 self._update_registration(worker)
 
     def _on_exit(self, worker: _Worker) -> None:
-        """Note that a worker has exited; drain the others if it had no command to."""
-        self._exit_code = self._exit_code or _exit_code(worker.process, commanded=self._command is not None)
+        """Replace a worker that has exited without a command, or drain the others if the first ones still start."""
+        if not worker.channel.gone:
+            worker.channel.read_reports()  # it may have been ready before
+            self._all_ready = self._all_ready or all(each.channel.ready for each in self._workers)
         self._selector.unregister(worker.process.sentinel)
         self._workers.remove(worker)
         worker.channel.gone = True
         self._update_registration(worker)
+        worker.process.join()  # reap it
+        code = worker.process.exitcode or 0
+        said = {"pid": worker.process.pid, **_reason(code)}
+        if self._command is None and self._all_ready:
+            now = time.monotonic()
+            delay = self._restarts.add(now, now - worker.started_at)
+            if worker.channel.draining and code == 0:
+                _log.info("worker was told to end: starting another", **said)
+            else:
+                _log.error("worker died: starting another", **said, after_seconds=delay)
+            return
+        if self._command is None or code:
+            _log.error("worker failed: draining the others", **said)
+            failure = ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
+            self._exit_code = self._exit_code or failure
         if self._command is None:
             self._end(DRAIN)
 
@@ -227,14 +285,14 @@ class _Supervisor:
             worker.process.kill()
 
 
-def _exit_code(process: BaseProcess, *, commanded: bool) -> ExitCode:
-    """Return the exit code of the supervisor after this worker has exited."""
-    process.join()  # reap it
-    code = process.exitcode or 0
-    if commanded and code == 0:
-        return ExitCode.OK
-    _log.error("worker failed: draining the others", pid=process.pid, exit_code=code)
-    return ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
+def _reason(code: int) -> dict[str, object]:
+    """Return why a process has exited, for the log; `code` is negative if a signal ended it."""
+    if code >= 0:
+        return {"exit_code": code}
+    try:
+        return {"signal": signal.Signals(-code).name}
+    except ValueError:  # a real-time signal
+        return {"signal": -code}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, READY, Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
 
@@ -60,14 +60,32 @@ def failing(config: ListenerConfig, channel: Channel) -> None:
 
 
 def killed(config: ListenerConfig, channel: Channel) -> None:
-    """The first worker kills itself; the other exits on `DRAIN`."""
+    """The first worker kills itself before it is ready; the other exits on `DRAIN`."""
     if _first(config):
         os.kill(os.getpid(), signal.SIGKILL)
     _wait_for(channel, DRAIN)
 
 
+def dying(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker becomes ready, waits for a connection and exits with 3, its first successor exits before it is
+    ready; the third one sends the supervisor SIGTERM, and exits on `DRAIN`.
+    """
+    channel.socket.setblocking(True)
+    if _first(config):
+        channel.report(READY)
+        channel.receive()
+        sys.exit(3)
+    if not (second := Path(config.payload, "second")).exists():
+        second.touch()
+        sys.exit(4)
+    channel.report(READY)
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+
+
 def answering(config: ListenerConfig, channel: Channel) -> None:
     """Send the process id on every connection, and keep it open until the client closes it."""
+    channel.report(READY)
     channel.socket.setblocking(True)
     while (received := channel.receive())[0] == CONNECTION:
         descriptor = received[1]
@@ -82,6 +100,7 @@ def answering(config: ListenerConfig, channel: Channel) -> None:
 
 def closing(config: ListenerConfig, channel: Channel) -> None:
     """Send the process id on every connection; the first worker closes two of its first three."""
+    channel.report(READY)
     channel.socket.setblocking(True)
     mine: list[socket.socket] = []
     patient = not _first(config)
@@ -101,6 +120,7 @@ def closing(config: ListenerConfig, channel: Channel) -> None:
 def deaf(config: ListenerConfig, channel: Channel) -> None:
     """The first worker reads nothing; the other one answers, and ends the first one at its exit."""
     if _first(config):
+        channel.report(READY)
         signal.sigwait([signal.SIGUSR1])
     else:
         answering(config, channel)

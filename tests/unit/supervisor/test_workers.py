@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import Channel
@@ -56,13 +57,13 @@ def test_a_second_signal_makes_the_workers_abort() -> None:
 
 
 def test_a_signal_during_the_start_of_workers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = workers._Supervisor.start_worker
+    start = workers._Supervisor._start_worker
 
-    def interrupted(self: workers._Supervisor, *arguments: object) -> None:
+    def interrupted(self: workers._Supervisor) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        start(self, *arguments)  # type: ignore[arg-type]  # handed on as they came
+        start(self)
 
-    monkeypatch.setattr(workers._Supervisor, "start_worker", interrupted)
+    monkeypatch.setattr(workers._Supervisor, "_start_worker", interrupted)
     assert run(crew.obedient, "SIGCHLD") == 0
 
 
@@ -80,8 +81,25 @@ def test_workers_that_exit_without_a_command_are_a_failure_even_with_0() -> None
     assert run(crew.failing, "0") == 1
 
 
-def test_after_the_death_of_a_worker_the_others_exit(tmp_path: Path) -> None:
+def test_after_the_death_of_a_worker_at_the_start_the_others_exit(tmp_path: Path) -> None:
     assert run(crew.killed, str(tmp_path)) == 1
+
+
+def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads, capture_logs() as lines:
+        connecting = threads.submit(connected_to, f"{tmp_path}/s")
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.dying, drain_seconds=30) == 0
+        connecting.result().close()
+    died = [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"]
+    assert died == [3, 4]
+
+
+def connected_to(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    while connection.connect_ex(path):  # as long as nobody listens
+        pass
+    return connection
 
 
 def test_an_address_in_use_starts_no_worker() -> None:
