@@ -29,15 +29,19 @@ from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from proxy.network.resolver import Resolver
-from proxy.relay.signing import method_line, signed_head, token_line
+from proxy.observe.observer import Observers, UpstreamObserver
+from proxy.relay.context import Destination
+from proxy.relay.signing import method_line, signed_head
+from proxy.relay.snapshot import Snapshot
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routes import Route
 from proxy.settings import Settings
 from proxy.tokens.google import GoogleMint
-from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.model import Token
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
+from proxy.upstream.pool import Pool
 
 __all__ = ["Doctor", "Progress"]
 
@@ -77,6 +81,9 @@ class Doctor:
             connect_timeout_seconds=settings.connect_timeout,
             resolver=resolver,
         )
+        pool = Pool(self._connector.connect, UpstreamObserver())
+        # The one that the dispatcher would have: what is sent here is what the relay would send.
+        self._snapshot = Snapshot(settings.route_table(), self._tokens, pool, Observers([]))
         self._connection_check = ConnectionCheck(
             self._connector, resolver, settings.upstream_ca, settings.connect_timeout
         )
@@ -107,7 +114,7 @@ class Doctor:
 
     async def token(self, route: Route) -> Token:
         """Return a new token for a signed route; raises a leaf of TokenFailure."""
-        return await self._tokens.mint_uncached(TokenKey.for_route(route))
+        return await self._tokens.mint_uncached(self._snapshot.contexts[route.name].key)
 
     async def check_route(self, route: Route) -> RouteReport:
         """Return the report of a route; a problem of the route is reported, not raised."""
@@ -118,7 +125,8 @@ class Doctor:
         if connected.connection is None:
             requested = _not_checked("not reached: there is no connection")
         else:
-            requests = _RouteRequests(self._connector, connected.connection, route, self._answer_timeout_seconds)
+            destination = self._snapshot.destination(f"/{route.name}/discover".encode() if route.name else b"/discover")
+            requests = _RouteRequests(self._connector, connected.connection, destination, self._answer_timeout_seconds)
             try:
                 requested = await self._request_steps(requests, token)
             finally:
@@ -139,7 +147,8 @@ class Doctor:
         if credentials.info is None:
             return (credentials.step, skipped("token", "not reached: there are no credentials")), None
         self._progress(route, "token")
-        step, token = await mint(self._tokens, route, credentials.info, self._clock())
+        key = self._snapshot.contexts[route.name].key
+        step, token = await mint(self._tokens, key, route, credentials.info, self._clock())
         return (credentials.step, step), token
 
     async def _request_steps(self, requests: _RouteRequests, token: Token | None) -> tuple[Step, Step, Step]:
@@ -172,9 +181,10 @@ class _RouteRequests:
     """Requests to one route. They use one connection, and a new one after that has closed."""
 
     def __init__(
-        self, connector: Connector, connection: UpstreamConnection, route: Route, timeout_seconds: float
+        self, connector: Connector, connection: UpstreamConnection, destination: Destination, timeout_seconds: float
     ) -> None:
-        self.route = route
+        self.route: Route = destination.context.route
+        self._destination = destination
         self._connector = connector
         self._connection = connection
         self._timeout_seconds = timeout_seconds
@@ -203,17 +213,17 @@ class _RouteRequests:
         await self._connection.gone
 
     def _head(self, token: Token | None) -> Fields:
-        route = self.route
+        context = self._destination.context
         return signed_head(
             [
                 (b"accept", DISCOVERY_ACCEPT, False),
                 (b"user-agent", f"cloudrun-sidecar/{__version__} (check)".encode(), False),
             ],
             method_line(b"GET"),
-            (b":scheme", route.origin.scheme.encode(), False),
-            (b":authority", route.authority, False),
-            (b":path", f"{route.base_path}/discover".encode(), False),
-            token_line(token.authorization) if token is not None else None,
+            context.scheme,
+            context.authority,
+            self._destination.path,
+            context.token_line(token) if token is not None else None,
         )
 
 

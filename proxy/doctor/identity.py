@@ -81,10 +81,12 @@ async def check_credentials(
     return CredentialsResult(step, info)
 
 
-async def mint(tokens: TokenSource, route: Route, info: CredentialInfo, now: float) -> tuple[Step, Token | None]:
+async def mint(
+    tokens: TokenSource, key: TokenKey, route: Route, info: CredentialInfo, now: float
+) -> tuple[Step, Token | None]:
     """Return the step `token`, and the token if one was minted. The token source sets the deadline."""
     try:
-        token = await tokens.mint_uncached(TokenKey.for_route(route))
+        token = await tokens.mint_uncached(key)
     except Failure as failure:
         return _failed("token", failure, grant_commands(failure, route, info), audience=route.audience), None
     claims = claims_of(token)

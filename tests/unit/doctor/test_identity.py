@@ -17,6 +17,7 @@ from proxy.routes import Origin, Route
 from proxy.tokens.credentials.file import CredentialFile
 from proxy.tokens.credentials.kinds import KINDS
 from proxy.tokens.google import CredentialInfo, GoogleMint
+from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
 
 CALLER = "caller@p.iam.gserviceaccount.com"
@@ -27,6 +28,7 @@ CREATOR = "roles/iam.serviceAccountTokenCreator"
 ID_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"
 
 ROUTE = Route(name="a", origin=Origin("https", "svc.run.app", 443))
+KEY = TokenKey.for_route(ROUTE)
 
 
 @asynccontextmanager
@@ -107,7 +109,7 @@ async def test_a_token_is_reported_by_its_claims(
     google = Google(token_lifetime_seconds=lifetime)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)
-        step, token = await mint(tokens, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
+        step, token = await mint(tokens, KEY, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
         await tokens.close()
     assert token is not None
     assert (step.outcome, step.code) == (outcome, code)
@@ -123,7 +125,7 @@ async def test_a_failed_mint_is_reported_with_its_remedy(tmp_path: Path) -> None
     google.fail("metadata", Fault.SERVER_ERROR)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)
-        step, token = await mint(tokens, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
+        step, token = await mint(tokens, KEY, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
         await tokens.close()
     assert (token, step.outcome, step.code) == (None, Outcome.FAILED, "token-unavailable")
     assert step.remedy
