@@ -5,10 +5,9 @@ from __future__ import annotations
 from hashlib import sha256
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
-from tests.conformance.joined import Joined
-from tests.conformance.raw import REQUEST, RESPONSE, line
-from tests.support.engines import EventFactory
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.joined import Joined
+from tests.support.peers.raw import REQUEST, RESPONSE, line
 
 MEBI = 1 << 20
 

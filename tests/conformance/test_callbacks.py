@@ -9,8 +9,19 @@ from hyperframe.frame import Frame
 
 from proxy.http2.engine import Limits, Stream
 from proxy.http2.events import Fields
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    HeadReceived,
+    InterimReceived,
+    SettingsReceived,
+    StreamReset,
+    TrailersReceived,
+)
+from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
     TRAILERS,
@@ -21,18 +32,6 @@ from tests.conformance.raw import (
     credit,
     line,
     of,
-)
-from tests.support.engines import EventFactory
-from tests.support.events import (
-    ConnectionFailed,
-    DataReceived,
-    Event,
-    GoAwayReceived,
-    HeadReceived,
-    InterimReceived,
-    SettingsReceived,
-    StreamReset,
-    TrailersReceived,
 )
 
 GREAT = {4: 1 << 24}

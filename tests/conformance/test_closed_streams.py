@@ -12,8 +12,9 @@ import pytest
 from hyperframe.frame import Frame
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import DataReceived, HeadReceived, StreamReset
+from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
     TRAILERS,
@@ -22,8 +23,6 @@ from tests.conformance.raw import (
     credit,
     line,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import DataReceived, HeadReceived, StreamReset
 
 PROTOCOL_ERROR, STREAM_CLOSED, CANCEL = 1, 5, 8
 

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import ENGINES
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer
 from tests.fuzz.case import Case
 from tests.fuzz.twins import Diverged, Twins, compare
-from tests.support.engines import EventFactory
-from tests.support.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
+from tests.support.peers.engines import ENGINES, EventFactory
+from tests.support.peers.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
+from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer
 
 
 @given(number=st.integers(0, 1 << 64))

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sysconfig
 
-from tests.conformance.engines import ENGINES
+from tests.support.peers.engines import ENGINES
 
 INCLUDES = b"#include <Python.h>\n#include <nghttp2/nghttp2.h>\n"
 

@@ -8,10 +8,9 @@ import pytest
 from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame, SettingsFrame
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, assert_connection_failed, codes, content, line, of
-from tests.support.engines import EventFactory
-from tests.support.events import ConnectionFailed, DataReceived, Event, HeadReceived
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import ConnectionFailed, DataReceived, Event, HeadReceived
+from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, assert_connection_failed, codes, content, line, of
 
 CALM, PROTOCOL_ERROR, INTERNAL_ERROR = 11, 1, 2
 

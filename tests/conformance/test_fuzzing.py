@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conformance.engines import each_engine
 from tests.fuzz.case import Case
-from tests.support.engines import EventFactory
+from tests.support.peers.engines import EventFactory, each_engine
 
 NUMBERS = st.integers(0, 1 << 64)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, codes, content, credit, of
-from tests.support.engines import EventFactory
-from tests.support.events import DataReceived, GoAwayReceived, HeadReceived
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import DataReceived, GoAwayReceived, HeadReceived
+from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, codes, content, credit, of
 
 
 @each_engine

@@ -11,9 +11,8 @@ from hyperframe.frame import Frame
 
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import REQUEST, RESPONSE, TRAILERS, RawPeer, content, credit, line
-from tests.support.engines import EventFactory
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.raw import REQUEST, RESPONSE, TRAILERS, RawPeer, content, credit, line
 
 WINDOW = 20_000
 LIMITS = Limits(stream_window_octets=WINDOW, connection_window_octets=65_535)

@@ -6,8 +6,9 @@ import pytest
 from hyperframe.frame import PingFrame, PushPromiseFrame, SettingsFrame
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import ConnectionFailed, DataReceived, HeadReceived, SettingsReceived
+from tests.support.peers.raw import (
     PREFACE,
     REQUEST,
     RawPeer,
@@ -17,8 +18,6 @@ from tests.conformance.raw import (
     credit,
     of,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import ConnectionFailed, DataReceived, HeadReceived, SettingsReceived
 
 ENABLE_PUSH, MAX_STREAMS, INITIAL_WINDOW, MAX_FRAME, MAX_SECTION, ENABLE_CONNECT = 2, 3, 4, 5, 6, 8
 

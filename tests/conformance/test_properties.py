@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
-from tests.conformance.engines import ENGINES, each_engine
-from tests.conformance.joined import Joined, Side, split
-from tests.conformance.raw import PREFACE, REQUEST, RESPONSE, TRAILERS, RawPeer, line
-from tests.support.engines import EventFactory
-from tests.support.events import (
+from tests.support.peers.engines import ENGINES, EventFactory, each_engine
+from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
     Event,
@@ -24,6 +21,8 @@ from tests.support.events import (
     StreamReset,
     TrailersReceived,
 )
+from tests.support.peers.joined import Joined, Side, split
+from tests.support.peers.raw import PREFACE, REQUEST, RESPONSE, TRAILERS, RawPeer, line
 
 VALUE = st.binary(max_size=60).map(lambda raw: raw.translate(None, b"\r\n\0").strip(b" \t"))
 EXTRA = st.lists(

@@ -6,8 +6,9 @@ import pytest
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PushPromiseFrame
 
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import DataReceived, HeadReceived, StreamReset
+from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
     TRAILERS,
@@ -18,8 +19,6 @@ from tests.conformance.raw import (
     line,
     of,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import DataReceived, HeadReceived, StreamReset
 
 SMALL = Limits(stream_window_octets=10_000, connection_window_octets=65_535)
 

@@ -6,9 +6,8 @@ import pytest
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import REQUEST, TRAILERS, RawPeer, line
-from tests.support.engines import EventFactory
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.raw import REQUEST, TRAILERS, RawPeer, line
 
 METHOD, SCHEME, AUTHORITY, PATH = REQUEST[:4]
 

@@ -8,9 +8,10 @@ from hyperframe.frame import HeadersFrame
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import FieldLine
-from tests.conformance.engines import each_engine
-from tests.conformance.joined import Joined
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import DataReceived, HeadReceived, InterimReceived, SettingsReceived, TrailersReceived
+from tests.support.peers.joined import Joined
+from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
     TRAILERS,
@@ -20,8 +21,6 @@ from tests.conformance.raw import (
     line,
     of,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import DataReceived, HeadReceived, InterimReceived, SettingsReceived, TrailersReceived
 
 METHOD, SCHEME, AUTHORITY, PATH = REQUEST[:4]
 

@@ -6,9 +6,10 @@ import pytest
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
-from tests.conformance.engines import each_engine
-from tests.conformance.joined import Joined
-from tests.conformance.raw import (
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import Sent, SettingsReceived, StreamReset
+from tests.support.peers.joined import Joined
+from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
     TRAILERS,
@@ -20,8 +21,6 @@ from tests.conformance.raw import (
     content,
     of,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import Sent, SettingsReceived, StreamReset
 
 INITIAL_WINDOW, MAX_FRAME = 4, 5
 GREAT = {INITIAL_WINDOW: 1 << 24}

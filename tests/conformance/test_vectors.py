@@ -12,11 +12,10 @@ import pytest
 from proxy.http2.events import FieldLine, Fields
 from proxy.http2.policy.compression import MOST_TABLE_OCTETS, SentLines
 from proxy.http2.policy.fields import Malformed, check_request, check_response, check_trailers
-from tests.conformance.engines import each_engine
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, Seen, line, of
 from tests.conformance.vectors import compression, fields, flood, sending
-from tests.support.engines import EventFactory
-from tests.support.events import ConnectionFailed, HeadReceived, StreamReset
+from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import ConnectionFailed, HeadReceived, StreamReset
+from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, Seen, line, of
 
 
 class Named(Protocol):

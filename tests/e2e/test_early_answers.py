@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.h2_peer import Peer, Server, server
+from tests.support.peers.sockets import Peer, Server, server
 from tests.support.restate_server import RestateServer
 from tests.support.sidecar import sidecar
 

@@ -28,7 +28,7 @@ from proxy.http2.choice import engine_choice
 from tests.fuzz.case import Case
 from tests.fuzz.endurance import run_streams
 from tests.fuzz.twins import Diverged, Twins
-from tests.support.engines import EventEngineFactory, EventFactory
+from tests.support.peers.engines import EventEngineFactory, EventFactory
 
 
 def main() -> None:

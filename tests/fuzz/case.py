@@ -12,7 +12,6 @@ from random import Random
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
-from tests.conformance.raw import PREFACE, REQUEST, RESPONSE, TRAILERS
 from tests.fuzz.traffic import (
     CONTINUATION,
     DATA,
@@ -27,8 +26,8 @@ from tests.fuzz.traffic import (
     Peer,
     frames,
 )
-from tests.support.engines import EventFactory
-from tests.support.events import (
+from tests.support.peers.engines import EventFactory
+from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
     Event,
@@ -37,6 +36,7 @@ from tests.support.events import (
     StreamReset,
     TrailersReceived,
 )
+from tests.support.peers.raw import PREFACE, REQUEST, RESPONSE, TRAILERS
 
 
 class Case:

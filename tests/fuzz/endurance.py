@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 from proxy.http2.engine import Limits
-from tests.conformance.joined import Joined
-from tests.conformance.raw import REQUEST, RESPONSE, TRAILERS, line
-from tests.support.engines import EventFactory
-from tests.support.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
+from tests.support.peers.engines import EventFactory
+from tests.support.peers.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
+from tests.support.peers.joined import Joined
+from tests.support.peers.raw import REQUEST, RESPONSE, TRAILERS, line
 
 _A_ROUND = 50
 """Streams open at once."""

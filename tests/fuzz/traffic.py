@@ -10,7 +10,7 @@ import hpack
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import FieldLine, Fields, StreamId
-from tests.conformance.raw import PREFACE, REQUEST, TRAILERS
+from tests.support.peers.raw import PREFACE, REQUEST, TRAILERS
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8

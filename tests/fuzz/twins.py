@@ -17,10 +17,10 @@ from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.policy.stream_history import AFTER_THE_END, PASSED_OVER
-from tests.conformance.raw import PREFACE
 from tests.fuzz.traffic import CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, RST_STREAM, WINDOW_UPDATE, frames
-from tests.support.engines import EventEngine
-from tests.support.events import ConnectionFailed, Event, HeadReceived, Sent, StreamReset
+from tests.support.peers.engines import EventEngine
+from tests.support.peers.events import ConnectionFailed, Event, HeadReceived, Sent, StreamReset
+from tests.support.peers.raw import PREFACE
 
 T = TypeVar("T")
 Told: TypeAlias = tuple[object, ...]

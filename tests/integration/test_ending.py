@@ -19,7 +19,7 @@ import pytest
 
 from proxy.downstream.binding import bind_tcp
 from tests.support.chain import StartChain
-from tests.support.h2_peer import Gone, Peer, Reset, client
+from tests.support.peers.sockets import Gone, Peer, Reset, client
 from tests.support.processes import connections_on, program
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
 

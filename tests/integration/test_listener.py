@@ -14,7 +14,7 @@ import pytest
 
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from tests.support.chain import StartChain
-from tests.support.h2_peer import Reset
+from tests.support.peers.sockets import Reset
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]

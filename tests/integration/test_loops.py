@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.h2_peer import client
+from tests.support.peers.sockets import client
 from tests.support.sidecar import Sidecar, sidecar
 
 Routes = Callable[..., Path]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
-from tests.support.h2_peer import Peer, Server, client, server, server_context
+from tests.support.peers.sockets import Peer, Server, client, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
 TOKEN = b"x-serverless-authorization"

@@ -10,9 +10,9 @@ import pytest
 
 from proxy.emulator import Certificates, Google, GoogleServer
 from tests.support.chain import UPSTREAM, UPSTREAM_PORT, StartChain
-from tests.support.h2_peer import server, server_context
 from tests.support.names import name_server
 from tests.support.patient import patient
+from tests.support.peers.sockets import server, server_context
 
 LONG = "connect_timeout = 25\nstream_wait_timeout = 25\nmint_timeout = 25\n"
 ENDS_WITHIN_SECONDS = 8

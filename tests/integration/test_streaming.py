@@ -10,7 +10,7 @@ from h2.settings import SettingCodes
 from hyperframe.frame import HeadersFrame
 
 from tests.support.chain import StartChain
-from tests.support.h2_peer import Peer, Reset
+from tests.support.peers.sockets import Peer, Reset
 
 MEBI = 1 << 20
 

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.emulator.model import Endpoint
-from tests.support.h2_peer import Fields, Peer, Server, client, server, server_context
+from tests.support.peers.sockets import Fields, Peer, Server, client, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
 TOKEN = b"x-serverless-authorization"

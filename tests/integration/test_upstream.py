@@ -8,7 +8,7 @@ import pytest
 from h2.settings import SettingCodes
 
 from tests.support.chain import UPSTREAM, StartChain
-from tests.support.h2_peer import Gone, Peer, Reset
+from tests.support.peers.sockets import Gone, Peer, Reset
 
 
 async def refused(client: Peer, path: str) -> tuple[dict[bytes, bytes], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.h2_peer import Peer, client
+from tests.support.peers.sockets import Peer, client
 from tests.support.processes import connections_on
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
 

@@ -34,7 +34,7 @@ from tests.load.places import Processors
 from tests.load.soak_acts import ACTS, Unexpected
 from tests.load.soak_upstream import SoakPeer, SoakUpstream
 from tests.load.upstreams import google
-from tests.support.h2_peer import Gone, Reset, server_context
+from tests.support.peers.sockets import Gone, Reset, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
 __all__ = ["Record", "main", "verdict"]

@@ -11,7 +11,7 @@ from typing import Final
 import h2.exceptions
 
 from tests.load.soak_upstream import SoakPeer, octets
-from tests.support.h2_peer import Reset
+from tests.support.peers.sockets import Reset
 
 __all__ = ["ACTS", "Act", "Unexpected"]
 

@@ -22,7 +22,7 @@ import h2.events
 import h2.exceptions
 from h2.settings import SettingCodes
 
-from tests.support.h2_peer import Gone, Peer, Reset
+from tests.support.peers.sockets import Gone, Peer, Reset
 
 __all__ = ["Forgetful", "SoakPeer", "SoakUpstream", "octets"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.emulator import Certificates
-from tests.support.h2_peer import Peer, Server, client, server, server_context
+from tests.support.peers.sockets import Peer, Server, client, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
 __all__ = ["UPSTREAM", "UPSTREAM_PORT", "Chain", "StartChain"]

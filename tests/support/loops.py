@@ -1,14 +1,27 @@
-"""The event loops that asynchronous tests run on, and how a test waits until all that is ready has run."""
+"""The event loops that tests run on, and how a test waits until all that is ready has run, or moves the clock."""
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import Final
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Final, ParamSpec
 
 from proxy.network.loop import loop_factory
 
-__all__ = ["LOOPS", "IdleLoop", "asyncio_loop", "loop_idle", "uvloop_loop"]
+__all__ = [
+    "LOOPS",
+    "IdleLoop",
+    "ManualLoop",
+    "asyncio_loop",
+    "loop_idle",
+    "skip",
+    "uvloop_loop",
+    "with_manual_clock",
+]
+
+P = ParamSpec("P")
 
 
 class _IdleSelector(selectors.DefaultSelector):
@@ -49,6 +62,54 @@ async def loop_idle() -> None:
     idle = loop.create_future()
     loop.idle_selector.waiting.append(idle)
     await idle
+
+
+class ManualLoop(IdleLoop):
+    """A loop whose clock stands until it is moved, and which collects the exceptions that nothing caught."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__()
+        self.uncaught: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: self.uncaught.append(context))
+
+    def time(self) -> float:
+        return self.now
+
+    def turn(self) -> None:
+        """Run what is ready now, and not what that makes ready."""
+        self.call_soon(self.stop)
+        self.run_forever()
+
+    def run_ready(self) -> None:
+        """Run until nothing is ready."""
+        self.run_until_complete(loop_idle())
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and run the timers that have become due."""
+        self.now += seconds
+        self.turn()
+
+
+def with_manual_clock(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an asynchronous test on a `ManualLoop`; an exception that nothing caught fails it."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        loop = ManualLoop()
+        with asyncio.Runner(loop_factory=lambda: loop, debug=True) as runner:
+            runner.run(test(*args, **kwargs))
+        assert not loop.uncaught
+
+    return run
+
+
+async def skip(seconds: float) -> None:
+    """Move the clock of the running `ManualLoop`, and run all that is due then."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ManualLoop)
+    loop.now += seconds
+    await loop_idle()
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop:

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from tests.support.loops import LOOPS, loop_idle
-from tests.support.workshop import Workshop
+from tests.support.loops import LOOPS, ManualLoop, loop_idle
 
 
 @pytest.mark.asyncio
@@ -73,7 +72,7 @@ async def test_idle_returns_when_octets_have_crossed_from_socket_to_socket() -> 
 
 def test_an_idle_loop_has_run_what_is_ready_and_no_timer() -> None:
     ran: list[str] = []
-    loop = Workshop()
+    loop = ManualLoop()
     loop.call_soon(loop.call_soon, ran.append, "ready")
     loop.call_later(1.0, ran.append, "timer")
     loop.turn()

@@ -20,7 +20,7 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker, _report
-from tests.support.h2_peer import Peer, Reset, Server, client, server
+from tests.support.peers.sockets import Peer, Reset, Server, client, server
 from tests.support.settings import plain_settings as settings
 from tests.support.signals import signals_restored
 

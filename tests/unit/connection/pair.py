@@ -7,9 +7,10 @@ from proxy.connection.protocol import Flusher, Http2Protocol
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
-from tests.support.ends import Client
-from tests.support.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
-from tests.support.workshop import Transport, Workshop
+from tests.support.loops import ManualLoop
+from tests.support.peers.ends import Client
+from tests.support.peers.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
+from tests.support.peers.transport import MemoryTransport
 
 __all__ = ["Defect", "Pair", "Receiver", "Server"]
 
@@ -112,11 +113,11 @@ class Pair:
         flusher: Flusher | None = None,
     ) -> None:
         self.budget = Budget(queued_octets)
-        self.flusher = flusher or Flusher(Workshop())
-        assert isinstance(self.flusher.loop, Workshop)
+        self.flusher = flusher or Flusher(ManualLoop())
+        assert isinstance(self.flusher.loop, ManualLoop)
         self.loop = self.flusher.loop
         self.server = Server(make, limits or Limits(), self.budget, self.flusher)
-        self.transport = Transport(self.loop, self.server.as_protocol())
+        self.transport = MemoryTransport(self.loop, self.server.as_protocol())
         self.client = Client(make, Limits(stream_window_octets=65_535, connection_window_octets=65_535))
         self.client.acknowledging = False
         self.server.connection_made(self.transport)

@@ -9,15 +9,16 @@ from typing import Any
 from proxy.connection.protocol import Flusher
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import StreamReceiver
-from tests.conformance.engines import each_bare_engine
-from tests.support.workshop import Transport, Workshop
+from tests.support.loops import ManualLoop
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.transport import MemoryTransport
 from tests.unit.connection.pair import Defect, Pair, Receiver
 
 
 class CountingFlusher(Flusher):
     """A flusher that counts how often the loop has called it."""
 
-    def __init__(self, loop: Workshop) -> None:
+    def __init__(self, loop: ManualLoop) -> None:
         super().__init__(loop)
         self.calls = 0
 
@@ -26,7 +27,7 @@ class CountingFlusher(Flusher):
         super().flush()
 
 
-class BrokenTransport(Transport):
+class BrokenTransport(MemoryTransport):
     """A transport to which nothing can be written."""
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
@@ -34,9 +35,9 @@ class BrokenTransport(Transport):
 
 
 @contextmanager
-def connections(make: EngineFactory, count: int) -> Iterator[tuple[Workshop, CountingFlusher, list[Pair]]]:
+def connections(make: EngineFactory, count: int) -> Iterator[tuple[ManualLoop, CountingFlusher, list[Pair]]]:
     """Connections of one worker, all of them at rest."""
-    loop = Workshop()
+    loop = ManualLoop()
     flusher = CountingFlusher(loop)
     pairs = [Pair(make, flusher=flusher) for _ in range(count)]
     with ExitStack() as stack:

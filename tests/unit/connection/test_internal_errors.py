@@ -6,8 +6,8 @@ import pytest
 
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode
-from tests.conformance.engines import each_bare_engine
-from tests.support.events import DataReceived, GoAwayReceived
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import DataReceived, GoAwayReceived
 from tests.unit.connection.pair import Defect, Pair, Receiver
 
 WINDOW = 65_535
@@ -51,7 +51,7 @@ def test_while_sent_content_is_reported_it_costs_the_others_nothing(make: Engine
         pair.loop.turn()
         assert pair.server.sent == [(broken, 7), (sound, 7)]
         assert pair.errors() == [Defect]
-        pair.transport.fills = True
+        pair.transport.stalls_at_next_write = True
         pair.server.streams[sound].send_data(b"more", False)
         pair.server.failing = {sound}
         pair.loop.turn()

@@ -10,8 +10,8 @@ from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
-from tests.conformance.engines import each_bare_engine
-from tests.support.events import GoAwayReceived, HeadReceived
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import GoAwayReceived, HeadReceived
 from tests.unit.connection.pair import Pair, Server
 
 
@@ -66,7 +66,7 @@ def test_content_counts_as_sent_only_once_the_transport_takes_more(make: EngineF
         stream = pair.server.streams[stream_id]
         pair.loop.turn()
         assert pair.server.sent == [(stream_id, 5)]
-        pair.transport.fills = True
+        pair.transport.stalls_at_next_write = True
         stream.send_data(b"second", False)
         pair.loop.turn()
         assert pair.server.sent == [(stream_id, 5)], "it was written, and the transport is full"
@@ -156,7 +156,7 @@ ENDS: dict[str, Callable[[Pair], None]] = {
 def test_what_a_connection_holds_is_off_the_budget_when_it_ends(make: EngineFactory, how: str) -> None:
     with Pair(make) as pair:
         pair.answered(bytes(200_000))
-        pair.transport.fills = True
+        pair.transport.stalls_at_next_write = True
         pair.loop.turn()
         pair.answered(bytes(300_000))
         pair.loop.turn()

@@ -13,8 +13,8 @@ from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
 from proxy.routes import Route
 from proxy.settings import RouteSettings, Settings
-from tests.support.h2_peer import server
 from tests.support.patient import Patient, patient
+from tests.support.peers.sockets import server
 
 
 def settings(here: Patient, urls: dict[str, str], **more: Any) -> Settings:

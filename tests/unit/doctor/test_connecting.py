@@ -21,7 +21,7 @@ from proxy.network.resolver import Resolver
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
-from tests.support.h2_peer import server, server_context
+from tests.support.peers.sockets import server, server_context
 
 SHORT = 0.3
 

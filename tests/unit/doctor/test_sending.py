@@ -17,7 +17,7 @@ from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
-from tests.support.h2_peer import Peer, Reset, server
+from tests.support.peers.sockets import Peer, Reset, server
 
 HEAD: Fields = [
     (b":method", b"GET", False),

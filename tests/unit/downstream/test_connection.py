@@ -8,8 +8,8 @@ from h2.settings import SettingCodes
 
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from tests.conformance.engines import each_bare_engine
-from tests.support.h2_peer import Gone, Reset, client
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.sockets import Gone, Reset, client
 from tests.unit.downstream.relaying import listening
 
 pytestmark = [pytest.mark.asyncio, each_bare_engine]

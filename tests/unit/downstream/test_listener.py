@@ -8,9 +8,9 @@ import pytest
 
 from proxy.downstream import serving
 from proxy.http2.choice import EngineFactory
-from tests.conformance.engines import each_bare_engine
-from tests.support.h2_peer import client
 from tests.support.loops import loop_idle
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.sockets import client
 from tests.unit.downstream.relaying import listening
 
 pytestmark = pytest.mark.asyncio

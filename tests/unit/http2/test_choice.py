@@ -10,7 +10,7 @@ from proxy.http2 import choice
 from proxy.http2.choice import EngineFactory, EngineUnavailable, engine_choice
 from proxy.http2.engine import EngineName, Limits
 from proxy.http2.portable.engine import PortableEngine
-from tests.support.engines import Handler
+from tests.support.peers.engines import Handler
 
 COMPILED = "proxy.http2.nghttp2.engine"
 

@@ -15,9 +15,9 @@ from proxy.observe.observer import ObservedKey, ObservedToken, Observer, Observe
 from proxy.observe.warnings import Warnings
 from proxy.routes import Route
 from proxy.tokens.model import Token, TokenKey
-from tests.conformance.engines import each_bare_engine
-from tests.support.joined import World
+from tests.support.data_path import World
 from tests.support.observed import Observed
+from tests.support.peers.engines import each_bare_engine
 
 
 class Recorder(ExchangeObserver):

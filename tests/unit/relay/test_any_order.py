@@ -19,9 +19,9 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
-from tests.conformance.engines import each_bare_engine
-from tests.support.ends import Client, Message, Service
-from tests.support.joined import World, route
+from tests.support.data_path import World, route
+from tests.support.peers.ends import Client, Message, Service
+from tests.support.peers.engines import each_bare_engine
 
 NARROW = Limits(stream_window_octets=2_000)
 QUEUED_OCTETS = 100_000
@@ -247,7 +247,7 @@ class Script:
         wire.lose(ConnectionResetError("by the script"))
 
     def on_pause(self, which: int) -> None:
-        self.world.wires[which % len(self.world.wires)].transport.pause()
+        self.world.wires[which % len(self.world.wires)].transport.stall()
 
     def on_resume(self, which: int) -> None:
         self.world.wires[which % len(self.world.wires)].transport.resume()

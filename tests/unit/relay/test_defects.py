@@ -15,9 +15,8 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
-from tests.conformance.engines import each_bare_engine
-from tests.support.engines import stream_of
-from tests.support.joined import World, route
+from tests.support.data_path import World, route
+from tests.support.peers.engines import each_bare_engine, stream_of
 
 Clock = Callable[[], float]
 

@@ -21,9 +21,9 @@ from proxy.http2.events import ErrorCode, Fields
 from proxy.routes import UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
-from tests.conformance.engines import each_bare_engine
-from tests.support.ends import Client
-from tests.support.joined import NAME, World, route
+from tests.support.data_path import NAME, World, route
+from tests.support.peers.ends import Client
+from tests.support.peers.engines import each_bare_engine
 
 TOKEN_FIELD = b"x-serverless-authorization"
 HOUR = 3_600.0

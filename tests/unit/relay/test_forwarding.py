@@ -13,9 +13,9 @@ from proxy.errors import ERROR_FIELD
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
-from tests.conformance.engines import each_bare_engine
-from tests.support.ends import Client, Service
-from tests.support.joined import World
+from tests.support.data_path import World
+from tests.support.peers.ends import Client, Service
+from tests.support.peers.engines import each_bare_engine
 
 WINDOW = 40_000
 DISCARDED = 64 << 10
@@ -75,7 +75,7 @@ def test_no_window_returns_while_the_other_transport_is_paused(make: EngineFacto
         world.settle()
         source, id_ = (client, stream) if upwards else (service, far)
         paused = world.wire(service if upwards else client).transport
-        paused.fills = True
+        paused.stalls_at_next_write = True
         source.engine.send_data(id_, bytes(5_000), end_stream=False)
         world.settle()
         assert paused.written > 5_000

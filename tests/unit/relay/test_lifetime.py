@@ -14,9 +14,9 @@ from proxy.http2.events import ErrorCode, StreamId
 from proxy.relay.exchange import Exchange
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
-from tests.conformance.engines import each_bare_engine
-from tests.support.ends import Client, Service
-from tests.support.joined import World, route
+from tests.support.data_path import World, route
+from tests.support.peers.ends import Client, Service
+from tests.support.peers.engines import each_bare_engine
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import structlog
 from proxy.http2.choice import EngineFactory
 from proxy.routes import Route, RouteTable
 from proxy.tokens.model import TokenKey
-from tests.conformance.engines import each_bare_engine
-from tests.support.joined import World, route
+from tests.support.data_path import World, route
+from tests.support.peers.engines import each_bare_engine
 from tests.unit.relay.test_dispatcher import Signed
 
 OLD, NEW, KEPT = route("old"), route("new"), route("kept")

@@ -1,12 +1,11 @@
-"""An upstream in memory: a real connection and engine, frames built and read by hand, and a clock that skips."""
+"""An upstream in memory: a real connection and engine, and frames built and read by hand."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from typing import Any, Final, ParamSpec
+from collections.abc import Callable
+from typing import Any, Final
 
 from hyperframe.frame import Frame
 
@@ -19,118 +18,14 @@ from proxy.http2.events import Fields, StreamId
 from proxy.observe.warnings import Warnings
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
-from tests.conformance.raw import REQUEST, Frames, Seen
-from tests.support.loops import IdleLoop, loop_idle
+from tests.support.loops import loop_idle
+from tests.support.peers.raw import REQUEST, Frames, Seen
+from tests.support.peers.transport import MemoryTransport
 
 ORIGIN: Final = Origin("https", "greeter.example", 443)
 
 MAX_STREAMS: Final = 0x3
 """SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, 6.5.2)."""
-
-P = ParamSpec("P")
-
-
-class SkippingLoop(IdleLoop):
-    """A loop whose clock can be put forward."""
-
-    skipped_seconds = 0.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slow_callback_duration = float("inf")  # a skip is no slow callback
-
-    def time(self) -> float:
-        return super().time() + self.skipped_seconds
-
-
-def skipping(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run a test on a loop that `skip` puts forward; what nobody caught fails it."""
-
-    @wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        uncaught: list[dict[str, Any]] = []
-        with asyncio.Runner(loop_factory=SkippingLoop, debug=True) as runner:
-            runner.get_loop().set_exception_handler(lambda _, context: uncaught.append(context))
-            runner.run(test(*args, **kwargs))
-        assert not uncaught
-
-    return run
-
-
-async def skip(seconds: float) -> None:
-    """Put the clock forward, and run what is due then."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, SkippingLoop)
-    loop.skipped_seconds += seconds
-    await loop_idle()
-
-
-class MemoryTransport(asyncio.Transport):
-    """The near end of a connection; the far end takes what is written unless it is not `reading`."""
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        super().__init__()
-        self.reading = True
-        self.aborted = False
-        self._protocol = protocol
-        self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray()
-        self._high = 64 << 10
-        self._paused = False
-        self._closing = False
-        self._lost = False
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._high = high if high is not None else self._high
-
-    def get_write_buffer_size(self) -> int:
-        return 0 if self.reading else len(self._buffer)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self._closing, "nothing is written to a transport that was closed"
-        self._buffer += data
-        if not self.reading and len(self._buffer) > self._high and not self._paused:
-            self._paused = True
-            self._protocol.pause_writing()
-
-    def read(self, octets: int | None = None) -> bytes:
-        """Take what was written, or so much of it."""
-        taken = bytes(self._buffer[:octets])
-        del self._buffer[:octets]
-        if self._paused and len(self._buffer) <= self._high // 4:
-            self._paused = False
-            self._protocol.resume_writing()
-        return taken
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def can_write_eof(self) -> bool:
-        """Return False, as TLS does: closed is closed."""
-        return False
-
-    def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            if self.reading:
-                self._loop.call_soon(self._lose)
-
-    def abort(self) -> None:
-        self._closing = self.aborted = True
-        self._loop.call_soon(self._lose)
-
-    def _lose(self, exc: Exception | None = None) -> None:
-        if not self._lost:
-            self._lost = self._closing = True
-            self._protocol.connection_lost(exc)
-
-    def break_off(self, exc: Exception | None) -> None:
-        """End the connection from the far end's side."""
-        self._closing = True
-        self._loop.call_soon(self._lose, exc)
 
 
 class Far(Frames):
@@ -150,7 +45,7 @@ class Far(Frames):
         )
         self.streams: dict[StreamId, Stream] = {}
         """The near ends of what `open` has opened."""
-        self.transport = MemoryTransport(self.connection.as_protocol())
+        self.transport = MemoryTransport(asyncio.get_running_loop(), self.connection.as_protocol(), reading=True)
         self.connection.connection_made(self.transport)
 
     def send(self, *frames: Frame | bytes) -> None:

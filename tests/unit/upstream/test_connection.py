@@ -9,10 +9,10 @@ from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.upstream.connection import Timing
-from tests.conformance.engines import each_bare_engine
-from tests.conformance.raw import RESPONSE, TRAILERS, codes, content, credit, of
-from tests.support.loops import loop_idle
-from tests.unit.upstream.stage import ORIGIN, Far, Owner, Receiver, skip, skipping
+from tests.support.loops import loop_idle, skip, with_manual_clock
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.raw import RESPONSE, TRAILERS, codes, content, credit, of
+from tests.unit.upstream.stage import ORIGIN, Far, Owner, Receiver
 
 TIMING = Timing(ping_interval_seconds=30.0, ping_timeout_seconds=15.0, idle_timeout_seconds=180.0)
 LAST = (1 << 31) - 1
@@ -30,7 +30,7 @@ def made(make: EngineFactory, streams: int | None = None, **given: StreamId) -> 
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_it_is_usable_once_the_settings_have_come(make: EngineFactory) -> None:
     far = Far(make, TIMING)
     assert not far.connection.ready.done()
@@ -42,7 +42,7 @@ async def test_it_is_usable_once_the_settings_have_come(make: EngineFactory) -> 
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_what_a_stream_brings_goes_to_its_sink_in_order(make: EngineFactory) -> None:
     far, one, other = made(make), Receiver(), Receiver()
     first, second = far.open(one, end=False), far.open(other)
@@ -65,7 +65,7 @@ async def test_what_a_stream_brings_goes_to_its_sink_in_order(make: EngineFactor
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFactory) -> None:
     far = made(make, 3)
     connection = far.connection
@@ -89,7 +89,7 @@ async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFact
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_stream_that_nobody_wants_any_more_does_not_hold_the_peer_up(make: EngineFactory) -> None:
     far = made(make)
     connection, receiver = far.connection, Receiver()
@@ -116,7 +116,7 @@ async def test_a_stream_that_nobody_wants_any_more_does_not_hold_the_peer_up(mak
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_interim_heads_and_ends_for_nobody_are_dropped(make: EngineFactory) -> None:
     far = made(make)
     stream = far.open(end=False)
@@ -130,7 +130,7 @@ async def test_interim_heads_and_ends_for_nobody_are_dropped(make: EngineFactory
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_request_content_is_reported_when_it_has_left_and_not_while_the_peer_takes_nothing(
     make: EngineFactory,
 ) -> None:
@@ -151,7 +151,7 @@ async def test_request_content_is_reported_when_it_has_left_and_not_while_the_pe
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_closes_after_the_last(
     make: EngineFactory,
 ) -> None:
@@ -172,7 +172,7 @@ async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_cl
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_reset_is_told_with_its_code_and_ends_the_stream(make: EngineFactory) -> None:
     far, refused, cancelled, unknown = made(make), Receiver(), Receiver(), Receiver()
     streams = [far.open(receiver) for receiver in (refused, cancelled, unknown)]
@@ -185,7 +185,7 @@ async def test_a_reset_is_told_with_its_code_and_ends_the_stream(make: EngineFac
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_rule_that_the_upstream_broke_on_a_stream_is_told_as_its_own_fault(make: EngineFactory) -> None:
     far, receiver, other = made(make), Receiver(), Receiver()
     stream, good = far.open(receiver), far.open(other)
@@ -200,7 +200,7 @@ async def test_a_rule_that_the_upstream_broke_on_a_stream_is_told_as_its_own_fau
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_two_step_goaway_lets_streams_finish_and_then_closes(make: EngineFactory) -> None:
     far = made(make)
     receivers = [Receiver() for _ in range(3)]
@@ -225,7 +225,7 @@ async def test_two_step_goaway_lets_streams_finish_and_then_closes(make: EngineF
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_many_goaways_tell_each_stream_once(make: EngineFactory) -> None:
     far = made(make)
     receivers = [Receiver() for _ in range(8)]
@@ -240,7 +240,7 @@ async def test_many_goaways_tell_each_stream_once(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_goaway_on_a_connection_without_streams_closes_it(make: EngineFactory) -> None:
     far = made(make)
     far.send(far.go_away(0))
@@ -252,7 +252,7 @@ async def test_goaway_on_a_connection_without_streams_closes_it(make: EngineFact
 @pytest.mark.parametrize(
     ("code", "name"), [(0xB, "ENHANCE_YOUR_CALM"), (0x77, "0x77"), (0x0, None)], ids=["calm", "unknown", "regular"]
 )
-@skipping
+@with_manual_clock
 async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
     make: EngineFactory, code: int, name: str | None
 ) -> None:
@@ -269,7 +269,7 @@ async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     stream = far.open(receiver, end=False)
@@ -287,7 +287,7 @@ async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFact
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_the_death_of_a_connection_is_told_to_every_stream_once(make: EngineFactory) -> None:
     far = made(make)
     receivers = [Receiver() for _ in range(5)]
@@ -295,7 +295,7 @@ async def test_the_death_of_a_connection_is_told_to_every_stream_once(make: Engi
         far.open(receiver)
     changes: list[bool] = []
     far.connection.owner = Owner(lambda connection: changes.append(connection.closed))
-    far.transport.break_off(ConnectionResetError(104, "Connection reset by peer"))
+    far.transport.lose(ConnectionResetError(104, "Connection reset by peer"))
     assert far.connection.count_free_streams() == 0, "nobody is sent to a transport that is closing"
     assert await far.gone()
     far.connection.connection_lost(None)
@@ -307,7 +307,7 @@ async def test_the_death_of_a_connection_is_told_to_every_stream_once(make: Engi
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_the_end_of_the_peers_octets_is_the_end(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     stream = far.open(receiver)
@@ -320,7 +320,7 @@ async def test_the_end_of_the_peers_octets_is_the_end(make: EngineFactory) -> No
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_peer_that_breaks_the_connections_rules_is_told_and_left(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
@@ -332,7 +332,7 @@ async def test_a_peer_that_breaks_the_connections_rules_is_told_and_left(make: E
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_peer_that_does_not_speak_http2_is_named_with_the_remedy(make: EngineFactory) -> None:
     far = Far(make, TIMING)
     far.send(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
@@ -342,7 +342,7 @@ async def test_a_peer_that_does_not_speak_http2_is_named_with_the_remedy(make: E
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_connection_that_ends_before_it_is_usable_says_so(make: EngineFactory) -> None:
     far = Far(make, TIMING)
     assert far.connection.eof_received() is False
@@ -354,7 +354,7 @@ async def test_a_connection_that_ends_before_it_is_usable_says_so(make: EngineFa
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_to_retire_says_goaway_and_closes_once(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
@@ -382,7 +382,7 @@ class Defective(Receiver):
 
 @each_bare_engine
 @pytest.mark.parametrize("way", ["head", "goaway", "loss"])
-@skipping
+@with_manual_clock
 async def test_a_defect_of_one_exchange_stays_with_it(make: EngineFactory, way: str) -> None:
     far = made(make)
     uncaught: list[object] = []
@@ -416,7 +416,7 @@ async def whiled_away(far: Far, seconds: float) -> list[bytes]:
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_without_streams_nobody_pings_and_an_idle_connection_is_closed_in_time(make: EngineFactory) -> None:
     far = made(make)
     assert await whiled_away(far, 175) == []
@@ -427,7 +427,7 @@ async def test_without_streams_nobody_pings_and_an_idle_connection_is_closed_in_
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_what_is_used_is_not_idle(make: EngineFactory) -> None:
     far = made(make)
     for _ in range(4):
@@ -440,7 +440,7 @@ async def test_what_is_used_is_not_idle(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_silence_with_live_streams_is_probed_and_an_answer_is_life(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
@@ -457,7 +457,7 @@ async def test_silence_with_live_streams_is_probed_and_an_answer_is_life(make: E
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_stream_opened_on_an_old_connection_is_probed_in_time(make: EngineFactory) -> None:
     far = made(make)
     await whiled_away(far, 100)
@@ -468,7 +468,7 @@ async def test_a_stream_opened_on_an_old_connection_is_probed_in_time(make: Engi
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_peer_that_answers_no_ping_is_given_up(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
@@ -483,7 +483,7 @@ async def test_a_peer_that_answers_no_ping_is_given_up(make: EngineFactory) -> N
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_probe_from_before_does_not_condemn_the_next_streams(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     stream = far.open()
@@ -500,7 +500,7 @@ async def test_a_probe_from_before_does_not_condemn_the_next_streams(make: Engin
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_peer_that_talks_but_takes_nothing_is_given_up(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
@@ -522,7 +522,7 @@ async def test_a_peer_that_talks_but_takes_nothing_is_given_up(make: EngineFacto
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_slow_peer_that_still_reads_is_not_given_up_for_a_ping_that_could_not_leave(
     make: EngineFactory,
 ) -> None:
@@ -546,7 +546,7 @@ async def test_a_slow_peer_that_still_reads_is_not_given_up_for_a_ping_that_coul
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_once_the_peer_reads_again_its_silence_counts_again(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))

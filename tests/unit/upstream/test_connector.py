@@ -37,9 +37,9 @@ from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
-from tests.conformance.engines import each_bare_engine
-from tests.conformance.raw import REQUEST
-from tests.support.h2_peer import server, server_context
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.raw import REQUEST
+from tests.support.peers.sockets import server, server_context
 from tests.unit.upstream.stage import Receiver
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]

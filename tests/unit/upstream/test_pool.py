@@ -25,10 +25,10 @@ from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
-from tests.conformance.engines import each_bare_engine
-from tests.conformance.raw import REQUEST, RESPONSE, codes
-from tests.support.loops import loop_idle
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, skip, skipping
+from tests.support.loops import loop_idle, skip, with_manual_clock
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.raw import REQUEST, RESPONSE, codes
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service
 
 OTHER = Origin("http", "127.0.0.1", 8080)
 REFUSED = UpstreamConnectFailed("https://greeter.example cannot be connected to (Connection refused)")
@@ -85,7 +85,7 @@ async def failures_of(tasks: list[asyncio.Task[Any]]) -> Counter[str]:
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: EngineFactory) -> None:
     house = House(make)
     assert house.pool.origin_pool(ORIGIN).ready() is None
@@ -103,7 +103,7 @@ async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: En
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than_needed(make: EngineFactory) -> None:
     house = House(make)
     await house.ask(*(str(number) for number in range(35)))
@@ -118,7 +118,7 @@ async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_to_bring() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(250)))
@@ -128,7 +128,7 @@ async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_wait_go_on_when_it_rises(
     make: EngineFactory,
 ) -> None:
@@ -156,7 +156,7 @@ async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_rule(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
     tasks = await house.ask("a", "b", "c")
@@ -180,7 +180,7 @@ async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_r
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make: EngineFactory) -> None:
     house = House(make, wait_timeout_seconds=5.0)
     tasks = await house.ask("a", "b")
@@ -197,7 +197,7 @@ async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> None:
     house = House(timing=Timing(ping_interval_seconds=1000.0))
     await house.ask("a", "b", "c")
@@ -218,7 +218,7 @@ async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> N
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_origins_share_nothing() -> None:
     house = House()
     here = await house.ask("a")
@@ -236,7 +236,7 @@ async def test_origins_share_nothing() -> None:
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
     await house.ask("a")
@@ -254,7 +254,7 @@ async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: Engi
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_a_request_whose_connection_said_goaway_keeps_its_place_in_line(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
     await house.ask("a")
@@ -272,7 +272,7 @@ async def test_a_request_whose_connection_said_goaway_keeps_its_place_in_line(ma
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_next() -> None:
     house = House(max_connections=1)
     await house.ask("a")
@@ -288,7 +288,7 @@ async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_ne
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_requests_that_gave_up_are_not_dialled_for() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(20)))
@@ -302,7 +302,7 @@ async def test_requests_that_gave_up_are_not_dialled_for() -> None:
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_stream_that_was_asked_for_and_not_opened_is_for_the_next() -> None:
     house = House(max_connections=1)
     await house.ask("a")
@@ -317,7 +317,7 @@ async def test_a_stream_that_was_asked_for_and_not_opened_is_for_the_next() -> N
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_beyond_all_connections_a_request_waits_its_time_and_the_limit_is_named() -> None:
     house = House(max_connections=1, wait_timeout_seconds=5.0)
     await house.ask("a")
@@ -334,7 +334,7 @@ async def test_beyond_all_connections_a_request_waits_its_time_and_the_limit_is_
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_on_for_the_next() -> None:
     house = House(wait_timeout_seconds=5.0)
     [a] = await house.ask("a")
@@ -351,7 +351,7 @@ async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_
 # ---- failures
 
 
-@skipping
+@with_manual_clock
 async def test_a_failed_dial_is_told_to_all_who_wait_and_once() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(50)))
@@ -366,7 +366,7 @@ async def test_a_failed_dial_is_told_to_all_who_wait_and_once() -> None:
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_one_of_several_dials_may_fail_unnoticed_but_two_are_an_outage() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(250)))
@@ -381,7 +381,7 @@ async def test_one_of_several_dials_may_fail_unnoticed_but_two_are_an_outage() -
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_pause() -> None:
     house = House(wait_timeout_seconds=30.0)
     await house.ask("a")
@@ -402,7 +402,7 @@ async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_p
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_request_that_waited_in_vain_hears_why_there_was_no_other_connection() -> None:
     house = House(wait_timeout_seconds=5.0)
     await house.ask("a")
@@ -418,7 +418,7 @@ async def test_a_request_that_waited_in_vain_hears_why_there_was_no_other_connec
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_after_an_outage_one_dial_probes_the_way_for_all() -> None:
     house = House()
     first = await house.ask("a")
@@ -435,7 +435,7 @@ async def test_after_an_outage_one_dial_probes_the_way_for_all() -> None:
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> None:
     house = House(max_connections=2, wait_timeout_seconds=5.0)
     await house.ask("a")
@@ -452,14 +452,14 @@ async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> No
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_nobody_waits_out_a_pause_when_the_last_connection_is_gone() -> None:
     house = House()
     await house.ask("a")
     first = await house.service.accept(1)
     [b] = await house.ask("b")
     await house.service.refuse(REFUSED)
-    first.transport.break_off(None)
+    first.transport.lose(None)
     await loop_idle()
     assert house.service.dials == 3
     await house.service.accept(1)
@@ -469,7 +469,7 @@ async def test_nobody_waits_out_a_pause_when_the_last_connection_is_gone() -> No
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_an_unexpected_failure_is_told_without_its_text() -> None:
     house = House()
     [a] = await house.ask("a")
@@ -484,7 +484,7 @@ async def test_an_unexpected_failure_is_told_without_its_text() -> None:
 
 @each_bare_engine
 @pytest.mark.parametrize("way", ["goaway", "end"])
-@skipping
+@with_manual_clock
 async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineFactory, way: str) -> None:
     house = House(make)
     tasks = await house.ask("a", "b")
@@ -509,7 +509,7 @@ async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineF
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(make: EngineFactory) -> None:
     house = House(make)
     receivers = [Receiver(), Receiver()]
@@ -530,7 +530,7 @@ async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(mak
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory) -> None:
     house = House(make)
     for number in range(20):
@@ -552,7 +552,7 @@ async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory)
 
 
 @each_bare_engine
-@skipping
+@with_manual_clock
 async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
     receiver = Receiver()
@@ -572,7 +572,7 @@ async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: En
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_close_waits_no_longer_than_it_may_for_a_peer_that_takes_nothing() -> None:
     house = House()
     await house.ask("a")
@@ -587,7 +587,7 @@ async def test_close_waits_no_longer_than_it_may_for_a_peer_that_takes_nothing()
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_close_waits_for_connections_that_were_leaving_already() -> None:
     house = House()
     await house.ask("a")
@@ -603,7 +603,7 @@ async def test_close_waits_for_connections_that_were_leaving_already() -> None:
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_a_request_that_was_just_given_a_stream_hears_of_the_end_at_once() -> None:
     house = House(max_connections=1)
     await house.ask("a")
@@ -619,14 +619,14 @@ async def test_a_request_that_was_just_given_a_stream_hears_of_the_end_at_once()
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_close_without_anything_open_is_nothing() -> None:
     house = House()
     await house.pool.close(linger_seconds=1.0)
     await house.close()
 
 
-@skipping
+@with_manual_clock
 async def test_no_dial_follows_the_end() -> None:
     house = House()
     await house.ask("a")

@@ -14,10 +14,10 @@ from proxy.errors import Failure, UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.upstream.connection import Timing
 from proxy.upstream.pool import Pool
-from tests.conformance.engines import each_bare_engine
-from tests.conformance.raw import REQUEST, RESPONSE
-from tests.support.loops import loop_idle
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service, SkippingLoop
+from tests.support.loops import ManualLoop, loop_idle
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.raw import REQUEST, RESPONSE
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service
 
 T = TypeVar("T")
 
@@ -57,9 +57,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = SkippingLoop()
-        self.uncaught: list[dict[str, Any]] = []
-        self.loop.set_exception_handler(lambda _, context: self.uncaught.append(context))
+        self.loop = ManualLoop()
         self.counts = Counts()
         self.service = Service(self.make, TIMING)
         self.pool = Pool(self.service.connect, self.counts, max_connections=MAX_CONNECTIONS, wait_timeout_seconds=5.0)
@@ -100,7 +98,7 @@ class Traffic(RuleBasedStateMachine):
         assert self.counts.opened == self.counts.closed
         assert not self.service.dialling
         self.loop.close()
-        assert not self.uncaught
+        assert not self.loop.uncaught
 
     async def results(self) -> list[Any]:
         return await asyncio.gather(*(request.task for request in self.requests), return_exceptions=True)
@@ -154,7 +152,7 @@ class Traffic(RuleBasedStateMachine):
         far = data.draw(st.sampled_from(self.open()), label="connection")
         self.away.add(far)
         if data.draw(st.booleans(), label="error"):
-            far.transport.break_off(ConnectionResetError())
+            far.transport.lose(ConnectionResetError())
         else:
             far.connection.eof_received()
 
@@ -162,7 +160,7 @@ class Traffic(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.waiting()), label="cancelled").task.cancel()
 
     def time_passes(self, data: st.DataObject) -> None:
-        self.loop.skipped_seconds += data.draw(st.sampled_from([0.5, 1.1, 5.1]), label="seconds")
+        self.loop.now += data.draw(st.sampled_from([0.5, 1.1, 5.1]), label="seconds")
 
     def possible(self) -> list[Callable[[st.DataObject], None]]:
         actions: list[Callable[[st.DataObject], None]] = [self.requests_come, self.time_passes]
@@ -198,7 +196,7 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def nothing_was_lost_on_the_way(self) -> None:
-        assert not self.uncaught
+        assert not self.loop.uncaught
 
     @invariant()
     def no_more_connections_than_allowed_are_dialled(self) -> None:

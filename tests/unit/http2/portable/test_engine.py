@@ -10,9 +10,9 @@ import pytest
 from proxy.http2.engine import Engine, Limits
 from proxy.http2.portable import engine as portable
 from proxy.http2.portable.engine import LIBRARY, PortableEngine
-from tests.conformance.raw import REQUEST, RESPONSE, RawPeer, line, of
-from tests.support.engines import EventEngineFactory, Handler
-from tests.support.events import ConnectionFailed, Event, HeadReceived, SettingsReceived, StreamReset
+from tests.support.peers.engines import EventEngineFactory, Handler
+from tests.support.peers.events import ConnectionFailed, Event, HeadReceived, SettingsReceived, StreamReset
+from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, line, of
 
 make = EventEngineFactory("h2", PortableEngine)
 

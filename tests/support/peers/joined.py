@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import StreamId
-from tests.support.engines import EventEngine, EventFactory
-from tests.support.events import ConnectionFailed, DataReceived, Event, TrailersReceived
+from tests.support.peers.engines import EventEngine, EventFactory
+from tests.support.peers.events import ConnectionFailed, DataReceived, Event, TrailersReceived
 
 
 class Side:

@@ -11,8 +11,8 @@ from hyperframe.frame import Frame
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields, StreamId
-from tests.support.engines import EventEngine
-from tests.support.events import (
+from tests.support.peers.engines import EventEngine
+from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
     Event,

@@ -1,6 +1,6 @@
 """What an engine reports about one connection, as values that a test can compare.
 
-The engines call receivers; `tests.support.engines` turns these calls into events, in their order.
+The engines call receivers; `tests.support.peers.engines` turns these calls into events, in their order.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ from proxy.routes import UNMATCHED, Origin, Route, RouteTable
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
-from tests.support.ends import Client, End, Service
-from tests.support.engines import assert_credit, owed
-from tests.support.workshop import Transport, Workshop
+from tests.support.loops import ManualLoop
+from tests.support.peers.ends import Client, End, Service
+from tests.support.peers.engines import assert_credit, owed
+from tests.support.peers.transport import MemoryTransport
 
 __all__ = ["NAME", "Wire", "World", "route"]
 
@@ -43,13 +44,13 @@ class Wire:
     """One connection of the sidecar's, joined to an end that the test holds."""
 
     protocol: DownstreamConnection | UpstreamConnection
-    transport: Transport
+    transport: MemoryTransport
     end: End
     cut: bool = False
 
     def move(self) -> bool:
         """Carry octets over, each way; return whether there were any."""
-        up = b"" if self.transport.paused or self.transport.lost else self.transport.read()
+        up = b"" if self.transport.stalled or self.transport.lost else self.transport.read()
         if up:
             self.end.receive(up)
         down = b"" if self.cut else self.end.take()
@@ -99,7 +100,7 @@ class World:
         access_log: bool = False,
         add_retry_after: bool = True,
     ) -> None:
-        self.loop = Workshop()
+        self.loop = ManualLoop()
         self.make = make
         self.limits = limits or Limits()
         self.client_limits = client_limits or Limits()
@@ -178,7 +179,7 @@ class World:
         return lambda handler: self.make(client=client, limits=self.limits, handler=handler, watched_names=watched)
 
     def _join(self, connection: DownstreamConnection | UpstreamConnection, end: End) -> None:
-        transport = Transport(self.loop, connection.as_protocol())
+        transport = MemoryTransport(self.loop, connection.as_protocol())
         self.wires.append(Wire(connection, transport, end))
         connection.connection_made(transport)
 

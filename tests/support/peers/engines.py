@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from proxy.http2.choice import EngineFactory
+import pytest
+
+from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
-from tests.support.events import (
+from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
     Event,
@@ -306,3 +308,20 @@ def assert_credit(engine: Engine) -> None:
     assert engine.owed_octets >= 0, "more of the connection's window was given back than was used"
     for stream in engine.live_streams():
         assert stream.owed_octets >= 0, f"more was acknowledged on stream {stream.id} than was received"
+
+
+# ---- the engines under test
+
+# "auto" is the compiled engine where there is one, and h2 once more where there is none.
+_CHOICES = (engine_choice("h2"), engine_choice("auto"))
+FACTORIES: dict[str, EngineFactory] = {chosen.name: chosen.make for chosen in _CHOICES}
+"""Every engine by name. Another is added here only."""
+
+ENGINES: list[EventFactory] = [EventEngineFactory(name, make) for name, make in FACTORIES.items()]
+"""The same engines as `EventEngine`s."""
+
+each_engine = pytest.mark.parametrize("make", ENGINES, ids=list(FACTORIES))
+"""Runs a test once with every engine; the factory of its `EventEngine` is the argument `make`."""
+
+each_bare_engine = pytest.mark.parametrize("make", FACTORIES.values(), ids=list(FACTORIES))
+"""The same for tests that bring their own handler and receivers."""

@@ -21,8 +21,8 @@ from hyperframe.frame import (
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
-from tests.support.engines import EventFactory
-from tests.support.events import ConnectionFailed, Event, Sent, StreamReset
+from tests.support.peers.engines import EventFactory
+from tests.support.peers.events import ConnectionFailed, Event, Sent, StreamReset
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
