@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.support.chain import StartChain
-from tests.support.h2_peer import Gone, Peer, client
+from tests.support.peers.sockets import Gone, Peer, client
 from tests.support.processes import connections_on
 from tests.support.sidecar import worker_pids
 
