@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from proxy.http2.engine import Limits
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.joined import Joined
+from tests.support.peers.memory import Joined
 from tests.support.peers.raw import REQUEST, RESPONSE, line
 
 MEBI = 1 << 20
@@ -30,13 +30,13 @@ def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EventFac
             queued += len(chunk)
         most = max(most, client.queued_octets)
         joined.step()
-        arrived = joined.server.content.pop(stream_id, b"")
+        arrived = joined.server.streams[stream_id].take_content()
         digest.update(arrived)
         received += len(arrived)
         joined.server.events.clear()
     assert most <= window + len(chunk)
     assert digest.digest() == expected.digest()
-    assert stream_id in joined.server.ended
+    assert joined.server.streams[stream_id].ended
     assert client.queued_octets == 0
     assert server.open_streams == 1
 
@@ -57,21 +57,21 @@ def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(ma
     while done < 4 * MEBI:
         joined.run()
         # The connection's window goes back on receipt, for both; the stream's only for the one that is read.
-        arrived = len(joined.client.content.pop(quick, b""))
+        arrived = len(joined.client.streams[quick].take_content())
         client.acknowledge(quick, arrived)
         client.acknowledge_connection(arrived)
         done += arrived
         client.ping(pings.to_bytes(8, "big"))
         pings += 1
     joined.run()
-    assert len(joined.client.content[slow]) == window
+    assert len(joined.client.streams[slow].content) == window
     assert server.queued_octets == 4 * MEBI - window
-    assert quick in joined.client.ended
+    assert joined.client.streams[quick].ended
     assert [event for event in joined.client.events if type(event).__name__ == "PingAcknowledged"]
     client.acknowledge(slow, window)
     client.acknowledge_connection(window)
     joined.run()
-    assert len(joined.client.content[slow]) > window
+    assert len(joined.client.streams[slow].content) > window
 
 
 @each_engine
@@ -88,10 +88,10 @@ def test_a_thousand_streams_at_once(make: EventFactory) -> None:
         client.send_data(stream_id, b"%d" % stream_id * 100, end_stream=True)
     joined.run()
     for stream_id in streams:
-        assert joined.server.content[stream_id] == b"%d" % stream_id * 100
+        assert joined.server.streams[stream_id].content == b"%d" % stream_id * 100
         server.send_head(stream_id, RESPONSE, end_stream=False)
         server.send_data(stream_id, b"%d" % stream_id * 7_000, end_stream=True)
     joined.run()
     for stream_id in streams:
-        assert joined.client.content[stream_id] == b"%d" % stream_id * 7_000
+        assert joined.client.streams[stream_id].content == b"%d" % stream_id * 7_000
     assert client.open_streams == server.open_streams == client.queued_octets == server.queued_octets == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ from tests.support.peers.events import (
     StreamReset,
     TrailersReceived,
 )
-from tests.support.peers.joined import Joined, Side, split
+from tests.support.peers.memory import EnginePeer, Joined
 from tests.support.peers.raw import PREFACE, REQUEST, RESPONSE, TRAILERS, RawPeer, line
 
 VALUE = st.binary(max_size=60).map(lambda raw: raw.translate(None, b"\r\n\0").strip(b" \t"))
@@ -58,8 +60,8 @@ def recording(*, to_client: bool) -> bytes:
 RECORDED = {to_client: recording(to_client=to_client) for to_client in (True, False)}
 
 
-def listener(make: EventFactory, *, client: bool) -> Side:
-    side = Side(make(client=client, limits=Limits(stream_window_octets=70_000)))
+def listener(make: EventFactory, *, client: bool) -> EnginePeer:
+    side = EnginePeer(make(client=client, limits=Limits(stream_window_octets=70_000)))
     if client:
         for _ in range(4):
             side.engine.send_request(REQUEST, end_stream=False)
@@ -76,6 +78,12 @@ def told(events: list[Event]) -> list[Event]:
         else:
             joined.append(event)
     return joined
+
+
+def split(data: bytes, places: Iterable[int]) -> list[bytes]:
+    """Cut data at these places, in any order, beyond the end or repeated."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 @each_engine
@@ -102,7 +110,7 @@ def test_events_do_not_depend_on_cuts_even_octet_by_octet(make: EventFactory, cl
 # ---- any bytes
 
 
-def exercise(side: Side, pieces: list[bytes], *, client: bool) -> None:
+def exercise(side: EnginePeer, pieces: list[bytes], *, client: bool) -> None:
     """Feed bytes and answer as an owner would: nothing raises, and a failure is final and the peer's."""
     engine = side.engine
     failed = False
@@ -226,7 +234,7 @@ class Script:
         self.owed = {True: defaultdict[StreamId, int](int), False: defaultdict[StreamId, int](int)}
         self.seen = {True: 0, False: 0}
 
-    def side(self, client: bool) -> Side:
+    def side(self, client: bool) -> EnginePeer:
         return self.joined.client if client else self.joined.server
 
     def account(self) -> None:
@@ -341,21 +349,21 @@ class Script:
             assert self.side(client).engine.queued_octets == 0
             assert not self.side(client).engine.wants_to_send
 
-    def check_stream(self, story: Story, answer: Story, receiver: Side, stream_id: StreamId) -> None:
+    def check_stream(self, story: Story, answer: Story, receiver: EnginePeer, stream_id: StreamId) -> None:
         mine = [event for event in receiver.events if getattr(event, "stream_id", 0) == stream_id]
         heads = [event.fields for event in mine if isinstance(event, HeadReceived | InterimReceived)]
         trailers = [event.fields for event in mine if isinstance(event, TrailersReceived)]
         resets = [event for event in mine if isinstance(event, StreamReset)]
         assert heads == story.heads[: len(heads)]
-        assert story.data.startswith(receiver.content[stream_id])
+        assert story.data.startswith(receiver.streams[stream_id].content)
         assert all(event.by_peer for event in resets)
         assert len(resets) <= 1
         assert not resets or mine[-1] is resets[0]
         if answer.reset or story.reset == "at once":
             return
         assert heads == story.heads
-        assert receiver.content[stream_id] == story.data
-        assert (stream_id in receiver.ended) == story.ended
+        assert receiver.streams[stream_id].content == story.data
+        assert receiver.streams[stream_id].ended == story.ended
         assert trailers == ([story.trailers] if story.trailers else [])
         if story.reset and not (story.ended and answer.ended):
             assert resets or story.ended

@@ -10,7 +10,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import FieldLine
 from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import DataReceived, HeadReceived, InterimReceived, SettingsReceived, TrailersReceived
-from tests.support.peers.joined import Joined
+from tests.support.peers.memory import Joined
 from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
@@ -188,12 +188,12 @@ def test_a_response_may_end_before_its_request(make: EventFactory) -> None:
     server.send_head(stream_id, RESPONSE, end_stream=False)
     server.send_data(stream_id, b"early", end_stream=True)
     joined.run()
-    assert stream_id in joined.client.ended
+    assert joined.client.streams[stream_id].ended
     assert client.open_streams == server.open_streams == 1
     client.send_data(stream_id, b"late", end_stream=False)
     client.send_data(stream_id, b"r", end_stream=True)
     joined.run()
-    assert joined.server.content[stream_id] == b"later"
+    assert joined.server.streams[stream_id].content == b"later"
     assert client.open_streams == server.open_streams == 0
 
 

@@ -8,7 +8,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import Sent, SettingsReceived, StreamReset
-from tests.support.peers.joined import Joined
+from tests.support.peers.memory import Joined
 from tests.support.peers.raw import (
     REQUEST,
     RESPONSE,
@@ -488,6 +488,6 @@ def test_sent_adds_up_to_what_arrives(make: EventFactory) -> None:
     joined.run()
     for stream_id in streams:
         expected = sum(length * stream_id % 501 for length in range(100))
-        assert len(joined.server.content[stream_id]) == joined.client.sent[stream_id] == expected
-        assert stream_id in joined.server.ended
+        assert len(joined.server.streams[stream_id].content) == joined.client.sent[stream_id] == expected
+        assert joined.server.streams[stream_id].ended
     assert joined.client.engine.queued_octets == 0

@@ -11,7 +11,7 @@ from typing import TextIO
 from proxy.http2.engine import Limits
 from tests.support.peers.engines import EventFactory
 from tests.support.peers.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
-from tests.support.peers.joined import Joined
+from tests.support.peers.memory import Joined
 from tests.support.peers.raw import REQUEST, RESPONSE, TRAILERS, line
 
 _A_ROUND = 50
@@ -74,11 +74,8 @@ def exchange_round(joined: Joined, number: int) -> None:
     ended = sum(isinstance(event, (*endings, DataReceived)) for event in client.events)
     assert ended, "exchanges come to an end"
     assert client.engine.open_streams == server.engine.open_streams == 0
-    for side in (client, server):
-        side.events.clear()
-        side.content.clear()
-        side.sent.clear()
-        side.ended.clear()
+    client.forget()
+    server.forget()
 
 
 def answer(joined: Joined, stream_id: int, kind: int) -> None:

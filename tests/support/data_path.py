@@ -28,8 +28,8 @@ from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
 from tests.support.loops import ManualLoop
-from tests.support.peers.ends import Client, End, Service
 from tests.support.peers.engines import assert_credit, owed
+from tests.support.peers.memory import Client, EnginePeer, Service
 from tests.support.peers.transport import MemoryTransport
 
 __all__ = ["NAME", "Wire", "World", "route"]
@@ -45,7 +45,7 @@ class Wire:
 
     protocol: DownstreamConnection | UpstreamConnection
     transport: MemoryTransport
-    end: End
+    end: EnginePeer
     cut: bool = False
 
     def move(self) -> bool:
@@ -178,12 +178,12 @@ class World:
         watched = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
         return lambda handler: self.make(client=client, limits=self.limits, handler=handler, watched_names=watched)
 
-    def _join(self, connection: DownstreamConnection | UpstreamConnection, end: End) -> None:
+    def _join(self, connection: DownstreamConnection | UpstreamConnection, end: EnginePeer) -> None:
         transport = MemoryTransport(self.loop, connection.as_protocol())
         self.wires.append(Wire(connection, transport, end))
         connection.connection_made(transport)
 
-    def wire(self, end: End) -> Wire:
+    def wire(self, end: EnginePeer) -> Wire:
         """Return the connection of this end."""
         return next(wire for wire in self.wires if wire.end is end)
 
@@ -217,7 +217,7 @@ class World:
         return [
             (service, stream_id)
             for service in self.services
-            for stream_id in service.heads
+            for stream_id in service.requests
             if service.path(stream_id) == path.encode()
         ]
 

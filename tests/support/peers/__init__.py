@@ -6,8 +6,8 @@ Take the one that is nearest to what the test is about:
 |---|---|---|
 | a process, TLS, sockets | `sockets` | `Peer`: h2 on a real socket, a client or a connection to a `Server` |
 | frames, octet by octet | `raw` | `Frames`: built and read by hand; `RawPeer`: the other end of an engine |
-| two engines, no frames | `joined` | `Joined`: a client and a server engine in memory |
-| what crosses the sidecar | `ends` | `Client` and `Service`: an engine each, around `tests.support.data_path` |
+| two engines, no frames | `memory` | `Joined`: a client's and a server's engine on one connection |
+| what crosses the sidecar | `memory` | `Client` and `Service`: an engine each, around `tests.support.data_path` |
 | a connection's writing | `transport` | `MemoryTransport`: what is written stays until it is read |
 
 `engines` turns the callbacks of any engine into the values of `events`, and has the list of engines under test.

@@ -8,8 +8,8 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
 from tests.support.loops import ManualLoop
-from tests.support.peers.ends import Client
 from tests.support.peers.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
+from tests.support.peers.memory import Client
 from tests.support.peers.transport import MemoryTransport
 
 __all__ = ["Defect", "Pair", "Receiver", "Server"]

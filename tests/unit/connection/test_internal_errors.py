@@ -144,5 +144,5 @@ def test_one_that_concerns_no_stream_ends_the_connection(make: EngineFactory) ->
         assert [type(context["exception"]).__name__ for context in pair.loop.uncaught] == ["Defect"]
         pair.loop.uncaught.clear()
         pair.down()
-        (told,) = (event for event in pair.client.others if isinstance(event, GoAwayReceived))
+        (told,) = (event for event in pair.client.events if isinstance(event, GoAwayReceived))
         assert told.code == ErrorCode.INTERNAL_ERROR

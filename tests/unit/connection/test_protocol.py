@@ -273,7 +273,7 @@ def test_a_broken_rule_is_answered_with_go_away_and_a_close(make: EngineFactory)
         assert len(pair.server.lost) == 1
         assert pair.server.streams_lost == [(stream, pair.server.lost[0])]
         pair.down()
-        assert any(isinstance(event, GoAwayReceived) for event in pair.client.others)
+        assert any(isinstance(event, GoAwayReceived) for event in pair.client.events)
         assert pair.transport.is_closing()
 
 

@@ -20,8 +20,8 @@ from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
-from tests.support.peers.ends import Client, Message, Service
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client, Message, Service
 
 NARROW = Limits(stream_window_octets=2_000)
 QUEUED_OCTETS = 100_000
@@ -124,7 +124,7 @@ class Script:
             step: Callable[..., None] = getattr(self, f"on_{name}")
             step(*drawn)
             for service in self.world.services:
-                if id(service) not in self.lost and service.acknowledging and not service.heads:
+                if id(service) not in self.lost and service.acknowledging and not service.requests:
                     service.acknowledging = False
 
     def some(self, length: int) -> bytes:

@@ -22,8 +22,8 @@ from proxy.routes import UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import NAME, World, route
-from tests.support.peers.ends import Client
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client
 
 TOKEN_FIELD = b"x-serverless-authorization"
 HOUR = 3_600.0

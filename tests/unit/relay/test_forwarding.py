@@ -14,8 +14,8 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from tests.support.data_path import World
-from tests.support.peers.ends import Client, Service
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client, Service
 
 WINDOW = 40_000
 DISCARDED = 64 << 10

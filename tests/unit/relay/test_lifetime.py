@@ -15,8 +15,8 @@ from proxy.relay.exchange import Exchange
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
-from tests.support.peers.ends import Client, Service
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client, Service
 
 
 @pytest.fixture(autouse=True)

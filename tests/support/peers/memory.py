@@ -1,4 +1,7 @@
-"""The two ends of the sidecar's connections, each an engine in a test's hands."""
+"""Engines as peers in memory: they take and give octets, and write down what they are told.
+
+`Client` and `Service` are the two ends around `tests.support.data_path`; `Joined` puts one engine against another.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from hyperframe.frame import Frame
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields, StreamId
-from tests.support.peers.engines import EventEngine
+from tests.support.peers.engines import EventEngine, EventFactory
 from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
@@ -22,12 +25,12 @@ from tests.support.peers.events import (
     TrailersReceived,
 )
 
-__all__ = ["Client", "End", "Message", "Service"]
+__all__ = ["Client", "EnginePeer", "Joined", "Message", "Service"]
 
 
 @dataclass
 class Message:
-    """What came of one half of a stream at one end."""
+    """What has arrived of one half of a stream."""
 
     head: Fields | None = None
     interim: list[Fields] = field(default_factory=list)
@@ -38,6 +41,7 @@ class Message:
 
     @property
     def status(self) -> int:
+        """The status of a response."""
         assert self.head is not None
         return int(self.head[0][1])
 
@@ -45,21 +49,27 @@ class Message:
         """Return the value of a field of the head, None without."""
         return next((value for key, value, _ in self.head or [] if key == name), None)
 
+    def take_content(self) -> bytes:
+        """Return the content that has arrived, and forget it."""
+        content = bytes(self.content)
+        self.content.clear()
+        return content
 
-class End:
-    """One end that a test holds: an engine, and what it has reported."""
 
-    def __init__(self, make: EngineFactory, *, client: bool, limits: Limits) -> None:
-        self.engine = EventEngine(make, client=client, limits=limits)
+class EnginePeer:
+    """An engine and what it has reported. Windows are given back as content is received, unless told otherwise."""
+
+    def __init__(self, engine: EventEngine) -> None:
+        self.engine = engine
+        self.events: list[Event] = []
         self.streams: dict[StreamId, Message] = defaultdict(Message)
         self.sent: dict[StreamId, int] = defaultdict(int)
         """Content that has left, by stream."""
         self.acknowledging = True
+        """Whether the windows of streams are given back."""
+        self.acknowledging_connection = True
+        """Whether the window of the connection is given back."""
         self.unacknowledged: dict[StreamId, int] = defaultdict(int)
-        self.heads: list[StreamId] = []
-        self.frames: list[DataReceived] = []
-        self.others: list[Event] = []
-        """What concerns no stream."""
         self.failed: ConnectionFailed | None = None
         self._raw = b""
 
@@ -68,26 +78,27 @@ class End:
         self._raw += frame.serialize()
 
     def receive(self, data: bytes) -> None:
+        """Have the engine receive octets."""
         for event in self.engine.receive(data):
-            self._take(event)
+            self.events.append(event)
+            self._note(event)
 
-    def _take(self, event: Event) -> None:
+    def _note(self, event: Event) -> None:
         match event:
             case HeadReceived(stream_id, fields, end_stream):
                 self.streams[stream_id].head = fields
                 self.streams[stream_id].ended = end_stream
-                self.heads.append(stream_id)
             case InterimReceived(stream_id, fields):
                 self.streams[stream_id].interim.append(fields)
             case DataReceived(stream_id, data, end_stream):
-                self.frames.append(event)
+                assert data or end_stream, "no empty DATA within a stream"
                 self.streams[stream_id].content += data
                 self.streams[stream_id].ended |= end_stream
-                if data:
+                self.unacknowledged[stream_id] += len(data)
+                if self.acknowledging:
+                    self.acknowledge(stream_id)
+                if self.acknowledging_connection:
                     self.engine.acknowledge_connection(len(data))
-                    self.unacknowledged[stream_id] += len(data)
-                    if self.acknowledging:
-                        self.acknowledge(stream_id)
             case TrailersReceived(stream_id, fields):
                 self.streams[stream_id].trailers = fields
                 self.streams[stream_id].ended = True
@@ -95,10 +106,9 @@ class End:
                 self.streams[stream_id].reset = code
             case ConnectionFailed():
                 self.failed = event
-            case _:
-                self.others.append(event)
 
     def take(self) -> bytes:
+        """Return the octets that are to be sent now."""
         data, sent = self.engine.take()
         for stream_id, octets in sent:
             self.sent[stream_id] += octets
@@ -112,17 +122,27 @@ class End:
             self.engine.acknowledge(stream_id, octets)
 
     def acknowledge_all(self) -> None:
-        """Give all windows back, from now on at once."""
+        """Give the windows of all streams back, from now on at once."""
         self.acknowledging = True
         for stream_id in list(self.unacknowledged):
             self.acknowledge(stream_id)
 
+    def of(self, kind: type[Event]) -> list[Event]:
+        """Return the events of a kind."""
+        return [event for event in self.events if type(event) is kind]
 
-class Client(End):
-    """Restate's end."""
+    def forget(self) -> None:
+        """Forget what has been received and sent so far."""
+        self.events.clear()
+        self.streams.clear()
+        self.sent.clear()
+
+
+class Client(EnginePeer):
+    """Restate's end of a connection."""
 
     def __init__(self, make: EngineFactory, limits: Limits) -> None:
-        super().__init__(make, client=True, limits=limits)
+        super().__init__(EventEngine(make, client=True, limits=limits))
 
     def request(
         self, path: str, *, method: str = "POST", fields: Iterable[tuple[bytes, bytes]] = (), end: bool = False
@@ -138,11 +158,16 @@ class Client(End):
         return self.engine.send_request(head, end_stream=end)
 
 
-class Service(End):
-    """Cloud Run's end."""
+class Service(EnginePeer):
+    """Cloud Run's end of a connection."""
 
     def __init__(self, make: EngineFactory, limits: Limits) -> None:
-        super().__init__(make, client=False, limits=limits)
+        super().__init__(EventEngine(make, client=False, limits=limits))
+
+    @property
+    def requests(self) -> list[StreamId]:
+        """The streams on which requests have arrived, in their order."""
+        return [event.stream_id for event in self.events if isinstance(event, HeadReceived)]
 
     def respond(
         self, stream_id: StreamId, status: int = 200, *, fields: Iterable[tuple[bytes, bytes]] = (), end: bool = False
@@ -154,3 +179,37 @@ class Service(End):
     def path(self, stream_id: StreamId) -> bytes | None:
         """The `:path` of a request."""
         return self.streams[stream_id].value(b":path")
+
+
+class Joined:
+    """A client's and a server's engine on one connection: what one takes, the other receives."""
+
+    def __init__(
+        self,
+        make: EventFactory,
+        *,
+        client_limits: Limits | None = None,
+        server_limits: Limits | None = None,
+        acknowledge: bool = True,
+    ) -> None:
+        self.client = EnginePeer(make(client=True, limits=client_limits or Limits()))
+        self.server = EnginePeer(make(client=False, limits=server_limits or Limits()))
+        for peer in (self.client, self.server):
+            peer.acknowledging = peer.acknowledging_connection = acknowledge
+        self.run()
+
+    def step(self) -> bool:
+        """Let each peer send once what it has; return whether anything moved."""
+        return self._move(self.client, self.server) | self._move(self.server, self.client)
+
+    def run(self) -> None:
+        """Exchange octets until neither peer has any."""
+        while self.step():
+            pass
+
+    def _move(self, sender: EnginePeer, receiver: EnginePeer) -> bool:
+        data = sender.take()
+        if data:
+            receiver.receive(data)
+            assert receiver.failed is None, receiver.failed
+        return bool(data)
