@@ -14,7 +14,7 @@ from proxy.emulator import Certificates, CredentialFiles, Fault, GeneratedCreden
 from proxy.errors import AmbientUnsupported, CredentialsRejected, ImpersonationDenied, MintRefused
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
-from tests.unit.emulator.wire import AUDIENCE, TARGET, Names
+from tests.support.emulated import AUDIENCE, TARGET, Names
 
 ACCOUNT = "ambient@emulated.iam.gserviceaccount.com"
 MIDDLE = "middle@emulated.iam.gserviceaccount.com"

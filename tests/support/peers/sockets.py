@@ -10,6 +10,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import h2.config
@@ -35,6 +36,16 @@ class Gone(Exception):
     """The connection has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One whole response."""
+
+    status: int
+    fields: dict[bytes, bytes]
+    content: bytes
+    trailers: Fields | None
+
+
 class _Connection(h2.connection.H2Connection):
     """h2 refuses to go on after GOAWAY; a peer in a test must be able to."""
 
@@ -53,11 +64,14 @@ class Peer(asyncio.Protocol):
         self,
         *,
         client: bool,
+        scheme: str = "http",
+        authority: str = "sidecar",
         acknowledging: bool = True,
         settings: dict[SettingCodes, int] | None = None,
         made: Callable[[Peer], None] | None = None,
     ) -> None:
         self._made = made
+        self._origin = [(b":scheme", scheme.encode()), (b":authority", authority.encode())]
         self.h2 = _Connection(
             h2.config.H2Configuration(
                 client_side=client,
@@ -139,13 +153,7 @@ class Peer(asyncio.Protocol):
     def open(self, path: str, *, method: str = "POST", fields: Fields | None = None, end: bool = False) -> int:
         """Send a request head and return its stream."""
         stream_id = self.h2.get_next_available_stream_id()
-        head = [
-            (b":method", method.encode()),
-            (b":scheme", b"http"),
-            (b":authority", b"sidecar"),
-            (b":path", path.encode()),
-            *(fields or []),
-        ]
+        head = [(b":method", method.encode()), *self._origin, (b":path", path.encode()), *(fields or [])]
         self.h2.send_headers(stream_id, head, end_stream=end)
         self.flush()
         return stream_id
@@ -221,6 +229,12 @@ class Peer(asyncio.Protocol):
             event = await self.event(stream_id)
             if isinstance(event, h2.events.ResponseReceived):
                 return dict(_plain(event.headers))
+
+    async def response(self, stream_id: int) -> Response:
+        """Return the whole response, when the stream has ended."""
+        fields = await self.head(stream_id)
+        content, trailers = await self.rest(stream_id)
+        return Response(int(fields.pop(b":status")), fields, content, trailers)
 
     async def body(self, stream_id: int) -> bytes:
         """Return what is left of the content, up to the end of the stream."""
@@ -314,14 +328,19 @@ async def server(tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIter
 
 
 @asynccontextmanager
-async def client(host: str, port: int, **options: Any) -> AsyncIterator[Peer]:
-    """A connected h2c client for the time of a `with`."""
+async def client(host: str, port: int, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Peer]:
+    """A connected client for the time of a `with`: h2c, or h2 over `tls`."""
     loop = asyncio.get_running_loop()
-    _, peer = await loop.create_connection(lambda: Peer(client=True, **options), host, port)
+    _, peer = await loop.create_connection(lambda: Peer(client=True, **options), host, port, ssl=tls)
     try:
         yield peer
     finally:
-        await peer.close()
+        if tls is not None and not peer.closed.done():
+            # A server that does not read would keep an orderly end of TLS waiting.
+            peer.transport.abort()
+            await peer.closed
+        else:
+            await peer.close()
 
 
 def server_context(certificate: Any, key: Any, *, alpn: list[str] | None = None) -> ssl.SSLContext:

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from proxy.emulator import Certificates, Google, GoogleServer
 from proxy.emulator.model import SCOPE
-from tests.unit.emulator.wire import Clock, Names, trusting
+from tests.support.emulated import Clock, Names, trusting
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.emulator import Certificates
-from tests.unit.emulator.wire import trusting
+from tests.support.emulated import trusting
 
 
 async def _shake_hands(ca_file: Path, files: tuple[Path, Path], server_name: str) -> None:

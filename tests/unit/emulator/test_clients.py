@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from proxy.emulator import Google, GoogleServer
 from proxy.emulator.federation import POOL_PROJECT_NUMBER
 from proxy.emulator.model import SCOPE
+from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock, claims_of
 from tests.unit.emulator.test_federation import signed
-from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock, claims_of
 
 TOKEN = "https://oauth2.googleapis.com/token"
 EXCHANGE = "https://sts.googleapis.com/v1/token"

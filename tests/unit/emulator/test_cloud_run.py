@@ -10,7 +10,7 @@ from proxy.emulator import CloudRun, Google, RequestRecord, Verdict, read_claims
 from proxy.emulator.cloud_run import MAX_RECORDED_STREAMS
 from proxy.emulator.jwts import Key, TokenRefused
 from proxy.emulator.model import unique_id
-from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock
+from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock
 
 Fields = list[tuple[bytes, bytes]]
 SERVERLESS_AUTHORIZATION, AUTHORIZATION = b"x-serverless-authorization", b"authorization"

@@ -2,26 +2,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import aiohttp
 import pytest
-from h2.settings import SettingCodes
 
 from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, Verdict, cloud_run_server
-from tests.unit.emulator.wire import CALLER, Http2Client, NotHttp2, trusting
+from tests.support.emulated import CALLER, trusting
+from tests.support.peers.sockets import Fields, Peer, Response, client
 
 Field = tuple[str, str]
 
 
 @contextlib.asynccontextmanager
-async def _http2(server: CloudRunServer, certificates: Certificates) -> AsyncIterator[Http2Client]:
-    client = await Http2Client.connect(server.url, certificates.ca_file)
-    try:
-        yield client
-    finally:
-        await client.close()
+async def _http2(server: CloudRunServer, certificates: Certificates) -> AsyncIterator[Peer]:
+    authority = server.url.removeprefix("https://")
+    host, _, port = authority.rpartition(":")
+    tls = trusting(certificates.ca_file, "h2", "http/1.1")
+    async with client(host, int(port), tls=tls, scheme="https", authority=authority) as peer:
+        yield peer
+
+
+async def _get(peer: Peer, path: str, *fields: Field) -> Response:
+    return await peer.response(peer.open(path, method="GET", fields=_encoded(fields), end=True))
+
+
+def _encoded(fields: Iterable[Field]) -> Fields:
+    return [(name.encode(), value.encode()) for name, value in fields]
 
 
 def _token(google: Google, url: str) -> Field:
@@ -67,15 +75,17 @@ class Service:
 @pytest.mark.asyncio
 async def test_http2_is_negotiated_and_a_token_is_accepted(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
         assert cloud_run.url == server.url
         fields = [_token(google, server.url), ("authorization", "Bearer of the caller"), ("te", "trailers")]
-        answer = await client.answer(await client.request("/echo", *fields, method="POST", body=b"hello"))
-    assert answer.status == 200
-    assert answer.body == b"hello."
-    assert answer.trailers == {"x-sum": "1"}
-    assert answer.fields == {"x-saw": "authorization=Bearer of the caller"}
-    assert client.settings[3] == 100  # SETTINGS_MAX_CONCURRENT_STREAMS
+        stream = peer.open("/echo", fields=_encoded(fields))
+        await peer.send(stream, b"hello", end=True)
+        response = await peer.response(stream)
+    assert response.status == 200
+    assert response.content == b"hello."
+    assert response.trailers == [(b"x-sum", b"1")]
+    assert response.fields == {b"x-saw": b"authorization=Bearer of the caller"}
+    assert peer.h2.remote_settings.max_concurrent_streams == 100
     assert cloud_run.verdicts == {Verdict.ACCEPTED: 1}
 
 
@@ -96,27 +106,26 @@ async def test_http11_works_as_well(google: Google, certificates: Certificates) 
 @pytest.mark.asyncio
 async def test_a_service_without_http2_does_not_offer_it(google: Google, certificates: Certificates) -> None:
     async with CloudRunServer(Service(), certificates, alpn_protocols=("http/1.1",)) as server:
-        with pytest.raises(NotHttp2):
-            await Http2Client.connect(server.url, certificates.ca_file)
+        host, _, port = server.url.removeprefix("https://").rpartition(":")
+        tls = trusting(certificates.ca_file, "h2", "http/1.1")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=tls)
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.asyncio
 async def test_a_refusal_during_the_content_keeps_the_connection(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
-        refused = await client.request("/echo", ("x-serverless-authorization", "Bearer junk"), method="POST", end=False)
-        answer = await client.answer(refused)
-        assert answer.status == 401
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
+        refused = peer.open("/echo", fields=[(b"x-serverless-authorization", b"Bearer junk")])
+        assert (await peer.response(refused)).status == 401
         for _ in range(40):
-            while client.h2.local_flow_control_window(refused) < 8_000:
-                assert await client.read()
-            client.h2.send_data(refused, b"x" * 8_000)
-            await client.flush()
-        client.h2.end_stream(refused)
-        await client.flush()
-        answer = await client.answer(await client.request("/early", _token(google, server.url)))
-        assert (answer.status, answer.body) == (200, b".")
-        assert not client.goaway
+            await peer.send(refused, b"x" * 8_000)
+        await peer.send(refused, b"", end=True)
+        response = await _get(peer, "/early", _token(google, server.url))
+        assert (response.status, response.content) == (200, b".")
+        assert not peer.went_away.done()
 
 
 @pytest.mark.asyncio
@@ -124,23 +133,23 @@ async def test_fields_over_the_advertised_limit_are_refused_and_keep_the_connect
     google: Google, certificates: Certificates
 ) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
         token = _token(google, server.url)
         large = [(f"x-{number}", "a" * 4096) for number in range(10)]
-        answer = await client.answer(await client.request("/early", token, *large))
-        assert client.settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 16_384
-        assert answer.status == 431
-        assert (await client.answer(await client.request("/early", token))).status == 200
+        refused = await _get(peer, "/early", token, *large)
+        assert peer.h2.remote_settings.max_header_list_size == 16_384
+        assert refused.status == 431
+        assert (await _get(peer, "/early", token)).status == 200
         async with (
             aiohttp.ClientSession() as http1,
             http1.get(server.url, headers=dict([token, *large]), ssl=trusting(certificates.ca_file)) as response,
         ):
             assert response.status == 431
     cloud_run = CloudRun(Service(), google, invokers=[CALLER], field_section_octets=65_536)
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
-        answer = await client.answer(await client.request("/early", _token(google, server.url), *large))
-        assert client.settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 65_536
-        assert answer.status == 200
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
+        accepted = await _get(peer, "/early", _token(google, server.url), *large)
+        assert peer.h2.remote_settings.max_header_list_size == 65_536
+        assert accepted.status == 200
 
 
 @pytest.mark.asyncio
@@ -165,11 +174,11 @@ async def test_a_request_for_another_host_is_not_found(google: Google, certifica
 @pytest.mark.asyncio
 async def test_more_than_a_thousand_requests_fit_one_connection(google: Google, certificates: Certificates) -> None:
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as client:
+    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
         for _ in range(11):
-            streams = [await client.request("/") for _ in range(100)]
-            assert {(await client.answer(stream)).status for stream in streams} == {403}
-        assert not client.goaway
+            streams = [peer.open("/", method="GET", end=True) for _ in range(100)]
+            assert {(await peer.response(stream)).status for stream in streams} == {403}
+        assert not peer.went_away.done()
     assert len(cloud_run.streams) == 1100
 
 
@@ -178,12 +187,11 @@ async def test_an_application_that_does_not_read_does_not_block_another(
     google: Google, certificates: Certificates
 ) -> None:
     service = Service()
-    async with CloudRunServer(service, certificates) as server, _http2(server, certificates) as client:
-        stuck = await client.request("/stuck", method="POST", end=False)
+    async with CloudRunServer(service, certificates) as server, _http2(server, certificates) as peer:
+        stuck = peer.open("/stuck")
         for _ in range(50):
-            client.h2.send_data(stuck, b"x")
-        answer = await client.answer(await client.request("/early"))
-        assert answer.body == b"."
+            await peer.send(stuck, b"x")
+        assert (await _get(peer, "/early")).content == b"."
 
 
 @pytest.mark.asyncio
@@ -212,15 +220,12 @@ async def test_a_startup_that_fails_frees_the_port(certificates: Certificates) -
 @pytest.mark.asyncio
 async def test_it_stops_although_a_request_does_not_end(certificates: Certificates) -> None:
     service = Service()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
         async with CloudRunServer(service, certificates) as server:
-            client = await Http2Client.connect(server.url, certificates.ca_file)
-            await client.request("/stuck")
+            peer = await stack.enter_async_context(_http2(server, certificates))
+            peer.open("/stuck", method="GET", end=True)
             await service.stuck.wait()
-        with contextlib.suppress(ConnectionError):
-            while await client.read():
-                pass
-    await client.close()
+        await peer.closed
     assert service.events == ["startup", "shutdown"]
 
 
@@ -233,12 +238,15 @@ async def test_it_stops_although_a_client_does_not_read(certificates: Certificat
         sent.set()
         await send({"type": "http.response.body", "body": b"x" * 1_000_000})
 
-    async with asyncio.timeout(60):
-        async with CloudRunServer(flood, certificates) as server:
-            client = await Http2Client.connect(server.url, certificates.ca_file)
-            await client.request("/")
-            await sent.wait()
-    await client.close()
+    async with (
+        asyncio.timeout(60),
+        contextlib.AsyncExitStack() as stack,
+        CloudRunServer(flood, certificates) as server,
+    ):
+        peer = await stack.enter_async_context(_http2(server, certificates))
+        peer.transport.pause_reading()
+        peer.open("/", method="GET", end=True)
+        await sent.wait()
 
 
 @pytest.mark.asyncio
@@ -247,8 +255,8 @@ async def test_it_stops_at_once_when_connections_are_idle(
 ) -> None:
     monkeypatch.setattr(cloud_run_server, "GRACE_SECONDS", 3600.0)
     async with asyncio.timeout(60):
-        async with CloudRunServer(Service(), certificates) as server, _http2(server, certificates) as client:
-            await client.answer(await client.request("/early"))
+        async with CloudRunServer(Service(), certificates) as server, _http2(server, certificates) as peer:
+            await _get(peer, "/early")
 
 
 @pytest.mark.asyncio
@@ -256,13 +264,11 @@ async def test_a_connection_that_breaks_hypercorn_is_logged_and_the_next_one_wor
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CloudRunServer(Service(), certificates) as server:
-        async with _http2(server, certificates) as client:
-            await client.request("/\u00e9")
-            with contextlib.suppress(ConnectionError):
-                while await client.read():
-                    pass
-        async with _http2(server, certificates) as client:
-            assert (await client.answer(await client.request("/early"))).status == 200
+        async with _http2(server, certificates) as peer:
+            peer.open("/\u00e9", method="GET", end=True)
+            await peer.closed
+        async with _http2(server, certificates) as peer:
+            assert (await _get(peer, "/early")).status == 200
         assert "A connection to the emulated Cloud Run failed" in caplog.text
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.emulator import Fault, Google, GoogleServer
 from proxy.emulator.clouds import ROLE, SUBJECT
-from tests.unit.emulator.wire import Clock
+from tests.support.emulated import Clock
 
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.emulator import CredentialFiles, Google, GoogleServer
-from tests.unit.emulator.wire import CALLER
+from tests.support.emulated import CALLER
 
 TYPES = {
     "service-account-key": "service_account",

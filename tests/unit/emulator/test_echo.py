@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Google, echo
-from tests.unit.emulator.wire import AUDIENCE, CALLER
+from tests.support.emulated import AUDIENCE, CALLER
 
 
 async def _run(scope: dict[str, Any], *messages: dict[str, Any]) -> list[Any]:

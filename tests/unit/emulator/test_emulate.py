@@ -22,7 +22,8 @@ from google.auth import crypt, jwt
 
 from proxy.cli.commands import commands
 from proxy.emulator import CredentialFiles
-from tests.unit.emulator.wire import Http2Client, trusting
+from tests.support.emulated import trusting
+from tests.support.peers.sockets import client
 
 COMMAND = [sys.executable, "-m", "proxy", "emulate"]
 METADATA = "metadata@emulated.iam.gserviceaccount.com"
@@ -91,16 +92,17 @@ async def test_a_token_of_the_metadata_server_is_accepted_by_cloud_run(tmp_path:
             places["environment"]["GCE_METADATA_HOST"] == places["environment"]["GCE_METADATA_IP"] == places["metadata"]
         )
         token = await _token(session, places)
-        client = await Http2Client.connect(places["cloud_run"], ca_file)
-        refused = await client.answer(await client.request("/hello"))
-        answer = await client.answer(
-            await client.request("/hello", ("x-serverless-authorization", f"Bearer {token}"), method="POST", body=b"hi")
-        )
-        await client.close()
+        authority = places["cloud_run"].removeprefix("https://")
+        host, _, port = authority.rpartition(":")
+        async with client(host, int(port), tls=trusting(ca_file, "h2"), scheme="https", authority=authority) as peer:
+            refused = await peer.response(peer.open("/hello", method="GET", end=True))
+            stream = peer.open("/hello", fields=[(b"x-serverless-authorization", f"Bearer {token}".encode())])
+            await peer.send(stream, b"hi", end=True)
+            answer = await peer.response(stream)
         async with session.get(f"{places['control']}/state") as response:
             state = await response.json()
     assert refused.status == 403
-    seen = json.loads(answer.body)
+    seen = json.loads(answer.content)
     assert (answer.status, seen["octets"], seen["claims"]["aud"]) == (200, 2, places["cloud_run"])
     assert state["streams"] == {"no token": 1, "accepted": 1}
     assert state["mints"]["metadata"] == 1

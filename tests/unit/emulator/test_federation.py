@@ -9,7 +9,7 @@ from google.auth import _helpers, aws
 
 from proxy.emulator import Google
 from proxy.emulator.federation import AwsKey, OidcProvider, SubjectRefused, UnknownProvider
-from tests.unit.emulator.wire import Clock
+from tests.support.emulated import Clock
 
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 AWS = "urn:ietf:params:aws:token-type:aws4_request"

@@ -6,7 +6,7 @@ from proxy.emulator import Fault, Google, Permission, Role
 from proxy.emulator.google import NoSuchAccount
 from proxy.emulator.jwts import parse
 from proxy.emulator.model import unique_id
-from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock
+from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock
 
 
 def test_an_id_token_has_googles_claims(google: Google, clock: Clock) -> None:

@@ -13,7 +13,7 @@ from google.oauth2 import credentials, service_account
 
 from proxy.emulator import API_HOSTS, CannotListen, Certificates, Google, GoogleServer
 from proxy.emulator.model import SCOPE
-from tests.unit.emulator.wire import AUDIENCE, CALLER, Names, claims_of, trusting
+from tests.support.emulated import AUDIENCE, CALLER, Names, claims_of, trusting
 
 
 class _Response(transport.Response):

@@ -9,7 +9,7 @@ import pytest
 from proxy.emulator import Fault, Google, Role
 from proxy.emulator.jwts import parse
 from proxy.emulator.model import SCOPE, unique_id
-from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock, claims_of
+from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock, claims_of
 
 MIDDLE = "middle@emulated.iam.gserviceaccount.com"
 ID_TOKEN = f"/v1/projects/-/serviceAccounts/{TARGET}:generateIdToken"

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.emulator import Fault, Google, GoogleServer
 from proxy.emulator.jwts import parse
-from tests.unit.emulator.wire import AUDIENCE, Clock, claims_of
+from tests.support.emulated import AUDIENCE, Clock, claims_of
 
 FLAVOR = {"Metadata-Flavor": "Google"}
 ACCOUNT = "/computeMetadata/v1/instance/service-accounts/default"

@@ -9,7 +9,7 @@ from google.auth import crypt, jwt
 from proxy.emulator import Fault, Google
 from proxy.emulator.jwts import parse
 from proxy.emulator.model import SCOPE, unique_id
-from tests.unit.emulator.wire import AUDIENCE, CALLER, TARGET, Clock, claims_of
+from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock, claims_of
 
 TOKEN = "https://oauth2.googleapis.com/token"
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.emulator import Certificates, Fault, Google, GoogleServer
 from proxy.emulator.model import ENDPOINTS, Endpoint
-from tests.unit.emulator.wire import AUDIENCE, trusting
+from tests.support.emulated import AUDIENCE, trusting
 
 Ask = Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 
