@@ -11,12 +11,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from proxy.errors import Failure
+from proxy.http2.events import ErrorCode
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 
-__all__ = ["Connections", "Durations", "RouteMetrics"]
+__all__ = ["Connections", "Durations", "RouteMetrics", "bounded_code_name"]
 
 # From a cached answer to Cloud Run's longest request.
 _REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+
+_HEAD_BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 1, 5, 30, 300)
+"""Fewer: they show whether a wait is the service's or the stream's."""
 
 
 class Durations:
@@ -63,17 +68,37 @@ class Connections:
 class RouteMetrics(ExchangeObserver):
     """Counts the exchanges of one route. Every event is a few additions."""
 
-    __slots__ = ("_failures", "_statuses", "caller_tokens", "durations", "in_flight")
+    __slots__ = (
+        "_failures",
+        "_resets",
+        "_statuses",
+        "caller_tokens",
+        "durations",
+        "first_octets",
+        "in_flight",
+        "request_octets",
+        "response_octets",
+        "successes",
+    )
 
     def __init__(self) -> None:
         self.in_flight = 0
         """Exchanges that have begun and not ended."""
         self.caller_tokens = 0
         """Requests with a Google token of the caller's own, which was dropped."""
+        self.successes = 0
+        """Exchanges that ended with a status of 200 to 299."""
+        self.request_octets = 0
+        """Content of the requests that have ended."""
+        self.response_octets = 0
+        """Content of their responses."""
+        self._resets: Counter[tuple[str, str]] = Counter()
         self._statuses: dict[int, int] = {}
         self._failures: Counter[str] = Counter()
         self.durations = Durations(_REQUEST_BUCKETS)
         """Of the exchanges that have ended."""
+        self.first_octets = Durations(_HEAD_BUCKETS)
+        """From the head of a request to the first octet of the final response from upstream."""
 
     def started(self, exchange: ObservedExchange) -> None:
         """Count an exchange in."""
@@ -90,12 +115,28 @@ class RouteMetrics(ExchangeObserver):
     def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
         """Count the failure by its code."""
         self._failures[failure.code] += 1
+        self._resets["sidecar", ErrorCode.INTERNAL_ERROR.name] += 1
+
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        """Count the reset by the side that it came from and its code."""
+        self._resets[by, bounded_code_name(code)] += 1
+
+    def measured(
+        self, exchange: ObservedExchange, request_octets: int, response_octets: int, head_seconds: float
+    ) -> None:
+        """Add the octets, and the time to the first octet if there was one."""
+        self.request_octets += request_octets
+        self.response_octets += response_octets
+        if head_seconds >= 0:
+            self.first_octets.observe(head_seconds)
 
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
         """Count an exchange out, by its status."""
         self.in_flight -= 1
         statuses = self._statuses
         statuses[status] = statuses.get(status, 0) + 1
+        if 200 <= status < 300:
+            self.successes += 1
         self.durations.observe(seconds)
 
     @property
@@ -119,3 +160,15 @@ class RouteMetrics(ExchangeObserver):
     def by_code(self) -> Mapping[str, int]:
         """Return failures by `Failure.code`; there are few codes."""
         return self._failures
+
+    def resets(self) -> Mapping[tuple[str, str], int]:
+        """Return resets by side (`downstream`, `upstream`, `sidecar`) and error code; there are few of each."""
+        return self._resets
+
+
+def bounded_code_name(code: int) -> str:
+    """Return the name of an error code of HTTP/2; `other` for those that RFC 9113 does not name."""
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return "other"

@@ -8,6 +8,8 @@ cdef class ExchangeObserver:
     cpdef error_response(self, exchange, list fields, bytes content)
     cpdef local_reply(self, exchange, failure)
     cpdef aborted(self, exchange, failure)
+    cpdef stream_reset(self, exchange, str by, long code)
+    cpdef measured(self, exchange, Py_ssize_t request_octets, Py_ssize_t response_octets, double head_seconds)
     cpdef ended(self, exchange, int status, double seconds)
 
 cdef class RouteObservers:
@@ -18,6 +20,8 @@ cdef class RouteObservers:
     cdef tuple _error_response
     cdef tuple _local_reply
     cdef tuple _aborted
+    cdef tuple _stream_reset
+    cdef tuple _measured
     cdef tuple _ended
 
     @cython.locals(observer=ExchangeObserver)
@@ -34,5 +38,9 @@ cdef class RouteObservers:
     cpdef local_reply(self, exchange, failure)
     @cython.locals(observer=ExchangeObserver)
     cpdef aborted(self, exchange, failure)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef stream_reset(self, exchange, str by, long code)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef measured(self, exchange, Py_ssize_t request_octets, Py_ssize_t response_octets, double head_seconds)
     @cython.locals(observer=ExchangeObserver)
     cpdef ended(self, exchange, int status, double seconds)

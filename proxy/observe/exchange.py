@@ -43,6 +43,14 @@ class ObservedExchange(Protocol):
         """Status of the response that was sent downstream; 0 before its head, and for an exchange that was reset."""
 
     @property
+    def request_octets(self) -> int:
+        """Octets of content that came from the client so far."""
+
+    @property
+    def response_octets(self) -> int:
+        """Octets of content that came from upstream so far."""
+
+    @property
     def attempts(self) -> int:
         """How often the request was sent upstream."""
 
@@ -88,6 +96,20 @@ class ExchangeObserver:
     def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
         """A failure came after the head of the response: the downstream stream was reset."""
 
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        """A stream was reset with this error code (RFC 9113, 7).
+
+        `by` is `downstream` for the client, `upstream`, or `sidecar` where a peer broke a rule of HTTP/2.
+        """
+
+    def measured(
+        self, exchange: ObservedExchange, request_octets: int, response_octets: int, head_seconds: float
+    ) -> None:
+        """Told just before `ended` of an exchange that has a route: the octets of content that came from either side.
+
+        `head_seconds` is the time from the head of the request to the final head from upstream; -1 if none came.
+        """
+
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
         """The exchange is over, after so many seconds; `status` is 0 where it was reset before a head was sent."""
 
@@ -102,8 +124,10 @@ class RouteObservers:
         "_ended",
         "_error_response",
         "_local_reply",
+        "_measured",
         "_response_head",
         "_started",
+        "_stream_reset",
     )
 
     def __init__(self, observers: Iterable[ExchangeObserver]) -> None:
@@ -115,6 +139,8 @@ class RouteObservers:
         self._error_response = _overriding(every, "error_response")
         self._local_reply = _overriding(every, "local_reply")
         self._aborted = _overriding(every, "aborted")
+        self._stream_reset = _overriding(every, "stream_reset")
+        self._measured = _overriding(every, "measured")
         self._ended = _overriding(every, "ended")
 
     def started(self, exchange: ObservedExchange) -> None:
@@ -170,6 +196,24 @@ class RouteObservers:
         for observer in self._aborted:
             try:
                 observer.aborted(exchange, failure)
+            except Exception as exc:  # noqa: BLE001
+                _report(observer, exc)
+
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        """Tell `ExchangeObserver.stream_reset`."""
+        for observer in self._stream_reset:
+            try:
+                observer.stream_reset(exchange, by, code)
+            except Exception as exc:  # noqa: BLE001
+                _report(observer, exc)
+
+    def measured(
+        self, exchange: ObservedExchange, request_octets: int, response_octets: int, head_seconds: float
+    ) -> None:
+        """Tell `ExchangeObserver.measured`."""
+        for observer in self._measured:
+            try:
+                observer.measured(exchange, request_octets, response_octets, head_seconds)
             except Exception as exc:  # noqa: BLE001
                 _report(observer, exc)
 

@@ -24,6 +24,7 @@ cdef class Dispatcher(ExchangeOwner):
     cdef object _observers
     cdef RouteObservers _unmatched
     cdef object _loop
+    cdef object _time
     cdef object _clock
     cdef object _random_fraction
     cdef bint _add_retry_after
@@ -44,7 +45,8 @@ cdef class Dispatcher(ExchangeOwner):
     cpdef error_answered(self, Exchange exchange, bytes content)
     @cython.locals(status=cython.int, upstream=Stream, context=RouteContext)
     cpdef list response_head(self, Exchange exchange, list fields)
-    @cython.locals(context=RouteContext, seconds=cython.double)
+    cpdef stream_reset(self, Exchange exchange, str by, long code)
+    @cython.locals(context=RouteContext, observers=RouteObservers, seconds=cython.double, head_at=cython.double)
     cpdef ended(self, Exchange exchange)
     @cython.locals(
         stream=Stream,

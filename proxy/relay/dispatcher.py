@@ -55,6 +55,7 @@ class Dispatcher(ExchangeOwner):
         "_pool",
         "_random_fraction",
         "_retired",
+        "_time",
         "_tokens",
         "_unmatched",
         "_via_http2",
@@ -90,6 +91,8 @@ class Dispatcher(ExchangeOwner):
         self._observers = observers
         self._unmatched = observers.exchanges(None)
         self._loop = loop
+        # The bound method: three calls an exchange.
+        self._time = loop.time
         self._clock = clock
         self._random_fraction = random_fraction
         self._add_retry_after = add_retry_after
@@ -117,7 +120,7 @@ class Dispatcher(ExchangeOwner):
     def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Begin the exchange of a request whose head was received on this stream."""
         exchange = Exchange.__new__(Exchange)
-        exchange.begin(self, stream, fields, end_stream, self._loop.time())
+        exchange.begin(self, stream, fields, end_stream, self._time())
         stream.receiver = exchange
         self.dispatch(exchange)
 
@@ -183,12 +186,17 @@ class Dispatcher(ExchangeOwner):
         """Tell the observers of a failure that came too late for an answer."""
         self._observers_of(exchange).aborted(exchange, failure)
 
+    def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
+        """Tell the observers."""
+        self._observers_of(exchange).stream_reset(exchange, by, code)
+
     def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
         """Return the head to send downstream; on a 401 the token that Cloud Run refused is dropped."""
         upstream = exchange.upstream
         context = exchange.context
         if upstream is not None and context is not None:
             exchange.status = status = upstream.status
+            exchange.head_at = self._time()
             context.observers.response_head(exchange, fields)
             if status >= 300:
                 return self._error_head(exchange, status, fields)
@@ -206,11 +214,19 @@ class Dispatcher(ExchangeOwner):
         if exchange.error_head is not None:
             self.error_answered(exchange, b"")
         context = exchange.context
-        seconds = self._loop.time() - exchange.started_at
+        seconds = self._time() - exchange.started_at
         if context is None:
             self._unmatched.ended(exchange, exchange.status, seconds)
             return
-        context.observers.ended(exchange, exchange.status, seconds)
+        observers = context.observers
+        head_at = exchange.head_at
+        observers.measured(
+            exchange,
+            exchange.request_octets,
+            exchange.response_octets,
+            head_at - exchange.started_at if head_at else -1.0,
+        )
+        observers.ended(exchange, exchange.status, seconds)
         context.exchanges -= 1
         if context.retired and context.exchanges == 0:
             self._retired.discard(context)

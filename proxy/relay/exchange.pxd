@@ -10,7 +10,6 @@ from proxy.upstream.connection cimport UpstreamConnection
 cdef int _ILLEGAL
 cdef int _MOVES
 cdef int _MAX_ATTEMPTS
-cdef Py_ssize_t _MOST_DISCARDED_OCTETS
 cdef int _REQUEST_DATA
 cdef int _REQUEST_END
 cdef int _REQUEST_RESET
@@ -46,6 +45,7 @@ cdef class ExchangeOwner(RequestAcceptor):
     cpdef error_answered(self, Exchange exchange, bytes content)
     cpdef local_reply(self, Exchange exchange, failure)
     cpdef aborted(self, Exchange exchange, failure)
+    cpdef stream_reset(self, Exchange exchange, str by, long code)
     cpdef ended(self, Exchange exchange)
 
 cdef class Exchange(RequestContent):
@@ -53,7 +53,8 @@ cdef class Exchange(RequestContent):
     cdef int _state
     cdef bint _ended
     cdef list _trailers
-    cdef Py_ssize_t _discarded_octets
+    cdef readonly Py_ssize_t response_octets
+    cdef public double head_at
     cdef readonly Stream upstream
     cdef public list fields
     cdef readonly double started_at
@@ -77,6 +78,7 @@ cdef class Exchange(RequestContent):
     cpdef on_request_data(self, bytes data, bint end_stream)
     @cython.locals(action=cython.int)
     cpdef on_request_trailers(self, list fields)
+    @cython.locals(action=cython.int)
     cpdef on_request_reset(self, long code, bint by_peer)
     cpdef on_response_sent(self, Py_ssize_t octets)
     cpdef on_interim(self, list fields)
@@ -92,7 +94,6 @@ cdef class Exchange(RequestContent):
     cpdef _failed(self, int action, failure)
     cpdef bint on_internal_error(self)
 
-    @cython.locals(owner=ExchangeOwner)
     cpdef _commit_if_large(self)
     @cython.locals(upstream=Stream)
     cpdef list _crossing(self, list fields)

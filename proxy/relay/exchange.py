@@ -4,8 +4,7 @@ Each stream tells its exchange what it received, by direct call, and the exchang
 waits here: until token and upstream stream are available, content of the request is held. That is at most one stream
 window, because nothing is acknowledged before it was sent. `start` sends it when the dispatcher has found both.
 
-The state alone decides which step may come next: `states` has the table. It is asked before anything is done, and its
-answer is carried out.
+The state alone decides which step may come next: the table in `states` is asked before anything is done.
 
 A small request stays held until the response begins: if the upstream provably did not process it, it is sent again on
 another stream. Octets sent a second time were acknowledged the first time, and are not again.
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "ExchangeOwner"]
 
 _MAX_ATTEMPTS: Final = 3
-_MOST_DISCARDED_OCTETS: Final = 64 << 10
-"""How much of a request is taken after its response is complete and nobody wants the rest."""
 
 _NO_ERROR: Final = int(ErrorCode.NO_ERROR)
 _INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
@@ -107,6 +104,10 @@ class ExchangeOwner(RequestAcceptor):
         """A failure came after the head of the response."""
         raise NotImplementedError
 
+    def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
+        """A stream of the exchange was reset by `downstream`, `upstream` or, for a broken rule, the `sidecar`."""
+        raise NotImplementedError
+
     def ended(self, exchange: Exchange) -> None:
         """The exchange is over."""
         raise NotImplementedError
@@ -116,7 +117,6 @@ class Exchange(RequestContent):
     """A request and its response; see the module."""
 
     __slots__ = (
-        "_discarded_octets",
         "_ended",
         "_owner",
         "_state",
@@ -127,9 +127,11 @@ class Exchange(RequestContent):
         "error_head",
         "failure_code",
         "fields",
+        "head_at",
         "kind",
         "method",
         "path",
+        "response_octets",
         "started_at",
         "status",
         "token",
@@ -146,7 +148,10 @@ class Exchange(RequestContent):
         self._state = 1 if end_stream else 0
         self._ended = False
         self._trailers: Fields | None = None
-        self._discarded_octets = 0
+        self.response_octets = 0
+        """Octets of content that came from upstream."""
+        self.head_at = 0.0
+        """When the final head came, in seconds on the loop's clock; 0 before."""
         self.upstream: Stream | None = None
         self.fields = fields
         """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
@@ -200,7 +205,7 @@ class Exchange(RequestContent):
         action = self.on(_REQUEST_END if end_stream else _REQUEST_DATA)
         if action <= _HOLD:
             octets = len(data)
-            self._received_octets += octets
+            self.request_octets += octets
             if octets and self._held is not None:
                 self.hold(data)
                 if self.upstream is not None:
@@ -224,7 +229,9 @@ class Exchange(RequestContent):
 
     def on_request_reset(self, code: int, by_peer: bool) -> None:
         """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
-        if self.on(_REQUEST_RESET) == _FORWARD and self.upstream is not None:
+        action = self.on(_REQUEST_RESET)
+        self._owner.stream_reset(self, "downstream" if by_peer else "sidecar", code)
+        if action == _FORWARD and self.upstream is not None:
             self.upstream.reset(code if by_peer else _CANCEL, False)
         self._end()
 
@@ -255,6 +262,7 @@ class Exchange(RequestContent):
     def on_response_data(self, data: bytes, end_stream: bool) -> None:
         """Forward content of the response."""
         self.on(_RESPONSE_END if end_stream else _RESPONSE_DATA)
+        self.response_octets += len(data)
         if self.error_head is not None and data:
             self._owner.error_answered(self, data)
         self.downstream.send_data(data, end_stream)
@@ -270,6 +278,7 @@ class Exchange(RequestContent):
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
+        self._owner.stream_reset(self, "upstream" if by_peer else "sidecar", code)
         if by_peer and code == _REFUSED_STREAM:
             self.on_unprocessed()
             return
@@ -348,16 +357,10 @@ class Exchange(RequestContent):
     # ---- inside
 
     def _commit_if_large(self) -> None:
-        """Stop holding a request that has grown too large to be sent again.
-
-        Held content alone must not use up the budget: the rest of the same requests would then wait for it, and their
-        responses, with which it is dropped, may wait for that rest.
-        """
-        owner = self._owner
-        if self._held_octets > owner.replay_octets or owner.budget.is_crowded():
-            self.drop_held()
-            if self._state == _REPLAYABLE or self._state == _REPLAYABLE_ENDED:
-                self.on(_COMMIT)
+        """Stop holding a request that has grown too large to be sent again."""
+        dropped = self.drop_held_beyond(self._owner.replay_octets)
+        if dropped and (self._state == _REPLAYABLE or self._state == _REPLAYABLE_ENDED):
+            self.on(_COMMIT)
 
     def _crossing(self, fields: Fields) -> Fields:
         """Return the lines of a response head that are forwarded."""
@@ -366,13 +369,10 @@ class Exchange(RequestContent):
 
     def _discard(self, octets: int) -> None:
         """Discard content that is not wanted; when it is too much, reset after the response (RFC 9113, 8.1)."""
-        self._discarded_octets += octets
-        if self._discarded_octets <= _MOST_DISCARDED_OCTETS:
-            self.downstream.acknowledge(octets)
-            return
-        self.on(Move.DISCARDED_ENOUGH)
-        self.downstream.reset(_NO_ERROR, True)
-        self._end()
+        if not self.discard(octets):
+            self.on(Move.DISCARDED_ENOUGH)
+            self.downstream.reset(_NO_ERROR, True)
+            self._end()
 
     def _forget_upstream(self) -> None:
         """The upstream stream has ended."""
@@ -385,7 +385,7 @@ class Exchange(RequestContent):
         if self._state == _OVER:
             self._end()
         else:
-            self.acknowledge_up_to(self._received_octets)
+            self.acknowledge_up_to(self.request_octets)
 
     def _end(self) -> None:
         self._ended = True

@@ -3,19 +3,24 @@ cimport cython
 from proxy.connection.budget cimport Budget
 from proxy.http2.engine cimport Stream, StreamReceiver
 
+cdef Py_ssize_t _MOST_DISCARDED_OCTETS
+
 cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
     cdef Budget _budget
     cdef list _held
     cdef Py_ssize_t _held_octets
-    cdef Py_ssize_t _received_octets
+    cdef readonly Py_ssize_t request_octets
     cdef Py_ssize_t _acknowledged_octets
+    cdef Py_ssize_t _discarded_octets
     cdef Py_ssize_t _sent_octets
 
     cpdef begin_content(self, Stream downstream, Budget budget)
     @cython.locals(held=list)
     cpdef hold(self, bytes data)
     cpdef drop_held(self)
+    cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)
+    cpdef bint discard(self, Py_ssize_t octets)
     @cython.locals(fresh=cython.Py_ssize_t)
     cpdef acknowledge_up_to(self, Py_ssize_t octets)
     cpdef on_request_sent(self, Py_ssize_t octets)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from proxy.connection.budget import Budget
 from proxy.http2.engine import Stream, StreamReceiver
 
 __all__ = ["RequestContent"]
+
+_MOST_DISCARDED_OCTETS: Final = 64 << 10
+"""How much of a request is taken after its response is complete and the rest is not wanted."""
 
 
 class RequestContent(StreamReceiver):
@@ -18,11 +23,12 @@ class RequestContent(StreamReceiver):
     __slots__ = (
         "_acknowledged_octets",
         "_budget",
+        "_discarded_octets",
         "_held",
         "_held_octets",
-        "_received_octets",
         "_sent_octets",
         "downstream",
+        "request_octets",
     )
 
     def begin_content(self, downstream: Stream, budget: Budget) -> None:
@@ -32,8 +38,10 @@ class RequestContent(StreamReceiver):
         self._budget = budget
         self._held: list[bytes] | None = []
         self._held_octets = 0
-        self._received_octets = 0
+        self.request_octets = 0
+        """Octets of content that have come."""
         self._acknowledged_octets = 0
+        self._discarded_octets = 0
         self._sent_octets = 0
 
     def hold(self, data: bytes) -> None:
@@ -50,6 +58,25 @@ class RequestContent(StreamReceiver):
         if self._held_octets:
             self._budget.change(-self._held_octets)
             self._held_octets = 0
+
+    def drop_held_beyond(self, most_octets: int) -> bool:
+        """Keep nothing any more if more than this is held, or the budget is crowded; return whether it was dropped.
+
+        Held content alone must not use up the budget: the rest of the same requests would then wait for it, and their
+        responses, with which it is dropped, may wait for that rest.
+        """
+        if self._held_octets <= most_octets and not self._budget.is_crowded():
+            return False
+        self.drop_held()
+        return True
+
+    def discard(self, octets: int) -> bool:
+        """Acknowledge content that is not wanted; return False, and do nothing, once there is too much of it."""
+        self._discarded_octets += octets
+        if self._discarded_octets > _MOST_DISCARDED_OCTETS:
+            return False
+        self.downstream.acknowledge(octets)
+        return True
 
     def acknowledge_up_to(self, octets: int) -> None:
         """Acknowledge so many octets of the request in all; those acknowledged already are not again."""

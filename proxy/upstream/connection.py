@@ -128,9 +128,7 @@ class UpstreamConnection(Http2Protocol):
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
         """Open no more streams here, and have unprocessed requests sent on another connection."""
         self.retiring = True
-        if code != 0:
-            # Google ends every connection after an hour or so, with NO_ERROR; anything else should be looked at.
-            self._observer.upstream_going_away(str(self.origin), code, debug)
+        self._observer.upstream_going_away(str(self.origin), code, debug)
         for stream in self.engine.live_streams():
             if stream.id > last_stream_id:
                 receiver, stream.receiver = stream.receiver, None

@@ -21,3 +21,5 @@ class Observed:
     attempts: int = 1
     failure_code: str = ""
     principal: str | None = None
+    request_octets: int = 0
+    response_octets: int = 0
