@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -35,13 +35,15 @@ from proxy.http2.engine import Limits
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
 from proxy.observe.access_log import AccessLog
+from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.observe.observer import Observer, Observers, UpstreamObserver
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
+from proxy.relay.live import DispatcherState
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
-from proxy.routes import Route, RouteTable
+from proxy.routes import RouteTable
 from proxy.settings.plain import PlainSettings
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.tokens.google import GoogleMint
@@ -74,15 +76,16 @@ class Worker:
         self.settings = settings
         self.started = False
         """Whether requests are taken; for probes."""
-        self.metrics = Metrics()
-        access_log = [AccessLog()] if settings.access_log else []
-        observers = Observers([self.metrics, Warnings(), *access_log, *more_observers])
-        budget = Budget(settings.queued_octets)
-        flusher = Flusher(loop)
         choice = engine_choice(settings.http2_engine)
         self.engine = choice.library
         """Name and version of what speaks HTTP/2."""
-        self._mint = GoogleMint()
+        self._mint = mint = GoogleMint()
+        self.metrics = Metrics(self.engine, credentials_kind=lambda: mint.source_kind)
+        self.health = RouteHealth(self.metrics)
+        access_log = [AccessLog()] if settings.access_log else []
+        observers = Observers([self.metrics, self.health, Warnings(), *access_log, *more_observers])
+        budget = Budget(settings.queued_octets)
+        flusher = Flusher(loop)
         self._tokens = TokenSource(
             self._mint,
             observer=observers,
@@ -109,17 +112,16 @@ class Worker:
         )
         self._admin: AdminPlane | None = None
         if settings.admin != OFF:
-            routes = self._routes
-            self._admin = AdminPlane(settings.admin, self, self.metrics, routes, reuse_port=settings.workers > 1)
+            state = DispatcherState(self._dispatcher)
+            self._admin = AdminPlane(
+                settings.admin, self, self.metrics, self.health, state, reuse_port=settings.workers > 1
+            )
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore
 
     def swap_routes(self, routes: RouteTable) -> None:
         """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
         self._dispatcher.swap(routes)
-
-    def _routes(self) -> Sequence[Route]:
-        return self._dispatcher.snapshot.table.routes
 
     @property
     def draining(self) -> bool:

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 
 from proxy.admin.page import status_page
+from proxy.admin.slices import send_in_slices
+from proxy.admin.status import JSON, json_list, route_settings
 from proxy.downstream.binding import bind_tcp
 from proxy.network.address import Address, parse_address
+from proxy.observe.health import RouteHealth
+from proxy.observe.live import Live
 from proxy.observe.metrics import Metrics
-from proxy.routes import Route
 
 __all__ = ["PATHS", "AdminPlane", "Health"]
 
@@ -52,21 +54,23 @@ class Health(Protocol):
 
 
 class AdminPlane:
-    """Serves `PATHS` at one address from `start` to `close`. `routes` returns those of the current snapshot."""
+    """Serves `PATHS` at one address from `start` to `close`."""
 
     def __init__(
         self,
         address: str,
         health: Health,
         metrics: Metrics,
-        routes: Callable[[], Sequence[Route]],
+        routes_health: RouteHealth,
+        live: Live,
         *,
         reuse_port: bool = False,
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
         self._metrics = metrics
-        self._routes = routes
+        self._routes_health = routes_health
+        self._live = live
         self._reuse_port = reuse_port
         self._runner: web.AppRunner | None = None
 
@@ -140,22 +144,23 @@ class AdminPlane:
         started = self._health.started
         return _probe_answer(started, "started: listening" if started else "starting: not listening yet")
 
-    async def _exposition(self, _request: web.Request) -> web.Response:
+    async def _exposition(self, request: web.Request) -> web.StreamResponse:
         # prometheus_client and what comes with it are 0.8 MiB, and not loaded before they are needed. The first import
         # takes tens of milliseconds, which must not delay streams.
         await asyncio.to_thread(import_module, "proxy.observe.exposition")
-        from proxy.observe.exposition import Exposition
+        from proxy.observe import exposition
 
-        body, content_type = Exposition(self._metrics).render()
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        # In a thread, because it reads files, and every descriptor is one.
+        process = await asyncio.to_thread(exposition.process_metrics)
+        pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
+        return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
 
-    async def _list_routes(self, _request: web.Request) -> web.Response:
-        text = json.dumps([_in_json(route) for route in self._routes()], indent=2, ensure_ascii=False)
-        return web.Response(text=f"{text}\n", content_type="application/json")
+    async def _list_routes(self, request: web.Request) -> web.StreamResponse:
+        return await send_in_slices(request, json_list(map(route_settings, self._live.routes())), JSON)
 
     async def _page(self, _request: web.Request) -> web.Response:
         ready, readiness = self._readiness()
-        text = status_page(ready, readiness, self._routes(), self._metrics)
+        text = status_page(ready, readiness, self._live.routes(), self._metrics)
         return web.Response(text=text, content_type="text/html")
 
     async def _unknown(self, request: web.Request) -> web.Response:
@@ -172,17 +177,6 @@ def _remove_file(socket: Path) -> None:
 
 def _probe_answer(good: bool, state: str) -> web.Response:
     return web.Response(status=200 if good else 503, text=f"{state}\n")
-
-
-def _in_json(route: Route) -> dict[str, Any]:
-    return {
-        "name": route.name,
-        "url": f"{route.origin}{route.base_path}",
-        "gcp_id_token": route.signed,
-        "gcp_audience": route.audience if route.signed else None,
-        "gcp_impersonate_service_account": route.impersonate,
-        "gcp_delegates": list(route.delegates),
-    }
 
 
 async def _set_fields(_request: web.Request, response: web.StreamResponse) -> None:

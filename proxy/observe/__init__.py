@@ -5,7 +5,11 @@ No secret gets into a log line or a metric.
 * `exchange`     what observers are told of exchanges
 * `observer`     what they are told of mints and connections; several observers told as one
 * `metrics`      an observer that counts; `counters` are those of the data path, compiled
-* `exposition`   the metrics as Prometheus reads them; the only importer of prometheus_client
+* `families`     which metrics there are; `exposition` renders them for Prometheus, the only importer of
+                 prometheus_client
+* `live`         what metrics and status page read from other rooms when they are asked
+* `health`       an observer that knows which routes work, and the last failures
+* `explanation`  what an error response or a failure means, in the words of `check`
 * `access_log`   an observer that writes one line an exchange
 * `warnings`     an observer that writes what went wrong, and what mends it
 * `lines`        log lines on stderr, and the filter that keeps secrets out of them

@@ -1,117 +1,193 @@
-"""What is counted, as Prometheus reads it."""
+"""What is counted, in the text format of Prometheus.
+
+It is rendered piece by piece, a few lines at a time, so that whoever sends it can let the event loop go on in between:
+with thousands of routes there are megabytes of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
+from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, Metric, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
 from proxy.observe.background import dropped_lines
-from proxy.observe.counters import Durations
-from proxy.observe.metrics import Metrics
+from proxy.observe.counters import Durations, RouteMetrics
+from proxy.observe.families import FAMILIES, PREFIX
+from proxy.observe.health import RouteHealth
+from proxy.observe.live import Live, OriginState
+from proxy.observe.metrics import Metrics, token_identity
 
-__all__ = ["Exposition"]
+__all__ = ["CONTENT_TYPE", "Exposition", "process_metrics"]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Of the text format."""
+
+_ESCAPED: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+_Values = TypeVar("_Values", bound=tuple[str, ...])
+
+_process: Final = CollectorRegistry()
+ProcessCollector(registry=_process)
 
 
-class Exposition(Collector):
-    """The metrics of one sidecar and its process, in a registry of their own."""
+class Exposition:
+    """The metrics of one worker and its process."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, health: RouteHealth, live: Live) -> None:
         self._metrics = metrics
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._health = health
+        self._live = live
+        self._samples: dict[str, Callable[[str], Iterator[str]]] = {
+            "build_info": self._build_info,
+            "draining": lambda name: _one(name, int(live.draining)),
+            "requests_in_flight": lambda name: self._by_route(name, lambda route: route.in_flight),
+            "requests_total": self._requests,
+            "request_duration_seconds": lambda name: self._durations(name, lambda route: route.durations),
+            "time_to_first_octet_seconds": lambda name: self._durations(name, lambda route: route.first_octets),
+            "request_bytes_total": lambda name: self._by_route(name, lambda route: route.request_octets),
+            "response_bytes_total": lambda name: self._by_route(name, lambda route: route.response_octets),
+            "request_failures_total": self._failures,
+            "stream_resets_total": self._resets,
+            "caller_tokens_dropped_total": lambda name: self._by_route(name, lambda route: route.caller_tokens),
+            "requests_refused_total": lambda name: _counted(
+                name, ("reason",), {(reason,): n for reason, n in metrics.requests_refused.items()}
+            ),
+            "route_well": self._well,
+            "token_expiry_timestamp_seconds": self._expiry,
+            "token_last_mint_timestamp_seconds": self._last_mint,
+            "token_mint_duration_seconds": self._mints,
+            "token_mint_failures_total": self._mint_failures,
+            "clock_ahead_seconds": lambda name: _one(name, metrics.clock_ahead_seconds),
+            "upstream_connections": lambda name: self._connections(name, ever=False),
+            "upstream_connections_opened_total": lambda name: self._connections(name, ever=True),
+            "upstream_connections_opening": lambda name: self._origins(name, lambda origin: origin.opening),
+            "upstream_requests_waiting": lambda name: self._origins(name, lambda origin: origin.waiting),
+            "upstream_connect_failures_total": lambda name: _counted(
+                name, ("origin", "code"), metrics.connect_failures
+            ),
+            "upstream_goaways_total": lambda name: _counted(name, ("origin", "code"), metrics.goaways),
+            "upstream_responses_refused_total": lambda name: _counted(
+                name, ("origin", "reason"), metrics.responses_refused
+            ),
+            "downstream_connections": lambda name: _one(name, metrics.downstream_connections.now),
+            "downstream_connections_opened_total": lambda name: _one(name, metrics.downstream_connections.ever),
+            "queued_bytes": lambda name: _one(name, live.queued_octets),
+            "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
+            "log_lines_dropped_total": lambda name: _one(name, dropped_lines()),
+        }
 
-    def render(self) -> tuple[bytes, str]:
-        """Return body and content type of what Prometheus scrapes."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def pieces(self) -> Iterator[str]:
+        """Yield all but `process_metrics`; what belongs to one route and one metric is one piece.
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families of metrics, as prometheus_client asks for them."""
-        info = GaugeMetricFamily(_name("build_info"), "The version that runs", labels=["version"])
-        info.add_metric([__version__], 1)
-        yield info
-        yield from self._routes()
-        yield from self._mints()
-        yield from self._connections()
-        yield from self._refusals()
-        name = _name("log_lines_dropped")
-        yield CounterMetricFamily(name, "Log lines dropped because their reader did not keep up", dropped_lines())
+        A piece may be empty, so that a loop over routes without samples can be left, too.
+        """
+        for family in FAMILIES:
+            yield f"# HELP {PREFIX}{family.name} {family.meaning}\n# TYPE {PREFIX}{family.name} {family.kind}\n"
+            yield from self._samples[family.name](PREFIX + family.name)
 
-    def _routes(self) -> Iterator[Metric]:
-        in_flight = GaugeMetricFamily(_name("requests_in_flight"), "Exchanges not ended", labels=["route"])
-        requests = CounterMetricFamily(
-            _name("requests"), "Exchanges ended, by status of the answer", labels=["route", "status"]
-        )
-        durations = HistogramMetricFamily(
-            _name("request_duration_seconds"), "From the head of a request to the end of its exchange", labels=["route"]
-        )
-        failures = CounterMetricFamily(
-            _name("request_failures"), "Failures of the sidecar or of its way upstream", labels=["route", "code"]
-        )
-        caller_tokens = CounterMetricFamily(
-            _name("caller_tokens_dropped"), "Requests that came with a Google token of their own", labels=["route"]
-        )
-        for name, route in self._metrics.routes.items():
-            caller_tokens.add_metric([name], route.caller_tokens)
-            in_flight.add_metric([name], route.in_flight)
-            for status, count in route.by_status().items():
-                requests.add_metric([name, status], count)
-            for code, count in route.by_code().items():
-                failures.add_metric([name, code], count)
-            _add(durations, [name], route.durations)
-        yield from (in_flight, requests, durations, failures, caller_tokens)
+    # ---- the samples of one metric, each called with its full name
 
-    def _mints(self) -> Iterator[Metric]:
-        durations = HistogramMetricFamily(_name("token_mint_duration_seconds"), "Minting of the ID tokens received")
-        _add(durations, [], self._metrics.mints)
-        yield GaugeMetricFamily(
-            _name("clock_ahead_seconds"),
-            "How far this machine's clock is ahead of Google's, as of the last mint; 0 if right or unknown",
-            self._metrics.clock_ahead_seconds,
-        )
-        failures = CounterMetricFamily(_name("token_mint_failures"), "Mints without a token", labels=["code"])
-        for code, count in self._metrics.mint_failures.items():
-            failures.add_metric([code], count)
-        yield from (durations, failures)
+    def _routes(self) -> Iterable[tuple[str, RouteMetrics]]:
+        # A copy: routes may come and go while others are rendered.
+        return list(self._metrics.routes.items())
 
-    def _refusals(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily(
-            _name("requests_refused"), "Requests without a route that broke a rule of HTTP", labels=["reason"]
-        )
-        for reason, count in self._metrics.requests_refused.items():
-            requests.add_metric([reason], count)
-        responses = CounterMetricFamily(
-            _name("upstream_responses_refused"), "Responses that broke a rule of HTTP/2", labels=["origin", "reason"]
-        )
-        for (origin, reason), count in self._metrics.responses_refused.items():
-            responses.add_metric([origin, reason], count)
-        yield from (requests, responses)
+    def _build_info(self, name: str) -> Iterator[str]:
+        yield f"{name}{_labels(('version', 'engine'), (__version__, self._metrics.engine))} 1\n"
 
-    def _connections(self) -> Iterator[Metric]:
-        upstream = GaugeMetricFamily(_name("upstream_connections"), "Connections to services", labels=["origin"])
-        opened = CounterMetricFamily(
-            _name("upstream_connections_opened"), "Connections to services ever opened", labels=["origin"]
-        )
-        for origin, connections in self._metrics.upstream_connections.items():
-            upstream.add_metric([origin], connections.now)
-            opened.add_metric([origin], connections.ever)
-        yield from (upstream, opened)
-        downstream = self._metrics.downstream_connections
-        yield GaugeMetricFamily(_name("downstream_connections"), "Connections of clients", downstream.now)
-        name = _name("downstream_connections_opened")
-        yield CounterMetricFamily(name, "Connections of clients ever opened", downstream.ever)
+    def _by_route(self, name: str, value: Callable[[RouteMetrics], int]) -> Iterator[str]:
+        for label, route in self._routes():
+            yield f'{name}{{route="{label}"}} {value(route)}\n'
+
+    def _requests(self, name: str) -> Iterator[str]:
+        for label, route in self._routes():
+            yield "".join(
+                f'{name}{{route="{label}",status="{status}"}} {count}\n' for status, count in route.by_status().items()
+            )
+
+    def _failures(self, name: str) -> Iterator[str]:
+        for label, route in self._routes():
+            yield "".join(
+                f'{name}{{route="{label}",code="{code}"}} {count}\n' for code, count in route.by_code().items()
+            )
+
+    def _resets(self, name: str) -> Iterator[str]:
+        for label, route in self._routes():
+            yield "".join(
+                f'{name}{{route="{label}",by="{by}",code="{code}"}} {count}\n'
+                for (by, code), count in route.resets().items()
+            )
+
+    def _durations(self, name: str, durations: Callable[[RouteMetrics], Durations]) -> Iterator[str]:
+        for label, route in self._routes():
+            yield _histogram(name, f'route="{label}"', durations(route))
+
+    def _well(self, name: str) -> Iterator[str]:
+        for route in self._live.routes():
+            yield f'{name}{{route="{route.label}"}} {int(self._health.trouble(route) is None)}\n'
+
+    def _expiry(self, name: str) -> Iterator[str]:
+        for route in self._live.routes():
+            token = self._live.token(route)
+            yield f'{name}{{route="{route.label}"}} {token.expires_at}\n' if token is not None else ""
+
+    def _last_mint(self, name: str) -> Iterator[str]:
+        for route in self._live.routes():
+            at = self._metrics.minted_at.get(token_identity(route)) if route.signed else None
+            yield f'{name}{{route="{route.label}"}} {at}\n' if at is not None else ""
+
+    def _mints(self, name: str) -> Iterator[str]:
+        for (source, account), mints in list(self._metrics.mints.items()):
+            for result, durations in (("success", mints.succeeded), ("failure", mints.failed)):
+                labels = _labels(("source", "account", "result"), (source, account, result))
+                yield _histogram(name, labels[1:-1], durations)
+
+    def _mint_failures(self, name: str) -> Iterator[str]:
+        for (source, account), mints in list(self._metrics.mints.items()):
+            by_labels = {(source, account, code): count for code, count in mints.failures.items()}
+            yield from _counted(name, ("source", "account", "code"), by_labels)
+
+    def _connections(self, name: str, *, ever: bool) -> Iterator[str]:
+        for origin, connections in list(self._metrics.upstream_connections.items()):
+            yield f"{name}{_labels(('origin',), (origin,))} {connections.ever if ever else connections.now}\n"
+
+    def _origins(self, name: str, value: Callable[[OriginState], int]) -> Iterator[str]:
+        told = set()
+        for route in self._live.routes():
+            origin = self._live.origin(route)
+            if origin is None or origin.origin in told:
+                yield ""
+            else:
+                told.add(origin.origin)
+                yield f"{name}{_labels(('origin',), (origin.origin,))} {value(origin)}\n"
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], durations: Durations) -> None:
+def process_metrics() -> str:
+    """Return the metrics of the process, which reads files of /proc: memory, processor time, descriptors."""
+    return generate_latest(_process).decode()
+
+
+def _one(name: str, value: float) -> Iterator[str]:
+    yield f"{name} {value}\n"
+
+
+def _counted(name: str, labels: tuple[str, ...], counted: Mapping[_Values, int]) -> Iterator[str]:
+    for values, count in list(counted.items()):
+        yield f"{name}{_labels(labels, values)} {count}\n"
+
+
+def _histogram(name: str, labels: str, durations: Durations) -> str:
+    """Return all lines of one histogram."""
+    totals = list(accumulate(durations.counts))
     bounds = [*map(str, map(float, durations.bounds)), "+Inf"]
-    family.add_metric(labels, list(zip(bounds, accumulate(durations.counts), strict=True)), durations.seconds)
+    lines = [f'{name}_bucket{{{labels},le="{bound}"}} {total}\n' for bound, total in zip(bounds, totals, strict=True)]
+    lines.append(f"{name}_sum{{{labels}}} {durations.seconds}\n{name}_count{{{labels}}} {totals[-1]}\n")
+    return "".join(lines)
 
 
-def _name(what: str) -> str:
-    return f"cloudrun_sidecar_{what}"
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    pairs = (f'{name}="{value.translate(_ESCAPED)}"' for name, value in zip(names, values, strict=True))
+    return f"{{{','.join(pairs)}}}"

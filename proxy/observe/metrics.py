@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any, Final
 
 from proxy.errors import Failure
-from proxy.observe.counters import Connections, Durations, RouteMetrics
+from proxy.observe.counters import Connections, Durations, RouteMetrics, bounded_code_name
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.routes import UNMATCHED, Route
 
-__all__ = ["Metrics"]
+__all__ = ["AMBIENT", "Metrics", "Mints", "TokenIdentity", "token_identity"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+AMBIENT: Final = "ambient"
+"""What stands in metrics for the account of the credentials themselves."""
+
+TokenIdentity = tuple[str | None, tuple[str, ...], str]
+"""What a token is minted for: the impersonated account, its delegates, the audience."""
+
+
+class Mints:
+    """The mints for one account from one kind of credentials."""
+
+    def __init__(self) -> None:
+        self.succeeded = Durations(_MINT_BUCKETS)
+        """Those that brought a token."""
+        self.failed = Durations(_MINT_BUCKETS)
+        """The others."""
+        self.failures: Counter[str] = Counter()
+        """The others by `Failure.code`."""
 
 
 class Metrics(Observer):
     """Counts for all routes, mints and connections. It is used from the thread of the event loop alone.
 
-    Labels are routes and origins of the settings, statuses, and codes of failures: there are never many.
+    Labels are routes, origins and accounts of the settings, kinds of credentials, statuses, and codes: there are never
+    many. `credentials_kind` returns the kind of the credentials in use, `clock` wall-clock time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        engine: str = "",
+        *,
+        credentials_kind: Callable[[], str] = lambda: "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.engine = engine
+        """Name and version of what speaks HTTP/2."""
+        self._credentials_kind = credentials_kind
+        self._clock = clock
+        self._known: dict[str, Route] = {}
+        self._users: Counter[tuple[str, object]] = Counter()
+        """How many known routes have an origin, an account or a token identity."""
         self.routes: dict[str, RouteMetrics] = {}
         """By the route's label; `UNMATCHED` are exchanges without a route."""
-        self.mints = Durations(_MINT_BUCKETS)
-        """Of the tokens received."""
+        self.mints: defaultdict[tuple[str, str], Mints] = defaultdict(Mints)
+        """By the kind of the credentials and the impersonated account or `AMBIENT`."""
+        self.minted_at: dict[TokenIdentity, float] = {}
+        """When the last token was received, in seconds since the epoch."""
         self.clock_ahead_seconds = 0.0
         """By how much this machine's clock was ahead of Google's at the last mint; 0 if right or unknown."""
-        self.mint_failures: Counter[str] = Counter()
-        """Mints without a token, by `Failure.code`."""
         self.upstream_connections: defaultdict[str, Connections] = defaultdict(Connections)
         """By origin."""
+        self.connect_failures: Counter[tuple[str, str]] = Counter()
+        """Attempts to connect that failed beside other connections, by origin and `Failure.code`."""
+        self.goaways: Counter[tuple[str, str]] = Counter()
+        """GOAWAY frames received, by origin and error code."""
         self.downstream_connections = Connections()
         self.requests_refused: Counter[str] = Counter()
         """Requests that broke a rule of HTTP, by reason; they have no route."""
@@ -40,20 +78,31 @@ class Metrics(Observer):
 
     def route(self, route: Route | None) -> RouteMetrics:
         """Return the counters of a route, always the same object for a name."""
-        return self.routes.setdefault(UNMATCHED if route is None else route.label, RouteMetrics())
+        label = UNMATCHED if route is None else route.label
+        before = self._known.get(label)
+        if route is not None and route != before:
+            self._known[label] = route
+            self._users.update(_used_by(route))
+            self._forget_unused(before)
+        return self.routes.setdefault(label, RouteMetrics())
 
     def route_removed(self, route: Route) -> None:
         """Forget the counters of the route, so that changing routes do not add up."""
         self.routes.pop(route.label, None)
+        self._forget_unused(self._known.pop(route.label, None))
 
     def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
         """Count a token."""
-        self.mints.observe(seconds)
+        key = token.key
+        self.mints[self._credentials_kind(), key.impersonate or AMBIENT].succeeded.observe(seconds)
+        self.minted_at[token_identity(key)] = self._clock()
         self.clock_ahead_seconds = token.clock_ahead_seconds
 
     def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
         """Count a mint without a token."""
-        self.mint_failures[failure.code] += 1
+        mints = self.mints[self._credentials_kind(), key.impersonate or AMBIENT]
+        mints.failed.observe(seconds)
+        mints.failures[failure.code] += 1
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Count a connection in."""
@@ -61,7 +110,18 @@ class Metrics(Observer):
 
     def upstream_closed(self, origin: str) -> None:
         """Count a connection out."""
-        self.upstream_connections[origin].closed()
+        connections = self.upstream_connections[origin]
+        connections.closed()
+        if connections.now == 0 and self._known and ("origin", origin) not in self._users:
+            del self.upstream_connections[origin]
+
+    def upstream_not_connected(self, origin: str, failure: Failure) -> None:
+        """Count by origin and code."""
+        self.connect_failures[origin, failure.code] += 1
+
+    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
+        """Count by origin and error code."""
+        self.goaways[origin, bounded_code_name(code)] += 1
 
     def downstream_opened(self) -> None:
         """Count a connection in."""
@@ -78,3 +138,40 @@ class Metrics(Observer):
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Count by origin and reason."""
         self.responses_refused[origin, reason] += 1
+
+    def _forget_unused(self, route: Route | None) -> None:
+        """Forget what was counted for the origin, the account and the tokens of a route, unless others have them."""
+        if route is None:
+            return
+        self._users.subtract(_used_by(route))
+        gone = [use for use in _used_by(route) if self._users[use] <= 0]
+        for use in gone:
+            del self._users[use]
+            kind, value = use
+            if kind == "token":
+                self.minted_at.pop(token_identity(route), None)
+            elif kind == "account":
+                for source in [source for source, account in self.mints if account == value]:
+                    del self.mints[source, route.impersonate or AMBIENT]
+            else:
+                self._forget_origin(str(value))
+
+    def _forget_origin(self, origin: str) -> None:
+        if origin in self.upstream_connections and self.upstream_connections[origin].now == 0:
+            del self.upstream_connections[origin]
+        for counter in (self.connect_failures, self.goaways, self.responses_refused):
+            for labels in [labels for labels in counter if labels[0] == origin]:
+                del counter[labels]
+
+
+def token_identity(key: ObservedKey | Route) -> TokenIdentity:
+    """Return what a token, or the tokens of a route, are minted for."""
+    return key.impersonate, key.delegates, key.audience
+
+
+def _used_by(route: Route) -> tuple[tuple[str, object], ...]:
+    return (
+        ("origin", str(route.origin)),
+        ("account", route.impersonate or AMBIENT),
+        ("token", token_identity(route)),
+    )

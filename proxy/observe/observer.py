@@ -39,6 +39,10 @@ class ObservedKey(Protocol):
     def impersonate(self) -> str | None:
         """Account that is impersonated; None for the ambient identity."""
 
+    @property
+    def delegates(self) -> tuple[str, ...]:
+        """Accounts between the ambient identity and `impersonate`, nearest first."""
+
 
 class ObservedToken(Protocol):
     """What observers may read of a token: not its value."""
@@ -90,7 +94,7 @@ class UpstreamObserver:
         """An attempt to connect failed while other connections may still serve the requests that wait."""
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
-        """The upstream sent GOAWAY with an error code other than NO_ERROR."""
+        """The upstream sent GOAWAY. NO_ERROR is usual: Google ends every connection after an hour or so."""
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """A response broke a rule of HTTP/2; there are few reasons."""

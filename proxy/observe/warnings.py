@@ -14,12 +14,10 @@ from typing import Any, Final
 
 import structlog
 
-from proxy.clock_skew import skew_seconds
-from proxy.cloud_run.findings import RequestInfo, diagnose
-from proxy.cloud_run.response import Response
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
+from proxy.observe.explanation import explain_response
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.restate import caller_token_remedy, stops_work
 from proxy.routes import Route
@@ -102,8 +100,9 @@ class Warnings(Observer):
         write("upstream not connected", origin=origin, code=failure.code, reason=str(failure))
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
-        """Write a warning."""
-        _upstream.warning(
+        """Write a warning; a line at the level `debug` for NO_ERROR, with which connections usually end."""
+        write = _upstream.warning if code else _upstream.debug
+        write(
             "upstream said GOAWAY",
             origin=origin,
             code=error_code_name(code),
@@ -147,23 +146,12 @@ class _RouteWarnings(ExchangeObserver):
         added = self._throttle.fields(status, self._monotonic())
         if added is None:
             return
-        by_name = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in fields}
-        response = Response(status, by_name, content)
-        path = exchange.upstream_path
-        found = diagnose(
-            response,
-            RequestInfo(
-                route=self._route,
-                path=path[1].partition(b"?")[0].decode("latin-1") if path is not None else "",
-                principal=exchange.principal,
-                skew_seconds=skew_seconds(by_name.get("date"), self._clock()),
-            ),
-        )
+        challenge, found = explain_response(self._route, exchange, fields, content, self._clock())
         _log.warning(
             "upstream answered an error",
             route=self._name,
             status=status,
-            www_authenticate=by_name.get("www-authenticate", ""),
+            www_authenticate=challenge,
             code=found.code,
             reason=found.text,
             remedy=found.remedy,

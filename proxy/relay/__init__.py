@@ -7,6 +7,7 @@
 * `snapshot`         the routes of one reading of the settings, ready for use; swapped whole
 * `context`          what is kept ready for each route and each path
 * `signing`          fields of what is sent upstream (pure)
+* `live`             the state of dispatcher, slots and pools, for metrics and the status page
 * `waiting`          the one slow path, a task for each exchange that lacks something
 * `via`              which sidecars a request has passed through (pure)
 

@@ -140,6 +140,12 @@ class GoogleMint:
         assert file is not None  # noqa: S101 - a source that is no metadata server was made of a file
         return CredentialInfo(file, file.path, await source.principal())
 
+    @property
+    def source_kind(self) -> str:
+        """The kind of the credentials in use: the `type` of the file, or `metadata`."""
+        file = self._active.file
+        return file.kind if file is not None else MetadataServer.kind
+
     async def close(self) -> None:
         """Cancel all mints and close all connections; a mint after this raises TokenUnavailable."""
         await self._threads.close()

@@ -7,8 +7,10 @@ from proxy import __version__
 from proxy.admin.page import status_page
 from proxy.errors import Draining
 from proxy.observe.exposition import Exposition
+from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
+from tests.support.live import StillState
 from tests.support.observed import Observed
 
 VOID = {"meta"}
@@ -87,7 +89,8 @@ def test_the_default_route_shows_its_counts_and_adds_no_metric_label() -> None:
     metrics.route(rest).started(Observed())
     texts = page(rest, metrics=metrics).texts
     assert texts[texts.index("More") - 3] == "1"
-    assert b'route=""' not in Exposition(metrics).render()[0]
+    text = "".join(Exposition(metrics, RouteHealth(metrics), StillState([rest])).pieces())
+    assert 'route=""' not in text
 
 
 def test_settings_are_escaped() -> None:

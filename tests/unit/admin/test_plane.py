@@ -17,9 +17,11 @@ import pytest_asyncio
 from proxy.admin import AdminPlane, Health
 from proxy.admin.plane import PATHS
 from proxy.network.address import parse_address
-from proxy.observe.exposition import Exposition
+from proxy.observe.exposition import CONTENT_TYPE
+from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
+from tests.support.live import StillState
 from tests.support.observed import Observed
 
 ROUTES = (
@@ -57,7 +59,7 @@ class Site:
 async def running(address: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[Site]:
     state, metrics = State(), Metrics()
     health: Health = state
-    plane = AdminPlane(address, health, metrics, lambda: ROUTES, **options)
+    plane = AdminPlane(address, health, metrics, RouteHealth(metrics), StillState(ROUTES), **options)
     await plane.start()
     connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -65,6 +67,11 @@ async def running(address: str = "127.0.0.1:0", **options: Any) -> AsyncIterator
             yield Site(plane, state, metrics, session)
         finally:
             await plane.close()
+
+
+def still_plane(address: str, *routes: Route) -> AdminPlane:
+    metrics = Metrics()
+    return AdminPlane(address, State(), metrics, RouteHealth(metrics), StillState(routes or ROUTES))
 
 
 @pytest_asyncio.fixture
@@ -117,7 +124,7 @@ async def test_readiness_never_connects_to_an_upstream() -> None:
     with socket.create_server(("127.0.0.1", 0)) as upstream:
         upstream.setblocking(False)
         route = Route(name="a", origin=Origin("http", "127.0.0.1", upstream.getsockname()[1]), signed=False)
-        plane = AdminPlane("127.0.0.1:0", State(), Metrics(), lambda: [route])
+        plane = still_plane("127.0.0.1:0", route)
         await plane.start()
         async with aiohttp.ClientSession() as session:
             for path in PATHS:
@@ -136,8 +143,9 @@ async def test_metrics_are_served_in_the_format_of_prometheus(site: Site) -> Non
     site.metrics.route(ROUTES[0]).started(Observed())
     status, text, headers = await site.get("/metrics")
     assert status == 200
-    assert headers["Content-Type"] == Exposition(site.metrics).render()[1]
-    assert 'cloudrun_sidecar_requests_in_flight{route="greeter"} 1.0\n' in text
+    assert headers["Content-Type"] == CONTENT_TYPE
+    assert 'cloudrun_sidecar_requests_in_flight{route="greeter"} 1\n' in text
+    assert "process_resident_memory_bytes" in text
 
 
 @pytest.mark.asyncio
@@ -221,7 +229,7 @@ async def test_a_unix_socket_is_served_and_its_file_removed(tmp_path: Path) -> N
 @pytest.mark.asyncio
 async def test_a_port_in_use_raises_os_error() -> None:
     async with running() as site:
-        second = AdminPlane(site.plane.address, State(), Metrics(), lambda: ROUTES)
+        second = still_plane(site.plane.address)
         with pytest.raises(OSError, match="Address already in use") as busy:
             await second.start()
         assert busy.value.errno == errno.EADDRINUSE
@@ -236,7 +244,7 @@ async def test_workers_can_share_the_port() -> None:
 
 @pytest.mark.asyncio
 async def test_it_has_no_address_before_start_and_can_be_closed_in_any_state() -> None:
-    plane = AdminPlane("127.0.0.1:0", State(), Metrics(), lambda: ROUTES)
+    plane = still_plane("127.0.0.1:0")
     with pytest.raises(RuntimeError, match="not been started"):
         _ = plane.address
     await plane.close()

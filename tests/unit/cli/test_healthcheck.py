@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 from proxy.admin import AdminPlane
 from proxy.cli import healthcheck as module
 from proxy.cli.commands import commands
+from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.settings import Settings
+from tests.support.live import StillState
 
 
 @dataclass
@@ -26,7 +28,8 @@ class State:
 
 @asynccontextmanager
 async def admin(state: State, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    plane = AdminPlane(address, state, Metrics(), list)
+    metrics = Metrics()
+    plane = AdminPlane(address, state, metrics, RouteHealth(metrics), StillState())
     await plane.start()
     try:
         yield plane.address

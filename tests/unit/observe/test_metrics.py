@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
-from proxy.errors import Failure, all_failures
-from proxy.observe.exposition import Exposition
+from proxy.errors import Draining, Failure, TokenTimeout, UpstreamConnectFailed, all_failures
+from proxy.observe.exposition import CONTENT_TYPE, Exposition, process_metrics
+from proxy.observe.families import FAMILIES, PREFIX
+from proxy.observe.health import RouteHealth
+from proxy.observe.live import TokenState
 from proxy.observe.metrics import Metrics
 from proxy.routes import UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
+from tests.support.live import StillState
 from tests.support.observed import Observed
 
 EXCHANGE = Observed()
+KINDS: Final = ("counter", "gauge", "histogram")
 KEY = TokenKey(None, (), "https://greeter.run.app")
 
 
@@ -21,10 +29,13 @@ def route(name: str) -> Route:
     return Route(name=name, origin=Origin("https", "greeter.run.app", 443))
 
 
-def samples(metrics: Metrics) -> dict[str, float]:
-    body, _ = Exposition(metrics).render()
+def rendered(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> str:
+    return "".join(Exposition(metrics, health or RouteHealth(metrics), live or StillState()).pieces())
+
+
+def samples(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> dict[str, float]:
     found: dict[str, float] = {}
-    for family in text_string_to_metric_families(body.decode()):
+    for family in text_string_to_metric_families(rendered(metrics, live, health)):
         for sample in family.samples:
             labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
             found[f"{sample.name.removeprefix('cloudrun_sidecar_')}{{{labels}}}"] = sample.value
@@ -88,7 +99,7 @@ def test_failures_are_counted_by_every_code_there_is(kind: type[Failure]) -> Non
     metrics.mint_failed(KEY, failure, 0.1, False)
     told = samples(metrics)
     assert told[f"request_failures_total{{code={kind.code},route=a}}"] == 2
-    assert told[f"token_mint_failures_total{{code={kind.code}}}"] == 1
+    assert told[f"token_mint_failures_total{{account=ambient,code={kind.code},source=}}"] == 1
     assert metrics.route(route("a")).failures == 2
 
 
@@ -103,14 +114,18 @@ def test_labels_of_statuses_stay_bounded_whatever_upstreams_answer() -> None:
     assert sum(name.startswith("requests_total") for name in told) == 501
 
 
-def test_mints_are_counted_by_how_long_they_took() -> None:
-    metrics = Metrics()
+def test_mints_are_counted_by_source_account_and_result_and_by_how_long_they_took() -> None:
+    metrics = Metrics(credentials_kind=lambda: "metadata")
+    metrics.mint_failed(KEY._replace(impersonate="i@p.com"), TokenTimeout("slow"), 5, False)
     metrics.minted(Token(KEY, b"Bearer x", 1.0, None), 0.2, False)
     metrics.minted(Token(KEY, b"Bearer x", 1.0, None, clock_ahead_seconds=12.5), 9, False)
     told = samples(metrics)
-    assert told["token_mint_duration_seconds_bucket{le=0.25}"] == 1
-    assert told["token_mint_duration_seconds_count{}"] == 2
+    assert told["token_mint_duration_seconds_bucket{account=ambient,le=0.25,result=success,source=metadata}"] == 1
+    assert told["token_mint_duration_seconds_count{account=ambient,result=success,source=metadata}"] == 2
     assert told["clock_ahead_seconds{}"] == 12.5
+    failed = "account=i@p.com,result=failure,source=metadata"
+    assert told[f"token_mint_duration_seconds_count{{{failed}}}"] == 1
+    assert told[f"token_mint_duration_seconds_sum{{{failed}}}"] == 5
 
 
 def test_connections_are_counted_open_and_ever_opened() -> None:
@@ -145,11 +160,11 @@ def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
     assert samples(two)["downstream_connections{}"] == 0
 
 
-def test_the_exposition_names_the_version_and_the_process() -> None:
-    body, content_type = Exposition(Metrics()).render()
-    assert content_type.startswith("text/plain; version=")
-    assert f'cloudrun_sidecar_build_info{{version="{__version__}"}} 1.0'.encode() in body
-    assert b"process_resident_memory_bytes" in body
+def test_the_exposition_names_the_version_the_engine_and_the_process() -> None:
+    assert CONTENT_TYPE.startswith("text/plain; version=")
+    told = samples(Metrics("nghttp2 1.52.0"))
+    assert told[f"build_info{{engine=nghttp2 1.52.0,version={__version__}}}"] == 1
+    assert "process_resident_memory_bytes" in process_metrics()
 
 
 def test_asking_again_tells_what_happened_meanwhile_and_nothing_twice() -> None:
@@ -161,16 +176,131 @@ def test_asking_again_tells_what_happened_meanwhile_and_nothing_twice() -> None:
     assert (told["downstream_connections{}"], told["downstream_connections_opened_total{}"]) == (0, 1)
 
 
+def everything() -> tuple[Metrics, StillState, RouteHealth]:
+    """Metrics in which each family has a sample."""
+    metrics = Metrics("nghttp2 1.52.0", credentials_kind=lambda: "metadata")
+    health = RouteHealth(metrics)
+    one = route("a")
+    for observer in (metrics.route(one), health.route(one)):
+        observer.started(EXCHANGE)
+        observer.caller_token_dropped(EXCHANGE)
+        observer.local_reply(EXCHANGE, TokenTimeout("slow"))
+        observer.stream_reset(EXCHANGE, "upstream", 2)
+        observer.measured(EXCHANGE, 1, 2, 0.1)
+        observer.ended(EXCHANGE, 503, 0.2)
+    metrics.minted(token(), 0.2, False)
+    metrics.mint_failed(TokenKey.for_route(one), TokenTimeout("slow"), 5.0, False)
+    metrics.upstream_opened(str(one.origin), 100)
+    metrics.upstream_going_away(str(one.origin), 0, b"")
+    metrics.upstream_not_connected(str(one.origin), UpstreamConnectFailed("refused"))
+    metrics.response_refused(str(one.origin), 1, "field")
+    metrics.request_refused("host-differs", {})
+    return metrics, StillState([one], tokens={"a": TokenState("i@p.com", 1.0, 3601.0)}), health
+
+
+def token() -> Token:
+    key = TokenKey.for_route(route("a"))
+    return Token(key=key, authorization=b"Bearer x", expires_at=3601.0, principal=None, clock_ahead_seconds=12.5)
+
+
+def test_every_family_of_the_table_is_exposed_with_its_labels_and_no_other_is() -> None:
+    exposed = {}
+    for family in text_string_to_metric_families(rendered(*everything())):
+        name = family.name.removeprefix(PREFIX) + ("_total" if family.type == "counter" else "")
+        labels = {tuple(key for key in sample.labels if key != "le") for sample in family.samples}
+        exposed[name] = (family.type, labels, family.documentation)
+    assert exposed == {family.name: (family.kind, {family.labels}, family.meaning) for family in FAMILIES}
+
+
+def test_the_readme_has_the_table_of_metrics() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \| (.*) \|$", readme, re.MULTILINE)
+    documented = {name: (kind, labels, text) for name, kind, labels, text in table if kind in KINDS}
+    assert documented == {
+        family.name: (family.kind, ", ".join(f"`{label}`" for label in family.labels), family.meaning)
+        for family in FAMILIES
+    }
+
+
 def test_names_follow_the_rules_of_prometheus() -> None:
-    metrics = Metrics()
-    metrics.route(route("a")).started(EXCHANGE)
-    body, _ = Exposition(metrics).render()
-    for family in text_string_to_metric_families(body.decode()):
-        if family.name.startswith("process_"):
-            continue
-        assert re.fullmatch(r"cloudrun_sidecar_[a-z_]+", family.name)
-        assert family.documentation
-        if family.type == "histogram":
+    """The rules of `promtool check metrics` (promlint), as far as they concern names, types and help texts."""
+    for family in FAMILIES:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", family.name)
+        assert family.meaning
+        assert family.name.endswith("_total") == (family.kind == "counter")
+        assert not re.search(r"_(counter|gauge|histogram|summary|count|sum|bucket)(_|$)", family.name)
+        assert not re.search(
+            r"(^|_)(milliseconds?|ms|minutes?|hours?|days?|percent|kilobytes?|kib|mib|octets)(_|$)", family.name
+        )
+        if family.kind == "histogram":
             assert family.name.endswith("_seconds")
-        if family.type == "counter":
-            assert all(sample.name.endswith("_total") for sample in family.samples)
+        assert not set(family.labels) & {"le", "quantile", "job", "instance"}
+        for label in family.labels:
+            assert re.fullmatch(r"[a-z][a-z_]*", label)
+
+
+def test_octets_resets_and_the_time_to_the_first_octet_are_counted_by_route() -> None:
+    metrics = Metrics()
+    counted = metrics.route(route("a"))
+    counted.measured(EXCHANGE, 10, 1 << 40, 0.02)
+    counted.measured(EXCHANGE, 1, 1, -1.0)
+    for by, code in (("downstream", 8), ("downstream", 8), ("upstream", 0xFFFF), ("upstream", 0x10000)):
+        counted.stream_reset(EXCHANGE, by, code)
+    counted.aborted(EXCHANGE, Draining("over"))
+    told = samples(metrics)
+    assert told["request_bytes_total{route=a}"] == 11
+    assert told["response_bytes_total{route=a}"] == (1 << 40) + 1
+    assert told["time_to_first_octet_seconds_count{route=a}"] == 1
+    assert told["stream_resets_total{by=downstream,code=CANCEL,route=a}"] == 2
+    assert told["stream_resets_total{by=upstream,code=other,route=a}"] == 2
+    assert told["stream_resets_total{by=sidecar,code=INTERNAL_ERROR,route=a}"] == 1
+
+
+def test_expiry_and_last_mint_are_told_by_route() -> None:
+    now = [1000.0]
+    metrics = Metrics(clock=lambda: now[0])
+    one, other = route("a"), Route(name="b", origin=Origin("https", "other.run.app", 443))
+    unsigned = Route(name="c", origin=one.origin, signed=False)
+    for each in (one, other, unsigned):
+        metrics.route(each)
+    metrics.minted(token(), 0.2, False)
+    now[0] = 2000.0
+    metrics.minted(token(), 0.2, False)
+    told = samples(metrics, StillState([one, other, unsigned], tokens={"a": TokenState(None, None, 3601.0)}))
+    assert told["token_expiry_timestamp_seconds{route=a}"] == 3601
+    assert told["token_last_mint_timestamp_seconds{route=a}"] == 2000
+    assert not {name for name in told if name.startswith("token_") and ("route=b" in name or "route=c" in name)}
+
+
+def test_state_of_the_worker_is_told() -> None:
+    live = StillState(
+        [route("a"), route("b")], draining=True, queued_octets=7, queued_octets_limit=8, waiting=3, opening=2
+    )
+    told = samples(Metrics(), live)
+    assert (told["draining{}"], told["queued_bytes{}"], told["queued_bytes_limit{}"]) == (1, 7, 8)
+    assert told["upstream_requests_waiting{origin=https://greeter.run.app}"] == 3
+    assert told["upstream_connections_opening{origin=https://greeter.run.app}"] == 2
+
+
+def test_what_was_counted_for_an_origin_and_an_account_goes_with_the_last_route_that_has_them() -> None:
+    metrics = Metrics()
+    one = Route(name="a", origin=Origin("https", "a.run.app", 443), impersonate="i@p.com")
+    same, moved = replace(one, name="b"), Route(name="b", origin=Origin("https", "b.run.app", 443))
+    metrics.route(one)
+    metrics.route(same)
+    metrics.upstream_opened("https://a.run.app", 100)
+    metrics.upstream_going_away("https://a.run.app", 0, b"")
+    metrics.mint_failed(TokenKey.for_route(one), TokenTimeout("slow"), 5.0, False)
+    metrics.minted(replace(token(), key=TokenKey.for_route(one)), 1.0, False)
+    metrics.route_removed(one)
+    assert metrics.goaways
+    assert metrics.mints
+    assert metrics.minted_at
+    metrics.route(moved)
+    assert not metrics.goaways
+    assert not metrics.mints
+    assert not metrics.minted_at
+    assert metrics.upstream_connections["https://a.run.app"].now == 1
+    metrics.upstream_closed("https://a.run.app")
+    assert not metrics.upstream_connections
+    assert list(metrics.routes) == ["b"]

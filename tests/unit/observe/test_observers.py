@@ -176,17 +176,81 @@ def test_a_connection_that_is_lost_is_told_by_each_of_its_exchanges(make: Engine
     ]
 
 
+class Measurements(Observer):
+    """Writes down what is measured, and resets."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def route(self, route: Route | None) -> ExchangeObserver:
+        told = self.told
+
+        class Measuring(ExchangeObserver):
+            def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+                told.append(("reset", by, code))
+
+            def measured(
+                self, exchange: ObservedExchange, request_octets: int, response_octets: int, head_seconds: float
+            ) -> None:
+                assert (exchange.request_octets, exchange.response_octets) == (request_octets, response_octets)
+                told.append(("measured", request_octets, response_octets, head_seconds))
+
+        return Measuring()
+
+
 @each_bare_engine
-def test_goaway_with_an_error_is_told(make: EngineFactory) -> None:
+def test_octets_and_the_time_to_the_first_octet_are_measured(make: EngineFactory) -> None:
+    observer = Measurements()
+    with World(make=make, observers=[observer]) as world:
+        client = world.client()
+        request = client.request("/svc/x")
+        client.engine.send_data(request, b"12345", end_stream=True)
+        world.settle()
+        world.loop.advance(2.0)
+        service, stream = world.latest("/x")
+        service.respond(stream, 200)
+        world.settle()
+        world.loop.advance(3.0)
+        service.engine.send_data(stream, b"123", end_stream=False)
+        service.engine.send_data(stream, b"4567", end_stream=True)
+        world.settle()
+    assert observer.told == [("measured", 5, 7, 2.0)]
+
+
+@each_bare_engine
+def test_resets_are_told_with_the_side_that_they_came_from(make: EngineFactory) -> None:
+    observer = Measurements()
+    with World(make=make, observers=[observer]) as world:
+        client = world.client()
+        cancelled = client.request("/svc/cancelled")
+        client.request("/svc/reset")
+        world.settle()
+        client.engine.reset(cancelled, ErrorCode.CANCEL)
+        service, stream = world.latest("/reset")
+        service.engine.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
+        world.settle()
+    assert sorted(observer.told) == [
+        ("measured", 0, 0, -1.0),
+        ("measured", 0, 0, -1.0),
+        ("reset", "downstream", ErrorCode.CANCEL),
+        ("reset", "upstream", ErrorCode.ENHANCE_YOUR_CALM),
+    ]
+
+
+@each_bare_engine
+@pytest.mark.parametrize("code", [ErrorCode.ENHANCE_YOUR_CALM, ErrorCode.NO_ERROR])
+def test_goaway_is_told_with_its_code(make: EngineFactory, code: ErrorCode) -> None:
     observer = Recording()
-    with World(make=make, observers=[observer]) as world, structlog.testing.capture_logs():
+    with World(make=make, observers=[observer]) as world, structlog.testing.capture_logs() as lines:
         world.client().request("/svc/x", end=True)
         world.settle()
         service, stream = world.latest("/x")
-        service.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"calm")
+        service.engine.go_away(code, b"calm")
         service.respond(stream, 200, end=True)
         world.settle()
-    assert (ORIGIN, "going away", ErrorCode.ENHANCE_YOUR_CALM, b"calm") in observer.told
+    assert (ORIGIN, "going away", code, b"calm") in observer.told
+    levels = [line["log_level"] for line in lines if line["event"] == "upstream said GOAWAY"]
+    assert levels == ["warning" if code else "debug"]
 
 
 class Defective(ExchangeObserver):
@@ -195,8 +259,8 @@ class Defective(ExchangeObserver):
     def _raise(self, *_: object) -> None:
         raise ZeroDivisionError
 
-    started = dispatched = response_head = error_response = local_reply = aborted = ended = _raise  # type: ignore[assignment]
-    caller_token_dropped = _raise  # type: ignore[assignment]
+    started = dispatched = response_head = error_response = local_reply = aborted = measured = ended = _raise  # type: ignore[assignment]
+    caller_token_dropped = stream_reset = _raise  # type: ignore[assignment]
 
 
 class AllDefective(Observer):

@@ -1,0 +1,55 @@
+"""What an error response or a failure means and what mends it, in the words that `check` uses."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Final, NamedTuple
+
+from proxy.clock_skew import skew_seconds
+from proxy.cloud_run.findings import Finding, RequestInfo, diagnose
+from proxy.cloud_run.response import Response
+from proxy.errors import Failure
+from proxy.http2.events import Fields
+from proxy.observe.exchange import ObservedExchange
+from proxy.routes import Route
+
+__all__ = ["ErrorResponse", "explain_response", "remedy_of"]
+
+_REMEDY: Final = "Remedy:"
+
+
+class ErrorResponse(NamedTuple):
+    """An error response of a service, and what it means."""
+
+    www_authenticate: str
+    """The challenge of its head; empty if it has none."""
+    finding: Finding
+    """Cause and remedy."""
+
+
+def explain_response(
+    route: Route, exchange: ObservedExchange, fields: Fields, content: bytes, now: float
+) -> ErrorResponse:
+    """Return what an error response on this route means; `now` is wall-clock time in seconds.
+
+    The content decides what is said, and is not repeated.
+    """
+    by_name = {name.decode("latin-1"): value.decode("latin-1") for name, value, _ in fields}
+    path = exchange.upstream_path
+    finding = diagnose(
+        Response(exchange.status, by_name, content),
+        RequestInfo(
+            route=route,
+            path=path[1].partition(b"?")[0].decode("latin-1") if path is not None else "",
+            principal=exchange.principal,
+            skew_seconds=skew_seconds(by_name.get("date"), now),
+        ),
+    )
+    return ErrorResponse(by_name.get("www-authenticate", ""), finding)
+
+
+def remedy_of(failure: Failure) -> str:
+    """Return what mends a failure: the remedy of its kind, as its class describes it."""
+    _, found, remedy = inspect.cleandoc(type(failure).__doc__ or "").partition(_REMEDY)
+    text = " ".join(remedy.split()).replace("`", "") if found else ""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,98 @@
+"""The metrics that there are: name, type, labels, meaning. The README has the same table."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+__all__ = ["FAMILIES", "PREFIX", "Family"]
+
+PREFIX: Final = "cloudrun_sidecar_"
+"""What all names begin with."""
+
+
+class Family(NamedTuple):
+    """One metric."""
+
+    name: str
+    """Without `PREFIX`; that of a counter ends in `_total`."""
+    kind: Literal["counter", "gauge", "histogram"]
+    """Its type."""
+    labels: tuple[str, ...]
+    """The names of its labels."""
+    meaning: str
+    """One line, for `HELP`."""
+
+
+FAMILIES: Final = (
+    Family("build_info", "gauge", ("version", "engine"), "Always 1: the version and the HTTP/2 engine that run"),
+    Family("draining", "gauge", (), "1 while new requests are refused because the sidecar is shutting down"),
+    Family("requests_in_flight", "gauge", ("route",), "Exchanges that have not ended"),
+    Family("requests_total", "counter", ("route", "status"), "Exchanges that have ended, by status of the response"),
+    Family(
+        "request_duration_seconds", "histogram", ("route",), "From the head of a request to the end of its exchange"
+    ),
+    Family(
+        "time_to_first_octet_seconds",
+        "histogram",
+        ("route",),
+        "From the head of a request to the head of the response from upstream",
+    ),
+    Family("request_bytes_total", "counter", ("route",), "Content of requests that have ended"),
+    Family("response_bytes_total", "counter", ("route",), "Content of responses that have ended"),
+    Family(
+        "request_failures_total", "counter", ("route", "code"), "Failures of the sidecar or of its way to the service"
+    ),
+    Family(
+        "stream_resets_total",
+        "counter",
+        ("route", "by", "code"),
+        "Streams reset by the downstream, the upstream or the sidecar, by HTTP/2 error code",
+    ),
+    Family("caller_tokens_dropped_total", "counter", ("route",), "Requests that had a Google token of their own"),
+    Family("requests_refused_total", "counter", ("reason",), "Requests without a route that broke a rule of HTTP"),
+    Family(
+        "route_well",
+        "gauge",
+        ("route",),
+        "0 while the last outcome on the route was a failure that needs a look, else 1",
+    ),
+    Family(
+        "token_expiry_timestamp_seconds", "gauge", ("route",), "When the route's token expires; absent without a token"
+    ),
+    Family("token_last_mint_timestamp_seconds", "gauge", ("route",), "When the last token for the route was received"),
+    Family(
+        "token_mint_duration_seconds",
+        "histogram",
+        ("source", "account", "result"),
+        "Mints by kind of credentials, account and result (success, failure)",
+    ),
+    Family(
+        "token_mint_failures_total", "counter", ("source", "account", "code"), "Mints without a token, by failure code"
+    ),
+    Family(
+        "clock_ahead_seconds",
+        "gauge",
+        (),
+        "How far this machine's clock is ahead of Google's, as of the last mint; 0 if right or unknown",
+    ),
+    Family("upstream_connections", "gauge", ("origin",), "Open connections to services"),
+    Family("upstream_connections_opened_total", "counter", ("origin",), "Connections to services ever opened"),
+    Family("upstream_connections_opening", "gauge", ("origin",), "Connections to services that are being opened"),
+    Family("upstream_requests_waiting", "gauge", ("origin",), "Requests that wait for a free stream"),
+    Family(
+        "upstream_connect_failures_total",
+        "counter",
+        ("origin", "code"),
+        "Attempts to connect that failed without failing a request",
+    ),
+    Family("upstream_goaways_total", "counter", ("origin", "code"), "GOAWAY frames from services, by error code"),
+    Family(
+        "upstream_responses_refused_total", "counter", ("origin", "reason"), "Responses that broke a rule of HTTP/2"
+    ),
+    Family("downstream_connections", "gauge", (), "Open connections of clients"),
+    Family("downstream_connections_opened_total", "counter", (), "Connections of clients ever opened"),
+    Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
+    Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
+    Family("log_lines_dropped_total", "counter", (), "Log lines dropped because their reader did not keep up"),
+)
+"""In the order in which they are exposed, without the `process_…` metrics of prometheus_client."""

@@ -1,0 +1,150 @@
+"""Nothing that the admin port renders keeps the event loop for long, whatever the number of routes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import http.client
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+
+import pytest
+
+from proxy.admin.plane import AdminPlane
+from proxy.admin.slices import SLICE_SECONDS, in_slices
+from proxy.observe.health import RouteHealth
+from proxy.observe.live import TokenState
+from proxy.observe.metrics import Metrics
+from proxy.routes import Origin, Route
+from tests.support.live import StillState
+from tests.support.observed import Observed
+
+MOST_SECONDS = 0.002
+ROUTES = 5_000
+
+
+def busy_routes() -> tuple[Metrics, RouteHealth, StillState]:
+    """Many routes with all kinds of samples."""
+    metrics = Metrics("engine")
+    health = RouteHealth(metrics)
+    routes = [
+        Route(name=f"team-{number}/service", origin=Origin("https", f"service-{number}.run.app", 443))
+        for number in range(ROUTES)
+    ]
+    exchange = Observed()
+    for route in routes:
+        counted = metrics.route(route)
+        health.route(route)
+        for status in (200, 404, 503):
+            counted.started(exchange)
+            counted.measured(exchange, 1, 1, 0.1)
+            counted.ended(exchange, status, 0.2)
+        counted.stream_reset(exchange, "upstream", 8)
+        metrics.upstream_opened(str(route.origin), 100)
+    tokens = {route.name: TokenState(None, None, 1.0) for route in routes}
+    return metrics, health, StillState(routes, tokens=tokens)
+
+
+class LongestPause:
+    """The most processor time that this thread spent between two turns of a task that asks for every turn of the loop.
+
+    Processor time, because a busy machine may stop the thread at any moment.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.turns = 0
+
+    async def watch(self) -> None:
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            self.seconds = max(self.seconds, now - before)
+            self.turns += 1
+            before = now
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[LongestPause]:
+    # As a worker does after its start: what is there already is not looked at by the collector again.
+    gc.collect()
+    gc.freeze()
+    pause = LongestPause()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(pause.watch())
+        try:
+            yield pause
+        finally:
+            task.cancel()
+            gc.unfreeze()
+
+
+async def fetch(plane: AdminPlane, path: str) -> int:
+    """Return how many octets an answer has. The client is a thread of its own, whose time does not count."""
+    host, port = plane.address.split(":")
+
+    def get() -> int:
+        connection = http.client.HTTPConnection(host, int(port))
+        with closing(connection):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert response.status == 200
+            return len(response.read())
+
+    return await asyncio.to_thread(get)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("path", "least_octets"), [("/metrics", 5_000_000), ("/routes", 500_000)])
+async def test_thousands_of_routes_do_not_hold_up_the_event_loop(path: str, least_octets: int) -> None:
+    metrics, health, live = busy_routes()
+
+    @dataclass
+    class Started:
+        started: bool = True
+        draining: bool = False
+
+    plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live)
+    await plane.start()
+    try:
+        await fetch(plane, "/metrics")  # loads what is needed for the first one only
+        pauses = []
+        for _ in range(3):
+            async with watched() as pause:
+                octets = await fetch(plane, path)
+            assert octets > least_octets
+            assert pause.turns > 10
+            pauses.append(pause.seconds)
+    finally:
+        await plane.close()
+    # Of three: what is always slow is slow each time, a cache that another program has emptied is not.
+    assert min(pauses) < MOST_SECONDS
+
+
+@pytest.mark.asyncio
+async def test_the_loop_runs_between_slices_and_pieces_without_text_are_work_too() -> None:
+    turns = 0
+
+    def pieces() -> Iterator[str]:
+        for _ in range(4):
+            until = time.perf_counter() + SLICE_SECONDS
+            while time.perf_counter() < until:
+                pass
+            yield ""
+        yield "the end"
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        counting = tasks.create_task(count())
+        text = [each async for each in in_slices(pieces())]
+        counting.cancel()
+    assert "".join(text) == "the end"
+    assert turns >= 4

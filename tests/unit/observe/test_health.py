@@ -1,0 +1,133 @@
+"""Which routes are well, and the failures that are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.errors import BadRequest, Draining, Failure, TokenTimeout, UpstreamConnectFailed, all_failures
+from proxy.observe.explanation import remedy_of
+from proxy.observe.health import LAST_FAILURES, RouteHealth
+from proxy.observe.metrics import Metrics
+from proxy.routes import UNMATCHED, Origin, Route
+from proxy.tokens.model import Token, TokenKey
+from tests.support.observed import Observed
+
+ROUTE = Route(name="greeter", origin=Origin("https", "greeter-123456789012.europe-west1.run.app", 443))
+KEY = TokenKey.for_route(ROUTE)
+FORBIDDEN = Observed(status=403, principal="restate@p.iam.gserviceaccount.com")
+
+
+class Stage:
+    """A route, its counters and its health, on a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.metrics = Metrics()
+        self.health = RouteHealth(self.metrics, clock=lambda: self.now)
+        self.counted = self.metrics.route(ROUTE)
+        self.observed = self.health.route(ROUTE)
+
+    def succeed(self) -> None:
+        self.counted.started(Observed())
+        self.counted.ended(Observed(), 200, 0.1)
+
+
+def test_a_route_is_well_until_it_fails_and_after_the_next_success() -> None:
+    stage = Stage()
+    assert stage.health.trouble(ROUTE) is None
+    stage.observed.error_response(FORBIDDEN, [(b"www-authenticate", b"Bearer", False)], b"")
+    stage.now = 1060.0
+    stage.observed.error_response(FORBIDDEN, [], b"")
+    found = stage.health.trouble(ROUTE)
+    assert found is not None
+    assert (found.code, found.status, found.since, found.at, found.count) == ("invoker-missing", 403, 1000, 1060, 2)
+    assert "roles/run.invoker" in found.remedy
+    assert "restate@p.iam.gserviceaccount.com" in found.reason
+    assert found.commands[0].startswith("gcloud run services add-iam-policy-binding")
+    stage.succeed()
+    assert stage.health.trouble(ROUTE) is None
+    stage.now = 2000.0
+    stage.observed.local_reply(Observed(status=503), UpstreamConnectFailed("refused"))
+    found = stage.health.trouble(ROUTE)
+    assert found is not None
+    assert (found.code, found.since, found.count) == ("upstream-connect-failed", 2000, 1)
+
+
+@pytest.mark.parametrize("failure", [BadRequest("a rule is broken"), Draining("over")])
+def test_a_request_at_fault_and_draining_make_no_route_unwell_but_are_kept(failure: Failure) -> None:
+    stage = Stage()
+    stage.observed.local_reply(Observed(status=400), failure)
+    assert stage.health.trouble(ROUTE) is None
+    assert [kept.code for kept in stage.health.last_failures] == [failure.code]
+
+
+def test_an_error_response_that_stops_no_work_is_no_failure() -> None:
+    stage = Stage()
+    stage.observed.error_response(Observed(status=500), [], b"")
+    assert stage.health.trouble(ROUTE) is None
+    assert not stage.health.last_failures
+
+
+def test_the_last_twenty_failures_are_kept_also_those_without_a_route() -> None:
+    stage = Stage()
+    nowhere = stage.health.route(None)
+    for number in range(LAST_FAILURES + 5):
+        stage.now = float(number)
+        nowhere.local_reply(Observed(status=404), BadRequest("no route"))
+    assert LAST_FAILURES == 20
+    assert [kept.at for kept in stage.health.last_failures] == [float(number) for number in range(5, 25)]
+    assert {kept.route for kept in stage.health.last_failures} == {UNMATCHED}
+
+
+def test_a_route_that_cannot_mint_is_unwell_without_a_request_and_until_a_mint_succeeds() -> None:
+    stage = Stage()
+    stage.health.mint_failed(KEY, TokenTimeout("no answer"), 5.0, False)
+    stage.now = 1010.0
+    stage.health.mint_failed(KEY, TokenTimeout("no answer"), 5.0, True)
+    found = stage.health.trouble(ROUTE)
+    assert found is not None
+    assert (found.route, found.code, found.since, found.count) == ("greeter", "token-timeout", 1000, 2)
+    assert found.minting
+    assert stage.health.mint_trouble(ROUTE) == found
+    assert stage.health.trouble(ROUTE, has_token=True) is None
+    stage.observed.local_reply(Observed(status=503), TokenTimeout("no answer"))
+    stage.health.minted(Token(key=KEY, authorization=b"Bearer x", expires_at=1.0, principal=None), 0.1, False)
+    assert stage.health.trouble(ROUTE) is None
+    assert stage.health.mint_trouble(ROUTE) is None
+
+
+def test_an_unsigned_route_has_no_trouble_with_mints() -> None:
+    unsigned = Route(name="open", origin=ROUTE.origin, signed=False)
+    stage = Stage()
+    stage.health.route(unsigned)
+    stage.health.mint_failed(TokenKey.for_route(unsigned), TokenTimeout("no answer"), 5.0, False)
+    assert stage.health.trouble(unsigned) is None
+
+
+def test_a_new_snapshot_keeps_the_trouble_of_a_route_that_has_not_changed() -> None:
+    stage = Stage()
+    stage.observed.error_response(FORBIDDEN, [], b"")
+    stage.health.route(ROUTE)
+    assert stage.health.trouble(ROUTE) is not None
+    stage.succeed()
+    assert stage.health.trouble(ROUTE) is None
+    changed = Route(name="greeter", origin=Origin("https", "other.run.app", 443))
+    stage.observed.error_response(FORBIDDEN, [], b"")
+    stage.health.route(changed)
+    assert stage.health.trouble(changed) is None
+
+
+def test_a_removed_route_is_forgotten_with_its_mints() -> None:
+    stage = Stage()
+    stage.health.mint_failed(KEY, TokenTimeout("no answer"), 5.0, False)
+    stage.observed.error_response(FORBIDDEN, [], b"")
+    stage.health.route_removed(ROUTE)
+    assert stage.health.trouble(ROUTE) is None
+
+
+@pytest.mark.parametrize("kind", all_failures())
+def test_every_failure_has_a_remedy(kind: type[Failure]) -> None:
+    remedy = remedy_of(kind("a sentence"))
+    assert remedy
+    assert remedy[0].isupper()
+    assert "\n" not in remedy
