@@ -231,10 +231,9 @@ class Http2Protocol(ConnectionHandler):
             data = engine.take()
             if data:
                 transport.write(data)
-        queued_octets = engine.count_queued_octets()
-        if queued_octets != self._counted_octets:
-            self.budget.change(queued_octets - self._counted_octets)
-            self._counted_octets = queued_octets
+                if engine.wants_to_send():
+                    self.schedule_flush()
+        self._count_queued_octets()
         if not self._paused:
             engine.report_sent()
         self.after_turn()
@@ -287,6 +286,15 @@ class Http2Protocol(ConnectionHandler):
                     stream.receiver = receiver
                     self.on_internal_error(stream, exc)
         self.on_lost(reason)
+
+    def _count_queued_octets(self) -> None:
+        """Charge what waits in the engine, and in a transport that its peer does not empty."""
+        queued_octets = self.engine.count_queued_octets()
+        if self._paused and self.transport is not None:
+            queued_octets += self.engine.count_frame_octets() + self.transport.get_write_buffer_size()
+        if queued_octets != self._counted_octets:
+            self.budget.change(queued_octets - self._counted_octets)
+            self._counted_octets = queued_octets
 
     def give_credit(self) -> None:
         """Give the connection's window back, now or as soon as the budget has room."""

@@ -21,12 +21,14 @@ cdef class Stream:
     cdef public bytes path
     cdef public int status
     cdef public bint has_watched
+    cdef public Py_ssize_t head_octets
 
     cpdef bytes http_version(self)
     cpdef send_head(self, list fields, bint end_stream)
     cpdef send_data(self, bytes data, bint end_stream)
     cpdef send_trailers(self, list fields)
     cpdef reset(self, long code, bint after_data)
+    cpdef Py_ssize_t count_queued_octets(self)
     cpdef acknowledge(self, Py_ssize_t octets)
 
 cdef class ConnectionHandler:
@@ -56,5 +58,6 @@ cdef class Engine:
     cpdef Py_ssize_t count_open_streams(self)
     cpdef Py_ssize_t count_free_streams(self)
     cpdef Py_ssize_t count_queued_octets(self)
+    cpdef Py_ssize_t count_frame_octets(self)
     cpdef bint wants_to_send(self)
     cpdef list live_streams(self)

@@ -131,7 +131,7 @@ class StreamReceiver:
 class Stream:
     """One stream of an engine. Commands on a stream that is over do nothing."""
 
-    __slots__ = ("has_watched", "id", "method", "owed_octets", "path", "receiver", "status")
+    __slots__ = ("has_watched", "head_octets", "id", "method", "owed_octets", "path", "receiver", "status")
 
     def __init__(self) -> None:
         self.id: StreamId = 0
@@ -143,6 +143,8 @@ class Stream:
         """Of the final response that has come (client only); 0 while there is none."""
         self.has_watched = False
         """True if the latest head received has a line whose name is in the engine's `watched_names`."""
+        self.head_octets = 0
+        """Size of the request head that has come (server only), counted as in RFC 9113, 6.5.2."""
         self.receiver: StreamReceiver | None = None
         """Receives the stream's frames. None: content is dropped and given back to the stream's window at once."""
         self.owed_octets = 0
@@ -170,6 +172,10 @@ class Stream:
         With `after_data` nothing is dropped: the reset waits until all that was queued for the stream has left.
         Nothing more is reported for the stream in either case, except its reset if the peer is first.
         """
+        raise NotImplementedError
+
+    def count_queued_octets(self) -> int:
+        """Return the octets of content that were queued on this stream and have neither left nor been dropped."""
         raise NotImplementedError
 
     def acknowledge(self, octets: int) -> None:
@@ -284,7 +290,11 @@ class Engine:
         raise NotImplementedError
 
     def take(self) -> bytes:
-        """Return all octets to send now. Call `report_sent` once the transport has them."""
+        """Return octets to send now; `wants_to_send` tells whether there are more.
+
+        There is not much more content in them than `policy.sending.MAX_TAKEN_OCTETS`, whatever the peer's windows
+        allow. Call `report_sent` once the transport has them.
+        """
         raise NotImplementedError
 
     def report_sent(self) -> None:
@@ -303,6 +313,10 @@ class Engine:
 
     def count_queued_octets(self) -> int:
         """Return the octets of content of all streams that were queued and have neither left nor been dropped."""
+        raise NotImplementedError
+
+    def count_frame_octets(self) -> int:
+        """Return the octets of frames, content left out, that are ready to be taken."""
         raise NotImplementedError
 
     def wants_to_send(self) -> bool:

@@ -28,6 +28,9 @@ from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
 
 from proxy.http2.policy.faults import ConnectionFault
+from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
+
+cdef Py_ssize_t _MAX_TAKEN_OCTETS = MAX_TAKEN_OCTETS
 
 LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
@@ -188,6 +191,7 @@ cdef class Nghttp2Engine(Engine):
         cdef list turns
         cdef Nghttp2Stream stream
         most = min(most, _MOST_FRAME_OCTETS)
+        window = min(window, _MAX_TAKEN_OCTETS)
         while window > 0 and PyList_GET_SIZE(self.turns):
             turns, self.turns = self.turns, []
             for place in range(PyList_GET_SIZE(turns)):
@@ -256,6 +260,9 @@ cdef class Nghttp2Engine(Engine):
 
     cpdef Py_ssize_t count_queued_octets(self):
         return self.queued
+
+    cpdef Py_ssize_t count_frame_octets(self):
+        return self.session.outbox.size
 
     cpdef bint wants_to_send(self):
         if self.session.outbox.size or PyList_GET_SIZE(self.resets_to_send) or PyList_GET_SIZE(self.ends_to_send):

@@ -162,6 +162,7 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     stream.ended_by_peer = end
     stream.method = engine.reader.method
     stream.path = engine.reader.path
+    stream.head_octets = engine.reader.octets
     stream.has_watched = engine.reader.has_watched
     engine.last_processed = stream_id
     engine.guard.credit_head()

@@ -27,6 +27,7 @@ cdef class SectionReader:
     cdef bint too_great
     cdef bint interim
     cdef bint has_watched
+    cdef Py_ssize_t octets
     cdef int status
     cdef int64_t content_length
     cdef bytes method
@@ -38,7 +39,6 @@ cdef class SectionReader:
     cdef frozenset _watched_names
     cdef int _section
     cdef uint32_t _met
-    cdef Py_ssize_t _octets
     cdef Py_ssize_t _most_octets
     cdef PyObject *_method
     cdef PyObject *_path

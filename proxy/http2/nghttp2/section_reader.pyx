@@ -101,7 +101,7 @@ cdef class SectionReader:
         """Expect a section of this kind."""
         self._drop_fields()
         self._section = section
-        self._octets = 0
+        self.octets = 0
         self._met = 0
         self.too_great = self.has_watched = False
         self.content_length = -1
@@ -142,11 +142,11 @@ cdef class SectionReader:
         return self._take(&line)
 
     cdef bint _fits(self, Py_ssize_t octets) except -1:
-        self._octets += octets
-        if self._octets <= self._most_octets:
+        self.octets += octets
+        if self.octets <= self._most_octets:
             return True
         self.too_great = True
-        if self._octets > _FAR * self._most_octets:
+        if self.octets > _FAR * self._most_octets:
             raise ConnectionFault(ENHANCE_YOUR_CALM, "a field section far over SETTINGS_MAX_HEADER_LIST_SIZE")
         return False
 

@@ -92,6 +92,9 @@ cdef class Nghttp2Stream(Stream):
             engine.resets_to_send.append(self)
         engine.wake()
 
+    cpdef Py_ssize_t count_queued_octets(self):
+        return self.octets
+
     cpdef acknowledge(self, Py_ssize_t octets):
         cdef Nghttp2Engine engine = self.engine
         self.owed_octets -= octets

@@ -29,6 +29,7 @@ __all__ = [
     "check_response",
     "check_sendable",
     "check_trailers",
+    "section_octets",
 ]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -268,3 +269,8 @@ def _value(fields: Fields, place: int) -> bytes | None:
 
 def _is_visible(text: bytes) -> bool:
     return not text.translate(None, _VISIBLE)
+
+
+def section_octets(fields: Fields) -> int:
+    """Return the size of a field section (RFC 9113, 6.5.2): names, values, and 32 octets a line."""
+    return sum(len(name) + len(value) + 32 for name, value, _ in fields)

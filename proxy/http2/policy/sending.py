@@ -23,10 +23,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from enum import Enum, auto
+from typing import Final
 
 from proxy.http2.events import Fields, StreamId
 
-__all__ = ["RoundRobin", "SendQueue", "Step"]
+__all__ = ["MAX_TAKEN_OCTETS", "RoundRobin", "SendQueue", "Step"]
+
+MAX_TAKEN_OCTETS: Final = 512 << 10
+"""How much content one `Engine.take` returns at most, give or take a frame.
+
+Otherwise everything that is queued for a peer with large windows that does not read would be copied to the transport.
+It is twice what a transport takes before it pauses its writer.
+"""
 
 
 class Step(Enum):

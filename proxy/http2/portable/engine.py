@@ -13,7 +13,7 @@ from hyperframe.frame import RstStreamFrame
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.policy import refusals
 from proxy.http2.policy.faults import ConnectionFault, StreamFault
-from proxy.http2.policy.fields import check_request, check_response, check_trailers
+from proxy.http2.policy.fields import check_request, check_response, check_trailers, section_octets
 from proxy.http2.policy.stream_history import AFTER_THE_END
 from proxy.http2.portable import frames
 from proxy.http2.portable.frames import must
@@ -98,6 +98,7 @@ class PortableEngine(SendingEngine):
         stream = self.streams[stream_id] = PortableStream(self, stream_id)
         stream.has_head, stream.missing = True, length
         stream.method, stream.path = _value_of(fields, b":method"), _value_of(fields, b":path")
+        stream.head_octets = section_octets(fields)
         stream.has_watched = not self.watched_names.isdisjoint([line[0] for line in fields])
         self.last_processed = stream_id
         self.guard.credit_head()

@@ -46,6 +46,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.policy.compression import MOST_TABLE_OCTETS, SentLines
 from proxy.http2.policy.faults import ConnectionFault
+from proxy.http2.policy.fields import section_octets
 from proxy.http2.portable import frames
 
 __all__ = ["ANY_REQUEST", "ANY_RESPONSE", "ANY_TRAILERS", "LIBRARY", "Library", "ProtocolError"]
@@ -169,8 +170,7 @@ class Library:
             text = "a field block that cannot be decoded"
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, text) from None
         fields = [(bytes(line[0]), bytes(line[1]), not line.indexable) for line in lines]
-        octets = sum(len(name) + len(value) + 32 for name, value, _ in fields)
-        return fields if octets <= self._max_section_octets else None
+        return fields if section_octets(fields) <= self._max_section_octets else None
 
     # ---- what leaves
 
@@ -188,6 +188,11 @@ class Library:
         """Return whether anything is queued."""
         self._collect()
         return bool(self._parts)
+
+    def count_output_octets(self) -> int:
+        """Return the octets that are queued."""
+        self._collect()
+        return sum(map(len, self._parts))
 
     def take(self) -> bytes:
         """Return all that is queued."""

@@ -13,7 +13,7 @@ from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, Stream
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.policy.fields import check_sendable
 from proxy.http2.policy.flood import FloodGuard
-from proxy.http2.policy.sending import RoundRobin, SendQueue, Step
+from proxy.http2.policy.sending import MAX_TAKEN_OCTETS, RoundRobin, SendQueue, Step
 from proxy.http2.policy.stream_history import StreamHistory
 from proxy.http2.portable.frames import FrameReader
 from proxy.http2.portable.library import Library, ProtocolError
@@ -86,6 +86,9 @@ class PortableStream(Stream):
         else:
             self.engine.reset_now(self, code)
             self.engine.want_flush()
+
+    def count_queued_octets(self) -> int:
+        return len(self.queue.content)
 
     def acknowledge(self, octets: int) -> None:
         self.owed_octets -= octets
@@ -205,7 +208,7 @@ class SendingEngine(Engine):
 
     def take(self) -> bytes:
         octets = frames = 0
-        while (stream_id := self.turns.next()) is not None:
+        while octets < MAX_TAKEN_OCTETS and (stream_id := self.turns.next()) is not None:
             sent = self._take_turn(self.streams[stream_id])
             octets += sent
             frames += sent > 0
@@ -290,6 +293,9 @@ class SendingEngine(Engine):
 
     def count_queued_octets(self) -> int:
         return self.queued_octets
+
+    def count_frame_octets(self) -> int:
+        return self.library.count_output_octets()
 
     def wants_to_send(self) -> bool:
         return bool(self.turns) or self.library.has_output()

@@ -110,6 +110,7 @@ class Pair:
         limits: Limits | None = None,
         *,
         queued_octets: int = 1 << 20,
+        client_limits: Limits | None = None,
         flusher: Flusher | None = None,
     ) -> None:
         self.budget = Budget(queued_octets)
@@ -118,7 +119,8 @@ class Pair:
         self.loop = self.flusher.loop
         self.server = Server(make, limits or Limits(), self.budget, self.flusher)
         self.transport = MemoryTransport(self.loop, self.server.as_protocol())
-        self.client = Client(make, Limits(stream_window_octets=65_535, connection_window_octets=65_535))
+        small = Limits(stream_window_octets=65_535, connection_window_octets=65_535)
+        self.client = Client(make, client_limits or small)
         self.client.acknowledging = False
         self.server.connection_made(self.transport)
         self.settle()

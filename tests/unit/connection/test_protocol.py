@@ -10,6 +10,7 @@ from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
+from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import GoAwayReceived, HeadReceived
 from tests.unit.connection.pair import Pair, Server
@@ -74,7 +75,9 @@ def test_content_counts_as_sent_only_once_the_transport_takes_more(make: EngineF
         written = pair.transport.written
         pair.loop.turn()
         assert pair.transport.written == written
-        assert pair.budget.queued_octets == 5
+        assert pair.budget.queued_octets == 5 + pair.transport.get_write_buffer_size(), (
+            "in the engine and the transport"
+        )
         pair.transport.resume()
         assert pair.server.sent == [(stream_id, 5), (stream_id, 6)]
         pair.loop.turn()
@@ -161,7 +164,9 @@ def test_what_a_connection_holds_is_off_the_budget_when_it_ends(make: EngineFact
         pair.answered(bytes(300_000))
         pair.loop.turn()
         # The client's windows take 65,535 octets; the transport was full after that.
-        assert pair.budget.queued_octets == 500_000 - 65_535
+        held = pair.transport.get_write_buffer_size() + pair.server.engine.count_frame_octets()
+        assert held > 65_535
+        assert pair.budget.queued_octets == 500_000 - 65_535 + held
         ENDS[how](pair)
         for _ in range(3):
             pair.down()
@@ -327,3 +332,28 @@ def test_pings_and_settings_need_no_attention(make: EngineFactory) -> None:
         pair.settle()
         assert pair.server.events == []
         assert pair.server.lost == []
+
+
+@each_bare_engine
+def test_a_peer_with_large_windows_that_does_not_read_gets_no_more_than_a_transport_takes(make: EngineFactory) -> None:
+    windows = Limits(stream_window_octets=64 << 20, connection_window_octets=64 << 20)
+    with Pair(make, client_limits=windows) as pair:
+        pair.transport.stalls_at_next_write = True
+        pair.answered(bytes(8 << 20))
+        for _ in range(5):
+            pair.loop.turn()
+        taken = pair.transport.get_write_buffer_size()
+        assert taken < MAX_TAKEN_OCTETS + 64_000
+        assert pair.budget.queued_octets >= 8 << 20, "all of it is charged, wherever it waits"
+        pair.transport.resume()
+        pair.settle()
+        assert pair.budget.queued_octets == 0
+
+
+@each_bare_engine
+def test_all_that_the_windows_take_leaves_in_portions(make: EngineFactory) -> None:
+    windows = Limits(stream_window_octets=64 << 20, connection_window_octets=64 << 20)
+    with Pair(make, client_limits=windows) as pair:
+        stream = pair.answered(bytes(3 << 20), end=True)
+        pair.settle()
+        assert sum(octets for stream_id, octets in pair.server.sent if stream_id == stream) == 3 << 20
