@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from proxy.emulator import Certificates, Fault, Google, GoogleServer
-from tests.support.peers.sockets import Peer, Server, client, server, server_context
-from tests.support.sidecar import Sidecar, sidecar
+from proxy.emulator import Fault, Google, GoogleServer
+from tests.support.chain import UPSTREAM, StartChain
+from tests.support.peers.sockets import Peer, Server
+from tests.support.sidecar import Sidecar
 
 TOKEN = b"x-serverless-authorization"
 FIRST = "first@emulated.iam.gserviceaccount.com"
@@ -92,26 +93,19 @@ class Stage:
 
 @asynccontextmanager
 async def stage(
-    certificates: Certificates, folder: Path, *flags: str, google: Google | None = None, file: bool = True
+    chain: StartChain, *flags: str, google: Google | None = None, file: bool = True
 ) -> AsyncIterator[Stage]:
     google = google or Google()
-    adc = folder / "adc.json"
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far, GoogleServer(google, certificates) as at:
-        url = f'url = "https://127.0.0.1:{far.port}"\n'
-        config = folder / "routes.toml"
-        config.write_text(f'[routes.svc]\n{url}[routes.imp]\n{url}gcp_impersonate_service_account = "{TARGET}"\n')
+    adc = chain.folder / "adc.json"
+    async with GoogleServer(google, chain.certificates) as at:
+        impersonating = f'[routes.imp]\nurl = "{UPSTREAM}"\ngcp_impersonate_service_account = "{TARGET}"\n'
         env: dict[str, str | None] = {
             "GCE_METADATA_HOST": at.metadata_address,
-            "SSL_CERT_FILE": str(certificates.ca_file),
+            "SSL_CERT_FILE": str(chain.certificates.ca_file),
             "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1",
             **({"GOOGLE_APPLICATION_CREDENTIALS": str(adc)} if file else {}),
         }
-        trust = ("--upstream-ca", certificates.ca_file)
-        async with (
-            sidecar("--config", config, *trust, *flags, env=env) as running,
-            client(*running.address) as near,
-        ):
+        async with chain(*flags, settings=impersonating, signed=["svc"], env=env) as (running, far, near):
             yield Stage(google, at, adc, running, far, near)
 
 
@@ -152,11 +146,11 @@ async def is_gone(pid: int) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 async def test_an_unreadable_subject_token_delays_neither_a_good_key_nor_the_exit(
-    certificates: Certificates, tmp_path: Path, kind: str
+    chain: StartChain, tmp_path: Path, kind: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     file = {"pipe": str(tmp_path / "pipe"), "device": "/dev/zero", "directory": str(tmp_path)}[kind]
-    async with stage(certificates, tmp_path) as at:
+    async with stage(chain) as at:
         at.put({**LOCAL_SOURCE, "credential_source": {"file": file}})
         for _ in range(3):
             assert await at.call("/imp/discover") == (424, "credentials-invalid")
@@ -169,10 +163,8 @@ async def test_an_unreadable_subject_token_delays_neither_a_good_key_nor_the_exi
 
 
 @pytest.mark.asyncio
-async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    async with stage(certificates, tmp_path, "--mint-timeout", "1") as at:
+async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(chain: StartChain, tmp_path: Path) -> None:
+    async with stage(chain, "--mint-timeout", "1") as at:
         os.mkfifo(tmp_path / "started")
         lines = f"trap '' TERM HUP INT\nsleep 600 &\necho $$ $! > '{tmp_path}/started'\nwait"
         at.put(script(tmp_path, lines))
@@ -187,8 +179,8 @@ async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(
 
 
 @pytest.mark.asyncio
-async def test_an_executable_does_not_outlive_the_sidecar(certificates: Certificates, tmp_path: Path) -> None:
-    async with stage(certificates, tmp_path, "--mint-timeout", "1") as at:
+async def test_an_executable_does_not_outlive_the_sidecar(chain: StartChain, tmp_path: Path) -> None:
+    async with stage(chain, "--mint-timeout", "1") as at:
         os.mkfifo(tmp_path / "started")
         at.put(script(tmp_path, f"trap '' TERM\nsleep 600 &\necho $$ $! > '{tmp_path}/started'\nwait"))
         async with asyncio.TaskGroup() as group:
@@ -201,8 +193,8 @@ async def test_an_executable_does_not_outlive_the_sidecar(certificates: Certific
 
 
 @pytest.mark.asyncio
-async def test_an_executable_that_prints_without_end_is_ended(certificates: Certificates, tmp_path: Path) -> None:
-    async with stage(certificates, tmp_path) as at:
+async def test_an_executable_that_prints_without_end_is_ended(chain: StartChain, tmp_path: Path) -> None:
+    async with stage(chain) as at:
         at.put(script(tmp_path, "exec cat /dev/zero"))
         for _ in range(2):
             assert await at.call("/imp/discover") == (424, "credentials-invalid")
@@ -213,12 +205,10 @@ async def test_an_executable_that_prints_without_end_is_ended(certificates: Cert
 
 
 @pytest.mark.asyncio
-async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(
-    certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(chain: StartChain) -> None:
     google = Google(slow_seconds=3.0)
     google.fail("metadata", Fault.SLOW, times=1)
-    async with stage(certificates, tmp_path, "--mint-timeout", "0.5", google=google, file=False) as at:
+    async with stage(chain, "--mint-timeout", "0.5", google=google, file=False) as at:
         before = await at.calls_until((200, google.metadata_account))
         assert before
         assert set(before) == {(503, "token-timeout")}
@@ -231,10 +221,10 @@ async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [-2 * 86_400, -7200, 7200])
 async def test_a_clock_that_is_wrong_by_more_than_the_life_of_a_token_stops_nothing(
-    certificates: Certificates, tmp_path: Path, seconds: int
+    chain: StartChain, seconds: int
 ) -> None:
     google = Google(clock=lambda: time.time() + seconds)
-    async with stage(certificates, tmp_path, google=google, file=False) as at:
+    async with stage(chain, google=google, file=False) as at:
         for _ in range(5):
             assert await at.call() == (200, google.metadata_account)
         for _ in range(2):
@@ -251,10 +241,8 @@ async def test_a_clock_that_is_wrong_by_more_than_the_life_of_a_token_stops_noth
 
 
 @pytest.mark.asyncio
-async def test_only_the_new_key_is_used_after_a_key_was_replaced_under_load(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    async with stage(certificates, tmp_path) as at:
+async def test_only_the_new_key_is_used_after_a_key_was_replaced_under_load(chain: StartChain) -> None:
+    async with stage(chain) as at:
         at.put_key(FIRST)
         assert await at.call() == (200, FIRST)
         at.put_key(SECOND)
@@ -273,9 +261,9 @@ async def test_only_the_new_key_is_used_after_a_key_was_replaced_under_load(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("change", ["key", "none", "account"])
 async def test_invocations_use_the_identity_that_a_registration_has_shown(
-    certificates: Certificates, tmp_path: Path, change: str
+    chain: StartChain, tmp_path: Path, change: str
 ) -> None:
-    async with stage(certificates, tmp_path, file=change != "account") as at:
+    async with stage(chain, file=change != "account") as at:
         if change != "account":
             at.put_key(FIRST)
         old = await at.call()
@@ -295,10 +283,8 @@ async def test_invocations_use_the_identity_that_a_registration_has_shown(
 
 
 @pytest.mark.asyncio
-async def test_another_account_at_the_metadata_server_takes_effect_without_a_registration(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    async with stage(certificates, tmp_path, file=False) as at:
+async def test_another_account_at_the_metadata_server_takes_effect_without_a_registration(chain: StartChain) -> None:
+    async with stage(chain, file=False) as at:
         assert await at.call() == (200, at.google.metadata_account)
         old = at.google.metadata_account
         await at.running.program.line("token minted")

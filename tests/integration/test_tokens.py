@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.emulator import Certificates, Fault, Google, GoogleServer
+from proxy.emulator import Fault, Google, GoogleServer
 from proxy.emulator.model import Endpoint
-from tests.support.peers.sockets import Fields, Peer, Server, client, server, server_context
-from tests.support.sidecar import Sidecar, sidecar
+from tests.support.chain import StartChain
+from tests.support.peers.sockets import Fields, Peer, Server
+from tests.support.sidecar import Sidecar
 
 TOKEN = b"x-serverless-authorization"
 SPOOFED = [(TOKEN, b"Bearer spoofed"), (b"x_serverless_authorization", b"Bearer spoofed"), (TOKEN, b"Bearer again")]
@@ -50,21 +51,12 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    certificates: Certificates,
-    *flags: str | Path,
-    google: Google | None = None,
-    env: dict[str, str | None] | None = None,
+    chain: StartChain, *flags: str, google: Google | None = None, env: dict[str, str | None] | None = None
 ) -> AsyncIterator[Scene]:
     google = google or Google()
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far, GoogleServer(google, certificates) as server_of_google:
+    async with GoogleServer(google, chain.certificates) as server_of_google:
         environment = {"GCE_METADATA_HOST": server_of_google.metadata_address, **(env or {})}
-        route = f"svc=https://127.0.0.1:{far.port}"
-        trust = ("--upstream-ca", certificates.ca_file)
-        async with (
-            sidecar("--route", route, *trust, *flags, env=environment) as running,
-            client(*running.address) as near,
-        ):
+        async with chain(*flags, signed=["svc"], env=environment) as (running, far, near):
             yield Scene(google, running, far, near)
 
 
@@ -73,8 +65,8 @@ def tokens(fields: Fields) -> list[bytes]:
 
 
 @pytest.mark.asyncio
-async def test_a_minted_token_replaces_whatever_the_client_sent(certificates: Certificates) -> None:
-    async with scene(certificates) as at:
+async def test_a_minted_token_replaces_whatever_the_client_sent(chain: StartChain) -> None:
+    async with scene(chain) as at:
         fields = await at.through()
         (token,) = tokens(fields)
         assert token.startswith(b"Bearer eyJ")
@@ -82,8 +74,8 @@ async def test_a_minted_token_replaces_whatever_the_client_sent(certificates: Ce
 
 
 @pytest.mark.asyncio
-async def test_one_mint_serves_all_invocations_and_each_discovery_has_its_own(certificates: Certificates) -> None:
-    async with scene(certificates) as at:
+async def test_one_mint_serves_all_invocations_and_each_discovery_has_its_own(chain: StartChain) -> None:
+    async with scene(chain) as at:
         discovered = [tokens(await at.through("/svc/discover", "GET")) for _ in range(2)]
         assert len(at.google.mints) == 2
         assert all(discovered)
@@ -93,8 +85,8 @@ async def test_one_mint_serves_all_invocations_and_each_discovery_has_its_own(ce
 
 
 @pytest.mark.asyncio
-async def test_a_burst_on_a_cold_sidecar_waits_for_one_mint(certificates: Certificates) -> None:
-    async with scene(certificates) as at:
+async def test_a_burst_on_a_cold_sidecar_waits_for_one_mint(chain: StartChain) -> None:
+    async with scene(chain) as at:
         streams = [at.near.open("/svc/x", end=True) for _ in range(90)]
         for _ in streams:
             peer, far_stream, fields, _ = await at.far.request()
@@ -106,10 +98,10 @@ async def test_a_burst_on_a_cold_sidecar_waits_for_one_mint(certificates: Certif
 
 
 @pytest.mark.asyncio
-async def test_octets_received_during_a_mint_are_held_and_then_sent_in_order(certificates: Certificates) -> None:
+async def test_octets_received_during_a_mint_are_held_and_then_sent_in_order(chain: StartChain) -> None:
     google = Google(slow_seconds=0.3)
     google.fail("metadata", Fault.SLOW, times=1)
-    async with scene(certificates, google=google) as at:
+    async with scene(chain, google=google) as at:
         stream = at.near.open("/svc/x")
         await at.near.send(stream, b"one, ")
         await at.near.send(stream, b"two, ")
@@ -122,12 +114,10 @@ async def test_octets_received_during_a_mint_are_held_and_then_sent_in_order(cer
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.SLOW])
-async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(
-    certificates: Certificates, fault: Fault
-) -> None:
+async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(chain: StartChain, fault: Fault) -> None:
     google = Google()
     google.fail("metadata", fault)
-    async with scene(certificates, "--mint-timeout", "1", google=google) as at:
+    async with scene(chain, "--mint-timeout", "1", google=google) as at:
         stream = at.near.open("/svc/invoke/S/h", fields=SPOOFED)
         await at.near.send(stream, b"what must not leave")
         head = await at.near.head(stream)
@@ -147,9 +137,9 @@ async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(
 
 
 @pytest.mark.asyncio
-async def test_nothing_of_google_is_touched_before_a_signed_request(certificates: Certificates, tmp_path: Path) -> None:
+async def test_nothing_of_google_is_touched_before_a_signed_request(chain: StartChain, tmp_path: Path) -> None:
     missing = str(tmp_path / "no-such-key.json")
-    async with scene(certificates, env={"GOOGLE_APPLICATION_CREDENTIALS": missing}) as at:
+    async with scene(chain, env={"GOOGLE_APPLICATION_CREDENTIALS": missing}) as at:
         head, _ = await at.call("/elsewhere")
         assert head[b":status"] == b"404"
         assert not at.google.calls
@@ -164,8 +154,8 @@ async def test_nothing_of_google_is_touched_before_a_signed_request(certificates
 
 
 @pytest.mark.asyncio
-async def test_a_401_drops_the_token_once_and_not_in_a_loop(certificates: Certificates) -> None:
-    async with scene(certificates) as at:
+async def test_a_401_drops_the_token_once_and_not_in_a_loop(chain: StartChain) -> None:
+    async with scene(chain) as at:
         for _ in range(10):
             await at.through(status=401)
         assert len(at.google.mints) == 2
@@ -174,49 +164,42 @@ async def test_a_401_drops_the_token_once_and_not_in_a_loop(certificates: Certif
 
 
 @pytest.mark.asyncio
-async def test_an_unsigned_route_gets_no_token_and_lets_none_pass(certificates: Certificates, tmp_path: Path) -> None:
-    tls = server_context(*certificates.server_files("127.0.0.1"))
-    async with server(tls) as far:
-        config = tmp_path / "routes.toml"
-        config.write_text(f'[routes.svc]\nurl = "https://127.0.0.1:{far.port}"\ngcp_id_token = false\n')
-        async with (
-            sidecar("--config", config, "--upstream-ca", certificates.ca_file) as running,
-            client(*running.address) as near,
-        ):
-            near.open("/svc/x", fields=SPOOFED, end=True)
-            _, _, fields, _ = await far.request()
-            assert not tokens(fields)
+async def test_an_unsigned_route_gets_no_token_and_lets_none_pass(chain: StartChain) -> None:
+    async with chain() as (_, far, near):
+        near.open("/svc/x", fields=SPOOFED, end=True)
+        _, _, fields, _ = await far.request()
+        assert not tokens(fields)
 
 
 @pytest.mark.asyncio
-async def test_a_key_file_mints_through_its_token_uri(certificates: Certificates, tmp_path: Path) -> None:
+async def test_a_key_file_mints_through_its_token_uri(chain: StartChain, tmp_path: Path) -> None:
     google = Google()
     account = "caller@emulated.iam.gserviceaccount.com"
-    async with GoogleServer(google, certificates) as of_google:
+    async with GoogleServer(google, chain.certificates) as of_google:
         key = tmp_path / "key.json"
         key.write_text(json.dumps(google.key_file(account, f"https://{of_google.tls_address}/token")))
         env: dict[str, str | None] = {
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
-            "SSL_CERT_FILE": str(certificates.ca_file),
+            "SSL_CERT_FILE": str(chain.certificates.ca_file),
         }
-        async with scene(certificates, google=google, env=env) as at:
+        async with scene(chain, google=google, env=env) as at:
             assert tokens(await at.through())
             assert [(mint.endpoint, mint.email) for mint in google.mints] == [("oauth", account)]
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("endpoint", ["oauth"])
-async def test_a_key_file_fails_closed_too(certificates: Certificates, tmp_path: Path, endpoint: Endpoint) -> None:
+async def test_a_key_file_fails_closed_too(chain: StartChain, tmp_path: Path, endpoint: Endpoint) -> None:
     google = Google()
-    async with GoogleServer(google, certificates) as of_google:
+    async with GoogleServer(google, chain.certificates) as of_google:
         key = tmp_path / "key.json"
         account = "caller@emulated.iam.gserviceaccount.com"
         key.write_text(json.dumps(google.key_file(account, f"https://{of_google.tls_address}/token")))
         env: dict[str, str | None] = {
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
-            "SSL_CERT_FILE": str(certificates.ca_file),
+            "SSL_CERT_FILE": str(chain.certificates.ca_file),
         }
-        async with scene(certificates, "--mint-timeout", "1", google=google, env=env) as at:
+        async with scene(chain, "--mint-timeout", "1", google=google, env=env) as at:
             for fault in Fault:
                 if fault is Fault.SLOW:
                     continue
@@ -227,8 +210,8 @@ async def test_a_key_file_fails_closed_too(certificates: Certificates, tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_no_log_line_has_a_token(certificates: Certificates) -> None:
-    async with scene(certificates, "--log-level", "debug", "--access-log") as at:
+async def test_no_log_line_has_a_token(chain: StartChain) -> None:
+    async with scene(chain, "--log-level", "debug", "--access-log") as at:
         fields = await at.through()
         await at.through(status=401)
         await at.through("/svc/discover", "GET")
@@ -245,11 +228,11 @@ async def test_no_log_line_has_a_token(certificates: Certificates) -> None:
 
 @pytest.mark.asyncio
 async def test_a_request_that_is_cancelled_while_it_waits_for_its_token_is_never_sent(
-    certificates: Certificates,
+    chain: StartChain,
 ) -> None:
     google = Google()
     google.fail("metadata", Fault.HANG)
-    async with scene(certificates, google=google) as at:
+    async with scene(chain, google=google) as at:
         waiting = [at.near.open("/svc/x") for _ in range(3)]
         await at.near.ping()
         for stream in waiting:

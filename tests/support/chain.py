@@ -15,7 +15,7 @@ from tests.support.sidecar import Sidecar, sidecar
 __all__ = ["UPSTREAM", "UPSTREAM_PORT", "Chain", "StartChain"]
 
 UPSTREAM = "{upstream}"
-"""Stands for the upstream's URL in the URLs of routes."""
+"""Stands for the upstream's URL in routes and settings."""
 
 UPSTREAM_PORT = "{upstream_port}"
 """Stands for the upstream's port there."""
@@ -55,11 +55,12 @@ class StartChain:
     ) -> AsyncIterator[Chain]:
         """Start an upstream, the sidecar and a client.
 
-        `settings` are lines of the settings file. `routes` gives the URL of each route, with `UPSTREAM` or
-        `UPSTREAM_PORT` in it; without, there is one route, `svc`, to the upstream. Routes send no token unless they are
-        `signed`. The upstream is known as `host`; it listens with `tls` and a certificate for `certificate_for` (for
-        `host` unless given), which the sidecar trusts unless `trusted` is False, and offers `alpn` (h2 unless given).
-        `upstream` and `client_options` go to the two `Peer`s, `flags`, `env` and `under` to the sidecar.
+        `settings` are lines of the settings file, `routes` the URL of each route, both with `UPSTREAM` or, in URLs,
+        `UPSTREAM_PORT` where they mean it; without `routes`, there is one, `svc`, to the upstream. Routes send no token
+        unless they are `signed`. The upstream is known as `host`; it listens with `tls` and a certificate for
+        `certificate_for` (for `host` unless given), which the sidecar trusts unless `trusted` is False, and offers
+        `alpn` (h2 unless given). `upstream` and `client_options` go to the two `Peer`s, `flags`, `env` and `under` to
+        the sidecar.
         """
         context = None
         if tls:
@@ -73,7 +74,7 @@ class StartChain:
                 for name, target in ({"svc": UPSTREAM} if routes is None else routes).items()
             ]
             config = self.folder / "routes.toml"
-            config.write_text("\n".join([settings, *tables]))
+            config.write_text("\n".join([settings.replace(UPSTREAM, url), *tables]))
             trust = ("--upstream-ca", self.certificates.ca_file) if trusted else ()
             async with (
                 sidecar("--config", config, *trust, *flags, env=env, under=under) as running,
