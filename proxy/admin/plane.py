@@ -1,44 +1,56 @@
 """The admin port, on aiohttp's server.
 
-============  ==============================================================================
-`/livez`      200 while the process answers
-`/startupz`   200 once the listener accepts connections, 503 before
-`/readyz`     200 while new requests are accepted, 503 before and while draining
-`/metrics`    metrics for Prometheus
-`/routes`     the routes, each with its upstream and identity, in JSON
-`/`           the same for people, with readiness and counts
-============  ==============================================================================
+=================  ==============================================================================
+`/livez`           200 while the process answers
+`/startupz`        200 once the listener accepts connections, 503 before
+`/readyz`          200 while new requests are accepted, 503 before and while draining
+`/readyz?routes`   also 503 while a route has no token because it cannot be minted
+`/metrics`         metrics for Prometheus
+`/routes`          the routes, each with its upstream and identity, in JSON
+`/status`          the state of the worker and of each route, in JSON
+`/openapi.json`    the description of all these paths (OpenAPI 3.1)
+`/`                the status page, for people
+=================  ==============================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Final, Protocol
 
 from aiohttp import web
 
-from proxy.admin.page import status_page
-from proxy.admin.slices import send_in_slices
-from proxy.admin.status import JSON, json_list, route_settings
+from proxy.admin.guard import Deadlines, host_check
+from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
+from proxy.admin.slices import in_slices, send_in_slices
+from proxy.admin.status import JSON, Status, json_list, route_settings
 from proxy.downstream.binding import bind_tcp
 from proxy.network.address import Address, parse_address
 from proxy.observe.health import RouteHealth
+from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live
 from proxy.observe.metrics import Metrics
 
-__all__ = ["PATHS", "AdminPlane", "Health"]
+__all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
 
-PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
+PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes", "/status", "/openapi.json")
 """All paths of the admin port."""
+
+OPENAPI: Final = files("proxy.admin").joinpath("openapi.json").read_text("utf-8")
+"""Their description."""
 
 # Answers are computed at once, so a connection that is still open after this is idle.
 _SHUTDOWN_SECONDS: Final = 1.0
 
 _BACKLOG: Final = 128
+
+_NOTHING_LOADED: Final = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Health(Protocol):
@@ -54,7 +66,10 @@ class Health(Protocol):
 
 
 class AdminPlane:
-    """Serves `PATHS` at one address from `start` to `close`."""
+    """Serves `PATHS` at one address from `start` to `close`.
+
+    `allowed_hosts` are names that a request on a loopback address may have in `Host`, beside those of this machine.
+    """
 
     def __init__(
         self,
@@ -64,15 +79,23 @@ class AdminPlane:
         routes_health: RouteHealth,
         live: Live,
         *,
-        reuse_port: bool = False,
+        workers: int = 1,
+        allowed_hosts: Iterable[str] = (),
+        deadlines: Deadlines | None = None,
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
         self._metrics = metrics
         self._routes_health = routes_health
         self._live = live
-        self._reuse_port = reuse_port
+        self.history = History(metrics)
+        """The last minutes, recorded from `start` to `close`."""
+        self._status = Status(metrics, routes_health, self.history, live, workers=workers)
+        self._reuse_port = workers > 1
+        self._allowed_hosts = tuple(allowed_hosts)
+        self._deadlines = deadlines or Deadlines()
         self._runner: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. Raises OSError."""
@@ -84,12 +107,20 @@ class AdminPlane:
             await runner.cleanup()
             raise
         self._runner = runner
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._record_history()))
+        if runner.server is not None:
+            self._tasks.append(loop.create_task(self._deadlines.run(runner.server)))
 
     async def close(self) -> None:
         """Stop listening, and close open connections within about a second. May be called in any state, repeatedly."""
         runner, self._runner = self._runner, None
         if runner is None:
             return
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await runner.cleanup()
         if self._configured.path:
             _remove_file(Path(self._configured.path))
@@ -116,16 +147,24 @@ class AdminPlane:
         return web.SockSite(runner, bound, backlog=_BACKLOG)
 
     def _application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(middlewares=[self._deadlines.middleware, host_check(self._allowed_hosts)])
         application.router.add_get("/", self._page)
         application.router.add_get("/livez", self._livez)
         application.router.add_get("/readyz", self._readyz)
         application.router.add_get("/startupz", self._startupz)
         application.router.add_get("/metrics", self._exposition)
         application.router.add_get("/routes", self._list_routes)
+        application.router.add_get("/status", self._show_status)
+        application.router.add_get("/openapi.json", self._openapi)
         application.router.add_route("*", "/{unknown:.*}", self._unknown)
         application.on_response_prepare.append(_set_fields)
         return application
+
+    async def _record_history(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_SECONDS)
+            async for _ in in_slices(self.history.sample()):
+                pass
 
     def _readiness(self) -> tuple[bool, str]:
         if self._health.draining:
@@ -137,8 +176,13 @@ class AdminPlane:
     async def _livez(self, _request: web.Request) -> web.Response:
         return _probe_answer(True, "alive: answering")
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
-        return _probe_answer(*self._readiness())
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready, state = self._readiness()
+        if ready and "routes" in request.query:
+            failing = "".join([text async for text in in_slices(self._status.cannot_mint())])
+            if failing:
+                return _probe_answer(False, f"not ready: routes without a token\n{failing.rstrip()}")
+        return _probe_answer(ready, state)
 
     async def _startupz(self, _request: web.Request) -> web.Response:
         started = self._health.started
@@ -158,10 +202,16 @@ class AdminPlane:
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
         return await send_in_slices(request, json_list(map(route_settings, self._live.routes())), JSON)
 
+    async def _show_status(self, request: web.Request) -> web.StreamResponse:
+        state, _, reason = self._readiness()[1].partition(": ")
+        return await send_in_slices(request, self._status.pieces(state, reason), JSON)
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return web.Response(text=OPENAPI, content_type="application/json")
+
     async def _page(self, _request: web.Request) -> web.Response:
-        ready, readiness = self._readiness()
-        text = status_page(ready, readiness, self._live.routes(), self._metrics)
-        return web.Response(text=text, content_type="text/html")
+        fields = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return web.Response(text=PAGE, content_type="text/html", headers=fields)
 
     async def _unknown(self, request: web.Request) -> web.Response:
         if request.path in PATHS:
@@ -184,4 +234,4 @@ async def _set_fields(_request: web.Request, response: web.StreamResponse) -> No
     response.headers.popall("Server", None)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
+    response.headers.setdefault("Content-Security-Policy", _NOTHING_LOADED)

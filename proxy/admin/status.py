@@ -1,23 +1,140 @@
-"""What the admin port tells in JSON, piece by piece."""
+"""What the admin port tells in JSON, piece by piece; `openapi.json` describes it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
+from proxy import __version__
+from proxy.observe.background import dropped_lines
+from proxy.observe.counters import RouteMetrics
+from proxy.observe.health import RouteHealth, Trouble
+from proxy.observe.history import INTERVAL_SECONDS, History
+from proxy.observe.live import Live
+from proxy.observe.metrics import Metrics, token_identity
 from proxy.routes import Route
 
-__all__ = ["JSON", "json_list", "route_settings"]
+__all__ = ["JSON", "Status", "json_list", "route_settings"]
 
 JSON: Final = "application/json; charset=utf-8"
 """The content type."""
 
+_NOTHING_COUNTED: Final = RouteMetrics()
 
-def json_list(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a JSON array of objects, one object a piece."""
+
+class Status:
+    """The state of one worker. `clock` is wall-clock time in seconds."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: RouteHealth,
+        history: History,
+        live: Live,
+        *,
+        workers: int = 1,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._history = history
+        self._live = live
+        self._workers = workers
+        self._clock = clock
+        self._started_at = clock()
+
+    def pieces(self, state: str, reason: str) -> Iterator[str]:
+        """Yield the text of a JSON object, one route a piece. `state` and `reason` are those of `/readyz`."""
+        metrics, live = self._metrics, self._live
+        head = {
+            "version": __version__,
+            "engine": metrics.engine,
+            "pid": os.getpid(),
+            "workers": self._workers,
+            "started_at": self._started_at,
+            "now": self._clock(),
+            "state": state,
+            "reason": reason,
+            "downstream_connections": metrics.downstream_connections.now,
+            "queued_octets": live.queued_octets,
+            "queued_octets_limit": live.queued_octets_limit,
+            "clock_ahead_seconds": metrics.clock_ahead_seconds,
+            "log_lines_dropped": dropped_lines(),
+            "interval_seconds": INTERVAL_SECONDS,
+            "failures": [_trouble(failure) for failure in reversed(self._health.last_failures)],
+        }
+        yield f"{json.dumps(head, ensure_ascii=False)[:-1]},\n"
+        yield '"origins": '
+        yield from json_list(self._origins())
+        yield ',\n"routes": '
+        yield from json_list(map(self._route, live.routes()))
+        yield "}\n"
+
+    def cannot_mint(self) -> Iterator[str]:
+        """Yield a line for each route that has no token and whose last mint failed; empty text for the others."""
+        for route in self._live.routes():
+            found = self._health.mint_trouble(route)
+            if found is None or self._live.token(route) is not None:
+                yield ""
+            else:
+                yield f"{route.label}: {found.code}: {found.reason}\n"
+
+    def _origins(self) -> Iterator[dict[str, Any] | None]:
+        told = set()
+        goaways: dict[str, dict[str, int]] = {}
+        for (origin, code), count in self._metrics.goaways.items():
+            goaways.setdefault(origin, {})[code] = count
+        for route in self._live.routes():
+            state = self._live.origin(route)
+            if state is None or state.origin in told:
+                yield None
+                continue
+            told.add(state.origin)
+            connections = self._metrics.upstream_connections.get(state.origin)
+            yield {
+                "origin": state.origin,
+                "connections": connections.now if connections is not None else 0,
+                "opened": connections.ever if connections is not None else 0,
+                "opening": state.opening,
+                "waiting": state.waiting,
+                "goaways": goaways.get(state.origin, {}),
+            }
+
+    def _route(self, route: Route) -> dict[str, Any]:
+        counted = self._metrics.routes.get(route.label, _NOTHING_COUNTED)
+        token = self._live.token(route)
+        trouble = self._health.trouble(route, has_token=token is not None)
+        intervals = self._history.of(route.label)
+        return {
+            **route_settings(route),
+            "well": trouble is None,
+            "trouble": _trouble(trouble) if trouble is not None else None,
+            "token": token._asdict() if token is not None else None,
+            "minted_at": self._metrics.minted_at.get(token_identity(route)) if route.signed else None,
+            "in_flight": counted.in_flight,
+            "ended": counted.total,
+            "errors": counted.errors,
+            "failures": counted.failures,
+            "history": {
+                "requests": [interval.requests for interval in intervals],
+                "errors": [interval.errors for interval in intervals],
+                "p50": [round(interval.p50, 4) for interval in intervals],
+                "p99": [round(interval.p99, 4) for interval in intervals],
+            },
+        }
+
+
+def json_list(items: Iterable[Mapping[str, Any] | None]) -> Iterator[str]:
+    """Yield a JSON array of objects, one object a piece; of None, a piece without text."""
     separator = "["
     for item in items:
+        if item is None:
+            yield ""
+            continue
         yield f"{separator}\n{json.dumps(item, ensure_ascii=False)}"
         separator = ","
     yield "[]\n" if separator == "[" else "\n]\n"
@@ -33,3 +150,7 @@ def route_settings(route: Route) -> dict[str, Any]:
         "gcp_impersonate_service_account": route.impersonate,
         "gcp_delegates": list(route.delegates),
     }
+
+
+def _trouble(trouble: Trouble) -> dict[str, Any]:
+    return {**asdict(trouble), "commands": list(trouble.commands)}

@@ -9,6 +9,7 @@ No secret gets into a log line or a metric.
                  prometheus_client
 * `live`         what metrics and status page read from other rooms when they are asked
 * `health`       an observer that knows which routes work, and the last failures
+* `history`      the last minutes of each route, for charts
 * `explanation`  what an error response or a failure means, in the words of `check`
 * `access_log`   an observer that writes one line an exchange
 * `warnings`     an observer that writes what went wrong, and what mends it

@@ -149,6 +149,11 @@ class RouteMetrics(ExchangeObserver):
         """Failures of the sidecar's own making, of all codes."""
         return self._failures.total()
 
+    @property
+    def errors(self) -> int:
+        """Exchanges that ended with a status of 400 or more, or were reset before they had one."""
+        return sum(count for status, count in self._statuses.items() if status >= 400 or status == 0)
+
     def by_status(self) -> Mapping[str, int]:
         """Return exchanges by status: a three-digit number, `reset`, or `other`, so that the labels are bounded."""
         found: Counter[str] = Counter()

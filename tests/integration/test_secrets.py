@@ -47,7 +47,7 @@ OF_THE_CALLER = {
     **OF_THE_APPLICATION,
     "X-Serverless-Authorization": "Bearer eyJmYWtl.eyJzcG9vZmVk.c3Bvb2ZlZA",
 }
-ADMIN = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes")
+ADMIN = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes", "/status", "/openapi.json")
 
 # What a secret begins with, whoever made it: JWTs, Google's access and refresh tokens, AWS' signed requests, keys.
 BEGINNINGS = ("eyJ", "ya29.", "1//", "AWS4-HMAC", "PRIVATE KEY", "credential-of-the-application")

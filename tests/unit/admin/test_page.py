@@ -1,29 +1,32 @@
+"""The status page, and what a browser makes of it."""
+
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
-from proxy import __version__
-from proxy.admin.page import status_page
-from proxy.errors import Draining
-from proxy.observe.exposition import Exposition
-from proxy.observe.health import RouteHealth
-from proxy.observe.metrics import Metrics
-from proxy.routes import Origin, Route
-from tests.support.live import StillState
-from tests.support.observed import Observed
+import pytest
 
-VOID = {"meta"}
+from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
+from tests.support.browser import Page, page
+from tests.unit.admin.stage import ROUTES, stage
+
+VOID = {"meta", "input", "br"}
 
 
 class Document(HTMLParser):
-    """The texts of a page, in order, and its tags; fails on tags that are not closed in order."""
+    """The tags of a page and its scripts and styles; fails on tags that are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
+        self.content: dict[str, str] = {}
         self.feed(text)
         self.close()
         assert self.open == []
@@ -37,71 +40,96 @@ class Document(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if data.strip() and "style" not in self.open:
-            self.texts.append(data.strip())
+        if self.open and self.open[-1] in ("script", "style"):
+            self.content[self.open[-1]] = self.content.get(self.open[-1], "") + data
 
 
-def route(name: str, **more: object) -> Route:
-    return Route(name=name, origin=Origin("https", "svc.run.app", 443), **more)  # type: ignore[arg-type] # free keywords
+def test_the_page_loads_nothing_but_its_own_port() -> None:
+    document = Document(PAGE)
+    assert {tag for tag, _ in document.tags} & {"link", "img", "iframe", "object"} == set()
+    assert all(not re.match(r"https?:|//", value or "") for _, fields in document.tags for value in fields.values())
+    assert not re.search(r"url\(|@import|\son\w+=", PAGE)
+    namespace = "http://www.w3.org/2000/svg"
+    assert set(re.findall(r"https?://[^\"]*", PAGE)) == {namespace}
 
 
-def page(*routes: Route, metrics: Metrics | None = None, ready: bool = True, words: str = "ready: yes") -> Document:
-    return Document(status_page(ready, words, routes, metrics or Metrics()))
+def test_the_policy_allows_the_script_and_the_style_of_the_page_by_their_hashes_and_no_others() -> None:
+    for tag, content in Document(PAGE).content.items():
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in CONTENT_SECURITY_POLICY
+    assert CONTENT_SECURITY_POLICY.startswith("default-src 'none'; ")
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
-def test_the_page_shows_state_reason_and_version() -> None:
-    document = page(words="draining: live exchanges finish", ready=False)
-    assert document.texts[0] == "draining – cloudrun-sidecar"
-    assert "draining" in document.texts
-    assert "live exchanges finish" in document.texts
-    assert f"version {__version__}" in document.texts
-    assert ("span", {"class": "state"}) in document.tags
-    assert ("span", {"class": "state well"}) in page().tags
+def test_the_script_makes_no_markup_of_what_it_is_told() -> None:
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", PAGE)
 
 
-def test_the_page_shows_each_route_with_upstream_identity_and_counts() -> None:
-    metrics = Metrics()
-    orders = metrics.route(route("team/orders"))
-    for _ in range(5):
-        orders.started(Observed())
-    for _ in range(3):
-        orders.ended(Observed(), 200, 0.1)
-    orders.local_reply(Observed(), Draining("the sidecar is shutting down"))
-    texts = page(
-        route("greeter", base_path="/base"),
-        route("team/orders", impersonate="i@p.com", delegates=("d@p.com", "e@p.com"), audience="custom"),
-        route("", signed=False),
-        metrics=metrics,
-    ).texts
-    start = texts.index("/greeter")
-    assert texts[start:] == [
-        "/greeter", "https://svc.run.app/base", "ambient", "audience", "https://svc.run.app", "0", "0", "0",
-        "/team/orders", "https://svc.run.app", "i@p.com", "through d@p.com, e@p.com", "audience", "custom",
-        "2", "3", "1",
-        "/", "https://svc.run.app", "none: requests are forwarded unsigned", "0", "0", "0",
-        "More", "/livez", "/readyz", "/startupz", "/metrics", "/routes",
-    ]  # fmt: skip
+async def loaded(browser: Page, address: str, *, width: int, dark: bool) -> None:
+    await browser.show(f"http://{address}/", width=width, dark=dark)
+    await browser.until("document.querySelectorAll('.route').length > 0")
 
 
-def test_the_default_route_shows_its_counts_and_adds_no_metric_label() -> None:
-    metrics = Metrics()
-    rest = route("")
-    metrics.route(rest).started(Observed())
-    texts = page(rest, metrics=metrics).texts
-    assert texts[texts.index("More") - 3] == "1"
-    text = "".join(Exposition(metrics, RouteHealth(metrics), StillState([rest])).pieces())
-    assert 'route=""' not in text
+async def texts(browser: Page, selector: str) -> list[str]:
+    found = await browser.evaluate(
+        f"[...document.querySelectorAll({json.dumps(selector)})].map(each => each.innerText)"
+    )
+    assert isinstance(found, list)
+    return found
 
 
-def test_settings_are_escaped() -> None:
-    evil = "<script>alert('x')</script>"
-    document = page(route("a", audience=evil, impersonate=evil, delegates=(evil,)), words=f"{evil}: {evil}")
-    assert "script" not in {tag for tag, _ in document.tags}
-    assert document.texts.count(evil) == 4
+needs_chromium = pytest.mark.usefixtures("chromium")
 
 
-def test_the_page_loads_no_external_files() -> None:
-    document = page(route("a"))
-    assert {tag for tag, _ in document.tags} & {"script", "link", "img", "iframe", "object"} == set()
-    text = status_page(True, "ready: yes", [], Metrics())
-    assert not re.search(r"url\(|@import|https?://|\son\w+=", text)
+@pytest.fixture(scope="session")
+def chromium() -> None:
+    assert shutil.which("chromium"), "there is no Chromium: .ci/apt chromium"
+
+
+@needs_chromium
+@pytest.mark.asyncio
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, width: int, dark: bool) -> None:
+    async with stage() as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=width, dark=dark)
+        assert await texts(browser, ".route .name") == [f"/{route.name}" for route in ROUTES]
+        overflow = """[...document.querySelectorAll("main *")].filter(
+            each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
+        assert await browser.evaluate(overflow) == 0
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ground = await browser.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(16, 20, 28)") == dark
+        assert browser.errors == []
+        picture = await browser.picture()
+        assert picture.startswith(b"\x89PNG")
+
+
+@needs_chromium
+@pytest.mark.asyncio
+async def test_routes_that_are_not_well_come_first_with_code_since_reason_remedy_and_commands(tmp_path: Path) -> None:
+    async with stage() as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=1280, dark=False)
+        payments, broken = await texts(browser, ".trouble")
+        assert payments.startswith("/payments")
+        for words in ("invoker-missing", "since", "3 times", "may not call the service (403)", "gcloud run services"):
+            assert words in payments
+        assert broken.startswith("/broken")
+        assert "token-timeout" in broken
+        assert "Check the network to Google" in broken
+        above = "document.querySelector('.trouble').getBoundingClientRect().top"
+        assert await browser.evaluate(f"{above} < document.querySelector('.route').getBoundingClientRect().top")
+        assert await browser.evaluate("document.title") == "2 not well – cloudrun-sidecar"
+        assert len(await texts(browser, ".failure")) == 4
+
+
+@needs_chromium
+@pytest.mark.asyncio
+async def test_the_page_changes_without_being_loaded_again(tmp_path: Path) -> None:
+    async with stage() as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=1280, dark=False)
+        await browser.evaluate("window.here = true")
+        await plane.close()
+        await browser.until("document.getElementById('state').textContent === 'not answering'")
+        assert await browser.evaluate("window.here")
+        assert len(await texts(browser, ".route")) == len(ROUTES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import socket
@@ -15,12 +16,15 @@ import pytest
 import pytest_asyncio
 
 from proxy.admin import AdminPlane, Health
+from proxy.admin.guard import Deadlines
 from proxy.admin.plane import PATHS
+from proxy.errors import TokenTimeout
 from proxy.network.address import parse_address
 from proxy.observe.exposition import CONTENT_TYPE
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
+from proxy.tokens.model import TokenKey
 from tests.support.live import StillState
 from tests.support.observed import Observed
 
@@ -48,10 +52,12 @@ class Site:
     plane: AdminPlane
     state: State
     metrics: Metrics
+    health: RouteHealth
     session: aiohttp.ClientSession
 
-    async def get(self, path: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
-        async with self.session.request(method, f"http://{self.plane.address}{path}") as response:
+    async def get(self, path: str, method: str = "GET", host: str = "") -> tuple[int, str, dict[str, str]]:
+        fields = {"Host": host} if host else {}
+        async with self.session.request(method, f"http://{self.plane.address}{path}", headers=fields) as response:
             return response.status, await response.text(), dict(response.headers)
 
 
@@ -59,12 +65,13 @@ class Site:
 async def running(address: str = "127.0.0.1:0", **options: Any) -> AsyncIterator[Site]:
     state, metrics = State(), Metrics()
     health: Health = state
-    plane = AdminPlane(address, health, metrics, RouteHealth(metrics), StillState(ROUTES), **options)
+    routes_health = RouteHealth(metrics)
+    plane = AdminPlane(address, health, metrics, routes_health, StillState(ROUTES), **options)
     await plane.start()
     connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if address.startswith("unix:") else None
     async with aiohttp.ClientSession(connector=connector) as session:
         try:
-            yield Site(plane, state, metrics, session)
+            yield Site(plane, state, metrics, routes_health, session)
         finally:
             await plane.close()
 
@@ -198,6 +205,82 @@ async def test_answers_do_not_name_the_server_and_forbid_caching(site: Site) -> 
         assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
+@pytest.mark.asyncio
+async def test_readiness_reflects_routes_that_cannot_mint_where_that_is_asked_for(site: Site) -> None:
+    assert (await site.get("/readyz?routes"))[:2] == (200, "ready: taking requests\n")
+    site.health.mint_failed(TokenKey.for_route(ROUTES[0]), TokenTimeout("no answer"), 5.0, False)
+    status, text, _ = await site.get("/readyz?routes")
+    assert (status, text) == (503, "not ready: routes without a token\ngreeter: token-timeout: no answer\n")
+    assert (await site.get("/readyz"))[0] == 200
+    site.state.draining = True
+    assert (await site.get("/readyz?routes"))[1].startswith("draining: ")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["rebound.example.com", "rebound.example.com:9091", "localhost.example.com"])
+async def test_a_web_page_with_a_name_of_its_own_is_refused(site: Site, host: str) -> None:
+    for path in (*PATHS, "/nope"):
+        status, text, _ = await site.get(path, host=host)
+        assert (status, "allowed_hosts" in text) == (403, True)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:1", "[::1]:9091", "10.1.2.3", "host.docker.internal", "yours.example"]
+)
+async def test_names_that_no_web_page_can_have_are_accepted_and_those_that_are_listed(host: str) -> None:
+    async with running(allowed_hosts=["yours.example"]) as site:
+        assert (await site.get("/livez", host=host))[0] == 200
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_is_neither_name_nor_address_is_refused(site: Site) -> None:
+    assert (await site.get("/livez", host="a b"))[:2] == (400, "the field host is neither a host name nor an address\n")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\nHost: ", b"GET /livez HTTP/1.1\r\nHost: x.local\r\n\r\nGET"]
+)
+async def test_a_client_that_sends_too_slowly_is_cut_off(sent: bytes) -> None:
+    deadlines = Deadlines(first_request_seconds=0.1, idle_seconds=0.1)
+    async with running(deadlines=deadlines) as site:
+        address = parse_address(site.plane.address)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(sent)
+        async with asyncio.timeout(30):
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+        assert reader.at_eof() or reader.exception() is not None
+        writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await writer.wait_closed()
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_reads_too_slowly_is_cut_off() -> None:
+    many = [Route(name=f"r{number}", origin=Origin("https", f"s{number}.run.app", 443)) for number in range(50_000)]
+    metrics = Metrics()
+    deadlines = Deadlines(first_request_seconds=0.1, answer_seconds=0.05)
+    plane = AdminPlane("127.0.0.1:0", State(), metrics, RouteHealth(metrics), StillState(many), deadlines=deadlines)
+    await plane.start()
+    address = parse_address(plane.address)
+    loop = asyncio.get_running_loop()
+    received = b""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, (address.host, address.port))
+        await loop.sock_sendall(client, b"GET /routes HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(60):
+            with contextlib.suppress(ConnectionResetError):
+                while octets := await loop.sock_recv(client, 512):
+                    received = (received + octets)[-5:]
+    await plane.close()
+    # The last chunk, which says that an answer is complete (RFC 9112, 7.1).
+    assert received != b"0\r\n\r\n"
+
+
 # ---- the port
 
 
@@ -238,7 +321,7 @@ async def test_a_port_in_use_raises_os_error() -> None:
 
 @pytest.mark.asyncio
 async def test_workers_can_share_the_port() -> None:
-    async with running(reuse_port=True) as first, running(first.plane.address, reuse_port=True) as second:
+    async with running(workers=2) as first, running(first.plane.address, workers=2) as second:
         assert first.plane.address == second.plane.address
 
 
@@ -260,7 +343,7 @@ async def test_closing_does_not_wait_for_an_idle_client() -> None:
     async with running() as site:
         address = parse_address(site.plane.address)
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"alive: answering\n")
         async with asyncio.timeout(30):
             await site.plane.close()

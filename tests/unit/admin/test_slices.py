@@ -47,36 +47,34 @@ def busy_routes() -> tuple[Metrics, RouteHealth, StillState]:
     return metrics, health, StillState(routes, tokens=tokens)
 
 
-class LongestPause:
-    """The most processor time that this thread spent between two turns of a task that asks for every turn of the loop.
+class Pauses:
+    """The processor time that this thread spent between the turns of a task that asks for every turn of the loop.
 
     Processor time, because a busy machine may stop the thread at any moment.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self.turns = 0
+        self.seconds: list[float] = []
 
     async def watch(self) -> None:
         before = time.thread_time()
         while True:
             await asyncio.sleep(0)
             now = time.thread_time()
-            self.seconds = max(self.seconds, now - before)
-            self.turns += 1
+            self.seconds.append(now - before)
             before = now
 
 
 @asynccontextmanager
-async def watched() -> AsyncIterator[LongestPause]:
+async def watched() -> AsyncIterator[Pauses]:
     # As a worker does after its start: what is there already is not looked at by the collector again.
     gc.collect()
     gc.freeze()
-    pause = LongestPause()
+    pauses = Pauses()
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(pause.watch())
+        task = tasks.create_task(pauses.watch())
         try:
-            yield pause
+            yield pauses
         finally:
             task.cancel()
             gc.unfreeze()
@@ -98,7 +96,9 @@ async def fetch(plane: AdminPlane, path: str) -> int:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("path", "least_octets"), [("/metrics", 5_000_000), ("/routes", 500_000)])
+@pytest.mark.parametrize(
+    ("path", "least_octets"), [("/metrics", 5_000_000), ("/routes", 500_000), ("/status", 1_000_000)]
+)
 async def test_thousands_of_routes_do_not_hold_up_the_event_loop(path: str, least_octets: int) -> None:
     metrics, health, live = busy_routes()
 
@@ -111,17 +111,16 @@ async def test_thousands_of_routes_do_not_hold_up_the_event_loop(path: str, leas
     await plane.start()
     try:
         await fetch(plane, "/metrics")  # loads what is needed for the first one only
-        pauses = []
-        for _ in range(3):
-            async with watched() as pause:
-                octets = await fetch(plane, path)
-            assert octets > least_octets
-            assert pause.turns > 10
-            pauses.append(pause.seconds)
+        async with watched() as pauses:
+            octets = await fetch(plane, path)
     finally:
         await plane.close()
-    # Of three: what is always slow is slow each time, a cache that another program has emptied is not.
-    assert min(pauses) < MOST_SECONDS
+    assert octets > least_octets
+    assert len(pauses.seconds) > 10
+    ordered = sorted(pauses.seconds)
+    assert ordered[len(ordered) * 99 // 100] < MOST_SECONDS
+    # Interrupts and emptied caches of a busy machine are charged to the thread, too; a scrape at one go is 0.6 s.
+    assert ordered[-1] < 10 * MOST_SECONDS
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,96 @@
+"""Who may ask the admin port, and for how long: names of hosts, and deadlines for slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from proxy.downstream.hosts import HostRules, parse_authority
+
+__all__ = ["ANSWER_SECONDS", "FIRST_REQUEST_SECONDS", "IDLE_SECONDS", "Deadlines", "host_check"]
+
+FIRST_REQUEST_SECONDS: Final = 10.0
+"""How long a client may take to send the head of its first request."""
+IDLE_SECONDS: Final = 75.0
+"""How long a connection is kept between two requests, also while the second one is incomplete. Prometheus asks at least
+once a minute."""
+ANSWER_SECONDS: Final = 60.0
+"""How long a client may take to read an answer."""
+
+
+def host_check(allowed: Iterable[str]) -> Middleware:
+    """Return a middleware that refuses requests of web pages that reach a loopback address by DNS rebinding.
+
+    The rules are those of the listener for HTTP/1.1 (`proxy.downstream.hosts`). `allowed` are more names.
+    """
+    names = frozenset(allowed)
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        server = request.transport.get_extra_info("sockname") if request.transport is not None else None
+        host = request.headers.get("Host")
+        if host is not None and isinstance(server, tuple):
+            try:
+                name, _ = parse_authority(host.encode("latin-1", "replace"))
+            except ValueError as exc:
+                return web.Response(status=400, text=f"the field host {exc}\n")
+            if not HostRules((server[0], server[1]), names).allows(name):
+                return web.Response(
+                    status=403,
+                    text="this name may belong to a web page; call 127.0.0.1 or localhost, or list the name in "
+                    "allowed_hosts (--allowed-hosts) if it is yours\n",
+                )
+        return await handler(request)
+
+    return check
+
+
+class Deadlines:
+    """Ends connections whose clients are slow. `middleware` is told of requests; `run` is the task that ends them."""
+
+    def __init__(
+        self,
+        *,
+        first_request_seconds: float = FIRST_REQUEST_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self._first_request_seconds = first_request_seconds
+        self._idle_seconds = idle_seconds
+        self._answer_seconds = answer_seconds
+        self._until: dict[object, float] = {}
+        """By connection."""
+
+    @property
+    def middleware(self) -> Middleware:
+        """Gives the connection of a request the time for its answer, and then that until the next request."""
+
+        @web.middleware
+        async def extend(request: web.Request, handler: Handler) -> web.StreamResponse:
+            now = asyncio.get_running_loop().time
+            self._until[request.protocol] = now() + self._answer_seconds
+            try:
+                return await handler(request)
+            finally:
+                self._until[request.protocol] = now() + self._idle_seconds
+
+        return extend
+
+    async def run(self, server: web.Server) -> None:
+        """Abort connections that are late, until cancelled; each within a quarter of the first deadline."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._first_request_seconds / 4)
+            now = loop.time()
+            connections = server.connections
+            first = now + self._first_request_seconds
+            self._until = {connection: self._until.get(connection, first) for connection in connections}
+            for connection in connections:
+                until = self._until[connection]
+                # Not closed but aborted: closing waits for the client to read.
+                if now >= until and isinstance(connection.transport, asyncio.Transport):
+                    connection.transport.abort()

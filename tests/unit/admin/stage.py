@@ -1,0 +1,84 @@
+"""An admin plane that shows a worker with a few routes, one of which is not well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from proxy.admin import AdminPlane
+from proxy.errors import TokenTimeout
+from proxy.observe.health import RouteHealth
+from proxy.observe.history import INTERVALS
+from proxy.observe.live import TokenState
+from proxy.observe.metrics import Metrics
+from proxy.routes import Origin, Route
+from proxy.tokens.model import Token, TokenKey
+from tests.support.live import StillState
+from tests.support.observed import Observed
+
+__all__ = ["EVIL", "ROUTES", "stage"]
+
+EVIL = "<script>document.title = 'evil'</script>"
+INVOKER = "restate-invoker@my-project.iam.gserviceaccount.com"
+
+
+def _route(name: str, *, host: str = "", **more: object) -> Route:
+    host = host or f"{name.replace('/', '-')}-123456789012.europe-west1.run.app"
+    return Route(name=name, origin=Origin("https", host, 443), **more)  # type: ignore[arg-type] # free keywords
+
+
+ROUTES = (
+    _route("greeter"),
+    _route("team/orders", impersonate=INVOKER, delegates=("relay@my-project.iam.gserviceaccount.com",)),
+    _route(
+        "payments", impersonate=INVOKER, host="payments.example.com", audience="https://payments.example.com/" + EVIL
+    ),
+    _route("broken", impersonate="missing@my-project.iam.gserviceaccount.com"),
+    _route("open", signed=False),
+)
+
+
+@dataclass
+class Started:
+    """A worker that serves."""
+
+    started: bool = True
+    draining: bool = False
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[AdminPlane]:
+    """Serve the page of a worker that has had some traffic."""
+    now = time.time()
+    metrics = Metrics("nghttp2 1.52.0", credentials_kind=lambda: "metadata")
+    health = RouteHealth(metrics)
+    observers = [(metrics.route(route), health.route(route)) for route in ROUTES]
+    live = StillState(ROUTES, queued_octets=5 << 20, queued_octets_limit=256 << 20)
+    plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live, workers=2)
+    for interval in range(INTERVALS):
+        for number, (counted, _) in enumerate(observers[:2]):
+            for request in range(20 + 7 * ((interval * (number + 3)) % 11)):
+                counted.started(Observed())
+                counted.ended(Observed(), 500 if (request + interval) % 97 == 0 else 200, 0.004 * (1 + request % 23))
+        for _ in plane.history.sample():
+            pass
+    for route, minutes in zip(ROUTES[:3], (18, 40, 58), strict=True):
+        live.tokens[route.name] = TokenState(INVOKER, now - 60 * minutes, now + 3600 - 60 * minutes)
+        key = TokenKey.for_route(route)
+        metrics.minted(Token(key=key, authorization=b"Bearer x", expires_at=now, principal=None), 0.2, False)
+        metrics.upstream_opened(str(route.origin), 100)
+        metrics.upstream_going_away(str(route.origin), 0, b"")
+    forbidden = Observed(status=403, principal=INVOKER)
+    for _ in range(3):
+        observers[2][1].error_response(forbidden, [], b"")
+    slow = TokenTimeout("no ID token for the route broken within 5 s; it will be tried again " + EVIL)
+    health.mint_failed(TokenKey.for_route(ROUTES[3]), slow, 5.0, False)
+    observers[3][1].local_reply(Observed(status=503), slow)
+    observers[0][0].started(Observed())
+    await plane.start()
+    try:
+        yield plane
+    finally:
+        await plane.close()

@@ -1,0 +1,117 @@
+"""What the admin port tells in JSON, held to its OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import aiohttp
+import jsonschema
+import pytest
+
+from proxy.admin.plane import OPENAPI, PATHS
+from proxy.admin.status import Status
+from proxy.errors import TokenTimeout
+from proxy.observe.health import RouteHealth
+from proxy.observe.history import INTERVALS, History
+from proxy.observe.live import TokenState
+from proxy.observe.metrics import Metrics
+from proxy.routes import Origin, Route
+from proxy.tokens.model import TokenKey
+from tests.support.live import StillState
+from tests.support.observed import Observed
+from tests.unit.admin.stage import ROUTES, stage
+
+DOCUMENT = json.loads(OPENAPI)
+
+
+def schema_of(path: str, status: int) -> tuple[str, dict[str, Any]]:
+    """Return content type and schema of an answer, references to the rest of the document included."""
+    response = DOCUMENT["paths"][path]["get"]["responses"][str(status)]
+    ((content_type, content),) = response["content"].items()
+    return content_type, {**content["schema"], "components": DOCUMENT["components"]}
+
+
+def test_the_document_describes_every_path_and_every_reference_leads_somewhere() -> None:
+    assert set(DOCUMENT["paths"]) == set(PATHS)
+    for reference in re.findall(r'"\$ref": "#/components/(\w+)/(\w+)"', OPENAPI):
+        assert reference[1] in DOCUMENT["components"][reference[0]]
+    for schema in DOCUMENT["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.asyncio
+async def test_every_answer_is_as_the_document_says() -> None:
+    async with stage() as plane, aiohttp.ClientSession() as session:
+        for path in (*PATHS, "/readyz?routes"):
+            async with session.get(f"http://{plane.address}{path}") as response:
+                content_type, schema = schema_of(path.partition("?")[0], response.status)
+                assert response.content_type == content_type
+                body = await response.json() if content_type == "application/json" else await response.text()
+                jsonschema.validate(body, schema, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.asyncio
+async def test_status_tells_what_is_wrong_with_a_route_its_token_and_the_last_minutes() -> None:
+    async with (
+        stage() as plane,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{plane.address}/status") as response,
+    ):
+        told = await response.json()
+    greeter, orders, payments, broken, unsigned = told["routes"]
+    assert (told["state"], told["workers"], told["engine"]) == ("ready", 2, "nghttp2 1.52.0")
+    assert [route["name"] for route in told["routes"]] == [route.name for route in ROUTES]
+    assert [route["well"] for route in told["routes"]] == [True, True, False, False, True]
+    assert (greeter["in_flight"], greeter["ended"]) == (1, sum(greeter["history"]["requests"]))
+    assert sum(greeter["history"]["errors"]) == greeter["errors"] > 0
+    assert greeter["token"]["expires_at"] > told["now"]
+    assert orders["gcp_delegates"] == ["relay@my-project.iam.gserviceaccount.com"]
+    assert (payments["trouble"]["code"], payments["trouble"]["count"]) == ("invoker-missing", 3)
+    assert (broken["token"], broken["trouble"]["code"], broken["trouble"]["minting"]) == (None, "token-timeout", True)
+    assert (unsigned["token"], unsigned["minted_at"], unsigned["trouble"]) == (None, None, None)
+    assert told["origins"][0]["goaways"] == {"NO_ERROR": 1}
+    assert [failure["code"] for failure in told["failures"]] == ["token-timeout", *["invoker-missing"] * 3]
+
+
+def test_an_origin_of_several_routes_is_told_once() -> None:
+    routes = [Route(name=name, origin=Origin("https", "svc.run.app", 443)) for name in ("a", "b")]
+    metrics = Metrics()
+    status = Status(metrics, RouteHealth(metrics), History(metrics), StillState(routes, waiting=2))
+    told = json.loads("".join(status.pieces("ready", "taking requests")))
+    assert [(origin["origin"], origin["waiting"]) for origin in told["origins"]] == [("https://svc.run.app", 2)]
+
+
+def test_history_has_intervals_of_requests_errors_and_quantiles_and_forgets_them() -> None:
+    metrics = Metrics()
+    counted = metrics.route(ROUTES[0])
+    history = History(metrics)
+    for status, seconds in ((200, 0.004), (200, 0.02), (503, 0.02), (0, 0.9)):
+        counted.started(Observed())
+        counted.ended(Observed(), status, seconds)
+    list(history.sample())
+    newest = history.of("greeter")[-1]
+    assert (newest.requests, newest.errors) == (4, 2)
+    assert 0.01 <= newest.p50 <= 0.025
+    assert 0.5 <= newest.p99 <= 1
+    for _ in range(INTERVALS - 1):
+        list(history.sample())
+    assert history.of("greeter")[0] == newest
+    list(history.sample())
+    assert not any(interval.requests for interval in history.of("greeter"))
+    metrics.route_removed(ROUTES[0])
+    list(history.sample())
+    assert not any(interval.requests for interval in history.of("greeter"))
+
+
+def test_a_route_that_cannot_mint_is_named_unless_a_token_is_left() -> None:
+    metrics = Metrics()
+    health = RouteHealth(metrics)
+    live = StillState(ROUTES)
+    status = Status(metrics, health, History(metrics), live)
+    assert "".join(status.cannot_mint()) == ""
+    health.mint_failed(TokenKey.for_route(ROUTES[0]), TokenTimeout("no answer"), 5.0, False)
+    assert "".join(status.cannot_mint()) == "greeter: token-timeout: no answer\n"
+    live.tokens["greeter"] = TokenState(None, None, 1.0)
+    assert "".join(status.cannot_mint()) == ""
