@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
@@ -25,7 +26,7 @@ from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import DRAINING, READY, Channel
+from proxy.downstream.channel import ALIVE, DRAINING, READY, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.listener import Listener
@@ -34,6 +35,7 @@ from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import Limits
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
+from proxy.network.service_manager import ServiceManager
 from proxy.observe.access_log import AccessLog
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
@@ -72,6 +74,8 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         name: bytes,
         more_observers: Iterable[Observer] = (),
+        *,
+        admin_socket: socket.socket | None = None,
     ) -> None:
         self.settings = settings
         self.started = False
@@ -111,19 +115,21 @@ class Worker:
             self._dispatcher, server, budget, flusher, observers, allowed_hosts=settings.allowed_hosts
         )
         self._admin: AdminPlane | None = None
-        if settings.admin != OFF:
-            state = DispatcherState(self._dispatcher)
+        if settings.admin != OFF or admin_socket is not None:
             self._admin = AdminPlane(
-                settings.admin,
+                settings.admin if admin_socket is None else str(Address.of_socket(admin_socket.getsockname())),
                 self,
                 self.metrics,
                 self.health,
-                state,
+                DispatcherState(self._dispatcher),
                 workers=settings.workers,
                 allowed_hosts=settings.allowed_hosts,
+                bound=admin_socket,
             )
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore
+        self._leaves_sockets: Callable[[], bool] = bool  # False
+        self._orphaned = False
 
     def swap_routes(self, routes: RouteTable) -> None:
         """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
@@ -160,14 +166,25 @@ class Worker:
         else:
             self.drain()
 
+    def orphan(self) -> None:
+        """Drain, and give up the admin port at once: the supervisor is gone, and the next one needs the port."""
+        self._orphaned = True
+        self.drain()
+
     async def ended(self) -> None:
         """Wait until draining was requested and is over."""
         await self._ending.wait()
         self._dispatcher.draining = True
         self._on_draining()
+        if self._leaves_sockets():
+            await self.listener.stop_accepting()
         _log.info("draining", live=self.listener.live_exchanges, timeout_seconds=self.settings.drain_timeout)
         started = time.monotonic()
-        complete = await self.listener.drain(self.settings.drain_timeout)
+        async with asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(self.listener.drain(self.settings.drain_timeout))
+            if self._orphaned and self._admin is not None:
+                tasks.create_task(self._admin.close())
+        complete = draining.result()
         seconds = round(time.monotonic() - started, 1)
         if complete:
             _log.info("drained", seconds=seconds)
@@ -184,10 +201,11 @@ class Worker:
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
             closing.push_async_callback(self._dispatcher.waiting.close)
 
-    async def run(self, config: ListenerConfig, accepts: Sockets | Channel) -> None:
+    async def run(self, config: ListenerConfig, accepts: Sockets | Channel, manager: ServiceManager) -> None:
         """Start, serve until a signal or the supervisor ends it, and close.
 
-        With a channel, the supervisor alone decides when to abort; signals only start draining.
+        With a channel, the supervisor alone decides when to abort, and talks to the service manager; signals only start
+        draining.
         """
         loop = asyncio.get_running_loop()
         channel = accepts if isinstance(accepts, Channel) else None
@@ -211,10 +229,15 @@ class Worker:
             gc.freeze()
             if isinstance(accepts, Channel):
                 self.listener.on_closed = accepts.connection_closed
-                accept_from(accepts, loop, drain=self.drain, abort=self.abort)
                 self._on_draining = partial(accepts.report, DRAINING)
+                accept_from(accepts, loop, drain=self.drain, abort=self.abort, orphan=self.orphan)
+                closing.callback(_repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
             else:
+                self._on_draining = partial(manager.stopping, "draining")
+                self._leaves_sockets = lambda: config.shared
+                manager.ready("serving")
+                closing.callback(_repeat(loop, manager.watchdog_seconds / 2, manager.alive))
                 await listen(self.listener, config, accepts, self.ended)
 
     def _log_listening(self, accepts: Sockets | Channel) -> None:
@@ -237,26 +260,62 @@ class Worker:
         )
 
 
-def run_worker(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:
+def run_worker(
+    settings: PlainSettings,
+    config: ListenerConfig,
+    accepts: Sockets | Channel,
+    *,
+    admin_socket: socket.socket | None = None,
+    manager: ServiceManager | None = None,
+) -> None:
     """Run a worker in this process until it is told to end; it accepts from `accepts`.
 
-    Raises ListenFailed for its admin port. When this returns or raises, `HANDLED_SIGNALS` are ignored.
+    `admin_socket` is a listening socket for the admin port instead of the one in the settings. `manager` is told when
+    the worker is ready, and when it drains. Raises ListenFailed for its admin port. When this returns or raises,
+    `HANDLED_SIGNALS` are ignored.
     """
+    if isinstance(accepts, Channel):
+        admin_socket = accepts.admin
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(_report)
-            runner.run(_run(settings, config, accepts))
+            runner.run(_run(settings, config, accepts, admin_socket, manager or ServiceManager({})))
     finally:
         ignore_signals()
 
 
-async def _run(settings: PlainSettings, config: ListenerConfig, accepts: Sockets | Channel) -> None:
+async def _run(
+    settings: PlainSettings,
+    config: ListenerConfig,
+    accepts: Sockets | Channel,
+    admin_socket: socket.socket | None,
+    manager: ServiceManager,
+) -> None:
     name = sidecar_name(config.sidecar_octets)
     try:
-        await Worker(settings, asyncio.get_running_loop(), name).run(config, accepts)
+        worker = Worker(settings, asyncio.get_running_loop(), name, admin_socket=admin_socket)
+        await worker.run(config, accepts, manager)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()
+
+
+def _repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[], None]) -> Callable[[], None]:
+    """Call `report` now and every so many seconds, never if that is 0; return what ends it."""
+    timers: list[asyncio.TimerHandle] = []
+
+    def tick() -> None:
+        report()
+        timers[:] = [loop.call_later(seconds, tick)]
+
+    if seconds:
+        tick()
+
+    def end() -> None:
+        for timer in timers:
+            timer.cancel()
+
+    return end
 
 
 def _engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:

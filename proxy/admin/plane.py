@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.resources import files
@@ -69,6 +70,7 @@ class AdminPlane:
     """Serves `PATHS` at one address from `start` to `close`.
 
     `allowed_hosts` are names that a request on a loopback address may have in `Host`, beside those of this machine.
+    With `bound`, it serves on this listening socket, and closes it; the file of a Unix socket stays.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class AdminPlane:
         workers: int = 1,
         allowed_hosts: Iterable[str] = (),
         deadlines: Deadlines | None = None,
+        bound: socket.socket | None = None,
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
@@ -94,6 +97,7 @@ class AdminPlane:
         self._reuse_port = workers > 1
         self._allowed_hosts = tuple(allowed_hosts)
         self._deadlines = deadlines or Deadlines()
+        self._bound = bound
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -122,7 +126,7 @@ class AdminPlane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await runner.cleanup()
-        if self._configured.path:
+        if self._configured.path and self._bound is None:
             _remove_file(Path(self._configured.path))
 
     @property
@@ -133,6 +137,8 @@ class AdminPlane:
         return str(Address.of_socket(self._runner.addresses[0]))
 
     async def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._bound is not None:
+            return web.SockSite(runner, self._bound, backlog=_BACKLOG)
         if self._configured.path:
             return web.UnixSite(runner, self._configured.path)
         # Bound like the listener, so that the same name means the same address. Workers share it by SO_REUSEPORT.

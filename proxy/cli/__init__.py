@@ -3,6 +3,7 @@
 * `commands`            the list of them, and what is common to their help
 * `redaction`           removes possible secrets from click's messages
 * `options`             the flags that are made of the settings
+* `probe`               asks the admin port of a running sidecar
 * `serve`, `check`, …   a command each, imported when it is run
 * `settings_process`    the process in which `serve` reads its settings
 """

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "check": "Try every route, and say what is wrong and what mends it.",
     "token": "Show what is in a route's token, or print it.",
     "healthcheck": "Ask a running sidecar how it is; for images without a shell.",
+    "wait": "Wait until a sidecar is ready.",
     "emulate": "Run a strict local Google (metadata server, IAM, Cloud Run) for development.",
 }
 """Name and help of each command. Its module and its function have the same name."""

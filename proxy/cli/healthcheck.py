@@ -5,24 +5,19 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from proxy.cli import probe
+from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
 from proxy.exit_codes import ExitCode
-from proxy.network.address import Address, parse_address_or_off
-from proxy.quoting import one_line, plain, quoted
-from proxy.settings.layers import SettingsInvalid, environment_name, read_file
+from proxy.quoting import plain, quoted
+from proxy.settings.layers import SettingsInvalid
 
-__all__ = ["DEFAULT_ADMIN", "healthcheck"]
+__all__ = ["healthcheck"]
 
-DEFAULT_ADMIN: Final = "127.0.0.1:9091"
-"""Default of the setting `admin`; a test compares it with the model, which is not imported here."""
-TIMEOUT_SECONDS: Final = 3.0
-_SHOWN_OCTETS: Final = 200
 _PATH: Final = re.compile(r"[!-~]+")
 
 
@@ -37,14 +32,14 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     HEALTHCHECK and exec probes of images without a shell.
     """
     try:
-        address = _admin(admin, config, os.environ)
+        address = admin_address(admin, config, os.environ)
         _check_path(path)
     except (ValueError, SettingsInvalid) as exc:
         raise _Unhealthy(str(exc)) from None
     try:
-        status, words = _ask(address, path)
+        status, words = ask(address, path)
     except TimeoutError:
-        raise _Unhealthy(f"{address}{path}: no answer within {TIMEOUT_SECONDS:g} s") from None
+        raise _Unhealthy(f"{address}{path}: no answer within {probe.TIMEOUT_SECONDS:g} s") from None
     except OSError as exc:
         raise _Unhealthy(f"{address}{path}: {exc.strerror or exc}") from None
     except http.client.HTTPException:
@@ -67,46 +62,3 @@ class _Unhealthy(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"unhealthy: {self.format_message()}", err=True)
-
-
-def _admin(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> Address:
-    """Return the admin address, found as `serve` finds it; ValueError or SettingsInvalid if there is none."""
-    given = flag or environment.get(environment_name("admin"))
-    if not given:
-        file = read_file(config, environment)
-        if file.problems:
-            raise SettingsInvalid(file.problems)
-        given = str(file.document.get("admin", DEFAULT_ADMIN))
-    address = parse_address_or_off(given)
-    if address is None:
-        raise ValueError("the admin port is off; there is nobody to ask")
-    return address
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_SECONDS)
-        self.sock.connect(self._path)
-
-
-def _ask(address: Address, path: str) -> tuple[int, str]:
-    """Make a GET request; return the status and the first line of the body."""
-    connection: http.client.HTTPConnection
-    if address.path:
-        connection = _UnixConnection(address.path)
-    else:
-        connection = http.client.HTTPConnection(address.connectable_host, address.port, timeout=TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", path, headers={"Connection": "close"})
-        response = connection.getresponse()
-        first, _, _ = response.read(_SHOWN_OCTETS).partition(b"\n")
-        return response.status, one_line(first.decode("ascii", "replace"), _SHOWN_OCTETS)
-    finally:
-        connection.close()

@@ -11,5 +11,6 @@
 * `fields`          fields of HTTP/1.1 as HTTP/2 has them (pure)
 * `channel`         messages between supervisor and worker
 * `config`          Hypercorn's configuration, and the listening sockets
+* `inherited`       listening sockets that another process has opened
 * `binding`         binds TCP sockets, and explains why one cannot be bound
 """

@@ -36,10 +36,10 @@ _OTHER_FAMILY_MAY_WORK: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPO
 class ListenFailed(Exception):
     """An address cannot be listened on; `str()` names it and says why."""
 
-    def __init__(self, address: str, exc: OSError) -> None:
+    def __init__(self, address: str, exc: OSError, *, transient: bool = True) -> None:
         super().__init__(f"cannot listen on {address}: {_reason(exc)}")
         settings_errors = _LOOKUP_SETTINGS_ERRORS if isinstance(exc, socket.gaierror) else _SETTINGS_ERRORS
-        self.transient = exc.errno not in settings_errors
+        self.transient = transient and exc.errno not in settings_errors
         """True if a later attempt may succeed, as with a port that another program uses."""
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["ABORT", "CLOSED", "CONNECTION", "DRAIN", "DRAINING", "READY", "Channel"]
+__all__ = ["ABORT", "ALIVE", "CLOSED", "CONNECTION", "DRAIN", "DRAINING", "LEAVING", "READY", "Channel"]
 
 CONNECTION: Final = b"c"
 """To a worker: a connection, whose descriptor comes with this octet."""
@@ -17,19 +17,34 @@ ABORT: Final = b"x"
 """To a worker: abort all live requests, and exit."""
 CLOSED: Final = b"-"
 """To the supervisor: one connection has closed."""
+ALIVE: Final = b"!"
+"""To the supervisor: the worker's event loop runs."""
 READY: Final = b"+"
 """To the supervisor: the worker has started, and accepts connections."""
 DRAINING: Final = b"."
 """To the supervisor: the worker refuses new requests, and will exit."""
+LEAVING: Final = b"/"
+"""To the supervisor: end the channel; the worker serves what was sent before that, and exits."""
 
 
 class Channel:
     """A worker's end of its channel. It is pickled for the worker process."""
 
-    def __init__(self, end: socket.socket, addresses: list[Any]) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        addresses: list[Any],
+        *,
+        admin: socket.socket | None = None,
+        heartbeat_seconds: float = 0.0,
+    ) -> None:
         self.socket = end
         self.addresses = addresses
         """Addresses that the supervisor listens on, as `getsockname` returns them."""
+        self.admin = admin
+        """The listening socket of the admin port, if the supervisor has been given one."""
+        self.heartbeat_seconds = heartbeat_seconds
+        """How often the worker reports `ALIVE`; 0: never."""
         self._unreported = b""
 
     def receive(self) -> tuple[bytes, int | None]:

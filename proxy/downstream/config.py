@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from hypercorn.config import Config, Sockets
@@ -46,10 +47,21 @@ class ListenerConfig(Config):
         self.max_app_queue_size = 0
         # `Listener.drain` ends before Hypercorn closes, and aborts within this time what is left.
         self.graceful_timeout = 1.0
+        self.shared = False
+        """True if another process has the listening sockets, too: what this one does not accept waits for the other."""
         self._files: list[tuple[str, int, int]] = []
 
-    def create_sockets(self) -> Sockets:
-        """Bind every address and listen. Raises ListenFailed for the first that cannot be bound."""
+    def create_sockets(self, inherited: Sequence[socket.socket] = ()) -> Sockets:
+        """Bind every address and listen, or take the inherited sockets instead.
+
+        Raises ListenFailed for the first address that cannot be bound.
+        """
+        if inherited:
+            self.shared = True
+            for passed in inherited:
+                if passed.family != socket.AF_UNIX:
+                    _keep_alive(passed)
+            return Sockets([], list(inherited), [])
         bound: list[socket.socket] = []
         for address in self.bind:
             try:

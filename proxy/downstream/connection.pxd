@@ -5,6 +5,7 @@ from proxy.http2.engine cimport Stream, StreamReceiver
 
 cdef class DownstreamConnection(Http2Protocol):
     cdef readonly object gone
+    cdef readonly bint asked
     cdef RequestAcceptor _acceptor
     cdef object _on_change
     cdef object _replaced

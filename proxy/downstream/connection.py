@@ -20,7 +20,7 @@ __all__ = ["DownstreamConnection"]
 class DownstreamConnection(Http2Protocol):
     """A server connection with HTTP/2 prior knowledge (RFC 9113, 3.3)."""
 
-    __slots__ = ("_acceptor", "_on_change", "_peer_sent_go_away", "_replaced", "gone")
+    __slots__ = ("_acceptor", "_on_change", "_peer_sent_go_away", "_replaced", "asked", "gone")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class DownstreamConnection(Http2Protocol):
         Http2Protocol.__init__(self, make_engine, budget, flusher)
         self.gone: asyncio.Future[None] = self.loop.create_future()
         """Done when the transport has closed."""
+        self.asked = False
+        """True once a request has arrived."""
         self._acceptor = acceptor
         self._on_change = on_change
         self._replaced = replaced
@@ -49,6 +51,7 @@ class DownstreamConnection(Http2Protocol):
 
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Pass a new request to the acceptor."""
+        self.asked = True
         self._acceptor.accept(stream, fields, end_stream)
 
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:

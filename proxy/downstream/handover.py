@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, LEAVING, Channel
 
 __all__ = ["HandoverServer", "accept_from"]
 
@@ -27,6 +27,8 @@ _log: Final = structlog.get_logger("downstream")
 
 _MOST_MESSAGES: Final = 64
 """Messages read in a row before other events are served."""
+_LEAVE_SECONDS: Final = 1.0
+"""How long the supervisor may take to end the channel."""
 
 
 class HandoverServer:
@@ -40,14 +42,27 @@ class HandoverServer:
         *,
         drain: Callable[[], None],
         abort: Callable[[], None],
+        orphan: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._channel = channel
         self._make_protocol = make_protocol
-        self._commands = {DRAIN: drain, ABORT: abort, b"": drain}
+        self._commands = {DRAIN: drain, ABORT: abort}
+        self._orphan = orphan
+        self._ended = asyncio.Event()
+        self._leaving = False
         self._accepting: set[asyncio.Task[None]] = set()
         channel.socket.setblocking(False)
         loop.add_reader(channel.socket, self._read)
+
+    async def leave(self) -> None:
+        """Have the supervisor send no more, and accept what it has sent; wait a while at most."""
+        self._leaving = True
+        self._channel.report(LEAVING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._ended.wait()
+                await self.wait_closed()
 
     def close(self) -> None:
         """Stop accepting."""
@@ -61,11 +76,14 @@ class HandoverServer:
         with contextlib.suppress(BlockingIOError):
             for _ in range(_MOST_MESSAGES):
                 message, descriptor = self._channel.receive()
+                if not message:
+                    self.close()
+                    self._ended.set()
+                    if not self._leaving:
+                        self._orphan()
+                    return
                 if message != CONNECTION:
                     self._commands[message]()
-                    if not message:
-                        self.close()
-                        return
                 elif descriptor is not None:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
                     self._accepting.add(accepting)
@@ -84,17 +102,22 @@ class HandoverServer:
 
 
 def accept_from(
-    channel: Channel, loop: asyncio.AbstractEventLoop, *, drain: Callable[[], None], abort: Callable[[], None]
+    channel: Channel,
+    loop: asyncio.AbstractEventLoop,
+    *,
+    drain: Callable[[], None],
+    abort: Callable[[], None],
+    orphan: Callable[[], None],
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
-    `drain` and `abort` are called on the commands of these names, `drain` also when the supervisor has exited.
+    `drain` and `abort` are called on the commands of these names, `orphan` when the supervisor has exited.
     """
     create_server = loop.create_server
 
     async def create(make_protocol: Any, *args: Any, sock: socket.socket | None = None, **more: Any) -> Any:
         if sock is channel.socket:
-            return HandoverServer(loop, channel, make_protocol, drain=drain, abort=abort)
+            return HandoverServer(loop, channel, make_protocol, drain=drain, abort=abort, orphan=orphan)
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, cast
 
 from proxy.connection.budget import Budget
@@ -25,6 +25,8 @@ GATE: Final = "gate"
 
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
+_FRESH_SECONDS: Final = 0.5
+"""How long a connection that was accepted before the end of the drain may take to send its first request."""
 
 
 class Listener:
@@ -48,6 +50,10 @@ class Listener:
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
         """Called when an accepted connection has closed."""
+        self.untracked = 0
+        """Connections that were accepted, and whose task has not called `track` yet. Counted by `serving`."""
+        self.stop_accepting: Callable[[], Awaitable[None]] = _no_server
+        """Accepts no more connections, after those that are this worker's already. Set by `serving`."""
         self._observer = observer
         self._make_engine = make_engine
         self._budget = budget
@@ -68,16 +74,18 @@ class Listener:
     @contextlib.contextmanager
     def track(self, transport: asyncio.Transport) -> Iterator[AcceptedConnection]:
         """Register an accepted connection while Hypercorn's task serves it, so that `drain` can end it."""
-        accepted = AcceptedConnection(transport)
+        accepted = AcceptedConnection(transport, asyncio.get_running_loop().time())
         self._accepted.add(accepted)
+        self.untracked -= 1
         try:
             yield accepted
         finally:
             self._accepted.discard(accepted)
             self.on_closed()
 
-    async def serve_h2c(self, transport: asyncio.Transport, first: bytes) -> None:
-        """Serve HTTP/2 on the transport, whose first octets were `first`; returns when it has closed."""
+    async def serve_h2c(self, accepted: AcceptedConnection, first: bytes) -> None:
+        """Serve HTTP/2 on the connection, whose first octets were `first`; returns when it has closed."""
+        transport = accepted.transport
         replaced = cast(asyncio.Protocol, transport.get_protocol())
         connection = DownstreamConnection(
             self._make_engine,
@@ -88,6 +96,7 @@ class Listener:
             replaced=replaced,
         )
         connection.on_refused = self._stream_refused
+        accepted.h2c = connection
         self._connections.add(connection)
         self._observer.downstream_opened()
         try:
@@ -136,6 +145,9 @@ class Listener:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         await self._until(lambda: not self.live_exchanges, deadline - _LAST_SECONDS)
+        await self.stop_accepting()
+        until = loop.time() + _FRESH_SECONDS
+        await self._until(lambda: not self.live_exchanges and not self._fresh(until), until)
         complete = not self.live_exchanges
         closing = self._close_all()
         # Responses may still be in a transport's buffer, because their client reads slowly.
@@ -155,6 +167,14 @@ class Listener:
         # Hypercorn closes idle HTTP/1.1 connections in order meanwhile.
         loop.call_later(_LAST_SECONDS if complete else 0.0, self._abort_accepted)
         return complete
+
+    def _fresh(self, until: float) -> bool:
+        """Return True if a connection that was accepted lately has not sent its first request, and may send it yet."""
+        return self.untracked > 0 or any(
+            accepted.accepted_at >= until - 2 * _FRESH_SECONDS
+            and (accepted.protocol_unknown or (accepted.h2c is not None and not accepted.h2c.asked))
+            for accepted in self._accepted
+        )
 
     def abort(self) -> None:
         """Make `drain` abort all live exchanges now."""
@@ -186,11 +206,15 @@ class Listener:
 class AcceptedConnection:
     """An accepted connection, as `Listener.drain` sees it."""
 
-    __slots__ = ("gate", "protocol_unknown", "transport")
+    __slots__ = ("accepted_at", "gate", "h2c", "protocol_unknown", "transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, accepted_at: float) -> None:
         self.transport = transport
         """The transport that asyncio made for it."""
+        self.accepted_at = accepted_at
+        """When it was accepted, as the event loop counts."""
+        self.h2c: DownstreamConnection | None = None
+        """What serves it, if it speaks HTTP/2."""
         self.gate = Gate()
         """Set while more of an HTTP/1.1 request may be read."""
         self.gate.set()
@@ -205,3 +229,7 @@ class AcceptedConnection:
 
 def _nothing() -> None:
     """Do nothing: there is no supervisor to report to."""
+
+
+async def _no_server() -> None:
+    """Do nothing: nothing accepts connections yet."""

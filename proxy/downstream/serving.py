@@ -26,6 +26,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.downstream.listener import GATE, Listener
@@ -69,9 +70,41 @@ async def listen(
 ) -> None:
     """Serve until `shutdown` returns; by then, everything must be drained."""
     setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - see the module; the name is not exported
-    await hypercorn.asyncio.run.worker_serve(
-        ASGIWrapper(Application(listener)), config, sockets=sockets, shutdown_trigger=shutdown
-    )
+    loop = asyncio.get_running_loop()
+    create_server = loop.create_server
+    servers: list[asyncio.Server | HandoverServer] = []
+
+    async def create(make_protocol: Callable[[], asyncio.Protocol], *args: Any, **more: Any) -> asyncio.Server:
+        """Note the servers that Hypercorn makes: it gives no access to them, and closes them only at the end."""
+
+        def make() -> asyncio.Protocol:
+            listener.untracked += 1
+            return make_protocol()
+
+        server = await create_server(make, *args, **more)
+        servers.append(server)
+        return server
+
+    async def stop_accepting() -> None:
+        for server in servers:
+            if isinstance(server, HandoverServer):
+                await server.leave()
+                continue
+            if isinstance(loop, asyncio.SelectorEventLoop):
+                # It makes the transport of an accepted connection in a task, which fails once the server is closed.
+                for listening in server.sockets:
+                    loop.remove_reader(listening.fileno())
+                await asyncio.sleep(0)
+            server.close()
+
+    listener.stop_accepting = stop_accepting
+    setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop
+    try:
+        await hypercorn.asyncio.run.worker_serve(
+            ASGIWrapper(Application(listener)), config, sockets=sockets, shutdown_trigger=shutdown
+        )
+    finally:
+        setattr(loop, "create_server", create_server)  # noqa: B010 - as above
 
 
 class _Server(TCPServer):
@@ -94,7 +127,7 @@ class _Server(TCPServer):
                     self.reader.give_back(first)
                     await self._run_http1(accepted.gate)
                 elif not self.reader.at_eof():  # HTTP/2 needs both halves
-                    await listener.serve_h2c(transport, first)
+                    await listener.serve_h2c(accepted, first)
             finally:
                 await self._close()
 

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from typing import Final
 
-from proxy.downstream.channel import CLOSED, CONNECTION, DRAINING, READY
+from proxy.downstream.channel import CLOSED, CONNECTION, DRAINING, LEAVING, READY
 
 __all__ = ["WorkerChannel"]
 
@@ -29,6 +30,10 @@ class WorkerChannel:
         """True once the worker has started."""
         self.draining = False
         """True if the worker refuses new requests."""
+        self.leaving = False
+        """True if the worker wants no more connections: it is sent the last ones, and then the end of the channel."""
+        self.alive = True
+        """True if the worker has reported something since this was set to False."""
         self.gone = False
         """True if the worker has closed its end."""
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
@@ -66,6 +71,9 @@ class WorkerChannel:
             self._unsent.popleft()
             if connection is not None:
                 connection.close()
+        if self.leaving and not self.gone:
+            with contextlib.suppress(OSError):  # it has exited
+                self.socket.shutdown(socket.SHUT_WR)
 
     def read_reports(self) -> None:
         """Read what the worker has reported; sets `gone` at the end of the channel."""
@@ -78,6 +86,8 @@ class WorkerChannel:
         self.connections -= reports.count(CLOSED)
         self.ready = self.ready or READY in reports
         self.draining = self.draining or DRAINING in reports
+        self.leaving = self.leaving or LEAVING in reports
+        self.alive = self.alive or bool(reports)
         self.gone = self.gone or not reports
 
     def close(self) -> list[socket.socket]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
@@ -11,9 +12,11 @@ from proxy.compiled import changed_sources
 from proxy.downstream.binding import ListenFailed, bind_tcp
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
+from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import parse_address_or_off
+from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
 from proxy.observe.lines import configure_logging
 from proxy.settings.plain import PlainSettings
@@ -34,12 +37,15 @@ def serve(settings: PlainSettings) -> int:
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:
-            return _serve(settings, config)
+            inherited = InheritedSockets.from_service_manager(os.environ, unsafe_listen=settings.unsafe_listen)
+            return _serve(settings, config, inherited, ServiceManager(os.environ))
         except (ListenFailed, EngineUnavailable) as exc:
             return _report(exc)
 
 
-def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
+def _serve(
+    settings: PlainSettings, config: ListenerConfig, inherited: InheritedSockets, manager: ServiceManager
+) -> int:
     choice = engine_choice(settings.http2_engine)
     if choice.reason:
         _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
@@ -49,14 +55,15 @@ def _serve(settings: PlainSettings, config: ListenerConfig) -> int:
         # Imported only here: a single worker saves 0.8 MiB.
         from proxy.supervisor.workers import run_workers
 
-        _check_admin_address(settings.admin)
-        return run_workers(config, work, drain_seconds=settings.drain_timeout)
+        if inherited.admin is None:
+            _check_admin_address(settings.admin)
+        return run_workers(config, work, drain_seconds=settings.drain_timeout, inherited=inherited, manager=manager)
     # Imported only here: a supervisor saves 20 MiB.
     from proxy.worker import run_worker
 
-    sockets = config.create_sockets()
+    sockets = config.create_sockets(inherited.listeners)
     try:
-        run_worker(settings, config, sockets)
+        run_worker(settings, config, sockets, admin_socket=inherited.admin, manager=manager)
     finally:
         config.release(sockets)
     return ExitCode.OK

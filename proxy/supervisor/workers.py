@@ -32,7 +32,9 @@ import structlog
 
 from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
+from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.supervisor.channel import WorkerChannel
 from proxy.supervisor.restarts import Restarts
@@ -50,24 +52,39 @@ _MOST_ACCEPTED: Final = 64
 _NO_DESCRIPTORS_SECONDS: Final = 1.0
 """Pause in accepting after the kernel could not make a descriptor."""
 
+_NOT_INHERITED: Final = InheritedSockets()
+
 
 def run_workers(
-    config: ListenerConfig, work: Callable[[ListenerConfig, Channel], None], *, drain_seconds: float
+    config: ListenerConfig,
+    work: Callable[[ListenerConfig, Channel], None],
+    *,
+    drain_seconds: float,
+    inherited: InheritedSockets = _NOT_INHERITED,
+    manager: ServiceManager | None = None,
 ) -> ExitCode:
     """Run `config.workers` processes of `work(config, channel)` until the last one has exited.
 
     `work` is pickled by name, and starts with `HANDLED_SIGNALS` blocked. A worker that still runs some seconds after
-    `drain_seconds` is killed. Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited
-    with it, else FAILED. Raises ListenFailed.
+    `drain_seconds` is killed. `inherited` sockets replace those of `config`. `manager` is told when all workers are
+    ready, and when they drain; if it watches, a worker whose event loop stands still is killed and replaced.
+
+    Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited with it, else FAILED.
+    Raises ListenFailed.
 
     When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
     with _signals_to_socket() as signals:
-        sockets = config.create_sockets()
+        sockets = config.create_sockets(inherited.listeners)
         try:
-            return _Supervisor(sockets, signals, drain_seconds, config, work).run()
+            supervisor = _Supervisor(sockets, signals, drain_seconds, config, work)
+            supervisor.admin = inherited.admin
+            supervisor.manager = manager or ServiceManager({})
+            return supervisor.run()
         finally:
             config.release(sockets)
+            if inherited.admin is not None:
+                inherited.admin.close()
 
 
 class _Worker:
@@ -92,6 +109,10 @@ class _Supervisor:
         config: ListenerConfig,
         work: Callable[[ListenerConfig, Channel], None],
     ) -> None:
+        self.admin: socket.socket | None = None
+        """The listening socket of the admin port, if there is one for all workers."""
+        self.manager = ServiceManager({})
+        """The service manager that is told what happens."""
         self._config = config
         self._work = work
         self._listening = sockets.insecure_sockets
@@ -105,6 +126,7 @@ class _Supervisor:
         self._accepting = False
         self._accept_at = 0.0
         self._all_ready = False
+        self._watch_at = math.inf
         self._restarts = Restarts()
         self._command: bytes | None = None
         self._kill_at = math.inf
@@ -120,14 +142,17 @@ class _Supervisor:
                 self._start_workers(count)
             self._update_accepting(now)
             accept_at = self._accept_at if self._accept_at > now else math.inf
-            due = min(self._kill_at, accept_at, self._restarts.next)
+            due = min(self._kill_at, accept_at, self._restarts.next, self._watch_at)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
             # Before other events: if the whole group was signalled, a worker may have exited already.
             self._handle_signals()
             for key, _ in events:
                 if key.data is not None:
                     key.data()
-            if time.monotonic() >= self._kill_at:
+            now = time.monotonic()
+            if now >= self._watch_at:
+                self._watch(now)
+            if now >= self._kill_at:
                 self._kill()
         for connection in self._waiting:
             connection.close()
@@ -142,7 +167,12 @@ class _Supervisor:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""
         supervisor_end, worker_end = socket.socketpair()
         with worker_end:
-            channel = Channel(worker_end, [bound.getsockname() for bound in self._listening])
+            channel = Channel(
+                worker_end,
+                [bound.getsockname() for bound in self._listening],
+                admin=self.admin,
+                heartbeat_seconds=self.manager.watchdog_seconds / 4,
+            )
             process = get_context("spawn").Process(target=self._work, args=(self._config, channel))
             process.daemon = True
             process.start()
@@ -150,6 +180,25 @@ class _Supervisor:
         self._workers.append(worker)
         self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
         self._selector.register(supervisor_end, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
+
+    def _note_ready(self) -> None:
+        """Tell the service manager once all of the first workers are ready."""
+        if self._all_ready or not all(worker.channel.ready for worker in self._workers):
+            return
+        self._all_ready = True
+        self.manager.ready("serving")
+        if self.manager.watchdog_seconds:
+            self._watch(time.monotonic())
+
+    def _watch(self, now: float) -> None:
+        """Kill each worker that has reported nothing since the last call, and tell the service manager that we live."""
+        for worker in self._workers:
+            if worker.channel.ready and not worker.channel.alive:
+                _log.error("worker's event loop stands still: killing it", pid=worker.process.pid)
+                worker.process.kill()
+            worker.channel.alive = False
+        self.manager.alive()
+        self._watch_at = now + self.manager.watchdog_seconds / 2
 
     # ---- connections
 
@@ -185,10 +234,11 @@ class _Supervisor:
         """Return the worker with the fewest connections; None if no worker can take one now.
 
         It must have started, and have no unsent messages. While all drain, it may drain: it answers with 503. Until all
-        of the first workers have started, none can: the first to start would get all connections that wait.
+        of the first workers have started, none can: the first to start would get all connections that wait. While all
+        drain, none can if another process will have the same sockets: the connections wait for it.
         """
         draining = self._command is not None
-        if not (self._all_ready or draining):
+        if not (self._all_ready or draining) or (draining and self._config.shared):
             return None
         return min(
             (
@@ -196,7 +246,7 @@ class _Supervisor:
                 for worker in self._workers
                 if worker.channel.ready
                 and (draining or not worker.channel.draining)
-                and not (worker.channel.gone or worker.channel.has_unsent)
+                and not (worker.channel.gone or worker.channel.leaving or worker.channel.has_unsent)
             ),
             key=lambda worker: (worker.channel.connections, worker.last_handed_over),
             default=None,
@@ -218,7 +268,7 @@ class _Supervisor:
         worker.channel.read_reports()
         worker.channel.flush()
         self._update_registration(worker)
-        self._all_ready = self._all_ready or all(each.channel.ready for each in self._workers)
+        self._note_ready()
         while self._waiting and self._least_loaded() is not None:
             self._hand_over(self._waiting.pop(0))
 
@@ -244,10 +294,11 @@ class _Supervisor:
         """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
         self._command = command
         self._restarts.clear()
+        self.manager.stopping("draining")
         seconds = _ABORT_SECONDS + (self._drain_seconds if command == DRAIN else 0.0)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
         for worker in self._workers:
-            if not worker.channel.gone:
+            if not (worker.channel.gone or worker.channel.leaving):
                 worker.channel.send_command(command)
                 self._update_registration(worker)
 
@@ -255,7 +306,7 @@ class _Supervisor:
         """Replace a worker that has exited without a command, or drain the others if the first ones still start."""
         if not worker.channel.gone:
             worker.channel.read_reports()  # it may have been ready before
-            self._all_ready = self._all_ready or all(each.channel.ready for each in self._workers)
+            self._note_ready()
         self._selector.unregister(worker.process.sentinel)
         self._workers.remove(worker)
         worker.channel.gone = True

@@ -1,8 +1,9 @@
 """`unshare --net python -m tests.readme.unit FILE`: start a unit as systemd would, check that it is ready, and stop it.
 
-As far as it goes without systemd itself: the program and its words, a user of its own without rights, the variables,
-the number of files, a file system that is read-only, homes that are empty, a /tmp of its own. What is left to systemd
-is its filter of system calls, its limits of memory and tasks, and when to start again.
+As far as it goes without systemd itself: the program and its words, the sockets of its .socket units, the notification
+that it is ready, a user of its own without rights, the variables, the number of files, a file system that is read-only,
+homes that are empty, a /tmp of its own. What is left to systemd is its filter of system calls, its limits of memory and
+tasks, and when to start again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import shlex
+import socket
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -28,6 +30,9 @@ Unit: TypeAlias = dict[str, list[str]]
 
 DYNAMIC_USER: Final = 64_999
 """A user id from systemd's range for `DynamicUser=yes`, 61184 to 65519."""
+NOTIFY_SOCKET: Final = "cloudrun-sidecar-notify"
+"""Name of an abstract socket."""
+UNITS: Final = Path("/etc/systemd/system")
 READY: Final = "http://127.0.0.1:9091/readyz"
 NO_RIGHTS: Final = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs", "--clear-groups"]
 # The file systems of the kernel stay as they are.
@@ -68,7 +73,9 @@ async def started(unit: Unit) -> None:
     """Start the unit, and stop it when it is ready; raises Wrong or ProgramFailed."""
     hardening = ("Type", "DynamicUser", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp")
     values = [unit[name][-1] for name in hardening]
-    check(values == ["exec", "yes", "yes", "strict", "yes", "yes"], f"what is done here is not what is said: {values}")
+    check(
+        values == ["notify", "yes", "yes", "strict", "yes", "yes"], f"what is done here is not what is said: {values}"
+    )
     (command,) = unit["ExecStart"]
     # Only systemd may raise these limits.
     files = min(int(unit["LimitNOFILE"][-1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -82,13 +89,27 @@ async def started(unit: Unit) -> None:
         *NO_RIGHTS,
     ]
     variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} | environment(unit)
+    variables |= {"NOTIFY_SOCKET": f"@{NOTIFY_SOCKET}"}
     argv += ["env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())]
+    argv += ["systemd-socket-activate", *(f"--setenv={name}" for name in variables), *listening(unit["Sockets"][-1])]
     grace = float(unit["TimeoutStopSec"][-1])
-    async with program("the unit", [*argv, *shlex.split(command)], stop_seconds=grace) as child:
-        await child.answers(READY)
-        held_to(child.pid)
-        status = await child.stop(within_seconds=grace)
-        check(status == 0, f"it ended with {status}:\n{child.tail()}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{NOTIFY_SOCKET}")
+        manager.setblocking(False)
+        async with program("the unit", [*argv, *shlex.split(command)], stop_seconds=grace) as child:
+            await child.answers(READY)
+            said = await asyncio.get_running_loop().sock_recv(manager, 4096)
+            check(b"READY=1" in said.split(b"\n"), f"it told systemd {said!r}")
+            held_to(child.pid)
+            status = await child.stop(within_seconds=grace)
+            check(status == 0, f"it ended with {status}:\n{child.tail()}")
+
+
+def listening(units: str) -> list[str]:
+    """Return the options of `systemd-socket-activate` for the sockets of these units."""
+    sockets = [read(UNITS / name) for name in units.split()]
+    names = ":".join(each["FileDescriptorName"][-1] for each in sockets)
+    return [*(f"--listen={each['ListenStream'][-1]}" for each in sockets), f"--fdname={names}"]
 
 
 def held_to(pid: int) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.downstream.inherited import ADMIN_NAME
 from tests.shipping.commands import REPOSITORY, settings
 
-UNIT = REPOSITORY / "config/systemd/cloudrun-sidecar.service"
+FOLDER = REPOSITORY / "config/systemd"
+UNIT = FOLDER / "cloudrun-sidecar.service"
 LINES = UNIT.read_text().splitlines()
 MAX_EXPOSURE = 1.5
 """Limit of the exposure, of 10; `systemd-analyze security` rates up to 2 as OK, and a plain service as 9.6."""
@@ -40,6 +42,29 @@ def with_a_program(unit: Path, text: str) -> Path:
 
 def test_the_unit_is_valid_for_systemd(tmp_path: Path) -> None:
     assert systemd_analyze("verify", with_a_program(tmp_path / UNIT.name, UNIT.read_text())) == ""
+
+
+def test_the_sockets_are_valid_for_systemd(tmp_path: Path) -> None:
+    with_a_program(tmp_path / UNIT.name, UNIT.read_text())
+    for unit in FOLDER.glob("*.socket"):
+        shutil.copy(unit, tmp_path)
+    assert systemd_analyze("verify", *sorted(tmp_path.iterdir())) == ""
+
+
+def test_the_sockets_are_those_of_the_service_at_the_default_addresses() -> None:
+    sockets = {}
+    for name in value("Sockets").split():
+        unit = dict(line.split("=", 1) for line in (FOLDER / name).read_text().splitlines() if re.match(r"\w+=", line))
+        assert unit.get("Service", UNIT.name) == UNIT.name
+        sockets[unit["FileDescriptorName"]] = unit["ListenStream"]
+    defaults = settings(["serve", "--upstream", "https://a.run.app"])
+    assert sockets == {"listen": defaults["listen"][0], ADMIN_NAME: defaults["admin"]}
+    assert value("Also") == value("Sockets")
+    assert {unit.name for unit in FOLDER.glob("*.socket")} == set(value("Sockets").split())
+
+
+def test_no_core_file_has_tokens_in_it() -> None:
+    assert value("LimitCORE") == "0"
 
 
 def test_systemd_finds_a_mistake(tmp_path: Path) -> None:

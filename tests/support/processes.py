@@ -179,6 +179,7 @@ async def program(
     log: Path | None = None,
     stop: signal.Signals = signal.SIGTERM,
     stop_seconds: float = _GRACE_SECONDS,
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[Program]:
     """Run `argv` with `env` laid over this process' environment (None removes); at the end of the block it is stopped.
 
@@ -194,6 +195,7 @@ async def program(
         *map(str, argv),
         env={name: value for name, value in environment.items() if value is not None},
         stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=pass_fds,
         start_new_session=True,
     )
     try:

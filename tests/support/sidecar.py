@@ -50,6 +50,7 @@ async def sidecar(
     env: Mapping[str, str | None] | None = None,
     log: Path | None = None,
     under: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[Sidecar]:
     """Run `cloudrun-sidecar serve` for the time of a `with`; ports are free ones unless the flags say otherwise.
 
@@ -62,7 +63,7 @@ async def sidecar(
     if "--admin" not in given:
         argv += ["--admin", "127.0.0.1:0"]
     clean = {"GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent", **(env or {})}
-    async with program("cloudrun-sidecar", [*argv, *given], env=clean, log=log) as running:
+    async with program("cloudrun-sidecar", [*argv, *given], env=clean, log=log, pass_fds=pass_fds) as running:
         line = (await running.line(r'^\{.*"listening".*$')).group(0)
         said = json.loads(line)
         yield Sidecar(running, tuple(said["listen"]), said["admin"])

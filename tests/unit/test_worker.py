@@ -17,6 +17,7 @@ import pytest
 
 from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.network.service_manager import ServiceManager
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker, _report
@@ -58,7 +59,7 @@ async def running(
     worker = Worker(given, asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.run(config, channel or sockets))
+            tasks.create_task(worker.run(config, channel or sockets, ServiceManager({})))
             await meanwhile(worker, port)
     finally:
         config.release(sockets)

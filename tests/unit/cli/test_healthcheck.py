@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.admin import AdminPlane
-from proxy.cli import healthcheck as module
+from proxy.cli import probe as module
 from proxy.cli.commands import commands
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics

@@ -41,7 +41,11 @@ def run(loop: str, use: Use) -> None:
         running = asyncio.get_running_loop()
         commands = Commands()
         accept_from(
-            channel, running, drain=partial(commands.put_nowait, "drain"), abort=partial(commands.put_nowait, "abort")
+            channel,
+            running,
+            drain=partial(commands.put_nowait, "drain"),
+            abort=partial(commands.put_nowait, "abort"),
+            orphan=partial(commands.put_nowait, "orphan"),
         )
         server = await running.create_server(Greeting, sock=its)
         supervisor = WorkerChannel(ours)
@@ -86,10 +90,10 @@ def test_commands_are_carried_out_in_order(loop: str) -> None:
 
 
 @every_loop
-def test_the_exit_of_the_supervisor_starts_draining(loop: str) -> None:
+def test_the_exit_of_the_supervisor_is_noticed(loop: str) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         supervisor.close()
-        assert await commands.get() == "drain"
+        assert await commands.get() == "orphan"
 
     run(loop, use)
 

@@ -1,0 +1,91 @@
+"""`cloudrun-sidecar wait`: returns when a sidecar is ready; exit code 0, or 1 if it is not in time."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
+from proxy.exit_codes import ExitCode
+from proxy.network.address import Address, parse_address
+from proxy.settings.layers import SettingsInvalid
+
+__all__ = ["wait"]
+
+_PAUSE_SECONDS: Final = 0.1
+"""Between two questions."""
+
+
+@click.command()
+@click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file that `serve` was given.")
+@click.option(
+    "--listener",
+    metavar="ADDR",
+    help="Wait until this address takes connections instead, for a sidecar without an admin port.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait at most.",
+)
+def wait(admin: str | None, config: Path | None, listener: str | None, timeout: float) -> None:
+    """Wait until a sidecar is ready, to start after it what needs it: exit code 0, or 1 after the timeout.
+
+    It asks /readyz of the admin port, which it finds as `serve` does: --admin, CLOUDRUN_SIDECAR_ADMIN, the settings
+    file, the default.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        address = parse_address(listener) if listener else admin_address(admin, config, os.environ)
+    except (ValueError, SettingsInvalid) as exc:
+        raise _NotReady(str(exc)) from None
+    while (state := _connect(address) if listener else _readiness(address)) is not None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _NotReady(f"{state}, after {timeout:g} s")
+        time.sleep(min(_PAUSE_SECONDS, left))
+    click.echo(f"{address}: ready")
+
+
+class _NotReady(click.ClickException):
+    """The sidecar is not ready. Exit code 1."""
+
+    exit_code = ExitCode.FAILED
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"not ready: {self.format_message()}", err=True)
+
+
+def _readiness(address: Address) -> str | None:
+    """Return None if the sidecar is ready, else what it is instead."""
+    try:
+        status, words = ask(address, "/readyz")
+    except OSError as exc:
+        return f"{address}: {exc.strerror or exc}"
+    except http.client.HTTPException:
+        return f"{address}: what answers there does not speak HTTP"
+    return None if status == 200 else f"{address}: {words}"
+
+
+def _connect(address: Address) -> str | None:
+    """Return None if a connection can be made, else why not."""
+    try:
+        if address.path:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                probe.connect(address.path)
+        else:
+            socket.create_connection((address.connectable_host, address.port), 1.0).close()
+    except OSError as exc:
+        return f"{address}: {exc.strerror or exc}"
+    return None

@@ -1,0 +1,81 @@
+"""What a service manager gives a process and is told by it: systemd's sockets and notifications.
+
+* `ServiceManager`      tells it when the process is ready, reloads, stops, and lives: sd_notify(3)
+* `inherited_sockets`   sockets that it has opened: sd_listen_fds(3)
+
+Both are protocols of a few environment variables and datagrams. Without a service manager they do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["ServiceManager", "inherited_sockets"]
+
+_FIRST_DESCRIPTOR: Final = 3
+"""SD_LISTEN_FDS_START: the first of the descriptors that are passed."""
+
+
+class ServiceManager:
+    """Sends notifications to the service manager that started this process, if it wants them. It never blocks."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        path = environment.get("NOTIFY_SOCKET", "")
+        # An abstract socket is written with @ instead of the leading zero. vsock is for virtual machines.
+        self._address = f"\0{path[1:]}" if path.startswith("@") else path if path.startswith("/") else ""
+        self.watchdog_seconds = _watchdog_seconds(environment) if self._address else 0.0
+        """The service manager restarts the process if `alive` is not called for this long; 0: it does not watch."""
+
+    def ready(self, status: str) -> None:
+        """Say that the process has started, or has finished a reload; `status` is a line for people."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Say that the process reads its settings again. `ready` must follow, whatever comes of it."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading settings")
+
+    def stopping(self, status: str) -> None:
+        """Say that the process is ending."""
+        self._send("STOPPING=1", f"STATUS={status}")
+
+    def alive(self) -> None:
+        """Say that the process works; to be called at least twice in `watchdog_seconds`."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        # A service manager that is gone, or that does not read, must not disturb what is served.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+            sending.setblocking(False)
+            sending.sendto("\n".join(lines).encode(), self._address)
+
+
+def inherited_sockets(environment: Mapping[str, str]) -> list[tuple[str, socket.socket]]:
+    """Return the sockets that were passed to this process, each with its name ("" if it has none).
+
+    They are made non-blocking, and not inherited any further. Raises OSError if one is not a socket. Call it once: each
+    call would make an owner of the same descriptors.
+    """
+    count = environment.get("LISTEN_FDS", "")
+    if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+        return []
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    found = []
+    for place in range(int(count)):
+        passed = socket.socket(fileno=_FIRST_DESCRIPTOR + place)
+        passed.set_inheritable(False)
+        passed.setblocking(False)
+        found.append((names[place] if place < len(names) else "", passed))
+    return found
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float:
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    of_this_process = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(microseconds) / 1e6 if microseconds.isdecimal() and of_this_process else 0.0

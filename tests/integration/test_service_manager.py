@@ -1,0 +1,201 @@
+"""What a service manager does for the sidecar: listening sockets that outlive it, notifications, a watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.peers.sockets import client
+from tests.support.processes import program
+from tests.support.sidecar import sidecar, worker_pids
+
+Routes = Callable[..., Path]
+
+one_or_two = pytest.mark.parametrize("workers", [1, 2])
+HOST = "127.0.0.1"
+
+
+class Manager:
+    """Receives notifications as a service manager does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.setblocking(False)
+
+    async def told(self, line: str) -> dict[str, str]:
+        """Wait for the notification with this line; return all of its lines."""
+        async with asyncio.timeout(30):
+            while True:
+                lines = (await asyncio.get_running_loop().sock_recv(self.socket, 4096)).decode().split("\n")
+                if line in lines:
+                    return dict(each.split("=", 1) for each in lines)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path / "notify")
+    with made.socket:
+        yield made
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server((HOST, 0)) as made:
+        yield made
+
+
+def passing(*sockets: socket.socket, names: str) -> tuple[str, ...]:
+    """Return the command that passes these sockets on to the one after it, as systemd does."""
+    redirections = " ".join(f"{3 + place}<&{each.fileno()}" for place, each in enumerate(sockets))
+    variables = f"LISTEN_PID=$$ LISTEN_FDS={len(sockets)} LISTEN_FDNAMES={names}"
+    return ("bash", "-c", f'{variables} exec "$@" {redirections}', "bash")
+
+
+async def asked(address: tuple[str, int]) -> bytes:
+    """Make one request on a new connection; return its status."""
+    async with client(*address) as peer:
+        return (await peer.head(peer.open("/nowhere", end=True)))[b":status"]
+
+
+# ---- notifications
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_the_manager_is_told_of_start_and_end(routes: Routes, manager: Manager, workers: int) -> None:
+    flags: list[str | Path] = [
+        "--config",
+        routes(svc="https://127.0.0.1:1"),
+        "--workers",
+        str(workers),
+        "--admin",
+        "off",
+    ]
+    async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path}) as running:
+        assert (await manager.told("READY=1"))["STATUS"] == "serving"
+        assert await asked(running.address) == b"404"
+        running.program.send(signal.SIGTERM)
+        assert (await manager.told("STOPPING=1"))["STATUS"] == "draining"
+        assert await running.program.ended() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_the_watchdog_is_told_that_the_sidecar_lives(routes: Routes, manager: Manager, workers: int) -> None:
+    flags: list[str | Path] = [
+        "--config",
+        routes(svc="https://127.0.0.1:1"),
+        "--workers",
+        str(workers),
+        "--admin",
+        "off",
+    ]
+    async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "2000000"}):
+        for _ in range(3):
+            await manager.told("WATCHDOG=1")
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_stands_still_is_replaced_and_the_sidecar_lives(routes: Routes, manager: Manager) -> None:
+    flags: list[str | Path] = ["--config", routes(svc="https://127.0.0.1:1"), "--workers", "2", "--admin", "off"]
+    async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "4000000"}) as running:
+        first, second = await worker_pids(running.program)
+        os.kill(first, signal.SIGSTOP)
+        await running.program.line(rf'stands still: killing it.*"pid": {first}\b')
+        await running.program.line(rf'worker died: starting another.*"pid": {first}, "signal": "SIGKILL"')
+        await running.program.line(rf'"worker": (?!{first}\b|{second}\b)\d+')
+        await manager.told("WATCHDOG=1")
+        assert await asked(running.address) == b"404"
+
+
+# ---- sockets
+
+
+@pytest.mark.asyncio
+async def test_systemd_starts_it_at_the_first_connection(routes: Routes) -> None:
+    activate = shutil.which("systemd-socket-activate")
+    assert activate, "systemd-socket-activate is not installed: `make test` installs it (Debian: systemd)"
+    with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as two:
+        ports = [each.getsockname()[1] for each in (one, two)]
+    argv = [activate, f"--listen={HOST}:{ports[0]}", f"--listen={HOST}:{ports[1]}", "--fdname=listen:admin"]
+    argv += [sys.executable, "-m", "proxy", "serve", "--log-format", "json", "--config"]
+    async with program("activated", [*argv, routes(svc="https://127.0.0.1:1")]) as running:
+        await running.line("Listening on .* as 4")
+        assert await asked((HOST, ports[0])) == b"404"
+        async with aiohttp.ClientSession() as http, http.get(f"http://{HOST}:{ports[1]}/readyz") as answer:
+            assert answer.status == 200
+        await running.line(rf'"listen": \["{HOST}:{ports[0]}"\], "admin": "{HOST}:{ports[1]}"')
+        assert await running.stop() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_no_connection_is_refused_during_a_restart(
+    routes: Routes, listening: socket.socket, workers: int
+) -> None:
+    with socket.create_server((HOST, 0)) as admin:
+        flags: list[str | Path] = ["--config", routes(svc="https://127.0.0.1:1"), "--workers", str(workers)]
+        under = passing(listening, admin, names="listen:admin")
+        descriptors = [listening.fileno(), admin.fileno()]
+        address = listening.getsockname()
+        answers: list[bytes] = []
+        restarted = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not restarted.is_set():
+                answers.append(await asked(address))
+
+        async with asyncio.TaskGroup() as asking:
+            async with sidecar(*flags, under=under, pass_fds=descriptors) as first:
+                assert first.address == address
+                clients = [asking.create_task(keep_asking()) for _ in range(4)]
+                assert await first.program.stop() == 0
+            async with sidecar(*flags, under=under, pass_fds=descriptors) as second:
+                assert await asked(second.address) == b"404"
+                async with aiohttp.ClientSession() as http, http.get(f"http://{second.admin}/readyz") as answer:
+                    assert answer.status == 200
+                restarted.set()
+                await asyncio.gather(*clients)
+    # 503: it was on its way while the first one began to drain.
+    assert set(answers) <= {b"404", b"503"}
+    assert answers.count(b"503") <= 4
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("flags", "status"), [([], 2), (["--unsafe-listen"], 0)])
+async def test_a_socket_for_other_machines_needs_unsafe_listen(routes: Routes, flags: list[str], status: int) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as wide:
+        under = passing(wide, names="listen")
+        argv = [*under, sys.executable, "-m", "proxy", "serve", "--log-format", "json", "--admin", "off", *flags]
+        config = routes(svc="https://127.0.0.1:1")
+        async with program("serve", [*argv, "--config", config], pass_fds=[wide.fileno()]) as running:
+            if status:
+                port = wide.getsockname()[1]
+                await running.line(rf"cannot listen on 0\.0\.0\.0:{port} \(passed to this process\): .*--unsafe-listen")
+            else:
+                await running.line("listening")
+                running.send(signal.SIGTERM)
+            assert await running.ended() == status
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_does_not_listen_is_named(routes: Routes, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(tmp_path / "d"))
+        argv = [*passing(datagrams, names="listen"), sys.executable, "-m", "proxy", "serve", "--config"]
+        async with program(
+            "serve", [*argv, routes(svc="https://127.0.0.1:1")], pass_fds=[datagrams.fileno()]
+        ) as running:
+            await running.line(r"cannot listen on unix:.*/d \(passed .*ListenStream= with Accept=no")
+            assert await running.ended() == 2
