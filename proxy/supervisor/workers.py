@@ -204,7 +204,7 @@ class _Supervisor:
 
     def _update_accepting(self, now: float) -> None:
         """Watch the listening sockets exactly while a worker can take a connection."""
-        accepting = now >= self._accept_at and self._least_loaded() is not None
+        accepting = now >= self._accept_at and self._may_accept()
         if accepting == self._accepting:
             return
         self._accepting = accepting
@@ -216,6 +216,8 @@ class _Supervisor:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_MOST_ACCEPTED):
+            if not self._may_accept():
+                return
             try:
                 connection, _ = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -227,19 +229,22 @@ class _Supervisor:
             for worker in self._workers:
                 self._on_channel_ready(worker)  # read the reports, for current numbers
             self._hand_over(connection)
-            if self._least_loaded() is None:
-                return
+
+    def _may_accept(self) -> bool:
+        """Return True if a worker can take a connection from the kernel's queue.
+
+        Until all of the first workers have started, none can: the first to start would get all connections that wait.
+        While all drain, none can if another process will have the same sockets: the connections wait for it.
+        """
+        right_time = self._all_ready if self._command is None else not self._config.shared
+        return right_time and self._least_loaded() is not None
 
     def _least_loaded(self) -> _Worker | None:
         """Return the worker with the fewest connections; None if no worker can take one now.
 
-        It must have started, and have no unsent messages. While all drain, it may drain: it answers with 503. Until all
-        of the first workers have started, none can: the first to start would get all connections that wait. While all
-        drain, none can if another process will have the same sockets: the connections wait for it.
+        It must have started, and have no unsent messages. While all drain, it may drain: it answers with 503.
         """
         draining = self._command is not None
-        if not (self._all_ready or draining) or (draining and self._config.shared):
-            return None
         return min(
             (
                 worker
