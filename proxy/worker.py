@@ -114,22 +114,26 @@ class Worker:
         self.listener = Listener(
             self._dispatcher, server, budget, flusher, observers, allowed_hosts=settings.allowed_hosts
         )
-        self._admin: AdminPlane | None = None
-        if settings.admin != OFF or admin_socket is not None:
-            self._admin = AdminPlane(
-                settings.admin if admin_socket is None else str(Address.of_socket(admin_socket.getsockname())),
-                self,
-                self.metrics,
-                self.health,
-                DispatcherState(self._dispatcher),
-                workers=settings.workers,
-                allowed_hosts=settings.allowed_hosts,
-                bound=admin_socket,
-            )
+        self._admin = self._admin_plane(admin_socket)
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore
         self._leaves_sockets: Callable[[], bool] = bool  # False
         self._orphaned = False
+
+    def _admin_plane(self, bound: socket.socket | None) -> AdminPlane | None:
+        """Return the admin plane, on a socket that listens already if there is one; None if it is off."""
+        if self.settings.admin == OFF and bound is None:
+            return None
+        return AdminPlane(
+            self.settings.admin if bound is None else str(Address.of_socket(bound.getsockname())),
+            self,
+            self.metrics,
+            self.health,
+            DispatcherState(self._dispatcher),
+            workers=self.settings.workers,
+            allowed_hosts=self.settings.allowed_hosts,
+            bound=bound,
+        )
 
     def swap_routes(self, routes: RouteTable) -> None:
         """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
