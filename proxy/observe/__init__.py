@@ -13,6 +13,7 @@ No secret gets into a log line or a metric.
 * `explanation`  what an error response or a failure means, in the words of `check`
 * `access_log`   an observer that writes one line an exchange
 * `warnings`     an observer that writes what went wrong, and what mends it
+* `request_context`  the trace and the invocation of an exchange, for log lines
 * `lines`        log lines on stderr, and the filter that keeps secrets out of them
 * `background`   standard output and error that never block, whatever their readers do
 """

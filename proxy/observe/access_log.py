@@ -7,7 +7,9 @@ from typing import Final
 import structlog
 
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
+from proxy.observe.explanation import remedy_of_code
 from proxy.observe.observer import Observer
+from proxy.observe.request_context import request_context
 from proxy.routes import Route
 
 __all__ = ["AccessLog"]
@@ -38,5 +40,9 @@ class _RouteLines(ExchangeObserver):
             path=exchange.path.partition(b"?")[0].decode("latin-1"),
             status=status or None,
             milliseconds=round(seconds * 1000, 1),
+            request_octets=exchange.request_octets,
+            response_octets=exchange.response_octets,
             code=exchange.failure_code or None,
+            remedy=remedy_of_code(exchange.failure_code),
+            **request_context(exchange),
         )

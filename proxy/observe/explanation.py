@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Final, NamedTuple
 
 from proxy.clock_skew import skew_seconds
 from proxy.cloud_run.findings import Finding, RequestInfo, diagnose
 from proxy.cloud_run.response import Response
-from proxy.errors import Failure
+from proxy.errors import Failure, all_failures
 from proxy.http2.events import Fields
 from proxy.observe.exchange import ObservedExchange
 from proxy.routes import Route
 
-__all__ = ["ErrorResponse", "explain_response", "remedy_of"]
+__all__ = ["ErrorResponse", "explain_response", "remedy_of", "remedy_of_code"]
 
 _REMEDY: Final = "Remedy:"
 
@@ -50,6 +51,15 @@ def explain_response(
 
 def remedy_of(failure: Failure) -> str:
     """Return what mends a failure: the remedy of its kind, as its class describes it."""
-    _, found, remedy = inspect.cleandoc(type(failure).__doc__ or "").partition(_REMEDY)
-    text = " ".join(remedy.split()).replace("`", "") if found else ""
+    return remedy_of_code(failure.code) or ""
+
+
+@functools.cache
+def remedy_of_code(code: str) -> str | None:
+    """Return what mends the failures with this code; None for a code that no failure has."""
+    kind = next((kind for kind in all_failures() if kind.code == code), None)
+    if kind is None:
+        return None
+    _, _, remedy = inspect.cleandoc(kind.__doc__ or "").partition(_REMEDY)
+    text = " ".join(remedy.split()).replace("`", "")
     return text[:1].upper() + text[1:]

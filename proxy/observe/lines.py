@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import Processor
 
+from proxy.observe.request_context import SPAN_ID, TRACE, TRACE_SAMPLED
 from proxy.quoting import redacted
 
 __all__ = ["configure_logging", "redact"]
@@ -27,8 +29,10 @@ def configure_logging(
 
     Loggers are made by `structlog.get_logger("the room")`, before or after; the room's name stands in their lines.
 
-    `json` gives one object a line, with `time` (ISO 8601, UTC), `severity` and `message` as Cloud Logging reads them;
-    `console` is for people, in colour on a terminal only; `auto` is `console` on a terminal and `json` elsewhere.
+    `json` gives one object a line, as Cloud Logging reads it: `time` (ISO 8601, UTC), `severity` and `message`, for an
+    exchange `httpRequest`, and its trace (of the project in GOOGLE_CLOUD_PROJECT, if that is set). `console` is for
+    people, in colour on a terminal only, unless NO_COLOR is set or TERM is `dumb`; `auto` is `console` on a terminal
+    and `json` elsewhere.
 
     Nothing is written at `critical`: that is for commands that tell by themselves what went wrong.
     """
@@ -38,7 +42,7 @@ def configure_logging(
     if console:
         # Plain tracebacks: the pretty ones that structlog takes where it finds `rich` print local variables.
         plain = structlog.dev.plain_traceback
-        rendering = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
+        rendering = [structlog.dev.ConsoleRenderer(colors=terminal and _wants_colours(), exception_formatter=plain)]
     structlog.configure(
         processors=[
             _name_room,
@@ -76,12 +80,38 @@ def _name_room(written_to: _Stderr, _method: str, event: MutableMapping[str, Any
 def _for_cloud_logging(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Name the fields as Cloud Logging reads them, those that every line has first."""
     level = str(event.pop("level", "info"))
-    head = {
+    head: dict[str, Any] = {
         "time": event.pop("timestamp", ""),
         "severity": level.upper(),
         "message": event.pop("event", ""),
     }
+    if "method" in event and "path" in event:
+        head["httpRequest"] = _http_request(event)
+    if TRACE in event:
+        trace, project = event.pop(TRACE), os.environ.get("GOOGLE_CLOUD_PROJECT")
+        head["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace}" if project else trace
+        head["logging.googleapis.com/spanId"] = event.pop(SPAN_ID, None)
+        head["logging.googleapis.com/trace_sampled"] = event.pop(TRACE_SAMPLED, False)
     return {**head, **event, **head}
+
+
+def _http_request(event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an exchange as Cloud Logging names them, and take them out of the event."""
+    request = {
+        "requestMethod": event.pop("method"),
+        "requestUrl": event.pop("path"),
+        "status": event.pop("status", None),
+        # 64-bit numbers are strings in JSON of Google, and so are durations.
+        "latency": f"{event.pop('milliseconds', 0) / 1000:.4f}s",
+        "requestSize": str(event.pop("request_octets", 0)),
+        "responseSize": str(event.pop("response_octets", 0)),
+    }
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def _wants_colours() -> bool:
+    """Return False if the environment asks for none (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class _Stderr:

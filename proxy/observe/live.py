@@ -51,7 +51,7 @@ class Live(Protocol):
         """Return the routes for new requests."""
 
     def token(self, route: Route) -> TokenState | None:
-        """Return the current token of a route; None if there is none."""
+        """Return the token of a route that requests may be signed with now; None if there is none."""
 
     def origin(self, route: Route) -> OriginState | None:
         """Return the state of the route's connections; None if the route is gone."""

@@ -17,8 +17,9 @@ import structlog
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import explain_response
+from proxy.observe.explanation import explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
+from proxy.observe.request_context import request_context
 from proxy.restate import caller_token_remedy, stops_work
 from proxy.routes import Route
 
@@ -156,6 +157,7 @@ class _RouteWarnings(ExchangeObserver):
             reason=found.text,
             remedy=found.remedy,
             commands=list(found.commands),
+            **request_context(exchange),
             **added,
         )
 
@@ -170,7 +172,16 @@ class _RouteWarnings(ExchangeObserver):
         if added is not None:
             write = _log.error if failure.severity == "error" else _log.warning
             status = exchange.status or None
-            write(what, route=self._name, code=failure.code, status=status, reason=str(failure), **added)
+            write(
+                what,
+                route=self._name,
+                code=failure.code,
+                status=status,
+                reason=str(failure),
+                remedy=remedy_of(failure),
+                **request_context(exchange),
+                **added,
+            )
 
 
 def _mint_fields(key: ObservedKey, uncached: bool) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from proxy.observe.live import OriginState, TokenState
 from proxy.relay.dispatcher import Dispatcher
@@ -12,10 +13,11 @@ __all__ = ["DispatcherState"]
 
 
 class DispatcherState:
-    """The state of one dispatcher, as `observe.live.Live` describes it."""
+    """The state of one dispatcher, as `observe.live.Live` describes it. `clock` is wall-clock time in seconds."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, clock: Callable[[], float] = time.time) -> None:
         self._dispatcher = dispatcher
+        self._clock = clock
 
     @property
     def draining(self) -> bool:
@@ -34,8 +36,10 @@ class DispatcherState:
 
     def token(self, route: Route) -> TokenState | None:
         context = self._dispatcher.snapshot.contexts.get(route.name)
-        token = context.slot.token if context is not None and context.slot is not None else None
-        return TokenState(token.principal, token.issued_at, token.expires_at) if token is not None else None
+        slot = context.slot if context is not None else None
+        if slot is None or slot.token is None or slot.usable_seconds(self._clock()) <= 0:
+            return None
+        return TokenState(slot.token.principal, slot.token.issued_at, slot.token.expires_at)
 
     def origin(self, route: Route) -> OriginState | None:
         context = self._dispatcher.snapshot.contexts.get(route.name)

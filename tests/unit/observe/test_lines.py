@@ -14,8 +14,13 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.errors import UpstreamConnectFailed
+from proxy.observe.access_log import AccessLog
 from proxy.observe.lines import configure_logging, redact
+from proxy.observe.warnings import Warnings
 from proxy.quoting import REDACTED
+from proxy.routes import Origin, Route
+from tests.support.observed import Observed
 
 JWT = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3N2YyJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
 
@@ -96,6 +101,108 @@ def test_auto_is_json_where_nobody_looks_and_console_on_a_terminal(monkeypatch: 
         structlog.get_logger("x").info("hello")
         assert stream.getvalue().startswith("{") is is_json
         assert ("\x1b[" in stream.getvalue()) is stream.isatty()
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_gets_no_colours_where_the_environment_asks_for_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv(name, value)
+    configure_logging("info", "auto")
+    structlog.get_logger("x").info("hello", route="a")
+    assert "hello" in stream.getvalue()
+    assert "\x1b[" not in stream.getvalue()
+
+
+TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+INVOCATION = b"inv_1gdJBtdVEcM942bjcDmb1c1khoaJe11Hbz"
+
+
+def exchange_line(capsys: pytest.CaptureFixture[str], *fields: tuple[bytes, bytes], code: str = "") -> dict[str, Any]:
+    configure_logging("info", "json")
+    observer = AccessLog().route(Route(name="greeter", origin=Origin("https", "svc.run.app", 443)))
+    exchange = Observed(
+        path=b"/greeter/invoke?key=secret",
+        fields=[(name, value, False) for name, value in fields],
+        request_octets=7,
+        response_octets=8,
+        failure_code=code,
+    )
+    observer.ended(exchange, 503 if code else 200, 0.25)
+    (line,) = lines(capsys)
+    return line
+
+
+def test_an_exchange_is_written_as_cloud_logging_shows_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    line = exchange_line(capsys)
+    assert line["httpRequest"] == {
+        "requestMethod": "POST",
+        "requestUrl": "/greeter/invoke",
+        "status": 200,
+        "latency": "0.2500s",
+        "requestSize": "7",
+        "responseSize": "8",
+    }
+    assert (line["route"], line["code"], line["remedy"]) == ("greeter", None, None)
+    assert not {"method", "path", "status", "milliseconds"} & set(line)
+    assert not [name for name in line if name.startswith("logging.googleapis.com/")]
+
+
+def test_a_failed_exchange_has_its_code_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    line = exchange_line(capsys, code="upstream-connect-failed")
+    assert line["code"] == "upstream-connect-failed"
+    assert line["remedy"] == "Check the url of the route, DNS and egress rules."
+
+
+@pytest.mark.parametrize(
+    ("project", "trace"),
+    [
+        ("", "4bf92f3577b34da6a3ce929d0e0e4736"),
+        ("my-project", "projects/my-project/traces/4bf92f3577b34da6a3ce929d0e0e4736"),
+    ],
+)
+def test_a_line_is_tied_to_its_trace_and_its_invocation(
+    project: str, trace: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", project)
+    line = exchange_line(capsys, (b"traceparent", TRACEPARENT), (b"x-restate-invocation-id", INVOCATION))
+    assert line["logging.googleapis.com/trace"] == trace
+    assert line["logging.googleapis.com/spanId"] == "00f067aa0ba902b7"
+    assert line["logging.googleapis.com/trace_sampled"] is True
+    assert line["invocation_id"] == INVOCATION.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"),
+        (b"traceparent", b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        (b"traceparent", b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"),
+        (b"traceparent", JWT.encode()),
+        (b"x-restate-invocation-id", JWT.encode()),
+        (b"x-restate-invocation-id", b"inv_" + b"a" * 65),
+    ],
+)
+def test_what_is_no_trace_and_no_invocation_is_not_repeated(
+    name: bytes, value: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = exchange_line(capsys, (name, value))
+    assert value.decode() not in json.dumps(line)
+    assert "invocation_id" not in line
+    assert not [name for name in line if name.startswith("logging.googleapis.com/")]
+
+
+def test_a_warning_has_the_remedy_and_the_invocation(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    observer = Warnings().route(Route(name="greeter", origin=Origin("https", "svc.run.app", 443)))
+    exchange = Observed(status=503, fields=[(b"x-restate-invocation-id", INVOCATION, False)])
+    observer.local_reply(exchange, UpstreamConnectFailed("refused"))
+    (line,) = lines(capsys)
+    assert (line["route"], line["code"], line["status"]) == ("greeter", "upstream-connect-failed", 503)
+    assert line["remedy"] == "Check the url of the route, DNS and egress rules."
+    assert line["invocation_id"] == INVOCATION.decode()
 
 
 def test_console_has_no_colours_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
