@@ -1,0 +1,110 @@
+"""The examples in config/monitoring: every metric and label that they name is exposed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from proxy.observe.families import FAMILIES, PREFIX
+
+CONFIG: Final = Path(__file__).parents[3] / "config"
+MONITORING: Final = CONFIG / "monitoring"
+TARGET_LABELS: Final = frozenset({"instance", "job", "le"})
+LABELS: Final = {family.name: frozenset(family.labels) for family in FAMILIES}
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    assert set(group) == {"name", "rules"}
+    found = group["rules"]
+    assert isinstance(found, list)
+    return found
+
+
+def dashboard() -> dict[str, Any]:
+    found = json.loads((MONITORING / "dashboard.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def families_of(expression: str) -> list[str]:
+    """Return the families that an expression names, without the suffixes of a histogram's series."""
+    names = re.findall(rf"\b{PREFIX}(\w+)", expression)
+    return [re.sub(r"_(bucket|sum|count)$", "", name) if name not in LABELS else name for name in names]
+
+
+@pytest.mark.parametrize(("title", "expression"), list(expressions()))
+def test_every_metric_and_label_of_an_expression_is_exposed(title: str, expression: str) -> None:
+    names = families_of(expression)
+    assert names
+    assert set(names) <= set(LABELS)
+    known = frozenset().union(*(LABELS[name] for name in names)) | TARGET_LABELS
+    for group in re.findall(r"\bby \(([^)]*)\)", expression):
+        assert {label.strip() for label in group.split(",")} <= known
+    for matchers in re.findall(r"\{([^}]*)\}", expression):
+        assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= known
+    for opening, closing in ("()", "[]", "{}"):
+        assert expression.count(opening) == expression.count(closing)
+
+
+def test_rates_are_taken_of_counters_and_buckets_only() -> None:
+    kinds = {family.name: family.kind for family in FAMILIES}
+    for _, expression in expressions():
+        for name in re.findall(rf"(?:rate|increase)\({PREFIX}(\w+)", expression):
+            histogram = re.sub(r"_(bucket|sum|count)$", "", name)
+            assert kinds.get(name, kinds.get(histogram)) in ("counter", "histogram")
+
+
+def test_every_alert_has_a_severity_a_summary_and_a_description_whose_labels_it_keeps() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)
+    for rule in rules():
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"CloudRunSidecar[A-Za-z]+", rule["alert"])
+        assert re.fullmatch(r"[0-9]+m", rule["for"])
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "description"}
+        grouped = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
+        kept = {label.strip() for label in grouped[0].split(",")} if grouped else {"instance"}
+        used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
+        assert used <= kept
+
+
+def test_panels_of_the_dashboard_have_numbers_of_their_own_and_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_pod_monitoring_selects_the_pods_and_the_port_of_the_example_deployment() -> None:
+    monitoring = yaml.safe_load((MONITORING / "pod-monitoring.yaml").read_text())
+    documents = yaml.safe_load_all((CONFIG / "kubernetes" / "shared.yaml").read_text())
+    (deployment,) = (document for document in documents if document["kind"] == "Deployment")
+    template = deployment["spec"]["template"]
+    assert (monitoring["apiVersion"], monitoring["kind"]) == ("monitoring.googleapis.com/v1", "PodMonitoring")
+    assert monitoring["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    ports = [port["name"] for container in template["spec"]["containers"] for port in container["ports"]]
+    (endpoint,) = monitoring["spec"]["endpoints"]
+    assert endpoint["port"] in ports
+    assert endpoint["path"] == "/metrics"
