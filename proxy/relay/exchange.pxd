@@ -26,7 +26,6 @@ cdef int _HOLD
 cdef int _REPLY
 cdef int _RESET
 cdef int _RESEND
-cdef int _REPLAYABLE
 cdef int _REPLAYABLE_ENDED
 cdef int _OVER
 cdef int _NO_ERROR

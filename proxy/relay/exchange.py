@@ -66,7 +66,6 @@ _HOLD: Final = int(Action.HOLD)
 _REPLY: Final = int(Action.REPLY)
 _RESET: Final = int(Action.RESET)
 _RESEND: Final = int(Action.RESEND)
-_REPLAYABLE: Final = int(State.REPLAYABLE)
 _REPLAYABLE_ENDED: Final = int(State.REPLAYABLE_ENDED)
 _OVER: Final = int(State.OVER)
 
@@ -358,8 +357,8 @@ class Exchange(RequestContent):
 
     def _commit_if_large(self) -> None:
         """Stop holding a request that has grown too large to be sent again."""
-        dropped = self.drop_held_beyond(self._owner.replay_octets)
-        if dropped and (self._state == _REPLAYABLE or self._state == _REPLAYABLE_ENDED):
+        if self.drop_held_beyond(self._owner.replay_octets):
+            # Every move out of the two replayable states drops what is held, so this is always one of them.
             self.on(_COMMIT)
 
     def _crossing(self, fields: Fields) -> Fields:
@@ -376,9 +375,10 @@ class Exchange(RequestContent):
 
     def _forget_upstream(self) -> None:
         """The upstream stream has ended."""
-        if self.upstream is not None:
-            self.upstream.receiver = None
-            self.upstream = None
+        upstream = self.upstream
+        assert upstream is not None  # noqa: S101 - it has just told this exchange of its end
+        upstream.receiver = None
+        self.upstream = None
 
     def _end_or_discard(self) -> None:
         """The upstream stream has ended: the exchange is over, or the rest of the request is discarded."""

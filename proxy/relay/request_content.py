@@ -45,12 +45,12 @@ class RequestContent(StreamReceiver):
         self._sent_octets = 0
 
     def hold(self, data: bytes) -> None:
-        """Keep a copy for sending the request again."""
+        """Keep a copy for sending the request again; not after `drop_held`."""
         held = self._held
-        if held is not None:
-            held.append(data)
-            self._held_octets += len(data)
-            self._budget.change(len(data))
+        assert held is not None  # noqa: S101 - tells the type checker
+        held.append(data)
+        self._held_octets += len(data)
+        self._budget.change(len(data))
 
     def drop_held(self) -> None:
         """Keep nothing any more: the request is not sent again."""

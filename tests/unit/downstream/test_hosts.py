@@ -23,7 +23,7 @@ def test_an_authority_is_a_host_and_a_port(text: bytes, authority: tuple[str, in
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b":80", b"a b", b"a@b", b"a:b", b"a:65536", b"::1", b"[::g]", b"[::1%25lo]", b"a..b"]
+    "text", [b"", b":80", b"a b", b"a@b", b"a:b", b"a:65536", b"::1", b"[::g]", b"[1:2]", b"[::1%25lo]", b"a..b"]
 )
 def test_an_invalid_authority_is_refused_without_quoting_it(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"neither|IPv6|port") as raised:

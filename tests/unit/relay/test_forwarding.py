@@ -454,6 +454,22 @@ def test_interim_heads_trailers_and_both_ends_cross_in_their_order(make: EngineF
 
 
 @each_bare_engine
+def test_a_response_may_end_with_trailers_while_its_request_goes_on(make: EngineFactory) -> None:
+    with World(make=make) as world:
+        client, stream, service, far = begun(world)
+        service.respond(far)
+        service.engine.send_trailers(far, TRAILERS)
+        world.settle()
+        assert client.streams[stream].trailers == TRAILERS
+        client.engine.send_data(stream, b"the rest", end_stream=True)
+        world.settle()
+        assert service.streams[far].content == b"the rest"
+        assert service.streams[far].ended
+        assert client.streams[stream].reset is service.streams[far].reset is None
+        world.assert_at_rest()
+
+
+@each_bare_engine
 def test_trailers_of_nothing_but_spoofed_tokens_become_a_plain_end(make: EngineFactory) -> None:
     with World(make=make) as world:
         client, stream, service, far = begun(world)
