@@ -38,6 +38,7 @@ DATA_PATH = (
     "proxy/relay/context.py",
     "proxy/relay/dispatcher.py",
     "proxy/relay/exchange.py",
+    "proxy/relay/open_contexts.py",
     "proxy/relay/request_content.py",
     "proxy/relay/signing.py",
     "proxy/relay/snapshot.py",

@@ -22,6 +22,7 @@ __all__ = [
     "CredentialsInvalid",
     "CredentialsNotFound",
     "CredentialsRejected",
+    "DeploymentRefused",
     "Draining",
     "Failure",
     "ImpersonationDenied",
@@ -109,6 +110,15 @@ class BrowserRefused(RequestRefused):
     """
 
     code = "browser-refused"
+
+
+class DeploymentRefused(RequestRefused):
+    """A deployment chooses a host, an account or an audience that `[deployments]` does not allow, or chooses wrongly.
+
+    Remedy: correct the URL or the headers of the deployment, or add what the sentence names to the list.
+    """
+
+    code = "deployment-refused"
 
 
 class LoopDetected(RequestRefused):

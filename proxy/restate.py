@@ -32,6 +32,7 @@ failure                             other  discovery  retry-after
 `LoopDetected`                      508    508        –
 `TokenFromCaller`                   400    400        –
 `BrowserRefused`                    403    403        –
+`DeploymentRefused`                 503    403        10–30 s
 `Draining`, `Overloaded`            503    503        1–5 s
 `Internal`                          500    500        –
 `TokenTimeout`, `TokenUnavailable`  503    503        1–5 s
@@ -156,6 +157,8 @@ REPLY_RULES: Final[Mapping[type[Failure], ReplyRule]] = {
     errors.LoopDetected: ReplyRule(508, 508, None),
     errors.TokenFromCaller: ReplyRule(400, 400, None),
     errors.BrowserRefused: ReplyRule(403, 403, None),
+    # Work of a deployment that a list does not allow any more waits until a list or the deployment is corrected.
+    errors.DeploymentRefused: ReplyRule(503, 403, _LATER),
     errors.Draining: _TRANSIENT,
     errors.Overloaded: _TRANSIENT,
     errors.Internal: ReplyRule(500, 500, None),

@@ -259,6 +259,7 @@ class Worker:
             routes={
                 route.name: f"{route.origin}{route.base_path}" for route in self.settings.routes[:_MOST_SHOWN_ROUTES]
             },
+            **({"open_hosts": hosts} if (hosts := self.settings.deployments.hosts[:_MOST_SHOWN_ROUTES]) else {}),
             **({"more_routes": more} if (more := len(self.settings.routes) - _MOST_SHOWN_ROUTES) > 0 else {}),
             **({"worker": os.getpid()} if isinstance(accepts, Channel) else {}),
         )

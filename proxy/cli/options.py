@@ -16,14 +16,15 @@ from proxy.routes import Route
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.field_texts import default_text, summary, unit_of
 from proxy.settings.layers import did_you_mean, flag_name
-from proxy.settings.loading import INLINE_OPTIONS
-from proxy.settings.model import GROUPS
+from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
+from proxy.settings.model import GROUPS, DeploymentSettings
 
 __all__ = ["GroupedCommand", "Unusable", "chosen_routes", "settings_flags", "settings_from"]
 
 _ROUTES: Final = "Routes"
 _MOST_SHOWN_ROUTES: Final = 20
 _INLINE: Final = "For all routes given by flag"
+_DEPLOYMENTS: Final = "What deployments may choose themselves"
 
 
 class _Setting(click.Option):
@@ -84,11 +85,17 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
 
 
 def chosen_routes(settings: Settings, names: tuple[str, ...]) -> list[Route]:
-    """Return the routes with these names, in this order; all routes if there is no name. Unusable for an unknown name.
+    """Return the routes with these names, in this order; all routes if there is no name.
 
+    Raises Unusable for an unknown name, and if there are open routes only.
     A name may be written as a path: `/greeter`; `/` is the route for all other paths.
     """
     routes = {route.name: route for route in settings.route_table().routes}
+    if not routes:
+        raise Unusable(
+            "there is no named route, only [deployments]: register a deployment to try its host and headers; what is "
+            "wrong is in the answer"
+        )
     if not names:
         return list(routes.values())
     chosen = {}
@@ -124,6 +131,9 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
     )
     for name in INLINE_OPTIONS:
         yield _flag(name, RouteSettings.model_fields[name], _INLINE)
+    for option, name in DEPLOYMENT_OPTIONS.items():
+        hidden = shown is not None and option not in shown
+        yield _flag(option, DeploymentSettings.model_fields[name], _DEPLOYMENTS, hidden=hidden)
     for heading, names in GROUPS.items():
         for name in names:
             hidden = shown is not None and name not in shown
@@ -160,4 +170,5 @@ def _placeholder(name: str, info: FieldInfo) -> str:
     if unit := unit_of(info):
         return unit.upper()
     named = {"listen": "ADDR", "allowed_hosts": "HOST", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
+    named |= {"deployments_hosts": "HOST", "deployments_audiences": "HOST=AUDIENCE"}
     return named.get(name, "EMAIL")

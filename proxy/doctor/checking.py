@@ -83,7 +83,7 @@ class Doctor:
         )
         pool = Pool(self._connector.connect, UpstreamObserver())
         # The one that the dispatcher would have: what is sent here is what the relay would send.
-        self._snapshot = Snapshot(settings.route_table(), self._tokens, pool, Observers([]))
+        self._snapshot = Snapshot(settings.route_table(), self._tokens, pool, Observers([]), lambda: None)
         self._connection_check = ConnectionCheck(
             self._connector, resolver, settings.upstream_ca, settings.connect_timeout
         )
@@ -125,7 +125,8 @@ class Doctor:
         if connected.connection is None:
             requested = _not_checked("not reached: there is no connection")
         else:
-            destination = self._snapshot.destination(f"/{route.name}/discover".encode() if route.name else b"/discover")
+            path = f"/{route.name}/discover".encode() if route.name else b"/discover"
+            destination = self._snapshot.destination(path, [], False)
             requests = _RouteRequests(self._connector, connected.connection, destination, self._answer_timeout_seconds)
             try:
                 requested = await self._request_steps(requests, token)

@@ -92,6 +92,9 @@ class RouteHealth(Observer):
         """Note a mint without a token."""
         now = self._clock()
         identity = token_identity(key)
+        known = [observed.known for observed in self._routes.values() if observed.known is not None]
+        if known and not any(token_identity(route) == identity for route in known if not route.is_open):
+            return  # Deployments choose what tokens of open routes are for: there may be any number of them.
         before = self._mints.get(identity)
         self._mints[identity] = Trouble(
             route="",

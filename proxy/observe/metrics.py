@@ -10,11 +10,14 @@ from typing import Any, Final
 from proxy.errors import Failure
 from proxy.observe.counters import Connections, Durations, RouteMetrics, bounded_code_name
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
-from proxy.routes import UNMATCHED, Route
+from proxy.routes import OTHER, UNMATCHED, Route
 
 __all__ = ["AMBIENT", "Metrics", "Mints", "TokenIdentity", "token_identity"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+_MOST_OTHER_ORIGINS: Final = 100
+"""Origins with a label of their own beside those of named routes and labelled open routes."""
 
 AMBIENT: Final = "ambient"
 """What stands in metrics for the account of the credentials themselves."""
@@ -39,7 +42,8 @@ class Metrics(Observer):
     """Counts for all routes, mints and connections. It is used from the thread of the event loop alone.
 
     Labels are routes, origins and accounts of the settings, kinds of credentials, statuses, and codes: there are never
-    many. `credentials_kind` returns the kind of the credentials in use, `clock` wall-clock time in seconds.
+    many. Of the hosts of open routes, those without a label of their own share `OTHER`. `credentials_kind` returns the
+    kind of the credentials in use, `clock` wall-clock time in seconds.
     """
 
     def __init__(
@@ -65,7 +69,11 @@ class Metrics(Observer):
         self.clock_ahead_seconds = 0.0
         """By how much this machine's clock was ahead of Google's at the last mint; 0 if right or unknown."""
         self.upstream_connections: defaultdict[str, Connections] = defaultdict(Connections)
-        """By origin."""
+        """By origin, or `OTHER`."""
+        self._open_origins: set[str] = set()
+        """Those of open routes with a label of their own."""
+        self._connected: dict[str, tuple[str, int]] = {}
+        """Label and number of the open connections to each origin."""
         self.connect_failures: Counter[tuple[str, str]] = Counter()
         """Attempts to connect that failed beside other connections, by origin and `Failure.code`."""
         self.goaways: Counter[tuple[str, str]] = Counter()
@@ -80,7 +88,11 @@ class Metrics(Observer):
         """Return the counters of a route, always the same object for a name."""
         label = UNMATCHED if route is None else route.label
         before = self._known.get(label)
-        if route is not None and route != before:
+        if route is not None and route.is_open:
+            # Deployments choose its account and audience, so there are many open routes with one label.
+            if label != OTHER:
+                self._open_origins.add(str(route.origin))
+        elif route is not None and route != before:
             self._known[label] = route
             self._users.update(_used_by(route))
             self._forget_unused(before)
@@ -89,13 +101,16 @@ class Metrics(Observer):
     def route_removed(self, route: Route) -> None:
         """Forget the counters of the route, so that changing routes do not add up."""
         self.routes.pop(route.label, None)
+        self._open_origins.discard(str(route.origin))
         self._forget_unused(self._known.pop(route.label, None))
 
     def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
         """Count a token."""
         key = token.key
         self.mints[self._credentials_kind(), key.impersonate or AMBIENT].succeeded.observe(seconds)
-        self.minted_at[token_identity(key)] = self._clock()
+        identity = token_identity(key)
+        if not self.routes or ("token", identity) in self._users:
+            self.minted_at[identity] = self._clock()
         self.clock_ahead_seconds = token.clock_ahead_seconds
 
     def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
@@ -106,22 +121,27 @@ class Metrics(Observer):
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Count a connection in."""
-        self.upstream_connections[origin].opened()
+        label, count = self._connected.get(origin) or (self._origin_label(origin), 0)
+        self._connected[origin] = label, count + 1
+        self.upstream_connections[label].opened()
 
     def upstream_closed(self, origin: str) -> None:
         """Count a connection out."""
-        connections = self.upstream_connections[origin]
+        label, count = self._connected.pop(origin)
+        if count > 1:
+            self._connected[origin] = label, count - 1
+        connections = self.upstream_connections[label]
         connections.closed()
-        if connections.now == 0 and self._known and ("origin", origin) not in self._users:
-            del self.upstream_connections[origin]
+        if connections.now == 0 and self._known and label != OTHER and not self._has_label(origin):
+            del self.upstream_connections[label]
 
     def upstream_not_connected(self, origin: str, failure: Failure) -> None:
         """Count by origin and code."""
-        self.connect_failures[origin, failure.code] += 1
+        self.connect_failures[self._origin_label(origin), failure.code] += 1
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
         """Count by origin and error code."""
-        self.goaways[origin, bounded_code_name(code)] += 1
+        self.goaways[self._origin_label(origin), bounded_code_name(code)] += 1
 
     def downstream_opened(self) -> None:
         """Count a connection in."""
@@ -137,7 +157,17 @@ class Metrics(Observer):
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Count by origin and reason."""
-        self.responses_refused[origin, reason] += 1
+        self.responses_refused[self._origin_label(origin), reason] += 1
+
+    def _has_label(self, origin: str) -> bool:
+        return ("origin", origin) in self._users or origin in self._open_origins
+
+    def _origin_label(self, origin: str) -> str:
+        """Return the origin, or `OTHER` if no labelled route has it and there are too many such."""
+        if self._has_label(origin) or origin in self.upstream_connections:
+            return origin
+        others = sum(not self._has_label(known) for known in self.upstream_connections)
+        return origin if others < _MOST_OTHER_ORIGINS else OTHER
 
     def _forget_unused(self, route: Route | None) -> None:
         """Forget what was counted for the origin, the account and the tokens of a route, unless others have them."""

@@ -5,6 +5,7 @@
 * `states`           what may happen next to an exchange, and what is then done: one table (pure)
 * `dispatcher`       route → token → upstream stream
 * `snapshot`         the routes of one reading of the settings, ready for use; swapped whole
+* `open_contexts`    what is kept ready for routes that deployments name
 * `context`          what is kept ready for each route and each path
 * `signing`          fields of what is sent upstream (pure)
 * `live`             the state of dispatcher, slots and pools, for metrics and the status page

@@ -12,6 +12,8 @@ cdef class RouteContext:
     cdef readonly RouteObservers observers
     cdef public Py_ssize_t exchanges
     cdef public bint retired
+    cdef readonly bint is_open
+    cdef public bint used
     cdef readonly tuple scheme
     cdef readonly tuple authority
     cdef object _token

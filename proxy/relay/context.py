@@ -25,6 +25,7 @@ class RouteContext:
         "_token_line",
         "authority",
         "exchanges",
+        "is_open",
         "key",
         "observers",
         "pool",
@@ -32,16 +33,26 @@ class RouteContext:
         "route",
         "scheme",
         "slot",
+        "used",
     )
 
     def __init__(
-        self, route: Route, key: TokenKey, slot: Slot | None, pool: OriginPool, observers: RouteObservers
+        self,
+        route: Route,
+        key: TokenKey,
+        slot: Slot | None,
+        pool: OriginPool,
+        observers: RouteObservers,
     ) -> None:
         self.route = route
         self.key = key
         self.slot = slot
         self.pool = pool
         self.observers = observers
+        self.is_open = route.is_open
+        """Whether a deployment has named it, not the settings."""
+        self.used = False
+        """Whether an exchange has begun with it since it was looked at last; of an open route only."""
         self.exchanges = 0
         """Exchanges under way that began with this context."""
         self.retired = False

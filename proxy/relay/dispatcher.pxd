@@ -57,6 +57,7 @@ cdef class Dispatcher(ExchangeOwner):
         context=RouteContext,
         head=list,
         version=bytes,
+        by_authority=cython.bint,
     )
     cpdef RouteContext _find(self, Exchange exchange)
     cpdef _minted_before(self, Exchange exchange)

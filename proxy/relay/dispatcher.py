@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy.connection.budget import Budget
-from proxy.errors import Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
+from proxy.errors import DeploymentRefused, Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
 from proxy.observe.exchange import RouteObservers
@@ -20,11 +20,20 @@ from proxy.observe.observer import Observers
 from proxy.relay import via
 from proxy.relay.context import RouteContext
 from proxy.relay.exchange import Exchange, ExchangeOwner
-from proxy.relay.signing import end_to_end, has_token, method_line, signed_head, values_of
+from proxy.relay.signing import (
+    deployment_lines,
+    end_to_end,
+    end_to_end_open,
+    has_token,
+    method_line,
+    signed_head,
+    values_of,
+)
 from proxy.relay.snapshot import Snapshot
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.restate import caller_token_remedy, classify, local_reply, missing_retry_after
-from proxy.routes import Route, RouteTable
+from proxy.routes import OTHER, Route, RouteTable
+from proxy.routes.open_routes import named_route_refusal
 from proxy.tokens.model import Token
 from proxy.upstream.connection import UpstreamConnection
 
@@ -82,7 +91,7 @@ class Dispatcher(ExchangeOwner):
         ExchangeOwner.__init__(self, budget, replay_octets)
         self.draining = False
         """Whether new exchanges are refused."""
-        self.snapshot = Snapshot(routes, tokens, pool, observers)
+        self.snapshot = Snapshot(routes, tokens, pool, observers, self._release_evicted)
         """The routes for new exchanges; `swap` replaces it."""
         self._retired: set[RouteContext] = set()
         """Of earlier snapshots, those with exchanges under way."""
@@ -108,12 +117,12 @@ class Dispatcher(ExchangeOwner):
         exchange uses any more are closed in the next loop turn, or when the last of those exchanges has ended.
         """
         before = self.snapshot
-        self.snapshot = Snapshot(routes, self._tokens, self._pool, self._observers)
-        for context in before.contexts.values():
+        self.snapshot = Snapshot(routes, self._tokens, self._pool, self._observers, self._release_evicted, before)
+        for context in before.all_contexts():
             context.retired = True
             if context.exchanges:
                 self._retired.add(context)
-        self._loop.call_soon(self._release, before.table.routes)
+        self._loop.call_soon(self._release, before.all_routes())
 
     # ---- for connections
 
@@ -240,8 +249,12 @@ class Dispatcher(ExchangeOwner):
         stream = exchange.downstream
         exchange.method = method = stream.method
         exchange.path = path = stream.path
+        head = exchange.fields
+        version = stream.http_version()
+        # A browser can reach a listener by HTTP/1.1 under any name that leads here.
+        by_authority = version == _HTTP_2
         snapshot = self.snapshot
-        destination = snapshot.destinations.get(path)
+        destination = snapshot.known(path, head, by_authority)
         if destination is not None and method == _POST:
             exchange.kind = destination.post_kind
         elif destination is not None and method == _GET:
@@ -256,7 +269,7 @@ class Dispatcher(ExchangeOwner):
             if method != _POST and method != _GET and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
                 raise MethodRefused(refusal)
             if destination is None:
-                destination = snapshot.destination(path)
+                destination = snapshot.destination(path, head, by_authority)
         except Failure:
             self._unmatched.started(exchange)
             raise
@@ -265,18 +278,23 @@ class Dispatcher(ExchangeOwner):
         exchange.upstream_path = destination.path
         context.exchanges += 1
         context.observers.started(exchange)
-        head = exchange.fields
-        if stream.has_watched:
+        if context.is_open:
+            context.used = True
+            exchange.fields = end_to_end_open(head)
+            self._inspect(exchange, head, context)
+        elif stream.has_watched or (method == _GET and exchange.kind.interactive):
             exchange.fields = end_to_end(head)
             self._inspect(exchange, head, context)
         else:
             exchange.fields = head[_PSEUDO_FIELDS:]  # all four of them: without `:authority` there is a `host`
-        version = stream.http_version()
         exchange.fields.append(self._via_http2 if version == _HTTP_2 else via.via_line(version, self._name))
         return context
 
     def _inspect(self, exchange: Exchange, head: Fields, context: RouteContext) -> None:
-        """Inspect fields that are not forwarded. Raises LoopDetected, or TokenFromCaller where a person waits."""
+        """Inspect fields that are not forwarded.
+
+        Raises LoopDetected; where a person waits, TokenFromCaller, and DeploymentRefused on a named route.
+        """
         passed = values_of(head, b"via")
         if passed:
             via.check(passed, self._name)
@@ -285,6 +303,8 @@ class Dispatcher(ExchangeOwner):
             if exchange.kind.interactive:
                 raise TokenFromCaller(caller_token_remedy(signed=context.route.signed))
             context.observers.caller_token_dropped(exchange)
+        if exchange.kind.interactive and not context.is_open and (lines := deployment_lines(head)):
+            raise DeploymentRefused(named_route_refusal(lines))
 
     def _minted_before(self, exchange: Exchange) -> Token | None:
         """Return the token that was minted for this interactive request, if it was not processed then."""
@@ -308,11 +328,15 @@ class Dispatcher(ExchangeOwner):
 
     def _release(self, candidates: Iterable[Route]) -> None:
         """Close slots and pools that nothing uses any more; forget those of the routes of which nothing is left."""
-        used = [*self.snapshot.contexts.values(), *self._retired]
+        used = [*self.snapshot.all_contexts(), *self._retired]
         self.waiting.retain(
             {context.key for context in used if context.slot is not None}, {context.route.origin for context in used}
         )
-        names = {context.route.name for context in used}
+        labels = {context.route.label for context in used} | {route.label for route in self.snapshot.all_routes()}
         for route in candidates:
-            if route.name not in names:
+            if route.label not in labels and route.label != OTHER:
                 self._observers.route_removed(route)
+
+    def _release_evicted(self) -> None:
+        """Close slots and pools of open routes that were dropped; not now, but when the caller has returned."""
+        self._loop.call_soon(self._release, ())

@@ -2,7 +2,8 @@
 
 Only the sidecar sets the token field: a client's `x-serverless-authorization` is never forwarded, neither in the head
 nor in trailers. Names arrive in lower case (the engine refuses others, HTTP/1.1 lowers them). Spellings with
-underscores are dropped, too, because CGI-like containers cannot tell them apart.
+underscores are dropped, too, because CGI-like containers cannot tell them apart. So are the fields with which a
+deployment chooses its authentication: they are for the sidecar.
 
 Field lines are forwarded as the objects that were received: the other connection's compressor recognises them without a
 look-up. Lines that a route adds are made once, for the same reason.
@@ -14,16 +15,20 @@ from itertools import product
 from typing import Final
 
 from proxy.http2.events import FieldLine, Fields
+from proxy.routes.open_routes import DEPLOYMENT_FIELDS, FIELD_PREFIX, FieldLines
 
 __all__ = [
     "TOKEN_FIELD",
     "WATCHED_IN_REQUESTS",
     "WATCHED_IN_RESPONSES",
+    "deployment_lines",
     "end_to_end",
+    "end_to_end_open",
     "end_to_end_response",
     "end_to_end_trailers",
     "has_token",
     "method_line",
+    "request_authority",
     "request_line",
     "signed_head",
     "token_line",
@@ -49,6 +54,7 @@ _PROXY_AUTHENTICATION: Final = frozenset((b"proxy-authenticate", b"proxy-authent
 # misread them.
 _NOT_IN_TRAILERS: Final = (
     _TOKEN_SPELLINGS
+    | DEPLOYMENT_FIELDS
     | _CONNECTION_SPECIFIC
     | _PROXY_AUTHENTICATION
     | {b"content-length", b"te", b"trailer"}  # framing
@@ -66,7 +72,12 @@ _PSEUDO_FIELDS: Final = frozenset((b":method", b":scheme", b":authority", b":pat
 
 # `host` would contradict the rewritten `:authority`. `via` is forwarded after the others.
 _NOT_FOR_UPSTREAM: Final = (
-    _TOKEN_SPELLINGS | _CONNECTION_SPECIFIC | _PROXY_AUTHENTICATION | _PSEUDO_FIELDS | {b"host", b"via"}
+    _TOKEN_SPELLINGS
+    | DEPLOYMENT_FIELDS
+    | _CONNECTION_SPECIFIC
+    | _PROXY_AUTHENTICATION
+    | _PSEUDO_FIELDS
+    | {b"host", b"via"}
 )
 
 WATCHED_IN_REQUESTS: Final = _NOT_FOR_UPSTREAM - _PSEUDO_FIELDS
@@ -95,6 +106,18 @@ def request_line(head: Fields) -> tuple[bytes, bytes]:
     return method, path
 
 
+def request_authority(head: Fields) -> bytes:
+    """Return the authority of a request head: `:authority`, or `host` where there is none (RFC 9113, 8.3.1)."""
+    host = b""
+    for line in head:
+        name = line[0]
+        if name == b":authority":
+            return line[1]
+        if name == b"host":
+            host = line[1]
+    return host
+
+
 def method_line(method: bytes) -> FieldLine:
     """Return the `:method` line; the same object for the same common method."""
     return _METHOD_LINES.get(method) or (b":method", method, False)
@@ -107,6 +130,20 @@ def end_to_end(head: Fields) -> Fields:
     `via`. Where nothing but the four pseudo-fields is missing, the head had none of these.
     """
     return [line for line in head if line[0] not in _NOT_FOR_UPSTREAM]
+
+
+def end_to_end_open(head: Fields) -> Fields:
+    """Return the lines that are forwarded on an open route: those of `end_to_end` without the sidecar's own."""
+    return [line for line in head if line[0] not in _NOT_FOR_UPSTREAM and not _is_own(line[0])]
+
+
+def deployment_lines(head: Fields) -> FieldLines:
+    """Return name and value of each line of a request head that is meant for the sidecar, misspelled ones included."""
+    return tuple([(line[0], line[1]) for line in head if _is_own(line[0])])
+
+
+def _is_own(name: bytes) -> bool:
+    return name[:1] == b"x" and name.replace(b"_", b"-").startswith(FIELD_PREFIX)
 
 
 def end_to_end_response(head: Fields) -> Fields:

@@ -1,8 +1,22 @@
-from proxy.relay.context cimport Destination
+cimport cython
+
+from proxy.relay.context cimport Destination, RouteContext
+from proxy.relay.open_contexts cimport OpenContexts
 
 cdef class Snapshot:
     cdef readonly object table
     cdef readonly dict contexts
     cdef readonly dict destinations
+    cdef readonly OpenContexts open_contexts
+    cdef object _tokens
+    cdef object _pools
+    cdef object _observed
 
-    cpdef Destination destination(self, bytes path)
+    cpdef list all_contexts(self)
+    cpdef list all_routes(self)
+    @cython.locals(open_contexts=OpenContexts, authority=bytes)
+    cpdef Destination known(self, bytes path, list head, bint by_authority)
+    @cython.locals(open_contexts=OpenContexts, authority=bytes)
+    cpdef Destination destination(self, bytes path, list head, bint by_authority)
+    cpdef Destination _keep(self, bytes path, match)
+    cpdef RouteContext _context(self, route)

@@ -8,13 +8,16 @@ neither opens connections nor mints tokens for what stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from proxy.http2.events import FieldLine
+from proxy.http2.events import FieldLine, Fields
 from proxy.observe.exchange import RouteObservers
 from proxy.relay.context import Destination, RouteContext
+from proxy.relay.open_contexts import OpenContexts
+from proxy.relay.signing import deployment_lines, request_authority
 from proxy.restate import classify
-from proxy.routes import Origin, Route, RouteTable
+from proxy.routes import Match, Origin, Route, RouteTable
 from proxy.tokens.model import TokenKey
 from proxy.tokens.slot import Slot
 from proxy.upstream.origin_pool import OriginPool
@@ -51,32 +54,87 @@ class Observed(Protocol):
 
 
 class Snapshot:
-    """Routes by path, with everything that their exchanges need."""
+    """Routes by path, with everything that their exchanges need.
 
-    __slots__ = ("contexts", "destinations", "table")
+    Open routes of `before` that are still allowed stay ready. `on_evicted` is that of `OpenContexts`.
+    """
 
-    def __init__(self, table: RouteTable, tokens: Slots, pools: Pools, observed: Observed) -> None:
+    __slots__ = ("_observed", "_pools", "_tokens", "contexts", "destinations", "open_contexts", "table")
+
+    def __init__(
+        self,
+        table: RouteTable,
+        tokens: Slots,
+        pools: Pools,
+        observed: Observed,
+        on_evicted: Callable[[], object],
+        before: Snapshot | None = None,
+    ) -> None:
         self.table = table
-        self.contexts: dict[str, RouteContext] = {}
-        """By the route's name."""
-        for route in table.routes:
-            key = TokenKey.for_route(route)
-            slot = tokens.slot(key) if route.signed else None
-            pool = pools.origin_pool(route.origin)
-            self.contexts[route.name] = RouteContext(route, key, slot, pool, observed.exchanges(route))
+        self._tokens = tokens
+        self._pools = pools
+        self._observed = observed
+        self.contexts = {route.name: self._context(route) for route in table.routes}
+        """Those of named routes, by name."""
         self.destinations: dict[bytes, Destination] = {}
-        """What was found for paths; a bounded number of them."""
+        """What was found for paths of named routes; a bounded number of them."""
+        self.open_contexts: OpenContexts | None = None
+        """What is kept for open routes; None if there are none."""
+        if table.open_routes is not None:
+            self.open_contexts = OpenContexts(table.open_routes, self._context, on_evicted)
+            if before is not None and before.open_contexts is not None:
+                self.open_contexts.adopt(before.open_contexts)
 
-    def destination(self, path: bytes) -> Destination:
-        """Return where a path leads, and keep it: paths repeat, and so do their lines in the upstream's HPACK table.
+    def all_contexts(self) -> list[RouteContext]:
+        """Return the contexts of named routes, and those that there are of open ones."""
+        named = list(self.contexts.values())
+        return named if self.open_contexts is None else [*named, *self.open_contexts.contexts.values()]
 
-        Raises PathRefused or RouteNotFound, as `RouteTable.match` does.
+    def all_routes(self) -> list[Route]:
+        """Return the named routes, and one of each host of open routes that has a label of its own in metrics."""
+        named = list(self.table.routes)
+        return named if self.open_contexts is None else [*named, *self.open_contexts.labelled.values()]
+
+    def known(self, path: bytes, head: Fields, by_authority: bool) -> Destination | None:
+        """Return what was found before for a request; `by_authority` allows that its authority names an open route."""
+        open_contexts = self.open_contexts
+        if open_contexts is None:
+            return self.destinations.get(path)
+        authority = request_authority(head) if by_authority else b""
+        if not open_contexts.is_allowed(authority):
+            authority = b""
+            found = self.destinations.get(path)
+            if found is not None:
+                return found
+        return open_contexts.destinations.get((authority, path, deployment_lines(head)))
+
+    def destination(self, path: bytes, head: Fields, by_authority: bool) -> Destination:
+        """Return where a request leads, and keep it: paths repeat, and so do their lines in the upstream's HPACK table.
+
+        Raises PathRefused, RouteNotFound or DeploymentRefused, as `RouteTable.find` and `OpenRoutes.route` do.
         """
-        route, upstream_path = self.table.match(path)
-        line: FieldLine = (b":path", upstream_path, False)
-        found = Destination(self.contexts[route.name], line, classify(_GET, path), classify(_POST, path))
+        authority = request_authority(head) if by_authority else b""
+        match = self.table.find(authority, path)
+        if isinstance(match, Match):
+            return self._keep(path, match)
+        open_contexts = self.open_contexts
+        if open_contexts is None:
+            raise RuntimeError("an open route was found, and there are none")
+        if not open_contexts.is_allowed(authority):
+            authority = b""
+        return open_contexts.destination(authority, path, deployment_lines(head), match)
+
+    def _keep(self, path: bytes, match: Match) -> Destination:
+        line: FieldLine = (b":path", match.path, False)
+        found = Destination(self.contexts[match.route.name], line, classify(_GET, path), classify(_POST, path))
         if len(path) <= _MOST_KEPT_OCTETS:
             if len(self.destinations) >= _MOST_KEPT_PATHS:
                 self.destinations.clear()
             self.destinations[path] = found
         return found
+
+    def _context(self, route: Route) -> RouteContext:
+        key = TokenKey.for_route(route)
+        slot = self._tokens.slot(key) if route.signed else None
+        pool = self._pools.origin_pool(route.origin)
+        return RouteContext(route, key, slot, pool, self._observed.exchanges(route))

@@ -9,7 +9,7 @@ from typing import Final
 from proxy.quoting import holds_credential, quoted
 from proxy.routes.origin import Origin
 
-__all__ = ["UNMATCHED", "Route", "check_name"]
+__all__ = ["OTHER", "UNMATCHED", "Route", "check_name"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
@@ -17,12 +17,16 @@ UNMATCHED: Final = "(unmatched)"
 """What stands in metrics for the route of exchanges that had none; no route can have this name."""
 
 
+OTHER: Final = "(other)"
+"""What stands in metrics for open routes when there are too many hosts to name each; no route can have this name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One upstream, how to reach it, and who we are there."""
 
     name: str
-    """The path prefix without slashes at its ends; `""` takes every path."""
+    """The path prefix without slashes at its ends; `""` takes every path. The name of an open route is its origin."""
     origin: Origin
     """Where requests are sent."""
     base_path: str = ""
@@ -35,6 +39,10 @@ class Route:
     """Account that the token is made out to; None for the ambient identity."""
     delegates: tuple[str, ...] = ()
     """Accounts between the ambient identity and `impersonate`, nearest first."""
+    is_open: bool = False
+    """Whether a deployment has named it, not the settings."""
+    shared_label: str = ""
+    """Its name in metrics where it shares one with other routes; `""` otherwise."""
     authority: bytes = field(init=False)
     """`:authority` of upstream requests."""
 
@@ -45,8 +53,8 @@ class Route:
 
     @property
     def label(self) -> str:
-        """Its name in metrics, where an empty one would tell nothing; no other route can have it."""
-        return self.name or "/"
+        """Its name in metrics, where an empty one would tell nothing; no other named route can have it."""
+        return self.shared_label or self.name or "/"
 
 
 def check_name(name: str) -> str:

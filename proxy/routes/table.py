@@ -3,20 +3,27 @@
 A route's name is its path prefix, one or more segments: `/greeter/discover` belongs to the route `greeter`, and goes to
 the route's URL with the prefix replaced by the URL's own base path. The longest prefix wins; a route named `""` takes
 what is left.
+
+Where the allow-lists have hosts, there are open routes, too. An authority that is an allowed host comes first; then
+named routes but the one named `""`; then a path that begins with an allowed host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from proxy.errors import PathRefused, RouteNotFound
+from proxy.errors import RouteNotFound
 from proxy.quoting import quoted
+from proxy.routes.allow_lists import AllowLists
 from proxy.routes.names import SimilarNames
-from proxy.routes.paths import AMBIGUOUS_PATH
+from proxy.routes.open_routes import OpenMatch, OpenRoutes
+from proxy.routes.paths import check_path
 from proxy.routes.route import Route
 
 __all__ = ["Match", "RouteTable"]
+
+_NOTHING: Final = AllowLists()
 
 
 class Match(NamedTuple):
@@ -31,8 +38,10 @@ class Match(NamedTuple):
 class RouteTable:
     """All routes, looked up by path. Routes have distinct names; `ValueError` names one that is there twice."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[Route], allowed: AllowLists = _NOTHING) -> None:
         self.routes: tuple[Route, ...] = tuple(routes)
+        self.open_routes = OpenRoutes(allowed) if allowed.hosts else None
+        """What deployments may choose themselves; None if nothing."""
         self._by_prefix: dict[bytes, tuple[Route, bytes]] = {}
         for route in self.routes:
             prefix = f"/{route.name}".encode() if route.name else b""
@@ -47,12 +56,8 @@ class RouteTable:
 
         Raises PathRefused for a path that could mean another one once normalised, RouteNotFound where none fits.
         """
+        check_path(path)
         bare, mark, query = path.partition(b"?")
-        if not bare.startswith(b"/") or AMBIGUOUS_PATH.search(bare):
-            raise PathRefused(
-                "this path is not forwarded: it has dot segments, doubled, backward or encoded slashes, "
-                "or octets that a path may not hold"
-            )
         parts = bare.split(b"/")
         for depth in self._depths:
             found = self._by_prefix.get(b"/".join(parts[: depth + 1]))
@@ -62,6 +67,30 @@ class RouteTable:
                 target = base + b"/" + rest if len(parts) > depth + 1 else base or b"/"
                 return Match(route, target + mark + query)
         raise RouteNotFound(self._no_route(parts))
+
+    def find(self, authority: bytes, path: bytes) -> Match | OpenMatch:
+        """Return where a request goes; `authority` is empty where it must not choose an open route.
+
+        Raises PathRefused and RouteNotFound, as `match` does, and DeploymentRefused for a host that is not allowed.
+        """
+        open_routes = self.open_routes
+        if open_routes is None:
+            return self.match(path)
+        check_path(path)
+        if (found := open_routes.by_authority(authority, path)) is not None:
+            return found
+        found = open_routes.by_path(path)
+        try:
+            match = self.match(path)
+        except RouteNotFound as exc:
+            if found is not None:
+                return found
+            raise open_routes.refusal(authority, path, cloud_run_only=False) or exc from None
+        if match.route.name:
+            return match
+        if found is None and (refusal := open_routes.refusal(authority, path, cloud_run_only=True)) is not None:
+            raise refusal
+        return found or match
 
     def _no_route(self, parts: list[bytes]) -> str:
         """Return the sentence for a path of these segments, with the names that it may have meant."""

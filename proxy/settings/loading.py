@@ -37,16 +37,19 @@ from proxy.settings.layers import (
     read_environment,
     read_file,
 )
-from proxy.settings.model import RouteSettings, Settings
-from proxy.settings.validation_errors import ROUTE_IS_TABLE, describe
+from proxy.settings.model import TABLES, DeploymentSettings, RouteSettings, Settings
+from proxy.settings.validation_errors import DEPLOYMENTS_IS_TABLE, ROUTE_IS_TABLE, describe
 
-__all__ = ["INLINE_OPTIONS", "Loaded", "load", "load_traced"]
+__all__ = ["DEPLOYMENT_OPTIONS", "INLINE_OPTIONS", "Loaded", "load", "load_traced"]
 
 INLINE_OPTIONS: Final = tuple(name for name in RouteSettings.model_fields if name != "url")
 """Settings that apply to all inline routes together, by flag or in the environment."""
 
-_PLAIN: Final = tuple(name for name in Settings.model_fields if name != "routes")
-_KNOWN: Final = (*_PLAIN, *INLINE_OPTIONS, "route", "upstream")
+DEPLOYMENT_OPTIONS: Final = {f"deployments_{name}": name for name in DeploymentSettings.model_fields}
+"""The key in `[deployments]` by the name that it has as a flag and in the environment."""
+
+_PLAIN: Final = tuple(name for name in Settings.model_fields if name not in TABLES)
+_KNOWN: Final = (*_PLAIN, *DEPLOYMENT_OPTIONS, *INLINE_OPTIONS, "route", "upstream")
 
 _TRUTHS: Final = {
     "true": True,
@@ -75,9 +78,9 @@ def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str
     """Return the effective settings; SettingsInvalid with all problems there are.
 
     `config` is the path of the file; None means `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
-    `flags` has values by setting. Besides, `route` is a sequence of `NAME=URL`, `upstream` is the URL of the route for
-    all other paths, and the keys of RouteSettings except `url` apply to all inline routes. A flag that is None or empty
-    was not given; text is parsed as in the environment.
+    `flags` has values by setting, those of `[deployments]` as `deployments_hosts`. Besides, `route` is a sequence of
+    `NAME=URL`, `upstream` is the URL of the route for all other paths, and the keys of RouteSettings except `url` apply
+    to all inline routes. A flag that is None or empty was not given; text is parsed as in the environment.
     """
     return load_traced(config, environment, flags).settings
 
@@ -97,6 +100,14 @@ def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapp
             draft.put((name,), _from_text(name, variables[name]), Place(f"environment: {environment_name(name)}"))
         if name in given:
             draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name)))
+    for option, name in DEPLOYMENT_OPTIONS.items():
+        if option in variables:
+            value = _from_text(name, variables[option], DeploymentSettings)
+            draft.put(("deployments", name), value, Place(f"environment: {environment_name(option)}"))
+        if option in given:
+            draft.put(
+                ("deployments", name), _from_flag(name, given[option], DeploymentSettings), Place(flag_name(option))
+            )
     _take_inline_routes(draft, variables, given)
     _check_files(draft, file.directory)
     settings = draft.validated()
@@ -155,6 +166,12 @@ def _take_file(draft: _Draft, file: FileLayer) -> None:
         elif name == "routes":
             for route, table in value.items():
                 draft.put(("routes", route), _tuples(table), Place(file.name, ("routes", route)))
+        elif name == "deployments" and isinstance(value, dict):
+            for key, listed in value.items():
+                draft.put((name, key), _tuples(listed), Place(file.name, (name, key)))
+        elif name == "deployments":
+            draft.problems.append(Problem(Place(file.name, (name,)).at(), DEPLOYMENTS_IS_TABLE))
+            draft.lost_routes = True
         else:
             draft.put((name,), _tuples(value), Place(file.name, (name,)))
 

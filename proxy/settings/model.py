@@ -16,10 +16,11 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 from proxy.http2.engine import EngineName
 from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
 from proxy.routes import RouteTable, check_name
+from proxy.settings.deployments import DeploymentSettings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
 
-__all__ = ["GROUPS", "RouteSettings", "Settings"]
+__all__ = ["GROUPS", "TABLES", "DeploymentSettings", "RouteSettings", "Settings"]
 
 Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
 Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
@@ -213,6 +214,13 @@ class Settings(BaseModel):
         default=False,
         description="Write a line for every exchange. Off, because the metrics tell most of it at less cost.",
     )
+    deployments: DeploymentSettings = Field(
+        default=DeploymentSettings(),
+        description=(
+            "What deployments may choose themselves (open routes): a deployment names its host in its URL, and its "
+            "authentication in headers."
+        ),
+    )
     routes: Mapping[Annotated[str, AfterValidator(check_name)], RouteSettings] = Field(
         default={},
         description=(
@@ -253,22 +261,26 @@ class Settings(BaseModel):
 
     @field_validator("routes")
     @classmethod
-    def _some_route(cls, routes: Mapping[str, RouteSettings]) -> Mapping[str, RouteSettings]:
-        if not routes:
+    def _some_route(cls, routes: Mapping[str, RouteSettings], info: ValidationInfo) -> Mapping[str, RouteSettings]:
+        deployments = info.data.get("deployments")  # missing if it is wrong itself, and so was given
+        if not routes and deployments is not None and not deployments.hosts:
             raise ValueError(
                 "there is no route; give --upstream URL for one service, --route NAME=URL for each of several, "
-                "or [routes.NAME] tables with a url in a settings file (--config)"
+                "or [routes.NAME] tables with a url in a settings file (--config); or let deployments name their host "
+                "(hosts in [deployments])"
             )
         return routes
 
     def route_table(self) -> RouteTable:
-        """Return the routes for lookup by path."""
-        return RouteTable(settings.route(name) for name, settings in self.routes.items())
+        """Return the routes for lookup, named and open."""
+        named = (settings.route(name) for name, settings in self.routes.items())
+        return RouteTable(named, self.deployments.allow_lists())
 
     def plain(self) -> PlainSettings:
         """Return the same settings without pydantic, each route with its URL parsed and its audience filled in."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return PlainSettings(**{**values, "routes": self.route_table().routes})
+        deployments = self.deployments.allow_lists()
+        return PlainSettings(**{**values, "deployments": deployments, "routes": self.route_table().routes})
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -294,4 +306,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "Logging": ("log_level", "log_format", "access_log"),
 }
-"""Every setting except `routes` by heading, in the order of `--help` and the sample file."""
+"""Every setting that is no table by heading, in the order of `--help` and the sample file."""
+
+TABLES: Final = ("deployments", "routes")
+"""The settings that are tables in a file."""

@@ -13,11 +13,11 @@ from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from proxy.http2.engine import EngineName
-from proxy.routes import Origin, Route, RouteTable
+from proxy.routes import AllowLists, Origin, Route, RouteTable
 
 __all__ = ["FORMAT_VERSION", "PlainSettings"]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
 on disk, a running sidecar must not take what a newer program wrote for its own.
 """
@@ -51,6 +51,7 @@ class PlainSettings:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "console", "json"]
     access_log: bool
+    deployments: AllowLists
     routes: tuple[Route, ...]
 
     def to_json(self) -> str:
@@ -71,8 +72,8 @@ class PlainSettings:
         return settings
 
     def route_table(self) -> RouteTable:
-        """Return the routes for lookup by path."""
-        return RouteTable(self.routes)
+        """Return the routes for lookup, named and open."""
+        return RouteTable(self.routes, self.deployments)
 
 
 def _encode(value: Any) -> Any:
@@ -87,7 +88,7 @@ def _encode(value: Any) -> Any:
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Return `value`, of JSON, as the type `kind`; ValueError that names `where` if it is of another type."""
-    if kind in (PlainSettings, Route, Origin):
+    if kind in (PlainSettings, AllowLists, Route, Origin):
         return kind(**_decode_fields(kind, value, where))
     if kind is Path and isinstance(value, str):
         return Path(value)

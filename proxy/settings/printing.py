@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from proxy.settings.field_texts import NOT_SET, default_text, summary, unit_of
 from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name
-from proxy.settings.model import GROUPS, RouteSettings, Settings
+from proxy.settings.model import GROUPS, DeploymentSettings, RouteSettings, Settings
 
 __all__ = ["dump_toml", "example_toml", "json_schema", "markdown_tables", "toml_value"]
 
@@ -35,6 +35,15 @@ _ROUTES: Final = """\
 """
 
 
+_DEPLOYMENTS: Final = """\
+# Each is also a flag and a variable: --deployments-hosts, CLOUDRUN_SIDECAR_DEPLOYMENTS_HOSTS. With a host in the list:
+#   restate deployments register http://127.0.0.1:9081/greeter-123456789012.europe-west1.run.app \\
+#     --extra-header x-cloudrun-sidecar-gcp-impersonate-service-account=invoker@my-project.iam.gserviceaccount.com
+# The headers: x-cloudrun-sidecar-gcp-impersonate-service-account, -gcp-audience, -gcp-delegates (E-MAIL,E-MAIL) and
+# -gcp-id-token (false: no token is added).
+"""
+
+
 def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None = None) -> str:
     """Return the settings as TOML that can be loaded again, each with its origin as a comment.
 
@@ -46,6 +55,10 @@ def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None =
         for name in names:
             source = "" if places is None else f"  # {places.get((name,), 'default')}"
             lines.append(_assignment(name, getattr(settings, name)) + source)
+    lines += ["", "[deployments]"]
+    for name in DeploymentSettings.model_fields:
+        source = "" if places is None else f"  # {places.get(('deployments', name), 'default')}"
+        lines.append(_assignment(name, getattr(settings.deployments, name)) + source)
     for name, route in settings.routes.items():
         source = "" if places is None else f"  # {places.get(('routes', name), '')}"
         lines += ["", f"[{tomlkit.key(['routes', name]).as_string()}]{source}"]
@@ -61,6 +74,11 @@ def example_toml() -> str:
     for heading, names in GROUPS.items():
         parts.append(f"# ---- {heading} {'-' * (_COLUMNS - len(heading) - 8)}\n")
         parts += ["\n".join(_explained(name, Settings.model_fields[name])) + "\n" for name in names]
+    parts.append(f"# ---- Deployments {'-' * (_COLUMNS - 19)}\n")
+    parts.append("\n".join(_comment(Settings.model_fields["deployments"].description or "")) + "\n")
+    parts.append(_DEPLOYMENTS.rstrip("\n"))
+    parts.append("[deployments]")
+    parts += ["\n".join(_explained(name, info)) + "\n" for name, info in DeploymentSettings.model_fields.items()]
     parts.append(f"# ---- Routes {'-' * (_COLUMNS - 14)}\n")
     parts.append("\n".join(_comment(Settings.model_fields["routes"].description or "")) + "\n")
     parts.append(_ROUTES.rstrip("\n"))
@@ -73,7 +91,7 @@ def example_toml() -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a settings file, `config/routes.schema.json`."""
     schema = Settings.model_json_schema()
-    for model in (schema, schema["$defs"]["RouteSettings"]):
+    for model in (schema, schema["$defs"]["RouteSettings"], schema["$defs"]["DeploymentSettings"]):
         for name, entry in model["properties"].items():
             model["properties"][name] = _plain(entry)
     return {
@@ -85,9 +103,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown_tables() -> str:
-    """Return two tables in Markdown for the README: the settings of the sidecar and those of a route."""
+    """Return three tables in Markdown for the README: the settings of the sidecar, of a route, and of open routes."""
     sidecar = [(name, Settings.model_fields[name]) for names in GROUPS.values() for name in names]
-    return "\n".join([*_rows("setting", sidecar), "", *_rows("of a route", list(RouteSettings.model_fields.items()))])
+    tables = [("setting", sidecar)]
+    tables.append(("of a route", list(RouteSettings.model_fields.items())))
+    tables.append(("in `[deployments]`", list(DeploymentSettings.model_fields.items())))
+    return "\n\n".join("\n".join(_rows(head, fields)) for head, fields in tables)
 
 
 def _rows(head: str, fields: list[tuple[str, FieldInfo]]) -> Iterator[str]:

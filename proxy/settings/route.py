@@ -5,21 +5,15 @@ Validators run in field order, so a bad value does not hide problems with other 
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from proxy.quoting import holds_credential, quoted
 from proxy.routes import Route, parse_upstream
+from proxy.routes.authentication import NEEDS_ACCOUNT, UNSIGNED, check_account, check_audience
 
 __all__ = ["FROZEN", "RouteSettings"]
-
-# Account names, project names and domains of service accounts; the e-mail becomes a part of a URL's path.
-_EMAIL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*\.[A-Za-z]{2,}")
-
-_AUDIENCE: Final = re.compile(r"[!-~]{1,2048}")
 
 FROZEN: Final = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 """Strict, because TOML has types: text is not a number. Errors must not repeat their input, which may be a secret."""
@@ -85,29 +79,25 @@ class RouteSettings(BaseModel):
     @classmethod
     def _implies_signing(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("gcp_id_token") is False:
-            raise ValueError("contradicts gcp_id_token = false; remove one of the two")
+            raise ValueError(UNSIGNED)
         return value
 
     @field_validator("gcp_impersonate_service_account")
     @classmethod
     def _account(cls, email: str | None) -> str | None:
-        return email if email is None else _check_email(email)
+        return email if email is None else check_account(email)
 
     @field_validator("gcp_audience")
     @classmethod
     def _audience(cls, audience: str | None) -> str | None:
-        if audience is not None and not _AUDIENCE.fullmatch(audience):
-            raise ValueError("must be 1 to 2048 visible ASCII characters; leave it out for the origin of the URL")
-        if audience is not None and holds_credential(audience):
-            raise ValueError(f"must be the receiver of the token, mostly a URL, and is {quoted(audience)}")
-        return audience
+        return audience if audience is None else check_audience(audience)
 
     @field_validator("gcp_delegates")
     @classmethod
     def _delegates(cls, emails: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if emails and info.data.get("gcp_impersonate_service_account", "") is None:
-            raise ValueError("delegates lead to an impersonated account; set gcp_impersonate_service_account as well")
-        return tuple(map(_check_email, emails))
+            raise ValueError(NEEDS_ACCOUNT)
+        return tuple(map(check_account, emails))
 
     @field_validator("allow_http")
     @classmethod
@@ -136,11 +126,3 @@ class RouteSettings(BaseModel):
             impersonate=self.gcp_impersonate_service_account,
             delegates=self.gcp_delegates,
         )
-
-
-def _check_email(email: str) -> str:
-    if not _EMAIL.fullmatch(email):
-        raise ValueError(
-            f"{quoted(email)} is not the e-mail of a service account; write NAME@PROJECT.iam.gserviceaccount.com"
-        )
-    return email

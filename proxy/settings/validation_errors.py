@@ -12,12 +12,15 @@ from pydantic_core import ErrorDetails
 from proxy.quoting import quoted
 from proxy.settings.field_texts import number_text, summary, unit_of
 from proxy.settings.layers import did_you_mean
-from proxy.settings.model import RouteSettings, Settings
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 
-__all__ = ["ROUTE_IS_TABLE", "describe"]
+__all__ = ["DEPLOYMENTS_IS_TABLE", "ROUTE_IS_TABLE", "describe"]
 
 ROUTE_IS_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
 """What is wrong with a route, or with `routes`, of another type."""
+
+DEPLOYMENTS_IS_TABLE: Final = 'must be a table: write [deployments] and below it hosts = ["…run.app"]'
+"""What is wrong with `deployments` of another type."""
 
 
 def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
@@ -62,19 +65,27 @@ _EXPECTED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 
 def _field(keys: tuple[str, ...]) -> FieldInfo | None:
     """Return the setting at `keys`; None for a table."""
+    if keys[0] == "deployments":
+        return DeploymentSettings.model_fields.get(keys[1])
     if keys[:1] != ("routes",):
         return Settings.model_fields.get(keys[0])
     return RouteSettings.model_fields.get(keys[2]) if len(keys) > 2 else None
 
 
 def _unknown(keys: tuple[str, ...]) -> str:
-    within: type[BaseModel] = RouteSettings if len(keys) > 1 else Settings
+    within: type[BaseModel] = Settings
+    if len(keys) > 1:
+        within = DeploymentSettings if keys[0] == "deployments" else RouteSettings
     word = keys[-1]
-    if within is RouteSettings and word.replace("-", "_") in Settings.model_fields:
-        return "is a setting of the sidecar, not of a route; put it above the first [routes.…]"
+    if within is not Settings and word.replace("-", "_") in Settings.model_fields:
+        table = "[deployments]" if within is DeploymentSettings else "[routes.…]"
+        what = "[deployments]" if within is DeploymentSettings else "a route"
+        return f"is a setting of the sidecar, not of {what}; put it above the first {table}"
     hint = did_you_mean(word.replace("-", "_"), within.model_fields)
     if within is Settings and not hint and word in RouteSettings.model_fields:
         hint = "; it belongs to a route, below [routes.NAME]"
+    elif within is Settings and not hint and word in DeploymentSettings.model_fields:
+        hint = "; it belongs below [deployments]"
     return f"is not a setting{hint}"
 
 

@@ -23,7 +23,7 @@ from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.waiting import Tokens
-from proxy.routes import UNMATCHED, Origin, Route, RouteTable
+from proxy.routes import UNMATCHED, AllowLists, Origin, Route, RouteTable
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.pool import Pool
@@ -99,6 +99,7 @@ class World:
         observers: Iterable[Observer] = (),
         access_log: bool = False,
         add_retry_after: bool = True,
+        allowed: AllowLists | None = None,
     ) -> None:
         self.loop = ManualLoop()
         self.make = make
@@ -120,9 +121,10 @@ class World:
         self.tokens = tokens(self.clock) if tokens is not None else TokenSource(_no_mint, clock=self.clock)
         self.pool = Pool(self._connect, self.observed, max_connections=max_connections)
         self.routes = routes or (route("svc"),)
+        self.allowed = allowed or AllowLists()
         self.flusher = Flusher(self.loop)
         self.dispatcher = Dispatcher(
-            RouteTable(self.routes),
+            RouteTable(self.routes, self.allowed),
             self.tokens,
             self.pool,
             self.observed,

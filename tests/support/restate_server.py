@@ -81,6 +81,7 @@ class RestateServer:
         max_attempts: int | None = None,
         metadata_address: str | None = None,
         ca_file: Path | None = None,
+        http_proxy: str | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
@@ -88,7 +89,7 @@ class RestateServer:
         After `inactivity_milliseconds` without a message an invocation that waits is asked to suspend, and after
         `max_attempts` that fail one is paused; None leaves that to the server. For deployments with authentication of
         Restate's own, tokens come from the metadata server at `metadata_address`; services are trusted whose
-        certificates are of `ca_file`.
+        certificates are of `ca_file`. Requests to all `http://` deployments go to the proxy at the URL `http_proxy`.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -100,8 +101,10 @@ class RestateServer:
         argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
         argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
-        environment = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
+        environment: dict[str, str | None] = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
         environment["GCE_METADATA_HOST"] = metadata_address
+        if http_proxy is not None:
+            environment["RESTATE_HTTP_PROXY"] = http_proxy
         if ca_file is not None:
             environment["SSL_CERT_FILE"] = str(ca_file)
         # It does not remove what it puts there.

@@ -10,7 +10,7 @@ import enum
 import glob
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +130,10 @@ async def world(
         )
 
 
-def resolving(folder: Path, address: str) -> dict[str, str]:
+def resolving(folder: Path, address: str, others: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment in which Google's API hosts have this address: DNS as seen by one program alone.
+
+    `others` are further names with their addresses.
 
     Raises FileNotFoundError when libnss_wrapper is not installed.
     """
@@ -139,7 +141,8 @@ def resolving(folder: Path, address: str) -> dict[str, str]:
     if not libraries:
         raise FileNotFoundError("libnss_wrapper is not installed: `make test` installs it (Debian: libnss-wrapper)")
     hosts = folder / "hosts"
-    hosts.write_text("".join(f"{address} {name}\n" for name in API_HOSTS))
+    addresses = {**dict.fromkeys(API_HOSTS, address), **(others or {})}
+    hosts.write_text("".join(f"{address} {name}\n" for name, address in addresses.items()))
     return {"LD_PRELOAD": libraries[0], "NSS_WRAPPER_HOSTS": str(hosts)}
 
 

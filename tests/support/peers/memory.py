@@ -145,13 +145,19 @@ class Client(EnginePeer):
         super().__init__(EventEngine(make, client=True, limits=limits))
 
     def request(
-        self, path: str, *, method: str = "POST", fields: Iterable[tuple[bytes, bytes]] = (), end: bool = False
+        self,
+        path: str,
+        *,
+        method: str = "POST",
+        authority: bytes = b"sidecar:9081",
+        fields: Iterable[tuple[bytes, bytes]] = (),
+        end: bool = False,
     ) -> StreamId:
         """Send a request head."""
         head: Fields = [
             (b":method", method.encode(), False),
             (b":scheme", b"http", False),
-            (b":authority", b"sidecar:9081", False),
+            (b":authority", authority, False),
             (b":path", path.encode(), False),
             *((name, value, False) for name, value in fields),
         ]

@@ -131,3 +131,14 @@ def test_every_failure_has_a_remedy(kind: type[Failure]) -> None:
     assert remedy
     assert remedy[0].isupper()
     assert "\n" not in remedy
+
+
+def test_failed_mints_are_kept_for_named_routes_alone() -> None:
+    stage = Stage()
+    host = Origin("https", "open.run.app", 443)
+    of_deployment = Route(name=str(host), origin=host, is_open=True)
+    observed = stage.health.route(of_deployment)
+    stage.health.mint_failed(TokenKey.for_route(of_deployment), TokenTimeout("no answer"), 5.0, False)
+    assert stage.health.mint_trouble(of_deployment) is None
+    observed.local_reply(Observed(status=503), TokenTimeout("no answer"))
+    assert [failure.route for failure in stage.health.last_failures] == [f"https://{host.host}"]

@@ -14,8 +14,8 @@ from proxy.observe.exposition import CONTENT_TYPE, Exposition, process_metrics
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import TokenState
-from proxy.observe.metrics import Metrics
-from proxy.routes import UNMATCHED, Origin, Route
+from proxy.observe.metrics import AMBIENT, Metrics
+from proxy.routes import OTHER, UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from tests.support.live import StillState
 from tests.support.observed import Observed
@@ -142,6 +142,44 @@ def test_connections_are_counted_open_and_ever_opened() -> None:
     assert told["upstream_connections{origin=https://b}"] == 1
     assert told["downstream_connections{}"] == 1
     assert told["downstream_connections_opened_total{}"] == 2
+
+
+def test_origins_of_labelled_routes_and_some_others_have_labels_of_their_own_and_the_rest_share_one() -> None:
+    metrics = Metrics()
+    named = [f"https://named{number}.example" for number in range(300)]
+    for number in range(300):
+        metrics.route(Route(name=f"n{number}", origin=Origin("https", f"named{number}.example", 443)))
+    others = [f"https://other{number}.example" for number in range(300)]
+    for origin in (*others, *named, *others):
+        metrics.upstream_opened(origin, 100)
+        metrics.response_refused(origin, 1, "a rule")
+    told = samples(metrics)
+    labels = [name for name in told if name.startswith("upstream_connections{")]
+    assert len(labels) == 300 + 100 + 1
+    assert told[f"upstream_connections{{origin={OTHER}}}"] == 400
+    assert told[f"upstream_responses_refused_total{{origin={OTHER},reason=a rule}}"] == 400
+    for origin in (*others, *others, *named):
+        metrics.upstream_closed(origin)
+    told = samples(metrics)
+    assert {told[f"upstream_connections{{origin={origin}}}"] for origin in (*named, OTHER)} == {0}
+    assert len([name for name in told if name.startswith("upstream_connections{")]) == 301
+
+
+def test_open_routes_share_the_counters_of_their_label_and_keep_nothing_of_what_deployments_choose() -> None:
+    metrics = Metrics()
+    origin = Origin("https", "a.run.app", 443)
+    ambient = Route(name="https://a.run.app", is_open=True, origin=origin)
+    other = replace(ambient, impersonate="i@p.com")
+    rest = Route(name="https://b.run.app", is_open=True, origin=Origin("https", "b.run.app", 443), shared_label=OTHER)
+    assert metrics.route(ambient) is metrics.route(other)
+    metrics.route(rest)
+    for route in (ambient, other, rest):
+        metrics.minted(replace(token(), key=TokenKey.for_route(route)), 1.0, False)
+    assert not metrics.minted_at
+    assert {account for _, account in metrics.mints} == {AMBIENT, "i@p.com"}
+    assert set(metrics.routes) == {"https://a.run.app", OTHER}
+    metrics.route_removed(other)
+    assert set(metrics.routes) == {OTHER}
 
 
 def test_what_breaks_a_rule_of_http_is_counted_by_reason() -> None:

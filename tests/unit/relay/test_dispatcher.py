@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
-from proxy.routes import UNMATCHED, Origin, Route
+from proxy.routes import UNMATCHED, AllowLists, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import NAME, World, route
@@ -32,7 +32,9 @@ HOUR = 3_600.0
 class Signed(World):
     """A world with one signed route, whose mint the test controls."""
 
-    def __init__(self, make: EngineFactory, *routes: Route, access_log: bool = False) -> None:
+    def __init__(
+        self, make: EngineFactory, *routes: Route, access_log: bool = False, allowed: AllowLists | None = None
+    ) -> None:
         self.mints: list[TokenKey] = []
         self.failure: Exception | None = None
         self.principal: str | None = None
@@ -44,6 +46,7 @@ class Signed(World):
             make=make,
             tokens=lambda clock: TokenSource(self._mint, clock=clock, random_fraction=lambda: 0.0),
             access_log=access_log,
+            allowed=allowed,
         )
 
     async def _mint(self, key: TokenKey) -> Token:
@@ -713,5 +716,5 @@ def test_a_path_is_found_again_unless_it_is_long_and_no_more_are_kept_than_a_bou
         world.settle()
         assert kept[b"/svc/x"] is first
         for number in range(1_100):
-            world.dispatcher.snapshot.destination(b"/svc/%d" % number)
+            world.dispatcher.snapshot.destination(b"/svc/%d" % number, [], True)
         assert 0 < len(kept) <= 1_024

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Certificates
-from proxy.settings import RouteSettings, Settings, load, load_traced
+from proxy.routes import AllowLists
+from proxy.settings import RouteSettings, Settings, SettingsInvalid, load, load_traced
 from proxy.settings.layers import environment_name
+from proxy.settings.model import DeploymentSettings
 from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, URL, problems, upstream, write
 
@@ -58,7 +60,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "log_level": "error", "log_format": "json", "access_log": True,
         "allowed_hosts": ("sidecar.example", "sidecar"),
     }  # fmt: skip
-    assert {*values, "upstream_ca", "routes"} == set(Settings.model_fields)
+    assert {*values, "upstream_ca", "deployments", "routes"} == set(Settings.model_fields)
     expected = Settings(routes={"": RouteSettings(url=URL)}, **values)
     file = "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
     texts = {name: " ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
@@ -66,6 +68,62 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
     assert load(None, {environment_name(n): text for n, text in texts.items()}, {"upstream": URL}) == expected
     assert load(None, {}, {**values, "upstream": URL}) == expected
     assert load(None, {}, {**texts, "listen": values["listen"], "upstream": URL}) == expected
+
+
+def test_deployments_can_be_given_in_every_layer_and_each_list_replaces_that_of_the_layer_below() -> None:
+    lists = {"hosts": ("a.example", "b.example"), "accounts": (ACCOUNT,), "audiences": ("a.example=https://x",)}
+    expected = Settings(deployments=DeploymentSettings(**lists))
+    file = write("[deployments]\n" + "".join(f"{name} = {toml_value(value)}\n" for name, value in lists.items()))
+    texts = {environment_name(f"deployments_{name}"): " ".join(value) for name, value in lists.items()}
+    assert load(file, {}, {}) == expected
+    assert load(None, texts, {}) == expected
+    assert load(None, {}, {f"deployments_{name}": value for name, value in lists.items()}) == expected
+    settings, places = load_traced(
+        file, {"CLOUDRUN_SIDECAR_DEPLOYMENTS_ACCOUNTS": "b@x.example"}, {"deployments_audiences": ("b.example=y",)}
+    )
+    assert settings.deployments.allow_lists() == AllowLists(lists["hosts"], ("b@x.example",), ("b.example=y",))
+    assert [places["deployments", name] for name in lists] == [
+        "my.toml: deployments.hosts",
+        "environment: CLOUDRUN_SIDECAR_DEPLOYMENTS_ACCOUNTS",
+        "--deployments-audiences",
+    ]
+
+
+def test_all_problems_with_deployments_are_told_at_once_each_at_its_key() -> None:
+    file = write("""
+        [deployments]
+        hosts = ["*.run.app", "127.0.0.1", "greeter.example.com"]
+        accounts = ["owner"]
+        audiences = ["greeter.example.com", "127.0.0.1=x"]
+        host = "x"
+        workers = 2
+    """)
+    with pytest.raises(SettingsInvalid) as invalid:
+        load(file, {}, {})
+    found = [(where.removeprefix("my.toml: deployments."), what) for where, what in invalid.value.problems]
+    assert [where for where, _ in found] == ["hosts", "hosts", "accounts", "audiences", "audiences", "host", "workers"]
+    assert "other people's projects" in found[0][1]
+    assert "is an address" in found[1][1]
+    assert found[5][1] == "is not a setting; did you mean hosts?"
+    assert "put it above the first [deployments]" in found[6][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("deployments = 3", "deployments", "must be a table: write [deployments]"),
+        ('deployments.hosts = "a.example"', "deployments.hosts", "must be a list of texts"),
+        (f'deployments.accounts = ["{ACCOUNT}"]', "deployments.accounts", "has no effect without hosts"),
+        ('deployments.audiences = ["a.example=x"]', "deployments.audiences", "add it there as well"),
+        ('hosts = ["a.example"]', "hosts", "it belongs below [deployments]"),
+    ],
+)
+def test_what_is_wrong_with_deployments_is_said_where_it_is(text: str, where: str, what: str) -> None:
+    assert what in problems(text)[f"my.toml: {where}"]
+
+
+def test_hosts_of_deployments_are_enough_without_a_route() -> None:
+    assert load(None, {}, {"deployments_hosts": ("a.example",)}).routes == {}
 
 
 def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None:

@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from proxy.routes import Origin, Route
+from proxy.routes import AllowLists, Origin, Route
 from proxy.settings import PlainSettings, RouteSettings, Settings
+from proxy.settings.model import TABLES, DeploymentSettings
 from proxy.settings.plain import FORMAT_VERSION
 from tests.unit.settings.given import ACCOUNT, URL, upstream
 
@@ -24,14 +25,17 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, log_level="error", log_format="json", access_log=True,
             allowed_hosts=("sidecar.example",),
+            deployments=DeploymentSettings(hosts=("a.example",), accounts=(ACCOUNT,), audiences=("a.example=b",)),
     )  # fmt: skip
     plain = PlainSettings.from_json(settings.plain().to_json())
     names = [field.name for field in dataclasses.fields(PlainSettings)]
     assert set(names) == set(Settings.model_fields)
     for name in names:
-        if name != "routes":
+        if name not in TABLES:
             assert (name, getattr(plain, name)) == (name, getattr(settings, name))
             assert getattr(settings, name) != Settings.model_fields[name].default
+    assert plain.deployments == AllowLists(("a.example",), (ACCOUNT,), ("a.example=b",))
+    assert plain.route_table().open_routes is not None
 
 
 def test_plain_settings_have_the_defaults_of_the_model() -> None:
@@ -80,9 +84,13 @@ def test_plain_routes_keep_their_order_and_have_parsed_urls_and_audiences() -> N
 
 def test_plain_settings_have_the_types_of_the_model() -> None:
     of_model, of_plain = get_type_hints(Settings), get_type_hints(PlainSettings)
-    for name in Settings.model_fields.keys() - {"routes"}:
+    for name in Settings.model_fields.keys() - set(TABLES):
         assert (name, of_plain[name]) == (name, of_model[name])
     assert of_plain["routes"] == tuple[Route, ...]
+    assert of_plain["deployments"] is AllowLists
+    of_lists = get_type_hints(AllowLists)
+    assert of_lists == {name: hint for name, hint in get_type_hints(DeploymentSettings).items() if name in of_lists}
+    assert of_lists.keys() == DeploymentSettings.model_fields.keys()
 
 
 def test_plain_settings_are_the_same_after_a_round_trip_through_json() -> None:

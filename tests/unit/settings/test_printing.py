@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from proxy.settings import RouteSettings, Settings, dump_toml, json_schema, load, load_traced
 from proxy.settings.__main__ import main
 from proxy.settings.field_texts import default_text, unit_of
-from proxy.settings.model import GROUPS
+from proxy.settings.model import GROUPS, TABLES, DeploymentSettings
 from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, URL, upstream, write
 
@@ -25,7 +25,8 @@ CONFIG = Path(__file__).parents[3] / "config"
 EXAMPLE = CONFIG / "routes.example.toml"
 SCHEMA = CONFIG / "routes.schema.json"
 
-FIELDS = [(model, name) for model in (Settings, RouteSettings) for name in model.model_fields if name != "routes"]
+MODELS = (Settings, RouteSettings, DeploymentSettings)
+FIELDS = [(model, name) for model in MODELS for name in model.model_fields if name not in TABLES]
 
 
 # ---- the files in config/
@@ -61,6 +62,7 @@ def test_the_sample_loads_with_every_line_uncommented() -> None:
     document = tomllib.loads(text.replace('upstream_ca = "private-ca.pem"\n', ""))
     assert set(document) == set(Settings.model_fields) - {"upstream_ca"}
     assert set(document["routes"]["greeter"]) == set(RouteSettings.model_fields)
+    assert set(document["deployments"]) == set(DeploymentSettings.model_fields)
     assert load(write(text.replace("upstream_ca =", "#upstream_ca =")), {}, {}).workers == 1
 
 
@@ -87,7 +89,7 @@ def test_the_sample_gives_each_setting_with_reason_unit_and_default(model: type[
 
 def test_every_setting_has_one_heading() -> None:
     grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted([*grouped, "routes"]) == sorted(Settings.model_fields)
+    assert sorted([*grouped, *TABLES]) == sorted(Settings.model_fields)
 
 
 def test_octets_are_also_shown_in_kib_or_mib() -> None:

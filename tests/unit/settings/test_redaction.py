@@ -9,7 +9,8 @@ import pytest
 
 from proxy.settings import RouteSettings, Settings, SettingsInvalid, dump_toml, load_traced
 from proxy.settings.layers import environment_name, flag_name
-from proxy.settings.loading import INLINE_OPTIONS
+from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
+from proxy.settings.model import TABLES
 from proxy.settings.printing import toml_value
 from tests.support.pasted import PASTED, told_of
 from tests.unit.settings.given import URL, write
@@ -19,7 +20,7 @@ from tests.unit.settings.given import URL, write
 AUDIENCES = ("a line of a private key", "a random secret", "a login")
 NAMES = ("a random secret",)
 
-SIDECAR = tuple(name for name in Settings.model_fields if name != "routes")
+SIDECAR = tuple(name for name in Settings.model_fields if name not in TABLES)
 GOOD = f'[routes.good]\nurl = "{URL}"\n'
 
 
@@ -36,17 +37,20 @@ def told(toml: str | None, environment: dict[str, str], **flags: Any) -> str:
     ("name", "pasted"),
     [
         pytest.param(name, pasted, id=f"{name}, {what}")
-        for name in (*SIDECAR, *INLINE_OPTIONS)
+        for name in (*SIDECAR, *INLINE_OPTIONS, *DEPLOYMENT_OPTIONS)
         for what, pasted in PASTED.items()
         if name != "gcp_audience" or what not in AUDIENCES
     ],
 )
 def test_no_layer_quotes_a_secret_in_a_setting(name: str, pasted: str) -> None:
-    in_file = f"{name} = {toml_value(pasted)}\n{GOOD}"
+    in_file, key = f"{name} = {toml_value(pasted)}\n{GOOD}", name
     if name in INLINE_OPTIONS:
-        in_file = f"{GOOD}{name} = {toml_value(pasted)}\n"
+        in_file, key = f"{GOOD}{name} = {toml_value(pasted)}\n", f"routes.good.{name}"
+    elif name in DEPLOYMENT_OPTIONS:
+        key = f"deployments.{DEPLOYMENT_OPTIONS[name]}"
+        in_file = f"{key} = [{toml_value(pasted)}]\n{GOOD}"
     shown = {
-        f"my.toml: {'routes.good.' * (name in INLINE_OPTIONS)}{name}": told(in_file, {}),
+        f"my.toml: {key}": told(in_file, {}),
         environment_name(name): told(None, {environment_name(name): pasted}, upstream=URL),
         flag_name(name): told(None, {}, upstream=URL, **{name: pasted}),
     }

@@ -1,0 +1,18 @@
+cimport cython
+
+from proxy.relay.context cimport Destination, RouteContext
+
+cdef class OpenContexts:
+    cdef readonly object routes
+    cdef object _make
+    cdef object _on_evicted
+    cdef readonly dict contexts
+    cdef readonly dict labelled
+    cdef readonly dict destinations
+    cdef dict _authorities
+
+    cpdef adopt(self, OpenContexts before)
+    cpdef bint is_allowed(self, bytes authority)
+    @cython.locals(context=RouteContext, line=tuple)
+    cpdef Destination destination(self, bytes authority, bytes path, tuple lines, match)
+    cpdef str _shared_label(self, str host)
