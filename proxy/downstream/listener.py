@@ -11,20 +11,27 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, cast
 
+import structlog
+
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.events import StreamId
+from proxy.network.descriptors import is_reserved
 from proxy.observe.observer import DownstreamObserver
 
 __all__ = ["GATE", "AcceptedConnection", "Listener"]
+
+_log: Final = structlog.get_logger("downstream")
 
 GATE: Final = "gate"
 """Key of the connection's `Gate` in the ASGI state of an HTTP/1.1 request."""
 
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
+_SAY_REFUSED_SECONDS: Final = 10.0
+"""Between two log lines about connections that are not admitted."""
 _FRESH_SECONDS: Final = 0.5
 """How long a connection that was accepted before the end of the drain may take to send its first request."""
 
@@ -50,6 +57,8 @@ class Listener:
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
         """Called when an accepted connection has closed."""
+        self._refused_connections = 0
+        self._say_refused_at = 0.0
         self.untracked = 0
         """Connections that were accepted, and whose task has not called `track` yet. Counted by `serving`."""
         self.stop_accepting: Callable[[], Awaitable[None]] = _no_server
@@ -82,6 +91,23 @@ class Listener:
         finally:
             self._accepted.discard(accepted)
             self.on_closed()
+
+    def admits(self, transport: asyncio.Transport) -> bool:
+        """Return True if an accepted connection may be served; otherwise log why not, but not for each of many."""
+        connection = transport.get_extra_info("socket")
+        if connection is None or not is_reserved(connection.fileno()):
+            return True
+        now = asyncio.get_running_loop().time()
+        self._refused_connections += 1
+        if now >= self._say_refused_at:
+            _log.error(
+                "closing new connections: limit of open files nearly reached (ulimit -n, LimitNOFILE)",
+                closed=self._refused_connections,
+                connections=len(self._accepted),
+            )
+            self._say_refused_at = now + _SAY_REFUSED_SECONDS
+            self._refused_connections = 0
+        return False
 
     async def serve_h2c(self, accepted: AcceptedConnection, first: bytes) -> None:
         """Serve HTTP/2 on the connection, whose first octets were `first`; returns when it has closed."""

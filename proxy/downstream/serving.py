@@ -119,7 +119,8 @@ class _Server(TCPServer):
         self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
         with listener.track(transport) as accepted:
             try:
-                first = await self._first_octets() if not listener.drained else None
+                admitted = not listener.drained and listener.admits(transport)
+                first = await self._first_octets() if admitted else None
                 accepted.protocol_unknown = False
                 if first is None or transport.is_closing():
                     transport.abort()

@@ -16,6 +16,7 @@ from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import parse_address_or_off
+from proxy.network.descriptors import raise_descriptor_limit
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
 from proxy.observe.lines import configure_logging
@@ -34,6 +35,7 @@ def serve(settings: PlainSettings) -> int:
     config = ListenerConfig(
         settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
     )
+    raise_descriptor_limit()
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:

@@ -7,6 +7,7 @@ The peer's SETTINGS are waited for because they say how many streams may be open
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -24,6 +25,7 @@ from proxy.errors import (
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
+from proxy.network.descriptors import is_reserved
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
@@ -110,6 +112,9 @@ class Connector:
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
         )
+        if is_reserved(connected.fileno()):
+            connected.close()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         connection = UpstreamConnection(
             self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing, observer=self._observer
         )
@@ -169,6 +174,11 @@ class Connector:
                 return UpstreamConnectTimeout(
                     f"{origin} was not connected within {self._timeout_seconds:g} s "
                     "(name, TCP, TLS and SETTINGS together)"
+                )
+            case OSError(errno=errno.EMFILE | errno.ENFILE):
+                return UpstreamConnectFailed(
+                    f"{origin} cannot be connected to: the limit of open files is nearly reached; raise it (ulimit -n, "
+                    "LimitNOFILE), or set a lower max_upstream_connections"
                 )
         return UpstreamConnectFailed(
             f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and what lies between"

@@ -1,0 +1,32 @@
+"""The limit of open files, and what is left of it to other things than connections."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.network.descriptors import is_reserved, raise_descriptor_limit
+
+
+@pytest.fixture(autouse=True)
+def _limits() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_the_soft_limit_is_raised() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    raise_descriptor_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.parametrize(("limit", "first_reserved"), [(1024, 992), (128, 96), (100, 75)])
+def test_the_last_descriptors_are_reserved(limit: int, first_reserved: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert not is_reserved(first_reserved - 1)
+    assert is_reserved(first_reserved)
