@@ -45,7 +45,7 @@ CONFIG: Final = """\
 [run]
 branch = true
 parallel = true
-source_pkgs = proxy
+source = {folder}/proxy
 data_file = {folder}/.coverage
 patch = subprocess, _exit
 sigterm = true
