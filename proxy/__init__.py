@@ -29,7 +29,8 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `routes`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `clock_skew`  how far this machine's clock is from another one (pure)
-* `network`     event loop, host names, addresses to listen on: what several rooms share of the networking
+* `network`     event loop, host names, addresses to listen on, open files, systemd: what several rooms share of the
+                networking
 * `observe`     observers of exchanges, mints and connections (metrics, access log, warnings), and log lines
 * `signals`     what signals mean to a process that serves
 * `exit_codes`  why a command ended
