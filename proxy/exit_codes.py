@@ -17,8 +17,8 @@ class ExitCode(IntEnum):
     OK = 0
     """The command did what it was asked to do."""
     FAILED = 1
-    """A failure that a restart may solve: a port in use, an address that does not exist yet, a worker that fails at the start. For
-    `check`, `token` and `healthcheck`: what they looked at does not work."""
+    """A failure that a restart may solve: a port in use, an address that does not exist yet, a worker that fails at the
+    start. For `check`, `token`, `healthcheck` and `wait`: what they looked at does not work."""
     SETTINGS_UNUSABLE = 2
     """The command line, the environment or a file has to be changed first; with the same ones it fails again."""
     WARNINGS = 3
