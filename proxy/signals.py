@@ -3,7 +3,7 @@
 ==================  =========================================================================================
 SIGTERM, SIGINT     drain and exit; the second one aborts what is still live
 SIGQUIT             the same
-SIGHUP              a log line only: settings are read at start
+SIGHUP              read the settings again
 SIGUSR1, SIGUSR2    ignored
 SIGTTOU, SIGTTIN    ignored: a background job keeps serving when its terminal stops writers (`stty tostop`)
 ==================  =========================================================================================

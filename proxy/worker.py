@@ -24,35 +24,35 @@ import structlog
 from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, MakeEngine
+from proxy.connection.protocol import Flusher
 from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import ALIVE, DRAINING, READY, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
-from proxy.http2.choice import EngineFactory, engine_choice
-from proxy.http2.engine import Limits
+from proxy.http2.choice import engine_choice
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.access_log import AccessLog
 from proxy.observe.health import RouteHealth
+from proxy.observe.lines import configure_logging
 from proxy.observe.metrics import Metrics
-from proxy.observe.observer import Observer, Observers, UpstreamObserver
+from proxy.observe.observer import Observer, Observers
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.live import DispatcherState
-from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.via import sidecar_name
-from proxy.routes import RouteTable
+from proxy.reloads import Reloads
+from proxy.settings.changes import Changes
 from proxy.settings.plain import PlainSettings
+from proxy.settings.reading import CommandLine
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
-from proxy.upstream.connection import Timing
-from proxy.upstream.connector import Connector
 from proxy.upstream.pool import Pool
+from proxy.wiring import connector, engines, timing
 
 __all__ = ["Worker", "run_worker"]
 
@@ -86,9 +86,9 @@ class Worker:
         self._mint = mint = GoogleMint()
         self.metrics = Metrics(self.engine, credentials_kind=lambda: mint.source_kind)
         self.health = RouteHealth(self.metrics)
-        access_log = [AccessLog()] if settings.access_log else []
-        observers = Observers([self.metrics, self.health, Warnings(), *access_log, *more_observers])
-        budget = Budget(settings.queued_octets)
+        self._access_log = log = AccessLog(on=settings.access_log)
+        self._observers = observers = Observers([self.metrics, self.health, Warnings(), log, *more_observers])
+        self._budget = budget = Budget(settings.queued_octets)
         flusher = Flusher(loop)
         self._tokens = TokenSource(
             self._mint,
@@ -96,7 +96,15 @@ class Worker:
             credentials=self._mint,
             mint_timeout_seconds=settings.mint_timeout,
         )
-        self._pool = _pool(settings, _engines(settings, choice.make, client=True), budget, flusher, observers)
+        client = engines(settings, choice.make, client=True)
+        self._connector = connector(settings, client, budget, flusher, observers)
+        self._pool = Pool(
+            self._connector.connect,
+            observers,
+            max_connections=settings.max_upstream_connections,
+            wait_timeout_seconds=settings.stream_wait_timeout,
+            delay=self._connector.delay,
+        )
         self._dispatcher = Dispatcher(
             settings.route_table(),
             self._tokens,
@@ -110,7 +118,7 @@ class Worker:
             name=name,
             add_retry_after=settings.add_retry_after,
         )
-        server = _engines(settings, choice.make, client=False)
+        server = engines(settings, choice.make, client=False)
         self.listener = Listener(
             self._dispatcher, server, budget, flusher, observers, allowed_hosts=settings.allowed_hosts
         )
@@ -135,9 +143,39 @@ class Worker:
             bound=bound,
         )
 
-    def swap_routes(self, routes: RouteTable) -> None:
-        """Take the routes of new exchanges from this table; those under way keep theirs (`Dispatcher.swap`)."""
-        self._dispatcher.swap(routes)
+    def apply(self, read: PlainSettings) -> Changes:
+        """Put settings in force that were read again, as far as that needs no restart; return what has changed.
+
+        New exchanges and connections go by them; those under way keep what they began with.
+        """
+        changes = Changes.between(self.settings, read)
+        settings = changes.in_force
+        other_log = settings.access_log != self.settings.access_log
+        self._access_log.on = settings.access_log
+        if settings.routes != self.settings.routes or settings.deployments != self.settings.deployments or other_log:
+            self._dispatcher.swap(settings.route_table(), other_log)
+        self._dispatcher.replay_octets = settings.replay_octets
+        self._dispatcher.add_retry_after = settings.add_retry_after
+        self._budget.limit_octets = settings.queued_octets
+        self._budget.change(0)  # wakes connections that wait, if there is room now
+        self._tokens.mint_timeout_seconds = settings.mint_timeout
+        self._pool.max_connections = settings.max_upstream_connections
+        self._pool.wait_timeout_seconds = settings.stream_wait_timeout
+        self._connector.change(
+            timing=timing(settings),
+            upstream_ca=settings.upstream_ca,
+            connect_timeout_seconds=settings.connect_timeout,
+        )
+        self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
+        if {"log_level", "log_format"} & {*changes.settings}:
+            configure_logging(settings.log_level, settings.log_format)
+        self.settings = settings
+        self._observers.settings_reloaded(changes.need_restart)
+        return changes
+
+    def refuse(self, problems: tuple[str, ...]) -> None:
+        """Tell the observers that settings were read that cannot be used."""
+        self._observers.settings_refused(problems)
 
     @property
     def draining(self) -> bool:
@@ -205,11 +243,13 @@ class Worker:
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
             closing.push_async_callback(self._dispatcher.waiting.close)
 
-    async def run(self, config: ListenerConfig, accepts: Sockets | Channel, manager: ServiceManager) -> None:
+    async def run(
+        self, config: ListenerConfig, accepts: Sockets | Channel, reloads: Reloads, manager: ServiceManager
+    ) -> None:
         """Start, serve until a signal or the supervisor ends it, and close.
 
-        With a channel, the supervisor alone decides when to abort, and talks to the service manager; signals only start
-        draining.
+        With a channel, the supervisor alone decides when to abort and when to reload, and talks to the service manager;
+        signals only start draining.
         """
         loop = asyncio.get_running_loop()
         channel = accepts if isinstance(accepts, Channel) else None
@@ -217,13 +257,14 @@ class Worker:
             if number in ENDING_SIGNALS:
                 loop.add_signal_handler(number, self.end if channel is None else self.drain)
             elif number == RELOAD_SIGNAL:
-                loop.add_signal_handler(number, _cannot_reload)
+                loop.add_signal_handler(number, reloads.request)
             else:
                 loop.add_signal_handler(number, _ignore)
         # Those that came during the start have stayed pending.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
+            closing.push_async_callback(reloads.close)
             await self.start()
             if channel is not None:
                 channel.report(READY)
@@ -231,10 +272,19 @@ class Worker:
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            reloads.start()
             if isinstance(accepts, Channel):
                 self.listener.on_closed = accepts.connection_closed
                 self._on_draining = partial(accepts.report, DRAINING)
-                accept_from(accepts, loop, drain=self.drain, abort=self.abort, orphan=self.orphan)
+                accept_from(
+                    accepts,
+                    loop,
+                    drain=self.drain,
+                    abort=self.abort,
+                    orphan=self.orphan,
+                    settings=partial(reloads.take_settings, accepts),
+                    problems=reloads.take_problems,
+                )
                 closing.callback(_repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
             else:
@@ -269,22 +319,24 @@ def run_worker(
     settings: PlainSettings,
     config: ListenerConfig,
     accepts: Sockets | Channel,
+    command_line: CommandLine | None = None,
     *,
     admin_socket: socket.socket | None = None,
     manager: ServiceManager | None = None,
 ) -> None:
     """Run a worker in this process until it is told to end; it accepts from `accepts`.
 
-    `admin_socket` is a listening socket for the admin port instead of the one in the settings. `manager` is told when
-    the worker is ready, and when it drains. Raises ListenFailed for its admin port. When this returns or raises,
-    `HANDLED_SIGNALS` are ignored.
+    Settings are read again from `command_line`; without one, only a supervisor sends new ones. `admin_socket` is a
+    listening socket for the admin port instead of the one in the settings. `manager` is told when the worker is ready,
+    and when it drains. Raises ListenFailed for its admin port. When this returns or raises, `HANDLED_SIGNALS` are
+    ignored.
     """
     if isinstance(accepts, Channel):
         admin_socket = accepts.admin
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(_report)
-            runner.run(_run(settings, config, accepts, admin_socket, manager or ServiceManager({})))
+            runner.run(_run(settings, config, accepts, command_line, admin_socket, manager or ServiceManager({})))
     finally:
         ignore_signals()
 
@@ -293,13 +345,15 @@ async def _run(
     settings: PlainSettings,
     config: ListenerConfig,
     accepts: Sockets | Channel,
+    command_line: CommandLine | None,
     admin_socket: socket.socket | None,
     manager: ServiceManager,
 ) -> None:
+    loop = asyncio.get_running_loop()
     name = sidecar_name(config.sidecar_octets)
     try:
-        worker = Worker(settings, asyncio.get_running_loop(), name, admin_socket=admin_socket)
-        await worker.run(config, accepts, manager)
+        worker = Worker(settings, loop, name, admin_socket=admin_socket)
+        await worker.run(config, accepts, Reloads(worker, loop, command_line), manager)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()
@@ -321,45 +375,6 @@ def _repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[]
             timer.cancel()
 
     return end
-
-
-def _engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
-    limits = Limits(
-        max_concurrent_streams=settings.max_concurrent_streams,
-        stream_window_octets=settings.stream_window,
-        max_field_section_octets=settings.max_field_section,
-    )
-    watched_names = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
-    return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)
-
-
-def _pool(
-    settings: PlainSettings, make_engine: MakeEngine, budget: Budget, flusher: Flusher, observer: UpstreamObserver
-) -> Pool:
-    connector = Connector(
-        make_engine,
-        budget,
-        flusher,
-        timing=Timing(
-            ping_interval_seconds=settings.ping_interval,
-            ping_timeout_seconds=settings.ping_timeout,
-            idle_timeout_seconds=settings.upstream_idle_timeout,
-        ),
-        upstream_ca=settings.upstream_ca,
-        connect_timeout_seconds=settings.connect_timeout,
-        observer=observer,
-    )
-    return Pool(
-        connector.connect,
-        observer,
-        max_connections=settings.max_upstream_connections,
-        wait_timeout_seconds=settings.stream_wait_timeout,
-        delay=connector.delay,
-    )
-
-
-def _cannot_reload() -> None:
-    _log.warning("SIGHUP ignored: settings are read at start; restart to apply changes")
 
 
 def _ignore() -> None:

@@ -41,10 +41,11 @@ def _serve() -> int:
     from proxy.settings.reading import CommandLine, SettingsNotRead, read_settings
 
     try:
-        settings = read_settings(CommandLine.of_this_process("proxy.cli.settings_process"))
+        command_line = CommandLine.of_this_process("proxy.cli.settings_process")
+        settings = read_settings(command_line)
         from proxy.supervisor.serve import serve  # not for help, or a mistake in a setting
 
-        return serve(settings)
+        return serve(settings, command_line)
     except SettingsNotRead as exc:
         if text := str(exc):
             sys.stderr.write(f"cloudrun-sidecar: {text}\n")

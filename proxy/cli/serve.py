@@ -31,10 +31,10 @@ def serve(send: Callable[[PlainSettings], None], /, config: Path | None, print_c
 
         cloudrun-sidecar serve --route greeter=https://greeter-….run.app
     """
-    settings, places = settings_from(config, flags)
+    loaded = settings_from(config, flags)
     if print_config:
         from proxy.settings import dump_toml  # with its library, a tenth of a second of the start
 
-        click.echo(dump_toml(settings, places), nl=False)
+        click.echo(dump_toml(loaded.settings, loaded.places), nl=False)
         return
-    send(settings.plain())
+    send(loaded.plain())

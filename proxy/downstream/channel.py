@@ -7,7 +7,21 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["ABORT", "ALIVE", "CLOSED", "CONNECTION", "DRAIN", "DRAINING", "LEAVING", "READY", "Channel"]
+__all__ = [
+    "ABORT",
+    "ALIVE",
+    "CLOSED",
+    "CONNECTION",
+    "DRAIN",
+    "DRAINING",
+    "LEAVING",
+    "PROBLEMS",
+    "READY",
+    "SETTINGS",
+    "SETTINGS_KEPT",
+    "SETTINGS_TAKEN",
+    "Channel",
+]
 
 CONNECTION: Final = b"c"
 """To a worker: a connection, whose descriptor comes with this octet."""
@@ -15,6 +29,14 @@ DRAIN: Final = b"d"
 """To a worker: refuse new requests, let live ones finish, and exit."""
 ABORT: Final = b"x"
 """To a worker: abort all live requests, and exit."""
+SETTINGS: Final = b"s"
+"""To a worker: new settings, in a file whose descriptor comes with this octet. Each is answered."""
+PROBLEMS: Final = b"p"
+"""To a worker: new settings were refused; the reasons are in a file whose descriptor comes with this octet."""
+SETTINGS_TAKEN: Final = b"s"
+"""To the supervisor: new settings are in force."""
+SETTINGS_KEPT: Final = b"k"
+"""To the supervisor: new settings could not be put in force; the old ones stay."""
 CLOSED: Final = b"-"
 """To the supervisor: one connection has closed."""
 ALIVE: Final = b"!"

@@ -1,9 +1,10 @@
 """Receives connections that the supervisor has accepted.
 
 Supervisor and worker share a pair of stream sockets, the channel. Each octet to the worker is a message (`channel`);
-`CONNECTION` carries a descriptor (SCM_RIGHTS, unix(7)). Each octet to the supervisor is a report: the worker is ready,
-it drains, or a connection has closed, so that the supervisor knows how many the worker has. The end of the channel
-means that the supervisor has exited.
+some carry a descriptor (SCM_RIGHTS, unix(7)): `CONNECTION` that of the connection, `SETTINGS` and `PROBLEMS` that of a
+file in memory. Each octet to the supervisor is a report: the worker is ready, it drains, it has put settings in force,
+or a connection has closed, so that the supervisor knows how many the worker has. The end of the channel means that the
+supervisor has exited.
 
 To Hypercorn the channel is the socket to listen on: it calls `create_server` with it. `accept_from` replaces that
 method of the event loop, and returns a `HandoverServer` for the channel.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, LEAVING, Channel
+from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, LEAVING, PROBLEMS, SETTINGS, Channel
 
 __all__ = ["HandoverServer", "accept_from"]
 
@@ -43,6 +45,8 @@ class HandoverServer:
         drain: Callable[[], None],
         abort: Callable[[], None],
         orphan: Callable[[], None],
+        settings: Callable[[bytes], None],
+        problems: Callable[[bytes], None],
     ) -> None:
         self._loop = loop
         self._channel = channel
@@ -51,6 +55,7 @@ class HandoverServer:
         self._orphan = orphan
         self._ended = asyncio.Event()
         self._leaving = False
+        self._documents = {SETTINGS: settings, PROBLEMS: problems}
         self._accepting: set[asyncio.Task[None]] = set()
         channel.socket.setblocking(False)
         loop.add_reader(channel.socket, self._read)
@@ -82,7 +87,9 @@ class HandoverServer:
                     if not self._leaving:
                         self._orphan()
                     return
-                if message != CONNECTION:
+                if message in self._documents:
+                    self._documents[message](_content(descriptor))
+                elif message != CONNECTION:
                     self._commands[message]()
                 elif descriptor is not None:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
@@ -108,16 +115,37 @@ def accept_from(
     drain: Callable[[], None],
     abort: Callable[[], None],
     orphan: Callable[[], None],
+    settings: Callable[[bytes], None],
+    problems: Callable[[bytes], None],
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
-    `drain` and `abort` are called on the commands of these names, `orphan` when the supervisor has exited.
+    `drain` and `abort` are called on the commands of these names, `orphan` when the supervisor has exited, `settings`
+    and `problems` with the content that the messages of these names have. It is empty if it was lost.
     """
     create_server = loop.create_server
 
     async def create(make_protocol: Any, *args: Any, sock: socket.socket | None = None, **more: Any) -> Any:
         if sock is channel.socket:
-            return HandoverServer(loop, channel, make_protocol, drain=drain, abort=abort, orphan=orphan)
+            return HandoverServer(
+                loop,
+                channel,
+                make_protocol,
+                drain=drain,
+                abort=abort,
+                orphan=orphan,
+                settings=settings,
+                problems=problems,
+            )
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop
+
+
+def _content(descriptor: int | None) -> bytes:
+    """Return the content of a file in memory, and close it; b"" if the kernel had no descriptor for it."""
+    if descriptor is None:
+        return b""
+    with open(descriptor, "rb", buffering=0) as file:
+        # All workers share the position in the file.
+        return os.pread(descriptor, os.fstat(file.fileno()).st_size, 0)

@@ -52,7 +52,7 @@ class Listener:
         self.acceptor = acceptor
         """Takes every request: the dispatcher."""
         self.allowed_hosts = frozenset(allowed_hosts)
-        """Additional names of this server (see `hosts`), in lower case."""
+        """Additional names of this server (see `hosts`), in lower case. It may be changed."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing

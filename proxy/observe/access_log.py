@@ -18,11 +18,15 @@ _log: Final = structlog.get_logger("access")
 
 
 class AccessLog(Observer):
-    """Writes the access log."""
+    """Writes the access log, of routes that are asked for while it is `on`."""
 
-    def route(self, route: Route | None) -> ExchangeObserver:
-        """Return what writes the lines of one route."""
-        return _RouteLines(route.name if route is not None else None)
+    def __init__(self, *, on: bool = True) -> None:
+        self.on = on
+        """Whether lines are written. It may be changed; the next snapshot of routes goes by it."""
+
+    def route(self, route: Route | None) -> ExchangeObserver | None:
+        """Return what writes the lines of one route; None if the log is off."""
+        return _RouteLines(route.name if route is not None else None) if self.on else None
 
 
 class _RouteLines(ExchangeObserver):

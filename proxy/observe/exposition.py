@@ -77,6 +77,14 @@ class Exposition:
             "downstream_connections_opened_total": lambda name: _one(name, metrics.downstream_connections.ever),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
+            "settings_last_reload_successful": lambda name: _one(name, int(metrics.settings.refused_at is None)),
+            "settings_last_read_timestamp_seconds": lambda name: _one(name, metrics.settings.read_at),
+            "settings_reloads_total": lambda name: _counted(
+                name,
+                ("result",),
+                {("reloaded",): metrics.settings.reloaded, ("refused",): metrics.settings.refused},
+            ),
+            "settings_need_restart": lambda name: _one(name, len(metrics.settings.need_restart)),
             "log_lines_dropped_total": lambda name: _one(name, dropped_lines()),
         }
 

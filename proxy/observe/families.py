@@ -93,6 +93,15 @@ FAMILIES: Final = (
     Family("downstream_connections_opened_total", "counter", (), "Connections of clients ever opened"),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
+    Family("settings_last_reload_successful", "gauge", (), "0 after a reload that was refused, until one succeeds"),
+    Family("settings_last_read_timestamp_seconds", "gauge", (), "When the settings in force were read"),
+    Family(
+        "settings_reloads_total",
+        "counter",
+        ("result",),
+        "Reloads by result (reloaded, refused); one without a change counts as reloaded",
+    ),
+    Family("settings_need_restart", "gauge", (), "Changed settings that need a restart"),
     Family("log_lines_dropped_total", "counter", (), "Log lines dropped because their reader did not keep up"),
 )
 """In the order in which they are exposed, without the `process_…` metrics of prometheus_client."""

@@ -12,7 +12,7 @@ from proxy.observe.counters import Connections, Durations, RouteMetrics, bounded
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.routes import OTHER, UNMATCHED, Route
 
-__all__ = ["AMBIENT", "Metrics", "Mints", "TokenIdentity", "token_identity"]
+__all__ = ["AMBIENT", "Metrics", "Mints", "SettingsMetrics", "TokenIdentity", "token_identity"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
@@ -38,6 +38,24 @@ class Mints:
         """The others by `Failure.code`."""
 
 
+class SettingsMetrics:
+    """When the settings were read, and how it went."""
+
+    def __init__(self, now: float) -> None:
+        self.read_at = now
+        """When those in force were read or confirmed, in Unix time."""
+        self.reloaded = 0
+        """Reloads that succeeded, those without a change among them."""
+        self.refused = 0
+        """Reloads that failed: the settings in force stayed."""
+        self.problems: tuple[str, ...] = ()
+        """What was wrong at the last reload, each with file and key; empty if it succeeded."""
+        self.refused_at: float | None = None
+        """When that reload failed, in Unix time; None if the last one succeeded."""
+        self.need_restart: tuple[str, ...] = ()
+        """Settings whose new values need a restart."""
+
+
 class Metrics(Observer):
     """Counts for all routes, mints and connections. It is used from the thread of the event loop alone.
 
@@ -57,6 +75,8 @@ class Metrics(Observer):
         """Name and version of what speaks HTTP/2."""
         self._credentials_kind = credentials_kind
         self._clock = clock
+        self.settings = SettingsMetrics(clock())
+        """The reloads."""
         self._known: dict[str, Route] = {}
         self._users: Counter[tuple[str, object]] = Counter()
         """How many known routes have an origin, an account or a token identity."""
@@ -154,6 +174,19 @@ class Metrics(Observer):
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Count by reason."""
         self.requests_refused[reason] += 1
+
+    def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
+        """Count and date it."""
+        settings = self.settings
+        settings.read_at, settings.refused_at = self._clock(), None
+        settings.reloaded += 1
+        settings.problems, settings.need_restart = (), need_restart
+
+    def settings_refused(self, problems: tuple[str, ...]) -> None:
+        """Count and date it, and keep the problems."""
+        self.settings.refused_at = self._clock()
+        self.settings.refused += 1
+        self.settings.problems = problems
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Count by origin and reason."""

@@ -1,4 +1,4 @@
-"""What may be observed beside exchanges: mints and connections; and how several observers are told as one.
+"""What may be observed beside exchanges: mints, connections and reloads; and how several observers are told as one.
 
 A new kind of observer (metrics, log lines, traces) is one file with a subclass of `Observer`, and one line in
 `proxy.worker`, which makes the list of them.
@@ -22,6 +22,7 @@ __all__ = [
     "ObservedToken",
     "Observer",
     "Observers",
+    "SettingsObserver",
     "UpstreamObserver",
 ]
 
@@ -116,7 +117,17 @@ class DownstreamObserver:
         """
 
 
-class Observer(MintObserver, UpstreamObserver, DownstreamObserver):
+class SettingsObserver:
+    """Observes reloads of the settings."""
+
+    def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
+        """Settings were read again, and are in force but for those in `need_restart`, which keep their old values."""
+
+    def settings_refused(self, problems: tuple[str, ...]) -> None:
+        """Settings cannot be used or read: those in force stay. Each problem is a sentence with its place."""
+
+
+class Observer(MintObserver, UpstreamObserver, DownstreamObserver, SettingsObserver):
     """One kind of observation. Each event does nothing unless it is overridden."""
 
     def route(self, route: Route | None) -> ExchangeObserver | None:
@@ -188,6 +199,14 @@ class Observers(Observer):
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""
         self._tell(lambda observer: observer.request_refused(reason, details))
+
+    def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.settings_reloaded(need_restart))
+
+    def settings_refused(self, problems: tuple[str, ...]) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.settings_refused(problems))
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for observer in self._observers:

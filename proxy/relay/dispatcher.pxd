@@ -27,12 +27,12 @@ cdef class Dispatcher(ExchangeOwner):
     cdef object _time
     cdef object _clock
     cdef object _random_fraction
-    cdef bint _add_retry_after
+    cdef public bint add_retry_after
     cdef bytes _name
     cdef tuple _via_http2
 
-    @cython.locals(before=Snapshot, context=RouteContext)
-    cpdef swap(self, routes)
+    @cython.locals(before=Snapshot, after=Snapshot, context=RouteContext)
+    cpdef swap(self, routes, bint new_observers=*)
     @cython.locals(exchange=Exchange)
     cpdef accept(self, Stream stream, list fields, bint end_stream)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)

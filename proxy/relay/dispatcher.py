@@ -56,7 +56,6 @@ class Dispatcher(ExchangeOwner):
     """Starts exchanges; one for each worker."""
 
     __slots__ = (
-        "_add_retry_after",
         "_clock",
         "_loop",
         "_name",
@@ -68,6 +67,7 @@ class Dispatcher(ExchangeOwner):
         "_tokens",
         "_unmatched",
         "_via_http2",
+        "add_retry_after",
         "draining",
         "snapshot",
         "waiting",
@@ -104,21 +104,29 @@ class Dispatcher(ExchangeOwner):
         self._time = loop.time
         self._clock = clock
         self._random_fraction = random_fraction
-        self._add_retry_after = add_retry_after
+        self.add_retry_after = add_retry_after
+        """Whether a 429 or 503 without `retry-after` gets one. It may be changed."""
         self._name = name
         self._via_http2 = via.via_line(_HTTP_2, name)
         self.waiting = Waiting(tokens, pool, loop, self.start)
         """Exchanges that could not be started at once."""
 
-    def swap(self, routes: RouteTable) -> None:
+    def swap(self, routes: RouteTable, new_observers: bool = False) -> None:
         """Replace the snapshot by one of these routes: new exchanges take their route from it.
 
+        Routes that stay as they are keep their context, unless `new_observers` says that others are to observe them.
         An exchange under way keeps the context that it began with. Token slots and origin pools that no snapshot and no
         exchange uses any more are closed in the next loop turn, or when the last of those exchanges has ended.
         """
         before = self.snapshot
-        self.snapshot = Snapshot(routes, self._tokens, self._pool, self._observers, self._release_evicted, before)
+        self.snapshot = after = Snapshot(
+            routes, self._tokens, self._pool, self._observers, self._release_evicted, before, not new_observers
+        )
+        if new_observers:
+            self._unmatched = self._observers.exchanges(None)
         for context in before.all_contexts():
+            if after.contexts.get(context.route.name) is context:
+                continue
             context.retired = True
             if context.exchanges:
                 self._retired.add(context)
@@ -319,7 +327,7 @@ class Dispatcher(ExchangeOwner):
         if status < _SERVER_ERRORS:  # The front end of Cloud Run says in the content of the others what is wrong.
             self.error_answered(exchange, b"")
         # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
-        added = missing_retry_after(status, fields, self._random_fraction()) if self._add_retry_after else None
+        added = missing_retry_after(status, fields, self._random_fraction()) if self.add_retry_after else None
         return fields if added is None else [*fields, added]
 
     def _observers_of(self, exchange: Exchange) -> RouteObservers:

@@ -37,7 +37,7 @@ cdef object _OTHER
 
 cdef class ExchangeOwner(RequestAcceptor):
     cdef readonly Budget budget
-    cdef readonly Py_ssize_t replay_octets
+    cdef public Py_ssize_t replay_octets
 
     cpdef dispatch(self, Exchange exchange)
     cpdef list response_head(self, Exchange exchange, list fields)

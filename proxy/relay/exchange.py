@@ -81,7 +81,7 @@ class ExchangeOwner(RequestAcceptor):
     def __init__(self, budget: Budget, replay_octets: int) -> None:
         self.budget = budget
         self.replay_octets = replay_octets
-        """How much of a request is held at most, for sending it again."""
+        """How much of a request is held at most, for sending it again. It may be changed."""
 
     def dispatch(self, exchange: Exchange) -> None:
         """Start the exchange, now or later, or fail it; called again when the request has to be sent again."""

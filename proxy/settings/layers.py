@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from proxy.quoting import NOT_SHOWN, one_line, plain, quoted
+from proxy.settings.file_state import file_state
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -95,6 +96,10 @@ class FileLayer(NamedTuple):
     """Base of relative paths in the file."""
     problems: list[Problem]
     """Why the file cannot be used; empty if it can."""
+    path: Path | None = None
+    """The absolute path, symbolic links not resolved; None if no file was read."""
+    state: tuple[int, ...] = ()
+    """The state (`file_state`) in which it was read."""
 
 
 def flag_name(setting: str) -> str:
@@ -132,12 +137,17 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     document: dict[str, Any] = {}
     problems: list[Problem] = []
     text = ""
+    read: Path | None = None
+    state: tuple[int, ...] = ()
     if plain(path) is None and not os.path.exists(path):
         place = "--config" if config else f"environment: {CONFIG_VARIABLE}"
         problem = Problem(place, f"must be the path of a settings file, and is {quoted(path)}")
         return FileLayer({}, place, Path(), [problem])
     try:
-        text = path.read_text("utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            state = file_state(file.fileno())
+            text = file.read()
+        read = Path(os.path.abspath(path))
         document = tomllib.loads(text)
     except FileNotFoundError:
         if named is not None:
@@ -152,7 +162,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
     except OSError as exc:
         problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
-    return FileLayer(document, str(path), path.parent, problems)
+    return FileLayer(document, str(path), path.parent, problems, read, state)
 
 
 def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:

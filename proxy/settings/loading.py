@@ -38,6 +38,7 @@ from proxy.settings.layers import (
     read_file,
 )
 from proxy.settings.model import TABLES, DeploymentSettings, RouteSettings, Settings
+from proxy.settings.plain import PlainSettings
 from proxy.settings.validation_errors import DEPLOYMENTS_IS_TABLE, ROUTE_IS_TABLE, describe
 
 __all__ = ["DEPLOYMENT_OPTIONS", "INLINE_OPTIONS", "Loaded", "load", "load_traced"]
@@ -72,6 +73,12 @@ class Loaded(NamedTuple):
     """The validated settings."""
     places: Mapping[_Keys, str]
     """The origin of each value that is not a default, by key: `("workers",)`, `("routes", "greeter")`."""
+    file: FileLayer
+    """The settings file."""
+
+    def plain(self) -> PlainSettings:
+        """Return the settings as plain values, with the file that they were read from."""
+        return self.settings.plain(config=self.file.path, config_state=self.file.state)
 
 
 def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
@@ -111,7 +118,7 @@ def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapp
     _take_inline_routes(draft, variables, given)
     _check_files(draft, file.directory)
     settings = draft.validated()
-    return Loaded(settings, {keys: place.at() for keys, place in draft.places.items()})
+    return Loaded(settings, {keys: place.at() for keys, place in draft.places.items()}, file)
 
 
 @dataclass

@@ -276,11 +276,14 @@ class Settings(BaseModel):
         named = (settings.route(name) for name, settings in self.routes.items())
         return RouteTable(named, self.deployments.allow_lists())
 
-    def plain(self) -> PlainSettings:
-        """Return the same settings without pydantic, each route with its URL parsed and its audience filled in."""
+    def plain(self, *, config: Path | None = None, config_state: tuple[int, ...] = ()) -> PlainSettings:
+        """Return the same settings without pydantic, each route with its URL parsed and its audience filled in.
+
+        `config` and `config_state` say which file they were read from.
+        """
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        deployments = self.deployments.allow_lists()
-        return PlainSettings(**{**values, "deployments": deployments, "routes": self.route_table().routes})
+        values |= {"deployments": self.deployments.allow_lists(), "routes": self.route_table().routes}
+        return PlainSettings(**values, config=config, config_state=config_state)
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {

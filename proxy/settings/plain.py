@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -25,7 +26,10 @@ on disk, a running sidecar must not take what a newer program wrote for its own.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainSettings:
-    """Validated settings. `model.Settings` explains each, and has the same names; a test compares names and types."""
+    """Validated settings. `model.Settings` explains each, and has the same names; a test compares names and types.
+
+    `config` and `config_state` say which file they were read from.
+    """
 
     unsafe_listen: bool
     listen: tuple[str, ...]
@@ -53,6 +57,10 @@ class PlainSettings:
     access_log: bool
     deployments: AllowLists
     routes: tuple[Route, ...]
+    config: Path | None = None
+    """The settings file that was read, as an absolute path; None if there is none. Not a setting of the file."""
+    config_state: tuple[int, ...] = ()
+    """The state (`file_state`) of that file when it was read; empty if it is not a regular file."""
 
     def to_json(self) -> str:
         """Return all values and `FORMAT_VERSION` as JSON; in ASCII, because paths need not be UTF-8 (PEP 383)."""
@@ -102,9 +110,15 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where} has the wrong type: {type(value).__name__}")
 
 
-def _decode_fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields of a class, by name."""
     hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else list(hints)
-    if not isinstance(value, dict) or value.keys() != set(names):
-        raise ValueError(f"{where} has other fields than {', '.join(names)}")
-    return {name: _decode(hints[name], value[name], f"{where}.{name}") for name in names}
+    return {field.name: hints[field.name] for field in fields(kind) if field.init} if is_dataclass(kind) else hints
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    hints = _hints(kind)
+    if not isinstance(value, dict) or value.keys() != hints.keys():
+        raise ValueError(f"{where} has other fields than {', '.join(hints)}")
+    return {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}

@@ -1,4 +1,4 @@
-"""Reads the settings in a short-lived process: at the start of `serve`, and (by way of `rereading`) for a reload.
+"""Reads the settings in a short-lived process: at the start of `serve`, and (by way of `reloading`) for a reload.
 
 The process that serves never imports click, pydantic or the model: Python does not unload modules, and these take
 11 MiB. The reading process
@@ -173,6 +173,8 @@ class Reading:
             [sys.executable or "", *flags, "-c", code, *given.arguments],
             env=given.environment,
             pass_fds=(descriptor, *_inheritable_descriptors()),
+            # SIGPIPE is ignored here; with its default action, one to the process group would end the process.
+            restore_signals=False,
             stdout=subprocess.DEVNULL if self._capture_errors else None,
             stderr=subprocess.PIPE if self._capture_errors else None,
         )

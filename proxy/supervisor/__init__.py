@@ -3,6 +3,8 @@
 * `serve`    runs one worker in this process, or a supervisor with several worker processes
 * `workers`  the supervisor: accepts connections, and sends each to the worker with the fewest
 * `restarts` when to start another worker in place of one that has exited
+* `signals`  blocked while workers start, and received as octets of a socket
+* `reloading` sends new settings to all workers
 * `channel`  the supervisor's end of the socket between it and one worker
 
 The modules that serve requests are imported only in a process that serves, so that a supervisor uses little memory.

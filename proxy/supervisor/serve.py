@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from typing import Final
 
 import structlog
@@ -21,14 +22,15 @@ from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
 from proxy.observe.lines import configure_logging
 from proxy.settings.plain import PlainSettings
+from proxy.settings.reading import CommandLine
 
 __all__ = ["serve"]
 
 _log: Final = structlog.get_logger("sidecar")
 
 
-def serve(settings: PlainSettings) -> int:
-    """Serve with these settings until a signal ends it.
+def serve(settings: PlainSettings, command_line: CommandLine) -> int:
+    """Serve with these settings until a signal ends it; `command_line` is what they are read from again.
 
     Returns the `ExitCode`; if it is not 0, the reason is on standard error.
     """
@@ -40,13 +42,17 @@ def serve(settings: PlainSettings) -> int:
         configure_logging(settings.log_level, settings.log_format)
         try:
             inherited = InheritedSockets.from_service_manager(os.environ, unsafe_listen=settings.unsafe_listen)
-            return _serve(settings, config, inherited, ServiceManager(os.environ))
+            return _serve(settings, config, command_line, inherited, ServiceManager(os.environ))
         except (ListenFailed, EngineUnavailable) as exc:
             return _report(exc)
 
 
 def _serve(
-    settings: PlainSettings, config: ListenerConfig, inherited: InheritedSockets, manager: ServiceManager
+    settings: PlainSettings,
+    config: ListenerConfig,
+    command_line: CommandLine,
+    inherited: InheritedSockets,
+    manager: ServiceManager,
 ) -> int:
     choice = engine_choice(settings.http2_engine)
     if choice.reason:
@@ -55,17 +61,26 @@ def _serve(
         _log.warning("compiled modules do not match their sources: run make setup", changed=changed)
     if settings.workers > 1:
         # Imported only here: a single worker saves 0.8 MiB.
+        from proxy.supervisor.reloading import Reloading
         from proxy.supervisor.workers import run_workers
 
         if inherited.admin is None:
             _check_admin_address(settings.admin)
-        return run_workers(config, work, drain_seconds=settings.drain_timeout, inherited=inherited, manager=manager)
+        with closing(Reloading(command_line, settings, config)) as reloading:
+            return run_workers(
+                config,
+                work,
+                drain_seconds=settings.drain_timeout,
+                reloading=reloading,
+                inherited=inherited,
+                manager=manager,
+            )
     # Imported only here: a supervisor saves 20 MiB.
     from proxy.worker import run_worker
 
     sockets = config.create_sockets(inherited.listeners)
     try:
-        run_worker(settings, config, sockets, admin_socket=inherited.admin, manager=manager)
+        run_worker(settings, config, sockets, command_line, admin_socket=inherited.admin, manager=manager)
     finally:
         config.release(sockets)
     return ExitCode.OK

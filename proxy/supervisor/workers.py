@@ -5,6 +5,7 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 (`downstream/handover`). When the supervisor exits, its ports are free.
 
 * The first SIGTERM, SIGINT or SIGQUIT to the supervisor drains every worker, the second aborts what is still live.
+* SIGHUP to the supervisor reloads the settings of all workers (`reloading`).
 * A signal to a worker only drains it, even if repeated: Ctrl-C in a terminal reaches supervisor and workers at once,
   and service managers signal whole process groups.
 * If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
@@ -16,15 +17,15 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 
 from __future__ import annotations
 
+import contextlib
 import math
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Final
 
@@ -35,9 +36,11 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
 from proxy.network.service_manager import ServiceManager
-from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
+from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
 from proxy.supervisor.channel import WorkerChannel
+from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
+from proxy.supervisor.signals import signals_blocked, signals_to_socket
 
 __all__ = ["run_workers"]
 
@@ -60,26 +63,30 @@ def run_workers(
     work: Callable[[ListenerConfig, Channel], None],
     *,
     drain_seconds: float,
+    reloading: Reloading | None = None,
     inherited: InheritedSockets = _NOT_INHERITED,
     manager: ServiceManager | None = None,
 ) -> ExitCode:
     """Run `config.workers` processes of `work(config, channel)` until the last one has exited.
 
     `work` is pickled by name, and starts with `HANDLED_SIGNALS` blocked. A worker that still runs some seconds after
-    `drain_seconds` is killed. `inherited` sockets replace those of `config`. `manager` is told when all workers are
-    ready, and when they drain; if it watches, a worker whose event loop stands still is killed and replaced.
+    `drain_seconds`, which a reload may change, is killed. Without `reloading`, settings stay as they are. `inherited`
+    sockets replace those of `config`. `manager` is told when all workers are ready, and when they drain; if it watches,
+    a worker whose event loop stands still is killed and replaced.
 
     Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited with it, else FAILED.
     Raises ListenFailed.
 
     When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
-    with _signals_to_socket() as signals:
+    with signals_to_socket() as signals:
         sockets = config.create_sockets(inherited.listeners)
         try:
-            supervisor = _Supervisor(sockets, signals, drain_seconds, config, work)
+            supervisor = _Supervisor(sockets, signals, drain_seconds, config, work, reloading)
             supervisor.admin = inherited.admin
             supervisor.manager = manager or ServiceManager({})
+            if reloading is not None:
+                reloading.start()
             return supervisor.run()
         finally:
             config.release(sockets)
@@ -108,6 +115,7 @@ class _Supervisor:
         drain_seconds: float,
         config: ListenerConfig,
         work: Callable[[ListenerConfig, Channel], None],
+        reloading: Reloading | None,
     ) -> None:
         self.admin: socket.socket | None = None
         """The listening socket of the admin port, if there is one for all workers."""
@@ -131,7 +139,10 @@ class _Supervisor:
         self._command: bytes | None = None
         self._kill_at = math.inf
         self._exit_code = ExitCode.OK
+        self._reloading = reloading
         self._selector.register(signals, selectors.EVENT_READ, None)  # `run` reads it after every select
+        if reloading is not None:
+            self._selector.register(reloading.socket, selectors.EVENT_READ, partial(self._reload, reloading))
 
     def run(self) -> ExitCode:
         """Start the workers, and serve until the last one has exited; return the exit code."""
@@ -143,12 +154,16 @@ class _Supervisor:
             self._update_accepting(now)
             accept_at = self._accept_at if self._accept_at > now else math.inf
             due = min(self._kill_at, accept_at, self._restarts.next, self._watch_at)
+            if self._reloading is not None:
+                due = min(due, self._reloading.due)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
             # Before other events: if the whole group was signalled, a worker may have exited already.
             self._handle_signals()
             for key, _ in events:
                 if key.data is not None:
                     key.data()
+            if self._reloading is not None:
+                self._reloading.check([worker.channel for worker in self._workers])
             now = time.monotonic()
             if now >= self._watch_at:
                 self._watch(now)
@@ -159,7 +174,7 @@ class _Supervisor:
         return self._exit_code
 
     def _start_workers(self, count: int) -> None:
-        with _signals_blocked():
+        with signals_blocked():
             for _ in range(count):
                 self._start_worker()
 
@@ -289,11 +304,22 @@ class _Supervisor:
             for connection in channel.close():
                 self._hand_over(connection)  # nothing was read from it: any other worker can serve it
 
-    # ---- ending
+    # ---- signals
 
     def _handle_signals(self) -> None:
-        for _ in _ending_signals(self._signals):
-            self._end(ABORT if self._command is not None else DRAIN)
+        with contextlib.suppress(BlockingIOError):
+            for number in self._signals.recv(64):
+                if number in ENDING_SIGNALS:
+                    self._end(ABORT if self._command is not None else DRAIN)
+                elif number == RELOAD_SIGNAL and self._reloading is not None:
+                    self._reloading.request()
+
+    def _reload(self, reloading: Reloading) -> None:
+        """Send the workers what was read."""
+        reloading.take([worker.channel for worker in self._workers], draining=self._command is not None)
+        self._drain_seconds = reloading.settings.drain_timeout
+        for worker in self._workers:
+            self._update_registration(worker)
 
     def _end(self, command: bytes) -> None:
         """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
@@ -349,50 +375,3 @@ def _reason(code: int) -> dict[str, object]:
         return {"signal": signal.Signals(-code).name}
     except ValueError:  # a real-time signal
         return {"signal": -code}
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Start child processes with `HANDLED_SIGNALS` blocked; meanwhile, they stay pending in this process too.
-
-    Otherwise a signal between the start of a worker and its first handler would kill the worker.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(HANDLED_SIGNALS) - set(ENDING_SIGNALS[:2]))
-    # Otherwise multiprocessing starts it with the first worker; it then unblocks SIGTERM and SIGINT, which it ignores.
-    # Other signals to the group stay pending in it until it exits.
-    resource_tracker.ensure_running()
-    block_signals()
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _signals_to_socket() -> Iterator[socket.socket]:
-    """Yield a socket that receives the number of each of `HANDLED_SIGNALS` as an octet; ignore them afterwards."""
-    reading, writing = socket.socketpair()
-    reading.setblocking(False)
-    writing.setblocking(False)
-    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    for number in HANDLED_SIGNALS:
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
-    try:
-        yield reading
-    finally:
-        ignore_signals()
-        signal.set_wakeup_fd(before)
-        reading.close()
-        writing.close()
-
-
-def _ending_signals(signals: socket.socket) -> bytes:
-    """Return the numbers of the `ENDING_SIGNALS` received since the last call, in order."""
-    try:
-        numbers = signals.recv(64)
-    except BlockingIOError:
-        return b""
-    if RELOAD_SIGNAL in numbers:
-        _log.warning("SIGHUP ignored: settings are read at start; restart to apply changes")
-    return bytes(number for number in numbers if number in ENDING_SIGNALS)

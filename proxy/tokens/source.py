@@ -74,7 +74,8 @@ class TokenSource:
         max_keys: int = 1000,
     ) -> None:
         self._minter = Minter(mint, clock, _LONGEST_MINT_SECONDS, observer or MintObserver())
-        self._wait_seconds = mint_timeout_seconds
+        self.mint_timeout_seconds = mint_timeout_seconds
+        """How long a request waits for a mint. It may be changed."""
         self._clock = clock
         self._random_fraction = random_fraction
         self._later = later
@@ -260,12 +261,12 @@ class TokenSource:
     @asynccontextmanager
     async def _deadline(self, key: TokenKey) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with asyncio.timeout(self.mint_timeout_seconds):
                 yield
         except TimeoutError:
             raise TokenTimeout(
-                f"no ID token for {key.audience} within {self._wait_seconds:g} s (mint_timeout); the mint goes on, and "
-                "a later request may find it done"
+                f"no ID token for {key.audience} within {self.mint_timeout_seconds:g} s (mint_timeout); "
+                "the mint goes on, and a later request may find it done"
             ) from None
 
     async def _outcome(self, minted: Awaitable[Token]) -> Token:

@@ -86,6 +86,14 @@ class Connector:
         self._observer = observer or UpstreamObserver()
         self._tls: ssl.SSLContext | None = None
 
+    def change(self, *, timing: Timing, upstream_ca: Path | None, connect_timeout_seconds: float) -> None:
+        """Open connections in another way from now on. The file of a certificate authority is read again."""
+        if upstream_ca is not None or self._upstream_ca is not None:
+            self._tls = None
+        self._timing = timing
+        self._upstream_ca = upstream_ca
+        self._timeout_seconds = connect_timeout_seconds
+
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """Return a connection that is ready. Raises a leaf of UpstreamFailure that says what failed and what to do."""
         tls = self._context() if origin.scheme == "https" else None

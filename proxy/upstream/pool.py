@@ -57,8 +57,10 @@ class Pool:
         self._connect = connect
         self._delay = delay
         self._observer = observer
-        self._max_connections = max_connections
-        self._wait_timeout_seconds = wait_timeout_seconds
+        self.max_connections = max_connections
+        """Connections to one origin. It may be changed; those that there are stay."""
+        self.wait_timeout_seconds = wait_timeout_seconds
+        """How long a request may wait for a stream. It may be changed."""
         self._origin_pools: dict[Origin, OriginPool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[UpstreamConnection] = set()
@@ -85,7 +87,7 @@ class Pool:
         pool = self.origin_pool(origin)
         ticket = pool.next_ticket()
         try:
-            async with asyncio.timeout(self._wait_timeout_seconds):
+            async with asyncio.timeout(self.wait_timeout_seconds):
                 while True:
                     connection = await self._reserved(pool, ticket)
                     if connection.count_free_streams() > 0:
@@ -139,7 +141,7 @@ class Pool:
             return
         while (
             pool.waiting > pool.opening * pool.expected_streams
-            and len(pool.connections) + pool.opening < self._max_connections
+            and len(pool.connections) + pool.opening < self.max_connections
             and not pool.has_fruitless()
             # After a failure one attempt at a time: more would not help an upstream in trouble.
             and not (pool.failures and pool.opening)
@@ -204,7 +206,7 @@ class Pool:
         pool.add(connection)
 
     def _late(self, pool: OriginPool) -> Failure:
-        waited = f"{self._wait_timeout_seconds:g} s"
+        waited = f"{self.wait_timeout_seconds:g} s"
         if not pool.connections:
             return UpstreamConnectTimeout(
                 f"{pool.origin} was not connected within {waited}: {self._delay(pool.origin)}"
@@ -217,7 +219,7 @@ class Pool:
             why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); check the service"
         else:
             why = (
-                f"{len(pool.connections)} connections are in use, {self._max_connections} are allowed "
+                f"{len(pool.connections)} connections are in use, {self.max_connections} are allowed "
                 "(max_upstream_connections)"
             )
         return UpstreamSaturated(f"no stream to {pool.origin} became free within {waited}: {why}")

@@ -254,7 +254,7 @@ async def test_other_signals_end_nothing(chain: StartChain, workers: int, whole_
     async with live(chain, workers) as it:
         for number in OTHERS:
             tell(it.pid, number, whole_group)
-        await it.sidecar.program.line("SIGHUP ignored")
+        await it.sidecar.program.line("settings reloaded: nothing has changed")
         assert await it.client.ping() == b"12345678"
         it.sidecar.program.send(signal.SIGTERM)
         await it.draining()

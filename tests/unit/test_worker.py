@@ -18,6 +18,7 @@ import pytest
 from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.network.service_manager import ServiceManager
+from proxy.reloads import Reloads
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker, _report
@@ -59,7 +60,8 @@ async def running(
     worker = Worker(given, asyncio.get_running_loop(), b"cloudrun-sidecar-0123456789abcdef")
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.run(config, channel or sockets, ServiceManager({})))
+            reloads = Reloads(worker, asyncio.get_running_loop(), None)
+            tasks.create_task(worker.run(config, channel or sockets, reloads, ServiceManager({})))
             await meanwhile(worker, port)
     finally:
         config.release(sockets)
@@ -244,7 +246,7 @@ async def test_routes_swapped_under_load_fail_no_exchange_and_leave_nothing_behi
 
     async with server() as one, server() as other, asyncio.TaskGroup() as answering:
         answers = [answering.create_task(answer_all(far)) for far in (one, other)]
-        tables = [settings_for(far.port).route_table() for far in (one, other)]
+        given = [settings_for(far.port) for far in (one, other)]
 
         async def look(worker: Worker, port: int) -> None:
             url = f"http://{HOST}:{port}/svc/x"
@@ -255,7 +257,7 @@ async def test_routes_swapped_under_load_fail_no_exchange_and_leave_nothing_behi
             for number in range(20, 600, 20):
                 await until_answered(number)
                 swaps += 1
-                worker.swap_routes(tables[swaps % 2])
+                worker.apply(given[swaps % 2])
             out, _ = await load.communicate()
             assert b"600 succeeded, 0 failed, 0 errored" in out
             assert b"status codes: 600 2xx, 0 3xx, 0 4xx, 0 5xx" in out

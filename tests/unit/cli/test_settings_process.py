@@ -18,7 +18,7 @@ TOML = 'workers = 3\n[routes.a]\nurl = "https://a.run.app"\n'
 SERVES = """
 import os, sys, types
 from proxy.cli import main
-def serve(settings):
+def serve(settings, command_line):
     sys.stderr.write("a line\\n")
     with open("seen", "w") as seen:
         names = [os.path.realpath(f"/proc/self/fd/{number}") for number in range(3)]

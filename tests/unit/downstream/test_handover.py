@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.downstream.channel import ABORT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, DRAIN, PROBLEMS, SETTINGS, Channel
 from proxy.downstream.handover import accept_from
 from proxy.supervisor.channel import WorkerChannel
 from tests.support.loops import LOOPS
@@ -46,6 +46,8 @@ def run(loop: str, use: Use) -> None:
             drain=partial(commands.put_nowait, "drain"),
             abort=partial(commands.put_nowait, "abort"),
             orphan=partial(commands.put_nowait, "orphan"),
+            settings=lambda content: commands.put_nowait(f"settings: {content.decode()}"),
+            problems=lambda content: commands.put_nowait(f"problems: {content.decode()}"),
         )
         server = await running.create_server(Greeting, sock=its)
         supervisor = WorkerChannel(ours)
@@ -85,6 +87,17 @@ def test_commands_are_carried_out_in_order(loop: str) -> None:
         supervisor.send_command(DRAIN)
         supervisor.send_command(ABORT)
         assert [await commands.get(), await commands.get()] == ["drain", "abort"]
+
+    run(loop, use)
+
+
+@every_loop
+def test_settings_and_problems_arrive_whole_and_in_order(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
+        supervisor.send_document(SETTINGS, b"{}")
+        supervisor.send_document(PROBLEMS, b"[]")
+        supervisor.send_command(DRAIN)
+        assert [await commands.get() for _ in range(3)] == ["settings: {}", "problems: []", "drain"]
 
     run(loop, use)
 

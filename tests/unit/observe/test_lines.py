@@ -130,6 +130,7 @@ def exchange_line(capsys: pytest.CaptureFixture[str], *fields: tuple[bytes, byte
         response_octets=8,
         failure_code=code,
     )
+    assert observer is not None
     observer.ended(exchange, 503 if code else 200, 0.25)
     (line,) = lines(capsys)
     return line

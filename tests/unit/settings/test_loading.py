@@ -25,7 +25,7 @@ def test_only_a_route_is_required() -> None:
 def test_flags_win_over_the_environment_and_the_environment_over_the_file() -> None:
     file = write('workers = 2\ndrain_timeout = 2\nlog_level = "debug"\n[routes.a]\nurl = "https://svc.run.app"')
     environment = {"CLOUDRUN_SIDECAR_DRAIN_TIMEOUT": "3", "CLOUDRUN_SIDECAR_LOG_LEVEL": "error"}
-    settings, places = load_traced(file, environment, {"log_level": "warning"})
+    settings, places, _ = load_traced(file, environment, {"log_level": "warning"})
     assert (settings.workers, settings.drain_timeout, settings.log_level) == (2, 3.0, "warning")
     assert places["workers",] == "my.toml: workers"
     assert places["drain_timeout",] == "environment: CLOUDRUN_SIDECAR_DRAIN_TIMEOUT"
@@ -78,7 +78,7 @@ def test_deployments_can_be_given_in_every_layer_and_each_list_replaces_that_of_
     assert load(file, {}, {}) == expected
     assert load(None, texts, {}) == expected
     assert load(None, {}, {f"deployments_{name}": value for name, value in lists.items()}) == expected
-    settings, places = load_traced(
+    settings, places, _ = load_traced(
         file, {"CLOUDRUN_SIDECAR_DEPLOYMENTS_ACCOUNTS": "b@x.example"}, {"deployments_audiences": ("b.example=y",)}
     )
     assert settings.deployments.allow_lists() == AllowLists(lists["hosts"], ("b@x.example",), ("b.example=y",))
@@ -194,7 +194,7 @@ def test_routes_of_all_layers_are_merged_by_name_and_replaced_as_a_whole() -> No
         "CLOUDRUN_SIDECAR_ROUTE": "a=https://svc.run.app/env c=https://svc.run.app/env",
         "CLOUDRUN_SIDECAR_UPSTREAM": "https://svc.run.app/env",
     }
-    settings, places = load_traced(file, environment, {"route": ("c=https://svc.run.app/flag",)})
+    settings, places, _ = load_traced(file, environment, {"route": ("c=https://svc.run.app/flag",)})
     paths = {name: route.url.removeprefix(URL) for name, route in settings.routes.items()}
     assert paths == {"a": "/env", "b": "/file", "c": "/flag", "": "/env"}
     assert settings.routes["a"].gcp_audience is None

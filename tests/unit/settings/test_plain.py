@@ -28,7 +28,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
             deployments=DeploymentSettings(hosts=("a.example",), accounts=(ACCOUNT,), audiences=("a.example=b",)),
     )  # fmt: skip
     plain = PlainSettings.from_json(settings.plain().to_json())
-    names = [field.name for field in dataclasses.fields(PlainSettings)]
+    names = [field.name for field in dataclasses.fields(PlainSettings) if not field.name.startswith("config")]
     assert set(names) == set(Settings.model_fields)
     for name in names:
         if name not in TABLES:

@@ -5,7 +5,6 @@ The readers here are small modules in the working directory; that of `serve` has
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -19,7 +18,6 @@ from typing import Any
 import pytest
 
 from proxy.settings.reading import CommandLine, SettingsNotRead, read_settings
-from proxy.settings.rereading import reread_settings
 from tests.unit.settings.given import upstream
 
 READERS = {
@@ -211,40 +209,3 @@ def test_the_error_names_an_interpreter_that_cannot_be_started(
     ) as ended:
         read_settings(command_line("reports"))
     assert ended.value.exit_code == 1
-
-
-# ---- on an event loop
-
-
-@pytest.mark.asyncio
-async def test_settings_can_be_read_again_on_an_event_loop() -> None:
-    given = command_line("reports")
-    assert await reread_settings(given) == await reread_settings(given) == upstream().plain()
-
-
-@pytest.mark.asyncio
-async def test_on_an_event_loop_errors_are_in_the_exception_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SettingsNotRead) as ended:
-        await reread_settings(command_line("fails", "2"))
-    assert (ended.value.exit_code, str(ended.value)) == (2, "wrong\n")
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.asyncio
-async def test_the_event_loop_is_not_blocked_and_cancellation_ends_the_process() -> None:
-    os.mkfifo("fifo")
-    reading = asyncio.get_running_loop().create_task(reread_settings(command_line("reads_a_file", "fifo")))
-    # The process has begun to read when this is open, and does not end by itself before it is closed.
-    with await asyncio.to_thread(open, "fifo", "wb"):
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
-        [thread] = [thread for thread in threading.enumerate() if thread.name == "settings"]
-        await asyncio.to_thread(thread.join)
-        assert not children()
-
-
-@pytest.mark.asyncio
-async def test_on_an_event_loop_the_process_is_killed_after_the_deadline() -> None:
-    with pytest.raises(SettingsNotRead, match=r"not read within 0\.1 seconds"):
-        await reread_settings(command_line("hangs"), seconds=0.1)

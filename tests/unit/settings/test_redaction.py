@@ -27,7 +27,7 @@ GOOD = f'[routes.good]\nurl = "{URL}"\n'
 def told(toml: str | None, environment: dict[str, str], **flags: Any) -> str:
     """Return the text that loading these settings prints: the problems, or the effective settings."""
     try:
-        settings, places = load_traced(None if toml is None else write(toml), environment, flags)
+        settings, places, _ = load_traced(None if toml is None else write(toml), environment, flags)
     except SettingsInvalid as exc:
         return str(exc)
     return dump_toml(settings, places)
@@ -105,7 +105,7 @@ def test_a_secret_in_the_name_of_a_variable_is_not_quoted() -> None:
 
 def test_a_file_with_an_unusual_name_is_read() -> None:
     Path("it's {odd} & 'old'.toml").write_text(GOOD)
-    settings, _ = load_traced(Path("it's {odd} & 'old'.toml"), {}, {})
+    settings, *_ = load_traced(Path("it's {odd} & 'old'.toml"), {}, {})
     assert settings.routes == {"good": RouteSettings(url=URL)}
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, Channel
+from proxy.downstream.channel import (
+    ABORT,
+    CONNECTION,
+    DRAIN,
+    PROBLEMS,
+    SETTINGS,
+    SETTINGS_KEPT,
+    SETTINGS_TAKEN,
+    Channel,
+)
 from proxy.supervisor.channel import WorkerChannel
 
 
@@ -90,6 +100,35 @@ def test_reports_wait_while_the_supervisor_does_not_read(ends: tuple[WorkerChann
         supervisor.read_reports()
         if supervisor.connections == 0:
             worker.connection_closed()
+
+
+def test_settings_of_any_length_arrive_whole_and_are_answered(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, worker = ends
+    contents = [b"x" * 3_000_000, b"", b"last"]
+    for content in contents:
+        supervisor.send_document(SETTINGS, content)
+    supervisor.send_document(PROBLEMS, b"[]")
+    for content in [*contents, b"[]"]:
+        message, descriptor = worker.receive()
+        assert message == (PROBLEMS if content == b"[]" else SETTINGS)
+        assert descriptor is not None
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            assert file.read() == content
+    assert supervisor.settings_awaited == 3
+    worker.report(SETTINGS_TAKEN)
+    worker.report(SETTINGS_KEPT)
+    supervisor.read_reports()
+    assert (supervisor.settings_awaited, supervisor.settings_kept) == (1, 1)
+
+
+def test_unsent_settings_are_closed_with_the_channel(ends: tuple[WorkerChannel, Channel]) -> None:
+    supervisor, _ = ends
+    before = len(os.listdir("/proc/self/fd"))
+    while not supervisor.has_unsent:
+        supervisor.send_document(PROBLEMS, b"[]")
+    assert supervisor.close() == []
+    assert len(os.listdir("/proc/self/fd")) < before
 
 
 def test_messages_for_a_full_channel_are_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from proxy.settings.reading import CommandLine
 from proxy.supervisor.serve import serve
 from tests.support.settings import plain_settings
 from tests.support.signals import signals_restored
 
 HOST = "127.0.0.1"
+COMMAND_LINE = CommandLine.of_this_process("proxy.cli.settings_process")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def test_an_address_in_use_exits_with_1_and_a_sentence(
         taken.listen()
         busy = f"{HOST}:{taken.getsockname()[1]}"
         given: dict[str, object] = {"listen": (busy,), "admin": "off"} if which == "listen" else {"admin": busy}
-        assert serve(plain_settings(workers=workers, **given)) == 1
+        assert serve(plain_settings(workers=workers, **given), COMMAND_LINE) == 1
     said = capsys.readouterr().err
     assert f"cloudrun-sidecar: cannot listen on {busy}" in said
     assert "Address already in use" in said
@@ -43,7 +45,7 @@ def test_an_address_in_use_exits_with_1_and_a_sentence(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_unusable_address_exits_with_2(workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert serve(plain_settings(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off")) == 2
+    assert serve(plain_settings(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off"), COMMAND_LINE) == 2
     assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
 
 
@@ -60,6 +62,6 @@ def test_serving_exits_with_0_after_sigterm(tmp_path: Path) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert serve(plain_settings(listen=(f"unix:{path}",), admin="off", http2_engine="h2")) == 0
+    assert serve(plain_settings(listen=(f"unix:{path}",), admin="off", http2_engine="h2"), COMMAND_LINE) == 0
     ending.join()
     assert not path.exists()

@@ -49,7 +49,7 @@ class Bench:
 
     def has_time(self) -> None:
         """Let who asks wait for as long as it takes from now on."""
-        self.source._wait_seconds = 60.0
+        self.source.mint_timeout_seconds = 60.0
 
     def mint_times(self) -> list[float]:
         return [at - START for at, _ in self.mint.calls]

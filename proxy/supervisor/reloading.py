@@ -1,0 +1,124 @@
+"""Reloads the settings of all workers together.
+
+The supervisor alone watches the settings file and reads it (`settings/reloading`). It sends what was read to every
+worker, and each answers. A worker that is started later starts with the settings then in force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import structlog
+
+from proxy.downstream.channel import PROBLEMS, SETTINGS
+from proxy.downstream.config import ListenerConfig
+from proxy.observe.lines import configure_logging
+from proxy.settings.changes import Changes, log_refused, log_reloaded
+from proxy.settings.plain import PlainSettings
+from proxy.settings.reading import CommandLine
+from proxy.settings.reloading import Refused, Reloader
+from proxy.supervisor.channel import WorkerChannel
+
+__all__ = ["Reloading"]
+
+_log: Final = structlog.get_logger("supervisor")
+
+_ANSWER_SECONDS: Final = 10.0
+"""How long workers may take over new settings before that is logged."""
+
+
+class Reloading:
+    """Reads settings again, sends them to workers, and logs the result once all have answered."""
+
+    def __init__(self, command_line: CommandLine, settings: PlainSettings, config: ListenerConfig) -> None:
+        self.settings = settings
+        """The settings in force."""
+        self.due = math.inf
+        """When `check` must be called, on the monotonic clock."""
+        self.socket, self._written = socket.socketpair()
+        """Readable when `take` must be called."""
+        self.socket.setblocking(False)
+        self._written.setblocking(False)
+        self._config = config
+        self._outcomes: deque[tuple[PlainSettings | Refused, bool]] = deque()
+        self._unanswered: tuple[Changes, bool] | None = None
+        self._reloader = Reloader(command_line, settings, self._deliver)
+
+    def start(self) -> None:
+        """Begin to watch the settings file."""
+        self._reloader.start()
+
+    def request(self) -> None:
+        """Have the settings read even if their file is unchanged."""
+        self._reloader.request()
+
+    def close(self) -> None:
+        """End a reading under way, and release everything."""
+        self._reloader.close()
+        self.socket.close()
+        self._written.close()
+
+    def take(self, channels: Iterable[WorkerChannel], *, draining: bool) -> None:
+        """Send the workers what was read, unless all drain."""
+        with contextlib.suppress(BlockingIOError):
+            self.socket.recv(64)
+        live = [channel for channel in channels if not channel.gone]
+        while self._outcomes:
+            outcome, requested = self._outcomes.popleft()
+            if draining:
+                continue
+            if isinstance(outcome, Refused):
+                self._refuse(outcome.problems, live)
+            else:
+                self._apply(outcome, requested, live)
+
+    def check(self, channels: Iterable[WorkerChannel]) -> None:
+        """Log the last reload if all workers have answered, or their time is over."""
+        if self._unanswered is None:
+            return
+        live = [channel for channel in channels if not channel.gone]
+        late = sum(1 for channel in live if channel.settings_awaited > 0)
+        if late and time.monotonic() < self.due:
+            return
+        changes, requested = self._unanswered
+        kept = sum(channel.settings_kept > 0 for channel in live)
+        self._unanswered, self.due = None, math.inf
+        log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
+        if late or kept:
+            _log.error("workers without the new settings: restart to have them in all", failed=kept, unanswered=late)
+
+    def _deliver(self, outcome: PlainSettings | Refused, requested: bool) -> None:
+        """Note what was read; it is called in the thread of the reloader."""
+        self._outcomes.append((outcome, requested))
+        with contextlib.suppress(OSError):  # readable already, or closed
+            self._written.send(b"r")
+
+    def _apply(self, read: PlainSettings, requested: bool, channels: list[WorkerChannel]) -> None:
+        content = read.to_json().encode()
+        for channel in channels:
+            channel.settings_kept = 0
+            try:
+                channel.send_document(SETTINGS, content)
+            except OSError:  # EMFILE, ENOMEM
+                channel.settings_kept = 1
+        if self._unanswered is not None:  # the workers answer in order: one line will do for what is overtaken
+            log_reloaded(self._unanswered[0], requested=False)
+        changes = Changes.between(self.settings, read)
+        self.settings = changes.in_force
+        self._config.payload = changes.in_force.to_json()
+        configure_logging(self.settings.log_level, self.settings.log_format)
+        self._unanswered = changes, requested
+        self.due = time.monotonic() + _ANSWER_SECONDS
+
+    def _refuse(self, problems: tuple[str, ...], channels: list[WorkerChannel]) -> None:
+        log_refused(problems, config=self.settings.config)
+        with contextlib.suppress(OSError):  # only the metrics of the workers lack it
+            for channel in channels:
+                channel.send_document(PROBLEMS, json.dumps(problems).encode())

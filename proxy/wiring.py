@@ -1,0 +1,50 @@
+"""Makes parts of a worker from its settings."""
+
+from __future__ import annotations
+
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher, MakeEngine
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.observe.observer import UpstreamObserver
+from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
+from proxy.settings.plain import PlainSettings
+from proxy.upstream.connection import Timing
+from proxy.upstream.connector import Connector
+
+__all__ = ["connector", "engines", "timing"]
+
+
+def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
+    """Return what makes the engines of clients, towards upstreams, or of servers."""
+    limits = Limits(
+        max_concurrent_streams=settings.max_concurrent_streams,
+        stream_window_octets=settings.stream_window,
+        max_field_section_octets=settings.max_field_section,
+    )
+    watched_names = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
+    return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)
+
+
+def connector(
+    settings: PlainSettings, make_engine: MakeEngine, budget: Budget, flusher: Flusher, observer: UpstreamObserver
+) -> Connector:
+    """Return what opens upstream connections."""
+    return Connector(
+        make_engine,
+        budget,
+        flusher,
+        timing=timing(settings),
+        upstream_ca=settings.upstream_ca,
+        connect_timeout_seconds=settings.connect_timeout,
+        observer=observer,
+    )
+
+
+def timing(settings: PlainSettings) -> Timing:
+    """Return the intervals and timeouts of upstream connections."""
+    return Timing(
+        ping_interval_seconds=settings.ping_interval,
+        ping_timeout_seconds=settings.ping_timeout,
+        idle_timeout_seconds=settings.upstream_idle_timeout,
+    )
