@@ -49,11 +49,6 @@ test: setup $(RESTATE) $(RESTATE_CLI) ## all tests, in parallel; ARGS='-n0 -k wo
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n auto --maxprocesses=4 --dist worksteal $(ARGS)
 
-.PHONY: coverage
-coverage: setup $(RESTATE) $(RESTATE_CLI) ## all tests interpreted, with the branches that they cover; fails below 95 %, pure rooms 100 %
-	@.ci/apt $(TEST_PACKAGES)
-	@$(BIN)/python -m tests.coverage $(ARGS)
-
 .PHONY: bench
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes
 	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tests.support.readme import REPOSITORY
 
 COMMANDS: Final = {
-    "coverage": "make coverage",
+    "coverage": "tests/coverage runs it",
     "import-linter": "make check",
     "mypy": "make check",
     "pytest-timeout": "pytest's plugins: options in pyproject.toml",

@@ -1,12 +1,10 @@
 """The engine on libnghttp2: commands, questions, and the order in which streams send.
 
-The package says what the library does and what it is kept from. The library's queue is empty between any two calls:
-what a command makes it queue is collected at once, so that its states are current; while it calls back, when it has
-returned. Content waits here, in a queue a stream, and `take` gives the library one frame at a time:
+The library's queue is empty between any two calls: what a command makes it queue is collected at once, or, while it
+calls back, when it has returned. Content waits here, in a queue a stream, and `take` gives it one frame at a time:
 
-* Streams take turns, a frame each, as far as the windows go. Without the priorities of RFC 7540 the library would let
-  the first stream of a client send all it has.
-* A frame is as full as windows and the peer allow, and carries the end of the stream where that is known.
+* Streams take turns, a frame each: by itself the library would let a client's first stream send all it has.
+* A frame is as full as windows and peer allow, and carries the end of the stream where that is known.
 * Content is copied once, from the bytes that came in to the bytes that leave.
 """
 
@@ -29,8 +27,6 @@ from proxy.http2.policy.stream_history cimport StreamHistory
 
 from proxy.http2.policy.faults import ConnectionFault
 from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
-
-cdef Py_ssize_t _MAX_TAKEN_OCTETS = MAX_TAKEN_OCTETS
 
 LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
@@ -191,7 +187,7 @@ cdef class Nghttp2Engine(Engine):
         cdef list turns
         cdef Nghttp2Stream stream
         most = min(most, _MOST_FRAME_OCTETS)
-        window = min(window, _MAX_TAKEN_OCTETS)
+        window = min(window, <Py_ssize_t>MAX_TAKEN_OCTETS)
         while window > 0 and PyList_GET_SIZE(self.turns):
             turns, self.turns = self.turns, []
             for place in range(PyList_GET_SIZE(turns)):
