@@ -157,9 +157,7 @@ async def test_each_source_does_what_the_table_says(tmp_path: Path, kind: str, i
 @pytest.mark.parametrize(
     "kind", [METADATA, "authorized-user", "external-account-file", "external-account-impersonating"]
 )
-async def test_who_may_not_impersonate_reads_which_role_on_which_account_for_which_principal(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_a_denied_impersonation_names_role_account_and_principal(tmp_path: Path, kind: str) -> None:
     async with table(tmp_path, kind) as row:
         message = await row.refused("impersonating")
         pool = (
@@ -243,7 +241,7 @@ def broken(desk: Desk) -> Iterator[tuple[str, str, Callable[[], None]]]:
 
 
 @pytest.mark.asyncio
-async def test_whoever_registers_reads_what_is_wrong_with_the_credentials(tmp_path: Path) -> None:
+async def test_a_registration_shows_what_is_wrong_with_the_credentials(tmp_path: Path) -> None:
     async with table(tmp_path, "service-account-key") as row:
         row.google.allow_impersonation(ACCOUNT, TARGET)
         good = row.written.file.read_text()

@@ -58,7 +58,7 @@ async def test_a_busy_port_is_named() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_program_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
+async def test_a_program_that_fails_is_named_with_its_last_output(tmp_path: Path) -> None:
     broken = tmp_path / "restate-server"
     broken.write_text("#!/bin/sh\necho my last words\nexit 7\n")
     broken.chmod(0o755)

@@ -58,7 +58,7 @@ async def answer_early(peer: Peer, stream: int) -> None:
 
 
 @pytest.mark.asyncio
-async def test_restate_takes_an_answer_that_came_before_the_end_of_its_request_for_a_success(tmp_path: Path) -> None:
+async def test_restate_accepts_a_response_that_came_before_the_end_of_its_request(tmp_path: Path) -> None:
     async with server() as service, RestateServer.running(tmp_path, max_attempts=1) as restate:
         routes = tmp_path / "routes.toml"
         routes.write_text(f'[routes.early]\nurl = "http://127.0.0.1:{service.port}"\ngcp_id_token = false\n')

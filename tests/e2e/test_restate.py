@@ -54,7 +54,7 @@ async def test_a_sleeping_handler_suspends_and_comes_back(tmp_path: Path) -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_handler_that_fails_for_good_fails_with_its_own_words(tmp_path: Path) -> None:
+async def test_a_terminal_error_of_a_handler_is_returned_unchanged(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         await here.register()
         answer = await here.restate.invoke("Trouble", "refuse", "no more tea")
@@ -72,7 +72,7 @@ async def test_a_handler_that_fails_for_a_while_is_tried_again(tmp_path: Path) -
 
 
 @pytest.mark.asyncio
-async def test_megabytes_cross_both_ways_unchanged(tmp_path: Path) -> None:
+async def test_megabytes_are_forwarded_unchanged_both_ways(tmp_path: Path) -> None:
     text = "0123456789abcdef" * (8 << 16)
     async with world(tmp_path) as here:
         await here.register()
@@ -231,7 +231,7 @@ async def test_an_invocation_outlasts_more_503s_without_retry_after_than_it_has_
 
 
 @pytest.mark.asyncio
-async def test_an_invocation_pauses_over_them_where_no_retry_after_is_added(tmp_path: Path) -> None:
+async def test_an_invocation_pauses_after_503s_where_no_retry_after_is_added(tmp_path: Path) -> None:
     async with world(tmp_path, Identity.METADATA, "--no-add-retry-after", max_attempts=3) as here:
         await here.register()
         here.container.refusals_left = 4

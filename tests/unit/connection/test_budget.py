@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.connection.budget import Budget
 
 
-def test_a_budget_wakes_who_waits_once_a_quarter_is_free() -> None:
+def test_a_budget_wakes_the_waiting_once_a_quarter_is_free() -> None:
     budget = Budget(1000)
     woken: list[str] = []
     budget.change(500)
@@ -25,7 +25,7 @@ def test_a_budget_wakes_who_waits_once_a_quarter_is_free() -> None:
     assert budget.queued_octets == 0
 
 
-def test_who_left_the_budget_is_not_woken() -> None:
+def test_a_waiter_that_left_is_not_woken() -> None:
     budget = Budget(10)
     woken: list[str] = []
 
@@ -40,7 +40,7 @@ def test_who_left_the_budget_is_not_woken() -> None:
     assert not woken
 
 
-def test_who_is_woken_may_wait_again_at_once() -> None:
+def test_a_woken_waiter_may_wait_again_at_once() -> None:
     budget = Budget(10)
     woken: list[int] = []
 

@@ -68,7 +68,7 @@ def test_one_call_of_the_loop_flushes_all_that_have_something_to_write(make: Eng
 
 
 @each_bare_engine
-def test_one_that_raises_does_not_stop_the_others(make: EngineFactory) -> None:
+def test_a_flush_that_raises_does_not_stop_the_others(make: EngineFactory) -> None:
     with connections(make, 3) as (loop, flusher, pairs):
         first, broken, last = pairs
         broken.transport = BrokenTransport(loop, broken.server.as_protocol())

@@ -86,7 +86,7 @@ def test_content_counts_as_sent_only_once_the_transport_takes_more(make: EngineF
 
 
 @each_bare_engine
-def test_a_stream_that_is_stuck_leaves_the_connection_to_the_others(make: EngineFactory) -> None:
+def test_a_stalled_stream_does_not_stop_the_others(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=20_000, connection_window_octets=65_535)
     with Pair(make, limits) as pair:
         stuck = pair.client.request("/stuck")
@@ -105,7 +105,7 @@ def test_a_stream_that_is_stuck_leaves_the_connection_to_the_others(make: Engine
 
 
 @each_bare_engine
-def test_an_acknowledgement_that_opens_no_window_yet_wakes_nobody(make: EngineFactory) -> None:
+def test_an_acknowledgement_that_opens_no_window_causes_no_flush(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream = pair.client.request("/x")
         pair.client.engine.send_data(stream, b"content", end_stream=False)
@@ -117,7 +117,7 @@ def test_an_acknowledgement_that_opens_no_window_yet_wakes_nobody(make: EngineFa
 
 
 @each_bare_engine
-def test_what_was_read_and_asks_for_no_answer_ends_the_turn_without_a_flush(make: EngineFactory) -> None:
+def test_a_read_that_needs_no_answer_causes_no_flush(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream = pair.client.request("/x")
         pair.client.engine.send_data(stream, b"content", end_stream=False)
@@ -176,7 +176,7 @@ def test_what_a_connection_holds_is_off_the_budget_when_it_ends(make: EngineFact
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ENDS)
-def test_the_end_is_told_to_each_live_stream_once_and_then_to_the_connection(make: EngineFactory, how: str) -> None:
+def test_each_live_stream_is_told_of_the_end_once_and_then_the_connection(make: EngineFactory, how: str) -> None:
     with Pair(make) as pair:
         live = [pair.answered(b"content") for _ in range(3)]
         pair.answered(b"over", end=True)

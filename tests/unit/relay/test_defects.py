@@ -136,7 +136,7 @@ def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineF
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ["go away", "refused", "lost"])
-def test_what_fails_while_an_upstream_fails_stays_with_its_stream(make: EngineFactory, how: str) -> None:
+def test_an_internal_error_during_a_connection_loss_affects_its_stream_only(make: EngineFactory, how: str) -> None:
     random_fraction = Chance()
     with World(make=make, random_fraction=random_fraction, replay_octets=0) as world:
         client = world.client()
@@ -201,7 +201,7 @@ def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: Engin
 
 @each_bare_engine
 @pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
-def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory, path: str) -> None:
+def test_a_missing_token_by_a_defect_sends_nothing(make: EngineFactory, path: str) -> None:
     class Tokenless(TokenSource):
         async def token(self, key: TokenKey) -> Token:
             return None  # type: ignore[return-value]  # what must not be
@@ -223,7 +223,7 @@ def test_a_token_that_is_none_by_a_defect_lets_nothing_leave(make: EngineFactory
 
 @each_bare_engine
 @pytest.mark.parametrize("last", ["request", "response"])
-def test_an_exchange_that_cannot_be_logged_has_its_response_all_the_same(make: EngineFactory, last: str) -> None:
+def test_an_exchange_that_cannot_be_logged_still_gets_its_response(make: EngineFactory, last: str) -> None:
     narrow = Limits(stream_window_octets=4)
     with World(make=make, access_log=True, client_limits=narrow) as world:
         client = world.client()

@@ -93,7 +93,7 @@ def get_by(world: World, client: Client, method: str) -> int:
 
 
 @each_bare_engine
-def test_one_mint_serves_however_many_wait_and_all_that_come_after(make: EngineFactory) -> None:
+def test_one_mint_serves_all_requests_that_wait_and_all_later_ones(make: EngineFactory) -> None:
     with Signed(make) as world:
         world.may_mint.clear()
         client = world.client()
@@ -112,7 +112,7 @@ def test_one_mint_serves_however_many_wait_and_all_that_come_after(make: EngineF
 
 
 @each_bare_engine
-def test_each_discovery_mints_for_itself_and_leaves_the_cache_alone(make: EngineFactory) -> None:
+def test_each_discovery_gets_its_own_mint_which_is_not_cached(make: EngineFactory) -> None:
     with Signed(make) as world:
         client = world.client()
         get(world, client, "/svc/discover?first")
@@ -133,7 +133,7 @@ def test_each_discovery_mints_for_itself_and_leaves_the_cache_alone(make: Engine
         (ImpersonationDenied("grant the role"), 503, 424),
     ],
 )
-def test_without_a_token_nothing_leaves_and_the_caller_is_told(
+def test_without_a_token_nothing_is_sent_and_the_client_gets_a_local_reply(
     make: EngineFactory, failure: Failure, status: int, discovery_status: int
 ) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
@@ -245,7 +245,7 @@ def test_a_discovery_that_was_not_processed_is_sent_again_with_its_own_token(mak
         ("GET", "/discover", 404, b"route-not-found"),
     ],
 )
-def test_a_request_without_a_way_is_answered_at_once(
+def test_a_request_without_a_route_is_answered_at_once(
     make: EngineFactory, method: str, path: str, status: int, code: bytes
 ) -> None:
     with Signed(make) as world, structlog.testing.capture_logs():
@@ -314,7 +314,7 @@ def test_a_mint_that_breaks_is_answered_without_the_text_of_what_broke_it(make: 
 
 
 @each_bare_engine
-def test_draining_refuses_what_is_new_and_lets_go_on_what_waits(make: EngineFactory) -> None:
+def test_draining_refuses_new_requests_and_continues_waiting_ones(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs():
         world.may_mint.clear()
         client = world.client()
@@ -334,7 +334,7 @@ def test_draining_refuses_what_is_new_and_lets_go_on_what_waits(make: EngineFact
 
 
 @each_bare_engine
-def test_closing_gives_up_what_still_waits(make: EngineFactory) -> None:
+def test_closing_cancels_waiting_requests(make: EngineFactory) -> None:
     with Signed(make) as world:
         world.may_mint.clear()
         client = world.client()
@@ -367,7 +367,7 @@ def test_the_access_log_has_a_line_for_each_exchange_and_no_query(make: EngineFa
 
 @each_bare_engine
 @pytest.mark.parametrize("status", [302, 403, 404, 415, 429, 502, 503, 504, 508])
-def test_what_the_front_end_says_passes_through_and_is_logged(make: EngineFactory, status: int) -> None:
+def test_an_error_of_the_front_end_is_forwarded_and_logged(make: EngineFactory, status: int) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
         client = world.client()
         stream = get(world, client, "/svc/x")
@@ -467,7 +467,7 @@ def test_a_discovery_with_a_token_is_refused_for_good_and_told_how_to_register(
 
 @each_bare_engine
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_an_invocation_with_a_token_goes_on_with_ours_is_counted_and_warned_of_once(
+def test_a_client_token_on_an_invocation_is_replaced_counted_and_warned_of_once(
     make: EngineFactory, name: bytes
 ) -> None:
     with Signed(make, route("svc", signed=True), route("open")) as world, structlog.testing.capture_logs() as log:
@@ -491,7 +491,7 @@ def test_an_invocation_with_a_token_goes_on_with_ours_is_counted_and_warned_of_o
 
 
 @each_bare_engine
-def test_an_invocation_with_a_token_that_is_sent_again_is_counted_once(make: EngineFactory) -> None:
+def test_a_client_token_on_a_resent_invocation_is_counted_once(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs():
         client = world.client()
         client.request("/svc/x", fields=[(TOKEN_FIELD, b"Bearer restates-own")], end=True)
@@ -513,7 +513,7 @@ def via_of(world: World, path: str) -> list[bytes]:
 
 
 @each_bare_engine
-def test_each_request_upstream_says_through_whom_it_came_behind_what_it_said_before(make: EngineFactory) -> None:
+def test_the_via_field_of_this_sidecar_is_added_after_the_existing_ones(make: EngineFactory) -> None:
     with World(make=make) as world:
         client = world.client()
         get(world, client, "/svc/x")
@@ -535,7 +535,7 @@ def test_each_request_upstream_says_through_whom_it_came_behind_what_it_said_bef
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/svc/discover"), ("POST", "/svc/invoke/Greeter/greet")])
-def test_a_request_that_comes_back_is_answered_508_and_goes_no_further(
+def test_a_request_that_returns_to_its_sidecar_is_answered_508_and_not_forwarded(
     make: EngineFactory, via: list[bytes], method: str, path: str
 ) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
@@ -574,7 +574,7 @@ def test_a_request_passes_through_a_few_other_sidecars_and_not_through_more(
 
 
 @each_bare_engine
-def test_credentials_for_the_proxy_stay_here_both_ways(make: EngineFactory) -> None:
+def test_proxy_credentials_are_not_forwarded_either_way(make: EngineFactory) -> None:
     with World(make=make) as world:
         client = world.client()
         stream = client.request("/svc/x", fields=[(b"proxy-authorization", b"Basic c2VjcmV0")])
@@ -593,7 +593,7 @@ def test_credentials_for_the_proxy_stay_here_both_ways(make: EngineFactory) -> N
 
 
 @each_bare_engine
-def test_trailers_that_belong_into_a_head_cross_neither_way(make: EngineFactory) -> None:
+def test_trailers_that_belong_into_a_head_are_not_forwarded_either_way(make: EngineFactory) -> None:
     mixed: Fields = [
         (b"host", b"elsewhere", False),
         (b"x-checksum", b"1", False),
@@ -647,7 +647,7 @@ PROTOCOL_ERROR = b"upstream connect error or disconnect/reset before headers. re
         ),
     ],
 )
-def test_an_answer_that_stops_work_is_logged_with_what_mends_it(
+def test_an_error_that_stops_an_invocation_is_logged_with_its_remedy(
     make: EngineFactory, status: int, fields: list[tuple[bytes, bytes]], content: bytes, code: str, words: str
 ) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
@@ -668,7 +668,7 @@ def test_an_answer_that_stops_work_is_logged_with_what_mends_it(
 
 
 @each_bare_engine
-def test_a_content_that_never_comes_is_not_waited_for_beyond_the_exchange(make: EngineFactory) -> None:
+def test_an_error_without_content_is_logged_when_its_exchange_ends(make: EngineFactory) -> None:
     with World(make=make) as world, structlog.testing.capture_logs() as log:
         client = world.client()
         get(world, client, "/svc/x")
@@ -683,7 +683,7 @@ def test_a_content_that_never_comes_is_not_waited_for_beyond_the_exchange(make: 
 
 
 @each_bare_engine
-def test_a_403_names_whose_token_it_was_and_the_command(make: EngineFactory) -> None:
+def test_the_log_of_a_403_names_the_account_and_the_command(make: EngineFactory) -> None:
     host = "greeter-123456789012.europe-west1.run.app"
     greeter = Route(name="svc", origin=Origin("https", host, 443))
     with Signed(make, greeter) as world, structlog.testing.capture_logs() as log:
@@ -703,7 +703,7 @@ def test_a_403_names_whose_token_it_was_and_the_command(make: EngineFactory) -> 
 
 
 @each_bare_engine
-def test_a_path_is_found_again_unless_it_is_long_and_no_more_are_kept_than_a_bound(make: EngineFactory) -> None:
+def test_short_paths_are_remembered_up_to_a_bound(make: EngineFactory) -> None:
     with World(make=make) as world:
         client = world.client()
         for path in ("/svc/x", "/svc/" + "x" * 300):

@@ -45,7 +45,7 @@ def test_a_plain_exchange_ends_when_both_halves_have_ended() -> None:
     assert is_over(exchange)
 
 
-def test_what_comes_before_the_start_is_held() -> None:
+def test_content_received_before_the_start_is_held() -> None:
     exchange = exchange_after()
     assert exchange.on(Move.REQUEST_DATA) == Action.HOLD
     assert exchange.on(Move.REQUEST_END) == Action.HOLD
@@ -54,7 +54,7 @@ def test_what_comes_before_the_start_is_held() -> None:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_what_is_held_can_be_sent_again_and_what_is_not_held_fails(ended: bool) -> None:
+def test_a_held_request_can_be_sent_again_and_any_other_fails(ended: bool) -> None:
     moves = [Move.REQUEST_END] if ended else []
     exchange = sent(*moves)
     assert exchange.on(Move.UNPROCESSED) == Action.RESEND
@@ -107,7 +107,7 @@ def test_a_lost_upstream_does_not_spoil_a_complete_response() -> None:
     assert exchange.state is State.DISCARDING
 
 
-def test_what_is_answered_while_the_request_is_open_discards_the_rest_of_it() -> None:
+def test_after_a_local_reply_the_rest_of_the_request_is_discarded() -> None:
     exchange = exchange_after(Move.FAILED)
     assert exchange.on(Move.REQUEST_DATA) == Action.DISCARD
     assert exchange.on(Move.REQUEST_RESET) == Action.NOTHING
@@ -133,7 +133,7 @@ def test_an_illegal_move_raises_and_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "moves", [[Move.REQUEST_RESET], [Move.RESPONSE_RESET], [Move.RESPONSE_HEAD, Move.RESPONSE_RESET]]
 )
-def test_a_reset_crosses_over_and_nothing_comes_after_it(moves: list[Move]) -> None:
+def test_a_reset_is_forwarded_and_ends_the_exchange(moves: list[Move]) -> None:
     exchange = sent(*moves[:-1])
     assert exchange.on(moves[-1]) == Action.FORWARD
     for move in set(Move) - {Move.INTERNAL_ERROR}:

@@ -179,7 +179,7 @@ def test_what_cannot_be_sent_again_is_answered_with_503(make: EngineFactory, why
 
 
 @each_bare_engine
-def test_refused_after_the_response_began_is_no_invitation_to_try_again(make: EngineFactory) -> None:
+def test_a_stream_refused_after_the_response_began_is_not_retried(make: EngineFactory) -> None:
     with World(make=make) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world)
         service.respond(far)
@@ -193,7 +193,7 @@ def test_refused_after_the_response_began_is_no_invitation_to_try_again(make: En
 
 
 @each_bare_engine
-def test_what_is_held_for_sending_again_never_uses_the_budget_up(make: EngineFactory) -> None:
+def test_held_content_never_uses_up_the_budget(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=200_000, connection_window_octets=65_535)
     with World(make=make, limits=limits, queued_octets=50_000, replay_octets=10_000) as world:
         client = world.client()
@@ -216,7 +216,7 @@ def test_what_is_held_for_sending_again_never_uses_the_budget_up(make: EngineFac
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ["response", "failure"])
-def test_nothing_is_held_any_more_once_an_answer_has_begun(make: EngineFactory, how: str) -> None:
+def test_held_content_is_dropped_when_the_response_begins(make: EngineFactory, how: str) -> None:
     with World(make=make, replay_octets=1_000) as world, structlog.testing.capture_logs():
         client, stream, service, far = begun(world)
         client.engine.send_data(stream, bytes(500), end_stream=False)
@@ -252,7 +252,7 @@ def test_an_early_answer_lets_the_client_finish(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_an_upstream_lost_before_the_response_is_answered_and_a_little_of_the_rest_discarded(
+def test_a_connection_lost_before_the_response_is_a_local_reply_and_the_rest_is_discarded(
     make: EngineFactory,
 ) -> None:
     with World(make=make) as world, structlog.testing.capture_logs():
@@ -273,7 +273,7 @@ def test_an_upstream_lost_before_the_response_is_answered_and_a_little_of_the_re
 
 @each_bare_engine
 @pytest.mark.parametrize("ended", [True, False])
-def test_an_upstream_lost_after_the_response_began_is_a_reset_behind_what_came(
+def test_a_connection_lost_after_the_response_began_is_a_reset_after_its_content(
     make: EngineFactory, ended: bool
 ) -> None:
     with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs() as log:
@@ -296,7 +296,7 @@ def test_an_upstream_lost_after_the_response_began_is_a_reset_behind_what_came(
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ["lost", "not wanted"])
-def test_a_complete_response_is_a_success_whatever_becomes_of_the_upstream(make: EngineFactory, how: str) -> None:
+def test_a_complete_response_stays_a_success_when_the_upstream_is_lost(make: EngineFactory, how: str) -> None:
     with World(make=make, access_log=True) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world)
         service.acknowledging = False
@@ -321,7 +321,7 @@ def test_a_complete_response_is_a_success_whatever_becomes_of_the_upstream(make:
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ["lost", "not wanted", "no route"])
-def test_an_upload_that_nobody_wants_is_stopped_behind_the_whole_response(make: EngineFactory, how: str) -> None:
+def test_an_unwanted_upload_is_reset_after_the_whole_response(make: EngineFactory, how: str) -> None:
     with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs():
         client = world.client()
         client.acknowledging = False
@@ -430,7 +430,7 @@ def test_an_upstream_that_breaks_a_rule_does_not_have_its_code_sent_to_the_clien
 
 
 @each_bare_engine
-def test_interim_heads_trailers_and_both_ends_cross_in_their_order(make: EngineFactory) -> None:
+def test_interim_heads_trailers_and_both_ends_are_forwarded_in_order(make: EngineFactory) -> None:
     with World(make=make) as world:
         client, stream, service, far = begun(world)
         service.respond(far, 103, fields=[(b"link", b"</a>")])
@@ -555,7 +555,7 @@ CANCELS: dict[str, Callable[[World, Client, StreamId], None]] = {
 
 @each_bare_engine
 @pytest.mark.parametrize("how", CANCELS)
-def test_a_client_that_goes_while_it_waits_leaves_nothing_behind(make: EngineFactory, how: str) -> None:
+def test_a_client_that_disconnects_while_its_request_waits_leaves_nothing_behind(make: EngineFactory, how: str) -> None:
     world, may_connect = waiting(make)
     with world:
         client = world.client()
@@ -572,7 +572,7 @@ def test_a_client_that_goes_while_it_waits_leaves_nothing_behind(make: EngineFac
 
 
 @each_bare_engine
-def test_nobody_new_is_taken_up_while_the_budget_is_used_up(make: EngineFactory) -> None:
+def test_new_requests_are_refused_while_the_budget_is_used_up(make: EngineFactory) -> None:
     world, may_connect = waiting(make, queued_octets=WINDOW)
     with world, structlog.testing.capture_logs():
         client = world.client()

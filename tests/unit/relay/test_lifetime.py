@@ -106,7 +106,7 @@ ENDS: list[Callable[[World, Client, StreamId, Service, StreamId], None]] = [
 
 @each_bare_engine
 @pytest.mark.parametrize("end", ENDS)
-def test_an_exchange_that_has_ended_is_gone_at_once(
+def test_an_ended_exchange_is_freed_at_once(
     make: EngineFactory, end: Callable[[World, Client, StreamId, Service, StreamId], None]
 ) -> None:
     before = count_exchanges()
@@ -125,7 +125,7 @@ def test_an_exchange_that_has_ended_is_gone_at_once(
 
 @each_bare_engine
 @pytest.mark.parametrize("path", ["/nowhere", "/svc/x"])
-def test_an_exchange_that_was_answered_in_the_upstreams_stead_is_gone_at_once(make: EngineFactory, path: str) -> None:
+def test_an_exchange_with_a_local_reply_is_freed_at_once(make: EngineFactory, path: str) -> None:
     before = count_exchanges()
     with World(make=make) as world:
         world.refusals = [UpstreamConnectFailed("refused")]
@@ -142,7 +142,7 @@ def test_an_exchange_that_was_answered_in_the_upstreams_stead_is_gone_at_once(ma
 
 @each_bare_engine
 @pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
-def test_an_exchange_that_could_not_be_given_a_token_is_gone_at_once(make: EngineFactory, path: str) -> None:
+def test_an_exchange_without_a_token_is_freed_at_once(make: EngineFactory, path: str) -> None:
     async def mint(key: TokenKey) -> Token:
         raise TokenTimeout("too slow")
 
@@ -157,7 +157,7 @@ def test_an_exchange_that_could_not_be_given_a_token_is_gone_at_once(make: Engin
 
 
 @each_bare_engine
-def test_an_exchange_whose_request_is_reset_while_it_waits_is_gone_at_once(make: EngineFactory) -> None:
+def test_an_exchange_that_is_reset_while_it_waits_is_freed_at_once(make: EngineFactory) -> None:
     before = count_exchanges()
     with World(make=make) as world:
         client = world.client()

@@ -270,7 +270,7 @@ def test_contexts_labels_tokens_and_connections_are_bounded_and_what_is_in_use_s
 
 
 @each_bare_engine
-def test_what_gave_way_is_closed(make: EngineFactory) -> None:
+def test_an_evicted_context_is_closed(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world:
         service = ask(world, f"/{GREETER}{INVOKE}").service
         assert service is not None

@@ -64,7 +64,7 @@ def test_an_exchange_under_way_ends_on_the_route_it_began_with_and_then_its_conn
 
 
 @each_bare_engine
-def test_a_request_that_waits_for_its_connection_goes_where_it_was_meant_to(make: EngineFactory) -> None:
+def test_a_request_that_waits_for_a_connection_keeps_its_route_across_a_swap(make: EngineFactory) -> None:
     with World(OLD, make=make) as world:
         client = world.client()
         stream = client.request("/old/x", end=True)
@@ -121,7 +121,7 @@ def test_a_token_stays_while_a_route_uses_it_and_is_dropped_with_the_last_one(ma
 
 
 @each_bare_engine
-def test_a_mint_under_way_for_a_dropped_key_serves_who_waits_and_is_not_kept(make: EngineFactory) -> None:
+def test_a_mint_under_way_for_a_dropped_key_serves_its_request_and_is_not_cached(make: EngineFactory) -> None:
     with Signed(make, signed("a", "https://one")) as world:
         world.may_mint.clear()
         client = world.client()

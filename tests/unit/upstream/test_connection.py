@@ -43,7 +43,7 @@ async def test_it_is_usable_once_the_settings_have_come(make: EngineFactory) -> 
 
 @each_bare_engine
 @with_manual_clock
-async def test_what_a_stream_brings_goes_to_its_sink_in_order(make: EngineFactory) -> None:
+async def test_the_frames_of_a_stream_reach_its_receiver_in_order(make: EngineFactory) -> None:
     far, one, other = made(make), Receiver(), Receiver()
     first, second = far.open(one, end=False), far.open(other)
     far.take()
@@ -90,7 +90,7 @@ async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFact
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_stream_that_nobody_wants_any_more_does_not_hold_the_peer_up(make: EngineFactory) -> None:
+async def test_a_stream_without_a_receiver_does_not_stop_the_peer(make: EngineFactory) -> None:
     far = made(make)
     connection, receiver = far.connection, Receiver()
     stream = far.open(receiver, end=False)
@@ -117,7 +117,7 @@ async def test_a_stream_that_nobody_wants_any_more_does_not_hold_the_peer_up(mak
 
 @each_bare_engine
 @with_manual_clock
-async def test_interim_heads_and_ends_for_nobody_are_dropped(make: EngineFactory) -> None:
+async def test_interim_heads_and_ends_without_a_receiver_are_dropped(make: EngineFactory) -> None:
     far = made(make)
     stream = far.open(end=False)
     far.streams[stream].receiver = None
@@ -131,7 +131,7 @@ async def test_interim_heads_and_ends_for_nobody_are_dropped(make: EngineFactory
 
 @each_bare_engine
 @with_manual_clock
-async def test_request_content_is_reported_when_it_has_left_and_not_while_the_peer_takes_nothing(
+async def test_request_content_is_reported_as_sent_only_while_the_peer_reads(
     make: EngineFactory,
 ) -> None:
     far, receiver = made(make), Receiver()
@@ -186,7 +186,7 @@ async def test_a_reset_is_told_with_its_code_and_ends_the_stream(make: EngineFac
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_rule_that_the_upstream_broke_on_a_stream_is_told_as_its_own_fault(make: EngineFactory) -> None:
+async def test_a_protocol_error_of_the_upstream_is_not_reported_as_its_reset(make: EngineFactory) -> None:
     far, receiver, other = made(make), Receiver(), Receiver()
     stream, good = far.open(receiver), far.open(other)
     far.take()
@@ -288,7 +288,7 @@ async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFact
 
 @each_bare_engine
 @with_manual_clock
-async def test_the_death_of_a_connection_is_told_to_every_stream_once(make: EngineFactory) -> None:
+async def test_a_lost_connection_is_told_to_every_stream_once(make: EngineFactory) -> None:
     far = made(make)
     receivers = [Receiver() for _ in range(5)]
     for receiver in receivers:
@@ -308,7 +308,7 @@ async def test_the_death_of_a_connection_is_told_to_every_stream_once(make: Engi
 
 @each_bare_engine
 @with_manual_clock
-async def test_the_end_of_the_peers_octets_is_the_end(make: EngineFactory) -> None:
+async def test_eof_from_the_peer_ends_the_connection(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     stream = far.open(receiver)
     far.send(far.headers(stream, RESPONSE), far.data(stream, b"all but the end"))
@@ -321,7 +321,7 @@ async def test_the_end_of_the_peers_octets_is_the_end(make: EngineFactory) -> No
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_peer_that_breaks_the_connections_rules_is_told_and_left(make: EngineFactory) -> None:
+async def test_a_connection_error_is_answered_with_goaway_and_a_close(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
     far.take()
@@ -355,7 +355,7 @@ async def test_a_connection_that_ends_before_it_is_usable_says_so(make: EngineFa
 
 @each_bare_engine
 @with_manual_clock
-async def test_to_retire_says_goaway_and_closes_once(make: EngineFactory) -> None:
+async def test_retiring_sends_goaway_and_closes_once(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
     far.take()
@@ -383,7 +383,7 @@ class Defective(Receiver):
 @each_bare_engine
 @pytest.mark.parametrize("way", ["head", "goaway", "loss"])
 @with_manual_clock
-async def test_a_defect_of_one_exchange_stays_with_it(make: EngineFactory, way: str) -> None:
+async def test_an_internal_error_in_one_exchange_does_not_affect_the_others(make: EngineFactory, way: str) -> None:
     far = made(make)
     uncaught: list[object] = []
     far.connection.loop.set_exception_handler(lambda _, context: uncaught.append(context["exception"]))
@@ -417,7 +417,7 @@ async def whiled_away(far: Far, seconds: float) -> list[bytes]:
 
 @each_bare_engine
 @with_manual_clock
-async def test_without_streams_nobody_pings_and_an_idle_connection_is_closed_in_time(make: EngineFactory) -> None:
+async def test_an_idle_connection_is_not_pinged_and_is_closed_in_time(make: EngineFactory) -> None:
     far = made(make)
     assert await whiled_away(far, 175) == []
     assert not far.connection.closed
@@ -428,7 +428,7 @@ async def test_without_streams_nobody_pings_and_an_idle_connection_is_closed_in_
 
 @each_bare_engine
 @with_manual_clock
-async def test_what_is_used_is_not_idle(make: EngineFactory) -> None:
+async def test_a_connection_in_use_is_not_idle(make: EngineFactory) -> None:
     far = made(make)
     for _ in range(4):
         assert await whiled_away(far, 120) == []
@@ -441,7 +441,7 @@ async def test_what_is_used_is_not_idle(make: EngineFactory) -> None:
 
 @each_bare_engine
 @with_manual_clock
-async def test_silence_with_live_streams_is_probed_and_an_answer_is_life(make: EngineFactory) -> None:
+async def test_a_silent_connection_with_live_streams_is_pinged_and_kept_if_it_answers(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
     far.take()
@@ -458,7 +458,7 @@ async def test_silence_with_live_streams_is_probed_and_an_answer_is_life(make: E
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_stream_opened_on_an_old_connection_is_probed_in_time(make: EngineFactory) -> None:
+async def test_a_stream_opened_on_an_old_connection_is_pinged_in_time(make: EngineFactory) -> None:
     far = made(make)
     await whiled_away(far, 100)
     far.open()
@@ -469,7 +469,7 @@ async def test_a_stream_opened_on_an_old_connection_is_probed_in_time(make: Engi
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_peer_that_answers_no_ping_is_given_up(make: EngineFactory) -> None:
+async def test_a_connection_without_a_ping_answer_is_closed(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.open(receiver)
     far.take()
@@ -484,7 +484,7 @@ async def test_a_peer_that_answers_no_ping_is_given_up(make: EngineFactory) -> N
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_probe_from_before_does_not_condemn_the_next_streams(make: EngineFactory) -> None:
+async def test_an_earlier_unanswered_ping_does_not_close_later_streams(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     stream = far.open()
     far.take()
@@ -501,7 +501,7 @@ async def test_a_probe_from_before_does_not_condemn_the_next_streams(make: Engin
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_peer_that_talks_but_takes_nothing_is_given_up(make: EngineFactory) -> None:
+async def test_a_peer_that_sends_but_does_not_read_is_closed(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)
@@ -523,7 +523,7 @@ async def test_a_peer_that_talks_but_takes_nothing_is_given_up(make: EngineFacto
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_slow_peer_that_still_reads_is_not_given_up_for_a_ping_that_could_not_leave(
+async def test_a_slow_peer_is_not_closed_for_a_ping_that_could_not_be_written(
     make: EngineFactory,
 ) -> None:
     far, receiver = made(make), Receiver()
@@ -547,7 +547,7 @@ async def test_a_slow_peer_that_still_reads_is_not_given_up_for_a_ping_that_coul
 
 @each_bare_engine
 @with_manual_clock
-async def test_once_the_peer_reads_again_its_silence_counts_again(make: EngineFactory) -> None:
+async def test_silence_counts_again_once_the_peer_reads(make: EngineFactory) -> None:
     far, receiver = made(make), Receiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)

@@ -134,7 +134,7 @@ def test_verification_is_never_off(certificates: Certificates) -> None:
         assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
-def test_an_authority_of_ones_own_is_added_to_those_of_the_system(
+def test_upstream_ca_is_added_to_the_system_authorities(
     certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = Certificates.create(tmp_path / "system")
@@ -166,7 +166,7 @@ async def test_where_an_authority_was_given_and_is_another_its_file_is_named(
 
 @pytest.mark.parametrize(("host", "names"), [("localhost", ["127.0.0.1"]), ("127.0.0.1", ["localhost", "127.0.0.2"])])
 @pytest.mark.asyncio
-async def test_a_certificate_for_another_name_is_refused_and_the_url_blamed(
+async def test_a_certificate_for_another_name_is_refused_and_the_url_named(
     certificates: Certificates, host: str, names: list[str]
 ) -> None:
     async with server(server_context(*certificates.server_files(*names))) as far:
@@ -227,7 +227,7 @@ SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUT
     ids=["expired", "not-yet", "purpose"],
 )
 @pytest.mark.asyncio
-async def test_a_certificate_that_no_authority_could_mend_is_not_blamed_on_the_authority(
+async def test_an_expired_certificate_is_not_blamed_on_the_authority(
     tmp_path: Path, days: tuple[int, int], usage: x509.ObjectIdentifier, remedy: str
 ) -> None:
     ca_file, tls = issue(tmp_path, days=days, usage=usage)
@@ -250,7 +250,7 @@ async def test_an_authority_that_cannot_be_used_is_named_before_anything_is_sent
 
 
 @pytest.mark.asyncio
-async def test_what_else_keeps_tls_from_being_set_up_is_not_blamed_on_an_authority_nobody_named(
+async def test_other_tls_setup_errors_are_not_blamed_on_upstream_ca(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "nowhere" / "keys.log"))
@@ -264,7 +264,7 @@ async def test_what_else_keeps_tls_from_being_set_up_is_not_blamed_on_an_authori
 
 @pytest.mark.parametrize("alpn", [["http/1.1"], []], ids=["http/1.1", "none"])
 @pytest.mark.asyncio
-async def test_a_peer_that_does_not_choose_h2_is_told_apart_and_left(
+async def test_a_peer_that_does_not_choose_h2_is_reported_and_closed(
     certificates: Certificates, alpn: list[str]
 ) -> None:
     async with server(server_context(*certificates.server_files("127.0.0.1"), alpn=alpn)) as far:
@@ -273,7 +273,7 @@ async def test_a_peer_that_does_not_choose_h2_is_told_apart_and_left(
 
 
 @pytest.mark.asyncio
-async def test_a_peer_that_refuses_to_choose_a_protocol_is_told_apart() -> None:
+async def test_a_peer_that_refuses_alpn_is_reported() -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(bytes.fromhex("15 0303 0002 02 78"))  # fatal alert: no_application_protocol (RFC 7301, 3.2)
@@ -285,7 +285,7 @@ async def test_a_peer_that_refuses_to_choose_a_protocol_is_told_apart() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_plain_peer_that_speaks_http1_is_told_apart() -> None:
+async def test_a_plain_http1_peer_is_reported() -> None:
     async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(64)
         writer.write(b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-length: 0\r\n\r\n")
@@ -297,7 +297,7 @@ async def test_a_plain_peer_that_speaks_http1_is_told_apart() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_plain_peer_behind_an_https_url_is_told_apart() -> None:
+async def test_a_plain_peer_behind_an_https_url_is_reported() -> None:
     async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(64)
         writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
@@ -319,7 +319,7 @@ async def test_a_tls_peer_behind_an_http_url_is_no_usable_connection(certificate
 
 
 @pytest.mark.asyncio
-async def test_a_port_where_nobody_listens_is_named() -> None:
+async def test_a_refused_connection_is_reported() -> None:
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -351,7 +351,7 @@ async def test_a_peer_that_ends_in_the_middle_of_the_handshake_is_named(how: str
 
 @pytest.mark.parametrize("scheme", ["https", "http"])
 @pytest.mark.asyncio
-async def test_a_peer_that_accepts_and_says_nothing_meets_the_deadline_and_is_left(scheme: str) -> None:
+async def test_a_silent_peer_is_closed_at_the_deadline(scheme: str) -> None:
     left_behind = asyncio.get_running_loop().create_future()
 
     async def nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -396,7 +396,7 @@ async def test_a_peer_that_ends_before_its_settings_is_named() -> None:
 
 @pytest.mark.parametrize("scheme", ["https", "http"])
 @pytest.mark.asyncio
-async def test_who_gives_up_connecting_leaves_nothing_behind(scheme: str) -> None:
+async def test_a_cancelled_connect_leaves_nothing_behind(scheme: str) -> None:
     arrived, left_behind = asyncio.Event(), asyncio.Event()
 
     async def nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:

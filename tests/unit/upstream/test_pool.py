@@ -119,7 +119,7 @@ async def test_more_connections_are_opened_when_streams_run_out_and_no_more_than
 
 
 @with_manual_clock
-async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_to_bring() -> None:
+async def test_a_burst_on_a_cold_origin_opens_as_many_connections_as_its_streams_need() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(250)))
     assert house.service.dials == 3
@@ -129,7 +129,7 @@ async def test_a_burst_on_a_cold_origin_dials_for_what_a_connection_is_expected_
 
 @each_bare_engine
 @with_manual_clock
-async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_wait_go_on_when_it_rises(
+async def test_a_lowered_stream_limit_is_kept_and_waiting_requests_continue_when_it_rises(
     make: EngineFactory,
 ) -> None:
     house = House(make, max_connections=1)
@@ -157,7 +157,7 @@ async def test_no_stream_is_opened_above_a_limit_that_was_lowered_and_those_who_
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_limit_that_falls_between_the_promise_and_the_stream_breaks_no_rule(make: EngineFactory) -> None:
+async def test_a_limit_lowered_between_reservation_and_open_is_kept(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
     tasks = await house.ask("a", "b", "c")
     origin, answer = house.service.dialling.popleft()
@@ -237,7 +237,7 @@ async def test_origins_share_nothing() -> None:
 
 @each_bare_engine
 @with_manual_clock
-async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: EngineFactory) -> None:
+async def test_requests_are_served_first_come_first_served(make: EngineFactory) -> None:
     house = House(make, max_connections=1)
     await house.ask("a")
     far = await house.service.accept(1)
@@ -255,7 +255,7 @@ async def test_who_waits_longest_is_served_first_and_nobody_overtakes(make: Engi
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_request_whose_connection_said_goaway_keeps_its_place_in_line(make: EngineFactory) -> None:
+async def test_a_request_whose_connection_sent_goaway_keeps_its_place_in_the_queue(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
     await house.ask("a")
     first = await house.service.accept(1)
@@ -289,7 +289,7 @@ async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_ne
 
 
 @with_manual_clock
-async def test_requests_that_gave_up_are_not_dialled_for() -> None:
+async def test_no_connection_is_opened_for_cancelled_requests() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(20)))
     for task in tasks:
@@ -303,7 +303,7 @@ async def test_requests_that_gave_up_are_not_dialled_for() -> None:
 
 
 @with_manual_clock
-async def test_a_stream_that_was_asked_for_and_not_opened_is_for_the_next() -> None:
+async def test_a_reserved_stream_that_was_not_opened_goes_to_the_next_request() -> None:
     house = House(max_connections=1)
     await house.ask("a")
     far = await house.service.accept(1)
@@ -318,7 +318,7 @@ async def test_a_stream_that_was_asked_for_and_not_opened_is_for_the_next() -> N
 
 
 @with_manual_clock
-async def test_beyond_all_connections_a_request_waits_its_time_and_the_limit_is_named() -> None:
+async def test_a_request_beyond_all_connections_times_out_and_names_the_limit() -> None:
     house = House(max_connections=1, wait_timeout_seconds=5.0)
     await house.ask("a")
     far = await house.service.accept(1)
@@ -352,7 +352,7 @@ async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_
 
 
 @with_manual_clock
-async def test_a_failed_dial_is_told_to_all_who_wait_and_once() -> None:
+async def test_a_failed_attempt_fails_all_waiting_requests_once() -> None:
     house = House()
     tasks = await house.ask(*(str(number) for number in range(50)))
     assert house.service.dials == 1
@@ -403,7 +403,7 @@ async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_p
 
 
 @with_manual_clock
-async def test_a_request_that_waited_in_vain_hears_why_there_was_no_other_connection() -> None:
+async def test_a_timed_out_request_says_why_no_other_connection_was_opened() -> None:
     house = House(wait_timeout_seconds=5.0)
     await house.ask("a")
     await house.service.accept(1)
@@ -419,7 +419,7 @@ async def test_a_request_that_waited_in_vain_hears_why_there_was_no_other_connec
 
 
 @with_manual_clock
-async def test_after_an_outage_one_dial_probes_the_way_for_all() -> None:
+async def test_after_an_outage_one_attempt_is_made_for_all_requests() -> None:
     house = House()
     first = await house.ask("a")
     await house.service.refuse(REFUSED)
@@ -453,7 +453,7 @@ async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> No
 
 
 @with_manual_clock
-async def test_nobody_waits_out_a_pause_when_the_last_connection_is_gone() -> None:
+async def test_the_pause_ends_when_the_last_connection_has_closed() -> None:
     house = House()
     await house.ask("a")
     first = await house.service.accept(1)
@@ -485,7 +485,7 @@ async def test_an_unexpected_failure_is_told_without_its_text() -> None:
 @each_bare_engine
 @pytest.mark.parametrize("way", ["goaway", "end"])
 @with_manual_clock
-async def test_a_peer_that_turns_everybody_away_at_once_has_failed(make: EngineFactory, way: str) -> None:
+async def test_a_peer_that_closes_every_new_connection_at_once_counts_as_failed(make: EngineFactory, way: str) -> None:
     house = House(make)
     tasks = await house.ask("a", "b")
     origin, answer = house.service.dialling.popleft()
@@ -553,7 +553,7 @@ async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory)
 
 @each_bare_engine
 @with_manual_clock
-async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: EngineFactory) -> None:
+async def test_close_sends_goaway_and_fails_waiting_and_later_requests(make: EngineFactory) -> None:
     house = House(make, max_connections=2)
     receiver = Receiver()
     await house.ask("a", receiver=receiver)
@@ -573,7 +573,7 @@ async def test_close_says_goaway_and_fails_whoever_waits_or_comes_after(make: En
 
 
 @with_manual_clock
-async def test_close_waits_no_longer_than_it_may_for_a_peer_that_takes_nothing() -> None:
+async def test_close_does_not_wait_longer_than_its_limit_for_a_peer_that_does_not_read() -> None:
     house = House()
     await house.ask("a")
     far = await house.service.accept()
@@ -627,7 +627,7 @@ async def test_close_without_anything_open_is_nothing() -> None:
 
 
 @with_manual_clock
-async def test_no_dial_follows_the_end() -> None:
+async def test_no_connection_is_opened_after_close() -> None:
     house = House()
     await house.ask("a")
     await house.service.accept(1)
