@@ -86,7 +86,7 @@ RESPONSE_FRAMES: dict[str, Callable[[RawPeer], Frame]] = {
 
 @each_engine
 @pytest.mark.parametrize("what", REQUEST_FRAMES)
-def test_who_receives_a_request_may_go_at_any_call(make: EventFactory, what: str) -> None:
+def test_a_request_receiver_may_detach_in_any_call(make: EventFactory, what: str) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.engine.strict = False
     peer.open(1)
@@ -103,7 +103,7 @@ def test_who_receives_a_request_may_go_at_any_call(make: EventFactory, what: str
 
 @each_engine
 @pytest.mark.parametrize("what", RESPONSE_FRAMES)
-def test_who_receives_a_response_may_go_at_any_call(make: EventFactory, what: str) -> None:
+def test_a_response_receiver_may_detach_in_any_call(make: EventFactory, what: str) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.asked()
@@ -117,7 +117,7 @@ def test_who_receives_a_response_may_go_at_any_call(make: EventFactory, what: st
 
 @each_engine
 @pytest.mark.parametrize("is_client", [True, False])
-def test_who_hears_of_content_that_left_may_go_and_what_is_queued_still_leaves(
+def test_a_receiver_may_end_when_its_content_was_sent_and_the_queue_is_still_sent(
     make: EventFactory, is_client: bool
 ) -> None:
     peer = RawPeer(make, engine_is_client=is_client)

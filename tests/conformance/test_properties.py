@@ -375,7 +375,7 @@ class Script:
     windows=st.tuples(st.sampled_from([1_000, 20_000, 1 << 20]), st.sampled_from([1_000, 20_000, 1 << 20])),
 )
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_sent_arrives_as_it_was_sent(
+def test_content_arrives_as_it_was_sent(
     make: EventFactory, operations: list[tuple[str, object, object]], windows: tuple[int, int]
 ) -> None:
     script = Script(make, windows)

@@ -296,7 +296,7 @@ async def test_a_host_that_does_not_resolve(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_port_that_nobody_listens_on(tmp_path: Path) -> None:
+async def test_a_port_without_a_listener(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     async with patient(tmp_path) as here:

@@ -103,7 +103,7 @@ async def test_a_silent_metadata_server_delays_neither_a_route_without_token_nor
 
 @pytest.mark.asyncio
 @both_loops
-async def test_who_waits_for_the_same_name_shares_one_look_up(
+async def test_requests_for_the_same_name_share_one_look_up(
     chain: StartChain, certificates: Certificates, tmp_path: Path, loop: str
 ) -> None:
     tls = server_context(*certificates.server_files("slow.test"))
@@ -131,7 +131,7 @@ async def test_who_waits_for_the_same_name_shares_one_look_up(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("late", ["connect_timeout", "stream_wait_timeout"])
-async def test_a_name_that_is_not_answered_is_told_and_its_look_up_serves_who_comes_later(
+async def test_an_unanswered_name_is_reported_and_its_look_up_serves_later_requests(
     chain: StartChain, tmp_path: Path, late: str
 ) -> None:
     other = {"connect_timeout": "stream_wait_timeout", "stream_wait_timeout": "connect_timeout"}[late]

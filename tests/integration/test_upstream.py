@@ -164,7 +164,7 @@ async def test_a_certificate_for_another_name_is_refused(chain: StartChain) -> N
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("alpn", [["http/1.1"], []])
-async def test_an_upstream_without_http2_is_told_apart_and_the_remedy_named(chain: StartChain, alpn: list[str]) -> None:
+async def test_an_upstream_without_http2_is_reported_with_the_remedy(chain: StartChain, alpn: list[str]) -> None:
     async with chain(alpn=alpn) as (_, _, client):
         head, text = await refused(client, "/svc/discover")
         assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"424", b"upstream-not-http2")
@@ -172,7 +172,7 @@ async def test_an_upstream_without_http2_is_told_apart_and_the_remedy_named(chai
 
 
 @pytest.mark.asyncio
-async def test_a_plain_http_upstream_that_speaks_http1_is_told_apart(chain: StartChain) -> None:
+async def test_a_plain_http_upstream_that_speaks_http1_is_reported(chain: StartChain) -> None:
     async def http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(64)
         writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")

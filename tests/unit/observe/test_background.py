@@ -64,7 +64,7 @@ def test_lines_arrive_in_order_and_whole() -> None:
     assert stream.dropped == 0
 
 
-def test_a_reader_that_stops_blocks_nobody_and_what_is_dropped_is_counted() -> None:
+def test_a_reader_that_stops_blocks_no_writer_and_dropped_lines_are_counted() -> None:
     with pipe() as (_, target):
         fill(target.fileno())
         stream = BackgroundStream(target, max_queued_octets=10_000)
@@ -147,7 +147,7 @@ def test_a_stream_without_a_descriptor_is_written_to_as_well(capsys: pytest.Capt
     assert capsys.readouterr() == ("out\n", "err\n")
 
 
-def test_nothing_is_started_for_a_stream_that_nobody_writes_to(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_thread_is_started_for_a_stream_without_writes(capsys: pytest.CaptureFixture[str]) -> None:
     before = threading.active_count()
     with background_output():
         assert threading.active_count() == before

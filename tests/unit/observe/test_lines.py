@@ -94,7 +94,7 @@ def test_a_logger_made_before_the_configuration_follows_it(capsys: pytest.Captur
     assert [line["message"] for line in lines(capsys)] == ["two"]
 
 
-def test_auto_is_json_where_nobody_looks_and_console_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_console_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, is_json in ((io.StringIO(), True), (Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         configure_logging("info", "auto")
@@ -213,13 +213,13 @@ def test_console_has_no_colours_without_a_terminal(capsys: pytest.CaptureFixture
     assert re.search(r"^\d{4}-\d\d-\d\dT\S+Z \[info +\] hello +room=x route=a$", text.strip())
 
 
-def test_a_reader_of_stderr_that_went_away_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_affects_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
     configure_logging("info", "json")
     structlog.get_logger("x").info("hello")
 
 
-def test_libraries_become_lines_from_warning_on_whatever_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_libraries_become_lines_at_every_level(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("debug", "json")
     configure_logging("debug", "json")
     library = logging.getLogger("some.library")

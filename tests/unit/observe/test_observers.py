@@ -295,7 +295,7 @@ def test_a_defect_in_an_observer_is_logged_and_harms_neither_exchanges_nor_other
     assert {line["observer"] for line in defects} == {"Defective", "AllDefective"}
 
 
-def test_an_event_that_nobody_overrides_is_not_told() -> None:
+def test_an_event_without_an_override_is_not_told() -> None:
     told: list[str] = []
 
     class Ends(ExchangeObserver):

@@ -86,7 +86,7 @@ def test_turns_are_in_the_order_in_which_streams_came() -> None:
     assert drained(turns(3, 1, 5, 1, 3)) == [3, 1, 5]
 
 
-def test_who_had_a_turn_stands_behind_the_others() -> None:
+def test_a_stream_that_had_its_turn_goes_behind_the_others() -> None:
     made = turns(1, 3)
     assert made.next() == 1
     made.add(1)
@@ -111,7 +111,7 @@ def test_all_go_on_in_the_order_in_which_they_stopped() -> None:
     assert drained(made) == [1, 3, 5]
 
 
-def test_who_has_something_more_to_send_waits_no_longer() -> None:
+def test_a_stream_with_more_to_send_is_not_blocked_any_more() -> None:
     made = turns(1)
     made.block(made.next() or 0)
     made.add(1)

@@ -150,7 +150,7 @@ async def test_a_bad_private_key_is_one_sentence(
         (200, '{"note": "eyJzZWNyZXQi"}', TokenMalformed),
     ],
 )
-async def test_whatever_the_token_endpoint_answers_is_a_failure_that_quotes_no_secret(
+async def test_every_error_of_the_token_endpoint_is_a_failure_that_quotes_no_secret(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
