@@ -60,7 +60,7 @@ Glossary; each word has one meaning:
 
 abort            end an exchange or a connection at once, with a reset
 credit           receive window that is given back to the sender; content is charged to a budget until then
-downstream       the client's side: Restate, or whoever connects to the listener
+downstream       the client's side: Restate, or any client of the listener
 drain            refuse new requests, and let live exchanges finish
 engine           an HTTP/2 connection without IO (`http2`): on libnghttp2, or on h2
 error code       of a reset or a GOAWAY (RFC 9113, 7)

@@ -1,6 +1,6 @@
 """What is counted, in the text format of Prometheus.
 
-It is rendered piece by piece, a few lines at a time, so that whoever sends it can let the event loop go on in between:
+It is rendered piece by piece, a few lines at a time, so that its sender can let the event loop go on in between:
 with thousands of routes there are megabytes of it.
 """
 

@@ -100,7 +100,7 @@ def log_reloaded(changes: Changes, *, requested: bool, **more: Any) -> None:
         _log.info("settings reloaded: nothing has changed", **where, **more)
     if changes.routes_removed:
         _log.warning(
-            "routes removed: new requests to them get 404; remove or register anew what Restate has under their paths",
+            "routes removed: new requests to them get 404; remove or register again what Restate has under their paths",
             **_names("routes", changes.routes_removed),
         )
     if changes.need_restart:

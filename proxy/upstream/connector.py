@@ -41,7 +41,7 @@ _UNTRUSTED: Final = frozenset((2, 20, 18, 19, 21))
 _WRONG_NAME: Final = "the url of the route must have a name that the certificate is made out to"
 
 _REMEDIES: Final = {
-    9: "see that this machine's clock is right, or have it issued anew",  # not yet valid
+    9: "see that this machine's clock is right, or have it reissued",  # not yet valid
     10: "renew it, and see that this machine's clock is right",  # expired
     62: _WRONG_NAME,
     64: _WRONG_NAME,  # an address
@@ -195,7 +195,7 @@ class Connector:
     def _remedy(self, verify_code: int) -> str:
         """Return what mends a certificate that does not verify (X509_V_ERR_…, x509_vfy.h)."""
         if verify_code not in _UNTRUSTED:
-            return _REMEDIES.get(verify_code, "it, or the certificate of its authority, has to be issued anew")
+            return _REMEDIES.get(verify_code, "it, or the certificate of its authority, has to be reissued")
         if self._upstream_ca is None:
             return "if a private authority signed it, name its certificate with --upstream-ca"
         return f"neither the system nor {self._upstream_ca} (upstream_ca) has the authority that signed it"
