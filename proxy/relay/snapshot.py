@@ -125,7 +125,7 @@ class Snapshot:
             return self._keep(path, match)
         open_contexts = self.open_contexts
         if open_contexts is None:
-            raise RuntimeError("an open route was found, and there are none")
+            raise AssertionError("an open route was found, and there are none")
         if not open_contexts.is_allowed(authority):
             authority = b""
         return open_contexts.destination(authority, path, deployment_lines(head), match)

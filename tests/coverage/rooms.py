@@ -52,6 +52,7 @@ sigterm = true
 [report]
 exclude_also =
     raise NotImplementedError
+    raise AssertionError
     if TYPE_CHECKING:
 """
 """The configuration of coverage.py for a `folder`."""

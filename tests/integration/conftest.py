@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,14 @@ def chain(certificates: Certificates, tmp_path: Path) -> StartChain:
 
 @pytest.fixture
 def routes(tmp_path: Path) -> Callable[..., Path]:
-    """Write a settings file with one unsigned route a keyword, and whatever else is given first."""
+    """Write a settings file with one unsigned route a keyword, and whatever else is given first.
+
+    Each call writes another file: a sidecar that runs reads its own again when it changes.
+    """
+    numbers = count(1)
 
     def write(extra: str = "", **urls: str) -> Path:
-        file = tmp_path / "routes.toml"
+        file = tmp_path / f"routes-{next(numbers)}.toml"
         tables = [f'[routes.{name}]\nurl = "{url}"\ngcp_id_token = false\n' for name, url in urls.items()]
         file.write_text("\n".join([extra, *tables]))
         return file

@@ -11,6 +11,7 @@ from proxy.relay.signing import (
     end_to_end_trailers,
     has_token,
     method_line,
+    request_authority,
     request_line,
     signed_head,
     token_line,
@@ -139,3 +140,10 @@ def test_a_trailer_that_belongs_into_the_head_is_not_forwarded(name: str) -> Non
 def test_any_other_trailer_is_forwarded(name: str) -> None:
     trailers: Fields = [(name.encode(), b"x", False)]
     assert end_to_end_trailers(trailers) == trailers
+
+
+def test_the_authority_is_that_of_host_where_there_is_no_other() -> None:
+    host = (b"host", b"svc.example", False)
+    assert request_authority([(b":path", b"/x", False), host]) == b"svc.example"
+    assert request_authority([host, (b":authority", b"other.example", False)]) == b"other.example"
+    assert request_authority([]) == b""
