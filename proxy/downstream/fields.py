@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.http2.events import Fields
+from proxy.http2.policy.fields import CONNECTION_SPECIFIC
 
 __all__ = ["from_http1"]
 
-_CONNECTION_SPECIFIC: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
-)
+_CONNECTION_SPECIFIC: Final = CONNECTION_SPECIFIC | {b"http2-settings"}
 
 
 def from_http1(method: bytes, path: bytes, lines: list[tuple[bytes, bytes]]) -> Fields:

@@ -15,6 +15,7 @@ from itertools import product
 from typing import Final
 
 from proxy.http2.events import FieldLine, Fields
+from proxy.http2.policy.fields import CONNECTION_SPECIFIC
 from proxy.routes.open_routes import DEPLOYMENT_FIELDS, FIELD_PREFIX, FieldLines
 
 __all__ = [
@@ -43,9 +44,7 @@ _TOKEN_SPELLINGS: Final = frozenset(
     b"x" + first + b"serverless" + second + b"authorization" for first, second in product((b"-", b"_"), repeat=2)
 )
 
-_CONNECTION_SPECIFIC: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings")
-)
+_CONNECTION_SPECIFIC: Final = CONNECTION_SPECIFIC | {b"http2-settings"}
 
 # Between a client and its proxy (RFC 9110, 11.7): these credentials are for the sidecar, which asks for none.
 _PROXY_AUTHENTICATION: Final = frozenset((b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"))
