@@ -163,7 +163,7 @@ async def test_a_token_that_the_caller_made_up_is_replaced_and_counted(tmp_path:
         async with here.restate.http.get(f"http://{here.sidecar.admin}/metrics") as response:
             metrics = await response.text()
         assert f'cloudrun_sidecar_caller_tokens_dropped_total{{route="{ROUTE}"}} 2\n' in metrics
-        warnings = [line for line in here.sidecar.log() if "own Google token" in str(line["message"])]
+        warnings = await here.sidecar.logged("own Google token")
         assert [line["route"] for line in warnings] == [ROUTE]
 
 

@@ -151,7 +151,7 @@ async def test_new_requests_are_refused_and_live_streams_finish(
         await it.refused()
         await it.finished()
         assert await it.sidecar.program.ended() == 0
-        assert not [line for line in it.sidecar.program.lines if "Traceback" in line or '"level": "error"' in line]
+        assert not [line for line in it.sidecar.program.lines if "Traceback" in line or '"severity": "ERROR"' in line]
 
 
 @pytest.mark.asyncio

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,9 +76,7 @@ async def ask(listening: Sidecar, path: str, *, http2: bool, words: str) -> None
 
 async def exchanges(listening: Sidecar) -> int:
     """End the sidecar, and return how many exchanges its access log has."""
-    listening.program.send(signal.SIGTERM)
-    await listening.program.ended()
-    return sum(line["message"] == "exchange" for line in listening.log())
+    return sum(line["message"] == "exchange" for line in await listening.end())
 
 
 @pytest.mark.asyncio

@@ -230,7 +230,7 @@ async def test_a_clock_that_is_wrong_by_more_than_the_life_of_a_token_stops_noth
         for _ in range(2):
             assert await at.call("/svc/discover") == (200, google.metadata_account)
         assert len(google.mints) == 3
-        warnings = [line for line in at.running.log() if "clock of this machine" in str(line)]
+        warnings = [line for line in await at.running.end() if "clock of this machine" in str(line)]
         assert len(warnings) == 1
         direction = "behind" if seconds > 0 else "ahead of"
         assert warnings[0]["message"] == f"the clock of this machine is {direction} Google's; set it"

@@ -67,6 +67,6 @@ async def test_a_request_that_is_refused_by_rule_is_counted_and_told(routes: Rou
             "bad-request": 1,
             "browser": 1,
         }
-        told = [line["reason"] for line in running.log() if line["message"] == "request refused"]
+        told = [line["reason"] for line in await running.end() if line["message"] == "request refused"]
         assert told == ["host-differs", "user-info", "field", "bad-request", "browser"]
         assert not [line for line in running.program.lines if "s3cret" in line]

@@ -163,7 +163,7 @@ async def _ended(running: Sidecar) -> list[str]:
     """End the sidecar and return what is wrong with how it went."""
     status = await running.program.stop()
     wrong = [] if status == 0 else [f"the sidecar ended with {status}"]
-    errors = [line for line in running.log() if line.get("level") == "error"]
+    errors = [line for line in running.log() if line.get("severity") == "ERROR"]
     return wrong + [f"the sidecar logged: {error}" for error in errors[:_FAILURES_KEPT]]
 
 

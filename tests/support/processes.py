@@ -62,20 +62,28 @@ class Program(asyncio.SubprocessProtocol):
 
         Raises ProgramFailed when the program ends without it, or the time is over.
         """
+        return (await self.matches(pattern, 1, within_seconds=within_seconds))[0]
+
+    async def matches(self, pattern: str, count: int, *, within_seconds: float = 30.0) -> list[re.Match[str]]:
+        """Return the first `count` lines' matches of `pattern`, written before or after the call.
+
+        Raises ProgramFailed when the program ends before the last of them, or the time is over.
+        """
         expression = re.compile(pattern)
         seen = 0
+        found: list[re.Match[str]] = []
         try:
             async with asyncio.timeout(within_seconds):
                 while True:
-                    for text in self.lines[seen:]:
-                        if found := expression.search(text):
-                            return found
+                    found += [match for text in self.lines[seen:] if (match := expression.search(text))]
+                    if len(found) >= count:
+                        return found[:count]
                     seen = len(self.lines)
                     if self._over.is_set():
-                        raise ProgramFailed(self, f"ended with {self.returncode} before it wrote {pattern!r}")
+                        raise ProgramFailed(self, f"ended with {self.returncode} before it wrote {pattern!r} {count}x")
                     await self._change()
         except TimeoutError:
-            raise ProgramFailed(self, f"did not write {pattern!r} within {within_seconds:g} s") from None
+            raise ProgramFailed(self, f"did not write {pattern!r} {count}x within {within_seconds:g} s") from None
 
     async def answers(self, url: str, *, within_seconds: float = 30.0) -> str:
         """Return the body of the first 200 that `url` gives; meant for a readiness page of this program.

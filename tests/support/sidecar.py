@@ -43,6 +43,15 @@ class Sidecar:
         """Return its log lines so far."""
         return [json.loads(line) for line in self.program.lines if line.startswith("{")]
 
+    async def logged(self, pattern: str, count: int = 1) -> list[dict[str, object]]:
+        """Return the first `count` log lines in which the text matches; a line may come after what it tells of."""
+        return [json.loads(match.string) for match in await self.program.matches(pattern, count)]
+
+    async def end(self) -> list[dict[str, object]]:
+        """End it by SIGTERM and return all its log lines."""
+        await self.program.stop()
+        return self.log()
+
 
 @asynccontextmanager
 async def sidecar(
