@@ -19,10 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from proxy.tokens.google import GoogleMint
-from tests.unit.tokens.fakes import (
-    GOOGLE_NAMES,
-    FakeGoogle,
-)
+from tests.unit.tokens.fake_google import GOOGLE_NAMES, FakeGoogle
+from tests.unit.tokens.source_stage import Bench
 
 KEY_ACCOUNT = "key@project.iam.gserviceaccount.com"
 
@@ -171,6 +169,14 @@ async def mint(google: FakeGoogle, house: House) -> AsyncIterator[GoogleMint]:
     made = GoogleMint(environment=house.environment, resolver=google.names())
     yield made
     await made.close()
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """A token source on fake time."""
+    made = Bench()
+    yield made
+    await made.source.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.tokens.cache import TokenCache
 from proxy.tokens.model import TokenKey
-from tests.unit.tokens.fakes import KEY, START, token_of
+from tests.unit.tokens.values import KEY, START, token_of
 
 
 @pytest.mark.asyncio

@@ -1,31 +1,24 @@
+"""The mint on Google: what it needs before the first mint, its credentials, its end, and its secrets."""
+
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver
 
-from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, ProxyInvalid, TokenUnavailable
+from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, TokenUnavailable
 from proxy.observe.warnings import Warnings
-from proxy.tokens import google as google_module
-from proxy.tokens import http_client
 from proxy.tokens.google import CredentialInfo, GoogleMint
-from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.conftest import KEY_ACCOUNT, Authority, House
-from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, Names, says_nothing
-
-ATTACHED = "attached@project.iam.gserviceaccount.com"
-TARGET = "target@project.iam.gserviceaccount.com"
-OTHER = TokenKey(TARGET, (), AUDIENCE)
+from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.fake_google import FakeGoogle, Names, silent_and_sets
+from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
 
 def run_python(source: str) -> str:
@@ -36,15 +29,7 @@ def run_python(source: str) -> str:
     return done.stdout.strip()
 
 
-def silent_and_sets(asked: asyncio.Event) -> Fault:
-    async def silent(request: Any) -> Any:
-        asked.set()
-        return await says_nothing(request)
-
-    return silent
-
-
-# whose it is
+# Whose it is
 
 
 @pytest.mark.asyncio
@@ -135,239 +120,17 @@ async def test_a_file_goes_before_the_metadata_server_and_may_come_and_go(
 async def test_a_changed_file_is_taken_up_at_the_next_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], user_info: dict[str, Any]
 ) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate |= {(KEY_ACCOUNT, TARGET), ("user@example.com", TARGET)}
+    google.allow_impersonation((KEY_ACCOUNT, TARGET), ("user@example.com", TARGET))
     house.file(key_info)
-    await mint(OTHER)
+    await mint(IMPERSONATED)
     house.file(user_info)
-    await mint(OTHER)
+    await mint(IMPERSONATED)
     assert google.called("/token") == 2
     house.file("")
     with pytest.raises(CredentialsInvalid):
-        await mint(OTHER)
+        await mint(IMPERSONATED)
     house.file(user_info)
-    assert (await mint(OTHER)).principal == TARGET
-
-
-# The way there
-
-
-@pytest.mark.asyncio
-async def test_an_untrusted_certificate_stops_the_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("SSL_CERT_FILE")
-    house.file(key_info)
-    with pytest.raises(
-        TokenUnavailable, match=r"oauth2\.googleapis\.com .*certificate does not verify .*SSL_CERT_FILE"
-    ):
-        await mint(KEY)
-    assert google.calls == []
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("kind", ["a named pipe", "a device"])
-async def test_a_trust_store_that_never_ends_is_refused(
-    google: FakeGoogle,
-    house: House,
-    mint: GoogleMint,
-    key_info: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
-    os.mkfifo(house.folder / "pipe")
-    monkeypatch.setenv("SSL_CERT_FILE", "/dev/zero" if kind == "a device" else str(house.folder / "pipe"))
-    house.file(key_info)
-    for _ in range(2):
-        with pytest.raises(TokenUnavailable, match=f"SSL_CERT_FILE names .*, which cannot be used: it is {kind}"):
-            await mint(KEY)
-    assert google.calls == []
-
-
-@pytest.mark.asyncio
-async def test_a_certificate_that_is_over_may_mean_that_the_clock_is_wrong(
-    google: FakeGoogle, house: House, key_info: dict[str, Any], authority: Authority
-) -> None:
-    over = FakeGoogle()
-    await over.start(authority.expired)
-    mint = GoogleMint(environment=house.environment, resolver=over.names())
-    house.file(key_info)
-    with pytest.raises(TokenUnavailable, match=r"\(certificate has expired\); is the clock of this machine right\?"):
-        await mint(KEY)
-    await mint.close()
-    await over.stop()
-
-
-@pytest.mark.asyncio
-async def test_calls_to_google_go_through_the_proxy_of_the_environment(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    house.file(key_info)
-    with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
-        await mint(KEY)
-
-
-@pytest.mark.asyncio
-async def test_an_unusable_proxy_is_reported_at_the_first_call(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("https_proxy", "socks5://ada:hunter2@127.0.0.1:9")
-    house.file(key_info)
-    with pytest.raises(ProxyInvalid, match=r"the variable https_proxy, .*SOCKS"):
-        await mint(KEY)
-    assert google.calls == []
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("status", "why"), [(407, r"wants a login \(407\)"), (403, r"does not let it through \(403\)")]
-)
-async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
-    google: FakeGoogle,
-    house: House,
-    mint: GoogleMint,
-    key_info: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
-    why: str,
-) -> None:
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n".encode())
-        writer.close()
-
-    house.file(key_info)
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
-        monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
-        with pytest.raises(TokenUnavailable, match=why):
-            await mint(KEY)
-
-
-@pytest.mark.asyncio
-async def test_a_proxy_gets_its_login_and_a_host_in_no_proxy_goes_without(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heads: list[bytes] = []
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
-        writer.close()
-
-    house.file(key_info)
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
-        port = proxy.sockets[0].getsockname()[1]
-        monkeypatch.setenv("https_proxy", f"ada:secret@127.0.0.1:{port}")
-        with pytest.raises(TokenUnavailable):
-            await mint(KEY)
-        monkeypatch.setenv("no_proxy", "oauth2.googleapis.com")
-        await mint(KEY)
-    (head,) = heads
-    assert head.startswith(b"CONNECT oauth2.googleapis.com:443 ")
-    assert b"proxy-authorization: basic ywrhonnly3jlda==" in head.lower()
-
-
-@pytest.mark.asyncio
-async def test_logins_in_netrc_are_not_for_google(
-    google: FakeGoogle,
-    house: House,
-    mint: GoogleMint,
-    user_info: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("default login ada password of-another-place\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
-    house.file(user_info)
-    google.accounts.add(TARGET)
-    google.may_impersonate.add(("user@example.com", TARGET))
-    assert (await mint(OTHER)).principal == TARGET
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_an_endpoint_nearby_is_called_without_the_proxy(
-    google: FakeGoogle,
-    house: House,
-    mint: GoogleMint,
-    key_info: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    host: str,
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    house.file({**key_info, "token_uri": f"http://{host}:{google.metadata_port}/token"})
-    with pytest.raises(Failure):
-        await mint(KEY)
-    assert google.calls == [(f"{host}:{google.metadata_port}", "/token")]
-
-
-@pytest.mark.asyncio
-async def test_an_endpoint_that_is_no_url_is_a_failure(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
-) -> None:
-    house.file({**key_info, "token_uri": "https://"})
-    with pytest.raises(CredentialsInvalid, match="token_uri is not an http"):
-        await mint(KEY)
-    house.file({**key_info, "token_uri": "https://a..b/token"})
-    with pytest.raises(TokenUnavailable, match="could not be asked"):
-        await mint(KEY)
-
-
-@pytest.mark.asyncio
-async def test_a_connection_that_does_not_come_about_is_unavailable(
-    house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
-) -> None:
-    class Slow(AbstractResolver):
-        async def resolve(self, host: str, port: int = 0, family: Any = None) -> Any:
-            await asyncio.Event().wait()
-
-        async def close(self) -> None:
-            return None
-
-    monkeypatch.setattr(google_module, "_CONNECT_SECONDS", 0.01)
-    house.file(key_info)
-    mint = GoogleMint(environment=house.environment, resolver=Slow())
-    with pytest.raises(TokenUnavailable, match=r"oauth2\.googleapis\.com: no connection within 0\.01 s"):
-        await mint(KEY)
-    await mint.close()
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("where", ["metadata", "key", "impersonation"])
-async def test_a_mint_cancelled_in_a_google_that_says_nothing_blocks_nothing_after(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], where: str
-) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
-    if where == "key":
-        house.file(key_info)
-    path = {"metadata": "/identity", "key": "/token", "impersonation": ":generateIdToken"}[where]
-    key = OTHER if where == "impersonation" else KEY
-    for _ in range(4):  # the threads are two
-        asked = asyncio.Event()
-        google.break_next(path, silent_and_sets(asked))
-        async with asyncio.TaskGroup() as group:
-            waiter = group.create_task(mint(key))
-            await asked.wait()
-            waiter.cancel()
-        assert waiter.cancelled()
-    assert (await mint(key)).key == key
-
-
-@pytest.mark.asyncio
-async def test_silence_has_a_deadline_of_its_own(
-    google: FakeGoogle, house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(http_client, "_TOTAL_SECONDS", 0.3)
-    mint = GoogleMint(environment=house.environment, resolver=google.names())
-    google.break_next("/token", says_nothing)
-    house.file(key_info)
-    with pytest.raises(Failure, match=r"oauth2\.googleapis\.com did not answer within 0\.3 s"):
-        await mint(KEY)
-    await mint.close()
+    assert (await mint(IMPERSONATED)).principal == TARGET
 
 
 # The end
@@ -437,8 +200,7 @@ async def test_no_secret_reaches_a_log_or_a_failure(
     told: Callable[[BaseException], str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    google.accounts.add(TARGET)
-    google.may_impersonate |= {(ATTACHED, TARGET), (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET)}
+    google.allow_impersonation((ATTACHED, TARGET), (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET))
     source = TokenSource(mint, observer=Warnings())
     texts: list[str] = []
 
@@ -448,7 +210,7 @@ async def test_no_secret_reaches_a_log_or_a_failure(
                 house.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
             else:
                 house.file(info)
-            for key in (KEY, OTHER):
+            for key in (KEY, IMPERSONATED):
                 try:
                     token = await source.mint_uncached(key)
                 except Failure as failure:

@@ -11,7 +11,8 @@ from proxy.errors import Failure, ImpersonationDenied, TokenExpired, TokenTimeou
 from proxy.observe.observer import MintObserver
 from proxy.tokens.minter import Minter
 from proxy.tokens.model import Token, TokenKey
-from tests.unit.tokens.fakes import AUDIENCE, KEY, Counted, FakeMint, FakeTime, token_of
+from tests.unit.tokens.fake_mint import Counted, FakeMint, FakeTime
+from tests.unit.tokens.values import AUDIENCE, KEY, token_of
 
 
 def timed(mint: Callable[[TokenKey], Any], time: FakeTime, counted: Counted, timeout_seconds: float = 5.0) -> Minter:

@@ -9,7 +9,7 @@ import pytest
 from proxy.errors import TokenMalformed
 from proxy.routes import Origin, Route
 from proxy.tokens.model import TokenKey, is_account, read_claims, token_from_jwt
-from tests.unit.tokens.fakes import AUDIENCE, KEY, encode, jwt_of, token_of
+from tests.unit.tokens.values import AUDIENCE, KEY, encode, jwt_of, token_of
 
 
 def test_a_token_has_the_field_value_the_expiry_and_the_principal_of_its_jwt() -> None:

@@ -5,42 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from proxy.errors import MintRefused, TokenTimeout
 from proxy.tokens.model import TokenKey
-from proxy.tokens.source import TokenSource
 from tests.support.loops import loop_idle
-from tests.unit.tokens.fakes import (
-    KEY,
-    FakeMint,
-    FakeTime,
-)
+from tests.unit.tokens.source_stage import Bench
+from tests.unit.tokens.values import KEY
 
 OTHER = TokenKey("a@b", (), "https://other")
-
-
-class Bench:
-    def __init__(self, **options: Any) -> None:
-        self.time = FakeTime()
-        self.mint = FakeMint(self.time)
-        self.source = TokenSource(
-            self.mint, clock=self.time.clock, random_fraction=lambda: 0.5, later=self.time.later, **options
-        )
-
-    async def stored(self) -> set[TokenKey]:
-        return set(await self.source._cache._store.raw("keys"))
-
-
-@pytest_asyncio.fixture
-async def bench() -> AsyncIterator[Bench]:
-    made = Bench()
-    yield made
-    await made.source.close()
 
 
 @pytest.mark.asyncio
@@ -54,7 +28,7 @@ async def test_a_dropped_key_loses_its_token_and_its_timer_and_the_others_keep_t
     assert dropped.token is None
     assert kept.usable_token(bench.time.now) is token
     assert bench.time.armed == 1
-    assert await bench.stored() == {OTHER}
+    assert await bench.stored_keys() == {OTHER}
 
 
 @pytest.mark.asyncio
@@ -95,7 +69,7 @@ async def test_a_request_that_waits_gets_its_token_which_is_not_kept(bench: Benc
     assert len(bench.mint.calls) == 1
     assert slot.token is None
     assert bench.time.armed == 0
-    assert await bench.stored() == set()
+    assert await bench.stored_keys() == set()
 
 
 @pytest.mark.asyncio
@@ -119,7 +93,7 @@ async def test_a_late_request_of_an_old_route_gets_a_token_which_is_not_kept(ben
     assert (await bench.source.token(KEY)).key == KEY
     assert (await bench.source.mint_uncached(KEY)).key == KEY
     assert bench.time.armed == 0
-    assert await bench.stored() == set()
+    assert await bench.stored_keys() == set()
 
 
 @pytest.mark.asyncio
@@ -134,7 +108,7 @@ async def test_a_failure_of_a_dropped_key_is_forgotten(bench: Bench) -> None:
     with pytest.raises(MintRefused):
         await bench.source.token(KEY)
     assert len(bench.mint.calls) == 2
-    assert await bench.stored() == set()
+    assert await bench.stored_keys() == set()
     assert slot.token is None
 
 
@@ -146,7 +120,7 @@ async def test_a_key_whose_slot_is_asked_for_again_is_kept(bench: Bench) -> None
     assert new is old
     token = await bench.source.token(KEY)
     assert new.usable_token(bench.time.now) is token
-    assert await bench.stored() == {KEY}
+    assert await bench.stored_keys() == {KEY}
 
 
 @pytest.mark.asyncio

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from proxy.tokens.slot import Slot
-from tests.unit.tokens.fakes import KEY, token_of
+from tests.unit.tokens.values import KEY, token_of
 
 
 def test_an_empty_slot_has_nothing() -> None:

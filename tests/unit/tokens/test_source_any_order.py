@@ -14,11 +14,8 @@ from proxy.errors import CredentialsRejected, Failure, TokenUnavailable
 from proxy.tokens.model import Token
 from proxy.tokens.source import TokenSource
 from tests.support.loops import asyncio_loop, loop_idle
-from tests.unit.tokens.fakes import (
-    KEY,
-    FakeMint,
-    FakeTime,
-)
+from tests.unit.tokens.fake_mint import FakeMint, FakeTime
+from tests.unit.tokens.values import KEY
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from proxy.errors import Failure, TokenUnavailable
 from proxy.tokens.calls import Bearer, bearer
 from proxy.tokens.credentials.source import AccessTokenCache
 from tests.support.loops import loop_idle
-from tests.unit.tokens.fakes import FakeTime
+from tests.unit.tokens.fake_mint import FakeTime
 
 
 class Fetch:

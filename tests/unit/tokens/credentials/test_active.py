@@ -13,15 +13,12 @@ import pytest_asyncio
 from proxy.errors import CredentialsInvalid, CredentialsNotFound
 from proxy.tokens.credentials import lookup
 from proxy.tokens.google import GoogleMint
-from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
 from tests.unit.tokens.conftest import KEY_ACCOUNT, House
-from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, Fault, answers, says_nothing
+from tests.unit.tokens.fake_google import FakeGoogle, Fault, answers, says_nothing
+from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
-ATTACHED = "attached@project.iam.gserviceaccount.com"
 OTHER_ATTACHED = "other@project.iam.gserviceaccount.com"
-TARGET = "target@project.iam.gserviceaccount.com"
-IMPERSONATED = TokenKey(TARGET, (), AUDIENCE)
 
 
 class Changes:
@@ -116,8 +113,7 @@ async def test_nothing_is_minted_from_broken_credentials_and_again_from_good_one
 async def test_a_discovery_that_proves_another_identity_ends_the_old_one(
     google: FakeGoogle, house: House, source: TokenSource, key_info: dict[str, Any]
 ) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate |= {(ATTACHED, TARGET), (KEY_ACCOUNT, TARGET)}
+    google.allow_impersonation((ATTACHED, TARGET), (KEY_ACCOUNT, TARGET))
     old = await source.token(KEY)
     impersonated = await source.token(IMPERSONATED)
     house.file(key_info)
@@ -135,8 +131,7 @@ async def test_a_discovery_that_proves_another_identity_ends_the_old_one(
 async def test_another_account_at_the_metadata_server_is_a_change(
     google: FakeGoogle, mint: GoogleMint, changes: Changes, shown_by: str
 ) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
+    google.allow_impersonation((ATTACHED, TARGET))
     await mint(KEY)
     await mint.check_for_change(tokens_kept=True)
     assert (await mint(IMPERSONATED)).generation == 0

@@ -6,13 +6,11 @@ import pytest
 
 from proxy.errors import AmbientUnsupported, CredentialsInvalid, ImpersonationDenied, TokenMalformed
 from proxy.tokens.google import GoogleMint
-from proxy.tokens.model import TokenKey
 from tests.unit.tokens.conftest import KEY_ACCOUNT, House
-from tests.unit.tokens.fakes import AUDIENCE, KEY, FakeGoogle, answers
+from tests.unit.tokens.fake_google import FakeGoogle, answers
+from tests.unit.tokens.values import IMPERSONATED, KEY, TARGET
 
 MIDDLE = "middle@project.iam.gserviceaccount.com"
-TARGET = "target@project.iam.gserviceaccount.com"
-OTHER = TokenKey(TARGET, (), AUDIENCE)
 
 FEDERATED = {
     "type": "external_account",
@@ -62,8 +60,7 @@ async def test_an_impersonated_file_mints_for_its_target(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
     house.file(impersonated(user_info))
-    google.accounts.add(MIDDLE)
-    google.may_impersonate.add(("user@example.com", MIDDLE))
+    google.allow_impersonation(("user@example.com", MIDDLE))
     token = await mint(KEY)
     assert (token.principal, token.key) == (MIDDLE, KEY)
 
@@ -91,7 +88,7 @@ async def test_impersonation_on_top_of_an_impersonated_file_goes_through_its_tar
     google.accounts |= {MIDDLE, TARGET}
     google.may_impersonate |= {("user@example.com", MIDDLE), (MIDDLE, TARGET)}
     for _ in range(2):
-        assert (await mint(OTHER)).principal == TARGET
+        assert (await mint(IMPERSONATED)).principal == TARGET
     assert google.called(":generateAccessToken") == 1
     assert google.quota_projects == ["payer"] * 3
 
@@ -105,10 +102,10 @@ async def test_the_link_of_the_chain_that_is_missing_is_named(
     with pytest.raises(
         ImpersonationDenied, match=rf"user@example\.com .* {MIDDLE}: grant it roles/iam\.serviceAccountTok"
     ):
-        await mint(OTHER)
+        await mint(IMPERSONATED)
     google.may_impersonate.add(("user@example.com", MIDDLE))
     with pytest.raises(ImpersonationDenied, match=f"{MIDDLE} may not impersonate {TARGET}"):
-        await mint(OTHER)
+        await mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
@@ -122,7 +119,7 @@ async def test_an_access_token_without_an_expiry_is_malformed(
     house.file(impersonated(user_info))
     google.break_next(":generateAccessToken", answers(200, body))
     with pytest.raises(TokenMalformed) as caught:
-        await mint(OTHER)
+        await mint(IMPERSONATED)
     assert "ya29.secret" not in str(caught.value)
 
 

@@ -16,33 +16,23 @@ from proxy.errors import (
 )
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
-from tests.unit.tokens.fakes import (
-    AUDIENCE,
-    FakeGoogle,
-    answers,
-    api_error,
-    error_answer,
-    resets,
-)
+from tests.unit.tokens.fake_google import FakeGoogle, answers, api_error, error_answer, resets
+from tests.unit.tokens.values import ATTACHED, AUDIENCE, IMPERSONATED, TARGET
 
-ATTACHED = "attached@project.iam.gserviceaccount.com"
-TARGET = "target@project.iam.gserviceaccount.com"
 FIRST, SECOND = "first@project.iam.gserviceaccount.com", "second@project.iam.gserviceaccount.com"
-KEY = TokenKey(TARGET, (), AUDIENCE)
 METHOD = ":generateIdToken"
 
 
 @pytest.fixture
 def allowed(google: FakeGoogle) -> FakeGoogle:
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
+    google.allow_impersonation((ATTACHED, TARGET))
     return google
 
 
 @pytest.mark.asyncio
 async def test_iam_is_asked_for_the_audience_with_the_email_claim(allowed: FakeGoogle, mint: GoogleMint) -> None:
-    token = await mint(KEY)
-    assert token.key == KEY
+    token = await mint(IMPERSONATED)
+    assert token.key == IMPERSONATED
     assert token.principal == TARGET
     assert allowed.bodies == [{"audience": AUDIENCE, "includeEmail": True}]
 
@@ -64,7 +54,7 @@ async def test_a_denied_impersonation_names_role_account_principal_and_what_iam_
 ) -> None:
     google.accounts.add(TARGET)
     with pytest.raises(ImpersonationDenied) as caught:
-        await mint(KEY)
+        await mint(IMPERSONATED)
     text = str(caught.value)
     assert f"{ATTACHED} may not impersonate {TARGET}" in text
     assert "roles/iam.serviceAccountOpenIdTokenCreator" in text
@@ -89,7 +79,7 @@ async def test_a_denial_is_reported_without_a_known_principal(google: FakeGoogle
     google.break_next("/email", resets)
     google.break_next("/email", resets)  # aiohttp asks again once, as it may with a GET
     with pytest.raises(ImpersonationDenied, match="the attached service account may not impersonate"):
-        await mint(KEY)
+        await mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
@@ -106,14 +96,14 @@ async def test_a_403_for_another_reason_is_not_blamed_on_the_role(
 ) -> None:
     allowed.break_next(METHOD, error_answer(lambda: api_error(403, "no", reason)))
     with pytest.raises(MintRefused, match=advice) as caught:
-        await mint(KEY)
+        await mint(IMPERSONATED)
     assert "roles/" not in str(caught.value)
 
 
 @pytest.mark.asyncio
 async def test_an_account_that_does_not_exist_is_named(google: FakeGoogle, mint: GoogleMint) -> None:
     with pytest.raises(MintRefused, match=f"the service account {TARGET} does not exist"):
-        await mint(KEY)
+        await mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
@@ -153,8 +143,7 @@ async def test_of_a_chain_the_link_is_named_that_iam_refused(
 
 @pytest.mark.asyncio
 async def test_a_refused_audience_is_asked_about(google: FakeGoogle, mint: GoogleMint) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
+    google.allow_impersonation((ATTACHED, TARGET))
     with pytest.raises(MintRefused, match="is the audience right"):
         await mint(TokenKey(TARGET, (), ""))
 
@@ -163,9 +152,9 @@ async def test_a_refused_audience_is_asked_about(google: FakeGoogle, mint: Googl
 async def test_a_stale_access_token_is_renewed_once_and_the_call_repeated(
     allowed: FakeGoogle, mint: GoogleMint
 ) -> None:
-    await mint(KEY)
+    await mint(IMPERSONATED)
     allowed.revoke_access_tokens()
-    assert (await mint(KEY)).principal == TARGET
+    assert (await mint(IMPERSONATED)).principal == TARGET
     assert allowed.called("/token") == 2
     assert allowed.called(METHOD) == 3
 
@@ -175,7 +164,7 @@ async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed
     for _ in range(2):
         allowed.break_next(METHOD, error_answer(lambda: api_error(401, "invalid authentication credentials")))
     with pytest.raises(CredentialsRejected, match=f"does not take the access token of {ATTACHED}"):
-        await mint(KEY)
+        await mint(IMPERSONATED)
     assert allowed.called(METHOD) == 2
 
 
@@ -184,7 +173,7 @@ async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed
 async def test_transient_statuses_are_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
     allowed.break_next(METHOD, answers(status, "<html>eyJzZWNyZXQi</html>", Location="https://elsewhere/"))
     with pytest.raises(TokenUnavailable, match=rf"IAM answered {status} \(\[not shown\]\)$"):
-        await mint(KEY)
+        await mint(IMPERSONATED)
     assert allowed.called(METHOD) == 1
 
 
@@ -193,7 +182,7 @@ async def test_a_reset_connection_is_unavailable(allowed: FakeGoogle, mint: Goog
     allowed.break_next(METHOD, resets)
     allowed.break_next(METHOD, resets)
     with pytest.raises(TokenUnavailable, match=r"iamcredentials\.googleapis\.com could not be asked"):
-        await mint(KEY)
+        await mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
@@ -214,7 +203,7 @@ async def test_junk_with_status_200_is_no_token_and_not_quoted(
 ) -> None:
     allowed.break_next(METHOD, answers(200, body))
     with pytest.raises(TokenMalformed) as caught:
-        await mint(KEY)
+        await mint(IMPERSONATED)
     assert "eyJzZWNyZXQi" not in told(caught.value)
 
 
@@ -241,4 +230,4 @@ async def test_an_answer_that_is_endless_is_cut(allowed: FakeGoogle, mint: Googl
 
     allowed.break_next(METHOD, endless)
     with pytest.raises(Failure, match="more than 256 KiB"):
-        await mint(KEY)
+        await mint(IMPERSONATED)

@@ -19,18 +19,9 @@ from proxy.errors import (
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
 from tests.unit.tokens.conftest import House
-from tests.unit.tokens.fakes import (
-    AUDIENCE,
-    KEY,
-    FakeGoogle,
-    Names,
-    answers,
-    metadata_answers,
-    resets,
-)
+from tests.unit.tokens.fake_google import FakeGoogle, Names, answers, metadata_answers, resets
+from tests.unit.tokens.values import ATTACHED, AUDIENCE, KEY, TARGET
 
-TARGET = "target@project.iam.gserviceaccount.com"
-ATTACHED = "attached@project.iam.gserviceaccount.com"
 OTHER = TokenKey(TARGET, (), AUDIENCE)
 
 
@@ -343,8 +334,7 @@ async def test_few_calls_at_once_reach_the_metadata_server(google: FakeGoogle, m
 
 @pytest.mark.asyncio
 async def test_impersonation_uses_the_attached_accounts_access_token(google: FakeGoogle, mint: GoogleMint) -> None:
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
+    google.allow_impersonation((ATTACHED, TARGET))
     assert (await mint(OTHER)).principal == TARGET
     assert (await mint(OTHER)).principal == TARGET
     assert google.called("/token") == 1
@@ -356,8 +346,7 @@ async def test_the_quota_project_of_the_environment_goes_to_iam(
     google: FakeGoogle, house: House, mint: GoogleMint
 ) -> None:
     house.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "payer"
-    google.accounts.add(TARGET)
-    google.may_impersonate.add((ATTACHED, TARGET))
+    google.allow_impersonation((ATTACHED, TARGET))
     await mint(OTHER)
     assert google.quota_projects == ["payer"]
 

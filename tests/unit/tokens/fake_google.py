@@ -1,17 +1,14 @@
-"""Time, a mint, and a Google whose answers a test can script, for the tests of this room."""
+"""A Google whose answers a test can script, and faults for it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import heapq
 import itertools
-import json
 import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,129 +18,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from proxy.errors import Failure
-from proxy.observe.observer import ObservedKey, ObservedToken
-from proxy.observe.warnings import Warnings
-from proxy.tokens.model import Token, TokenKey
-from tests.support.loops import loop_idle
-
-AUDIENCE = "https://greeter-123.europe-west1.run.app"
-KEY = TokenKey(impersonate=None, delegates=(), audience=AUDIENCE)
-START = 1_800_000_000.0
+from tests.unit.tokens.values import ATTACHED, decode, jwt_of
 
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
-
-
-def token_of(key: TokenKey, expires_at: float, serial: int = 0) -> Token:
-    return Token(key=key, authorization=b"Bearer t%d" % serial, expires_at=expires_at, principal="me@example.com")
-
-
-def encode(part: object) -> str:
-    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def decode(part: str) -> Any:
-    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-
-
-def jwt_of(claims: Mapping[str, Any]) -> str:
-    return f"{encode({'alg': 'RS256', 'typ': 'JWT'})}.{encode(dict(claims))}.{encode(b'signature-of-google')}"
-
-
-class FakeTimer:
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
-
-    def cancel(self) -> None:
-        self.call = None
-
-
-class FakeTime:
-    """A clock that stands until it is told, and the timers that go by it."""
-
-    def __init__(self) -> None:
-        self.now = START
-        self._timers: list[tuple[float, int, FakeTimer]] = []
-        self._serial = itertools.count()
-
-    def clock(self) -> float:
-        return self.now
-
-    def later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
-        assert seconds >= 0
-        timer = FakeTimer(call)
-        heapq.heappush(self._timers, (self.now + seconds, next(self._serial), timer))
-        return timer
-
-    @property
-    def armed(self) -> int:
-        return sum(timer.call is not None for _, _, timer in self._timers)
-
-    async def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self._timers and self._timers[0][0] <= end:
-            due, _, timer = heapq.heappop(self._timers)
-            if timer.call is not None:
-                self.now = max(self.now, due)
-                timer.call()
-                await loop_idle()
-        self.now = end
-
-
-class FakeMint:
-    """Mints tokens that live `life` seconds, or fails; at once, after `seconds`, or when `gate` opens.
-
-    Google's clock is `behind` ours; unless `dated`, its answers do not say what it shows.
-    """
-
-    def __init__(self, time: FakeTime, life: float = 3600.0) -> None:
-        self._time = time
-        self.life = life
-        self.expires_at: float | None = None
-        self.failure: Exception | None = None
-        self.gate: asyncio.Event | None = None
-        self.seconds = 0.0
-        self.behind = 0.0
-        self.dated = True
-        self.generation = 0
-        self.calls: list[tuple[float, TokenKey]] = []
-
-    async def __call__(self, key: TokenKey) -> Token:
-        self.calls.append((self._time.now, key))
-        serial = len(self.calls)
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.seconds:
-            over = asyncio.Event()
-            self._time.later(self.seconds, over.set)
-            await over.wait()
-        if self.failure is not None:
-            raise self.failure
-        google_now = self._time.now - self.behind
-        expires_at = self.expires_at if self.expires_at is not None else google_now + self.life
-        token = token_of(key, expires_at, serial)
-        return replace(token, dated_at=google_now if self.dated else None, generation=self.generation)
-
-
-class Counted(Warnings):
-    """An observer of mints that keeps them beside writing the log lines."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock=clock)
-        self.minted_tokens: list[ObservedToken] = []
-        self.failures: list[Failure] = []
-
-    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
-        super().minted(token, seconds, uncached)
-        assert seconds >= 0
-        self.minted_tokens.append(token)
-
-    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
-        super().mint_failed(key, failure, seconds, uncached)
-        assert key.audience
-        assert seconds >= 0
-        self.failures.append(failure)
 
 
 class Names(AbstractResolver):
@@ -189,7 +66,7 @@ class FakeGoogle:
         self.secrets: set[str] = set()
         self.faults: dict[str, list[Fault]] = {}
         self.life = 3600.0
-        self.attached: str | None = "attached@project.iam.gserviceaccount.com"
+        self.attached: str | None = ATTACHED
         self.metadata_knows_format = True
         self.quota_projects: list[str | None] = []
         self.keys: dict[str, rsa.RSAPublicKey] = {}
@@ -218,6 +95,11 @@ class FakeGoogle:
     def break_next(self, path_end: str, fault: Fault) -> None:
         """Let the next call whose path ends so meet `fault`."""
         self.faults.setdefault(path_end, []).append(fault)
+
+    def allow_impersonation(self, *pairs: tuple[str, str]) -> None:
+        """Create the second account of each pair, and let the first one impersonate it."""
+        self.accounts |= {account for _, account in pairs}
+        self.may_impersonate |= set(pairs)
 
     def revoke_access_tokens(self) -> None:
         self._access.clear()
@@ -426,3 +308,11 @@ async def says_nothing(request: web.Request) -> web.StreamResponse:
     """A fault: no answer as long as anybody waits."""
     await asyncio.Event().wait()
     raise AssertionError
+
+
+def silent_and_sets(asked: asyncio.Event) -> Fault:
+    async def silent(request: Any) -> Any:
+        asked.set()
+        return await says_nothing(request)
+
+    return silent
