@@ -6,39 +6,19 @@ import pytest
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
+from tests.conformance.windows import DEFAULT_WINDOW, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, WIDE_WINDOWS, client, shape
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.events import Sent, SettingsReceived, StreamReset
+from tests.support.peers.events import Sent, SettingsReceived
 from tests.support.peers.memory import Joined
 from tests.support.peers.raw import (
     REQUEST,
-    RESPONSE,
     TRAILERS,
     RawPeer,
-    Seen,
     assert_connection_failed,
     assert_stream_failed,
-    codes,
     content,
     of,
 )
-
-INITIAL_WINDOW, MAX_FRAME = 4, 5
-GREAT = {INITIAL_WINDOW: 1 << 24}
-DEFAULT_WINDOW = 65_535
-
-
-def client(make: EventFactory, *, streams: int = 1, settings: dict[int, int] | None = None) -> RawPeer:
-    """A client engine with so many requests open and a wide connection window."""
-    peer = RawPeer(make, engine_is_client=True, settings=GREAT if settings is None else settings)
-    peer.send(peer.window(0, (1 << 30) - DEFAULT_WINDOW))
-    for _ in range(streams):
-        peer.asked()
-    return peer
-
-
-def shape(seen: list[Seen]) -> list[tuple[str, int, int, bool]]:
-    """Kind, stream, octets and end of each frame."""
-    return [(one.kind, one.stream_id, len(one.body), one.ends) for one in seen]
 
 
 @each_engine
@@ -87,7 +67,7 @@ def test_an_end_that_comes_later_is_one_empty_frame(make: EventFactory) -> None:
 @each_engine
 @pytest.mark.parametrize("max_frame", [16_384, 30_000, 1 << 20])
 def test_frames_are_as_full_as_the_peer_takes_them(make: EventFactory, max_frame: int) -> None:
-    peer = client(make, settings={**GREAT, MAX_FRAME: max_frame})
+    peer = client(make, settings={**WIDE_WINDOWS, MAX_FRAME_SIZE: max_frame})
     for _ in range(100):
         peer.engine.send_data(1, bytes(1_000), end_stream=False)
     peer.engine.send_data(1, b"", end_stream=True)
@@ -110,7 +90,7 @@ def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EventFacto
     peer = client(make)
     peer.engine.send_data(1, bytes(40_000), end_stream=False)
     assert [len(one.body) for one in peer.take()] == [16_384, 16_384, 7_232]
-    peer.send(peer.settings({MAX_FRAME: 40_000}))
+    peer.send(peer.settings({MAX_FRAME_SIZE: 40_000}))
     peer.take()
     peer.engine.send_data(1, bytes(40_000), end_stream=False)
     assert [len(one.body) for one in peer.take()] == [40_000]
@@ -118,7 +98,7 @@ def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EventFacto
 
 @each_engine
 def test_content_waits_for_the_streams_window(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 10})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 10})
     peer.engine.send_data(1, b"0123456789abcdef", end_stream=True)
     assert shape(peer.take()) == [("Data", 1, 10, False)]
     assert peer.engine.queued_octets == 6
@@ -133,7 +113,7 @@ def test_content_waits_for_the_streams_window(make: EventFactory) -> None:
 
 @each_engine
 def test_content_waits_for_the_connections_window(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings=GREAT)
+    peer = RawPeer(make, engine_is_client=True, settings=WIDE_WINDOWS)
     peer.asked()
     peer.engine.send_data(1, bytes(70_000), end_stream=True)
     assert len(content(peer.take(), 1)) == DEFAULT_WINDOW
@@ -148,7 +128,7 @@ def test_content_waits_for_the_connections_window(make: EventFactory) -> None:
 
 @each_engine
 def test_the_end_alone_needs_no_window(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
+    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW_SIZE: 0})
     peer.asked()
     peer.engine.send_data(1, b"", end_stream=True)
     assert shape(peer.take()) == [("Data", 1, 0, True)]
@@ -160,7 +140,7 @@ def test_the_end_alone_needs_no_window(make: EventFactory) -> None:
 
 @each_engine
 def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings=GREAT)
+    peer = RawPeer(make, engine_is_client=True, settings=WIDE_WINDOWS)
     peer.asked()
     peer.asked()
     peer.engine.send_data(1, bytes(100_000), end_stream=True)
@@ -172,7 +152,7 @@ def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EventFa
 
 @each_engine
 def test_heads_need_no_window(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
+    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW_SIZE: 0})
     assert peer.engine.send_request(REQUEST, end_stream=False) == 1
     (head,) = peer.take()
     assert head.fields == REQUEST
@@ -180,32 +160,32 @@ def test_heads_need_no_window(make: EventFactory) -> None:
 
 @each_engine
 def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 1_000})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.engine.send_data(1, bytes(3_000), end_stream=True)
     assert len(content(peer.take(), 1)) == 1_000
-    peer.send(peer.settings({INITIAL_WINDOW: 100}))  # the window is now −900
+    peer.send(peer.settings({INITIAL_WINDOW_SIZE: 100}))  # the window is now −900
     assert of(peer.take(), "Data") == []
     peer.send(peer.window(1, 900))
     assert peer.take() == []
     peer.send(peer.window(1, 1))
     assert shape(peer.take()) == [("Data", 1, 1, False)]
-    peer.send(peer.settings({INITIAL_WINDOW: 5_000}))
+    peer.send(peer.settings({INITIAL_WINDOW_SIZE: 5_000}))
     assert shape(of(peer.take(), "Data")) == [("Data", 1, 1_999, True)]
 
 
 @each_engine
 def test_a_window_that_grows_lets_waiting_streams_go_on(make: EventFactory) -> None:
-    peer = client(make, streams=3, settings={INITIAL_WINDOW: 0})
+    peer = client(make, streams=3, settings={INITIAL_WINDOW_SIZE: 0})
     for stream_id in (1, 3, 5):
         peer.engine.send_data(stream_id, b"waiting", end_stream=True)
     assert peer.take() == []
-    peer.send(peer.settings({INITIAL_WINDOW: 7}))
+    peer.send(peer.settings({INITIAL_WINDOW_SIZE: 7}))
     assert sorted(shape(of(peer.take(), "Data"))) == [("Data", stream_id, 7, True) for stream_id in (1, 3, 5)]
 
 
 @each_engine
 def test_settings_in_one_frame_count_in_their_order(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 0})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 0})
     peer.engine.send_data(1, b"0123456789", end_stream=True)
     pair = (4).to_bytes(2, "big")
     frame = b"\0\0\x0c\x04\0\0\0\0\0" + pair + (500).to_bytes(4, "big") + pair + (4).to_bytes(4, "big")
@@ -228,9 +208,9 @@ def test_a_connection_window_past_its_greatest_value_ends_the_connection(make: E
 
 @each_engine
 def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 1_000})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.send(peer.window(1, 0x7FFF_FFFF - 1_000))
-    assert_connection_failed(peer, peer.send(peer.settings({INITIAL_WINDOW: 1_001})), 3)
+    assert_connection_failed(peer, peer.send(peer.settings({INITIAL_WINDOW_SIZE: 1_001})), 3)
 
 
 @each_engine
@@ -246,7 +226,7 @@ def test_a_window_update_by_nothing_is_a_fault(make: EventFactory, stream_id: in
 
 @each_engine
 def test_streams_share_a_narrow_connection_window_evenly(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings={**GREAT, 3: 1_000})
+    peer = RawPeer(make, engine_is_client=True, settings={**WIDE_WINDOWS, 3: 1_000})
     streams = [peer.asked() for _ in range(50)]
     for stream_id in streams:
         peer.engine.send_data(stream_id, bytes(100_000), end_stream=True)
@@ -263,7 +243,7 @@ def test_streams_share_a_narrow_connection_window_evenly(make: EventFactory) -> 
 
 @each_engine
 def test_a_stream_with_a_closed_window_holds_up_no_other(make: EventFactory) -> None:
-    peer = client(make, streams=2, settings={INITIAL_WINDOW: 10})
+    peer = client(make, streams=2, settings={INITIAL_WINDOW_SIZE: 10})
     peer.engine.send_data(1, bytes(100), end_stream=True)
     peer.take()
     peer.engine.send_data(3, bytes(10), end_stream=True)
@@ -272,7 +252,7 @@ def test_a_stream_with_a_closed_window_holds_up_no_other(make: EventFactory) -> 
 
 @each_engine
 def test_trailers_wait_for_the_content_before_them(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.send_trailers(1, TRAILERS)
     assert shape(peer.take()) == [("Data", 1, 4, False)]
@@ -284,7 +264,7 @@ def test_trailers_wait_for_the_content_before_them(make: EventFactory) -> None:
 
 @each_engine
 def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: EventFactory) -> None:
-    peer = client(make, streams=2, settings={INITIAL_WINDOW: 4})
+    peer = client(make, streams=2, settings={INITIAL_WINDOW_SIZE: 4})
     again: Fields = [*REQUEST, (b"x-sum", b"again and again", False)]
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.send_trailers(1, again[-1:])
@@ -300,182 +280,14 @@ def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: Event
 @each_engine
 @pytest.mark.parametrize("trailers", [[], TRAILERS], ids=["on DATA", "in trailers"])
 def test_an_end_needs_no_window_even_where_that_is_negative(make: EventFactory, trailers: Fields) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 1_000})
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.engine.send_data(1, bytes(1_000), end_stream=False)
     peer.take()
-    peer.send(peer.settings({INITIAL_WINDOW: 100}))  # the window is now −900
+    peer.send(peer.settings({INITIAL_WINDOW_SIZE: 100}))  # the window is now −900
     peer.take()
     peer.engine.send_trailers(1, trailers)
     (end,) = peer.take()
     assert (end.kind, end.ends) == ("Headers" if trailers else "Data", True)
-
-
-# ---- resets
-
-
-@each_engine
-@pytest.mark.parametrize("code", [0, 8, 0xB, 0xDEAD_BEEF, 0xFFFF_FFFF])
-def test_resets_carry_their_code(make: EventFactory, code: int) -> None:
-    peer = client(make)
-    peer.engine.reset(1, code)
-    assert codes(peer.take(), "RstStream") == [code]
-    assert peer.engine.open_streams == 0
-    peer.asked()
-    assert peer.send(peer.reset(3, code)) == [StreamReset(3, code, True)]
-    assert peer.engine.open_streams == 0
-
-
-@each_engine
-def test_a_reset_follows_what_the_windows_take_and_drops_the_rest(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 10})
-    peer.engine.send_data(1, b"0123456789abcdef", end_stream=True)
-    peer.engine.reset(1, 2)
-    data, reset = peer.take()
-    assert (data.kind, data.body, data.ends) == ("Data", b"0123456789", False)
-    assert (reset.kind, *codes([reset], "RstStream")) == ("RstStream", 2)
-    assert peer.engine.queued_octets == peer.engine.open_streams == 0
-    assert peer.sent == [Sent(1, 10)]
-
-
-@each_engine
-def test_a_reset_with_no_window_open_leaves_at_once(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 0})
-    peer.asked()
-    peer.engine.send_data(1, b"never", end_stream=True)
-    assert peer.take() == []
-    peer.engine.reset(1, 8)
-    assert peer.engine.wants_to_send
-    assert [one.kind for one in peer.take()] == ["RstStream"]
-    assert peer.engine.queued_octets == 0
-
-
-@each_engine
-def test_a_reset_after_data_waits_until_all_has_left(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
-    peer.engine.send_data(1, b"01234567", end_stream=False)
-    peer.engine.reset(1, 5, after_data=True)
-    assert shape(peer.take()) == [("Data", 1, 4, False)]
-    assert peer.take() == []
-    assert peer.engine.open_streams == 1
-    peer.send(peer.window(1, 100))
-    data, reset = peer.take()
-    assert data.body == b"4567"
-    assert (reset.kind, *codes([reset], "RstStream")) == ("RstStream", 5)
-    assert peer.engine.open_streams == 0
-
-
-@each_engine
-def test_a_reset_after_data_with_nothing_queued_leaves_at_once(make: EventFactory) -> None:
-    peer = client(make)
-    peer.engine.reset(1, 0, after_data=True)
-    assert codes(peer.take(), "RstStream") == [0]
-
-
-@each_engine
-def test_a_reset_after_data_lets_the_end_go_first(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False, settings=GREAT)
-    peer.open()
-    peer.engine.send_head(1, RESPONSE, end_stream=False)
-    peer.engine.send_data(1, b"done", end_stream=False)
-    peer.engine.send_trailers(1, TRAILERS)
-    peer.engine.reset(1, 0, after_data=True)
-    assert [(one.kind, one.ends) for one in peer.take()] == [
-        ("Headers", False),
-        ("Data", False),
-        ("Headers", True),
-        ("RstStream", False),
-    ]
-
-
-@each_engine
-def test_a_stream_that_is_over_is_not_reset(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False, settings=GREAT)
-    peer.open(end=True)
-    peer.engine.send_head(1, RESPONSE, end_stream=False)
-    peer.engine.send_data(1, b"done", end_stream=True)
-    peer.engine.reset(1, 0, after_data=True)
-    assert [one.kind for one in peer.take()] == ["Headers", "Data"]
-    assert peer.engine.open_streams == 0
-    peer.engine.reset(1, 8)
-    assert peer.take() == []
-
-
-@each_engine
-def test_a_plain_reset_overrides_one_that_waits(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
-    peer.engine.send_data(1, b"01234567", end_stream=True)
-    peer.engine.reset(1, 5, after_data=True)
-    peer.take()
-    peer.engine.reset(1, 8)
-    assert codes(peer.take(), "RstStream") == [8]
-    assert peer.engine.open_streams == 0
-
-
-@each_engine
-def test_a_reset_that_waits_does_not_override_a_plain_one(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
-    peer.engine.send_data(1, b"01234567", end_stream=True)
-    peer.engine.reset(1, 8)
-    peer.engine.reset(1, 5, after_data=True)
-    assert codes(peer.take(), "RstStream") == [8]
-
-
-@each_engine
-def test_an_end_that_is_queued_goes_before_its_reset(make: EventFactory) -> None:
-    peer = client(make)
-    peer.engine.send_data(1, b"", end_stream=True)
-    peer.engine.reset(1, 5, after_data=True)
-    assert [(one.kind, one.ends) for one in peer.take()] == [("Data", True), ("RstStream", False)]
-
-
-@each_engine
-def test_a_reset_by_the_peer_drops_what_is_queued(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
-    peer.engine.send_data(1, b"01234567", end_stream=True)
-    peer.engine.reset(1, 5, after_data=True)
-    peer.take()
-    assert peer.send(peer.reset(1, 7)) == [StreamReset(1, 7, True)]
-    assert peer.engine.queued_octets == peer.engine.open_streams == 0
-    assert peer.take() == []
-
-
-@each_engine
-def test_commands_for_streams_that_are_gone_are_ignored(make: EventFactory) -> None:
-    peer = client(make)
-    server = RawPeer(make, engine_is_client=False)
-    server.open()
-    for one in (peer, server):
-        one.send(one.reset(1, 8))
-        for stream_id in (1, 99):
-            one.engine.send_data(stream_id, b"late", end_stream=True)
-            one.engine.send_trailers(stream_id, TRAILERS)
-            one.engine.reset(stream_id, 8)
-            one.engine.reset(stream_id, 8, after_data=True)
-            one.engine.acknowledge(stream_id, 1_000_000)
-        assert one.take() == []
-        assert one.engine.queued_octets == 0
-    server.engine.send_head(1, RESPONSE, end_stream=True)
-    assert server.take() == []
-
-
-@each_engine
-def test_a_stream_that_is_being_reset_takes_no_more(make: EventFactory) -> None:
-    peer = client(make, settings={INITIAL_WINDOW: 4})
-    peer.engine.send_data(1, b"01234567", end_stream=False)
-    peer.engine.reset(1, 5, after_data=True)
-    peer.engine.send_data(1, b"89", end_stream=True)
-    peer.send(peer.window(1, 100))
-    assert content(peer.take(), 1) == b"01234567"
-
-
-@each_engine
-def test_a_head_is_not_overtaken_by_its_reset(make: EventFactory) -> None:
-    peer = RawPeer(make, engine_is_client=False)
-    peer.open()
-    peer.engine.send_head(1, RESPONSE, end_stream=False)
-    peer.engine.send_data(1, b"half", end_stream=False)
-    peer.engine.reset(1, 2)
-    assert [one.kind for one in peer.take()] == ["Headers", "Data", "RstStream"]
 
 
 @each_engine

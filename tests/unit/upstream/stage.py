@@ -187,3 +187,14 @@ class Service:
         """Let the oldest dial fail."""
         self.dialling.popleft()[1].set_exception(failure)
         await loop_idle()
+
+
+TIMING = Timing(ping_interval_seconds=30.0, ping_timeout_seconds=15.0, idle_timeout_seconds=180.0)
+
+
+def made(make: EngineFactory, streams: int | None = None, **given: StreamId) -> Far:
+    """A settled connection, its far end in hand."""
+    far = Far(make, TIMING, ORIGIN, **given)
+    far.greet(streams)
+    far.take()
+    return far
