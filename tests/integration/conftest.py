@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from proxy.emulator import Certificates
-from tests.support.chain import StartChain
+from tests.support.chain import Routes, StartChain
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +22,7 @@ def chain(certificates: Certificates, tmp_path: Path) -> StartChain:
 
 
 @pytest.fixture
-def routes(tmp_path: Path) -> Callable[..., Path]:
+def routes(tmp_path: Path) -> Routes:
     """Write a settings file with one unsigned route a keyword, and whatever else is given first.
 
     Each call writes another file: a sidecar that runs reads its own again when it changes.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.support.chain import Routes
 from tests.support.peers.sockets import client
 from tests.support.sidecar import sidecar, worker_pids
-
-Routes = Callable[..., Path]
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
 

@@ -1,4 +1,4 @@
-"""Start and end of the program, with one worker and with several: signals, deadlines, crashes, ports in use."""
+"""Start and end of the program, with one worker and with several: signals, draining, deadlines, ports in use."""
 
 from __future__ import annotations
 
@@ -9,122 +9,15 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from proxy.downstream.binding import bind_tcp
-from tests.support.chain import StartChain
-from tests.support.peers.sockets import Gone, Peer, Reset, client
-from tests.support.processes import connections_on, program
-from tests.support.sidecar import Sidecar, sidecar, worker_pids
-
-Routes = Callable[..., Path]
-
-one_or_two = pytest.mark.parametrize("workers", [1, 2])
-
-
-@dataclass
-class Live:
-    """A sidecar with one exchange: a stream downstream and a stream upstream."""
-
-    sidecar: Sidecar
-    client: Peer
-    stream: int
-    peer: Peer
-    upstream_stream: int
-    idle: int | None
-    """Process id of the worker without the exchange, if there are two workers."""
-
-    @property
-    def pid(self) -> int:
-        return self.sidecar.program.pid
-
-    async def draining(self) -> None:
-        """Wait until the worker with the exchange drains, and the other one, if there is one, has exited."""
-        await self.sidecar.program.line(r'"live": 1.*"draining"|"draining".*"live": 1')
-        if self.idle is not None:
-            await ended(self.idle)
-
-    async def refused(self) -> None:
-        """New requests get 503 with retry-after on an old connection and on a new one; no GOAWAY is sent."""
-        async with client(*self.sidecar.address) as newcomer:
-            for peer in (self.client, newcomer):
-                await refused_by(peer)
-        async with aiohttp.ClientSession() as http, http.get(f"http://{self.sidecar.admin}/readyz") as answer:
-            assert answer.status == 503
-        assert not self.client.went_away.done()
-
-    async def finished(self) -> None:
-        """Complete request and response."""
-        await self.client.send(self.stream, b"last", end=True)
-        assert await self.peer.body(self.upstream_stream) == b"last"
-        await self.peer.send(self.upstream_stream, b"words", end=True)
-        assert await self.client.body(self.stream) == b"words"
-        assert (await self.client.went_away).error_code == 0
-        await self.client.closed
-
-    async def aborted(self) -> None:
-        """Wait until the stream is reset."""
-        with pytest.raises(Reset):
-            await self.client.body(self.stream)
-
-
-async def refused_by(peer: Peer) -> None:
-    """A new request on this connection gets 503 with retry-after."""
-    head = await peer.head(peer.open("/svc/late", end=True))
-    assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"draining")
-    assert 1 <= int(head[b"retry-after"]) <= 5
-
-
-async def ended(pid: int) -> None:
-    """Wait for the exit of a process that need not be our child."""
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop.add_reader(process, over.set)
-    try:
-        async with asyncio.timeout(20):
-            await over.wait()
-    finally:
-        loop.remove_reader(process)
-        os.close(process)
-
-
-@asynccontextmanager
-async def live(
-    chain: StartChain, workers: int, *flags: str, env: Mapping[str, str] | None = None
-) -> AsyncIterator[Live]:
-    many = ["--workers", str(workers)]
-    if workers > 1:
-        many += ["--admin", free_address()]
-    async with chain(*many, *flags, env=env) as (running, upstream, client):
-        pids = await worker_pids(running.program) if workers > 1 else []
-        stream = client.open("/svc/live")
-        peer, upstream_stream, _, _ = await upstream.request()
-        peer.respond(upstream_stream)
-        await client.head(stream)
-        idle = [pid for pid in pids if not connections_on(pid, running.address[1])]
-        yield Live(running, client, stream, peer, upstream_stream, idle[0] if idle else None)
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def tell(pid: int, number: signal.Signals, whole_group: bool) -> None:
-    """Signal the parent only, or the whole process group, as a terminal does."""
-    (os.killpg if whole_group else os.kill)(pid, number)
-
+from tests.integration.live_exchange import live, one_or_two, tell
+from tests.support.chain import Routes, StartChain
+from tests.support.peers.sockets import Gone, Peer
+from tests.support.processes import program
+from tests.support.sidecar import sidecar, worker_pids
 
 # ---- draining
 
@@ -310,93 +203,6 @@ async def test_repeated_ending_signals_do_not_change_the_exit_code(routes: Route
             await asyncio.sleep(0)
         os.close(process)
         assert await running.program.ended() == 0
-
-
-# ---- crashes
-
-
-@pytest.mark.asyncio
-async def test_workers_finish_live_streams_and_free_the_port_if_the_supervisor_is_killed(chain: StartChain) -> None:
-    async with live(chain, 2) as it:
-        workers = await worker_pids(it.sidecar.program)
-        os.kill(it.pid, signal.SIGKILL)
-        await it.draining()
-        await refused_by(it.client)
-        # A new supervisor can listen at once.
-        with bind_tcp(*it.sidecar.address) as bound:
-            bound.listen()
-        await it.finished()
-        for pid in workers:
-            await ended(pid)
-
-
-@pytest.mark.asyncio
-async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(chain: StartChain) -> None:
-    async with live(chain, 2, "--drain-timeout", "1") as it:
-        workers = await worker_pids(it.sidecar.program)
-        os.kill(it.pid, signal.SIGKILL)
-        await it.aborted()
-        for pid in workers:
-            await ended(pid)
-
-
-@pytest.mark.asyncio
-async def test_after_the_death_of_a_worker_the_other_goes_on(chain: StartChain) -> None:
-    async with live(chain, 2) as it:
-        assert it.idle is not None
-        os.kill(it.idle, signal.SIGKILL)
-        await it.sidecar.program.line(rf'worker died: starting another.*"pid": {it.idle}, "signal": "SIGKILL"')
-        # A new connection is served at once: it does not wait for the worker that starts.
-        async with client(*it.sidecar.address) as newcomer:
-            head = await newcomer.head(newcomer.open("/nowhere", end=True))
-            assert head[b":status"] == b"404"
-        await another_worker(it)
-        it.sidecar.program.send(signal.SIGTERM)
-        await it.sidecar.program.line(r'"live": 1.*"draining"|"draining".*"live": 1')
-        await it.finished()
-        assert await it.sidecar.program.ended() == 0
-
-
-@pytest.mark.asyncio
-async def test_the_death_of_a_worker_with_live_streams_ends_these_only(chain: StartChain) -> None:
-    async with live(chain, 2) as it:
-        (carrying,) = set(await worker_pids(it.sidecar.program)) - {it.idle}
-        os.kill(carrying, signal.SIGKILL)
-        with pytest.raises(Gone):
-            await it.client.body(it.stream)
-        with pytest.raises(Gone):
-            await it.peer.body(it.upstream_stream)
-        await another_worker(it)
-        async with client(*it.sidecar.address) as newcomer:
-            head = await newcomer.head(newcomer.open("/nowhere", end=True))
-            assert head[b":status"] == b"404"
-        it.sidecar.program.send(signal.SIGTERM)
-        assert await it.sidecar.program.ended() == 0
-
-
-@pytest.mark.asyncio
-async def test_sigterm_to_one_worker_replaces_it_after_its_drain(chain: StartChain) -> None:
-    async with live(chain, 2) as it:
-        (carrying,) = set(await worker_pids(it.sidecar.program)) - {it.idle}
-        os.kill(carrying, signal.SIGTERM)
-        await it.sidecar.program.line(r'"live": 1.*"draining"|"draining".*"live": 1')
-        # It gets no more connections.
-        for _ in range(3):
-            async with client(*it.sidecar.address) as newcomer:
-                head = await newcomer.head(newcomer.open("/nowhere", end=True))
-                assert head[b":status"] == b"404"
-        await it.finished()
-        await it.sidecar.program.line(rf'worker was told to end: starting another.*"pid": {carrying}, "exit_code": 0')
-        await another_worker(it)
-        it.sidecar.program.send(signal.SIGTERM)
-        assert await it.sidecar.program.ended() == 0
-
-
-async def another_worker(it: Live) -> int:
-    """Wait until a third worker listens; return its process id."""
-    first, second = await worker_pids(it.sidecar.program)
-    said = await it.sidecar.program.line(rf'"worker": (?!{first}\b|{second}\b)(\d+)')
-    return int(said.group(1))
 
 
 # ---- ports in use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
-from tests.support.chain import StartChain
+from tests.support.chain import Routes, StartChain
 from tests.support.peers.sockets import Reset
 from tests.support.sidecar import Sidecar, sidecar
-
-Routes = Callable[..., Path]
 
 
 async def run(*argv: str, stdin: bytes = b"") -> str:

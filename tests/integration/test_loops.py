@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.support.chain import Routes
 from tests.support.peers.sockets import client
 from tests.support.sidecar import Sidecar, sidecar
-
-Routes = Callable[..., Path]
 
 REQUESTS = 10
 

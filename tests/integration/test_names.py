@@ -10,8 +10,8 @@ import pytest
 
 from proxy.emulator import Certificates, Google, GoogleServer
 from tests.support.chain import UPSTREAM, UPSTREAM_PORT, StartChain
+from tests.support.emulated_setup import emulated_setup
 from tests.support.names import name_server
-from tests.support.patient import patient
 from tests.support.peers.sockets import server, server_context
 
 LONG = "connect_timeout = 25\nstream_wait_timeout = 25\nmint_timeout = 25\n"
@@ -175,7 +175,7 @@ async def test_names_are_those_of_the_machine(chain: StartChain, tmp_path: Path)
 
 @pytest.mark.asyncio
 async def test_check_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
-    async with name_server(silent={"slow.test"}) as names, patient(tmp_path) as it:
+    async with name_server(silent={"slow.test"}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
         async with asyncio.timeout(20):  # the look-up itself goes on for half a minute
             ran = await it.check("--connect-timeout", "0.5", url="https://slow.test")
@@ -186,7 +186,7 @@ async def test_check_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None
 @pytest.mark.asyncio
 async def test_check_shows_many_addresses_in_part_and_in_json_whole(tmp_path: Path) -> None:
     many = [f"127.0.0.{number}" for number in range(1, 7)]
-    async with name_server({"many.test": many}) as names, patient(tmp_path) as it:
+    async with name_server({"many.test": many}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
         ran = await it.check(url="https://many.test:9")
         step = ran.steps()["dns"]
@@ -196,7 +196,7 @@ async def test_check_shows_many_addresses_in_part_and_in_json_whole(tmp_path: Pa
 
 @pytest.mark.asyncio
 async def test_token_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
-    async with name_server(silent={"metadata.test"}) as names, patient(tmp_path) as it:
+    async with name_server(silent={"metadata.test"}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
         it.environment["GCE_METADATA_HOST"] = "metadata.test"
         async with asyncio.timeout(20):

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ import aiohttp
 import pytest
 
 from proxy.network.address import parse_address
-
-Routes = Callable[..., Path]
+from tests.support.chain import Routes
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
 

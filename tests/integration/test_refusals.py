@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import aiohttp
 import hpack
 import pytest
 from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame
 
+from tests.support.chain import Routes
 from tests.support.sidecar import Sidecar, sidecar
-
-Routes = Callable[..., Path]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 REQUEST = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/svc/x")]

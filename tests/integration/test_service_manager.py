@@ -8,17 +8,16 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.support.chain import Routes
 from tests.support.peers.sockets import client
 from tests.support.processes import program
 from tests.support.sidecar import sidecar, worker_pids
-
-Routes = Callable[..., Path]
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
 HOST = "127.0.0.1"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import pytest
 
+from tests.support.chain import Routes
 from tests.support.peers.sockets import Peer, client
 from tests.support.processes import connections_on
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
-
-Routes = Callable[..., Path]
 
 
 @asynccontextmanager

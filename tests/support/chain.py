@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from proxy.emulator import Certificates
 from tests.support.peers.sockets import Peer, Server, client, server, server_context
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["UPSTREAM", "UPSTREAM_PORT", "Chain", "StartChain"]
+__all__ = ["UPSTREAM", "UPSTREAM_PORT", "Chain", "Routes", "StartChain"]
 
 UPSTREAM = "{upstream}"
 """Stands for the upstream's URL in routes and settings."""
 
 UPSTREAM_PORT = "{upstream_port}"
 """Stands for the upstream's port there."""
+
+Routes: TypeAlias = Callable[..., Path]
+"""Writes a settings file with one unsigned route a keyword; the fixture `routes` of the integration tests."""
 
 
 class Chain(NamedTuple):

@@ -13,20 +13,20 @@ from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
 from proxy.routes import Route
 from proxy.settings import RouteSettings, Settings
-from tests.support.patient import Patient, patient
+from tests.support.emulated_setup import EmulatedSetup, emulated_setup
 from tests.support.peers.sockets import server
 
 
-def settings(here: Patient, urls: dict[str, str], **more: Any) -> Settings:
+def settings(here: EmulatedSetup, urls: dict[str, str], **more: Any) -> Settings:
     routes = {name: RouteSettings(url=url, **more) for name, url in urls.items()}
     return Settings(routes=routes, upstream_ca=Path(str(here.environment["SSL_CERT_FILE"])))
 
 
-def environment(here: Patient) -> dict[str, str]:
+def environment(here: EmulatedSetup) -> dict[str, str]:
     return {"HOME": str(here.folder), **{name: value for name, value in here.environment.items() if value}}
 
 
-async def examined(here: Patient, given: Settings, **options: Any) -> list[RouteReport]:
+async def examined(here: EmulatedSetup, given: Settings, **options: Any) -> list[RouteReport]:
     async with Doctor(given, environment=environment(here), **options) as doctor:
         return await doctor.check_routes(given.route_table().routes, lambda report: None)
 
@@ -43,7 +43,7 @@ async def test_all_steps_run_in_order_and_report_progress(tmp_path: Path) -> Non
         assert route.name == "svc"
         begun.append(step)
 
-    async with patient(tmp_path) as here:
+    async with emulated_setup(tmp_path) as here:
         here.front.ahead_seconds = 0
         (report,) = await examined(here, settings(here, {"svc": here.url}), progress=progress)
         assert [arrival.verdict.value for arrival in here.cloud_run.streams] == ["no token", "accepted"]
@@ -66,7 +66,7 @@ async def test_reports_come_in_the_order_of_routes(tmp_path: Path) -> None:
 
     fast_is_done = asyncio.Event()
     reported: list[str] = []
-    async with patient(tmp_path, slow_then_fast) as here:
+    async with emulated_setup(tmp_path, slow_then_fast) as here:
         given = settings(here, {"slow": f"{here.url}/slow", "fast": f"{here.url}/fast"})
         async with Doctor(given, environment=environment(here)) as doctor:
             reports = await doctor.check_routes(
@@ -77,7 +77,7 @@ async def test_reports_come_in_the_order_of_routes(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_without_a_token_the_service_is_still_checked(tmp_path: Path) -> None:
-    async with patient(tmp_path) as here:
+    async with emulated_setup(tmp_path) as here:
         here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent"
         (report,) = await examined(here, settings(here, {"svc": here.url}))
     outcomes = {step.name: step.outcome.value for step in report.steps}
@@ -87,7 +87,7 @@ async def test_without_a_token_the_service_is_still_checked(tmp_path: Path) -> N
 
 @pytest.mark.asyncio
 async def test_a_route_without_tokens_gets_a_discovery_only(tmp_path: Path) -> None:
-    async with patient(tmp_path, public=True) as here:
+    async with emulated_setup(tmp_path, public=True) as here:
         here.front.ahead_seconds = 300
         (report,) = await examined(here, settings(here, {"svc": here.url}, gcp_id_token=False))
     outcomes = [step.outcome.value for step in report.steps]
@@ -97,7 +97,7 @@ async def test_a_route_without_tokens_gets_a_discovery_only(tmp_path: Path) -> N
 
 @pytest.mark.asyncio
 async def test_a_connection_that_closes_after_a_response_is_replaced(tmp_path: Path) -> None:
-    async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
+    async with emulated_setup(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
         asked = group.create_task(examined(here, given))
         await far.accepted()  # The step `tcp` connects for itself.
@@ -115,7 +115,7 @@ async def test_a_connection_that_closes_after_a_response_is_replaced(tmp_path: P
 
 @pytest.mark.asyncio
 async def test_token_returns_a_token_of_the_route(tmp_path: Path) -> None:
-    async with patient(tmp_path) as here:
+    async with emulated_setup(tmp_path) as here:
         given = settings(here, {"svc": here.url})
         (route,) = given.route_table().routes
         async with Doctor(given, environment=environment(here)) as doctor:
@@ -127,7 +127,7 @@ async def test_token_returns_a_token_of_the_route(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_an_unreachable_service_gets_no_request(tmp_path: Path) -> None:
-    async with patient(tmp_path) as here:
+    async with emulated_setup(tmp_path) as here:
         (report,) = await examined(here, settings(here, {"svc": "https://nowhere.invalid"}))
     assert faults(report) == {"dns": "dns-failed"}
     assert [step.outcome.value for step in report.steps[-3:]] == ["skipped"] * 3
@@ -135,7 +135,7 @@ async def test_an_unreachable_service_gets_no_request(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_timeout_and_a_reset_are_reported(tmp_path: Path) -> None:
-    async with patient(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
+    async with emulated_setup(tmp_path) as here, server() as far, asyncio.TaskGroup() as group:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
         silent = group.create_task(examined(here, given, answer_timeout_seconds=0.1))
         (report,) = await silent
@@ -158,7 +158,7 @@ async def test_a_timeout_and_a_reset_are_reported(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 async def test_a_service_that_allows_no_streams_is_reported(tmp_path: Path) -> None:
     none = {SettingCodes.MAX_CONCURRENT_STREAMS: 0}
-    async with patient(tmp_path) as here, server(settings=none) as far:
+    async with emulated_setup(tmp_path) as here, server(settings=none) as far:
         given = settings(here, {"svc": f"http://127.0.0.1:{far.port}"}, allow_http=True)
         (report,) = await examined(here, given)
     step = report.steps[-1]

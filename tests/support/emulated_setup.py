@@ -1,8 +1,9 @@
-"""A set-up to be examined: Google and a Cloud Run service emulated here, and the real command run against them."""
+"""Google and a Cloud Run service emulated in the test's process, and the real command run against them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -19,13 +20,13 @@ from proxy.emulator.cloud_run import Application, Message, Receive, Scope, Send
 from tests.support.services import sample_services
 from tests.support.world import google_by_name, resolving
 
-__all__ = ["Front", "Patient", "Ran", "answering", "patient"]
+__all__ = ["CommandResult", "EmulatedSetup", "Front", "answering", "emulated_setup"]
 
 WITHIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class CommandResult:
     """What a command wrote and how it ended."""
 
     code: int
@@ -45,19 +46,19 @@ class Ran:
         return {step["step"]: step for step in report["steps"]}
 
     def faults(self, route: str = "svc") -> dict[str, str]:
-        """The code of every step that is not well (and was not left out), by name of the step."""
+        """The code of every step with a warning or a failure, by name of the step."""
         return {
             name: step["code"] for name, step in self.steps(route).items() if step["outcome"] in ("warning", "failed")
         }
 
 
 class Front:
-    """Stands before the whole service and puts a time on its answers."""
+    """Stands before the whole service, and may date its answers."""
 
     def __init__(self, app: Application) -> None:
         self.app = app
         self.ahead_seconds: float | None = None
-        """How far the time that the answers tell is ahead of the right one; None for no time at all."""
+        """How far the `date` of answers is ahead of the clock; None for answers without one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def dated(message: Message) -> None:
@@ -70,7 +71,7 @@ class Front:
 
 
 def answering(status: int, body: str = "", **fields: str) -> Application:
-    """Return an application that answers everything so; names of fields with `_` for `-`."""
+    """Return an application that gives this answer to every request; `_` in the names of fields stands for `-`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] in ("http", "lifespan")
@@ -84,8 +85,8 @@ def answering(status: int, body: str = "", **fields: str) -> Application:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
-    """What is up."""
+class EmulatedSetup:
+    """What runs, and what the command gets."""
 
     google: Google
     cloud_run: CloudRun
@@ -99,7 +100,7 @@ class Patient:
     under: list[str] = field(default_factory=list)
     """A command that executes the one that follows it, in other surroundings; may be changed."""
 
-    async def run(self, *arguments: str | Path, terminal: int | None = None) -> Ran:
+    async def run(self, *arguments: str | Path, terminal: int | None = None) -> CommandResult:
         """Run `cloudrun-sidecar` with these arguments in an empty directory, to its end.
 
         With `terminal` both outputs go there and are not in what is returned.
@@ -125,9 +126,28 @@ class Patient:
             process.kill()
             raise
         assert process.returncode is not None
-        return Ran(process.returncode, (out or b"").decode(), (err or b"").decode())
+        return CommandResult(process.returncode, (out or b"").decode(), (err or b"").decode())
 
-    async def check(self, *flags: str | Path, url: str | None = None) -> Ran:
+    async def run_in_terminal(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        """Run the command with a terminal for both outputs; return its exit code and what the terminal got."""
+        near, far = os.openpty()
+        try:
+            self.environment.update({"TERM": "xterm", "LC_ALL": "C.UTF-8", **variables})
+            ran = await self.run(*arguments, terminal=far)
+            os.close(far)
+            far = -1
+            written = bytearray()
+            # Linux ends a terminal that no process has open any more with EIO.
+            with contextlib.suppress(OSError):
+                while chunk := os.read(near, 65_536):
+                    written += chunk
+            return ran.code, written.decode()
+        finally:
+            os.close(near)
+            if far >= 0:
+                os.close(far)
+
+    async def check(self, *flags: str | Path, url: str | None = None) -> CommandResult:
         """Run `check --json` with one route, `svc`, to `url` (the service unless given)."""
         return await self.run("check", "--json", "--route", f"svc={url or self.url}", *flags)
 
@@ -140,15 +160,15 @@ class Patient:
 
 
 @asynccontextmanager
-async def patient(
+async def emulated_setup(
     folder: Path,
     app: Application | None = None,
     *,
     public: bool = False,
     api_hosts: bool = False,
     alpn: tuple[str, ...] = ("h2", "http/1.1"),
-) -> AsyncIterator[Patient]:
-    """Bring up a set-up in which all is well: the metadata server's account may call the service.
+) -> AsyncIterator[EmulatedSetup]:
+    """Start everything, with nothing wrong: the metadata server's account may call the service.
 
     `app` stands in the place of the sample Restate services; `public` leaves the check of tokens out. With `api_hosts`
     Google's API hosts lead here, which needs port 443 of a loopback address.
@@ -170,7 +190,7 @@ async def patient(
         }
         if api_hosts:
             environment |= resolving(folder, endpoints.tls_address.partition(":")[0])
-        yield Patient(
+        yield EmulatedSetup(
             google=google,
             cloud_run=cloud_run,
             front=front,
