@@ -3,10 +3,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import hypothesis
 import pytest
 
 from proxy.compiled import changed_sources
 from tests.support.loops import asyncio_loop
+
+# An example may take longer than hypothesis' 200 ms while other programs use the machine; pytest's timeout is enough.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 def pytest_configure() -> None:

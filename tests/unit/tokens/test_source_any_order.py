@@ -192,5 +192,5 @@ class Traffic(RuleBasedStateMachine):
         assert self.time.armed <= 1
 
 
-Traffic.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Traffic.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestTraffic = Traffic.TestCase

@@ -214,6 +214,4 @@ def test_the_pool_keeps_its_promises_in_any_order(make: EngineFactory) -> None:
         pass
 
     TrafficOnThisEngine.make = make
-    run_state_machine_as_test(
-        TrafficOnThisEngine, settings=settings(max_examples=100, stateful_step_count=25, deadline=None)
-    )
+    run_state_machine_as_test(TrafficOnThisEngine, settings=settings(max_examples=100, stateful_step_count=25))
