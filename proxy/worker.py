@@ -88,7 +88,7 @@ class Worker:
         self.health = RouteHealth(self.metrics)
         self._access_log = log = AccessLog(on=settings.access_log)
         self._observers = observers = Observers([self.metrics, self.health, Warnings(), log, *more_observers])
-        self._budget = budget = Budget(settings.queued_octets)
+        self._budget = budget = Budget(settings.queued_octets, loop.call_soon)
         flusher = Flusher(loop)
         self._tokens = TokenSource(
             self._mint,
@@ -110,7 +110,6 @@ class Worker:
             self._tokens,
             self._pool,
             observers,
-            budget,
             loop=loop,
             clock=time.time,
             random_fraction=random.random,
@@ -137,7 +136,7 @@ class Worker:
             self,
             self.metrics,
             self.health,
-            DispatcherState(self._dispatcher),
+            DispatcherState(self._dispatcher, self._budget),
             workers=self.settings.workers,
             allowed_hosts=self.settings.allowed_hosts,
             bound=bound,

@@ -1,10 +1,24 @@
+cimport cython
+
 cdef class Budget:
     cdef public Py_ssize_t limit_octets
-    cdef public Py_ssize_t queued_octets
+    cdef readonly Py_ssize_t queued_octets
+    cdef set _accounts
+    cdef object _call_soon
+    cdef bint _relief_scheduled
     cdef set _waiting
 
     cpdef bint is_used_up(self)
     cpdef bint is_crowded(self)
+    @cython.locals(account=Account, noticeable=Py_ssize_t, holders=Py_ssize_t)
+    cpdef bint exceeds_share(self, Py_ssize_t octets)
     cpdef change(self, Py_ssize_t octets)
-    cpdef wait(self, wake)
-    cpdef leave(self, wake)
+    cpdef Py_ssize_t _relieved_octets(self)
+
+cdef class Account:
+    cdef readonly Budget budget
+    cdef readonly Py_ssize_t octets
+    cdef readonly object give_up
+
+    cpdef change(self, Py_ssize_t octets)
+    cpdef bint exceeds_share(self)

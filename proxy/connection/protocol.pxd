@@ -1,13 +1,14 @@
 cimport cython
 
-from proxy.connection.budget cimport Budget
+from proxy.connection.budget cimport Account, Budget
 from proxy.http2.engine cimport ConnectionHandler, Engine, Stream, StreamReceiver
 
 cdef long _INTERNAL_ERROR
+cdef long _ENHANCE_YOUR_CALM
 cdef bytearray _READ_BUFFER
 
 cdef class RequestAcceptor:
-    cpdef accept(self, Stream stream, list fields, bint end_stream)
+    cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
 
 cdef class Flusher:
     cdef readonly object loop
@@ -21,6 +22,7 @@ cdef class Http2Protocol(ConnectionHandler):
     cdef object __weakref__
     cdef readonly Engine engine
     cdef readonly Budget budget
+    cdef readonly Account account
     cdef readonly object loop
     cdef public object transport
     cdef public object on_refused
@@ -55,6 +57,7 @@ cdef class Http2Protocol(ConnectionHandler):
     cpdef report_error(self, exc)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef _end(self, str reason)
+    cpdef Py_ssize_t held_octets(self, Stream stream)
     @cython.locals(queued_octets=Py_ssize_t)
     cpdef _count_queued_octets(self)
     cpdef give_credit(self)

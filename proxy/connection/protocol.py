@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account, Budget
 from proxy.http2.engine import ConnectionHandler, Engine, Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
 
@@ -31,6 +31,7 @@ _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
 _CLOSE_SECONDS: Final = 5.0
 
 _INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
+_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
 
 # One for all connections, so that it stays in the processor's cache.
 _READ_BUFFER: Final = bytearray(64 << 10)
@@ -41,8 +42,11 @@ class RequestAcceptor:
 
     __slots__ = ()
 
-    def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
-        """Accept a request whose head was received on this stream; set `stream.receiver` for what follows."""
+    def accept(self, stream: Stream, fields: Fields, end_stream: bool, account: Account) -> None:
+        """Accept a request whose head was received on this stream; set `stream.receiver` for what follows.
+
+        What is held of the request is charged to `account`, that of the client.
+        """
         raise NotImplementedError
 
 
@@ -88,6 +92,7 @@ class Http2Protocol(ConnectionHandler):
         "_counted_octets",
         "_flusher",
         "_paused",
+        "account",
         "budget",
         "closed",
         "engine",
@@ -99,6 +104,8 @@ class Http2Protocol(ConnectionHandler):
     def __init__(self, make_engine: MakeEngine, budget: Budget, flusher: Flusher) -> None:
         self.flush_scheduled = False
         self.budget = budget
+        self.account = budget.open_account(self.give_up)
+        """What this connection holds: queued content, frames, and what its transport has not sent."""
         self.loop = flusher.loop
         self.transport: asyncio.Transport | None = None
         self.closed = False
@@ -275,7 +282,7 @@ class Http2Protocol(ConnectionHandler):
             return
         self.closed = True
         self.budget.leave(self.give_credit)
-        self.budget.change(-self._counted_octets)
+        self.account.change(-self._counted_octets)
         self._counted_octets = 0
         for stream in self.engine.live_streams():
             receiver, stream.receiver = stream.receiver, None
@@ -285,7 +292,37 @@ class Http2Protocol(ConnectionHandler):
                 except Exception as exc:  # noqa: BLE001 - the other streams must be told, too
                     stream.receiver = receiver
                     self.on_internal_error(stream, exc)
+        self.budget.close_account(self.account)
         self.on_lost(reason)
+
+    def held_octets(self, stream: Stream) -> int:
+        """Return how many octets are charged to this connection for a live stream."""
+        return stream.count_queued_octets()
+
+    def give_up(self, octets: int) -> None:
+        """Abort the exchanges for which most octets are held, until so many are free.
+
+        If that is not enough, the peer does not read what was written to it: the connection ends.
+        """
+        for stream in sorted(self.engine.live_streams(), key=self.held_octets, reverse=True):
+            held = self.held_octets(stream)
+            if octets <= 0 or not held:
+                break
+            octets -= held
+            receiver = stream.receiver
+            if receiver is None:
+                stream.reset_now(_ENHANCE_YOUR_CALM)
+                continue
+            try:
+                receiver.on_evicted()
+            except Exception as exc:  # noqa: BLE001 - the octets must be freed all the same
+                self.on_internal_error(stream, exc)
+        self.schedule_flush()
+        self._count_queued_octets()
+        if octets > 0 and self._paused:
+            self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
+            self.close("too much is queued for a peer that does not read")
+            self.abort()
 
     def _count_queued_octets(self) -> None:
         """Charge what waits in the engine, and in a transport that its peer does not empty."""
@@ -293,7 +330,7 @@ class Http2Protocol(ConnectionHandler):
         if self._paused and self.transport is not None:
             queued_octets += self.engine.count_frame_octets() + self.transport.get_write_buffer_size()
         if queued_octets != self._counted_octets:
-            self.budget.change(queued_octets - self._counted_octets)
+            self.account.change(queued_octets - self._counted_octets)
             self._counted_octets = queued_octets
 
     def give_credit(self) -> None:

@@ -11,6 +11,7 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef object _replaced
     cdef bint _peer_sent_go_away
 
+    cpdef Py_ssize_t held_octets(self, Stream stream)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)

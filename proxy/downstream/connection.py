@@ -52,7 +52,12 @@ class DownstreamConnection(Http2Protocol):
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Pass a new request to the acceptor."""
         self.asked = True
-        self._acceptor.accept(stream, fields, end_stream)
+        self._acceptor.accept(stream, fields, end_stream, self.account)
+
+    def held_octets(self, stream: Stream) -> int:
+        """Return what is queued of the response, and what is held of the request."""
+        receiver = stream.receiver
+        return stream.count_queued_octets() + (receiver.count_held_octets() if receiver is not None else 0)
 
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
         """Remember to close after the last stream."""

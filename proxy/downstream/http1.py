@@ -22,6 +22,7 @@ from proxy.downstream.hosts import HostRules, parse_authority
 from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields, error_code_name
+from proxy.http2.policy.fields import section_octets
 from proxy.restate import RequestKind, local_reply
 
 __all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_browser"]
@@ -57,6 +58,7 @@ class Http1Stream(Stream):
         self._send = send
         self._gate = gate
         self._budget = budget
+        self._account = budget.open_account(self._give_up)
         self._unacknowledged_octets = 0
         self._outgoing: deque[Message] = deque()
         self._queued_octets = 0
@@ -80,15 +82,17 @@ class Http1Stream(Stream):
         without_content = not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in lines)
         if without_content:
             self._request_complete.set()
+        fields = from_http1(method, self.path, lines)
+        self.head_octets = section_octets(fields)
         try:
-            self._acceptor.accept(self, from_http1(method, self.path, lines), without_content)
+            self._acceptor.accept(self, fields, without_content, self._account)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
                 reading.cancel()
         finally:
             self._cancel()
-            self._budget.change(-self._queued_octets)
+            self._budget.close_account(self._account)
             self._gate.set()
 
     # ---- for the exchange
@@ -111,7 +115,7 @@ class Http1Stream(Stream):
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
         self._queued_octets += len(data)
-        self._budget.change(len(data))
+        self._account.change(len(data))
         self._enqueue({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
     def send_trailers(self, fields: Fields) -> None:
@@ -129,6 +133,17 @@ class Http1Stream(Stream):
         self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
         self.send_data(reply.body, True)
 
+    def reset_now(self, code: int) -> None:
+        """Drop queued content; then as `reset`."""
+        self._outgoing = deque(each for each in self._outgoing if each["type"] == "http.response.start")
+        self._account.change(-self._queued_octets)
+        self._queued_octets = 0
+        self.reset(code, False)
+
+    def count_queued_octets(self) -> int:
+        """Return the octets of the response that were not sent."""
+        return self._queued_octets
+
     def acknowledge(self, octets: int) -> None:
         """Permit reading so many more octets of the request."""
         self._unacknowledged_octets -= octets
@@ -136,6 +151,13 @@ class Http1Stream(Stream):
             self._gate.set()
 
     # ---- both directions
+
+    def _give_up(self, octets: int) -> None:
+        """Abort the exchange, or what is left of its response; all that is queued is given up."""
+        if self.receiver is not None:
+            self.receiver.on_evicted()
+        elif self._queued_octets:
+            self.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
 
     def _enqueue(self, message: Message) -> None:
         self._outgoing.append(message)
@@ -180,9 +202,9 @@ class Http1Stream(Stream):
             if message.get("more_body") is False:
                 await self._finish(message)
                 return
-            await self._send(message)
             self._queued_octets -= octets
-            self._budget.change(-octets)
+            await self._send(message)
+            self._account.change(-octets)
             if octets and self.receiver is not None:
                 self.receiver.on_response_sent(octets)
 

@@ -11,6 +11,8 @@ cdef class StreamReceiver:
     cpdef on_request_sent(self, Py_ssize_t octets)
     cpdef on_unprocessed(self)
     cpdef on_connection_lost(self, failure)
+    cpdef Py_ssize_t count_held_octets(self)
+    cpdef on_evicted(self)
     cpdef bint on_internal_error(self)
 
 cdef class Stream:
@@ -28,6 +30,7 @@ cdef class Stream:
     cpdef send_data(self, bytes data, bint end_stream)
     cpdef send_trailers(self, list fields)
     cpdef reset(self, long code, bint after_data)
+    cpdef reset_now(self, long code)
     cpdef Py_ssize_t count_queued_octets(self)
     cpdef acknowledge(self, Py_ssize_t octets)
 

@@ -120,6 +120,14 @@ class StreamReceiver:
 
     # ---- of either
 
+    def count_held_octets(self) -> int:
+        """Return the octets of the request that are held beside those queued on streams."""
+        return 0
+
+    def on_evicted(self) -> None:
+        """Abort what belongs to the stream, because memory is scarce and the stream's owner holds most of it."""
+        raise NotImplementedError
+
     def on_internal_error(self) -> bool:
         """Abort what belongs to the stream, because an internal error was raised while it was served.
 
@@ -172,6 +180,10 @@ class Stream:
         With `after_data` nothing is dropped: the reset waits until all that was queued for the stream has left.
         Nothing more is reported for the stream in either case, except its reset if the peer is first.
         """
+        raise NotImplementedError
+
+    def reset_now(self, code: int) -> None:
+        """Drop what is queued for the stream, whatever the windows would take of it, and queue RST_STREAM."""
         raise NotImplementedError
 
     def count_queued_octets(self) -> int:

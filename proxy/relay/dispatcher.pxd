@@ -1,5 +1,6 @@
 cimport cython
 
+from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream
 from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport Destination, RouteContext
@@ -34,7 +35,7 @@ cdef class Dispatcher(ExchangeOwner):
     @cython.locals(before=Snapshot, after=Snapshot, context=RouteContext)
     cpdef swap(self, routes, bint new_observers=*)
     @cython.locals(exchange=Exchange)
-    cpdef accept(self, Stream stream, list fields, bint end_stream)
+    cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)
     cpdef dispatch(self, Exchange exchange)
     @cython.locals(line=tuple, path=tuple)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account
 from proxy.errors import DeploymentRefused, Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
@@ -79,7 +79,6 @@ class Dispatcher(ExchangeOwner):
         tokens: Tokens,
         pool: Pool,
         observers: Observers,
-        budget: Budget,
         *,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
@@ -88,7 +87,7 @@ class Dispatcher(ExchangeOwner):
         name: bytes,
         add_retry_after: bool = True,
     ) -> None:
-        ExchangeOwner.__init__(self, budget, replay_octets)
+        ExchangeOwner.__init__(self, replay_octets)
         self.draining = False
         """Whether new exchanges are refused."""
         self.snapshot = Snapshot(routes, tokens, pool, observers, self._release_evicted)
@@ -134,10 +133,11 @@ class Dispatcher(ExchangeOwner):
 
     # ---- for connections
 
-    def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+    def accept(self, stream: Stream, fields: Fields, end_stream: bool, account: Account) -> None:
         """Begin the exchange of a request whose head was received on this stream."""
         exchange = Exchange.__new__(Exchange)
-        exchange.begin(self, stream, fields, end_stream, self._time())
+        exchange.begin_content(stream, fields, account)
+        exchange.begin(self, end_stream, self._time())
         stream.receiver = exchange
         self.dispatch(exchange)
 
@@ -272,8 +272,8 @@ class Dispatcher(ExchangeOwner):
         try:
             if self.draining:
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
-            if self.budget.is_used_up():
-                raise Overloaded("as many octets are queued as may be (queued_octets); slow readers hold them")
+            if exchange.exceeds_share():
+                raise Overloaded("memory is short (queued_octets), and this client holds more than its share of it")
             if method != _POST and method != _GET and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
                 raise MethodRefused(refusal)
             if destination is None:
@@ -286,6 +286,9 @@ class Dispatcher(ExchangeOwner):
         exchange.upstream_path = destination.path
         context.exchanges += 1
         context.observers.started(exchange)
+        if context.pool.exceeds_share():
+            raise Overloaded("memory is short (queued_octets), and this service holds more than its share of it")
+        head = exchange.fields
         if context.is_open:
             context.used = True
             exchange.fields = end_to_end_open(head)

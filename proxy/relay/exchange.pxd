@@ -1,6 +1,5 @@
 cimport cython
 
-from proxy.connection.budget cimport Budget
 from proxy.connection.protocol cimport RequestAcceptor
 from proxy.http2.engine cimport Stream
 from proxy.relay.context cimport RouteContext
@@ -32,11 +31,11 @@ cdef int _NO_ERROR
 cdef int _INTERNAL_ERROR
 cdef int _REFUSED_STREAM
 cdef int _CANCEL
+cdef int _ENHANCE_YOUR_CALM
 cdef bytes _TABLE
 cdef object _OTHER
 
 cdef class ExchangeOwner(RequestAcceptor):
-    cdef readonly Budget budget
     cdef public Py_ssize_t replay_octets
 
     cpdef dispatch(self, Exchange exchange)
@@ -55,7 +54,6 @@ cdef class Exchange(RequestContent):
     cdef readonly Py_ssize_t response_octets
     cdef public double head_at
     cdef readonly Stream upstream
-    cdef public list fields
     cdef readonly double started_at
     cdef public bytes method
     cdef public bytes path
@@ -69,7 +67,7 @@ cdef class Exchange(RequestContent):
     cdef public list error_head
     cdef public object cancel_start
 
-    cpdef begin(self, ExchangeOwner owner, Stream downstream, list fields, bint end_stream, double started_at)
+    cpdef begin(self, ExchangeOwner owner, bint end_stream, double started_at)
     @cython.locals(entry=cython.int)
     cpdef int on(self, int move) except -1
 
@@ -90,7 +88,9 @@ cdef class Exchange(RequestContent):
     @cython.locals(held=list, trailers=list, ended=cython.bint, bare=cython.bint, upstream=Stream, data=bytes)
     cpdef start(self, UpstreamConnection connection, list fields)
     cpdef fail(self, failure)
-    cpdef _failed(self, int action, failure)
+    @cython.locals(upstream=Stream)
+    cpdef on_evicted(self)
+    cpdef _failed(self, int action, failure, bint evicted=*)
     cpdef bint on_internal_error(self)
 
     cpdef _commit_if_large(self)

@@ -6,13 +6,11 @@ window, because nothing is acknowledged before it was sent. `start` sends it whe
 
 The state alone decides which step may come next: the table in `states` is asked before anything is done.
 
-A small request stays held until the response begins: if the upstream provably did not process it, it is sent again on
-another stream. Octets sent a second time were acknowledged the first time, and are not again.
+A small request is held until the response begins, and sent again if the upstream provably did not process it.
 
-A reset from either side ends the exchange and is forwarded with its code. One exception: RST_STREAM(NO_ERROR) after a
-complete response only says that the rest of the request is not wanted (RFC 9113, 8.1). That is success: some of the
-request's remaining content is discarded, because most requests end soon. If more follows, the client gets the same
-reset, after the whole response.
+A reset from either side ends the exchange and is forwarded with its code. RST_STREAM(NO_ERROR) after a complete
+response only says that the rest of the request is not wanted (RFC 9113, 8.1): some of it is discarded, because most
+requests end soon; if more follows, the client gets the same reset, after the whole response.
 
 An upstream failure before the response head becomes a local reply; after it, a reset, never a clean end. An internal
 error is a reset at any time.
@@ -23,9 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from proxy.connection.budget import Budget
 from proxy.connection.protocol import RequestAcceptor
-from proxy.errors import Failure, Internal, UpstreamRefusedStream
+from proxy.errors import Failure, Internal, Overloaded, UpstreamRefusedStream
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, FieldLine, Fields
 from proxy.relay.context import RouteContext
@@ -48,6 +45,7 @@ _NO_ERROR: Final = int(ErrorCode.NO_ERROR)
 _INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
 _REFUSED_STREAM: Final = int(ErrorCode.REFUSED_STREAM)
 _CANCEL: Final = int(ErrorCode.CANCEL)
+_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
 
 # The moves and states of every exchange, as numbers of C where this is compiled.
 _REQUEST_DATA: Final = int(Move.REQUEST_DATA)
@@ -76,10 +74,9 @@ _TABLE: Final = packed()
 class ExchangeOwner(RequestAcceptor):
     """Sends exchanges on their way, and is told what happens to them: the dispatcher."""
 
-    __slots__ = ("budget", "replay_octets")
+    __slots__ = ("replay_octets",)
 
-    def __init__(self, budget: Budget, replay_octets: int) -> None:
-        self.budget = budget
+    def __init__(self, replay_octets: int) -> None:
         self.replay_octets = replay_octets
         """How much of a request is held at most, for sending it again. It may be changed."""
 
@@ -125,7 +122,6 @@ class Exchange(RequestContent):
         "context",
         "error_head",
         "failure_code",
-        "fields",
         "head_at",
         "kind",
         "method",
@@ -138,11 +134,8 @@ class Exchange(RequestContent):
         "upstream_path",
     )
 
-    def begin(
-        self, owner: ExchangeOwner, downstream: Stream, fields: Fields, end_stream: bool, started_at: float
-    ) -> None:
-        """Begin with a request head. (`__init__` with arguments costs a fourteenth of all that is done here.)"""
-        self.begin_content(downstream, owner.budget)
+    def begin(self, owner: ExchangeOwner, end_stream: bool, started_at: float) -> None:
+        """Begin, after `begin_content`. (`__init__` with arguments costs a fourteenth of all that is done here.)"""
         self._owner = owner
         self._state = 1 if end_stream else 0
         self._ended = False
@@ -152,8 +145,6 @@ class Exchange(RequestContent):
         self.head_at = 0.0
         """When the final head came, in seconds on the loop's clock; 0 before."""
         self.upstream: Stream | None = None
-        self.fields = fields
-        """Of the request's head as it came; once a route is found, the lines of it that go upstream."""
         self.started_at = started_at
         """Seconds on the loop's clock."""
         self.method = b""
@@ -319,14 +310,21 @@ class Exchange(RequestContent):
             upstream.send_trailers(trailers)
         elif ended and not bare:
             upstream.send_data(b"", True)
-        if self._held_octets:
-            self._commit_if_large()
+        self._commit_if_large()
 
     def fail(self, failure: Failure) -> None:
         """End the exchange: with a local reply while the response has not begun, else with a reset."""
         self._failed(self.on(_FAILED), failure)
 
-    def _failed(self, action: int, failure: Failure) -> None:
+    def on_evicted(self) -> None:
+        """Give way, because memory is scarce and the owner of this exchange holds most of it."""
+        if self.upstream is not None:
+            self.upstream.reset_now(_CANCEL)
+            self._forget_upstream()
+        evicted = Overloaded("memory is short (queued_octets), and most of it is held for this client or service")
+        self._failed(self.on(Move.EVICTED), evicted, True)
+
+    def _failed(self, action: int, failure: Failure, evicted: bool = False) -> None:
         self.drop_held()
         if action == _REPLY:
             self.failure_code = failure.code
@@ -336,7 +334,10 @@ class Exchange(RequestContent):
                 self.downstream.send_data(body, True)
         elif action == _RESET:
             self.failure_code = failure.code
-            self.downstream.reset(_INTERNAL_ERROR, True)
+            if evicted:
+                self.downstream.reset_now(_ENHANCE_YOUR_CALM)
+            else:
+                self.downstream.reset(_INTERNAL_ERROR, True)
             self._owner.aborted(self, failure)
         self._end_or_discard()
 
@@ -395,6 +396,5 @@ class Exchange(RequestContent):
         if self.cancel_start is not None:
             self.cancel_start()
             self.cancel_start = None
-        if self._held is not None:
-            self.drop_held()
+        self.release()
         self._owner.ended(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from proxy.connection.budget import Budget
 from proxy.observe.live import OriginState, TokenState
 from proxy.relay.dispatcher import Dispatcher
 from proxy.routes import Route
@@ -13,10 +14,14 @@ __all__ = ["DispatcherState"]
 
 
 class DispatcherState:
-    """The state of one dispatcher, as `observe.live.Live` describes it. `clock` is wall-clock time in seconds."""
+    """The state of one dispatcher and its budget, as `observe.live.Live` describes it.
 
-    def __init__(self, dispatcher: Dispatcher, *, clock: Callable[[], float] = time.time) -> None:
+    `clock` is wall-clock time in seconds.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, budget: Budget, *, clock: Callable[[], float] = time.time) -> None:
         self._dispatcher = dispatcher
+        self._budget = budget
         self._clock = clock
 
     @property
@@ -25,11 +30,11 @@ class DispatcherState:
 
     @property
     def queued_octets(self) -> int:
-        return self._dispatcher.budget.queued_octets
+        return self._budget.queued_octets
 
     @property
     def queued_octets_limit(self) -> int:
-        return self._dispatcher.budget.limit_octets
+        return self._budget.limit_octets
 
     def routes(self) -> Sequence[Route]:
         return self._dispatcher.snapshot.table.routes

@@ -1,13 +1,16 @@
 cimport cython
 
-from proxy.connection.budget cimport Budget
+from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream, StreamReceiver
 
 cdef Py_ssize_t _MOST_DISCARDED_OCTETS
+cdef Py_ssize_t _SMALL_HEAD_OCTETS
 
 cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
-    cdef Budget _budget
+    cdef public list fields
+    cdef Account _account
+    cdef Py_ssize_t _head_octets
     cdef list _held
     cdef Py_ssize_t _held_octets
     cdef readonly Py_ssize_t request_octets
@@ -15,10 +18,13 @@ cdef class RequestContent(StreamReceiver):
     cdef Py_ssize_t _discarded_octets
     cdef Py_ssize_t _sent_octets
 
-    cpdef begin_content(self, Stream downstream, Budget budget)
+    cpdef begin_content(self, Stream downstream, list fields, Account account)
     @cython.locals(held=list)
     cpdef hold(self, bytes data)
     cpdef drop_held(self)
+    cpdef release(self)
+    cpdef Py_ssize_t count_held_octets(self)
+    cpdef bint exceeds_share(self)
     cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)
     cpdef bint discard(self, Py_ssize_t octets)
     @cython.locals(fresh=cython.Py_ssize_t)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account
 from proxy.http2.engine import Stream, StreamReceiver
+from proxy.http2.events import Fields
 
 __all__ = ["RequestContent"]
+
+_SMALL_HEAD_OCTETS: Final = 4 << 10
+"""A head up to this size is kept as long as its exchange."""
+
+_OBSERVED_FIELDS: Final = frozenset({b"traceparent", b"x-restate-invocation-id"})
+_MOST_OBSERVED_OCTETS: Final = 256
+"""What log lines and traces take from a request (`observe.request_context`) is kept of a large head, too."""
 
 _MOST_DISCARDED_OCTETS: Final = 64 << 10
 """How much of a request is taken after its response is complete and the rest is not wanted."""
@@ -21,21 +29,30 @@ class RequestContent(StreamReceiver):
     """
 
     __slots__ = (
+        "_account",
         "_acknowledged_octets",
-        "_budget",
         "_discarded_octets",
+        "_head_octets",
         "_held",
         "_held_octets",
         "_sent_octets",
         "downstream",
+        "fields",
         "request_octets",
     )
 
-    def begin_content(self, downstream: Stream, budget: Budget) -> None:
-        """Begin with a request on this stream; what is held is charged to `budget`."""
+    def begin_content(self, downstream: Stream, fields: Fields, account: Account) -> None:
+        """Begin with a request on this stream; its head, and what is held of it, is charged to `account`."""
         self.downstream = downstream
         """The stream on which the request came."""
-        self._budget = budget
+        self.fields = fields
+        """Of the request's head as it came; once a route is found, the lines of it that go upstream.
+
+        Most of a large head is dropped as soon as the request cannot be sent again.
+        """
+        self._account = account
+        self._head_octets = downstream.head_octets
+        account.change(self._head_octets)
         self._held: list[bytes] | None = []
         self._held_octets = 0
         self.request_octets = 0
@@ -45,19 +62,25 @@ class RequestContent(StreamReceiver):
         self._sent_octets = 0
 
     def hold(self, data: bytes) -> None:
-        """Keep a copy for sending the request again; not after `drop_held`."""
+        """Keep a copy for sending the request again; not to be called after `drop_held`."""
         held = self._held
         assert held is not None  # noqa: S101 - tells the type checker
         held.append(data)
         self._held_octets += len(data)
-        self._budget.change(len(data))
+        self._account.change(len(data))
 
     def drop_held(self) -> None:
-        """Keep nothing any more: the request is not sent again."""
+        """Keep nothing any more, except a small head: the request is not sent again."""
         self._held = None
         if self._held_octets:
-            self._budget.change(-self._held_octets)
+            self._account.change(-self._held_octets)
             self._held_octets = 0
+        if self._head_octets > _SMALL_HEAD_OCTETS:
+            self.fields = [
+                line for line in self.fields if line[0] in _OBSERVED_FIELDS and len(line[1]) <= _MOST_OBSERVED_OCTETS
+            ]
+            self._account.change(-self._head_octets)
+            self._head_octets = 0
 
     def drop_held_beyond(self, most_octets: int) -> bool:
         """Keep nothing any more if more than this is held, or the budget is crowded; return whether it was dropped.
@@ -65,10 +88,28 @@ class RequestContent(StreamReceiver):
         Held content alone must not use up the budget: the rest of the same requests would then wait for it, and their
         responses, with which it is dropped, may wait for that rest.
         """
-        if self._held_octets <= most_octets and not self._budget.is_crowded():
+        if self._held_octets <= most_octets and not self._account.budget.is_crowded():
+            return False
+        if not self._held_octets and self._head_octets <= _SMALL_HEAD_OCTETS:
             return False
         self.drop_held()
         return True
+
+    def release(self) -> None:
+        """Hold nothing, and charge nothing any more."""
+        if self._held is not None:
+            self.drop_held()
+        if self._head_octets:
+            self._account.change(-self._head_octets)
+            self._head_octets = 0
+
+    def count_held_octets(self) -> int:
+        """Return the octets of head and content that are held."""
+        return self._held_octets + self._head_octets
+
+    def exceeds_share(self) -> bool:
+        """Return True if memory is short, and the client holds more than its share of it."""
+        return self._account.exceeds_share()
 
     def discard(self, octets: int) -> bool:
         """Acknowledge content that is not wanted; return False, and do nothing, once there is too much of it."""

@@ -91,6 +91,8 @@ class Move(IntEnum):
     """No upstream stream was available, its connection was lost, or it was refused too often."""
     INTERNAL_ERROR = 14
     """An internal error of the sidecar."""
+    EVICTED = 15
+    """Memory is scarce, and the owner of the exchange holds most of it."""
 
 
 class Action(IntEnum):
@@ -176,6 +178,11 @@ def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
     for before in (_S.STREAMING, _S.RECEIVING):
         table[before, _M.FAILED] = table[before, _M.UNPROCESSED] = (_S.OVER, _A.RESET)
     table[_S.RESPONSE_DONE, _M.FAILED] = table[_S.RESPONSE_DONE, _M.UNPROCESSED] = (_S.DISCARDING, _A.NOTHING)
+    # Evictions are failures that also give up a response that is complete and not yet read.
+    for before in _S:
+        if (before, _M.FAILED) in table:
+            table[before, _M.EVICTED] = table[before, _M.FAILED]
+    table[_S.RESPONSE_DONE, _M.EVICTED] = table[_S.DISCARDING, _M.EVICTED] = (_S.OVER, _A.RESET)
     for before in _S:
         table[before, _M.INTERNAL_ERROR] = (_S.OVER, _A.NOTHING if before is _S.OVER else _A.RESET)
     return table

@@ -185,7 +185,11 @@ class Settings(BaseModel):
     queued_octets: Octets = Field(
         default=256 << 20,
         ge=64 << 10,
-        description="Cap on all octets that wait in one worker. Above it new requests get 503 until there is room.",
+        description=(
+            "Cap on all octets that wait in one worker, heads of requests included. "
+            "Near it, new requests of a client or service with more than its share get 503; "
+            "at it, exchanges of the connection with the most octets are ended."
+        ),
     )
     replay_octets: Octets = Field(
         default=64 << 10,

@@ -18,6 +18,8 @@ cdef class OriginPool(ConnectionOwner):
     cdef Py_ssize_t _tickets
 
     cpdef bint has_fruitless(self)
+    @cython.locals(connections=list, connection=UpstreamConnection, octets=Py_ssize_t)
+    cpdef bint exceeds_share(self)
     cpdef UpstreamConnection ready(self)
     @cython.locals(connection=UpstreamConnection)
     cpdef UpstreamConnection free(self)

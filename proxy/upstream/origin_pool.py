@@ -73,6 +73,16 @@ class OriginPool(ConnectionOwner):
         newest = self.connections[-1]
         return newest.engine.count_open_streams() == 0 and newest.reserved == 0 and newest.count_free_streams() <= 0
 
+    def exceeds_share(self) -> bool:
+        """Return True if memory is short, and the connections of this origin hold more than their share of it."""
+        connections = self.connections
+        if not connections or not connections[0].budget.is_crowded():
+            return False
+        octets = 0
+        for connection in connections:
+            octets += connection.account.octets
+        return connections[0].budget.exceeds_share(octets)
+
     def ready(self) -> UpstreamConnection | None:
         """Return a connection with a free stream; None if there is none, or if other requests wait for one."""
         return None if self.waiting else self.free()

@@ -41,6 +41,7 @@ TESTS = (
     "tests/unit/relay/test_forwarding.py",
     "tests/unit/relay/test_lifetime.py",
     "tests/unit/relay/test_open_routes.py",
+    "tests/unit/relay/test_shares.py",
     "tests/unit/relay/test_signing.py",
     "tests/unit/relay/test_swap.py",
     "tests/unit/relay/test_via.py",

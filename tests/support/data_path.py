@@ -47,10 +47,13 @@ class Wire:
     transport: MemoryTransport
     end: EnginePeer
     cut: bool = False
+    unread: bool = False
+    """Whether the end reads nothing: what the sidecar writes stays in its transport."""
 
     def move(self) -> bool:
         """Carry octets over, each way; return whether there were any."""
-        up = b"" if self.transport.stalled or self.transport.lost else self.transport.read()
+        stays = self.unread or self.transport.stalled or self.transport.lost
+        up = b"" if stays else self.transport.read()
         if up:
             self.end.receive(up)
         down = b"" if self.cut else self.end.take()
@@ -106,7 +109,7 @@ class World:
         self.limits = limits or Limits()
         self.client_limits = client_limits or Limits()
         self.service_limits = service_limits or Limits()
-        self.budget = Budget(queued_octets)
+        self.budget = Budget(queued_octets, self.loop.call_soon)
         self.metrics = Metrics()
         access = [AccessLog()] if access_log else []
         warnings = Warnings(clock=self.clock, monotonic=self.loop.time)
@@ -128,7 +131,6 @@ class World:
             self.tokens,
             self.pool,
             self.observed,
-            self.budget,
             loop=self.loop,
             clock=self.clock,
             random_fraction=random_fraction,

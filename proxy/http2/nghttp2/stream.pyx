@@ -92,6 +92,18 @@ cdef class Nghttp2Stream(Stream):
             engine.resets_to_send.append(self)
         engine.wake()
 
+    cpdef reset_now(self, long code):
+        cdef Nghttp2Engine engine = self.engine
+        if engine is None:
+            return
+        self.reset_code = code
+        self.muted = True
+        if engine.session.calling_back:
+            engine.resets_to_send.append(self)
+        else:
+            engine.reset(self)
+        engine.wake()
+
     cpdef Py_ssize_t count_queued_octets(self):
         return self.octets
 

@@ -87,6 +87,12 @@ class PortableStream(Stream):
             self.engine.reset_now(self, code)
             self.engine.want_flush()
 
+    def reset_now(self, code: int) -> None:
+        if self.is_live:
+            self.muted = True
+            self.engine.reset_now(self, code)
+            self.engine.want_flush()
+
     def count_queued_octets(self) -> int:
         return len(self.queue.content)
 

@@ -229,6 +229,9 @@ class EventEngine:
     def reset(self, stream_id: StreamId, code: int, *, after_data: bool = False) -> None:
         self._on(stream_id, lambda stream: stream.reset(code, after_data))
 
+    def reset_now(self, stream_id: StreamId, code: int) -> None:
+        self._on(stream_id, lambda stream: stream.reset_now(code))
+
     def ping(self, payload: bytes) -> None:
         self._command(lambda: self.engine.ping(payload))
 

@@ -1,8 +1,12 @@
-"""How much a worker holds for others."""
+"""How many octets a worker queues, and which owner gives way when they are too many."""
 
 from __future__ import annotations
 
-from proxy.connection.budget import Budget
+from collections.abc import Callable
+
+import pytest
+
+from proxy.connection.budget import Account, Budget
 
 
 def test_a_budget_wakes_the_waiting_once_a_quarter_is_free() -> None:
@@ -56,3 +60,117 @@ def test_a_woken_waiter_may_wait_again_at_once() -> None:
     assert woken == [0]
     budget.change(-10)
     assert woken == [0, 0]
+
+
+# ---- owners
+
+
+class Owners:
+    """A budget whose scheduled calls are made by `turn`, and owners that note what they are asked to give up."""
+
+    def __init__(self, limit_octets: int) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self.budget = Budget(limit_octets, self.calls.append)
+        self.asked: list[tuple[str, int]] = []
+
+    def open(self, name: str, octets: int, *, most_freed: int | None = None) -> Account:
+        """Add an owner that frees what it is asked for, or at most so much."""
+
+        def give_up(asked: int) -> None:
+            self.asked.append((name, asked))
+            freed = asked if most_freed is None else min(asked, most_freed)
+            account.change(-min(freed, account.octets))
+
+        account = self.budget.open_account(give_up)
+        account.change(octets)
+        return account
+
+    def turn(self) -> None:
+        """Make the calls that are scheduled."""
+        calls = self.calls[:]
+        self.calls.clear()
+        for call in calls:
+            call()
+
+
+def test_the_largest_owner_gives_up_what_exceeds_three_quarters() -> None:
+    owners = Owners(1000)
+    small, large = owners.open("small", 300), owners.open("large", 699)
+    owners.turn()
+    assert not owners.asked
+    small.change(1)
+    owners.turn()
+    assert owners.asked == [("large", 250)]
+    assert (small.octets, large.octets, owners.budget.queued_octets) == (301, 449, 750)
+
+
+def test_the_next_largest_is_asked_when_the_largest_cannot_give_enough() -> None:
+    owners = Owners(1000)
+    owners.open("first", 500, most_freed=0)
+    owners.open("second", 400)
+    owners.open("third", 100)
+    owners.turn()
+    assert owners.asked == [("first", 250), ("second", 250)]
+
+
+def test_owners_that_give_nothing_are_asked_once_a_turn_and_again_after_the_next_change() -> None:
+    owners = Owners(1000)
+    account = owners.open("stubborn", 1000, most_freed=0)
+    owners.open("empty", 0)
+    owners.turn()
+    assert owners.asked == [("stubborn", 250)]
+    owners.turn()
+    assert owners.asked == [("stubborn", 250)]
+    account.change(1)
+    owners.turn()
+    assert owners.asked == [("stubborn", 250), ("stubborn", 251)]
+
+
+def test_nobody_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
+    owners = Owners(1000)
+    account = owners.open("quick", 1000)
+    account.change(-1)
+    owners.turn()
+    assert not owners.asked
+
+
+def test_octets_without_an_owner_evict_nobody() -> None:
+    owners = Owners(1000)
+    owners.budget.change(1000)
+    owners.turn()
+    owners.open("empty", 0)
+    owners.budget.change(1)
+    owners.turn()
+    assert not owners.asked
+
+
+def test_a_closed_account_is_charged_for_nothing() -> None:
+    owners = Owners(1000)
+    owners.budget.close_account(owners.open("gone", 1000))
+    assert owners.budget.queued_octets == 0
+    owners.open("left", 1000)
+    owners.turn()
+    assert owners.asked == [("left", 250)]
+
+
+@pytest.mark.parametrize(
+    ("octets", "others", "exceeds"),
+    [
+        (500, [], False),  # half is no shortage
+        (501, [], True),
+        (251, [250], True),
+        (249, [500], False),
+        (100, [450], False),
+        (200, [160, 160], True),
+        (3, [900], False),  # too little to be noticed, however short memory is
+        (4, [300, 300, 300], False),
+    ],
+)
+def test_an_owner_exceeds_its_share_of_half_the_limit_only_while_memory_is_short(
+    octets: int, others: list[int], exceeds: bool
+) -> None:
+    owners = Owners(1000)
+    account = owners.open("it", octets)
+    for number, other in enumerate(others):
+        owners.open(f"other {number}", other)
+    assert account.exceeds_share() == exceeds

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, RequestAcceptor
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.listener import Listener
@@ -109,7 +109,7 @@ class RequestQueue(RequestAcceptor):
         self.requests: asyncio.Queue[ReceivedRequest] = asyncio.Queue()
         self._acknowledging = acknowledging
 
-    def accept(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+    def accept(self, stream: Stream, fields: Fields, end_stream: bool, account: Account) -> None:
         taken = ReceivedRequest(stream, fields, end_stream, acknowledging=self._acknowledging)
         stream.receiver = taken
         self.requests.put_nowait(taken)

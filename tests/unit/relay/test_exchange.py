@@ -22,12 +22,14 @@ class Nobody(ExchangeOwner):
     """An owner that is asked for nothing, because only states are looked at."""
 
     def __init__(self) -> None:
-        super().__init__(Budget(1), 1)
+        super().__init__(1)
 
 
 def exchange_after(*moves: Move) -> Exchange:
     exchange = Exchange()
-    exchange.begin(Nobody(), Stream(), [], False, 0.0)
+    account = Budget(1).open_account(lambda _: None)
+    exchange.begin_content(Stream(), [], account)
+    exchange.begin(Nobody(), False, 0.0)
     for move in moves:
         exchange.on(move)
     return exchange
@@ -107,6 +109,20 @@ def test_a_lost_upstream_does_not_spoil_a_complete_response() -> None:
     assert exchange.state is State.DISCARDING
 
 
+def test_an_eviction_is_answered_before_the_head_and_after_it_also_gives_up_a_complete_response() -> None:
+    assert exchange_after().on(Move.EVICTED) == Action.REPLY
+    assert sent(Move.REQUEST_END).on(Move.EVICTED) == Action.REPLY
+    for moves in (
+        [Move.RESPONSE_HEAD],
+        [Move.REQUEST_END, Move.RESPONSE_HEAD],
+        [Move.RESPONSE_HEAD, Move.RESPONSE_END],
+        [Move.FAILED],
+    ):
+        exchange = sent(*moves)
+        assert exchange.on(Move.EVICTED) == Action.RESET
+        assert is_over(exchange)
+
+
 def test_after_a_local_reply_the_rest_of_the_request_is_discarded() -> None:
     exchange = exchange_after(Move.FAILED)
     assert exchange.on(Move.REQUEST_DATA) == Action.DISCARD
@@ -160,11 +176,11 @@ class Oracle:
         if move is Move.DISCARDED_ENOUGH:
             return self.unwanted
         if self.unwanted:
-            return False
+            return move is Move.EVICTED
         if move is Move.START:
             return not self.started
         if not self.started:
-            return move is Move.FAILED
+            return move in (Move.FAILED, Move.EVICTED)
         if move is Move.COMMIT:
             return not self.committed and not self.head
         if move in (Move.INTERIM, Move.RESPONSE_HEAD):
@@ -190,7 +206,9 @@ class Oracle:
             self.unwanted, self.dead = self.response_ended, not self.response_ended
         elif move is Move.UNPROCESSED and not self.committed and not self.head:
             self.started = False
-        elif move in (Move.FAILED, Move.UNPROCESSED):
+        elif move is Move.EVICTED and self.head:
+            self.dead = True
+        elif move in (Move.FAILED, Move.UNPROCESSED, Move.EVICTED):
             if self.head and not self.response_ended:
                 self.dead = True
             else:

@@ -20,7 +20,7 @@ def test_the_state_is_that_of_the_dispatcher_its_slots_and_its_pools(make: Engin
     signed, unsigned = route("svc", signed=True), route("open")
     with World(signed, unsigned, make=make, tokens=lambda clock: TokenSource(mint, clock=clock)) as world:
         now = [1_800_000_000.0]
-        state = DispatcherState(world.dispatcher, clock=lambda: now[0])
+        state = DispatcherState(world.dispatcher, world.budget, clock=lambda: now[0])
         assert list(state.routes()) == [signed, unsigned]
         assert state.token(signed) is None
         assert state.origin(signed) == OriginState("https://svc.example", 0, 0)
@@ -33,6 +33,7 @@ def test_the_state_is_that_of_the_dispatcher_its_slots_and_its_pools(make: Engin
         gone = route("gone")
         assert state.token(gone) is None
         assert state.origin(gone) is None
-        assert (state.draining, state.queued_octets, state.queued_octets_limit) == (False, 0, 1 << 20)
+        assert (state.draining, state.queued_octets_limit) == (False, 1 << 20)
+        assert state.queued_octets == world.budget.queued_octets > 0, "the request's head is held"
         world.dispatcher.draining = True
         assert state.draining

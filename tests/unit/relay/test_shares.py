@@ -1,0 +1,244 @@
+"""Memory is scarce: whoever holds most of it gives way, and the neighbours do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import structlog
+
+from proxy.errors import ERROR_FIELD
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.http2.events import ErrorCode, StreamId
+from tests.support.data_path import World, route
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client
+
+LIMIT = 200_000
+WINDOW = 40_000
+SMALL = Limits(stream_window_octets=WINDOW)
+
+
+def shared(make: EngineFactory, *, queued_octets: int = LIMIT) -> World:
+    """Return a world with two services, in which each stream's content waits in the sidecar up to a small window."""
+    return World(
+        route("svc"),
+        route("other"),
+        make=make,
+        limits=SMALL,
+        client_limits=SMALL,
+        service_limits=SMALL,
+        queued_octets=queued_octets,
+    )
+
+
+def answer(world: World, path: str, content: bytes = b"content", *, end: bool = True) -> None:
+    """Answer the latest request with this path."""
+    service, stream = world.latest(path)
+    service.respond(stream)
+    service.engine.send_data(stream, content, end_stream=end)
+    world.settle()
+
+
+def exchange(world: World, client: Client, path: str) -> int:
+    """Send a request, have the service answer it, and return the status of the response."""
+    stream = client.request(path, end=True)
+    world.settle()
+    if not client.streams[stream].ended:
+        answer(world, "/" + path.split("/", 2)[2])
+    assert client.streams[stream].ended
+    return client.streams[stream].status
+
+
+def unread(world: World, client: Client, count: int, octets: int = 4 * WINDOW) -> list[StreamId]:
+    """Have responses of so many octets sent to a client that reads none of their content."""
+    client.acknowledging = False
+    streams = [client.request(f"/svc/large{number}", end=True) for number in range(count)]
+    world.settle()
+    for number, stream in enumerate(streams):
+        if client.streams[stream].head is None:
+            answer(world, f"/large{number}", bytes(octets))
+        assert world.budget.queued_octets < world.budget.limit_octets
+    return streams
+
+
+@each_bare_engine
+def test_a_client_that_reads_no_response_loses_the_largest_and_a_newcomer_is_served(make: EngineFactory) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        streams = unread(world, slow, 12)
+        ends = [slow.streams[stream].reset for stream in streams]
+        assert ErrorCode.ENHANCE_YOUR_CALM in ends
+        for number in range(20):
+            assert exchange(world, neighbour, f"/svc/small{number}") == 200
+            assert exchange(world, neighbour, f"/other/small{number}") == 200
+        # What was not evicted arrives whole.
+        slow.acknowledge_all()
+        world.settle()
+        left = [stream for stream in streams if slow.streams[stream].reset is None]
+        assert left
+        for stream in left:
+            message = slow.streams[stream]
+            assert message.ended
+            assert message.value(ERROR_FIELD) == b"overloaded" or len(message.content) == 4 * WINDOW
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_response_that_is_complete_but_not_read_is_given_up_too(make: EngineFactory) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        streams = unread(world, slow, 12, 2 * WINDOW)
+        assert ErrorCode.ENHANCE_YOUR_CALM in [slow.streams[stream].reset for stream in streams]
+        assert exchange(world, neighbour, "/svc/x") == 200
+        slow.acknowledge_all()
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_client_that_holds_more_than_its_share_is_refused_while_memory_is_short(make: EngineFactory) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        unread(world, slow, 3)
+        assert world.budget.is_crowded()
+        assert not world.budget.is_used_up()
+        refused = slow.request("/other/x", end=True)
+        world.settle()
+        assert slow.streams[refused].status == 503
+        assert slow.streams[refused].value(ERROR_FIELD) == b"overloaded"
+        assert exchange(world, neighbour, "/other/y") == 200
+        slow.acknowledge_all()
+        world.settle()
+        assert exchange(world, slow, "/other/z") == 200
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_service_that_takes_no_content_is_refused_new_requests_and_other_services_are_not(
+    make: EngineFactory,
+) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        clients = [world.client() for _ in range(12)]
+        uploads = {}
+        for number, client in enumerate(clients):
+            uploads[client.request(f"/svc/{number}"), number] = client
+            world.settle()
+            for service in world.services:
+                service.acknowledging = False
+        for (stream, _), client in uploads.items():
+            if client.streams[stream].head is None:
+                client.engine.send_data(stream, bytes(4 * WINDOW), end_stream=True)
+                world.settle()
+            assert world.budget.queued_octets < LIMIT
+        assert world.budget.is_crowded()
+        answers = [client.streams[stream].value(ERROR_FIELD) for (stream, _), client in uploads.items()]
+        assert b"overloaded" in answers
+        refused = clients[0].request("/svc/more", end=True)
+        world.settle()
+        assert clients[0].streams[refused].value(ERROR_FIELD) == b"overloaded"
+        assert exchange(world, clients[0], "/other/x") == 200
+        for service in world.services:
+            service.acknowledge_all()
+        world.settle()
+        for (stream, number), client in uploads.items():
+            if not client.streams[stream].ended:
+                answer(world, f"/{number}")
+            assert client.streams[stream].ended
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_request_that_waits_for_its_connection_gives_way_when_it_alone_uses_memory_up(make: EngineFactory) -> None:
+    with shared(make, queued_octets=WINDOW) as world, structlog.testing.capture_logs():
+        may_connect = asyncio.Event()
+
+        async def connecting() -> None:
+            await may_connect.wait()
+
+        world.connecting = connecting
+        greedy, neighbour = world.client(), world.client()
+        first = greedy.request("/svc/x")
+        greedy.engine.send_data(first, bytes(WINDOW), end_stream=True)
+        world.settle()
+        assert greedy.streams[first].value(ERROR_FIELD) == b"overloaded"
+        assert greedy.streams[first].status == 503
+        second = neighbour.request("/svc/y", end=True)
+        world.settle()
+        may_connect.set()
+        world.settle()
+        answer(world, "/y")
+        assert neighbour.streams[second].status == 200
+        assert not world.arrivals("/x")
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: EngineFactory) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        large = [(f"x-field-{number}".encode(), b"v" * 4_000) for number in range(10)]
+        stream = client.request("/svc/x", fields=large)
+        world.settle()
+        assert world.budget.queued_octets >= 40_000
+        service, far = world.latest("/x")
+        service.respond(far)
+        world.settle()
+        assert world.budget.queued_octets == 0
+        assert service.streams[far].value(b"x-field-9") == b"v" * 4_000
+        client.engine.send_data(stream, b"", end_stream=True)
+        service.engine.send_data(far, b"", end_stream=True)
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_many_large_heads_of_one_client_give_way_to_a_newcomer(make: EngineFactory) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        client, neighbour = world.client(), world.client()
+        large = [(f"x-field-{number}".encode(), b"v" * 4_000) for number in range(10)]
+        streams = []
+        for number in range(20):
+            streams.append(client.request(f"/svc/{number}", fields=large))
+            world.settle()
+            assert world.budget.queued_octets < LIMIT
+        assert b"overloaded" in [client.streams[stream].value(ERROR_FIELD) for stream in streams]
+        assert exchange(world, neighbour, "/svc/x") == 200
+
+
+@each_bare_engine
+def test_a_client_that_reads_nothing_at_all_loses_its_connection_when_its_transport_holds_most(
+    make: EngineFactory,
+) -> None:
+    # Windows are large: what is written waits in the transport, and not in the streams.
+    with World(make=make, queued_octets=300_000) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        wire = world.wire(slow)
+        stream = slow.request("/svc/large", end=True)
+        world.settle()
+        wire.unread = True
+        service, far = world.latest("/large")
+        service.respond(far)
+        service.engine.send_data(far, bytes(400_000), end_stream=True)
+        world.settle()
+        assert wire.protocol.closed
+        assert wire.transport.aborted
+        assert world.budget.queued_octets < 300_000
+        assert not slow.streams[stream].ended
+        assert exchange(world, neighbour, "/svc/x") == 200
+        world.assert_at_rest()
+
+
+@each_bare_engine
+@pytest.mark.parametrize("by", ["client", "service"])
+def test_what_a_lost_connection_held_is_charged_to_nobody(make: EngineFactory, by: str) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        unread(world, client, 3)
+        assert world.budget.queued_octets > 0
+        world.wire(client if by == "client" else world.latest("/large0")[0]).lose()
+        world.settle()
+        client.acknowledge_all()
+        world.settle()
+        world.assert_at_rest()
