@@ -9,7 +9,7 @@ from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame, SettingsFra
 
 from proxy.http2.engine import Limits
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.events import ConnectionFailed, DataReceived, Event, HeadReceived
+from tests.support.peers.events import ConnectionFailed, DataReceived, Event, HeadReceived, StreamReset
 from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, assert_connection_failed, codes, content, line, of
 
 CALM, PROTOCOL_ERROR, INTERNAL_ERROR = 11, 1, 2
@@ -162,7 +162,7 @@ def test_a_server_may_reset_every_stream_that_we_open(make: EventFactory) -> Non
     for _ in range(3_000):
         stream_id = peer.asked()
         (event,) = peer.send(peer.reset(stream_id, 7))
-        assert tuple(event) == (stream_id, 7, True)
+        assert event == StreamReset(stream_id, 7, True)
 
 
 @each_engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.events import DataReceived, GoAwayReceived, HeadReceived
+from tests.support.peers.events import DataReceived, GoAwayReceived, HeadReceived, TrailersReceived
 from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer, codes, content, credit, of
 
 
@@ -101,7 +101,7 @@ def test_compression_stays_in_step_over_refused_requests(make: EventFactory) -> 
     peer.open(3, [*REQUEST, (b"x-new", b"entered in a refused request", False)])
     trailers = [(b"x-new", b"entered in a refused request", False)]
     (event,) = peer.send(peer.headers(1, trailers, end=True))
-    assert tuple(event) == (1, trailers)
+    assert event == TrailersReceived(1, trailers)
 
 
 @each_engine

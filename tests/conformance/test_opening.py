@@ -7,7 +7,7 @@ from hyperframe.frame import PingFrame, PushPromiseFrame, SettingsFrame
 
 from proxy.http2.engine import Limits
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.events import ConnectionFailed, DataReceived, HeadReceived, SettingsReceived
+from tests.support.peers.events import ConnectionFailed, DataReceived, HeadReceived, PingAcknowledged, SettingsReceived
 from tests.support.peers.raw import (
     PREFACE,
     REQUEST,
@@ -239,7 +239,7 @@ def test_answers_to_our_pings_are_reported(make: EventFactory) -> None:
     (ping,) = of(peer.take(), "Ping")
     assert (ping.flags, ping.body) == (frozenset(), b"01234567")
     (event,) = peer.send(peer.ping(b"01234567", ack=True))
-    assert tuple(event) == (b"01234567",)
+    assert event == PingAcknowledged(b"01234567")
 
 
 @each_engine

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from proxy.http2.choice import EngineFactory, engine_choice
-from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
+from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream
 from proxy.http2.events import Fields, StreamId
 from tests.support.peers.events import (
     ConnectionFailed,
@@ -22,13 +22,11 @@ from tests.support.peers.events import (
     Event,
     GoAwayReceived,
     HeadReceived,
-    InterimReceived,
     PingAcknowledged,
     Sent,
     SettingsReceived,
-    StreamReset,
-    TrailersReceived,
 )
+from tests.support.peers.receivers import EventReceiver
 
 __all__ = [
     "EventEngine",
@@ -119,37 +117,20 @@ class Handler(ConnectionHandler):
         self.errors.append((stream, exc))
 
 
-class Receiver(StreamReceiver):
-    """Writes down what it is told about one stream."""
+class Receiver(EventReceiver):
+    """Passes on to a `Handler` what it is told about one stream."""
 
     def __init__(self, handler: Handler, stream_id: StreamId) -> None:
+        super().__init__(stream_id)
         self.handler = handler
-        self.stream_id = stream_id
 
-    def on_request_data(self, data: bytes, end_stream: bool) -> None:
-        self.handler.note(DataReceived(self.stream_id, data, end_stream))
+    def note(self, event: Event) -> None:
+        self.handler.note(event)
 
-    def on_request_trailers(self, fields: Fields) -> None:
-        self.handler.note(TrailersReceived(self.stream_id, fields))
-
-    def on_request_reset(self, code: int, by_peer: bool) -> None:
-        self.handler.note(StreamReset(self.stream_id, code, by_peer))
-
-    def on_response_sent(self, octets: int) -> None:
+    def note_sent(self, octets: int) -> None:
         assert octets > 0
         assert self.stream_id not in self.handler.sent, "one report a stream"
         self.handler.sent[self.stream_id] = octets
-
-    def on_interim(self, fields: Fields) -> None:
-        self.handler.note(InterimReceived(self.stream_id, fields))
-
-    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
-        self.handler.note(HeadReceived(self.stream_id, fields, end_stream))
-
-    on_response_data = on_request_data
-    on_response_trailers = on_request_trailers
-    on_response_reset = on_request_reset
-    on_request_sent = on_response_sent
 
 
 class EventEngine:

@@ -1,30 +1,37 @@
 """What an engine reports about one connection, as values that a test can compare.
 
-The engines call receivers; `tests.support.peers.engines` turns these calls into events, in their order.
+Receivers and handlers are called; `tests.support.peers.receivers` and `engines` turn the calls into events, in their
+order. Events of different kinds are never equal.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from proxy.errors import Failure
 from proxy.http2.events import Fields, StreamId
 
 __all__ = [
     "ConnectionFailed",
+    "ConnectionLost",
     "DataReceived",
     "Event",
     "GoAwayReceived",
     "HeadReceived",
     "InterimReceived",
+    "InternalError",
     "PingAcknowledged",
     "Sent",
     "SettingsReceived",
     "StreamReset",
     "TrailersReceived",
+    "Unprocessed",
 ]
 
 
-class HeadReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HeadReceived:
     """`ConnectionHandler.on_request` (server) or `StreamReceiver.on_response_head` (client)."""
 
     stream_id: StreamId
@@ -32,14 +39,16 @@ class HeadReceived(NamedTuple):
     end_stream: bool
 
 
-class InterimReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InterimReceived:
     """`StreamReceiver.on_interim`."""
 
     stream_id: StreamId
     fields: Fields
 
 
-class DataReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DataReceived:
     """`StreamReceiver.on_request_data` or `on_response_data`."""
 
     stream_id: StreamId
@@ -47,14 +56,16 @@ class DataReceived(NamedTuple):
     end_stream: bool
 
 
-class TrailersReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TrailersReceived:
     """`StreamReceiver.on_request_trailers` or `on_response_trailers`."""
 
     stream_id: StreamId
     fields: Fields
 
 
-class StreamReset(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StreamReset:
     """`StreamReceiver.on_request_reset` or `on_response_reset`."""
 
     stream_id: StreamId
@@ -62,7 +73,8 @@ class StreamReset(NamedTuple):
     by_peer: bool
 
 
-class GoAwayReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GoAwayReceived:
     """`ConnectionHandler.on_go_away`."""
 
     last_stream_id: StreamId
@@ -70,21 +82,46 @@ class GoAwayReceived(NamedTuple):
     debug: bytes
 
 
-class PingAcknowledged(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PingAcknowledged:
     """`ConnectionHandler.on_ping_acknowledged`."""
 
     payload: bytes
 
 
-class SettingsReceived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SettingsReceived:
     """`ConnectionHandler.on_settings`."""
 
 
-class ConnectionFailed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ConnectionFailed:
     """`ConnectionHandler.on_failed`; always the last event of a connection."""
 
     code: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unprocessed:
+    """`StreamReceiver.on_unprocessed`."""
+
+    stream_id: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """`StreamReceiver.on_connection_lost`."""
+
+    stream_id: StreamId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class InternalError:
+    """`StreamReceiver.on_internal_error`."""
+
+    stream_id: StreamId
 
 
 Event: TypeAlias = (
@@ -97,6 +134,9 @@ Event: TypeAlias = (
     | PingAcknowledged
     | SettingsReceived
     | ConnectionFailed
+    | Unprocessed
+    | ConnectionLost
+    | InternalError
 )
 
 

@@ -19,10 +19,12 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from proxy.connection.protocol import Http2Protocol
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from tests.support.peers.engines import EventFactory
 from tests.support.peers.events import ConnectionFailed, Event, Sent, StreamReset
+from tests.support.peers.transport import MemoryTransport
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -217,6 +219,27 @@ class RawPeer(Frames):
         """Let the engine, a server, send a response head."""
         self.engine.send_head(stream_id, RESPONSE, end_stream=False)
         self.take()
+
+
+class RawConnectionPeer(Frames):
+    """The other end of `protocol`, a connection of the sidecar's whose transport is in memory."""
+
+    def __init__(self, protocol: Http2Protocol, *, expects_preface: bool) -> None:
+        super().__init__(expects_preface=expects_preface)
+        self.protocol = protocol
+        self.transport = MemoryTransport(protocol.loop, protocol.as_protocol(), reading=True)
+        protocol.connection_made(self.transport)
+
+    def send(self, *frames: Frame | bytes) -> None:
+        """Let the connection read these frames at once, and flush."""
+        octets = b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
+        self.protocol.data_received(octets)
+        self.protocol.flush()
+
+    def take(self) -> list[Seen]:
+        """Return every frame that the connection has written since the last call."""
+        self.protocol.flush()
+        return self.read(self.transport.read())
 
 
 def of(seen: list[Seen], kind: str, stream_id: int | None = None) -> list[Seen]:

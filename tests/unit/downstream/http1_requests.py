@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.unit.downstream.relaying import Listening
+from tests.unit.downstream.stage import Listening
 
 GET = b"GET /svc/x?y=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /svc/x HTTP/1.1\r\nHost: localhost\r\n"

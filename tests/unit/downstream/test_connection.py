@@ -10,7 +10,7 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import Gone, Reset, client
-from tests.unit.downstream.relaying import listening
+from tests.unit.downstream.stage import listening
 
 pytestmark = [pytest.mark.asyncio, each_bare_engine]
 

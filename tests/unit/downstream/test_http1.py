@@ -8,7 +8,7 @@ import pytest
 
 from proxy.downstream import serving
 from tests.unit.downstream.http1_requests import GET, POST, head_of, lives, read_until_gone
-from tests.unit.downstream.relaying import listening
+from tests.unit.downstream.stage import listening
 
 pytestmark = pytest.mark.asyncio
 

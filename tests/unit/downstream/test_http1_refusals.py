@@ -9,7 +9,7 @@ import pytest
 from proxy.downstream.http1 import Message, refuse_browser
 from tests.unit.downstream.http1_requests import GET, POST, head_of, lives, read_until_gone
 from tests.unit.downstream.malformed import CHUNKED, FAULTS
-from tests.unit.downstream.relaying import listening
+from tests.unit.downstream.stage import listening
 
 pytestmark = pytest.mark.asyncio
 

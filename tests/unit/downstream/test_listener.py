@@ -11,7 +11,7 @@ from proxy.http2.choice import EngineFactory
 from tests.support.loops import loop_idle
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import client
-from tests.unit.downstream.relaying import listening
+from tests.unit.downstream.stage import listening
 
 pytestmark = pytest.mark.asyncio
 

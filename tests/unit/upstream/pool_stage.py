@@ -16,12 +16,13 @@ from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.pool import Pool
 from tests.support.loops import loop_idle
 from tests.support.peers.raw import REQUEST, RESPONSE
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service
+from tests.support.peers.receivers import RecordingReceiver
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Service
 
 REFUSED = UpstreamConnectFailed("https://greeter.example cannot be connected to (Connection refused)")
 
 
-class House:
+class PoolStage:
     """A pool, the service that it dials, and requests that wait for a stream and then open it."""
 
     def __init__(self, make: EngineFactory = PortableEngine, **options: Any) -> None:
@@ -34,17 +35,20 @@ class House:
     def task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return asyncio.get_running_loop().create_task(work)
 
-    async def _request(self, name: str, origin: Origin, receiver: Receiver) -> tuple[UpstreamConnection, StreamId]:
+    async def _request(
+        self, name: str, origin: Origin, receiver: RecordingReceiver
+    ) -> tuple[UpstreamConnection, StreamId]:
         connection = self.pool.origin_pool(origin).ready() or await self.pool.acquire(origin)
         stream = connection.open(REQUEST, True, receiver)
+        receiver.stream_id = stream.id
         self.opened.append(name)
         return connection, stream.id
 
     async def ask(
-        self, *names: str, origin: Origin = ORIGIN, receiver: Receiver | None = None
+        self, *names: str, origin: Origin = ORIGIN, receiver: RecordingReceiver | None = None
     ) -> list[asyncio.Task[Any]]:
         """Let requests come, and give them time."""
-        tasks = [self.task(self._request(name, origin, receiver or Receiver())) for name in names]
+        tasks = [self.task(self._request(name, origin, receiver or RecordingReceiver())) for name in names]
         await loop_idle()
         return tasks
 

@@ -1,26 +1,23 @@
-"""An upstream in memory: a real connection and engine, and frames built and read by hand."""
+"""The stage of the tests of upstream connections and their pool: what runs is real, the upstream is a raw peer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, Final
-
-from hyperframe.frame import Frame
+from typing import Final
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
-from proxy.errors import Failure
 from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Limits, Stream, StreamReceiver
-from proxy.http2.events import Fields, StreamId
+from proxy.http2.engine import Limits, Stream
+from proxy.http2.events import StreamId
 from proxy.observe.warnings import Warnings
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, Timing, UpstreamConnection
 from tests.support.loops import loop_idle
-from tests.support.peers.raw import REQUEST, Frames, Seen
-from tests.support.peers.transport import MemoryTransport
+from tests.support.peers.raw import REQUEST, RawConnectionPeer
+from tests.support.peers.receivers import RecordingReceiver
 
 ORIGIN: Final = Origin("https", "greeter.example", 443)
 
@@ -28,11 +25,10 @@ MAX_STREAMS: Final = 0x3
 """SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113, 6.5.2)."""
 
 
-class Far(Frames):
-    """The upstream's end of `connection`, in the test's hands."""
+class Far(RawConnectionPeer):
+    """The upstream's end of `connection`."""
 
     def __init__(self, make: EngineFactory, timing: Timing, origin: Origin = ORIGIN, **given: StreamId) -> None:
-        super().__init__(expects_preface=True)
         self.budget = Budget(1 << 20)
         self.connection = UpstreamConnection(
             lambda handler: make(client=True, limits=Limits(), handler=handler),
@@ -44,16 +40,8 @@ class Far(Frames):
             **given,
         )
         self.streams: dict[StreamId, Stream] = {}
-        """The near ends of what `open` has opened."""
-        self.transport = MemoryTransport(asyncio.get_running_loop(), self.connection.as_protocol(), reading=True)
-        self.connection.connection_made(self.transport)
-
-    def send(self, *frames: Frame | bytes) -> None:
-        """Have the connection read these frames, and write what it has to say."""
-        self.connection.data_received(
-            b"".join(frame if isinstance(frame, bytes) else frame.serialize() for frame in frames)
-        )
-        self.connection.flush()
+        """The connection's ends of the streams that `open` has opened."""
+        super().__init__(self.connection, expects_preface=True)
 
     def greet(self, streams: int | None = None) -> None:
         """Send SETTINGS with this limit of streams."""
@@ -63,76 +51,32 @@ class Far(Frames):
         """Change the limit of streams."""
         self.greet(streams)
 
-    def take(self) -> list[Seen]:
-        """Return every frame that has come since the last time."""
-        self.connection.flush()
-        return self.read(self.transport.read())
-
-    def open(self, receiver: StreamReceiver | None = None, *, end: bool = True) -> StreamId:
-        """Open a stream on the near end."""
-        stream = self.connection.open(REQUEST, end, receiver or Receiver())
+    def open(self, receiver: RecordingReceiver | None = None, *, end: bool = True) -> StreamId:
+        """Let the connection open a stream."""
+        receiver = receiver or RecordingReceiver()
+        stream = self.connection.open(REQUEST, end, receiver)
+        receiver.stream_id = stream.id
         self.streams[stream.id] = stream
         return stream.id
 
     async def gone(self) -> bool:
-        """Give the connection time to close; return whether it has."""
+        """Let the loop run until it is idle; return whether the connection has closed."""
         await loop_idle()
         return self.connection.gone.done()
 
 
-class Receiver(StreamReceiver):
-    """Writes down what a stream brings, in order."""
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-        self.sent_octets = 0
-
-    @property
-    def ends(self) -> int:
-        """How often it was told that the stream is over, but for a regular end."""
-        return sum(1 for one in self.told if one[0] in ("reset", "unprocessed", "lost", "internal error"))
-
-    def on_interim(self, fields: Fields) -> None:
-        self.told.append(("interim", fields))
-
-    def on_response_head(self, fields: Fields, end_stream: bool) -> None:
-        self.told.append(("head", fields, end_stream))
-
-    def on_response_data(self, data: bytes, end_stream: bool) -> None:
-        self.told.append(("data", data, end_stream))
-
-    def on_response_trailers(self, fields: Fields) -> None:
-        self.told.append(("trailers", fields))
-
-    def on_response_reset(self, code: int, by_peer: bool) -> None:
-        self.told.append(("reset", code, by_peer))
-
-    def on_unprocessed(self) -> None:
-        self.told.append(("unprocessed",))
-
-    def on_connection_lost(self, failure: Failure) -> None:
-        self.told.append(("lost", failure.code, str(failure)))
-
-    def on_request_sent(self, octets: int) -> None:
-        self.sent_octets += octets
-
-    def on_internal_error(self) -> bool:
-        self.told.append(("internal error",))
-        return True
-
-
 class Owner(ConnectionOwner):
-    """Has a function called whenever a connection has changed."""
+    """Calls a function whenever a connection has changed."""
 
-    def __init__(self, told: Callable[[UpstreamConnection], object]) -> None:
-        self._told = told
+    def __init__(self, on_change: Callable[[UpstreamConnection], object]) -> None:
+        self._on_change = on_change
 
     def connection_changed(self, connection: UpstreamConnection) -> None:
-        self._told(connection)
+        self._on_change(connection)
 
 
 class Counts(Warnings):
-    """What the pool told its observer; warnings are written as ever."""
+    """Counts what the pool reports; warnings are logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +98,7 @@ class Counts(Warnings):
 
 
 class Service:
-    """Where a pool dials; a dial hangs until the test says what becomes of it."""
+    """Connects for a pool: each attempt waits until the test accepts or refuses it."""
 
     def __init__(self, make: EngineFactory, timing: Timing | None = None) -> None:
         self.dials = 0
@@ -192,8 +136,8 @@ class Service:
 TIMING = Timing(ping_interval_seconds=30.0, ping_timeout_seconds=15.0, idle_timeout_seconds=180.0)
 
 
-def made(make: EngineFactory, streams: int | None = None, **given: StreamId) -> Far:
-    """A settled connection, its far end in hand."""
+def settled(make: EngineFactory, streams: int | None = None, **given: StreamId) -> Far:
+    """Return the far end of a connection whose SETTINGS were exchanged."""
     far = Far(make, TIMING, ORIGIN, **given)
     far.greet(streams)
     far.take()

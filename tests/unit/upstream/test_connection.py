@@ -10,8 +10,19 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
 from tests.support.loops import with_manual_clock
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import (
+    ConnectionLost,
+    DataReceived,
+    HeadReceived,
+    InterimReceived,
+    InternalError,
+    StreamReset,
+    TrailersReceived,
+    Unprocessed,
+)
 from tests.support.peers.raw import RESPONSE, TRAILERS, codes, content, credit, of
-from tests.unit.upstream.stage import TIMING, Far, Owner, Receiver, made
+from tests.support.peers.receivers import RecordingReceiver
+from tests.unit.upstream.stage import TIMING, Far, Owner, settled
 
 LAST = (1 << 31) - 1
 
@@ -34,19 +45,19 @@ async def test_it_is_usable_once_the_settings_have_come(make: EngineFactory) -> 
 @each_bare_engine
 @with_manual_clock
 async def test_the_frames_of_a_stream_reach_its_receiver_in_order(make: EngineFactory) -> None:
-    far, one, other = made(make), Receiver(), Receiver()
+    far, one, other = settled(make), RecordingReceiver(), RecordingReceiver()
     first, second = far.open(one, end=False), far.open(other)
     far.take()
     interim = [(b":status", b"103", False)]
     far.send(far.headers(first, interim), far.headers(first, RESPONSE), far.headers(second, RESPONSE, end=True))
     far.send(far.data(first, b"abc"), far.headers(first, TRAILERS, end=True))
-    assert one.told == [
-        ("interim", interim),
-        ("head", RESPONSE, False),
-        ("data", b"abc", False),
-        ("trailers", TRAILERS),
+    assert one.events == [
+        InterimReceived(first, interim),
+        HeadReceived(first, RESPONSE, False),
+        DataReceived(first, b"abc", False),
+        TrailersReceived(first, TRAILERS),
     ]
-    assert other.told == [("head", RESPONSE, True)]
+    assert other.events == [HeadReceived(second, RESPONSE, True)]
     assert far.connection.engine.count_open_streams() == 1, "the first request has not ended"
     far.streams[first].send_data(b"tail", True)
     assert content(far.take(), first) == b"tail"
@@ -57,7 +68,7 @@ async def test_the_frames_of_a_stream_reach_its_receiver_in_order(make: EngineFa
 @each_bare_engine
 @with_manual_clock
 async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFactory) -> None:
-    far = made(make, 3)
+    far = settled(make, 3)
     connection = far.connection
     heard: list[int] = []
     connection.owner = Owner(lambda changed: heard.append(changed.count_free_streams()))
@@ -81,12 +92,12 @@ async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFact
 @each_bare_engine
 @with_manual_clock
 async def test_a_stream_without_a_receiver_does_not_stop_the_peer(make: EngineFactory) -> None:
-    far = made(make)
-    connection, receiver = far.connection, Receiver()
+    far = settled(make)
+    connection, receiver = far.connection, RecordingReceiver()
     stream = far.open(receiver, end=False)
     far.send(far.headers(stream, RESPONSE))
     far.streams[stream].receiver = None
-    told = list(receiver.told)
+    told = list(receiver.events)
     octets = 0
     returned = 0
     for _ in range(200):
@@ -101,14 +112,14 @@ async def test_a_stream_without_a_receiver_does_not_stop_the_peer(make: EngineFa
     far.send(far.headers(stream, TRAILERS, end=True))
     far.streams[stream].send_data(b"", True)
     far.take()
-    assert receiver.told == told
+    assert receiver.events == told
     assert connection.engine.count_open_streams() == 0
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_interim_heads_and_ends_without_a_receiver_are_dropped(make: EngineFactory) -> None:
-    far = made(make)
+    far = settled(make)
     stream = far.open(end=False)
     far.streams[stream].receiver = None
     far.send(far.headers(stream, [(b":status", b"103", False)]), far.headers(stream, RESPONSE))
@@ -124,7 +135,7 @@ async def test_interim_heads_and_ends_without_a_receiver_are_dropped(make: Engin
 async def test_request_content_is_reported_as_sent_only_while_the_peer_reads(
     make: EngineFactory,
 ) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.greet()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)
@@ -145,7 +156,7 @@ async def test_request_content_is_reported_as_sent_only_while_the_peer_reads(
 async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_closes_after_the_last(
     make: EngineFactory,
 ) -> None:
-    far, receiver = made(make, last_stream_id=3), Receiver()
+    far, receiver = settled(make, last_stream_id=3), RecordingReceiver()
     far.open(end=True)
     assert far.connection.count_free_streams() > 0
     stream = far.open(receiver)
@@ -164,26 +175,26 @@ async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_cl
 @each_bare_engine
 @with_manual_clock
 async def test_a_reset_is_told_with_its_code_and_ends_the_stream(make: EngineFactory) -> None:
-    far, refused, cancelled, unknown = made(make), Receiver(), Receiver(), Receiver()
+    far, refused, cancelled, unknown = settled(make), RecordingReceiver(), RecordingReceiver(), RecordingReceiver()
     streams = [far.open(receiver) for receiver in (refused, cancelled, unknown)]
     for stream, code in zip(streams, (ErrorCode.REFUSED_STREAM, ErrorCode.CANCEL, 0x77), strict=True):
         far.send(far.reset(stream, code))
-    assert refused.told == [("reset", ErrorCode.REFUSED_STREAM, True)]
-    assert cancelled.told == [("reset", ErrorCode.CANCEL, True)]
-    assert unknown.told == [("reset", 0x77, True)]
+    assert refused.events == [StreamReset(streams[0], ErrorCode.REFUSED_STREAM, True)]
+    assert cancelled.events == [StreamReset(streams[1], ErrorCode.CANCEL, True)]
+    assert unknown.events == [StreamReset(streams[2], 0x77, True)]
     assert far.connection.engine.count_open_streams() == 0
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_a_protocol_error_of_the_upstream_is_not_reported_as_its_reset(make: EngineFactory) -> None:
-    far, receiver, other = made(make), Receiver(), Receiver()
+    far, receiver, other = settled(make), RecordingReceiver(), RecordingReceiver()
     stream, good = far.open(receiver), far.open(other)
     far.take()
     far.send(far.headers(stream, [(b":status", b"200", False), (b"Upper-Case", b"1", False)]))
-    assert receiver.told == [("reset", ErrorCode.PROTOCOL_ERROR, False)]
+    assert receiver.events == [StreamReset(stream, ErrorCode.PROTOCOL_ERROR, False)]
     far.send(far.headers(good, RESPONSE, end=True))
-    assert other.told == [("head", RESPONSE, True)], "one stream's fault is one stream's"
+    assert other.events == [HeadReceived(good, RESPONSE, True)], "one stream's fault is one stream's"
 
 
 # ---- GOAWAY
@@ -192,15 +203,15 @@ async def test_a_protocol_error_of_the_upstream_is_not_reported_as_its_reset(mak
 @each_bare_engine
 @with_manual_clock
 async def test_two_step_goaway_lets_streams_finish_and_then_closes(make: EngineFactory) -> None:
-    far = made(make)
-    receivers = [Receiver() for _ in range(3)]
+    far = settled(make)
+    receivers = [RecordingReceiver() for _ in range(3)]
     streams = [far.open(receiver) for receiver in receivers]
     far.take()
     far.send(far.go_away(LAST))
     assert far.connection.count_free_streams() == 0
-    assert [receiver.told for receiver in receivers] == [[], [], []]
+    assert [receiver.events for receiver in receivers] == [[], [], []]
     far.send(far.go_away(streams[1]))
-    assert [receiver.told for receiver in receivers] == [[], [], [("unprocessed",)]]
+    assert [receiver.events for receiver in receivers] == [[], [], [Unprocessed(streams[2])]]
     assert codes(of(far.take(), "RstStream", streams[2]), "RstStream") == [ErrorCode.CANCEL]
     far.send(far.headers(streams[0], RESPONSE), far.data(streams[0], b"late", end=True))
     far.send(far.headers(streams[1], RESPONSE), far.data(streams[1], b"late"))
@@ -209,22 +220,29 @@ async def test_two_step_goaway_lets_streams_finish_and_then_closes(make: EngineF
     far.send(far.data(streams[1], end=True))
     assert codes(far.take(), "GoAway") == [0]
     assert await far.gone()
-    assert receivers[0].told == [("head", RESPONSE, False), ("data", b"late", True)]
-    assert receivers[1].told == [("head", RESPONSE, False), ("data", b"late", False), ("data", b"", True)]
+    assert receivers[0].events == [
+        HeadReceived(streams[0], RESPONSE, False),
+        DataReceived(streams[0], b"late", True),
+    ]
+    assert receivers[1].events == [
+        HeadReceived(streams[1], RESPONSE, False),
+        DataReceived(streams[1], b"late", False),
+        DataReceived(streams[1], b"", True),
+    ]
     assert [receiver.ends for receiver in receivers] == [0, 0, 1]
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_many_goaways_tell_each_stream_once(make: EngineFactory) -> None:
-    far = made(make)
-    receivers = [Receiver() for _ in range(8)]
+    far = settled(make)
+    receivers = [RecordingReceiver() for _ in range(8)]
     streams = [far.open(receiver) for receiver in receivers]
     heard: list[bool] = []
     far.connection.owner = Owner(lambda connection: heard.append(connection.retiring))
     for last in (LAST, streams[6], streams[6], streams[2], LAST, streams[4], 0, 0):
         far.send(far.go_away(last))
-    assert [receiver.told for receiver in receivers] == [[("unprocessed",)]] * 8
+    assert [receiver.events for receiver in receivers] == [[Unprocessed(stream)] for stream in streams]
     assert all(heard)
     assert await far.gone(), "no stream is left"
 
@@ -232,7 +250,7 @@ async def test_many_goaways_tell_each_stream_once(make: EngineFactory) -> None:
 @each_bare_engine
 @with_manual_clock
 async def test_goaway_on_a_connection_without_streams_closes_it(make: EngineFactory) -> None:
-    far = made(make)
+    far = settled(make)
     far.send(far.go_away(0))
     assert far.connection.closed
     assert await far.gone()
@@ -246,7 +264,7 @@ async def test_goaway_on_a_connection_without_streams_closes_it(make: EngineFact
 async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
     make: EngineFactory, code: int, name: str | None
 ) -> None:
-    far = made(make)
+    far = settled(make)
     with structlog.testing.capture_logs() as lines:
         far.send(far.go_away(0, code, b"too_many_pings\xff\n" + bytes(1000)))
     warnings = [line for line in lines if line["log_level"] == "warning"]
@@ -261,7 +279,7 @@ async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
 @each_bare_engine
 @with_manual_clock
 async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     stream = far.open(receiver, end=False)
     far.streams[stream].send_data(bytes(200 << 10), False)
     far.take()
@@ -279,8 +297,8 @@ async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFact
 @each_bare_engine
 @with_manual_clock
 async def test_a_lost_connection_is_told_to_every_stream_once(make: EngineFactory) -> None:
-    far = made(make)
-    receivers = [Receiver() for _ in range(5)]
+    far = settled(make)
+    receivers = [RecordingReceiver() for _ in range(5)]
     for receiver in receivers:
         far.open(receiver)
     changes: list[bool] = []
@@ -290,21 +308,22 @@ async def test_a_lost_connection_is_told_to_every_stream_once(make: EngineFactor
     assert await far.gone()
     far.connection.connection_lost(None)
     for receiver in receivers:
-        assert [one[:2] for one in receiver.told] == [("lost", "upstream-connection-lost")]
-        assert "https://greeter.example" in receiver.told[0][2]
-        assert "Connection reset by peer" in receiver.told[0][2]
+        assert receiver.kinds == [ConnectionLost]
+        assert receiver.failure.code == "upstream-connection-lost"
+        assert "https://greeter.example" in str(receiver.failure)
+        assert "Connection reset by peer" in str(receiver.failure)
     assert changes == [True]
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_eof_from_the_peer_ends_the_connection(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     stream = far.open(receiver)
     far.send(far.headers(stream, RESPONSE), far.data(stream, b"all but the end"))
     assert far.connection.eof_received() is False
     assert far.connection.count_free_streams() == 0
-    assert [one[0] for one in receiver.told] == ["head", "data", "lost"]
+    assert receiver.kinds == [HeadReceived, DataReceived, ConnectionLost]
     assert await far.gone()
     assert receiver.ends == 1
 
@@ -312,12 +331,13 @@ async def test_eof_from_the_peer_ends_the_connection(make: EngineFactory) -> Non
 @each_bare_engine
 @with_manual_clock
 async def test_a_connection_error_is_answered_with_goaway_and_a_close(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.open(receiver)
     far.take()
     far.send(far.data(99, b"on a stream that never was"))
     assert codes(far.take(), "GoAway") == [ErrorCode.PROTOCOL_ERROR]
-    assert [one[:2] for one in receiver.told] == [("lost", "upstream-connection-lost")]
+    assert receiver.kinds == [ConnectionLost]
+    assert receiver.failure.code == "upstream-connection-lost"
     assert await far.gone()
 
 
@@ -346,19 +366,19 @@ async def test_a_connection_that_ends_before_it_is_usable_says_so(make: EngineFa
 @each_bare_engine
 @with_manual_clock
 async def test_retiring_sends_goaway_and_closes_once(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.open(receiver)
     far.take()
     far.connection.retire("the sidecar is shutting down")
     far.connection.retire("again")
     assert codes(far.take(), "GoAway") == [0]
-    assert [one[0] for one in receiver.told] == ["lost"]
-    assert "the sidecar is shutting down" in receiver.told[0][2]
+    assert receiver.kinds == [ConnectionLost]
+    assert "the sidecar is shutting down" in str(receiver.failure)
     assert await far.gone()
 
 
-class Defective(Receiver):
-    """Fails at whatever it is told."""
+class Defective(RecordingReceiver):
+    """Raises whatever it is told."""
 
     def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
@@ -374,10 +394,10 @@ class Defective(Receiver):
 @pytest.mark.parametrize("way", ["head", "goaway", "loss"])
 @with_manual_clock
 async def test_an_internal_error_in_one_exchange_does_not_affect_the_others(make: EngineFactory, way: str) -> None:
-    far = made(make)
+    far = settled(make)
     uncaught: list[object] = []
     far.connection.loop.set_exception_handler(lambda _, context: uncaught.append(context["exception"]))
-    receivers: list[Receiver] = [Receiver(), Defective(), Receiver()]
+    receivers: list[RecordingReceiver] = [RecordingReceiver(), Defective(), RecordingReceiver()]
     streams = [far.open(receiver) for receiver in receivers]
     far.take()
     if way == "head":
@@ -386,8 +406,8 @@ async def test_an_internal_error_in_one_exchange_does_not_affect_the_others(make
         far.send(far.go_away(0))
     else:
         far.connection.eof_received()
-    expected = {"head": "head", "goaway": "unprocessed", "loss": "lost"}[way]
-    assert [[one[0] for one in receiver.told] for receiver in receivers] == [[expected], ["internal error"], [expected]]
+    expected = {"head": HeadReceived, "goaway": Unprocessed, "loss": ConnectionLost}[way]
+    assert [receiver.kinds for receiver in receivers] == [[expected], [InternalError], [expected]]
     assert [type(exc) for exc in uncaught] == [ZeroDivisionError]
     far.connection.retire("enough")
     assert await far.gone()

@@ -6,8 +6,10 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import ConnectionLost
 from tests.support.peers.raw import RESPONSE, of
-from tests.unit.upstream.stage import Far, Receiver, made
+from tests.support.peers.receivers import RecordingReceiver
+from tests.unit.upstream.stage import Far, settled
 
 
 async def whiled_away(far: Far, seconds: float) -> list[bytes]:
@@ -22,7 +24,7 @@ async def whiled_away(far: Far, seconds: float) -> list[bytes]:
 @each_bare_engine
 @with_manual_clock
 async def test_an_idle_connection_is_not_pinged_and_is_closed_in_time(make: EngineFactory) -> None:
-    far = made(make)
+    far = settled(make)
     assert await whiled_away(far, 175) == []
     assert not far.connection.closed
     assert await whiled_away(far, 6) == []
@@ -33,7 +35,7 @@ async def test_an_idle_connection_is_not_pinged_and_is_closed_in_time(make: Engi
 @each_bare_engine
 @with_manual_clock
 async def test_a_connection_in_use_is_not_idle(make: EngineFactory) -> None:
-    far = made(make)
+    far = settled(make)
     for _ in range(4):
         assert await whiled_away(far, 120) == []
         stream = far.open()
@@ -46,7 +48,7 @@ async def test_a_connection_in_use_is_not_idle(make: EngineFactory) -> None:
 @each_bare_engine
 @with_manual_clock
 async def test_a_silent_connection_with_live_streams_is_pinged_and_kept_if_it_answers(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.open(receiver)
     far.take()
     probes = 0
@@ -56,14 +58,14 @@ async def test_a_silent_connection_with_live_streams_is_pinged_and_kept_if_it_an
         for payload in pings:
             far.send(far.ping(payload, ack=True))
     assert 10 <= probes <= 20, "one in an interval and no more: too many get ENHANCE_YOUR_CALM"
-    assert not receiver.told
+    assert not receiver.events
     far.connection.retire("enough")
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_a_stream_opened_on_an_old_connection_is_pinged_in_time(make: EngineFactory) -> None:
-    far = made(make)
+    far = settled(make)
     await whiled_away(far, 100)
     far.open()
     far.take()
@@ -74,14 +76,14 @@ async def test_a_stream_opened_on_an_old_connection_is_pinged_in_time(make: Engi
 @each_bare_engine
 @with_manual_clock
 async def test_a_connection_without_a_ping_answer_is_closed(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.open(receiver)
     far.take()
     assert len(await whiled_away(far, 44)) == 1
-    assert not receiver.told
+    assert not receiver.events
     await whiled_away(far, 2)
-    assert [one[0] for one in receiver.told] == ["lost"]
-    assert "no answer to a PING within 15 s" in receiver.told[0][2]
+    assert receiver.kinds == [ConnectionLost]
+    assert "no answer to a PING within 15 s" in str(receiver.failure)
     assert await far.gone()
     assert far.transport.aborted, "it would not read a GOAWAY either"
 
@@ -89,7 +91,7 @@ async def test_a_connection_without_a_ping_answer_is_closed(make: EngineFactory)
 @each_bare_engine
 @with_manual_clock
 async def test_an_earlier_unanswered_ping_does_not_close_later_streams(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     stream = far.open()
     far.take()
     [payload] = await whiled_away(far, 31)
@@ -99,14 +101,14 @@ async def test_an_earlier_unanswered_ping_does_not_close_later_streams(make: Eng
     await whiled_away(far, 20)
     far.open(receiver)
     assert await whiled_away(far, 9) == []
-    assert not receiver.told
+    assert not receiver.events
     far.connection.retire("enough")
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_a_peer_that_sends_but_does_not_read_is_closed(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)
     far.take()
@@ -116,12 +118,12 @@ async def test_a_peer_that_sends_but_does_not_read_is_closed(make: EngineFactory
         far.connection.flush()
     for second in range(90):
         await skip(1.0)
-        if receiver.told:
+        if receiver.events:
             break
         far.connection.data_received(far.ping(second.to_bytes(8, "big")).serialize())
     assert second >= 44
-    assert [one[0] for one in receiver.told] == ["lost"]
-    assert "the peer has read nothing for 45 s" in receiver.told[0][2]
+    assert receiver.kinds == [ConnectionLost]
+    assert "the peer has read nothing for 45 s" in str(receiver.failure)
     assert await far.gone()
 
 
@@ -130,7 +132,7 @@ async def test_a_peer_that_sends_but_does_not_read_is_closed(make: EngineFactory
 async def test_a_slow_peer_is_not_closed_for_a_ping_that_could_not_be_written(
     make: EngineFactory,
 ) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)
     far.take()
@@ -140,7 +142,7 @@ async def test_a_slow_peer_is_not_closed_for_a_ping_that_could_not_be_written(
     for _ in range(240):
         await skip(1.0)
         far.transport.read(8 << 10)
-    assert receiver.told == []
+    assert receiver.events == []
     assert not far.connection.closed
     far.transport.reading = True
     far.transport.read()
@@ -152,7 +154,7 @@ async def test_a_slow_peer_is_not_closed_for_a_ping_that_could_not_be_written(
 @each_bare_engine
 @with_manual_clock
 async def test_silence_counts_again_once_the_peer_reads(make: EngineFactory) -> None:
-    far, receiver = made(make), Receiver()
+    far, receiver = settled(make), RecordingReceiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)
     far.take()
@@ -165,6 +167,6 @@ async def test_silence_counts_again_once_the_peer_reads(make: EngineFactory) -> 
     await loop_idle()
     for _ in range(60):
         await skip(1.0)
-    assert [one[0] for one in receiver.told] == ["lost"]
-    assert "no answer to a PING" in receiver.told[0][2]
+    assert receiver.kinds == [ConnectionLost]
+    assert "no answer to a PING" in str(receiver.failure)
     assert await far.gone()

@@ -20,10 +20,11 @@ from proxy.errors import (
 from proxy.http2.choice import EngineFactory
 from proxy.routes import Origin
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import Unprocessed
 from tests.support.peers.raw import REQUEST
+from tests.support.peers.receivers import RecordingReceiver
 from tests.support.peers.sockets import server, server_context
 from tests.unit.upstream.connecting import connector, left, listening
-from tests.unit.upstream.stage import Receiver
 
 # ---- what works
 
@@ -44,14 +45,14 @@ async def test_a_connection_over_tls_is_ready_when_it_is_returned(
         assert asked_for == ["localhost"]
         assert connection.transport is not None
         assert connection.transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-        receiver = Receiver()
+        receiver = RecordingReceiver()
         connection.open(REQUEST, True, receiver)
         peer, _, fields, ended = await far.request()
         assert (b":path", b"/invoke/Greeter/greet") in fields
         assert ended
         peer.go_away(0)
         await connection.gone
-        assert receiver.told == [("unprocessed",)]
+        assert receiver.kinds == [Unprocessed]
 
 
 @each_bare_engine

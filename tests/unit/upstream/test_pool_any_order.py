@@ -16,8 +16,10 @@ from proxy.upstream.connection import Timing
 from proxy.upstream.pool import Pool
 from tests.support.loops import ManualLoop, loop_idle
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import Unprocessed
 from tests.support.peers.raw import REQUEST, RESPONSE
-from tests.unit.upstream.stage import ORIGIN, Counts, Far, Receiver, Service
+from tests.support.peers.receivers import RecordingReceiver
+from tests.unit.upstream.stage import ORIGIN, Counts, Far, Service
 
 T = TypeVar("T")
 
@@ -33,7 +35,7 @@ class Request:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.receiver = Receiver()
+        self.receiver = RecordingReceiver()
         self.far: Far | None = None
         self.stream = 0
         self.task: asyncio.Task[None]
@@ -47,7 +49,7 @@ class Request:
         # What counts is what the far end has been told, and what it allows by now.
         assert traffic.live[far] < traffic.limits[far], "no stream above the limit"
         assert far not in traffic.away, "no stream after GOAWAY"
-        self.stream = connection.open(REQUEST, True, self.receiver).id
+        self.stream = self.receiver.stream_id = connection.open(REQUEST, True, self.receiver).id
         self.far = far
         traffic.live[far] += 1
 
@@ -76,7 +78,7 @@ class Traffic(RuleBasedStateMachine):
 
     def answerable(self) -> list[Request]:
         """Requests whose streams are live on connections that are, too."""
-        opened = (one for one in self.requests if one.far is not None and not one.receiver.told)
+        opened = (one for one in self.requests if one.far is not None and not one.receiver.events)
         return [request for request in opened if request.far in self.open()]
 
     def open(self) -> list[Far]:
@@ -92,7 +94,7 @@ class Traffic(RuleBasedStateMachine):
         assert all(one is None or isinstance(one, Failure | asyncio.CancelledError) for one in results), results
         for request, result in zip(self.requests, results, strict=True):
             assert (request.far is not None) == (result is None), "answered with a stream or a failure"
-            assert len(request.receiver.told) == (request.far is not None), "and a stream ends once"
+            assert len(request.receiver.events) == (request.far is not None), "and a stream ends once"
         assert all(far.connection.gone.done() for far in self.live), "no connection leaks"
         assert all(far.budget.queued_octets == 0 for far in self.live)
         assert self.counts.opened == self.counts.closed
@@ -145,8 +147,8 @@ class Traffic(RuleBasedStateMachine):
         self.away.add(far)
         far.send(far.go_away(last))
         for request in mine:
-            assert request.receiver.told == ([("unprocessed",)] if request.stream > last else [])
-            self.live[far] -= len(request.receiver.told)
+            assert request.receiver.events == ([Unprocessed(request.stream)] if request.stream > last else [])
+            self.live[far] -= len(request.receiver.events)
 
     def a_connection_is_lost(self, data: st.DataObject) -> None:
         far = data.draw(st.sampled_from(self.open()), label="connection")
@@ -205,7 +207,7 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def every_stream_ends_once(self) -> None:
         for request in self.requests:
-            assert len(request.receiver.told) <= 1, request.receiver.told
+            assert len(request.receiver.events) <= 1, request.receiver.events
 
 
 @each_bare_engine

@@ -12,150 +12,150 @@ from proxy.http2.choice import EngineFactory
 from proxy.upstream.connection import Timing
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
-from tests.unit.upstream.pool_stage import REFUSED, House, failures_of, finish
+from tests.unit.upstream.pool_stage import REFUSED, PoolStage, failures_of, finish
 from tests.unit.upstream.stage import Far
 
 
 @with_manual_clock
 async def test_a_failed_attempt_fails_all_waiting_requests_once() -> None:
-    house = House()
-    tasks = await house.ask(*(str(number) for number in range(50)))
-    assert house.service.dials == 1
-    await house.service.refuse(REFUSED)
+    stage = PoolStage()
+    tasks = await stage.ask(*(str(number) for number in range(50)))
+    assert stage.service.dials == 1
+    await stage.service.refuse(REFUSED)
     assert await failures_of(tasks) == {"upstream-connect-failed": 50}
-    assert house.service.dials == 1, "nobody asked since"
-    again = await house.ask("a", "b", "c")
-    assert house.service.dials == 2, "one for all that came meanwhile"
-    await house.service.refuse(REFUSED)
+    assert stage.service.dials == 1, "nobody asked since"
+    again = await stage.ask("a", "b", "c")
+    assert stage.service.dials == 2, "one for all that came meanwhile"
+    await stage.service.refuse(REFUSED)
     assert await failures_of(again) == {"upstream-connect-failed": 3}
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_one_of_several_dials_may_fail_unnoticed_but_two_are_an_outage() -> None:
-    house = House()
-    tasks = await house.ask(*(str(number) for number in range(250)))
-    assert house.service.dials == 3
+    stage = PoolStage()
+    tasks = await stage.ask(*(str(number) for number in range(250)))
+    assert stage.service.dials == 3
     with structlog.testing.capture_logs() as lines:
-        await house.service.refuse(REFUSED)
+        await stage.service.refuse(REFUSED)
     assert [line["code"] for line in lines if line["log_level"] == "warning"] == ["upstream-connect-failed"]
     assert not any(task.done() for task in tasks)
-    await house.service.refuse(REFUSED)
+    await stage.service.refuse(REFUSED)
     assert await failures_of(tasks) == {"upstream-connect-failed": 250}
-    assert house.service.dials <= 4
-    await house.close()
+    assert stage.service.dials <= 4
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_pause() -> None:
-    house = House(wait_timeout_seconds=30.0)
-    await house.ask("a")
-    first = await house.service.accept(1)
-    [b] = await house.ask("b")
-    await house.service.refuse(REFUSED)
+    stage = PoolStage(wait_timeout_seconds=30.0)
+    await stage.ask("a")
+    first = await stage.service.accept(1)
+    [b] = await stage.ask("b")
+    await stage.service.refuse(REFUSED)
     assert not b.done(), "the first connection may bring a stream"
-    [c] = await house.ask("c")
+    [c] = await stage.ask("c")
     first.send(first.ping())
-    assert house.service.dials == 2, "not at once"
+    assert stage.service.dials == 2, "not at once"
     await skip(1.1)
-    assert house.service.dials == 3, "one probes the way"
-    await house.service.accept(1)
-    assert house.service.dials == 4, "two wait, a connection brings one"
-    await house.service.accept(1)
+    assert stage.service.dials == 3, "one probes the way"
+    await stage.service.accept(1)
+    assert stage.service.dials == 4, "two wait, a connection brings one"
+    await stage.service.accept(1)
     await b
     await c
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_timed_out_request_says_why_no_other_connection_was_opened() -> None:
-    house = House(wait_timeout_seconds=5.0)
-    await house.ask("a")
-    await house.service.accept(1)
-    [b] = await house.ask("b")
+    stage = PoolStage(wait_timeout_seconds=5.0)
+    await stage.ask("a")
+    await stage.service.accept(1)
+    [b] = await stage.ask("b")
     for _ in range(4):
-        await house.service.refuse(REFUSED)
+        await stage.service.refuse(REFUSED)
         await skip(1.1)
-    assert house.service.dials == 6, "one a second"
+    assert stage.service.dials == 6, "one a second"
     await skip(1.0)
     with pytest.raises(UpstreamSaturated, match="Connection refused"):
         await b
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_after_an_outage_one_attempt_is_made_for_all_requests() -> None:
-    house = House()
-    first = await house.ask("a")
-    await house.service.refuse(REFUSED)
+    stage = PoolStage()
+    first = await stage.ask("a")
+    await stage.service.refuse(REFUSED)
     assert await failures_of(first) == {"upstream-connect-failed": 1}
-    tasks = await house.ask(*(str(number) for number in range(250)))
-    assert house.service.dials == 2
-    await house.service.accept(100)
-    assert house.service.dials == 4
-    while house.service.dialling:
-        await house.service.accept(100)
+    tasks = await stage.ask(*(str(number) for number in range(250)))
+    assert stage.service.dials == 2
+    await stage.service.accept(100)
+    assert stage.service.dials == 4
+    while stage.service.dialling:
+        await stage.service.accept(100)
     await asyncio.gather(*tasks)
-    assert house.service.dials == 4
-    await house.close()
+    assert stage.service.dials == 4
+    await stage.close()
 
 
 @with_manual_clock
 async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> None:
-    house = House(max_connections=2, wait_timeout_seconds=5.0)
-    await house.ask("a")
-    far = await house.service.accept(1)
-    [b] = await house.ask("b")
-    await house.service.refuse(REFUSED)
+    stage = PoolStage(max_connections=2, wait_timeout_seconds=5.0)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    [b] = await stage.ask("b")
+    await stage.service.refuse(REFUSED)
     finish(far, 1)
     await b
     await skip(2.0)
-    [c] = await house.ask("c")
+    [c] = await stage.ask("c")
     await skip(5.1)
     with pytest.raises(UpstreamSaturated, match="another is still being opened"):
         await c
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_the_pause_ends_when_the_last_connection_has_closed() -> None:
-    house = House()
-    await house.ask("a")
-    first = await house.service.accept(1)
-    [b] = await house.ask("b")
-    await house.service.refuse(REFUSED)
+    stage = PoolStage()
+    await stage.ask("a")
+    first = await stage.service.accept(1)
+    [b] = await stage.ask("b")
+    await stage.service.refuse(REFUSED)
     first.transport.lose(None)
     await loop_idle()
-    assert house.service.dials == 3
-    await house.service.accept(1)
+    assert stage.service.dials == 3
+    await stage.service.accept(1)
     await b
     await skip(2.0)
-    assert house.service.dials == 3
-    await house.close()
+    assert stage.service.dials == 3
+    await stage.close()
 
 
 @with_manual_clock
 async def test_an_unexpected_failure_is_told_without_its_text() -> None:
-    house = House()
-    [a] = await house.ask("a")
+    stage = PoolStage()
+    [a] = await stage.ask("a")
     with structlog.testing.capture_logs() as lines:
-        await house.service.refuse(ZeroDivisionError("ya29.secret"))
+        await stage.service.refuse(ZeroDivisionError("ya29.secret"))
     with pytest.raises(Internal, match=r"connecting to https://greeter\.example failed: ZeroDivisionError") as failure:
         await a
     assert "secret" not in f"{failure.value} {lines}"
     assert [line["error"] for line in lines if line["log_level"] == "error"] == ["ZeroDivisionError"]
-    await house.close()
+    await stage.close()
 
 
 @each_bare_engine
 @pytest.mark.parametrize("way", ["goaway", "end"])
 @with_manual_clock
 async def test_a_peer_that_closes_every_new_connection_at_once_counts_as_failed(make: EngineFactory, way: str) -> None:
-    house = House(make)
-    tasks = await house.ask("a", "b")
-    origin, answer = house.service.dialling.popleft()
+    stage = PoolStage(make)
+    tasks = await stage.ask("a", "b")
+    origin, answer = stage.service.dialling.popleft()
     far = Far(make, Timing(), origin)
-    house.service.fars.append(far)
+    stage.service.fars.append(far)
     far.greet(100)
     if way == "goaway":
         far.send(far.go_away(0))
@@ -165,6 +165,6 @@ async def test_a_peer_that_closes_every_new_connection_at_once_counts_as_failed(
     with pytest.raises(UpstreamConnectionLost, match="as soon as it was open"):
         await tasks[0]
     assert await failures_of(tasks) == {"upstream-connection-lost": 2}
-    assert house.service.dials == 1
-    assert not house.counts.opened
-    await house.close()
+    assert stage.service.dials == 1
+    assert not stage.counts.opened
+    await stage.close()

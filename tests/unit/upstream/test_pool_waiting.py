@@ -9,118 +9,118 @@ from proxy.http2.choice import EngineFactory
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.raw import RESPONSE
-from tests.unit.upstream.pool_stage import House, finish
+from tests.unit.upstream.pool_stage import PoolStage, finish
 from tests.unit.upstream.stage import ORIGIN
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_requests_are_served_first_come_first_served(make: EngineFactory) -> None:
-    house = House(make, max_connections=1)
-    await house.ask("a")
-    far = await house.service.accept(1)
-    await house.ask("b")
-    await house.ask("c")
+    stage = PoolStage(make, max_connections=1)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    await stage.ask("b")
+    await stage.ask("c")
     far.send(far.headers(1, RESPONSE, end=True))
-    assert house.pool.origin_pool(ORIGIN).ready() is None, "the stream that is free is for b"
-    await house.ask("d")
+    assert stage.pool.origin_pool(ORIGIN).ready() is None, "the stream that is free is for b"
+    await stage.ask("d")
     for stream in (3, 5):
         finish(far, stream)
         await loop_idle()
-    assert house.opened == ["a", "b", "c", "d"]
-    await house.close()
+    assert stage.opened == ["a", "b", "c", "d"]
+    await stage.close()
 
 
 @each_bare_engine
 @with_manual_clock
 async def test_a_request_whose_connection_sent_goaway_keeps_its_place_in_the_queue(make: EngineFactory) -> None:
-    house = House(make, max_connections=2)
-    await house.ask("a")
-    first = await house.service.accept(1)
-    await house.ask("b", "c")
-    assert house.service.dials == 2
+    stage = PoolStage(make, max_connections=2)
+    await stage.ask("a")
+    first = await stage.service.accept(1)
+    await stage.ask("b", "c")
+    assert stage.service.dials == 2
     finish(first, 1)
     first.send(first.go_away((1 << 31) - 1))
     await loop_idle()
-    second = await house.service.accept(1)
-    assert house.opened == ["a", "b"]
+    second = await stage.service.accept(1)
+    assert stage.opened == ["a", "b"]
     finish(second, 1)
     await loop_idle()
-    assert house.opened == ["a", "b", "c"]
-    await house.close()
+    assert stage.opened == ["a", "b", "c"]
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_next() -> None:
-    house = House(max_connections=1)
-    await house.ask("a")
-    far = await house.service.accept(1)
-    [b, c] = await house.ask("b", "c")
+    stage = PoolStage(max_connections=1)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    [b, c] = await stage.ask("b", "c")
     finish(far, 1)
     b.cancel()
     await loop_idle()
-    assert house.opened == ["a", "c"]
+    assert stage.opened == ["a", "c"]
     assert b.cancelled()
     await c
     assert far.connection.reserved == 0
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_no_connection_is_opened_for_cancelled_requests() -> None:
-    house = House()
-    tasks = await house.ask(*(str(number) for number in range(20)))
+    stage = PoolStage()
+    tasks = await stage.ask(*(str(number) for number in range(20)))
     for task in tasks:
         task.cancel()
     await loop_idle()
-    far = await house.service.accept(1)
-    assert house.service.dials == 1
+    far = await stage.service.accept(1)
+    assert stage.service.dials == 1
     assert far.connection.count_free_streams() == 1
-    assert house.pool.origin_pool(ORIGIN).ready() is far.connection
-    await house.close()
+    assert stage.pool.origin_pool(ORIGIN).ready() is far.connection
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_reserved_stream_that_was_not_opened_goes_to_the_next_request() -> None:
-    house = House(max_connections=1)
-    await house.ask("a")
-    far = await house.service.accept(1)
-    idler = house.task(house.pool.acquire(ORIGIN))
+    stage = PoolStage(max_connections=1)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    idler = stage.task(stage.pool.acquire(ORIGIN))
     await loop_idle()
-    await house.ask("b")
+    await stage.ask("b")
     finish(far, 1)
     await loop_idle()
     assert idler.result() is far.connection
-    assert house.opened == ["a", "b"]
-    await house.close()
+    assert stage.opened == ["a", "b"]
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_request_beyond_all_connections_times_out_and_names_the_limit() -> None:
-    house = House(max_connections=1, wait_timeout_seconds=5.0)
-    await house.ask("a")
-    far = await house.service.accept(1)
-    [b] = await house.ask("b")
+    stage = PoolStage(max_connections=1, wait_timeout_seconds=5.0)
+    await stage.ask("a")
+    far = await stage.service.accept(1)
+    [b] = await stage.ask("b")
     await skip(3.0)
-    [c] = await house.ask("c")
+    [c] = await stage.ask("c")
     await skip(2.5)
     with pytest.raises(UpstreamSaturated, match=r"within 5 s: 1 connections are in use, 1 are allowed \(max_upstream"):
         await b
     assert not c.done()
     finish(far, 1)
     await c
-    await house.close()
+    await stage.close()
 
 
 @with_manual_clock
 async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_on_for_the_next() -> None:
-    house = House(wait_timeout_seconds=5.0)
-    [a] = await house.ask("a")
+    stage = PoolStage(wait_timeout_seconds=5.0)
+    [a] = await stage.ask("a")
     await skip(5.1)
     with pytest.raises(UpstreamConnectTimeout, match=r"https://greeter\.example was not connected within 5 s"):
         await a
-    [b] = await house.ask("b")
-    await house.service.accept()
+    [b] = await stage.ask("b")
+    await stage.service.accept()
     await b
-    assert house.service.dials == 1
-    await house.close()
+    assert stage.service.dials == 1
+    await stage.close()

@@ -1,0 +1,102 @@
+"""The stage of the tests of the listener: a real one on a free port, whose requests the test answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.connection.budget import Budget
+from proxy.connection.protocol import Flusher
+from proxy.downstream.config import ListenerConfig
+from proxy.downstream.listener import Listener
+from proxy.downstream.serving import listen
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import ConnectionHandler, Engine, Limits
+from proxy.http2.portable.engine import PortableEngine
+from proxy.observe.observer import DownstreamObserver
+from tests.support.peers.acceptor import RequestQueue
+
+
+class Counts(DownstreamObserver):
+    """Counts h2c connections, and collects the reasons of refusals."""
+
+    def __init__(self) -> None:
+        self.opened = self.closed = 0
+        self.refused: list[str] = []
+
+    def downstream_opened(self) -> None:
+        self.opened += 1
+
+    def downstream_closed(self) -> None:
+        self.closed += 1
+
+    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
+        self.refused.append(reason)
+
+
+@dataclass
+class Listening:
+    """A listener in this process, on a free port."""
+
+    listener: Listener
+    relay: RequestQueue
+    counts: Counts
+    budget: Budget
+    port: int
+    end: asyncio.Event
+    drain_seconds: float = 5.0
+    drained: asyncio.Future[bool] = field(default_factory=asyncio.Future)
+    clients: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def shutdown(self) -> None:
+        await self.end.wait()
+        self.drained.set_result(await self.listener.drain(self.drain_seconds))
+
+    async def raw(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect, and send `data`; the connection is closed at the end."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.clients.append(writer)
+        writer.write(data)
+        return reader, writer
+
+
+@asynccontextmanager
+async def listening(
+    make: EngineFactory = PortableEngine,
+    *,
+    limits: Limits | None = None,
+    acknowledging: bool = True,
+    max_head_octets: int = 64 << 10,
+    allowed_hosts: tuple[str, ...] = (),
+) -> AsyncIterator[Listening]:
+    """Serve during a `with`; at its end, drain within five seconds."""
+    relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
+
+    def engine(handler: ConnectionHandler) -> Engine:
+        return make(client=False, limits=limits or Limits(), handler=handler)
+
+    flusher = Flusher(asyncio.get_running_loop())
+    config = ListenerConfig(("127.0.0.1:0",), 1, max_head_octets=max_head_octets)
+    sockets = config.create_sockets()
+    port = sockets.insecure_sockets[0].getsockname()[1]
+    it = Listening(
+        Listener(relay, engine, budget, flusher, counts, allowed_hosts=allowed_hosts),
+        relay,
+        counts,
+        budget,
+        port,
+        asyncio.Event(),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(listen(it.listener, config, sockets, it.shutdown))
+        try:
+            yield it
+        finally:
+            it.end.set()
+            for writer in it.clients:
+                writer.close()
+    assert counts.opened == counts.closed
+    assert budget.queued_octets == 0
