@@ -9,7 +9,7 @@
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
     cli → supervisor | doctor → worker → reloads → admin | relay | settings → downstream | upstream | tokens
-        → connection → observe → cloud_run → network → routes | restate | http2 → errors
+        → connection → observe → cloud_run → network → routes | restate | request_identity | http2 → errors
         → quoting | clock_skew
 
 * `cli`         the command line, one file a command
@@ -29,6 +29,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
                 libnghttp2 (`nghttp2`, compiled), the engine on h2 that is always there (`portable`)
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)
 * `routes`, `restate`, `errors`   which upstream, what Restate expects, what went wrong (pure)
+* `request_identity`   whether a known Restate has signed a request (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `clock_skew`  how far this machine's clock is from another one (pure)
 * `network`     event loop, host names, addresses to listen on, open files, systemd: what several rooms share of the

@@ -19,6 +19,7 @@ __all__ = [
     "AmbientUnsupported",
     "BadRequest",
     "BrowserRefused",
+    "CallerUnverified",
     "CredentialsInvalid",
     "CredentialsNotFound",
     "CredentialsRejected",
@@ -72,9 +73,6 @@ class Failure(Exception):
         return "warning" if self.transient or isinstance(self, RequestRefused) else "error"
 
 
-# ---- sources
-
-
 class RequestRefused(Failure):
     """The request is at fault: the same request fails again."""
 
@@ -110,6 +108,15 @@ class BrowserRefused(RequestRefused):
     """
 
     code = "browser-refused"
+
+
+class CallerUnverified(RequestRefused):
+    """The request is not signed by a Restate server whose key is in `restate_identity_keys`.
+
+    Remedy: if your Restate sent it, let it sign, and list the public key that it logs at its start.
+    """
+
+    code = "caller-unverified"
 
 
 class DeploymentRefused(RequestRefused):

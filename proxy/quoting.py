@@ -95,7 +95,9 @@ _MIN_SECRET_CHARACTERS: Final = 6
 """Of shorter ones nothing would be left of a sentence."""
 
 # Keys and tokens of no known form: long words in which letters, digits and upper and lower case change all the time.
-_WORD: Final = re.compile(r"[A-Za-z0-9]{16,}")
+# The public key of a Restate server is one of these, and is no secret.
+_WORD: Final = re.compile(r"(?<![A-Za-z0-9])(?!(?<=publickeyv1_)[A-Za-z0-9]{1,44}\b)[A-Za-z0-9]{16,}")
+_PUBLIC_KEY: Final = re.compile(r"publickeyv1_[A-Za-z0-9]{1,44}")
 _RUN: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _LONG_WORD: Final = 24
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{32,}|[0-9A-F]{32,}")
@@ -238,6 +240,8 @@ def _is_key(value: str) -> bool:
     """Return whether a value, or a word of it, is more like a key than like a name."""
     if any(map(_is_opaque, _WORD.findall(value))):
         return True
+    if _PUBLIC_KEY.fullmatch(value):
+        return False
     # base64 has `/`, `+`, `-` and `_`, which separate words; it has no `.`, which most paths and hosts have.
     return any(map(_is_mixed, value.split("/") if "." in value else (value,)))
 

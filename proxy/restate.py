@@ -32,6 +32,7 @@ failure                             other  discovery  retry-after
 `LoopDetected`                      508    508        –
 `TokenFromCaller`                   400    400        –
 `BrowserRefused`                    403    403        –
+`CallerUnverified`                  401    401        –
 `DeploymentRefused`                 503    403        10–30 s
 `Draining`, `Overloaded`            503    503        1–5 s
 `Internal`                          500    500        –
@@ -105,6 +106,10 @@ _LATER: Final = (10, 30)
 _RETRIED_FOR_FREE: Final = frozenset((429, 503))
 """Statuses that use up no attempt of an invocation, if `retry-after` comes with them."""
 
+_UNAUTHORIZED: Final = 401
+_CHALLENGE: Final = b"Restate-Request-Identity"
+"""A response with this status must name a way to authenticate (RFC 9110, 15.5.2). None is registered for this one."""
+
 # Restate follows no redirect.
 _STOPS_WORK: Final = frozenset((301, 302, 303, 307, 308, 401, 403, 404, 415, 429, 502, 503, 504, 508))
 
@@ -157,6 +162,7 @@ REPLY_RULES: Final[Mapping[type[Failure], ReplyRule]] = {
     errors.LoopDetected: ReplyRule(508, 508, None),
     errors.TokenFromCaller: ReplyRule(400, 400, None),
     errors.BrowserRefused: ReplyRule(403, 403, None),
+    errors.CallerUnverified: ReplyRule(401, 401, None),
     # Work of a deployment that a list does not allow any more waits until a list or the deployment is corrected.
     errors.DeploymentRefused: ReplyRule(503, 403, _LATER),
     errors.Draining: _TRANSIENT,
@@ -211,6 +217,8 @@ def local_reply(failure: Failure, kind: RequestKind, random_fraction: float) -> 
     ]
     if rule.retry_after_seconds is not None:
         fields.append((b"retry-after", _retry_after(rule.retry_after_seconds, random_fraction)))
+    if rule.status == _UNAUTHORIZED:
+        fields.append((b"www-authenticate", _CHALLENGE))
     return LocalReply(rule.discovery_status if kind is RequestKind.DISCOVERY else rule.status, fields, body)
 
 

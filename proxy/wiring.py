@@ -8,11 +8,12 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.observe.observer import UpstreamObserver
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
+from proxy.request_identity import Verifier
 from proxy.settings.plain import PlainSettings
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 
-__all__ = ["connector", "engines", "timing"]
+__all__ = ["connector", "engines", "timing", "verifier"]
 
 
 def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
@@ -48,3 +49,8 @@ def timing(settings: PlainSettings) -> Timing:
         ping_timeout_seconds=settings.ping_timeout,
         idle_timeout_seconds=settings.upstream_idle_timeout,
     )
+
+
+def verifier(settings: PlainSettings) -> Verifier | None:
+    """Return what refuses requests that no known Restate has signed; None if all are taken."""
+    return Verifier(settings.restate_identity_keys) if settings.restate_identity_keys else None

@@ -52,7 +52,7 @@ from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
 from proxy.upstream.pool import Pool
-from proxy.wiring import connector, engines, timing
+from proxy.wiring import connector, engines, timing, verifier
 
 __all__ = ["Worker", "run_worker"]
 
@@ -116,6 +116,7 @@ class Worker:
             replay_octets=settings.replay_octets,
             name=name,
             add_retry_after=settings.add_retry_after,
+            verifier=verifier(settings),
         )
         server = engines(settings, choice.make, client=False)
         self.listener = Listener(
@@ -155,6 +156,8 @@ class Worker:
             self._dispatcher.swap(settings.route_table(), other_log)
         self._dispatcher.replay_octets = settings.replay_octets
         self._dispatcher.add_retry_after = settings.add_retry_after
+        if "restate_identity_keys" in changes.settings:
+            self._dispatcher.verifier = verifier(settings)
         self._budget.limit_octets = settings.queued_octets
         self._budget.change(0)  # wakes connections that wait, if there is room now
         self._tokens.mint_timeout_seconds = settings.mint_timeout

@@ -170,5 +170,5 @@ def _placeholder(name: str, info: FieldInfo) -> str:
     if unit := unit_of(info):
         return unit.upper()
     named = {"listen": "ADDR", "allowed_hosts": "HOST", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
-    named |= {"deployments_hosts": "HOST", "deployments_audiences": "HOST=AUDIENCE"}
+    named |= {"restate_identity_keys": "KEY", "deployments_hosts": "HOST", "deployments_audiences": "HOST=AUDIENCE"}
     return named.get(name, "EMAIL")

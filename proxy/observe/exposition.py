@@ -56,6 +56,9 @@ class Exposition:
             "requests_refused_total": lambda name: _counted(
                 name, ("reason",), {(reason,): n for reason, n in metrics.requests_refused.items()}
             ),
+            "callers_unverified_total": lambda name: _counted(
+                name, ("reason",), {(reason,): n for reason, n in metrics.callers_unverified.items()}
+            ),
             "route_well": self._well,
             "token_expiry_timestamp_seconds": self._expiry,
             "token_last_mint_timestamp_seconds": self._last_mint,

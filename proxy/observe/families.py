@@ -51,6 +51,12 @@ FAMILIES: Final = (
     Family("caller_tokens_dropped_total", "counter", ("route",), "Requests that had a Google token of their own"),
     Family("requests_refused_total", "counter", ("reason",), "Requests without a route that broke a rule of HTTP"),
     Family(
+        "callers_unverified_total",
+        "counter",
+        ("reason",),
+        "Requests refused because no Restate of restate_identity_keys has signed them",
+    ),
+    Family(
         "route_well",
         "gauge",
         ("route",),

@@ -101,6 +101,8 @@ class Metrics(Observer):
         self.downstream_connections = Connections()
         self.requests_refused: Counter[str] = Counter()
         """Requests that broke a rule of HTTP, by reason; they have no route."""
+        self.callers_unverified: Counter[str] = Counter()
+        """Requests that no known Restate has signed, by reason."""
         self.responses_refused: Counter[tuple[str, str]] = Counter()
         """Responses that broke one, by origin and reason."""
 
@@ -174,6 +176,10 @@ class Metrics(Observer):
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Count by reason."""
         self.requests_refused[reason] += 1
+
+    def caller_unverified(self, reason: str) -> None:
+        """Count by reason."""
+        self.callers_unverified[reason] += 1
 
     def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
         """Count and date it."""

@@ -116,6 +116,9 @@ class DownstreamObserver:
         There are few reasons. `details` say on which protocol and stream, and quote nothing of the request.
         """
 
+    def caller_unverified(self, reason: str) -> None:
+        """A request was refused because no known Restate has signed it. There are few reasons."""
+
 
 class SettingsObserver:
     """Observes reloads of the settings."""
@@ -199,6 +202,10 @@ class Observers(Observer):
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""
         self._tell(lambda observer: observer.request_refused(reason, details))
+
+    def caller_unverified(self, reason: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.caller_unverified(reason))
 
     def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
         """Tell all."""

@@ -29,6 +29,7 @@ cdef class Dispatcher(ExchangeOwner):
     cdef object _clock
     cdef object _random_fraction
     cdef public bint add_retry_after
+    cdef public object verifier
     cdef bytes _name
     cdef tuple _via_http2
 
@@ -61,6 +62,7 @@ cdef class Dispatcher(ExchangeOwner):
         by_authority=cython.bint,
     )
     cpdef RouteContext _find(self, Exchange exchange)
+    cdef _verify(self, list head, bytes path)
     cpdef _minted_before(self, Exchange exchange)
     cpdef list _error_head(self, Exchange exchange, int status, list fields)
     @cython.locals(context=RouteContext)

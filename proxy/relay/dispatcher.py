@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy.connection.budget import Account
-from proxy.errors import DeploymentRefused, Draining, Failure, MethodRefused, Overloaded, TokenFromCaller
+from proxy.errors import (
+    CallerUnverified,
+    DeploymentRefused,
+    Draining,
+    Failure,
+    MethodRefused,
+    Overloaded,
+    TokenFromCaller,
+)
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
 from proxy.observe.exchange import RouteObservers
@@ -31,6 +39,7 @@ from proxy.relay.signing import (
 )
 from proxy.relay.snapshot import Snapshot
 from proxy.relay.waiting import Pool, Tokens, Waiting
+from proxy.request_identity import Unverified, Verifier
 from proxy.restate import caller_token_remedy, classify, local_reply, missing_retry_after
 from proxy.routes import OTHER, Route, RouteTable
 from proxy.routes.open_routes import named_route_refusal
@@ -70,6 +79,7 @@ class Dispatcher(ExchangeOwner):
         "add_retry_after",
         "draining",
         "snapshot",
+        "verifier",
         "waiting",
     )
 
@@ -86,6 +96,7 @@ class Dispatcher(ExchangeOwner):
         replay_octets: int,
         name: bytes,
         add_retry_after: bool = True,
+        verifier: Verifier | None = None,
     ) -> None:
         ExchangeOwner.__init__(self, replay_octets)
         self.draining = False
@@ -105,6 +116,8 @@ class Dispatcher(ExchangeOwner):
         self._random_fraction = random_fraction
         self.add_retry_after = add_retry_after
         """Whether a 429 or 503 without `retry-after` gets one. It may be changed."""
+        self.verifier = verifier
+        """Refuses requests that no known Restate has signed; None lets all pass. It may be changed."""
         self._name = name
         self._via_http2 = via.via_line(_HTTP_2, name)
         self.waiting = Waiting(tokens, pool, loop, self.start)
@@ -253,7 +266,10 @@ class Dispatcher(ExchangeOwner):
     # ---- inside
 
     def _find(self, exchange: Exchange) -> RouteContext:
-        """Return the context of the exchange's route. Raises a kind of RequestRefused, Draining or Overloaded."""
+        """Return the context of the exchange's route. Raises a kind of RequestRefused, Draining or Overloaded.
+
+        Nothing else is told to a caller that is not verified: neither which routes there are, nor that it drains.
+        """
         stream = exchange.downstream
         exchange.method = method = stream.method
         exchange.path = path = stream.path
@@ -270,6 +286,7 @@ class Dispatcher(ExchangeOwner):
         else:
             exchange.kind = classify(method, path)
         try:
+            self._verify(head, path)
             if self.draining:
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
             if exchange.exceeds_share():
@@ -300,6 +317,17 @@ class Dispatcher(ExchangeOwner):
             exchange.fields = head[_PSEUDO_FIELDS:]  # all four of them: without `:authority` there is a `host`
         exchange.fields.append(self._via_http2 if version == _HTTP_2 else via.via_line(version, self._name))
         return context
+
+    def _verify(self, head: Fields, path: bytes) -> None:
+        """Raise CallerUnverified unless a known Restate has signed the request or none must; tell the observers, too."""
+        verifier = self.verifier
+        if verifier is None:
+            return
+        try:
+            verifier.verify(head, path, self._clock())
+        except Unverified as exc:
+            self._observers.caller_unverified(exc.reason)
+            raise CallerUnverified(str(exc)) from exc
 
     def _inspect(self, exchange: Exchange, head: Fields, context: RouteContext) -> None:
         """Inspect fields that are not forwarded.

@@ -33,6 +33,7 @@ RELOADABLE: Final = frozenset(
         "ping_timeout",
         "queued_octets",
         "replay_octets",
+        "restate_identity_keys",
         "routes",
         "stream_wait_timeout",
         "upstream_ca",

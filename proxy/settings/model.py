@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 
 from proxy.http2.engine import EngineName
 from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
+from proxy.request_identity import check_key
 from proxy.routes import RouteTable, check_name
 from proxy.settings.deployments import DeploymentSettings
 from proxy.settings.plain import PlainSettings
@@ -46,7 +47,8 @@ class Settings(BaseModel):
         default=False,
         description=(
             "Allow listening on addresses that other machines reach, not only on loopback and Unix sockets. "
-            "Every client that reaches the port can call the services with the sidecar's identity."
+            "Every client that reaches the port can call the services with the sidecar's identity, unless "
+            "restate_identity_keys says which may."
         ),
     )
     listen: tuple[Annotated[str, AfterValidator(_bindable)], ...] = Field(
@@ -63,6 +65,16 @@ class Settings(BaseModel):
         description=(
             "Host names that HTTP/1.1 requests on loopback may have beside localhost and host.docker.internal. "
             "Any other could be a web page's own that leads here (DNS rebinding), and is refused."
+        ),
+    )
+    restate_identity_keys: tuple[Annotated[str, AfterValidator(check_key)], ...] = Field(
+        default=(),
+        examples=[["publickeyv1_H4B8yKogWbQfathRbhskc5TawpProvQAYAXCQxnifjpZ"]],
+        description=(
+            "Public keys of the Restate servers whose requests are taken, as each logs its own at its start; all other "
+            "requests get 401. "
+            "A Restate signs if it has request-identity-private-key-pem-file. List the old and the new key while one "
+            "replaces the other."
         ),
     )
     admin: str = Field(
@@ -291,7 +303,15 @@ class Settings(BaseModel):
 
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Listening": ("listen", "unsafe_listen", "allowed_hosts", "admin", "workers", "drain_timeout"),
+    "Listening": (
+        "listen",
+        "unsafe_listen",
+        "allowed_hosts",
+        "restate_identity_keys",
+        "admin",
+        "workers",
+        "drain_timeout",
+    ),
     "Upstream": (
         "upstream_ca",
         "connect_timeout",

@@ -18,7 +18,7 @@ from proxy.routes import AllowLists, Origin, Route, RouteTable
 
 __all__ = ["FORMAT_VERSION", "PlainSettings"]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
 on disk, a running sidecar must not take what a newer program wrote for its own.
 """
@@ -34,6 +34,7 @@ class PlainSettings:
     unsafe_listen: bool
     listen: tuple[str, ...]
     allowed_hosts: tuple[str, ...]
+    restate_identity_keys: tuple[str, ...]
     admin: str
     workers: int
     drain_timeout: float

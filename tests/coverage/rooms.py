@@ -12,6 +12,7 @@ __all__ = ["CONFIG", "PURE", "shortfalls"]
 PURE: Final = (
     "proxy/errors.py",
     "proxy/restate.py",
+    "proxy/request_identity.py",
     "proxy/quoting.py",
     "proxy/clock_skew.py",
     "proxy/routes/",

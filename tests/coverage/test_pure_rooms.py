@@ -16,6 +16,7 @@ from tests.support.processes import program
 TESTS = (
     "tests/unit/test_errors.py",
     "tests/unit/test_restate.py",
+    "tests/unit/test_request_identity.py",
     "tests/unit/test_quoting.py",
     "tests/unit/routes",
     "tests/unit/http2/policy",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from proxy.admin.plane import PATHS
+from proxy.request_identity import check_key
 from tests.shipping.commands import REPOSITORY, settings
 from tests.shipping.manifests import VERSIONS, Resource, container_ports, mistakes, read, refusals
 
@@ -176,6 +177,11 @@ def test_a_kubelet_can_reach_the_admin_port(file: str, tmp_path: Path) -> None:
     annotations = workload(file)["spec"]["template"]["metadata"]["annotations"]
     assert f"0.0.0.0:{annotations['prometheus.io/port']}" == admin
     assert annotations["prometheus.io/path"] in PATHS
+
+
+def test_a_shared_sidecar_takes_only_what_a_known_restate_has_signed(tmp_path: Path) -> None:
+    (key,) = sidecar_settings("shared.yaml", tmp_path)["restate_identity_keys"]
+    assert check_key(key) == key
 
 
 def test_a_shared_sidecar_can_drain_before_it_is_killed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.relay.waiting import Tokens
+from proxy.request_identity import Verifier
 from proxy.routes import UNMATCHED, AllowLists, Origin, Route, RouteTable
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
@@ -103,6 +104,7 @@ class World:
         access_log: bool = False,
         add_retry_after: bool = True,
         allowed: AllowLists | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self.loop = ManualLoop()
         self.make = make
@@ -137,6 +139,7 @@ class World:
             replay_octets=replay_octets,
             name=NAME,
             add_retry_after=add_retry_after,
+            verifier=verifier,
         )
 
     def __enter__(self) -> Self:

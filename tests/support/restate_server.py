@@ -82,6 +82,7 @@ class RestateServer:
         metadata_address: str | None = None,
         ca_file: Path | None = None,
         http_proxy: str | None = None,
+        identity_key_file: Path | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
@@ -90,6 +91,7 @@ class RestateServer:
         `max_attempts` that fail one is paused; None leaves that to the server. For deployments with authentication of
         Restate's own, tokens come from the metadata server at `metadata_address`; services are trusted whose
         certificates are of `ca_file`. Requests to all `http://` deployments go to the proxy at the URL `http_proxy`.
+        All requests are signed with the private key in `identity_key_file`.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -105,6 +107,8 @@ class RestateServer:
         environment["GCE_METADATA_HOST"] = metadata_address
         if http_proxy is not None:
             environment["RESTATE_HTTP_PROXY"] = http_proxy
+        if identity_key_file is not None:
+            environment["RESTATE_REQUEST_IDENTITY_PRIVATE_KEY_PEM_FILE"] = str(identity_key_file)
         if ca_file is not None:
             environment["SSL_CERT_FILE"] = str(ca_file)
         # It does not remove what it puts there.

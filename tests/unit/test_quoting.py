@@ -179,3 +179,12 @@ def test_parts_of_a_request_that_are_no_secret_may_be_repeated() -> None:
 @pytest.mark.parametrize("scheme", ["Bearer", "BEARER Bearer", "bearer bearer  bearer", "Bearer%20Bearer+"])
 def test_a_bearer_value_is_masked_behind_a_repeated_scheme(scheme: str) -> None:
     assert "abcdefghijkl" not in masked(f"authorization was {scheme} abcdefghijkl.mnop", "***")
+
+
+def test_the_public_key_of_a_restate_server_is_no_secret() -> None:
+    key = "publickeyv1_H4B8yKogWbQfathRbhskc5TawpProvQAYAXCQxnifjpZ"
+    assert plain(key) == repr(key)
+    assert one_line(f"signed with {key}, which is new") == f"signed with {key}, which is new"
+    for secret in (key.removeprefix("publickeyv1_"), key.replace("public", "private"), f"{key}{key[12:]}"):
+        assert plain(secret) is None
+        assert key[12:] not in one_line(f"it is {secret}")

@@ -18,6 +18,7 @@ from proxy.errors import (
 )
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
+from proxy.request_identity import Verifier
 from proxy.routes import UNMATCHED, AllowLists, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
@@ -33,7 +34,12 @@ class Signed(World):
     """A world with one signed route, whose mint the test controls."""
 
     def __init__(
-        self, make: EngineFactory, *routes: Route, access_log: bool = False, allowed: AllowLists | None = None
+        self,
+        make: EngineFactory,
+        *routes: Route,
+        access_log: bool = False,
+        allowed: AllowLists | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self.mints: list[TokenKey] = []
         self.failure: Exception | None = None
@@ -47,6 +53,7 @@ class Signed(World):
             tokens=lambda clock: TokenSource(self._mint, clock=clock, random_fraction=lambda: 0.0),
             access_log=access_log,
             allowed=allowed,
+            verifier=verifier,
         )
 
     async def _mint(self, key: TokenKey) -> Token:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from proxy.settings import Settings, SettingsInvalid, load
+from tests.support.signing_restate import SigningKey
 
 URL = "https://svc.run.app"
 ACCOUNT = "invoker@project.iam.gserviceaccount.com"
+KEY, OTHER_KEY = SigningKey(b"one").public, SigningKey(b"other").public
 
 
 def write(text: str, name: str = "my.toml") -> Path:

@@ -12,7 +12,7 @@ from proxy.settings import RouteSettings, Settings, SettingsInvalid, load, load_
 from proxy.settings.layers import environment_name
 from proxy.settings.model import DeploymentSettings
 from proxy.settings.printing import toml_value
-from tests.unit.settings.given import ACCOUNT, URL, problems, upstream, write
+from tests.unit.settings.given import ACCOUNT, KEY, OTHER_KEY, URL, problems, upstream, write
 
 
 def test_only_a_route_is_required() -> None:
@@ -58,7 +58,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
         "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000,
         "log_level": "error", "log_format": "json", "access_log": True,
-        "allowed_hosts": ("sidecar.example", "sidecar"),
+        "allowed_hosts": ("sidecar.example", "sidecar"), "restate_identity_keys": (KEY, OTHER_KEY),
     }  # fmt: skip
     assert {*values, "upstream_ca", "deployments", "routes"} == set(Settings.model_fields)
     expected = Settings(routes={"": RouteSettings(url=URL)}, **values)
@@ -318,3 +318,19 @@ def test_all_problems_of_all_layers_are_reported_together_with_their_places() ->
         "--replay-octets": "must be a whole number, not 'many' (octets, default 65536)",
         "--upstream": "'ftp://x' must begin with https:// (or http:// for a local upstream)",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "what"), [("secret", "must begin with publickeyv1_"), ("publickeyv1_0", "base58 of 32 octets")]
+)
+def test_identity_keys_must_be_public_keys_and_others_are_not_quoted(key: str, what: str) -> None:
+    found = problems(f'restate_identity_keys = ["{KEY}", "{key}"]', upstream=URL)
+    ((where, told),) = found.items()
+    assert where.startswith("my.toml: restate_identity_keys")
+    assert what in told
+    assert key not in told
+
+
+def test_several_identity_keys_may_be_in_one_variable() -> None:
+    environment = {"CLOUDRUN_SIDECAR_RESTATE_IDENTITY_KEYS": f"{KEY} {OTHER_KEY}"}
+    assert load(None, environment, {"upstream": URL}).restate_identity_keys == (KEY, OTHER_KEY)
