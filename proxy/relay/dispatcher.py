@@ -319,7 +319,7 @@ class Dispatcher(ExchangeOwner):
         return context
 
     def _verify(self, head: Fields, path: bytes) -> None:
-        """Raise CallerUnverified unless a known Restate has signed the request or none must; tell the observers, too."""
+        """Raise CallerUnverified, and tell the observers, if a known Restate must have signed the request and has not."""
         verifier = self.verifier
         if verifier is None:
             return
