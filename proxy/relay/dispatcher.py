@@ -319,7 +319,7 @@ class Dispatcher(ExchangeOwner):
         return context
 
     def _verify(self, head: Fields, path: bytes) -> None:
-        """Raise CallerUnverified, and tell the observers, if a known Restate must have signed the request and has not."""
+        """Raise CallerUnverified, and tell the observers, if a known Restate should have signed the request."""
         verifier = self.verifier
         if verifier is None:
             return
