@@ -15,11 +15,20 @@ until then, so that a start that hangs can be ended.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["ENDING_SIGNALS", "HANDLED_SIGNALS", "RELOAD_SIGNAL", "block_signals", "defer_signals", "ignore_signals"]
+__all__ = [
+    "ENDING_SIGNALS",
+    "HANDLED_SIGNALS",
+    "RELOAD_SIGNAL",
+    "block_signals",
+    "defer_signals",
+    "ignore_signals",
+    "threads_without_signals",
+]
 
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that drain the process. A worker process starts with them blocked, and unblocks them with its handlers."""
@@ -47,3 +56,13 @@ def ignore_signals() -> None:
     """Ignore all `HANDLED_SIGNALS`: the process is exiting in order, and a signal must not change its exit code."""
     for number in HANDLED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def threads_without_signals() -> Iterator[None]:
+    """Threads that are started in this context get no signals: the main thread may block some of them for a while."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -15,7 +15,6 @@ import contextlib
 import io
 import os
 import select
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from queue import Empty, SimpleQueue
 from typing import Final, TextIO
 
 import structlog
+
+from proxy.signals import threads_without_signals
 
 __all__ = ["background_output", "dropped_lines"]
 
@@ -241,11 +242,7 @@ def _writer_to(target: TextIO) -> Callable[[bytes], None]:
 
 
 def _daemon(run: Callable[[], None]) -> threading.Thread:
-    """Start a thread that gets no signals: they are for the main thread, and it may have blocked some of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    with threads_without_signals():
         thread = threading.Thread(target=run, name="output", daemon=True)
         thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return thread

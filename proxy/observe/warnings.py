@@ -8,7 +8,7 @@ fill the disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,40 +20,19 @@ from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 from proxy.observe.explanation import explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.observe.request_context import request_context
+from proxy.observe.throttle import Throttle
 from proxy.restate import caller_token_remedy, stops_work
 from proxy.routes import Route
 
-__all__ = ["Throttle", "Warnings"]
+__all__ = ["Warnings"]
 
 _log: Final = structlog.get_logger("relay")
 _tokens: Final = structlog.get_logger("tokens")
 _upstream: Final = structlog.get_logger("upstream")
 _downstream: Final = structlog.get_logger("downstream")
 
-_INTERVAL_SECONDS: Final = 1.0
-
 _DEBUG_OCTETS: Final = 200
 """How much of GOAWAY's debug data is logged."""
-
-
-class Throttle:
-    """Decides for each kind of line whether it may be written now. There must be few kinds: they are kept."""
-
-    def __init__(self) -> None:
-        self._quiet_until: dict[Hashable, float] = {}
-        self._dropped: dict[Hashable, int] = {}
-
-    def fields(self, kind: Hashable, now: float) -> dict[str, Any] | None:
-        """Return the fields to add to the line, or None if it must not be written; it is counted then.
-
-        `repeats_dropped` is added where such lines were dropped since the last one. `now` is in seconds, of any clock.
-        """
-        if now < self._quiet_until.get(kind, now):
-            self._dropped[kind] = self._dropped.get(kind, 0) + 1
-            return None
-        self._quiet_until[kind] = now + _INTERVAL_SECONDS
-        dropped = self._dropped.pop(kind, 0)
-        return {"repeats_dropped": dropped} if dropped else {}
 
 
 class Warnings(Observer):

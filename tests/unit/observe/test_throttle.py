@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from proxy.observe.warnings import Throttle
+from proxy.observe.throttle import Throttle
 
 
 def test_one_line_a_second_is_written_and_says_how_many_were_not() -> None:
