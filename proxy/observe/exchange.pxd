@@ -3,6 +3,8 @@ cimport cython
 cdef class ExchangeObserver:
     cpdef started(self, exchange)
     cpdef caller_token_dropped(self, exchange)
+    cpdef token_awaited(self, exchange, double seconds, failure)
+    cpdef connection_awaited(self, exchange, double seconds, failure)
     cpdef dispatched(self, exchange)
     cpdef response_head(self, exchange, list fields)
     cpdef error_response(self, exchange, list fields, bytes content)
@@ -15,6 +17,8 @@ cdef class ExchangeObserver:
 cdef class RouteObservers:
     cdef tuple _started
     cdef tuple _caller_token_dropped
+    cdef tuple _token_awaited
+    cdef tuple _connection_awaited
     cdef tuple _dispatched
     cdef tuple _response_head
     cdef tuple _error_response
@@ -28,6 +32,10 @@ cdef class RouteObservers:
     cpdef started(self, exchange)
     @cython.locals(observer=ExchangeObserver)
     cpdef caller_token_dropped(self, exchange)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef token_awaited(self, exchange, double seconds, failure)
+    @cython.locals(observer=ExchangeObserver)
+    cpdef connection_awaited(self, exchange, double seconds, failure)
     @cython.locals(observer=ExchangeObserver)
     cpdef dispatched(self, exchange)
     @cython.locals(observer=ExchangeObserver)

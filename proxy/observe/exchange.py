@@ -78,6 +78,15 @@ class ExchangeObserver:
     def caller_token_dropped(self, exchange: ObservedExchange) -> None:
         """The request carried a Google token of its own, which was removed."""
 
+    def token_awaited(self, exchange: ObservedExchange, seconds: float, failure: Failure | None) -> None:
+        """The request waited this long for its token, because none was cached. `failure`: it did not get one."""
+
+    def connection_awaited(self, exchange: ObservedExchange, seconds: float, failure: Failure | None) -> None:
+        """The request waited this long for a stream to its upstream, because no connection had a free one.
+
+        `failure`: it did not get one.
+        """
+
     def dispatched(self, exchange: ObservedExchange) -> None:
         """The request was sent upstream; told again when it is sent again."""
 
@@ -120,6 +129,7 @@ class RouteObservers:
     __slots__ = (
         "_aborted",
         "_caller_token_dropped",
+        "_connection_awaited",
         "_dispatched",
         "_ended",
         "_error_response",
@@ -128,12 +138,15 @@ class RouteObservers:
         "_response_head",
         "_started",
         "_stream_reset",
+        "_token_awaited",
     )
 
     def __init__(self, observers: Iterable[ExchangeObserver]) -> None:
         every = tuple(observers)
         self._started = _overriding(every, "started")
         self._caller_token_dropped = _overriding(every, "caller_token_dropped")
+        self._token_awaited = _overriding(every, "token_awaited")
+        self._connection_awaited = _overriding(every, "connection_awaited")
         self._dispatched = _overriding(every, "dispatched")
         self._response_head = _overriding(every, "response_head")
         self._error_response = _overriding(every, "error_response")
@@ -156,6 +169,22 @@ class RouteObservers:
         for observer in self._caller_token_dropped:
             try:
                 observer.caller_token_dropped(exchange)
+            except Exception as exc:  # noqa: BLE001
+                _report(observer, exc)
+
+    def token_awaited(self, exchange: ObservedExchange, seconds: float, failure: Failure | None) -> None:
+        """Tell `ExchangeObserver.token_awaited`."""
+        for observer in self._token_awaited:
+            try:
+                observer.token_awaited(exchange, seconds, failure)
+            except Exception as exc:  # noqa: BLE001
+                _report(observer, exc)
+
+    def connection_awaited(self, exchange: ObservedExchange, seconds: float, failure: Failure | None) -> None:
+        """Tell `ExchangeObserver.connection_awaited`."""
+        for observer in self._connection_awaited:
+            try:
+                observer.connection_awaited(exchange, seconds, failure)
             except Exception as exc:  # noqa: BLE001
                 _report(observer, exc)
 

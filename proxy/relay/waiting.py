@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.errors import Failure
 from proxy.relay.context import RouteContext
@@ -16,6 +16,10 @@ from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.origin_pool import OriginPool
 
 __all__ = ["Pool", "Start", "Tokens", "Waiting"]
+
+
+_Fetched = TypeVar("_Fetched")
+_Tell: TypeAlias = Callable[[Exchange, float, Failure | None], None]
 
 
 class Tokens(Protocol):
@@ -94,14 +98,29 @@ class Waiting:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _timed(self, awaited: Awaitable[_Fetched], exchange: Exchange, tell: _Tell) -> _Fetched:
+        """Tell observers how long this takes, and return its result."""
+        began = self._loop.time()
+        try:
+            fetched = await awaited
+        except Failure as failure:
+            tell(exchange, self._loop.time() - began, failure)
+            raise
+        tell(exchange, self._loop.time() - began, None)
+        return fetched
+
     async def _fetch(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
         try:
             try:
                 while True:
                     if context.slot is not None and token is None:
                         fetch = self._tokens.mint_uncached if exchange.kind.interactive else self._tokens.token
-                        token = await fetch(context.key)
-                    connection = await self._pool.acquire(context.route.origin)
+                        token = await self._timed(fetch(context.key), exchange, context.observers.token_awaited)
+                    wanted = self._pool.acquire(context.route.origin)
+                    if context.pool.ready() is not None:
+                        connection = await wanted
+                    else:
+                        connection = await self._timed(wanted, exchange, context.observers.connection_awaited)
                     if token is None or self._tokens.is_current(token):
                         break
                     token = None  # The credentials changed while it waited for a stream.
