@@ -86,7 +86,7 @@ lock: ## both lock files anew from pyproject.toml (needs uv; UV='uv --flag' to s
 	$(UV) pip compile $(LOCK_FLAGS) -o requirements.lock pyproject.toml
 	$(UV) pip compile $(LOCK_FLAGS) -o requirements-dev.lock --constraint requirements.lock --group dev pyproject.toml
 
-LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate
+LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate --extra otel
 
 .PHONY: clean
 clean: ## remove everything that these commands made

@@ -34,7 +34,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `clock_skew`  how far this machine's clock is from another one (pure)
 * `network`     event loop, host names, addresses to listen on, open files, systemd: what several rooms share of the
                 networking
-* `observe`     observers of exchanges, mints and connections (metrics, access log, warnings), and log lines
+* `observe`     observers of exchanges, mints and connections (metrics, access log, warnings, traces), and log lines
 * `signals`     what signals mean to a process that serves
 * `exit_codes`  why a command ended
 * `admin`       health, metrics and routes on their own port

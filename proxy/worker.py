@@ -40,6 +40,7 @@ from proxy.observe.health import RouteHealth
 from proxy.observe.lines import configure_logging
 from proxy.observe.metrics import Metrics
 from proxy.observe.observer import Observer, Observers
+from proxy.observe.tracing import tracing_observers
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.live import DispatcherState
@@ -87,14 +88,13 @@ class Worker:
         self.metrics = Metrics(self.engine, credentials_kind=lambda: mint.source_kind)
         self.health = RouteHealth(self.metrics)
         self._access_log = log = AccessLog(on=settings.access_log)
-        self._observers = observers = Observers([self.metrics, self.health, Warnings(), log, *more_observers])
+        self._observers = observers = Observers(
+            [self.metrics, self.health, Warnings(), log, *tracing_observers(os.environ), *more_observers]
+        )
         self._budget = budget = Budget(settings.queued_octets, loop.call_soon)
         flusher = Flusher(loop)
         self._tokens = TokenSource(
-            self._mint,
-            observer=observers,
-            credentials=self._mint,
-            mint_timeout_seconds=settings.mint_timeout,
+            mint, observer=observers, credentials=mint, mint_timeout_seconds=settings.mint_timeout
         )
         client = engines(settings, choice.make, client=True)
         self._connector = connector(settings, client, budget, flusher, observers)
@@ -238,6 +238,7 @@ class Worker:
     async def close(self) -> None:
         """Release everything; safe after a failed start."""
         async with AsyncExitStack() as closing:  # from the last to the first, all of them whatever happens
+            closing.push_async_callback(self._observers.close)
             if self._admin is not None:
                 closing.push_async_callback(self._admin.close)
             closing.push_async_callback(self._mint.close)

@@ -1,4 +1,4 @@
-"""Observers of exchanges, mints and connections: metrics, access log, warnings; and the log lines themselves.
+"""Observers of exchanges, mints and connections: metrics, access log, warnings, traces; and the log lines themselves.
 
 No secret gets into a log line or a metric.
 
@@ -13,6 +13,9 @@ No secret gets into a log line or a metric.
 * `explanation`  what an error response or a failure means, in the words of `check`
 * `access_log`   an observer that writes one line an exchange
 * `warnings`     an observer that writes what went wrong, and what mends it
+* `throttle`     which of many equal log lines are written
+* `tracing`      whether traces are asked for; `traces`, an observer that makes a span of each exchange, is imported
+                 only then, and is the only importer of opentelemetry
 * `request_context`  the trace and the invocation of an exchange, for log lines
 * `lines`        log lines on stderr, and the filter that keeps secrets out of them
 * `background`   standard output and error that never block, whatever their readers do

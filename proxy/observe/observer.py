@@ -143,12 +143,20 @@ class Observer(MintObserver, UpstreamObserver, DownstreamObserver, SettingsObser
     def route_removed(self, route: Route) -> None:
         """No route of this name is left, nor any exchange that began with it."""
 
+    async def close(self) -> None:
+        """Finish what is under way, within about a second: the process is ending."""
+
 
 class Observers(Observer):
     """Tells every observer of a list. A defect in one is logged, and the others are told all the same."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
+
+    async def close(self) -> None:
+        """Close all."""
+        for observer in self._observers:
+            await observer.close()
 
     def exchanges(self, route: Route | None) -> RouteObservers:
         """Return who is told of the exchanges of this route."""

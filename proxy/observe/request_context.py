@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from proxy.observe.exchange import ObservedExchange
 
-__all__ = ["SPAN_ID", "TRACE", "TRACE_SAMPLED", "request_context"]
+__all__ = ["INVOCATION_ID", "SPAN_ID", "TRACE", "TRACE_SAMPLED", "request_context"]
 
+INVOCATION_ID: Final = "invocation_id"
+"""Key of the invocation of Restate."""
 TRACE: Final = "trace"
 """Key of a trace id, 32 hexadecimal digits."""
 SPAN_ID: Final = "span_id"
@@ -25,7 +27,7 @@ _INVOCATION: Final = re.compile(rb"inv_[A-Za-z0-9]{1,64}")
 
 
 def request_context(exchange: ObservedExchange) -> dict[str, Any]:
-    """Return fields for a log line: `TRACE`, `SPAN_ID`, `TRACE_SAMPLED`, `invocation_id`; those that the request has.
+    """Return fields for a log line: `TRACE`, `SPAN_ID`, `TRACE_SAMPLED`, `INVOCATION_ID`; those that the request has.
 
     They come from `traceparent` and `x-restate-invocation-id`.
     """
@@ -38,5 +40,5 @@ def request_context(exchange: ObservedExchange) -> dict[str, Any]:
                 context[SPAN_ID] = found[2].decode()
                 context[TRACE_SAMPLED] = bool(int(found[3], 16) & 1)
         elif name == b"x-restate-invocation-id" and _INVOCATION.fullmatch(value):
-            context["invocation_id"] = value.decode()
+            context[INVOCATION_ID] = value.decode()
     return context

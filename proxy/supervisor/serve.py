@@ -21,6 +21,7 @@ from proxy.network.descriptors import raise_descriptor_limit
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
 from proxy.observe.lines import configure_logging
+from proxy.observe.tracing import tracing_refusal
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine
 
@@ -59,6 +60,8 @@ def _serve(
         _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
     if changed := changed_sources():
         _log.warning("compiled modules do not match their sources: run make setup", changed=changed)
+    if (refused := tracing_refusal(os.environ)) is not None:
+        _log.warning("traces are off", reason=str(refused), remedy=refused.remedy)
     if settings.workers > 1:
         # Imported only here: a single worker saves 0.8 MiB.
         from proxy.supervisor.reloading import Reloading
