@@ -14,7 +14,7 @@ from proxy.routes import OTHER, UNMATCHED, AllowLists, RouteTable
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Service
-from tests.unit.relay.test_dispatcher import Signed
+from tests.unit.relay.stage import Signed
 
 PROJECT = "123456789012.europe-west1.run.app"
 GREETER, BILLING = f"greeter-{PROJECT}", f"billing-{PROJECT}"

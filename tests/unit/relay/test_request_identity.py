@@ -12,7 +12,7 @@ from proxy.routes import UNMATCHED, AllowLists
 from tests.support.data_path import route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.signing_restate import SigningKey
-from tests.unit.relay.test_dispatcher import Signed
+from tests.unit.relay.stage import Signed
 
 KEY = SigningKey(b"one")
 OTHER = SigningKey(b"other")

@@ -12,7 +12,7 @@ from proxy.routes import Route, RouteTable
 from proxy.tokens.model import TokenKey
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
-from tests.unit.relay.test_dispatcher import Signed
+from tests.unit.relay.stage import Signed
 
 OLD, NEW, KEPT = route("old"), route("new"), route("kept")
 
