@@ -12,7 +12,7 @@ from proxy.http2.engine import StreamReceiver
 from tests.support.loops import ManualLoop
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.transport import MemoryTransport
-from tests.unit.connection.pair import Defect, Pair, Receiver
+from tests.unit.connection.stage import Defect, Pair, Receiver
 
 
 class CountingFlusher(Flusher):

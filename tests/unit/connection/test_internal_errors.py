@@ -8,7 +8,7 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import DataReceived, GoAwayReceived
-from tests.unit.connection.pair import Defect, Pair, Receiver
+from tests.unit.connection.stage import Defect, Pair, Receiver
 
 WINDOW = 65_535
 

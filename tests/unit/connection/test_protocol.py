@@ -13,7 +13,7 @@ from proxy.http2.events import ErrorCode
 from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import GoAwayReceived, HeadReceived
-from tests.unit.connection.pair import Pair, Server
+from tests.unit.connection.stage import Pair, Server
 
 
 @each_bare_engine

@@ -1,4 +1,4 @@
-"""A server connection on a transport in memory, and the client's end of it."""
+"""The stage of the tests of this room: a server connection on a transport in memory, and the client's end of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
 from tests.support.loops import ManualLoop
-from tests.support.peers.events import DataReceived, HeadReceived, StreamReset, TrailersReceived
+from tests.support.peers.events import Event, HeadReceived
 from tests.support.peers.memory import Client
+from tests.support.peers.receivers import EventReceiver
 from tests.support.peers.transport import MemoryTransport
 
 __all__ = ["Defect", "Pair", "Receiver", "Server"]
@@ -18,14 +19,14 @@ RESPONSE: Fields = [(b":status", b"200", False)]
 
 
 class Defect(Exception):
-    """What nobody expects."""
+    """An internal error that a test causes."""
 
 
-class Receiver(StreamReceiver):
-    """Writes down what is told about one stream, and raises where its server is told to."""
+class Receiver(EventReceiver):
+    """Passes on to its server what it is told about one stream, and raises where the server is told to."""
 
     def __init__(self, server: Server, stream_id: StreamId) -> None:
-        self.stream_id = stream_id
+        super().__init__(stream_id)
         self.was_over = False
         """What it says of itself after an internal error."""
         self.raised_again: Exception | None = None
@@ -33,16 +34,11 @@ class Receiver(StreamReceiver):
         self.internal_errors = 0
         self._server = server
 
-    def on_request_data(self, data: bytes, end_stream: bool) -> None:
-        self._server.note(DataReceived(self.stream_id, data, end_stream))
+    def note(self, event: Event) -> None:
+        self._server.note(event)
+        self._server.fail(self.stream_id)
 
-    def on_request_trailers(self, fields: Fields) -> None:
-        self._server.note(TrailersReceived(self.stream_id, fields))
-
-    def on_request_reset(self, code: int, by_peer: bool) -> None:
-        self._server.note(StreamReset(self.stream_id, code, by_peer))
-
-    def on_response_sent(self, octets: int) -> None:
+    def note_sent(self, octets: int) -> None:
         self._server.sent.append((self.stream_id, octets))
         self._server.fail(self.stream_id)
 
@@ -54,10 +50,10 @@ class Receiver(StreamReceiver):
 
 
 class Server(Http2Protocol):
-    """A connection that writes down what it is told, and fails for streams that it is told to fail for."""
+    """A connection that keeps what it is told, and raises `Defect` for the streams in `failing`."""
 
     def __init__(self, make: EngineFactory, limits: Limits, budget: Budget, flusher: Flusher) -> None:
-        self.events: list[HeadReceived | DataReceived | TrailersReceived | StreamReset] = []
+        self.events: list[Event] = []
         self.sent: list[tuple[StreamId, int]] = []
         self.lost: list[str] = []
         self.streams_lost: list[tuple[StreamId, str]] = []
@@ -68,9 +64,8 @@ class Server(Http2Protocol):
         self.receivers: dict[StreamId, Receiver] = {}
         super().__init__(lambda handler: make(client=False, limits=limits, handler=handler), budget, flusher)
 
-    def note(self, event: HeadReceived | DataReceived | TrailersReceived | StreamReset) -> None:
+    def note(self, event: Event) -> None:
         self.events.append(event)
-        self.fail(event.stream_id)
 
     def fail(self, stream_id: StreamId) -> None:
         if stream_id in self.failing:
@@ -79,6 +74,7 @@ class Server(Http2Protocol):
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         self.streams[stream.id] = stream
         self.note(HeadReceived(stream.id, fields, end_stream))
+        self.fail(stream.id)
         stream.receiver = self.receivers[stream.id] = Receiver(self, stream.id)
 
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
@@ -133,7 +129,7 @@ class Pair:
         self.loop.close()
 
     def end(self) -> None:
-        """Drop the connection."""
+        """Abort the transport."""
         self.transport.abort()
         self.loop.turn()
 
