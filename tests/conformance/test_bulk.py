@@ -13,7 +13,7 @@ MEBI = 1 << 20
 
 
 @each_engine
-def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EventFactory) -> None:
+def test_64_mebioctets_arrive_unchanged_and_at_most_one_window_of_them_is_queued(make: EventFactory) -> None:
     window = 256 << 10
     joined = Joined(make, server_limits=Limits(stream_window_octets=window, connection_window_octets=MEBI))
     client, server = joined.client.engine, joined.server.engine
@@ -42,7 +42,7 @@ def test_64_mebioctets_cross_with_no_more_queued_than_the_windows(make: EventFac
 
 
 @each_engine
-def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(make: EventFactory) -> None:
+def test_a_stream_that_is_not_read_stops_at_its_window_and_does_not_stall_another(make: EventFactory) -> None:
     window = 64 << 10
     limits = Limits(stream_window_octets=window, connection_window_octets=MEBI)
     joined = Joined(make, client_limits=limits, acknowledge=False)
@@ -75,7 +75,7 @@ def test_a_stream_whose_reader_sleeps_stops_at_its_window_and_stalls_no_other(ma
 
 
 @each_engine
-def test_a_thousand_streams_at_once(make: EventFactory) -> None:
+def test_a_thousand_concurrent_streams_arrive_whole(make: EventFactory) -> None:
     joined = Joined(
         make,
         client_limits=Limits(stream_window_octets=20_000, connection_window_octets=100_000),

@@ -14,7 +14,7 @@ from tests.support.peers.raw import REQUEST, RESPONSE, TRAILERS, RawPeer, codes,
 
 @each_engine
 @pytest.mark.parametrize("end", [True, False])
-def test_a_request_may_be_answered_from_within_its_callback(make: EventFactory, end: bool) -> None:
+def test_a_request_may_be_answered_within_its_callback(make: EventFactory, end: bool) -> None:
     peer = server(make)
 
     def reply(stream: Stream) -> None:
@@ -32,7 +32,7 @@ def test_a_request_may_be_answered_from_within_its_callback(make: EventFactory, 
 
 
 @each_engine
-def test_a_stream_is_over_when_a_whole_request_was_answered_from_within_its_callback(make: EventFactory) -> None:
+def test_a_stream_is_over_after_its_whole_request_was_answered_within_the_callback(make: EventFactory) -> None:
     peer = server(make)
 
     def reply(stream: Stream) -> None:
@@ -46,7 +46,7 @@ def test_a_stream_is_over_when_a_whole_request_was_answered_from_within_its_call
 
 
 @each_engine
-def test_a_request_may_be_answered_when_its_content_has_come(make: EventFactory) -> None:
+def test_a_request_may_be_answered_within_the_callback_of_its_content(make: EventFactory) -> None:
     peer = server(make)
 
     def echo(stream: Stream) -> None:
@@ -61,7 +61,7 @@ def test_a_request_may_be_answered_when_its_content_has_come(make: EventFactory)
 
 
 @each_engine
-def test_a_stream_may_be_reset_while_its_content_is_reported(make: EventFactory) -> None:
+def test_a_stream_may_be_reset_within_the_callback_of_its_content(make: EventFactory) -> None:
     peer = server(make, Limits(connection_window_octets=65_535))
     reacting(peer, DataReceived, lambda stream: stream.reset(8, False))
     peer.open()
@@ -76,7 +76,7 @@ def test_a_stream_may_be_reset_while_its_content_is_reported(make: EventFactory)
 
 
 @each_engine
-def test_another_stream_may_be_reset_while_one_is_reported(make: EventFactory) -> None:
+def test_another_stream_may_be_reset_within_a_callback(make: EventFactory) -> None:
     peer = client(make)
     reacting(peer, HeadReceived, lambda _: stream_of(peer, 3).reset(8, False))
     events = peer.send(peer.headers(1, RESPONSE), peer.headers(3, RESPONSE), peer.data(1, b"x", end=True))
@@ -85,7 +85,7 @@ def test_another_stream_may_be_reset_while_one_is_reported(make: EventFactory) -
 
 
 @each_engine
-def test_a_request_may_be_passed_on_to_another_engine_while_it_is_reported(make: EventFactory) -> None:
+def test_a_request_may_be_passed_on_to_another_engine_within_its_callback(make: EventFactory) -> None:
     below, above = server(make), client(make, streams=0)
 
     def pass_on(event: Event) -> None:
@@ -110,7 +110,7 @@ def test_a_request_may_be_passed_on_to_another_engine_while_it_is_reported(make:
 
 
 @each_engine
-def test_streams_that_were_not_processed_may_be_reset_when_goaway_comes(make: EventFactory) -> None:
+def test_unprocessed_streams_may_be_reset_within_the_goaway_callback(make: EventFactory) -> None:
     peer = client(make, streams=3)
 
     def react(event: Event) -> None:
@@ -126,7 +126,7 @@ def test_streams_that_were_not_processed_may_be_reset_when_goaway_comes(make: Ev
 
 
 @each_engine
-def test_streams_may_be_opened_when_the_peers_settings_allow_more(make: EventFactory) -> None:
+def test_streams_may_be_opened_within_the_settings_callback(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={3: 1})
     peer.asked()
     opened: list[int] = []
@@ -145,7 +145,7 @@ def test_streams_may_be_opened_when_the_peers_settings_allow_more(make: EventFac
 @each_engine
 @pytest.mark.parametrize("content_octets", [0, 5])
 @pytest.mark.parametrize("trailers", [None, [], TRAILERS])
-def test_a_whole_request_may_be_sent_when_another_is_refused(
+def test_a_whole_request_may_be_sent_within_the_callback_of_a_reset(
     make: EventFactory, content_octets: int, trailers: Fields | None
 ) -> None:
     peer = client(make, streams=1)
@@ -175,7 +175,7 @@ def test_a_whole_request_may_be_sent_when_another_is_refused(
 
 
 @each_engine
-def test_a_request_whose_end_waits_may_be_reset(make: EventFactory) -> None:
+def test_a_request_with_queued_trailers_may_be_reset_within_a_callback(make: EventFactory) -> None:
     peer = client(make, streams=1)
 
     def again(_: Stream) -> None:
@@ -190,7 +190,7 @@ def test_a_request_whose_end_waits_may_be_reset(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_window_that_opens_is_used_by_what_is_sent_when_content_has_left(make: EventFactory) -> None:
+def test_content_queued_before_sent_octets_are_reported_leaves_with_the_next_take(make: EventFactory) -> None:
     peer = client(make, streams=1)
     peer.engine.send_data(1, b"first", end_stream=False)
     peer.engine.engine.take()

@@ -34,7 +34,7 @@ RESPONSES: dict[type[Event], Callable[[RawPeer], list[Frame]]] = {
 
 @each_engine
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_what_is_raised_about_a_request_ends_at_the_engine(make: EventFactory, kind: type[Event]) -> None:
+def test_an_exception_of_a_request_receiver_is_caught_by_the_engine(make: EventFactory, kind: type[Event]) -> None:
     peer = server(make)
     reacting(peer, kind, fail)
     events = peer.send(*REQUESTS[kind](peer), peer.headers(3, REQUEST), peer.data(3, b"fine", end=True))
@@ -48,7 +48,7 @@ def test_what_is_raised_about_a_request_ends_at_the_engine(make: EventFactory, k
 
 @each_engine
 @pytest.mark.parametrize("kind", RESPONSES)
-def test_what_is_raised_about_a_response_ends_at_the_engine(make: EventFactory, kind: type[Event]) -> None:
+def test_an_exception_of_a_response_receiver_is_caught_by_the_engine(make: EventFactory, kind: type[Event]) -> None:
     peer = client(make)
     reacting(peer, kind, fail)
     events = peer.send(*RESPONSES[kind](peer), peer.headers(3, RESPONSE, end=True))
@@ -59,7 +59,7 @@ def test_what_is_raised_about_a_response_ends_at_the_engine(make: EventFactory, 
 
 
 @each_engine
-def test_what_is_raised_about_content_that_left_ends_at_the_engine(make: EventFactory) -> None:
+def test_an_exception_about_sent_content_is_caught_by_the_engine(make: EventFactory) -> None:
     peer = client(make)
     for stream_id in (1, 3):
         peer.engine.send_data(stream_id, b"content", end_stream=False)

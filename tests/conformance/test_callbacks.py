@@ -12,7 +12,7 @@ from tests.support.peers.raw import RESPONSE, TRAILERS, assert_connection_failed
 
 
 @each_engine
-def test_nothing_is_reported_as_sent_before_it_is_asked_for(make: EventFactory) -> None:
+def test_octets_are_reported_as_sent_only_by_report_sent(make: EventFactory) -> None:
     peer = client(make)
     engine, sent = peer.engine.engine, peer.engine.handler.sent
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -29,7 +29,7 @@ def test_nothing_is_reported_as_sent_before_it_is_asked_for(make: EventFactory) 
 
 
 @each_engine
-def test_what_left_of_a_finished_stream_is_reported(make: EventFactory) -> None:
+def test_sent_content_of_a_finished_stream_is_reported(make: EventFactory) -> None:
     peer = server(make)
     peer.open(end=True)
     peer.engine.send_head(1, RESPONSE, end_stream=False)
@@ -91,7 +91,7 @@ def test_nothing_is_reported_of_a_stream_without_a_receiver(make: EventFactory) 
 
 
 @each_engine
-def test_what_is_owed_is_what_was_reported_and_not_acknowledged(make: EventFactory) -> None:
+def test_owed_octets_are_those_reported_and_not_acknowledged(make: EventFactory) -> None:
     peer = server(make)
     peer.open(1)
     peer.open(3)
@@ -108,7 +108,7 @@ def test_what_is_owed_is_what_was_reported_and_not_acknowledged(make: EventFacto
 
 
 @each_engine
-def test_a_streams_credit_gives_none_to_the_connection(make: EventFactory) -> None:
+def test_credit_for_a_stream_is_not_credit_for_the_connection(make: EventFactory) -> None:
     peer = server(make, Limits(stream_window_octets=1 << 20, connection_window_octets=65_535))
     peer.open()
     peer.send(*[peer.data(1, bytes(15_000)) for _ in range(4)])
@@ -138,7 +138,7 @@ def test_commands_on_a_stream_that_is_over_do_nothing(make: EventFactory) -> Non
 
 
 @each_engine
-def test_live_streams_are_those_that_are_not_finished_by_id(make: EventFactory) -> None:
+def test_live_streams_are_the_unfinished_ones_in_the_order_of_their_ids(make: EventFactory) -> None:
     peer = server(make)
     engine = peer.engine.engine
     for stream_id in (1, 3, 5, 7):
@@ -150,7 +150,7 @@ def test_live_streams_are_those_that_are_not_finished_by_id(make: EventFactory) 
 
 
 @each_engine
-def test_a_failure_leaves_the_streams_that_were_not_finished(make: EventFactory) -> None:
+def test_unfinished_streams_are_still_listed_after_the_connection_has_failed(make: EventFactory) -> None:
     peer = client(make, streams=3)
     engine = peer.engine.engine
     peer.engine.send_data(3, bytes(100), end_stream=False)
@@ -178,7 +178,7 @@ def test_a_failure_leaves_the_streams_that_were_not_finished(make: EventFactory)
 
 
 @each_engine
-def test_a_flush_is_asked_for_once(make: EventFactory) -> None:
+def test_a_flush_is_requested_once_before_a_take(make: EventFactory) -> None:
     peer = client(make)
     handler = peer.engine.handler
     handler.flush_scheduled, handler.flushes = False, 0
@@ -193,7 +193,7 @@ def test_a_flush_is_asked_for_once(make: EventFactory) -> None:
 
 
 @each_engine
-def test_credit_that_is_not_sent_yet_asks_for_no_flush(make: EventFactory) -> None:
+def test_credit_that_is_too_small_to_be_sent_requests_no_flush(make: EventFactory) -> None:
     peer = server(make)
     peer.open()
     peer.send(peer.data(1, bytes(10)))

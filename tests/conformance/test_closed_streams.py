@@ -46,7 +46,7 @@ def test_a_new_stream_has_a_higher_id_than_all_before(make: EventFactory, lower:
 
 
 @each_engine
-def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EventFactory) -> None:
+def test_stream_ids_may_be_skipped_but_not_go_back_even_in_one_read(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.send(*(peer.headers(stream_id, REQUEST, end=True) for stream_id in (1, 7, 9, 5, 11)))
     assert [event.stream_id for event in events[:-1] if isinstance(event, HeadReceived)] == [1, 7, 9]
@@ -54,7 +54,7 @@ def test_it_need_not_be_the_next_and_both_may_come_in_one_read(make: EventFactor
 
 
 @each_engine
-def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make: EventFactory) -> None:
+def test_the_id_of_a_refused_or_closed_stream_cannot_be_followed_by_a_lower_one(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=1))
     peer.open(5)
     assert peer.open(9) == []  # REFUSED_STREAM
@@ -64,7 +64,7 @@ def test_an_id_is_used_up_by_a_stream_that_was_refused_and_one_that_is_over(make
 
 @each_engine
 @each_late
-def test_nothing_comes_on_an_id_that_was_passed_over(
+def test_a_frame_on_a_skipped_id_is_a_connection_error(
     make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
@@ -133,7 +133,7 @@ def end_one_of_another_read(peer: RawPeer) -> None:
         end_one_of_another_read,
     ],
 )
-def test_nothing_but_what_may_cross_comes_after_the_peers_own_end(
+def test_after_the_end_of_a_request_only_window_updates_and_priorities_are_accepted(
     make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes], ended: Callable[[RawPeer], None]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
@@ -145,7 +145,7 @@ def test_nothing_but_what_may_cross_comes_after_the_peers_own_end(
 
 @each_engine
 @each_late
-def test_it_is_the_same_in_one_read_with_what_stands_before_it(
+def test_a_frame_after_the_end_is_a_connection_error_in_the_same_read_too(
     make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]
 ) -> None:
     peer = RawPeer(make, engine_is_client=False)
@@ -156,7 +156,9 @@ def test_it_is_the_same_in_one_read_with_what_stands_before_it(
 
 @each_engine
 @each_late
-def test_a_response_has_one_end_too(make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]) -> None:
+def test_a_frame_after_the_end_of_a_response_is_a_connection_error(
+    make: EventFactory, late: Callable[[RawPeer, int], Frame | bytes]
+) -> None:
     for half_open in (True, False):
         peer = RawPeer(make, engine_is_client=True)
         peer.asked(end=not half_open)
@@ -167,7 +169,7 @@ def test_a_response_has_one_end_too(make: EventFactory, late: Callable[[RawPeer,
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_what_crossed_our_reset_is_discarded(make: EventFactory, client: bool) -> None:
+def test_frames_that_crossed_our_reset_are_discarded(make: EventFactory, client: bool) -> None:
     """The field sections still count for HPACK, and the content for the connection's window (RFC 9113, 5.1)."""
     peer = RawPeer(make, engine_is_client=client, limits=Limits(connection_window_octets=65_535))
     if client:
@@ -195,7 +197,7 @@ def test_what_crossed_our_reset_is_discarded(make: EventFactory, client: bool) -
 
 
 @each_engine
-def test_what_crossed_our_reset_and_then_ended_is_over(make: EventFactory) -> None:
+def test_a_frame_after_an_end_that_crossed_our_reset_is_a_connection_error(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.reset(1, CANCEL)
@@ -205,7 +207,7 @@ def test_what_crossed_our_reset_and_then_ended_is_over(make: EventFactory) -> No
 
 
 @each_engine
-def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EventFactory) -> None:
+def test_late_frames_are_discarded_after_all_streams_were_reset_at_once(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     streams = range(1, 2 * Limits().max_concurrent_streams, 2)
     for stream_id in streams:
@@ -220,7 +222,7 @@ def test_all_that_a_peer_may_have_open_can_be_reset_at_once(make: EventFactory) 
 
 
 @each_engine
-def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EventFactory) -> None:
+def test_late_frames_on_streams_that_closed_long_ago_are_discarded(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for stream_id in (*range(3, 6_001, 2), 20_001):
         peer.open(stream_id, end=True)
@@ -233,7 +235,7 @@ def test_what_is_long_past_gets_the_benefit_of_the_doubt(make: EventFactory) -> 
 
 
 @each_engine
-def test_a_reset_may_cross_the_end(make: EventFactory) -> None:
+def test_a_reset_after_the_end_of_the_response_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert peer.send(peer.headers(1, RESPONSE, end=True), peer.reset(1, 0)) == [

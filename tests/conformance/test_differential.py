@@ -41,7 +41,7 @@ def test_either_engine_understands_the_other(sender: EventFactory) -> None:
         assert client.open_streams == server.open_streams == 0
 
 
-def test_the_comparison_finds_what_differs() -> None:
+def test_the_comparison_fails_if_events_differ() -> None:
     told: list[Event] = [HeadReceived(1, REQUEST, False), StreamReset(1, 8, True)]
     compare(told, list(told))
     others: list[list[Event]] = [told[:1], [], told[::-1], [told[0], StreamReset(1, 8, False)]]
@@ -53,7 +53,7 @@ def test_the_comparison_finds_what_differs() -> None:
             compare(other, told)
 
 
-def test_twins_work_like_an_engine() -> None:
+def test_two_engines_side_by_side_work_like_one() -> None:
     peer = RawPeer(Twins, engine_is_client=False)
     peer.open()
     peer.engine.send_head(1, RESPONSE, end_stream=False)

@@ -22,7 +22,7 @@ def can_compile() -> bool:
         return False
 
 
-def test_the_compiled_engine_is_among_them_wherever_it_can_be_compiled() -> None:
+def test_the_compiled_engine_is_tested_wherever_it_can_be_compiled() -> None:
     """An engine that was not built, or is of another Python, would leave the suite with nothing to say about it."""
     names = {make.name for make in ENGINES}
     assert names == ({"h2", "nghttp2"} if can_compile() else names | {"h2"})

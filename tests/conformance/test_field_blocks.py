@@ -27,7 +27,7 @@ def test_the_same_head_crosses_however_often_it_is_sent(make: EventFactory) -> N
 
 
 @each_engine
-def test_never_indexed_fields_arrive_marked(make: EventFactory) -> None:
+def test_never_indexed_fields_are_reported_as_such(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     block = peer.encoder.encode([*((n, v) for n, v, _ in REQUEST), (b"authorization", b"secret", True)])
     (event,) = peer.send(HeadersFrame(1, block, flags=["END_HEADERS"]))
@@ -63,7 +63,7 @@ def literal(name_index: int, value: bytes, *, never: bool = False) -> bytes:
 
 @each_engine
 @pytest.mark.parametrize("name_index", [4, 17, 62], ids=["path", "static name", "name in the dynamic table"])
-def test_lines_that_their_sender_does_not_index_arrive_as_they_are(make: EventFactory, name_index: int) -> None:
+def test_lines_that_their_sender_does_not_index_arrive_unchanged(make: EventFactory, name_index: int) -> None:
     peer = RawPeer(make, engine_is_client=False)
     stream_id = 1
     peer.send(HeadersFrame(stream_id, b"\x83\x86\x41\x01a\x44\x02/x\x40\x03x-a\x01a", flags=["END_HEADERS"]))
@@ -87,7 +87,7 @@ def test_field_blocks_may_come_in_pieces(make: EventFactory) -> None:
 
 
 @each_engine
-def test_padding_and_priority_of_heads_are_no_part_of_them(make: EventFactory) -> None:
+def test_padding_and_priority_of_a_head_are_not_part_of_its_fields(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     frame = HeadersFrame(
         1, peer.block(REQUEST), flags=["PADDED", "PRIORITY", "END_HEADERS"], pad_length=200, stream_weight=9
@@ -105,7 +105,7 @@ def test_priority_frames_change_nothing(make: EventFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("max_frame", [16_384, 20_000])
-def test_long_heads_leave_in_frames_that_the_peer_takes(make: EventFactory, max_frame: int) -> None:
+def test_a_long_head_is_split_at_the_peers_maximum_frame_size(make: EventFactory, max_frame: int) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={5: max_frame})
     long = [*REQUEST, *(line(b"x-%d" % number, bytes(b"\xfe" * 9_000)) for number in range(5))]
     peer.engine.send_request(long, end_stream=True)
@@ -145,7 +145,7 @@ def test_a_table_that_shrank_and_grew_again_is_empty(make: EventFactory) -> None
 
 @each_engine
 @pytest.mark.parametrize("sizes", [[100, 100], [200, 100, 200], [0, 4_096], [300, 200, 100], [50, 4_096, 4_096]])
-def test_table_sizes_set_before_a_block_are_told_in_it(make: EventFactory, sizes: list[int]) -> None:
+def test_changed_table_sizes_are_signalled_in_the_next_block(make: EventFactory, sizes: list[int]) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={3: 1_000})
     head = [*REQUEST, line(b"x-again", b"and again")]
     for _ in range(3):
@@ -184,7 +184,7 @@ def test_settings_of_one_frame_are_applied_in_their_order(make: EventFactory) ->
 
 
 @each_engine
-def test_a_line_that_others_pushed_out_of_the_table_crosses_again(make: EventFactory) -> None:
+def test_a_line_that_was_evicted_from_the_table_can_be_sent_again(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     heads = [[*REQUEST, line(b"x-number", b"%02d" % number * 300)] for number in range(20)]
     for head in [head for head in heads for _ in range(3)] * 2:
@@ -213,7 +213,7 @@ def test_blocks_that_cannot_be_decoded_end_the_connection(make: EventFactory, bl
 
 
 @each_engine
-def test_compression_stays_in_step_over_sections_that_are_refused(make: EventFactory) -> None:
+def test_refused_sections_do_not_break_the_compression_state(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=2_000))
     new = line(b"x-new", b"entered in a refused section")
     peer.send(peer.headers(1, [*REQUEST[:4], new, line(b"Upper", b"case")]))

@@ -44,7 +44,7 @@ FLOODS: dict[str, Callable[[RawPeer], Callable[[int], bytes]]] = {
 
 @each_engine
 @pytest.mark.parametrize("kind", FLOODS)
-def test_frames_to_no_effect_are_limited(make: EventFactory, kind: str) -> None:
+def test_frames_without_effect_are_limited(make: EventFactory, kind: str) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.answered()
@@ -70,7 +70,7 @@ def test_streams_opened_and_cancelled_at_once_are_limited(make: EventFactory) ->
 
 
 @each_engine
-def test_streams_that_we_are_made_to_reset_are_limited(make: EventFactory) -> None:
+def test_streams_that_force_us_to_reset_them_are_limited(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     opened = 0
     for stream_id in range(1, 100_000, 2):
@@ -105,7 +105,7 @@ def test_a_field_block_of_great_length_is_limited(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EventFactory) -> None:
+def test_a_decompression_bomb_is_refused(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"x-bomb", b"x" * 3_900)])
     bomb = HeadersFrame(3, b"\xbe" * 16_000, flags=["END_HEADERS"])
@@ -119,7 +119,7 @@ def test_a_block_that_grows_out_of_all_proportion_is_refused(make: EventFactory)
 
 
 @each_engine
-def test_a_ping_now_and_then_is_answered_for_ever(make: EventFactory) -> None:
+def test_single_pings_are_answered_without_a_limit(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     for _ in range(20_000):
@@ -128,7 +128,7 @@ def test_a_ping_now_and_then_is_answered_for_ever(make: EventFactory) -> None:
 
 
 @each_engine
-def test_many_requests_one_in_ten_of_them_cancelled(make: EventFactory) -> None:
+def test_cancelling_one_request_in_ten_is_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, end=True)
     block = peer.block(REQUEST)  # all indexed now
@@ -144,7 +144,7 @@ def test_many_requests_one_in_ten_of_them_cancelled(make: EventFactory) -> None:
 
 
 @each_engine
-def test_all_streams_of_a_connection_may_be_cancelled_at_once(make: EventFactory) -> None:
+def test_cancelling_all_streams_of_a_connection_at_once_is_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     for first in range(1, 2_560, 256):
         streams = range(first, first + 256, 2)
@@ -157,7 +157,7 @@ def test_all_streams_of_a_connection_may_be_cancelled_at_once(make: EventFactory
 
 
 @each_engine
-def test_a_server_may_reset_every_stream_that_we_open(make: EventFactory) -> None:
+def test_a_server_that_resets_every_stream_that_we_open_is_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for _ in range(3_000):
         stream_id = peer.asked()
@@ -166,7 +166,7 @@ def test_a_server_may_reset_every_stream_that_we_open(make: EventFactory) -> Non
 
 
 @each_engine
-def test_a_receiver_that_updates_its_windows_every_3_000_octets(make: EventFactory) -> None:
+def test_window_updates_every_3_000_octets_are_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.answered()
@@ -179,7 +179,7 @@ def test_a_receiver_that_updates_its_windows_every_3_000_octets(make: EventFacto
 
 
 @each_engine
-def test_a_sender_that_probes_the_bandwidth_with_pings(make: EventFactory) -> None:
+def test_a_ping_after_each_data_frame_is_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.send(peer.headers(1, RESPONSE))
@@ -202,7 +202,7 @@ def test_an_empty_frame_in_every_request_is_no_flood(make: EventFactory) -> None
 
 
 @each_engine
-def test_settings_may_change_now_and_then(make: EventFactory) -> None:
+def test_settings_that_change_with_each_response_are_no_flood(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     for number in range(200):
         stream_id = peer.asked(end=True)

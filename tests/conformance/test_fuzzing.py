@@ -14,5 +14,5 @@ NUMBERS = st.integers(0, 1 << 64)
 @each_engine
 @given(number=NUMBERS)
 @settings(max_examples=400)
-def test_no_peer_brings_an_engine_out_of_step(make: EventFactory, number: int) -> None:
+def test_random_peers_do_not_break_an_engine(make: EventFactory, number: int) -> None:
     Case(make, number).run()

@@ -41,7 +41,7 @@ def test_goaway_may_come_in_two_steps(make: EventFactory) -> None:
 
 
 @each_engine
-def test_streams_that_were_not_processed_are_their_owners_business(make: EventFactory) -> None:
+def test_unprocessed_streams_stay_open_until_they_are_reset(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.asked()
@@ -52,7 +52,7 @@ def test_streams_that_were_not_processed_are_their_owners_business(make: EventFa
 
 
 @each_engine
-def test_a_server_survives_goaway_from_its_client(make: EventFactory) -> None:
+def test_a_server_continues_its_streams_after_goaway_of_the_client(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.go_away(0)) == [GoAwayReceived(0, 0, b"")]
@@ -94,7 +94,7 @@ def test_streams_go_on_after_our_goaway_and_new_ones_are_refused(make: EventFact
 
 
 @each_engine
-def test_compression_stays_in_step_over_refused_requests(make: EventFactory) -> None:
+def test_refused_requests_do_not_break_the_compression_state(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.go_away(0)
@@ -105,7 +105,7 @@ def test_compression_stays_in_step_over_refused_requests(make: EventFactory) -> 
 
 
 @each_engine
-def test_content_of_refused_requests_uses_up_no_credit(make: EventFactory) -> None:
+def test_content_of_refused_requests_is_given_back_to_the_connection_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.engine.go_away(0)
     peer.open(1)
@@ -117,7 +117,7 @@ def test_content_of_refused_requests_uses_up_no_credit(make: EventFactory) -> No
 
 
 @each_engine
-def test_a_client_that_said_goaway_opens_nothing_more(make: EventFactory) -> None:
+def test_a_client_that_sent_goaway_opens_no_more_streams(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     peer.engine.go_away(0)

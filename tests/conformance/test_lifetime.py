@@ -117,9 +117,7 @@ def test_a_response_receiver_may_detach_in_any_call(make: EventFactory, what: st
 
 @each_engine
 @pytest.mark.parametrize("is_client", [True, False])
-def test_a_receiver_may_end_when_its_content_was_sent_and_the_queue_is_still_sent(
-    make: EventFactory, is_client: bool
-) -> None:
+def test_queued_content_is_sent_after_its_receiver_has_detached(make: EventFactory, is_client: bool) -> None:
     peer = RawPeer(make, engine_is_client=is_client)
     if is_client:
         peer.asked()
@@ -140,7 +138,7 @@ def test_a_receiver_may_end_when_its_content_was_sent_and_the_queue_is_still_sen
 
 @each_engine
 @pytest.mark.parametrize("is_client", [True, False])
-def test_what_comes_behind_the_content_at_which_the_receiver_went_gives_its_window_back(
+def test_content_after_the_receiver_has_detached_is_given_back_to_the_window(
     make: EventFactory, is_client: bool
 ) -> None:
     peer = RawPeer(make, engine_is_client=is_client, limits=LIMITS)

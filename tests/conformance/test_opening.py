@@ -59,13 +59,13 @@ def test_the_client_sends_the_preface_before_all_else(make: EventFactory) -> Non
 
 
 @each_engine
-def test_a_connection_window_no_greater_than_the_protocols_is_not_updated(make: EventFactory) -> None:
+def test_a_connection_window_of_the_default_size_is_not_updated(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, limits=Limits(connection_window_octets=65_535), greet=False)
     assert credit(peer.take(), 0) == 0
 
 
 @each_engine
-def test_no_bytes_are_no_event(make: EventFactory) -> None:
+def test_an_empty_read_has_no_event(make: EventFactory) -> None:
     engine = make(client=False, limits=Limits())
     assert engine.receive(b"") == []
     assert RawPeer(make, engine_is_client=False).engine.receive(b"") == []
@@ -141,7 +141,7 @@ def test_a_server_opens_no_streams(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_window_below_the_protocols_default_binds_only_once_acknowledged(make: EventFactory) -> None:
+def test_a_window_below_the_default_applies_only_once_acknowledged(make: EventFactory) -> None:
     limits = Limits(stream_window_octets=1_000)
     early = RawPeer(make, engine_is_client=False, limits=limits, acknowledge_settings=False)
     early.open()
@@ -155,7 +155,7 @@ def test_a_window_below_the_protocols_default_binds_only_once_acknowledged(make:
 
 
 @each_engine
-def test_a_window_that_shrank_under_content_in_flight_opens_again(make: EventFactory) -> None:
+def test_a_window_that_shrank_below_the_content_in_flight_opens_again(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(stream_window_octets=1_000), acknowledge_settings=False)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -166,7 +166,7 @@ def test_a_window_that_shrank_under_content_in_flight_opens_again(make: EventFac
 
 
 @each_engine
-def test_a_section_over_the_limit_is_refused_from_the_first_request_on(make: EventFactory) -> None:
+def test_a_section_over_the_limit_is_refused_even_in_the_first_request(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=1_000))
     request = peer.headers(
         1,
@@ -192,7 +192,7 @@ def test_trailers_over_the_limit_reset_their_stream(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_frame_over_the_limit_is_refused_before_it_is_all_here(make: EventFactory) -> None:
+def test_a_frame_over_the_limit_is_refused_as_soon_as_its_header_is_read(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     header = peer.data(1, bytes(16_385)).serialize()[:9]
@@ -200,7 +200,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_all_here(make: EventFact
 
 
 @each_engine
-def test_greater_frames_are_taken_where_they_are_offered(make: EventFactory) -> None:
+def test_larger_frames_are_accepted_if_we_offered_them(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_frame_octets=1 << 17))
     peer.open()
     assert peer.send(peer.data(1, bytes(1 << 17))) == [DataReceived(1, bytes(1 << 17), False)]
@@ -243,7 +243,7 @@ def test_answers_to_our_pings_are_reported(make: EventFactory) -> None:
 
 
 @each_engine
-def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_step(make: EventFactory) -> None:
+def test_streams_over_the_limit_are_refused_and_do_not_break_the_compression_state(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=2))
     marked = [
         (b":method", b"GET", False),
@@ -264,7 +264,7 @@ def test_streams_opened_beyond_the_offer_are_refused_and_compression_stays_in_st
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EventFactory, client: bool) -> None:
+def test_unexpected_settings_acknowledgements_are_ignored(make: EventFactory, client: bool) -> None:
     peer = RawPeer(make, engine_is_client=client)
     again = SettingsFrame(flags=["ACK"])
     assert peer.send(again, again, peer.settings({})) == [SettingsReceived()]
@@ -272,7 +272,7 @@ def test_settings_acknowledged_more_often_than_sent_are_no_fault(make: EventFact
 
 @each_engine
 @pytest.mark.parametrize("acknowledged", [True, False])
-def test_a_push_is_a_fault_even_from_a_server_that_has_not_read_our_settings(
+def test_a_push_is_a_connection_error_even_before_our_settings_are_acknowledged(
     make: EventFactory, acknowledged: bool
 ) -> None:
     peer = RawPeer(make, engine_is_client=True, acknowledge_settings=acknowledged)

@@ -90,7 +90,7 @@ def split(data: bytes, places: Iterable[int]) -> list[bytes]:
 @pytest.mark.parametrize("client", [True, False])
 @given(places=st.lists(st.integers(0, 30_000), max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_events_do_not_depend_on_how_the_bytes_were_cut(make: EventFactory, client: bool, places: list[int]) -> None:
+def test_events_do_not_depend_on_how_the_octets_were_split(make: EventFactory, client: bool, places: list[int]) -> None:
     whole = listener(make, client=client).engine.receive(RECORDED[client])
     assert not isinstance(whole[-1], ConnectionFailed)
     side = listener(make, client=client)
@@ -100,7 +100,7 @@ def test_events_do_not_depend_on_how_the_bytes_were_cut(make: EventFactory, clie
 
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
-def test_events_do_not_depend_on_cuts_even_octet_by_octet(make: EventFactory, client: bool) -> None:
+def test_events_are_the_same_if_octets_arrive_one_by_one(make: EventFactory, client: bool) -> None:
     whole = listener(make, client=client).engine.receive(RECORDED[client])
     side = listener(make, client=client)
     octets = [RECORDED[client][place : place + 1] for place in range(len(RECORDED[client]))]
@@ -162,7 +162,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
 @pytest.mark.parametrize("client", [True, False])
 @given(mutations=st.lists(MUTATION, min_size=1, max_size=4), places=st.lists(st.integers(0, 30_000), max_size=3))
 @settings(max_examples=250, deadline=None)
-def test_mutated_bytes_never_raise(
+def test_mutated_octets_raise_nothing(
     make: EventFactory, client: bool, mutations: list[tuple[str, int, bytes]], places: list[int]
 ) -> None:
     exercise(listener(make, client=client), split(mutated(RECORDED[client], mutations), places), client=client)
@@ -177,7 +177,9 @@ FRAME = st.tuples(
 @pytest.mark.parametrize("client", [True, False])
 @given(frames=st.lists(FRAME, max_size=15))
 @settings(max_examples=250, deadline=None)
-def test_any_frames_never_raise(make: EventFactory, client: bool, frames: list[tuple[int, int, int, bytes]]) -> None:
+def test_random_frames_raise_nothing(
+    make: EventFactory, client: bool, frames: list[tuple[int, int, int, bytes]]
+) -> None:
     raw = b"".join(
         len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + body
         for kind, flags, stream_id, body in frames

@@ -48,7 +48,7 @@ def test_empty_content_that_ends_nothing_is_not_reported(make: EventFactory) -> 
 
 
 @each_engine
-def test_credit_goes_back_only_when_told(make: EventFactory) -> None:
+def test_the_window_of_a_stream_opens_only_when_content_is_acknowledged(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -60,7 +60,7 @@ def test_credit_goes_back_only_when_told(make: EventFactory) -> None:
 
 
 @each_engine
-def test_credit_of_the_connection_goes_back_apart(make: EventFactory) -> None:
+def test_the_window_of_the_connection_is_acknowledged_separately(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     peer.open()
     for _ in range(4):
@@ -74,7 +74,7 @@ def test_credit_of_the_connection_goes_back_apart(make: EventFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("window", [1, 2, 3, 10, 100, 1_023, 5_000])
-def test_a_small_window_never_locks_up(make: EventFactory, window: int) -> None:
+def test_a_small_window_never_stalls_its_sender(make: EventFactory, window: int) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(stream_window_octets=window))
     peer.open()
     room = window
@@ -87,7 +87,7 @@ def test_a_small_window_never_locks_up(make: EventFactory, window: int) -> None:
 
 
 @each_engine
-def test_credit_given_back_in_small_pieces_is_not_lost(make: EventFactory) -> None:
+def test_small_acknowledgements_add_up_to_a_window_update(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000)))
@@ -116,7 +116,7 @@ def test_padding_is_given_back_by_the_engine(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_frame_may_be_nothing_but_padding(make: EventFactory) -> None:
+def test_a_frame_may_consist_of_padding_alone(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     assert peer.send(peer.data(1, padding=0), peer.data(1, end=True, padding=100)) == [DataReceived(1, b"", True)]
@@ -142,7 +142,7 @@ def test_content_over_the_connections_window_ends_the_connection(make: EventFact
 
 @each_engine
 @pytest.mark.parametrize("how", ["reset by us", "never reported"])
-def test_content_for_streams_that_are_gone_uses_up_no_credit(make: EventFactory, how: str) -> None:
+def test_content_for_closed_streams_is_given_back_to_the_connection_window(make: EventFactory, how: str) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     if how == "never reported":
         peer.send(peer.headers(1, REQUEST[:2]))
@@ -180,7 +180,7 @@ def test_a_stream_that_we_reset_reports_nothing_more(make: EventFactory) -> None
 
 
 @each_engine
-def test_a_stream_that_we_reset_still_tells_when_the_peer_was_first(make: EventFactory) -> None:
+def test_a_reset_of_the_peer_is_reported_while_ours_is_queued(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={4: 0})
     peer.asked()
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -191,7 +191,7 @@ def test_a_stream_that_we_reset_still_tells_when_the_peer_was_first(make: EventF
 
 
 @each_engine
-def test_a_fault_on_a_stream_that_we_reset_is_not_reported(make: EventFactory) -> None:
+def test_a_stream_error_is_not_reported_while_our_reset_is_queued(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={4: 0})
     peer.asked()
     peer.engine.send_data(1, b"0123", end_stream=False)
@@ -201,7 +201,7 @@ def test_a_fault_on_a_stream_that_we_reset_is_not_reported(make: EventFactory) -
 
 
 @each_engine
-def test_content_that_is_a_fault_uses_up_no_credit(make: EventFactory) -> None:
+def test_content_that_breaks_a_rule_is_given_back_to_the_connection_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(connection_window_octets=65_535))
     room = 65_535
     for stream_id in range(1, 41, 2):
@@ -212,7 +212,7 @@ def test_content_that_is_a_fault_uses_up_no_credit(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_stream_on_which_nothing_more_comes_gets_no_credit(make: EventFactory) -> None:
+def test_an_ended_stream_gets_no_window_updates(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()
     peer.send(peer.data(1, bytes(10_000), end=True))
@@ -221,7 +221,7 @@ def test_a_stream_on_which_nothing_more_comes_gets_no_credit(make: EventFactory)
 
 
 @each_engine
-def test_window_updates_and_resets_may_cross_the_end(make: EventFactory) -> None:
+def test_window_updates_and_resets_after_the_end_are_ignored(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(end=True)
     peer.engine.send_head(1, RESPONSE, end_stream=True)
@@ -274,7 +274,7 @@ FRAME_FAULTS: dict[str, tuple[bytes, tuple[int, ...]]] = {
 
 @each_engine
 @pytest.mark.parametrize("fault", FRAME_FAULTS)
-def test_frames_against_the_rules_end_the_connection(make: EventFactory, fault: str) -> None:
+def test_frames_that_break_a_rule_end_the_connection(make: EventFactory, fault: str) -> None:
     peer = RawPeer(make, engine_is_client=False)
     frame, allowed = FRAME_FAULTS[fault]
     peer.open(1)
@@ -294,14 +294,14 @@ def test_priority_of_a_wrong_length_ends_the_connection(make: EventFactory, octe
 
 @each_engine
 @pytest.mark.parametrize("stream_id", [2, 3])
-def test_a_server_does_not_open_streams(make: EventFactory, stream_id: int) -> None:
+def test_a_stream_opened_by_a_server_ends_the_connection(make: EventFactory, stream_id: int) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert_connection_failed(peer, peer.send(peer.headers(stream_id, RESPONSE)), 1)
 
 
 @each_engine
-def test_a_field_block_is_not_interrupted(make: EventFactory) -> None:
+def test_a_frame_within_a_field_block_ends_the_connection(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     first, *_ = peer.split_headers(1, REQUEST, [5])
     assert_connection_failed(peer, peer.send(first, peer.ping()), 1)
@@ -348,7 +348,7 @@ def test_finished_streams_leave_nothing_behind(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_fault_on_one_stream_leaves_the_others_alone(make: EventFactory) -> None:
+def test_a_stream_error_does_not_affect_other_streams(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"1")])
     peer.open(3)

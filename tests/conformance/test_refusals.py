@@ -48,7 +48,7 @@ REASONS: dict[str, tuple[Fields, str]] = {
 
 @each_engine
 @pytest.mark.parametrize("fault", REASONS)
-def test_a_request_that_is_refused_is_told_by_its_reason_once(make: EventFactory, fault: str) -> None:
+def test_the_reason_of_a_refused_request_is_reported_once(make: EventFactory, fault: str) -> None:
     section, reason = REASONS[fault]
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_field_section_octets=4_096))
     peer.send(peer.headers(1, section))
@@ -59,7 +59,7 @@ def test_a_request_that_is_refused_is_told_by_its_reason_once(make: EventFactory
 
 
 @each_engine
-def test_streams_that_are_refused_or_reset_later_are_told_as_well(make: EventFactory) -> None:
+def test_the_reason_of_a_stream_that_is_refused_or_reset_later_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits(max_concurrent_streams=3))
     peer.open(1, [*REQUEST, line(b"content-length", b"5")])
     peer.open(3)
@@ -91,7 +91,7 @@ def test_streams_that_are_refused_or_reset_later_are_told_as_well(make: EventFac
         ([line(b":status", b"100")], True, "stream-order"),
     ],
 )
-def test_a_response_that_is_refused_is_told_by_its_reason(
+def test_the_reason_of_a_refused_response_is_reported(
     make: EventFactory, section: Fields, end: bool, reason: str
 ) -> None:
     peer = RawPeer(make, engine_is_client=True)

@@ -42,7 +42,7 @@ def test_queued_trailers_and_ends_are_dropped(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_reset_that_waits_for_its_content_is_overtaken(make: EventFactory) -> None:
+def test_an_immediate_reset_replaces_one_that_waits_for_content(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW: 4})
     peer.asked()
     peer.engine.send_data(1, b"01234567", end_stream=True)
@@ -54,7 +54,7 @@ def test_a_reset_that_waits_for_its_content_is_overtaken(make: EventFactory) -> 
 
 
 @each_engine
-def test_a_head_that_was_not_taken_goes_before_the_reset(make: EventFactory) -> None:
+def test_a_queued_head_leaves_before_the_reset(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings=GREAT)
     stream = peer.engine.send_request(REQUEST, end_stream=False)
     peer.engine.reset_now(stream, 8)
@@ -62,7 +62,7 @@ def test_a_head_that_was_not_taken_goes_before_the_reset(make: EventFactory) -> 
 
 
 @each_engine
-def test_neighbours_go_on(make: EventFactory) -> None:
+def test_other_streams_continue(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings=GREAT)
     peer.asked()
     peer.asked()
@@ -76,7 +76,7 @@ def test_neighbours_go_on(make: EventFactory) -> None:
 
 
 @each_engine
-def test_what_still_comes_on_the_stream_is_discarded(make: EventFactory) -> None:
+def test_frames_that_still_arrive_on_the_stream_are_discarded(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=Limits())
     peer.open(1)
     peer.engine.reset_now(1, 0xB)

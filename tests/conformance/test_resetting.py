@@ -23,7 +23,7 @@ def test_resets_carry_their_code(make: EventFactory, code: int) -> None:
 
 
 @each_engine
-def test_a_reset_follows_what_the_windows_take_and_drops_the_rest(make: EventFactory) -> None:
+def test_a_reset_follows_the_content_that_fits_the_windows_and_drops_the_rest(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 10})
     peer.engine.send_data(1, b"0123456789abcdef", end_stream=True)
     peer.engine.reset(1, 2)
@@ -47,7 +47,7 @@ def test_a_reset_with_no_window_open_leaves_at_once(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_reset_after_data_waits_until_all_has_left(make: EventFactory) -> None:
+def test_a_reset_after_data_waits_until_all_content_has_left(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.reset(1, 5, after_data=True)
@@ -69,7 +69,7 @@ def test_a_reset_after_data_with_nothing_queued_leaves_at_once(make: EventFactor
 
 
 @each_engine
-def test_a_reset_after_data_lets_the_end_go_first(make: EventFactory) -> None:
+def test_a_reset_after_data_leaves_behind_the_end_of_the_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, settings=WIDE_WINDOWS)
     peer.open()
     peer.engine.send_head(1, RESPONSE, end_stream=False)
@@ -98,7 +98,7 @@ def test_a_stream_that_is_over_is_not_reset(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_plain_reset_overrides_one_that_waits(make: EventFactory) -> None:
+def test_a_plain_reset_replaces_one_that_waits_for_content(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -109,7 +109,7 @@ def test_a_plain_reset_overrides_one_that_waits(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_reset_that_waits_does_not_override_a_plain_one(make: EventFactory) -> None:
+def test_a_reset_after_data_does_not_replace_a_plain_one(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 8)
@@ -118,7 +118,7 @@ def test_a_reset_that_waits_does_not_override_a_plain_one(make: EventFactory) ->
 
 
 @each_engine
-def test_an_end_that_is_queued_goes_before_its_reset(make: EventFactory) -> None:
+def test_a_queued_end_leaves_before_the_reset(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, b"", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -126,7 +126,7 @@ def test_an_end_that_is_queued_goes_before_its_reset(make: EventFactory) -> None
 
 
 @each_engine
-def test_a_reset_by_the_peer_drops_what_is_queued(make: EventFactory) -> None:
+def test_a_reset_by_the_peer_drops_the_queued_content(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=True)
     peer.engine.reset(1, 5, after_data=True)
@@ -137,7 +137,7 @@ def test_a_reset_by_the_peer_drops_what_is_queued(make: EventFactory) -> None:
 
 
 @each_engine
-def test_commands_for_streams_that_are_gone_are_ignored(make: EventFactory) -> None:
+def test_commands_for_closed_streams_are_ignored(make: EventFactory) -> None:
     peer = client(make)
     server = RawPeer(make, engine_is_client=False)
     server.open()
@@ -156,7 +156,7 @@ def test_commands_for_streams_that_are_gone_are_ignored(make: EventFactory) -> N
 
 
 @each_engine
-def test_a_stream_that_is_being_reset_takes_no_more(make: EventFactory) -> None:
+def test_a_stream_with_a_queued_reset_accepts_no_more_content(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 4})
     peer.engine.send_data(1, b"01234567", end_stream=False)
     peer.engine.reset(1, 5, after_data=True)
@@ -166,7 +166,7 @@ def test_a_stream_that_is_being_reset_takes_no_more(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_head_is_not_overtaken_by_its_reset(make: EventFactory) -> None:
+def test_a_reset_does_not_overtake_the_head(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.engine.send_head(1, RESPONSE, end_stream=False)

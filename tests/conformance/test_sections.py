@@ -77,7 +77,7 @@ def test_trailers_cross_both_ways(make: EventFactory) -> None:
 
 
 @each_engine
-def test_empty_trailers_are_received_as_such(make: EventFactory) -> None:
+def test_empty_trailers_are_reported(make: EventFactory) -> None:
     server = RawPeer(make, engine_is_client=False)
     server.open()
     server.send(server.data(1, b"x"))
@@ -121,21 +121,21 @@ def test_a_response_may_end_before_its_request(make: EventFactory) -> None:
 
 
 @each_engine
-def test_connect_is_reported_as_it_is(make: EventFactory) -> None:
+def test_a_connect_request_is_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     head = [line(b":method", b"CONNECT"), line(b":authority", b"a.internal:443")]
     assert peer.open(1, head) == [HeadReceived(1, head, False)]
 
 
 @each_engine
-def test_an_authority_may_be_missing_where_host_is_there(make: EventFactory) -> None:
+def test_a_request_with_host_needs_no_authority(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     head = [METHOD, SCHEME, PATH, line(b"host", b"a.internal")]
     assert peer.open(1, head) == [HeadReceived(1, head, False)]
 
 
 @each_engine
-def test_a_malformed_request_leaves_the_others_alone(make: EventFactory) -> None:
+def test_a_malformed_request_does_not_affect_the_others(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     events = peer.send(peer.headers(3, [METHOD, SCHEME, AUTHORITY]), peer.headers(5, REQUEST))
@@ -162,7 +162,7 @@ def test_an_interim_response_does_not_end_a_stream(make: EventFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("pieces", [[b"12345", b"6"], [b"1234", b""], [b"", b""]])
-def test_content_must_have_the_length_announced(make: EventFactory, pieces: list[bytes]) -> None:
+def test_content_must_have_the_length_that_content_length_announces(make: EventFactory, pieces: list[bytes]) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"5")])
     first, last = pieces
@@ -188,7 +188,7 @@ def test_a_response_that_ends_with_its_head_announces_no_content(make: EventFact
 
 
 @each_engine
-def test_trailers_do_not_make_up_for_missing_content(make: EventFactory) -> None:
+def test_trailers_do_not_replace_missing_content(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1, [*REQUEST, line(b"content-length", b"5")])
     peer.send(peer.data(1, b"1234"))
@@ -197,7 +197,7 @@ def test_trailers_do_not_make_up_for_missing_content(make: EventFactory) -> None
 
 @each_engine
 @pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
-def test_answers_without_content_may_name_a_length(make: EventFactory, method: bytes, status: bytes) -> None:
+def test_a_response_without_content_may_have_a_content_length(make: EventFactory, method: bytes, status: bytes) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked([line(b":method", method), *REQUEST[1:]], end=True)
     head = [line(b":status", status), line(b"content-length", b"1234")]
@@ -206,7 +206,7 @@ def test_answers_without_content_may_name_a_length(make: EventFactory, method: b
 
 
 @each_engine
-def test_content_before_the_response_head_is_a_fault(make: EventFactory) -> None:
+def test_content_before_the_response_head_resets_the_stream(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     assert_stream_failed(peer, peer.send(peer.data(1, b"x")), 1, 1, or_connection=True)

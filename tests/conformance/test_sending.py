@@ -22,7 +22,7 @@ from tests.support.peers.raw import (
 
 
 @each_engine
-def test_nothing_leaves_before_take(make: EventFactory) -> None:
+def test_nothing_is_sent_before_take(make: EventFactory) -> None:
     peer = client(make)
     assert not peer.engine.wants_to_send
     peer.engine.send_data(1, b"abc", end_stream=False)
@@ -55,7 +55,7 @@ def test_empty_content_that_does_not_end_the_stream_is_not_sent(make: EventFacto
 
 
 @each_engine
-def test_an_end_that_comes_later_is_one_empty_frame(make: EventFactory) -> None:
+def test_an_end_that_is_queued_later_is_one_empty_frame(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, b"abc", end_stream=False)
     peer.take()
@@ -66,7 +66,7 @@ def test_an_end_that_comes_later_is_one_empty_frame(make: EventFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("max_frame", [16_384, 30_000, 1 << 20])
-def test_frames_are_as_full_as_the_peer_takes_them(make: EventFactory, max_frame: int) -> None:
+def test_frames_have_the_peers_maximum_size(make: EventFactory, max_frame: int) -> None:
     peer = client(make, settings={**WIDE_WINDOWS, MAX_FRAME_SIZE: max_frame})
     for _ in range(100):
         peer.engine.send_data(1, bytes(1_000), end_stream=False)
@@ -86,7 +86,7 @@ def test_content_that_fills_its_last_frame_needs_no_empty_one(make: EventFactory
 
 
 @each_engine
-def test_a_greater_frame_size_counts_from_the_moment_it_is_told(make: EventFactory) -> None:
+def test_a_larger_frame_size_applies_as_soon_as_it_is_received(make: EventFactory) -> None:
     peer = client(make)
     peer.engine.send_data(1, bytes(40_000), end_stream=False)
     assert [len(one.body) for one in peer.take()] == [16_384, 16_384, 7_232]
@@ -127,7 +127,7 @@ def test_content_waits_for_the_connections_window(make: EventFactory) -> None:
 
 
 @each_engine
-def test_the_end_alone_needs_no_window(make: EventFactory) -> None:
+def test_an_end_without_content_needs_no_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={INITIAL_WINDOW_SIZE: 0})
     peer.asked()
     peer.engine.send_data(1, b"", end_stream=True)
@@ -139,7 +139,7 @@ def test_the_end_alone_needs_no_window(make: EventFactory) -> None:
 
 
 @each_engine
-def test_the_end_alone_passes_where_others_wait_for_the_connection(make: EventFactory) -> None:
+def test_an_end_without_content_does_not_wait_for_the_connection_window(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=True, settings=WIDE_WINDOWS)
     peer.asked()
     peer.asked()
@@ -159,7 +159,7 @@ def test_heads_need_no_window(make: EventFactory) -> None:
 
 
 @each_engine
-def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EventFactory) -> None:
+def test_nothing_is_sent_while_a_shrunken_window_is_negative(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.engine.send_data(1, bytes(3_000), end_stream=True)
     assert len(content(peer.take(), 1)) == 1_000
@@ -174,7 +174,7 @@ def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(make: EventFact
 
 
 @each_engine
-def test_a_window_that_grows_lets_waiting_streams_go_on(make: EventFactory) -> None:
+def test_a_larger_initial_window_lets_waiting_streams_continue(make: EventFactory) -> None:
     peer = client(make, streams=3, settings={INITIAL_WINDOW_SIZE: 0})
     for stream_id in (1, 3, 5):
         peer.engine.send_data(stream_id, b"waiting", end_stream=True)
@@ -184,7 +184,7 @@ def test_a_window_that_grows_lets_waiting_streams_go_on(make: EventFactory) -> N
 
 
 @each_engine
-def test_settings_in_one_frame_count_in_their_order(make: EventFactory) -> None:
+def test_settings_of_one_frame_apply_in_their_order(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 0})
     peer.engine.send_data(1, b"0123456789", end_stream=True)
     pair = (4).to_bytes(2, "big")
@@ -195,19 +195,19 @@ def test_settings_in_one_frame_count_in_their_order(make: EventFactory) -> None:
 
 @each_engine
 @pytest.mark.parametrize("increment", [1 << 31, 0x7FFF_FFFF])
-def test_a_stream_window_past_its_greatest_value_resets_the_stream(make: EventFactory, increment: int) -> None:
+def test_a_stream_window_over_the_maximum_resets_the_stream(make: EventFactory, increment: int) -> None:
     peer = client(make, streams=2)
     assert_stream_failed(peer, peer.send(peer.window(1, increment)), 1, 1, 3)
 
 
 @each_engine
-def test_a_connection_window_past_its_greatest_value_ends_the_connection(make: EventFactory) -> None:
+def test_a_connection_window_over_the_maximum_ends_the_connection(make: EventFactory) -> None:
     peer = client(make)
     assert_connection_failed(peer, peer.send(peer.window(0, 0x7FFF_FFFF)), 3)
 
 
 @each_engine
-def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(make: EventFactory) -> None:
+def test_settings_that_push_a_window_over_the_maximum_end_the_connection(make: EventFactory) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.send(peer.window(1, 0x7FFF_FFFF - 1_000))
     assert_connection_failed(peer, peer.send(peer.settings({INITIAL_WINDOW_SIZE: 1_001})), 3)
@@ -215,7 +215,7 @@ def test_settings_that_push_a_window_past_its_greatest_value_end_the_connection(
 
 @each_engine
 @pytest.mark.parametrize("stream_id", [0, 1])
-def test_a_window_update_by_nothing_is_a_fault(make: EventFactory, stream_id: int) -> None:
+def test_a_window_update_of_zero_is_an_error(make: EventFactory, stream_id: int) -> None:
     peer = client(make)
     events = peer.send(peer.window(stream_id, 0))
     if stream_id:
@@ -242,7 +242,7 @@ def test_streams_share_a_narrow_connection_window_evenly(make: EventFactory) -> 
 
 
 @each_engine
-def test_a_stream_with_a_closed_window_holds_up_no_other(make: EventFactory) -> None:
+def test_a_stream_with_a_closed_window_does_not_block_the_others(make: EventFactory) -> None:
     peer = client(make, streams=2, settings={INITIAL_WINDOW_SIZE: 10})
     peer.engine.send_data(1, bytes(100), end_stream=True)
     peer.take()
@@ -263,7 +263,7 @@ def test_trailers_wait_for_the_content_before_them(make: EventFactory) -> None:
 
 
 @each_engine
-def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: EventFactory) -> None:
+def test_trailers_that_waited_are_compressed_in_the_order_in_which_they_leave(make: EventFactory) -> None:
     peer = client(make, streams=2, settings={INITIAL_WINDOW_SIZE: 4})
     again: Fields = [*REQUEST, (b"x-sum", b"again and again", False)]
     peer.engine.send_data(1, b"01234567", end_stream=False)
@@ -279,7 +279,7 @@ def test_trailers_that_waited_are_compressed_in_the_order_they_leave(make: Event
 
 @each_engine
 @pytest.mark.parametrize("trailers", [[], TRAILERS], ids=["on DATA", "in trailers"])
-def test_an_end_needs_no_window_even_where_that_is_negative(make: EventFactory, trailers: Fields) -> None:
+def test_an_end_is_sent_even_if_the_window_is_negative(make: EventFactory, trailers: Fields) -> None:
     peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
     peer.engine.send_data(1, bytes(1_000), end_stream=False)
     peer.take()
@@ -291,7 +291,7 @@ def test_an_end_needs_no_window_even_where_that_is_negative(make: EventFactory, 
 
 
 @each_engine
-def test_sent_adds_up_to_what_arrives(make: EventFactory) -> None:
+def test_the_octets_reported_as_sent_are_those_that_arrive(make: EventFactory) -> None:
     joined = Joined(make, server_limits=Limits(stream_window_octets=2_000, connection_window_octets=65_535))
     streams = [joined.client.engine.send_request(REQUEST, end_stream=False) for _ in range(20)]
     for stream_id in streams:

@@ -42,23 +42,23 @@ def refused(check: Callable[[], object]) -> str | None:
 
 
 @each(fields.REQUESTS)
-def test_requests_in_the_policy(vector: fields.Vector) -> None:
+def test_the_policy_judges_each_request_as_its_vector_says(vector: fields.Vector) -> None:
     assert refused(lambda: check_request(vector.fields, ends=vector.end)) == vector.reason
 
 
 @each(fields.RESPONSES)
-def test_responses_in_the_policy(vector: fields.Vector) -> None:
+def test_the_policy_judges_each_response_as_its_vector_says(vector: fields.Vector) -> None:
     assert refused(lambda: check_response(vector.fields, to_head=False, ends=vector.end)) == vector.reason
 
 
 @each(fields.TRAILERS)
-def test_trailers_in_the_policy(vector: fields.Vector) -> None:
+def test_the_policy_judges_each_trailer_section_as_its_vector_says(vector: fields.Vector) -> None:
     assert refused(lambda: check_trailers(vector.fields, ends=vector.end)) == vector.reason
 
 
 @each_engine
 @each(fields.REQUESTS)
-def test_requests(make: EventFactory, vector: fields.Vector) -> None:
+def test_each_engine_judges_requests_as_the_vectors_say(make: EventFactory, vector: fields.Vector) -> None:
     peer = RawPeer(make, engine_is_client=False)
     events = peer.send(peer.headers(1, vector.fields, end=vector.end))
     refusals = [one.frame.error_code for one in of(peer.take(), "RstStream", 1)]  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def test_requests(make: EventFactory, vector: fields.Vector) -> None:
 
 @each_engine
 @each(fields.RESPONSES)
-def test_responses(make: EventFactory, vector: fields.Vector) -> None:
+def test_each_engine_judges_responses_as_the_vectors_say(make: EventFactory, vector: fields.Vector) -> None:
     peer = RawPeer(make, engine_is_client=True)
     peer.asked()
     (event,) = peer.send(peer.headers(1, vector.fields, end=vector.end))
@@ -84,7 +84,9 @@ def test_responses(make: EventFactory, vector: fields.Vector) -> None:
 @each_engine
 @each(fields.TRAILERS)
 @pytest.mark.parametrize("client", [True, False])
-def test_trailers(make: EventFactory, vector: fields.Vector, client: bool) -> None:
+def test_each_engine_judges_trailers_as_the_vectors_say(
+    make: EventFactory, vector: fields.Vector, client: bool
+) -> None:
     peer = RawPeer(make, engine_is_client=client)
     if client:
         peer.asked()
@@ -120,7 +122,7 @@ FOR_EVER = 2_500
 
 @each_engine
 @each(flood.FLOODS)
-def test_floods(make: EventFactory, vector: flood.Flood) -> None:
+def test_each_engine_ends_a_flood_where_its_vector_says(make: EventFactory, vector: flood.Flood) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()
     peer.answered()
@@ -154,7 +156,7 @@ def kind_of(head: Seen, table_entries: int, peer: RawPeer) -> compression.Line:
 
 @each_engine
 @each(compression.SEQUENCES)
-def test_what_enters_the_table(make: EventFactory, vector: compression.Sequence) -> None:
+def test_each_engine_indexes_the_lines_that_the_vectors_name(make: EventFactory, vector: compression.Sequence) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={1: vector.table_octets, 3: 1_000})
     peer.decoder.max_allowed_table_size = max(vector.table_octets, MOST_TABLE_OCTETS)
     told: list[compression.Line] = []
@@ -172,7 +174,7 @@ STATIC_REQUEST: Fields = [(b":method", b"GET", False), (b":scheme", b"http", Fal
 
 
 @each(compression.SEQUENCES)
-def test_what_enters_the_table_in_the_policy(vector: compression.Sequence) -> None:
+def test_the_policy_indexes_the_lines_that_the_vectors_name(vector: compression.Sequence) -> None:
     lines, table = SentLines(), set[FieldLine]()
     octets = min(vector.table_octets, MOST_TABLE_OCTETS)
     for sent, expected in vector.lines:
@@ -186,7 +188,7 @@ def test_what_enters_the_table_in_the_policy(vector: compression.Sequence) -> No
 
 @each_engine
 @each(sending.TAKES)
-def test_what_leaves(make: EventFactory, vector: sending.Take) -> None:
+def test_each_engine_sends_the_frames_that_the_vectors_name(make: EventFactory, vector: sending.Take) -> None:
     peer = RawPeer(make, engine_is_client=True, settings={4: 0, 3: 1_000})
     if vector.connection_window > 65_535:
         peer.send(peer.window(0, vector.connection_window - 65_535))
