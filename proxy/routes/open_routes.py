@@ -13,15 +13,19 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from proxy.errors import DeploymentRefused
-from proxy.quoting import quoted
+from proxy.quoting import plain, quoted
 from proxy.routes.allow_lists import AllowLists
 from proxy.routes.authentication import NEEDS_ACCOUNT, UNSIGNED, check_account, check_audience
 from proxy.routes.origin import Origin
 from proxy.routes.route import Route
 
 __all__ = [
+    "AUDIENCE_FIELD",
+    "DELEGATES_FIELD",
     "DEPLOYMENT_FIELDS",
     "FIELD_PREFIX",
+    "ID_TOKEN_FIELD",
+    "IMPERSONATE_FIELD",
     "FieldLines",
     "OpenMatch",
     "OpenRoutes",
@@ -31,11 +35,15 @@ __all__ = [
 FIELD_PREFIX: Final = b"x-cloudrun-sidecar-"
 """How the names of all fields begin that are meant for the sidecar; none of them is sent upstream on an open route."""
 
-_ID_TOKEN: Final = "x-cloudrun-sidecar-gcp-id-token"  # noqa: S105 - a name
-_IMPERSONATE: Final = "x-cloudrun-sidecar-gcp-impersonate-service-account"
-_AUDIENCE: Final = "x-cloudrun-sidecar-gcp-audience"
-_DELEGATES: Final = "x-cloudrun-sidecar-gcp-delegates"
-_FIELDS: Final = (_ID_TOKEN, _IMPERSONATE, _AUDIENCE, _DELEGATES)
+ID_TOKEN_FIELD: Final = "x-cloudrun-sidecar-gcp-id-token"  # noqa: S105 - a name
+"""Name of the field that says `false` where no token is added."""
+IMPERSONATE_FIELD: Final = "x-cloudrun-sidecar-gcp-impersonate-service-account"
+"""Name of the field with the e-mail of the impersonated account."""
+AUDIENCE_FIELD: Final = "x-cloudrun-sidecar-gcp-audience"
+"""Name of the field with the audience of the token."""
+DELEGATES_FIELD: Final = "x-cloudrun-sidecar-gcp-delegates"
+"""Name of the field with the e-mails of the delegates, joined by commas."""
+_FIELDS: Final = (ID_TOKEN_FIELD, IMPERSONATE_FIELD, AUDIENCE_FIELD, DELEGATES_FIELD)
 
 DEPLOYMENT_FIELDS: Final = frozenset(name.encode() for name in _FIELDS)
 """Names of the fields with which a deployment chooses its authentication."""
@@ -107,19 +115,23 @@ class OpenRoutes:
         Raises DeploymentRefused with everything that is wrong.
         """
         given, problems = _given(lines)
-        signed = _TRUTHS.get(given.get(_ID_TOKEN, "true").lower())
+        signed = _TRUTHS.get(given.get(ID_TOKEN_FIELD, "true").lower())
         if signed is None:
-            problems.append(f"{_ID_TOKEN} must be true or false, not {quoted(given[_ID_TOKEN])}")
+            problems.append(f"{ID_TOKEN_FIELD} must be true or false, not {quoted(given[ID_TOKEN_FIELD])}")
         if signed is False:
-            problems += [f"{name} {UNSIGNED}" for name in (_IMPERSONATE, _AUDIENCE, _DELEGATES) if name in given]
-        account = given.get(_IMPERSONATE)
-        delegates = tuple(email.strip(" \t") for email in given[_DELEGATES].split(",")) if _DELEGATES in given else ()
-        problems += [] if account is None else self._account_problems(_IMPERSONATE, account)
+            problems += [
+                f"{name} {UNSIGNED}" for name in (IMPERSONATE_FIELD, AUDIENCE_FIELD, DELEGATES_FIELD) if name in given
+            ]
+        account = given.get(IMPERSONATE_FIELD)
+        delegates = (
+            tuple(email.strip(" \t") for email in given[DELEGATES_FIELD].split(",")) if DELEGATES_FIELD in given else ()
+        )
+        problems += [] if account is None else self._account_problems(IMPERSONATE_FIELD, account)
         if delegates and account is None:
-            problems.append(f"{_DELEGATES}: {NEEDS_ACCOUNT}")
-        problems += [problem for email in delegates for problem in self._account_problems(_DELEGATES, email)]
+            problems.append(f"{DELEGATES_FIELD}: {NEEDS_ACCOUNT}")
+        problems += [problem for email in delegates for problem in self._account_problems(DELEGATES_FIELD, email)]
         origin = Origin("https", host, _HTTPS_PORT)
-        audience = given.get(_AUDIENCE, str(origin))
+        audience = given.get(AUDIENCE_FIELD, str(origin))
         problems += self._audience_problems(host, audience)
         if problems:
             raise DeploymentRefused(f"the deployment at {host} is refused: {'; '.join(problems)}")
@@ -155,12 +167,13 @@ class OpenRoutes:
         try:
             check_audience(audience)
         except ValueError as exc:
-            return [f"{_AUDIENCE} {exc}"]
+            return [f"{AUDIENCE_FIELD} {exc}"]
         if audience == f"https://{host}" or f"{host}={audience}" in self._audiences:
             return []
+        shown = f"{host}={audience}" if plain(audience) is not None else f"{quoted(audience)} for {host}"
         return [
-            f"{_AUDIENCE}: {host}={audience} is not in the list audiences of [deployments]; a token for one service is "
-            f"never sent to another (without this header the audience is https://{host})"
+            f"{AUDIENCE_FIELD}: {shown} is not in the list audiences of [deployments]; a token for one "
+            f"service is never sent to another (without this header the audience is https://{host})"
         ]
 
 

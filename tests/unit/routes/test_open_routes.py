@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from proxy.errors import DeploymentRefused, PathRefused, RouteNotFound
 from proxy.routes import AllowLists, Match, OpenMatch, OpenRoutes, Origin, Route, RouteTable
 from proxy.routes.open_routes import named_route_refusal
+from tests.support.pasted import PASTED, told_of
 
 PROJECT = "123456789012.europe-west1.run.app"
 GREETER, BILLING, CUSTOM = f"greeter-{PROJECT}", f"billing-{PROJECT}", "orders.example.com"
@@ -299,3 +300,9 @@ def test_on_a_named_route_the_refusal_names_the_headers() -> None:
     said = named_route_refusal(fields(gcp_audience="x", gcp_id_token="false"))
     assert "x-cloudrun-sidecar-gcp-audience" in said
     assert "x-cloudrun-sidecar-gcp-id-token" in said
+
+
+@pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
+def test_no_refusal_quotes_a_secret_that_was_pasted_into_a_header(pasted: str) -> None:
+    for name in ("gcp_audience", "gcp_impersonate_service_account", "gcp_delegates", "gcp_id_token"):
+        assert told_of(pasted, refusal(GREETER, *fields(**{name: pasted}))) == []
