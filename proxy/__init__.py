@@ -8,9 +8,9 @@
 
 Rooms, in the order in which they may import one another (to the right, never back; `make check` holds it)::
 
-    cli → supervisor | doctor → worker → reloads → admin | relay | settings → downstream | upstream | tokens
-        → connection → observe → cloud_run → network → routes | restate | request_identity | http2 → errors
-        → quoting | clock_skew
+    cli → supervisor | doctor | deployments → worker → reloads → admin | relay | settings
+        → downstream | upstream | tokens → connection → observe → cloud_run → network
+        → routes | restate | request_identity | http2 → errors → quoting | clock_skew
 
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
@@ -18,6 +18,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `reloads`     where a worker gets new settings from: its own reloader, or the supervisor
 * `wiring`      makes parts of a worker from its settings
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong
+* `deployments` what to register with Restate, and what Restate has registered; only for commands
 * `settings`    TOML file, environment and flags → validated settings, read in a process of its own
 * `relay`       one exchange (`exchange`), and what may happen next to it (`states`); route → token → upstream stream
                 (`dispatcher`); the routes of the moment, swapped whole (`snapshot`); the request's fields (`signing`)

@@ -2,7 +2,10 @@
 
 * `commands`            the list of them, and what is common to their help
 * `redaction`           removes possible secrets from click's messages
+* `failures`            how every command says that it failed
 * `options`             the flags that are made of the settings
+* `deployment_options`  the flags of deployments and of Restate's admin API, and what they stand for
+* `screen`              prints the reports of a check, with a line of progress
 * `probe`               asks the admin port of a running sidecar
 * `serve`, `check`, …   a command each, imported when it is run
 * `settings_process`    the process in which `serve` reads its settings
@@ -50,8 +53,8 @@ def _serve() -> int:
         if text := str(exc):
             sys.stderr.write(f"cloudrun-sidecar: {text}\n")
         return exc.exit_code
-    except KeyboardInterrupt:  # before the sidecar handles signals; the text is click's
-        sys.stderr.write("Aborted!\n")
+    except KeyboardInterrupt:  # before the sidecar handles signals
+        sys.stderr.write("cloudrun-sidecar: interrupted\n")
         return ExitCode.FAILED
 
 

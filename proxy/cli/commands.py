@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from proxy import __version__
+from proxy.cli.failures import CommandFailed, UsageFailed
 from proxy.cli.redaction import redact
 
 __all__ = ["commands"]
@@ -19,6 +20,7 @@ __all__ = ["commands"]
 _COMMANDS: Final = {
     "serve": "Run the sidecar.",
     "check": "Try every route, and say what is wrong and what mends it.",
+    "register": "Check a deployment, and register it with Restate.",
     "token": "Show what is in a route's token, or print it.",
     "healthcheck": "Ask a running sidecar how it is; for images without a shell.",
     "wait": "Wait until a sidecar is ready.",
@@ -51,6 +53,8 @@ class _OnDemand(click.Group):
             return super().invoke(ctx)
         except click.UsageError as exc:
             raise _redacted(exc, ctx.meta[_ARGUMENTS]) from None
+        except (click.Abort, KeyboardInterrupt, EOFError):
+            raise CommandFailed("interrupted") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -68,7 +72,11 @@ class _OnDemand(click.Group):
 
 
 def _redacted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
-    return click.UsageError(redact(exc.format_message(), arguments), exc.ctx)
+    text = exc.format_message()
+    if isinstance(exc, click.NoSuchOption):
+        near = " or ".join(sorted(exc.possibilities or ()))
+        text = f"There is no option {exc.option_name}{f'; did you mean {near}?' if near else ''}"
+    return UsageFailed(redact(text, arguments), exc.ctx)
 
 
 @click.group(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.redaction import redact
 from proxy.emulator import (
     API_HOSTS,
@@ -35,23 +36,10 @@ from proxy.emulator import (
     echo,
     write_secret,
 )
-from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.routes.locality import is_loopback
 
 __all__ = ["emulate"]
-
-
-class _Unusable(click.ClickException):
-    """The command cannot start with these options; exit code 2."""
-
-    exit_code = ExitCode.SETTINGS_UNUSABLE
-
-
-class _Failed(_Unusable):
-    """The command failed for a reason that may pass by itself; exit code 1."""
-
-    exit_code = ExitCode.FAILED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +121,7 @@ def emulate(
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
     """
     if not unsafe_listen and not is_loopback(host.strip("[]")):
-        raise _Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant.")
+        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
     app = echo if application is None else _load(application)
     # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
@@ -156,10 +144,10 @@ def emulate(
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(_run(plan))
         except CannotListen as exc:
-            raise _Failed(_with_remedy(exc, plan)) from exc
+            raise CommandFailed(_with_remedy(exc, plan)) from exc
         except OSError as exc:
             place = redact(str(exc.filename or plan.directory), (str(plan.directory),))
-            raise _Unusable(f"Cannot write to {place}: {exc.strerror}.") from exc
+            raise Unusable(f"cannot write to {place}: {exc.strerror}") from exc
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -196,7 +184,7 @@ async def _run(plan: _Plan) -> None:
                 google.add_account(caller)
             google.allow_impersonation(caller, target)
     except ValueError as exc:
-        raise _Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}.") from exc
+        raise Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}") from exc
     cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
     names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
     async with AsyncExitStack() as stack:
@@ -334,18 +322,19 @@ def _with_remedy(error: CannotListen, plan: _Plan) -> str:
         plan.tls_port: "--tls-port",
     }
     option = ports[error.port] if error.port else "--host"
-    return f"{redact(str(error), (plan.host,))} Choose another with {option}."
+    said = redact(str(error), (plan.host,)).rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}; choose another with {option}"
 
 
 def _load(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        raise _Unusable(f"--app must be MODULE:ATTR, as in service:app, not {quoted(name)}.")
+        raise Unusable(f"--app must be MODULE:ATTR, as in service:app, not {quoted(name)}")
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        raise _Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones.") from exc
+        raise Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones") from exc
     if not hasattr(found, attribute):
-        raise _Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}.")
+        raise Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}")
     return getattr(found, attribute)

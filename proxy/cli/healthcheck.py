@@ -6,13 +6,13 @@ import http.client
 import os
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from proxy.cli import probe
+from proxy.cli.failures import CommandFailed
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
-from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.settings.layers import SettingsInvalid
 
@@ -35,17 +35,17 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
         address = admin_address(admin, config, os.environ)
         _check_path(path)
     except (ValueError, SettingsInvalid) as exc:
-        raise _Unhealthy(str(exc)) from None
+        raise CommandFailed(f"unhealthy: {exc}") from None
     try:
         status, words = ask(address, path)
     except TimeoutError:
-        raise _Unhealthy(f"{address}{path}: no answer within {probe.TIMEOUT_SECONDS:g} s") from None
+        raise CommandFailed(f"unhealthy: {address}{path}: no answer within {probe.TIMEOUT_SECONDS:g} s") from None
     except OSError as exc:
-        raise _Unhealthy(f"{address}{path}: {exc.strerror or exc}") from None
+        raise CommandFailed(f"unhealthy: {address}{path}: {exc.strerror or exc}") from None
     except http.client.HTTPException:
-        raise _Unhealthy(f"{address}{path}: what answers there does not speak HTTP") from None
+        raise CommandFailed(f"unhealthy: {address}{path}: what answers there does not speak HTTP") from None
     if status != 200:
-        raise _Unhealthy(f"{address}{path}: {status} {words}")
+        raise CommandFailed(f"unhealthy: {address}{path}: {status} {words}")
     click.echo(f"{address}{path}: {words}")
 
 
@@ -53,12 +53,3 @@ def _check_path(path: str) -> None:
     """Raise ValueError unless the path can be requested and shown."""
     if not path.startswith("/") or not _PATH.fullmatch(path) or plain(path) is None:
         raise ValueError(f"--path must be the path of a URL, as in /readyz, not {quoted(path)}")
-
-
-class _Unhealthy(click.ClickException):
-    """The sidecar is unhealthy, or does not answer. Exit code 1, the only one that Docker allows."""
-
-    exit_code = ExitCode.FAILED
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"unhealthy: {self.format_message()}", err=True)

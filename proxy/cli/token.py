@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import click
 
-from proxy.cli.options import GroupedCommand, Unusable, chosen_routes, settings_flags, settings_from
+from proxy.cli.deployment_options import deployment_flags, find_targets, sidecar_of, subject_of, take_authentication
+from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.doctor.checking import Doctor
 from proxy.doctor.claims import decode_token, format_duration, jwt_of
 from proxy.errors import Failure
-from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.observe.lines import configure_logging
 from proxy.routes import Route
@@ -35,18 +36,24 @@ Exit code: 0 there is a token; 1 it could not be minted; 2 the settings cannot b
 """
 
 
-@click.command(cls=GroupedCommand, params=settings_flags(shown=_SHOWN), epilog=_EPILOG)
-@click.argument("name", metavar="ROUTE")
+@click.command(cls=GroupedCommand, params=[*settings_flags(shown=_SHOWN), *deployment_flags()], epilog=_EPILOG)
+@click.argument("name", metavar="ROUTE|HOST")
 @click.option("--raw", "alone", is_flag=True, help="Print the token itself, a secret, and nothing else.")
-def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
+def token(
+    name: str, config: Path | None, alone: bool, extra_header: tuple[str, ...], sidecar: str | None, **flags: Any
+) -> None:
     """Mint a token for ROUTE, as the sidecar would, and print its header and claims as JSON.
+
+    Of an open route the HOST is named, and the --gcp-… flags are its authentication.
 
     The signature is not printed, so what is shown is no credential; with --raw it is the whole token.
     """
+    authentication = take_authentication(flags)
     settings = settings_from(config, flags).settings
-    (chosen,) = chosen_routes(settings, (name,))
+    (target,) = find_targets((name,), settings, sidecar_of(settings, sidecar), authentication, extra_header)
+    chosen = target.route
     if not chosen.signed:
-        raise Unusable(f"the route /{chosen.name} adds no token (gcp_id_token = false)")
+        raise Unusable(f"the route /{subject_of(target).name} adds no token (gcp_id_token = false)")
     configure_logging("critical", "auto")  # A failure is told below, once.
     try:
         with asyncio.Runner() as runner:
@@ -54,7 +61,7 @@ def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
     except EngineUnavailable as exc:
         raise Unusable(str(exc)) from None
     except Failure as failure:
-        raise _NoToken(str(failure)) from None
+        raise CommandFailed(str(failure)) from None
     now = time.time()
     if not alone:
         click.echo(json.dumps(decode_token(minted, now), indent=2))
@@ -68,12 +75,3 @@ def token(name: str, config: Path | None, alone: bool, **flags: Any) -> None:
 async def _mint(settings: Settings, route: Route) -> Token:
     async with Doctor(settings) as doctor:
         return await doctor.token(route)
-
-
-class _NoToken(click.ClickException):
-    """No token could be minted; the message says why."""
-
-    exit_code = ExitCode.FAILED
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"cloudrun-sidecar: {self.format_message()}", err=True)

@@ -7,12 +7,12 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
+from proxy.cli.failures import CommandFailed
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
-from proxy.exit_codes import ExitCode
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
 
@@ -48,22 +48,13 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     try:
         address = parse_address(listener) if listener else admin_address(admin, config, os.environ)
     except (ValueError, SettingsInvalid) as exc:
-        raise _NotReady(str(exc)) from None
+        raise CommandFailed(f"not ready: {exc}") from None
     while (state := _connect(address) if listener else _readiness(address)) is not None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise _NotReady(f"{state}, after {timeout:g} s")
+            raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
         time.sleep(min(_PAUSE_SECONDS, left))
     click.echo(f"{address}: ready")
-
-
-class _NotReady(click.ClickException):
-    """The sidecar is not ready. Exit code 1."""
-
-    exit_code = ExitCode.FAILED
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"not ready: {self.format_message()}", err=True)
 
 
 def _readiness(address: Address) -> str | None:

@@ -1,4 +1,4 @@
-"""The check of routes: all steps in order for each route, all routes at the same time.
+"""The check of subjects: all steps in order for each one, all at the same time. A subject is a route, named or open.
 
 One run reports all problems: without credentials the connection is still checked, and without a connection the token is
 still minted.
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Final
 
 from proxy import __version__
@@ -30,25 +31,44 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from proxy.network.resolver import Resolver
 from proxy.observe.observer import Observers, UpstreamObserver
-from proxy.relay.context import Destination
-from proxy.relay.signing import method_line, signed_head
+from proxy.relay.context import Destination, RouteContext
+from proxy.relay.signing import end_to_end, end_to_end_open, method_line, signed_head
 from proxy.relay.snapshot import Snapshot
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routes import Route
 from proxy.settings import Settings
 from proxy.tokens.google import GoogleMint
-from proxy.tokens.model import Token
+from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.connector import Connector
 from proxy.upstream.pool import Pool
 
-__all__ = ["Doctor", "Progress"]
+__all__ = ["Doctor", "Progress", "Subject"]
 
-Progress = Callable[[Route, StepName], None]
-"""Called with the route and the step that begins."""
+Progress = Callable[[str, StepName], None]
+"""Called with the name of the subject and the step that begins."""
 
-_NO_PROGRESS: Final[Progress] = lambda route, step: None  # noqa: E731 - a default
+_NO_PROGRESS: Final[Progress] = lambda name, step: None  # noqa: E731 - a default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is checked: the requests of one deployment, as Restate makes them."""
+
+    name: str
+    """Name of the route, or host and base path of an open route; what the report calls it."""
+    path: str
+    """Path of the deployment's URL, without a slash at its end."""
+    authority: str = ""
+    """The host that requests name as their authority; `""` if the path says where they go."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """The additional headers of the deployment, names in lower case."""
+
+    @classmethod
+    def of_route(cls, route: Route) -> Subject:
+        """Return the subject that is a named route."""
+        return cls(name=route.name, path=f"/{route.name}" if route.name else "")
 
 
 class Doctor:
@@ -101,80 +121,88 @@ class Doctor:
             closing.push_async_callback(self._google.close)
             closing.push_async_callback(self._tokens.close)
 
-    async def check_routes(
-        self, routes: Sequence[Route], on_report: Callable[[RouteReport], None]
+    async def check_all(
+        self, subjects: Sequence[Subject], on_report: Callable[[RouteReport], None]
     ) -> list[RouteReport]:
-        """Return the reports in the order of `routes`; `on_report` gets each one in that order, as soon as possible."""
+        """Return the reports in the order of `subjects`; `on_report` gets each in that order, as soon as possible."""
         reports = []
         async with asyncio.TaskGroup() as group:
-            for task in [group.create_task(self.check_route(route)) for route in routes]:
+            for task in [group.create_task(self.check(subject)) for subject in subjects]:
                 reports.append(await task)
                 on_report(reports[-1])
         return reports
 
     async def token(self, route: Route) -> Token:
         """Return a new token for a signed route; raises a leaf of TokenFailure."""
-        return await self._tokens.mint_uncached(self._snapshot.contexts[route.name].key)
+        return await self._tokens.mint_uncached(TokenKey.for_route(route))
 
-    async def check_route(self, route: Route) -> RouteReport:
-        """Return the report of a route; a problem of the route is reported, not raised."""
-        identity, token = await self._identity_steps(route)
-        self._progress(route, "dns")
+    async def check(self, subject: Subject) -> RouteReport:
+        """Return the report of a subject; a problem is reported, not raised.
+
+        Raises a leaf of RequestRefused if no route takes its requests, or if its headers are not allowed.
+        """
+        lines: Fields = [(name.encode(), value.encode("latin-1"), False) for name, value in subject.headers]
+        head: Fields = [(b":authority", subject.authority.encode(), False), *lines]
+        destination = self._snapshot.destination(f"{subject.path}/discover".encode(), head, bool(subject.authority))
+        route = destination.context.route
+        identity, token = await self._identity_steps(destination.context, subject.name)
+        self._progress(subject.name, "dns")
         connected = await self._connection_check.connect(route.origin, self._clock())
         requested: tuple[Step, ...]
         if connected.connection is None:
             requested = _not_checked("not reached: there is no connection")
         else:
-            path = f"/{route.name}/discover".encode() if route.name else b"/discover"
-            destination = self._snapshot.destination(path, [], False)
-            requests = _RouteRequests(self._connector, connected.connection, destination, self._answer_timeout_seconds)
+            own = end_to_end_open(lines) if route.is_open else end_to_end(lines)
+            requests = _RouteRequests(
+                self._connector, connected.connection, destination, own, self._answer_timeout_seconds
+            )
             try:
-                requested = await self._request_steps(requests, token)
+                requested = await self._request_steps(requests, token, subject.name)
             finally:
                 await requests.close()
         return RouteReport(
-            route=route.name,
-            url=f"{route.origin}{route.base_path}",
+            route=subject.name,
+            url=f"{route.origin}{destination.path[1].decode().removesuffix('/discover')}",
             audience=route.audience if route.signed else None,
             steps=(*identity, *connected.steps, *requested),
         )
 
-    async def _identity_steps(self, route: Route) -> tuple[tuple[Step, Step], Token | None]:
+    async def _identity_steps(self, context: RouteContext, name: str) -> tuple[tuple[Step, Step], Token | None]:
+        route = context.route
         if not route.signed:
             why = "not needed: the route adds no token (gcp_id_token = false)"
             return (skipped("credentials", why), skipped("token", why)), None
-        self._progress(route, "credentials")
+        self._progress(name, "credentials")
         credentials = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)
         if credentials.info is None:
             return (credentials.step, skipped("token", "not reached: there are no credentials")), None
-        self._progress(route, "token")
-        key = self._snapshot.contexts[route.name].key
-        step, token = await mint(self._tokens, key, route, credentials.info, self._clock())
+        self._progress(name, "token")
+        step, token = await mint(self._tokens, context.key, route, credentials.info, self._clock())
         return (credentials.step, step), token
 
-    async def _request_steps(self, requests: _RouteRequests, token: Token | None) -> tuple[Step, Step, Step]:
+    async def _request_steps(self, requests: _RouteRequests, token: Token | None, name: str) -> tuple[Step, Step, Step]:
         route = requests.route
         skew: float | None = None
         if route.signed:
-            self._progress(route, "private")
+            self._progress(name, "private")
             response = await requests.get(None)
             if isinstance(response, Response):
                 skew = skew_seconds(response.fields.get("date"), self._clock())
-                private = private_step(response, RequestInfo(route=route))
+                private = private_step(response, RequestInfo(route=route, path=requests.path))
             else:
                 private = skipped("private", f"inconclusive: {response.text} to an unsigned request")
         else:
             private = skipped("private", "not checked: the route adds no token")
         if route.signed and token is None:
             return private, clock_step(skew), skipped("discovery", "not reached: there is no token")
-        self._progress(route, "discovery")
+        self._progress(name, "discovery")
         response = await requests.get(token)
         if not isinstance(response, Response):
             return private, clock_step(skew), response
         if skew is None:
             skew = skew_seconds(response.fields.get("date"), self._clock())
         principal = token.principal if token is not None else None
-        request = RequestInfo(route=route, principal=principal, skew_seconds=skew)
+        request = RequestInfo(route=route, path=requests.path, principal=principal, skew_seconds=skew)
         return private, clock_step(skew), discovery_step(response, request)
 
 
@@ -182,10 +210,17 @@ class _RouteRequests:
     """Requests to one route. They use one connection, and a new one after that has closed."""
 
     def __init__(
-        self, connector: Connector, connection: UpstreamConnection, destination: Destination, timeout_seconds: float
+        self,
+        connector: Connector,
+        connection: UpstreamConnection,
+        destination: Destination,
+        lines: Fields,
+        timeout_seconds: float,
     ) -> None:
         self.route: Route = destination.context.route
+        self.path = destination.path[1].decode()
         self._destination = destination
+        self._lines = lines
         self._connector = connector
         self._connection = connection
         self._timeout_seconds = timeout_seconds
@@ -219,6 +254,7 @@ class _RouteRequests:
             [
                 (b"accept", DISCOVERY_ACCEPT, False),
                 (b"user-agent", f"cloudrun-sidecar/{__version__} (check)".encode(), False),
+                *self._lines,
             ],
             method_line(b"GET"),
             context.scheme,

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.doctor.report import STEPS, Outcome, RouteReport, Step
+from proxy.doctor.report import STEPS, Outcome, RestateReport, RouteReport
 
-__all__ = ["TerminalStyle", "render", "route_path", "summary", "to_ascii"]
+__all__ = ["TerminalStyle", "render", "render_restate", "route_path", "styled", "summary", "to_ascii"]
 
 _MARKS: Final = {Outcome.OK: "✔", Outcome.WARNING: "!", Outcome.FAILED: "✘", Outcome.SKIPPED: "–"}
 _WORDS: Final = {Outcome.OK: "ok  ", Outcome.WARNING: "WARN", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "-   "}
@@ -54,9 +54,26 @@ def route_path(route: str) -> str:
 
 def render(report: RouteReport, style: TerminalStyle) -> str:
     """Return the report of a route as lines of text, the last one with a line feed."""
-    lines = [_styled(route_path(report.route), _BOLD, style) + "  " + report.url]
+    lines = [styled(route_path(report.route), _BOLD, style) + "  " + report.url]
     for step in report.steps:
-        lines += _step_lines(step, style)
+        said = step.details.get("said")
+        more = (f'it said "{said}"',) if isinstance(said, str) else ()
+        lines += _lines(
+            step.name.ljust(_LABEL_COLUMNS), step.outcome, step.text, more, step.remedy, step.commands, style
+        )
+    text = "\n".join(lines) + "\n"
+    return to_ascii(text) if style.ascii_only else text
+
+
+def render_restate(report: RestateReport, style: TerminalStyle) -> str:
+    """Return the report about Restate's deployments as lines of text, the last one with a line feed."""
+    lines = [styled("Restate", _BOLD, style) + f"  {report.url}"]
+    if report.problem is not None:
+        lines += _lines("asked", Outcome.FAILED, report.problem, (), None, (), style)
+    elif not report.deployments:
+        lines += _lines("deployments", Outcome.OK, "none is called through this sidecar", (), None, (), style)
+    for one in report.deployments:
+        lines += _lines(one.id, one.outcome, one.text, (), one.remedy, one.commands, style)
     text = "\n".join(lines) + "\n"
     return to_ascii(text) if style.ascii_only else text
 
@@ -65,7 +82,7 @@ def summary(reports: Sequence[RouteReport], style: TerminalStyle) -> str:
     """Return the last line of the output: how many routes there are, by outcome."""
     counts = Counter(report.outcome for report in reports)
     words = {Outcome.OK: "well", Outcome.WARNING: "with a warning", Outcome.FAILED: "failing"}
-    parts = [_styled(f"{counts[kind]} {word}", _COLOURS[kind], style) for kind, word in words.items() if counts[kind]]
+    parts = [styled(f"{counts[kind]} {word}", _COLOURS[kind], style) for kind, word in words.items() if counts[kind]]
     return f"{len(reports)} route{'s' * (len(reports) != 1)}: {', '.join(parts) or 'nothing to check'}\n"
 
 
@@ -74,22 +91,30 @@ def to_ascii(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def _step_lines(step: Step, style: TerminalStyle) -> list[str]:
-    mark = (_WORDS if style.ascii_only else _MARKS)[step.outcome]
-    begin = f"  {mark} {step.name:{_LABEL_COLUMNS}}  "
+def _lines(
+    label: str,
+    outcome: Outcome,
+    text: str,
+    more: Sequence[str],
+    remedy: str | None,
+    commands: Sequence[str],
+    style: TerminalStyle,
+) -> list[str]:
+    """Return the lines of one result: mark, label and text, and below them `more`, the remedy and its commands."""
+    mark = (_WORDS if style.ascii_only else _MARKS)[outcome]
+    begin = f"  {mark} {label}  "
     indent = " " * len(begin)
-    first, *more = _wrapped(step.text, indent, indent, style)
-    text = first[len(indent) :]
-    if step.outcome is Outcome.SKIPPED:
-        lines = [_styled(begin + text, _FAINT, style), *[_styled(line, _FAINT, style) for line in more]]
+    first, *following = _wrapped(text, indent, indent, style)
+    shown = first[len(indent) :]
+    if outcome is Outcome.SKIPPED:
+        lines = [styled(begin + shown, _FAINT, style), *[styled(line, _FAINT, style) for line in following]]
     else:
-        lines = [f"  {_styled(mark, _COLOURS[step.outcome], style)} {begin[3 + len(mark) :]}{text}", *more]
-    said = step.details.get("said")
-    if isinstance(said, str):
-        lines += _wrapped(f'it said "{said}"', indent, indent, style)
-    if step.remedy:
-        lines += _wrapped(step.remedy, f"{indent}→ ", f"{indent}  ", style)
-    lines += [f"{indent}  {_styled(f'$ {command}', _BOLD, style)}" for command in step.commands]
+        lines = [f"  {styled(mark, _COLOURS[outcome], style)} {begin[3 + len(mark) :]}{shown}", *following]
+    for line in more:
+        lines += _wrapped(line, indent, indent, style)
+    if remedy:
+        lines += _wrapped(remedy, f"{indent}→ ", f"{indent}  ", style)
+    lines += [f"{indent}  {styled(f'$ {command}', _BOLD, style)}" for command in commands]
     return lines
 
 
@@ -105,5 +130,6 @@ def _wrapped(text: str, first: str, following: str, style: TerminalStyle) -> lis
     ) or [first]
 
 
-def _styled(text: str, sgr: str, style: TerminalStyle) -> str:
+def styled(text: str, sgr: str, style: TerminalStyle) -> str:
+    """Return the text with this SGR parameter (ECMA-48, 8.3.117) if the terminal shows colours."""
     return f"\x1b[{sgr}m{text}\x1b[0m" if style.colour else text

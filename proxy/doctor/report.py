@@ -15,7 +15,15 @@ The JSON form (`cloudrun-sidecar check --json`), version 1. Members may be added
            "code": "ambient-unsupported",  stable name of the problem; null if there is none
            "text": "…", "remedy": "…",     sentences; remedy is null if there is none
            "commands": ["gcloud …"],   to be run in this order
-           "details": {…}}]}]}         measurements, by name
+           "details": {…}}]}],         measurements, by name
+     "restate": {                      only with --restate-admin
+       "url": "http://…",              of the admin API
+       "outcome": "failed",            the worst of its deployments
+       "problem": null,                a sentence if Restate could not be asked
+       "deployments": [                those that are called through the sidecar
+         {"id": "dp_…", "url": "http://…", "services": ["Greeter"],
+          "outcome": "failed",         ok, or failed: the sidecar refuses its requests
+          "text": "…", "remedy": "…", "commands": ["restate …"]}]}}
 
 No text contains a token: all text from outside passes through `one_line`.
 """
@@ -29,7 +37,19 @@ from typing import Any, Final, Literal, TypeAlias
 
 from proxy.quoting import one_line
 
-__all__ = ["STEPS", "Outcome", "RouteReport", "Step", "StepName", "as_json", "as_sentence", "skipped", "worst_outcome"]
+__all__ = [
+    "STEPS",
+    "DeploymentReport",
+    "Outcome",
+    "RestateReport",
+    "RouteReport",
+    "Step",
+    "StepName",
+    "as_json",
+    "as_sentence",
+    "skipped",
+    "worst_outcome",
+]
 
 VERSION: Final = 1
 
@@ -102,6 +122,65 @@ class RouteReport:
         return worst_outcome(step.outcome for step in self.steps)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentReport:
+    """A deployment that Restate calls through the sidecar."""
+
+    id: str
+    """Its identifier in Restate."""
+    url: str
+    """Its URL."""
+    services: tuple[str, ...]
+    """Names of its services."""
+    refusal: str | None
+    """Why the sidecar refuses its requests; None if it takes them."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """FAILED if the sidecar refuses its requests, else OK."""
+        return Outcome.OK if self.refusal is None else Outcome.FAILED
+
+    @property
+    def text(self) -> str:
+        """The URL, the services, and why its requests are refused."""
+        services = ", ".join(self.services) or "no service"
+        return f"{self.url} ({services})" + ("" if self.refusal is None else f": {self.refusal}")
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do; None if its requests are taken."""
+        if self.refusal is None:
+            return None
+        return (
+            "Its invocations wait. Allow it again in the settings, register its services at another URL, or remove it "
+            "when nothing is in flight."
+        )
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Shell commands of the remedy."""
+        return () if self.refusal is None else (f"restate deployments remove {self.id}",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestateReport:
+    """What Restate has registered at the sidecar."""
+
+    url: str
+    """URL of Restate's admin API."""
+    problem: str | None = None
+    """Why Restate could not be asked; None if it was."""
+    deployments: tuple[DeploymentReport, ...] = ()
+    """The deployments that are called through the sidecar, by URL."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """FAILED if Restate could not be asked, or if one of its deployments is refused; else OK."""
+        if self.problem is not None:
+            return Outcome.FAILED
+        return worst_outcome(deployment.outcome for deployment in self.deployments)
+
+
 def skipped(name: StepName, why: str) -> Step:
     """Return a step that was not done; `why` becomes its text."""
     return Step(name=name, outcome=Outcome.SKIPPED, text=why)
@@ -113,12 +192,13 @@ def worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:
     return next((outcome for outcome in (Outcome.FAILED, Outcome.WARNING) if outcome in found), Outcome.OK)
 
 
-def as_json(reports: Iterable[RouteReport]) -> dict[str, Any]:
+def as_json(reports: Iterable[RouteReport], restate: RestateReport | None = None) -> dict[str, Any]:
     """Return the reports as JSON data; the module's docstring has its shape."""
     listed = list(reports)
-    return {
+    outcomes = [report.outcome for report in listed] + ([] if restate is None else [restate.outcome])
+    document: dict[str, Any] = {
         "version": VERSION,
-        "outcome": worst_outcome(report.outcome for report in listed).value,
+        "outcome": worst_outcome(outcomes).value,
         "routes": [
             {
                 "route": report.route,
@@ -129,6 +209,26 @@ def as_json(reports: Iterable[RouteReport]) -> dict[str, Any]:
             }
             for report in listed
         ],
+    }
+    if restate is not None:
+        document["restate"] = {
+            "url": restate.url,
+            "outcome": restate.outcome.value,
+            "problem": restate.problem,
+            "deployments": [_deployment_as_json(deployment) for deployment in restate.deployments],
+        }
+    return document
+
+
+def _deployment_as_json(deployment: DeploymentReport) -> dict[str, Any]:
+    return {
+        "id": deployment.id,
+        "url": deployment.url,
+        "services": list(deployment.services),
+        "outcome": deployment.outcome.value,
+        "text": deployment.text,
+        "remedy": deployment.remedy,
+        "commands": list(deployment.commands),
     }
 
 

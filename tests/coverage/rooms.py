@@ -39,6 +39,11 @@ PURE: Final = (
     "proxy/doctor/diagnosis.py",
     "proxy/doctor/claims.py",
     "proxy/doctor/rendering.py",
+    "proxy/deployments/target.py",
+    "proxy/deployments/records.py",
+    "proxy/deployments/changes.py",
+    "proxy/deployments/stale.py",
+    "proxy/deployments/plain_command.py",
 )
 """Files and directories that do no IO: every branch of them is tested."""
 

@@ -75,10 +75,11 @@ class Reader:
         elif command.startswith(f"{BINARY} serve") and "--print-config" not in command:
             await self.serve(command)
         else:
-            if program == "restate" and self.restate:
-                await self.restate.forget()  # what `curl` has registered already
+            registers = command.startswith("restate deployments register")
+            if registers and self.restate:
+                await self.restate.forget()  # what `curl` and `register` have registered already
             output = await self.shell.type(command)
-            if program in ("curl", "restate"):
+            if program == "curl" or registers or command.startswith(f"{BINARY} register"):
                 self.answered(command, output)
         self.done.add(command)
 
@@ -151,7 +152,10 @@ async def follow(say: Callable[[str], Any]) -> None:
             pages = blocks()
             first = next(index for index, block in enumerate(pages) if block.text.startswith("$ make demo"))
             await reader.read(pages[first])
-            running = RestateServer.running(data, admin_port=9070, ingress_port=8080)
+            # The section on open routes registers by path and by authority.
+            running = RestateServer.running(
+                data, admin_port=9070, ingress_port=8080, http_proxy="http://127.0.0.1:9081"
+            )
             reader.restate = await stack.enter_async_context(running)
             for block in pages[first + 1 :]:
                 await reader.read(block)

@@ -37,6 +37,11 @@ LONG: Final = frozenset(
 )
 MEANT: Final = (
     ("cloudrun-sidecar ", ".venv/bin/cloudrun-sidecar "),
+    (
+        "restate deployments remove ID",
+        "restate deployments remove --yes --force "
+        "$(curl -s http://127.0.0.1:9070/deployments | grep -o 'dp_[A-Za-z0-9]*' | head -n 1)",
+    ),
     ("gcloud run services update … ", "gcloud run services update greeter --region europe-west1 "),
 )
 """The abbreviated beginnings of commands in prose, and the complete ones, as in the blocks."""

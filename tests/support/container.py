@@ -54,7 +54,8 @@ class Recorder:
         self.seen: list[Seen] = []
         self.refusals_left = 0
         """So many of the next invocations find no instance: 503 without `retry-after`, and not noted."""
-        self._app = app
+        self.app = app
+        """The application behind; may be replaced, as by a new revision."""
         self._tell = tell
         self._arrived = asyncio.Event()
 
@@ -70,7 +71,7 @@ class Recorder:
             self._arrived.set()
             if self._tell:
                 self._tell(seen)
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     async def reached_by(self, service: str) -> None:
         """Return when an invocation of the service has arrived."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.cli.check import _terminal_style
 from proxy.cli.commands import commands
+from proxy.cli.screen import terminal_style
 from proxy.settings.layers import PREFIX
 from tests.unit.cli.conftest import NO_CREDENTIALS
 
@@ -94,11 +94,11 @@ def test_colours_and_symbols_depend_on_the_terminal(
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    style = _terminal_style(Terminal(encoding))
+    style = terminal_style(Terminal(encoding))
     assert (style.colour, style.ascii_only) == (colour, ascii_only)
 
 
 def test_a_pipe_gets_no_colour_and_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    style = _terminal_style(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    style = terminal_style(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     assert (style.colour, style.columns) == (False, 100)

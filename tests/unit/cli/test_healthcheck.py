@@ -80,7 +80,7 @@ async def test_a_draining_sidecar_gives_one_line_and_exit_code_1() -> None:
     async with admin(State(draining=True)) as address:
         told = await ask("--admin", address)
         assert (told.exit_code, told.stdout) == (1, "")
-        assert told.stderr.startswith(f"unhealthy: {address}/readyz: 503 draining: ")
+        assert told.stderr.startswith(f"cloudrun-sidecar: unhealthy: {address}/readyz: 503 draining: ")
         assert told.stderr.count("\n") == 1
 
 
@@ -121,20 +121,23 @@ async def test_it_connects_to_a_unix_socket(tmp_path: Path) -> None:
     async with admin(State(), f"unix:{tmp_path}/a.sock") as address:
         assert (await ask("--admin", address)).exit_code == 0
     told = await ask("--admin", address)
-    assert told.stderr == f"unhealthy: {address}/readyz: No such file or directory\n"
+    assert told.stderr == f"cloudrun-sidecar: unhealthy: {address}/readyz: No such file or directory\n"
 
 
 def test_a_refused_connection_gives_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     told = ask_now("--admin", f"127.0.0.1:{port}")
-    assert (told.exit_code, told.stderr) == (1, f"unhealthy: 127.0.0.1:{port}/readyz: Connection refused\n")
+    assert (told.exit_code, told.stderr) == (
+        1,
+        f"cloudrun-sidecar: unhealthy: 127.0.0.1:{port}/readyz: Connection refused\n",
+    )
 
 
 def test_an_unknown_host_gives_one_line() -> None:
     told = ask_now("--admin", "no-such-host.invalid:1")
     assert told.exit_code == 1
-    assert told.stderr.startswith("unhealthy: no-such-host.invalid:1/readyz: ")
+    assert told.stderr.startswith("cloudrun-sidecar: unhealthy: no-such-host.invalid:1/readyz: ")
     assert told.stderr.count("\n") == 1
 
 
@@ -153,7 +156,7 @@ def test_a_settings_file_that_cannot_be_read_is_unhealthy_not_a_traceback() -> N
     for name, why in (("bad.toml", "is not valid TOML"), ("none.toml", "no such file")):
         told = ask_now("--config", name)
         assert told.exit_code == 1
-        assert told.stderr.startswith(f"unhealthy: {name}: ")
+        assert told.stderr.startswith(f"cloudrun-sidecar: unhealthy: {name}: ")
         assert why in told.stderr
 
 
@@ -162,7 +165,7 @@ def test_another_protocol_on_the_port_is_reported() -> None:
         told = ask_now("--admin", address)
     assert (told.exit_code, told.stderr) == (
         1,
-        f"unhealthy: {address}/readyz: what answers there does not speak HTTP\n",
+        f"cloudrun-sidecar: unhealthy: {address}/readyz: what answers there does not speak HTTP\n",
     )
 
 
@@ -171,7 +174,10 @@ def test_a_server_that_does_not_answer_is_unhealthy_after_the_deadline(monkeypat
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
     with answering(b"") as address:
         told = ask_now("--admin", address)
-    assert (told.exit_code, told.stderr) == (1, f"unhealthy: {address}/readyz: no answer within 0.05 s\n")
+    assert (told.exit_code, told.stderr) == (
+        1,
+        f"cloudrun-sidecar: unhealthy: {address}/readyz: no answer within 0.05 s\n",
+    )
 
 
 def test_a_hostile_answer_is_shown_as_one_printable_line() -> None:

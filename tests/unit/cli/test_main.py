@@ -32,11 +32,11 @@ def test_the_version_is_printed() -> None:
 def test_help_lists_every_command_with_what_it_does() -> None:
     told = CliRunner().invoke(commands, ["--help"])
     assert told.exit_code == 0
-    for name in ("serve", "check", "token", "healthcheck", "wait", "emulate"):
+    for name in ("serve", "check", "register", "token", "healthcheck", "wait", "emulate"):
         assert f"\n  {name} " in told.output
 
 
-@pytest.mark.parametrize("name", ["serve", "check", "token", "healthcheck", "wait", "emulate"])
+@pytest.mark.parametrize("name", ["serve", "check", "register", "token", "healthcheck", "wait", "emulate"])
 def test_every_command_has_help_of_its_own(name: str) -> None:
     told = CliRunner().invoke(commands, [name, "-h"])
     assert told.exit_code == 0
@@ -54,7 +54,7 @@ def test_every_listed_command_exists() -> None:
 def test_an_unknown_command_is_a_usage_error() -> None:
     told = CliRunner().invoke(commands, ["sreve"])
     assert told.exit_code == 2
-    assert "No such command 'sreve'" in told.stderr
+    assert "no such command 'sreve'" in told.stderr
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.cli.options import Unusable, chosen_routes, settings_flags
+from proxy.cli.deployment_options import find_targets
+from proxy.cli.failures import Unusable
+from proxy.cli.options import settings_flags
+from proxy.deployments.target import Authentication
 from proxy.settings import RouteSettings, Settings
 from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
 from proxy.settings.model import TABLES, DeploymentSettings
@@ -12,33 +15,44 @@ SETTINGS = Settings(
 )
 
 
+def chosen(names: tuple[str, ...], settings: Settings = SETTINGS) -> list[str]:
+    targets = find_targets(names, settings, "http://127.0.0.1:9081", Authentication(), ())
+    return [target.route.name for target in targets]
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ((), ["b", "team/a", ""]),
         (("team/a", "b"), ["team/a", "b"]),
         (("/b", "b", "/b/"), ["b"]),
         (("/",), [""]),
     ],
 )
 def test_routes_are_chosen_by_name_or_path_in_the_order_given(names: tuple[str, ...], expected: list[str]) -> None:
-    assert [route.name for route in chosen_routes(SETTINGS, names)] == expected
+    assert chosen(names) == expected
 
 
 def test_an_unknown_route_is_refused_with_a_list_of_the_routes() -> None:
     with pytest.raises(Unusable) as caught:
-        chosen_routes(SETTINGS, ("b", "teams/a"))
+        chosen(("b", "teams/a"))
     assert caught.value.exit_code == 2
     assert caught.value.format_message() == (
         "there is no route /teams/a; the routes are: /b, /team/a, /; did you mean /team/a?"
     )
 
 
-@pytest.mark.parametrize("names", [(), ("greeter",)])
-def test_open_routes_have_no_names_to_choose(names: tuple[str, ...]) -> None:
+def test_all_unknown_routes_are_told_at_once() -> None:
+    with pytest.raises(
+        Unusable, match=r"2 problems with the deployment\n  there is no route /x.*\n  there is no route /y"
+    ):
+        chosen(("x", "y"))
+
+
+def test_open_routes_have_no_names_to_choose() -> None:
     settings = Settings(deployments=DeploymentSettings(hosts=("greeter.example.com",)))
-    with pytest.raises(Unusable, match="there is no named route"):
-        chosen_routes(settings, names)
+    with pytest.raises(Unusable, match="there is no named route, only"):
+        chosen(("greeter",), settings)
+    assert chosen(("greeter.example.com",), settings) == ["https://greeter.example.com"]
 
 
 def test_all_flags_are_accepted_and_help_lists_the_relevant_ones() -> None:
@@ -53,4 +67,6 @@ def test_all_flags_are_accepted_and_help_lists_the_relevant_ones() -> None:
     } - {*TABLES}
     listed = {flag.name for flag in flags if not getattr(flag, "hidden", False)}
     assert listed == {"config", "route", "upstream", "mint_timeout", *INLINE_OPTIONS}
+    without = {flag.name for flag in settings_flags(authentication=False)}
+    assert {flag.name for flag in flags} - without == {name for name in INLINE_OPTIONS if name.startswith("gcp_")}
     assert not [flag for flag in settings_flags() if getattr(flag, "hidden", False)]

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from proxy.cli.commands import commands
 from tests.support.pasted import PASTED, told_of
 
+OPEN = ("--deployments-hosts", "svc.example.com")
 UPSTREAM = ("--upstream", "https://svc.run.app")
 
 
@@ -27,6 +28,21 @@ UPSTREAM = ("--upstream", "https://svc.run.app")
         ("check", "--strict", "{}", *UPSTREAM),
         ("token", "{}", *UPSTREAM),
         ("token", "a", "{}", *UPSTREAM),
+        ("register", "{}", "--dry-run", *UPSTREAM),
+        ("register", "https://{}", "--dry-run", *OPEN),
+        ("register", "https://{}@svc.example.com", "--dry-run", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--gcp-impersonate-service-account", "{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--gcp-audience", "{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--extra-header", "{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--extra-header", "{}=x", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--sidecar", "{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--restate-admin", "{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--restate-admin", "http://{}", *OPEN),
+        ("register", "svc.example.com", "--dry-run", "--restate-token-file", "{}", *OPEN),
+        ("register", "svc.example.com", "--timeout", "{}", *OPEN),
+        ("check", "{}", *OPEN),
+        ("check", "--restate-admin", "{}", *OPEN),
+        ("check", "svc.example.com", "--extra-header", "x-a={}", "--sidecar", "{}", *OPEN),
         ("healthcheck", "--admin", "{}"),
         ("healthcheck", "--admin", "127.0.0.1:1", "--path", "{}"),
         ("healthcheck", "--config", "{}"),
@@ -64,6 +80,6 @@ def test_the_health_check_names_the_variable_and_does_not_quote_it(variable: str
 
 
 def test_an_argument_that_is_no_secret_is_quoted() -> None:
-    assert "No such command 'sreve'" in CliRunner().invoke(commands, ["sreve"]).output
+    assert "no such command 'sreve'" in CliRunner().invoke(commands, ["sreve"]).output
     assert "'soon' is not a valid" in CliRunner().invoke(commands, ["check", "--timeout", "soon"]).output
     assert "unexpected extra argument (greeter)" in CliRunner().invoke(commands, ["serve", "greeter"]).output

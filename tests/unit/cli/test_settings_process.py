@@ -83,12 +83,13 @@ def test_the_command_may_follow_a_double_dash() -> None:
 def test_usage_errors_exit_with_2_and_name_the_program_as_it_was_started() -> None:
     ran = subprocess.run([*SERVE, "--nonsense"], capture_output=True, check=False, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("Usage: python -m proxy serve [OPTIONS]\n")
+    assert ran.stderr.startswith("cloudrun-sidecar: there is no option --nonsense")
+    assert "`python -m proxy serve --help`" in ran.stderr
     Path("cloudrun-sidecar").write_text("from proxy.cli import main\nmain()\n")
     argv = [sys.executable, "cloudrun-sidecar", "serve", "--nonsense"]
     ran = subprocess.run(argv, capture_output=True, check=False, text=True)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("Usage: cloudrun-sidecar serve [OPTIONS]\n")
+    assert "`cloudrun-sidecar serve --help`" in ran.stderr
 
 
 def test_the_exit_code_is_right_with_sigchld_ignored() -> None:
@@ -161,7 +162,11 @@ def starting() -> Callable[[], tuple[subprocess.Popen[str], int]]:
 @pytest.mark.parametrize("whole_group", [False, True])
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 1, "Aborted!\n"), (signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGKILL, -signal.SIGKILL, "")],
+    [
+        (signal.SIGINT, 1, "cloudrun-sidecar: interrupted\n"),
+        (signal.SIGTERM, -signal.SIGTERM, ""),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
 )
 def test_a_signal_while_settings_are_read_ends_both_processes(
     starting: Callable[[], tuple[subprocess.Popen[str], int]],

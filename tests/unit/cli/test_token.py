@@ -27,7 +27,7 @@ def test_without_a_token_only_the_reason_is_printed(raw: tuple[str, ...]) -> Non
         (("b", "--route", f"a={URL}"), "there is no route /b; the routes are: /a"),
         (("a", "--route", f"a={URL}", "--no-gcp-id-token"), "the route /a adds no token"),
         (("a", "--route", "a=ftp://x"), "1 problem with the settings"),
-        ((), "Missing argument 'ROUTE'"),
+        ((), "missing argument 'ROUTE|HOST'"),
     ],
 )
 def test_unusable_settings_and_unknown_routes_exit_with_2(arguments: tuple[str, ...], words: str) -> None:

@@ -69,7 +69,7 @@ def test_it_ends_with_1_after_the_timeout() -> None:
     address = free_address()
     told = wait_now("--admin", address, "--timeout", "0.1")
     assert (told.exit_code, told.stdout) == (1, "")
-    assert told.stderr == f"not ready: {address}: Connection refused, after 0.1 s\n"
+    assert told.stderr == f"cloudrun-sidecar: not ready: {address}: Connection refused, after 0.1 s\n"
 
 
 @pytest.mark.asyncio

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from h2.settings import SettingCodes
 
-from proxy.doctor.checking import Doctor
+from proxy.doctor.checking import Doctor, Subject
 from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
-from proxy.routes import Route
 from proxy.settings import RouteSettings, Settings
 from tests.support.emulated_setup import EmulatedSetup, emulated_setup
 from tests.support.peers.sockets import server
@@ -26,9 +25,13 @@ def environment(here: EmulatedSetup) -> dict[str, str]:
     return {"HOME": str(here.folder), **{name: value for name, value in here.environment.items() if value}}
 
 
+def subjects(given: Settings) -> list[Subject]:
+    return [Subject.of_route(route) for route in given.route_table().routes]
+
+
 async def examined(here: EmulatedSetup, given: Settings, **options: Any) -> list[RouteReport]:
     async with Doctor(given, environment=environment(here), **options) as doctor:
-        return await doctor.check_routes(given.route_table().routes, lambda report: None)
+        return await doctor.check_all(subjects(given), lambda report: None)
 
 
 def faults(report: RouteReport) -> dict[str, str | None]:
@@ -39,8 +42,8 @@ def faults(report: RouteReport) -> dict[str, str | None]:
 async def test_all_steps_run_in_order_and_report_progress(tmp_path: Path) -> None:
     begun: list[StepName] = []
 
-    def progress(route: Route, step: StepName) -> None:
-        assert route.name == "svc"
+    def progress(name: str, step: StepName) -> None:
+        assert name == "svc"
         begun.append(step)
 
     async with emulated_setup(tmp_path) as here:
@@ -69,9 +72,7 @@ async def test_reports_come_in_the_order_of_routes(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path, slow_then_fast) as here:
         given = settings(here, {"slow": f"{here.url}/slow", "fast": f"{here.url}/fast"})
         async with Doctor(given, environment=environment(here)) as doctor:
-            reports = await doctor.check_routes(
-                given.route_table().routes, lambda report: reported.append(report.route)
-            )
+            reports = await doctor.check_all(subjects(given), lambda report: reported.append(report.route))
     assert reported == [report.route for report in reports] == ["slow", "fast"]
 
 

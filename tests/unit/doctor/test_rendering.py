@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.doctor.rendering import TerminalStyle, render, route_path, summary, to_ascii
-from proxy.doctor.report import Outcome, RouteReport, Step, skipped
+from proxy.doctor.rendering import TerminalStyle, render, render_restate, route_path, summary, to_ascii
+from proxy.doctor.report import DeploymentReport, Outcome, RestateReport, RouteReport, Step, skipped
 
 PLAIN = TerminalStyle()
 LONG = "gcloud " + "x" * 200
@@ -95,3 +95,24 @@ def test_a_route_is_shown_as_its_path_prefix() -> None:
 
 def test_signs_of_reports_are_spelled_out_and_others_become_question_marks() -> None:
     assert to_ascii("a → b – c… ü") == "a -> b - c... ?"
+
+
+def test_deployments_of_restate_are_listed_with_what_is_wrong() -> None:
+    deployments = (
+        DeploymentReport(id="dp_1", url="http://s/a", services=("A",), refusal=None),
+        DeploymentReport(id="dp_2", url="http://s/b", services=("B",), refusal="no route for this path"),
+    )
+    text = render_restate(RestateReport(url="http://r:9070", deployments=deployments), PLAIN)
+    assert text == (
+        "Restate  http://r:9070\n"
+        "  ✔ dp_1  http://s/a (A)\n"
+        "  ✘ dp_2  http://s/b (B): no route for this path\n"
+        "          → Its invocations wait. Allow it again in the settings, register its services at another\n"
+        "            URL, or remove it when nothing is in flight.\n"
+        "            $ restate deployments remove dp_2\n"
+    )
+    assert render_restate(RestateReport(url="http://r:9070"), replace(PLAIN, ascii_only=True)) == (
+        "Restate  http://r:9070\n  ok   deployments  none is called through this sidecar\n"
+    )
+    failed = render_restate(RestateReport(url="http://r:9070", problem="nobody answers"), PLAIN)
+    assert failed == "Restate  http://r:9070\n  ✘ asked  nobody answers\n"

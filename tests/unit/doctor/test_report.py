@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.doctor.report import Outcome, RouteReport, Step, as_json, as_sentence, skipped, worst_outcome
+from proxy.doctor.report import (
+    DeploymentReport,
+    Outcome,
+    RestateReport,
+    RouteReport,
+    Step,
+    as_json,
+    as_sentence,
+    skipped,
+    worst_outcome,
+)
 from proxy.quoting import one_line
 
 OK = Step(name="dns", outcome=Outcome.OK, text="127.0.0.1", details={"addresses": ["127.0.0.1"]})
@@ -85,6 +95,38 @@ def test_the_json_form_has_version_1_and_all_members() -> None:
             },
         ],
     }
+
+
+def test_deployments_of_restate_are_a_member_of_their_own() -> None:
+    well = DeploymentReport(id="dp_1", url="http://s/a", services=("A", "B"), refusal=None)
+    gone = DeploymentReport(id="dp_2", url="http://s/b", services=(), refusal="no route for this path")
+    restate = RestateReport(url="http://r:9070", deployments=(well, gone))
+    document = as_json([report(OK)], restate)
+    assert (document["outcome"], document["routes"][0]["outcome"]) == ("failed", "ok")
+    assert (document["restate"]["outcome"], document["restate"]["problem"]) == ("failed", None)
+    assert document["restate"]["deployments"] == [
+        {
+            "id": "dp_1",
+            "url": "http://s/a",
+            "services": ["A", "B"],
+            "outcome": "ok",
+            "text": "http://s/a (A, B)",
+            "remedy": None,
+            "commands": [],
+        },
+        {
+            "id": "dp_2",
+            "url": "http://s/b",
+            "services": [],
+            "outcome": "failed",
+            "text": "http://s/b (no service): no route for this path",
+            "remedy": gone.remedy,
+            "commands": ["restate deployments remove dp_2"],
+        },
+    ]
+    assert "Its invocations wait" in str(gone.remedy)
+    assert RestateReport(url="http://r:9070", deployments=(well,)).outcome is Outcome.OK
+    assert RestateReport(url="http://r:9070", problem="nobody answers").outcome is Outcome.FAILED
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,8 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
         port = busy.getsockname()[1]
         text = await _refused(option, str(port))
     assert text == (
-        f"Error: Cannot listen on 127.0.0.1:{port}: the port is in use by another program. "
-        f"Choose another with {option}.\n"
+        f"cloudrun-sidecar: cannot listen on 127.0.0.1:{port}: the port is in use by another program; "
+        f"choose another with {option}\n"
     )
 
 

@@ -1,0 +1,181 @@
+"""Shared by the commands that look at deployments: their flags, and what those stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from proxy.cli.failures import Unusable
+from proxy.cli.options import HeadedOption
+from proxy.deployments.target import (
+    Authentication,
+    Headers,
+    Target,
+    TargetRefused,
+    checked_sidecar_url,
+    find_target,
+    read_headers,
+    sidecar_url,
+    split_url,
+)
+from proxy.doctor.checking import Subject
+from proxy.quoting import holds_credential, quoted
+from proxy.settings import Settings
+from proxy.settings.layers import environment_name
+from proxy.settings.loading import INLINE_OPTIONS
+
+__all__ = [
+    "Access",
+    "deployment_flags",
+    "find_targets",
+    "restate_access",
+    "restate_flags",
+    "sidecar_of",
+    "subject_of",
+    "take_authentication",
+]
+
+TOKEN_VARIABLE: Final = "RESTATE_AUTH_TOKEN"  # noqa: S105 - a name; Restate's CLI has it
+_DEPLOYMENT: Final = "The deployment"
+_RESTATE: Final = "Restate"
+_MOST_TOKEN_OCTETS: Final = 64 << 10
+
+
+class Access(NamedTuple):
+    """Where Restate's admin API is, and what opens it."""
+
+    url: str
+    """Its URL, without a slash at the end."""
+    token: str | None
+    """The token; None if there is none. It is a secret."""
+
+
+def deployment_flags() -> list[click.Parameter]:
+    """Return the flags that say how a deployment is called, but for those of its authentication."""
+    return [
+        HeadedOption(
+            "--extra-header",
+            heading=_DEPLOYMENT,
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Additional header of the deployment, sent with every request to it; repeatable.",
+        ),
+        HeadedOption(
+            "--sidecar",
+            heading=_DEPLOYMENT,
+            metavar="URL",
+            help="Where Restate reaches the sidecar, as in http://cloudrun-sidecar:9081. "
+            "[default: the first address of listen, http://127.0.0.1:9081]",
+        ),
+    ]
+
+
+def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]:
+    """Return the flags that say where Restate's admin API is; with a default, its variable is read, too."""
+    return [
+        HeadedOption(
+            "--restate-admin",
+            heading=_RESTATE,
+            metavar="URL",
+            help=admin_help,
+            envvar=None if default is None else "RESTATE_ADMIN_URL",
+            default=default,
+        ),
+        HeadedOption(
+            "--restate-token-file",
+            heading=_RESTATE,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"File with the token of the admin API, if it needs one. [default: the variable {TOKEN_VARIABLE}]",
+        ),
+    ]
+
+
+def restate_access(url: str, token_file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
+    """Return where the admin API is and its token; raises Unusable, which quotes neither the token nor a login."""
+    parts = split_url(url)
+    if parts is None or holds_credential(url):
+        raise Unusable(
+            f"--restate-admin must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise Unusable(f"--restate-admin must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
+    where, token = TOKEN_VARIABLE, environment.get(TOKEN_VARIABLE) or None
+    if token_file is not None:
+        where = f"--restate-token-file {quoted(token_file)}"
+        try:
+            with token_file.open("rb") as file:
+                token = file.read(_MOST_TOKEN_OCTETS).decode("ascii", "replace").strip()
+        except (OSError, ValueError) as exc:
+            raise Unusable(f"{where} cannot be read: {getattr(exc, 'strerror', None) or 'no path'}") from None
+        if not token:
+            raise Unusable(f"{where} is empty; it must have the token of Restate's admin API")
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise Unusable(f"{where} must have one token, of visible ASCII characters (it is not shown)")
+    return Access(url.rstrip("/"), token)
+
+
+def sidecar_of(settings: Settings, given: str | None) -> str:
+    """Return where Restate reaches the sidecar: what was given, else the first address of `listen`."""
+    if given is None:
+        found = sidecar_url(settings.listen)
+        if found is None:
+            raise Unusable("listen has no address with a port; --sidecar says where Restate reaches the sidecar")
+        return found
+    try:
+        return checked_sidecar_url(given)
+    except ValueError as exc:
+        raise Unusable(f"--sidecar {exc}") from None
+
+
+def take_authentication(flags: dict[str, Any], environment: Mapping[str, str] = os.environ) -> Authentication:
+    """Remove the `gcp_…` flags and return them as the authentication of a deployment.
+
+    If routes are given by flag or variable, the flags are those of these routes, as for `serve`, and stay.
+    """
+    inline = (flags.get("route"), flags.get("upstream"))
+    if any(inline) or any(environment.get(environment_name(name)) for name in ("route", "upstream")):
+        return Authentication()
+    given = {name: flags.pop(name, None) for name in INLINE_OPTIONS if name.startswith("gcp_")}
+    return Authentication(
+        id_token=given["gcp_id_token"],
+        impersonate=given["gcp_impersonate_service_account"],
+        audience=given["gcp_audience"],
+        delegates=tuple(given["gcp_delegates"] or ()),
+    )
+
+
+def find_targets(
+    names: Sequence[str], settings: Settings, sidecar: str, authentication: Authentication, extra_headers: Sequence[str]
+) -> list[Target]:
+    """Return the deployments that names, hosts or URLs stand for, each once; raises Unusable with all problems."""
+    table = settings.route_table()
+    targets: dict[tuple[str, str], Target] = {}
+    problems: list[str] = []
+    headers: Headers = ()
+    try:
+        headers = read_headers(extra_headers)
+    except TargetRefused as exc:
+        problems += exc.problems
+    for name in names:
+        try:
+            target = find_target(name, table, sidecar, authentication, headers)
+        except TargetRefused as exc:
+            problems += exc.problems
+        else:
+            targets[target.authority, target.path] = target
+    if len(problems) == 1:
+        raise Unusable(problems[0])
+    if problems:
+        raise Unusable.listing("the deployment", problems)
+    return list(targets.values())
+
+
+def subject_of(target: Target) -> Subject:
+    """Return what the doctor checks for a deployment."""
+    name = target.route.name if not target.route.is_open else f"{target.authority}{target.path}".strip("/")
+    return Subject(name=name, path=target.path, authority=target.authority, headers=target.headers)

@@ -1,0 +1,85 @@
+"""Every command says in the same way that it failed, on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from proxy.cli.commands import commands
+
+FAILING = (
+    ("sreve",),
+    ("serve", "--nonsense"),
+    ("serve", "--workers", "no"),
+    ("check",),
+    ("check", "--timeout", "soon"),
+    ("check", "nothing", "--upstream", "https://svc.example.com"),
+    ("check", "--strict"),
+    ("token",),
+    ("register",),
+    ("register", "nothing", "--upstream", "https://svc.example.com"),
+    ("healthcheck", "--admin", "127.0.0.1:1"),
+    ("healthcheck", "--admin", "off"),
+    ("wait", "--admin", "127.0.0.1:1", "--timeout", "0"),
+    ("emulate", "--app", "nothing"),
+    ("emulate", "--host", "192.0.2.1"),
+)
+
+
+@pytest.mark.parametrize("arguments", FAILING, ids=" ".join)
+def test_an_error_begins_with_the_name_of_the_program_and_is_no_usage_text(arguments: tuple[str, ...]) -> None:
+    argv = [sys.executable, "-m", "proxy", *arguments]
+    ran = subprocess.run(argv, capture_output=True, check=False, text=True)
+    assert ran.returncode in (1, 2)
+    assert ran.stdout == ""
+    first, *more = ran.stderr.splitlines()
+    assert first.startswith("cloudrun-sidecar: ")
+    assert first[len("cloudrun-sidecar: ")] not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    assert not first.endswith(".")
+    assert [line for line in more if not line.startswith("  ")] == []
+    assert "\x1b" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "begin"),
+    [
+        ({"TERM": "xterm"}, "\x1b[31m\x1b[1mcloudrun-sidecar:\x1b[0m no such command"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "cloudrun-sidecar: no such command"),
+        ({"TERM": "dumb"}, "cloudrun-sidecar: no such command"),
+    ],
+)
+def test_a_terminal_with_colours_shows_the_name_in_red(variables: dict[str, str], begin: str) -> None:
+    ours, its = os.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    argv = [sys.executable, "-m", "proxy", "sreve"]
+    with subprocess.Popen(argv, stderr=its, env={**environment, **variables}):
+        os.close(its)
+        shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert shown.startswith(begin)
+
+
+def test_a_usage_error_names_the_help_of_its_command() -> None:
+    told = CliRunner().invoke(commands, ["check", "--jsn"])
+    assert told.stderr == (
+        "cloudrun-sidecar: there is no option --jsn; did you mean --json or --listen? "
+        "`cloudrun-sidecar check --help` has all there is\n"
+    )
+    told = CliRunner().invoke(commands, ["check", "--qqq"])
+    assert told.stderr == (
+        "cloudrun-sidecar: there is no option --qqq; `cloudrun-sidecar check --help` has all there is\n"
+    )
+
+
+def test_problems_are_listed_below_the_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "routes.toml"
+    config.write_text('workers = "no"\n[routes.a]\nurl = "ftp://x"\n')
+    told = CliRunner().invoke(commands, ["check", "--config", str(config)])
+    first, *more = told.stderr.splitlines()
+    assert first == "cloudrun-sidecar: 2 problems with the settings"
+    assert all(line.startswith(f"  {config}: ") for line in more)

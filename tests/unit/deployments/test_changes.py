@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from proxy.deployments.changes import Changes, changed_headers, compare
+from proxy.deployments.records import Deployment, Handler, Registered, Service
+
+
+def service(name: str, *handlers: Handler, revision: int = 1, deployment: str = "dp_new") -> Service:
+    return Service(name=name, kind="Service", revision=revision, deployment=deployment, handlers=handlers)
+
+
+def compared(after: list[Service], before: list[Service], had: tuple[str, ...] | None = None) -> Changes:
+    replaced = None
+    if had is not None:
+        services = tuple((name, 1) for name in had)
+        replaced = Deployment(id="dp_new", url="", headers={}, services=services, has_own_authentication=False)
+    registered = Registered(id="dp_new", is_new=had is None, services=tuple(after))
+    return compare(registered, {one.name: one for one in before}, replaced, {"dp_old": "http://old/"})
+
+
+def test_a_service_that_restate_does_not_have_is_added_with_all_its_handlers() -> None:
+    changes = compared([service("Greeter", Handler("greet"))], [service("Other", Handler("x"))])
+    (added,) = changes.added
+    assert (added.service.name, added.before, added.moved_from) == ("Greeter", None, "")
+    assert [(one.handler.name, one.change) for one in added.handlers] == [("greet", "same")]
+    assert (changes.updated, changes.removed) == ((), ())
+
+
+def test_each_handler_of_an_updated_service_says_what_happens_to_it() -> None:
+    old = service("Greeter", Handler("a", "x"), Handler("gone"), Handler("same"), deployment="dp_old")
+    new = service("Greeter", Handler("a", "y"), Handler("new"), Handler("same"), revision=2)
+    (updated,) = compared([new], [old]).updated
+    assert [(one.handler, one.change) for one in updated.handlers] == [
+        (Handler("a", "y"), "changed"),
+        (Handler("gone"), "removed"),
+        (Handler("new"), "added"),
+        (Handler("same"), "same"),
+    ]
+    assert (updated.before, updated.moved_from) == (old, "http://old/")
+
+
+def test_a_deployment_that_is_not_known_is_named_by_its_identifier() -> None:
+    (updated,) = compared([service("Greeter")], [service("Greeter", deployment="dp_lost")]).updated
+    assert updated.moved_from == "dp_lost"
+
+
+def test_what_an_overwritten_deployment_had_and_no_longer_has_is_removed() -> None:
+    changes = compared([service("Greeter")], [service("Greeter"), service("Counter")], had=("Greeter", "Counter"))
+    assert changes.removed == ("Counter",)
+    assert changes.updated[0].moved_from == ""
+
+
+def test_headers_that_differ_are_named_without_their_values() -> None:
+    phrases = changed_headers({"a": "1", "b": "s3cret", "c": "3"}, {"b": "other", "c": "3", "d": "4"})
+    assert phrases == ["a would be removed", "b would change", "d would be added"]
+    assert changed_headers({"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJo.c2ln": ""}, {}) == ["[not shown] would be removed"]
