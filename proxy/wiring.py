@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, MakeEngine
+from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.downstream.binding import UnixAccess
+from proxy.downstream.listener import Listener
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.observe.observer import UpstreamObserver
+from proxy.observe.observer import DownstreamObserver, UpstreamObserver
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.request_identity import Verifier
 from proxy.settings.plain import PlainSettings
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 
-__all__ = ["connector", "engines", "timing", "verifier"]
+__all__ = ["connector", "engines", "listener", "most_connections", "timing", "unix_access", "verifier"]
 
 
 def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
@@ -25,6 +27,26 @@ def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> Ma
     )
     watched_names = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
     return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)
+
+
+def listener(
+    settings: PlainSettings,
+    make: EngineFactory,
+    acceptor: RequestAcceptor,
+    budget: Budget,
+    flusher: Flusher,
+    observer: DownstreamObserver,
+) -> Listener:
+    """Return what serves the connections of clients, and passes their requests to `acceptor`."""
+    return Listener(
+        acceptor,
+        engines(settings, make, client=False),
+        budget,
+        flusher,
+        observer,
+        allowed_hosts=settings.allowed_hosts,
+        most_connections=most_connections(settings),
+    )
 
 
 def connector(
@@ -54,3 +76,13 @@ def timing(settings: PlainSettings) -> Timing:
 def verifier(settings: PlainSettings) -> Verifier | None:
     """Return what refuses requests that no known Restate has signed; None if all are taken."""
     return Verifier(settings.restate_identity_keys) if settings.restate_identity_keys else None
+
+
+def unix_access(settings: PlainSettings) -> UnixAccess:
+    """Return which local users can connect to Unix sockets."""
+    return UnixAccess.parse(settings.socket_mode, settings.socket_user, settings.socket_group)
+
+
+def most_connections(settings: PlainSettings) -> int:
+    """Return how many connections of clients one worker may have open."""
+    return -(-settings.max_connections // settings.workers)

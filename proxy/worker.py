@@ -29,7 +29,6 @@ from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import ALIVE, DRAINING, READY, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
-from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
 from proxy.http2.choice import engine_choice
 from proxy.network.address import OFF, Address
@@ -53,7 +52,7 @@ from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
 from proxy.upstream.pool import Pool
-from proxy.wiring import connector, engines, timing, verifier
+from proxy.wiring import connector, engines, listener, most_connections, timing, unix_access, verifier
 
 __all__ = ["Worker", "run_worker"]
 
@@ -118,10 +117,7 @@ class Worker:
             add_retry_after=settings.add_retry_after,
             verifier=verifier(settings),
         )
-        server = engines(settings, choice.make, client=False)
-        self.listener = Listener(
-            self._dispatcher, server, budget, flusher, observers, allowed_hosts=settings.allowed_hosts
-        )
+        self.listener = listener(settings, choice.make, self._dispatcher, budget, flusher, observers)
         self._admin = self._admin_plane(admin_socket)
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore
@@ -141,6 +137,7 @@ class Worker:
             workers=self.settings.workers,
             allowed_hosts=self.settings.allowed_hosts,
             bound=bound,
+            unix_access=unix_access(self.settings),
         )
 
     def apply(self, read: PlainSettings) -> Changes:
@@ -169,6 +166,7 @@ class Worker:
             connect_timeout_seconds=settings.connect_timeout,
         )
         self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
+        self.listener.most_connections = most_connections(settings)
         if {"log_level", "log_format"} & {*changes.settings}:
             configure_logging(settings.log_level, settings.log_format)
         self.settings = settings

@@ -31,7 +31,7 @@ from proxy.admin.guard import Deadlines, host_check
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from proxy.admin.slices import in_slices, send_in_slices
 from proxy.admin.status import JSON, Status, json_list, route_settings
-from proxy.downstream.binding import bind_tcp
+from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
 from proxy.network.address import Address, parse_address
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVAL_SECONDS, History
@@ -50,6 +50,8 @@ OPENAPI: Final = files("proxy.admin").joinpath("openapi.json").read_text("utf-8"
 _SHUTDOWN_SECONDS: Final = 1.0
 
 _BACKLOG: Final = 128
+
+_OWNER_AND_GROUP: Final = UnixAccess()
 
 _NOTHING_LOADED: Final = "default-src 'none'; frame-ancestors 'none'"
 
@@ -70,7 +72,8 @@ class AdminPlane:
     """Serves `PATHS` at one address from `start` to `close`.
 
     `allowed_hosts` are names that a request on a loopback address may have in `Host`, beside those of this machine.
-    With `bound`, it serves on this listening socket, and closes it; the file of a Unix socket stays.
+    With `bound`, it serves on this listening socket, and closes it; the file of a Unix socket stays. `unix_access` is
+    for a Unix socket of its own.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class AdminPlane:
         allowed_hosts: Iterable[str] = (),
         deadlines: Deadlines | None = None,
         bound: socket.socket | None = None,
+        unix_access: UnixAccess = _OWNER_AND_GROUP,
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
@@ -98,6 +102,7 @@ class AdminPlane:
         self._allowed_hosts = tuple(allowed_hosts)
         self._deadlines = deadlines or Deadlines()
         self._bound = bound
+        self._unix_access = unix_access
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -140,7 +145,10 @@ class AdminPlane:
         if self._bound is not None:
             return web.SockSite(runner, self._bound, backlog=_BACKLOG)
         if self._configured.path:
-            return web.UnixSite(runner, self._configured.path)
+            # Workers take it from one another: the last one to start answers.
+            unix = bind_unix(self._configured.path, self._unix_access, replace=self._reuse_port)
+            unix.listen(_BACKLOG)
+            return web.SockSite(runner, unix, backlog=_BACKLOG)
         # Bound like the listener, so that the same name means the same address. Workers share it by SO_REUSEPORT.
         bound = await asyncio.to_thread(
             bind_tcp, self._configured.host, self._configured.port, reuse_port=self._reuse_port

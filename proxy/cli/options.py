@@ -124,5 +124,12 @@ def _placeholder(name: str, info: FieldInfo) -> str:
     if unit := unit_of(info):
         return unit.upper()
     named = {"listen": "ADDR", "allowed_hosts": "HOST", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
-    named |= {"restate_identity_keys": "KEY", "deployments_hosts": "HOST", "deployments_audiences": "HOST=AUDIENCE"}
+    named |= {
+        "socket_mode": "MODE",
+        "socket_user": "NAME",
+        "socket_group": "NAME",
+        "restate_identity_keys": "KEY",
+        "deployments_hosts": "HOST",
+        "deployments_audiences": "HOST=AUDIENCE",
+    }
     return named.get(name, "EMAIL")

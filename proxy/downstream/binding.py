@@ -1,13 +1,18 @@
-"""Binds TCP sockets to listen on, and explains why one cannot be bound. Used for the admin port, too."""
+"""Binds sockets to listen on, and explains why one cannot be bound. Used for the admin port, too."""
 
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ListenFailed", "bind_tcp"]
+__all__ = ["ListenFailed", "UnixAccess", "bind_tcp", "bind_unix"]
 
 # A restart does not help: a setting, a permission or a folder must be changed first.
 _SETTINGS_ERRORS: Final = frozenset(
@@ -33,13 +38,47 @@ _OTHER_FAMILY_MAY_WORK: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPO
 """Errors of binding to an IPv6 address on a machine without IPv6."""
 
 
+class OwnerUnusable(OSError):
+    """A Unix socket cannot be given to the owner in the settings; `str()` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAccess:
+    """Which local users can connect to a Unix socket: that takes write permission for its file."""
+
+    mode: int = 0o660
+    """Permissions of the file."""
+    user: str | None = None
+    """Name or number of its owner; None for the user of this process."""
+    group: str | None = None
+    """Name or number of its group; None for the group of this process."""
+
+    @classmethod
+    def parse(cls, mode: str, user: str | None, group: str | None) -> UnixAccess:
+        """Return what the settings `socket_mode`, `socket_user` and `socket_group` say."""
+        return cls(int(mode, 8), user, group)
+
+    def apply(self, path: str) -> None:
+        """Set owner and permissions of the file. Raises OSError."""
+        if self.user is not None or self.group is not None:
+            user, group = _number("user", self.user, _user_number), _number("group", self.group, _group_number)
+            try:
+                os.chown(path, user, group)
+            except PermissionError:
+                raise OwnerUnusable(
+                    "the socket cannot be given to the socket_user or socket_group in the settings: only root can name "
+                    "another user, and any other user only a group that it is in"
+                ) from None
+        os.chmod(path, self.mode)
+
+
 class ListenFailed(Exception):
     """An address cannot be listened on; `str()` names it and says why."""
 
     def __init__(self, address: str, exc: OSError, *, transient: bool = True) -> None:
         super().__init__(f"cannot listen on {address}: {_reason(exc)}")
         settings_errors = _LOOKUP_SETTINGS_ERRORS if isinstance(exc, socket.gaierror) else _SETTINGS_ERRORS
-        self.transient = transient and exc.errno not in settings_errors
+        self.transient = transient and exc.errno not in settings_errors and not isinstance(exc, OwnerUnusable)
         """True if a later attempt may succeed, as with a port that another program uses."""
 
 
@@ -77,10 +116,71 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket
     raise failure or socket.gaierror(socket.EAI_NONAME, "it has no address")
 
 
+def bind_unix(path: str, access: UnixAccess, *, replace: bool = False) -> socket.socket:
+    """Return a Unix socket that is bound to this path, and does not listen before `access` is in force.
+
+    A socket that another process has left there is removed; one that listens only if `replace`. Raises OSError.
+    """
+    if not replace:
+        _check_unused(path)
+    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+        os.remove(path)
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        bound.setblocking(False)
+        bound.bind(path)
+        try:
+            access.apply(path)
+        except OSError:
+            os.remove(path)
+            raise
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _check_unused(path: str) -> None:
+    """Raise OSError if another process listens there."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "a file of that name exists, and is not a socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except BlockingIOError:
+        pass  # its queue is full
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _number(kind: str, name: str | None, look_up: Callable[[str], int]) -> int:
+    """Return the number of a user or a group, -1 for none. Raises OwnerUnusable."""
+    if name is None:
+        return -1
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return look_up(name)
+    except KeyError:
+        raise OwnerUnusable(f"this machine has no {kind} {name} (socket_{kind})") from None
+
+
+def _user_number(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _group_number(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
+
+
 def _reason(exc: OSError) -> str:
+    if isinstance(exc, OwnerUnusable):
+        return str(exc)
     if isinstance(exc, socket.gaierror):
         return f"the name does not resolve ({exc.strerror})"
-    # asyncio puts a sentence of its own into `strerror`; EEXIST is raised by `config`, with the reason in `strerror`.
+    # asyncio puts a sentence of its own into `strerror`; `_check_unused` raises EEXIST with the reason there.
     reason = os.strerror(exc.errno) if exc.errno and exc.errno != errno.EEXIST else str(exc.strerror or exc)
     if exc.errno == errno.EACCES:
         return f"{reason}; a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to"

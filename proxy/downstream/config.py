@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
-import stat
 from collections.abc import Sequence
 from typing import Final
 
 from hypercorn.config import Config, Sockets
 
-from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
 from proxy.network.address import parse_address
 from proxy.restate import KEEP_ALIVE_SECONDS
 
@@ -24,11 +22,20 @@ __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
+_OWNER_AND_GROUP: Final = UnixAccess()
+
+
 class ListenerConfig(Config):
     """Hypercorn's configuration with some defaults replaced. It is pickled for worker processes."""
 
     def __init__(
-        self, addresses: tuple[str, ...], workers: int, payload: str = "", *, max_head_octets: int = 64 << 10
+        self,
+        addresses: tuple[str, ...],
+        workers: int,
+        payload: str = "",
+        *,
+        max_head_octets: int = 64 << 10,
+        unix_access: UnixAccess = _OWNER_AND_GROUP,
     ) -> None:
         self.bind = list(addresses)
         self.workers = workers
@@ -49,6 +56,7 @@ class ListenerConfig(Config):
         self.graceful_timeout = 1.0
         self.shared = False
         """True if another process has the listening sockets, too: what this one does not accept waits for the other."""
+        self._unix_access = unix_access
         self._files: list[tuple[str, int, int]] = []
 
     def create_sockets(self, inherited: Sequence[socket.socket] = ()) -> Sockets:
@@ -84,13 +92,9 @@ class ListenerConfig(Config):
 
     def _listening(self, address: str) -> socket.socket:
         host, port, path = parse_address(address)
-        if path:
-            _check_unused(path)
-            (bound,) = self._create_sockets([address])
-        else:
-            # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program
-            # that does, such as a second sidecar started by mistake.
-            bound = bind_tcp(host, port)
+        # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program that
+        # does, such as a second sidecar started by mistake.
+        bound = bind_unix(path, self._unix_access) if path else bind_tcp(host, port)
         try:
             if path:
                 found = os.stat(path)
@@ -103,21 +107,6 @@ class ListenerConfig(Config):
             bound.close()
             raise
         return bound
-
-
-def _check_unused(path: str) -> None:
-    """Raise OSError if another process listens there: Hypercorn would remove the file, in use or not."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file of that name exists, and is not a socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            probe.connect(path)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return
-    except BlockingIOError:
-        pass  # its queue is full
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _keep_alive(bound: socket.socket) -> None:

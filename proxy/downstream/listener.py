@@ -32,6 +32,8 @@ _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
 _SAY_REFUSED_SECONDS: Final = 10.0
 """Between two log lines about connections that are not admitted."""
+_FIRST_REQUEST_SECONDS: Final = 1.0
+"""How long a connection may stay without a request while there are too many."""
 _FRESH_SECONDS: Final = 0.5
 """How long a connection that was accepted before the end of the drain may take to send its first request."""
 
@@ -48,17 +50,22 @@ class Listener:
         observer: DownstreamObserver,
         *,
         allowed_hosts: Iterable[str] = (),
+        most_connections: int = 4_096,
     ) -> None:
         self.acceptor = acceptor
         """Takes every request: the dispatcher."""
         self.allowed_hosts = frozenset(allowed_hosts)
         """Additional names of this server (see `hosts`), in lower case. It may be changed."""
+        self.most_connections = most_connections
+        """How many connections may be open. It may be changed; those that are open stay."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
         """Called when an accepted connection has closed."""
         self._refused_connections = 0
         self._say_refused_at = 0.0
+        self._unused: dict[AcceptedConnection, None] = {}
+        """Those that may not have sent a request, the oldest first; looked through when there are too many."""
         self.untracked = 0
         """Connections that were accepted, and whose task has not called `track` yet. Counted by `serving`."""
         self.stop_accepting: Callable[[], Awaitable[None]] = _no_server
@@ -85,29 +92,56 @@ class Listener:
         """Register an accepted connection while Hypercorn's task serves it, so that `drain` can end it."""
         accepted = AcceptedConnection(transport, asyncio.get_running_loop().time())
         self._accepted.add(accepted)
+        self._unused[accepted] = None
         self.untracked -= 1
         try:
             yield accepted
         finally:
             self._accepted.discard(accepted)
+            self._unused.pop(accepted, None)
             self.on_closed()
 
-    def admits(self, transport: asyncio.Transport) -> bool:
-        """Return True if an accepted connection may be served; otherwise log why not, but not for each of many."""
-        connection = transport.get_extra_info("socket")
-        if connection is None or not is_reserved(connection.fileno()):
+    def admits(self, accepted: AcceptedConnection) -> bool:
+        """Return True if an accepted connection may be served; otherwise log why not, but not for each of many.
+
+        While there are too many, the oldest one that has sent no request is closed for it, unless that is new, too.
+        """
+        connection = accepted.transport.get_extra_info("socket")
+        if connection is not None and is_reserved(connection.fileno()):
+            self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
+            return False
+        if len(self._accepted) <= self.most_connections:
             return True
+        idle = self._oldest_unused(before=accepted.accepted_at - _FIRST_REQUEST_SECONDS)
+        if idle is None:
+            self._log_refused("limit of connections reached (max_connections)", "max-connections")
+            return False
+        self._observer.connection_refused("unused")
+        del self._unused[idle]
+        idle.abort()
+        return True
+
+    def _oldest_unused(self, before: float) -> AcceptedConnection | None:
+        """Return the connection without a request that was accepted first, if that was before this time."""
+        while self._unused:
+            accepted = next(iter(self._unused))
+            if not accepted.used:
+                return accepted if accepted.accepted_at < before else None
+            del self._unused[accepted]
+        return None
+
+    def _log_refused(self, why: str, reason: str) -> None:
+        self._observer.connection_refused(reason)
         now = asyncio.get_running_loop().time()
         self._refused_connections += 1
         if now >= self._say_refused_at:
             _log.error(
-                "closing new connections: limit of open files nearly reached (ulimit -n, LimitNOFILE)",
+                f"closing new connections: {why}",
                 closed=self._refused_connections,
                 connections=len(self._accepted),
             )
             self._say_refused_at = now + _SAY_REFUSED_SECONDS
             self._refused_connections = 0
-        return False
 
     async def serve_h2c(self, accepted: AcceptedConnection, first: bytes) -> None:
         """Serve HTTP/2 on the connection, whose first octets were `first`; returns when it has closed."""
@@ -197,9 +231,7 @@ class Listener:
     def _fresh(self, until: float) -> bool:
         """Return True if a connection that was accepted lately has not sent its first request, and may send it yet."""
         return self.untracked > 0 or any(
-            accepted.accepted_at >= until - 2 * _FRESH_SECONDS
-            and (accepted.protocol_unknown or (accepted.h2c is not None and not accepted.h2c.asked))
-            for accepted in self._accepted
+            accepted.accepted_at >= until - 2 * _FRESH_SECONDS and not accepted.used for accepted in self._accepted
         )
 
     def abort(self) -> None:
@@ -246,6 +278,11 @@ class AcceptedConnection:
         self.gate.set()
         self.protocol_unknown = True
         """True until the first octets tell HTTP/2 from HTTP/1.1."""
+
+    @property
+    def used(self) -> bool:
+        """True once it has sent a request; over HTTP/1.1 the beginning of one."""
+        return not self.protocol_unknown and (self.h2c is None or self.h2c.asked)
 
     def abort(self) -> None:
         """Close it at once, and wake up a reader that waits at the gate."""

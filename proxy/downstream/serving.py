@@ -119,7 +119,7 @@ class _Server(TCPServer):
         self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
         with listener.track(transport) as accepted:
             try:
-                admitted = not listener.drained and listener.admits(transport)
+                admitted = not listener.drained and listener.admits(accepted)
                 first = await self._first_octets() if admitted else None
                 accepted.protocol_unknown = False
                 if first is None or transport.is_closing():

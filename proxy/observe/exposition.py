@@ -78,6 +78,9 @@ class Exposition:
             ),
             "downstream_connections": lambda name: _one(name, metrics.downstream_connections.now),
             "downstream_connections_opened_total": lambda name: _one(name, metrics.downstream_connections.ever),
+            "downstream_connections_refused_total": lambda name: _counted(
+                name, ("reason",), {(reason,): n for reason, n in metrics.connections_refused.items()}
+            ),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
             "settings_last_reload_successful": lambda name: _one(name, int(metrics.settings.refused_at is None)),

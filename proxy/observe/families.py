@@ -97,6 +97,12 @@ FAMILIES: Final = (
     ),
     Family("downstream_connections", "gauge", (), "Open connections of clients"),
     Family("downstream_connections_opened_total", "counter", (), "Connections of clients ever opened"),
+    Family(
+        "downstream_connections_refused_total",
+        "counter",
+        ("reason",),
+        "Connections of clients closed because there were too many",
+    ),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
     Family("settings_last_reload_successful", "gauge", (), "0 after a reload that was refused, until one succeeds"),

@@ -99,6 +99,8 @@ class Metrics(Observer):
         self.goaways: Counter[tuple[str, str]] = Counter()
         """GOAWAY frames received, by origin and error code."""
         self.downstream_connections = Connections()
+        self.connections_refused: Counter[str] = Counter()
+        """Connections of clients that were closed because there were too many, by reason."""
         self.requests_refused: Counter[str] = Counter()
         """Requests that broke a rule of HTTP, by reason; they have no route."""
         self.callers_unverified: Counter[str] = Counter()
@@ -172,6 +174,10 @@ class Metrics(Observer):
     def downstream_closed(self) -> None:
         """Count a connection out."""
         self.downstream_connections.closed()
+
+    def connection_refused(self, reason: str) -> None:
+        """Count by reason."""
+        self.connections_refused[reason] += 1
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Count by reason."""

@@ -110,6 +110,12 @@ class DownstreamObserver:
     def downstream_closed(self) -> None:
         """It is gone."""
 
+    def connection_refused(self, reason: str) -> None:
+        """A connection was closed because there were too many.
+
+        `reason` is `open-files`, `max-connections`, or `unused` for one that gave way because it had sent no request.
+        """
+
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """A request broke a rule of HTTP before it had a route.
 
@@ -206,6 +212,10 @@ class Observers(Observer):
     def downstream_closed(self) -> None:
         """Tell all."""
         self._tell(lambda observer: observer.downstream_closed())
+
+    def connection_refused(self, reason: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.connection_refused(reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""

@@ -27,6 +27,7 @@ RELOADABLE: Final = frozenset(
         "drain_timeout",
         "log_format",
         "log_level",
+        "max_connections",
         "max_upstream_connections",
         "mint_timeout",
         "ping_interval",

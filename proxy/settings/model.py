@@ -7,6 +7,7 @@ other settings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 
 from proxy.http2.engine import EngineName
 from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
+from proxy.quoting import plain
 from proxy.request_identity import check_key
 from proxy.routes import RouteTable, check_name
 from proxy.settings.deployments import DeploymentSettings
@@ -24,6 +26,10 @@ from proxy.settings.route import FROZEN, RouteSettings
 __all__ = ["GROUPS", "TABLES", "DeploymentSettings", "RouteSettings", "Settings"]
 
 Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
+# The owner must be able to connect: `healthcheck` and `wait` do.
+_MODE: Final = re.compile(r"0?[67][0-7]{2}")
+_LOCAL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+
 Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
 
 
@@ -35,6 +41,18 @@ def _bindable(text: str, info: ValidationInfo) -> str:
             "the sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
             "(--unsafe-listen)"
         )
+    return text
+
+
+def _socket_mode(text: str) -> str:
+    if not _MODE.fullmatch(text):
+        raise ValueError('must be permissions in octal, such as "0660" (owner and group) or "0600" (owner alone)')
+    return text
+
+
+def _local_name(text: str) -> str:
+    if not _LOCAL_NAME.fullmatch(text) or plain(text) is None:
+        raise ValueError("must be the name or the number of a user or group of this machine")
     return text
 
 
@@ -57,6 +75,40 @@ class Settings(BaseModel):
         description=(
             "Where Restate connects: HOST:PORT, [IPV6]:PORT or unix:/path; several are possible. "
             "9081 stands beside the 9080 of Restate's SDKs."
+        ),
+    )
+    socket_mode: Annotated[str, AfterValidator(_socket_mode)] = Field(
+        default="0660",
+        description=(
+            "Permissions of the Unix sockets that listen and admin name, in octal. Connecting takes write permission: "
+            "by default the user of the sidecar and its group have it."
+        ),
+    )
+    socket_user: Annotated[str, AfterValidator(_local_name)] | None = Field(
+        default=None,
+        examples=["restate"],
+        description=(
+            "User that owns these Unix sockets, by name or number; unset means that of the process. "
+            "Only root can name another one."
+        ),
+    )
+    socket_group: Annotated[str, AfterValidator(_local_name)] | None = Field(
+        default=None,
+        examples=["restate"],
+        description=(
+            "Group of these Unix sockets, by name or number; unset means that of the process. "
+            "Name one that Restate is in if it runs as another user; only root can name one that the sidecar is not in."
+        ),
+    )
+    max_connections: int = Field(
+        default=4_096,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"x-unit": "connections"},
+        description=(
+            "Connections that clients may have open, divided among the workers. "
+            "Above it, those that have sent no request give way to new ones; if there are none, new ones are closed. "
+            "Restate needs one for some 90 requests, over HTTP/1.1 one for each."
         ),
     )
     allowed_hosts: tuple[Annotated[str, AfterValidator(parse_host_name)], ...] = Field(
@@ -306,6 +358,10 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Listening": (
         "listen",
         "unsafe_listen",
+        "socket_mode",
+        "socket_user",
+        "socket_group",
+        "max_connections",
         "allowed_hosts",
         "restate_identity_keys",
         "admin",

@@ -33,6 +33,10 @@ class PlainSettings:
 
     unsafe_listen: bool
     listen: tuple[str, ...]
+    socket_mode: str
+    socket_user: str | None
+    socket_group: str | None
+    max_connections: int
     allowed_hosts: tuple[str, ...]
     restate_identity_keys: tuple[str, ...]
     admin: str

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from proxy.compiled import changed_sources
-from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
@@ -36,7 +36,11 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
     Returns the `ExitCode`; if it is not 0, the reason is on standard error.
     """
     config = ListenerConfig(
-        settings.listen, settings.workers, settings.to_json(), max_head_octets=settings.max_field_section
+        settings.listen,
+        settings.workers,
+        settings.to_json(),
+        max_head_octets=settings.max_field_section,
+        unix_access=UnixAccess.parse(settings.socket_mode, settings.socket_user, settings.socket_group),
     )
     raise_descriptor_limit()
     with background_output():

@@ -26,12 +26,16 @@ class Counts(DownstreamObserver):
     def __init__(self) -> None:
         self.opened = self.closed = 0
         self.refused: list[str] = []
+        self.connections_refused: list[str] = []
 
     def downstream_opened(self) -> None:
         self.opened += 1
 
     def downstream_closed(self) -> None:
         self.closed += 1
+
+    def connection_refused(self, reason: str) -> None:
+        self.connections_refused.append(reason)
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         self.refused.append(reason)
@@ -71,6 +75,7 @@ async def listening(
     acknowledging: bool = True,
     max_head_octets: int = 64 << 10,
     allowed_hosts: tuple[str, ...] = (),
+    most_connections: int = 4_096,
 ) -> AsyncIterator[Listening]:
     """Serve during a `with`; at its end, drain within five seconds."""
     relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
@@ -83,7 +88,9 @@ async def listening(
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
     it = Listening(
-        Listener(relay, engine, budget, flusher, counts, allowed_hosts=allowed_hosts),
+        Listener(
+            relay, engine, budget, flusher, counts, allowed_hosts=allowed_hosts, most_connections=most_connections
+        ),
         relay,
         counts,
         budget,

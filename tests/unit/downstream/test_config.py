@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pickle
+import pwd
 import re
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from proxy.downstream.binding import ListenFailed
+from proxy.downstream.binding import ListenFailed, UnixAccess, bind_unix
 from proxy.downstream.config import ListenerConfig
 
 
@@ -138,16 +141,75 @@ def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-def test_a_unix_socket_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
-    """Connecting needs write permission."""
-    before = os.umask(0o022)
-    config = ListenerConfig((f"unix:{tmp_path}/s",), 1)
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+@pytest.mark.parametrize(("mode", "permissions"), [(None, 0o660), ("0600", 0o600), ("666", 0o666)])
+def test_a_unix_socket_has_the_permissions_of_the_settings(
+    tmp_path: Path, mode: str | None, permissions: int, umask: int
+) -> None:
+    """Connecting needs write permission: by default owner and group have it."""
+    access = UnixAccess() if mode is None else UnixAccess.parse(mode, None, None)
+    before = os.umask(umask)
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1, unix_access=access)
     try:
         sockets = config.create_sockets()
-        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) & 0o022 == 0
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == permissions
         config.release(sockets)
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("with_user", [True, False])
+@pytest.mark.parametrize("with_group", [True, False])
+def test_a_unix_socket_has_the_owner_of_the_settings(tmp_path: Path, with_user: bool, with_group: bool) -> None:
+    # Only root can give it away.
+    user, group = (7, 8) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    access = UnixAccess.parse("0660", str(user) if with_user else None, str(group) if with_group else None)
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1, unix_access=access)
+    sockets = config.create_sockets()
+    found = (tmp_path / "s").stat()
+    assert found.st_uid == (user if with_user else os.geteuid())
+    assert found.st_gid == (group if with_group else os.getegid())
+    config.release(sockets)
+
+
+def test_an_owner_may_be_a_name(tmp_path: Path) -> None:
+    names = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1, unix_access=UnixAccess.parse("0660", *names))
+    config.release(config.create_sockets())
+
+
+@pytest.mark.parametrize(("user", "group", "missing"), [("none", None, "user"), (None, "none", "group")])
+def test_an_owner_that_there_is_not_is_named_and_no_file_stays(
+    tmp_path: Path, user: str | None, group: str | None, missing: str
+) -> None:
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 1, unix_access=UnixAccess.parse("0660", user, group))
+    with pytest.raises(ListenFailed, match=rf"this machine has no {missing} none \(socket_{missing}\)") as failed:
+        config.create_sockets()
+    assert not failed.value.transient
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_owner_to_whom_the_socket_cannot_be_given_is_named() -> None:
+    reading, writing = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        child = os.fork()
+        if child == 0:  # as a user that is not root
+            try:
+                if os.geteuid() == 0:
+                    os.setresuid(65534, 65534, 65534)
+                bind_unix(f"{folder}/s", UnixAccess.parse("0660", "root", None))
+            except OSError as exc:
+                os.write(writing, str(exc).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert b"cannot be given to the socket_user or socket_group in the settings: only root can" in os.read(
+            reading, 1_000
+        )
+        assert not os.listdir(folder)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_release_keeps_a_file_that_replaced_the_unix_socket(tmp_path: Path) -> None:

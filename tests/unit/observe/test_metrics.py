@@ -233,6 +233,7 @@ def everything() -> tuple[Metrics, StillState, RouteHealth]:
     metrics.upstream_not_connected(str(one.origin), UpstreamConnectFailed("refused"))
     metrics.response_refused(str(one.origin), 1, "field")
     metrics.caller_unverified("unsigned")
+    metrics.connection_refused("unused")
     metrics.request_refused("host-differs", {})
     return metrics, StillState([one], tokens={"a": TokenState("i@p.com", 1.0, 3601.0)}), health
 

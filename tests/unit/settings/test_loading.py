@@ -58,6 +58,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
         "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000,
         "log_level": "error", "log_format": "json", "access_log": True,
+        "socket_mode": "0600", "socket_user": "restate", "socket_group": "1000", "max_connections": 7,
         "allowed_hosts": ("sidecar.example", "sidecar"), "restate_identity_keys": (KEY, OTHER_KEY),
     }  # fmt: skip
     assert {*values, "upstream_ca", "deployments", "routes"} == set(Settings.model_fields)
@@ -334,3 +335,20 @@ def test_identity_keys_must_be_public_keys_and_others_are_not_quoted(key: str, w
 def test_several_identity_keys_may_be_in_one_variable() -> None:
     environment = {"CLOUDRUN_SIDECAR_RESTATE_IDENTITY_KEYS": f"{KEY} {OTHER_KEY}"}
     assert load(None, environment, {"upstream": URL}).restate_identity_keys == (KEY, OTHER_KEY)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "what"),
+    [
+        ("socket_mode", "0755x", "in octal"),
+        ("socket_mode", "0460", "in octal"),
+        ("socket_mode", "660 ", "in octal"),
+        ("socket_user", "a:b", "name or the number"),
+        ("socket_user", "", "name or the number"),
+        ("socket_group", "-g", "name or the number"),
+    ],
+)
+def test_access_to_unix_sockets_is_checked_as_far_as_it_can_be(setting: str, value: str, what: str) -> None:
+    found = problems(f'{setting} = "{value}"', upstream=URL)
+    assert list(found) == [f"my.toml: {setting}"]
+    assert what in found[f"my.toml: {setting}"]

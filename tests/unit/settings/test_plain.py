@@ -24,6 +24,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, log_level="error", log_format="json", access_log=True,
+            socket_mode="0600", socket_user="a", socket_group="b", max_connections=7,
             allowed_hosts=("sidecar.example",), restate_identity_keys=(KEY,),
             deployments=DeploymentSettings(hosts=("a.example",), accounts=(ACCOUNT,), audiences=("a.example=b",)),
     )  # fmt: skip
