@@ -73,7 +73,7 @@ async def test_the_unit_tests_of_the_pure_rooms_cover_every_branch(tmp_path: Pat
     assert not list(shortfalls(tmp_path / "report.json"))
 
 
-def test_what_is_covered_in_part_is_told_with_its_lines_and_branches(tmp_path: Path) -> None:
+def test_a_file_that_is_covered_in_part_is_reported_with_its_lines_and_branches(tmp_path: Path) -> None:
     def covered(percent: float) -> dict[str, object]:
         return {
             "summary": {"percent_covered": percent},

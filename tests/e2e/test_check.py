@@ -22,7 +22,7 @@ TARGET = "invoker@samples.iam.gserviceaccount.com"
 
 
 @pytest.mark.asyncio
-async def test_a_set_up_that_works_is_well_in_every_step(tmp_path: Path) -> None:
+async def test_a_working_set_up_passes_every_step(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.front.ahead_seconds = 0
         ran = await here.check()
@@ -49,7 +49,7 @@ async def test_a_set_up_that_works_is_well_in_every_step(tmp_path: Path) -> None
 
 
 @pytest.mark.asyncio
-async def test_all_routes_are_told_in_order_and_only_those_that_are_named_are_tried(tmp_path: Path) -> None:
+async def test_all_routes_are_reported_in_order_unless_routes_are_named(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         config = tmp_path / "routes.toml"
         urls = {"b": f"{here.url}/b", "a": "https://nowhere.invalid", "c": here.url}
@@ -72,7 +72,7 @@ async def test_all_routes_are_told_in_order_and_only_those_that_are_named_are_tr
 
 
 @pytest.mark.asyncio
-async def test_no_credentials_anywhere(tmp_path: Path) -> None:
+async def test_missing_credentials_are_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.environment["NO_GCE_CHECK"] = "true"
         ran = await here.check()
@@ -82,7 +82,7 @@ async def test_no_credentials_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_credential_file_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_missing_credential_file_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent/key.json"
         ran = await here.check()
@@ -91,7 +91,7 @@ async def test_a_credential_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("pasted", PASTED.values(), ids=PASTED)
-async def test_a_credential_in_the_place_of_its_path(tmp_path: Path, pasted: str) -> None:
+async def test_a_credential_in_place_of_its_path_is_diagnosed_and_not_quoted(tmp_path: Path, pasted: str) -> None:
     async with emulated_setup(tmp_path) as here:
         here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = pasted
         ran = await here.check()
@@ -102,7 +102,7 @@ async def test_a_credential_in_the_place_of_its_path(tmp_path: Path, pasted: str
 
 
 @pytest.mark.asyncio
-async def test_user_credentials_without_impersonation(tmp_path: Path) -> None:
+async def test_user_credentials_without_impersonation_are_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         path = here.with_key(here.google.user_file("ada@example.com"))
         ran = await here.check()
@@ -111,7 +111,7 @@ async def test_user_credentials_without_impersonation(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_key_that_was_deleted(tmp_path: Path) -> None:
+async def test_a_deleted_key_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         path = here.with_key(Google().key_file("gone@samples.iam.gserviceaccount.com", here.endpoints.token_uri))
         ran = await here.check()
@@ -120,7 +120,7 @@ async def test_a_key_that_was_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_impersonation_that_is_not_granted(tmp_path: Path) -> None:
+async def test_a_missing_grant_of_impersonation_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path, api_hosts=True) as here:
         here.google.add_account(TARGET)
         caller = here.google.metadata_account
@@ -139,7 +139,7 @@ async def test_impersonation_that_is_not_granted(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_that_hangs(tmp_path: Path) -> None:
+async def test_a_hanging_metadata_server_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.google.fail("metadata", Fault.HANG)
         ran = await here.check("--mint-timeout", "0.5")
@@ -164,7 +164,7 @@ async def gke(request: web.BaseRequest) -> web.Response:
 
 
 @pytest.mark.asyncio
-async def test_a_pod_of_gke_that_is_linked_to_no_service_account(tmp_path: Path) -> None:
+async def test_a_gke_pod_without_a_linked_service_account_is_diagnosed(tmp_path: Path) -> None:
     runner = web.ServerRunner(web.Server(gke))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -191,7 +191,7 @@ async def test_a_pod_of_gke_that_is_linked_to_no_service_account(tmp_path: Path)
 
 
 @pytest.mark.asyncio
-async def test_a_token_that_has_expired_before_it_came(tmp_path: Path) -> None:
+async def test_a_token_that_is_already_expired_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.google.fail("metadata", Fault.EXPIRED)
         ran = await here.check()
@@ -223,7 +223,7 @@ async def test_no_token_is_shown_even_if_the_service_repeats_it(tmp_path: Path) 
 
 
 @pytest.mark.asyncio
-async def test_settings_that_cannot_be_used_are_all_told_with_exit_code_2(tmp_path: Path) -> None:
+async def test_all_problems_with_the_settings_are_reported_with_exit_code_2(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         ran = await here.check("--http2-engine", "x", "--connect-timeout", "soon")
         assert (ran.code, ran.out) == (2, "")
@@ -234,7 +234,7 @@ async def test_settings_that_cannot_be_used_are_all_told_with_exit_code_2(tmp_pa
 
 
 @pytest.mark.asyncio
-async def test_a_terminal_gets_progress_that_goes_away_and_colours_that_can_be_refused(tmp_path: Path) -> None:
+async def test_a_terminal_shows_progress_until_a_result_and_colours_unless_refused(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         route = ("--route", f"svc={here.url}")
         code, shown = await here.run_in_terminal("check", *route)

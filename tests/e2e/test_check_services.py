@@ -20,7 +20,7 @@ ENVOY_PROTOCOL_ERROR = "upstream connect error or disconnect/reset before header
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("marked", [True, False])
-async def test_identity_aware_proxy_before_the_service(tmp_path: Path, marked: bool) -> None:
+async def test_identity_aware_proxy_before_the_service_is_diagnosed(tmp_path: Path, marked: bool) -> None:
     fields = {"location": "https://accounts.google.com/o/oauth2/v2/auth?client_id=x&state=secret"}
     if marked:
         fields["x_goog_iap_generated_response"] = "true"
@@ -34,7 +34,7 @@ async def test_identity_aware_proxy_before_the_service(tmp_path: Path, marked: b
 
 
 @pytest.mark.asyncio
-async def test_a_redirect_to_somewhere_else(tmp_path: Path) -> None:
+async def test_a_redirect_to_another_site_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(
         tmp_path, answering(307, location="https://elsewhere.example/x?y=secret"), public=True
     ) as here:
@@ -45,7 +45,7 @@ async def test_a_redirect_to_somewhere_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_host_that_does_not_resolve(tmp_path: Path) -> None:
+async def test_a_host_that_does_not_resolve_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         ran = await here.check(url="https://nowhere.invalid")
         assert_diagnosed(ran, "dns", "dns-failed", "nowhere.invalid does not resolve", "url of the route")
@@ -54,7 +54,7 @@ async def test_a_host_that_does_not_resolve(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_port_without_a_listener(tmp_path: Path) -> None:
+async def test_a_port_without_a_listener_is_diagnosed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     async with emulated_setup(tmp_path) as here:
@@ -63,7 +63,7 @@ async def test_a_port_without_a_listener(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         authority = here.environment.pop("SSL_CERT_FILE")
         ran = await here.check()
@@ -73,14 +73,14 @@ async def test_a_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_port_that_speaks_no_tls(tmp_path: Path) -> None:
+async def test_a_port_without_tls_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         ran = await here.check(url=f"https://{here.endpoints.metadata_address}")
         assert_diagnosed(ran, "tls", "upstream-tls-failed", "and its port")
 
 
 @pytest.mark.asyncio
-async def test_a_front_that_offers_no_http2(tmp_path: Path) -> None:
+async def test_a_front_end_without_http2_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path, alpn=("http/1.1",)) as here:
         ran = await here.check()
         assert_diagnosed(ran, "http2", "upstream-not-http2", "HTTP/2")
@@ -92,14 +92,14 @@ async def test_a_front_that_offers_no_http2(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_audience_that_the_service_does_not_take(tmp_path: Path) -> None:
+async def test_an_audience_that_the_service_refuses_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         ran = await here.check("--gcp-audience", "https://other.example.com")
         assert_diagnosed(ran, "discovery", "audience-refused", "'https://other.example.com'", "gcp_audience", here.url)
 
 
 @pytest.mark.asyncio
-async def test_a_custom_domain_without_an_audience(tmp_path: Path) -> None:
+async def test_a_custom_domain_without_an_audience_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.cloud_run.url = "https://svc-123456789012.europe-west1.run.app"
         ran = await here.check()
@@ -108,7 +108,7 @@ async def test_a_custom_domain_without_an_audience(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_principal_that_may_not_call(tmp_path: Path) -> None:
+async def test_a_principal_without_the_invoker_role_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.cloud_run.invokers.clear()
         ran = await here.check()
@@ -139,7 +139,7 @@ async def test_a_principal_that_may_not_call(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.asyncio
-async def test_what_the_front_end_or_the_container_answers(
+async def test_error_responses_of_the_front_end_and_of_the_container_are_diagnosed(
     tmp_path: Path, status: int, body: str, code: str, telling: tuple[str, ...]
 ) -> None:
     async with emulated_setup(tmp_path, answering(status, body, content_type="text/html")) as here:
@@ -148,7 +148,7 @@ async def test_what_the_front_end_or_the_container_answers(
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_is_no_restate_endpoint(tmp_path: Path) -> None:
+async def test_a_service_that_is_no_restate_endpoint_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path, echo) as here:
         assert_diagnosed(
             await here.check(), "discovery", "not-restate", "200 with application/json", "url of the route"
@@ -156,7 +156,7 @@ async def test_a_service_that_is_no_restate_endpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_does_not_answer(tmp_path: Path) -> None:
+async def test_a_service_that_does_not_answer_is_diagnosed(tmp_path: Path) -> None:
     async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
         while scope["type"] == "http" and (await receive())["type"] != "http.disconnect":
             pass
@@ -181,7 +181,7 @@ async def test_a_clock_that_is_wrong_is_a_warning_until_the_token_is_refused(tmp
 
 
 @pytest.mark.asyncio
-async def test_a_public_service_is_a_warning_and_strict_makes_it_count(tmp_path: Path) -> None:
+async def test_a_public_service_is_a_warning_and_a_failure_with_strict(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path, public=True) as here:
         ran = await here.check()
         assert (ran.code, ran.document["outcome"], ran.faults()) == (0, "warning", {"private": "public"})
@@ -191,7 +191,7 @@ async def test_a_public_service_is_a_warning_and_strict_makes_it_count(tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_a_private_service_on_a_route_that_adds_no_token(tmp_path: Path) -> None:
+async def test_a_private_service_on_a_route_without_tokens_is_diagnosed(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         ran = await here.check("--no-gcp-id-token")
         assert_diagnosed(ran, "discovery", "unsigned-refused", "gcp_id_token = false")

@@ -135,7 +135,9 @@ ROWS = {
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("kind", "itself"), ROWS.items(), ids=ROWS)
-async def test_each_source_does_what_the_table_says(tmp_path: Path, kind: str, itself: str | None) -> None:
+async def test_each_source_works_or_is_refused_as_its_table_row_says(
+    tmp_path: Path, kind: str, itself: str | None
+) -> None:
     async with table(tmp_path, kind) as row:
         for target in (TARGET, MIDDLE):
             row.google.allow_impersonation(row.written.principal, target)
@@ -241,7 +243,7 @@ def broken(desk: Desk) -> Iterator[tuple[str, str, Callable[[], None]]]:
 
 
 @pytest.mark.asyncio
-async def test_a_registration_shows_what_is_wrong_with_the_credentials(tmp_path: Path) -> None:
+async def test_a_failed_registration_says_what_is_wrong_with_the_credentials(tmp_path: Path) -> None:
     async with table(tmp_path, "service-account-key") as row:
         row.google.allow_impersonation(ACCOUNT, TARGET)
         good = row.written.file.read_text()

@@ -85,7 +85,7 @@ async def test_a_program_that_ends_later_ends_the_demo() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_interruption_on_the_way_leaves_nothing_behind() -> None:
+async def test_an_interrupted_demo_leaves_nothing_behind() -> None:
     async with program("demo", [*DEMO, "--free-ports"]) as demo:
         await demo.line("private Cloud Run service", within_seconds=SECONDS)
         children = children_of(demo.pid)

@@ -11,7 +11,7 @@ from tests.support.world import world
 
 
 @pytest.mark.asyncio
-async def test_both_ways_reach_the_service_and_are_measured(tmp_path: Path) -> None:
+async def test_the_sidecar_and_native_authentication_both_reach_the_service(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         ways = await measure(here, rounds=2, invocations=10)
         discoveries = here.container.discoveries()

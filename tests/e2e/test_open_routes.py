@@ -59,7 +59,9 @@ async def test_a_registration_adds_changes_and_removes_authentication(tmp_path: 
 
 @pytest.mark.asyncio
 @by_path_and_by_authority
-async def test_what_the_lists_do_not_allow_is_refused_and_leaves_what_works(tmp_path: Path, by_authority: bool) -> None:
+async def test_a_registration_that_the_lists_do_not_allow_is_refused_and_others_continue(
+    tmp_path: Path, by_authority: bool
+) -> None:
     async with world(tmp_path, by_authority=by_authority) as here:
         await here.register(f"{IMPERSONATE}={ONE}")
         for headers, host, reason in (
@@ -102,7 +104,7 @@ async def test_a_patch_of_the_deployment_may_change_its_headers(tmp_path: Path) 
 
 
 @pytest.mark.asyncio
-async def test_over_http_1_1_the_path_names_the_host_and_the_authority_does_not(tmp_path: Path) -> None:
+async def test_the_path_names_the_host_over_http_1_1_and_the_authority_does_not(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         registered = await here.restate.register(here.url(SAMPLES), headers={IMPERSONATE: ONE}, use_http_11=True)
         assert registered.status == 201, registered.body

@@ -76,7 +76,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("use_http_11", [False, True], ids=["h2c", "http1.1"])
-async def test_the_restate_that_is_known_is_served_and_no_other(tmp_path: Path, use_http_11: bool) -> None:
+async def test_only_the_restate_whose_key_is_listed_is_served(tmp_path: Path, use_http_11: bool) -> None:
     async with world(tmp_path) as here:
         url = f"{here.sidecar.url}/team/greeter"
         refused = await here.stranger.register(url, use_http_11=use_http_11)

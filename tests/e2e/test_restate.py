@@ -64,7 +64,7 @@ async def test_a_terminal_error_of_a_handler_is_returned_unchanged(tmp_path: Pat
 
 
 @pytest.mark.asyncio
-async def test_a_handler_that_fails_for_a_while_is_tried_again(tmp_path: Path) -> None:
+async def test_a_handler_that_fails_at_first_is_retried(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         await here.register()
         assert await here.restate.invoke("Trouble", "recover", 3) == (200, 4)
@@ -93,7 +93,9 @@ async def test_a_deployment_may_use_http_1_1(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("identity", Identity, ids=lambda identity: identity.name.lower().replace("_", "-"))
-async def test_a_thousand_invocations_are_answered_right_and_take_one_token(tmp_path: Path, identity: Identity) -> None:
+async def test_a_thousand_invocations_get_correct_responses_and_share_one_token(
+    tmp_path: Path, identity: Identity
+) -> None:
     async with world(tmp_path, identity) as here:
         await here.register()
         discovery = len(here.google.mints)
@@ -118,7 +120,7 @@ async def test_a_thousand_invocations_are_answered_right_and_take_one_token(tmp_
 
 
 @pytest.mark.asyncio
-async def test_each_discovery_mints_for_itself(tmp_path: Path) -> None:
+async def test_each_discovery_gets_a_token_of_its_own(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         await here.register()
         await here.register()
@@ -151,7 +153,7 @@ async def test_a_registration_with_a_token_of_restates_own_fails_at_once_and_say
 
 
 @pytest.mark.asyncio
-async def test_a_token_that_the_caller_made_up_is_replaced_and_counted(tmp_path: Path) -> None:
+async def test_a_token_of_the_client_is_replaced_and_counted(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         fields = {"X-Serverless-Authorization": "Bearer made-up", "authorization": AUTHORIZATION}
         for _ in range(2):
@@ -196,7 +198,7 @@ async def test_a_registration_without_a_token_fails_at_once_and_says_what_to_do(
 
 
 @pytest.mark.asyncio
-async def test_work_waits_while_nothing_can_be_minted_and_goes_on_afterwards(tmp_path: Path) -> None:
+async def test_invocations_wait_while_no_token_can_be_minted_and_continue_afterwards(tmp_path: Path) -> None:
     async with world(tmp_path) as here, asyncio.TaskGroup() as group:
         await here.register()
         here.google.fail("metadata", Fault.SERVER_ERROR)
@@ -208,7 +210,7 @@ async def test_work_waits_while_nothing_can_be_minted_and_goes_on_afterwards(tmp
 
 
 @pytest.mark.asyncio
-async def test_work_with_a_large_input_waits_too_and_uses_no_attempt_up(tmp_path: Path) -> None:
+async def test_invocations_with_a_large_input_wait_without_using_up_attempts(tmp_path: Path) -> None:
     text = "x" * (8 << 20)
     async with world(tmp_path, max_attempts=1) as here, asyncio.TaskGroup() as group:
         await here.register()
@@ -241,7 +243,7 @@ async def test_an_invocation_pauses_after_503s_where_no_retry_after_is_added(tmp
 
 
 @pytest.mark.asyncio
-async def test_invocations_under_way_finish_while_the_sidecar_ends(tmp_path: Path) -> None:
+async def test_live_invocations_finish_while_the_sidecar_drains(tmp_path: Path) -> None:
     async with world(tmp_path) as here, asyncio.TaskGroup() as group:
         await here.register()
         working = group.create_task(here.restate.invoke("Worker", "work", 2.0))

@@ -12,7 +12,7 @@ from tests.support.emulated_setup import emulated_setup
 
 
 @pytest.mark.asyncio
-async def test_token_shows_claims_and_only_raw_gives_the_token(tmp_path: Path) -> None:
+async def test_token_shows_claims_and_prints_the_token_only_with_raw(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         shown = await here.run("token", "svc", "--route", f"svc={here.url}")
         assert (shown.code, shown.err) == (0, "")

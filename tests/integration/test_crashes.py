@@ -40,7 +40,7 @@ async def test_workers_exit_after_the_drain_timeout_if_the_supervisor_is_killed(
 
 
 @pytest.mark.asyncio
-async def test_after_the_death_of_a_worker_the_other_goes_on(chain: StartChain) -> None:
+async def test_other_workers_continue_after_a_worker_dies(chain: StartChain) -> None:
     async with live(chain, 2) as it:
         assert it.idle is not None
         os.kill(it.idle, signal.SIGKILL)
@@ -57,7 +57,7 @@ async def test_after_the_death_of_a_worker_the_other_goes_on(chain: StartChain) 
 
 
 @pytest.mark.asyncio
-async def test_the_death_of_a_worker_with_live_streams_ends_these_only(chain: StartChain) -> None:
+async def test_a_dying_worker_ends_only_its_own_live_streams(chain: StartChain) -> None:
     async with live(chain, 2) as it:
         (carrying,) = set(await worker_pids(it.sidecar.program)) - {it.idle}
         os.kill(carrying, signal.SIGKILL)

@@ -98,7 +98,7 @@ async def test_a_wrong_clock_is_recognised(place: Place) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_user_has_a_name_even_if_the_file_has_none(place: Place) -> None:
+async def test_a_user_is_named_even_if_the_file_does_not_name_one(place: Place) -> None:
     place.take("authorized-user")
     with pytest.raises(ImpersonationDenied, match=rf"person@example\.com may not impersonate {TARGET}"):
         await place.mint(IMPERSONATED)
@@ -118,7 +118,7 @@ async def test_a_changed_subject_token_takes_effect(place: Place) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_source_that_google_revoked_is_loaded_again(place: Place) -> None:
+async def test_a_source_that_google_revoked_is_reloaded(place: Place) -> None:
     written = place.take("external-account-impersonating")
     place.google.allow_impersonation(written.principal, TARGET)
     await place.mint(IMPERSONATED)

@@ -143,7 +143,7 @@ OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.
 @pytest.mark.asyncio
 @one_or_two
 @pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
-async def test_other_signals_end_nothing(chain: StartChain, workers: int, whole_group: bool) -> None:
+async def test_other_signals_do_not_end_the_sidecar(chain: StartChain, workers: int, whole_group: bool) -> None:
     async with live(chain, workers) as it:
         for number in OTHERS:
             tell(it.pid, number, whole_group)

@@ -66,7 +66,7 @@ async def mirrored(certificates: Certificates, routes: Routes, *flags: str) -> A
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
-async def test_curl_gets_and_posts(certificates: Certificates, routes: Routes, version: str) -> None:
+async def test_curl_can_get_and_post(certificates: Certificates, routes: Routes, version: str) -> None:
     async with mirrored(certificates, routes) as running:
         url = f"{running.url}/svc/hello?x=1"
         seen = json.loads(await run("curl", "-sSf", version, "-H", "Authorization: Bearer mine", url))
@@ -180,7 +180,7 @@ async def test_h2load_works_over_http1(certificates: Certificates, routes: Route
 
 
 @pytest.mark.asyncio
-async def test_a_smuggling_request_is_not_signed(certificates: Certificates, tmp_path: Path) -> None:
+async def test_a_smuggled_request_is_not_signed(certificates: Certificates, tmp_path: Path) -> None:
     google = Google()
     called: list[str] = []
 
@@ -214,7 +214,7 @@ async def test_a_smuggling_request_is_not_signed(certificates: Certificates, tmp
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_closes_its_half_gets_its_answer(certificates: Certificates, routes: Routes) -> None:
+async def test_a_client_that_closes_its_half_gets_its_response(certificates: Certificates, routes: Routes) -> None:
     async with mirrored(certificates, routes) as running:
         reader, writer = await asyncio.open_connection(*running.address)
         writer.write(b"GET /svc/hello HTTP/1.1\r\nhost: localhost\r\n\r\n")

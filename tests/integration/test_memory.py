@@ -39,14 +39,14 @@ def libraries_octets() -> int:
 
 
 @pytest.mark.asyncio
-async def test_idle_it_takes_little_more_than_the_libraries_that_it_serves_with(libraries_octets: int) -> None:
+async def test_an_idle_sidecar_needs_little_more_memory_than_its_libraries(libraries_octets: int) -> None:
     async with sidecar(*_UPSTREAM) as running:
         more = anonymous_octets(of(running.program.pid, "status")) - libraries_octets
     assert 0 < more / MIB < 6
 
 
 @pytest.mark.asyncio
-async def test_what_judged_the_settings_is_gone_from_the_process_that_was_started() -> None:
+async def test_the_serving_process_does_not_load_what_validates_settings() -> None:
     async with sidecar(*_UPSTREAM) as running:
         maps = of(running.program.pid, "maps")
         assert "/uvloop/" in maps
@@ -57,7 +57,7 @@ async def test_what_judged_the_settings_is_gone_from_the_process_that_was_starte
 
 
 @pytest.mark.asyncio
-async def test_workers_hold_no_more_than_one_alone_does() -> None:
+async def test_no_worker_loads_what_validates_settings() -> None:
     async with sidecar(*_UPSTREAM, "--workers", "2") as running:
         one = (await running.program.line(r'"listening".*"worker": (\d+)'))[1]
         other = (await running.program.line(rf'"listening".*"worker": (?!{one}\b)(\d+)'))[1]
@@ -66,7 +66,7 @@ async def test_workers_hold_no_more_than_one_alone_does() -> None:
 
 
 @pytest.mark.asyncio
-async def test_more_routes_than_a_pipe_or_a_variable_would_hold_reach_it(tmp_path: Path) -> None:
+async def test_routes_larger_than_a_pipe_or_an_environment_variable_arrive(tmp_path: Path) -> None:
     config = tmp_path / "routes.toml"
     base = "x" * 200
     config.write_text("".join(f'[routes.r{n}]\nurl = "https://svc.run.app/{base}"\n' for n in range(1000)))

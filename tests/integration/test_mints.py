@@ -193,7 +193,7 @@ async def test_an_executable_does_not_outlive_the_sidecar(chain: StartChain, tmp
 
 
 @pytest.mark.asyncio
-async def test_an_executable_that_prints_without_end_is_ended(chain: StartChain, tmp_path: Path) -> None:
+async def test_an_executable_with_endless_output_is_killed(chain: StartChain, tmp_path: Path) -> None:
     async with stage(chain) as at:
         at.put(script(tmp_path, "exec cat /dev/zero"))
         for _ in range(2):
@@ -205,7 +205,7 @@ async def test_an_executable_that_prints_without_end_is_ended(chain: StartChain,
 
 
 @pytest.mark.asyncio
-async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(chain: StartChain) -> None:
+async def test_a_slow_mint_serves_later_requests_after_the_first_ones_timed_out(chain: StartChain) -> None:
     google = Google(slow_seconds=3.0)
     google.fail("metadata", Fault.SLOW, times=1)
     async with stage(chain, "--mint-timeout", "0.5", google=google, file=False) as at:
@@ -220,7 +220,7 @@ async def test_a_slow_mint_serves_later_requests_after_the_first_have_timed_out(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [-2 * 86_400, -7200, 7200])
-async def test_a_clock_that_is_wrong_by_more_than_the_life_of_a_token_stops_nothing(
+async def test_requests_are_served_with_a_clock_that_is_wrong_by_more_than_the_life_of_a_token(
     chain: StartChain, seconds: int
 ) -> None:
     google = Google(clock=lambda: time.time() + seconds)
@@ -260,7 +260,7 @@ async def test_only_the_new_key_is_used_after_a_key_was_replaced_under_load(chai
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("change", ["key", "none", "account"])
-async def test_invocations_use_the_identity_that_a_registration_has_shown(
+async def test_invocations_use_the_identity_that_the_last_registration_used(
     chain: StartChain, tmp_path: Path, change: str
 ) -> None:
     async with stage(chain, file=change != "account") as at:

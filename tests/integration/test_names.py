@@ -33,7 +33,7 @@ def loop_environment(loop: str, folder: Path) -> dict[str, str | None]:
 
 @pytest.mark.asyncio
 @both_loops
-async def test_silent_upstreams_delay_neither_another_name_nor_a_mint_nor_the_exit(
+async def test_unanswered_names_delay_neither_another_name_nor_a_mint_nor_the_exit(
     chain: StartChain, certificates: Certificates, tmp_path: Path, loop: str
 ) -> None:
     google = Google()
@@ -156,7 +156,7 @@ async def test_an_unanswered_name_is_reported_and_its_look_up_serves_later_reque
 
 
 @pytest.mark.asyncio
-async def test_names_are_those_of_the_machine(chain: StartChain, tmp_path: Path) -> None:
+async def test_names_resolve_as_on_the_machine(chain: StartChain, tmp_path: Path) -> None:
     """Of /etc/hosts, of the search list, and not asked for alone where they have fewer dots than `ndots`."""
     known = {"short.corp.test": ["127.0.0.1"], "two.parts.corp.test": ["127.0.0.1"], "two.parts": ["192.0.2.1"]}
     hosts = ("listed", "short", "two.parts")
@@ -174,7 +174,7 @@ async def test_names_are_those_of_the_machine(chain: StartChain, tmp_path: Path)
 
 
 @pytest.mark.asyncio
-async def test_check_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
+async def test_check_reports_a_silent_name_server_and_ends(tmp_path: Path) -> None:
     async with name_server(silent={"slow.test"}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
         async with asyncio.timeout(20):  # the look-up itself goes on for half a minute
@@ -184,7 +184,7 @@ async def test_check_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None
 
 
 @pytest.mark.asyncio
-async def test_check_shows_many_addresses_in_part_and_in_json_whole(tmp_path: Path) -> None:
+async def test_check_shows_some_of_many_addresses_and_json_all_of_them(tmp_path: Path) -> None:
     many = [f"127.0.0.{number}" for number in range(1, 7)]
     async with name_server({"many.test": many}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
@@ -195,7 +195,7 @@ async def test_check_shows_many_addresses_in_part_and_in_json_whole(tmp_path: Pa
 
 
 @pytest.mark.asyncio
-async def test_token_tells_a_silent_name_server_and_ends(tmp_path: Path) -> None:
+async def test_token_reports_a_silent_name_server_and_ends(tmp_path: Path) -> None:
     async with name_server(silent={"metadata.test"}) as names, emulated_setup(tmp_path) as it:
         it.under.extend(names.under(tmp_path))
         it.environment["GCE_METADATA_HOST"] = "metadata.test"

@@ -48,7 +48,7 @@ def environment(certificates: Certificates, server: GoogleServer, folder: Path |
 @pytest.mark.parametrize(
     ("endpoint", "fault"), [("metadata", Fault.HANG), ("metadata", Fault.RESET), ("oauth", Fault.HANG)]
 )
-async def test_an_outage_is_bridged_then_fails_fast_then_ends_by_itself(
+async def test_requests_are_served_during_an_outage_while_a_token_is_valid_then_fail_fast_then_recover(
     certificates: Certificates, tmp_path: Path, endpoint: Endpoint, fault: Fault
 ) -> None:
     google = Google(token_lifetime_seconds=60 + USABLE_SECONDS)

@@ -82,7 +82,9 @@ async def ask(running: Unread, times: int) -> None:
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_a_reader_that_stops_stops_nothing(routes: Routes, free_port: int, workers: int) -> None:
+async def test_a_log_reader_that_stops_reading_blocks_neither_requests_nor_the_exit(
+    routes: Routes, free_port: int, workers: int
+) -> None:
     with sidecar(routes(svc="https://127.0.0.1:1"), workers, f"127.0.0.1:{free_port}") as running:
         for _ in range(2 * workers):
             await ask(running, 40)  # 2 MB: the pipe takes 64 KiB, the queue 1 MiB
@@ -91,7 +93,9 @@ async def test_a_reader_that_stops_stops_nothing(routes: Routes, free_port: int,
 
 
 @pytest.mark.asyncio
-async def test_what_is_dropped_is_counted_and_told_when_the_reader_comes_back(routes: Routes, free_port: int) -> None:
+async def test_dropped_log_lines_are_counted_and_reported_once_the_reader_reads_again(
+    routes: Routes, free_port: int
+) -> None:
     with sidecar(routes(svc="https://127.0.0.1:1"), 1, f"127.0.0.1:{free_port}") as running:
         await ask(running, 40)
         dropped = await running.dropped()
@@ -110,7 +114,7 @@ async def test_what_is_dropped_is_counted_and_told_when_the_reader_comes_back(ro
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_a_reader_that_has_gone_changes_nothing_not_even_the_exit_code(
+async def test_a_closed_log_pipe_affects_neither_requests_nor_the_exit_code(
     routes: Routes, free_port: int, workers: int
 ) -> None:
     with sidecar(routes(svc="https://127.0.0.1:1"), workers, f"127.0.0.1:{free_port}") as running:

@@ -46,7 +46,7 @@ async def refused(running: Sidecar) -> dict[str, int]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("engine", ["auto", "h2"])
-async def test_a_request_that_is_refused_by_rule_is_counted_and_told(routes: Routes, engine: str) -> None:
+async def test_refused_requests_are_counted_and_logged_by_reason(routes: Routes, engine: str) -> None:
     config = routes(svc="https://127.0.0.1:1")
     flags = ["--log-level", "debug", "--http2-engine", engine]
     async with sidecar("--config", config, *flags) as running:

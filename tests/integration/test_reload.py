@@ -180,7 +180,7 @@ async def test_log_settings_change_and_what_needs_a_restart_is_named(workers: in
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_sighup_reads_the_file_again(workers: int, tmp_path: Path) -> None:
+async def test_sighup_reloads_the_file(workers: int, tmp_path: Path) -> None:
     config = tmp_path / "routes.toml"
     save(config, table("svc", 1))
     async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as it:
@@ -224,7 +224,7 @@ async def test_settings_from_a_pipe_cannot_be_read_again_and_sighup_says_so(name
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_a_swap_of_links_as_kubernetes_makes_it_is_noticed(workers: int, tmp_path: Path) -> None:
+async def test_a_change_of_links_in_a_kubernetes_volume_is_noticed(workers: int, tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"..{number}").mkdir()
         (tmp_path / f"..{number}" / "routes.toml").write_text(table(f"svc{number}", 1))

@@ -127,7 +127,7 @@ async def test_only_a_signed_request_reaches_google_and_the_service(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_keys_are_exchanged_while_it_serves(certificates: Certificates, tmp_path: Path, workers: int) -> None:
+async def test_keys_are_exchanged_without_a_restart(certificates: Certificates, tmp_path: Path, workers: int) -> None:
     admin = () if workers == 1 else ("--admin", "off")
     async with stage(certificates, tmp_path, "--workers", str(workers), *admin) as here:
         if workers > 1:
@@ -149,7 +149,7 @@ async def test_keys_are_exchanged_while_it_serves(certificates: Certificates, tm
 
 
 @pytest.mark.asyncio
-async def test_a_key_that_is_none_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
+async def test_an_invalid_key_prevents_the_start_with_one_sentence(tmp_path: Path) -> None:
     program = await asyncio.create_subprocess_exec(
         *(
             sys.executable,

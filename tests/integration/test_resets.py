@@ -109,7 +109,7 @@ async def answers(running: Sidecar, bad: str, good: str) -> tuple[Counter[str], 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_an_upstream_that_accepts_and_resets_costs_no_other_route_a_request(
+async def test_an_upstream_that_resets_connections_costs_other_routes_no_request(
     certificates: Certificates, routes: Callable[..., Path], tmp_path: Path, loop: str
 ) -> None:
     with resetting() as port:
@@ -125,7 +125,7 @@ async def test_an_upstream_that_accepts_and_resets_costs_no_other_route_a_reques
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_a_token_endpoint_that_accepts_and_resets_costs_no_other_route_a_request(
+async def test_a_token_endpoint_that_resets_connections_costs_other_routes_no_request(
     certificates: Certificates, tmp_path: Path, loop: str
 ) -> None:
     with resetting() as port:

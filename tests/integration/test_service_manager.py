@@ -72,7 +72,7 @@ async def asked(address: tuple[str, int]) -> bytes:
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_the_manager_is_told_of_start_and_end(routes: Routes, manager: Manager, workers: int) -> None:
+async def test_systemd_is_notified_of_readiness_and_of_the_end(routes: Routes, manager: Manager, workers: int) -> None:
     flags: list[str | Path] = [
         "--config",
         routes(svc="https://127.0.0.1:1"),
@@ -91,7 +91,7 @@ async def test_the_manager_is_told_of_start_and_end(routes: Routes, manager: Man
 
 @pytest.mark.asyncio
 @one_or_two
-async def test_the_watchdog_is_told_that_the_sidecar_lives(routes: Routes, manager: Manager, workers: int) -> None:
+async def test_the_watchdog_is_notified_while_the_sidecar_runs(routes: Routes, manager: Manager, workers: int) -> None:
     flags: list[str | Path] = [
         "--config",
         routes(svc="https://127.0.0.1:1"),
@@ -106,7 +106,7 @@ async def test_the_watchdog_is_told_that_the_sidecar_lives(routes: Routes, manag
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_stands_still_is_replaced_and_the_sidecar_lives(routes: Routes, manager: Manager) -> None:
+async def test_a_stopped_worker_is_replaced_while_the_sidecar_runs(routes: Routes, manager: Manager) -> None:
     flags: list[str | Path] = ["--config", routes(svc="https://127.0.0.1:1"), "--workers", "2", "--admin", "off"]
     async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "4000000"}) as running:
         first, second = await worker_pids(running.program)

@@ -43,7 +43,7 @@ async def test_a_request_ends_before_its_response_begins(chain: StartChain) -> N
 
 
 @pytest.mark.asyncio
-async def test_messages_cross_both_ways_while_both_halves_are_open(chain: StartChain) -> None:
+async def test_messages_are_forwarded_both_ways_while_both_halves_are_open(chain: StartChain) -> None:
     async with chain() as (_, upstream, client):
         stream = client.open("/svc/x")
         peer, upstream_stream, _, _ = await upstream.request()
@@ -56,7 +56,7 @@ async def test_messages_cross_both_ways_while_both_halves_are_open(chain: StartC
 
 
 @pytest.mark.asyncio
-async def test_interim_heads_and_trailers_cross_over(chain: StartChain) -> None:
+async def test_interim_heads_and_trailers_are_forwarded(chain: StartChain) -> None:
     async with chain() as (_, upstream, client):
         stream = client.open("/svc/x")
         peer, upstream_stream, _, _ = await upstream.request()
@@ -178,7 +178,7 @@ async def test_a_lost_client_resets_its_streams_upstream(chain: StartChain) -> N
 
 
 @pytest.mark.asyncio
-async def test_64_mebioctets_each_way_with_a_slow_reader_stay_within_the_windows(chain: StartChain) -> None:
+async def test_a_slow_reader_of_64_mebioctets_each_way_keeps_memory_within_the_windows(chain: StartChain) -> None:
     """Neither side gives credit until told to; the sidecar must hold windows' worth, and answer PING meanwhile."""
     total = 64 * MEBI
     settings = {SettingCodes.INITIAL_WINDOW_SIZE: 256 << 10}
@@ -218,7 +218,7 @@ async def _drain(reader: Peer, stream: int, received: dict[Peer, int]) -> None:
 
 
 @pytest.mark.asyncio
-async def test_one_stuck_stream_does_not_hold_up_the_others(chain: StartChain) -> None:
+async def test_a_stuck_stream_does_not_block_the_others(chain: StartChain) -> None:
     async with chain() as (_, upstream, client):
         stuck = client.open("/svc/stuck")
         peer, _, _, _ = await upstream.request()
@@ -269,7 +269,7 @@ async def test_empty_data_frames_are_not_passed_on(chain: StartChain) -> None:
 
 
 @pytest.mark.asyncio
-async def test_path_query_and_fields_cross_to_the_octet(chain: StartChain) -> None:
+async def test_path_query_and_fields_are_forwarded_octet_by_octet(chain: StartChain) -> None:
     fields = [
         (b"content-type", b"application/vnd.restate.invocation.v6"),
         (b"accept", b"application/vnd.restate.invocation.v6"),

@@ -137,7 +137,7 @@ async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(chain: St
 
 
 @pytest.mark.asyncio
-async def test_nothing_of_google_is_touched_before_a_signed_request(chain: StartChain, tmp_path: Path) -> None:
+async def test_google_is_not_called_before_a_signed_request(chain: StartChain, tmp_path: Path) -> None:
     missing = str(tmp_path / "no-such-key.json")
     async with scene(chain, env={"GOOGLE_APPLICATION_CREDENTIALS": missing}) as at:
         head, _ = await at.call("/elsewhere")
@@ -154,7 +154,7 @@ async def test_nothing_of_google_is_touched_before_a_signed_request(chain: Start
 
 
 @pytest.mark.asyncio
-async def test_a_401_drops_the_token_once_and_not_in_a_loop(chain: StartChain) -> None:
+async def test_repeated_401s_drop_the_token_once(chain: StartChain) -> None:
     async with scene(chain) as at:
         for _ in range(10):
             await at.through(status=401)
@@ -163,7 +163,7 @@ async def test_a_401_drops_the_token_once_and_not_in_a_loop(chain: StartChain) -
 
 
 @pytest.mark.asyncio
-async def test_an_unsigned_route_gets_no_token_and_lets_none_pass(chain: StartChain) -> None:
+async def test_an_unsigned_route_adds_no_token_and_forwards_none(chain: StartChain) -> None:
     async with chain() as (_, far, near):
         near.open("/svc/x", fields=SPOOFED, end=True)
         _, _, fields, _ = await far.request()
@@ -188,7 +188,9 @@ async def test_a_key_file_mints_through_its_token_uri(chain: StartChain, tmp_pat
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("endpoint", ["oauth"])
-async def test_a_key_file_fails_closed_too(chain: StartChain, tmp_path: Path, endpoint: Endpoint) -> None:
+async def test_nothing_is_sent_without_a_token_of_a_key_file(
+    chain: StartChain, tmp_path: Path, endpoint: Endpoint
+) -> None:
     google = Google()
     async with GoogleServer(google, chain.certificates) as of_google:
         key = tmp_path / "key.json"

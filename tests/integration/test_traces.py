@@ -155,7 +155,7 @@ async def test_what_the_client_does_not_sample_is_not_exported(chain: StartChain
 
 
 @pytest.mark.asyncio
-async def test_the_spans_that_wait_at_the_end_are_sent(chain: StartChain) -> None:
+async def test_queued_spans_are_sent_at_the_end(chain: StartChain) -> None:
     async with (
         receiver() as received,
         chain(env=exporting_to(received.url, OTEL_BSP_SCHEDULE_DELAY="3600000")) as (running, far, near),
@@ -167,7 +167,7 @@ async def test_the_spans_that_wait_at_the_end_are_sent(chain: StartChain) -> Non
 
 
 @pytest.mark.asyncio
-async def test_two_workers_send_the_spans_of_both(chain: StartChain) -> None:
+async def test_both_workers_send_their_spans(chain: StartChain) -> None:
     env = exporting_to("")
     async with receiver() as received:
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = received.url
@@ -181,7 +181,7 @@ async def test_two_workers_send_the_spans_of_both(chain: StartChain) -> None:
 
 
 @pytest.mark.asyncio
-async def test_without_a_receiver_requests_are_served_and_one_line_says_why(chain: StartChain) -> None:
+async def test_a_missing_receiver_stops_no_request_and_is_logged_once(chain: StartChain) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         env = exporting_to(f"http://127.0.0.1:{closed.getsockname()[1]}", OTEL_EXPORTER_OTLP_TIMEOUT="2")
@@ -199,7 +199,7 @@ async def test_without_a_receiver_requests_are_served_and_one_line_says_why(chai
 
 
 @pytest.mark.asyncio
-async def test_a_receiver_that_never_answers_holds_up_the_end_for_a_second(chain: StartChain) -> None:
+async def test_a_receiver_that_never_answers_delays_the_end_by_at_most_a_second(chain: StartChain) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env = exporting_to(f"http://127.0.0.1:{silent.getsockname()[1]}")
         async with chain(env=env) as (running, far, near):
@@ -222,7 +222,7 @@ async def test_a_receiver_that_never_answers_holds_up_the_end_for_a_second(chain
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, True),
     ],
 )
-async def test_nothing_of_opentelemetry_is_loaded_unless_it_is_asked_for(
+async def test_opentelemetry_is_not_loaded_unless_a_variable_asks_for_traces(
     chain: StartChain, tmp_path: Path, environment: Mapping[str, str], expected: bool
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
@@ -239,7 +239,7 @@ async def test_nothing_of_opentelemetry_is_loaded_unless_it_is_asked_for(
 
 
 @pytest.mark.asyncio
-async def test_where_the_extra_is_missing_one_warning_says_how_to_install_it(chain: StartChain, tmp_path: Path) -> None:
+async def test_a_missing_extra_is_one_warning_with_the_install_command(chain: StartChain, tmp_path: Path) -> None:
     packages = packages_without("opentelemetry", tmp_path)
     env = {**exporting_to("http://127.0.0.1:4318"), "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{packages}"}
     config = tmp_path / "routes.toml"

@@ -45,7 +45,7 @@ async def test_go_away_lets_live_streams_finish_and_sends_new_ones_elsewhere(cha
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("way", ["refused", "above"])
-async def test_what_was_provably_not_processed_is_sent_again_whole(chain: StartChain, way: str) -> None:
+async def test_a_request_that_was_provably_not_processed_is_sent_again_whole(chain: StartChain, way: str) -> None:
     async with chain() as (_, upstream, client):
         stream = client.open("/svc/x")
         await client.send(stream, b"first half, ")
@@ -65,7 +65,7 @@ async def test_what_was_provably_not_processed_is_sent_again_whole(chain: StartC
 
 
 @pytest.mark.asyncio
-async def test_what_is_no_longer_held_is_answered_503(chain: StartChain) -> None:
+async def test_a_request_that_is_no_longer_held_gets_503(chain: StartChain) -> None:
     async with chain(settings="replay_octets = 1000") as (_, upstream, client):
         stream = client.open("/svc/x")
         await client.send(stream, bytes(1001))
@@ -80,7 +80,7 @@ async def test_what_is_no_longer_held_is_answered_503(chain: StartChain) -> None
 
 
 @pytest.mark.asyncio
-async def test_an_upstream_that_refuses_everything_is_not_asked_for_ever(chain: StartChain) -> None:
+async def test_an_upstream_that_refuses_every_stream_is_retried_a_bounded_number_of_times(chain: StartChain) -> None:
     async with chain() as (_, upstream, client):
         stream = client.open("/svc/x", end=True)
         peer = await upstream.accepted()
@@ -111,7 +111,7 @@ async def test_more_connections_are_opened_when_streams_run_out(chain: StartChai
 
 
 @pytest.mark.asyncio
-async def test_beyond_all_connections_a_request_waits_its_turn_and_then_gets_503(chain: StartChain) -> None:
+async def test_a_request_beyond_all_connections_waits_and_then_gets_503(chain: StartChain) -> None:
     settings = "max_upstream_connections = 1\nstream_wait_timeout = 0.5"
     async with chain(settings=settings, upstream={"settings": {SettingCodes.MAX_CONCURRENT_STREAMS: 1}}) as (
         _,
@@ -188,7 +188,7 @@ async def test_a_plain_http_upstream_that_speaks_http1_is_reported(chain: StartC
 
 
 @pytest.mark.asyncio
-async def test_an_upstream_that_accepts_and_says_nothing_meets_the_connect_deadline(chain: StartChain) -> None:
+async def test_a_silent_upstream_fails_at_the_connect_deadline(chain: StartChain) -> None:
     silent = asyncio.Event()
 
     async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,7 +241,7 @@ async def test_unknown_routes_and_refused_paths_are_answered_and_never_forwarded
 
 
 @pytest.mark.asyncio
-async def test_a_stream_that_never_was_is_no_reason_to_lose_the_others(chain: StartChain) -> None:
+async def test_a_malformed_request_is_reset_and_other_streams_continue(chain: StartChain) -> None:
     """A malformed request is reset, or answered; the connection lives."""
     async with chain() as (_, upstream, client):
         good = client.open("/svc/good")

@@ -64,7 +64,7 @@ def within(folder: Path, *argv: str) -> list[str]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("build", BUILDS)
-async def test_interpreted_it_passes_the_tests_that_it_passes_compiled(build: str, tmp_path: Path) -> None:
+async def test_the_tests_pass_without_compiled_modules(build: str, tmp_path: Path) -> None:
     compiled, tests = BUILDS[build]
     lay_out(tmp_path, compiled)
     async with program("where", within(tmp_path, "-c", WHERE)) as asked:

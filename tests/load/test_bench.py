@@ -11,7 +11,7 @@ from tests.support.processes import program
 
 
 @pytest.mark.asyncio
-async def test_the_bench_measures_sidecar_and_floor_and_writes_what_it_found(tmp_path: Path) -> None:
+async def test_the_bench_measures_the_sidecar_and_the_floor_and_writes_a_report(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tests.load.bench", "--engine", "h2", "--peer", "plain", "--rounds", "1"]
     argv += ["--seconds", "0.05", "--only", "ping-pong-1", "--out", str(tmp_path)]
     async with program("bench", argv) as running:

@@ -31,7 +31,7 @@ def test_no_loop_logs_slow_callbacks(name: str, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.asyncio
-async def test_idle_returns_when_a_chain_of_callbacks_of_any_length_has_run() -> None:
+async def test_idle_returns_after_a_chain_of_callbacks_of_any_length() -> None:
     loop = asyncio.get_running_loop()
     left = 50
 

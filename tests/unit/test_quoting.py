@@ -39,7 +39,7 @@ def test_a_value_that_is_clearly_no_secret_is_quoted(value: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "shown"), [(5, "5"), (2.5, "2.5"), (True, "true"), (Path("/a/b"), "'/a/b'")])
-def test_numbers_truths_and_paths_are_quoted(value: object, shown: str) -> None:
+def test_numbers_booleans_and_paths_are_quoted(value: object, shown: str) -> None:
     assert quoted(value) == shown
 
 
@@ -86,7 +86,7 @@ def test_a_name_that_is_not_utf8_is_quoted_with_escapes() -> None:
         (None, "a NoneType"),
     ],
 )  # fmt: skip
-def test_any_other_value_is_described_and_not_quoted(value: object, shown: str) -> None:
+def test_any_other_value_is_described_instead_of_quoted(value: object, shown: str) -> None:
     assert plain(value) is None
     assert quoted(value) == shown
 
@@ -149,7 +149,7 @@ def test_a_quoted_value_is_one_printable_line(value: str) -> None:
         ),
     ],
 )
-def test_prose_is_one_line_without_what_looks_like_a_secret(text: str, line: str) -> None:
+def test_prose_is_one_line_without_apparent_secrets(text: str, line: str) -> None:
     assert one_line(text) == line
 
 

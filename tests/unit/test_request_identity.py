@@ -44,12 +44,12 @@ def refusal(lines: Head, path: str = PATH, now: float = NOW, keys: tuple[str, ..
 
 
 @pytest.mark.parametrize(("key", "octets"), KNOWN)
-def test_a_key_that_restate_logs_is_read(key: str, octets: str) -> None:
+def test_a_key_as_restate_logs_it_is_accepted(key: str, octets: str) -> None:
     assert public_octets(key).hex() == octets
 
 
 @given(st.binary(min_size=32, max_size=32).filter(lambda octets: octets[1:31] not in (bytes(30), b"\xff" * 30)))
-def test_every_public_key_is_read_as_it_was_written(octets: bytes) -> None:
+def test_every_public_key_survives_parsing(octets: bytes) -> None:
     try:
         assert public_octets(f"publickeyv1_{base58(octets)}") == octets
     except ValueError as exc:
@@ -70,7 +70,7 @@ def test_every_public_key_is_read_as_it_was_written(octets: bytes) -> None:
         ("publickeyv1_AfQwmwfgEZhrWpvv8N52SHpRtZqGGaFr4AZN6qtYWSi0", "base58 of 32 octets"),
     ],
 )
-def test_what_is_no_key_is_refused_with_the_reason_and_not_quoted(key: str, what: str) -> None:
+def test_an_invalid_key_is_refused_with_the_reason_and_not_quoted(key: str, what: str) -> None:
     with pytest.raises(ValueError, match=what) as caught:
         check_key(key)
     assert not key.removeprefix("publickeyv1_") or key not in str(caught.value)
@@ -92,7 +92,7 @@ def test_what_is_no_key_is_refused_with_the_reason_and_not_quoted(key: str, what
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     ],
 )
-def test_a_key_for_which_anybody_can_sign_is_refused(octets: str) -> None:
+def test_a_weak_key_that_verifies_forged_signatures_is_refused(octets: str) -> None:
     with pytest.raises(ValueError, match="anybody can sign for it"):
         check_key(f"publickeyv1_{base58(bytes.fromhex(octets))}")
 
@@ -118,7 +118,7 @@ def test_a_key_for_which_anybody_can_sign_is_refused(octets: str) -> None:
         ("/something/new", "/something/new"),
     ],
 )
-def test_a_signature_is_for_the_path_without_the_prefix(path: str, signed: str) -> None:
+def test_a_signature_covers_the_path_without_the_prefix(path: str, signed: str) -> None:
     assert is_signed_for(path.encode(), signed.encode())
 
 
@@ -142,7 +142,7 @@ def test_a_signature_is_for_the_path_without_the_prefix(path: str, signed: str) 
         ("/greeter/something/new", "/new/something"),
     ],
 )
-def test_a_signature_for_another_path_does_not_do(path: str, signed: str) -> None:
+def test_a_signature_for_another_path_is_refused(path: str, signed: str) -> None:
     assert not is_signed_for(path.encode(), signed.encode())
 
 
@@ -151,18 +151,18 @@ def test_a_signature_for_another_path_does_not_do(path: str, signed: str) -> Non
 
 @pytest.mark.parametrize("path", [PATH, f"/greeter{PATH}", f"/a/b{PATH}?x=y"])
 @pytest.mark.parametrize("now", [NOW - 60, NOW, NOW + 59.9])
-def test_a_request_that_a_known_restate_has_signed_passes(path: str, now: float) -> None:
+def test_a_request_signed_with_a_known_key_passes(path: str, now: float) -> None:
     Verifier((KEY.public,)).verify(head(KEY.jwt(PATH, at=NOW)), path.encode(), now)
 
 
-def test_several_keys_are_known_while_one_replaces_another() -> None:
+def test_several_keys_may_be_known_at_a_time() -> None:
     verifier = Verifier((KEY.public, OTHER.public))
     for key in (KEY, OTHER):
         verifier.verify(head(key.jwt(PATH, at=NOW)), PATH.encode(), NOW)
         verifier.verify(head(key.jwt(PATH, at=NOW, header={"kid": None})), PATH.encode(), NOW)
 
 
-def test_the_same_signature_is_checked_for_path_and_time_again() -> None:
+def test_path_and_time_of_a_remembered_signature_are_checked_again() -> None:
     verifier = Verifier((KEY.public,))
     lines = head(KEY.jwt(PATH, at=NOW))
     verifier.verify(lines, PATH.encode(), NOW)
@@ -177,7 +177,7 @@ def test_the_same_signature_is_checked_for_path_and_time_again() -> None:
         assert caught.value.reason == reason
 
 
-def test_many_signatures_need_bounded_memory() -> None:
+def test_the_memory_for_signatures_is_bounded() -> None:
     verifier = Verifier((KEY.public,))
     for number in range(1_100):
         path = f"/invoke/Greeter/h{number}"
@@ -185,7 +185,7 @@ def test_many_signatures_need_bounded_memory() -> None:
     assert len(verifier._kept) <= 1_024
 
 
-def test_a_changed_signature_is_not_taken_for_one_that_was_verified() -> None:
+def test_a_changed_signature_does_not_match_a_remembered_one() -> None:
     verifier = Verifier((KEY.public,))
     token = KEY.jwt(PATH, at=NOW)
     verifier.verify(head(token), PATH.encode(), NOW)
@@ -262,5 +262,5 @@ def test_a_jwt_of_claims_that_are_no_object_is_refused() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_nothing_but_a_signature_passes(value: bytes) -> None:
+def test_random_fields_never_pass(value: bytes) -> None:
     assert refusal(head(value)).reason in {"malformed", "unknown-key", "bad-signature"}

@@ -92,14 +92,14 @@ def test_anything_else_is_neither(method: bytes, path: bytes) -> None:
     assert classify(method, path) is RequestKind.OTHER
 
 
-def test_a_person_waits_for_a_discovery_alone() -> None:
+def test_only_a_discovery_has_a_person_waiting_for_it() -> None:
     assert [kind for kind in RequestKind if kind.interactive] == [RequestKind.DISCOVERY]
 
 
 # ---- what a failure is answered with
 
 
-def test_every_failure_has_its_row_and_nothing_else_has() -> None:
+def test_the_table_has_exactly_one_row_for_each_failure() -> None:
     assert set(REPLY_RULES) == set(all_failures())
 
 
@@ -155,7 +155,7 @@ def test_field_names_of_a_local_reply_are_lower_case_without_pseudo_fields(kind:
 
 
 @given(st.sampled_from(all_failures()), st.floats(min_value=0, max_value=1, exclude_max=True))
-def test_retry_after_is_within_its_bounds(kind: type[Failure], random_fraction: float) -> None:
+def test_retry_after_stays_within_its_bounds(kind: type[Failure], random_fraction: float) -> None:
     seconds = field(local_reply(kind("x"), RequestKind.INVOCATION, random_fraction), b"retry-after")
     bounds = documented_rules()[kind.__name__].retry_after_seconds
     assert (seconds is None) is (bounds is None)
@@ -224,7 +224,7 @@ def test_a_manifest_is_known_by_its_content_type(content_type: str, expected: bo
     assert is_manifest(content_type) is expected
 
 
-def test_all_that_is_accepted_is_a_manifest() -> None:
+def test_each_accepted_content_type_is_a_manifest() -> None:
     offered = DISCOVERY_ACCEPT.decode().split(", ")
     assert len(offered) == 4
     assert all(map(is_manifest, offered))
@@ -248,7 +248,7 @@ def test_a_manifest_lists_handlers_by_service() -> None:
         pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
-def test_what_is_no_manifest_is_refused_without_being_quoted(body: bytes) -> None:
+def test_invalid_content_is_refused_as_a_manifest_and_not_quoted(body: bytes) -> None:
     with pytest.raises(ValueError, match="no manifest") as caught:
         manifest_services(body)
     assert caught.value.__cause__ is None

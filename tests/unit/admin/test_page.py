@@ -61,7 +61,7 @@ def test_the_policy_allows_the_script_and_the_style_of_the_page_by_their_hashes_
     assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
-def test_the_script_makes_no_markup_of_what_it_is_told() -> None:
+def test_the_script_never_inserts_data_as_markup() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", PAGE)
 
 
@@ -107,7 +107,7 @@ async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, widt
 
 @needs_chromium
 @pytest.mark.asyncio
-async def test_routes_that_are_not_well_come_first_with_code_since_reason_remedy_and_commands(tmp_path: Path) -> None:
+async def test_failing_routes_come_first_with_code_time_reason_remedy_and_commands(tmp_path: Path) -> None:
     async with stage() as plane, page(tmp_path) as browser:
         await loaded(browser, plane.address, width=1280, dark=False)
         payments, broken = await texts(browser, ".trouble")
@@ -125,7 +125,7 @@ async def test_routes_that_are_not_well_come_first_with_code_since_reason_remedy
 
 @needs_chromium
 @pytest.mark.asyncio
-async def test_the_page_changes_without_being_loaded_again(tmp_path: Path) -> None:
+async def test_the_page_updates_without_a_reload(tmp_path: Path) -> None:
     async with stage() as plane, page(tmp_path) as browser:
         await loaded(browser, plane.address, width=1280, dark=False)
         await browser.evaluate("window.here = true")

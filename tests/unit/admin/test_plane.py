@@ -206,7 +206,7 @@ async def test_answers_do_not_name_the_server_and_forbid_caching(site: Site) -> 
 
 
 @pytest.mark.asyncio
-async def test_readiness_reflects_routes_that_cannot_mint_where_that_is_asked_for(site: Site) -> None:
+async def test_readiness_reflects_routes_that_cannot_mint_if_the_settings_say_so(site: Site) -> None:
     assert (await site.get("/readyz?routes"))[:2] == (200, "ready: taking requests\n")
     site.health.mint_failed(TokenKey.for_route(ROUTES[0]), TokenTimeout("no answer"), 5.0, False)
     status, text, _ = await site.get("/readyz?routes")
@@ -218,7 +218,7 @@ async def test_readiness_reflects_routes_that_cannot_mint_where_that_is_asked_fo
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("host", ["rebound.example.com", "rebound.example.com:9091", "localhost.example.com"])
-async def test_a_web_page_with_a_name_of_its_own_is_refused(site: Site, host: str) -> None:
+async def test_a_web_page_under_a_name_of_its_own_is_refused(site: Site, host: str) -> None:
     for path in (*PATHS, "/nope"):
         status, text, _ = await site.get(path, host=host)
         assert (status, "allowed_hosts" in text) == (403, True)
@@ -228,7 +228,7 @@ async def test_a_web_page_with_a_name_of_its_own_is_refused(site: Site, host: st
 @pytest.mark.parametrize(
     "host", ["localhost", "127.0.0.1:1", "[::1]:9091", "10.1.2.3", "host.docker.internal", "yours.example"]
 )
-async def test_names_that_no_web_page_can_have_are_accepted_and_those_that_are_listed(host: str) -> None:
+async def test_names_that_no_web_page_can_have_and_allowed_hosts_are_accepted(host: str) -> None:
     async with running(allowed_hosts=["yours.example"]) as site:
         assert (await site.get("/livez", host=host))[0] == 200
 

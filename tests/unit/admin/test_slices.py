@@ -124,7 +124,7 @@ async def test_thousands_of_routes_do_not_hold_up_the_event_loop(path: str, leas
 
 
 @pytest.mark.asyncio
-async def test_the_loop_runs_between_slices_and_pieces_without_text_are_work_too() -> None:
+async def test_the_event_loop_runs_between_slices_even_of_empty_pieces() -> None:
     turns = 0
 
     def pieces() -> Iterator[str]:

@@ -42,7 +42,7 @@ def test_the_document_describes_every_path_and_every_reference_leads_somewhere()
 
 
 @pytest.mark.asyncio
-async def test_every_answer_is_as_the_document_says() -> None:
+async def test_every_response_matches_the_document() -> None:
     async with stage() as plane, aiohttp.ClientSession() as session:
         for path in (*PATHS, "/readyz?routes"):
             async with session.get(f"http://{plane.address}{path}") as response:
@@ -53,7 +53,7 @@ async def test_every_answer_is_as_the_document_says() -> None:
 
 
 @pytest.mark.asyncio
-async def test_status_tells_what_is_wrong_with_a_route_its_token_and_the_last_minutes() -> None:
+async def test_status_shows_the_failure_of_a_route_its_token_and_the_last_minutes() -> None:
     async with (
         stage() as plane,
         aiohttp.ClientSession() as session,
@@ -75,7 +75,7 @@ async def test_status_tells_what_is_wrong_with_a_route_its_token_and_the_last_mi
     assert [failure["code"] for failure in told["failures"]] == ["token-timeout", *["invoker-missing"] * 3]
 
 
-def test_an_origin_of_several_routes_is_told_once() -> None:
+def test_an_origin_of_several_routes_is_listed_once() -> None:
     routes = [Route(name=name, origin=Origin("https", "svc.run.app", 443)) for name in ("a", "b")]
     metrics = Metrics()
     status = Status(metrics, RouteHealth(metrics), History(metrics), StillState(routes, waiting=2))
@@ -83,7 +83,7 @@ def test_an_origin_of_several_routes_is_told_once() -> None:
     assert [(origin["origin"], origin["waiting"]) for origin in told["origins"]] == [("https://svc.run.app", 2)]
 
 
-def test_history_has_intervals_of_requests_errors_and_quantiles_and_forgets_them() -> None:
+def test_history_has_bounded_intervals_of_requests_errors_and_quantiles() -> None:
     metrics = Metrics()
     counted = metrics.route(ROUTES[0])
     history = History(metrics)

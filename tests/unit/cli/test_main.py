@@ -57,7 +57,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "no such command 'sreve'" in told.stderr
 
 
-def test_help_and_version_load_nothing_heavy() -> None:
+def test_help_and_version_import_no_heavy_module() -> None:
     assert loaded("--help") == set()
     assert loaded("--version") == set()
 
@@ -66,7 +66,7 @@ def test_the_health_check_loads_neither_the_settings_model_nor_the_sidecar() -> 
     assert loaded("healthcheck", "--admin", "127.0.0.1:1") == set()
 
 
-def test_print_config_loads_nothing_heavy() -> None:
+def test_print_config_imports_no_heavy_module() -> None:
     """The settings are read in a process of its own, as for a sidecar that serves."""
     assert loaded("serve", "--upstream", "https://svc.run.app", "--print-config") == set()
 

@@ -93,7 +93,7 @@ def test_a_listener_is_ready_when_it_takes_connections(tmp_path: Path) -> None:
         assert wait_now("--listener", f"unix:{tmp_path}/s", "--timeout", "0").exit_code == 0
 
 
-def test_what_does_not_speak_http_is_not_ready() -> None:
+def test_a_listener_without_http_is_not_ready() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         with socket.create_connection(listening.getsockname()):
@@ -125,7 +125,7 @@ def test_what_does_not_speak_http_is_not_ready() -> None:
         (["--config", "/nonexistent/routes.toml"], "/nonexistent/routes.toml"),
     ],
 )
-def test_what_cannot_be_asked_is_said_at_once(arguments: list[str], said: str) -> None:
+def test_an_address_that_cannot_be_used_is_reported_at_once(arguments: list[str], said: str) -> None:
     told = wait_now(*arguments)
     assert told.exit_code == 1
     assert said in told.stderr

@@ -9,7 +9,7 @@ import pytest
 from proxy.connection.budget import Account, Budget
 
 
-def test_a_budget_wakes_the_waiting_once_a_quarter_is_free() -> None:
+def test_waiters_are_woken_once_a_quarter_of_the_budget_is_free() -> None:
     budget = Budget(1000)
     woken: list[str] = []
     budget.change(500)
@@ -29,7 +29,7 @@ def test_a_budget_wakes_the_waiting_once_a_quarter_is_free() -> None:
     assert budget.queued_octets == 0
 
 
-def test_a_waiter_that_left_is_not_woken() -> None:
+def test_a_waiter_that_was_removed_is_not_woken() -> None:
     budget = Budget(10)
     woken: list[str] = []
 
@@ -113,7 +113,7 @@ def test_the_next_largest_is_asked_when_the_largest_cannot_give_enough() -> None
     assert owners.asked == [("first", 250), ("second", 250)]
 
 
-def test_owners_that_give_nothing_are_asked_once_a_turn_and_again_after_the_next_change() -> None:
+def test_owners_that_give_up_nothing_are_asked_once_a_turn_and_again_after_a_change() -> None:
     owners = Owners(1000)
     account = owners.open("stubborn", 1000, most_freed=0)
     owners.open("empty", 0)
@@ -126,7 +126,7 @@ def test_owners_that_give_nothing_are_asked_once_a_turn_and_again_after_the_next
     assert owners.asked == [("stubborn", 250), ("stubborn", 251)]
 
 
-def test_nobody_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
+def test_no_owner_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
     owners = Owners(1000)
     account = owners.open("quick", 1000)
     account.change(-1)
@@ -134,7 +134,7 @@ def test_nobody_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
     assert not owners.asked
 
 
-def test_octets_without_an_owner_evict_nobody() -> None:
+def test_octets_without_an_owner_evict_no_owner() -> None:
     owners = Owners(1000)
     owners.budget.change(1000)
     owners.turn()

@@ -48,7 +48,7 @@ def connections(make: EngineFactory, count: int) -> Iterator[tuple[ManualLoop, C
 
 
 @each_bare_engine
-def test_one_call_of_the_loop_flushes_all_that_have_something_to_write(make: EngineFactory) -> None:
+def test_one_callback_flushes_all_connections_that_have_something_to_write(make: EngineFactory) -> None:
     with connections(make, 5) as (loop, flusher, pairs):
         *busy, idle = pairs
         ids = [pair.answered(b"content") for pair in busy]
@@ -89,7 +89,7 @@ def test_a_flush_that_raises_does_not_stop_the_others(make: EngineFactory) -> No
 
 
 @each_bare_engine
-def test_what_is_queued_while_connections_are_flushed_leaves_in_the_next_turn(make: EngineFactory) -> None:
+def test_octets_queued_during_a_flush_leave_in_the_next_turn(make: EngineFactory) -> None:
     class Forwarding(Receiver):
         def on_response_sent(self, octets: int) -> None:
             other.server.streams[there].send_data(b"after", False)

@@ -14,7 +14,7 @@ WINDOW = 65_535
 
 
 @each_bare_engine
-def test_it_ends_its_stream_and_the_rest_of_the_read_is_served(make: EngineFactory) -> None:
+def test_an_internal_error_ends_its_stream_and_the_rest_of_the_read_is_served(make: EngineFactory) -> None:
     with Pair(make) as pair:
         broken, sound = pair.client.request("/broken"), pair.client.request("/sound")
         pair.settle()
@@ -32,7 +32,7 @@ def test_it_ends_its_stream_and_the_rest_of_the_read_is_served(make: EngineFacto
 
 
 @each_bare_engine
-def test_a_request_that_could_not_be_taken_is_reset_and_its_neighbour_served(make: EngineFactory) -> None:
+def test_a_request_that_could_not_be_accepted_is_reset_and_the_next_one_served(make: EngineFactory) -> None:
     with Pair(make) as pair:
         broken, sound = pair.client.request("/broken"), pair.client.request("/sound")
         pair.server.failing = {broken}
@@ -44,7 +44,7 @@ def test_a_request_that_could_not_be_taken_is_reset_and_its_neighbour_served(mak
 
 
 @each_bare_engine
-def test_while_sent_content_is_reported_it_costs_the_others_nothing(make: EngineFactory) -> None:
+def test_an_internal_error_about_sent_content_does_not_affect_other_streams(make: EngineFactory) -> None:
     with Pair(make) as pair:
         broken, sound = pair.answered(b"content"), pair.answered(b"content")
         pair.server.failing = {broken}
@@ -61,7 +61,7 @@ def test_while_sent_content_is_reported_it_costs_the_others_nothing(make: Engine
 
 
 @each_bare_engine
-def test_what_is_queued_is_dropped_where_the_exchange_was_not_over(make: EngineFactory) -> None:
+def test_queued_content_is_dropped_if_the_exchange_was_not_over(make: EngineFactory) -> None:
     with Pair(make) as pair:
         broken = pair.answered(bytes(100_000))
         pair.server.failing = {broken}
@@ -74,7 +74,7 @@ def test_what_is_queued_is_dropped_where_the_exchange_was_not_over(make: EngineF
 
 @each_bare_engine
 @pytest.mark.parametrize("ended", [True, False])
-def test_what_is_queued_still_leaves_where_the_exchange_was_over(make: EngineFactory, ended: bool) -> None:
+def test_queued_content_still_leaves_if_the_exchange_was_over(make: EngineFactory, ended: bool) -> None:
     with Pair(make) as pair:
         broken = pair.answered(bytes(100_000), end=ended)
         pair.server.failing = {broken}
@@ -93,7 +93,7 @@ def test_what_is_queued_still_leaves_where_the_exchange_was_over(make: EngineFac
 
 
 @each_bare_engine
-def test_a_receiver_that_had_let_go_of_its_stream_is_the_one_that_is_told(make: EngineFactory) -> None:
+def test_a_receiver_that_had_detached_is_told_of_its_internal_error(make: EngineFactory) -> None:
     class Leaving(Receiver):
         def on_request_data(self, data: bytes, end_stream: bool) -> None:
             stream = pair.server.streams[self.stream_id]
@@ -119,7 +119,7 @@ def test_a_receiver_that_had_let_go_of_its_stream_is_the_one_that_is_told(make: 
 
 
 @each_bare_engine
-def test_a_receiver_that_fails_at_being_told_is_reported_and_let_go(make: EngineFactory) -> None:
+def test_a_receiver_that_raises_when_told_of_an_error_is_reported_and_detached(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream = pair.answered(bytes(100_000))
         receiver = pair.server.receivers[stream]
@@ -134,7 +134,7 @@ def test_a_receiver_that_fails_at_being_told_is_reported_and_let_go(make: Engine
 
 
 @each_bare_engine
-def test_one_that_concerns_no_stream_ends_the_connection(make: EngineFactory) -> None:
+def test_an_internal_error_without_a_stream_ends_the_connection(make: EngineFactory) -> None:
     with Pair(make) as pair:
         pair.client.engine.go_away(ErrorCode.NO_ERROR)
         pair.up()

@@ -17,7 +17,7 @@ from tests.unit.connection.stage import Pair, Server
 
 
 @each_bare_engine
-def test_all_that_is_queued_in_a_turn_leaves_in_one_write(make: EngineFactory) -> None:
+def test_octets_queued_in_one_turn_leave_in_one_write(make: EngineFactory) -> None:
     with Pair(make) as pair:
         before = pair.server.flushes
         ids = [pair.answered(b"content") for _ in range(10)]
@@ -35,7 +35,7 @@ def test_all_that_is_queued_in_a_turn_leaves_in_one_write(make: EngineFactory) -
 
 
 @each_bare_engine
-def test_octets_may_be_handed_over_or_read_to_the_buffer(make: EngineFactory) -> None:
+def test_octets_may_come_as_data_or_be_read_to_the_buffer(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream_id = pair.client.request("/", end=False)
         pair.client.engine.send_data(stream_id, b"x" * 10_000, end_stream=True)
@@ -53,7 +53,7 @@ def test_octets_may_be_handed_over_or_read_to_the_buffer(make: EngineFactory) ->
 
 
 @each_bare_engine
-def test_nothing_is_read_from_beyond_the_buffer(make: EngineFactory) -> None:
+def test_more_octets_than_the_buffer_has_are_refused(make: EngineFactory) -> None:
     with Pair(make) as pair:
         for octets in (-1, len(pair.server.get_buffer(-1)) + 1):
             with pytest.raises(ValueError, match="buffer"):
@@ -156,7 +156,7 @@ ENDS: dict[str, Callable[[Pair], None]] = {
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ENDS)
-def test_what_a_connection_holds_is_off_the_budget_when_it_ends(make: EngineFactory, how: str) -> None:
+def test_an_ended_connection_leaves_nothing_charged_to_the_budget(make: EngineFactory, how: str) -> None:
     with Pair(make) as pair:
         pair.answered(bytes(200_000))
         pair.transport.stalls_at_next_write = True
@@ -176,7 +176,7 @@ def test_what_a_connection_holds_is_off_the_budget_when_it_ends(make: EngineFact
 
 @each_bare_engine
 @pytest.mark.parametrize("how", ENDS)
-def test_each_live_stream_is_told_of_the_end_once_and_then_the_connection(make: EngineFactory, how: str) -> None:
+def test_each_live_stream_is_told_of_the_end_once_before_the_connection(make: EngineFactory, how: str) -> None:
     with Pair(make) as pair:
         live = [pair.answered(b"content") for _ in range(3)]
         pair.answered(b"over", end=True)
@@ -191,7 +191,9 @@ def test_each_live_stream_is_told_of_the_end_once_and_then_the_connection(make: 
 
 
 @each_bare_engine
-def test_a_receiver_that_fails_at_the_end_is_told_so_and_the_others_hear_of_it(make: EngineFactory) -> None:
+def test_a_receiver_that_raises_at_the_end_gets_an_internal_error_and_the_others_are_told_of_the_end(
+    make: EngineFactory,
+) -> None:
     with Pair(make) as pair:
         ids = [pair.answered(b"content") for _ in range(3)]
         pair.loop.turn()
@@ -218,7 +220,7 @@ def test_a_connection_that_is_lost_says_why(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_closing_delivers_what_is_queued_and_happens_once(make: EngineFactory) -> None:
+def test_closing_delivers_queued_octets_once(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream = pair.answered(b"last words")
         pair.server.close("enough")
@@ -246,7 +248,7 @@ def test_a_peer_that_does_not_read_keeps_a_closed_connection_for_five_seconds(ma
 
 
 @each_bare_engine
-def test_closing_a_transport_that_is_closing_only_says_so(make: EngineFactory) -> None:
+def test_closing_a_transport_that_is_already_closing_reports_the_end_once(make: EngineFactory) -> None:
     with Pair(make) as pair:
         pair.answered(b"never seen")
         pair.transport.lose(None)
@@ -257,7 +259,7 @@ def test_closing_a_transport_that_is_closing_only_says_so(make: EngineFactory) -
 
 
 @each_bare_engine
-def test_without_a_transport_there_is_nothing_to_close_or_flush(make: EngineFactory) -> None:
+def test_close_and_flush_do_nothing_without_a_transport(make: EngineFactory) -> None:
     with Pair(make) as pair:
         early = Server(make, Limits(), pair.budget, pair.flusher)
         early.close("too early")
@@ -269,7 +271,7 @@ def test_without_a_transport_there_is_nothing_to_close_or_flush(make: EngineFact
 
 
 @each_bare_engine
-def test_a_broken_rule_is_answered_with_go_away_and_a_close(make: EngineFactory) -> None:
+def test_a_connection_error_is_answered_with_goaway_and_a_close(make: EngineFactory) -> None:
     with Pair(make) as pair:
         stream = pair.client.request("/x")
         pair.client.raw(RstStreamFrame(9))
@@ -283,7 +285,7 @@ def test_a_broken_rule_is_answered_with_go_away_and_a_close(make: EngineFactory)
 
 
 @each_bare_engine
-def test_what_arrives_after_the_close_is_not_looked_at(make: EngineFactory) -> None:
+def test_octets_after_the_close_are_ignored(make: EngineFactory) -> None:
     with Pair(make, queued_octets=1_000) as pair:
         stream = pair.client.request("/x")
         pair.up()
@@ -309,7 +311,7 @@ def test_a_connection_that_fails_does_not_wait_for_the_budget(make: EngineFactor
 
 
 @each_bare_engine
-def test_a_connection_that_ends_while_it_waits_for_the_budget_is_not_called_any_more(make: EngineFactory) -> None:
+def test_a_connection_that_ends_while_it_waits_for_the_budget_is_not_woken(make: EngineFactory) -> None:
     with Pair(make, queued_octets=1_000) as pair:
         stream = pair.client.request("/x")
         pair.client.engine.send_data(stream, b"content", end_stream=False)
@@ -321,7 +323,7 @@ def test_a_connection_that_ends_while_it_waits_for_the_budget_is_not_called_any_
 
 
 @each_bare_engine
-def test_pings_and_settings_need_no_attention(make: EngineFactory) -> None:
+def test_pings_and_settings_reach_no_receiver(make: EngineFactory) -> None:
     with Pair(make) as pair:
         pair.client.raw(PingFrame(0, b"87654321"))
         pair.client.raw(SettingsFrame(0, settings={4: 1_000}))
@@ -351,7 +353,7 @@ def test_a_peer_with_large_windows_that_does_not_read_gets_no_more_than_a_transp
 
 
 @each_bare_engine
-def test_all_that_the_windows_take_leaves_in_portions(make: EngineFactory) -> None:
+def test_content_within_wide_windows_leaves_in_portions(make: EngineFactory) -> None:
     windows = Limits(stream_window_octets=64 << 20, connection_window_octets=64 << 20)
     with Pair(make, client_limits=windows) as pair:
         stream = pair.answered(bytes(3 << 20), end=True)

@@ -64,7 +64,7 @@ async def test_expect_100_continue_is_answered_before_the_content() -> None:
         await lives(it, reader, writer)
 
 
-async def test_the_answer_to_head_has_no_content() -> None:
+async def test_the_response_to_head_has_no_content() -> None:
     async with listening() as it:
         reader, writer = await it.raw(GET.replace(b"GET", b"HEAD"))
         taken = await it.relay.request()

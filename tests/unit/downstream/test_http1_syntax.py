@@ -123,7 +123,7 @@ def test_the_end_of_data_within_a_head_is_a_fault(octets: bytes, amid: bool) -> 
     assert (checked.fault is not None) is amid
 
 
-def test_no_reason_quotes_the_request() -> None:
+def test_the_reason_never_quotes_the_request() -> None:
     for _, octets, _ in FAULTS:
         checked = syntax()
         checked.feed(octets.replace(b"other", b"secret").replace(b"X", b"secret"))

@@ -32,20 +32,20 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> EngineFactory:
     return Nghttp2Engine
 
 
-def test_h2_is_h2_and_needs_no_reason(absent: None) -> None:
+def test_h2_is_chosen_by_name_without_a_reason(absent: None) -> None:
     chosen = engine_choice("h2")
     assert (chosen.name, chosen.make, chosen.reason) == ("h2", PortableEngine, None)
     assert chosen.library.startswith("h2 4.")
 
 
-def test_auto_takes_h2_where_the_compiled_engine_is_absent_and_says_why(absent: None) -> None:
+def test_auto_chooses_h2_without_the_compiled_engine_and_says_why(absent: None) -> None:
     chosen = engine_choice("auto")
     assert (chosen.name, chosen.make) == ("h2", PortableEngine)
     assert chosen.reason is not None
     assert "libnghttp2-dev" in chosen.reason
 
 
-def test_nghttp2_where_it_is_absent_is_an_error_that_says_how_to_get_it(absent: None) -> None:
+def test_nghttp2_without_the_compiled_engine_is_an_error_with_a_remedy(absent: None) -> None:
     with pytest.raises(EngineUnavailable, match="libnghttp2-dev"):
         engine_choice("nghttp2")
 
@@ -72,18 +72,18 @@ def test_an_engine_compiled_for_other_classes_counts_as_absent(
 
 
 @pytest.mark.parametrize("name", ["auto", "nghttp2"])
-def test_the_compiled_engine_is_preferred_where_it_is(compiled: EngineFactory, name: EngineName) -> None:
+def test_auto_chooses_the_compiled_engine_if_it_is_there(compiled: EngineFactory, name: EngineName) -> None:
     chosen = engine_choice(name)
     assert chosen.make is compiled
     assert (chosen.name, chosen.library, chosen.reason) == ("nghttp2", "libnghttp2 1.52.0", None)
 
 
-def test_h2_stays_h2_where_the_compiled_engine_is(compiled: EngineFactory) -> None:
+def test_h2_is_chosen_by_name_even_beside_the_compiled_engine(compiled: EngineFactory) -> None:
     assert engine_choice("h2").make is PortableEngine
 
 
 @pytest.mark.parametrize("client", [True, False])
-def test_what_is_chosen_makes_engines(absent: None, client: bool) -> None:
+def test_the_choice_makes_engines(absent: None, client: bool) -> None:
     engine = engine_choice("auto").make(client=client, limits=Limits(), handler=Handler())
     assert engine.name == "h2"
     assert engine.wants_to_send()

@@ -35,7 +35,7 @@ def bars(root: ElementTree.Element) -> list[tuple[str, float]]:
 FIGURES = {COMPILED: 20.0, PORTABLE: 70.0, "envoy": 50.0, "plain": 100.0}
 
 
-def test_it_is_well_formed_and_everything_is_inside() -> None:
+def test_the_chart_is_well_formed_svg_with_everything_inside() -> None:
     root = drawn(summaries(**FIGURES))
     width, height = float(root.get("width", "0")), float(root.get("height", "0"))
     for text in root.iter(f"{SVG}text"):
@@ -46,7 +46,7 @@ def test_it_is_well_formed_and_everything_is_inside() -> None:
     assert said[-2:] == ["one", "two"]
 
 
-def test_there_is_a_bar_for_each_contender_in_each_panel_and_the_longer_is_the_greater() -> None:
+def test_each_panel_has_a_bar_of_proportional_length_for_each_contender() -> None:
     found = bars(drawn(summaries(**FIGURES)))
     assert len(found) == len(PANELS) * len(FIGURES)
     panel = found[: len(FIGURES)]
@@ -56,7 +56,7 @@ def test_there_is_a_bar_for_each_contender_in_each_panel_and_the_longer_is_the_g
     assert lengths[0] / lengths[3] == pytest.approx(0.2, abs=0.02)
 
 
-def test_one_that_dwarfs_the_others_is_drawn_cut() -> None:
+def test_a_bar_that_dwarfs_the_others_is_cut() -> None:
     root = drawn(summaries(**{**FIGURES, "plain": 1000.0}))
     cuts = [path for path in root.iter(f"{SVG}path") if path.get("class") == "cut"]
     assert len(cuts) == len(PANELS)
@@ -70,9 +70,9 @@ def test_a_panel_without_figures_is_left_out() -> None:
     assert titles == [panel.title for panel in PANELS if panel.workload != "memory"]
 
 
-def test_nothing_measured_is_still_a_picture() -> None:
+def test_a_chart_without_figures_is_still_an_image() -> None:
     assert not bars(drawn({}))
 
 
-def test_it_is_made_for_dark_pages_too() -> None:
+def test_the_chart_has_colours_for_dark_pages() -> None:
     assert "prefers-color-scheme: dark" in chart({}, LABELS, title="t", notes=[])

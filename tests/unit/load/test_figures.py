@@ -29,7 +29,7 @@ def test_a_percentile_covers_its_share_and_no_smaller_value_does(values: list[fl
     assert len(smaller) < share * len(values) + 1e-9 or not smaller
 
 
-def test_there_is_no_percentile_of_nothing() -> None:
+def test_no_values_have_no_percentile() -> None:
     with pytest.raises(ValueError, match="nothing"):
         percentile([], 0.5)
 
@@ -42,7 +42,7 @@ def test_a_summary_is_the_median_of_the_rounds_and_says_how_far_they_agree() -> 
     assert summary.rounds == 3
 
 
-def test_what_one_round_lacks_is_not_summed_up() -> None:
+def test_a_figure_that_one_round_lacks_has_no_summary() -> None:
     summaries = summarize([sample("envoy", 0, cpu_us=1.0, added_p50_us=2.0), sample("envoy", 1, cpu_us=1.0)])
     assert summaries["unary"]["envoy"].values == {"cpu_us": 1.0}
 
@@ -81,7 +81,7 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     assert verdicts[PORTABLE, PLAIN].mark == "✔"
 
 
-def test_the_refresh_is_compared_with_the_rest_of_the_same_run() -> None:
+def test_requests_near_a_refresh_are_compared_with_the_others_of_the_run() -> None:
     values = {"refresh_p99_us": 1200.0, "p99_us": 1000.0}
     summaries = summarize([Sample(workload="refresh", contender=COMPILED, round=0, values=values)])
     verdict = next(one for one in judge(summaries) if one.target.workload == "refresh")

@@ -20,7 +20,7 @@ any_frame = st.builds(
 
 
 @given(sent=st.lists(any_frame, max_size=5), cuts=st.lists(st.integers(0, 200_000), max_size=6))
-def test_frames_come_out_as_they_went_in_however_the_reads_are_cut(sent: list[Frame], cuts: list[int]) -> None:
+def test_frames_are_read_as_written_in_any_fragmentation(sent: list[Frame], cuts: list[int]) -> None:
     whole = b"".join(frames.frame(*one) for one in sent)
     edges = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
     reader = FrameReader()
@@ -28,7 +28,7 @@ def test_frames_come_out_as_they_went_in_however_the_reads_are_cut(sent: list[Fr
     assert read == sent
 
 
-def test_settings_and_window_updates_are_what_others_read() -> None:
+def test_settings_and_window_updates_are_read_correctly_by_hyperframe() -> None:
     made = frames.settings(max_concurrent_streams=100, initial_window_size=1 << 20)
     settings, length = ReadByHyperframe.parse_frame_header(memoryview(made[:9]))
     settings.parse_body(memoryview(made[9 : 9 + length]))
@@ -50,7 +50,7 @@ def test_settings_and_pings_are_acknowledged_once() -> None:
     assert frames.acknowledgement(Frame(frames.DATA, 0, 1, b"x")) == b""
 
 
-def test_padding_and_priority_are_no_content() -> None:
+def test_padding_and_priority_are_not_content() -> None:
     assert frames.content(Frame(frames.DATA, frames.PADDED, 1, b"\x02hello\0\0")) == b"hello"
     padded = Frame(frames.HEADERS, frames.PADDED | frames.PRIORITY, 1, b"\x01" + b"12345" + b"\x88" + b"\0")
     assert frames.content(padded) == b"\x88"

@@ -29,22 +29,22 @@ def report(took: str = "103.37ms", failed: int = 0, errored: int = 0, bad: int =
 @pytest.mark.parametrize(
     ("took", "seconds"), [("103.37ms", 0.10337), ("1.03s", 1.03), ("900us", 0.0009), ("2.5m", 150.0)]
 )
-def test_the_time_is_read_in_every_unit(took: str, seconds: float) -> None:
+def test_the_time_is_parsed_in_every_unit(took: str, seconds: float) -> None:
     assert parse_counts(report(took)).seconds == pytest.approx(seconds)
 
 
-def test_nothing_falls_short_when_every_request_got_2xx() -> None:
+def test_a_run_with_only_2xx_has_no_shortfall() -> None:
     assert shortfall(parse_counts(report()), 1000) is None
 
 
-def test_what_failed_is_named() -> None:
+def test_failed_requests_are_named_in_the_shortfall() -> None:
     refused = shortfall(parse_counts(report(failed=3, bad=3)), 1000)
     assert refused == "3 of 1000 requests did not succeed (3 failed, 3 without 2xx)"
     broken = shortfall(parse_counts(report(failed=2, errored=2)), 1000)
     assert broken == "2 of 1000 requests did not succeed (2 broken off)"
 
 
-def test_fewer_requests_than_asked_for_fall_short() -> None:
+def test_fewer_requests_than_ordered_are_a_shortfall() -> None:
     assert shortfall(parse_counts(report()), 1200) == "200 of 1200 requests did not succeed (never answered)"
 
 
@@ -60,12 +60,12 @@ def test_the_log_has_start_status_and_duration_of_each_request() -> None:
     ]
 
 
-def test_a_torn_log_is_refused() -> None:
+def test_an_incomplete_log_is_refused() -> None:
     with pytest.raises(NotH2load, match="not a line"):
         parse_log("1700000000250000\t200\t412\n17000000")
 
 
-def test_the_command_line_says_what_the_load_is() -> None:
+def test_the_command_line_describes_the_load() -> None:
     load = Load(connections=8, streams=16, body=Path("/body"), window_bits=16, fields=["a: b"], per_second=250)
     argv = [str(word) for word in load.argv("h2load", "http://127.0.0.1:1/x", 100, Path("/log"))]
     assert argv[:4] == ["h2load", "-c8", "-m16", "-n100"]

@@ -18,7 +18,7 @@ def test_every_peer_verifies_the_upstream_and_adds_the_token(config: object) -> 
         assert expected in text
 
 
-def test_envoy_is_not_held_back_by_its_circuit_breakers() -> None:
+def test_envoys_circuit_breakers_do_not_limit_the_bench() -> None:
     cluster = json.loads(envoy(WAY))["static_resources"]["clusters"][0]
     assert min(cluster["circuit_breakers"]["thresholds"][0].values()) > 10_000
     tls = cluster["transport_socket"]["typed_config"]["common_tls_context"]

@@ -34,7 +34,7 @@ fn=(3) send
 """
 
 
-def test_what_a_function_calls_is_not_its_own() -> None:
+def test_the_cost_of_a_function_excludes_its_calls() -> None:
     assert parse(WRITTEN) == {
         "/usr/lib/x86_64-linux-gnu/libnghttp2.so.14.24.1": 121,
         "/opt/proxy/http2/nghttp2/engine.cpython-311-x86_64-linux-gnu.so": 33,
@@ -58,7 +58,7 @@ def test_each_object_file_belongs_to_a_layer(object_file: str, expected: str) ->
     assert layer(object_file) == expected
 
 
-def test_the_python_is_named_with_its_optimisation() -> None:
+def test_the_python_build_is_named_with_its_optimisation() -> None:
     build = python_build()
     assert build.startswith(f"Python {platform.python_version()}, {platform.python_compiler()}, ")
     assert " -O" in build

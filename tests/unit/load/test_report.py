@@ -41,7 +41,7 @@ def test_values_have_three_digits_and_a_unit() -> None:
     assert shown("refreshes", 9.0) == "9"
 
 
-def test_values_beside_each_other_have_one_unit() -> None:
+def test_values_side_by_side_have_one_unit() -> None:
     assert shown("p50_us", 34.0, [34.0, 1970.0]) == "0.034 ms"
 
 
@@ -68,7 +68,7 @@ def test_the_targets_are_listed_with_marks() -> None:
     assert "not measured" in text
 
 
-def test_the_document_is_json_with_everything_in_it() -> None:
+def test_the_report_is_json_with_all_figures() -> None:
     summaries = summarize(samples())
     whole = document(
         about={"at": "now"}, kinds=[UNARY], summaries=summaries, judged=judge(summaries), samples=samples()

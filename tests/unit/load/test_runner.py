@@ -7,7 +7,7 @@ from tests.load.h2load import Request
 from tests.load.runner import around_refreshes, order
 
 
-def test_every_contender_has_its_turn_once_a_round_and_not_always_in_the_same_place() -> None:
+def test_every_contender_runs_once_a_round_in_changing_order() -> None:
     known = contenders()
     rounds = [[one.key for one in order(known, turn)] for turn in range(4)]
     assert all(sorted(one) == sorted(contender.key for contender in known) for one in rounds)

@@ -5,11 +5,11 @@ from tests.load.soak import Record, verdict
 MIB = 1 << 20
 
 
-def test_a_level_run_without_failures_is_as_it_must_be() -> None:
+def test_a_run_with_level_memory_and_no_failures_passes() -> None:
     assert verdict(Record(rss=[60 * MIB] * 8, files=[20] * 8)) == []
 
 
-def test_what_warming_up_takes_is_not_held_against_it() -> None:
+def test_growth_in_the_warm_up_is_ignored() -> None:
     assert verdict(Record(rss=[40 * MIB, 60 * MIB, *[75 * MIB] * 6], files=[9, 15, *[20] * 6])) == []
 
 
@@ -28,5 +28,5 @@ def test_a_failed_exchange_is_a_failed_run() -> None:
     assert verdict(record) == ["exchange failed: download: it took over 30 s"]
 
 
-def test_a_run_of_three_seconds_says_nothing_of_memory() -> None:
+def test_memory_is_not_judged_after_a_short_run() -> None:
     assert verdict(Record(rss=[1, 2, 3], files=[1, 2, 3])) == ["it was too short to see whether memory grows"]

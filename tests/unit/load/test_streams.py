@@ -42,7 +42,7 @@ async def echo(guard: Guard) -> AsyncIterator[int]:
 
 
 @pytest.mark.asyncio
-async def test_messages_bounce_on_every_stream_for_as_long_as_asked() -> None:
+async def test_messages_go_back_and_forth_on_every_stream_for_the_given_time() -> None:
     def bounce(port: int) -> tuple[int, float, list[float]]:
         with StreamsClient(port, "/echo") as client:
             client.open(10)
@@ -59,7 +59,7 @@ async def test_messages_bounce_on_every_stream_for_as_long_as_asked() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_stream_without_a_token_is_refused_and_the_client_says_so() -> None:
+async def test_a_stream_without_a_token_is_refused_and_reported() -> None:
     def knock(port: int) -> None:
         with StreamsClient(port, "/echo") as client:
             client.open(1)
@@ -69,7 +69,7 @@ async def test_a_stream_without_a_token_is_refused_and_the_client_says_so() -> N
             await asyncio.to_thread(knock, port)
 
 
-def test_a_closed_connection_and_a_reset_stream_are_told() -> None:
+def test_a_closed_connection_and_a_reset_stream_are_reported() -> None:
     for answer, said in ((b"", "closed"), (frames.frame(frames.RST_STREAM, 0, 1, b"\0\0\0\x07"), "code 7")):
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
@@ -84,17 +84,17 @@ def test_a_closed_connection_and_a_reset_stream_are_told() -> None:
                     client.open(1)
 
 
-def test_the_echo_takes_a_token_for_as_long_as_it_is_good() -> None:
+def test_the_echo_accepts_a_token_until_it_expires() -> None:
     assert seconds_left(bearer(1000), 940.0) == 60.0
     assert seconds_left(bearer(1000), 1060.0) == -60.0
 
 
 @pytest.mark.parametrize("value", [b"", b"Bearer", b"Bearer x", b"Bearer a.!.c", b"Basic e30.e30.e30", bearer("soon")])
-def test_what_is_no_token_is_not_good_at_all(value: bytes) -> None:
+def test_the_echo_refuses_an_invalid_token(value: bytes) -> None:
     assert seconds_left(value, 0.0) == 0.0
 
 
-def test_the_guard_tells_once_of_each_new_token(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_new_token_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     guard, encoder, decoder = Guard(), hpack.Encoder(), hpack.Decoder()
     good, stale = bearer(time.time() + 60), bearer(time.time() - 1)
     admitted = [
@@ -115,6 +115,6 @@ def test_cpu_and_memory_of_a_process_are_read() -> None:
     assert busy_seconds(min(os.sched_getaffinity(0))) > 0
 
 
-def test_a_process_that_is_gone_is_told() -> None:
+def test_a_process_that_has_ended_is_reported() -> None:
     with pytest.raises(ProcessGone):
         Process(2**22 - 1)

@@ -85,7 +85,7 @@ def test_an_invalid_host_name_says_why(text: str) -> None:
         parse_host_name(text)
 
 
-def test_off_is_no_address() -> None:
+def test_off_means_no_address() -> None:
     assert parse_address_or_off("off") is None
     assert parse_address_or_off("[::1]:1") == Address("::1", 1, "")
     with pytest.raises(ValueError, match="no port"):
@@ -100,12 +100,12 @@ def test_off_is_no_address() -> None:
         ("a.localhost:1", False), ("[::ffff:10.0.0.1]:1", False), ("[fe80::1]:1", False),
     ],
 )  # fmt: skip
-def test_local_is_what_only_this_machine_reaches(host: str, local: bool) -> None:
+def test_an_address_that_only_this_machine_reaches_is_local(host: str, local: bool) -> None:
     """A name below localhost is not: what it resolves to is up to the resolver."""
     assert parse_address(host).is_local is local
 
 
-def test_a_bound_socket_gives_the_address_that_a_client_writes(tmp_path: Path) -> None:
+def test_the_address_of_a_bound_socket_is_one_that_clients_can_use(tmp_path: Path) -> None:
     for family, asked in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0))):
         with socket.socket(family) as bound:
             bound.bind(asked)

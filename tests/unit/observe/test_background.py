@@ -101,7 +101,7 @@ def test_a_line_says_how_many_were_dropped_once_the_reader_has_caught_up(monkeyp
     structlog.reset_defaults()
 
 
-def test_a_reader_that_has_gone_is_no_error_and_the_streams_stay_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_is_no_error_and_later_writes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as target:
@@ -155,7 +155,7 @@ def test_no_thread_is_started_for_a_stream_without_writes(capsys: pytest.Capture
     assert threading.active_count() == before
 
 
-def test_what_a_warning_in_a_destructor_writes_does_not_lock_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_write_from_a_destructor_does_not_deadlock(capsys: pytest.CaptureFixture[str]) -> None:
     class Noisy:
         def __del__(self) -> None:
             sys.stderr.write("gone\n")

@@ -32,7 +32,7 @@ class Stage:
         self.counted.ended(Observed(), 200, 0.1)
 
 
-def test_a_route_is_well_until_it_fails_and_after_the_next_success() -> None:
+def test_a_route_is_failing_from_a_failure_to_the_next_success() -> None:
     stage = Stage()
     assert stage.health.trouble(ROUTE) is None
     stage.observed.error_response(FORBIDDEN, [(b"www-authenticate", b"Bearer", False)], b"")
@@ -54,21 +54,21 @@ def test_a_route_is_well_until_it_fails_and_after_the_next_success() -> None:
 
 
 @pytest.mark.parametrize("failure", [BadRequest("a rule is broken"), Draining("over")])
-def test_a_request_at_fault_and_draining_make_no_route_unwell_but_are_kept(failure: Failure) -> None:
+def test_failures_of_a_request_and_of_draining_are_kept_but_do_not_make_a_route_fail(failure: Failure) -> None:
     stage = Stage()
     stage.observed.local_reply(Observed(status=400), failure)
     assert stage.health.trouble(ROUTE) is None
     assert [kept.code for kept in stage.health.last_failures] == [failure.code]
 
 
-def test_an_error_response_that_stops_no_work_is_no_failure() -> None:
+def test_an_error_response_that_stops_no_invocation_is_no_failure() -> None:
     stage = Stage()
     stage.observed.error_response(Observed(status=500), [], b"")
     assert stage.health.trouble(ROUTE) is None
     assert not stage.health.last_failures
 
 
-def test_the_last_twenty_failures_are_kept_also_those_without_a_route() -> None:
+def test_the_last_twenty_failures_are_kept_with_or_without_a_route() -> None:
     stage = Stage()
     nowhere = stage.health.route(None)
     for number in range(LAST_FAILURES + 5):
@@ -79,7 +79,7 @@ def test_the_last_twenty_failures_are_kept_also_those_without_a_route() -> None:
     assert {kept.route for kept in stage.health.last_failures} == {UNMATCHED}
 
 
-def test_a_route_that_cannot_mint_is_unwell_without_a_request_and_until_a_mint_succeeds() -> None:
+def test_a_route_that_cannot_mint_fails_without_requests_until_a_mint_succeeds() -> None:
     stage = Stage()
     stage.health.mint_failed(KEY, TokenTimeout("no answer"), 5.0, False)
     stage.now = 1010.0
@@ -96,7 +96,7 @@ def test_a_route_that_cannot_mint_is_unwell_without_a_request_and_until_a_mint_s
     assert stage.health.mint_trouble(ROUTE) is None
 
 
-def test_an_unsigned_route_has_no_trouble_with_mints() -> None:
+def test_failed_mints_do_not_affect_an_unsigned_route() -> None:
     unsigned = Route(name="open", origin=ROUTE.origin, signed=False)
     stage = Stage()
     stage.health.route(unsigned)
@@ -104,7 +104,7 @@ def test_an_unsigned_route_has_no_trouble_with_mints() -> None:
     assert stage.health.trouble(unsigned) is None
 
 
-def test_a_new_snapshot_keeps_the_trouble_of_a_route_that_has_not_changed() -> None:
+def test_the_failures_of_an_unchanged_route_survive_a_new_snapshot() -> None:
     stage = Stage()
     stage.observed.error_response(FORBIDDEN, [], b"")
     stage.health.route(ROUTE)

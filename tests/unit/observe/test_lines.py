@@ -94,7 +94,7 @@ def test_a_logger_made_before_the_configuration_follows_it(capsys: pytest.Captur
     assert [line["message"] for line in lines(capsys)] == ["two"]
 
 
-def test_auto_is_console_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_auto_is_console_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, is_json in ((io.StringIO(), True), (Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         configure_logging("info", "auto")
@@ -186,7 +186,7 @@ def test_a_line_is_tied_to_its_trace_and_its_invocation(
         (b"x-restate-invocation-id", b"inv_" + b"a" * 65),
     ],
 )
-def test_what_is_no_trace_and_no_invocation_is_not_repeated(
+def test_an_invalid_trace_or_invocation_id_is_not_logged(
     name: bytes, value: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = exchange_line(capsys, (name, value))
@@ -233,7 +233,7 @@ def test_warnings_of_libraries_become_lines_at_every_level(capsys: pytest.Captur
     ]
 
 
-def test_a_traceback_of_a_library_is_kept_but_for_its_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_of_a_library_is_logged_without_its_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     try:
         raise ValueError(f"cannot decode {JWT}")
@@ -269,7 +269,7 @@ def redacted(**event: Any) -> dict[str, Any]:
      "token", "id_token", "access-token", "refresh_token", "jwt", "assertion", "client_assertion", "private_key",
      "client_secret", "password", "cookie", "api_key", "proxy-authorization"],
 )  # fmt: skip
-def test_the_value_of_a_telling_key_is_dropped_however_deep(key: str) -> None:
+def test_the_value_of_a_secret_key_is_dropped_at_any_depth(key: str) -> None:
     for value in ("opaque", b"opaque", ["opaque"], {"a": "opaque"}, 7):
         assert redacted(**{key: value})[key] == REDACTED
         assert redacted(fields={key: value})["fields"] == {key: REDACTED}
@@ -282,7 +282,7 @@ def test_the_value_of_a_telling_key_is_dropped_however_deep(key: str) -> None:
      ("token_lifetime", 3), ("tokens", 2), ("code", "token-timeout"), ("cached", True), ("nothing", None),
      ("keyless", "x")],
 )  # fmt: skip
-def test_what_is_no_secret_is_left_as_it_is(key: str, value: Any) -> None:
+def test_other_values_are_logged_unchanged(key: str, value: Any) -> None:
     assert redacted(**{key: value}) == {key: value}
 
 
@@ -311,7 +311,7 @@ class Holder:
         "-----BEGIN RSA PRIVATE KEY-----\nc2lnbmF0dXJlLXNpZ25hdHVyZQ",
     ],
 )
-def test_what_looks_like_a_credential_is_masked_wherever_it_stands(value: Any) -> None:
+def test_text_that_looks_like_a_credential_is_masked_anywhere(value: Any) -> None:
     for event in (redacted(event=value), redacted(anything=value), redacted(exception=[value])):
         text = str(event)
         assert REDACTED in text
@@ -319,7 +319,7 @@ def test_what_looks_like_a_credential_is_masked_wherever_it_stands(value: Any) -
         assert "eyJhdWQ" not in text
 
 
-def test_the_challenge_of_cloud_run_can_still_be_read() -> None:
+def test_the_challenge_of_cloud_run_is_not_masked() -> None:
     challenge = 'Bearer error="invalid_token" error_description="The access token could not be verified"'
     assert redacted(www_authenticate=challenge)["www_authenticate"] == challenge
 
@@ -337,6 +337,6 @@ BASE64URL = st.from_regex(r"[A-Za-z0-9_-]{20,60}", fullmatch=True)
 
 
 @given(st.text(max_size=20), BASE64URL, BASE64URL, st.text(max_size=20))
-def test_a_bearer_value_never_survives_its_surroundings(before: str, one: str, two: str, after: str) -> None:
+def test_a_bearer_value_is_masked_in_any_surroundings(before: str, one: str, two: str, after: str) -> None:
     assert one not in str(redacted(event=f"{before} Bearer {one}.{two} {after}"))
     assert two not in str(redacted(event=f"{before} Bearer {one}.{two} {after}"))

@@ -56,7 +56,7 @@ def test_exchanges_are_counted_in_and_out_by_route_and_status() -> None:
     assert (greeter.in_flight, greeter.total, greeter.failures) == (1, 2, 0)
 
 
-def test_durations_are_a_histogram_up_to_the_longest_request_of_cloud_run() -> None:
+def test_the_histogram_of_durations_reaches_the_longest_request_of_cloud_run() -> None:
     metrics = Metrics()
     for seconds in (0.001, 0.005, 0.02, 3600, 4000):
         metrics.route(route("a")).started(EXCHANGE)
@@ -70,7 +70,7 @@ def test_durations_are_a_histogram_up_to_the_longest_request_of_cloud_run() -> N
     assert told[f"{name}_sum{{route=a}}"] == pytest.approx(7600.026)
 
 
-def test_a_route_is_asked_for_by_name_and_is_always_the_same() -> None:
+def test_the_metrics_of_a_route_are_one_object() -> None:
     metrics = Metrics()
     assert metrics.route(route("a")) is metrics.route(route("a"))
     assert metrics.route(route("a")) is not metrics.route(route("b"))
@@ -91,7 +91,7 @@ def test_counters_of_a_removed_route_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("kind", all_failures())
-def test_failures_are_counted_by_every_code_there_is(kind: type[Failure]) -> None:
+def test_failures_are_counted_by_code(kind: type[Failure]) -> None:
     metrics = Metrics()
     failure = kind("a sentence")
     metrics.route(route("a")).local_reply(EXCHANGE, failure)
@@ -103,7 +103,7 @@ def test_failures_are_counted_by_every_code_there_is(kind: type[Failure]) -> Non
     assert metrics.route(route("a")).failures == 2
 
 
-def test_labels_of_statuses_stay_bounded_whatever_upstreams_answer() -> None:
+def test_status_labels_are_bounded_for_any_response() -> None:
     metrics = Metrics()
     counted = metrics.route(route("a"))
     for number in range(1, 1001):
@@ -128,7 +128,7 @@ def test_mints_are_counted_by_source_account_and_result_and_by_how_long_they_too
     assert told[f"token_mint_duration_seconds_sum{{{failed}}}"] == 5
 
 
-def test_connections_are_counted_open_and_ever_opened() -> None:
+def test_open_connections_and_all_opened_ones_are_counted() -> None:
     metrics = Metrics()
     for origin in ("https://a", "https://a", "https://b"):
         metrics.upstream_opened(origin, 100)
@@ -144,7 +144,7 @@ def test_connections_are_counted_open_and_ever_opened() -> None:
     assert told["downstream_connections_opened_total{}"] == 2
 
 
-def test_origins_of_labelled_routes_and_some_others_have_labels_of_their_own_and_the_rest_share_one() -> None:
+def test_origins_of_named_routes_and_a_bounded_number_of_others_have_labels_and_the_rest_share_one() -> None:
     metrics = Metrics()
     named = [f"https://named{number}.example" for number in range(300)]
     for number in range(300):
@@ -165,7 +165,7 @@ def test_origins_of_labelled_routes_and_some_others_have_labels_of_their_own_and
     assert len([name for name in told if name.startswith("upstream_connections{")]) == 301
 
 
-def test_open_routes_share_the_counters_of_their_label_and_keep_nothing_of_what_deployments_choose() -> None:
+def test_open_routes_share_the_counters_of_one_label_and_add_none_for_deployments() -> None:
     metrics = Metrics()
     origin = Origin("https", "a.run.app", 443)
     ambient = Route(name="https://a.run.app", is_open=True, origin=origin)
@@ -182,7 +182,7 @@ def test_open_routes_share_the_counters_of_their_label_and_keep_nothing_of_what_
     assert set(metrics.routes) == {OTHER}
 
 
-def test_what_breaks_a_rule_of_http_is_counted_by_reason() -> None:
+def test_refused_requests_are_counted_by_reason() -> None:
     metrics = Metrics()
     metrics.request_refused("host-differs", {"stream": 1})
     metrics.request_refused("host-differs", {"stream": 1})
@@ -205,7 +205,7 @@ def test_the_exposition_names_the_version_the_engine_and_the_process() -> None:
     assert "process_resident_memory_bytes" in process_metrics()
 
 
-def test_asking_again_tells_what_happened_meanwhile_and_nothing_twice() -> None:
+def test_each_exposition_has_the_current_values() -> None:
     metrics = Metrics()
     metrics.downstream_opened()
     assert samples(metrics)["downstream_connections{}"] == 1
@@ -296,7 +296,7 @@ def test_octets_resets_and_the_time_to_the_first_octet_are_counted_by_route() ->
     assert told["stream_resets_total{by=sidecar,code=INTERNAL_ERROR,route=a}"] == 1
 
 
-def test_expiry_and_last_mint_are_told_by_route() -> None:
+def test_expiry_and_last_mint_are_exposed_by_route() -> None:
     now = [1000.0]
     metrics = Metrics(clock=lambda: now[0])
     one, other = route("a"), Route(name="b", origin=Origin("https", "other.run.app", 443))
@@ -312,7 +312,7 @@ def test_expiry_and_last_mint_are_told_by_route() -> None:
     assert not {name for name in told if name.startswith("token_") and ("route=b" in name or "route=c" in name)}
 
 
-def test_state_of_the_worker_is_told() -> None:
+def test_the_state_of_the_worker_is_exposed() -> None:
     live = StillState(
         [route("a"), route("b")], draining=True, queued_octets=7, queued_octets_limit=8, waiting=3, opening=2
     )
@@ -322,7 +322,7 @@ def test_state_of_the_worker_is_told() -> None:
     assert told["upstream_connections_opening{origin=https://greeter.run.app}"] == 2
 
 
-def test_what_was_counted_for_an_origin_and_an_account_goes_with_the_last_route_that_has_them() -> None:
+def test_counters_of_an_origin_and_an_account_are_removed_with_their_last_route() -> None:
     metrics = Metrics()
     one = Route(name="a", origin=Origin("https", "a.run.app", 443), impersonate="i@p.com")
     same, moved = replace(one, name="b"), Route(name="b", origin=Origin("https", "b.run.app", 443))

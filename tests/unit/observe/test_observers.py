@@ -78,7 +78,7 @@ ORIGIN = "https://svc.example"
 
 
 @each_bare_engine
-def test_an_exchange_is_told_from_its_start_to_its_end(make: EngineFactory) -> None:
+def test_observers_are_told_of_an_exchange_from_start_to_end(make: EngineFactory) -> None:
     observer = Recording()
     with World(make=make, observers=[observer]) as world:
         client = world.client()
@@ -104,7 +104,7 @@ def test_an_exchange_is_told_from_its_start_to_its_end(make: EngineFactory) -> N
 @each_bare_engine
 @pytest.mark.parametrize("content", [b"no such thing", b""])
 @pytest.mark.parametrize("status", [302, 404, 502, 503])
-def test_an_error_response_is_told_with_the_beginning_of_its_content_where_that_explains_it(
+def test_observers_get_the_beginning_of_an_error_response_that_explains_itself(
     make: EngineFactory, status: int, content: bytes
 ) -> None:
     observer = Recording()
@@ -125,7 +125,7 @@ def test_an_error_response_is_told_with_the_beginning_of_its_content_where_that_
 
 
 @each_bare_engine
-def test_a_request_without_a_route_is_told_to_the_observer_of_no_route(make: EngineFactory) -> None:
+def test_observers_are_told_of_a_request_without_a_route(make: EngineFactory) -> None:
     observer = Recording()
     with World(make=make, observers=[observer]) as world, structlog.testing.capture_logs():
         world.client().request("/nowhere", end=True)
@@ -138,7 +138,7 @@ def test_a_request_without_a_route_is_told_to_the_observer_of_no_route(make: Eng
 
 
 @each_bare_engine
-def test_a_request_that_is_sent_again_is_told_again(make: EngineFactory) -> None:
+def test_observers_are_told_of_each_attempt(make: EngineFactory) -> None:
     observer = Recording()
     with World(make=make, observers=[observer]) as world:
         world.client().request("/svc/x", end=True)
@@ -156,7 +156,7 @@ def test_a_request_that_is_sent_again_is_told_again(make: EngineFactory) -> None
 
 
 @each_bare_engine
-def test_a_connection_that_is_lost_is_told_by_each_of_its_exchanges(make: EngineFactory) -> None:
+def test_a_lost_connection_is_reported_by_each_of_its_exchanges(make: EngineFactory) -> None:
     observer = Recording()
     with World(make=make, observers=[observer]) as world, structlog.testing.capture_logs():
         client = world.client()
@@ -218,7 +218,7 @@ def test_octets_and_the_time_to_the_first_octet_are_measured(make: EngineFactory
 
 
 @each_bare_engine
-def test_resets_are_told_with_the_side_that_they_came_from(make: EngineFactory) -> None:
+def test_resets_are_reported_with_their_side(make: EngineFactory) -> None:
     observer = Measurements()
     with World(make=make, observers=[observer]) as world:
         client = world.client()
@@ -239,7 +239,7 @@ def test_resets_are_told_with_the_side_that_they_came_from(make: EngineFactory) 
 
 @each_bare_engine
 @pytest.mark.parametrize("code", [ErrorCode.ENHANCE_YOUR_CALM, ErrorCode.NO_ERROR])
-def test_goaway_is_told_with_its_code(make: EngineFactory, code: ErrorCode) -> None:
+def test_goaway_is_reported_with_its_code(make: EngineFactory, code: ErrorCode) -> None:
     observer = Recording()
     with World(make=make, observers=[observer]) as world, structlog.testing.capture_logs() as lines:
         world.client().request("/svc/x", end=True)
@@ -295,7 +295,7 @@ def test_a_defect_in_an_observer_is_logged_and_harms_neither_exchanges_nor_other
     assert {line["observer"] for line in defects} == {"Defective", "AllDefective"}
 
 
-def test_an_event_without_an_override_is_not_told() -> None:
+def test_observers_are_called_only_for_the_events_that_they_override() -> None:
     told: list[str] = []
 
     class Ends(ExchangeObserver):
@@ -313,7 +313,7 @@ def test_an_event_without_an_override_is_not_told() -> None:
     assert told == ["started", "ended"]
 
 
-def test_several_observers_are_told_in_their_order_and_may_observe_no_exchanges() -> None:
+def test_several_observers_are_called_in_their_order() -> None:
     class Connections(Observer):
         def __init__(self) -> None:
             self.opened = 0
@@ -329,7 +329,7 @@ def test_several_observers_are_told_in_their_order_and_may_observe_no_exchanges(
     assert recording.told == [("none", "started", b"/x")]
 
 
-def test_mints_are_told_to_every_observer() -> None:
+def test_every_observer_is_told_of_mints() -> None:
     class Mints(Observer):
         def __init__(self) -> None:
             self.told: list[object] = []

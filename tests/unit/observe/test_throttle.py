@@ -3,7 +3,7 @@ from __future__ import annotations
 from proxy.observe.throttle import Throttle
 
 
-def test_one_line_a_second_is_written_and_says_how_many_were_not() -> None:
+def test_one_line_a_second_is_written_with_the_number_of_those_left_out() -> None:
     throttle = Throttle()
     assert throttle.fields("a", 10.0) == {}
     assert throttle.fields("a", 10.5) is None
@@ -14,7 +14,7 @@ def test_one_line_a_second_is_written_and_says_how_many_were_not() -> None:
     assert throttle.fields("a", 100.0) == {}
 
 
-def test_kinds_do_not_silence_one_another() -> None:
+def test_each_kind_has_its_own_limit() -> None:
     throttle = Throttle()
     assert throttle.fields(("route", "draining"), 0.0) == {}
     assert throttle.fields(("other", "draining"), 0.0) == {}

@@ -19,7 +19,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         {**ENDPOINT, "OTEL_TRACES_EXPORTER": "none"},
     ],
 )
-def test_no_variable_asks_for_traces(environment: dict[str, str]) -> None:
+def test_traces_are_off_without_a_variable(environment: dict[str, str]) -> None:
     assert tracing_refusal(environment) is None
     assert tracing_observers(environment) == ()
 
@@ -47,7 +47,7 @@ def test_traces_are_asked_for_and_can_be_written(environment: dict[str, str]) ->
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is not", "http://"),
     ],
 )
-def test_what_is_asked_for_cannot_be_had(environment: dict[str, str], reason: str, remedy: str) -> None:
+def test_unusable_trace_settings_are_reported(environment: dict[str, str], reason: str, remedy: str) -> None:
     refused = tracing_refusal(environment)
     assert refused is not None
     assert reason in str(refused)

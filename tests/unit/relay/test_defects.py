@@ -89,7 +89,7 @@ def test_a_trailer_whose_name_has_no_letter_is_a_trailer(make: EngineFactory, fr
 
 
 @each_bare_engine
-def test_a_request_that_cannot_be_answered_is_reset_and_its_neighbour_goes_on(make: EngineFactory) -> None:
+def test_a_request_that_cannot_be_answered_is_reset_and_the_others_continue(make: EngineFactory) -> None:
     random_fraction = Chance()
     with World(make=make, random_fraction=random_fraction) as world:
         client = world.client()
@@ -160,7 +160,7 @@ def test_an_internal_error_during_a_connection_loss_affects_its_stream_only(make
 
 
 @each_bare_engine
-def test_a_response_that_cannot_be_looked_at_is_reset_on_both_sides(make: EngineFactory) -> None:
+def test_a_response_that_raises_while_it_is_read_is_reset_on_both_sides(make: EngineFactory) -> None:
     with World(route("svc", signed=True), make=make, tokens=minted(b"Bearer minted")) as world:
         client = world.client()
         stream, neighbour = client.request("/svc/x"), client.request("/svc/y")
@@ -201,7 +201,7 @@ def test_a_request_that_cannot_be_sent_is_reset_and_not_left_waiting(make: Engin
 
 @each_bare_engine
 @pytest.mark.parametrize("path", ["/svc/x", "/svc/discover"])
-def test_a_missing_token_by_a_defect_sends_nothing(make: EngineFactory, path: str) -> None:
+def test_nothing_is_sent_if_an_internal_error_leaves_no_token(make: EngineFactory, path: str) -> None:
     class Tokenless(TokenSource):
         async def token(self, key: TokenKey) -> Token:
             return None  # type: ignore[return-value]  # what must not be

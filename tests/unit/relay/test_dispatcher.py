@@ -66,7 +66,7 @@ def test_connect_is_refused(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_no_connection_is_answered_with_503(make: EngineFactory) -> None:
+def test_a_request_without_a_connection_gets_503(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs():
         world.refusals.append(UpstreamConnectFailed("nobody listens there"))
         client = world.client()
@@ -78,7 +78,7 @@ def test_no_connection_is_answered_with_503(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_a_mint_that_breaks_is_answered_without_the_text_of_what_broke_it(make: EngineFactory) -> None:
+def test_the_response_to_an_internal_error_of_a_mint_does_not_quote_it(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
         world.failure = RuntimeError("Bearer secret")
         client = world.client()
@@ -181,7 +181,7 @@ def test_proxy_credentials_are_not_forwarded_either_way(make: EngineFactory) -> 
 
 
 @each_bare_engine
-def test_trailers_that_belong_into_a_head_are_not_forwarded_either_way(make: EngineFactory) -> None:
+def test_trailers_that_belong_in_a_head_are_not_forwarded_either_way(make: EngineFactory) -> None:
     mixed: Fields = [
         (b"host", b"elsewhere", False),
         (b"x-checksum", b"1", False),

@@ -14,7 +14,7 @@ from tests.unit.relay.stage import DISCARDED, SMALL, TRAILERS, WINDOW, begun
 
 
 @each_bare_engine
-def test_an_early_answer_lets_the_client_finish(make: EngineFactory) -> None:
+def test_an_early_response_lets_the_client_finish_its_request(make: EngineFactory) -> None:
     with World(make=make) as world, structlog.testing.capture_logs():
         client = world.client()
         stream = client.request("/nowhere")

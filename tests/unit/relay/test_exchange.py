@@ -220,7 +220,7 @@ class Oracle:
 
 
 @given(st.lists(st.sampled_from(list(Move)), max_size=30))
-def test_the_machine_allows_exactly_what_two_independent_halves_allow(moves: list[Move]) -> None:
+def test_the_table_allows_exactly_what_two_independent_halves_allow(moves: list[Move]) -> None:
     exchange, oracle = exchange_after(), Oracle()
     for move in moves:
         if oracle.legal(move):

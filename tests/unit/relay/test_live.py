@@ -16,7 +16,7 @@ async def mint(key: TokenKey) -> Token:
 
 
 @each_bare_engine
-def test_the_state_is_that_of_the_dispatcher_its_slots_and_its_pools(make: EngineFactory) -> None:
+def test_the_live_state_is_that_of_the_dispatcher_its_slots_and_pools(make: EngineFactory) -> None:
     signed, unsigned = route("svc", signed=True), route("open")
     with World(signed, unsigned, make=make, tokens=lambda clock: TokenSource(mint, clock=clock)) as world:
         now = [1_800_000_000.0]

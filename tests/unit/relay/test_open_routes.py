@@ -68,7 +68,7 @@ def discover(world: World, path: str, fields: Lines | None = None, *, authority:
 
 
 @each_bare_engine
-def test_a_host_in_the_path_or_as_authority_leads_to_the_same_service_with_the_same_token(make: EngineFactory) -> None:
+def test_a_host_in_the_path_or_as_authority_reaches_the_same_service_with_the_same_token(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world:
         by_path = ask(world, f"/{GREETER}{INVOKE}").head
         by_authority = ask(world, INVOKE, authority=GREETER.encode())
@@ -141,7 +141,7 @@ def test_deployments_that_choose_differently_never_get_the_token_of_another(make
         (GREETER, words(audience=f"https://{GREETER}") * 2, b"occurs twice"),
     ],
 )
-def test_what_no_list_allows_is_refused_and_nothing_is_minted_or_sent(
+def test_a_host_or_account_that_no_list_allows_is_refused_before_a_mint(
     make: EngineFactory, host: str, fields: Lines, reason: bytes
 ) -> None:
     with Signed(make, allowed=LISTS) as world, structlog.testing.capture_logs():
@@ -155,7 +155,7 @@ def test_what_no_list_allows_is_refused_and_nothing_is_minted_or_sent(
 
 
 @each_bare_engine
-def test_all_that_is_wrong_with_a_deployment_is_told_at_its_discovery(make: EngineFactory) -> None:
+def test_a_discovery_reports_all_problems_of_a_deployment(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world, structlog.testing.capture_logs():
         fields = words(impersonate_service_account="owner@p.example", audience="https://orders", id_tokens="no")
         said = discover(world, f"/{GREETER}/discover", fields).said
@@ -165,7 +165,7 @@ def test_all_that_is_wrong_with_a_deployment_is_told_at_its_discovery(make: Engi
 
 @each_bare_engine
 @pytest.mark.parametrize("allowed", [LISTS, AllowLists()], ids=["with-open-routes", "without"])
-def test_on_a_named_route_the_headers_are_refused_at_discovery_and_else_dropped(
+def test_on_a_named_route_the_headers_are_refused_at_discovery_and_dropped_otherwise(
     make: EngineFactory, allowed: AllowLists
 ) -> None:
     with Signed(make, allowed=allowed) as world, structlog.testing.capture_logs():
@@ -183,7 +183,7 @@ def test_on_a_named_route_the_headers_are_refused_at_discovery_and_else_dropped(
 
 
 @each_bare_engine
-def test_the_headers_do_not_cross_in_trailers(make: EngineFactory) -> None:
+def test_the_headers_are_not_forwarded_in_trailers(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world:
         client = world.client()
         stream = client.request(f"/{GREETER}{INVOKE}")
@@ -211,7 +211,7 @@ def test_named_routes_are_found_as_before_under_any_authority_that_is_no_allowed
 
 
 @each_bare_engine
-def test_without_lists_a_host_means_nothing(make: EngineFactory) -> None:
+def test_without_lists_a_host_has_no_meaning(make: EngineFactory) -> None:
     with World(make=make) as world, structlog.testing.capture_logs():
         assert ask(world, f"/{GREETER}{INVOKE}").status == 404
         assert ask(world, f"/svc{INVOKE}", authority=GREETER.encode()).head[b":authority"] == b"svc.example"
@@ -221,7 +221,7 @@ def test_without_lists_a_host_means_nothing(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_a_request_that_repeats_finds_what_was_found_before_and_long_ones_are_not_kept(make: EngineFactory) -> None:
+def test_the_route_of_a_repeated_short_request_is_remembered(make: EngineFactory) -> None:
     with World(make=make, allowed=LISTS) as world:
         fields = words(id_token="false")
         kept = world.dispatcher.snapshot.open_contexts
@@ -241,7 +241,7 @@ def test_a_request_that_repeats_finds_what_was_found_before_and_long_ones_are_no
 
 
 @each_bare_engine
-def test_contexts_labels_tokens_and_connections_are_bounded_and_what_is_in_use_stays(make: EngineFactory) -> None:
+def test_contexts_labels_tokens_and_connections_are_bounded_and_those_in_use_stay(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world:
         client = world.client()
         busy = client.request(f"/{GREETER}{INVOKE}")

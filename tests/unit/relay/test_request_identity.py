@@ -64,7 +64,7 @@ def test_a_signed_request_is_sent_on_with_its_signature(make: EngineFactory, pat
         (INVOKE, HOST.encode()),
     ],
 )
-def test_any_other_request_gets_401_and_nothing_is_done_for_it(
+def test_a_request_without_a_known_signature_gets_401_before_anything_else(
     make: EngineFactory, method: str, path: str, authority: bytes
 ) -> None:
     with world_for(make, KEY) as world, structlog.testing.capture_logs() as log:
@@ -95,7 +95,7 @@ def test_any_other_request_gets_401_and_nothing_is_done_for_it(
 
 
 @each_bare_engine
-def test_a_path_that_is_known_does_not_make_up_for_a_signature(make: EngineFactory) -> None:
+def test_a_path_seen_before_does_not_replace_a_signature(make: EngineFactory) -> None:
     with world_for(make, KEY) as world:
         client = world.client()
         client.request(f"/svc{INVOKE}", fields=signed(world, INVOKE), end=True)
@@ -109,7 +109,7 @@ def test_a_path_that_is_known_does_not_make_up_for_a_signature(make: EngineFacto
 
 
 @each_bare_engine
-def test_a_caller_that_is_not_verified_is_not_told_that_the_sidecar_drains(make: EngineFactory) -> None:
+def test_an_unverified_caller_is_not_told_that_the_sidecar_drains(make: EngineFactory) -> None:
     with world_for(make, KEY) as world:
         world.dispatcher.draining = True
         client = world.client()
@@ -120,7 +120,7 @@ def test_a_caller_that_is_not_verified_is_not_told_that_the_sidecar_drains(make:
 
 
 @each_bare_engine
-def test_time_passes_for_a_signature_that_was_good(make: EngineFactory) -> None:
+def test_a_verified_signature_still_expires(make: EngineFactory) -> None:
     with world_for(make, KEY) as world:
         client = world.client()
         fields = signed(world, INVOKE)

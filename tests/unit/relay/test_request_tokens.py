@@ -76,7 +76,7 @@ def test_without_a_token_nothing_is_sent_and_the_client_gets_a_local_reply(
 
 
 @each_bare_engine
-def test_a_failure_that_repeats_is_logged_once_a_second_with_the_number_left_out(make: EngineFactory) -> None:
+def test_a_repeated_failure_is_logged_once_a_second_with_the_number_left_out(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
         world.failure = TokenTimeout("too slow")
         client = world.client()
@@ -91,7 +91,7 @@ def test_a_failure_that_repeats_is_logged_once_a_second_with_the_number_left_out
 
 
 @each_bare_engine
-def test_an_unsigned_route_gets_no_token_and_passes_none_on(make: EngineFactory) -> None:
+def test_an_unsigned_route_adds_no_token_and_forwards_none(make: EngineFactory) -> None:
     with Signed(make, route("open"), route("svc", signed=True)) as world:
         client = world.client()
         client.request(
@@ -105,7 +105,7 @@ def test_an_unsigned_route_gets_no_token_and_passes_none_on(make: EngineFactory)
 
 
 @each_bare_engine
-def test_a_401_drops_the_token_once_however_many_get_it(make: EngineFactory) -> None:
+def test_many_401s_drop_the_token_once(make: EngineFactory) -> None:
     with Signed(make) as world, structlog.testing.capture_logs() as log:
         client = world.client()
         streams = [get(world, client, f"/svc/{number}") for number in range(3)]
@@ -162,9 +162,7 @@ SPELLINGS = [b"x-serverless-authorization", b"x_serverless_authorization", b"x-s
 
 @each_bare_engine
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_a_discovery_with_a_token_is_refused_for_good_and_told_how_to_register(
-    make: EngineFactory, name: bytes
-) -> None:
+def test_a_discovery_with_a_token_is_refused_for_good_with_the_remedy(make: EngineFactory, name: bytes) -> None:
     with Signed(make) as world, structlog.testing.capture_logs():
         client = world.client()
         stream = client.request("/svc/discover", method="GET", fields=[(name, b"Bearer restates-own")], end=True)

@@ -57,7 +57,7 @@ def test_a_request_is_tried_three_times(make: EngineFactory) -> None:
 @each_bare_engine
 @pytest.mark.parametrize("why", ["too large", "interim", "not allowed"])
 @pytest.mark.parametrize("more", [DISCARDED, 3 << 20])
-def test_what_cannot_be_sent_again_is_answered_with_503(make: EngineFactory, why: str, more: int) -> None:
+def test_a_request_that_cannot_be_sent_again_gets_503(make: EngineFactory, why: str, more: int) -> None:
     octets = {"too large": 1_001, "interim": 10, "not allowed": 1}[why]
     with (
         World(make=make, replay_octets=0 if why == "not allowed" else 1_000) as world,

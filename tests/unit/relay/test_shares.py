@@ -64,7 +64,9 @@ def unread(world: World, client: Client, count: int, octets: int = 4 * WINDOW) -
 
 
 @each_bare_engine
-def test_a_client_that_reads_no_response_loses_the_largest_and_a_newcomer_is_served(make: EngineFactory) -> None:
+def test_the_largest_response_of_a_client_that_does_not_read_is_aborted_and_a_new_client_is_served(
+    make: EngineFactory,
+) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
         slow, neighbour = world.client(), world.client()
         streams = unread(world, slow, 12)
@@ -86,7 +88,7 @@ def test_a_client_that_reads_no_response_loses_the_largest_and_a_newcomer_is_ser
 
 
 @each_bare_engine
-def test_a_response_that_is_complete_but_not_read_is_given_up_too(make: EngineFactory) -> None:
+def test_a_complete_response_that_is_not_read_is_aborted_too(make: EngineFactory) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
         slow, neighbour = world.client(), world.client()
         streams = unread(world, slow, 12, 2 * WINDOW)
@@ -150,7 +152,7 @@ def test_a_service_that_takes_no_content_is_refused_new_requests_and_other_servi
 
 
 @each_bare_engine
-def test_a_request_that_waits_for_its_connection_gives_way_when_it_alone_uses_memory_up(make: EngineFactory) -> None:
+def test_a_waiting_request_is_aborted_if_it_alone_uses_up_the_memory(make: EngineFactory) -> None:
     with shared(make, queued_octets=WINDOW) as world, structlog.testing.capture_logs():
         may_connect = asyncio.Event()
 
@@ -194,7 +196,7 @@ def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: Engi
 
 
 @each_bare_engine
-def test_many_large_heads_of_one_client_give_way_to_a_newcomer(make: EngineFactory) -> None:
+def test_many_large_heads_of_one_client_are_aborted_for_a_new_client(make: EngineFactory) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
         client, neighbour = world.client(), world.client()
         large = [(f"x-field-{number}".encode(), b"v" * 4_000) for number in range(10)]
@@ -208,7 +210,7 @@ def test_many_large_heads_of_one_client_give_way_to_a_newcomer(make: EngineFacto
 
 
 @each_bare_engine
-def test_a_client_that_reads_nothing_at_all_loses_its_connection_when_its_transport_holds_most(
+def test_a_client_that_reads_nothing_loses_its_connection_if_its_transport_holds_most(
     make: EngineFactory,
 ) -> None:
     # Windows are large: what is written waits in the transport, and not in the streams.
@@ -232,7 +234,7 @@ def test_a_client_that_reads_nothing_at_all_loses_its_connection_when_its_transp
 
 @each_bare_engine
 @pytest.mark.parametrize("by", ["client", "service"])
-def test_what_a_lost_connection_held_is_charged_to_nobody(make: EngineFactory, by: str) -> None:
+def test_the_octets_of_a_lost_connection_are_charged_to_no_account(make: EngineFactory, by: str) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
         client = world.client()
         unread(world, client, 3)

@@ -83,7 +83,7 @@ def test_host_does_not_contradict_the_new_authority() -> None:
     assert b"host" not in [name for name, _, _ in upstream([*HEAD, (b"host", b"sidecar:9081", False)])]
 
 
-def test_request_line_is_found_in_any_order_of_the_pseudo_fields() -> None:
+def test_the_request_line_is_found_in_any_order_of_the_pseudo_fields() -> None:
     assert request_line(HEAD) == (b"POST", b"/greeter/invoke/Greeter/greet")
     assert request_line(list(reversed(HEAD[:4])) + HEAD[4:]) == (b"POST", b"/greeter/invoke/Greeter/greet")
     assert request_line([(b":method", b"CONNECT", False), (b":authority", b"x:1", False)]) == (b"CONNECT", b"")
@@ -120,7 +120,7 @@ def test_a_response_head_without_such_fields_is_forwarded_as_the_same_object() -
         *("content-encoding", "content-type", "content-range"),
     ],
 )
-def test_a_trailer_that_belongs_into_the_head_is_not_forwarded(name: str) -> None:
+def test_a_trailer_that_belongs_in_the_head_is_not_forwarded(name: str) -> None:
     kept: Fields = [(b"grpc-status", b"0", False), (b"x-checksum", b"1", True)]
     assert end_to_end_trailers([kept[0], (name.encode(), b"x", False), kept[1]]) == kept
 
@@ -142,7 +142,7 @@ def test_any_other_trailer_is_forwarded(name: str) -> None:
     assert end_to_end_trailers(trailers) == trailers
 
 
-def test_the_authority_is_that_of_host_where_there_is_no_other() -> None:
+def test_host_replaces_a_missing_authority() -> None:
     host = (b"host", b"svc.example", False)
     assert request_authority([(b":path", b"/x", False), host]) == b"svc.example"
     assert request_authority([host, (b":authority", b"other.example", False)]) == b"other.example"

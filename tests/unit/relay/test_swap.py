@@ -39,7 +39,7 @@ def test_new_exchanges_take_the_new_routes(make: EngineFactory) -> None:
 
 
 @each_bare_engine
-def test_an_exchange_under_way_ends_on_the_route_it_began_with_and_then_its_connection_is_closed(
+def test_a_live_exchange_keeps_its_route_and_then_its_connection_is_closed(
     make: EngineFactory,
 ) -> None:
     with World(OLD, make=make) as world:
@@ -121,7 +121,7 @@ def test_a_token_stays_while_a_route_uses_it_and_is_dropped_with_the_last_one(ma
 
 
 @each_bare_engine
-def test_a_mint_under_way_for_a_dropped_key_serves_its_request_and_is_not_cached(make: EngineFactory) -> None:
+def test_a_running_mint_for_a_dropped_key_serves_its_request_and_is_not_cached(make: EngineFactory) -> None:
     with Signed(make, signed("a", "https://one")) as world:
         world.may_mint.clear()
         client = world.client()

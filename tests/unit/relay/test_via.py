@@ -19,7 +19,7 @@ def test_a_request_that_has_passed_through_the_same_sidecar_is_refused() -> None
         check([via_line(b"2.0", NAME)[1]], NAME)
 
 
-def test_a_request_that_has_passed_through_another_sidecar_is_taken() -> None:
+def test_a_request_that_has_passed_through_another_sidecar_is_accepted() -> None:
     check([via_line(b"1.1", sidecar_name(b"another."))[1]], NAME)
 
 

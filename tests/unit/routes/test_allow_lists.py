@@ -23,7 +23,7 @@ WILDCARD = f"*-{PROJECT}"
         "*-123456789012.northamerica-northeast1.run.app",
     ],
 )
-def test_names_of_services_and_the_wildcard_of_a_project_are_taken(host: str) -> None:
+def test_service_names_and_a_project_wildcard_are_accepted(host: str) -> None:
     assert check_host(host) == host
 
 
@@ -73,12 +73,12 @@ def test_names_of_services_and_the_wildcard_of_a_project_are_taken(host: str) ->
         ("greeter.run.app\u3002", "xn--"),
     ],
 )
-def test_everything_else_is_refused_with_the_reason(host: str, reason: str) -> None:
+def test_any_other_entry_is_refused_with_the_reason(host: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check_host(host)
 
 
-def test_a_refused_wildcard_is_shown_and_a_pasted_secret_is_not() -> None:
+def test_a_refused_wildcard_is_quoted_and_a_pasted_secret_is_not() -> None:
     with pytest.raises(ValueError, match=r"'\*\.run\.app'"):
         check_host("*.run.app")
     secret = "*ya29.a0AfH6SMBx7KpQ9vLr2TzYw8NfDcEgHiJkMnOpQrStUvWx"
@@ -159,5 +159,5 @@ def test_a_pair_that_would_give_a_token_away_or_has_no_effect_is_refused(pair: s
         check_audience_pair(pair, (WILDCARD, "greeter.example.com"))
 
 
-def test_a_pair_is_not_compared_with_hosts_that_are_wrong_themselves() -> None:
+def test_a_pair_is_not_compared_with_invalid_hosts() -> None:
     assert check_audience_pair("greeter.example.com=x", None) == "greeter.example.com=x"

@@ -39,7 +39,7 @@ def test_locality_is_that_of_the_name_or_the_address(host: str) -> None:
     assert (is_localhost_name(host), is_loopback(host), is_link_local(host), is_private(host)) == HOSTS[host]
 
 
-def test_an_address_comes_without_its_zone_and_as_ipv4_where_it_maps_one() -> None:
+def test_an_address_is_parsed_without_its_zone_and_as_ipv4_if_it_maps_one() -> None:
     assert address_of("fe80::1%eth0") == ipaddress.ip_address("fe80::1")
     assert address_of("::ffff:1.2.3.4") == ipaddress.ip_address("1.2.3.4")
     assert address_of("example.com") is None

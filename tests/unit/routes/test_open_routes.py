@@ -59,13 +59,13 @@ def test_the_first_segment_of_a_path_may_be_the_host(path: str, asked: str) -> N
     assert table().find(LOCAL, path.encode()) == OpenMatch(GREETER, asked.encode())
 
 
-def test_the_authority_may_be_the_host_and_comes_first() -> None:
+def test_the_authority_may_be_the_host_and_has_precedence() -> None:
     path = f"/{BILLING}/discover".encode()
     assert table("").find(GREETER.encode(), path) == OpenMatch(GREETER, path)
     assert table(BILLING).find(GREETER.upper().encode(), path) == OpenMatch(GREETER, path)
 
 
-def test_a_named_route_comes_before_a_host_in_the_path_and_the_route_for_all_other_paths_after_it() -> None:
+def test_a_named_route_has_precedence_over_a_host_in_the_path_and_the_default_route_has_not() -> None:
     path = f"/{GREETER}/discover".encode()
     found = table(GREETER, "").find(LOCAL, path)
     assert isinstance(found, Match)
@@ -130,7 +130,7 @@ def test_a_host_of_cloud_run_that_is_not_allowed_is_refused_and_the_list_is_name
             assert "is not in the list hosts of [deployments]" in str(refused.value)
 
 
-def test_another_spelling_of_an_allowed_host_is_refused_with_the_right_one() -> None:
+def test_another_spelling_of_an_allowed_host_is_refused_and_the_right_one_named() -> None:
     for host in (f"{GREETER}.", f"{GREETER}:443"):
         with pytest.raises(DeploymentRefused, match=rf"write it as {GREETER}$"):
             table().find(host.encode(), b"/discover")
@@ -151,13 +151,13 @@ def test_another_authority_is_that_of_the_sidecar_itself() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_no_text_is_a_host_but_an_allowed_one_in_either_case(text: bytes) -> None:
+def test_only_an_allowed_host_in_either_case_is_a_host(text: bytes) -> None:
     host = OPEN.host(text)
     assert host is None or (host.encode() == text.lower() and LISTS.allows_host(host))
 
 
 @given(st.text(alphabet="-.abx129:@%*", max_size=30))
-def test_no_prefix_brings_a_name_outside_the_project_in(text: str) -> None:
+def test_no_prefix_makes_a_name_of_another_project_match(text: str) -> None:
     host = OPEN.host(f"{text}-{PROJECT}".encode())
     assert host is None or host.partition(".")[2] == "europe-west1.run.app"
 
@@ -187,7 +187,7 @@ def test_the_headers_choose_account_delegates_and_audience() -> None:
     assert OPEN.allows(route)
 
 
-def test_a_deployment_may_go_without_a_token_and_may_name_the_audience_that_it_has_anyway() -> None:
+def test_a_deployment_may_use_no_token_and_may_name_its_default_audience() -> None:
     assert not OPEN.route(GREETER, fields(gcp_id_token="false"), "").signed
     assert OPEN.route(GREETER, fields(gcp_audience=f"https://{GREETER}"), "") == OPEN.route(GREETER, (), "")
 
@@ -206,13 +206,13 @@ def test_a_deployment_may_go_without_a_token_and_may_name_the_audience_that_it_h
         "32555940559.apps.googleusercontent.com",
     ],
 )
-def test_no_other_audience_is_had_not_even_that_of_another_allowed_host(audience: str) -> None:
+def test_no_other_audience_is_allowed_not_even_that_of_another_allowed_host(audience: str) -> None:
     said = refusal(GREETER, *fields(gcp_audience=audience))
     assert "is not in the list audiences of [deployments]" in said
     assert f"{GREETER}={audience}" in said
 
 
-def test_an_audience_of_the_list_is_of_no_use_at_another_host() -> None:
+def test_an_audience_of_the_list_is_refused_for_another_host() -> None:
     assert OPEN.route(CUSTOM, fields(gcp_audience="https://orders"), "").audience == "https://orders"
     for host, audience in (
         (BILLING, "https://orders"),
@@ -250,7 +250,7 @@ def test_a_wrong_header_is_refused(words: dict[str, str], reason: str) -> None:
     assert reason in refusal(GREETER, *fields(**words))
 
 
-def test_a_header_that_occurs_twice_is_refused_whatever_its_values() -> None:
+def test_a_repeated_header_is_refused_even_with_equal_values() -> None:
     audience = fields(gcp_audience=f"https://{GREETER}")
     assert "occurs twice" in refusal(GREETER, *audience, *audience)
     assert "occurs twice" in refusal(GREETER, *audience, *fields(gcp_audience=f"https://{BILLING}"))
@@ -260,7 +260,7 @@ def test_a_spelling_with_underscores_is_refused() -> None:
     assert "is not a header" in refusal(GREETER, (b"x_cloudrun_sidecar_gcp_audience", b"x"))
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     said = refusal(
         BILLING,
         *fields(
@@ -289,7 +289,7 @@ def test_a_secret_in_a_header_is_not_repeated() -> None:
     ],
     ids=["host", "delegate", "account", "audience"],
 )
-def test_shorter_lists_do_not_allow_what_longer_ones_did(lists: AllowLists) -> None:
+def test_shorter_lists_no_longer_allow_a_removed_host_account_or_audience(lists: AllowLists) -> None:
     lines = fields(
         gcp_impersonate_service_account=INVOKER, gcp_delegates=RELAY, gcp_audience="https://greeter.example.com"
     )

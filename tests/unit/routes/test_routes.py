@@ -32,7 +32,7 @@ def test_the_prefix_is_replaced_by_the_base_path() -> None:
     assert went(table, "/orders/invoke/S/h") == ("orders", "/v2/api/invoke/S/h")
 
 
-def test_the_prefix_alone_asks_for_the_base_path_or_the_root() -> None:
+def test_the_prefix_alone_leads_to_the_base_path_or_the_root() -> None:
     table = RouteTable([route("greeter"), route("orders", "/v2")])
     assert went(table, "/greeter") == ("greeter", "/")
     assert went(table, "/greeter/") == ("greeter", "/")
@@ -40,13 +40,13 @@ def test_the_prefix_alone_asks_for_the_base_path_or_the_root() -> None:
     assert went(table, "/orders/") == ("orders", "/v2/")
 
 
-def test_a_query_crosses_untouched() -> None:
+def test_a_query_is_forwarded_unchanged() -> None:
     table = RouteTable([route("greeter", "/b")])
     assert went(table, "/greeter/x?a=1&b=..//%2e?") == ("greeter", "/b/x?a=1&b=..//%2e?")
     assert went(table, "/greeter?") == ("greeter", "/b?")
 
 
-def test_the_longest_prefix_wins_wherever_it_stands_in_the_table() -> None:
+def test_the_longest_prefix_wins_in_any_order_of_the_table() -> None:
     for names in (["a", "a/b", "a/b/c"], ["a/b/c", "a", "a/b"]):
         table = RouteTable([route(name) for name in names])
         assert went(table, "/a/b/c/d") == ("a/b/c", "/d")
@@ -55,14 +55,14 @@ def test_the_longest_prefix_wins_wherever_it_stands_in_the_table() -> None:
         assert went(table, "/a") == ("a", "/")
 
 
-def test_a_prefix_is_whole_segments_and_its_case_counts() -> None:
+def test_a_prefix_matches_whole_segments_case_sensitively() -> None:
     table = RouteTable([route("greeter")])
     for path in ("/greeterx", "/greete", "/Greeter/x", "/x/greeter", "/greeter;v=1/x", "/gr%65eter/x"):
         with pytest.raises(RouteNotFound):
             went(table, path)
 
 
-def test_the_route_without_a_name_takes_what_is_left() -> None:
+def test_the_route_without_a_name_takes_all_other_paths() -> None:
     table = RouteTable([route(""), route("a")])
     assert went(table, "/a/x") == ("a", "/x")
     assert went(table, "/ab/x") == ("", "/ab/x")
@@ -70,7 +70,7 @@ def test_the_route_without_a_name_takes_what_is_left() -> None:
     assert went(RouteTable([route("", "/base")]), "/x/y") == ("", "/base/x/y")
 
 
-def test_an_unknown_path_is_told_which_routes_there_are() -> None:
+def test_the_response_to_an_unknown_path_lists_the_routes() -> None:
     with pytest.raises(RouteNotFound, match=r"the routes are: /a, /b/c$"):
         RouteTable([route("a"), route("b/c")]).match(b"/x")
     with pytest.raises(RouteNotFound, match=r"the routes are: none$"):
@@ -89,7 +89,7 @@ def nearest(names: Iterable[str], path: str) -> list[str]:
 @pytest.mark.parametrize(
     "wrong", ["oders-2500", "order-2500", "orders-2500x", "0rders-2500", "ordesr-2500", "ORDERS-2500"]
 )
-def test_of_many_routes_the_nearest_ten_are_told_the_likeliest_first(wrong: str) -> None:
+def test_ten_of_many_routes_are_listed_with_the_nearest_first(wrong: str) -> None:
     names = [f"orders-{number}" for number in range(5_000)]
     shown = nearest(names, f"/{wrong}/invoke/Orders/add")
     assert len(shown) == 10
@@ -101,13 +101,13 @@ def test_a_route_of_several_segments_is_found_as_well() -> None:
     assert nearest([*names, "shop/checkout"], "/shop/chekout/discover")[0] == "/shop/checkout"
 
 
-def test_names_that_are_long_are_fewer() -> None:
+def test_fewer_routes_are_listed_if_their_names_are_long() -> None:
     shown = nearest([f"{'x' * 300}-{number}" for number in range(50)], "/y")
     assert len(shown) == 3
 
 
 @given(st.sets(st.text("abc", min_size=1, max_size=6), max_size=40), st.text("abc/", max_size=20))
-def test_any_path_without_a_route_gets_names_of_routes_each_once(names: set[str], path: str) -> None:
+def test_any_path_without_a_route_gets_distinct_names_of_routes(names: set[str], path: str) -> None:
     table = RouteTable(Route(name=name, origin=RUN) for name in names)
     try:
         table.match(b"/" + path.encode())
@@ -132,7 +132,7 @@ def test_two_routes_of_one_name_are_refused() -> None:
         "/a b", "/a\tb", "/a\n", "/a#x", "/é", "/a\x00", "/a\x7f",
     ],
 )  # fmt: skip
-def test_a_path_that_somebody_could_normalise_is_refused(path: str) -> None:
+def test_a_path_that_a_proxy_could_normalise_is_refused(path: str) -> None:
     table = RouteTable([route(""), route("a")])
     with pytest.raises(PathRefused, match="not forwarded"):
         table.match(path.encode())
@@ -195,7 +195,7 @@ def test_the_audience_is_the_origin_unless_said_otherwise() -> None:
     assert Route(name="a", origin=RUN, audience="custom").audience == "custom"
 
 
-def test_the_authority_leaves_a_default_port_out_and_keeps_brackets() -> None:
+def test_the_authority_omits_a_default_port_and_keeps_brackets() -> None:
     assert route("a").authority == b"svc.run.app"
     assert Origin("https", "svc", 8443).authority == "svc:8443"
     assert Origin("http", "svc", 443).authority == "svc:443"
@@ -208,7 +208,7 @@ def test_the_authority_leaves_a_default_port_out_and_keeps_brackets() -> None:
     ["localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.1.1",
      "::1", "fd00::1", "fe80::1", "fe80::1%eth0", "::ffff:10.0.0.1"],
 )  # fmt: skip
-def test_a_private_host_is_known_by_its_address(host: str) -> None:
+def test_a_host_with_a_private_address_is_private(host: str) -> None:
     assert Origin("http", host, 80).is_private
 
 
@@ -217,7 +217,7 @@ def test_a_private_host_is_known_by_its_address(host: str) -> None:
     ["svc.run.app", "localhost.example.com", "notlocalhost", "8.8.8.8", "172.32.0.1", "2001:4860:4860::8888",
      "::ffff:8.8.8.8", "127.0.0.1.example.com", "2130706433"],
 )  # fmt: skip
-def test_any_other_host_is_taken_for_a_public_one(host: str) -> None:
+def test_any_other_host_counts_as_public(host: str) -> None:
     assert not Origin("http", host, 80).is_private
 
 
@@ -225,20 +225,20 @@ def test_any_other_host_is_taken_for_a_public_one(host: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "greeter", "a/b/c", "v1.2", "A-b_c~d", "-", "a..b"])
-def test_a_name_is_whole_segments(name: str) -> None:
+def test_a_route_name_consists_of_whole_segments(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["/", "/a", "a/", "a//b", ".", "..", ".a", "a/../b", "a b", "a%20", "é", "a\n", "a?b", "a:b"]
 )
-def test_a_name_that_no_path_could_begin_with_is_refused(name: str) -> None:
+def test_a_route_name_that_no_path_can_begin_with_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="path prefix"):
         check_name(name)
 
 
 @given(NAME)
-def test_the_path_of_every_good_name_is_matched(name: str) -> None:
+def test_a_path_under_any_valid_name_is_matched(name: str) -> None:
     assume(name)
     table = RouteTable([route(check_name(name))])
     assert went(table, f"/{name}/discover") == (name, "/discover")
@@ -258,7 +258,7 @@ def test_the_path_of_every_good_name_is_matched(name: str) -> None:
         ("https://svc.run.app:", "https://svc.run.app", ""),
     ],
 )
-def test_a_url_is_taken_apart(url: str, origin: str, base_path: str) -> None:
+def test_a_url_is_split_into_origin_base_path_and_host(url: str, origin: str, base_path: str) -> None:
     parsed, path = parse_upstream(url)
     assert (str(parsed), path) == (origin, base_path)
 
@@ -310,14 +310,14 @@ def test_a_url_that_cannot_be_an_upstream_says_why(url: str, why: str) -> None:
         "https:/u:hunter2@svc", "https://svc/?key=hunter2", "https://svc/#hunter2", "https://user:hunter2@s vc", "https://u:hunter2@svc\uff1a1/",
     ],
 )  # fmt: skip
-def test_a_refused_url_is_not_repeated_with_its_secrets(url: str) -> None:
+def test_a_refused_url_is_quoted_without_its_secrets(url: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as refused:
         parse_upstream(url)
     assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("label", [route("").label, UNMATCHED])
-def test_what_stands_in_metrics_for_no_name_is_no_name(label: str) -> None:
+def test_the_metrics_label_for_no_route_is_not_a_valid_route_name(label: str) -> None:
     with pytest.raises(ValueError, match="route name"):
         check_name(label)
 

@@ -25,7 +25,7 @@ def test_routes_are_compared_by_name() -> None:
     assert changes
 
 
-def test_what_needs_a_restart_keeps_its_value_and_is_named() -> None:
+def test_a_setting_that_needs_a_restart_keeps_its_value_and_is_named() -> None:
     before = with_routes("https://a.run.app")
     after = with_routes("https://a.run.app", workers=3, stream_window=1 << 16, drain_timeout=3.0)
     changes = Changes.between(before, after)

@@ -19,7 +19,7 @@ from proxy.settings.layers import (
 from tests.unit.settings.given import write
 
 
-def test_names_are_the_same_everywhere() -> None:
+def test_a_setting_has_one_name_in_all_layers() -> None:
     assert flag_name("drain_timeout") == "--drain-timeout"
     assert environment_name("drain_timeout") == "CLOUDRUN_SIDECAR_DRAIN_TIMEOUT"
     assert toml_key("drain_timeout") == "drain_timeout"

@@ -119,7 +119,7 @@ def test_all_problems_with_deployments_are_told_at_once_each_at_its_key() -> Non
         ('hosts = ["a.example"]', "hosts", "it belongs below [deployments]"),
     ],
 )
-def test_what_is_wrong_with_deployments_is_said_where_it_is(text: str, where: str, what: str) -> None:
+def test_each_problem_with_deployments_names_its_place(text: str, where: str, what: str) -> None:
     assert what in problems(text)[f"my.toml: {where}"]
 
 
@@ -137,7 +137,7 @@ def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None
     ("text", "value"),
     [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("0", False), ("No", False)],
 )
-def test_booleans_have_the_usual_words_in_the_environment(text: str, value: bool) -> None:
+def test_booleans_in_the_environment_accept_the_usual_words(text: str, value: bool) -> None:
     assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
 
 
@@ -324,7 +324,7 @@ def test_all_problems_of_all_layers_are_reported_together_with_their_places() ->
 @pytest.mark.parametrize(
     ("key", "what"), [("secret", "must begin with publickeyv1_"), ("publickeyv1_0", "base58 of 32 octets")]
 )
-def test_identity_keys_must_be_public_keys_and_others_are_not_quoted(key: str, what: str) -> None:
+def test_identity_keys_must_be_public_keys_and_any_other_value_is_not_quoted(key: str, what: str) -> None:
     found = problems(f'restate_identity_keys = ["{KEY}", "{key}"]', upstream=URL)
     ((where, told),) = found.items()
     assert where.startswith("my.toml: restate_identity_keys")

@@ -110,7 +110,7 @@ def test_a_change_between_the_first_reading_and_the_start_is_not_lost(tmp_path: 
         assert delivered.names() == ["b"]
 
 
-def test_changes_in_quick_succession_are_one_and_the_last_one_counts(tmp_path: Path) -> None:
+def test_changes_in_quick_succession_are_read_once_with_the_last_content(tmp_path: Path) -> None:
     path = tmp_path / "routes.toml"
     path.write_text(routes("a"))
     with reloader("--config", str(path)) as (running, delivered):
@@ -122,7 +122,7 @@ def test_changes_in_quick_succession_are_one_and_the_last_one_counts(tmp_path: P
         assert delivered.empty()
 
 
-def test_all_problems_of_a_change_are_delivered_and_the_next_good_one_is_read(tmp_path: Path) -> None:
+def test_all_problems_of_a_change_are_reported_and_the_next_valid_change_is_read(tmp_path: Path) -> None:
     path = tmp_path / "routes.toml"
     path.write_text(routes("a"))
     with reloader("--config", str(path)) as (_, delivered):
@@ -190,7 +190,7 @@ def test_a_relative_path_and_the_default_file_are_watched(tmp_path: Path, monkey
         assert delivered.names() == ["b", ""]
 
 
-def test_what_is_no_regular_file_is_not_read_a_second_time(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_not_reread(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     writing = threading.Thread(target=path.write_text, args=(routes("a"),))
@@ -201,7 +201,7 @@ def test_what_is_no_regular_file_is_not_read_a_second_time(tmp_path: Path) -> No
         assert delivered.problems() == (f"{path}: is not a regular file, and cannot be read a second time; restart",)
 
 
-def test_closing_ends_a_reading_under_way(tmp_path: Path) -> None:
+def test_closing_ends_a_running_read(tmp_path: Path) -> None:
     path = tmp_path / "routes.toml"
     path.write_text(routes("a"))
     with reloader("--config", str(path)) as (running, delivered):
@@ -209,7 +209,7 @@ def test_closing_ends_a_reading_under_way(tmp_path: Path) -> None:
     assert delivered.empty() or delivered.next()[1]
 
 
-def test_one_that_was_never_started_can_be_closed() -> None:
+def test_a_reloader_that_was_never_started_can_be_closed() -> None:
     given = command_line("--upstream", "https://x.run.app")
     descriptors = len(os.listdir("/proc/self/fd"))
     running = Reloader(given, read_settings(given), Deliveries())

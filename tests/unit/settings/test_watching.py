@@ -95,7 +95,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", WAYS, ids=lambda way: way.__name__)
-def test_each_way_of_saving_is_noticed_again_and_again(change: Callable[[Path], None], path: Path) -> None:
+def test_every_way_of_saving_is_noticed_repeatedly(change: Callable[[Path], None], path: Path) -> None:
     with WatchedFile(path) as file:
         for _ in range(3):
             assert not noticed(file)
@@ -108,7 +108,7 @@ def test_each_way_of_saving_is_noticed_again_and_again(change: Callable[[Path], 
             assert state_of_path(path) != state
 
 
-def test_a_swap_of_links_in_the_middle_of_the_way_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_link_within_the_path_is_noticed(tmp_path: Path) -> None:
     """A ConfigMap volume: `routes.toml` leads to `..data/routes.toml`, and `..data` to a folder with a date."""
     for number in (1, 2, 3):
         (tmp_path / f"..{number}").mkdir()
@@ -128,7 +128,7 @@ def test_a_swap_of_links_in_the_middle_of_the_way_is_noticed(tmp_path: Path) -> 
             noticed(file)
 
 
-def test_links_over_several_folders_and_absolute_ones_are_followed(tmp_path: Path) -> None:
+def test_links_across_folders_and_absolute_links_are_followed(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     (tmp_path / "c" / "routes.toml").write_text("old")
@@ -145,7 +145,7 @@ def test_links_over_several_folders_and_absolute_ones_are_followed(tmp_path: Pat
         assert noticed(file)
 
 
-def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+def test_circular_links_are_no_endless_loop(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with WatchedFile(tmp_path / "a") as file:
@@ -153,7 +153,7 @@ def test_a_circle_of_links_ends(tmp_path: Path) -> None:
         assert noticed(file)
 
 
-def test_other_files_of_the_folder_and_reading_are_not_noticed(path: Path) -> None:
+def test_other_files_and_reads_are_not_reported(path: Path) -> None:
     with WatchedFile(path) as file:
         in_place(path.with_name("other"))
         path.with_name("other").unlink()
@@ -171,7 +171,7 @@ def test_a_missing_file_is_noticed_when_it_is_made_with_its_folders(tmp_path: Pa
             noticed(file)
 
 
-def test_a_local_file_system_is_not_polled_and_one_of_unknown_kind_is(
+def test_unknown_file_systems_are_polled_and_local_ones_are_not(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mounts = tmp_path / "mounts"
@@ -198,6 +198,6 @@ def test_without_inotify_the_file_is_polled(
 
 
 @pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/3", "/proc/self/fd/0", "/proc/1/root/etc/routes.toml"])
-def test_names_of_what_the_process_was_started_with_cannot_be_watched(name: str) -> None:
+def test_inherited_descriptors_cannot_be_watched(name: str) -> None:
     assert not can_be_watched(Path(name))
     assert can_be_watched(Path("/etc/routes.toml"))

@@ -13,7 +13,7 @@ def test_a_worker_that_ran_for_long_is_replaced_at_once() -> None:
     assert restarts.take_due(100.0) == 3
 
 
-def test_workers_that_exit_at_their_start_are_replaced_later_and_later() -> None:
+def test_workers_that_exit_at_their_start_are_replaced_after_growing_delays() -> None:
     restarts = Restarts()
     delays = [restarts.add(0.0, 0.1) for _ in range(10)]
     assert delays[:4] == [0.0, 0.5, 1.0, 2.0]

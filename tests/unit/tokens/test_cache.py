@@ -42,7 +42,7 @@ async def test_aiocache_drops_an_entry_that_no_route_refers_to_at_the_end_of_its
 
 
 @pytest.mark.asyncio
-async def test_an_entry_that_a_route_refers_to_is_the_same_after_aiocache_dropped_it() -> None:
+async def test_an_entry_that_a_route_refers_to_survives_its_removal_from_aiocache() -> None:
     cache = TokenCache(max_keys=10)
     entry = cache.entry(KEY)
     await cache.keep(entry, 60.0)

@@ -104,11 +104,11 @@ def test_secrets_of_the_request_are_not_in_the_error_message(
         assert said.removeprefix("invalid: ") == "what is [not shown]?"
 
 
-def test_a_complaint_is_bounded() -> None:
+def test_a_quoted_error_message_is_bounded() -> None:
     assert len(error_message(reply(400, {"error": {"message": "x" * 10_000}}))) == 500
 
 
-def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
+def test_the_reason_is_that_of_error_info_or_the_oauth_code() -> None:
     details = [{"reason": "SERVICE_DISABLED"}, {"reason": 5}, "no object", {}]
     assert error_reasons(reply(403, {"error": {"details": details}})) == {"SERVICE_DISABLED"}
     assert error_reasons(reply(400, {"error": "invalid_grant"})) == {"invalid_grant"}
@@ -122,7 +122,7 @@ def test_reasons_are_those_of_error_info_or_the_oauth_code() -> None:
     [(400, MintRefused), (404, MintRefused), (408, TokenUnavailable), (429, TokenUnavailable)]
     + [(status, TokenUnavailable) for status in (302, 500, 502, 503, 504)],
 )
-def test_transient_statuses_are_unavailable_and_others_refused(status: int, leaf: type[Failure]) -> None:
+def test_transient_statuses_are_unavailable_and_other_errors_refused(status: int, leaf: type[Failure]) -> None:
     failure = failure_of_reply("IAM", reply(status, {"error": {"message": "why"}}), "do this")
     assert type(failure) is leaf
     assert str(failure).startswith(f"IAM answered {status} (why)")
@@ -140,7 +140,7 @@ def test_a_bearer_carries_the_quota_project_if_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("project", ["a b", "p\r\nx: y", "é b", JWT, "P" * 101])
-def test_what_cannot_be_a_quota_project_is_named_and_not_quoted(project: str) -> None:
+def test_an_invalid_quota_project_is_reported_and_not_quoted(project: str) -> None:
     with pytest.raises(CredentialsInvalid, match="GOOGLE_CLOUD_QUOTA_PROJECT") as caught:
         bearer("ya29.x", 1.0, project)
     assert project not in str(caught.value)
@@ -149,17 +149,17 @@ def test_what_cannot_be_a_quota_project_is_named_and_not_quoted(project: str) ->
 
 
 @pytest.mark.parametrize("token", [None, "", 5, "a b", "a\r\nx: y", "é"])
-def test_what_cannot_stand_in_authorization_is_no_access_token(token: object) -> None:
+def test_an_access_token_must_be_a_valid_authorization_value(token: object) -> None:
     with pytest.raises(TokenMalformed):
         bearer(token, 1.0)
 
 
-def test_a_body_that_is_no_object_reads_as_an_empty_one() -> None:
+def test_a_body_that_is_no_object_counts_as_an_empty_one() -> None:
     assert read_object(b'{"a": 1}') == {"a": 1}
     assert read_object(b"[]") == {}
 
 
-def test_a_url_without_a_host_can_still_be_named() -> None:
+def test_a_url_without_a_valid_host_is_called_the_endpoint() -> None:
     assert host_of("https://sts.googleapis.com/v1/token") == "sts.googleapis.com"
     for url in ("/v1", "https://[::1", f"https://{JWT}/token"):
         assert host_of(url) == "the endpoint"
@@ -176,7 +176,7 @@ def test_a_url_without_a_host_can_still_be_named() -> None:
         ("", ""),
     ],
 )
-def test_a_wrong_clock_shows_in_the_date_of_the_answer(date: str, remark: str) -> None:
+def test_the_date_of_the_response_shows_a_wrong_clock(date: str, remark: str) -> None:
     assert clock_remark(Reply(400, {"date": date}, b""), 1_800_000_000.0) == remark
 
 
@@ -184,5 +184,5 @@ def test_a_wrong_clock_shows_in_the_date_of_the_answer(date: str, remark: str) -
     ("headers", "seconds"),
     [({"date": "Thu, 01 Jan 1970 00:00:10 GMT"}, 10.0), ({"date": "yesterday"}, None), ({}, None)],
 )
-def test_a_reply_says_when_it_was_sent_or_nothing(headers: dict[str, str], seconds: float | None) -> None:
+def test_a_reply_has_the_time_of_its_date_if_there_is_one(headers: dict[str, str], seconds: float | None) -> None:
     assert date_of(Reply(200, headers, b"")) == seconds

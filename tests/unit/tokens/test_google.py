@@ -97,7 +97,7 @@ def test_google_auth_is_not_imported_and_no_file_read_before_the_first_mint() ->
     )
 
 
-def test_the_requests_package_is_neither_needed_nor_there() -> None:
+def test_minting_works_without_the_requests_package() -> None:
     """With it google-auth would take other ways, and no test in here would show that they are closed."""
     assert run_python("import importlib.util; print(importlib.util.find_spec('requests'))") == "None"
 
@@ -106,7 +106,7 @@ def test_the_requests_package_is_neither_needed_nor_there() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_file_goes_before_the_metadata_server_and_may_come_and_go(
+async def test_a_file_has_precedence_over_the_metadata_server_while_it_exists(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     assert (await mint(KEY)).principal == ATTACHED
@@ -117,7 +117,7 @@ async def test_a_file_goes_before_the_metadata_server_and_may_come_and_go(
 
 
 @pytest.mark.asyncio
-async def test_a_changed_file_is_taken_up_at_the_next_mint(
+async def test_a_changed_file_takes_effect_at_the_next_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], user_info: dict[str, Any]
 ) -> None:
     google.allow_impersonation((KEY_ACCOUNT, TARGET), ("user@example.com", TARGET))
@@ -137,7 +137,7 @@ async def test_a_changed_file_is_taken_up_at_the_next_mint(
 
 
 @pytest.mark.asyncio
-async def test_closing_breaks_a_mint_off(
+async def test_closing_cancels_a_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     house.file(key_info)
@@ -174,7 +174,7 @@ async def test_a_mint_that_was_never_used_closes(house: House) -> None:
 
 
 @pytest.mark.asyncio
-async def test_500_cold_requests_are_one_mint(
+async def test_500_requests_without_a_token_share_one_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     house.file(key_info)

@@ -20,7 +20,7 @@ from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
 
 @pytest.mark.asyncio
-async def test_an_untrusted_certificate_stops_the_mint(
+async def test_an_untrusted_certificate_fails_the_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -34,7 +34,7 @@ async def test_an_untrusted_certificate_stops_the_mint(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["a named pipe", "a device"])
-async def test_a_trust_store_that_never_ends_is_refused(
+async def test_an_endless_trust_store_is_refused(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
@@ -52,7 +52,7 @@ async def test_a_trust_store_that_never_ends_is_refused(
 
 
 @pytest.mark.asyncio
-async def test_a_certificate_that_is_over_may_mean_that_the_clock_is_wrong(
+async def test_an_expired_certificate_is_reported_with_the_clock_as_a_possible_cause(
     google: FakeGoogle, house: House, key_info: dict[str, Any], authority: Authority
 ) -> None:
     over = FakeGoogle()
@@ -155,7 +155,7 @@ async def test_logins_in_netrc_are_not_for_google(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_an_endpoint_nearby_is_called_without_the_proxy(
+async def test_a_local_endpoint_is_called_without_the_proxy(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
@@ -171,7 +171,7 @@ async def test_an_endpoint_nearby_is_called_without_the_proxy(
 
 
 @pytest.mark.asyncio
-async def test_an_endpoint_that_is_no_url_is_a_failure(
+async def test_an_endpoint_that_is_no_url_fails_the_mint(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     house.file({**key_info, "token_uri": "https://"})
@@ -183,7 +183,7 @@ async def test_an_endpoint_that_is_no_url_is_a_failure(
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_does_not_come_about_is_unavailable(
+async def test_a_failed_connection_is_unavailable(
     house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
 ) -> None:
     class Slow(AbstractResolver):
@@ -203,7 +203,7 @@ async def test_a_connection_that_does_not_come_about_is_unavailable(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("where", ["metadata", "key", "impersonation"])
-async def test_a_mint_cancelled_in_a_google_that_says_nothing_blocks_nothing_after(
+async def test_a_mint_that_was_cancelled_while_google_was_silent_does_not_block_later_ones(
     google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], where: str
 ) -> None:
     google.allow_impersonation((ATTACHED, TARGET))
@@ -223,7 +223,7 @@ async def test_a_mint_cancelled_in_a_google_that_says_nothing_blocks_nothing_aft
 
 
 @pytest.mark.asyncio
-async def test_silence_has_a_deadline_of_its_own(
+async def test_a_silent_google_fails_at_the_deadline(
     google: FakeGoogle, house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(http_client, "_TOTAL_SECONDS", 0.3)

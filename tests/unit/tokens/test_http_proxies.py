@@ -47,7 +47,7 @@ def test_a_proxy_is_a_host_and_a_port(value: str, monkeypatch: pytest.MonkeyPatc
     ],
 )
 @pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY"])
-def test_what_cannot_be_used_is_named_by_its_variable_and_not_quoted(
+def test_the_variable_of_an_unusable_proxy_is_named_and_its_value_not_quoted(
     variable: str, value: str, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -63,7 +63,7 @@ def test_what_cannot_be_used_is_named_by_its_variable_and_not_quoted(
     assert refused.value.__context__ is None, "the error of the URL parser quotes the value"
 
 
-def test_a_host_in_no_proxy_needs_no_proxy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_does_not_matter_for_a_host_in_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "socks5://proxy:1080")
     monkeypatch.setenv("no_proxy", ".googleapis.com")
     assert proxy_for(GOOGLE) is None

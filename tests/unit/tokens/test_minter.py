@@ -111,7 +111,7 @@ async def test_a_mint_that_hangs_ends_at_the_deadline() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("life", [0.0, -1.0, -86_400.0])
 @pytest.mark.parametrize("behind", [0.0, 7200.0, -7200.0])
-async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, behind: float) -> None:
+async def test_a_token_that_is_expired_by_googles_clock_is_a_failure(life: float, behind: float) -> None:
     time = FakeTime()
     counted = Counted(time.clock)
     mint = FakeMint(time, life)
@@ -132,7 +132,7 @@ async def test_a_token_that_is_expired_by_googles_clock_is_none(life: float, beh
         (-7200.0, -7200.0, "the clock of this machine is behind Google's; set it"),
     ],
 )
-async def test_an_expiry_is_put_by_our_clock_where_that_is_wrong(
+async def test_the_expiry_is_translated_to_a_wrong_local_clock(
     log_lines: list[Any], behind: float, ahead: float, event: str
 ) -> None:
     time = FakeTime()
@@ -161,7 +161,7 @@ async def test_an_undated_token_that_expired_by_this_clock_is_returned_unchanged
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_lines: list[Any]) -> None:
+async def test_a_wrong_clock_is_warned_of_once_and_again_when_the_skew_changes(log_lines: list[Any]) -> None:
     time = FakeTime()
     mint = FakeMint(time)
     told = timed(mint, time, Counted(time.clock))
@@ -177,7 +177,7 @@ async def test_a_wrong_clock_is_warned_of_once_and_again_when_it_is_another(log_
 
 
 @pytest.mark.asyncio
-async def test_a_defect_of_the_mint_is_a_failure_without_its_text(
+async def test_an_internal_error_of_the_mint_is_a_failure_without_its_text(
     told: Callable[[BaseException], str], log_lines: list[Any]
 ) -> None:
     time = FakeTime()

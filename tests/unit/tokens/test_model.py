@@ -54,7 +54,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("jwt", MALFORMED)
-def test_what_is_no_jwt_with_an_expiry_is_refused_and_not_quoted(jwt: str) -> None:
+def test_a_token_must_be_a_jwt_with_an_expiry_and_is_not_quoted_otherwise(jwt: str) -> None:
     with pytest.raises(TokenMalformed) as caught:
         token_from_jwt(KEY, jwt)
     assert SECRET not in str(caught.value)
@@ -63,7 +63,7 @@ def test_what_is_no_jwt_with_an_expiry_is_refused_and_not_quoted(jwt: str) -> No
 
 
 @pytest.mark.parametrize("extra", ["\r\nx-other: 1", " ", "=", "\n", "\x00"])
-def test_a_character_that_could_leave_the_field_is_refused(extra: str) -> None:
+def test_a_token_with_a_character_that_a_field_cannot_have_is_refused(extra: str) -> None:
     header, payload, signature = jwt_of({"exp": 1_800_000_000}).split(".")
     with pytest.raises(TokenMalformed):
         token_from_jwt(KEY, f"{header}.{payload}.{signature}{extra}")
@@ -110,7 +110,7 @@ def test_an_account_is_an_email_or_a_number(name: str) -> None:
         "é@b",
     ],
 )
-def test_what_would_bend_a_url_is_no_account(name: str) -> None:
+def test_an_account_must_not_have_characters_that_change_a_url(name: str) -> None:
     assert not is_account(name)
 
 

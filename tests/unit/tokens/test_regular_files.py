@@ -47,7 +47,7 @@ def test_a_directory_and_a_socket_are_refused(tmp_path: Path) -> None:
             read_regular(str(tmp_path / "socket"))
 
 
-def test_a_file_without_end_is_read_to_the_bound(tmp_path: Path) -> None:
+def test_an_endless_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(1 << 40)

@@ -32,7 +32,7 @@ async def test_a_dropped_key_loses_its_token_and_its_timer_and_the_others_keep_t
 
 
 @pytest.mark.asyncio
-async def test_nothing_refers_to_the_slot_of_a_dropped_key_after_its_last_route(bench: Bench) -> None:
+async def test_the_slot_of_a_dropped_key_is_freed_with_its_last_route(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     gone = weakref.ref(slot)
@@ -113,7 +113,7 @@ async def test_a_failure_of_a_dropped_key_is_forgotten(bench: Bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_key_whose_slot_is_asked_for_again_is_kept(bench: Bench) -> None:
+async def test_a_dropped_key_that_is_used_again_is_kept(bench: Bench) -> None:
     old = bench.source.slot(KEY)
     await bench.source.retain([OTHER])
     new = bench.source.slot(KEY)

@@ -31,11 +31,11 @@ def test_a_refresh_leaves_time_for_itself(usable: float, random_fraction: float)
 
 
 @given(usable=st.floats(2, 100_000))
-def test_an_idle_key_is_looked_at_again_before_its_token_ends(usable: float) -> None:
+def test_an_idle_key_is_checked_again_before_its_token_expires(usable: float) -> None:
     assert 0.5 <= idle_check_in(usable) <= min(10, usable / 2)
 
 
-def test_looking_at_an_idle_key_does_not_become_frantic() -> None:
+def test_an_idle_key_is_checked_after_half_a_second_at_the_earliest() -> None:
     assert idle_check_in(0.001) == 0.5
 
 
@@ -51,5 +51,5 @@ def test_jitter_takes_at_most_half(failures: int, random_fraction: float) -> Non
 
 
 @given(failures=st.integers(1, 10**6), random_fraction=chances)
-def test_what_does_not_pass_stands_for_30_seconds(failures: int, random_fraction: float) -> None:
+def test_a_permanent_failure_is_remembered_for_30_seconds(failures: int, random_fraction: float) -> None:
     assert retry_in(failures, transient=False, random_fraction=random_fraction) == 30

@@ -4,7 +4,7 @@ from proxy.tokens.slot import Slot
 from tests.unit.tokens.values import KEY, token_of
 
 
-def test_an_empty_slot_has_nothing() -> None:
+def test_an_empty_slot_has_no_token() -> None:
     slot = Slot()
     assert slot.usable_token(0.0) is None
     assert slot.usable_token(1e12) is None
@@ -32,7 +32,7 @@ def test_taking_the_token_marks_the_slot_and_a_new_token_unmarks_it() -> None:
     assert not slot.used
 
 
-def test_a_cleared_slot_has_nothing() -> None:
+def test_a_cleared_slot_has_no_token() -> None:
     slot = Slot()
     slot.fill(token_of(KEY, 1000.0))
     slot.clear()

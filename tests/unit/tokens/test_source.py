@@ -17,7 +17,7 @@ from tests.unit.tokens.values import AUDIENCE, KEY, START
 
 
 @pytest.mark.asyncio
-async def test_one_mint_however_many_wait(bench: Bench) -> None:
+async def test_many_waiters_share_one_mint(bench: Bench) -> None:
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(500)]
@@ -36,7 +36,7 @@ async def test_one_mint_for_each_key(bench: Bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_cached_token_is_given_again(bench: Bench) -> None:
+async def test_a_cached_token_is_returned_again(bench: Bench) -> None:
     first = await bench.source.token(KEY)
     assert await bench.source.token(KEY) is first
     assert bench.minted == 1
@@ -88,7 +88,7 @@ async def test_a_failed_mint_is_not_repeated_by_each_waiting_request(bench: Benc
 # Slots
 
 
-def test_a_slot_is_the_same_while_it_is_referred_to() -> None:
+def test_a_key_has_one_slot_while_a_route_refers_to_it() -> None:
     source = Bench().source
     slot = source.slot(KEY)
     assert source.slot(KEY) is slot
@@ -133,7 +133,7 @@ async def test_a_discovery_mints_although_a_token_is_cached(bench: Bench) -> Non
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_asks_although_a_failure_is_remembered(bench: Bench) -> None:
+async def test_a_discovery_mints_although_a_failure_is_remembered(bench: Bench) -> None:
     bench.mint.failure = MintRefused("no")
     await gather(bench.source.token(KEY))
     with pytest.raises(MintRefused):
@@ -168,7 +168,7 @@ async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -
 
 
 @pytest.mark.asyncio
-async def test_keys_over_the_bound_push_out_unused_ones_first() -> None:
+async def test_keys_over_the_limit_evict_unused_ones_first() -> None:
     bench = Bench(max_keys=3)
     keys = [TokenKey(None, (), f"https://{name}") for name in "abcd"]
     slots = [bench.source.slot(key) for key in keys]
@@ -185,14 +185,14 @@ async def test_keys_over_the_bound_push_out_unused_ones_first() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_thousand_keys_are_kept_and_no_more(bench: Bench) -> None:
+async def test_at_most_a_thousand_keys_are_kept(bench: Bench) -> None:
     for number in range(1100):
         await bench.source.token(TokenKey(None, (), f"https://{number}"))
     assert bench.time.armed == 1000
 
 
 @pytest.mark.asyncio
-async def test_keys_under_way_are_not_pushed_out() -> None:
+async def test_keys_that_are_being_minted_are_not_evicted() -> None:
     bench = Bench(max_keys=1)
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -205,7 +205,7 @@ async def test_keys_under_way_are_not_pushed_out() -> None:
 
 
 @pytest.mark.asyncio
-async def test_aiocache_switched_off_by_the_environment_is_not_a_mint_a_request(
+async def test_tokens_are_cached_even_if_the_environment_disables_aiocache(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOCACHE_DISABLE", "1")

@@ -15,7 +15,9 @@ from tests.unit.tokens.values import AUDIENCE, KEY, START
 
 
 @pytest.mark.asyncio
-async def test_an_outage_is_bridged_while_the_token_is_valid_then_fails_fast_then_recovers(bench: Bench) -> None:
+async def test_requests_are_served_during_an_outage_while_the_token_is_valid_then_fail_fast_then_recover(
+    bench: Bench,
+) -> None:
     bench.random_fraction = 0.0
     slot = bench.source.slot(KEY)
     await bench.traffic(slot, 3370.0, every=5.0)
@@ -34,7 +36,7 @@ async def test_an_outage_is_bridged_while_the_token_is_valid_then_fails_fast_the
 
 
 @pytest.mark.asyncio
-async def test_attempts_during_an_outage_thin_out_to_one_in_30_seconds(bench: Bench) -> None:
+async def test_attempts_during_an_outage_slow_down_to_one_in_30_seconds(bench: Bench) -> None:
     bench.random_fraction = 0.0
     bench.mint.failure = TokenUnavailable("down")
     for _ in range(200):
@@ -154,7 +156,7 @@ async def test_an_abandoned_discovery_mint_serves_the_next_discovery_once() -> N
 
 
 @pytest.mark.asyncio
-async def test_a_discovery_takes_the_first_token_of_its_mint_and_an_abandoned_one() -> None:
+async def test_a_discovery_takes_the_first_token_of_its_own_mint_and_an_abandoned_one() -> None:
     bench = Bench(mint_timeout_seconds=0.02)
     hangs = bench.mint.gate = asyncio.Event()
     for _ in range(5):  # no more than one of them is left

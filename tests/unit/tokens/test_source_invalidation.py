@@ -151,7 +151,7 @@ class PolledCredentials:
 
 
 @pytest.mark.asyncio
-async def test_credentials_are_checked_while_a_token_of_theirs_is_cached_and_not_before(
+async def test_credentials_are_checked_only_while_one_of_their_tokens_is_cached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)

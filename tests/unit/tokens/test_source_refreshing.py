@@ -31,7 +31,7 @@ async def test_refreshes_are_spread_by_up_to_30_seconds(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("life", [61.5, 62, 70, 120, 239, 240, 300, 900])
-async def test_no_request_waits_at_the_end_of_a_short_token(bench: Bench, life: float) -> None:
+async def test_no_request_waits_for_the_refresh_of_a_short_lived_token(bench: Bench, life: float) -> None:
     bench.mint.life = life
     usable = life - 60
     assert await bench.traffic(bench.source.slot(KEY), 20 * usable, every=usable / 20) == 1
@@ -40,7 +40,7 @@ async def test_no_request_waits_at_the_end_of_a_short_token(bench: Bench, life: 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("random_fraction", [0.0, 0.999])
-async def test_five_minutes_of_constant_load_on_tokens_of_62_seconds_and_slow_mints(
+async def test_no_request_waits_in_five_minutes_of_constant_load_with_tokens_of_62_seconds(
     bench: Bench, random_fraction: float
 ) -> None:
     bench.random_fraction, bench.mint.life = random_fraction, 62.0
@@ -52,7 +52,7 @@ async def test_five_minutes_of_constant_load_on_tokens_of_62_seconds_and_slow_mi
 
 
 @pytest.mark.asyncio
-async def test_an_unused_token_lapses(bench: Bench) -> None:
+async def test_an_unused_token_is_not_refreshed(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     await bench.time.advance(24 * HOUR)
@@ -62,7 +62,7 @@ async def test_an_unused_token_lapses(bench: Bench) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_token_that_comes_into_use_late_is_still_refreshed_before_its_end(bench: Bench) -> None:
+async def test_a_token_that_is_first_used_late_is_still_refreshed_before_its_end(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     await bench.time.advance(HOUR - 90)
@@ -72,7 +72,7 @@ async def test_a_token_that_comes_into_use_late_is_still_refreshed_before_its_en
 
 
 @pytest.mark.asyncio
-async def test_the_same_token_again_is_no_progress_and_asked_for_each_10_seconds_only(bench: Bench) -> None:
+async def test_a_refresh_that_brings_the_same_token_is_repeated_every_10_seconds_at_most(bench: Bench) -> None:
     bench.random_fraction = 0.0
     bench.mint.expires_at = START + HOUR
     slot = bench.source.slot(KEY)
@@ -86,7 +86,7 @@ async def test_the_same_token_again_is_no_progress_and_asked_for_each_10_seconds
 
 
 @pytest.mark.asyncio
-async def test_progress_after_the_same_token_again_ends_the_asking(bench: Bench) -> None:
+async def test_a_refresh_that_brings_a_new_token_ends_the_repetition(bench: Bench) -> None:
     bench.mint.expires_at = START + HOUR
     slot = bench.source.slot(KEY)
     await bench.traffic(slot, HOUR - 180, every=5.0)
@@ -105,7 +105,7 @@ async def test_after_the_machine_slept_an_old_token_is_not_used(bench: Bench) ->
 
 
 @pytest.mark.asyncio
-async def test_without_a_fake_the_timers_are_the_loops(bench: Bench) -> None:
+async def test_timers_are_those_of_the_loop_by_default(bench: Bench) -> None:
     source = TokenSource(bench.mint, clock=bench.time.clock)
     bench.mint.life = 60.5  # long enough to be used before its timer looks whether it was
     await source.token(KEY)

@@ -28,7 +28,7 @@ from tests.unit.upstream.stage import TIMING, Far, Owner, settled
 
 @each_bare_engine
 @with_manual_clock
-async def test_it_is_usable_once_the_settings_have_come(make: EngineFactory) -> None:
+async def test_a_connection_is_usable_once_settings_have_arrived(make: EngineFactory) -> None:
     far = Far(make, TIMING)
     assert not far.connection.ready.done()
     assert far.take()[0].kind == "Settings"
@@ -63,7 +63,7 @@ async def test_the_frames_of_a_stream_reach_its_receiver_in_order(make: EngineFa
 
 @each_bare_engine
 @with_manual_clock
-async def test_the_streams_that_are_free_follow_the_peers_limit(make: EngineFactory) -> None:
+async def test_the_number_of_free_streams_follows_the_peers_limit(make: EngineFactory) -> None:
     far = settled(make, 3)
     connection = far.connection
     heard: list[int] = []
@@ -149,7 +149,7 @@ async def test_request_content_is_reported_as_sent_only_while_the_peer_reads(
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_closes_after_the_last(
+async def test_a_connection_that_runs_out_of_stream_ids_closes_after_its_last_stream(
     make: EngineFactory,
 ) -> None:
     far, receiver = settled(make, last_stream_id=3), RecordingReceiver()
@@ -170,7 +170,7 @@ async def test_a_connection_with_hardly_any_stream_ids_left_takes_no_more_and_cl
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_reset_is_told_with_its_code_and_ends_the_stream(make: EngineFactory) -> None:
+async def test_a_reset_is_reported_with_its_code_and_ends_the_stream(make: EngineFactory) -> None:
     far, refused, cancelled, unknown = settled(make), RecordingReceiver(), RecordingReceiver(), RecordingReceiver()
     streams = [far.open(receiver) for receiver in (refused, cancelled, unknown)]
     for stream, code in zip(streams, (ErrorCode.REFUSED_STREAM, ErrorCode.CANCEL, 0x77), strict=True):
@@ -198,7 +198,7 @@ async def test_a_protocol_error_of_the_upstream_is_not_reported_as_its_reset(mak
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_lost_connection_is_told_to_every_stream_once(make: EngineFactory) -> None:
+async def test_a_lost_connection_is_reported_to_every_stream_once(make: EngineFactory) -> None:
     far = settled(make)
     receivers = [RecordingReceiver() for _ in range(5)]
     for receiver in receivers:

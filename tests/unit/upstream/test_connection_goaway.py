@@ -54,7 +54,7 @@ async def test_two_step_goaway_lets_streams_finish_and_then_closes(make: EngineF
 
 @each_bare_engine
 @with_manual_clock
-async def test_many_goaways_tell_each_stream_once(make: EngineFactory) -> None:
+async def test_many_goaways_are_reported_to_each_stream_once(make: EngineFactory) -> None:
     far = settled(make)
     receivers = [RecordingReceiver() for _ in range(8)]
     streams = [far.open(receiver) for receiver in receivers]
@@ -81,7 +81,7 @@ async def test_goaway_on_a_connection_without_streams_closes_it(make: EngineFact
     ("code", "name"), [(0xB, "ENHANCE_YOUR_CALM"), (0x77, "0x77"), (0x0, None)], ids=["calm", "unknown", "regular"]
 )
 @with_manual_clock
-async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
+async def test_a_goaway_with_an_error_code_is_logged_with_its_debug_data(
     make: EngineFactory, code: int, name: str | None
 ) -> None:
     far = settled(make)
@@ -98,7 +98,7 @@ async def test_a_goaway_that_is_not_regular_is_logged_with_what_the_peer_says(
 
 @each_bare_engine
 @with_manual_clock
-async def test_what_an_unprocessed_stream_had_queued_is_dropped(make: EngineFactory) -> None:
+async def test_the_queued_content_of_an_unprocessed_stream_is_dropped(make: EngineFactory) -> None:
     far, receiver = settled(make), RecordingReceiver()
     stream = far.open(receiver, end=False)
     far.streams[stream].send_data(bytes(200 << 10), False)

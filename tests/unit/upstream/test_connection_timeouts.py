@@ -64,7 +64,7 @@ async def test_a_silent_connection_with_live_streams_is_pinged_and_kept_if_it_an
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_stream_opened_on_an_old_connection_is_pinged_in_time(make: EngineFactory) -> None:
+async def test_a_connection_is_pinged_in_time_after_a_late_stream_was_opened(make: EngineFactory) -> None:
     far = settled(make)
     await whiled_away(far, 100)
     far.open()
@@ -153,7 +153,7 @@ async def test_a_slow_peer_is_not_closed_for_a_ping_that_could_not_be_written(
 
 @each_bare_engine
 @with_manual_clock
-async def test_silence_counts_again_once_the_peer_reads(make: EngineFactory) -> None:
+async def test_the_ping_timeout_starts_again_once_the_peer_reads(make: EngineFactory) -> None:
     far, receiver = settled(make), RecordingReceiver()
     far.send(far.settings({0x4: 4 << 20}), far.window(0, 4 << 20))
     stream = far.open(receiver, end=False)

@@ -116,7 +116,7 @@ async def test_a_plain_peer_behind_an_https_url_is_reported() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_tls_peer_behind_an_http_url_is_no_usable_connection(certificates: Certificates) -> None:
+async def test_a_tls_peer_behind_an_http_url_is_reported(certificates: Certificates) -> None:
     async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
         with pytest.raises((UpstreamNotHttp2, UpstreamConnectionLost), match="HTTP/2"):
             await connector().connect(Origin("http", "127.0.0.1", far.port))
@@ -137,14 +137,14 @@ async def test_a_refused_connection_is_reported() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_name_that_does_not_resolve_is_named() -> None:
+async def test_a_name_that_does_not_resolve_is_reported() -> None:
     with pytest.raises(UpstreamConnectFailed, match=r"the host name of https://nowhere\.invalid does not resolve"):
         await connector(connect_timeout_seconds=30.0).connect(Origin("https", "nowhere.invalid", 443))
 
 
 @pytest.mark.parametrize("how", ["closes", "resets"])
 @pytest.mark.asyncio
-async def test_a_peer_that_ends_in_the_middle_of_the_handshake_is_named(how: str) -> None:
+async def test_a_peer_that_closes_during_the_handshake_is_reported(how: str) -> None:
     async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         if how == "resets":
@@ -171,7 +171,7 @@ async def test_a_silent_peer_is_closed_at_the_deadline(scheme: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_settings_that_do_not_come_after_the_handshake_meet_the_deadline_too(certificates: Certificates) -> None:
+async def test_a_peer_that_sends_no_settings_is_closed_at_the_deadline(certificates: Certificates) -> None:
     left_behind = asyncio.get_running_loop().create_future()
 
     async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,7 +192,7 @@ async def test_settings_that_do_not_come_after_the_handshake_meet_the_deadline_t
 
 
 @pytest.mark.asyncio
-async def test_a_peer_that_ends_before_its_settings_is_named() -> None:
+async def test_a_peer_that_closes_before_its_settings_is_reported() -> None:
     async def end(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read(64)
 

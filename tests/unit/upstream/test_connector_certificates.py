@@ -52,9 +52,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused_and_the_flag_nam
 
 
 @pytest.mark.asyncio
-async def test_where_an_authority_was_given_and_is_another_its_file_is_named(
-    certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_the_file_of_a_wrong_upstream_ca_is_named(certificates: Certificates, tmp_path: Path) -> None:
     other = Certificates.create(tmp_path / "other")
     async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
         with pytest.raises(UpstreamTlsFailed, match=re.escape(str(other.ca_file))):
@@ -136,9 +134,7 @@ async def test_an_expired_certificate_is_not_blamed_on_the_authority(
 
 @pytest.mark.parametrize("content", [None, "not a certificate\n", ""], ids=["missing", "junk", "empty"])
 @pytest.mark.asyncio
-async def test_an_authority_that_cannot_be_used_is_named_before_anything_is_sent(
-    tmp_path: Path, content: str | None
-) -> None:
+async def test_an_unusable_upstream_ca_is_reported_before_anything_is_sent(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "ca.pem"
     if content is not None:
         file.write_text(content)

@@ -26,7 +26,7 @@ OTHER = Origin("http", "127.0.0.1", 8080)
 
 @each_bare_engine
 @with_manual_clock
-async def test_the_first_request_dials_and_the_next_find_a_stream_ready(make: EngineFactory) -> None:
+async def test_the_first_request_opens_a_connection_and_the_next_ones_find_it_ready(make: EngineFactory) -> None:
     stage = PoolStage(make)
     assert stage.pool.origin_pool(ORIGIN).ready() is None
     assert stage.service.dials == 0
@@ -69,7 +69,7 @@ async def test_a_burst_on_a_cold_origin_opens_as_many_connections_as_its_streams
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_lowered_stream_limit_is_kept_and_waiting_requests_continue_when_it_rises(
+async def test_a_lowered_stream_limit_is_respected_and_waiting_requests_continue_when_it_rises(
     make: EngineFactory,
 ) -> None:
     stage = PoolStage(make, max_connections=1)
@@ -97,7 +97,7 @@ async def test_a_lowered_stream_limit_is_kept_and_waiting_requests_continue_when
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_limit_lowered_between_reservation_and_open_is_kept(make: EngineFactory) -> None:
+async def test_a_limit_lowered_between_reservation_and_open_is_respected(make: EngineFactory) -> None:
     stage = PoolStage(make, max_connections=1)
     tasks = await stage.ask("a", "b", "c")
     origin, answer = stage.service.dialling.popleft()
@@ -121,7 +121,7 @@ async def test_a_limit_lowered_between_reservation_and_open_is_kept(make: Engine
 
 @each_bare_engine
 @with_manual_clock
-async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make: EngineFactory) -> None:
+async def test_a_peer_that_offers_no_streams_is_not_connected_to_repeatedly(make: EngineFactory) -> None:
     stage = PoolStage(make, wait_timeout_seconds=5.0)
     tasks = await stage.ask("a", "b")
     far = await stage.service.accept(0)
@@ -138,7 +138,7 @@ async def test_a_peer_that_offers_no_streams_is_not_dialled_again_and_again(make
 
 
 @with_manual_clock
-async def test_the_first_connections_stay_full_so_that_the_last_fall_idle() -> None:
+async def test_the_first_connections_are_used_first_so_that_the_last_ones_become_idle() -> None:
     stage = PoolStage(timing=Timing(ping_interval_seconds=1000.0))
     await stage.ask("a", "b", "c")
     first = await stage.service.accept(2)
@@ -199,7 +199,7 @@ async def test_goaway_sends_new_requests_elsewhere_while_the_old_ones_finish(mak
 
 @each_bare_engine
 @with_manual_clock
-async def test_one_goaway_after_another_costs_one_dial_each(make: EngineFactory) -> None:
+async def test_each_goaway_costs_one_new_connection(make: EngineFactory) -> None:
     stage = PoolStage(make)
     for number in range(20):
         [task] = await stage.ask(str(number))
@@ -256,7 +256,7 @@ async def test_close_does_not_wait_longer_than_its_limit_for_a_peer_that_does_no
 
 
 @with_manual_clock
-async def test_close_waits_for_connections_that_were_leaving_already() -> None:
+async def test_close_waits_for_connections_that_were_retiring_already() -> None:
     stage = PoolStage()
     await stage.ask("a")
     far = await stage.service.accept()
@@ -272,7 +272,7 @@ async def test_close_waits_for_connections_that_were_leaving_already() -> None:
 
 
 @with_manual_clock
-async def test_a_request_that_was_just_given_a_stream_hears_of_the_end_at_once() -> None:
+async def test_a_request_that_was_just_given_a_stream_is_told_of_the_close_at_once() -> None:
     stage = PoolStage(max_connections=1)
     await stage.ask("a")
     far = await stage.service.accept(1)
@@ -288,7 +288,7 @@ async def test_a_request_that_was_just_given_a_stream_hears_of_the_end_at_once()
 
 
 @with_manual_clock
-async def test_close_without_anything_open_is_nothing() -> None:
+async def test_close_without_connections_returns_at_once() -> None:
     stage = PoolStage()
     await stage.pool.close(linger_seconds=1.0)
     await stage.close()

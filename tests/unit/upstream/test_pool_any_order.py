@@ -211,7 +211,7 @@ class Traffic(RuleBasedStateMachine):
 
 
 @each_bare_engine
-def test_the_pool_keeps_its_promises_in_any_order(make: EngineFactory) -> None:
+def test_the_pool_keeps_its_limits_and_order_under_any_sequence_of_events(make: EngineFactory) -> None:
     class TrafficOnThisEngine(Traffic):
         pass
 

@@ -32,7 +32,7 @@ async def test_a_failed_attempt_fails_all_waiting_requests_once() -> None:
 
 
 @with_manual_clock
-async def test_one_of_several_dials_may_fail_unnoticed_but_two_are_an_outage() -> None:
+async def test_one_failed_connection_of_several_is_not_reported_but_two_are_an_outage() -> None:
     stage = PoolStage()
     tasks = await stage.ask(*(str(number) for number in range(250)))
     assert stage.service.dials == 3
@@ -101,7 +101,7 @@ async def test_after_an_outage_one_attempt_is_made_for_all_requests() -> None:
 
 
 @with_manual_clock
-async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> None:
+async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_timeout() -> None:
     stage = PoolStage(max_connections=2, wait_timeout_seconds=5.0)
     await stage.ask("a")
     far = await stage.service.accept(1)
@@ -118,7 +118,7 @@ async def test_an_old_failure_is_not_named_as_the_reason_of_a_later_wait() -> No
 
 
 @with_manual_clock
-async def test_the_pause_ends_when_the_last_connection_has_closed() -> None:
+async def test_the_pause_between_attempts_ends_when_the_last_connection_has_closed() -> None:
     stage = PoolStage()
     await stage.ask("a")
     first = await stage.service.accept(1)
@@ -135,7 +135,7 @@ async def test_the_pause_ends_when_the_last_connection_has_closed() -> None:
 
 
 @with_manual_clock
-async def test_an_unexpected_failure_is_told_without_its_text() -> None:
+async def test_an_unexpected_failure_is_reported_without_its_text() -> None:
     stage = PoolStage()
     [a] = await stage.ask("a")
     with structlog.testing.capture_logs() as lines:

@@ -113,7 +113,7 @@ async def test_a_request_beyond_all_connections_times_out_and_names_the_limit() 
 
 
 @with_manual_clock
-async def test_a_dial_that_takes_too_long_is_a_timeout_for_the_request_and_goes_on_for_the_next() -> None:
+async def test_a_slow_connection_attempt_times_out_for_the_request_and_continues_for_the_next() -> None:
     stage = PoolStage(wait_timeout_seconds=5.0)
     [a] = await stage.ask("a")
     await skip(5.1)

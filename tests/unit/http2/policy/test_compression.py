@@ -3,7 +3,7 @@ from __future__ import annotations
 from proxy.http2.policy.compression import REMEMBERED_LINES, SentLines
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_memory_for_known_lines_is_bounded() -> None:
     lines = SentLines()
     for number in range(REMEMBERED_LINES + 1):
         assert not lines.is_repeated(b"x-id", b"%d" % number, 4_096)
@@ -12,12 +12,12 @@ def test_what_is_remembered_is_bounded() -> None:
     assert not lines.is_repeated(b"x-id", b"0", 4_096), "the oldest was forgotten"
 
 
-def test_a_line_that_entered_is_new_once_it_has_left_the_table() -> None:
+def test_a_line_is_new_again_after_it_was_evicted_from_the_table() -> None:
     lines = SentLines()
     assert [lines.is_repeated(b"x", b"y", 4_096) for _ in range(4)] == [False, True, False, True]
 
 
-def test_name_and_value_are_told_apart() -> None:
+def test_lines_with_the_same_octets_split_differently_are_different() -> None:
     lines = SentLines()
     assert not lines.is_repeated(b"xy", b"z", 4_096)
     assert not lines.is_repeated(b"x", b"yz", 4_096)

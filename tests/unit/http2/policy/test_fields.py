@@ -39,53 +39,53 @@ def request(**changed: bytes | None) -> Fields:
 
 
 @pytest.mark.parametrize(("value", "length"), [(b"0", 0), (b"12", 12), (b"0007", 7), (b"9" * 18, 10**18 - 1)])
-def test_a_request_tells_its_length(value: bytes, length: int) -> None:
+def test_the_content_length_of_a_request_is_returned(value: bytes, length: int) -> None:
     assert check_request([*REQUEST, line(b"content-length", value)]) == length
 
 
-def test_a_request_without_length_tells_none() -> None:
+def test_a_request_without_content_length_has_none() -> None:
     assert check_request(REQUEST) is None
 
 
 @pytest.mark.parametrize("value", [b"", b"1,1", b"+1", b" 1", b"1 ", b"0x1", b"9" * 19, b"9" * 5_000, "٣".encode()])
-def test_a_length_that_is_none_is_malformed(value: bytes) -> None:
+def test_an_invalid_content_length_is_malformed(value: bytes) -> None:
     with pytest.raises(Malformed):
         check_request([*REQUEST, line(b"content-length", value)])
 
 
 @pytest.mark.parametrize("again", [b"5", b"6"])
-def test_a_length_is_told_once(again: bytes) -> None:
+def test_repeated_content_lengths_are_malformed(again: bytes) -> None:
     with pytest.raises(Malformed, match="twice"):
         check_request([*REQUEST, line(b"content-length", b"5"), line(b"content-length", again)])
 
 
 @pytest.mark.parametrize("path", [b"/", b"/a?b=c#d", b"/caf\xc3\xa9", b"//x", b"/%2e%2e/"])
-def test_paths_are_not_judged_beyond_their_form(path: bytes) -> None:
+def test_any_path_of_the_right_form_is_accepted(path: bytes) -> None:
     check_request(request(path=path))
 
 
 @pytest.mark.parametrize("path", [None, b"", b"a", b"*", b"http://a/", b"/a b", b"/a\x01", b"/a\x7f", b" /a"])
-def test_what_is_no_path_is_malformed(path: bytes | None) -> None:
+def test_an_invalid_path_is_malformed(path: bytes | None) -> None:
     with pytest.raises(Malformed):
         check_request(request(path=path))
 
 
-def test_options_may_ask_about_the_whole_server() -> None:
+def test_options_may_have_an_asterisk_as_its_path() -> None:
     check_request(request(method=b"OPTIONS", path=b"*"))
 
 
 @pytest.mark.parametrize("authority", [b"a", b"a:80", b"[::1]:80", b"A.internal"])
-def test_authorities_of_any_host(authority: bytes) -> None:
+def test_an_authority_of_any_host_is_accepted(authority: bytes) -> None:
     check_request(request(authority=authority))
 
 
 @pytest.mark.parametrize("authority", [b"", b"user@a", b"a b", b"a\x01"])
-def test_authorities_of_no_host_are_malformed(authority: bytes) -> None:
+def test_an_authority_without_a_host_is_malformed(authority: bytes) -> None:
     with pytest.raises(Malformed, match="authority"):
         check_request(request(authority=authority))
 
 
-def test_host_agrees_with_the_authority_or_stands_for_it() -> None:
+def test_host_must_equal_the_authority_or_replace_it() -> None:
     check_request([*REQUEST, line(b"host", b"A.Internal")])
     check_request([*request(authority=None), line(b"host", b"a.internal")])
     with pytest.raises(Malformed, match="host"):
@@ -98,7 +98,7 @@ def test_host_agrees_with_the_authority_or_stands_for_it() -> None:
         check_request([*request(authority=None), line(b"host", b"")])
 
 
-def test_connect_has_an_authority_and_nothing_else() -> None:
+def test_connect_has_only_an_authority() -> None:
     assert check_request([line(b":method", b"CONNECT"), line(b":authority", b"a:443")]) is None
     for fields in (request(method=b"CONNECT"), request(method=b"CONNECT", path=None), [line(b":method", b"CONNECT")]):
         with pytest.raises(Malformed, match="CONNECT"):
@@ -106,30 +106,30 @@ def test_connect_has_an_authority_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("method", [None, b"", b"GE T", b"G\x7fT"])
-def test_what_is_no_method_is_malformed(method: bytes | None) -> None:
+def test_an_invalid_method_is_malformed(method: bytes | None) -> None:
     with pytest.raises(Malformed, match="method"):
         check_request(request(method=method))
 
 
 @pytest.mark.parametrize("scheme", [None, b""])
-def test_what_is_no_scheme_is_malformed(scheme: bytes | None) -> None:
+def test_an_invalid_scheme_is_malformed(scheme: bytes | None) -> None:
     with pytest.raises(Malformed, match="scheme"):
         check_request(request(scheme=scheme))
 
 
 @pytest.mark.parametrize("value", [b"trailers", b"Trailers"])
-def test_te_may_ask_for_trailers(value: bytes) -> None:
+def test_te_may_be_trailers(value: bytes) -> None:
     check_request([*REQUEST, line(b"te", value)])
 
 
 @pytest.mark.parametrize("lines", [[b"gzip"], [b""], [b"trailers", b"deflate"], [b"trailers;q=1"]])
-def test_te_may_ask_for_nothing_else(lines: list[bytes]) -> None:
+def test_any_other_te_is_malformed(lines: list[bytes]) -> None:
     with pytest.raises(Malformed, match="te"):
         check_request([*REQUEST, *(line(b"te", value) for value in lines)])
 
 
 @pytest.mark.parametrize("value", [b"a\0", b"\ra", b"a\nb", b"\r\n"])
-def test_values_hold_no_line_breaks_and_no_nul(value: bytes) -> None:
+def test_values_must_not_have_line_breaks_or_nul(value: bytes) -> None:
     for place in range(3):
         fields = [line(b"x-a", b"fine"), line(b"x-b", b"fine"), line(b"x-c", b"fine")]
         fields[place] = line(b"x-bad", value)
@@ -138,17 +138,17 @@ def test_values_hold_no_line_breaks_and_no_nul(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [b" a", b"a ", b"\ta", b"a\t", b" ", b"\t\t"])
-def test_values_have_no_white_space_at_their_ends(value: bytes) -> None:
+def test_values_must_not_have_white_space_at_their_ends(value: bytes) -> None:
     with pytest.raises(Malformed, match="white space"):
         check_request([*REQUEST, line(b"x", value), line(b"y", b"z")])
 
 
 @pytest.mark.parametrize("value", [b"", b"a b", b"a\tb", b"\x01", b"\xff\x80", b"\x7f"])
-def test_values_are_left_alone_otherwise(value: bytes) -> None:
+def test_any_other_value_is_accepted(value: bytes) -> None:
     check_request([*REQUEST, line(b"x", value)])
 
 
-def test_faults_are_found_whether_or_not_the_names_were_seen_before() -> None:
+def test_faults_are_found_in_known_and_in_new_names() -> None:
     for _ in range(2):
         with pytest.raises(Malformed, match="after a regular field"):
             check_request([REQUEST[0], line(b"x", b"y"), *REQUEST[1:]])
@@ -160,7 +160,7 @@ def test_faults_are_found_whether_or_not_the_names_were_seen_before() -> None:
             check_response(REQUEST, to_head=False)
 
 
-def test_what_is_kept_of_names_is_bounded() -> None:
+def test_the_memory_for_known_names_is_bounded() -> None:
     for number in range(2_000):
         check_trailers([line(b"x-%d" % number, b"")])
     check_trailers([line(b"x" * 5_000, b"")])
@@ -169,7 +169,7 @@ def test_what_is_kept_of_names_is_bounded() -> None:
     assert all(len(name) < 5_000 for names in kept for name in names)
 
 
-def test_responses_are_interim_or_final() -> None:
+def test_a_response_head_says_whether_it_is_interim_and_how_much_content_is_due() -> None:
     length = line(b"content-length", b"7")
     assert check_response([line(b":status", b"100")], to_head=False) == ResponseHead(True, None)
     assert check_response([line(b":status", b"103"), length], to_head=True) == ResponseHead(True, None)
@@ -182,7 +182,7 @@ def test_responses_are_interim_or_final() -> None:
 
 
 @pytest.mark.parametrize("status", [b"", b"20", b"2000", b"abc", b"099", b"+20", b"101"])
-def test_a_status_that_is_none_is_malformed(status: bytes) -> None:
+def test_an_invalid_status_is_malformed(status: bytes) -> None:
     with pytest.raises(Malformed, match="status"):
         check_response([line(b":status", status)], to_head=False)
 
@@ -203,7 +203,7 @@ def test_an_interim_response_does_not_end_its_stream() -> None:
         check_response([line(b":status", b"100")], to_head=False, ends=True)
 
 
-def test_trailers_end_their_stream() -> None:
+def test_trailers_must_end_their_stream() -> None:
     with pytest.raises(Malformed, match="does not end"):
         check_trailers([line(b"grpc-status", b"0")], ends=False)
 
@@ -215,7 +215,7 @@ def test_trailers_may_be_empty_and_have_no_pseudo_fields() -> None:
         check_trailers([line(b":status", b"200")])
 
 
-def test_no_reason_quotes_what_was_sent() -> None:
+def test_the_reason_never_quotes_a_field() -> None:
     secret = b"s3cr3t"
     for fields in (
         [*REQUEST, line(b"x", b" " + secret)],
@@ -244,23 +244,23 @@ def test_no_reason_quotes_what_was_sent() -> None:
         [line(b"x", b"\0")],
     ],
 )
-def test_what_would_break_the_connection_is_not_sendable(fields: Fields) -> None:
+def test_fields_that_a_peer_would_refuse_are_not_sendable(fields: Fields) -> None:
     with pytest.raises(ValueError, match="field"):
         check_sendable(fields)
 
 
-def test_what_was_received_is_sendable() -> None:
+def test_fields_that_were_accepted_are_sendable() -> None:
     check_sendable([*REQUEST, line(b"x", b""), (b"authorization", b"a  b", True)])
     check_sendable([line(b"1", b"names need no letters (RFC 9110, 5.6.2)")])
 
 
 @pytest.mark.parametrize("name", [b"", b"Upper-Case", b"a b", b"caf\xc3\xa9"])
-def test_a_field_name_that_is_no_lower_case_token_is_malformed(name: bytes) -> None:
+def test_a_field_name_must_be_a_lower_case_token(name: bytes) -> None:
     with pytest.raises(Malformed, match="field name"):
         check_request([*REQUEST, line(name, b"1")])
 
 
 @pytest.mark.parametrize("name", sorted(CONNECTION_SPECIFIC))
-def test_a_field_that_is_about_an_http1_connection_is_malformed(name: bytes) -> None:
+def test_a_connection_specific_field_is_malformed(name: bytes) -> None:
     with pytest.raises(Malformed, match="connection-specific"):
         check_request([*REQUEST, line(name, b"1")])

@@ -59,7 +59,7 @@ def test_an_account_without_credit_runs_out(charge: Charge, most: int) -> None:
         (FloodGuard.charge_settings, lambda guard: (guard.credit_head(), guard.credit_content(1, 1))[0]),
     ],
 )
-def test_as_much_credit_as_charges_lasts(charge: Charge, credit: Credit) -> None:
+def test_an_account_lasts_as_long_as_it_is_credited_what_it_is_charged(charge: Charge, credit: Credit) -> None:
     assert lasts(charge, credit, 100_000)
 
 
@@ -72,7 +72,7 @@ def test_content_is_credited_by_its_octets() -> None:
     assert not passes(guard.charge_control_frame)
 
 
-def test_nothing_is_saved_beyond_the_start() -> None:
+def test_credit_never_exceeds_the_initial_amount() -> None:
     guard = FloodGuard()
     for _ in range(1_000):
         guard.credit_read()
@@ -83,7 +83,7 @@ def test_nothing_is_saved_beyond_the_start() -> None:
     assert sum(passes(guard.charge_reset) for _ in range(5_000)) == 1_000
 
 
-def test_one_account_does_not_pay_for_the_other() -> None:
+def test_accounts_are_independent() -> None:
     guard = FloodGuard()
     while passes(guard.charge_reset):
         pass

@@ -49,12 +49,14 @@ def queue(
         (queue(reset_code=8, reset_waits=True), -9, Step.RESET, 0),
     ],
 )
-def test_what_a_stream_does_when_it_is_its_turn(queued: SendQueue, window: int, step: Step, octets: int) -> None:
+def test_a_stream_in_its_turn_sends_what_its_queue_and_window_allow(
+    queued: SendQueue, window: int, step: Step, octets: int
+) -> None:
     assert queued
     assert queued.next_step(window, 5) == (step, octets)
 
 
-def test_a_queue_of_nothing_needs_no_turn() -> None:
+def test_a_stream_with_an_empty_queue_gets_no_turn() -> None:
     assert not queue()
 
 
@@ -82,11 +84,11 @@ def drained(made: RoundRobin) -> list[int]:
     return order
 
 
-def test_turns_are_in_the_order_in_which_streams_came() -> None:
+def test_streams_take_turns_in_the_order_in_which_they_were_added() -> None:
     assert drained(turns(3, 1, 5, 1, 3)) == [3, 1, 5]
 
 
-def test_a_stream_that_had_its_turn_goes_behind_the_others() -> None:
+def test_a_stream_goes_to_the_end_of_the_line_after_its_turn() -> None:
     made = turns(1, 3)
     assert made.next() == 1
     made.add(1)
@@ -103,7 +105,7 @@ def test_a_stream_with_a_closed_window_does_not_stop_the_others() -> None:
     assert drained(made) == [1]
 
 
-def test_all_go_on_in_the_order_in_which_they_stopped() -> None:
+def test_blocked_streams_continue_in_the_order_in_which_they_stopped() -> None:
     made = turns(1, 3, 5)
     for _ in range(3):
         made.block(made.next() or 0)
@@ -111,7 +113,7 @@ def test_all_go_on_in_the_order_in_which_they_stopped() -> None:
     assert drained(made) == [1, 3, 5]
 
 
-def test_a_stream_with_more_to_send_is_not_blocked_any_more() -> None:
+def test_a_blocked_stream_is_unblocked_when_more_is_queued() -> None:
     made = turns(1)
     made.block(made.next() or 0)
     made.add(1)
@@ -120,7 +122,7 @@ def test_a_stream_with_more_to_send_is_not_blocked_any_more() -> None:
     assert not made
 
 
-def test_streams_that_are_over_have_no_turn() -> None:
+def test_closed_streams_get_no_turn() -> None:
     made = turns(1, 3, 5)
     made.block(made.next() or 0)
     made.remove(1)
@@ -131,7 +133,7 @@ def test_streams_that_are_over_have_no_turn() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=9, unique_by=lambda one: one[0]))
-def test_everybody_gets_as_many_turns_as_it_needs_and_none_two_in_a_row_while_others_wait(
+def test_every_stream_gets_the_turns_that_it_needs_and_never_two_in_a_row_while_others_wait(
     needs: list[tuple[int, int]],
 ) -> None:
     left = {stream_id: need for stream_id, need in needs if need}
@@ -148,7 +150,7 @@ def test_everybody_gets_as_many_turns_as_it_needs_and_none_two_in_a_row_while_ot
     assert not left
 
 
-def test_after_the_end_of_the_connection_no_stream_has_a_turn() -> None:
+def test_no_stream_gets_a_turn_after_the_end_of_the_connection() -> None:
     made = turns(1, 3)
     made.block(made.next() or 0)
     made.clear()

@@ -37,7 +37,7 @@ def test_a_stream_may_end_with_its_head_or_by_a_reset() -> None:
     assert fault(history, 1) == fault(history, 3) == STREAM_CLOSED
 
 
-def test_ids_that_were_passed_over_can_no_longer_be_opened() -> None:
+def test_skipped_ids_cannot_be_opened_later() -> None:
     history = StreamHistory(client=False)
     history.section(9, end=False)
     for stream_id in (1, 3, 5, 7):
@@ -49,7 +49,7 @@ def test_ids_that_were_passed_over_can_no_longer_be_opened() -> None:
     assert fault(history, 9) is None
 
 
-def test_frames_on_idle_streams_and_even_ids_are_not_judged_here() -> None:
+def test_frames_on_idle_streams_and_even_ids_are_left_to_the_engine() -> None:
     history = StreamHistory(client=False)
     history.section(2, end=False)
     history.section(3, end=False)
@@ -59,7 +59,7 @@ def test_frames_on_idle_streams_and_even_ids_are_not_judged_here() -> None:
         assert fault(history, stream_id) is None
 
 
-def test_a_server_opens_nothing() -> None:
+def test_a_server_opens_no_streams() -> None:
     history = StreamHistory(client=True)
     history.section(5, end=True)
     assert fault(history, 5) is None
@@ -69,7 +69,7 @@ def test_a_server_opens_nothing() -> None:
     assert fault(history, 1) == STREAM_CLOSED
 
 
-def test_what_is_long_past_gets_the_benefit_of_the_doubt() -> None:
+def test_frames_on_a_stream_that_closed_long_ago_are_no_fault() -> None:
     history = StreamHistory(client=False)
     history.section(3, end=True)
     history.section(3 + 2 * (REMEMBERED - 1), end=False)
@@ -89,7 +89,7 @@ def test_what_is_long_past_gets_the_benefit_of_the_doubt() -> None:
         st.tuples(st.integers(0, 6_000), st.sampled_from(["head", "last head", "data", "end", "reset"])), max_size=60
     )
 )
-def test_it_agrees_with_a_history_that_forgets_nothing(frames: list[tuple[int, str]]) -> None:
+def test_the_bounded_history_agrees_with_a_complete_one(frames: list[tuple[int, str]]) -> None:
     history = StreamHistory(client=False)
     states: dict[int, str] = {}
     highest = -1

@@ -25,7 +25,7 @@ def client() -> RawPeer:
     return RawPeer(make, engine_is_client=True)
 
 
-def test_it_is_an_engine() -> None:
+def test_the_portable_engine_is_an_engine() -> None:
     engine = PortableEngine(client=True, limits=Limits(), handler=Handler())
     assert isinstance(engine, Engine)
     assert engine.name == "h2"
@@ -42,7 +42,7 @@ def test_it_is_an_engine() -> None:
         Limits(max_concurrent_streams=1 << 32),
     ],
 )
-def test_limits_that_http2_cannot_express_are_refused(limits: Limits) -> None:
+def test_limits_outside_the_range_of_http2_are_refused(limits: Limits) -> None:
     with pytest.raises(ValueError, match="limits"):
         PortableEngine(client=False, limits=limits, handler=Handler())
 
@@ -67,7 +67,7 @@ def test_an_internal_error_ends_the_connection_and_is_not_raised(monkeypatch: py
     assert b"secret" not in seen[-1].body
 
 
-def test_a_peer_may_not_make_us_apply_settings_without_end() -> None:
+def test_the_number_of_settings_of_a_peer_is_limited() -> None:
     peer = server()
     assert peer.send(peer.settings(dict.fromkeys(range(100, 132), 1))) == [SettingsReceived()]
     events = peer.send(peer.settings(dict.fromkeys(range(100, 133), 1)))
@@ -87,7 +87,7 @@ def cancelled(peer: RawPeer, streams: range, *, answered: bool) -> list[Event]:
     return []
 
 
-def test_streams_cancelled_after_their_answer_began_are_no_flood() -> None:
+def test_streams_cancelled_after_their_response_began_are_no_flood() -> None:
     peer = server()
     assert cancelled(peer, range(1, 1_800, 2), answered=False) == []
     assert cancelled(peer, range(1_801, 3_001, 2), answered=True) == []
@@ -95,7 +95,7 @@ def test_streams_cancelled_after_their_answer_began_are_no_flood() -> None:
     assert cancelled(peer, range(4_201, 5_001, 2), answered=False) != []
 
 
-def test_a_peer_cannot_make_us_hold_more_than_a_frame() -> None:
+def test_at_most_one_incomplete_frame_is_buffered() -> None:
     peer = server()
     peer.open()
     events = peer.send(b"\xff\xff\xff\0\0\0\0\0\1" + bytes(1_000))
@@ -115,7 +115,7 @@ def test_an_account_of_window_updates_is_shared_by_all_streams(increment: int) -
     assert isinstance(events[-1], ConnectionFailed)
 
 
-def test_an_empty_block_between_continuations_is_no_fault() -> None:
+def test_an_empty_continuation_is_accepted() -> None:
     peer = server()
     frames = peer.split_headers(1, REQUEST, [0] * 15)
     assert peer.send(*frames) == [HeadReceived(1, REQUEST, False)]
@@ -125,7 +125,7 @@ def test_an_empty_block_between_continuations_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("bad", ["text", b"a\r\nb", b"a\0b", None])
-def test_a_field_that_must_not_be_sent_leaves_the_compression_in_step(bad: bytes) -> None:
+def test_a_field_that_must_not_be_sent_does_not_break_the_compression_state(bad: bytes) -> None:
     peer = client()
     with pytest.raises(ValueError, match="field"):
         peer.engine.send_request([*REQUEST, line(b"x-new", b"x"), line(b"x-bad", bad)], end_stream=True)
@@ -145,7 +145,7 @@ def test_trailers_that_must_not_be_sent_are_refused_when_they_are_queued() -> No
     assert peer.take()[0].fields == [line(b"x", b"fine")]
 
 
-def test_commands_out_of_order_are_a_defect_of_the_caller() -> None:
+def test_commands_out_of_order_raise() -> None:
     peer = server()
     peer.open()
     with pytest.raises(RuntimeError, match="before its head"):
@@ -159,7 +159,7 @@ def test_commands_out_of_order_are_a_defect_of_the_caller() -> None:
         peer.engine.ping(b"short")
 
 
-def test_what_is_queued_behind_an_end_is_ignored() -> None:
+def test_content_behind_the_end_is_ignored() -> None:
     peer = client()
     peer.asked()
     peer.engine.send_data(1, b"all", end_stream=True)

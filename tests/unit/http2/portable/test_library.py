@@ -25,12 +25,12 @@ LINES = st.lists(
 )
 
 
-def test_the_table_is_read() -> None:
+def test_the_table_of_library_features_is_parsed() -> None:
     assert len(ROWS) == 11
 
 
 @pytest.mark.parametrize(("kind", "name"), ROWS)
-def test_what_is_listed_is_there_in_the_installed_versions(kind: str, name: str) -> None:
+def test_every_listed_name_exists_in_the_installed_versions(kind: str, name: str) -> None:
     assert hasattr(INSTANCES[kind], name)
 
 
@@ -60,7 +60,7 @@ def test_hpack_follows_changes_of_the_table(steps: list[list[tuple[bytes, bytes,
             assert decoder.header_table_size == encoder.header_table_size
 
 
-def test_a_peer_does_not_decide_how_much_memory_the_table_takes() -> None:
+def test_the_memory_of_the_table_does_not_depend_on_the_peer() -> None:
     encoder = library._Encoder()
     encoder.header_table_size = 1 << 30
     assert encoder.header_table_size == MOST_TABLE_OCTETS

@@ -41,7 +41,7 @@ async def test_an_access_token_is_kept_until_225_seconds_before_it_expires() -> 
 
 
 @pytest.mark.asyncio
-async def test_one_fetch_however_many_wait() -> None:
+async def test_many_waiters_share_one_fetch() -> None:
     time = FakeTime()
     fetch = Fetch(time)
     cache = AccessTokenCache(fetch, time.clock)
@@ -50,7 +50,7 @@ async def test_one_fetch_however_many_wait() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_stale_one_is_replaced_once_however_many_found_it_stale() -> None:
+async def test_a_stale_access_token_is_replaced_once() -> None:
     time = FakeTime()
     fetch = Fetch(time)
     cache = AccessTokenCache(fetch, time.clock)

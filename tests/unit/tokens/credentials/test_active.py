@@ -58,7 +58,7 @@ async def test_the_same_content_written_again_is_no_change(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("how", ["written", "another named", "none named", "removed", "broken", "no permission"])
-async def test_a_look_notices_a_change_of_the_file(
+async def test_a_check_notices_a_changed_file(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
@@ -92,7 +92,7 @@ async def test_a_look_notices_a_change_of_the_file(
 
 
 @pytest.mark.asyncio
-async def test_nothing_is_minted_from_broken_credentials_and_again_from_good_ones(
+async def test_nothing_is_minted_from_broken_credentials_until_they_are_valid_again(
     google: FakeGoogle, house: House, source: TokenSource, key_info: dict[str, Any]
 ) -> None:
     path = house.file(key_info)
@@ -183,9 +183,7 @@ async def test_a_metadata_server_that_fails_is_no_change(
 
 
 @pytest.mark.asyncio
-async def test_the_metadata_server_is_not_asked_while_there_is_no_token_to_be_dropped(
-    google: FakeGoogle, mint: GoogleMint
-) -> None:
+async def test_the_metadata_server_is_not_asked_while_no_token_is_cached(google: FakeGoogle, mint: GoogleMint) -> None:
     await mint(KEY)
     await mint.check_for_change(tokens_kept=False)
     assert google.called("/email") == 0
@@ -218,7 +216,7 @@ async def test_a_file_system_that_fails_is_no_change(
 
 
 @pytest.mark.asyncio
-async def test_a_mint_that_hangs_with_the_old_credentials_begins_again_with_the_new_ones(
+async def test_a_mint_that_hangs_with_old_credentials_is_restarted_with_new_ones(
     google: FakeGoogle, house: House, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     asked = asyncio.Event()
@@ -237,7 +235,7 @@ async def test_a_mint_that_hangs_with_the_old_credentials_begins_again_with_the_
 
 
 @pytest.mark.asyncio
-async def test_a_file_that_is_half_written_when_it_is_looked_at_is_not_taken_for_broken(
+async def test_a_half_written_file_is_not_reported_as_broken(
     google: FakeGoogle, house: House, mint: GoogleMint, changes: Changes, key_info: dict[str, Any]
 ) -> None:
     path = house.file(key_info)
@@ -252,7 +250,7 @@ async def test_a_file_that_is_half_written_when_it_is_looked_at_is_not_taken_for
 
 
 @pytest.mark.asyncio
-async def test_a_failure_that_stands_ends_when_the_file_is_mended(
+async def test_a_permanent_failure_ends_when_the_file_is_corrected(
     google: FakeGoogle, house: House, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     house.file("junk")
@@ -264,7 +262,7 @@ async def test_a_failure_that_stands_ends_when_the_file_is_mended(
 
 
 @pytest.mark.asyncio
-async def test_looking_raises_nothing_when_nothing_can_be_reached(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_check_raises_nothing_if_nothing_can_be_reached(google: FakeGoogle, mint: GoogleMint) -> None:
     await google.stop()
     await mint.check_for_change(tokens_kept=True)
     with pytest.raises(CredentialsNotFound):

@@ -69,7 +69,7 @@ def wait_until_gone(pid: int) -> None:
         os.close(descriptor)
 
 
-def test_what_it_prints_is_its_answer_whatever_it_says_on_standard_error(script: Script) -> None:
+def test_only_standard_output_of_the_executable_is_its_response(script: Script) -> None:
     assert script(f"echo noise >&2\n{prints(GOOD)}").run() == "the-token"
 
 
@@ -169,7 +169,7 @@ def test_a_command_that_cannot_be_started_is_reported(script: Script, command: s
         script("", command=command).run()
 
 
-def test_it_is_not_run_unless_the_environment_allows_it(
+def test_an_executable_is_run_only_if_the_environment_allows_it(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "0")
@@ -179,19 +179,19 @@ def test_it_is_not_run_unless_the_environment_allows_it(
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(None, 30), (0, 30), (5000, 5), (7500, 7.5), (120_000, 120)])
-def test_it_has_the_time_that_its_file_says(script: Script, given: int | None, seconds: float) -> None:
+def test_an_executable_has_the_timeout_of_its_file(script: Script, given: int | None, seconds: float) -> None:
     assert script("", timeout_millis=given).timeout_seconds == seconds
 
 
 @pytest.mark.parametrize("given", [4999, 120_001, -1, "5000", 1e9, True])
-def test_a_time_that_googles_libraries_do_not_take_is_refused(script: Script, given: object) -> None:
+def test_a_timeout_that_googles_libraries_refuse_is_refused(script: Script, given: object) -> None:
     with pytest.raises(
         CredentialsInvalid, match="timeout_millis of its executable must be a number from 5000 to 12000"
     ):
         script("", timeout_millis=given)
 
 
-def test_one_that_ignores_sigterm_ends_at_its_deadline_with_its_children(
+def test_an_executable_that_ignores_sigterm_is_killed_at_its_deadline_with_its_children(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executable_module, "_LEAST_MILLISECONDS", 1)
@@ -206,7 +206,7 @@ def test_one_that_ignores_sigterm_ends_at_its_deadline_with_its_children(
             wait_until_gone(pid)
 
 
-def test_one_that_closes_its_output_and_stays_ends_at_its_deadline(
+def test_an_executable_that_closes_its_output_and_keeps_running_is_killed_at_its_deadline(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executable_module, "_LEAST_MILLISECONDS", 1)
@@ -214,19 +214,19 @@ def test_one_that_closes_its_output_and_stays_ends_at_its_deadline(
         script("exec >&- 2>&-\nsleep 600", timeout_millis=300).run()
 
 
-def test_one_that_prints_without_end_is_stopped_at_the_bound(script: Script) -> None:
+def test_an_executable_with_endless_output_is_stopped_at_the_limit(script: Script) -> None:
     with pytest.raises(CredentialsInvalid, match="printed more than 1024 KiB"):
         script("exec cat /dev/zero").run()
 
 
-def test_its_end_is_the_end_though_a_child_holds_its_output(script: Script, tmp_path: Path) -> None:
+def test_the_exit_of_an_executable_counts_even_if_a_child_has_its_output_open(script: Script, tmp_path: Path) -> None:
     started = time.monotonic()
     assert script(f"sleep 600 & echo $! > child\n{prints(GOOD)}", timeout_millis=60_000).run() == "the-token"
     assert time.monotonic() - started < 30
     os.kill(int((tmp_path / "child").read_text()), 9)
 
 
-def test_it_can_be_stopped_at_once(script: Script, tmp_path: Path) -> None:
+def test_an_executable_can_be_stopped_at_once(script: Script, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ready")
     one = script("trap '' TERM\necho $$ > ready\nsleep 600", timeout_millis=120_000)
     outcome: list[BaseException] = []
@@ -247,7 +247,7 @@ def test_it_can_be_stopped_at_once(script: Script, tmp_path: Path) -> None:
     assert gone(pid)
 
 
-def test_one_that_was_stopped_before_it_began_does_not_start(script: Script, tmp_path: Path) -> None:
+def test_an_executable_that_was_stopped_before_its_start_does_not_start(script: Script, tmp_path: Path) -> None:
     one = script("touch ran")
     one.stop()
     with pytest.raises(TokenUnavailable):

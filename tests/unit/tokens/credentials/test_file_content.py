@@ -36,7 +36,7 @@ def check(info: dict[str, Any], path: str) -> str:
         ({"token_uri": "https:///token"}, "token_uri is not an http"),
     ],
 )
-def test_other_universes_and_odd_endpoints_are_refused(key_info: dict[str, Any], extra: Any, what: str) -> None:
+def test_other_universes_and_invalid_endpoints_are_refused(key_info: dict[str, Any], extra: Any, what: str) -> None:
     with pytest.raises(CredentialsInvalid, match=what):
         check({**key_info, **extra}, "key.json")
     assert check({**key_info, "universe_domain": "googleapis.com"}, "key.json") == "service_account"
@@ -86,9 +86,7 @@ def with_url(key_info: dict[str, Any], place: str, url: object) -> dict[str, Any
 
 
 @pytest.mark.parametrize("place", URL_PLACES)
-def test_no_secret_leaves_in_clear_but_for_this_machine_and_metadata_servers(
-    key_info: dict[str, Any], place: str
-) -> None:
+def test_plain_http_is_allowed_only_to_this_machine_and_metadata_servers(key_info: dict[str, Any], place: str) -> None:
     for url in ("http://example.com/x", "http://10.1.2.3/x", "http://[fd00::1]/x", "http://metadata.example/x"):
         with pytest.raises(CredentialsInvalid, match=f"its {place} is plain http:// to another machine"):
             check(with_url(key_info, place, url), "wif.json")
@@ -107,7 +105,7 @@ def test_no_secret_leaves_in_clear_but_for_this_machine_and_metadata_servers(
         check(with_url(key_info, place, url), "wif.json")
 
 
-def test_the_urls_of_an_inner_credential_are_held_to_the_same(house: House, key_info: dict[str, Any]) -> None:
+def test_the_urls_of_an_inner_credential_are_checked_too(house: House, key_info: dict[str, Any]) -> None:
     with pytest.raises(CredentialsInvalid, match="service_account_impersonation_url is plain http://"):
         check(
             {
@@ -120,12 +118,12 @@ def test_the_urls_of_an_inner_credential_are_held_to_the_same(house: House, key_
 
 
 @pytest.mark.parametrize("url", [None, ""])
-def test_a_url_that_may_be_left_out_may_be_empty(url: str | None) -> None:
+def test_an_optional_url_may_be_empty(url: str | None) -> None:
     check({**FEDERATION, "service_account_impersonation_url": url, "token_info_url": url}, "wif.json")
 
 
 @pytest.mark.parametrize("universe", ["example.cloud", "googleapis.com.example"])
-def test_another_universe_by_the_environment_is_refused(house: House, universe: str) -> None:
+def test_another_universe_in_the_environment_is_refused(house: House, universe: str) -> None:
     house.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = universe
     with pytest.raises(CredentialsInvalid, match="GOOGLE_CLOUD_UNIVERSE_DOMAIN names another universe"):
         find(house.environment)

@@ -94,7 +94,7 @@ async def test_impersonation_on_top_of_an_impersonated_file_goes_through_its_tar
 
 
 @pytest.mark.asyncio
-async def test_the_link_of_the_chain_that_is_missing_is_named(
+async def test_the_missing_grant_of_a_chain_is_named(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
     house.file(impersonated(user_info))

@@ -81,7 +81,7 @@ async def test_a_revoked_key_is_rejected_and_the_file_named(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("private_key", ["junk", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"])
 @pytest.mark.parametrize("key", [KEY, IMPERSONATED])
-async def test_a_bad_private_key_is_one_sentence(
+async def test_an_invalid_private_key_gets_one_sentence(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,
@@ -185,7 +185,7 @@ async def test_the_quota_project_of_the_environment_goes_before_the_files(
         {"error": "deleted_client", "error_description": "The OAuth client was deleted."},
     ],
 )
-async def test_user_credentials_that_are_over_name_the_login_command(
+async def test_expired_user_credentials_get_the_login_command(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any], error: dict[str, str]
 ) -> None:
     path = house.file(user_info)
@@ -206,7 +206,7 @@ async def test_a_denied_user_is_named(
 
 
 @pytest.mark.asyncio
-async def test_a_denied_user_without_a_name_is_named_by_the_file(
+async def test_the_file_is_named_for_a_denied_user_without_a_name(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
     path = house.file({**user_info, "account": ""})
@@ -216,7 +216,7 @@ async def test_a_denied_user_without_a_name_is_named_by_the_file(
 
 
 @pytest.mark.asyncio
-async def test_an_id_token_that_is_none_leaves_the_user_without_a_name(
+async def test_a_malformed_id_token_leaves_the_user_without_a_name(
     google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
     path = house.file({**user_info, "account": ""})

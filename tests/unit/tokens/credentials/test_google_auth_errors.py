@@ -45,7 +45,7 @@ def told(
     return failure_of(of, LastCall(url, reply), exc or RuntimeError(SECRET), NOW)
 
 
-def test_a_failure_of_ours_below_is_what_happened() -> None:
+def test_a_failure_below_the_error_of_google_auth_is_the_one_reported() -> None:
     exc = RuntimeError(SECRET)
     exc.__cause__ = TokenUnavailable("down")
     assert told(file(), exc) is exc.__cause__
@@ -137,7 +137,7 @@ def test_a_refusal_of_the_source_differs_from_one_of_google(
 # What Google says
 
 
-def test_a_success_without_a_token_is_malformed_unless_something_better_is_known() -> None:
+def test_a_success_without_a_token_is_malformed_unless_another_cause_is_known() -> None:
     assert type(told(file(credential_source={}), status=200)) is TokenMalformed
     failure = told(file(), ValueError("Missing subject_token in the credential_source file"), status=200)
     assert type(failure) is CredentialsInvalid

@@ -99,7 +99,7 @@ async def test_a_subject_token_file_that_is_missing_is_named(
         (b"{}", "json", "neither text nor json"),
     ],
 )
-async def test_a_missing_subject_token_file_is_named(
+async def test_an_unusable_subject_token_file_is_named_and_not_quoted(
     google: FakeGoogle,
     house: House,
     mint: GoogleMint,

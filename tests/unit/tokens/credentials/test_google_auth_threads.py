@@ -39,7 +39,7 @@ def one_call(send: BlockingSend) -> tuple[bytes, str]:
 
 
 @pytest.mark.asyncio
-async def test_an_job_runs_on_a_thread_and_its_http_on_the_loop() -> None:
+async def test_a_job_runs_on_a_thread_and_its_http_on_the_loop() -> None:
     loopback = Loopback()
     worker = GoogleAuthThreads(loopback)
     body, thread = await worker.run(one_call)
@@ -50,7 +50,7 @@ async def test_an_job_runs_on_a_thread_and_its_http_on_the_loop() -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_an_job_raises_is_raised() -> None:
+async def test_the_exception_of_a_job_is_raised() -> None:
     def fails(send: BlockingSend) -> None:
         raise TokenUnavailable("as it is")
 
@@ -91,7 +91,7 @@ async def test_a_cancelled_job_gives_its_thread_back() -> None:
 
 
 @pytest.mark.asyncio
-async def test_closing_breaks_jobs_off() -> None:
+async def test_closing_cancels_jobs() -> None:
     loopback = Loopback()
     loopback.gate.clear()
     worker = GoogleAuthThreads(loopback)
@@ -113,7 +113,7 @@ async def test_no_thread_is_started_before_the_first_job() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_loop_that_never_answers_does_not_hold_a_thread_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_that_never_responds_does_not_block_a_thread_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_LONGEST_CALL_SECONDS", 0.01)
     loopback = Loopback()
     loopback.gate.clear()

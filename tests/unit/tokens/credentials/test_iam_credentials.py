@@ -108,7 +108,7 @@ async def test_an_account_that_does_not_exist_is_named(google: FakeGoogle, mint:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("missing", [FIRST, SECOND, TARGET])
-async def test_of_a_chain_the_member_is_named_that_iam_does_not_know(
+async def test_the_member_of_a_chain_that_iam_does_not_know_is_named(
     allowed: FakeGoogle, mint: GoogleMint, missing: str
 ) -> None:
     allowed.break_next(
@@ -121,7 +121,7 @@ async def test_of_a_chain_the_member_is_named_that_iam_does_not_know(
 
 
 @pytest.mark.asyncio
-async def test_no_account_of_a_chain_is_named_unless_iam_names_it(allowed: FakeGoogle, mint: GoogleMint) -> None:
+async def test_the_account_of_a_chain_is_named_only_if_iam_names_it(allowed: FakeGoogle, mint: GoogleMint) -> None:
     allowed.break_next(METHOD, error_answer(lambda: api_error(404, "Requested entity was not found.")))
     with pytest.raises(MintRefused, match=f"^one of the service accounts {FIRST}, {TARGET} does not exist"):
         await mint(TokenKey(TARGET, (FIRST,), AUDIENCE))
@@ -129,7 +129,7 @@ async def test_no_account_of_a_chain_is_named_unless_iam_names_it(allowed: FakeG
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("named", "caller"), [(FIRST, ATTACHED), (SECOND, FIRST)])
-async def test_of_a_chain_the_link_is_named_that_iam_refused(
+async def test_the_link_of_a_chain_that_iam_refused_is_named(
     allowed: FakeGoogle, mint: GoogleMint, named: str, caller: str
 ) -> None:
     text = f"Permission 'iam.serviceAccounts.implicitDelegation' denied on projects/-/serviceAccounts/{named}."
@@ -142,7 +142,7 @@ async def test_of_a_chain_the_link_is_named_that_iam_refused(
 
 
 @pytest.mark.asyncio
-async def test_a_refused_audience_is_asked_about(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_refused_audience_is_reported_with_a_question(google: FakeGoogle, mint: GoogleMint) -> None:
     google.allow_impersonation((ATTACHED, TARGET))
     with pytest.raises(MintRefused, match="is the audience right"):
         await mint(TokenKey(TARGET, (), ""))
@@ -160,7 +160,9 @@ async def test_a_stale_access_token_is_renewed_once_and_the_call_repeated(
 
 
 @pytest.mark.asyncio
-async def test_an_access_token_that_iam_never_takes_ends_after_two_calls(allowed: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_rejected_access_token_is_replaced_once_and_then_the_mint_fails(
+    allowed: FakeGoogle, mint: GoogleMint
+) -> None:
     for _ in range(2):
         allowed.break_next(METHOD, error_answer(lambda: api_error(401, "invalid authentication credentials")))
     with pytest.raises(CredentialsRejected, match=f"does not take the access token of {ATTACHED}"):
@@ -211,7 +213,7 @@ async def test_junk_with_status_200_is_no_token_and_not_quoted(
 @pytest.mark.parametrize(
     ("account", "delegates"), [("a@b/../c", ()), ("a@b:signBlob?", ()), ("", ()), (TARGET, ("x y",))]
 )
-async def test_a_name_that_would_bend_the_url_is_refused_before_any_call(
+async def test_a_name_that_would_change_the_url_is_refused_before_any_call(
     google: FakeGoogle, mint: GoogleMint, account: str, delegates: tuple[str, ...]
 ) -> None:
     with pytest.raises(MintRefused, match="not the e-mail of a service account"):
@@ -220,7 +222,7 @@ async def test_a_name_that_would_bend_the_url_is_refused_before_any_call(
 
 
 @pytest.mark.asyncio
-async def test_an_answer_that_is_endless_is_cut(allowed: FakeGoogle, mint: GoogleMint) -> None:
+async def test_an_endless_response_is_cut(allowed: FakeGoogle, mint: GoogleMint) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)

@@ -35,7 +35,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("kind", "label", "mints_id_tokens", "required"), ROWS)
-def test_a_kind_says_what_it_is_and_what_it_needs(kind: str, label: str, mints_id_tokens: bool, required: str) -> None:
+def test_a_kind_names_its_label_and_its_required_fields(
+    kind: str, label: str, mints_id_tokens: bool, required: str
+) -> None:
     assert (KINDS[kind].label, KINDS[kind].mints_id_tokens) == (label, mints_id_tokens)
     with pytest.raises(CredentialsInvalid, match=rf"^key\.json \({kind}\) has no {required}; create the file again$"):
         credential("key.json", b"", {"type": kind})
@@ -46,7 +48,7 @@ def test_each_supported_kind_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("base", [CredentialFile, SubjectTokenSource])
-def test_each_class_of_a_kind_has_a_file_of_its_own_and_stands_in_the_table(
+def test_each_class_of_a_kind_has_its_own_file_and_is_in_the_table(
     base: type[CredentialFile] | type[SubjectTokenSource],
 ) -> None:
     modules = [

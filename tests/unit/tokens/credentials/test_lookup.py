@@ -27,7 +27,7 @@ def test_an_empty_environment_has_no_file(house: House) -> None:
     )
 
 
-def test_the_variable_goes_before_the_well_known_file(
+def test_the_variable_has_precedence_over_the_well_known_file(
     house: House, key_info: dict[str, Any], user_info: dict[str, Any]
 ) -> None:
     house.environment["CLOUDSDK_CONFIG"] = str(house.folder)
@@ -52,7 +52,7 @@ def test_the_well_known_file_is_in_gclouds_folder(house: House, user_info: dict[
     assert found.path == well_known_path(house.environment)
 
 
-def test_without_a_home_the_users_own_is_taken() -> None:
+def test_the_home_of_the_user_is_used_without_the_variable() -> None:
     assert well_known_path({}).startswith(os.path.expanduser("~"))
 
 
@@ -75,7 +75,7 @@ def gclouds(house: House) -> Path:
     return path
 
 
-def test_a_file_where_gclouds_folder_would_be_means_that_there_is_none(house: House) -> None:
+def test_a_file_in_place_of_gclouds_folder_means_that_there_is_no_credential_file(house: House) -> None:
     (house.folder / ".config").write_text("no folder")
     assert find(house.environment) is None
 
@@ -89,9 +89,7 @@ def test_a_file_where_gclouds_folder_would_be_means_that_there_is_none(house: Ho
         (lambda path: path.symlink_to("x" * 300), "cannot be read: File name too long"),
     ],
 )
-def test_a_file_of_gcloud_that_cannot_be_read_is_not_passed_over(
-    house: House, spoil: Callable[[Path], None], why: str
-) -> None:
+def test_an_unreadable_file_of_gcloud_is_an_error(house: House, spoil: Callable[[Path], None], why: str) -> None:
     path = gclouds(house)
     spoil(path)
     with pytest.raises(CredentialsInvalid) as caught:
@@ -101,9 +99,7 @@ def test_a_file_of_gcloud_that_cannot_be_read_is_not_passed_over(
 
 
 @pytest.mark.parametrize("closed", [".config/gcloud", ".config/gcloud/application_default_credentials.json"])
-def test_a_folder_of_gcloud_that_may_not_be_entered_is_not_passed_over(
-    house: House, user_info: dict[str, Any], closed: str
-) -> None:
+def test_an_unreadable_folder_of_gcloud_is_an_error(house: House, user_info: dict[str, Any], closed: str) -> None:
     path = gclouds(house)
     path.write_text(json.dumps(user_info))
     opened = [house.folder, *house.folder.parents]
@@ -185,7 +181,7 @@ def test_the_content_is_not_in_the_repr(house: House, key_info: dict[str, Any]) 
         ),
     ],
 )
-def test_a_broken_file_is_one_sentence_with_its_path(
+def test_an_invalid_file_gets_one_sentence_with_its_path(
     house: House, told: Callable[[BaseException], str], content: object, what: str
 ) -> None:
     path = house.file(content)
@@ -197,7 +193,7 @@ def test_a_broken_file_is_one_sentence_with_its_path(
     assert SECRET not in told(caught.value)
 
 
-def test_a_named_file_that_is_missing_is_an_error_and_not_passed_over(house: House) -> None:
+def test_a_missing_file_that_the_variable_names_is_an_error(house: House) -> None:
     house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nowhere/key.json"
     with pytest.raises(CredentialsInvalid, match=r"names '/nowhere/key\.json', which cannot be read: No such file"):
         find(house.environment)
@@ -250,7 +246,7 @@ PASTED = [
 
 @pytest.mark.parametrize("pasted", PASTED)
 @pytest.mark.parametrize("variable", ["GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_CONFIG", "HOME"])
-def test_a_credential_in_the_place_of_its_path_is_named_and_not_quoted(
+def test_the_variable_with_a_credential_in_place_of_a_path_is_named_and_the_value_not_quoted(
     variable: str, pasted: str, told: Callable[[BaseException], str]
 ) -> None:
     environment = {variable: pasted}

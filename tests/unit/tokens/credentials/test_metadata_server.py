@@ -36,7 +36,7 @@ async def test_without_a_file_the_metadata_server_mints(google: FakeGoogle, mint
 
 
 @pytest.mark.asyncio
-async def test_an_audience_with_special_characters_arrives_as_it_is(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_an_audience_with_special_characters_arrives_unchanged(google: FakeGoogle, mint: GoogleMint) -> None:
     seen: list[str] = []
 
     async def look(request: web.Request) -> web.StreamResponse:
@@ -51,7 +51,7 @@ async def test_an_audience_with_special_characters_arrives_as_it_is(google: Fake
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_that_does_not_know_format_is_asked_again_without(
+async def test_a_metadata_server_that_does_not_know_format_is_asked_again_without_it(
     google: FakeGoogle, mint: GoogleMint
 ) -> None:
     google.metadata_knows_format = False
@@ -70,7 +70,9 @@ async def test_the_environment_names_another_metadata_server(
 
 
 @pytest.mark.asyncio
-async def test_the_host_goes_before_the_older_variable(google: FakeGoogle, house: House, mint: GoogleMint) -> None:
+async def test_the_newer_variable_for_the_host_has_precedence(
+    google: FakeGoogle, house: House, mint: GoogleMint
+) -> None:
     house.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
     house.environment["GCE_METADATA_ROOT"] = "nowhere.example"
     assert await mint(KEY) is not None
@@ -80,7 +82,7 @@ async def test_the_host_goes_before_the_older_variable(google: FakeGoogle, house
 @pytest.mark.parametrize(
     "host", ["http://metadata", "a/b", "a@b", "a?b", "a:b", "é", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2ln"]
 )
-async def test_a_metadata_host_is_a_host(google: FakeGoogle, house: House, mint: GoogleMint, host: str) -> None:
+async def test_a_metadata_host_must_be_a_host(google: FakeGoogle, house: House, mint: GoogleMint, host: str) -> None:
     house.environment["GCE_METADATA_HOST"] = host
     with pytest.raises(CredentialsInvalid, match="GCE_METADATA_HOST must be a host") as caught:
         await mint(KEY)
@@ -99,7 +101,7 @@ async def test_a_proxy_in_the_environment_does_not_get_metadata_calls(
 
 
 @pytest.mark.asyncio
-async def test_no_file_and_no_metadata_server_says_what_was_looked_for(house: House) -> None:
+async def test_the_error_without_credentials_says_what_was_searched(house: House) -> None:
     mint = GoogleMint(environment=house.environment, resolver=Names({}))
     with pytest.raises(CredentialsNotFound) as caught:
         await mint(KEY)
@@ -122,7 +124,7 @@ async def test_a_metadata_server_that_refuses_the_connection_is_not_there(google
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_that_was_not_there_is_found_when_it_is(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_a_metadata_server_that_appears_later_is_used(google: FakeGoogle, mint: GoogleMint) -> None:
     for _ in range(2):  # aiohttp asks again once, as it may with a GET
         google.break_next("/identity", resets)
     google.break_next("/identity", answers(200, "<html>a captive portal</html>"))
@@ -145,7 +147,7 @@ async def test_a_metadata_server_that_answered_before_is_unavailable_and_not_mis
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("status", [200, 302, 403, 404])
-async def test_an_answer_without_the_flavour_is_not_of_a_metadata_server(
+async def test_a_response_without_the_flavor_is_not_that_of_a_metadata_server(
     google: FakeGoogle, mint: GoogleMint, status: int
 ) -> None:
     google.break_next("/identity", answers(status, "a.b.c", Location="http://elsewhere/"))
@@ -155,7 +157,9 @@ async def test_an_answer_without_the_flavour_is_not_of_a_metadata_server(
 
 
 @pytest.mark.asyncio
-async def test_no_gce_check_looks_for_no_metadata_server(google: FakeGoogle, house: House, mint: GoogleMint) -> None:
+async def test_the_metadata_server_is_not_used_with_no_gce_check(
+    google: FakeGoogle, house: House, mint: GoogleMint
+) -> None:
     house.environment["NO_GCE_CHECK"] = "true"
     with pytest.raises(CredentialsNotFound, match="NO_GCE_CHECK"):
         await mint(KEY)
@@ -170,7 +174,7 @@ async def test_no_gce_check_looks_for_no_metadata_server(google: FakeGoogle, hou
     ("status", "leaf"),
     [(429, TokenUnavailable), (500, TokenUnavailable), (503, TokenUnavailable), (403, MintRefused)],
 )
-async def test_an_unwilling_metadata_server(
+async def test_each_refusal_of_the_metadata_server_has_its_failure(
     google: FakeGoogle, mint: GoogleMint, status: int, leaf: type[Failure]
 ) -> None:
     google.break_next("/identity", metadata_answers(status, "eyJ0b2tlbg.html.page"))
@@ -199,7 +203,7 @@ async def test_an_instance_without_a_service_account_gets_the_remedy(google: Fak
         (429, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "answered 429 ([not shown])"),
     ],
 )
-async def test_the_metadata_servers_message_is_in_the_sentence(
+async def test_the_message_of_the_metadata_server_is_quoted(
     google: FakeGoogle, mint: GoogleMint, status: int, body: str, said: str
 ) -> None:
     google.break_next("/identity", metadata_answers(status, body))
@@ -249,7 +253,9 @@ async def test_a_pod_without_a_linked_account_gets_both_remedies(
 
 
 @pytest.mark.asyncio
-async def test_what_is_not_known_of_a_pod_stands_in_capitals(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_unknown_parts_of_a_pods_identity_are_placeholders_in_capitals(
+    google: FakeGoogle, mint: GoogleMint
+) -> None:
     google.attached = None
     google.break_next("/identity", metadata_answers(404, UNLINKED))
     with pytest.raises(AmbientUnsupported) as caught:
@@ -308,7 +314,7 @@ async def test_junk_with_status_200_is_no_token_and_not_quoted(
 
 
 @pytest.mark.asyncio
-async def test_few_calls_at_once_reach_the_metadata_server(google: FakeGoogle, mint: GoogleMint) -> None:
+async def test_concurrent_calls_to_the_metadata_server_are_limited(google: FakeGoogle, mint: GoogleMint) -> None:
     here, most = 0, 0
 
     async def count(request: web.Request) -> web.StreamResponse:
@@ -342,7 +348,7 @@ async def test_impersonation_uses_the_attached_accounts_access_token(google: Fak
 
 
 @pytest.mark.asyncio
-async def test_the_quota_project_of_the_environment_goes_to_iam(
+async def test_the_quota_project_of_the_environment_is_sent_to_iam(
     google: FakeGoogle, house: House, mint: GoogleMint
 ) -> None:
     house.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "payer"
