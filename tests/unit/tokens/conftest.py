@@ -144,7 +144,7 @@ async def google(
 
 
 @dataclass
-class House:
+class Home:
     """Where a mint runs: an environment, and a home folder that can hold credential files."""
 
     folder: Path
@@ -159,14 +159,14 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path, {"HOME": str(tmp_path)})
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, {"HOME": str(tmp_path)})
 
 
 @pytest_asyncio.fixture
-async def mint(google: FakeGoogle, house: House) -> AsyncIterator[GoogleMint]:
-    """A mint in `house` that sees `google`."""
-    made = GoogleMint(environment=house.environment, resolver=google.names())
+async def mint(google: FakeGoogle, home: Home) -> AsyncIterator[GoogleMint]:
+    """A mint in `home` that sees `google`."""
+    made = GoogleMint(environment=home.environment, resolver=google.names())
     yield made
     await made.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from proxy.errors import CredentialsInvalid, CredentialsNotFound, Failure, Token
 from proxy.observe.warnings import Warnings
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Home
 from tests.unit.tokens.fake_google import FakeGoogle, Names, silent_and_sets
 from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
@@ -34,11 +36,11 @@ def run_python(source: str) -> str:
 
 @pytest.mark.asyncio
 async def test_the_principal_is_known_without_a_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     assert await mint.credential_info() == CredentialInfo(None, "metadata.google.internal", ATTACHED)
     assert google.called("/identity") == 0
-    path = house.file(key_info)
+    path = home.file(key_info)
     asked = len(google.calls)
     file, place, principal = await mint.credential_info()
     assert file is not None
@@ -47,8 +49,8 @@ async def test_the_principal_is_known_without_a_mint(
 
 
 @pytest.mark.asyncio
-async def test_an_unreachable_metadata_server_is_an_error_with_its_reason(house: House) -> None:
-    mint = GoogleMint(environment=house.environment, resolver=Names({}))
+async def test_an_unreachable_metadata_server_is_an_error_with_its_reason(home: Home) -> None:
+    mint = GoogleMint(environment=home.environment, resolver=Names({}))
     with pytest.raises(CredentialsNotFound, match="no Google credentials"):
         await mint.credential_info()
     await mint.close()
@@ -97,9 +99,51 @@ def test_google_auth_is_not_imported_and_no_file_read_before_the_first_mint() ->
     )
 
 
-def test_minting_works_without_the_requests_package() -> None:
-    """With it google-auth would take other ways, and no test in here would show that they are closed."""
-    assert run_python("import importlib.util; print(importlib.util.find_spec('requests'))") == "None"
+@pytest.mark.parametrize("kind", ["key", "user", "federation"])
+def test_no_mint_imports_the_requests_package(
+    tmp_path: Path, key_info: dict[str, Any], user_info: dict[str, Any], kind: str
+) -> None:
+    """The extra for traces brings it; with it google-auth could call Google in ways that no test here sees."""
+    (tmp_path / "subject").write_text("subject-token")
+    nowhere = "http://127.0.0.1:1/token"
+    federation = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/p",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": nowhere,
+        "credential_source": {"file": str(tmp_path / "subject")},
+    }
+    info = {"key": {**key_info, "token_uri": nowhere}, "user": {**user_info, "token_uri": nowhere}}.get(
+        kind, federation
+    )
+    file = tmp_path / "credentials.json"
+    file.write_text(json.dumps(info))
+    said = run_python(
+        f"""
+        import asyncio, sys
+
+        class Refuses:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "requests":
+                    sys.exit("requests is imported")
+
+        sys.meta_path.insert(0, Refuses())
+        from proxy.errors import TokenUnavailable
+        from proxy.tokens.google import GoogleMint
+        from proxy.tokens.model import TokenKey
+
+        async def main():
+            mint = GoogleMint(environment={{"GOOGLE_APPLICATION_CREDENTIALS": {str(file)!r}, "HOME": "/nonexistent"}})
+            try:
+                await mint(TokenKey("target@project.iam.gserviceaccount.com", (), "https://a"))
+            except TokenUnavailable:
+                print("google-auth" if "google.auth" in sys.modules else "without google-auth")
+            await mint.close()
+
+        asyncio.run(main())
+        """
+    )
+    assert said == "google-auth"
 
 
 # Application Default Credentials
@@ -107,29 +151,29 @@ def test_minting_works_without_the_requests_package() -> None:
 
 @pytest.mark.asyncio
 async def test_a_file_has_precedence_over_the_metadata_server_while_it_exists(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     assert (await mint(KEY)).principal == ATTACHED
-    house.file(key_info)
+    home.file(key_info)
     assert (await mint(KEY)).principal == KEY_ACCOUNT
-    del house.environment["GOOGLE_APPLICATION_CREDENTIALS"]
+    del home.environment["GOOGLE_APPLICATION_CREDENTIALS"]
     assert (await mint(KEY)).principal == ATTACHED
 
 
 @pytest.mark.asyncio
 async def test_a_changed_file_takes_effect_at_the_next_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], user_info: dict[str, Any]
 ) -> None:
     google.allow_impersonation((KEY_ACCOUNT, TARGET), ("user@example.com", TARGET))
-    house.file(key_info)
+    home.file(key_info)
     await mint(IMPERSONATED)
-    house.file(user_info)
+    home.file(user_info)
     await mint(IMPERSONATED)
     assert google.called("/token") == 2
-    house.file("")
+    home.file("")
     with pytest.raises(CredentialsInvalid):
         await mint(IMPERSONATED)
-    house.file(user_info)
+    home.file(user_info)
     assert (await mint(IMPERSONATED)).principal == TARGET
 
 
@@ -138,9 +182,9 @@ async def test_a_changed_file_takes_effect_at_the_next_mint(
 
 @pytest.mark.asyncio
 async def test_closing_cancels_a_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     asked = asyncio.Event()
     google.break_next("/token", silent_and_sets(asked))
     async with asyncio.TaskGroup() as group:
@@ -153,10 +197,10 @@ async def test_closing_cancels_a_mint(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["metadata", "key"])
 async def test_after_closing_nothing_is_minted(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], kind: str
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], kind: str
 ) -> None:
     if kind == "key":
-        house.file(key_info)
+        home.file(key_info)
     await mint(KEY)
     await mint.close()
     calls = len(google.calls)
@@ -166,8 +210,8 @@ async def test_after_closing_nothing_is_minted(
 
 
 @pytest.mark.asyncio
-async def test_a_mint_that_was_never_used_closes(house: House) -> None:
-    await GoogleMint(environment=house.environment).close()
+async def test_a_mint_that_was_never_used_closes(home: Home) -> None:
+    await GoogleMint(environment=home.environment).close()
 
 
 # Together with the source
@@ -175,9 +219,9 @@ async def test_a_mint_that_was_never_used_closes(house: House) -> None:
 
 @pytest.mark.asyncio
 async def test_500_requests_without_a_token_share_one_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     source = TokenSource(mint)
     tokens = await asyncio.gather(*(source.token(KEY) for _ in range(500)))
     assert len({token.authorization for token in tokens}) == 1
@@ -191,7 +235,7 @@ async def test_500_requests_without_a_token_share_one_mint(
 @pytest.mark.asyncio
 async def test_no_secret_reaches_a_log_or_a_failure(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     user_info: dict[str, Any],
@@ -207,9 +251,9 @@ async def test_no_secret_reaches_a_log_or_a_failure(
     async def ask_everything() -> None:
         for info in (None, key_info, user_info):
             if info is None:
-                house.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
+                home.environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
             else:
-                house.file(info)
+                home.file(info)
             for key in (KEY, IMPERSONATED):
                 try:
                     token = await source.mint_uncached(key)

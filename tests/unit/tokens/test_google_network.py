@@ -14,17 +14,17 @@ from proxy.errors import CredentialsInvalid, Failure, ProxyInvalid, TokenUnavail
 from proxy.tokens import google as google_module
 from proxy.tokens import http_client
 from proxy.tokens.google import GoogleMint
-from tests.unit.tokens.conftest import Authority, House
+from tests.unit.tokens.conftest import Authority, Home
 from tests.unit.tokens.fake_google import FakeGoogle, says_nothing, silent_and_sets
 from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
 
 @pytest.mark.asyncio
 async def test_an_untrusted_certificate_fails_the_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    house.file(key_info)
+    home.file(key_info)
     with pytest.raises(
         TokenUnavailable, match=r"oauth2\.googleapis\.com .*certificate does not verify .*SSL_CERT_FILE"
     ):
@@ -36,15 +36,15 @@ async def test_an_untrusted_certificate_fails_the_mint(
 @pytest.mark.parametrize("kind", ["a named pipe", "a device"])
 async def test_an_endless_trust_store_is_refused(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    os.mkfifo(house.folder / "pipe")
-    monkeypatch.setenv("SSL_CERT_FILE", "/dev/zero" if kind == "a device" else str(house.folder / "pipe"))
-    house.file(key_info)
+    os.mkfifo(home.folder / "pipe")
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/zero" if kind == "a device" else str(home.folder / "pipe"))
+    home.file(key_info)
     for _ in range(2):
         with pytest.raises(TokenUnavailable, match=f"SSL_CERT_FILE names .*, which cannot be used: it is {kind}"):
             await mint(KEY)
@@ -53,12 +53,12 @@ async def test_an_endless_trust_store_is_refused(
 
 @pytest.mark.asyncio
 async def test_an_expired_certificate_is_reported_with_the_clock_as_a_possible_cause(
-    google: FakeGoogle, house: House, key_info: dict[str, Any], authority: Authority
+    google: FakeGoogle, home: Home, key_info: dict[str, Any], authority: Authority
 ) -> None:
     over = FakeGoogle()
     await over.start(authority.expired)
-    mint = GoogleMint(environment=house.environment, resolver=over.names())
-    house.file(key_info)
+    mint = GoogleMint(environment=home.environment, resolver=over.names())
+    home.file(key_info)
     with pytest.raises(TokenUnavailable, match=r"\(certificate has expired\); is the clock of this machine right\?"):
         await mint(KEY)
     await mint.close()
@@ -67,20 +67,20 @@ async def test_an_expired_certificate_is_reported_with_the_clock_as_a_possible_c
 
 @pytest.mark.asyncio
 async def test_calls_to_google_go_through_the_proxy_of_the_environment(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    house.file(key_info)
+    home.file(key_info)
     with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
         await mint(KEY)
 
 
 @pytest.mark.asyncio
 async def test_an_unusable_proxy_is_reported_at_the_first_call(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "socks5://ada:hunter2@127.0.0.1:9")
-    house.file(key_info)
+    home.file(key_info)
     with pytest.raises(ProxyInvalid, match=r"the variable https_proxy, .*SOCKS"):
         await mint(KEY)
     assert google.calls == []
@@ -92,7 +92,7 @@ async def test_an_unusable_proxy_is_reported_at_the_first_call(
 )
 async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +104,7 @@ async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
         writer.write(f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n".encode())
         writer.close()
 
-    house.file(key_info)
+    home.file(key_info)
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
         with pytest.raises(TokenUnavailable, match=why):
@@ -113,7 +113,7 @@ async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
 
 @pytest.mark.asyncio
 async def test_a_proxy_gets_its_login_and_a_host_in_no_proxy_goes_without(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads: list[bytes] = []
 
@@ -122,7 +122,7 @@ async def test_a_proxy_gets_its_login_and_a_host_in_no_proxy_goes_without(
         writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
         writer.close()
 
-    house.file(key_info)
+    home.file(key_info)
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
         port = proxy.sockets[0].getsockname()[1]
         monkeypatch.setenv("https_proxy", f"ada:secret@127.0.0.1:{port}")
@@ -138,7 +138,7 @@ async def test_a_proxy_gets_its_login_and_a_host_in_no_proxy_goes_without(
 @pytest.mark.asyncio
 async def test_logins_in_netrc_are_not_for_google(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     user_info: dict[str, Any],
     tmp_path: Path,
@@ -148,7 +148,7 @@ async def test_logins_in_netrc_are_not_for_google(
     netrc.write_text("default login ada password of-another-place\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    house.file(user_info)
+    home.file(user_info)
     google.allow_impersonation(("user@example.com", TARGET))
     assert (await mint(IMPERSONATED)).principal == TARGET
 
@@ -157,14 +157,14 @@ async def test_logins_in_netrc_are_not_for_google(
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_local_endpoint_is_called_without_the_proxy(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     host: str,
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    house.file({**key_info, "token_uri": f"http://{host}:{google.metadata_port}/token"})
+    home.file({**key_info, "token_uri": f"http://{host}:{google.metadata_port}/token"})
     with pytest.raises(Failure):
         await mint(KEY)
     assert google.calls == [(f"{host}:{google.metadata_port}", "/token")]
@@ -172,19 +172,19 @@ async def test_a_local_endpoint_is_called_without_the_proxy(
 
 @pytest.mark.asyncio
 async def test_an_endpoint_that_is_no_url_fails_the_mint(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file({**key_info, "token_uri": "https://"})
+    home.file({**key_info, "token_uri": "https://"})
     with pytest.raises(CredentialsInvalid, match="token_uri is not an http"):
         await mint(KEY)
-    house.file({**key_info, "token_uri": "https://a..b/token"})
+    home.file({**key_info, "token_uri": "https://a..b/token"})
     with pytest.raises(TokenUnavailable, match="could not be asked"):
         await mint(KEY)
 
 
 @pytest.mark.asyncio
 async def test_a_failed_connection_is_unavailable(
-    house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
+    home: Home, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
 ) -> None:
     class Slow(AbstractResolver):
         async def resolve(self, host: str, port: int = 0, family: Any = None) -> Any:
@@ -194,8 +194,8 @@ async def test_a_failed_connection_is_unavailable(
             return None
 
     monkeypatch.setattr(google_module, "_CONNECT_SECONDS", 0.01)
-    house.file(key_info)
-    mint = GoogleMint(environment=house.environment, resolver=Slow())
+    home.file(key_info)
+    mint = GoogleMint(environment=home.environment, resolver=Slow())
     with pytest.raises(TokenUnavailable, match=r"oauth2\.googleapis\.com: no connection within 0\.01 s"):
         await mint(KEY)
     await mint.close()
@@ -204,11 +204,11 @@ async def test_a_failed_connection_is_unavailable(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("where", ["metadata", "key", "impersonation"])
 async def test_a_mint_that_was_cancelled_while_google_was_silent_does_not_block_later_ones(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any], where: str
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any], where: str
 ) -> None:
     google.allow_impersonation((ATTACHED, TARGET))
     if where == "key":
-        house.file(key_info)
+        home.file(key_info)
     path = {"metadata": "/identity", "key": "/token", "impersonation": ":generateIdToken"}[where]
     key = IMPERSONATED if where == "impersonation" else KEY
     for _ in range(4):  # the threads are two
@@ -224,12 +224,12 @@ async def test_a_mint_that_was_cancelled_while_google_was_silent_does_not_block_
 
 @pytest.mark.asyncio
 async def test_a_silent_google_fails_at_the_deadline(
-    google: FakeGoogle, house: House, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, monkeypatch: pytest.MonkeyPatch, key_info: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(http_client, "_TOTAL_SECONDS", 0.3)
-    mint = GoogleMint(environment=house.environment, resolver=google.names())
+    mint = GoogleMint(environment=home.environment, resolver=google.names())
     google.break_next("/token", says_nothing)
-    house.file(key_info)
+    home.file(key_info)
     with pytest.raises(Failure, match=r"oauth2\.googleapis\.com did not answer within 0\.3 s"):
         await mint(KEY)
     await mint.close()

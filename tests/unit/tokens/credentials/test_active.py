@@ -14,7 +14,7 @@ from proxy.errors import CredentialsInvalid, CredentialsNotFound
 from proxy.tokens.credentials import lookup
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Home
 from tests.unit.tokens.fake_google import FakeGoogle, Fault, answers, says_nothing
 from tests.unit.tokens.values import ATTACHED, IMPERSONATED, KEY, TARGET
 
@@ -43,14 +43,14 @@ async def source(mint: GoogleMint) -> AsyncIterator[TokenSource]:
 
 @pytest.mark.asyncio
 async def test_the_same_content_written_again_is_no_change(
-    google: FakeGoogle, house: House, mint: GoogleMint, changes: Changes, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, changes: Changes, key_info: dict[str, Any]
 ) -> None:
-    path = house.file(key_info)
+    path = home.file(key_info)
     await mint(KEY)
     path.write_text(path.read_text())
     os.utime(path, (1, 1))
-    house.file(key_info, "new.json").rename(path)
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
+    home.file(key_info, "new.json").rename(path)
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
     await mint.check_for_change(tokens_kept=True)
     assert changes.seen == []
     assert (await mint(KEY)).generation == 0
@@ -60,24 +60,24 @@ async def test_the_same_content_written_again_is_no_change(
 @pytest.mark.parametrize("how", ["written", "another named", "none named", "removed", "broken", "no permission"])
 async def test_a_check_notices_a_changed_file(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     changes: Changes,
     key_info: dict[str, Any],
     user_info: dict[str, Any],
     how: str,
 ) -> None:
-    path = house.file(key_info)
+    path = home.file(key_info)
     await mint(KEY)
     await mint.check_for_change(tokens_kept=True)
     assert changes.seen == []
     match how:
         case "written":
-            house.file(user_info)
+            home.file(user_info)
         case "another named":
-            house.file(key_info, "other.json")
+            home.file(key_info, "other.json")
         case "none named":
-            del house.environment["GOOGLE_APPLICATION_CREDENTIALS"]
+            del home.environment["GOOGLE_APPLICATION_CREDENTIALS"]
         case "removed":
             path.unlink()
         case "broken":
@@ -87,15 +87,15 @@ async def test_a_check_notices_a_changed_file(
             path.symlink_to(path)  # a loop of links cannot be read by anybody, root included
     await mint.check_for_change(tokens_kept=True)
     await mint.check_for_change(tokens_kept=True)
-    now = {"written": str(path), "another named": str(house.folder / "other.json"), "none named": "metadata server"}
+    now = {"written": str(path), "another named": str(home.folder / "other.json"), "none named": "metadata server"}
     assert changes.seen == [(1, now.get(how, "none that can be used"))]
 
 
 @pytest.mark.asyncio
 async def test_nothing_is_minted_from_broken_credentials_until_they_are_valid_again(
-    google: FakeGoogle, house: House, source: TokenSource, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, source: TokenSource, key_info: dict[str, Any]
 ) -> None:
-    path = house.file(key_info)
+    path = home.file(key_info)
     slot = source.slot(KEY)
     await source.token(KEY)
     path.write_text("junk")
@@ -104,19 +104,19 @@ async def test_nothing_is_minted_from_broken_credentials_until_they_are_valid_ag
     assert slot.token is None
     with pytest.raises(CredentialsInvalid):
         await source.token(KEY)
-    house.file(key_info)
+    home.file(key_info)
     await source.mint_uncached(KEY)
     assert (await source.token(KEY)).principal == KEY_ACCOUNT
 
 
 @pytest.mark.asyncio
 async def test_a_discovery_that_proves_another_identity_ends_the_old_one(
-    google: FakeGoogle, house: House, source: TokenSource, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, source: TokenSource, key_info: dict[str, Any]
 ) -> None:
     google.allow_impersonation((ATTACHED, TARGET), (KEY_ACCOUNT, TARGET))
     old = await source.token(KEY)
     impersonated = await source.token(IMPERSONATED)
-    house.file(key_info)
+    home.file(key_info)
     discovered = await source.mint_uncached(KEY)
     assert discovered.principal == KEY_ACCOUNT
     assert not source.is_current(old)
@@ -194,13 +194,13 @@ async def test_the_metadata_server_is_not_asked_while_no_token_is_cached(google:
 @pytest.mark.asyncio
 async def test_a_file_system_that_fails_is_no_change(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     changes: Changes,
     key_info: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     await mint(KEY)
 
     def fails(path: str) -> bytes:
@@ -217,7 +217,7 @@ async def test_a_file_system_that_fails_is_no_change(
 
 @pytest.mark.asyncio
 async def test_a_mint_that_hangs_with_old_credentials_is_restarted_with_new_ones(
-    google: FakeGoogle, house: House, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     asked = asyncio.Event()
 
@@ -229,16 +229,16 @@ async def test_a_mint_that_hangs_with_old_credentials_is_restarted_with_new_ones
     async with asyncio.TaskGroup() as group, asyncio.timeout(5):
         waiter = group.create_task(source.token(KEY))
         await asked.wait()
-        house.file(key_info)
+        home.file(key_info)
         await mint.check_for_change(tokens_kept=True)
     assert waiter.result().principal == KEY_ACCOUNT
 
 
 @pytest.mark.asyncio
 async def test_a_half_written_file_is_not_reported_as_broken(
-    google: FakeGoogle, house: House, mint: GoogleMint, changes: Changes, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, changes: Changes, key_info: dict[str, Any]
 ) -> None:
-    path = house.file(key_info)
+    path = home.file(key_info)
     whole = path.read_text()
     await mint(KEY)
     path.write_text(whole[: len(whole) // 2])
@@ -251,12 +251,12 @@ async def test_a_half_written_file_is_not_reported_as_broken(
 
 @pytest.mark.asyncio
 async def test_a_permanent_failure_ends_when_the_file_is_corrected(
-    google: FakeGoogle, house: House, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, source: TokenSource, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file("junk")
+    home.file("junk")
     with pytest.raises(CredentialsInvalid):
         await source.token(KEY)
-    house.file(key_info)
+    home.file(key_info)
     await mint.check_for_change(tokens_kept=True)
     assert (await source.token(KEY)).principal == KEY_ACCOUNT
 

@@ -10,7 +10,7 @@ import pytest
 from proxy.errors import CredentialsInvalid
 from proxy.tokens.credentials.kinds import credential
 from proxy.tokens.credentials.lookup import find
-from tests.unit.tokens.conftest import House
+from tests.unit.tokens.conftest import Home
 
 
 def check(info: dict[str, Any], path: str) -> str:
@@ -105,7 +105,7 @@ def test_plain_http_is_allowed_only_to_this_machine_and_metadata_servers(key_inf
         check(with_url(key_info, place, url), "wif.json")
 
 
-def test_the_urls_of_an_inner_credential_are_checked_too(house: House, key_info: dict[str, Any]) -> None:
+def test_the_urls_of_an_inner_credential_are_checked_too(home: Home, key_info: dict[str, Any]) -> None:
     with pytest.raises(CredentialsInvalid, match="service_account_impersonation_url is plain http://"):
         check(
             {
@@ -123,13 +123,13 @@ def test_an_optional_url_may_be_empty(url: str | None) -> None:
 
 
 @pytest.mark.parametrize("universe", ["example.cloud", "googleapis.com.example"])
-def test_another_universe_in_the_environment_is_refused(house: House, universe: str) -> None:
-    house.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = universe
+def test_another_universe_in_the_environment_is_refused(home: Home, universe: str) -> None:
+    home.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = universe
     with pytest.raises(CredentialsInvalid, match="GOOGLE_CLOUD_UNIVERSE_DOMAIN names another universe"):
-        find(house.environment)
+        find(home.environment)
     for same in ("googleapis.com", ""):
-        house.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = same
-        assert find(house.environment) is None
+        home.environment["GOOGLE_CLOUD_UNIVERSE_DOMAIN"] = same
+        assert find(home.environment) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.errors import AmbientUnsupported, CredentialsInvalid, ImpersonationDenied, TokenMalformed
 from proxy.tokens.google import GoogleMint
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Home
 from tests.unit.tokens.fake_google import FakeGoogle, answers
 from tests.unit.tokens.values import IMPERSONATED, KEY, TARGET
 
@@ -41,10 +41,10 @@ def impersonated(source: dict[str, Any], **extra: Any) -> dict[str, Any]:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["authorized_user", "external_account", "external_account_authorized_user"])
 async def test_a_source_without_id_tokens_names_three_remedies_and_makes_no_call(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any], kind: str
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any], kind: str
 ) -> None:
     info = {"authorized_user": user_info, "external_account": FEDERATED, "external_account_authorized_user": WORKFORCE}
-    path = house.file(info[kind])
+    path = home.file(info[kind])
     with pytest.raises(AmbientUnsupported) as caught:
         await mint(KEY)
     text = str(caught.value)
@@ -57,9 +57,9 @@ async def test_a_source_without_id_tokens_names_three_remedies_and_makes_no_call
 
 @pytest.mark.asyncio
 async def test_an_impersonated_file_mints_for_its_target(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file(impersonated(user_info))
+    home.file(impersonated(user_info))
     google.allow_impersonation(("user@example.com", MIDDLE))
     token = await mint(KEY)
     assert (token.principal, token.key) == (MIDDLE, KEY)
@@ -67,10 +67,10 @@ async def test_an_impersonated_file_mints_for_its_target(
 
 @pytest.mark.asyncio
 async def test_an_impersonated_file_goes_through_its_delegates(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     delegates = ["projects/-/serviceAccounts/first@p.iam.gserviceaccount.com"]
-    house.file(impersonated(key_info, delegates=delegates))
+    home.file(impersonated(key_info, delegates=delegates))
     google.accounts.add(MIDDLE)
     google.may_impersonate |= {
         (KEY_ACCOUNT, "first@p.iam.gserviceaccount.com"),
@@ -82,9 +82,9 @@ async def test_an_impersonated_file_goes_through_its_delegates(
 
 @pytest.mark.asyncio
 async def test_impersonation_on_top_of_an_impersonated_file_goes_through_its_target(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file(impersonated(user_info, quota_project_id="payer"))
+    home.file(impersonated(user_info, quota_project_id="payer"))
     google.accounts |= {MIDDLE, TARGET}
     google.may_impersonate |= {("user@example.com", MIDDLE), (MIDDLE, TARGET)}
     for _ in range(2):
@@ -95,9 +95,9 @@ async def test_impersonation_on_top_of_an_impersonated_file_goes_through_its_tar
 
 @pytest.mark.asyncio
 async def test_the_missing_grant_of_a_chain_is_named(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file(impersonated(user_info))
+    home.file(impersonated(user_info))
     google.accounts |= {MIDDLE, TARGET}
     with pytest.raises(
         ImpersonationDenied, match=rf"user@example\.com .* {MIDDLE}: grant it roles/iam\.serviceAccountTok"
@@ -114,9 +114,9 @@ async def test_the_missing_grant_of_a_chain_is_named(
     ["{}", '{"accessToken": "ya29.secret"}', '{"accessToken": "ya29.secret", "expireTime": "ya29.secret"}', "[]"],
 )
 async def test_an_access_token_without_an_expiry_is_malformed(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any], body: str
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any], body: str
 ) -> None:
-    house.file(impersonated(user_info))
+    home.file(impersonated(user_info))
     google.break_next(":generateAccessToken", answers(200, body))
     with pytest.raises(TokenMalformed) as caught:
         await mint(IMPERSONATED)
@@ -139,9 +139,9 @@ async def test_an_access_token_without_an_expiry_is_malformed(
     ],
 )
 async def test_an_impersonated_file_that_contradicts_itself_is_invalid(
-    house: House, mint: GoogleMint, user_info: dict[str, Any], extra: dict[str, Any], what: str
+    home: Home, mint: GoogleMint, user_info: dict[str, Any], extra: dict[str, Any], what: str
 ) -> None:
-    path = house.file({**impersonated(user_info), **extra})
+    path = home.file({**impersonated(user_info), **extra})
     with pytest.raises(CredentialsInvalid, match=what) as caught:
         await mint(KEY)
     assert str(path) in str(caught.value)

@@ -24,7 +24,7 @@ from proxy.tokens.credentials import google_auth
 from proxy.tokens.credentials.authorized_user import AuthorizedUser
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Home
 from tests.unit.tokens.fake_google import FakeGoogle, answers, error_answer, resets
 from tests.unit.tokens.values import IMPERSONATED, KEY, TARGET
 
@@ -33,9 +33,9 @@ from tests.unit.tokens.values import IMPERSONATED, KEY, TARGET
 
 @pytest.mark.asyncio
 async def test_a_key_file_mints_for_its_own_account(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     token = await mint(KEY)
     assert (token.principal, token.key) == (KEY_ACCOUNT, KEY)
     assert google.calls == [("oauth2.googleapis.com", "/token")]
@@ -43,9 +43,9 @@ async def test_a_key_file_mints_for_its_own_account(
 
 @pytest.mark.asyncio
 async def test_a_key_file_is_a_source_for_impersonation(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     google.allow_impersonation((KEY_ACCOUNT, TARGET))
     for _ in range(3):
         assert (await mint(IMPERSONATED)).principal == TARGET
@@ -54,9 +54,9 @@ async def test_a_key_file_is_a_source_for_impersonation(
 
 @pytest.mark.asyncio
 async def test_many_keys_at_once_need_one_access_token(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     google.allow_impersonation((KEY_ACCOUNT, TARGET))
     keys = [TokenKey(TARGET, (), f"https://{number}") for number in range(30)]
     tokens = await asyncio.gather(*map(mint, keys))
@@ -66,9 +66,9 @@ async def test_many_keys_at_once_need_one_access_token(
 
 @pytest.mark.asyncio
 async def test_a_revoked_key_is_rejected_and_the_file_named(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    path = house.file(key_info)
+    path = home.file(key_info)
     google.keys.clear()
     for key in (KEY, IMPERSONATED):
         with pytest.raises(CredentialsRejected) as caught:
@@ -83,14 +83,14 @@ async def test_a_revoked_key_is_rejected_and_the_file_named(
 @pytest.mark.parametrize("key", [KEY, IMPERSONATED])
 async def test_an_invalid_private_key_gets_one_sentence(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     told: Callable[[BaseException], str],
     private_key: str,
     key: TokenKey,
 ) -> None:
-    path = house.file({**key_info, "private_key": private_key})
+    path = home.file({**key_info, "private_key": private_key})
     with pytest.raises(CredentialsInvalid, match=f"the private_key in {path} is not an RSA key in PEM form") as caught:
         await mint(key)
     assert "MIIE" not in told(caught.value)
@@ -122,7 +122,7 @@ async def test_an_invalid_private_key_gets_one_sentence(
 )
 async def test_every_error_of_the_token_endpoint_is_a_failure_that_quotes_no_secret(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     told: Callable[[BaseException], str],
@@ -131,7 +131,7 @@ async def test_every_error_of_the_token_endpoint_is_a_failure_that_quotes_no_sec
     body: str,
     leaf: type[Failure],
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     google.break_next("/token", answers(status, body, Location="https://elsewhere/"))
     with pytest.raises(leaf) as caught:
         await mint(key)
@@ -143,9 +143,9 @@ async def test_every_error_of_the_token_endpoint_is_a_failure_that_quotes_no_sec
 
 @pytest.mark.asyncio
 async def test_a_token_endpoint_that_resets_is_unavailable(
-    google: FakeGoogle, house: House, mint: GoogleMint, key_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
-    house.file(key_info)
+    home.file(key_info)
     google.break_next("/token", resets)
     with pytest.raises(TokenUnavailable, match=r"oauth2\.googleapis\.com could not be asked"):
         await mint(KEY)
@@ -157,9 +157,9 @@ async def test_a_token_endpoint_that_resets_is_unavailable(
 
 @pytest.mark.asyncio
 async def test_user_credentials_are_a_source_for_impersonation(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file({**user_info, "quota_project_id": "payer"})
+    home.file({**user_info, "quota_project_id": "payer"})
     google.allow_impersonation(("user@example.com", TARGET))
     assert (await mint(IMPERSONATED)).principal == TARGET
     assert google.quota_projects == ["payer"]
@@ -167,10 +167,10 @@ async def test_user_credentials_are_a_source_for_impersonation(
 
 @pytest.mark.asyncio
 async def test_the_quota_project_of_the_environment_goes_before_the_files(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file({**user_info, "quota_project_id": "payer"})
-    house.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "other-payer"
+    home.file({**user_info, "quota_project_id": "payer"})
+    home.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "other-payer"
     google.allow_impersonation(("user@example.com", TARGET))
     await mint(IMPERSONATED)
     assert google.quota_projects == ["other-payer"]
@@ -186,9 +186,9 @@ async def test_the_quota_project_of_the_environment_goes_before_the_files(
     ],
 )
 async def test_expired_user_credentials_get_the_login_command(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any], error: dict[str, str]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any], error: dict[str, str]
 ) -> None:
-    path = house.file(user_info)
+    path = home.file(user_info)
     google.break_next("/token", error_answer(lambda: web.json_response(error, status=400)))
     with pytest.raises(CredentialsRejected, match="run `gcloud auth application-default login`") as caught:
         await mint(IMPERSONATED)
@@ -197,9 +197,9 @@ async def test_expired_user_credentials_get_the_login_command(
 
 @pytest.mark.asyncio
 async def test_a_denied_user_is_named(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    house.file(user_info)
+    home.file(user_info)
     google.accounts.add(TARGET)
     with pytest.raises(ImpersonationDenied, match=r"user@example\.com may not impersonate"):
         await mint(IMPERSONATED)
@@ -207,9 +207,9 @@ async def test_a_denied_user_is_named(
 
 @pytest.mark.asyncio
 async def test_the_file_is_named_for_a_denied_user_without_a_name(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    path = house.file({**user_info, "account": ""})
+    path = home.file({**user_info, "account": ""})
     google.accounts.add(TARGET)
     with pytest.raises(ImpersonationDenied, match=rf"user credentials \({path}\) may not impersonate"):
         await mint(IMPERSONATED)
@@ -217,9 +217,9 @@ async def test_the_file_is_named_for_a_denied_user_without_a_name(
 
 @pytest.mark.asyncio
 async def test_a_malformed_id_token_leaves_the_user_without_a_name(
-    google: FakeGoogle, house: House, mint: GoogleMint, user_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, user_info: dict[str, Any]
 ) -> None:
-    path = house.file({**user_info, "account": ""})
+    path = home.file({**user_info, "account": ""})
     google.accounts.add(TARGET)
     for id_token in ('"junk"', "5"):
         answer = f'{{"access_token": "ya29.unknown", "expires_in": 3599, "id_token": {id_token}}}'

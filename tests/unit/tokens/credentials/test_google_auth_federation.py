@@ -18,30 +18,30 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.tokens.google import GoogleMint
-from tests.unit.tokens.conftest import KEY_ACCOUNT, House
+from tests.unit.tokens.conftest import KEY_ACCOUNT, Home
 from tests.unit.tokens.fake_google import FakeGoogle, answers
 from tests.unit.tokens.values import IMPERSONATED, KEY, TARGET
 
 
 @pytest.fixture
-def federated_info(house: House, google: FakeGoogle) -> dict[str, Any]:
+def federated_info(home: Home, google: FakeGoogle) -> dict[str, Any]:
     """Workload identity federation with a subject token in a file."""
-    (house.folder / "subject").write_text("subject-token-of-the-pod")
+    (home.folder / "subject").write_text("subject-token-of-the-pod")
     google.subject_tokens["subject-token-of-the-pod"] = "principal://pool/subject/pod"
     return {
         "type": "external_account",
         "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": "https://sts.googleapis.com/v1/token",
-        "credential_source": {"file": str(house.folder / "subject")},
+        "credential_source": {"file": str(home.folder / "subject")},
     }
 
 
 @pytest.mark.asyncio
 async def test_federation_is_a_source_for_impersonation(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
-    house.file(federated_info)
+    home.file(federated_info)
     google.allow_impersonation(("principal://pool/subject/pod", TARGET))
     assert (await mint(IMPERSONATED)).principal == TARGET
     assert google.called("/v1/token") == 1
@@ -49,11 +49,11 @@ async def test_federation_is_a_source_for_impersonation(
 
 @pytest.mark.asyncio
 async def test_federation_goes_through_the_account_its_file_names(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
     middle = "middle@project.iam.gserviceaccount.com"
     url = f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{middle}:generateAccessToken"
-    house.file({**federated_info, "service_account_impersonation_url": url})
+    home.file({**federated_info, "service_account_impersonation_url": url})
     google.allow_impersonation((middle, TARGET))
     google.accounts.add(middle)
     with pytest.raises(ImpersonationDenied, match=r"roles/iam\.workloadIdentityUser"):
@@ -64,9 +64,9 @@ async def test_federation_goes_through_the_account_its_file_names(
 
 @pytest.mark.asyncio
 async def test_a_subject_token_that_is_refused_names_the_file(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], told: Callable[[Any], str]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any], told: Callable[[Any], str]
 ) -> None:
-    path = house.file(federated_info)
+    path = home.file(federated_info)
     google.subject_tokens.clear()
     with pytest.raises(CredentialsRejected, match=f"identity provider in {path}") as caught:
         await mint(IMPERSONATED)
@@ -75,9 +75,9 @@ async def test_a_subject_token_that_is_refused_names_the_file(
 
 @pytest.mark.asyncio
 async def test_a_subject_token_file_that_is_missing_is_named(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
-    house.file({**federated_info, "credential_source": {"file": "/nowhere/subject"}})
+    home.file({**federated_info, "credential_source": {"file": "/nowhere/subject"}})
     with pytest.raises(CredentialsInvalid, match="File '/nowhere/subject' was not found"):
         await mint(IMPERSONATED)
 
@@ -101,7 +101,7 @@ async def test_a_subject_token_file_that_is_missing_is_named(
 )
 async def test_an_unusable_subject_token_file_is_named_and_not_quoted(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     federated_info: dict[str, Any],
     told: Callable[[Any], str],
@@ -109,12 +109,12 @@ async def test_an_unusable_subject_token_file_is_named_and_not_quoted(
     kind: object,
     what: str,
 ) -> None:
-    path = house.folder / "pipe"
+    path = home.folder / "pipe"
     if content is None:
         os.mkfifo(path)
     else:
         path.write_bytes(content)
-    named = house.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
+    named = home.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
     with pytest.raises(CredentialsInvalid, match=what) as caught:
         await mint(IMPERSONATED)
     assert str(named) in str(caught.value)
@@ -124,23 +124,23 @@ async def test_an_unusable_subject_token_file_is_named_and_not_quoted(
 
 @pytest.mark.asyncio
 async def test_a_subject_token_comes_from_a_field_of_a_json_file(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
-    path = house.folder / "subject.json"
+    path = home.folder / "subject.json"
     path.write_text('{"token": "subject-token-of-the-pod"}')
     kind = {"type": "json", "subject_token_field_name": "token"}
-    house.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
+    home.file({**federated_info, "credential_source": {"file": str(path), "format": kind}})
     google.allow_impersonation(("principal://pool/subject/pod", TARGET))
     assert (await mint(IMPERSONATED)).principal == TARGET
 
 
 @pytest.mark.asyncio
 async def test_a_subject_token_comes_from_a_url(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
     url = f"http://127.0.0.1:{google.metadata_port}/subject"
     kind = {"type": "json", "subject_token_field_name": "token"}
-    house.file({**federated_info, "credential_source": {"url": url, "format": kind}})
+    home.file({**federated_info, "credential_source": {"url": url, "format": kind}})
     google.allow_impersonation(("principal://pool/subject/pod", TARGET))
     google.break_next("/subject", answers(200, '{"token": "subject-token-of-the-pod"}'))
     assert (await mint(IMPERSONATED)).principal == TARGET
@@ -169,13 +169,13 @@ def executable_source(path: Path, subject: str) -> dict[str, Any]:
 @pytest.mark.asyncio
 async def test_a_subject_token_comes_from_an_executable_that_is_allowed(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     federated_info: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = executable_source(house.folder / "subject.sh", "subject-token-of-the-pod")
-    house.file({**federated_info, "credential_source": source})
+    source = executable_source(home.folder / "subject.sh", "subject-token-of-the-pod")
+    home.file({**federated_info, "credential_source": source})
     google.allow_impersonation(("principal://pool/subject/pod", TARGET))
     with pytest.raises(CredentialsInvalid, match="Executables need to be explicitly allowed"):
         await mint(IMPERSONATED)
@@ -185,17 +185,17 @@ async def test_a_subject_token_comes_from_an_executable_that_is_allowed(
 
 @pytest.mark.asyncio
 async def test_the_output_of_a_failed_executable_is_not_in_the_sentence(
-    house: House,
+    home: Home,
     mint: GoogleMint,
     federated_info: dict[str, Any],
     told: Callable[[BaseException], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")
-    path = house.folder / "fails.sh"
+    path = home.folder / "fails.sh"
     path.write_text("#!/bin/sh\necho eyJzZWNyZXQi\nexit 3\n")
     path.chmod(0o755)
-    house.file({**federated_info, "credential_source": {"executable": {"command": str(path)}}})
+    home.file({**federated_info, "credential_source": {"executable": {"command": str(path)}}})
     with pytest.raises(CredentialsInvalid, match=r"the executable in .* ended with exit code 3") as caught:
         await mint(IMPERSONATED)
     assert "eyJzZWNyZXQi" not in told(caught.value)
@@ -205,20 +205,20 @@ async def test_the_output_of_a_failed_executable_is_not_in_the_sentence(
 @pytest.mark.parametrize("universe", ["", None])
 async def test_an_empty_universe_is_googles_default(
     google: FakeGoogle,
-    house: House,
+    home: Home,
     mint: GoogleMint,
     key_info: dict[str, Any],
     user_info: dict[str, Any],
     federated_info: dict[str, Any],
     universe: str | None,
 ) -> None:
-    house.file({**key_info, "universe_domain": universe})
+    home.file({**key_info, "universe_domain": universe})
     assert (await mint(KEY)).principal == KEY_ACCOUNT
     google.allow_impersonation(
         (KEY_ACCOUNT, TARGET), ("user@example.com", TARGET), ("principal://pool/subject/pod", TARGET)
     )
-    (house.folder / "subject").write_text("subject-token-of-the-pod")
-    federated = {**federated_info, "credential_source": {"file": str(house.folder / "subject")}}
+    (home.folder / "subject").write_text("subject-token-of-the-pod")
+    federated = {**federated_info, "credential_source": {"file": str(home.folder / "subject")}}
     inner = {
         "type": "impersonated_service_account",
         "service_account_impersonation_url": (
@@ -227,9 +227,9 @@ async def test_an_empty_universe_is_googles_default(
         "source_credentials": {**user_info, "universe_domain": universe},
     }
     for number, info in enumerate((key_info, user_info, federated)):
-        house.file({**info, "universe_domain": universe}, f"{number}.json")
+        home.file({**info, "universe_domain": universe}, f"{number}.json")
         assert (await mint(IMPERSONATED)).principal == TARGET
-    house.file({**inner, "universe_domain": universe}, "inner.json")
+    home.file({**inner, "universe_domain": universe}, "inner.json")
     assert (await mint(KEY)).principal == TARGET
 
 
@@ -251,13 +251,13 @@ def aws_info(federated_info: dict[str, Any], port: int) -> dict[str, Any]:
 
 @pytest.mark.asyncio
 async def test_aws_without_a_metadata_server_names_the_file_and_the_variables(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    path = house.file(aws_info(federated_info, port))
+    path = home.file(aws_info(federated_info, port))
     with pytest.raises(CredentialsInvalid) as caught:
         await mint(IMPERSONATED)
     text = str(caught.value)
@@ -274,9 +274,9 @@ async def test_aws_without_a_metadata_server_names_the_file_and_the_variables(
 @pytest.mark.asyncio
 @pytest.mark.parametrize("status", [500, 503, 429])
 async def test_a_broken_aws_metadata_server_is_named_and_transient(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any], status: int
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any], status: int
 ) -> None:
-    path = house.file(aws_info(federated_info, google.metadata_port))
+    path = home.file(aws_info(federated_info, google.metadata_port))
     google.break_next("/api/token", answers(status, "try later"))
     with pytest.raises(TokenUnavailable, match=rf"{path} takes .* AWS' .*answered {status} \(try later\)"):
         await mint(IMPERSONATED)
@@ -284,23 +284,23 @@ async def test_a_broken_aws_metadata_server_is_named_and_transient(
 
 @pytest.mark.asyncio
 async def test_a_url_that_cannot_be_reached_is_named_with_its_file(
-    google: FakeGoogle, house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    path = house.file({**federated_info, "credential_source": {"url": f"http://127.0.0.1:{port}/token"}})
+    path = home.file({**federated_info, "credential_source": {"url": f"http://127.0.0.1:{port}/token"}})
     with pytest.raises(TokenUnavailable, match=rf"{path} takes its subject token from a URL .*could not be asked"):
         await mint(IMPERSONATED)
 
 
 @pytest.mark.asyncio
 async def test_aws_credentials_are_signed_and_exchanged(
-    google: FakeGoogle, house: House, mint: GoogleMint, monkeypatch: pytest.MonkeyPatch
+    google: FakeGoogle, home: Home, mint: GoogleMint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws-secret-access-key")
-    house.file(
+    home.file(
         {
             "type": "external_account",
             "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/aws",
@@ -318,12 +318,10 @@ async def test_aws_credentials_are_signed_and_exchanged(
 
 
 @pytest.mark.asyncio
-async def test_workforce_users_are_a_source_for_impersonation(
-    google: FakeGoogle, house: House, mint: GoogleMint
-) -> None:
+async def test_workforce_users_are_a_source_for_impersonation(google: FakeGoogle, home: Home, mint: GoogleMint) -> None:
     google.users["workforce-refresh-token"] = "worker@example.com"
     google.allow_impersonation(("worker@example.com", TARGET))
-    house.file(
+    home.file(
         {
             "type": "external_account_authorized_user",
             "audience": "//iam.googleapis.com/locations/global/workforcePools/p/providers/q",
@@ -342,8 +340,8 @@ async def test_workforce_users_are_a_source_for_impersonation(
 
 @pytest.mark.asyncio
 async def test_a_federation_file_that_google_auth_cannot_load_is_invalid(
-    house: House, mint: GoogleMint, federated_info: dict[str, Any]
+    home: Home, mint: GoogleMint, federated_info: dict[str, Any]
 ) -> None:
-    path = house.file({**federated_info, "credential_source": {"environment_id": "aws9"}})
+    path = home.file({**federated_info, "credential_source": {"environment_id": "aws9"}})
     with pytest.raises(CredentialsInvalid, match=rf"{path} \(external_account\) cannot be used"):
         await mint(IMPERSONATED)

@@ -14,42 +14,42 @@ import pytest
 
 from proxy.errors import CredentialsInvalid
 from proxy.tokens.credentials.lookup import find, looked_for, well_known_path
-from tests.unit.tokens.conftest import House
+from tests.unit.tokens.conftest import Home
 
 SECRET = "-----BEGIN-SECRET-----"
 
 
-def test_an_empty_environment_has_no_file(house: House) -> None:
-    assert find(house.environment) is None
-    assert looked_for(house.environment) == (
+def test_an_empty_environment_has_no_file(home: Home) -> None:
+    assert find(home.environment) is None
+    assert looked_for(home.environment) == (
         "GOOGLE_APPLICATION_CREDENTIALS is not set and there is no "
-        f"{house.folder}/.config/gcloud/application_default_credentials.json"
+        f"{home.folder}/.config/gcloud/application_default_credentials.json"
     )
 
 
 def test_the_variable_has_precedence_over_the_well_known_file(
-    house: House, key_info: dict[str, Any], user_info: dict[str, Any]
+    home: Home, key_info: dict[str, Any], user_info: dict[str, Any]
 ) -> None:
-    house.environment["CLOUDSDK_CONFIG"] = str(house.folder)
-    well_known = house.file(user_info, "application_default_credentials.json")
-    named = house.file(key_info)
-    found = find(house.environment)
+    home.environment["CLOUDSDK_CONFIG"] = str(home.folder)
+    well_known = home.file(user_info, "application_default_credentials.json")
+    named = home.file(key_info)
+    found = find(home.environment)
     assert found is not None
     assert (found.path, found.kind) == (str(named), "service_account")
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = ""  # as good as unset
-    found = find(house.environment)
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = ""  # as good as unset
+    found = find(home.environment)
     assert found is not None
     assert (found.path, found.kind) == (str(well_known), "authorized_user")
 
 
-def test_the_well_known_file_is_in_gclouds_folder(house: House, user_info: dict[str, Any]) -> None:
-    folder = house.folder / ".config" / "gcloud"
+def test_the_well_known_file_is_in_gclouds_folder(home: Home, user_info: dict[str, Any]) -> None:
+    folder = home.folder / ".config" / "gcloud"
     folder.mkdir(parents=True)
-    house.file(user_info).rename(folder / "application_default_credentials.json")
-    del house.environment["GOOGLE_APPLICATION_CREDENTIALS"]
-    found = find(house.environment)
+    home.file(user_info).rename(folder / "application_default_credentials.json")
+    del home.environment["GOOGLE_APPLICATION_CREDENTIALS"]
+    found = find(home.environment)
     assert found is not None
-    assert found.path == well_known_path(house.environment)
+    assert found.path == well_known_path(home.environment)
 
 
 def test_the_home_of_the_user_is_used_without_the_variable() -> None:
@@ -68,16 +68,16 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
-def gclouds(house: House) -> Path:
+def gclouds(home: Home) -> Path:
     """Return where gcloud's file is, in a folder that there is."""
-    path = Path(well_known_path(house.environment))
+    path = Path(well_known_path(home.environment))
     path.parent.mkdir(parents=True)
     return path
 
 
-def test_a_file_in_place_of_gclouds_folder_means_that_there_is_no_credential_file(house: House) -> None:
-    (house.folder / ".config").write_text("no folder")
-    assert find(house.environment) is None
+def test_a_file_in_place_of_gclouds_folder_means_that_there_is_no_credential_file(home: Home) -> None:
+    (home.folder / ".config").write_text("no folder")
+    assert find(home.environment) is None
 
 
 @pytest.mark.parametrize(
@@ -89,70 +89,70 @@ def test_a_file_in_place_of_gclouds_folder_means_that_there_is_no_credential_fil
         (lambda path: path.symlink_to("x" * 300), "cannot be read: File name too long"),
     ],
 )
-def test_an_unreadable_file_of_gcloud_is_an_error(house: House, spoil: Callable[[Path], None], why: str) -> None:
-    path = gclouds(house)
+def test_an_unreadable_file_of_gcloud_is_an_error(home: Home, spoil: Callable[[Path], None], why: str) -> None:
+    path = gclouds(home)
     spoil(path)
     with pytest.raises(CredentialsInvalid) as caught:
-        find(house.environment)
+        find(home.environment)
     assert f"gcloud's credential file, {path}, {why}" in str(caught.value)
     assert "set GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value)
 
 
 @pytest.mark.parametrize("closed", [".config/gcloud", ".config/gcloud/application_default_credentials.json"])
-def test_an_unreadable_folder_of_gcloud_is_an_error(house: House, user_info: dict[str, Any], closed: str) -> None:
-    path = gclouds(house)
+def test_an_unreadable_folder_of_gcloud_is_an_error(home: Home, user_info: dict[str, Any], closed: str) -> None:
+    path = gclouds(home)
     path.write_text(json.dumps(user_info))
-    opened = [house.folder, *house.folder.parents]
+    opened = [home.folder, *home.folder.parents]
     modes = {folder: folder.stat().st_mode for folder in opened if folder.owner() == path.owner()}
     try:
         for folder, mode in modes.items():
             folder.chmod(mode | 0o011)
-        (house.folder / closed).chmod(0)
+        (home.folder / closed).chmod(0)
         with as_nobody(), pytest.raises(CredentialsInvalid, match=f"{path}, cannot be read: Permission denied"):
-            find(house.environment)
+            find(home.environment)
     finally:
-        (house.folder / closed).chmod(0o700)
+        (home.folder / closed).chmod(0o700)
         for folder, mode in modes.items():
             folder.chmod(mode)
 
 
-def test_an_unchanged_file_is_not_read_again(house: House, key_info: dict[str, Any]) -> None:
-    house.file(key_info)
-    first = find(house.environment)
-    assert find(house.environment, first) is first
+def test_an_unchanged_file_is_not_read_again(home: Home, key_info: dict[str, Any]) -> None:
+    home.file(key_info)
+    first = find(home.environment)
+    assert find(home.environment, first) is first
 
 
-def test_another_content_of_the_same_size_and_time_is_noticed(house: House, key_info: dict[str, Any]) -> None:
-    path = house.file({**key_info, "client_email": "a@b"})
-    first, state = find(house.environment), path.stat()
+def test_another_content_of_the_same_size_and_time_is_noticed(home: Home, key_info: dict[str, Any]) -> None:
+    path = home.file({**key_info, "client_email": "a@b"})
+    first, state = find(home.environment), path.stat()
     path.write_text(path.read_text().replace("a@b", "c@d"))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    second = find(house.environment, first)
+    second = find(home.environment, first)
     assert second is not None
     assert second.info["client_email"] == "c@d"
 
 
 @pytest.mark.parametrize("how", ["written", "replaced", "another path"])
-def test_a_changed_file_is_read_again(house: House, key_info: dict[str, Any], how: str) -> None:
-    path = house.file(key_info)
-    first = find(house.environment)
+def test_a_changed_file_is_read_again(home: Home, key_info: dict[str, Any], how: str) -> None:
+    path = home.file(key_info)
+    first = find(home.environment)
     changed = {**key_info, "client_email": "a@b"}
     match how:
         case "written":
-            house.file(changed)
+            home.file(changed)
         case "replaced":  # as Kubernetes replaces a mounted secret
-            house.file(changed, "new.json").rename(path)
-            house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
+            home.file(changed, "new.json").rename(path)
+            home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
         case _:
-            house.file(changed, "other.json")
-    second = find(house.environment, first)
+            home.file(changed, "other.json")
+    second = find(home.environment, first)
     assert second is not None
     assert second.info["client_email"] == "a@b"
 
 
-def test_the_content_is_not_in_the_repr(house: House, key_info: dict[str, Any]) -> None:
-    house.file(key_info)
-    assert "PRIVATE KEY" not in repr(find(house.environment))
+def test_the_content_is_not_in_the_repr(home: Home, key_info: dict[str, Any]) -> None:
+    home.file(key_info)
+    assert "PRIVATE KEY" not in repr(find(home.environment))
 
 
 @pytest.mark.parametrize(
@@ -182,53 +182,53 @@ def test_the_content_is_not_in_the_repr(house: House, key_info: dict[str, Any]) 
     ],
 )
 def test_an_invalid_file_gets_one_sentence_with_its_path(
-    house: House, told: Callable[[BaseException], str], content: object, what: str
+    home: Home, told: Callable[[BaseException], str], content: object, what: str
 ) -> None:
-    path = house.file(content)
+    path = home.file(content)
     with pytest.raises(CredentialsInvalid) as caught:
-        find(house.environment)
+        find(home.environment)
     assert str(path) in str(caught.value)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
     assert SECRET not in told(caught.value)
 
 
-def test_a_missing_file_that_the_variable_names_is_an_error(house: House) -> None:
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nowhere/key.json"
+def test_a_missing_file_that_the_variable_names_is_an_error(home: Home) -> None:
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nowhere/key.json"
     with pytest.raises(CredentialsInvalid, match=r"names '/nowhere/key\.json', which cannot be read: No such file"):
-        find(house.environment)
+        find(home.environment)
 
 
-def test_a_named_directory_is_an_error(house: House) -> None:
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(house.folder)
+def test_a_named_directory_is_an_error(home: Home) -> None:
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(home.folder)
     with pytest.raises(CredentialsInvalid, match="which is a directory"):
-        find(house.environment)
+        find(home.environment)
 
 
-def test_a_named_pipe_is_not_waited_for(house: House) -> None:
-    os.mkfifo(house.folder / "pipe")
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(house.folder / "pipe")
+def test_a_named_pipe_is_not_waited_for(home: Home) -> None:
+    os.mkfifo(home.folder / "pipe")
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(home.folder / "pipe")
     with pytest.raises(CredentialsInvalid, match="not a regular file"):
-        find(house.environment)
+        find(home.environment)
 
 
-def test_a_path_with_a_null_character_is_an_error(house: House) -> None:
-    house.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "a\0b"
+def test_a_path_with_a_null_character_is_an_error(home: Home) -> None:
+    home.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "a\0b"
     with pytest.raises(CredentialsInvalid, match="must be the path of a credential file"):
-        find(house.environment)
-    house.environment = {"CLOUDSDK_CONFIG": "a\0b"}
+        find(home.environment)
+    home.environment = {"CLOUDSDK_CONFIG": "a\0b"}
     with pytest.raises(CredentialsInvalid, match="below CLOUDSDK_CONFIG, cannot be read: a path holds no zero octet"):
-        find(house.environment)
+        find(home.environment)
 
 
-def test_a_named_file_that_may_not_be_read_is_an_error(house: House, key_info: dict[str, Any]) -> None:
-    path = house.file(key_info)
+def test_a_named_file_that_may_not_be_read_is_an_error(home: Home, key_info: dict[str, Any]) -> None:
+    path = home.file(key_info)
     with (
         as_nobody(),
         pytest.raises(CredentialsInvalid, match=f"names '{path}', which cannot be read: Permission denied"),
     ):
         # Nobody else may even enter the folder.
-        find(house.environment)
+        find(home.environment)
 
 
 KEY = {"type": "service_account", "private_key": f"{SECRET}\n{'QUJD' * 400}\n", "client_email": "a@b.c"}

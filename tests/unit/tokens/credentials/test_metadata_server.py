@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
-from tests.unit.tokens.conftest import House
+from tests.unit.tokens.conftest import Home
 from tests.unit.tokens.fake_google import FakeGoogle, Names, answers, metadata_answers, resets
 from tests.unit.tokens.values import ATTACHED, AUDIENCE, KEY, TARGET
 
@@ -62,19 +62,17 @@ async def test_a_metadata_server_that_does_not_know_format_is_asked_again_withou
 @pytest.mark.asyncio
 @pytest.mark.parametrize("variable", ["GCE_METADATA_HOST", "GCE_METADATA_ROOT"])
 async def test_the_environment_names_another_metadata_server(
-    google: FakeGoogle, house: House, mint: GoogleMint, variable: str
+    google: FakeGoogle, home: Home, mint: GoogleMint, variable: str
 ) -> None:
-    house.environment[variable] = f"127.0.0.1:{google.metadata_port}"
+    home.environment[variable] = f"127.0.0.1:{google.metadata_port}"
     await mint(KEY)
     assert google.calls[0][0] == f"127.0.0.1:{google.metadata_port}"
 
 
 @pytest.mark.asyncio
-async def test_the_newer_variable_for_the_host_has_precedence(
-    google: FakeGoogle, house: House, mint: GoogleMint
-) -> None:
-    house.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
-    house.environment["GCE_METADATA_ROOT"] = "nowhere.example"
+async def test_the_newer_variable_for_the_host_has_precedence(google: FakeGoogle, home: Home, mint: GoogleMint) -> None:
+    home.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
+    home.environment["GCE_METADATA_ROOT"] = "nowhere.example"
     assert await mint(KEY) is not None
 
 
@@ -82,8 +80,8 @@ async def test_the_newer_variable_for_the_host_has_precedence(
 @pytest.mark.parametrize(
     "host", ["http://metadata", "a/b", "a@b", "a?b", "a:b", "é", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2ln"]
 )
-async def test_a_metadata_host_must_be_a_host(google: FakeGoogle, house: House, mint: GoogleMint, host: str) -> None:
-    house.environment["GCE_METADATA_HOST"] = host
+async def test_a_metadata_host_must_be_a_host(google: FakeGoogle, home: Home, mint: GoogleMint, host: str) -> None:
+    home.environment["GCE_METADATA_HOST"] = host
     with pytest.raises(CredentialsInvalid, match="GCE_METADATA_HOST must be a host") as caught:
         await mint(KEY)
     assert "eyJ" not in str(caught.value)
@@ -101,23 +99,23 @@ async def test_a_proxy_in_the_environment_does_not_get_metadata_calls(
 
 
 @pytest.mark.asyncio
-async def test_the_error_without_credentials_says_what_was_searched(house: House) -> None:
-    mint = GoogleMint(environment=house.environment, resolver=Names({}))
+async def test_the_error_without_credentials_says_what_was_searched(home: Home) -> None:
+    mint = GoogleMint(environment=home.environment, resolver=Names({}))
     with pytest.raises(CredentialsNotFound) as caught:
         await mint(KEY)
     text = str(caught.value)
     assert "GOOGLE_APPLICATION_CREDENTIALS is not set" in text
-    assert f"{house.folder}/.config/gcloud/application_default_credentials.json" in text
+    assert f"{home.folder}/.config/gcloud/application_default_credentials.json" in text
     assert "metadata.google.internal could not be asked: its name does not resolve" in text
     assert "gcloud auth application-default login" in text
     await mint.close()
 
 
 @pytest.mark.asyncio
-async def test_a_metadata_server_that_refuses_the_connection_is_not_there(google: FakeGoogle, house: House) -> None:
+async def test_a_metadata_server_that_refuses_the_connection_is_not_there(google: FakeGoogle, home: Home) -> None:
     await google.stop()
-    house.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
-    mint = GoogleMint(environment=house.environment)
+    home.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
+    mint = GoogleMint(environment=home.environment)
     with pytest.raises(CredentialsNotFound, match=r"127\.0\.0\.1 could not be asked: .*[Cc]onnect"):
         await mint(KEY)
     await mint.close()
@@ -158,9 +156,9 @@ async def test_a_response_without_the_flavor_is_not_that_of_a_metadata_server(
 
 @pytest.mark.asyncio
 async def test_the_metadata_server_is_not_used_with_no_gce_check(
-    google: FakeGoogle, house: House, mint: GoogleMint
+    google: FakeGoogle, home: Home, mint: GoogleMint
 ) -> None:
-    house.environment["NO_GCE_CHECK"] = "true"
+    home.environment["NO_GCE_CHECK"] = "true"
     with pytest.raises(CredentialsNotFound, match="NO_GCE_CHECK"):
         await mint(KEY)
     assert google.calls == []
@@ -349,9 +347,9 @@ async def test_impersonation_uses_the_attached_accounts_access_token(google: Fak
 
 @pytest.mark.asyncio
 async def test_the_quota_project_of_the_environment_is_sent_to_iam(
-    google: FakeGoogle, house: House, mint: GoogleMint
+    google: FakeGoogle, home: Home, mint: GoogleMint
 ) -> None:
-    house.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "payer"
+    home.environment["GOOGLE_CLOUD_QUOTA_PROJECT"] = "payer"
     google.allow_impersonation((ATTACHED, TARGET))
     await mint(OTHER)
     assert google.quota_projects == ["payer"]
