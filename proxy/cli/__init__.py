@@ -2,6 +2,7 @@
 
 * `commands`            the list of them, and what is common to their help
 * `redaction`           removes possible secrets from click's messages
+* `completion`          what the shell completes: route names, hosts, accounts, values
 * `failures`            how every command says that it failed
 * `options`             the flags that are made of the settings
 * `deployment_options`  the flags of deployments and of Restate's admin API, and what they stand for

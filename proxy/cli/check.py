@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli.completion import complete_subjects
 from proxy.cli.deployment_options import (
     Access,
     deployment_flags,
@@ -60,7 +61,7 @@ _ADMIN_HELP: Final = (
     params=[*settings_flags(shown=_SHOWN), *deployment_flags(), *restate_flags(_ADMIN_HELP, None)],
     epilog=_EPILOG,
 )
-@click.argument("names", nargs=-1, metavar="[ROUTE|HOST]...")
+@click.argument("names", nargs=-1, metavar="[ROUTE|HOST]...", shell_complete=complete_subjects)
 @click.option("--json", "for_programs", is_flag=True, help="Print JSON (version 1) instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit with 3 if there are warnings.")
 @click.option(

@@ -18,13 +18,20 @@ from proxy.settings.layers import SettingsInvalid
 
 __all__ = ["healthcheck"]
 
+_PATHS: Final = ("/readyz", "/livez", "/startupz", "/readyz?routes")
 _PATH: Final = re.compile(r"[!-~]+")
 
 
 @click.command()
 @click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file that `serve` was given.")
-@click.option("--path", default="/readyz", show_default=True, help="What to ask: /readyz, /livez or /startupz.")
+@click.option(
+    "--path",
+    default="/readyz",
+    show_default=True,
+    shell_complete=lambda ctx, parameter, incomplete: [path for path in _PATHS if path.startswith(incomplete)],
+    help="What to ask: /readyz, /livez or /startupz.",
+)
 def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     """Ask a running sidecar how it is: exit code 0 if it is well, else 1.
 

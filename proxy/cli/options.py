@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from proxy.cli.completion import Complete, complete_accounts, complete_audiences, complete_file, one_of
 from proxy.cli.failures import Unusable
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.field_texts import default_text, summary, unit_of
@@ -96,6 +97,7 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
 
 def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> click.Parameter:
     text = f"{summary(info)}.{_default(info)}"
+    complete = _completion(name, info)
     if info.annotation is bool:
         spelled = f"{flag_name(name)}/--no-{name.replace('_', '-')}"
         return HeadedOption(spelled, name, heading=heading, default=None, help=text, hidden=hidden)
@@ -108,7 +110,21 @@ def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> 
         metavar=_placeholder(name, info),
         help=text,
         hidden=hidden,
+        shell_complete=complete,
     )
+
+
+def _completion(name: str, info: FieldInfo) -> Complete | None:
+    """Return what completes the value of a setting; None if nothing does."""
+    if get_origin(info.annotation) is Literal:
+        return one_of(*get_args(info.annotation))
+    return {
+        "admin": one_of("off"),
+        "upstream_ca": complete_file,
+        "gcp_impersonate_service_account": complete_accounts,
+        "gcp_delegates": complete_accounts,
+        "gcp_audience": complete_audiences,
+    }.get(name)
 
 
 def _default(info: FieldInfo) -> str:

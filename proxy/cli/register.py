@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from proxy.cli.completion import complete_accounts, complete_audiences, complete_subjects
 from proxy.cli.deployment_options import (
     Access,
     deployment_flags,
@@ -75,12 +76,14 @@ def _authentication_flags() -> list[click.Parameter]:
             "--gcp-impersonate-service-account",
             heading=_AUTHENTICATION,
             metavar="EMAIL",
+            shell_complete=complete_accounts,
             help="Service account that the token is for, of the list accounts. [default: the ambient identity]",
         ),
         HeadedOption(
             "--gcp-audience",
             heading=_AUTHENTICATION,
             metavar="TEXT",
+            shell_complete=complete_audiences,
             help="Audience of the token, of the list audiences. [default: the origin of the host]",
         ),
         HeadedOption(
@@ -90,6 +93,7 @@ def _authentication_flags() -> list[click.Parameter]:
             heading=_AUTHENTICATION,
             multiple=True,
             metavar="EMAIL",
+            shell_complete=complete_accounts,
             help="Account between the ambient identity and the impersonated one, nearest first; repeatable.",
         ),
     ]
@@ -125,7 +129,7 @@ def _how_flags() -> list[click.Parameter]:
     ],
     epilog=_EPILOG,
 )
-@click.argument("deployment", metavar="URL|ROUTE")
+@click.argument("deployment", metavar="URL|ROUTE", shell_complete=complete_subjects)
 @click.option(
     "--timeout",
     "answer_timeout",

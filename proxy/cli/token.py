@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli.completion import complete_subjects
 from proxy.cli.deployment_options import deployment_flags, find_targets, sidecar_of, subject_of, take_authentication
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
@@ -37,7 +38,7 @@ Exit code: 0 there is a token; 1 it could not be minted; 2 the settings cannot b
 
 
 @click.command(cls=GroupedCommand, params=[*settings_flags(shown=_SHOWN), *deployment_flags()], epilog=_EPILOG)
-@click.argument("name", metavar="ROUTE|HOST")
+@click.argument("name", metavar="ROUTE|HOST", shell_complete=complete_subjects)
 @click.option("--raw", "alone", is_flag=True, help="Print the token itself, a secret, and nothing else.")
 def token(
     name: str, config: Path | None, alone: bool, extra_header: tuple[str, ...], sidecar: str | None, **flags: Any

@@ -46,7 +46,7 @@ class Shell:
     def running(self, command: str, folder: Path | None = None) -> AbstractAsyncContextManager[Program]:
         """Run a command in the background, in this folder or in another one; it is stopped at the end of the block."""
         # The last command replaces the shell, so that it gets the signal.
-        last = command if "&&" in command or command.startswith("export ") else f"exec {command}"
+        last = command if "&&" in command or command.startswith(("export ", "eval ")) else f"exec {command}"
         script = "\n".join(["set -e", *self._exports, last])
         become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"] if self.user else []
         return program(

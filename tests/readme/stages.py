@@ -18,7 +18,18 @@ __all__ = ["Stage", "assigned", "complete", "program_of", "stage_of", "within"]
 class Stage(enum.Enum):
     """A test program that runs commands of the README, and the commands that it can run."""
 
-    PLAY = "tests.readme.play", ("make", "gcloud", "curl", "restate", "kubectl", ".venv/bin/cloudrun-sidecar")
+    PLAY = (
+        "tests.readme.play",
+        (
+            "make",
+            "gcloud",
+            "curl",
+            "restate",
+            "kubectl",
+            "eval",
+            ".venv/bin/cloudrun-sidecar",
+        ),
+    )
     """Without a network, in `make test`."""
     INSTALL = "tests.readme.install", ("python3", "install", "systemctl")
     """As root, in `make test`."""
