@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -26,13 +26,13 @@ from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import ALIVE, DRAINING, READY, Channel
+from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, PROBLEMS, READY, SETTINGS, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.serving import listen
 from proxy.http2.choice import engine_choice
 from proxy.network.address import OFF, Address
-from proxy.network.loop import loop_factory
+from proxy.network.loop import loop_factory, repeat, report_unexpected
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.access_log import AccessLog
 from proxy.observe.health import RouteHealth
@@ -134,7 +134,6 @@ class Worker:
             self.metrics,
             self.health,
             DispatcherState(self._dispatcher, self._budget),
-            workers=self.settings.workers,
             allowed_hosts=self.settings.allowed_hosts,
             bound=bound,
             unix_access=unix_access(self.settings),
@@ -275,24 +274,27 @@ class Worker:
             gc.freeze()
             reloads.start()
             if isinstance(accepts, Channel):
+                peers = self._admin.join(accepts) if self._admin is not None else None
                 self.listener.on_closed = accepts.connection_closed
                 self._on_draining = partial(accepts.report, DRAINING)
                 accept_from(
                     accepts,
                     loop,
-                    drain=self.drain,
-                    abort=self.abort,
+                    commands={DRAIN: self.drain, ABORT: self.abort, **(peers.commands if peers else {})},
+                    documents={
+                        SETTINGS: partial(reloads.take_settings, accepts),
+                        PROBLEMS: reloads.take_problems,
+                        **(peers.documents if peers else {}),
+                    },
                     orphan=self.orphan,
-                    settings=partial(reloads.take_settings, accepts),
-                    problems=reloads.take_problems,
                 )
-                closing.callback(_repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
+                closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
             else:
                 self._on_draining = partial(manager.stopping, "draining")
                 self._leaves_sockets = lambda: config.shared
                 manager.ready("serving")
-                closing.callback(_repeat(loop, manager.watchdog_seconds / 2, manager.alive))
+                closing.callback(repeat(loop, manager.watchdog_seconds / 2, manager.alive))
                 await listen(self.listener, config, accepts, self.ended)
 
     def _log_listening(self, accepts: Sockets | Channel) -> None:
@@ -336,7 +338,7 @@ def run_worker(
         admin_socket = accepts.admin
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.get_loop().set_exception_handler(_report)
+            runner.get_loop().set_exception_handler(report_unexpected)
             runner.run(_run(settings, config, accepts, command_line, admin_socket, manager or ServiceManager({})))
     finally:
         ignore_signals()
@@ -360,37 +362,5 @@ async def _run(
         block_signals()
 
 
-def _repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[], None]) -> Callable[[], None]:
-    """Call `report` now and every so many seconds, never if that is 0; return what ends it."""
-    timers: list[asyncio.TimerHandle] = []
-
-    def tick() -> None:
-        report()
-        timers[:] = [loop.call_later(seconds, tick)]
-
-    if seconds:
-        tick()
-
-    def end() -> None:
-        for timer in timers:
-            timer.cancel()
-
-    return end
-
-
 def _ignore() -> None:
     """Do nothing: for a signal that would end the process without a handler, and where there is no supervisor."""
-
-
-def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what nobody caught: the kind of error and where, not its text, which may hold what must not be logged."""
-    exception = context.get("exception")
-    where = exception.__traceback__ if exception is not None else None
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    _log.error(
-        "unexpected error",
-        what=context.get("message"),
-        error=type(exception).__name__ if exception is not None else None,
-        at=f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else None,
-    )

@@ -4,6 +4,7 @@
 * `guard`   whose requests are answered, and how long clients may take
 * `page`    the status page, `page.html`
 * `status`  what is told in JSON, as `openapi.json` describes it
+* `peers`   how a worker shows all workers
 * `slices`  long answers a little at a time, so that the event loop goes on
 
 No answer contains a secret, and no request changes anything, so probes and Prometheus may reach the port. No request

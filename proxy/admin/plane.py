@@ -7,10 +7,12 @@
 `/readyz?routes`   also 503 while a route has no token because it cannot be minted
 `/metrics`         metrics for Prometheus
 `/routes`          the routes, each with its upstream and identity, in JSON
-`/status`          the state of the worker and of each route, in JSON
+`/status`          the state of the workers and of each route, in JSON
 `/openapi.json`    the description of all these paths (OpenAPI 3.1)
 `/`                the status page, for people
 =================  ==============================================================================
+
+Several workers share the listening socket, and each answers for all of them (`peers`).
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from aiohttp import web
 
 from proxy.admin.guard import Deadlines, host_check
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
+from proxy.admin.peers import Peers
 from proxy.admin.slices import in_slices, send_in_slices
 from proxy.admin.status import JSON, Status, json_list, route_settings
 from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
+from proxy.downstream.channel import Channel
 from proxy.network.address import Address, parse_address
+from proxy.observe.combined import Combined
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live
 from proxy.observe.metrics import Metrics
+from proxy.observe.worker_state import WorkerState
 
 __all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
 
@@ -84,7 +90,6 @@ class AdminPlane:
         routes_health: RouteHealth,
         live: Live,
         *,
-        workers: int = 1,
         allowed_hosts: Iterable[str] = (),
         deadlines: Deadlines | None = None,
         bound: socket.socket | None = None,
@@ -97,14 +102,21 @@ class AdminPlane:
         self._live = live
         self.history = History(metrics)
         """The last minutes, recorded from `start` to `close`."""
-        self._status = Status(metrics, routes_health, self.history, live, workers=workers)
-        self._reuse_port = workers > 1
+        self._status = Status(metrics, routes_health, self.history, live)
+        self._peers: Peers | None = None
         self._allowed_hosts = tuple(allowed_hosts)
         self._deadlines = deadlines or Deadlines()
         self._bound = bound
         self._unix_access = unix_access
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    def join(self, channel: Channel) -> Peers:
+        """Show all workers of this one's supervisor from now on; `close` ends it."""
+        state = WorkerState(self._metrics, self._routes_health, self._live, self.history)
+        self._peers = Peers(channel, state, self._live, _process_metrics)
+        self._peers.start()
+        return self._peers
 
     async def start(self) -> None:
         """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. Raises OSError."""
@@ -130,6 +142,8 @@ class AdminPlane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._peers is not None:
+            await self._peers.close()
         await runner.cleanup()
         if self._configured.path and self._bound is None:
             _remove_file(Path(self._configured.path))
@@ -145,14 +159,11 @@ class AdminPlane:
         if self._bound is not None:
             return web.SockSite(runner, self._bound, backlog=_BACKLOG)
         if self._configured.path:
-            # Workers take it from one another: the last one to start answers.
-            unix = bind_unix(self._configured.path, self._unix_access, replace=self._reuse_port)
+            unix = bind_unix(self._configured.path, self._unix_access)
             unix.listen(_BACKLOG)
             return web.SockSite(runner, unix, backlog=_BACKLOG)
-        # Bound like the listener, so that the same name means the same address. Workers share it by SO_REUSEPORT.
-        bound = await asyncio.to_thread(
-            bind_tcp, self._configured.host, self._configured.port, reuse_port=self._reuse_port
-        )
+        # Bound like the listener, so that the same name means the same address.
+        bound = await asyncio.to_thread(bind_tcp, self._configured.host, self._configured.port)
         try:
             bound.listen(_BACKLOG)
         except OSError:
@@ -185,7 +196,7 @@ class AdminPlane:
             return False, "draining: live exchanges finish, new ones are refused"
         if not self._health.started:
             return False, "starting: not listening yet"
-        return True, "ready: taking requests"
+        return (True, "ready: taking requests") if self._peers is None else self._peers.readiness
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return _probe_answer(True, "alive: answering")
@@ -193,32 +204,49 @@ class AdminPlane:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, state = self._readiness()
         if ready and "routes" in request.query:
-            failing = "".join([text async for text in in_slices(self._status.cannot_mint())])
+            combined = await self._combined()
+            status = self._status if combined is None else Status.of(combined)
+            failing = "".join([text async for text in in_slices(status.cannot_mint())])
             if failing:
                 return _probe_answer(False, f"not ready: routes without a token\n{failing.rstrip()}")
         return _probe_answer(ready, state)
 
     async def _startupz(self, _request: web.Request) -> web.Response:
-        started = self._health.started
+        started = self._health.started and (self._peers is None or self._peers.started)
         return _probe_answer(started, "started: listening" if started else "starting: not listening yet")
 
     async def _exposition(self, request: web.Request) -> web.StreamResponse:
-        # prometheus_client and what comes with it are 0.8 MiB, and not loaded before they are needed. The first import
-        # takes tens of milliseconds, which must not delay streams.
-        await asyncio.to_thread(import_module, "proxy.observe.exposition")
+        process = await _process_metrics()
         from proxy.observe import exposition
 
-        # In a thread, because it reads files, and every descriptor is one.
-        process = await asyncio.to_thread(exposition.process_metrics)
-        pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
+        combined = await self._combined()
+        if combined is None:
+            pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
+        else:
+            pieces = exposition.Exposition(combined.metrics, combined, combined, combined.group).pieces()
+            process = exposition.with_values(process, combined.process)
         return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
 
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
         return await send_in_slices(request, json_list(map(route_settings, self._live.routes())), JSON)
 
     async def _show_status(self, request: web.Request) -> web.StreamResponse:
+        combined = await self._combined()
         state, _, reason = self._readiness()[1].partition(": ")
-        return await send_in_slices(request, self._status.pieces(state, reason), JSON)
+        if combined is None:
+            pieces = self._status.pieces(state, reason)
+        else:
+            pieces = Status.of(combined).pieces(state, reason, combined.group)
+        return await send_in_slices(request, pieces, JSON)
+
+    async def _combined(self) -> Combined | None:
+        """Return the state of all workers; None if there is but this one. Raises HTTPServiceUnavailable."""
+        if self._peers is None:
+            return None
+        try:
+            return await self._peers.collect()
+        except TimeoutError:
+            raise web.HTTPServiceUnavailable(text="the main process does not collect from its workers\n") from None
 
     async def _openapi(self, _request: web.Request) -> web.Response:
         return web.Response(text=OPENAPI, content_type="application/json")
@@ -231,6 +259,16 @@ class AdminPlane:
         if request.path in PATHS:
             return web.Response(status=405, text="only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
         return web.Response(status=404, text=f"no such path; there are {' '.join(PATHS)}\n")
+
+
+async def _process_metrics() -> str:
+    # prometheus_client and what comes with it are 0.8 MiB, and not loaded before they are needed. The first import
+    # takes tens of milliseconds, which must not delay streams.
+    await asyncio.to_thread(import_module, "proxy.observe.exposition")
+    from proxy.observe import exposition
+
+    # In a thread, because it reads files, and every descriptor is one.
+    return await asyncio.to_thread(exposition.process_metrics)
 
 
 def _remove_file(socket: Path) -> None:

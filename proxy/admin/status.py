@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from proxy import __version__
 from proxy.observe.background import dropped_lines
+from proxy.observe.combined import Combined, Group, WorkerRow
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import INTERVAL_SECONDS, History
@@ -27,35 +28,44 @@ _NOTHING_COUNTED: Final = RouteMetrics()
 
 
 class Status:
-    """The state of one worker. `clock` is wall-clock time in seconds."""
+    """The state of one worker, or of several together. `clock` is wall-clock time in seconds."""
 
     def __init__(
         self,
         metrics: Metrics,
-        health: RouteHealth,
-        history: History,
+        health: RouteHealth | Combined,
+        history: History | Combined,
         live: Live,
         *,
-        workers: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._metrics = metrics
         self._health = health
         self._history = history
         self._live = live
-        self._workers = workers
         self._clock = clock
         self._started_at = clock()
 
-    def pieces(self, state: str, reason: str) -> Iterator[str]:
-        """Yield the text of a JSON object, one route a piece. `state` and `reason` are those of `/readyz`."""
+    @classmethod
+    def of(cls, combined: Combined) -> Status:
+        """Return the state of several workers."""
+        return cls(combined.metrics, combined, combined, combined)
+
+    def pieces(self, state: str, reason: str, group: Group | None = None) -> Iterator[str]:
+        """Yield the text of a JSON object, one route a piece. `state` and `reason` are those of `/readyz`.
+
+        `group` are the workers if there may be several.
+        """
         metrics, live = self._metrics, self._live
+        group = group or self._alone(state)
         head = {
             "version": __version__,
             "engine": metrics.engine,
-            "pid": os.getpid(),
-            "workers": self._workers,
-            "started_at": self._started_at,
+            "pid": group.pid,
+            "workers": len(group.workers),
+            "worker_restarts": group.restarts,
+            "processes": [row._asdict() for row in group.workers],
+            "started_at": group.started_at,
             "now": self._clock(),
             "state": state,
             "reason": reason,
@@ -63,7 +73,7 @@ class Status:
             "queued_octets": live.queued_octets,
             "queued_octets_limit": live.queued_octets_limit,
             "clock_ahead_seconds": metrics.clock_ahead_seconds,
-            "log_lines_dropped": dropped_lines(),
+            "log_lines_dropped": group.log_lines_dropped,
             "interval_seconds": INTERVAL_SECONDS,
             "failures": [_trouble(failure) for failure in reversed(self._health.last_failures)],
         }
@@ -77,11 +87,13 @@ class Status:
     def cannot_mint(self) -> Iterator[str]:
         """Yield a line for each route that has no token and whose last mint failed; empty text for the others."""
         for route in self._live.routes():
-            found = self._health.mint_trouble(route)
-            if found is None or self._live.token(route) is not None:
-                yield ""
-            else:
-                yield f"{route.label}: {found.code}: {found.reason}\n"
+            found = self._health.mint_trouble(route, has_token=self._live.token(route) is not None)
+            yield f"{route.label}: {found.code}: {found.reason}\n" if found is not None else ""
+
+    def _alone(self, state: str) -> Group:
+        in_flight = sum(route.in_flight for route in self._metrics.routes.values())
+        row = WorkerRow(os.getpid(), state, self._started_at, self._metrics.downstream_connections.now, in_flight)
+        return Group(os.getpid(), self._started_at, [row], 0, dropped_lines())
 
     def _origins(self) -> Iterator[dict[str, Any] | None]:
         told = set()

@@ -116,13 +116,12 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket
     raise failure or socket.gaierror(socket.EAI_NONAME, "it has no address")
 
 
-def bind_unix(path: str, access: UnixAccess, *, replace: bool = False) -> socket.socket:
+def bind_unix(path: str, access: UnixAccess) -> socket.socket:
     """Return a Unix socket that is bound to this path, and does not listen before `access` is in force.
 
-    A socket that another process has left there is removed; one that listens only if `replace`. Raises OSError.
+    A socket that another process has left there is removed, but not one that listens. Raises OSError.
     """
-    if not replace:
-        _check_unused(path)
+    _check_unused(path)
     if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
         os.remove(path)
     bound = socket.socket(socket.AF_UNIX)

@@ -5,22 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+import tempfile
+from io import FileIO
 from typing import Any, Final
 
 __all__ = [
     "ABORT",
     "ALIVE",
+    "ANSWER",
     "CLOSED",
+    "COLLECT",
+    "COLLECTED",
     "CONNECTION",
     "DRAIN",
     "DRAINING",
     "LEAVING",
     "PROBLEMS",
     "READY",
+    "REPORT",
     "SETTINGS",
     "SETTINGS_KEPT",
     "SETTINGS_TAKEN",
+    "STATE",
+    "WORKERS_DRAINING",
+    "WORKERS_READY",
+    "WORKERS_STARTING",
     "Channel",
+    "file_in_memory",
 ]
 
 CONNECTION: Final = b"c"
@@ -33,6 +45,24 @@ SETTINGS: Final = b"s"
 """To a worker: new settings, in a file whose descriptor comes with this octet. Each is answered."""
 PROBLEMS: Final = b"p"
 """To a worker: new settings were refused; the reasons are in a file whose descriptor comes with this octet."""
+WORKERS_STARTING: Final = b"1"
+"""To a worker: a worker is starting."""
+WORKERS_READY: Final = b"2"
+"""To a worker: all workers that there are take requests."""
+WORKERS_DRAINING: Final = b"3"
+"""To a worker: a worker refuses new requests."""
+REPORT: Final = b"r"
+"""To a worker: send the supervisor `ANSWER`."""
+STATE: Final = b"t"
+"""To a worker: the state of one worker, in a file whose descriptor comes with this octet. To the supervisor: the state
+of this worker, likewise."""
+COLLECTED: Final = b"e"
+"""To a worker: what the supervisor knows of the workers, in a file whose descriptor comes with this octet. With this,
+what was asked for by `COLLECT` is complete."""
+ANSWER: Final = b"a"
+"""To the supervisor: the state of this worker as `STATE`, which was asked for by `REPORT`."""
+COLLECT: Final = b"c"
+"""To the supervisor: this worker wants the `STATE` of all workers, and then `COLLECTED`."""
 SETTINGS_TAKEN: Final = b"s"
 """To the supervisor: new settings are in force."""
 SETTINGS_KEPT: Final = b"k"
@@ -79,6 +109,13 @@ class Channel:
             os.set_inheritable(descriptor, False)
         return message, descriptors[0] if descriptors else None
 
+    def send_file(self, message: bytes, file: FileIO) -> None:
+        """Send the supervisor a message with a file, and close our copy. It is lost if the socket does not take it."""
+        with file, contextlib.suppress(OSError):
+            self.report(b"")
+            if not self._unreported:
+                socket.send_fds(self.socket, [message], [file.fileno()])
+
     def connection_closed(self) -> None:
         """Report a closed connection."""
         self.report(CLOSED)
@@ -86,5 +123,15 @@ class Channel:
     def report(self, message: bytes) -> None:
         """Send the supervisor a message; what the socket does not take is sent with the next one."""
         self._unreported += message
+        if not self._unreported:
+            return
         with contextlib.suppress(OSError):  # it has exited, or does not read
             self._unreported = self._unreported[self.socket.send(self._unreported) :]
+
+
+def file_in_memory() -> FileIO:
+    """Return a new file that has no name. Raises OSError."""
+    if sys.platform == "linux":
+        return FileIO(os.memfd_create("cloudrun-sidecar"), "r+b")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return FileIO(os.dup(file.fileno()), "r+b")

@@ -1,10 +1,10 @@
 """Receives connections that the supervisor has accepted.
 
 Supervisor and worker share a pair of stream sockets, the channel. Each octet to the worker is a message (`channel`);
-some carry a descriptor (SCM_RIGHTS, unix(7)): `CONNECTION` that of the connection, `SETTINGS` and `PROBLEMS` that of a
-file in memory. Each octet to the supervisor is a report: the worker is ready, it drains, it has put settings in force,
-or a connection has closed, so that the supervisor knows how many the worker has. The end of the channel means that the
-supervisor has exited.
+some carry a descriptor (SCM_RIGHTS, unix(7)): `CONNECTION` that of the connection, others that of a file in memory.
+Each octet to the supervisor is a report: the worker is ready, it drains, it has put settings in force, or a connection
+has closed, so that the supervisor knows how many the worker has. The end of the channel means that the supervisor has
+exited.
 
 To Hypercorn the channel is the socket to listen on: it calls `create_server` with it. `accept_from` replaces that
 method of the event loop, and returns a `HandoverServer` for the channel.
@@ -16,12 +16,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, LEAVING, PROBLEMS, SETTINGS, Channel
+from proxy.downstream.channel import CONNECTION, LEAVING, Channel
 
 __all__ = ["HandoverServer", "accept_from"]
 
@@ -42,20 +42,18 @@ class HandoverServer:
         channel: Channel,
         make_protocol: Callable[[], asyncio.Protocol],
         *,
-        drain: Callable[[], None],
-        abort: Callable[[], None],
+        commands: Mapping[bytes, Callable[[], None]],
+        documents: Mapping[bytes, Callable[[bytes], None]],
         orphan: Callable[[], None],
-        settings: Callable[[bytes], None],
-        problems: Callable[[bytes], None],
     ) -> None:
         self._loop = loop
         self._channel = channel
         self._make_protocol = make_protocol
-        self._commands = {DRAIN: drain, ABORT: abort}
+        self._commands = commands
+        self._documents = documents
         self._orphan = orphan
         self._ended = asyncio.Event()
         self._leaving = False
-        self._documents = {SETTINGS: settings, PROBLEMS: problems}
         self._accepting: set[asyncio.Task[None]] = set()
         channel.socket.setblocking(False)
         loop.add_reader(channel.socket, self._read)
@@ -89,8 +87,10 @@ class HandoverServer:
                     return
                 if message in self._documents:
                     self._documents[message](_content(descriptor))
-                elif message != CONNECTION:
+                elif message in self._commands:
                     self._commands[message]()
+                elif message != CONNECTION:
+                    self._ignore(descriptor)
                 elif descriptor is not None:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
                     self._accepting.add(accepting)
@@ -98,6 +98,11 @@ class HandoverServer:
                 else:  # the kernel had no descriptor for it
                     _log.error("connection lost: limit of open files reached (ulimit -n)")
                     self._channel.connection_closed()
+
+    def _ignore(self, descriptor: int | None) -> None:
+        """Drop a message that this worker has no use for."""
+        if descriptor is not None:
+            os.close(descriptor)
 
     async def _accept(self, connection: socket.socket) -> None:
         try:
@@ -112,16 +117,14 @@ def accept_from(
     channel: Channel,
     loop: asyncio.AbstractEventLoop,
     *,
-    drain: Callable[[], None],
-    abort: Callable[[], None],
+    commands: Mapping[bytes, Callable[[], None]],
+    documents: Mapping[bytes, Callable[[bytes], None]],
     orphan: Callable[[], None],
-    settings: Callable[[bytes], None],
-    problems: Callable[[bytes], None],
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
-    `drain` and `abort` are called on the commands of these names, `orphan` when the supervisor has exited, `settings`
-    and `problems` with the content that the messages of these names have. It is empty if it was lost.
+    `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
+    empty if it was lost. `orphan` is called when the supervisor has exited.
     """
     create_server = loop.create_server
 
@@ -131,11 +134,9 @@ def accept_from(
                 loop,
                 channel,
                 make_protocol,
-                drain=drain,
-                abort=abort,
+                commands=commands,
+                documents=documents,
                 orphan=orphan,
-                settings=settings,
-                problems=problems,
             )
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 

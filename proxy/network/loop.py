@@ -1,4 +1,4 @@
-"""The event loop of a worker: uvloop if it is installed, else asyncio's.
+"""The event loop of a worker: uvloop if it is installed, else asyncio's; and what is done with it.
 
 A descriptor must have one owner. uvloop up to 0.23 breaks this rule: if `create_connection(sock=…)` or
 `connect_accepted_socket` fails, libuv has closed the descriptor, but the socket object closes its number a second time
@@ -14,9 +14,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["loop_factory"]
+import structlog
+
+__all__ = ["loop_factory", "repeat", "report_unexpected"]
+
+_log: Final = structlog.get_logger("sidecar")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -46,3 +50,35 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
                 raise
 
     return DetachingLoop
+
+
+def repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[], None]) -> Callable[[], None]:
+    """Call `report` now and every so many seconds, never if that is 0; return what ends it."""
+    timers: list[asyncio.TimerHandle] = []
+
+    def tick() -> None:
+        report()
+        timers[:] = [loop.call_later(seconds, tick)]
+
+    if seconds:
+        tick()
+
+    def end() -> None:
+        for timer in timers:
+            timer.cancel()
+
+    return end
+
+
+def report_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception that nobody caught: its kind and where, not its text, which may hold what must not be logged."""
+    exception = context.get("exception")
+    where = exception.__traceback__ if exception is not None else None
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    _log.error(
+        "unexpected error",
+        what=context.get("message"),
+        error=type(exception).__name__ if exception is not None else None,
+        at=f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else None,
+    )

@@ -7,8 +7,8 @@ They are plain integers rather than prometheus_client's own objects, which lock:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from proxy.errors import Failure
 from proxy.http2.events import ErrorCode
@@ -45,6 +45,12 @@ class Durations:
         self.counts[place] += 1
         self.seconds += seconds
 
+    def add(self, counts: Sequence[int], seconds: float) -> None:
+        """Count what another process has counted with the same bounds."""
+        for place, count in enumerate(counts):
+            self.counts[place] += count
+        self.seconds += seconds
+
 
 class Connections:
     """How many connections are open, and how many ever were."""
@@ -63,6 +69,11 @@ class Connections:
     def closed(self) -> None:
         """Count one out."""
         self.now -= 1
+
+    def add(self, now: int, ever: int) -> None:
+        """Count what another process has counted."""
+        self.now += now
+        self.ever += ever
 
 
 class RouteMetrics(ExchangeObserver):
@@ -138,6 +149,43 @@ class RouteMetrics(ExchangeObserver):
         if 200 <= status < 300:
             self.successes += 1
         self.durations.observe(seconds)
+
+    def counted(self) -> dict[str, Any]:
+        """Return all but `in_flight`: numbers, and dictionaries and lists of numbers, with text as keys.
+
+        It is empty if there is nothing. Sums of such dictionaries are what `add` takes.
+        """
+        if not (self._statuses or self._failures or self._resets or self.caller_tokens):
+            return {}
+        return {
+            "statuses": {str(status): count for status, count in self._statuses.items()},
+            "failures": dict(self._failures),
+            "resets": {f"{by} {code}": count for (by, code), count in self._resets.items()},
+            "caller_tokens": self.caller_tokens,
+            "request_octets": self.request_octets,
+            "response_octets": self.response_octets,
+            "durations": [self.durations.counts, self.durations.seconds],
+            "first_octets": [self.first_octets.counts, self.first_octets.seconds],
+        }
+
+    def add(self, counted: Mapping[str, Any], in_flight: int) -> None:
+        """Count what other processes have counted."""
+        self.in_flight += in_flight
+        if not counted:
+            return
+        for status, count in counted["statuses"].items():
+            self._statuses[int(status)] = self._statuses.get(int(status), 0) + count
+            if 200 <= int(status) < 300:
+                self.successes += count
+        self._failures.update(counted["failures"])
+        for reset, count in counted["resets"].items():
+            by, _, code = reset.partition(" ")
+            self._resets[by, code] += count
+        self.caller_tokens += counted["caller_tokens"]
+        self.request_octets += counted["request_octets"]
+        self.response_octets += counted["response_octets"]
+        self.durations.add(*counted["durations"])
+        self.first_octets.add(*counted["first_octets"])
 
     @property
     def total(self) -> int:

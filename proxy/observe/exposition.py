@@ -15,13 +15,14 @@ from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
 from proxy.observe.background import dropped_lines
+from proxy.observe.combined import Combined, Group
 from proxy.observe.counters import Durations, RouteMetrics
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import Live, OriginState
 from proxy.observe.metrics import Metrics, token_identity
 
-__all__ = ["CONTENT_TYPE", "Exposition", "process_metrics"]
+__all__ = ["CONTENT_TYPE", "Exposition", "process_metrics", "with_values"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of the text format."""
@@ -35,9 +36,13 @@ ProcessCollector(registry=_process)
 
 
 class Exposition:
-    """The metrics of one worker and its process."""
+    """The metrics of one worker, or of several together, whose `group` is given then."""
 
-    def __init__(self, metrics: Metrics, health: RouteHealth, live: Live) -> None:
+    def __init__(
+        self, metrics: Metrics, health: RouteHealth | Combined, live: Live, group: Group | None = None
+    ) -> None:
+        workers, restarts = (len(group.workers), group.restarts) if group is not None else (1, 0)
+        dropped = group.log_lines_dropped if group is not None else dropped_lines()
         self._metrics = metrics
         self._health = health
         self._live = live
@@ -83,15 +88,23 @@ class Exposition:
             ),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
-            "settings_last_reload_successful": lambda name: _one(name, int(metrics.settings.refused_at is None)),
-            "settings_last_read_timestamp_seconds": lambda name: _one(name, metrics.settings.read_at),
+            "workers": lambda name: _one(name, workers),
+            "worker_restarts_total": lambda name: _one(name, restarts),
+            "log_lines_dropped_total": lambda name: _one(name, dropped),
+            **self._settings_samples(),
+        }
+
+    def _settings_samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
+        settings = self._metrics.settings
+        return {
+            "settings_last_reload_successful": lambda name: _one(name, int(settings.refused_at is None)),
+            "settings_last_read_timestamp_seconds": lambda name: _one(name, settings.read_at),
             "settings_reloads_total": lambda name: _counted(
                 name,
                 ("result",),
-                {("reloaded",): metrics.settings.reloaded, ("refused",): metrics.settings.refused},
+                {("reloaded",): settings.reloaded, ("refused",): settings.refused},
             ),
-            "settings_need_restart": lambda name: _one(name, len(metrics.settings.need_restart)),
-            "log_lines_dropped_total": lambda name: _one(name, dropped_lines()),
+            "settings_need_restart": lambda name: _one(name, len(settings.need_restart)),
         }
 
     def pieces(self) -> Iterator[str]:
@@ -182,6 +195,15 @@ class Exposition:
 def process_metrics() -> str:
     """Return the metrics of the process, which reads files of /proc: memory, processor time, descriptors."""
     return generate_latest(_process).decode()
+
+
+def with_values(exposition: str, values: Mapping[str, float]) -> str:
+    """Return the metrics of several processes: those of one, with these values of all."""
+    lines = exposition.splitlines(keepends=True)
+    names = [line.partition(" ")[0] for line in lines]
+    return "".join(
+        f"{name} {values[name]}\n" if name in values else line for name, line in zip(names, lines, strict=True)
+    )
 
 
 def _one(name: str, value: float) -> Iterator[str]:

@@ -114,6 +114,8 @@ FAMILIES: Final = (
         "Reloads by result (reloaded, refused); one without a change counts as reloaded",
     ),
     Family("settings_need_restart", "gauge", (), "Changed settings that need a restart"),
+    Family("workers", "gauge", (), "Worker processes that live"),
+    Family("worker_restarts_total", "counter", (), "Workers that were replaced because they had ended"),
     Family("log_lines_dropped_total", "counter", (), "Log lines dropped because their reader did not keep up"),
 )
 """In the order in which they are exposed, without the `process_…` metrics of prometheus_client."""

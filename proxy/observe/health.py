@@ -112,7 +112,7 @@ class RouteHealth(Observer):
 
         A failed mint matters only without a token.
         """
-        minting = self.mint_trouble(route) if not has_token else None
+        minting = self.mint_trouble(route, has_token=has_token)
         if minting is not None:
             return minting
         observed = self._routes.get(route.label)
@@ -120,9 +120,9 @@ class RouteHealth(Observer):
         # A token that could not be minted then, and has been since, is no trouble any more.
         return found if found is None or not found.minting or token_identity(route) in self._mints else None
 
-    def mint_trouble(self, route: Route) -> Trouble | None:
-        """Return the last failed mint for a route if no mint has succeeded since."""
-        if not route.signed or not self._mints:
+    def mint_trouble(self, route: Route, *, has_token: bool = False) -> Trouble | None:
+        """Return the last failed mint for a route if no mint has succeeded since, and it has no token."""
+        if has_token or not route.signed or not self._mints:
             return None
         found = self._mints.get(token_identity(route))
         return replace(found, route=route.label) if found is not None else None

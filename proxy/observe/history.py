@@ -67,6 +67,10 @@ class History:
         found = dict(self._intervals.get(label, ()))
         return [found.get(number, _NOTHING) for number in range(self._number - INTERVALS + 1, self._number + 1)]
 
+    def ages(self, label: str) -> list[tuple[int, Interval]]:
+        """Return the intervals of a route in which it had requests, each with the number of later intervals."""
+        return [(self._number - number, interval) for number, interval in self._intervals.get(label, ())]
+
     def _sample_route(self, label: str, route: RouteMetrics) -> None:
         kept = self._intervals.get(label)
         if kept is not None:

@@ -5,6 +5,7 @@
 * `restarts` when to start another worker in place of one that has exited
 * `signals`  blocked while workers start, and received as octets of a socket
 * `reloading` sends new settings to all workers
+* `collecting` collects what all workers have counted, and keeps what those that have ended had
 * `channel`  the supervisor's end of the socket between it and one worker
 
 The modules that serve requests are imported only in a process that serves, so that a supervisor uses little memory.

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
-import tempfile
 from collections import deque
 from io import FileIO
 from typing import Final
 
 from proxy.downstream.channel import (
+    ANSWER,
     CLOSED,
+    COLLECT,
     CONNECTION,
     DRAINING,
     LEAVING,
@@ -23,12 +23,16 @@ from proxy.downstream.channel import (
     SETTINGS,
     SETTINGS_KEPT,
     SETTINGS_TAKEN,
+    STATE,
+    file_in_memory,
 )
 
 __all__ = ["WorkerChannel"]
 
 _MOST_REPORTS: Final = 4_096
 """Reports read in one call."""
+_MOST_FILES: Final = 16
+"""Files that come with them; Linux returns at most one."""
 
 
 class WorkerChannel:
@@ -53,6 +57,14 @@ class WorkerChannel:
         """Number of settings that were sent and are not answered."""
         self.settings_kept = 0
         """Number of settings that the worker could not put in force; the sender of settings may reset it."""
+        self.state: FileIO | None = None
+        """What the worker has said last of what it has counted (`observe.totals`)."""
+        self.wants_states = False
+        """True if the worker has asked for the states of all; whoever sends them resets it."""
+        self.answer_awaited = False
+        """True if the worker was told to report its state, and has not."""
+        self.told = b""
+        """What the worker was told last of all workers; whoever tells sets it."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property
@@ -73,7 +85,7 @@ class WorkerChannel:
 
     def send_document(self, message: bytes, content: bytes) -> None:
         """Send the worker `SETTINGS` or `PROBLEMS` with this content. Raises OSError."""
-        file = _file_in_memory()
+        file = file_in_memory()
         try:
             file.write(content)
         except BaseException:
@@ -81,6 +93,11 @@ class WorkerChannel:
             raise
         self.settings_awaited += message == SETTINGS
         self._unsent.append((message, file))
+        self.flush()
+
+    def send_state(self, state: FileIO) -> None:
+        """Send the worker the state of one, of which the caller keeps its copy. Raises OSError."""
+        self._unsent.append((STATE, FileIO(os.dup(state.fileno()), "rb")))
         self.flush()
 
     def flush(self) -> None:
@@ -104,14 +121,21 @@ class WorkerChannel:
             with contextlib.suppress(OSError):  # it has exited
                 self.socket.shutdown(socket.SHUT_WR)
 
-    def read_reports(self) -> None:
-        """Read what the worker has reported; sets `gone` at the end of the channel."""
+    def read_reports(self) -> bool:
+        """Read what the worker has reported, and return True if there may be more.
+
+        Sets `gone` at the end of the channel.
+        """
+        if self.gone:
+            return False
+        descriptors: list[int] = []
         try:
-            reports = self.socket.recv(_MOST_REPORTS)
+            reports, descriptors, _, _ = socket.recv_fds(self.socket, _MOST_REPORTS, _MOST_FILES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             reports = b""
+        self._take_states(reports, [FileIO(descriptor, "rb") for descriptor in descriptors])
         self.connections -= reports.count(CLOSED)
         self.ready = self.ready or READY in reports
         self.draining = self.draining or DRAINING in reports
@@ -120,22 +144,28 @@ class WorkerChannel:
         kept = reports.count(SETTINGS_KEPT)
         self.settings_kept += kept
         self.settings_awaited -= kept + reports.count(SETTINGS_TAKEN)
+        self.wants_states = self.wants_states or COLLECT in reports
         self.gone = self.gone or not reports
+        return not self.gone
+
+    def _take_states(self, reports: bytes, files: list[FileIO]) -> None:
+        """Keep the last state; one may come without its file, if there was no descriptor left for that."""
+        if ANSWER in reports:
+            self.answer_awaited = False
+        for file in files:
+            os.set_inheritable(file.fileno(), False)  # `recv_fds` ignores MSG_CMSG_CLOEXEC
+            if self.state is not None:
+                self.state.close()
+            self.state = file
 
     def close(self) -> list[socket.socket]:
         """Close the channel; return the connections that were never sent."""
         self.gone = True
         self.socket.close()
         self.settings_awaited = 0
+        self.answer_awaited = False
         unsent, self._unsent = self._unsent, deque()
         for _, carried in unsent:
             if isinstance(carried, FileIO):
                 carried.close()
         return [carried for _, carried in unsent if isinstance(carried, socket.socket)]
-
-
-def _file_in_memory() -> FileIO:
-    if sys.platform == "linux":
-        return FileIO(os.memfd_create("settings"), "r+b")
-    with tempfile.TemporaryFile(buffering=0) as file:
-        return FileIO(os.dup(file.fileno()), "r+b")

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -42,6 +42,17 @@ class Reloading:
         """The settings in force."""
         self.due = math.inf
         """When `check` must be called, on the monotonic clock."""
+        self.state: dict[str, Any] = {
+            "read_at": time.time(),
+            "reloaded": 0,
+            "refused": 0,
+            "problems": (),
+            "refused_at": None,
+            "need_restart": (),
+        }
+        """What metrics and status page show of it (`observe.metrics.SettingsMetrics`)."""
+        self.routes_removed: tuple[str, ...] = ()
+        """Names of the routes that the last settings that were read no longer have."""
         self.socket, self._written = socket.socketpair()
         """Readable when `take` must be called."""
         self.socket.setblocking(False)
@@ -112,6 +123,9 @@ class Reloading:
             log_reloaded(self._unanswered[0], requested=False)
         changes = Changes.between(self.settings, read)
         self.settings = changes.in_force
+        self.routes_removed = changes.routes_removed
+        self.state |= {"read_at": time.time(), "reloaded": self.state["reloaded"] + 1, "refused_at": None}
+        self.state |= {"problems": (), "need_restart": changes.need_restart}
         self._config.payload = changes.in_force.to_json()
         configure_logging(self.settings.log_level, self.settings.log_format)
         self._unanswered = changes, requested
@@ -119,6 +133,7 @@ class Reloading:
 
     def _refuse(self, problems: tuple[str, ...], channels: list[WorkerChannel]) -> None:
         log_refused(problems, config=self.settings.config)
+        self.state |= {"refused": self.state["refused"] + 1, "problems": problems, "refused_at": time.time()}
         with contextlib.suppress(OSError):  # only the metrics of the workers lack it
             for channel in channels:
                 channel.send_document(PROBLEMS, json.dumps(problems).encode())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from proxy.compiled import changed_sources
-from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp
+from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable, engine_choice
-from proxy.network.address import parse_address_or_off
+from proxy.network.address import Address, parse_address_or_off
 from proxy.network.descriptors import raise_descriptor_limit
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
@@ -35,19 +38,20 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
 
     Returns the `ExitCode`; if it is not 0, the reason is on standard error.
     """
+    unix_access = UnixAccess.parse(settings.socket_mode, settings.socket_user, settings.socket_group)
     config = ListenerConfig(
         settings.listen,
         settings.workers,
         settings.to_json(),
         max_head_octets=settings.max_field_section,
-        unix_access=UnixAccess.parse(settings.socket_mode, settings.socket_user, settings.socket_group),
+        unix_access=unix_access,
     )
     raise_descriptor_limit()
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:
             inherited = InheritedSockets.from_service_manager(os.environ, unsafe_listen=settings.unsafe_listen)
-            return _serve(settings, config, command_line, inherited, ServiceManager(os.environ))
+            return _serve(settings, config, command_line, inherited, unix_access)
         except (ListenFailed, EngineUnavailable) as exc:
             return _report(exc)
 
@@ -57,8 +61,9 @@ def _serve(
     config: ListenerConfig,
     command_line: CommandLine,
     inherited: InheritedSockets,
-    manager: ServiceManager,
+    unix_access: UnixAccess,
 ) -> int:
+    manager = ServiceManager(os.environ)
     choice = engine_choice(settings.http2_engine)
     if choice.reason:
         _log.warning("portable HTTP/2 engine in use", reason=choice.reason)
@@ -71,15 +76,16 @@ def _serve(
         from proxy.supervisor.reloading import Reloading
         from proxy.supervisor.workers import run_workers
 
-        if inherited.admin is None:
-            _check_admin_address(settings.admin)
-        with closing(Reloading(command_line, settings, config)) as reloading:
+        with (
+            _admin_socket(settings.admin, inherited, unix_access) as admin,
+            closing(Reloading(command_line, settings, config)) as reloading,
+        ):
             return run_workers(
                 config,
                 work,
                 drain_seconds=settings.drain_timeout,
                 reloading=reloading,
-                inherited=inherited,
+                inherited=replace(inherited, admin=admin),
                 manager=manager,
             )
     # Imported only here: a supervisor saves 20 MiB.
@@ -112,13 +118,40 @@ def _report(exc: ListenFailed | EngineUnavailable) -> ExitCode:
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
 
 
-def _check_admin_address(admin: str) -> None:
-    """Raise ListenFailed if workers cannot share the admin port, so that the error appears once, not once a worker."""
+@contextmanager
+def _admin_socket(admin: str, inherited: InheritedSockets, unix_access: UnixAccess) -> Iterator[socket.socket | None]:
+    """Make the socket of the admin port that all workers accept from, unless it is inherited or off.
+
+    So a connection that waits is lost neither to a worker that has died nor to one whose event loop stands still.
+    Raises ListenFailed.
+    """
     address = parse_address_or_off(admin)
-    if address is None or address.path:
+    if inherited.admin is not None or address is None:
+        yield inherited.admin
         return
     try:
-        with bind_tcp(address.host, address.port, reuse_port=True) as bound:
-            bound.listen()
+        bound = _bind(address, unix_access)
     except OSError as exc:
         raise ListenFailed(f"{admin} (admin)", exc) from exc
+    with bound:
+        try:
+            yield bound
+        finally:
+            if address.path:
+                with suppress(OSError):
+                    os.unlink(address.path)
+
+
+def _bind(address: Address, unix_access: UnixAccess) -> socket.socket:
+    """Return a listening socket. Raises OSError."""
+    if address.path:
+        bound = bind_unix(address.path, unix_access)
+    else:
+        # Workers of a supervisor that was killed may have the port for a moment.
+        bound = bind_tcp(address.host, address.port, reuse_port=True)
+    try:
+        bound.listen()
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -38,6 +38,7 @@ from proxy.exit_codes import ExitCode
 from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
 from proxy.supervisor.channel import WorkerChannel
+from proxy.supervisor.collecting import Collecting
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
@@ -104,6 +105,11 @@ class _Worker:
         self.last_handed_over = 0
         """Serial number of the last connection that was sent to it."""
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid or 0
+
 
 class _Supervisor:
     """Accepts connections for its workers until the last of them has exited."""
@@ -140,6 +146,9 @@ class _Supervisor:
         self._kill_at = math.inf
         self._exit_code = ExitCode.OK
         self._reloading = reloading
+        self._collecting = Collecting()
+        if reloading is not None:
+            self._collecting.settings = reloading.state
         self._selector.register(signals, selectors.EVENT_READ, None)  # `run` reads it after every select
         if reloading is not None:
             self._selector.register(reloading.socket, selectors.EVENT_READ, partial(self._reload, reloading))
@@ -153,7 +162,7 @@ class _Supervisor:
                 self._start_workers(count)
             self._update_accepting(now)
             accept_at = self._accept_at if self._accept_at > now else math.inf
-            due = min(self._kill_at, accept_at, self._restarts.next, self._watch_at)
+            due = min(self._kill_at, accept_at, self._restarts.next, self._watch_at, self._collecting.due)
             if self._reloading is not None:
                 due = min(due, self._reloading.due)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
@@ -164,6 +173,10 @@ class _Supervisor:
                     key.data()
             if self._reloading is not None:
                 self._reloading.check([worker.channel for worker in self._workers])
+            self._collecting.check(self._workers)
+            self._collecting.tell_readiness(self._workers, started=self._all_ready)
+            for worker in self._workers:
+                self._update_registration(worker)
             now = time.monotonic()
             if now >= self._watch_at:
                 self._watch(now)
@@ -318,8 +331,7 @@ class _Supervisor:
         """Send the workers what was read."""
         reloading.take([worker.channel for worker in self._workers], draining=self._command is not None)
         self._drain_seconds = reloading.settings.drain_timeout
-        for worker in self._workers:
-            self._update_registration(worker)
+        self._collecting.forget_routes(reloading.routes_removed)
 
     def _end(self, command: bytes) -> None:
         """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
@@ -335,11 +347,12 @@ class _Supervisor:
 
     def _on_exit(self, worker: _Worker) -> None:
         """Replace a worker that has exited without a command, or drain the others if the first ones still start."""
-        if not worker.channel.gone:
-            worker.channel.read_reports()  # it may have been ready before
-            self._note_ready()
+        while worker.channel.read_reports():  # it may have been ready before
+            pass
+        self._note_ready()
         self._selector.unregister(worker.process.sentinel)
         self._workers.remove(worker)
+        self._collecting.retire(worker.channel)
         worker.channel.gone = True
         self._update_registration(worker)
         worker.process.join()  # reap it
@@ -348,6 +361,7 @@ class _Supervisor:
         if self._command is None and self._all_ready:
             now = time.monotonic()
             delay = self._restarts.add(now, now - worker.started_at)
+            self._collecting.restarts += 1
             if worker.channel.draining and code == 0:
                 _log.info("worker was told to end: starting another", **said)
             else:

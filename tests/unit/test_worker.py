@@ -17,11 +17,12 @@ import pytest
 
 from proxy.downstream.channel import ABORT, DRAIN, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.network.loop import report_unexpected
 from proxy.network.service_manager import ServiceManager
 from proxy.reloads import Reloads
 from proxy.settings import PlainSettings, RouteSettings
 from proxy.supervisor.channel import WorkerChannel
-from proxy.worker import Worker, _report
+from proxy.worker import Worker
 from tests.support.peers.sockets import Peer, Reset, Server, client, server
 from tests.support.settings import plain_settings as settings
 from tests.support.signals import signals_restored
@@ -205,8 +206,8 @@ async def test_an_unexpected_error_is_logged_by_class_and_place_only(capsys: pyt
     try:
         raise ValueError("ya29.secret")
     except ValueError as exc:
-        _report(asyncio.get_running_loop(), {"message": "in a callback", "exception": exc})
-    _report(asyncio.get_running_loop(), {"message": "slow"})
+        report_unexpected(asyncio.get_running_loop(), {"message": "in a callback", "exception": exc})
+    report_unexpected(asyncio.get_running_loop(), {"message": "slow"})
     told = capsys.readouterr()
     said = told.out + told.err
     assert "ValueError" in said

@@ -56,7 +56,7 @@ async def stage() -> AsyncIterator[AdminPlane]:
     health = RouteHealth(metrics)
     observers = [(metrics.route(route), health.route(route)) for route in ROUTES]
     live = StillState(ROUTES, queued_octets=5 << 20, queued_octets_limit=256 << 20)
-    plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live, workers=2)
+    plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live)
     for interval in range(INTERVALS):
         for number, (counted, _) in enumerate(observers[:2]):
             for request in range(20 + 7 * ((interval * (number + 3)) % 11)):

@@ -19,7 +19,7 @@ from proxy.admin import AdminPlane, Health
 from proxy.admin.guard import Deadlines
 from proxy.admin.plane import PATHS
 from proxy.errors import TokenTimeout
-from proxy.network.address import parse_address
+from proxy.network.address import Address, parse_address
 from proxy.observe.exposition import CONTENT_TYPE
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
@@ -321,8 +321,12 @@ async def test_a_port_in_use_raises_os_error() -> None:
 
 @pytest.mark.asyncio
 async def test_workers_can_share_the_port() -> None:
-    async with running(workers=2) as first, running(first.plane.address, workers=2) as second:
-        assert first.plane.address == second.plane.address
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = Address.of_socket(listening.getsockname())
+        async with running(bound=listening.dup()) as first, running(bound=listening.dup()) as second:
+            assert first.plane.address == second.plane.address == str(address)
+            for site in (first, second):
+                assert (await site.get("/livez"))[0] == 200
 
 
 @pytest.mark.asyncio

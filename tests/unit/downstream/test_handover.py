@@ -43,11 +43,15 @@ def run(loop: str, use: Use) -> None:
         accept_from(
             channel,
             running,
-            drain=partial(commands.put_nowait, "drain"),
-            abort=partial(commands.put_nowait, "abort"),
+            commands={
+                DRAIN: partial(commands.put_nowait, "drain"),
+                ABORT: partial(commands.put_nowait, "abort"),
+            },
+            documents={
+                SETTINGS: lambda content: commands.put_nowait(f"settings: {content.decode()}"),
+                PROBLEMS: lambda content: commands.put_nowait(f"problems: {content.decode()}"),
+            },
             orphan=partial(commands.put_nowait, "orphan"),
-            settings=lambda content: commands.put_nowait(f"settings: {content.decode()}"),
-            problems=lambda content: commands.put_nowait(f"problems: {content.decode()}"),
         )
         server = await running.create_server(Greeting, sock=its)
         supervisor = WorkerChannel(ours)

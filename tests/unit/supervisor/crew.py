@@ -8,7 +8,16 @@ import socket
 import sys
 from pathlib import Path
 
-from proxy.downstream.channel import ABORT, CONNECTION, DRAIN, READY, Channel
+from proxy.downstream.channel import (
+    ABORT,
+    CONNECTION,
+    DRAIN,
+    READY,
+    WORKERS_DRAINING,
+    WORKERS_READY,
+    WORKERS_STARTING,
+    Channel,
+)
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
 
@@ -17,6 +26,13 @@ def _wait_for(channel: Channel, command: bytes) -> None:
     channel.socket.setblocking(True)
     while (message := channel.receive()[0]) != command:
         assert message, "the supervisor has exited"
+
+
+def _receive(channel: Channel) -> tuple[bytes, int | None]:
+    """Return the next message but those about other workers."""
+    while (received := channel.receive())[0] in (WORKERS_STARTING, WORKERS_READY, WORKERS_DRAINING):
+        pass
+    return received
 
 
 def obedient(config: ListenerConfig, channel: Channel) -> None:
@@ -33,7 +49,7 @@ def signalling(config: ListenerConfig, channel: Channel) -> None:
     _wait_for(channel, DRAIN)
     channel.socket.setblocking(False)
     try:
-        message, _ = channel.receive()
+        message, _ = _receive(channel)
     except BlockingIOError:
         return
     raise AssertionError(f"received {message!r} as well")
@@ -73,7 +89,7 @@ def dying(config: ListenerConfig, channel: Channel) -> None:
     channel.socket.setblocking(True)
     if _first(config):
         channel.report(READY)
-        channel.receive()
+        _receive(channel)
         sys.exit(3)
     if not (second := Path(config.payload, "second")).exists():
         second.touch()
@@ -87,7 +103,7 @@ def answering(config: ListenerConfig, channel: Channel) -> None:
     """Send the process id on every connection, and keep it open until the client closes it."""
     channel.report(READY)
     channel.socket.setblocking(True)
-    while (received := channel.receive())[0] == CONNECTION:
+    while (received := _receive(channel))[0] == CONNECTION:
         descriptor = received[1]
         assert descriptor is not None
         with socket.socket(fileno=descriptor) as connection:
@@ -104,7 +120,7 @@ def closing(config: ListenerConfig, channel: Channel) -> None:
     channel.socket.setblocking(True)
     mine: list[socket.socket] = []
     patient = not _first(config)
-    while (received := channel.receive())[0] == CONNECTION:
+    while (received := _receive(channel))[0] == CONNECTION:
         descriptor = received[1]
         assert descriptor is not None
         mine.append(socket.socket(fileno=descriptor))

@@ -1,0 +1,108 @@
+"""The state of one worker as text, for the one that shows the state of all of them (`combined`)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from proxy.observe.background import dropped_lines
+from proxy.observe.health import RouteHealth, Trouble
+from proxy.observe.history import History
+from proxy.observe.live import Live
+from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.totals import state_line
+from proxy.routes import Route
+
+__all__ = ["WorkerState"]
+
+
+class WorkerState:
+    """Renders the state; see `totals` for its lines."""
+
+    def __init__(self, metrics: Metrics, health: RouteHealth, live: Live, history: History) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._live = live
+        self._history = history
+        self._started_at = time.time()
+        self.process: dict[str, float] = {}
+        """Metrics of the process by name. Reading them takes long, so they are as old as whoever sets them likes."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the state, a line at a time; others may run in between."""
+        metrics = self._metrics
+        in_flight = 0
+        for label, route in list(metrics.routes.items()):
+            in_flight += route.in_flight
+            now = {"in_flight": route.in_flight, "history": self._history.ages(label)}
+            yield state_line("route", label, route.counted(), now)
+        for named in self._live.routes():
+            yield state_line("named", named.label, None, self._named(named))
+        for (source, account), mints in list(metrics.mints.items()):
+            counted = {
+                "succeeded": [mints.succeeded.counts, mints.succeeded.seconds],
+                "failed": [mints.failed.counts, mints.failed.seconds],
+                "failures": mints.failures,
+            }
+            yield state_line("mints", f"{source} {account}", counted, None)
+        yield from self._origins()
+        yield self._worker(in_flight)
+
+    def _named(self, route: Route) -> dict[str, Any]:
+        token = self._live.token(route)
+        origin = self._live.origin(route)
+        minting = self._health.mint_trouble(route, has_token=token is not None)
+        return {
+            "token": token,
+            "minted_at": self._metrics.minted_at.get(token_identity(route)) if route.signed else None,
+            "unwell": _fields(self._health.trouble(route)),
+            "trouble": _fields(self._health.trouble(route, has_token=token is not None)),
+            "minting": _fields(minting),
+            "origin": origin,
+        }
+
+    def _origins(self) -> Iterator[str]:
+        metrics = self._metrics
+        by_origin: dict[str, dict[str, Any]] = {}
+        for name, counter in (
+            ("connect_failures", metrics.connect_failures),
+            ("goaways", metrics.goaways),
+            ("responses_refused", metrics.responses_refused),
+        ):
+            for (origin, what), count in counter.items():
+                by_origin.setdefault(origin, {}).setdefault(name, {})[what] = count
+        for origin, connections in list(metrics.upstream_connections.items()):
+            by_origin.setdefault(origin, {})["opened"] = connections.ever
+        for origin, counted in by_origin.items():
+            known = metrics.upstream_connections.get(origin)
+            yield state_line("origin", origin, counted, {"connections": known.now if known is not None else 0})
+
+    def _worker(self, in_flight: int) -> str:
+        metrics, live = self._metrics, self._live
+        counted = {
+            "downstream_opened": metrics.downstream_connections.ever,
+            "requests_refused": metrics.requests_refused,
+            "log_lines_dropped": dropped_lines(),
+            "process": {name: value for name, value in self.process.items() if name.endswith("_total")},
+        }
+        now = {
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "engine": metrics.engine,
+            "draining": live.draining,
+            "in_flight": in_flight,
+            "downstream": metrics.downstream_connections.now,
+            "queued_octets": live.queued_octets,
+            "queued_octets_limit": live.queued_octets_limit,
+            "clock_ahead_seconds": metrics.clock_ahead_seconds,
+            "failures": [asdict(failure) for failure in self._health.last_failures],
+            "process": {name: value for name, value in self.process.items() if not name.endswith("_total")},
+        }
+        return state_line("worker", "", counted, now)
+
+
+def _fields(trouble: Trouble | None) -> dict[str, Any] | None:
+    return asdict(trouble) if trouble is not None else None

@@ -1,0 +1,239 @@
+"""Several workers as one: their sum is what one worker would have counted that had all the traffic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import Internal, TokenTimeout, UpstreamConnectFailed
+from proxy.observe.combined import Combined
+from proxy.observe.exposition import Exposition, with_values
+from proxy.observe.health import RouteHealth
+from proxy.observe.history import INTERVALS, History
+from proxy.observe.live import TokenState
+from proxy.observe.metrics import Metrics
+from proxy.observe.totals import Totals, state_line
+from proxy.observe.worker_state import WorkerState
+from proxy.routes import Origin, Route
+from proxy.tokens.model import Token, TokenKey
+from tests.support.live import StillState
+from tests.support.observed import Observed
+
+ROUTES = tuple(
+    Route(name=name, origin=Origin("https", f"{name}.example", 443), impersonate=account)
+    for name, account in (("greeter", None), ("orders", "invoker@p.iam.gserviceaccount.com"))
+)
+
+# Kind of event, and a number that says which route, status, duration, … it has.
+EVENTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30)), max_size=30)
+
+
+class Worker:
+    """What observes the traffic of one worker."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics("engine 1", credentials_kind=lambda: "service account")
+        self.health = RouteHealth(self.metrics)
+        self.live = StillState(ROUTES)
+        self.history = History(self.metrics)
+        self.routes = [self.metrics.route(route) for route in (*ROUTES, None)]
+        self.observed = [self.health.route(route) for route in (*ROUTES, None)]
+
+    def happen(self, events: Iterable[tuple[int, int]]) -> None:
+        for kind, number in events:
+            counted, route = self.routes[number % 3], ROUTES[number % 2]
+            origin = str(route.origin)
+            match kind:
+                case 0 | 1:
+                    counted.started(Observed())
+                    counted.measured(Observed(), number, 2 * number, number / 8)
+                    counted.ended(Observed(), (0, 200, 204, 404, 503, 999)[number % 6], number / 4)
+                case 2:
+                    counted.local_reply(Observed(), Internal("broken"))
+                    counted.stream_reset(Observed(), ("upstream", "downstream")[number % 2], number)
+                case 3:
+                    token = Token(key=TokenKey.for_route(route), authorization=b"", expires_at=0.0, principal=None)
+                    self.metrics.minted(token, number / 16, False)
+                case 4:
+                    self.metrics.mint_failed(TokenKey.for_route(route), TokenTimeout("late"), number / 16, False)
+                case 5:
+                    self.metrics.upstream_opened(origin, 100)
+                case 6:
+                    self.metrics.upstream_going_away(origin, number, b"")
+                    self.metrics.upstream_not_connected(origin, UpstreamConnectFailed("refused"))
+                    self.metrics.response_refused(origin, 1, "malformed")
+                case 7:
+                    self.metrics.downstream_opened()
+                    self.metrics.request_refused("bad-request", {})
+                case _:
+                    counted.started(Observed())
+                    counted.caller_token_dropped(Observed())
+
+    def state(self) -> bytes:
+        return "".join(WorkerState(self.metrics, self.health, self.live, self.history).lines()).encode()
+
+
+def combined(*states: bytes) -> Combined:
+    found = Combined(StillState(ROUTES))
+    assert set(found.add(states)) <= {""}
+    return found
+
+
+def samples(exposition: Exposition) -> dict[str, float]:
+    lines = [line for line in "".join(exposition.pieces()).splitlines() if not line.startswith("#")]
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+    # The limit is that of each worker, and times are those of the test.
+    return {name: value for name, value in found.items() if "_limit" not in name and "timestamp" not in name}
+
+
+@given(EVENTS, EVENTS, EVENTS)
+def test_the_metrics_of_several_workers_are_those_of_one_with_all_their_traffic(
+    first: list[tuple[int, int]], second: list[tuple[int, int]], of_a_dead_worker: list[tuple[int, int]]
+) -> None:
+    one, other, dead, alone = Worker(), Worker(), Worker(), Worker()
+    one.happen(first)
+    other.happen(second)
+    dead.happen(of_a_dead_worker)
+    for events in (first, second, of_a_dead_worker):
+        alone.happen(events)
+    totals = Totals()
+    for line in dead.state().splitlines():
+        totals.add(line)
+    together = combined(one.state(), other.state(), "".join(totals.lines()).encode())
+    expected = samples(Exposition(alone.metrics, alone.health, alone.live))
+    found = samples(Exposition(together.metrics, together, together))
+    # What is open or in flight has ended with the worker.
+    gauges = ("cloudrun_sidecar_requests_in_flight", "cloudrun_sidecar_upstream_connections{")
+    now = (*gauges, "cloudrun_sidecar_downstream_connections ")
+    steady = {name for name in expected | found if not f"{name} ".startswith(now)}
+    assert {name: found.get(name, 0.0) for name in steady} == {name: expected.get(name, 0.0) for name in steady}
+
+
+def test_what_a_worker_has_now_goes_with_it_and_gauges_are_added_up() -> None:
+    one, other = Worker(), Worker()
+    one.happen([(8, 0), (5, 0), (7, 0)])
+    other.happen([(8, 0), (8, 0), (5, 0), (7, 0)])
+    one.live.queued_octets, other.live.queued_octets = 5, 7
+    one.live.waiting, other.live.waiting = 1, 2
+    together = combined(one.state(), other.state())
+    assert together.metrics.routes["greeter"].in_flight == 3
+    assert together.metrics.upstream_connections["https://greeter.example"].now == 2
+    assert together.metrics.downstream_connections.now == 2
+    assert (together.queued_octets, together.queued_octets_limit) == (12, 2 << 20)
+    origin = together.origin(ROUTES[0])
+    assert origin is not None
+    assert origin.waiting == 3
+    totals = Totals()
+    for line in one.state().splitlines():
+        totals.add(line)
+    left = combined("".join(totals.lines()).encode(), other.state())
+    assert left.metrics.routes["greeter"].in_flight == 2
+    assert left.metrics.downstream_connections.now == 1
+    assert left.metrics.downstream_connections.ever == 2
+
+
+def test_of_what_has_no_sum_the_value_that_tells_most_is_shown() -> None:
+    one, other = Worker(), Worker()
+    one.live.tokens["greeter"] = TokenState("a@p", None, 100.0)
+    other.live.tokens["greeter"] = TokenState("b@p", None, 200.0)
+    one.metrics.clock_ahead_seconds, other.metrics.clock_ahead_seconds = -9.0, 2.0
+    one.live.draining = True
+    other.health.mint_failed(TokenKey.for_route(ROUTES[1]), TokenTimeout("late"), 5.0, False)
+    one.live.tokens["orders"] = TokenState("c@p", None, 300.0)
+    together = combined(one.state(), other.state())
+    assert together.token(ROUTES[0]) == TokenState("b@p", None, 200.0)
+    assert together.metrics.clock_ahead_seconds == -9.0
+    assert not together.draining
+    # One worker cannot mint and has no token, whatever the other one has.
+    found = together.mint_trouble(ROUTES[1], has_token=True)
+    assert found is not None
+    assert found.code == "token-timeout"
+    assert together.mint_trouble(ROUTES[0]) is None
+    assert together.trouble(ROUTES[1], has_token=True) == found
+
+
+def test_failures_of_all_workers_are_shown_the_newest_last() -> None:
+    one, other = Worker(), Worker()
+    for worker in (one, other, one, other):
+        worker.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    failures = combined(one.state(), other.state()).last_failures
+    assert [failure.at for failure in failures] == sorted(failure.at for failure in failures)
+    assert len(failures) == 4
+
+
+def test_the_last_minutes_of_workers_are_added_up() -> None:
+    one, other = Worker(), Worker()
+    for worker, seconds in ((one, 0.02), (other, 2.0)):
+        worker.routes[0].ended(Observed(), 500, seconds)
+        list(worker.history.sample())
+    list(one.history.sample())
+    intervals = combined(one.state(), other.state()).of("greeter")
+    assert len(intervals) == INTERVALS
+    assert [interval.requests for interval in intervals[-2:]] == [1, 1]
+    other.routes[0].ended(Observed(), 200, 2.0)
+    list(other.history.sample())
+    last = combined(one.state(), other.state()).of("greeter")[-2]
+    assert (last.requests, last.errors) == (2, 2)
+    assert last.p99 > 1 > last.p50 > 0.01
+
+
+def test_reloads_are_those_of_the_supervisor() -> None:
+    one, other = Worker(), Worker()
+    for worker in (one, other):
+        worker.metrics.settings_reloaded(())
+    known = {
+        "pid": 7,
+        "started_at": 1.0,
+        "workers": [[8, "ready", 2.0, 3]],
+        "restarts": 4,
+        "settings": {"reloaded": 1, "refused": 2, "problems": ["bad"], "refused_at": 5.0},
+    }
+    together = combined(one.state(), other.state(), state_line("supervisor", "", None, known).encode())
+    settings = together.metrics.settings
+    assert (settings.reloaded, settings.refused, settings.problems, settings.refused_at) == (1, 2, ("bad",), 5.0)
+    assert (together.group.pid, together.group.restarts) == (7, 4)
+    assert [(row.pid, row.state, row.connections) for row in together.group.workers] == [(8, "ready", 3)]
+
+
+def test_metrics_of_processes_are_added_up_and_counters_stay_when_a_process_has_ended() -> None:
+    one, dead = Worker(), Worker()
+    states = []
+    for worker, seconds in ((one, 10.0), (dead, 20.0)):
+        state = WorkerState(worker.metrics, worker.health, worker.live, worker.history)
+        state.process = {"process_cpu_seconds_total": seconds, "process_open_fds": 5.0, "process_max_fds": 100.0}
+        states.append("".join(state.lines()).encode())
+    assert combined(*states).process == {
+        "process_cpu_seconds_total": 30.0,
+        "process_open_fds": 10.0,
+        "process_max_fds": 100.0,
+    }
+    totals = Totals()
+    for line in states[1].splitlines():
+        totals.add(line)
+    process = combined(states[0], "".join(totals.lines()).encode()).process
+    assert process["process_cpu_seconds_total"] == 30.0
+    assert process["process_open_fds"] == 5.0
+    text = "# TYPE process_open_fds gauge\nprocess_open_fds 3.0\n"
+    assert with_values(text, process) == "# TYPE process_open_fds gauge\nprocess_open_fds 5.0\n"
+
+
+def test_totals_of_what_is_gone_are_dropped() -> None:
+    totals = Totals()
+    for _ in range(2):
+        assert totals.add(state_line("route", "a", {"n": 1, "buckets": [[1, 0], 0.5]}, {"x": 1})) == (
+            "route",
+            "a",
+            {"x": 1},
+        )
+    totals.add(state_line("route", "b", {"n": 1}, None))
+    totals.add(state_line("route", "b", {"m": 1}, None))
+    totals.add(state_line("route", "idle", {}, {}))
+    assert [json.loads(line) for line in totals.lines()] == [
+        ["route", "a", {"n": 2, "buckets": [[2, 0], 1.0]}, None],
+        ["route", "b", {"n": 1, "m": 1}, None],
+    ]
+    totals.forget("route", ["a", "none"])
+    assert totals.names("route") == ["b"]

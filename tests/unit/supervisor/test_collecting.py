@@ -1,0 +1,191 @@
+"""Collecting the states of workers: over real channels, with workers that answer, are late or have ended."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from proxy.downstream.channel import (
+    ANSWER,
+    COLLECT,
+    COLLECTED,
+    DRAINING,
+    READY,
+    REPORT,
+    STATE,
+    WORKERS_DRAINING,
+    WORKERS_READY,
+    WORKERS_STARTING,
+    Channel,
+    file_in_memory,
+)
+from proxy.observe.totals import Totals, state_line
+from proxy.supervisor import collecting
+from proxy.supervisor.channel import WorkerChannel
+from proxy.supervisor.collecting import Collecting
+
+
+@dataclass
+class Worker:
+    """Both ends of a channel."""
+
+    pid: int
+    channel: WorkerChannel
+    end: Channel
+    started_at: float = 0.0
+
+    def report(self, message: bytes, count: int | None = None) -> None:
+        """Report this, with a state if there is a count."""
+        if count is None:
+            self.end.report(message)
+        else:
+            file = file_in_memory()
+            file.write(state_line("route", "a", {"count": count}, {"pid": self.pid}).encode())
+            self.end.send_file(message, file)
+        while self.channel.read_reports():
+            pass
+
+    def receive(self) -> tuple[bytes, str]:
+        """Return a message and its content."""
+        message, descriptor = self.end.receive()
+        if descriptor is None:
+            return message, ""
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            return message, file.read().decode()
+
+    def received(self) -> dict[str, object]:
+        """Return the sum of the states that came up to `COLLECTED`, which it checks to come last."""
+        totals = Totals()
+        found: dict[str, object] = {}
+        message = STATE
+        while message == STATE:
+            message, content = self.receive()
+            for line in content.splitlines():
+                kind, _, now = totals.add(line)
+                if kind == "supervisor":
+                    found = now
+        assert message == COLLECTED
+        return {**found, "count": totals.get("route", "a").get("count")}
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    made = []
+    for pid in (1, 2):
+        ours, its = socket.socketpair()
+        its.settimeout(20)
+        made.append(Worker(pid, WorkerChannel(ours), Channel(its, [])))
+    for worker in made:
+        worker.report(READY)
+    yield made
+    for worker in made:
+        worker.channel.close()
+        worker.end.socket.close()
+        if worker.channel.state is not None:
+            worker.channel.state.close()
+
+
+def test_who_asks_gets_the_states_of_all_once_all_have_reported(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    found.restarts = 3
+    one.report(COLLECT)
+    found.check(workers)
+    assert (one.receive()[0], other.receive()[0]) == (REPORT, REPORT)
+    one.report(ANSWER, 5)
+    # A state from before the question is no answer.
+    other.report(STATE, 6)
+    found.check(workers)
+    assert found.due > time.monotonic()
+    other.report(ANSWER, 7)
+    found.check(workers)
+    got = one.received()
+    assert (got["count"], got["restarts"]) == (12, 3)
+    assert [row[:2] for row in got["workers"]] == [[1, "ready"], [2, "ready"]]  # type: ignore[attr-defined]
+    assert found.due == float("inf")
+
+
+def test_who_asks_meanwhile_gets_a_collection_of_his_own(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    one.report(COLLECT)
+    found.check(workers)
+    other.report(COLLECT)
+    found.check(workers)
+    assert (one.receive()[0], other.receive()[0]) == (REPORT, REPORT)
+    for worker in workers:
+        worker.report(ANSWER, 1)
+    found.check(workers)
+    assert one.received()["count"] == 2
+    assert (one.receive()[0], other.receive()[0]) == (REPORT, REPORT)
+    for worker in workers:
+        worker.report(ANSWER, 2)
+    found.check(workers)
+    assert other.received()["count"] == 4
+
+
+def test_a_worker_that_does_not_report_counts_with_its_last_state(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "_REPORT_SECONDS", 0.0)
+    one, other = workers
+    found = Collecting()
+    other.report(STATE, 6)
+    one.report(COLLECT)
+    found.check(workers)
+    one.report(ANSWER, 5)
+    found.check(workers)
+    assert one.receive()[0] == REPORT
+    got = one.received()
+    assert got["count"] == 11
+    assert [row[1] for row in got["workers"]] == ["ready", "silent"]  # type: ignore[attr-defined]
+
+
+def test_what_a_worker_had_counted_stays_when_it_has_ended(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    other.report(STATE, 6)
+    other.end.socket.close()
+    assert not other.channel.read_reports()
+    found.retire(other.channel)
+    found.retire(one.channel)  # It had not reported yet.
+    for expected in (7, 1):
+        one.report(COLLECT)
+        found.check([one])
+        assert one.receive()[0] == REPORT
+        one.report(ANSWER, 1)
+        found.check([one])
+        assert one.received()["count"] == expected
+        found.forget_routes(["a"])
+
+
+def test_a_worker_that_has_gone_is_not_waited_for(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    one.report(COLLECT)
+    found.check(workers)
+    assert one.receive()[0] == REPORT
+    one.report(ANSWER, 1)
+    other.end.socket.close()
+    other.channel.read_reports()
+    other.channel.close()
+    found.check(workers)
+    assert one.received()["count"] == 1
+
+
+def test_workers_are_told_whether_all_take_requests_when_that_changes(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    found.tell_readiness(workers, started=False)
+    found.tell_readiness(workers, started=True)
+    found.tell_readiness(workers, started=True)
+    other.report(DRAINING)
+    found.tell_readiness(workers, started=True)
+    found.tell_readiness([one], started=True)
+    assert [one.receive()[0] for _ in range(4)] == [WORKERS_STARTING, WORKERS_READY, WORKERS_DRAINING, WORKERS_READY]
+    assert [other.receive()[0] for _ in range(3)] == [WORKERS_STARTING, WORKERS_READY, WORKERS_DRAINING]
