@@ -31,7 +31,7 @@ def admin_address(flag: str | None, config: Path | None, environment: Mapping[st
         given = str(file.document.get("admin", DEFAULT_ADMIN))
     address = parse_address_or_off(given)
     if address is None:
-        raise ValueError("the admin port is off; there is nobody to ask")
+        raise ValueError("the admin port is off, so it cannot be asked")
     return address
 
 

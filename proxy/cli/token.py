@@ -69,7 +69,7 @@ def token(
         return
     if sys.stdout.isatty():
         remaining = format_duration(minted.local_expiry - now)
-        click.echo(f"This is a secret: for {remaining} it opens {chosen.audience} to whoever has it.", err=True)
+        click.echo(f"This is a secret: for {remaining}, anyone who has it can call {chosen.audience}.", err=True)
     click.echo(jwt_of(minted))
 
 

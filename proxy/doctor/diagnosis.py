@@ -72,7 +72,7 @@ def private_step(response: Response, request: RequestInfo) -> Step:
         code="public",
         text=f"the service is public: it answered a request without a token ({response.status})",
         remedy=(
-            "Anybody who finds the URL can call it. Revoke the role of allUsers; if the service was deployed with "
+            "Anyone with the URL can call it. Revoke the role of allUsers; if the service was deployed with "
             "--no-invoker-iam-check, enable that check again."
         ),
         commands=(gcloud.revoke_public(request.service),),

@@ -95,7 +95,7 @@ async def mint(
         name: claims[name] for name in ("aud", "email", "sub", "iss", "iat", "exp") if name in claims
     }
     details |= {"expires_at": format_time(token.expires_at), "remaining_seconds": round(remaining)}
-    subject = one_line(token.principal or "nobody")
+    subject = one_line(token.principal or "an unknown principal")
     text = (
         f"for {one_line(str(claims.get('aud')))}, as {subject}, "
         f"expires {details['expires_at']}, in {format_duration(remaining)}"

@@ -153,7 +153,7 @@ class Http1Stream(Stream):
     # ---- both directions
 
     def _give_up(self, octets: int) -> None:
-        """Abort the exchange, or what is left of its response; all that is queued is given up."""
+        """Abort the exchange, or what is left of its response; and drop all that is queued."""
         if self.receiver is not None:
             self.receiver.on_evicted()
         elif self._queued_octets:
@@ -227,7 +227,7 @@ async def refuse_browser(scope: Message, send: Send, allowed_hosts: frozenset[st
     """Answer 403 to a request of a web page, and return True; return False for any other request.
 
     Browsers can reach loopback by HTTP/1.1 without TLS. They name the page in `origin` (Fetch, 3.1), or its relation in
-    `sec-fetch-site` (Fetch Metadata, 2.3), where `none` is a person who typed the address. Restate sends neither. With
+    `sec-fetch-site` (Fetch Metadata, 2.3), where `none` means that the address was typed. Restate sends neither. With
     DNS rebinding, only `host` shows the page, because its name leads to loopback; `hosts` decides which are accepted.
     """
     fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}

@@ -130,7 +130,7 @@ def _unix(text: str, path: str) -> Address:
 def _host(text: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         if not _is_ipv6(host[1:-1]):
-            raise ValueError(f"{quoted(text)}: what stands in brackets is not an IPv6 address")
+            raise ValueError(f"{quoted(text)}: the text in brackets is not an IPv6 address")
         return host[1:-1]
     if ":" in host:
         raise ValueError(f"{quoted(text)}: an IPv6 address stands in brackets, as in [::1]:9081")

@@ -211,7 +211,7 @@ class BackgroundStream(io.TextIOBase):
     def _report(self) -> None:
         with self._lock:
             count, self._unreported = self._unreported, 0
-        _log.warning("log lines were dropped: whoever reads this output did not keep up", dropped=count)
+        _log.warning("log lines were dropped: the reader of this output did not keep up", dropped=count)
 
 
 def _writer_to(target: TextIO) -> Callable[[bytes], None]:
@@ -233,7 +233,7 @@ def _writer_to(target: TextIO) -> Callable[[bytes], None]:
         while octets:
             try:
                 octets = octets[os.write(descriptor, octets) :]
-            except BlockingIOError:  # whoever shares the descriptor has made it non-blocking
+            except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
                 poll = select.poll()
                 poll.register(descriptor, select.POLLOUT)
                 poll.poll()

@@ -20,7 +20,7 @@ _MOST_OTHER_ORIGINS: Final = 100
 """Origins with a label of their own beside those of named routes and labelled open routes."""
 
 AMBIENT: Final = "ambient"
-"""What stands in metrics for the account of the credentials themselves."""
+"""The label in metrics of the account of the credentials themselves."""
 
 TokenIdentity = tuple[str | None, tuple[str, ...], str]
 """What a token is minted for: the impersonated account, its delegates, the audience."""

@@ -49,7 +49,7 @@ class AllowLists:
             return "*" not in host
         label, _, domain = host.partition(".")
         found = _SERVICE.fullmatch(label)
-        # The number of the project is what stands behind the last hyphen, whatever the service's name is.
+        # The number of the project follows the last hyphen, for any name of the service.
         return found is not None and len(label) <= _LONGEST_LABEL and f"*-{found[2]}.{domain}" in self.hosts
 
 

@@ -14,11 +14,11 @@ __all__ = ["OTHER", "UNMATCHED", "Route", "check_name"]
 _NAME: Final = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
 UNMATCHED: Final = "(unmatched)"
-"""What stands in metrics for the route of exchanges that had none; no route can have this name."""
+"""The label in metrics of exchanges without a route; no route can have this name."""
 
 
 OTHER: Final = "(other)"
-"""What stands in metrics for open routes when there are too many hosts to name each; no route can have this name."""
+"""The shared label in metrics of open routes beyond a number of hosts; no route can have this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ class DeploymentSettings(BaseModel):
         description=(
             "Host names of services that deployments may name in their URL, or *-PROJECT_NUMBER.REGION.run.app. "
             "Unset, there are no open routes. A wildcard stands for the services of one project in one region, "
-            "no other is taken: whoever registers a deployment gets tokens to the hosts that it includes."
+            "no other wildcard is allowed: every deployment gets tokens for the hosts that it includes."
         ),
     )
     accounts: tuple[Annotated[str, AfterValidator(check_account)], ...] = Field(

@@ -259,11 +259,11 @@ def _certificate_problem(path: Path) -> str | None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except ssl.SSLError:
-        return f"{path} holds no PEM certificate; it must be that of the certificate authority"
+        return f"{path} has no PEM certificate; it must be that of the certificate authority"
     except OSError as exc:
         return f"{path} cannot be read: {exc.strerror}"
     except ValueError:
-        return "a path cannot hold a zero octet"
+        return "a path cannot have a null character"
     return None
 
 

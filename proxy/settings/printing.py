@@ -26,7 +26,7 @@ _PREAMBLE: Final = f"""\
 #
 # Every setting of the sidecar is also a flag and an environment variable, here for example drain_timeout:
 # {flag_name("drain_timeout")} and {environment_name("drain_timeout")}. Flags win over the environment, and that over
-# this file. `cloudrun-sidecar serve --print-config` shows what comes out, and where it came from.
+# this file. `cloudrun-sidecar serve --print-config` shows the values in effect, and where each comes from.
 """
 
 _ROUTES: Final = """\

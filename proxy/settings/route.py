@@ -65,7 +65,7 @@ class RouteSettings(BaseModel):
         default=False,
         description=(
             "Let tokens go to an http:// upstream, which must be loopback or private. "
-            "Without TLS anybody on the way can read and use them."
+            "Without TLS, any machine on the way can read and use them."
         ),
     )
 

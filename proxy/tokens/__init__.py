@@ -9,10 +9,10 @@ credential                                        ID token for itself         so
 metadata server (Compute Engine, GKE, Cloud Run)  yes                         yes
 `service_account` key file                        yes                         yes
 `impersonated_service_account`                    yes, of its target          yes, its target is the source
-`external_account` from file, url, executable¹,   no: three ways out          yes; through the account that
+`external_account` from file, url, executable¹,   no: three remedies          yes; through the account that
 AWS (environment's keys, or metadata: IMDSv2)                                 the file names, if it names one
-`authorized_user`                                 no: three ways out          yes
-`external_account_authorized_user`                no: three ways out          yes
+`authorized_user`                                 no: three remedies          yes
+`external_account_authorized_user`                no: three remedies          yes
 `external_account` with an X.509 certificate      refused, with a sentence    refused
 `gdch_service_account`                            refused, with a sentence    refused
 anything of another universe                      refused, with a sentence    refused

@@ -15,7 +15,7 @@ class AiohttpResolver(AbstractResolver):
     """aiohttp's resolver; aiohttp's own would block the exit, and use c-ares where aiodns happens to be installed."""
 
     def __init__(self) -> None:
-        # As aiohttp's own: no address of a kind that this machine has not. Google's hosts have both.
+        # Like aiohttp's own resolver: no address of a family that this machine does not have. Google's hosts have both.
         self._resolver = Resolver(flags=socket.AI_ADDRCONFIG)
 
     def is_unanswered(self, host: str) -> bool:
@@ -28,7 +28,7 @@ class AiohttpResolver(AbstractResolver):
         return [
             ResolveResult(
                 hostname=host,
-                # aiohttp passes on nothing else of an address: a link-local one has its interface in the text.
+                # aiohttp passes on only the text of an address, so a link-local one has its interface in the text.
                 host=f"{sockaddr[0]}%{sockaddr[3]}" if sockaddr[3:] and sockaddr[3] else sockaddr[0],
                 port=sockaddr[1],
                 family=found,

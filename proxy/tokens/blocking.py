@@ -70,7 +70,7 @@ class BlockingCalls:
             async with asyncio.timeout(seconds):
                 return await outcome_of(outcome)
         except TimeoutError:
-            if outcome.done():  # In the last moment, or this is what the call itself raised.
+            if outcome.done():  # It ended at the deadline, or raised this itself.
                 return outcome.result()
             self._overdue[resource] = started
             outcome.add_done_callback(lambda _: self._overdue.pop(resource, None))
@@ -78,7 +78,7 @@ class BlockingCalls:
 
 
 async def outcome_of(outcome: Future[T]) -> T:
-    """Wait for an outcome; cancelled, or with the loop closed, leave it alone."""
+    """Return or raise the outcome of a call, which goes on if this is cancelled or the loop is closed."""
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
 

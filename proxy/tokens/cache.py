@@ -42,7 +42,7 @@ class TokenCache:
         return list(self._live.values())
 
     async def get(self, key: TokenKey) -> TokenEntry:
-        """Return the entry of `key`, and count it as the one that was asked for last."""
+        """Return the entry of `key`, and count it as the one requested last."""
         stored: TokenEntry | None = await self._store.get(key)
         # Not stored: the entry is new, its token has expired, or the environment has AIOCACHE_DISABLE=1.
         entry = stored if stored is not None else self.entry(key)
@@ -50,9 +50,10 @@ class TokenCache:
         return entry
 
     async def keep(self, entry: TokenEntry, seconds: float) -> list[TokenEntry]:
-        """Keep an entry for `seconds` (more than 0), and return those that had to give way to it.
+        """Keep an entry for `seconds` (more than 0), and return the entries that were evicted for it.
 
-        Those are not minting; unused tokens go first, of them the one that was not asked for longest.
+        An entry with a running mint is never evicted. Unused tokens are evicted first, the one requested longest ago
+        before the others.
         """
         evicted = []
         stored: list[TokenEntry] = list(await self._store.raw("values") or ())

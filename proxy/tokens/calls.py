@@ -1,7 +1,7 @@
 """HTTP calls for tokens: the interface of the client, and what may be repeated of an answer. Pure.
 
-An answer with status 2xx holds a secret, so nothing of it is ever quoted. Of other answers the words are: the message
-of a JSON error, else the text, on one line of bounded length and without whatever was sent in secret.
+An answer with status 2xx has a secret in it, so nothing of it is ever quoted. Of any other answer, the message of a
+JSON error or else the text is quoted, on one line of bounded length and without the secrets of the request.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COMPLAINT_CHARACTERS: Final = 500
 # RFC 6750, 2.1.
 _B68_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
-# Ids are in lower case, with the domain of an organisation before a colon in old ones; numbers will do.
+# Ids are in lower case; old ones begin with the domain of an organisation and a colon. Numbers are accepted, too.
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}")
 
 _TRANSIENT: Final = frozenset({408, 425, 429})
@@ -53,7 +53,7 @@ class Reply:
     headers: Mapping[str, str] = field(repr=False)
     """Looked up without regard to case."""
     body: bytes = field(repr=False)
-    """The content; of an answer that is no success it may be cut."""
+    """The content; that of an error answer may be cut."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Secrets of the request, which the answer may repeat (`quoting.secrets_of_request`)."""
 
@@ -77,8 +77,8 @@ class Bearer:
 class Send(Protocol):
     """Makes one HTTP call, follows no redirect, and returns the answer.
 
-    Raises NotConnected without a connection, TokenUnavailable without a complete answer, and TokenTimeout after too
-    long a time; none quotes anything that was received. Of an answer that is no success the body may be cut.
+    Raises NotConnected without a connection, TokenUnavailable without a complete answer, and TokenTimeout after its
+    deadline; none quotes anything that was received. The body of an error answer may be cut.
     """
 
     async def __call__(
@@ -109,7 +109,7 @@ def bearer(
 ) -> Bearer:
     """Return the headers that carry an access token.
 
-    Raises TokenMalformed unless it can stand in one (RFC 6750, 2.1), CredentialsInvalid unless the quota project can.
+    Raises TokenMalformed for an invalid access token (RFC 6750, 2.1), CredentialsInvalid for an invalid quota project.
     """
     if quota_project and not _PROJECT.fullmatch(quota_project):
         raise CredentialsInvalid(
@@ -125,7 +125,7 @@ def bearer(
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that `body` is, or an empty one if it is none."""
+    """Return `body` parsed as a JSON object; an empty one if it is anything else."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -173,7 +173,7 @@ def date_of(reply: Reply) -> float | None:
 
 
 def clock_remark(reply: Reply, now: float) -> str:
-    """Return what to say of our clock when the answer's `date` differs by more than 30 s from `now`, else `""`."""
+    """Return a remark on our clock if the answer's `date` differs by more than 30 s from `now`, else `""`."""
     skew = skew_seconds(reply.headers.get("date"), now)
     if skew is None or abs(skew) <= NEGLIGIBLE_SKEW_SECONDS:
         return ""

@@ -61,7 +61,7 @@ class CredentialInfo(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a person calls the source: `key file`, `metadata server` …"""
+        """Its name in sentences: `key file`, `metadata server` …"""
         return self.file.label if self.file is not None else MetadataServer.label
 
 
@@ -99,7 +99,7 @@ class GoogleMint:
         self._active.on_change = self._changed
 
     async def __call__(self, key: TokenKey) -> Token:
-        """Return a new token for `key`, from the credentials that there are when it arrives.
+        """Return a new token for `key`, from the credentials in use when it arrives.
 
         Raises a leaf of `proxy.errors.TokenFailure`. A mint that is under way when they change begins again.
         """

@@ -124,8 +124,8 @@ class HttpClient:
 def _trusting_context() -> ssl.SSLContext:
     """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE.
 
-    OpenSSL would wait for a writer of a named pipe, and read a device without end. Any other bad file is one without
-    authorities for it.
+    OpenSSL would wait for a writer of a named pipe, and read a device without end. It treats any other bad file as one
+    without authorities.
     """
     named = os.environ.get("SSL_CERT_FILE")
     if named:

@@ -64,6 +64,6 @@ def _parsed(text: str) -> URL | None:
 
 
 def _variable(scheme: str) -> str:
-    """Return the name of the variable that holds, as it is spelled; lower case wins."""
+    """Return the name of the variable in effect, as it is spelled; lower case has precedence."""
     name = f"{scheme}_proxy"
     return name if name in os.environ else next((given for given in os.environ if given.lower() == name), name)

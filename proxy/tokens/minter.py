@@ -4,8 +4,8 @@ Cloud Run judges a token by its own clock. The answer that brings a token has Go
 that decides:
 
 * expired by Google's clock: no token (TokenExpired), whatever this machine's clock says;
-* otherwise it is good, also where our clock is hours ahead and says that it expired. `clock_ahead_seconds` then makes
-  its expiry one of our clock, by which it is kept and refreshed as usual: without that every request would mint;
+* otherwise it is valid, even if our clock is hours ahead and says that it has expired. `clock_ahead_seconds` then
+  translates its expiry to our clock, by which it is kept and refreshed as usual: otherwise every request would mint;
 * a `date` within 30 s of our clock changes nothing: a token is not used in its last minute anyway;
 * without a `date`, a token that expired by our clock is used once, by the requests that wait for it, and not cached.
 
@@ -73,9 +73,11 @@ class Minter:
             ) from None
         except Failure:
             raise
-        except Exception as exc:  # noqa: BLE001 - any defect must end as a failure, so that nothing is sent without a token
+        except Exception as exc:  # noqa: BLE001 - any internal error must become a failure, so that nothing is sent without a token
             # Without its text, and without a chain to it: these could hold a secret.
-            raise TokenUnavailable(f"minting a token for {key.audience} broke off ({type(exc).__name__})") from None
+            raise TokenUnavailable(
+                f"minting a token for {key.audience} failed unexpectedly ({type(exc).__name__})"
+            ) from None
 
     def _with_clock_skew(self, token: Token) -> Token:
         """Return the token with the skew of this machine's clock; TokenExpired if it has expired by Google's."""
@@ -84,8 +86,8 @@ class Minter:
             late = token.dated_at - token.expires_at
             if late >= 0:
                 raise TokenExpired(
-                    f"the token minted for {token.key.audience} had expired {late:.0f} s before it came, by the clock "
-                    "of its issuer: the issuer is out of order, or its clock is wrong"
+                    f"the token minted for {token.key.audience} had expired {late:.0f} s before it arrived, by the "
+                    "clock of its issuer: the issuer is out of order, or its clock is wrong"
                 )
             ahead = now - token.dated_at
         else:

@@ -94,8 +94,8 @@ def read_claims(jwt: str) -> dict[str, Any]:
 def token_from_jwt(key: TokenKey, jwt: str, dated_at: float | None = None) -> Token:
     """Return the token that was minted for `key`; `dated_at` is the `date` of the answer that it was in.
 
-    Raises TokenMalformed, as `read_claims` does, and for a character that does not belong into a JWT: the value goes
-    into an HTTP field.
+    Raises TokenMalformed, as `read_claims` does, and for a character that a JWT cannot have: the value goes into
+    an HTTP field.
     """
     claims = read_claims(jwt)
     if not _COMPACT.fullmatch(jwt):

@@ -175,7 +175,7 @@ class TokenSource:
         log.info("token rejected by the service", audience=token.key.audience, principal=token.principal)
 
     def is_current(self, token: Token) -> bool:
-        """Return whether the token was minted from the credentials that there are now."""
+        """Return whether the token was minted from the current credentials."""
         return token.generation >= self._generation
 
     def credentials_changed(self, generation: int, now_in_words: str) -> None:
@@ -281,7 +281,7 @@ class TokenSource:
             raise TokenUnavailable("the mint was given up before it ended") from None
 
     async def _mint(self, key: TokenKey, *, uncached: bool) -> Token:
-        """Return a token of the credentials that there are now."""
+        """Return a token of the current credentials."""
         while True:
             token = await self._minter.mint(key, uncached=uncached)
             if self.is_current(token):
@@ -343,7 +343,7 @@ class TokenSource:
             self._set_timer(entry, idle_check_in(entry.usable_seconds(self._clock())))
 
     def _has_anything(self) -> bool:
-        """Return whether a token or a failure is cached that came of the credentials."""
+        """Return whether a token or a failure of the current credentials is cached."""
         now = self._clock()
         return self._has_tokens() or any(entry.recall_failure(now) is not None for entry in self._cache.entries())
 

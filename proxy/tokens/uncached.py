@@ -52,7 +52,7 @@ class UncachedMints:
         self._abandoned: dict[TokenKey, _AbandonedMint] = {}
 
     async def token(self, key: TokenKey) -> Token:
-        """Return a token that no other request got. Raises the failure of its mint, or CancelledError."""
+        """Return a token that no other request has received. Raises the failure of its mint, or CancelledError."""
         now = asyncio.get_running_loop().time
         abandoned = self._abandoned.pop(key, None)
         mints = [abandoned.task] if abandoned is not None and abandoned.usable(now()) else []

@@ -1,1 +1,1 @@
-"""Faces Cloud Run: connecting (TCP, TLS, ALPN h2), connections, and the pool of them."""
+"""Connects to Cloud Run: the connector (TCP, TLS, ALPN h2), connections, and the pool of them."""

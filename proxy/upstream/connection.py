@@ -1,6 +1,6 @@
 """One HTTP/2 connection to an upstream.
 
-It keeps from Restate what Restate must not see. On GOAWAY live streams finish and unprocessed ones are sent elsewhere.
+It hides the end of connections from Restate: on GOAWAY, live streams finish and unprocessed ones are sent elsewhere.
 Idle connections are closed before Google's front end closes them (after some four minutes). A PING finds a dead peer,
 but only while streams are live: too many PINGs are answered with ENHANCE_YOUR_CALM.
 
@@ -200,7 +200,7 @@ class UpstreamConnection(Http2Protocol):
         return False
 
     def pause_writing(self) -> None:
-        """Pause, and watch if the peer reads."""
+        """Pause, and watch whether the peer reads."""
         Http2Protocol.pause_writing(self)
         self._stalled_at, self._stalled_octets = self.loop.time(), self._unwritten_octets()
 

@@ -108,10 +108,10 @@ class Connector:
             raise self._explained(origin, exc, resolved=bool(addresses)) from exc
 
     def delay(self, origin: Origin) -> str:
-        """Return what an attempt to connect to `origin` that is under way waits for, and what to do about it."""
+        """Return what a running attempt to connect to `origin` waits for, and what to do about it."""
         if self._resolver.is_unanswered(origin.host):
             return f"its host name is not answered; {CHECK_NAME_SERVERS}"
-        return "check the url of the route, and what lies between"
+        return "check the url of the route, and the network in between"
 
     async def _connect(
         self, origin: Origin, addresses: list[AddressInfo], tls: ssl.SSLContext | None
@@ -137,7 +137,7 @@ class Connector:
             await connection.ready
         except BaseException:
             connection.abort()
-            # Whoever raised has said what there is to say: nobody will ask this future any more.
+            # The failure is being raised, so the future may not report its own as never retrieved.
             if not connection.ready.cancel() and not connection.ready.cancelled():
                 connection.ready.exception()
             raise
@@ -189,7 +189,7 @@ class Connector:
                     "LimitNOFILE), or set a lower max_upstream_connections"
                 )
         return UpstreamConnectFailed(
-            f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and what lies between"
+            f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and the network in between"
         )
 
     def _remedy(self, verify_code: int) -> str:

@@ -51,7 +51,7 @@ class Pool:
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
-        delay: Callable[[Origin], str] = lambda _: "check the url of the route, and what lies between",
+        delay: Callable[[Origin], str] = lambda _: "check the url of the route, and the network in between",
     ) -> None:
         """Open connections with `connect`; `delay` says what an attempt waits for, and what to do about it."""
         self._connect = connect

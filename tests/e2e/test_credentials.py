@@ -230,7 +230,7 @@ def broken(desk: Desk) -> Iterator[tuple[str, str, Callable[[], None]]]:
     yield "ambient", "is not an RSA key in PEM form", but(key, private_key="-----BEGIN PRIVATE KEY-----")
     yield "ambient", "credentials of Google Distributed Cloud", but(key, type="gdch_service_account")
     yield "ambient", "belongs to another universe than googleapis.com", but(key, universe_domain="example.cloud")
-    yield "ambient", "does not take the key", stranger
+    yield "ambient", "does not accept the key", stranger
     yield "impersonating", "X.509 workload identity", but(federated, credential_source={"certificate": {}})
     yield "impersonating", "none of environment_id, executable, file, url", but(federated, credential_source={"a": "b"})
     yield "impersonating", "no-subject-token' was not found", but(federated)

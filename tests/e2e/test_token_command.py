@@ -44,5 +44,5 @@ async def test_a_token_on_a_terminal_comes_with_a_warning(tmp_path: Path) -> Non
         code, shown = await here.run_in_terminal("token", "--raw", "svc", "--route", f"svc={here.url}")
         note, token = shown.splitlines()
         assert code == 0
-        assert note == f"This is a secret: for 60 min it opens {here.url} to whoever has it."
+        assert note == f"This is a secret: for 60 min, anyone who has it can call {here.url}."
         assert token.count(".") == 2

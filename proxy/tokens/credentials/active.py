@@ -1,8 +1,8 @@
-"""Which credentials there are now: the one place that notices a change.
+"""The current credentials: the one place that notices a change of them.
 
 They change when
 
-* another file is named, or appears where there was none, or goes; or its content is another;
+* another file is named, a file appears or disappears, or its content changes;
 * the file cannot be used any more (missing, unreadable, broken): then there are no credentials, and no mints;
 * the metadata server has another account than before, or none.
 

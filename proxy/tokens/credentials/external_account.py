@@ -23,7 +23,7 @@ SUBJECT_TOKEN_SOURCES: Final[tuple[type[SubjectTokenSource], ...]] = (
     FileSource,
     UrlSource,
 )
-"""The first whose member is in a `credential_source` counts; that of AWS has a `url` besides."""
+"""In the order in which they are looked for: a `credential_source` of AWS has a `url`, too."""
 
 _QUOTED_MEMBERS: Final = ("file", "url", "environment_id", "subject_token_field_name")
 """Members of a `credential_source`, and of its `format`, that google-auth's messages quote."""
@@ -83,7 +83,7 @@ class ExternalAccount(GoogleAuthFile):
         )
 
     def rejection(self, answer: str, clock: str) -> str:
-        what = f"Google does not take what the identity provider in {self.path} vouches for{answer}"
+        what = f"Google does not accept the subject token of the identity provider in {self.path}{answer}"
         return f"{what}: {clock}" if clock else what
 
     def local_failure(self, exc: Exception) -> Failure | None:

@@ -57,7 +57,7 @@ class SourceTools:
     quota_project: str | None
     """The project that pays for API calls, or None."""
     read: Callable[[str, bytes, Mapping[str, Any]], CredentialFile]
-    """Returns the credential that a JSON object is, given its place and the digest of its file (`kinds`)."""
+    """Makes the credential of a JSON object, given its place and the digest of its file (`kinds`)."""
 
 
 class CredentialFile(ABC):
@@ -66,7 +66,7 @@ class CredentialFile(ABC):
     kind: ClassVar[str]
     """The `type` in the file."""
     label: ClassVar[str]
-    """What a person calls it."""
+    """Its name in sentences."""
     required_fields: ClassVar[tuple[str, ...]] = ()
     """Members without which it cannot be used."""
     object_fields: ClassVar[frozenset[str]] = frozenset()
@@ -90,7 +90,7 @@ class CredentialFile(ABC):
     def check(self) -> None:
         """Raise CredentialsInvalid, with one sentence, unless the file can be used.
 
-        Of the content the sentence has names of members only.
+        The sentence has only names of members of the content.
         """
         where = f"{self.path} ({self.kind})"
         missing = [
@@ -105,7 +105,7 @@ class CredentialFile(ABC):
 
     @abstractmethod
     def source(self, tools: SourceTools) -> CredentialSource:
-        """Return the credential source that this file is; CredentialsInvalid if the file contradicts itself."""
+        """Return the credential source of this file; CredentialsInvalid if the file contradicts itself."""
 
     def principal(self, email: str | None) -> str:
         """Return the name of its identity, for a sentence; `email` is what the last access token came with."""
@@ -116,7 +116,7 @@ class CredentialFile(ABC):
 
     @property
     def unnamed_principal(self) -> str:
-        """What it is called where its identity has no name."""
+        """Its name in sentences if its identity has none."""
         return self.label
 
     def principal_name(self) -> object:
@@ -154,7 +154,7 @@ class CredentialFile(ABC):
         `answer` is Google's in parentheses, or `""`.
         """
         return (
-            f"Google does not take the user credentials in {self.path}{answer}: run `gcloud auth "
+            f"Google does not accept the user credentials in {self.path}{answer}: run `gcloud auth "
             "application-default login`"
         )
 
@@ -206,9 +206,9 @@ def check_url(url: object, name: str, where: str) -> None:
     if parts.scheme not in ("https", "http") or not parts.hostname or not _VISIBLE.fullmatch(text):
         raise CredentialsInvalid(f"{where}: its {name} is not an http(s) URL")
     if "@" in parts.netloc:
-        raise CredentialsInvalid(f"{where}: its {name} holds a user name or password, which is not sent; remove it")
+        raise CredentialsInvalid(f"{where}: its {name} has a user name or password, which is not sent; remove it")
     if parts.scheme == "http" and not is_near(text):
         raise CredentialsInvalid(
-            f"{where}: its {name} is plain http:// to another machine, and what goes there, or comes from there, is "
-            "secret; it has to be https://"
+            f"{where}: its {name} is plain http:// to another machine, but secrets are sent there or come from "
+            "there; it has to be https://"
         )

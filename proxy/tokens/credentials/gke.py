@@ -49,7 +49,7 @@ def principal_of(project: str | None, project_number: str | None) -> str:
 
 
 def link_missing(principal: str, quoted: str, *, impersonating: bool) -> str:
-    """Return what to do where there is no service account behind the Kubernetes account `principal`, and it needs one.
+    """Return what to do if the Kubernetes account `principal` needs a service account and is linked to none.
 
     `quoted` is what the metadata server said; `impersonating` whether the route impersonates already.
     """
@@ -61,18 +61,18 @@ def link_missing(principal: str, quoted: str, *, impersonating: bool) -> str:
     )
     why = "the pod's Kubernetes account is not linked to a Google service account, and GKE's metadata server mints"
     if impersonating:
-        return f"{why} nothing without{quoted}. The way out is the annotation: {annotate}. {_PLACEHOLDERS}"
+        return f"{why} nothing without{quoted}. Add the annotation: {annotate}. {_PLACEHOLDERS}"
     return (
-        f"{why} ID tokens only for those{quoted}. Two ways out. As long as the route impersonates nobody, it is the "
-        f"annotation: {annotate}. Or impersonation: set gcp_impersonate_service_account = ACCOUNT on the route, and "
+        f"{why} ID tokens only for those{quoted}. If the route impersonates no account, add the annotation: "
+        f"{annotate}. Or let the route impersonate an account: set gcp_impersonate_service_account = ACCOUNT, and "
         f"grant roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {principal}. {_PLACEHOLDERS}"
     )
 
 
 def user_missing(account: str, quoted: str) -> str:
-    """Return what to do where the Kubernetes account is annotated, and may not speak for the account it names."""
+    """Return what to do if the Kubernetes account is annotated with an account that it may not use."""
     return (
-        f"the pod's Kubernetes account is annotated ({ANNOTATION}) and may not speak for {account}{quoted}: grant "
+        f"the pod's Kubernetes account is annotated ({ANNOTATION}) and may not use {account}{quoted}: grant "
         f"roles/iam.workloadIdentityUser on {account} to serviceAccount:PROJECT{_SUFFIX}[NS/KSA] and wait some "
         f"minutes, or correct the annotation. {_PLACEHOLDERS}; PROJECT is the cluster's"
     )

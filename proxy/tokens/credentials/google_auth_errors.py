@@ -1,7 +1,7 @@
 """What google-auth's exceptions mean, in sentences with a remedy. Pure.
 
-Their texts hold whole answers, tokens included. So none is passed on, but for a few that are known to name only files
-and settings; the rest comes from the status and the JSON error of the last answer.
+Their texts have whole answers in them, tokens included. So only a few are passed on, which are known to name only files
+and settings; otherwise the sentence comes from the status and the JSON error of the last answer.
 """
 
 from __future__ import annotations

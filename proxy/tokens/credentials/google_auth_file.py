@@ -56,7 +56,7 @@ class _GoogleAuthSource:
         if not self._file.mints_id_tokens:
             raise AmbientUnsupported(
                 f"{self._file.label} ({self._file.path}) cannot mint an ID token for the audience "
-                f"{key.audience}, for Google signs those for service accounts only. Three ways out: set "
+                f"{key.audience}, because Google signs those for service accounts only. Three remedies: set "
                 "gcp_impersonate_service_account on the route; or set GOOGLE_APPLICATION_CREDENTIALS to a service "
                 "account's key file; or run where a metadata server is (Compute Engine, GKE, Cloud Run)"
             )

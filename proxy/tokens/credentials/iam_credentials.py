@@ -114,7 +114,7 @@ async def _failure(
     chain = (*delegates, account)
     match reply.status:
         case 401:
-            return CredentialsRejected(f"IAM does not take the access token of {await source.principal()}{answer}")
+            return CredentialsRejected(f"IAM does not accept the access token of {await source.principal()}{answer}")
         case 403:
             other = next((advice for reason, advice in _OTHER_403.items() if reason in error_reasons(reply)), None)
             if other is not None:
@@ -154,14 +154,14 @@ def _denied(caller: str, method: str, chain: Sequence[str], said: str) -> Impers
     *delegates, account = chain
     last = _ROLES[method]
     if delegates and last != TOKEN_CREATOR:
-        # Google's reference asks every delegate for the one; the permission that it names is in the other as well.
+        # Google's reference wants Token Creator for every delegate; the permission that it names is in `last`, too.
         last = f"{last} (Google's reference asks for {TOKEN_CREATOR})"
     links = list(zip((caller, *delegates), chain, strict=True))
     named = _named(chain, said)
     if named in delegates:
         link_caller, target = links[chain.index(named)]
         return ImpersonationDenied(
-            f"{link_caller} may not impersonate {target}, which is on the way to {account}: grant it "
+            f"{link_caller} may not impersonate {target}, a delegate on the way to {account}: grant it "
             f"{TOKEN_CREATOR} on that service account; {end}"
         )
     if not delegates:

@@ -32,9 +32,9 @@ KINDS: Final[Mapping[str, type[CredentialFile]]] = {
 
 
 def credential(path: str, digest: bytes, info: Mapping[str, Any]) -> CredentialFile:
-    """Return the credential that a JSON object is; CredentialsInvalid unless it is one that can be used.
+    """Return the credential of a JSON object; raises CredentialsInvalid unless it can be used.
 
-    `path` is where it stands. The sentence has it, and of the content the type and names of members only.
+    The error sentence names `path`, its place, and of the content only the type and names of members.
     """
     declared = info.get("type")
     kind = KINDS.get(declared) if isinstance(declared, str) else None

@@ -87,7 +87,7 @@ def _load(path: str, known: CredentialFile | None, unusable: Callable[[str], Cre
         failure = unusable(f"cannot be read: {_reason(exc)}")
         raise failure if exc.errno in _ABOUT_THE_FILE else FileSystemFailed(str(failure)) from None
     except ValueError:
-        raise unusable("cannot be read: a path holds no zero octet") from None
+        raise unusable("cannot be read: a path cannot have a null character") from None
     digest = hashlib.sha256(content).digest()
     if known is not None and (known.path, known.digest) == (path, digest):
         return known

@@ -1,7 +1,7 @@
 """The metadata server of Compute Engine, GKE and Cloud Run as credential source.
 
-Asked directly, not through google-auth, which makes three calls of one and needs `requests`. It is never concluded that
-there is no metadata server: GKE's is not ready in the first seconds of a pod.
+It is called directly: google-auth would make three calls for one and needs `requests`. A missing answer is never taken
+for good to mean that there is no metadata server: GKE's is not ready in the first seconds of a pod.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _PROJECT: Final = re.compile(r"[a-z0-9.:-]{1,63}")
 
 _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?)(?::[0-9]{1,5})?")
 
-# What GKE's metadata server says where IAM does not let the Kubernetes account speak for the account of its annotation.
+# What GKE's metadata server says if the Kubernetes account may not use the account in its annotation.
 _NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy binding|workloadIdentityUser", re.IGNORECASE)
 
-# GKE's metadata server does not take many calls at once.
+# GKE's metadata server does not accept many calls at once.
 _CALLS_AT_ONCE: Final = 4
 
 _UNNAMED: Final = "the attached service account"
@@ -53,9 +53,9 @@ class MetadataServer:
     """
 
     kind: ClassVar[str] = "metadata"
-    """What stands for it where a credential file has its `type`."""
+    """Its kind, like the `type` of a credential file."""
     label: ClassVar[str] = "metadata server"
-    """What a person calls it."""
+    """Its name in sentences."""
 
     def __init__(self, send: Send, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
         self._send = send
@@ -104,7 +104,7 @@ class MetadataServer:
     async def account(self) -> str:
         """Return the name of its account, "" if it has none: to be compared with the name before.
 
-        Raises a Failure where it does not answer.
+        Raises a Failure if it does not answer.
         """
         reply = await self._ask(f"{_ACCOUNT}email")
         return "" if reply.status == 404 else self._name_in(reply)

@@ -45,4 +45,4 @@ class ServiceAccountKey(GoogleAuthFile):
 
     def rejection(self, answer: str, clock: str) -> str:
         why = clock or "it was deleted or disabled; create a new key"
-        return f"Google does not take the key in {self.path}{answer}: {why}"
+        return f"Google does not accept the key in {self.path}{answer}: {why}"

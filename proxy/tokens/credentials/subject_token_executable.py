@@ -21,7 +21,7 @@ _REPORTED: Final = re.compile(r"Executable returned unsuccessful response: code:
 
 
 class ExecutableSource(SubjectTokenSource):
-    """An executable. google-auth would run it without a bound, so it does not."""
+    """An executable. The sidecar runs it, because google-auth would do so without limits."""
 
     member = "executable"
 

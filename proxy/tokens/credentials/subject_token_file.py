@@ -17,7 +17,7 @@ __all__ = ["FileSource"]
 
 
 class FileSource(SubjectTokenSource):
-    """A file, as text or JSON. google-auth would read it without a bound, so it does not."""
+    """A file, as text or JSON. The sidecar reads it, because google-auth would do so without a limit."""
 
     member = "file"
 

@@ -143,7 +143,7 @@ def test_an_unknown_host_gives_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("address", "why"),
-    [("off", "nobody to ask"), ("9091", "has no host"), ("127.0.0.1:x", "the port must be a number")],
+    [("off", "cannot be asked"), ("9091", "has no host"), ("127.0.0.1:x", "the port must be a number")],
 )
 def test_an_unusable_address_says_why(address: str, why: str) -> None:
     told = ask_now(env={"CLOUDRUN_SIDECAR_ADMIN": address})

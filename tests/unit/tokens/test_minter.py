@@ -116,7 +116,9 @@ async def test_a_token_that_is_expired_by_googles_clock_is_a_failure(life: float
     counted = Counted(time.clock)
     mint = FakeMint(time, life)
     mint.behind = behind
-    with pytest.raises(TokenExpired, match=f"had expired {abs(life):.0f} s before it came, by the clock of its issuer"):
+    with pytest.raises(
+        TokenExpired, match=f"had expired {abs(life):.0f} s before it arrived, by the clock of its issuer"
+    ):
         await timed(mint, time, counted).mint(KEY, uncached=False)
 
 

@@ -153,7 +153,11 @@ LATE, EARLY = "Fri, 15 Jan 2027 09:00:00 GMT", "Fri, 15 Jan 2027 07:00:00 GMT"
         ("service_account", "", "it was deleted or disabled; create a new key"),
         ("service_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
         ("service_account", EARLY, "the clock of this machine is 3600 s ahead of Google's; set it"),
-        ("external_account", "", "what the identity provider in file.json vouches for (invalid_grant: no)"),
+        (
+            "external_account",
+            "",
+            "does not accept the subject token of the identity provider in file.json (invalid_grant: no)",
+        ),
         ("external_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
         ("authorized_user", LATE, "run `gcloud auth application-default login`"),
         ("external_account_authorized_user", "", "run `gcloud auth application-default login`"),

@@ -135,7 +135,7 @@ async def test_the_link_of_a_chain_that_iam_refused_is_named(
     text = f"Permission 'iam.serviceAccounts.implicitDelegation' denied on projects/-/serviceAccounts/{named}."
     allowed.break_next(METHOD, error_answer(lambda: api_error(403, text, "IAM_PERMISSION_DENIED")))
     with pytest.raises(
-        ImpersonationDenied, match=f"^{caller} may not impersonate {named}, which is on the way"
+        ImpersonationDenied, match=f"^{caller} may not impersonate {named}, a delegate on the way"
     ) as caught:
         await mint(TokenKey(TARGET, (FIRST, SECOND), AUDIENCE))
     assert "grant it roles/iam.serviceAccountTokenCreator" in str(caught.value)
@@ -165,7 +165,7 @@ async def test_a_rejected_access_token_is_replaced_once_and_then_the_mint_fails(
 ) -> None:
     for _ in range(2):
         allowed.break_next(METHOD, error_answer(lambda: api_error(401, "invalid authentication credentials")))
-    with pytest.raises(CredentialsRejected, match=f"does not take the access token of {ATTACHED}"):
+    with pytest.raises(CredentialsRejected, match=f"does not accept the access token of {ATTACHED}"):
         await mint(IMPERSONATED)
     assert allowed.called(METHOD) == 2
 

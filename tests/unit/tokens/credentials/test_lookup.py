@@ -217,7 +217,9 @@ def test_a_path_with_a_null_character_is_an_error(home: Home) -> None:
     with pytest.raises(CredentialsInvalid, match="must be the path of a credential file"):
         find(home.environment)
     home.environment = {"CLOUDSDK_CONFIG": "a\0b"}
-    with pytest.raises(CredentialsInvalid, match="below CLOUDSDK_CONFIG, cannot be read: a path holds no zero octet"):
+    with pytest.raises(
+        CredentialsInvalid, match="below CLOUDSDK_CONFIG, cannot be read: a path cannot have a null character"
+    ):
         find(home.environment)
 
 

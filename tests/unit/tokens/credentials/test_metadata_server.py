@@ -245,7 +245,7 @@ async def test_a_pod_without_a_linked_account_gets_both_remedies(
     assert " ".join(said.split()) in text
     assert "kubectl annotate serviceaccount KSA --namespace NS iam.gke.io/gcp-service-account=ACCOUNT" in text
     assert "roles/iam.workloadIdentityUser on ACCOUNT to serviceAccount:my-project.svc.id.goog[NS/KSA]" in text
-    assert "As long as the route impersonates nobody, it is the annotation" in text
+    assert "If the route impersonates no account, add the annotation" in text
     assert f"roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {PRINCIPAL}" in text
     assert "attach" not in text
 
@@ -295,7 +295,7 @@ async def test_an_unlinked_pod_without_an_access_token_gets_the_annotation_as_re
 ) -> None:
     google.break_next("/token", metadata_answers(404, UNLINKED))
     google.break_next("/email", metadata_answers(200, "my-project.svc.id.goog"))
-    with pytest.raises(AmbientUnsupported, match="The way out is the annotation") as caught:
+    with pytest.raises(AmbientUnsupported, match="Add the annotation") as caught:
         await mint(OTHER)
     assert "gcp_impersonate_service_account" not in str(caught.value)
 
