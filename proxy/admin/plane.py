@@ -262,7 +262,7 @@ class AdminPlane:
 
 
 async def _process_metrics() -> str:
-    # prometheus_client and what comes with it are 0.8 MiB, and not loaded before they are needed. The first import
+    # prometheus_client and its dependencies take 0.8 MiB, and not loaded before they are needed. The first import
     # takes tens of milliseconds, which must not delay streams.
     await asyncio.to_thread(import_module, "proxy.observe.exposition")
     from proxy.observe import exposition

@@ -71,7 +71,7 @@ def repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[],
 
 
 def report_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an exception that nobody caught: its kind and where, not its text, which may hold what must not be logged."""
+    """Log an uncaught exception by its kind and place, without its text, which may have a secret in it."""
     exception = context.get("exception")
     where = exception.__traceback__ if exception is not None else None
     while where is not None and where.tb_next is not None:
