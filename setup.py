@@ -33,6 +33,7 @@ ENGINE = tuple(
 )
 DATA_PATH = (
     "proxy/connection/budget.py",
+    "proxy/connection/reads.py",
     "proxy/connection/protocol.py",
     "proxy/downstream/connection.py",
     "proxy/relay/context.py",

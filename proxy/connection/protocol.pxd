@@ -1,6 +1,7 @@
 cimport cython
 
 from proxy.connection.budget cimport Account, Budget
+from proxy.connection.reads cimport Reads
 from proxy.http2.engine cimport ConnectionHandler, Engine, Stream, StreamReceiver
 
 cdef long _INTERNAL_ERROR
@@ -20,12 +21,16 @@ cdef class Flusher:
 
 cdef class Http2Protocol(ConnectionHandler):
     cdef object __weakref__
+    cdef Reads _reads
+    cdef bint _reading_paused
+    cdef bint _serve_scheduled
     cdef readonly Engine engine
     cdef readonly Budget budget
     cdef readonly Account account
     cdef readonly object loop
     cdef public object transport
     cdef public object on_refused
+    cdef public object on_cut_off
     cdef readonly bint closed
     cdef Flusher _flusher
     cdef bint _paused
@@ -54,6 +59,7 @@ cdef class Http2Protocol(ConnectionHandler):
     cpdef flush(self)
     cpdef close(self, str reason)
     cpdef abort(self)
+    cpdef _continue_reading(self)
     cpdef report_error(self, exc)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef _end(self, str reason)

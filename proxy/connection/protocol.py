@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
 from proxy.connection.budget import Account, Budget
+from proxy.connection.reads import Reads
 from proxy.http2.engine import ConnectionHandler, Engine, Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
 
@@ -92,11 +93,15 @@ class Http2Protocol(ConnectionHandler):
         "_counted_octets",
         "_flusher",
         "_paused",
+        "_reading_paused",
+        "_reads",
+        "_serve_scheduled",
         "account",
         "budget",
         "closed",
         "engine",
         "loop",
+        "on_cut_off",
         "on_refused",
         "transport",
     )
@@ -113,9 +118,14 @@ class Http2Protocol(ConnectionHandler):
         self._paused = False
         self._counted_octets = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._reading_paused = False
+        self._serve_scheduled = False
         self.on_refused: Callable[[StreamId, str], None] | None = None
         """Called with each stream that was reset because the peer broke a rule, and the reason (`policy.refusals`)."""
+        self.on_cut_off: Callable[[int, str], None] | None = None
+        """Called when this connection is ended because of what its peer does, with the error code and the reason."""
         self.engine = make_engine(self)
+        self._reads = Reads(self.engine)
 
     def as_protocol(self) -> asyncio.Protocol:
         """Return this object, typed as a transport wants it; see the class."""
@@ -149,6 +159,8 @@ class Http2Protocol(ConnectionHandler):
 
     def on_failed(self, code: int, reason: str) -> None:
         """The peer broke the connection's rules: tell it, and close."""
+        if self.on_cut_off is not None:
+            self.on_cut_off(code, reason)
         self.close(reason)
 
     def on_internal_error(self, stream: Stream | None, exc: Exception) -> None:
@@ -183,20 +195,22 @@ class Http2Protocol(ConnectionHandler):
         """Serve the octets that were read into the buffer."""
         if self.closed:
             return  # the peer has not yet seen our close, and TLS still delivers what it had read
-        self.engine.receive_from(_READ_BUFFER, octets)
+        self._reads.take(_READ_BUFFER, octets)
         self._has_read()
 
     def data_received(self, data: bytes) -> None:
         """Serve the octets that were read; for event loops that do not ask for a buffer."""
         if self.closed:
             return
-        self.engine.receive(data)
+        self._reads.take(bytearray(data), len(data))
         self._has_read()
 
     def _has_read(self) -> None:
         if self.closed:
             return
         engine = self.engine
+        if self._reads.left or self._reading_paused:
+            self._continue_reading()
         if engine.owed_octets:
             self.give_credit()
         if not self.flush_scheduled:
@@ -204,6 +218,25 @@ class Http2Protocol(ConnectionHandler):
                 self.schedule_flush()
             else:
                 self.after_turn()
+
+    def _continue_reading(self) -> None:
+        """Serve what is left in the next loop turn, and read nothing more until then."""
+        left = len(self._reads.left) > 0
+        if left and not self._serve_scheduled:
+            self._serve_scheduled = True
+            self.loop.call_soon(self._serve_left)
+        if left != self._reading_paused and self.transport is not None and not self.transport.is_closing():
+            self._reading_paused = left
+            if left:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _serve_left(self) -> None:
+        self._serve_scheduled = False
+        if not self.closed:
+            self._reads.serve()
+            self._has_read()
 
     def eof_received(self) -> bool | None:
         """Let the transport close itself: a half-closed TCP connection cannot carry HTTP/2."""
@@ -281,6 +314,7 @@ class Http2Protocol(ConnectionHandler):
         if self.closed:
             return
         self.closed = True
+        self._reads.left.clear()
         self.budget.leave(self.give_credit)
         self.account.change(-self._counted_octets)
         self._counted_octets = 0
@@ -321,7 +355,7 @@ class Http2Protocol(ConnectionHandler):
         self._count_queued_octets()
         if octets > 0 and self._paused:
             self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
-            self.close("too much is queued for a peer that does not read")
+            self.on_failed(_ENHANCE_YOUR_CALM, "too much is queued for a peer that does not read")
             self.abort()
 
     def _count_queued_octets(self) -> None:

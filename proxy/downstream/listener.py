@@ -156,6 +156,7 @@ class Listener:
             replaced=replaced,
         )
         connection.on_refused = self._stream_refused
+        connection.on_cut_off = self._observer.downstream_cut_off
         accepted.h2c = connection
         self._connections.add(connection)
         self._observer.downstream_opened()

@@ -86,6 +86,9 @@ class Exposition:
             "downstream_connections_refused_total": lambda name: _counted(
                 name, ("reason",), {(reason,): n for reason, n in metrics.connections_refused.items()}
             ),
+            "downstream_connections_cut_off_total": lambda name: _counted(
+                name, ("code",), {(code,): n for code, n in metrics.downstream_cut_offs.items()}
+            ),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
             "workers": lambda name: _one(name, workers),

@@ -103,6 +103,12 @@ FAMILIES: Final = (
         ("reason",),
         "Connections of clients closed because there were too many",
     ),
+    Family(
+        "downstream_connections_cut_off_total",
+        "counter",
+        ("code",),
+        "Connections of clients ended because of what the client did, by HTTP/2 error code",
+    ),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
     Family("settings_last_reload_successful", "gauge", (), "0 after a reload that was refused, until one succeeds"),

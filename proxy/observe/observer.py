@@ -116,6 +116,12 @@ class DownstreamObserver:
         `reason` is `open-files`, `max-connections`, or `unused` for one that gave way because it had sent no request.
         """
 
+    def downstream_cut_off(self, code: int, reason: str) -> None:
+        """A client's HTTP/2 connection is ended because of what the client does; `code` is the error code it is told.
+
+        There are few reasons.
+        """
+
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """A request broke a rule of HTTP before it had a route.
 
@@ -216,6 +222,10 @@ class Observers(Observer):
     def connection_refused(self, reason: str) -> None:
         """Tell all."""
         self._tell(lambda observer: observer.connection_refused(reason))
+
+    def downstream_cut_off(self, code: int, reason: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.downstream_cut_off(code, reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""

@@ -46,6 +46,7 @@ class Warnings(Observer):
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
+        self._cut_off_throttle = Throttle()
 
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what writes the lines of one route."""
@@ -92,6 +93,14 @@ class Warnings(Observer):
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Write at the level `debug`."""
         _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
+
+    def downstream_cut_off(self, code: int, reason: str) -> None:
+        """Write a warning, one a second for each code."""
+        added = self._cut_off_throttle.fields(code, self._monotonic())
+        if added is not None:
+            _downstream.warning(
+                "closing the connection of a client", code=error_code_name(code), reason=reason, **added
+            )
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Write at the level `debug`."""

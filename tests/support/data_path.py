@@ -57,12 +57,12 @@ class Wire:
         up = b"" if stays else self.transport.read()
         if up:
             self.end.receive(up)
-        down = b"" if self.cut else self.end.take()
+        down = b"" if self.cut or self.transport.reading_paused else self.end.take()
         if down and not self.transport.is_closing():
-            self._give(down)
+            self.give(down)
         return bool(up or down)
 
-    def _give(self, data: bytes) -> None:
+    def give(self, data: bytes) -> None:
         """Have it read as uvloop does: to the buffer that it gives; `Pair` and `Stage` hand it what asyncio would."""
         left = memoryview(data)
         try:

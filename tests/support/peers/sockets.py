@@ -6,6 +6,7 @@ Windows are given back as data is read from the peer, or only on demand (`acknow
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -81,6 +82,8 @@ class Peer(asyncio.Protocol):
                 normalize_outbound_headers=False,
             )
         )
+        # Huffman codes in Python take seconds for what a test sends in large fields.
+        self.h2.encoder.encode = functools.partial(self.h2.encoder.encode, huffman=False)  # type: ignore[method-assign]
         # Only initial values are sent; `update` would have an acknowledgement apply what was never sent.
         self.h2.local_settings = h2.settings.Settings(
             client=client, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: 1000, **(settings or {})}
@@ -152,10 +155,15 @@ class Peer(asyncio.Protocol):
 
     def open(self, path: str, *, method: str = "POST", fields: Fields | None = None, end: bool = False) -> int:
         """Send a request head and return its stream."""
+        stream_id = self.queue(path, method=method, fields=fields, end=end)
+        self.flush()
+        return stream_id
+
+    def queue(self, path: str, *, method: str = "POST", fields: Fields | None = None, end: bool = False) -> int:
+        """Queue a request head for the next `flush` and return its stream."""
         stream_id = self.h2.get_next_available_stream_id()
         head = [(b":method", method.encode()), *self._origin, (b":path", path.encode()), *(fields or [])]
         self.h2.send_headers(stream_id, head, end_stream=end)
-        self.flush()
         return stream_id
 
     def respond(self, stream_id: int, status: int = 200, fields: Fields | None = None, *, end: bool = False) -> None:

@@ -29,6 +29,8 @@ class MemoryTransport(asyncio.Transport):
         self.stalled = False
         self.aborted = False
         self.lost = False
+        self.reading_paused = False
+        """Whether the protocol wants to read nothing now."""
         self._loop = loop
         self._buffer = bytearray()
         self._paused = False
@@ -73,6 +75,12 @@ class MemoryTransport(asyncio.Transport):
         if self._closing and not self._buffer:
             self.lose(None)
         return taken
+
+    def pause_reading(self) -> None:
+        self.reading_paused = True
+
+    def resume_reading(self) -> None:
+        self.reading_paused = False
 
     def close(self) -> None:
         self._closing = True

@@ -192,6 +192,15 @@ def test_refused_requests_are_counted_by_reason() -> None:
     assert told["upstream_responses_refused_total{origin=https://a,reason=field}"] == 1
 
 
+def test_connections_that_are_cut_off_are_counted_by_code() -> None:
+    metrics = Metrics()
+    for code in (0xB, 0xB, 0x1, 0xDEAD):
+        metrics.downstream_cut_off(code, "a reason")
+    told = samples(metrics)
+    assert told["downstream_connections_cut_off_total{code=ENHANCE_YOUR_CALM}"] == 2
+    assert told["downstream_connections_cut_off_total{code=PROTOCOL_ERROR}"] == 1
+
+
 def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
     one, two = Metrics(), Metrics()
     one.downstream_opened()
@@ -234,6 +243,7 @@ def everything() -> tuple[Metrics, StillState, RouteHealth]:
     metrics.response_refused(str(one.origin), 1, "field")
     metrics.caller_unverified("unsigned")
     metrics.connection_refused("unused")
+    metrics.downstream_cut_off(0xB, "a reason")
     metrics.request_refused("host-differs", {})
     return metrics, StillState([one], tokens={"a": TokenState("i@p.com", 1.0, 3601.0)}), health
 

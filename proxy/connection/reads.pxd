@@ -1,0 +1,21 @@
+cimport cython
+
+from proxy.http2.engine cimport Engine
+
+cdef double _TURN_SECONDS
+cdef Py_ssize_t _FIRST_SLICE_OCTETS
+cdef Py_ssize_t _LEAST_SLICE_OCTETS
+cdef Py_ssize_t _MOST_SLICE_OCTETS
+cdef Py_ssize_t _QUICK_OCTETS
+
+cdef class Reads:
+    cdef Engine _engine
+    cdef object _clock
+    cdef Py_ssize_t _slice_octets
+    cdef readonly bytearray left
+
+    @cython.locals(began=double, waits=bint)
+    cpdef take(self, bytearray buffer, Py_ssize_t octets)
+    @cython.locals(left=bytearray, began=double, until=double, now=double, data=bytes)
+    cpdef serve(self)
+    cpdef _adapt(self, Py_ssize_t octets, double seconds)
