@@ -284,8 +284,8 @@ class Worker:
                     documents={
                         SETTINGS: partial(reloads.take_settings, accepts),
                         PROBLEMS: reloads.take_problems,
-                        **(peers.documents if peers else {}),
                     },
+                    files=peers.files if peers else {},
                     orphan=self.orphan,
                 )
                 closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))

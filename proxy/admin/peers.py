@@ -6,8 +6,12 @@ The other end is `supervisor/collecting`, which says why it is done so. Everythi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
+from hashlib import blake2b
+from io import FileIO
 from typing import Any, Final
 
 from proxy.admin.slices import in_slices
@@ -29,12 +33,14 @@ from proxy.observe.worker_state import WorkerState
 
 __all__ = ["Peers"]
 
-_COLLECT_SECONDS: Final = 5.0
+_COLLECT_SECONDS: Final = 8.0
 """How long the supervisor may take for the states of all workers."""
 _REPORT_SECONDS: Final = 1.0
 """How often the state is reported unasked: what a killed worker counted since then is lost."""
 _SECONDS_A_LINE: Final = 0.0015
 """The least interval for each line of the state. One takes some 15 µs, so reports take one per cent of a processor."""
+
+_READ_OCTETS: Final = 1 << 16
 
 _READINESS: Final = {
     WORKERS_STARTING: (False, "starting: a worker does not take requests yet"),
@@ -58,11 +64,11 @@ class Peers:
             **{message: partial(self._take_readiness, message) for message in _READINESS},
         }
         """What to call for messages of the supervisor."""
-        self.documents: Mapping[bytes, Callable[[bytes], None]] = {
+        self.files: Mapping[bytes, Callable[[FileIO], None]] = {
             STATE: self._take_state,
             COLLECTED: self._take_last_state,
         }
-        """What to call for its messages with content, with that."""
+        """What to call for its messages with a file, with that."""
         self._channel = channel
         self._state = state
         self._live = live
@@ -70,11 +76,12 @@ class Peers:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported = b""
+        """Digest of the last report."""
         self._lock = asyncio.Lock()
-        self._incoming: list[bytes] = []
+        self._incoming: list[FileIO] = []
         self._asked = 0
         """Collections that were asked for and have not come."""
-        self._collected: asyncio.Future[list[bytes]] | None = None
+        self._collected: asyncio.Future[list[FileIO]] | None = None
 
     def start(self) -> None:
         """Begin to report."""
@@ -85,10 +92,11 @@ class Peers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._send(STATE, "".join(self._state.lines()).encode())
+        await self._report(STATE, unchanged=False)
 
-    async def collect(self) -> Combined:
-        """Return the state of all workers. Raises TimeoutError."""
+    @asynccontextmanager
+    async def collected(self) -> AsyncIterator[Combined]:
+        """Collect the state of all workers, for the time of a `with`. Raises TimeoutError."""
         async with self._lock:
             self._collected = self._loop.create_future()
             self._asked += 1
@@ -99,9 +107,15 @@ class Peers:
             finally:
                 self._collected = None
         combined = Combined(self._live)
-        async for _ in in_slices(combined.add(states)):
-            pass
-        return combined
+        try:
+            async for _ in in_slices(combined.add(map(_lines, states))):
+                pass
+            yield combined
+        finally:
+            for state in states:
+                state.close()
+            async for _ in in_slices(combined.release()):
+                pass
 
     # ---- messages
 
@@ -109,15 +123,18 @@ class Peers:
         self.readiness = _READINESS[message]
         self.started = self.started or message == WORKERS_READY
 
-    def _take_state(self, content: bytes) -> None:
-        self._incoming.append(content)
+    def _take_state(self, state: FileIO) -> None:
+        self._incoming.append(state)
 
-    def _take_last_state(self, content: bytes) -> None:
+    def _take_last_state(self, state: FileIO) -> None:
         # Only whole collections are used: one may come after its time, and another be asked for already.
-        states, self._incoming = [*self._incoming, content], []
+        states, self._incoming = [*self._incoming, state], []
         self._asked -= 1
         if self._collected is not None and not self._asked and not self._collected.done():
             self._collected.set_result(states)
+            return
+        for late in states:
+            late.close()
 
     def _answer(self) -> None:
         self._start(self._report_once())
@@ -131,28 +148,40 @@ class Peers:
 
     async def _report_once(self) -> None:
         self._state.process = _numbers(await self._read_process())
-        content, _ = await self._render()
-        self._send(ANSWER, content)
+        await self._report(ANSWER, unchanged=True)
 
     async def _report_repeatedly(self) -> None:
         while True:
-            content, lines = await self._render()
-            if content != self._reported:
-                self._send(STATE, content)
+            lines = await self._report(STATE, unchanged=False)
             await asyncio.sleep(max(_REPORT_SECONDS, lines * _SECONDS_A_LINE))
 
-    async def _render(self) -> tuple[bytes, int]:
-        pieces = [text.encode() async for text in in_slices(self._state.lines())]
-        return b"".join(pieces), sum(piece.count(b"\n") for piece in pieces)
-
-    def _send(self, message: bytes, content: bytes) -> None:
+    async def _report(self, message: bytes, *, unchanged: bool) -> int:
+        """Send the state, also `unchanged`, or only if the last report was another; return how many lines it has."""
+        lines = 0
+        digest = blake2b()
         try:
             file = file_in_memory()
-            file.write(content)
         except OSError:  # EMFILE, ENOMEM: the supervisor goes on with the last report
-            return
-        self._reported = content
-        self._channel.send_file(message, file)
+            return lines
+        with file:
+            async for text in in_slices(self._state.lines()):
+                octets = text.encode()
+                file.write(octets)
+                digest.update(octets)
+                lines += octets.count(b"\n")
+            if unchanged or digest.digest() != self._reported:
+                self._reported = digest.digest()
+                self._channel.send_file(message, file)
+        return lines
+
+
+def _lines(state: FileIO) -> Iterator[bytes]:
+    """Yield the lines of a file; its position is not used, because other processes share it."""
+    offset, rest = 0, b""
+    while octets := os.pread(state.fileno(), _READ_OCTETS, offset):
+        offset += len(octets)
+        *lines, rest = (rest + octets).split(b"\n")
+        yield from lines
 
 
 def _numbers(exposition: str) -> dict[str, float]:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from importlib.resources import files
 from itertools import chain
@@ -204,9 +205,9 @@ class AdminPlane:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, state = self._readiness()
         if ready and "routes" in request.query:
-            combined = await self._combined()
-            status = self._status if combined is None else Status.of(combined)
-            failing = "".join([text async for text in in_slices(status.cannot_mint())])
+            async with self._combined() as combined:
+                status = self._status if combined is None else Status.of(combined)
+                failing = "".join([text async for text in in_slices(status.cannot_mint())])
             if failing:
                 return _probe_answer(False, f"not ready: routes without a token\n{failing.rstrip()}")
         return _probe_answer(ready, state)
@@ -219,34 +220,39 @@ class AdminPlane:
         process = await _process_metrics()
         from proxy.observe import exposition
 
-        combined = await self._combined()
-        if combined is None:
-            pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
-        else:
-            pieces = exposition.Exposition(combined.metrics, combined, combined, combined.group).pieces()
-            process = exposition.with_values(process, combined.process)
-        return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
+        async with self._combined() as combined:
+            if combined is None:
+                pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
+            else:
+                pieces = exposition.Exposition(combined.metrics, combined, combined, combined.group).pieces()
+                process = exposition.with_values(process, combined.process)
+            return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
 
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
         return await send_in_slices(request, json_list(map(route_settings, self._live.routes())), JSON)
 
     async def _show_status(self, request: web.Request) -> web.StreamResponse:
-        combined = await self._combined()
-        state, _, reason = self._readiness()[1].partition(": ")
-        if combined is None:
-            pieces = self._status.pieces(state, reason)
-        else:
-            pieces = Status.of(combined).pieces(state, reason, combined.group)
-        return await send_in_slices(request, pieces, JSON)
+        async with self._combined() as combined:
+            state, _, reason = self._readiness()[1].partition(": ")
+            if combined is None:
+                pieces = self._status.pieces(state, reason)
+            else:
+                pieces = Status.of(combined).pieces(state, reason, combined.group)
+            return await send_in_slices(request, pieces, JSON)
 
-    async def _combined(self) -> Combined | None:
-        """Return the state of all workers; None if there is but this one. Raises HTTPServiceUnavailable."""
+    @asynccontextmanager
+    async def _combined(self) -> AsyncIterator[Combined | None]:
+        """Collect the state of all workers; None if there is but this one. Raises HTTPServiceUnavailable."""
         if self._peers is None:
-            return None
-        try:
-            return await self._peers.collect()
-        except TimeoutError:
-            raise web.HTTPServiceUnavailable(text="the main process does not collect from its workers\n") from None
+            yield None
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                combined = await stack.enter_async_context(self._peers.collected())
+            except TimeoutError:
+                text = "the main process does not collect from its workers\n"
+                raise web.HTTPServiceUnavailable(text=text) from None
+            yield combined
 
     async def _openapi(self, _request: web.Request) -> web.Response:
         return web.Response(text=OPENAPI, content_type="application/json")

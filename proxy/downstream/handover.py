@@ -17,6 +17,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
+from io import FileIO
 from typing import Any, Final, cast
 
 import structlog
@@ -44,6 +45,7 @@ class HandoverServer:
         *,
         commands: Mapping[bytes, Callable[[], None]],
         documents: Mapping[bytes, Callable[[bytes], None]],
+        files: Mapping[bytes, Callable[[FileIO], None]],
         orphan: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -51,6 +53,7 @@ class HandoverServer:
         self._make_protocol = make_protocol
         self._commands = commands
         self._documents = documents
+        self._files = files
         self._orphan = orphan
         self._ended = asyncio.Event()
         self._leaving = False
@@ -89,6 +92,8 @@ class HandoverServer:
                     self._documents[message](_content(descriptor))
                 elif message in self._commands:
                     self._commands[message]()
+                elif message in self._files and descriptor is not None:
+                    self._files[message](FileIO(descriptor, "rb"))
                 elif message != CONNECTION:
                     self._ignore(descriptor)
                 elif descriptor is not None:
@@ -119,12 +124,14 @@ def accept_from(
     *,
     commands: Mapping[bytes, Callable[[], None]],
     documents: Mapping[bytes, Callable[[bytes], None]],
+    files: Mapping[bytes, Callable[[FileIO], None]],
     orphan: Callable[[], None],
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
     `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
-    empty if it was lost. `orphan` is called when the supervisor has exited.
+    empty if it was lost, `files` with the file in memory, which they own; never if it was lost. Other processes may
+    read it, and share its position. `orphan` is called when the supervisor has exited.
     """
     create_server = loop.create_server
 
@@ -136,6 +143,7 @@ def accept_from(
                 make_protocol,
                 commands=commands,
                 documents=documents,
+                files=files,
                 orphan=orphan,
             )
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)

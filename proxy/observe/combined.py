@@ -7,16 +7,15 @@ the mean of those of the workers, weighted by requests, and p99 the greatest of 
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from proxy.observe.counters import Connections, RouteMetrics
+from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import LAST_FAILURES, Trouble
 from proxy.observe.history import INTERVALS, Interval
 from proxy.observe.live import Live, OriginState, TokenState
-from proxy.observe.metrics import Metrics, Mints, token_identity
-from proxy.observe.totals import Totals
+from proxy.observe.metrics import Metrics, token_identity
 from proxy.routes import Route
 
 __all__ = ["Combined", "Group", "WorkerRow"]
@@ -68,12 +67,9 @@ class Combined:
         self.queued_octets = 0
         self.queued_octets_limit = 0
         self._own = own
-        self._totals = Totals()
         self._supervisor: Mapping[str, Any] = {}
         self._workers: list[Mapping[str, Any]] = []
-        self._in_flight: Counter[str] = Counter()
         self._intervals: dict[str, dict[int, Interval]] = {}
-        self._connections: Counter[str] = Counter()
         self._tokens: dict[str, TokenState] = {}
         self._minted_at: dict[str, float] = {}
         self._unwell: dict[str, Trouble] = {}
@@ -81,15 +77,23 @@ class Combined:
         self._minting: dict[str, Trouble] = {}
         self._waiting: dict[str, OriginState] = {}
         self._told: set[str] = set()
+        self._log_lines_dropped = 0
 
-    def add(self, states: Iterable[bytes]) -> Iterator[str]:
-        """Add the states of all workers and of the supervisor; yields after each line, so that others may run."""
-        for state in states:
+    def add(self, states: Iterable[Iterable[bytes]]) -> Iterator[str]:
+        """Add the lines of all workers and of the supervisor; yields after each, so that others may run."""
+        for lines in states:
             self._told.clear()
-            for line in state.splitlines():
+            for line in lines:
                 self._add_line(line)
                 yield ""
         yield from self._finish()
+
+    def release(self) -> Iterator[str]:
+        """Forget all; yields in between: to free what thousands of routes have takes milliseconds."""
+        for kept in (self.metrics.routes, self._intervals):
+            while kept:
+                kept.popitem()
+                yield ""
 
     @property
     def group(self) -> Group:
@@ -100,7 +104,7 @@ class Combined:
             WorkerRow(pid, state, started_at, connections, in_flight.get(pid, 0))
             for pid, state, started_at, connections in known.get("workers", ())
         ]
-        dropped = self._totals.get("worker", "").get("log_lines_dropped", 0)
+        dropped = self._log_lines_dropped
         return Group(known.get("pid", 0), known.get("started_at", 0.0), rows, known.get("restarts", 0), dropped)
 
     # ---- as `observe.live.Live`
@@ -137,22 +141,57 @@ class Combined:
     # ---- inside
 
     def _add_line(self, line: bytes) -> None:
-        kind, name, now = self._totals.add(line)
-        if now is None:
-            return
+        kind, name, counted, now = json.loads(line)
+        counted = counted or {}
         if kind == "route":
-            self._in_flight[name] += now["in_flight"]
-            for age, values in now["history"]:
-                intervals = self._intervals.setdefault(name, {})
-                intervals[age] = _together(intervals.get(age, _NO_INTERVAL), Interval(*values))
+            self._add_route(name, counted, now)
         elif kind == "named":
             self._add_named(name, now)
+        elif kind == "mints":
+            source, _, account = name.rpartition(" ")
+            mints = self.metrics.mints[source, account]
+            mints.succeeded.add(*counted["succeeded"])
+            mints.failed.add(*counted["failed"])
+            mints.failures.update(counted["failures"])
         elif kind == "origin":
-            self._connections[name] += now["connections"]
+            self._add_origin(name, counted, now)
         elif kind == "worker":
-            self._workers.append(now)
+            self._add_worker(counted, now)
         elif kind == "supervisor":
             self._supervisor = now
+
+    def _add_route(self, label: str, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
+        route = self.metrics.routes.get(label)
+        if route is None:
+            route = self.metrics.routes[label] = RouteMetrics()
+        route.add(counted, now["in_flight"] if now is not None else 0)
+        for age, values in now["history"] if now is not None else ():
+            intervals = self._intervals.setdefault(label, {})
+            intervals[age] = _together(intervals.get(age, _NO_INTERVAL), Interval(*values))
+
+    def _add_origin(self, origin: str, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
+        metrics = self.metrics
+        if "opened" in counted:
+            metrics.upstream_connections[origin].add(now["connections"] if now is not None else 0, counted["opened"])
+        for name, counter in (
+            ("connect_failures", metrics.connect_failures),
+            ("goaways", metrics.goaways),
+            ("responses_refused", metrics.responses_refused),
+        ):
+            for what, count in counted.get(name, {}).items():
+                counter[origin, what] += count
+
+    def _add_worker(self, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
+        metrics = self.metrics
+        metrics.downstream_connections.add(now["downstream"] if now is not None else 0, counted["downstream_opened"])
+        metrics.requests_refused.update(counted["requests_refused"])
+        self._log_lines_dropped += counted["log_lines_dropped"]
+        for name, value in {**counted["process"], **(now["process"] if now is not None else {})}.items():
+            least = name.endswith(("_start_time_seconds", "_max_fds"))
+            before = self.process.get(name)
+            self.process[name] = value if before is None else min(before, value) if least else before + value
+        if now is not None:
+            self._workers.append(now)
 
     def _add_named(self, label: str, now: Mapping[str, Any]) -> None:
         if now["token"] is not None:
@@ -173,56 +212,14 @@ class Combined:
                 self._waiting[origin] = OriginState(origin, before.waiting + waiting, before.opening + opening)
 
     def _finish(self) -> Iterator[str]:
-        """Make metrics of the sums."""
-        metrics, totals = self.metrics, self._totals
-        for label in dict.fromkeys([*self._in_flight, *totals.names("route")]):
-            metrics.routes[label] = route = RouteMetrics()
-            route.add(totals.get("route", label), self._in_flight[label])
-            yield ""
-        for route_known in self.routes():
-            at = self._minted_at.get(route_known.label)
+        """Bring together what needs all lines."""
+        metrics, workers = self.metrics, self._workers
+        for route in self.routes():
+            at = self._minted_at.get(route.label)
             if at is not None:
-                identity = token_identity(route_known)
+                identity = token_identity(route)
                 metrics.minted_at[identity] = max(metrics.minted_at.get(identity, 0.0), at)
             yield ""
-        for name in totals.names("mints"):
-            source, _, account = name.rpartition(" ")
-            counted = totals.get("mints", name)
-            mints = metrics.mints[source, account] = Mints()
-            mints.succeeded.add(*counted["succeeded"])
-            mints.failed.add(*counted["failed"])
-            mints.failures.update(counted["failures"])
-        for origin in dict.fromkeys([*self._connections, *totals.names("origin")]):
-            self._finish_origin(origin, totals.get("origin", origin))
-            yield ""
-        self._finish_workers(totals.get("worker", ""))
-        self._finish_settings()
-
-    def _finish_origin(self, origin: str, counted: Mapping[str, Any]) -> None:
-        metrics = self.metrics
-        if "opened" in counted or origin in self._connections:
-            metrics.upstream_connections[origin].add(self._connections[origin], counted.get("opened", 0))
-        for name, counter in (
-            ("connect_failures", metrics.connect_failures),
-            ("goaways", metrics.goaways),
-            ("responses_refused", metrics.responses_refused),
-        ):
-            for what, count in counted.get(name, {}).items():
-                counter[origin, what] = count
-
-    def _finish_workers(self, counted: Mapping[str, Any]) -> None:
-        metrics, workers = self.metrics, self._workers
-        metrics.downstream_connections = Connections()
-        metrics.downstream_connections.add(
-            sum(worker["downstream"] for worker in workers), counted.get("downstream_opened", 0)
-        )
-        metrics.requests_refused.update(counted.get("requests_refused", {}))
-        self.process = dict(counted.get("process", {}))
-        for worker in workers:
-            for name, value in worker["process"].items():
-                least = name.endswith(("_start_time_seconds", "_max_fds"))
-                before = self.process.get(name)
-                self.process[name] = value if before is None else min(before, value) if least else before + value
         failures = [failure for worker in workers for failure in map(_trouble, worker["failures"]) if failure]
         self.last_failures = sorted(failures, key=lambda failure: failure.at)[-LAST_FAILURES:]
         if workers:
@@ -231,6 +228,7 @@ class Combined:
         self.draining = bool(workers) and all(worker["draining"] for worker in workers)
         self.queued_octets = sum(worker["queued_octets"] for worker in workers)
         self.queued_octets_limit = sum(worker["queued_octets_limit"] for worker in workers)
+        self._finish_settings()
 
     def _finish_settings(self) -> None:
         """Take the reloads from the supervisor, which makes them for all workers."""

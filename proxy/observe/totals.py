@@ -10,47 +10,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Totals", "state_line"]
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def state_line(kind: str, name: str, counted: object, now: object) -> str:
     """Return one line of a worker's state."""
-    return f"{json.dumps([kind, name, counted, now], ensure_ascii=False, separators=(',', ':'))}\n"
+    return _encode([kind, name, counted, now]) + "\n"
 
 
 class Totals:
     """The sums, by kind and name."""
 
     def __init__(self) -> None:
-        self._counted: dict[tuple[str, str], Any] = {}
+        self._counted: dict[str, dict[str, Any]] = {}
 
-    def add(self, line: str | bytes) -> tuple[str, str, Any]:
-        """Add what one line has counted; return its kind, its name and its state now."""
-        kind, name, counted, now = json.loads(line)
+    def add(self, line: str | bytes) -> None:
+        """Add what one line has counted."""
+        kind, name, counted, _ = json.loads(line)
         if counted:
-            before = self._counted.get((kind, name))
-            self._counted[kind, name] = counted if before is None else _sum(before, counted)
-        return kind, name, now
-
-    def get(self, kind: str, name: str) -> Any:
-        """Return the sum of one thing; an empty dictionary if nothing was counted."""
-        return self._counted.get((kind, name), {})
-
-    def names(self, kind: str) -> list[str]:
-        """Return the names of all things of a kind of which something was counted."""
-        return [name for of, name in self._counted if of == kind]
+            of_kind = self._counted.setdefault(kind, {})
+            before = of_kind.get(name)
+            of_kind[name] = counted if before is None else _sum(before, counted)
 
     def forget(self, kind: str, names: Collection[str]) -> None:
         """Drop the sums of things that are gone."""
         for name in names:
-            self._counted.pop((kind, name), None)
+            self._counted.get(kind, {}).pop(name, None)
 
     def lines(self) -> Iterator[str]:
         """Yield the sums as lines."""
-        for (kind, name), counted in self._counted.items():
-            yield state_line(kind, name, counted, None)
+        for kind, of_kind in self._counted.items():
+            for name, counted in of_kind.items():
+                yield state_line(kind, name, counted, None)
 
 
 def _sum(one: Any, other: Any) -> Any:

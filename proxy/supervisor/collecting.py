@@ -37,8 +37,8 @@ __all__ = ["Collecting", "Supervised"]
 
 _log: Final = structlog.get_logger("supervisor")
 
-_REPORT_SECONDS: Final = 2.0
-"""How long workers may take to report. A scrape may take ten seconds."""
+_REPORT_SECONDS: Final = 4.0
+"""How long workers may take to report; with thousands of routes a busy one takes a second. Prometheus waits for ten."""
 
 
 class Supervised(Protocol):

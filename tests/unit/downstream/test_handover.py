@@ -51,6 +51,7 @@ def run(loop: str, use: Use) -> None:
                 SETTINGS: lambda content: commands.put_nowait(f"settings: {content.decode()}"),
                 PROBLEMS: lambda content: commands.put_nowait(f"problems: {content.decode()}"),
             },
+            files={},
             orphan=partial(commands.put_nowait, "orphan"),
         )
         server = await running.create_server(Greeting, sock=its)

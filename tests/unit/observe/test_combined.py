@@ -78,8 +78,16 @@ class Worker:
 
 def combined(*states: bytes) -> Combined:
     found = Combined(StillState(ROUTES))
-    assert set(found.add(states)) <= {""}
+    assert set(found.add([state.splitlines() for state in states])) <= {""}
     return found
+
+
+def test_everything_can_be_released_in_between_others() -> None:
+    one = Worker()
+    one.happen([(0, 1)])
+    together = combined(one.state())
+    assert len(list(together.release())) == len(one.metrics.routes)
+    assert not together.metrics.routes
 
 
 def samples(exposition: Exposition) -> dict[str, float]:
@@ -223,11 +231,7 @@ def test_metrics_of_processes_are_added_up_and_counters_stay_when_a_process_has_
 def test_totals_of_what_is_gone_are_dropped() -> None:
     totals = Totals()
     for _ in range(2):
-        assert totals.add(state_line("route", "a", {"n": 1, "buckets": [[1, 0], 0.5]}, {"x": 1})) == (
-            "route",
-            "a",
-            {"x": 1},
-        )
+        totals.add(state_line("route", "a", {"n": 1, "buckets": [[1, 0], 0.5]}, {"x": 1}))
     totals.add(state_line("route", "b", {"n": 1}, None))
     totals.add(state_line("route", "b", {"m": 1}, None))
     totals.add(state_line("route", "idle", {}, {}))
@@ -236,4 +240,4 @@ def test_totals_of_what_is_gone_are_dropped() -> None:
         ["route", "b", {"n": 1, "m": 1}, None],
     ]
     totals.forget("route", ["a", "none"])
-    assert totals.names("route") == ["b"]
+    assert [json.loads(line)[1] for line in totals.lines()] == ["b"]
