@@ -1,4 +1,4 @@
-"""Much content through small windows, with a slow reader: what waits stays within the windows."""
+"""Much content through small windows, with a slow reader: what is queued stays within the windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exception that a receiver raises ends at the engine."""
+"""Exceptions of receivers: the engine catches them, and reports them to its handler."""
 
 from __future__ import annotations
 

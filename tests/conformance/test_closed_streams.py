@@ -1,4 +1,4 @@
-"""Frames on streams that are over, and on ids that were passed over (RFC 9113, 5.1 and 5.1.1).
+"""Frames on streams that are over, and on ids that were skipped (RFC 9113, 5.1 and 5.1.1).
 
 Both engines do the same. A frame that may have crossed our RST_STREAM is discarded; one after the peer's own
 END_STREAM or RST_STREAM ends the connection, as does a new stream with a lower id than one that was opened.

@@ -1,4 +1,4 @@
-"""Which engines the other modules hold to the contract."""
+"""Which engines the other modules test."""
 
 from __future__ import annotations
 

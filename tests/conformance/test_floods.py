@@ -1,4 +1,4 @@
-"""Peers that ask for much work and do none are sent away; busy, long-lived and clumsy ones are not."""
+"""Connections of peers that cause work without use are ended, those of busy, long-lived or clumsy peers are not."""
 
 from __future__ import annotations
 

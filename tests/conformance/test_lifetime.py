@@ -1,4 +1,4 @@
-"""A receiver that lets go of its stream from within a callback is gone right after it, and the stream goes on."""
+"""A receiver that detaches within a callback is freed right after it, and the stream continues."""
 
 from __future__ import annotations
 

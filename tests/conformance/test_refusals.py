@@ -1,4 +1,4 @@
-"""Which word tells why a stream was reset (`policy.refusals`), the same by every engine."""
+"""The reasons of refused streams (`policy.refusals`), the same for every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each credential can do, and what is read by whoever registers with one that cannot.
+"""What each credential can do, and what a registration says if it cannot.
 
 A real restate-server and the real sidecar, whose only knowledge of Google is its environment: a credential file, and
 names that lead to an emulator which verifies what the credential proves.
@@ -130,7 +130,7 @@ ROWS = {
     "impersonated-service-account": ACCOUNT,
     **dict.fromkeys(kind for kind in CredentialFiles.KINDS if kind.startswith(("external", "authorized"))),
 }
-"""Source → whom it is by itself to Cloud Run; None where Google gives it no ID token for an audience."""
+"""Source → its own identity at Cloud Run; None where Google gives it no ID token for an audience."""
 
 
 @pytest.mark.asyncio
@@ -169,7 +169,7 @@ async def test_a_denied_impersonation_names_role_account_and_principal(tmp_path:
         assert who in message
         assert f"may not impersonate {TARGET}" in message
         assert "grant it roles/iam.serviceAccountOpenIdTokenCreator on that service account" in message
-        # Once it is granted, nobody has to restart anything.
+        # Once it is granted, nothing has to be restarted.
         row.google.allow_impersonation(row.written.principal, TARGET)
         await row.works_as("impersonating", TARGET)
 

@@ -97,7 +97,7 @@ async def test_an_interrupted_demo_leaves_nothing_behind() -> None:
 
 @pytest.mark.asyncio
 async def test_a_demo_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
-    # But its folder, which nobody is left to remove.
+    # But its folder: no process is left to remove it.
     async with program("demo", [*DEMO, "--free-ports"], env={"TMPDIR": str(tmp_path)}) as demo:
         await demo.line("Ctrl-C stops everything", within_seconds=SECONDS)
         ends = [ended(pid) for pid in children_of(demo.pid)]

@@ -273,7 +273,7 @@ def may_part(portable: Event | None, compiled: Event | None) -> bool:
     # Reads that end within a frame count for one of them.
     if any(isinstance(one, ConnectionFailed) and one.reason.startswith("too many") for one in (portable, compiled)):
         return True
-    # Who gives credit back later finds a peer beyond it sooner.
+    # An engine that gives credit back later finds a peer beyond it sooner.
     if any(getattr(one, "code", None) == ErrorCode.FLOW_CONTROL_ERROR for one in (portable, compiled)):
         return True
     # On streams that are over, or that were never opened, the library looks neither at padding nor at sizes.

@@ -1,4 +1,4 @@
-"""The limit of open files: raised at start; when it is nearly reached, the admin port goes on answering."""
+"""The limit of open files is raised at the start; when it is nearly reached, the admin port still answers."""
 
 from __future__ import annotations
 

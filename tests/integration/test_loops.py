@@ -84,7 +84,7 @@ async def test_a_request_on_a_route_to_the_sidecar_itself_is_refused_after_one_r
     routes: Routes, http2: bool, workers: str
 ) -> None:
     async with pipe() as entry:
-        # What comes back has the path `/round/discover` again.
+        # The returning request has the path `/round/discover` again.
         config = routes(round=f"{entry.url}/round")
         flags = ["--config", str(config), "--access-log", "--workers", workers, "--admin", "off"]
         async with sidecar(*flags) as running:

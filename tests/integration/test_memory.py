@@ -1,4 +1,4 @@
-"""What an idle sidecar holds: the process is the one that was started, and little is in it that it does not need."""
+"""The memory of an idle sidecar: the serving process loads little that it does not need."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Stage:
         self.put(self.google.key_file(account, f"https://{self._at.tls_address}/token"))
 
     async def call(self, path: str = "/svc/invoke/S/h") -> tuple[int, str]:
-        """Return status and code of a request's failure, or 200 and who it was upstream."""
+        """Return status and code of a request's failure, or 200 and its principal upstream."""
         method = "GET" if path.endswith("/discover") else "POST"
         stream = self._near.open(path, method=method, end=True)
         emails: list[str] = []
@@ -201,7 +201,7 @@ async def test_an_executable_with_endless_output_is_killed(chain: StartChain, tm
         assert at.running.resident_octets < 150 << 20
 
 
-# Who waits too long leaves, and the mint goes on
+# Requests that wait too long fail, and the mint goes on
 
 
 @pytest.mark.asyncio

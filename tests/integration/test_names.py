@@ -93,7 +93,7 @@ async def test_a_silent_metadata_server_delays_neither_a_route_without_token_nor
         await client.head(signed)
         said = (await client.body(signed)).decode()
         assert "metadata.test: its name was not answered within 2 s; check the name servers" in said
-        # Who asks again shares the look-up that hangs.
+        # A repeated request shares the look-up that hangs.
         client.open("/signed/discover", method="GET", end=True)
         assert await client.ping()
         running.program.send(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""An outage under load: of the metadata server, or of whoever a key is shown to. Tokens live little over a minute."""
+"""An outage under load, of the metadata server or of the token endpoint. Tokens live little over a minute."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_requests_are_served_during_an_outage_while_a_token_is_valid_then_
         assert threads(running) <= flat[0]
         assert running.resident_octets - flat[1] < GROWTH_OCTETS
 
-        # And nobody has to do anything when it is over.
+        # It ends without any action.
         google.fail(endpoint, None)
         minted = len(google.mints)
         while (await invoke())[0] != 200:

@@ -1,4 +1,4 @@
-"""The program and whoever reads its output: one that stops, one that goes, one that comes back."""
+"""Log output whose reader stops reading, closes the pipe, or reads again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = "x" * 50_000
 
 
 class Unread:
-    """A sidecar whose output is read line by line, when somebody asks for it, and by nobody otherwise."""
+    """A sidecar whose output is read line by line, and only when the test does so."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process

@@ -40,7 +40,7 @@ ASKED = {
     "external-account-authorized-user": {"sts", "iam"},
     "impersonated-service-account": {"oauth", "iam"},
 }
-"""Source → who is asked to mint with it."""
+"""Source → the endpoint that mints with it."""
 
 OF_THE_APPLICATION = {"Authorization": "Bearer credential-of-the-application"}
 OF_THE_CALLER = {
@@ -49,7 +49,7 @@ OF_THE_CALLER = {
 }
 ADMIN = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes", "/status", "/openapi.json")
 
-# What a secret begins with, whoever made it: JWTs, Google's access and refresh tokens, AWS' signed requests, keys.
+# What secrets begin with: JWTs, Google's access and refresh tokens, AWS' signed requests, keys.
 BEGINNINGS = ("eyJ", "ya29.", "1//", "AWS4-HMAC", "PRIVATE KEY", "credential-of-the-application")
 
 
@@ -150,7 +150,7 @@ async def test_no_log_line_and_no_response_has_a_secret(certificates: Certificat
                         assert endpoint not in ASKED[kind]
                         break
                     assert endpoint in ASKED[kind]
-            # A mint that hangs goes on after those who waited for it: one process each.
+            # A mint that hangs outlasts the requests that waited for it: one process each.
             for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint in ASKED[kind]):
                 google.fail(endpoint, Fault.HANG)
                 async with sidecar(*flags, env=environment) as another:

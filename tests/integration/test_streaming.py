@@ -140,7 +140,7 @@ async def test_no_error_after_a_complete_response_is_success(chain: StartChain) 
         peer.reset(upstream_stream, 0)
         await client.head(stream)
         assert await client.body(stream) == b"enough"
-        # A little of the rest is swallowed, credit and all, and nobody is reset.
+        # A little of the rest is discarded and credited, and no stream is reset.
         await client.send(stream, bytes(32 << 10), end=True)
         assert await client.ping() == b"12345678"
         assert not any(isinstance(event, h2.events.StreamReset) for event in client.seen)
@@ -195,7 +195,7 @@ async def test_a_slow_reader_of_64_mebioctets_each_way_keeps_memory_within_the_w
             highest = 0
             received = {client: 0, peer: 0}
             for reader, id_ in ((client, stream), (peer, upstream_stream)):
-                # Both directions are stuck now, or will be soon: nobody has given credit.
+                # Both directions are stuck now, or will be soon: no credit was given.
                 assert await reader.ping() == b"12345678"
                 group.create_task(_drain(reader, id_, received))
             while any(octets < total for octets in received.values()):

@@ -21,7 +21,7 @@ SPOOFED = [(TOKEN, b"Bearer spoofed"), (b"x_serverless_authorization", b"Bearer 
 
 
 def spoofed(path: str) -> Fields:
-    """Return tokens that a caller made up; none for a discovery, which is refused with them."""
+    """Return tokens of the client; none for a discovery, which would be refused with them."""
     return [] if path.endswith("/discover") else SPOOFED
 
 

@@ -90,7 +90,7 @@ def _machine(processors: Processors) -> dict[str, Any]:
 async def _available(
     wanted: Sequence[Contender], site: Site, processors: Processors, say: Progress
 ) -> tuple[list[Contender], dict[str, str], dict[str, str]]:
-    """Return who can be started here, their versions, and why the others cannot."""
+    """Return the contenders that can be started here, their versions, and why the others cannot."""
     there: list[Contender] = []
     versions: dict[str, str] = {}
     absent: dict[str, str] = {}

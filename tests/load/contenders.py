@@ -82,7 +82,7 @@ class Contender:
     async def running(self, around: Surroundings) -> AsyncIterator[Running]:
         """Run it on the proxy's processor for the time of a `with`; raises Unavailable or ProgramFailed at the start.
 
-        A port that somebody else took in between is tried again with another.
+        If another program took the port in between, another port is tried.
         """
         for attempt in range(_ATTEMPTS):
             way = Way(

@@ -13,7 +13,7 @@ __all__ = ["document", "shown", "table", "verdicts"]
 
 _MILLISECOND: Final = 1000.0
 _LIMITED: Final = 85.0
-"""Below this share of its processor, a proxy's throughput was somebody else's limit."""
+"""Below this share of its processor, a proxy's throughput was limited by something else."""
 
 
 def shown(metric: str, value: float, beside: Sequence[float] = ()) -> str:

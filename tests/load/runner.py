@@ -103,7 +103,7 @@ class Runner:
 
     @asynccontextmanager
     async def _all_running(self, upstream_port: int) -> AsyncIterator[tuple[Surroundings, Mapping[str, Running]]]:
-        """Run all contenders at once: those that nobody asks anything cost nothing."""
+        """Run all contenders at once: those without requests cost nothing."""
         around = await self._surroundings(upstream_port)
         async with AsyncExitStack() as stack:
             running = {}
@@ -136,7 +136,7 @@ class Runner:
                         self._add(kind.key, contender.key, turn, result)
 
     async def _speed(self, kind: LoadKind, target: Running) -> int | str:
-        """Return how many requests fill the time, after a first run that nobody measures; or why that failed."""
+        """Return how many requests fill the time, after a first run that is not measured; or why that failed."""
         try:
             first = await self.h2load.run(kind.load, _url(target.port, kind.path), kind.first)
         except Void as exc:

@@ -1,4 +1,4 @@
-"""The data path in memory: clients' engines, the sidecar's own connections, carriers and pool, and services' engines.
+"""The data path in memory: clients' engines, the sidecar's own connections, dispatcher and pool, and services' engines.
 
 Everything between the two ends is what runs in production. Only the sockets are missing: a `Wire` moves octets when it
 is told to, and can be stopped like a socket whose peer does not read. Time stands still unless a test moves it.
@@ -229,7 +229,7 @@ class World:
         ]
 
     def assert_in_order(self) -> None:
-        """Nobody caught a defect, and no connection's credit is lost."""
+        """No error went uncaught, and no connection's credit is lost."""
         assert not self.loop.uncaught, self.loop.uncaught
         for wire in self.wires:
             assert wire.end.failed is None, wire.end.failed
@@ -238,7 +238,7 @@ class World:
                 assert wire.protocol.engine.owed_octets == 0
 
     def assert_at_rest(self) -> None:
-        """All exchanges are over: nothing is held, nobody is listened to, all credit is back."""
+        """All exchanges are over: nothing is queued, no request waits, all credit is back."""
         self.assert_in_order()
         assert self.budget.queued_octets == 0
         assert self.dispatcher.waiting.count == 0

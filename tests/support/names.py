@@ -125,7 +125,7 @@ async def name_server(
 
 
 def _bound() -> socket.socket:
-    """Return a datagram socket at port 53 of a loopback address where nobody else is."""
+    """Return a datagram socket at port 53 of a loopback address that no other program uses."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.setblocking(False)
     tried = 0

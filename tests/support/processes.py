@@ -1,7 +1,7 @@
 """Real programs under test: started, listened to line by line, stopped.
 
 A `Program` is its own `asyncio.SubprocessProtocol`, so there is no reading task to lose: lines arrive by callback, and
-whoever waits for one, or for the end, waits on an event.
+a wait for a line, or for the end, is a wait for an event.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ async def program(
 ) -> AsyncIterator[Program]:
     """Run `argv` with `env` laid over this process' environment (None removes); at the end of the block it is stopped.
 
-    It runs in a session of its own: a Ctrl-C in the terminal reaches only who started it, who then stops it in order.
-    Where that one is killed, the kernel sends `stop` instead.
+    It runs in a session of its own: a Ctrl-C in the terminal reaches only the process that started it, which then stops
+    it in order. If that process is killed, the kernel sends `stop` instead.
     """
     loop = asyncio.get_running_loop()
     child = Program(name, log)

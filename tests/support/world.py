@@ -35,7 +35,7 @@ ADDRESSES_TRIED = 20
 
 
 class Identity(enum.Enum):
-    """Who the sidecar is to Cloud Run."""
+    """The identity of the sidecar at Cloud Run."""
 
     METADATA = "the metadata server's account"
     KEY = "a key file's account"

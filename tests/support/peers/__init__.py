@@ -1,4 +1,4 @@
-"""The peers that tests hold: the other end of a connection of the sidecar's, a client or an upstream service.
+"""Peers that tests drive: the other end of a connection of the sidecar's, a client or an upstream service.
 
 Take the one that is nearest to what the test is about:
 

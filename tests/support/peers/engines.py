@@ -243,7 +243,7 @@ class EventEngine:
                 assert self.handler.flush_scheduled, "a flush is scheduled for what a command has queued"
 
     def forget_finished(self, keep: int = 0) -> None:
-        """Let go of streams that are over, but for the latest ones."""
+        """Forget streams that are over, but for the latest ones."""
         streams = self.handler.streams
         kept = {stream.id for stream in self.engine.live_streams()} | set(sorted(streams)[len(streams) - keep :])
         for stream_id in streams.keys() - kept:

@@ -1,4 +1,4 @@
-"""One end of an HTTP/2 connection in a test's hands: python-hyper h2 on a real socket, nothing done unasked.
+"""One end of an HTTP/2 connection that the test drives: python-hyper h2 on a real socket, which does nothing by itself.
 
 Windows are given back as data is read from the peer, or only on demand (`acknowledging=False`).
 """

@@ -10,7 +10,7 @@ import structlog
 from tests.support.signals import signals_restored
 
 NO_CREDENTIALS = {"NO_GCE_CHECK": "true", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/nonexistent"}
-"""An environment in which nobody is anybody to Google."""
+"""An environment without any credentials."""
 
 
 @pytest.fixture(autouse=True)

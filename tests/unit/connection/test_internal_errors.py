@@ -1,4 +1,4 @@
-"""An internal error that shows while one stream is served: it ends that stream's exchange and nothing else."""
+"""An internal error while a stream is served ends the exchange of that stream and nothing else."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ async def test_a_request_without_content_ends_with_its_head() -> None:
         taken.answer(b"hello", (b"x-a", b"1"))
         assert await head_of(reader) == b"HTTP/1.1 200 OK\r\nx-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nhello\r\n0\r\n\r\n"
-        assert taken.sent_octets in (0, 5)  # of the last octets nobody needs to know
+        assert taken.sent_octets in (0, 5)  # the last octets need no report
         await lives(it, reader, writer)
 
 

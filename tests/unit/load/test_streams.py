@@ -23,7 +23,7 @@ def bearer(expires: object) -> bytes:
     return b"Bearer e30." + claims + b".c2ln"
 
 
-class Everybody(Guard):
+class AcceptsEveryToken(Guard):
     """Lets streams in without a token, as the client under test has none."""
 
     def admits(self, head: bytes, decoder: hpack.Decoder) -> bool:
@@ -50,7 +50,7 @@ async def test_messages_go_back_and_forth_on_every_stream_for_the_given_time() -
             assert len(client.streams) == 20
             return client.bounce(0.1)
 
-    async with echo(Everybody()) as port:
+    async with echo(AcceptsEveryToken()) as port:
         trips, took, each = await asyncio.to_thread(bounce, port)
     assert trips == len(each)
     assert trips >= 20

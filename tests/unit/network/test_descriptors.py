@@ -1,4 +1,4 @@
-"""The limit of open files, and what is left of it to other things than connections."""
+"""The limit of open files, and the part of it that connections may not use."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def check_credit(script: Script) -> None:
 
 
 def check_requests(script: Script, trial: Trial) -> None:
-    """Each attempt brought a beginning of what was sent; the last one all of it, if nobody broke it off."""
+    """Each attempt has a beginning of what was sent; the last one has all of it unless it was aborted."""
     arrivals = script.world.arrivals(trial.path)
     assert len(arrivals) <= 3
     for service, stream_id in arrivals:
@@ -329,7 +329,7 @@ def check_requests(script: Script, trial: Trial) -> None:
 
 
 def check_response(script: Script, trial: Trial) -> None:
-    """The answer came as it was given, or was made up, or broke off for a reason, never with a clean end then."""
+    """The response is the one given, or a local reply, or was aborted for a reason and then has no clean end."""
     seen = trial.seen
     gone = trial.cancelled is not None or id(trial.client) in script.lost
     assert gone or seen.ended or seen.reset is not None, "the client waits for ever"

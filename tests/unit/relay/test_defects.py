@@ -1,4 +1,4 @@
-"""A defect of the sidecar's own, wherever it shows, ends one exchange and no other."""
+"""An internal error in any place ends one exchange and no other."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Clock = Callable[[], float]
 
 
 class Defect(Exception):
-    """What nobody expects."""
+    """An internal error that a test causes."""
 
 
 class Chance:
-    """Chance that fails when it is told to; it is asked wherever an answer is made up."""
+    """Random numbers that raise when told to; one is drawn for each local reply."""
 
     def __init__(self) -> None:
         self.fails = False

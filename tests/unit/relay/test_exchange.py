@@ -18,7 +18,7 @@ def is_over(exchange: Exchange) -> bool:
     return exchange.state is State.OVER
 
 
-class Nobody(ExchangeOwner):
+class SilentOwner(ExchangeOwner):
     """An owner that is asked for nothing, because only states are looked at."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ def exchange_after(*moves: Move) -> Exchange:
     exchange = Exchange()
     account = Budget(1).open_account(lambda _: None)
     exchange.begin_content(Stream(), [], account)
-    exchange.begin(Nobody(), False, 0.0)
+    exchange.begin(SilentOwner(), False, 0.0)
     for move in moves:
         exchange.on(move)
     return exchange

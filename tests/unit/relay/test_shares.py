@@ -1,4 +1,4 @@
-"""Memory is scarce: whoever holds most of it gives way, and the neighbours do not notice."""
+"""When memory is short, the owner with the most octets gives up first, and others do not notice."""
 
 from __future__ import annotations
 

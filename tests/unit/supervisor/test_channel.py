@@ -51,7 +51,7 @@ def test_a_connection_arrives_and_only_the_worker_has_it(ends: tuple[WorkerChann
             assert not its.get_inheritable()
             its.sendall(b"hello")
             assert peer.recv(5) == b"hello"
-        assert peer.recv(5) == b""  # nobody else holds it
+        assert peer.recv(5) == b""  # no other process has it
 
 
 def test_commands_and_connections_keep_their_order(ends: tuple[WorkerChannel, Channel]) -> None:
@@ -174,4 +174,4 @@ def test_the_exit_of_the_supervisor_is_noticed(ends: tuple[WorkerChannel, Channe
     supervisor, worker = ends
     supervisor.close()
     assert worker.receive() == (b"", None)
-    worker.connection_closed()  # nobody listens any more
+    worker.connection_closed()  # no longer read

@@ -97,7 +97,7 @@ def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: 
 
 def connected_to(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    while connection.connect_ex(path):  # as long as nobody listens
+    while connection.connect_ex(path):  # until it listens
         pass
     return connection
 
@@ -131,7 +131,7 @@ def handing(
         try:
             for _ in range(connections):
                 made.append(socket.socket(socket.AF_UNIX))
-                while made[-1].connect_ex(path):  # as long as nobody listens
+                while made[-1].connect_ex(path):  # until it listens
                     pass
                 if one_by_one:
                     made[-1].recv(1, socket.MSG_PEEK)

@@ -82,7 +82,7 @@ async def test_the_number_of_free_streams_follows_the_peers_limit(make: EngineFa
     assert connection.count_free_streams() == 0
     far.limit(5)
     assert connection.count_free_streams() == 5
-    assert heard[-1] == 5, "whoever waits is told of it"
+    assert heard[-1] == 5, "the owner is told of it"
 
 
 @each_bare_engine
@@ -206,7 +206,7 @@ async def test_a_lost_connection_is_reported_to_every_stream_once(make: EngineFa
     changes: list[bool] = []
     far.connection.owner = Owner(lambda connection: changes.append(connection.closed))
     far.transport.lose(ConnectionResetError(104, "Connection reset by peer"))
-    assert far.connection.count_free_streams() == 0, "nobody is sent to a transport that is closing"
+    assert far.connection.count_free_streams() == 0, "no request is sent to a transport that is closing"
     assert await far.gone()
     far.connection.connection_lost(None)
     for receiver in receivers:

@@ -127,7 +127,7 @@ async def test_a_tls_peer_behind_an_http_url_is_reported(certificates: Certifica
 
 @pytest.mark.asyncio
 async def test_a_refused_connection_is_reported() -> None:
-    with socket.socket() as taken:  # bound, and nobody listens
+    with socket.socket() as taken:  # bound, and not listening
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(

@@ -105,7 +105,7 @@ class Traffic(RuleBasedStateMachine):
     async def results(self) -> list[Any]:
         return await asyncio.gather(*(request.task for request in self.requests), return_exceptions=True)
 
-    # ---- what may happen, and to whom
+    # ---- the events
 
     def requests_come(self, data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(1, 6), label="requests")):
@@ -191,7 +191,7 @@ class Traffic(RuleBasedStateMachine):
         self.run_loop(loop_idle())
         if self.waiting():
             assert all(self.live[far] >= self.limits[far] for far in self.usable()), "a stream is free"
-            assert self.usable() or self.service.dialling, "nothing is done for those who wait"
+            assert self.usable() or self.service.dialling, "nothing is done for waiting requests"
         assert all(far.connection.reserved == 0 for far in self.usable()), "no promise is forgotten"
 
     # ---- what is always true

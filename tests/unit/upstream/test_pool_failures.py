@@ -23,7 +23,7 @@ async def test_a_failed_attempt_fails_all_waiting_requests_once() -> None:
     assert stage.service.dials == 1
     await stage.service.refuse(REFUSED)
     assert await failures_of(tasks) == {"upstream-connect-failed": 50}
-    assert stage.service.dials == 1, "nobody asked since"
+    assert stage.service.dials == 1, "no request has come since"
     again = await stage.ask("a", "b", "c")
     assert stage.service.dials == 2, "one for all that came meanwhile"
     await stage.service.refuse(REFUSED)

@@ -122,7 +122,7 @@ async def test_a_discovery_that_proves_another_identity_ends_the_old_one(
     assert not source.is_current(old)
     assert not source.is_current(impersonated)
     assert (await source.token(KEY)).principal == KEY_ACCOUNT
-    google.may_impersonate.remove((ATTACHED, TARGET))  # nobody mints by way of the old one any more
+    google.may_impersonate.remove((ATTACHED, TARGET))  # the old account can mint no more
     assert (await source.token(IMPERSONATED)).principal == TARGET
 
 

@@ -58,7 +58,7 @@ def test_the_home_of_the_user_is_used_without_the_variable() -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Be somebody whom permissions hold for; root may enter and read everything."""
+    """Run as an unprivileged user: permissions do not apply to root."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65_534)
@@ -229,7 +229,7 @@ def test_a_named_file_that_may_not_be_read_is_an_error(home: Home, key_info: dic
         as_nobody(),
         pytest.raises(CredentialsInvalid, match=f"names '{path}', which cannot be read: Permission denied"),
     ):
-        # Nobody else may even enter the folder.
+        # Another user may not even enter the folder.
         find(home.environment)
 
 
