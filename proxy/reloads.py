@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from proxy.downstream.channel import SETTINGS_KEPT, SETTINGS_TAKEN, Channel
+from proxy.network.service_manager import ServiceManager
 from proxy.settings.changes import Changes, log_refused, log_reloaded
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine
@@ -37,17 +38,25 @@ class Reloads:
     """Hands new settings to a worker, on its event loop.
 
     With a command line, the worker is alone: it watches the settings file, reads it again and logs the result. Without
-    one, new settings come from a supervisor, which logs for all workers.
+    one, new settings come from a supervisor, which logs for all workers. `manager` is told when a reading begins, and
+    when its result is in force or refused.
     """
 
-    def __init__(self, worker: Reloadable, loop: asyncio.AbstractEventLoop, command_line: CommandLine | None) -> None:
+    def __init__(
+        self,
+        worker: Reloadable,
+        loop: asyncio.AbstractEventLoop,
+        command_line: CommandLine | None,
+        manager: ServiceManager | None = None,
+    ) -> None:
+        self._manager = manager or ServiceManager({})
         self._worker = worker
         self._loop = loop
         self._taking: asyncio.Task[None] | None = None
         """The last settings from the supervisor that are being taken."""
         self._reloader: Reloader | None = None
         if command_line is not None:
-            self._reloader = Reloader(command_line, worker.settings, self._deliver)
+            self._reloader = Reloader(command_line, worker.settings, self._deliver, begin=self._manager.reloading)
 
     def start(self) -> None:
         """Begin to watch the settings file."""
@@ -94,8 +103,11 @@ class Reloads:
             self._loop.call_soon_threadsafe(self._on_read, outcome, requested)
 
     def _on_read(self, outcome: PlainSettings | Refused, requested: bool) -> None:
-        if isinstance(outcome, Refused):
-            log_refused(outcome.problems, config=self._worker.settings.config)
-            self._worker.refuse(outcome.problems)
-            return
-        log_reloaded(self._worker.apply(outcome), requested=requested)
+        try:
+            if isinstance(outcome, Refused):
+                log_refused(outcome.problems, config=self._worker.settings.config)
+                self._worker.refuse(outcome.problems)
+            else:
+                log_reloaded(self._worker.apply(outcome), requested=requested)
+        finally:
+            self._manager.ready("serving")

@@ -356,7 +356,7 @@ async def _run(
     name = sidecar_name(config.sidecar_octets)
     try:
         worker = Worker(settings, loop, name, admin_socket=admin_socket)
-        await worker.run(config, accepts, Reloads(worker, loop, command_line), manager)
+        await worker.run(config, accepts, Reloads(worker, loop, command_line, manager), manager)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()

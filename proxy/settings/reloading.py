@@ -67,7 +67,7 @@ class Reloader:
     """Calls `deliver` in its thread with what was read: settings, or why there are none.
 
     Settings are delivered after each reading, even if they are the same as before. The second argument of `deliver` is
-    True if the reading was requested (SIGHUP).
+    True if the reading was requested (SIGHUP). `begin` is called in its thread before each reading.
     """
 
     def __init__(
@@ -76,11 +76,13 @@ class Reloader:
         settings: PlainSettings,
         deliver: Callable[[PlainSettings | Refused, bool], None],
         *,
+        begin: Callable[[], None] = lambda: None,
         seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._command_line = command_line
         self._read_before = settings
         self._deliver = deliver
+        self._begin = begin
         self._seconds = seconds
         self._state: tuple[int, ...] | None = settings.config_state
         """State of the file when it was last dealt with; None if it could not be read."""
@@ -185,6 +187,7 @@ class Reloader:
 
     def _read(self, *, requested: bool) -> None:
         """Read the settings, again if their file changes meanwhile, and deliver them."""
+        self._begin()
         path = self._read_before.config
         outcome: PlainSettings | Refused | None = None
         for _ in range(_MOST_READINGS):

@@ -19,6 +19,7 @@ import structlog
 
 from proxy.downstream.channel import PROBLEMS, SETTINGS
 from proxy.downstream.config import ListenerConfig
+from proxy.network.service_manager import ServiceManager
 from proxy.observe.lines import configure_logging
 from proxy.settings.changes import Changes, log_refused, log_reloaded
 from proxy.settings.plain import PlainSettings
@@ -35,9 +36,19 @@ _ANSWER_SECONDS: Final = 10.0
 
 
 class Reloading:
-    """Reads settings again, sends them to workers, and logs the result once all have answered."""
+    """Reads settings again, sends them to workers, and logs the result once all have answered.
 
-    def __init__(self, command_line: CommandLine, settings: PlainSettings, config: ListenerConfig) -> None:
+    `manager` is told when a reading begins, and when its result is in force in all workers, or refused.
+    """
+
+    def __init__(
+        self,
+        command_line: CommandLine,
+        settings: PlainSettings,
+        config: ListenerConfig,
+        manager: ServiceManager | None = None,
+    ) -> None:
+        self._manager = manager or ServiceManager({})
         self.settings = settings
         """The settings in force."""
         self.due = math.inf
@@ -60,7 +71,7 @@ class Reloading:
         self._config = config
         self._outcomes: deque[tuple[PlainSettings | Refused, bool]] = deque()
         self._unanswered: tuple[Changes, bool] | None = None
-        self._reloader = Reloader(command_line, settings, self._deliver)
+        self._reloader = Reloader(command_line, settings, self._deliver, begin=self._manager.reloading)
 
     def start(self) -> None:
         """Begin to watch the settings file."""
@@ -102,6 +113,7 @@ class Reloading:
         kept = sum(channel.settings_kept > 0 for channel in live)
         self._unanswered, self.due = None, math.inf
         log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
+        self._manager.ready("serving")
         if late or kept:
             _log.error("workers without the new settings: restart to have them in all", failed=kept, unanswered=late)
 
@@ -137,3 +149,4 @@ class Reloading:
         with contextlib.suppress(OSError):  # only the metrics of the workers lack it
             for channel in channels:
                 channel.send_document(PROBLEMS, json.dumps(problems).encode())
+        self._manager.ready("serving")

@@ -78,7 +78,7 @@ def _serve(
 
         with (
             _admin_socket(settings.admin, inherited, unix_access) as admin,
-            closing(Reloading(command_line, settings, config)) as reloading,
+            closing(Reloading(command_line, settings, config, manager)) as reloading,
         ):
             return run_workers(
                 config,

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +33,19 @@ class Manager:
         self.socket.bind(self.path)
         self.socket.setblocking(False)
 
+    async def next(self) -> dict[str, str]:
+        """Wait for the next notification; return its lines."""
+        async with asyncio.timeout(30):
+            lines = (await asyncio.get_running_loop().sock_recv(self.socket, 4096)).decode().split("\n")
+        return dict(each.split("=", 1) for each in lines)
+
     async def told(self, line: str) -> dict[str, str]:
         """Wait for the notification with this line; return all of its lines."""
+        name, _, value = line.partition("=")
         async with asyncio.timeout(30):
-            while True:
-                lines = (await asyncio.get_running_loop().sock_recv(self.socket, 4096)).decode().split("\n")
-                if line in lines:
-                    return dict(each.split("=", 1) for each in lines)
+            while (lines := await self.next()).get(name) != value:
+                pass
+        return lines
 
 
 @pytest.fixture
@@ -87,6 +94,29 @@ async def test_systemd_is_notified_of_readiness_and_of_the_end(routes: Routes, m
         running.program.send(signal.SIGTERM)
         assert (await manager.told("STOPPING=1"))["STATUS"] == "draining"
         assert await running.program.ended() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_systemd_is_notified_of_each_reload_and_of_its_end(
+    routes: Routes, manager: Manager, workers: int
+) -> None:
+    config = routes(svc="https://127.0.0.1:1")
+    flags: list[str | Path] = ["--config", config, "--workers", str(workers), "--admin", "off"]
+    async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path}) as running:
+        await manager.told("READY=1")
+        before = time.monotonic_ns() // 1000
+        running.program.send(signal.SIGHUP)
+        told = await manager.told("RELOADING=1")
+        assert before <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+        # The next notification: nothing is left out in between.
+        assert (await manager.next())["READY"] == "1"
+        config.write_text("[routes.svc]\n")
+        assert (await manager.next())["RELOADING"] == "1"
+        assert (await manager.next())["READY"] == "1"
+        await running.logged("settings refused")
+        running.program.send(signal.SIGTERM)
+        assert (await manager.next())["STOPPING"] == "1"
 
 
 @pytest.mark.asyncio
