@@ -1,4 +1,4 @@
-"""The exit codes of all commands, in one place.
+"""The exit codes of all commands, and the line in which they say why, in one place.
 
 A service manager decides by the exit code whether to restart: config/systemd/cloudrun-sidecar.service restarts after
 every code but `SETTINGS_UNUSABLE`.
@@ -6,9 +6,11 @@ every code but `SETTINGS_UNUSABLE`.
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
+from typing import TextIO
 
-__all__ = ["ExitCode"]
+__all__ = ["ExitCode", "error_line", "shows_colours"]
 
 
 class ExitCode(IntEnum):
@@ -23,3 +25,15 @@ class ExitCode(IntEnum):
     """The command line, the environment or a file has to be changed first; with the same ones it fails again."""
     WARNINGS = 3
     """Only from `check --strict`: nothing failed, but there are warnings."""
+
+
+def error_line(text: str, stream: TextIO) -> str:
+    """Return the line that says on this stream, after the name of the program, why a command ended."""
+    name = "cloudrun-sidecar:"
+    # SGR (ECMA-48, 8.3.117): red and bold.
+    return f"\x1b[31;1m{name}\x1b[0m {text}\n" if shows_colours(stream) else f"{name} {text}\n"
+
+
+def shows_colours(stream: TextIO) -> bool:
+    """Return True if the stream is a terminal that shows colours (NO_COLOR: https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import ExitCode, error_line
 
 __all__ = ["main"]
 
@@ -52,10 +52,10 @@ def _serve() -> int:
         return serve(settings, command_line)
     except SettingsNotRead as exc:
         if text := str(exc):
-            sys.stderr.write(f"cloudrun-sidecar: {text}\n")
+            sys.stderr.write(error_line(text, sys.stderr))
         return exc.exit_code
     except KeyboardInterrupt:  # before the sidecar handles signals
-        sys.stderr.write("cloudrun-sidecar: interrupted\n")
+        sys.stderr.write(error_line("interrupted", sys.stderr))
         return ExitCode.FAILED
 
 

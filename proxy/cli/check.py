@@ -96,7 +96,7 @@ def check(
     authentication = take_authentication(flags) if names else Authentication()
     settings = settings_from(config, flags).settings
     access = None if restate_admin is None else restate_access(restate_admin, restate_token_file)
-    place = sidecar_of(settings, sidecar) if names or access or sidecar else ""
+    place = sidecar_of(settings, sidecar, required=access is not None)
     if names:
         targets = find_targets(names, settings, place, authentication, extra_header)
         subjects = [subject_of(target) for target in targets]

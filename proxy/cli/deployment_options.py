@@ -119,10 +119,15 @@ def restate_access(url: str, token_file: Path | None, environment: Mapping[str, 
     return Access(url.rstrip("/"), token)
 
 
-def sidecar_of(settings: Settings, given: str | None) -> str:
-    """Return where Restate reaches the sidecar: what was given, else the first address of `listen`."""
+def sidecar_of(settings: Settings, given: str | None, *, required: bool = True) -> str:
+    """Return where Restate reaches the sidecar: what was given, else the first address of `listen`.
+
+    If there is no such address, raises Unusable, or returns `""` where it is not required.
+    """
     if given is None:
         found = sidecar_url(settings.listen)
+        if found is None and not required:
+            return ""
         if found is None:
             raise Unusable("listen has no address with a port; --sidecar says where Restate reaches the sidecar")
         return found

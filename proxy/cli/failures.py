@@ -6,16 +6,15 @@ one a line, indented.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import ExitCode, error_line
 
-__all__ = ["CommandFailed", "Unusable", "UsageFailed", "shows_colours"]
+__all__ = ["CommandFailed", "Unusable", "UsageFailed"]
 
 
 class CommandFailed(click.ClickException):
@@ -51,12 +50,5 @@ class UsageFailed(click.UsageError):
         _print(f"{text[:1].lower()}{text[1:]}{end} `{path} --help` has all there is")
 
 
-def shows_colours(stream: Any) -> bool:
-    """Return True if the stream is a terminal that shows colours (NO_COLOR: https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def _print(text: str) -> None:
-    colour = shows_colours(sys.stderr)
-    name = click.style("cloudrun-sidecar:", fg="red", bold=True) if colour else "cloudrun-sidecar:"
-    click.echo(f"{name} {text}", err=True, color=colour)
+    click.echo(error_line(text, sys.stderr), err=True, nl=False, color=True)

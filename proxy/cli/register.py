@@ -25,7 +25,7 @@ from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.options import GroupedCommand, HeadedOption, settings_flags, settings_from
 from proxy.cli.screen import Screen
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
-from proxy.deployments.changes import Changes, ServiceChange, changed_headers, compare
+from proxy.deployments.changes import Changes, ServiceChange, changed_calls, compare
 from proxy.deployments.plain_command import DEFAULT_ADMIN_URL, plain_command
 from proxy.deployments.records import Deployment, Registered
 from proxy.deployments.target import Target
@@ -105,6 +105,13 @@ def _how_flags() -> list[click.Parameter]:
             "--force", heading=_HOW, is_flag=True, help="Overwrite a deployment that Restate has; implies --breaking."
         ),
         HeadedOption("--breaking", heading=_HOW, is_flag=True, help="Allow incompatible changes of services."),
+        HeadedOption(
+            "--use-http1.1",
+            "http1",
+            heading=_HOW,
+            is_flag=True,
+            help="Have Restate call it over HTTP/1.1, request and response one after the other; not by authority.",
+        ),
         HeadedOption("--dry-run", heading=_HOW, is_flag=True, help="Show what would change, and change nothing."),
         HeadedOption(
             "--no-check",
@@ -144,6 +151,7 @@ def register(
     config: Path | None,
     force: bool,
     breaking: bool,
+    http1: bool,
     dry_run: bool,
     no_check: bool,
     yes: bool,
@@ -167,21 +175,23 @@ def register(
     settings = settings_from(config, flags).settings
     access = restate_access(restate_admin, restate_token_file)
     (target,) = find_targets((deployment,), settings, sidecar_of(settings, sidecar), authentication, extra_header)
+    if http1 and target.authority:
+        raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
     yes = yes or bool(os.environ.get("CI"))
     if not (yes or dry_run or sys.stdin.isatty()):
         raise Unusable("register asks before it changes anything, and there is no terminal; add --yes or --dry-run")
     configure_logging("critical", "auto")  # The report has everything that would be logged.
     screen = Screen([subject_of(target).name])
-    registration = _Registration(access, target, force=force, breaking=breaking, timeout=answer_timeout)
+    registration = _Registration(access, target, force=force, breaking=breaking, http1=http1, timeout=answer_timeout)
     try:
         with asyncio.Runner() as runner:
             if not no_check:
                 runner.run(_look(settings, target, answer_timeout, screen))
             planned = runner.run(registration.plan())
             if planned.known is not None and not force:
-                _tell_known(planned.known, target, screen)
+                _tell_known(planned.known, registration.changed_calls(planned.known), screen)
             else:
-                _show(planned, target, screen)
+                _show(planned, registration, screen)
                 _confirm(yes=yes, dry_run=dry_run, screen=screen)
                 if not dry_run:
                     _tell_registered(runner.run(registration.make(dry_run=False)), screen)
@@ -208,11 +218,14 @@ class _Plan(NamedTuple):
 class _Registration:
     """One registration with Restate; `timeout` is the deadline of each call, in seconds."""
 
-    def __init__(self, access: Access, target: Target, *, force: bool, breaking: bool, timeout: float) -> None:
+    def __init__(
+        self, access: Access, target: Target, *, force: bool, breaking: bool, http1: bool, timeout: float
+    ) -> None:
         self._access = access
         self._target = target
         self._force = force
         self._breaking = breaking
+        self._http1 = http1
         self._timeout_seconds = timeout
 
     async def plan(self) -> _Plan:
@@ -233,8 +246,13 @@ class _Registration:
                 dict(self._target.headers),
                 force=self._force,
                 breaking=self._breaking,
+                http1=self._http1,
                 dry_run=dry_run,
             )
+
+    def changed_calls(self, known: Deployment) -> list[str]:
+        """Return a phrase for everything in which it changes how Restate calls the deployment."""
+        return changed_calls(known, dict(self._target.headers), http1=self._http1)
 
     def plain_command(self, token_file: str | None, *, yes: bool) -> str:
         """Return the command of Restate's CLI that does the same."""
@@ -245,6 +263,7 @@ class _Registration:
             token_file=token_file,
             force=self._force,
             breaking=self._breaking,
+            http1=self._http1,
             yes=yes,
         )
 
@@ -264,19 +283,16 @@ async def _look(settings: Settings, target: Target, answer_timeout: float, scree
         raise CommandFailed("the deployment does not work yet, so it was not registered")
 
 
-def _tell_known(known: Deployment, target: Target, screen: Screen) -> None:
-    """Say that Restate has the deployment; raises Unusable if it has it in another way."""
-    differences = changed_headers(known.headers, dict(target.headers))
-    if known.has_own_authentication:
-        differences.append("Restate's own Google authentication would be removed")
-    if differences:
+def _tell_known(known: Deployment, changed: list[str], screen: Screen) -> None:
+    """Say that Restate has the deployment; raises Unusable if the registration would change how it is called."""
+    if changed:
         raise Unusable(
-            f"Restate has this deployment already ({one_line(known.id)}), with other headers, and nothing was changed; "
-            f"add --force to overwrite it: {', '.join(differences)}"
+            f"Restate has this deployment already ({one_line(known.id)}), and calls it in another way. Nothing was "
+            f"changed; with --force {', '.join(changed)}"
         )
     screen.write(
-        f"\nRestate has this deployment already ({one_line(known.id)}), with the same headers. Nothing was changed; "
-        "--force discovers its services again.\n"
+        f"\nRestate has this deployment already ({one_line(known.id)}), and calls it in the same way. Nothing was "
+        "changed; --force discovers its services again.\n"
     )
 
 
@@ -293,7 +309,7 @@ def _tell_registered(done: Registered, screen: Screen) -> None:
     screen.write(f"Registered as {one_line(done.id)}: {services}.\n")
 
 
-def _show(planned: _Plan, target: Target, screen: Screen) -> None:
+def _show(planned: _Plan, registration: _Registration, screen: Screen) -> None:
     """Print what the registration changes."""
     style, changes = screen.style, planned.changes
     lines = [""]
@@ -302,7 +318,7 @@ def _show(planned: _Plan, target: Target, screen: Screen) -> None:
             f"Restate has this deployment ({one_line(planned.known.id)}), and it is overwritten. Invocations in flight "
             "go on with its new services, and fail if their handlers have changed."
         )
-        lines += [f"  {phrase}" for phrase in changed_headers(planned.known.headers, dict(target.headers))]
+        lines += [f"  {phrase}" for phrase in registration.changed_calls(planned.known)]
     for word, colour, listed in (("added", _GREEN, changes.added), ("updated", _YELLOW, changes.updated)):
         if listed:
             lines.append(f"Services that will be {styled(word, colour, style)}:")

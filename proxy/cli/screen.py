@@ -10,9 +10,9 @@ from typing import Final, TextIO
 
 import click
 
-from proxy.cli.failures import shows_colours
 from proxy.doctor.rendering import TerminalStyle, render, route_path, to_ascii
 from proxy.doctor.report import RouteReport, StepName
+from proxy.exit_codes import shows_colours
 
 __all__ = ["Screen", "terminal_style"]
 

@@ -51,7 +51,9 @@ def token(
     """
     authentication = take_authentication(flags)
     settings = settings_from(config, flags).settings
-    (target,) = find_targets((name,), settings, sidecar_of(settings, sidecar), authentication, extra_header)
+    (target,) = find_targets(
+        (name,), settings, sidecar_of(settings, sidecar, required=False), authentication, extra_header
+    )
     chosen = target.route
     if not chosen.signed:
         raise Unusable(f"the route /{subject_of(target).name} adds no token (gcp_id_token = false)")

@@ -84,15 +84,18 @@ class RestateAdmin:
         return self._read(lambda: {service.name: service for service in map(read_service, data["services"])})
 
     async def register(
-        self, url: str, headers: Mapping[str, str], *, force: bool, breaking: bool, dry_run: bool
+        self, url: str, headers: Mapping[str, str], *, force: bool, breaking: bool, http1: bool, dry_run: bool
     ) -> Registered:
         """Register a deployment, or with `dry_run` only discover it; return what Restate answers.
 
-        Without `force`, a deployment that Restate has is left as it is and returned. Raises AdminFailure.
+        Without `force`, a deployment that Restate has is left as it is and returned. With `http1` Restate calls it over
+        HTTP/1.1. Raises AdminFailure.
         """
         wish: dict[str, Any] = {"uri": url, "force": force, "dry_run": dry_run}
         if headers:
             wish["additional_headers"] = dict(headers)
+        if http1:
+            wish["use_http_11"] = True
         if breaking:  # Servers before 1.6 do not know the word.
             wish["breaking"] = True
         status, data = await self._call("POST", "/deployments", wish)

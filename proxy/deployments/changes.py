@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from proxy.deployments.records import Deployment, Handler, Registered, Service
 from proxy.quoting import NOT_SHOWN, plain
 
-__all__ = ["Change", "Changes", "HandlerChange", "ServiceChange", "changed_headers", "compare"]
+__all__ = ["Change", "Changes", "HandlerChange", "ServiceChange", "changed_calls", "compare"]
 
 Change: TypeAlias = Literal["added", "changed", "removed", "same"]
 """What happens to a handler."""
@@ -79,17 +79,24 @@ def compare(
     return Changes(added=tuple(added), updated=tuple(updated), removed=tuple(removed))
 
 
-def changed_headers(known: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Return a phrase for each header that differs between a deployment and a registration; no value is in them."""
+def changed_calls(known: Deployment, headers: Mapping[str, str], *, http1: bool) -> list[str]:
+    """Return a phrase for everything in which a registration changes how Restate calls a deployment.
+
+    `headers` and `http1` are those of the registration. No value of a header is in the phrases.
+    """
     phrases = []
-    for name in sorted(known.keys() | wanted.keys()):
+    for name in sorted(known.headers.keys() | headers.keys()):
         shown = name if plain(name) is not None else NOT_SHOWN
-        if name not in wanted:
-            phrases.append(f"{shown} would be removed")
-        elif name not in known:
-            phrases.append(f"{shown} would be added")
-        elif known[name] != wanted[name]:
-            phrases.append(f"{shown} would change")
+        if name not in headers:
+            phrases.append(f"{shown} is removed")
+        elif name not in known.headers:
+            phrases.append(f"{shown} is added")
+        elif known.headers[name] != headers[name]:
+            phrases.append(f"{shown} is changed")
+    if known.has_own_authentication:
+        phrases.append("Restate's own Google authentication is removed")
+    if known.is_http1 != http1:
+        phrases.append(f"HTTP/1.1 is {'used' if http1 else 'no longer used'}")
     return phrases
 
 

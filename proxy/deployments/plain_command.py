@@ -26,6 +26,7 @@ def plain_command(
     token_file: str | None = None,
     force: bool = False,
     breaking: bool = False,
+    http1: bool = False,
     yes: bool = False,
 ) -> str:
     """Return the command as one line for a shell.
@@ -39,7 +40,8 @@ def plain_command(
     if token_file is not None:
         words.append(f'RESTATE_AUTH_TOKEN="$(cat {shlex.quote(token_file)})"')
     words += ["restate", "deployments", "register"]
-    words += [flag for flag, given in (("--yes", yes), ("--force", force), ("--breaking", breaking)) if given]
+    flags = (("--yes", yes), ("--force", force), ("--breaking", breaking), ("--use-http1.1", http1))
+    words += [flag for flag, given in flags if given]
     words.append(shlex.quote(url))
     for name, value in headers:
         words += ["--extra-header", _header(name, value)]

@@ -52,6 +52,8 @@ class Deployment:
     """Its additional headers, names in lower case; values may be secrets."""
     services: tuple[tuple[str, int], ...]
     """Name and revision of each service that it was discovered with."""
+    is_http1: bool
+    """True if Restate calls it over HTTP/1.1."""
     has_own_authentication: bool
     """True if Restate itself adds Google's tokens to its requests (`--gcp-id-token`)."""
 
@@ -94,6 +96,7 @@ def read_deployment(data: Any) -> Deployment:
         url=_text(data, "uri") if "uri" in data else "",
         headers={str(name).lower(): str(value) for name, value in _table(headers).items()},
         services=tuple((_text(one, "name"), _number(one, "revision")) for one in _list(data, "services")),
+        is_http1=str(data.get("http_version", "")).startswith("HTTP/1"),
         has_own_authentication=bool(data.get("auth")),
     )
 

@@ -241,10 +241,11 @@ def _requested(text: str, table: RouteTable, sidecar: str) -> tuple[str, str, bo
     if leads_to_sidecar(text, sidecar):
         return parts.path or "/", "", False
     host = (parts.hostname or "").lower()
+    place = sidecar or "an address that is not known here"
     if parts.port not in (None, _DEFAULT_PORTS[parts.scheme]):
         raise TargetRefused(
             [
-                f"{quoted(text)} is not at the sidecar, which Restate reaches at {sidecar} (--sidecar says where), and "
+                f"{quoted(text)} is not at the sidecar, which Restate reaches at {place} (--sidecar says where), and "
                 "services of Cloud Run have no port"
             ]
         )
@@ -252,7 +253,7 @@ def _requested(text: str, table: RouteTable, sidecar: str) -> tuple[str, str, bo
         if table.open_routes is None or not table.open_routes.allowed.allows_host(host):
             raise TargetRefused(
                 [
-                    f"{quoted(text)} is neither at the sidecar, which Restate reaches at {sidecar} (--sidecar says "
+                    f"{quoted(text)} is neither at the sidecar, which Restate reaches at {place} (--sidecar says "
                     "where), nor at a host of the list hosts of [deployments]"
                 ]
             )

@@ -17,7 +17,7 @@ from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_un
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import ExitCode, error_line
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import Address, parse_address_or_off
 from proxy.network.descriptors import raise_descriptor_limit
@@ -114,7 +114,7 @@ def work(config: ListenerConfig, channel: Channel) -> None:
 
 def _report(exc: ListenFailed | EngineUnavailable) -> ExitCode:
     """Write the reason to standard error, and return the exit code."""
-    sys.stderr.write(f"cloudrun-sidecar: {exc}\n")
+    sys.stderr.write(error_line(str(exc), sys.stderr))
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
 
 

@@ -84,17 +84,17 @@ async def test_a_service_is_registered_by_path_and_rotated_by_force(tmp_path: Pa
 
         again = await register(here, SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")
         assert (again.code, again.err) == (0, "")
-        assert "with the same headers. Nothing was changed" in again.out
+        assert "and calls it in the same way. Nothing was changed" in again.out
 
         other = await register(here, SAMPLES, "--gcp-impersonate-service-account", TWO, "--yes")
         assert other.code == 2
-        assert f"add --force to overwrite it: {IMPERSONATE} would change" in other.err
+        assert f"Nothing was changed; with --force {IMPERSONATE} is changed\n" in other.err
         assert await here.deployments() == [deployment]
 
         words = ("--gcp-impersonate-service-account", TWO, "--gcp-audience", CUSTOM)
         forced = await register(here, f"{here.sidecar.url}/{SAMPLES}", *words, "--force", "--yes")
         assert forced.code == 0
-        assert f"  {AUDIENCE} would be added\n  {IMPERSONATE} would change\n" in forced.out
+        assert f"  {AUDIENCE} is added\n  {IMPERSONATE} is changed\n" in forced.out
         assert "Services that will be updated:\n" in forced.out
         assert "Greeter  service, revision 1 → 2\n" in forced.out
         seen = await here.greeted()
@@ -268,6 +268,23 @@ async def test_services_that_an_overwritten_deployment_loses_are_told(tmp_path: 
         assert done.code == 0
         removed = done.out.partition("Services that will be removed:\n")[2].partition("Registered")[0]
         assert set(removed.split()) == ALL - {"Counter"}
+
+
+@pytest.mark.asyncio
+async def test_the_version_of_http_is_changed_by_force(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        words = (SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")
+        assert (await register(here, *words, "--use-http1.1")).code == 0
+        (deployment,) = await here.deployments()
+        assert deployment["http_version"] == "HTTP/1.1"
+        assert (await here.greeted()).claims["email"] == ONE
+        refused = await register(here, *words)
+        assert (refused.code, "with --force HTTP/1.1 is no longer used" in refused.err) == (2, True)
+        assert (await register(here, *words, "--force")).code == 0
+        (deployment,) = await here.deployments()
+        assert deployment["http_version"] == "HTTP/2.0"
+        by_authority = await register(here, f"http://{SAMPLES}", "--use-http1.1", "--yes")
+        assert (by_authority.code, "needs the host in the path" in by_authority.err) == (2, True)
 
 
 @pytest.mark.asyncio

@@ -4,6 +4,7 @@ import io
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -68,6 +69,18 @@ def test_unusable_settings_and_unknown_routes_exit_with_2() -> None:
     engine = run("--upstream", "https://svc.run.app", "--http2-engine", "nghttp2")
     if engine.exit_code == 2:  # where it is not compiled
         assert engine.stderr.startswith("cloudrun-sidecar: the HTTP/2 engine nghttp2 cannot be loaded")
+
+
+def test_a_route_is_checked_where_no_address_has_a_port(closed_port: int, tmp_path: Path) -> None:
+    route = ("--route", f"a=https://127.0.0.1:{closed_port}", "--listen", f"unix:{tmp_path}/s.sock")
+    assert run("a", *route).stdout.startswith(f"/a  https://127.0.0.1:{closed_port}\n")
+    told = run("a", *route, "--restate-admin", "http://127.0.0.1:9070")
+    assert (told.exit_code, "--sidecar says where Restate reaches the sidecar" in told.stderr) == (2, True)
+
+
+def test_headers_belong_to_a_deployment() -> None:
+    told = run("--upstream", "https://svc.run.app", "--extra-header", "x-a=b")
+    assert (told.exit_code, "--extra-header belongs to a deployment" in told.stderr) == (2, True)
 
 
 def test_help_explains_the_exit_codes() -> None:

@@ -46,22 +46,36 @@ def test_an_error_begins_with_the_name_of_the_program_and_is_no_usage_text(argum
 
 
 @pytest.mark.parametrize(
-    ("variables", "begin"),
+    ("arguments", "text"),
     [
-        ({"TERM": "xterm"}, "\x1b[31m\x1b[1mcloudrun-sidecar:\x1b[0m no such command"),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, "cloudrun-sidecar: no such command"),
-        ({"TERM": "dumb"}, "cloudrun-sidecar: no such command"),
+        (("sreve",), "no such command"),
+        (("serve", "--upstream", "ftp://x"), "1 problem with the settings"),
+        (("serve", "--upstream", "https://svc.example.com", "--config", "/nonexistent"), "1 problem with the settings"),
+        (
+            ("serve", "--upstream", "https://svc.example.com", "--listen", "192.0.2.1:1", "--unsafe-listen"),
+            "cannot listen on 192.0.2.1:1",
+        ),
     ],
 )
-def test_a_terminal_with_colours_shows_the_name_in_red(variables: dict[str, str], begin: str) -> None:
+@pytest.mark.parametrize(
+    ("variables", "begin"),
+    [
+        ({"TERM": "xterm"}, "\x1b[31;1mcloudrun-sidecar:\x1b[0m"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "cloudrun-sidecar:"),
+        ({"TERM": "dumb"}, "cloudrun-sidecar:"),
+    ],
+)
+def test_a_terminal_with_colours_shows_the_name_in_red(
+    variables: dict[str, str], begin: str, arguments: tuple[str, ...], text: str
+) -> None:
     ours, its = os.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    argv = [sys.executable, "-m", "proxy", "sreve"]
+    argv = [sys.executable, "-m", "proxy", *arguments]
     with subprocess.Popen(argv, stderr=its, env={**environment, **variables}):
         os.close(its)
         shown = os.read(ours, 65_536).decode()
     os.close(ours)
-    assert shown.startswith(begin)
+    assert shown.startswith(f"{begin} {text}")
 
 
 def test_a_usage_error_names_the_help_of_its_command() -> None:

@@ -48,7 +48,9 @@ def answering(status: int, body: Any, **fields: str) -> Answer:
 async def failure_of(answer: Answer, token: str | None = TOKEN, **headers: str) -> AdminFailure:
     async with admin_api(answer, token) as admin:
         with pytest.raises(AdminFailure) as caught:
-            await admin.register("http://127.0.0.1:9081/x", headers, force=False, breaking=False, dry_run=False)
+            await admin.register(
+                "http://127.0.0.1:9081/x", headers, force=False, breaking=False, http1=False, dry_run=False
+            )
     assert TOKEN not in str(caught.value)
     return caught.value
 
@@ -62,13 +64,20 @@ async def test_a_registration_says_all_of_it_and_carries_the_token() -> None:
         return web.json_response({"id": "dp_1", "services": []}, status=201)
 
     async with admin_api(answer) as admin:
-        done = await admin.register("http://x/", {"x-a": "b"}, force=True, breaking=True, dry_run=False)
-        await admin.register("http://x/", {}, force=False, breaking=False, dry_run=True)
+        done = await admin.register("http://x/", {"x-a": "b"}, force=True, breaking=True, http1=True, dry_run=False)
+        await admin.register("http://x/", {}, force=False, breaking=False, http1=False, dry_run=True)
     assert (done.id, done.is_new) == ("dp_1", True)
     assert wishes == [
         (
             f"Bearer {TOKEN}",
-            {"uri": "http://x/", "force": True, "dry_run": False, "breaking": True, "additional_headers": {"x-a": "b"}},
+            {
+                "uri": "http://x/",
+                "force": True,
+                "dry_run": False,
+                "breaking": True,
+                "use_http_11": True,
+                "additional_headers": {"x-a": "b"},
+            },
         ),
         (f"Bearer {TOKEN}", {"uri": "http://x/", "force": False, "dry_run": True}),
     ]

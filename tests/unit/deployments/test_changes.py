@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from proxy.deployments.changes import Changes, changed_headers, compare
+from proxy.deployments.changes import Changes, changed_calls, compare
 from proxy.deployments.records import Deployment, Handler, Registered, Service
 
 
@@ -12,7 +12,9 @@ def compared(after: list[Service], before: list[Service], had: tuple[str, ...] |
     replaced = None
     if had is not None:
         services = tuple((name, 1) for name in had)
-        replaced = Deployment(id="dp_new", url="", headers={}, services=services, has_own_authentication=False)
+        replaced = Deployment(
+            id="dp_new", url="", headers={}, services=services, is_http1=False, has_own_authentication=False
+        )
     registered = Registered(id="dp_new", is_new=had is None, services=tuple(after))
     return compare(registered, {one.name: one for one in before}, replaced, {"dp_old": "http://old/"})
 
@@ -49,7 +51,20 @@ def test_what_an_overwritten_deployment_had_and_no_longer_has_is_removed() -> No
     assert changes.updated[0].moved_from == ""
 
 
+def known(headers: dict[str, str] | None = None, *, http1: bool = False, own: bool = False) -> Deployment:
+    return Deployment(id="dp_1", url="", headers=headers or {}, services=(), is_http1=http1, has_own_authentication=own)
+
+
 def test_headers_that_differ_are_named_without_their_values() -> None:
-    phrases = changed_headers({"a": "1", "b": "s3cret", "c": "3"}, {"b": "other", "c": "3", "d": "4"})
-    assert phrases == ["a would be removed", "b would change", "d would be added"]
-    assert changed_headers({"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJo.c2ln": ""}, {}) == ["[not shown] would be removed"]
+    phrases = changed_calls(known({"a": "1", "b": "s3cret", "c": "3"}), {"b": "other", "c": "3", "d": "4"}, http1=False)
+    assert phrases == ["a is removed", "b is changed", "d is added"]
+    pasted = known({"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJo.c2ln": ""})
+    assert changed_calls(pasted, {}, http1=False) == ["[not shown] is removed"]
+
+
+def test_the_version_of_http_and_restates_own_authentication_are_changes() -> None:
+    assert changed_calls(known(), {}, http1=True) == ["HTTP/1.1 is used"]
+    assert changed_calls(known(http1=True), {}, http1=False) == ["HTTP/1.1 is no longer used"]
+    assert changed_calls(known(http1=True, own=True), {}, http1=True) == [
+        "Restate's own Google authentication is removed"
+    ]

@@ -19,6 +19,7 @@ def test_flags_headers_and_the_admin_api_are_in_the_command() -> None:
         token_file="/run/my token",
         force=True,
         breaking=True,
+        http1=True,
         yes=True,
     )
     assert shlex.split(command) == [
@@ -30,6 +31,7 @@ def test_flags_headers_and_the_admin_api_are_in_the_command() -> None:
         "--yes",
         "--force",
         "--breaking",
+        "--use-http1.1",
         URL,
         "--extra-header",
         "x-team=payments",

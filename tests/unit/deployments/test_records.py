@@ -39,6 +39,10 @@ def test_a_deployment_has_its_headers_in_lower_case_and_does_not_show_them() -> 
     assert deployment.services == (("Greeter", 3),)
     assert deployment.has_own_authentication
     assert not read_deployment({**listed, "auth": None}).has_own_authentication
+    assert [read_deployment({**listed, "http_version": f"HTTP/{one}"}).is_http1 for one in ("1.1", "2.0")] == [
+        True,
+        False,
+    ]
     on_lambda = read_deployment({"id": "dp_1", "arn": "arn:aws:…", "services": []})
     assert (on_lambda.url, on_lambda.headers) == ("", {})
 

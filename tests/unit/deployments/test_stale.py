@@ -20,7 +20,9 @@ BOTH, NAMED = RouteTable([GREETER], LISTS), RouteTable([GREETER])
 def refusals(
     url: str, table: RouteTable = BOTH, own: bool = False, headers: Mapping[str, str] | None = None
 ) -> list[str | None]:
-    deployment = Deployment(id="dp_1", url=url, headers=headers or {}, services=(), has_own_authentication=own)
+    deployment = Deployment(
+        id="dp_1", url=url, headers=headers or {}, services=(), is_http1=False, has_own_authentication=own
+    )
     return [one.refusal for one in examine([deployment], table, SIDECAR)]
 
 
@@ -85,6 +87,7 @@ def test_restates_own_authentication_is_told() -> None:
 def test_deployments_come_by_url() -> None:
     urls = [f"{SIDECAR}/greeter", f"{SIDECAR}/gone", f"http://{HOST}/"]
     deployments = [
-        Deployment(id=f"dp_{url}", url=url, headers={}, services=(), has_own_authentication=False) for url in urls
+        Deployment(id=f"dp_{url}", url=url, headers={}, services=(), is_http1=False, has_own_authentication=False)
+        for url in urls
     ]
     assert [one.deployment.url for one in examine(deployments, BOTH, SIDECAR)] == sorted(urls)
