@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.binding import UnixAccess
 from proxy.downstream.listener import Listener
+from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.observe.observer import DownstreamObserver, UpstreamObserver
@@ -15,7 +18,18 @@ from proxy.settings.plain import PlainSettings
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 
-__all__ = ["connector", "engines", "listener", "most_connections", "timing", "unix_access", "verifier"]
+__all__ = [
+    "connector",
+    "engines",
+    "handshakes",
+    "listener",
+    "most_connections",
+    "timing",
+    "tls_context",
+    "tls_files",
+    "unix_access",
+    "verifier",
+]
 
 
 def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> MakeEngine:
@@ -86,3 +100,23 @@ def unix_access(settings: PlainSettings) -> UnixAccess:
 def most_connections(settings: PlainSettings) -> int:
     """Return how many connections of clients one worker may have open."""
     return -(-settings.max_connections // settings.workers)
+
+
+def tls_files(settings: PlainSettings) -> TlsFiles | None:
+    """Return the files of the certificate for clients; None if there is no listener with TLS."""
+    if not settings.tls_listen or settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def tls_context(settings: PlainSettings) -> TlsContext | None:
+    """Return the certificate for clients; None if there is no listener with TLS. Raises TlsUnusable."""
+    files = tls_files(settings)
+    return None if files is None else TlsContext(files)
+
+
+def handshakes(loop: asyncio.AbstractEventLoop, tls: TlsContext | None, listener: Listener) -> Handshakes | None:
+    """Return what makes TLS connections for this listener; None without a certificate."""
+    if tls is None:
+        return None
+    return Handshakes(loop, tls, admits=listener.admits_handshake, on_failed=listener.handshake_failed)

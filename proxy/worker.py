@@ -52,7 +52,18 @@ from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
 from proxy.upstream.pool import Pool
-from proxy.wiring import connector, engines, listener, most_connections, timing, unix_access, verifier
+from proxy.wiring import (
+    connector,
+    engines,
+    handshakes,
+    listener,
+    most_connections,
+    timing,
+    tls_context,
+    tls_files,
+    unix_access,
+    verifier,
+)
 
 __all__ = ["Worker", "run_worker"]
 
@@ -118,6 +129,8 @@ class Worker:
             verifier=verifier(settings),
         )
         self.listener = listener(settings, choice.make, self._dispatcher, budget, flusher, observers)
+        self._tls = tls_context(settings)
+        self._handshakes = handshakes(loop, self._tls, self.listener)
         self._admin = self._admin_plane(admin_socket)
         self._ending = asyncio.Event()
         self._on_draining: Callable[[], None] = _ignore
@@ -166,6 +179,8 @@ class Worker:
         )
         self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
         self.listener.most_connections = most_connections(settings)
+        if self._tls is not None and (files := tls_files(settings)) is not None:
+            self._tls.change(files)
         if {"log_level", "log_format"} & {*changes.settings}:
             configure_logging(settings.log_level, settings.log_format)
         self.settings = settings
@@ -188,6 +203,8 @@ class Worker:
                 await self._admin.start()
             except OSError as exc:
                 raise ListenFailed(f"{self.settings.admin} (admin)", exc) from exc
+        if self._tls is not None:
+            self._tls.start()
         self.started = True
 
     def drain(self) -> None:
@@ -238,6 +255,8 @@ class Worker:
             closing.push_async_callback(self._observers.close)
             if self._admin is not None:
                 closing.push_async_callback(self._admin.close)
+            if self._tls is not None:
+                closing.callback(self._tls.close)
             closing.push_async_callback(self._mint.close)
             closing.push_async_callback(self._tokens.close)
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))
@@ -268,7 +287,7 @@ class Worker:
             await self.start()
             if channel is not None:
                 channel.report(READY)
-            self._log_listening(accepts)
+            self._log_listening(config, accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -287,6 +306,7 @@ class Worker:
                     },
                     files=peers.files if peers else {},
                     orphan=self.orphan,
+                    handshakes=self._handshakes,
                 )
                 closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
@@ -295,17 +315,19 @@ class Worker:
                 self._leaves_sockets = lambda: config.shared
                 manager.ready("serving")
                 closing.callback(repeat(loop, manager.watchdog_seconds / 2, manager.alive))
-                await listen(self.listener, config, accepts, self.ended)
+                await listen(self.listener, config, accepts, self.ended, self._handshakes)
 
-    def _log_listening(self, accepts: Sockets | Channel) -> None:
+    def _log_listening(self, config: ListenerConfig, accepts: Sockets | Channel) -> None:
         if isinstance(accepts, Channel):
-            addresses = accepts.addresses
+            names, tls = accepts.addresses, accepts.tls_addresses
         else:
-            addresses = [bound.getsockname() for bound in accepts.insecure_sockets]
+            names = [bound.getsockname() for bound in accepts.insecure_sockets]
+            tls = tuple(one.getsockname() for one in accepts.insecure_sockets if one.fileno() in config.tls_descriptors)
         _log.info(
             "listening",
             version=__version__,
-            listen=[str(Address.of_socket(name)) for name in addresses],
+            listen=[str(Address.of_socket(name)) for name in names if name not in tls],
+            **({"tls_listen": [str(Address.of_socket(name)) for name in tls]} if tls else {}),
             admin=self._admin.address if self._admin is not None else OFF,
             engine=self.engine,
             # Log collectors cut lines of some 100 KiB; /routes of the admin port has them all.

@@ -14,9 +14,10 @@ from proxy.cli.completion import Complete, complete_accounts, complete_audiences
 from proxy.cli.failures import Unusable
 from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.field_texts import default_text, summary, unit_of
+from proxy.settings.groups import GROUPS
 from proxy.settings.layers import flag_name
 from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
-from proxy.settings.model import GROUPS, DeploymentSettings
+from proxy.settings.model import DeploymentSettings
 
 __all__ = ["GroupedCommand", "HeadedOption", "settings_flags", "settings_from"]
 
@@ -139,7 +140,14 @@ def _placeholder(name: str, info: FieldInfo) -> str:
         return f"[{'|'.join(get_args(info.annotation))}]"
     if unit := unit_of(info):
         return unit.upper()
-    named = {"listen": "ADDR", "allowed_hosts": "HOST", "admin": "ADDR", "upstream_ca": "FILE", "gcp_audience": "TEXT"}
+    named = {
+        "listen": "ADDR",
+        "allowed_hosts": "HOST",
+        "admin": "ADDR",
+        "upstream_ca": "FILE",
+        "gcp_audience": "TEXT",
+    }
+    named |= {"tls_certificate": "FILE", "tls_key": "FILE", "tls_client_ca": "FILE", "tls_listen": "ADDR"}
     named |= {
         "socket_mode": "MODE",
         "socket_user": "NAME",

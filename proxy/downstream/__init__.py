@@ -12,5 +12,6 @@
 * `channel`         messages between supervisor and worker
 * `config`          Hypercorn's configuration, and the listening sockets
 * `inherited`       listening sockets that another process has opened
-* `binding`         binds TCP sockets, and explains why one cannot be bound
+* `tls`             certificates that are replaced while serving, and TLS handshakes
+* `binding`         binds sockets, and explains why one cannot be bound
 """

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from io import FileIO
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ __all__ = [
     "SETTINGS_KEPT",
     "SETTINGS_TAKEN",
     "STATE",
+    "TLS_CONNECTION",
     "WORKERS_DRAINING",
     "WORKERS_READY",
     "WORKERS_STARTING",
@@ -37,6 +39,8 @@ __all__ = [
 
 CONNECTION: Final = b"c"
 """To a worker: a connection, whose descriptor comes with this octet."""
+TLS_CONNECTION: Final = b"t"
+"""To a worker: a connection that begins with a TLS handshake, whose descriptor comes with this octet."""
 DRAIN: Final = b"d"
 """To a worker: refuse new requests, let live ones finish, and exit."""
 ABORT: Final = b"x"
@@ -87,12 +91,15 @@ class Channel:
         end: socket.socket,
         addresses: list[Any],
         *,
+        tls_addresses: Sequence[Any] = (),
         admin: socket.socket | None = None,
         heartbeat_seconds: float = 0.0,
     ) -> None:
         self.socket = end
         self.addresses = addresses
         """Addresses that the supervisor listens on, as `getsockname` returns them."""
+        self.tls_addresses = tuple(tls_addresses)
+        """Those of them that are for TLS."""
         self.admin = admin
         """The listening socket of the admin port, if the supervisor has been given one."""
         self.heartbeat_seconds = heartbeat_seconds

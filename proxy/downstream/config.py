@@ -36,6 +36,7 @@ class ListenerConfig(Config):
         *,
         max_head_octets: int = 64 << 10,
         unix_access: UnixAccess = _OWNER_AND_GROUP,
+        tls_addresses: tuple[str, ...] = (),
     ) -> None:
         self.bind = list(addresses)
         self.workers = workers
@@ -56,27 +57,34 @@ class ListenerConfig(Config):
         self.graceful_timeout = 1.0
         self.shared = False
         """True if another process has the listening sockets, too: what this one does not accept waits for the other."""
+        self.tls_addresses = tls_addresses
+        """Addresses for TLS."""
+        self.tls_descriptors: frozenset[int] = frozenset()
+        """The descriptors of the sockets that listen there."""
         self._unix_access = unix_access
         self._files: list[tuple[str, int, int]] = []
 
     def create_sockets(self, inherited: Sequence[socket.socket] = ()) -> Sockets:
-        """Bind every address and listen, or take the inherited sockets instead.
+        """Bind every address and listen; inherited sockets replace those without TLS.
 
         Raises ListenFailed for the first address that cannot be bound.
         """
+        bound: list[socket.socket] = []
         if inherited:
             self.shared = True
             for passed in inherited:
                 if passed.family != socket.AF_UNIX:
                     _keep_alive(passed)
-            return Sockets([], list(inherited), [])
-        bound: list[socket.socket] = []
-        for address in self.bind:
+            bound += inherited
+        plain = () if inherited else self.bind
+        for address in (*plain, *self.tls_addresses):
             try:
                 bound.append(self._listening(address))
             except OSError as exc:
                 self.release(Sockets([], bound, []))
                 raise ListenFailed(address, exc) from exc
+        count = len(bound) - len(self.tls_addresses)
+        self.tls_descriptors = frozenset(one.fileno() for one in bound[count:])
         return Sockets([], bound, [])
 
     def release(self, sockets: Sockets) -> None:

@@ -1,10 +1,10 @@
 """Receives connections that the supervisor has accepted.
 
 Supervisor and worker share a pair of stream sockets, the channel. Each octet to the worker is a message (`channel`);
-some carry a descriptor (SCM_RIGHTS, unix(7)): `CONNECTION` that of the connection, others that of a file in memory.
-Each octet to the supervisor is a report: the worker is ready, it drains, it has put settings in force, or a connection
-has closed, so that the supervisor knows how many the worker has. The end of the channel means that the supervisor has
-exited.
+some carry a descriptor (SCM_RIGHTS, unix(7)): `CONNECTION` and `TLS_CONNECTION` that of the connection, others that of
+a file in memory. Each octet to the supervisor is a report: the worker is ready, it drains, it has put settings in
+force, or a connection has closed, so that the supervisor knows how many the worker has. The end of the channel means
+that the supervisor has exited.
 
 To Hypercorn the channel is the socket to listen on: it calls `create_server` with it. `accept_from` replaces that
 method of the event loop, and returns a `HandoverServer` for the channel.
@@ -22,7 +22,8 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import CONNECTION, LEAVING, Channel
+from proxy.downstream.channel import CONNECTION, LEAVING, TLS_CONNECTION, Channel
+from proxy.downstream.tls import Handshakes
 
 __all__ = ["HandoverServer", "accept_from"]
 
@@ -47,6 +48,7 @@ class HandoverServer:
         documents: Mapping[bytes, Callable[[bytes], None]],
         files: Mapping[bytes, Callable[[FileIO], None]],
         orphan: Callable[[], None],
+        handshakes: Handshakes | None = None,
     ) -> None:
         self._loop = loop
         self._channel = channel
@@ -55,6 +57,7 @@ class HandoverServer:
         self._documents = documents
         self._files = files
         self._orphan = orphan
+        self._handshakes = handshakes
         self._ended = asyncio.Event()
         self._leaving = False
         self._accepting: set[asyncio.Task[None]] = set()
@@ -77,6 +80,8 @@ class HandoverServer:
     async def wait_closed(self) -> None:
         """Wait until every received connection has its protocol."""
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        if self._handshakes is not None:
+            await self._handshakes.wait()
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -94,8 +99,12 @@ class HandoverServer:
                     self._commands[message]()
                 elif message in self._files and descriptor is not None:
                     self._files[message](FileIO(descriptor, "rb"))
-                elif message != CONNECTION:
+                elif message not in (CONNECTION, TLS_CONNECTION):
                     self._ignore(descriptor)
+                elif descriptor is not None and message == TLS_CONNECTION and self._handshakes is not None:
+                    self._handshakes.begin(
+                        socket.socket(fileno=descriptor), self._make_protocol, self._channel.connection_closed
+                    )
                 elif descriptor is not None:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
                     self._accepting.add(accepting)
@@ -126,12 +135,14 @@ def accept_from(
     documents: Mapping[bytes, Callable[[bytes], None]],
     files: Mapping[bytes, Callable[[FileIO], None]],
     orphan: Callable[[], None],
+    handshakes: Handshakes | None = None,
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
     `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
     empty if it was lost, `files` with the file in memory, which they own; never if it was lost. Other processes may
-    read it, and share its position. `orphan` is called when the supervisor has exited.
+    read it, and share its position. `orphan` is called when the supervisor has exited. `handshakes` begins those of TLS
+    connections.
     """
     create_server = loop.create_server
 
@@ -145,6 +156,7 @@ def accept_from(
                 documents=documents,
                 files=files,
                 orphan=orphan,
+                handshakes=handshakes,
             )
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 

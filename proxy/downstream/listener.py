@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, cast
 
@@ -110,11 +111,31 @@ class Listener:
         if connection is not None and is_reserved(connection.fileno()):
             self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
             return False
-        if len(self._accepted) <= self.most_connections:
+        if len(self._accepted) <= self.most_connections or self._make_room(accepted.accepted_at):
             return True
-        idle = self._oldest_unused(before=accepted.accepted_at - _FIRST_REQUEST_SECONDS)
-        if idle is None:
+        self._log_refused("limit of connections reached (max_connections)", "max-connections")
+        return False
+
+    def admits_handshake(self, connection: socket.socket, under_way: int) -> bool:
+        """Return True if a TLS handshake may begin, beside so many under way; otherwise log why not."""
+        now = asyncio.get_running_loop().time()
+        if is_reserved(connection.fileno()):
+            self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
+        elif len(self._accepted) + under_way >= self.most_connections and not self._make_room(now):
             self._log_refused("limit of connections reached (max_connections)", "max-connections")
+        else:
+            return True
+        return False
+
+    def handshake_failed(self, reason: str, accepted: bool) -> None:
+        """Tell the observer of a TLS handshake that failed; `accepted` says that it was counted in `untracked`."""
+        self.untracked -= accepted
+        self._observer.handshake_failed(reason)
+
+    def _make_room(self, now: float) -> bool:
+        """Close the oldest connection without a request, unless that is new; return whether there was one."""
+        idle = self._oldest_unused(now - _FIRST_REQUEST_SECONDS)
+        if idle is None:
             return False
         self._observer.connection_refused("unused")
         del self._unused[idle]

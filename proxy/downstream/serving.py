@@ -30,6 +30,7 @@ from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.downstream.listener import GATE, Listener
+from proxy.downstream.tls import Handshakes, TlsServer
 
 __all__ = ["Application", "listen"]
 
@@ -66,22 +67,31 @@ class Application:
 
 
 async def listen(
-    listener: Listener, config: ListenerConfig, sockets: Sockets, shutdown: Callable[[], Awaitable[None]]
+    listener: Listener,
+    config: ListenerConfig,
+    sockets: Sockets,
+    shutdown: Callable[[], Awaitable[None]],
+    handshakes: Handshakes | None = None,
 ) -> None:
-    """Serve until `shutdown` returns; by then, everything must be drained."""
+    """Serve until `shutdown` returns; by then, everything must be drained. `handshakes` begins those of TLS sockets."""
     setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - see the module; the name is not exported
     loop = asyncio.get_running_loop()
     create_server = loop.create_server
-    servers: list[asyncio.Server | HandoverServer] = []
+    servers: list[asyncio.Server | HandoverServer | TlsServer] = []
 
-    async def create(make_protocol: Callable[[], asyncio.Protocol], *args: Any, **more: Any) -> asyncio.Server:
+    async def create(make_protocol: Callable[[], asyncio.Protocol], *args: Any, **more: Any) -> Any:
         """Note the servers that Hypercorn makes: it gives no access to them, and closes them only at the end."""
 
         def make() -> asyncio.Protocol:
             listener.untracked += 1
             return make_protocol()
 
-        server = await create_server(make, *args, **more)
+        server: asyncio.Server | HandoverServer | TlsServer
+        listening = more.get("sock")
+        if handshakes is not None and listening is not None and listening.fileno() in config.tls_descriptors:
+            server = TlsServer(loop, listening, handshakes, make, listener.on_closed)
+        else:
+            server = await create_server(make, *args, **more)
         servers.append(server)
         return server
 
@@ -90,7 +100,7 @@ async def listen(
             if isinstance(server, HandoverServer):
                 await server.leave()
                 continue
-            if isinstance(loop, asyncio.SelectorEventLoop):
+            if isinstance(loop, asyncio.SelectorEventLoop) and isinstance(server, asyncio.Server):
                 # It makes the transport of an accepted connection in a task, which fails once the server is closed.
                 for listening in server.sockets:
                     loop.remove_reader(listening.fileno())
@@ -124,13 +134,18 @@ class _Server(TCPServer):
                 accepted.protocol_unknown = False
                 if first is None or transport.is_closing():
                     transport.abort()
-                elif not first.startswith(_PREFACE):
+                elif not self._is_http2(first):
                     self.reader.give_back(first)
                     await self._run_http1(accepted.gate)
                 elif not self.reader.at_eof():  # HTTP/2 needs both halves
                     await listener.serve_h2c(accepted, first)
             finally:
                 await self._close()
+
+    def _is_http2(self, first: bytes) -> bool:
+        """Return True if the client speaks HTTP/2: over TLS as negotiated (ALPN), else as its first octets say."""
+        tls = self.writer.get_extra_info("ssl_object")
+        return first.startswith(_PREFACE) if tls is None else tls.selected_alpn_protocol() == "h2"
 
     async def _first_octets(self) -> bytes | None:
         """Return enough octets to recognise the preface; None if the client sends none in time or is gone."""
@@ -256,7 +271,8 @@ class _Server(TCPServer):
         wrong (RFC 9112, 9.6).
         """
         with contextlib.suppress(OSError, RuntimeError):
-            self.writer.write_eof()
+            if self.writer.can_write_eof():  # asyncio's TLS cannot
+                self.writer.write_eof()
             async with asyncio.timeout(_LINGER_SECONDS):
                 while await self.reader.read(MAX_RECV):
                     pass

@@ -89,6 +89,7 @@ class Exposition:
             "downstream_connections_cut_off_total": lambda name: _counted(
                 name, ("code",), {(code,): n for code, n in metrics.downstream_cut_offs.items()}
             ),
+            "downstream_tls_failures_total": lambda name: _one(name, metrics.handshakes_failed),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
             "workers": lambda name: _one(name, workers),

@@ -109,6 +109,7 @@ FAMILIES: Final = (
         ("code",),
         "Connections of clients ended because of what the client did, by HTTP/2 error code",
     ),
+    Family("downstream_tls_failures_total", "counter", (), "TLS handshakes of clients that failed"),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
     Family("settings_last_reload_successful", "gauge", (), "0 after a reload that was refused, until one succeeds"),

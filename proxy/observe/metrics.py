@@ -103,6 +103,8 @@ class Metrics(Observer):
         """Connections of clients that were closed because there were too many, by reason."""
         self.downstream_cut_offs: Counter[str] = Counter()
         """Connections of clients that were ended because of what the client did, by error code."""
+        self.handshakes_failed = 0
+        """TLS handshakes of clients that failed."""
         self.requests_refused: Counter[str] = Counter()
         """Requests that broke a rule of HTTP, by reason; they have no route."""
         self.callers_unverified: Counter[str] = Counter()
@@ -184,6 +186,10 @@ class Metrics(Observer):
     def downstream_cut_off(self, code: int, reason: str) -> None:
         """Count by code."""
         self.downstream_cut_offs[bounded_code_name(code)] += 1
+
+    def handshake_failed(self, reason: str) -> None:
+        """Count it."""
+        self.handshakes_failed += 1
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Count by reason."""

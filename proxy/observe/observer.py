@@ -122,6 +122,9 @@ class DownstreamObserver:
         There are few reasons.
         """
 
+    def handshake_failed(self, reason: str) -> None:
+        """The TLS handshake of a client failed, for a reason in the words of OpenSSL."""
+
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """A request broke a rule of HTTP before it had a route.
 
@@ -226,6 +229,10 @@ class Observers(Observer):
     def downstream_cut_off(self, code: int, reason: str) -> None:
         """Tell all."""
         self._tell(lambda observer: observer.downstream_cut_off(code, reason))
+
+    def handshake_failed(self, reason: str) -> None:
+        """Tell all."""
+        self._tell(lambda observer: observer.handshake_failed(reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""

@@ -46,7 +46,7 @@ class Warnings(Observer):
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._cut_off_throttle = Throttle()
+        self._throttle = Throttle()
 
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what writes the lines of one route."""
@@ -96,11 +96,17 @@ class Warnings(Observer):
 
     def downstream_cut_off(self, code: int, reason: str) -> None:
         """Write a warning, one a second for each code."""
-        added = self._cut_off_throttle.fields(code, self._monotonic())
+        added = self._throttle.fields(code, self._monotonic())
         if added is not None:
             _downstream.warning(
                 "closing the connection of a client", code=error_code_name(code), reason=reason, **added
             )
+
+    def handshake_failed(self, reason: str) -> None:
+        """Write a warning, once a second at most."""
+        added = self._throttle.fields("handshake", self._monotonic())
+        if added is not None:
+            _downstream.warning("TLS handshake failed", reason=reason, **added)
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Write at the level `debug`."""

@@ -37,6 +37,9 @@ RELOADABLE: Final = frozenset(
         "restate_identity_keys",
         "routes",
         "stream_wait_timeout",
+        "tls_certificate",
+        "tls_client_ca",
+        "tls_key",
         "upstream_ca",
         "upstream_idle_timeout",
     }

@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple, get_origin
 from pydantic import BaseModel, ValidationError
 
 from proxy.quoting import plain, quoted
+from proxy.settings.groups import TABLES
 from proxy.settings.layers import (
     FileLayer,
     Place,
@@ -37,7 +38,7 @@ from proxy.settings.layers import (
     read_environment,
     read_file,
 )
-from proxy.settings.model import TABLES, DeploymentSettings, RouteSettings, Settings
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.validation_errors import DEPLOYMENTS_IS_TABLE, ROUTE_IS_TABLE, describe
 
@@ -234,18 +235,23 @@ def _inline(draft: _Draft, routes: Iterable[str], upstream: str | None, layer: s
 
 
 def _check_files(draft: _Draft, directory: Path) -> None:
-    """Check that the files and directories that settings name exist. Makes `upstream_ca` absolute."""
-    given = draft.values.get("upstream_ca")
-    if isinstance(given, str | Path):
-        base = directory if draft.places["upstream_ca",].keys else Path()
-        path = Path(os.path.abspath(base / given))
-        draft.values["upstream_ca"] = path
-        if plain(given) is None and "\0" not in str(given) and not os.path.exists(path):
-            draft.add_problem(("upstream_ca",), f"must be the path of a PEM file, and is {quoted(given)}")
-        elif what := _certificate_problem(path):
-            draft.add_problem(("upstream_ca",), what)
-    listen = draft.values.get("listen")
-    addresses = [("listen", text) for text in listen] if isinstance(listen, tuple) else []
+    """Check that the files and directories that settings name exist. Makes the paths of files absolute."""
+    for name in ("upstream_ca", "tls_certificate", "tls_key", "tls_client_ca"):
+        given = draft.values.get(name)
+        if isinstance(given, str | Path):
+            base = directory if draft.places[name,].keys else Path()
+            path = Path(os.path.abspath(base / given))
+            draft.values[name] = path
+            if plain(given) is None and "\0" not in str(given) and not os.path.exists(path):
+                draft.add_problem((name,), f"must be the path of a PEM file, and is {quoted(given)}")
+            elif what := _file_problem(path, is_ca=name == "upstream_ca"):
+                draft.add_problem((name,), what)
+    addresses = [
+        (name, text)
+        for name in ("listen", "tls_listen")
+        if isinstance(listed := draft.values.get(name), tuple)
+        for text in listed
+    ]
     for name, text in [*addresses, ("admin", draft.values.get("admin"))]:
         # The model reports everything that is not a path.
         if isinstance(text, str) and text.startswith("unix:/") and plain(text) is not None:
@@ -254,9 +260,15 @@ def _check_files(draft: _Draft, directory: Path) -> None:
                 draft.add_problem((name,), f"{text}: there is no directory {parent}; make it first")
 
 
-def _certificate_problem(path: Path) -> str | None:
-    """Return what is wrong with a file of certificates; None if it can be used."""
+def _file_problem(path: Path, *, is_ca: bool) -> str | None:
+    """Return what is wrong with a PEM file; None if it can be used.
+
+    Only that of a certificate authority is read: a private key is, by the process that serves.
+    """
     try:
+        if not is_ca:
+            path.stat()
+            return None
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except ssl.SSLError:
         return f"{path} has no PEM certificate; it must be that of the certificate authority"

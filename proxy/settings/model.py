@@ -7,53 +7,24 @@ other settings.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
 from proxy.http2.engine import EngineName
 from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
-from proxy.quoting import plain
 from proxy.request_identity import check_key
 from proxy.routes import RouteTable, check_name
 from proxy.settings.deployments import DeploymentSettings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
+from proxy.settings.values import Octets, Seconds, bindable, bindable_tls, local_name, permissions
 
-__all__ = ["GROUPS", "TABLES", "DeploymentSettings", "RouteSettings", "Settings"]
+__all__ = ["DeploymentSettings", "RouteSettings", "Settings"]
 
-Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
-# The owner must be able to connect: `healthcheck` and `wait` do.
-_MODE: Final = re.compile(r"0?[67][0-7]{2}")
-_LOCAL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
-
-Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
-
-
-def _bindable(text: str, info: ValidationInfo) -> str:
-    """Check an address to listen on. The rule needs `unsafe_listen`, which is therefore the first field."""
-    if not parse_address(text).is_local and not info.data.get("unsafe_listen", True):
-        raise ValueError(
-            f"{text} can be reached from other machines, and every client that reaches it can call the services with "
-            "the sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
-            "(--unsafe-listen)"
-        )
-    return text
-
-
-def _socket_mode(text: str) -> str:
-    if not _MODE.fullmatch(text):
-        raise ValueError('must be permissions in octal, such as "0660" (owner and group) or "0600" (owner alone)')
-    return text
-
-
-def _local_name(text: str) -> str:
-    if not _LOCAL_NAME.fullmatch(text) or plain(text) is None:
-        raise ValueError("must be the name or the number of a user or group of this machine")
-    return text
+File = Annotated[Path, Field(strict=False)]
 
 
 class Settings(BaseModel):
@@ -69,7 +40,7 @@ class Settings(BaseModel):
             "restate_identity_keys says which may."
         ),
     )
-    listen: tuple[Annotated[str, AfterValidator(_bindable)], ...] = Field(
+    listen: tuple[Annotated[str, AfterValidator(bindable)], ...] = Field(
         default=("127.0.0.1:9081",),
         json_schema_extra={"minItems": 1},
         description=(
@@ -77,14 +48,14 @@ class Settings(BaseModel):
             "9081 stands beside the 9080 of Restate's SDKs."
         ),
     )
-    socket_mode: Annotated[str, AfterValidator(_socket_mode)] = Field(
+    socket_mode: Annotated[str, AfterValidator(permissions)] = Field(
         default="0660",
         description=(
             "Permissions of the Unix sockets that listen and admin name, in octal. Connecting takes write permission: "
             "by default the user of the sidecar and its group have it."
         ),
     )
-    socket_user: Annotated[str, AfterValidator(_local_name)] | None = Field(
+    socket_user: Annotated[str, AfterValidator(local_name)] | None = Field(
         default=None,
         examples=["restate"],
         description=(
@@ -92,7 +63,7 @@ class Settings(BaseModel):
             "Only root can name another one."
         ),
     )
-    socket_group: Annotated[str, AfterValidator(_local_name)] | None = Field(
+    socket_group: Annotated[str, AfterValidator(local_name)] | None = Field(
         default=None,
         examples=["restate"],
         description=(
@@ -109,6 +80,33 @@ class Settings(BaseModel):
             "Connections that clients may have open, divided among the workers. "
             "Above it, those that have sent no request give way to new ones; if there are none, new ones are closed. "
             "Restate needs one for some 90 requests, over HTTP/1.1 one for each."
+        ),
+    )
+    tls_certificate: File | None = Field(
+        default=None,
+        examples=["tls.crt"],
+        description=(
+            "PEM file of the certificate of tls_listen, with the authorities between it and the root. "
+            "It takes effect within seconds when it or the key is replaced, for new connections."
+        ),
+    )
+    tls_key: File | None = Field(
+        default=None, examples=["tls.key"], description="PEM file of its private key, not encrypted."
+    )
+    tls_client_ca: File | None = Field(
+        default=None,
+        examples=["clients-ca.pem"],
+        description=(
+            "PEM file of the authorities of clients: only those with a certificate of one of them are served on "
+            "tls_listen (mTLS). Restate has none; a service mesh, or a proxy beside it, can have one."
+        ),
+    )
+    tls_listen: tuple[Annotated[str, AfterValidator(bindable_tls)], ...] = Field(
+        default=(),
+        examples=[["127.0.0.1:9443"]],
+        description=(
+            "Where clients connect with TLS 1.2 or newer, by HTTP/2 or HTTP/1.1 (ALPN), beside listen. "
+            "For deployments that are registered as https://."
         ),
     )
     allowed_hosts: tuple[Annotated[str, AfterValidator(parse_host_name)], ...] = Field(
@@ -155,7 +153,7 @@ class Settings(BaseModel):
             "Keep it below the grace period of whatever sends the signal."
         ),
     )
-    upstream_ca: Annotated[Path, Field(strict=False)] | None = Field(
+    upstream_ca: File | None = Field(
         default=None,
         examples=["private-ca.pem"],
         description=(
@@ -307,6 +305,20 @@ class Settings(BaseModel):
             raise ValueError("names an address twice; each can be bound once")
         return addresses
 
+    @field_validator("tls_listen")
+    @classmethod
+    def _with_certificate(cls, addresses: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        files = {name: info.data.get(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")}
+        lacking = [name for name in ("tls_certificate", "tls_key") if files[name] is None and name in info.data]
+        if addresses and lacking:
+            raise ValueError(f"needs a certificate: set {' and '.join(lacking)}")
+        if not addresses and (given := [name for name, file in files.items() if file is not None]):
+            raise ValueError(f"tls_listen names no address, so nothing uses {' and '.join(given)}")
+        fixed = [address for address in map(parse_address, addresses) if address.path or address.port]
+        if len(set(fixed)) < len(fixed) or set(fixed) & set(map(parse_address, info.data.get("listen", ()))):
+            raise ValueError("names an address that is named before; each can be bound once")
+        return addresses
+
     @field_validator("admin")
     @classmethod
     def _admin(cls, admin: str, info: ValidationInfo) -> str:
@@ -314,9 +326,9 @@ class Settings(BaseModel):
         if (
             address is not None
             and (address.path or address.port)
-            and address in map(parse_address, info.data.get("listen", ()))
+            and address in map(parse_address, (*info.data.get("listen", ()), *info.data.get("tls_listen", ())))
         ):
-            raise ValueError(f"{admin} is taken by `listen`; use another port, or off")
+            raise ValueError(f"{admin} is taken by `listen` or `tls_listen`; use another port, or off")
         return admin
 
     @field_validator("queued_octets")
@@ -352,44 +364,3 @@ class Settings(BaseModel):
         values = {name: getattr(self, name) for name in type(self).model_fields}
         values |= {"deployments": self.deployments.allow_lists(), "routes": self.route_table().routes}
         return PlainSettings(**values, config=config, config_state=config_state)
-
-
-GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Listening": (
-        "listen",
-        "unsafe_listen",
-        "socket_mode",
-        "socket_user",
-        "socket_group",
-        "max_connections",
-        "allowed_hosts",
-        "restate_identity_keys",
-        "admin",
-        "workers",
-        "drain_timeout",
-    ),
-    "Upstream": (
-        "upstream_ca",
-        "connect_timeout",
-        "mint_timeout",
-        "stream_wait_timeout",
-        "max_upstream_connections",
-        "ping_interval",
-        "ping_timeout",
-        "upstream_idle_timeout",
-        "add_retry_after",
-    ),
-    "HTTP/2 and memory": (
-        "http2_engine",
-        "max_concurrent_streams",
-        "stream_window",
-        "queued_octets",
-        "replay_octets",
-        "max_field_section",
-    ),
-    "Logging": ("log_level", "log_format", "access_log"),
-}
-"""Every setting that is no table by heading, in the order of `--help` and the sample file."""
-
-TABLES: Final = ("deployments", "routes")
-"""The settings that are tables in a file."""

@@ -37,6 +37,10 @@ class PlainSettings:
     socket_user: str | None
     socket_group: str | None
     max_connections: int
+    tls_certificate: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    tls_listen: tuple[str, ...]
     allowed_hosts: tuple[str, ...]
     restate_identity_keys: tuple[str, ...]
     admin: str

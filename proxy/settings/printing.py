@@ -11,8 +11,9 @@ import tomlkit
 from pydantic.fields import FieldInfo
 
 from proxy.settings.field_texts import NOT_SET, default_text, summary, unit_of
+from proxy.settings.groups import GROUPS
 from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name
-from proxy.settings.model import GROUPS, DeploymentSettings, RouteSettings, Settings
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 
 __all__ = ["dump_toml", "example_toml", "json_schema", "markdown_tables", "toml_value"]
 

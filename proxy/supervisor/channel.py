@@ -24,6 +24,7 @@ from proxy.downstream.channel import (
     SETTINGS_KEPT,
     SETTINGS_TAKEN,
     STATE,
+    TLS_CONNECTION,
     file_in_memory,
 )
 
@@ -72,10 +73,10 @@ class WorkerChannel:
         """True if messages wait until the worker has read earlier ones."""
         return bool(self._unsent)
 
-    def hand_over(self, connection: socket.socket) -> None:
+    def hand_over(self, connection: socket.socket, *, tls: bool = False) -> None:
         """Send the worker a connection, and close our copy of it."""
         self.connections += 1
-        self._unsent.append((CONNECTION, connection))
+        self._unsent.append((TLS_CONNECTION if tls else CONNECTION, connection))
         self.flush()
 
     def send_command(self, message: bytes) -> None:
@@ -158,8 +159,8 @@ class WorkerChannel:
                 self.state.close()
             self.state = file
 
-    def close(self) -> list[socket.socket]:
-        """Close the channel; return the connections that were never sent."""
+    def close(self) -> list[tuple[socket.socket, bool]]:
+        """Close the channel; return the connections that were never sent, and whether each is for TLS."""
         self.gone = True
         self.socket.close()
         self.settings_awaited = 0
@@ -168,4 +169,4 @@ class WorkerChannel:
         for _, carried in unsent:
             if isinstance(carried, FileIO):
                 carried.close()
-        return [carried for _, carried in unsent if isinstance(carried, socket.socket)]
+        return [(carried, kind == TLS_CONNECTION) for kind, carried in unsent if isinstance(carried, socket.socket)]

@@ -17,6 +17,7 @@ from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_un
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
+from proxy.downstream.tls import TlsFiles, TlsUnusable, server_context
 from proxy.exit_codes import ExitCode, error_line
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import Address, parse_address_or_off
@@ -45,6 +46,7 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
         settings.to_json(),
         max_head_octets=settings.max_field_section,
         unix_access=unix_access,
+        tls_addresses=settings.tls_listen,
     )
     raise_descriptor_limit()
     with background_output():
@@ -52,7 +54,7 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
         try:
             inherited = InheritedSockets.from_service_manager(os.environ, unsafe_listen=settings.unsafe_listen)
             return _serve(settings, config, command_line, inherited, unix_access)
-        except (ListenFailed, EngineUnavailable) as exc:
+        except (ListenFailed, EngineUnavailable, TlsUnusable) as exc:
             return _report(exc)
 
 
@@ -72,6 +74,9 @@ def _serve(
     if (refused := tracing_refusal(os.environ)) is not None:
         _log.warning("traces are off", reason=str(refused), remedy=refused.remedy)
     if settings.workers > 1:
+        if settings.tls_listen and settings.tls_certificate is not None and settings.tls_key is not None:
+            # Here, so that the error appears once, not once a worker.
+            server_context(TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca))
         # Imported only here: a single worker saves 0.8 MiB.
         from proxy.supervisor.reloading import Reloading
         from proxy.supervisor.workers import run_workers
@@ -108,11 +113,11 @@ def work(config: ListenerConfig, channel: Channel) -> None:
         configure_logging(settings.log_level, settings.log_format)
         try:
             run_worker(settings, config, channel)
-        except ListenFailed as exc:
+        except (ListenFailed, TlsUnusable) as exc:
             sys.exit(_report(exc))
 
 
-def _report(exc: ListenFailed | EngineUnavailable) -> ExitCode:
+def _report(exc: ListenFailed | EngineUnavailable | TlsUnusable) -> ExitCode:
     """Write the reason to standard error, and return the exit code."""
     sys.stderr.write(error_line(str(exc), sys.stderr))
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE

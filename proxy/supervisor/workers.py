@@ -135,8 +135,8 @@ class _Supervisor:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._handed_over = 0
-        self._waiting: list[socket.socket] = []
-        """Accepted connections that no worker can take yet."""
+        self._waiting: list[tuple[socket.socket, bool]] = []
+        """Accepted connections that no worker can take yet, and whether each is for TLS."""
         self._accepting = False
         self._accept_at = 0.0
         self._all_ready = False
@@ -182,7 +182,7 @@ class _Supervisor:
                 self._watch(now)
             if now >= self._kill_at:
                 self._kill()
-        for connection in self._waiting:
+        for connection, _ in self._waiting:
             connection.close()
         return self._exit_code
 
@@ -198,6 +198,7 @@ class _Supervisor:
             channel = Channel(
                 worker_end,
                 [bound.getsockname() for bound in self._listening],
+                tls_addresses=[bound.getsockname() for bound in self._listening if self._is_tls(bound)],
                 admin=self.admin,
                 heartbeat_seconds=self.manager.watchdog_seconds / 4,
             )
@@ -256,7 +257,10 @@ class _Supervisor:
                 return
             for worker in self._workers:
                 self._on_channel_ready(worker)  # read the reports, for current numbers
-            self._hand_over(connection)
+            self._hand_over(connection, tls=self._is_tls(listening))
+
+    def _is_tls(self, listening: socket.socket) -> bool:
+        return listening.fileno() in self._config.tls_descriptors
 
     def _may_accept(self) -> bool:
         """Return True if a worker can take a connection from the kernel's queue.
@@ -285,14 +289,14 @@ class _Supervisor:
             default=None,
         )
 
-    def _hand_over(self, connection: socket.socket) -> None:
+    def _hand_over(self, connection: socket.socket, *, tls: bool) -> None:
         worker = self._least_loaded()
         if worker is None:
-            self._waiting.append(connection)
+            self._waiting.append((connection, tls))
             return
         self._handed_over += 1
         worker.last_handed_over = self._handed_over
-        worker.channel.hand_over(connection)
+        worker.channel.hand_over(connection, tls=tls)
         self._update_registration(worker)
 
     def _on_channel_ready(self, worker: _Worker) -> None:
@@ -303,7 +307,8 @@ class _Supervisor:
         self._update_registration(worker)
         self._note_ready()
         while self._waiting and self._least_loaded() is not None:
-            self._hand_over(self._waiting.pop(0))
+            connection, tls = self._waiting.pop(0)
+            self._hand_over(connection, tls=tls)
 
     def _update_registration(self, worker: _Worker) -> None:
         """Register the channel for the events that it needs; close it if the worker has exited."""
@@ -314,8 +319,8 @@ class _Supervisor:
                 self._selector.modify(channel.socket, events, partial(self._on_channel_ready, worker))
         elif channel.socket.fileno() >= 0:
             self._selector.unregister(channel.socket)
-            for connection in channel.close():
-                self._hand_over(connection)  # nothing was read from it: any other worker can serve it
+            for connection, tls in channel.close():
+                self._hand_over(connection, tls=tls)  # nothing was read from it: any other worker can serve it
 
     # ---- signals
 

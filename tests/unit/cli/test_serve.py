@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from proxy.cli.commands import commands
 from proxy.settings import PlainSettings, RouteSettings, Settings, load
+from proxy.settings.groups import GROUPS
 from proxy.settings.layers import flag_name
-from proxy.settings.model import GROUPS
 
 URL = "https://svc.run.app"
 

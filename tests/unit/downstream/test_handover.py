@@ -61,7 +61,7 @@ def run(loop: str, use: Use) -> None:
         finally:
             server.close()
             await server.wait_closed()
-            for connection in supervisor.close():
+            for connection, _ in supervisor.close():
                 connection.close()
 
     with its, asyncio.Runner(loop_factory=LOOPS[loop]) as runner:

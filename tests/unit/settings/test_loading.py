@@ -51,6 +51,7 @@ def test_the_environment_can_name_the_file_and_the_flag_wins() -> None:
 
 
 def test_every_setting_can_be_given_in_every_layer() -> None:
+    pem = write("", "a.pem").absolute()
     values: dict[str, Any] = {
         "listen": ("127.0.0.1:1", "[::1]:2"), "unsafe_listen": True, "admin": "127.0.0.1:3", "workers": 2,
         "drain_timeout": 1.5, "connect_timeout": 1.0, "mint_timeout": 2.0, "stream_wait_timeout": 3.0,
@@ -59,6 +60,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000,
         "log_level": "error", "log_format": "json", "access_log": True,
         "socket_mode": "0600", "socket_user": "restate", "socket_group": "1000", "max_connections": 7,
+        "tls_listen": ("127.0.0.1:4",), "tls_certificate": pem, "tls_key": pem, "tls_client_ca": pem,
         "allowed_hosts": ("sidecar.example", "sidecar"), "restate_identity_keys": (KEY, OTHER_KEY),
     }  # fmt: skip
     assert {*values, "upstream_ca", "deployments", "routes"} == set(Settings.model_fields)
@@ -352,3 +354,34 @@ def test_access_to_unix_sockets_is_checked_as_far_as_it_can_be(setting: str, val
     found = problems(f'{setting} = "{value}"', upstream=URL)
     assert list(found) == [f"my.toml: {setting}"]
     assert what in found[f"my.toml: {setting}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "what"),
+    [
+        ('tls_listen = ["127.0.0.1:1"]', "tls_listen", "set tls_certificate and tls_key"),
+        ('tls_listen = ["127.0.0.1:1"]\ntls_certificate = "a.pem"', "tls_listen", "set tls_key"),
+        ('tls_certificate = "a.pem"\ntls_key = "a.pem"', "settings", "nothing uses tls_certificate and tls_key"),
+        ('tls_client_ca = "a.pem"', "settings", "nothing uses tls_client_ca"),
+        ('tls_key = "none.pem"', "tls_key", "No such file"),
+        ('listen = ["[::1]:1"]\ntls_listen = ["[::1]:1"]', "tls_listen", "names an address that is named before"),
+        ('tls_listen = ["127.0.0.1:1", "127.0.0.1:1"]', "tls_listen", "names an address that is named before"),
+        ('tls_listen = ["0.0.0.0:1"]', "tls_listen", "unsafe_listen"),
+        ('admin = "127.0.0.1:1"\ntls_listen = ["127.0.0.1:1"]', "admin", "is taken"),
+        ('tls_listen = ["unix:/none/s"]', "tls_listen", "there is no directory /none"),
+    ],
+)
+def test_a_tls_listener_needs_addresses_of_its_own_and_files(given: str, where: str, what: str) -> None:
+    write("", "a.pem")
+    if "before" in what or where == "admin" or "none/s" in given or "0.0.0.0" in given:
+        given += '\ntls_certificate = "a.pem"\ntls_key = "a.pem"'
+    found = problems(given, upstream=URL)
+    assert any(place.removeprefix("my.toml: ").startswith(where) and what in text for place, text in found.items()), (
+        found
+    )
+
+
+def test_where_clients_need_a_certificate_any_address_can_be_listened_on() -> None:
+    pem = write("", "a.pem")
+    flags = {"tls_listen": ("0.0.0.0:1",), "tls_certificate": pem, "tls_key": pem, "tls_client_ca": pem}
+    assert upstream(**flags).tls_listen == ("0.0.0.0:1",)

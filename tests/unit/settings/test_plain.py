@@ -11,7 +11,8 @@ import pytest
 
 from proxy.routes import AllowLists, Origin, Route
 from proxy.settings import PlainSettings, RouteSettings, Settings
-from proxy.settings.model import TABLES, DeploymentSettings
+from proxy.settings.groups import TABLES
+from proxy.settings.model import DeploymentSettings
 from proxy.settings.plain import FORMAT_VERSION
 from tests.unit.settings.given import ACCOUNT, KEY, URL, upstream
 
@@ -25,6 +26,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, log_level="error", log_format="json", access_log=True,
             socket_mode="0600", socket_user="a", socket_group="b", max_connections=7,
+            tls_listen=("[::1]:2",), tls_certificate=Path("/c"), tls_key=Path("/k"), tls_client_ca=Path("/a"),
             allowed_hosts=("sidecar.example",), restate_identity_keys=(KEY,),
             deployments=DeploymentSettings(hosts=("a.example",), accounts=(ACCOUNT,), audiences=("a.example=b",)),
     )  # fmt: skip

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from proxy.settings import RouteSettings, Settings, dump_toml, json_schema, load, load_traced
 from proxy.settings.__main__ import main
 from proxy.settings.field_texts import default_text, unit_of
-from proxy.settings.model import GROUPS, TABLES, DeploymentSettings
+from proxy.settings.groups import GROUPS, TABLES
+from proxy.settings.model import DeploymentSettings
 from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, URL, upstream, write
 
@@ -58,6 +59,8 @@ def test_the_sample_loads_and_changes_no_default() -> None:
 
 
 def test_the_sample_loads_with_every_line_uncommented() -> None:
+    for name in ("tls.crt", "tls.key", "clients-ca.pem"):
+        write("", name)
     text = re.sub(r"^#(?=\w+ = )", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
     document = tomllib.loads(text.replace('upstream_ca = "private-ca.pem"\n', ""))
     assert set(document) == set(Settings.model_fields) - {"upstream_ca"}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from proxy.settings import RouteSettings, Settings, SettingsInvalid, dump_toml, load_traced
+from proxy.settings.groups import TABLES
 from proxy.settings.layers import environment_name, flag_name
 from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
-from proxy.settings.model import TABLES
 from proxy.settings.printing import toml_value
 from tests.support.pasted import PASTED, told_of
 from tests.unit.settings.given import URL, write

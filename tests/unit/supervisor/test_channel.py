@@ -154,11 +154,13 @@ def test_after_the_exit_of_a_worker_unsent_connections_are_returned(ends: tuple[
     supervisor, worker = ends
     worker.socket.close()
     accepted, peer = connected()
+    other, other_peer = connected()
     supervisor.hand_over(accepted)
+    supervisor.hand_over(other, tls=True)
     assert supervisor.gone
-    assert supervisor.close() == [accepted]
-    accepted.close()
-    peer.close()
+    assert supervisor.close() == [(accepted, False), (other, True)]
+    for one in (accepted, peer, other, other_peer):
+        one.close()
 
 
 def test_the_exit_of_a_worker_is_noticed(ends: tuple[WorkerChannel, Channel]) -> None:

@@ -1,0 +1,52 @@
+"""The settings by heading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["GROUPS", "TABLES"]
+
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Listening": (
+        "listen",
+        "unsafe_listen",
+        "socket_mode",
+        "socket_user",
+        "socket_group",
+        "max_connections",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "tls_listen",
+        "allowed_hosts",
+        "restate_identity_keys",
+        "admin",
+        "workers",
+        "drain_timeout",
+    ),
+    "Upstream": (
+        "upstream_ca",
+        "connect_timeout",
+        "mint_timeout",
+        "stream_wait_timeout",
+        "max_upstream_connections",
+        "ping_interval",
+        "ping_timeout",
+        "upstream_idle_timeout",
+        "add_retry_after",
+    ),
+    "HTTP/2 and memory": (
+        "http2_engine",
+        "max_concurrent_streams",
+        "stream_window",
+        "queued_octets",
+        "replay_octets",
+        "max_field_section",
+    ),
+    "Logging": ("log_level", "log_format", "access_log"),
+}
+"""Every setting that is no table by heading, in the order of `--help` and the sample file."""
+
+TABLES: Final = ("deployments", "routes")
+"""The settings that are tables in a file."""

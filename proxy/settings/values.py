@@ -1,0 +1,52 @@
+"""Rules for the values of single settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+from pydantic import Field, ValidationInfo
+
+from proxy.network.address import parse_address
+from proxy.quoting import plain
+
+__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "local_name", "permissions"]
+
+Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
+"""A duration."""
+Octets = Annotated[int, Field(json_schema_extra={"x-unit": "octets"})]
+"""A size."""
+
+# The owner must be able to connect: `healthcheck` and `wait` do.
+_MODE: Final = re.compile(r"0?[67][0-7]{2}")
+_LOCAL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+
+
+def bindable(text: str, info: ValidationInfo) -> str:
+    """Check an address to listen on. The rule needs `unsafe_listen`, which is therefore the first field."""
+    if not parse_address(text).is_local and not info.data.get("unsafe_listen", True):
+        raise ValueError(
+            f"{text} can be reached from other machines, and every client that reaches it can call the services with "
+            "the sidecar's identity; use a loopback address or a Unix socket, or accept that with unsafe_listen "
+            "(--unsafe-listen)"
+        )
+    return text
+
+
+def bindable_tls(text: str, info: ValidationInfo) -> str:
+    """Check an address to listen on with TLS: any is allowed where only clients with a certificate are served."""
+    return text if info.data.get("tls_client_ca") is not None and parse_address(text) else bindable(text, info)
+
+
+def permissions(text: str) -> str:
+    """Check permissions in octal."""
+    if not _MODE.fullmatch(text):
+        raise ValueError('must be permissions in octal, such as "0660" (owner and group) or "0600" (owner alone)')
+    return text
+
+
+def local_name(text: str) -> str:
+    """Check the name or number of a user or a group."""
+    if not _LOCAL_NAME.fullmatch(text) or plain(text) is None:
+        raise ValueError("must be the name or the number of a user or group of this machine")
+    return text
