@@ -69,7 +69,7 @@ async def test_the_unit_tests_of_the_pure_rooms_cover_every_branch(tmp_path: Pat
         assert await running.ended(within_seconds=540.0) == 0, running.tail(60)
     for command in (["combine", "-q"], ["json", "-q", "-o", "report.json"]):
         async with program("coverage", [*coverage, *command]) as running:
-            assert await running.ended() == 0, running.tail(60)
+            assert await running.ended(within_seconds=120.0) == 0, running.tail(60)
     assert not list(shortfalls(tmp_path / "report.json"))
 
 

@@ -64,7 +64,7 @@ def named(config: Path, name: str, impersonate: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_service_is_registered_by_path_and_rotated_by_force(tmp_path: Path) -> None:
+async def test_a_service_is_registered_by_path_and_overwritten_with_force(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         tried = await register(here, f"https://{SAMPLES}", "--gcp-impersonate-service-account", ONE, "--dry-run")
         assert (tried.code, tried.err) == (0, "")
@@ -129,7 +129,7 @@ async def test_a_named_route_is_registered_by_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("by_authority", [False, True], ids=["by-path", "by-authority"])
-async def test_the_command_of_restates_cli_that_is_printed_does_the_same(tmp_path: Path, by_authority: bool) -> None:
+async def test_the_printed_command_of_restates_cli_has_the_same_effect(tmp_path: Path, by_authority: bool) -> None:
     async with world(tmp_path, by_authority=by_authority) as here:
         words = ["--gcp-impersonate-service-account", ONE, "--gcp-audience", CUSTOM]
         words += ["--extra-header", "x-team=payments", "--extra-header", "authorization=Bearer of-the-application"]
@@ -150,7 +150,7 @@ async def test_the_command_of_restates_cli_that_is_printed_does_the_same(tmp_pat
 
 
 @pytest.mark.asyncio
-async def test_what_does_not_work_or_is_not_allowed_is_not_registered(tmp_path: Path) -> None:
+async def test_a_deployment_that_does_not_work_or_is_not_allowed_is_not_registered(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         denied = await register(here, SAMPLES, "--gcp-impersonate-service-account", BROKEN, "--yes")
         assert denied.code == 1
@@ -177,7 +177,7 @@ async def test_what_does_not_work_or_is_not_allowed_is_not_registered(tmp_path: 
 
 
 @pytest.mark.asyncio
-async def test_failures_of_restate_are_told_with_what_to_do(tmp_path: Path) -> None:
+async def test_failures_of_restate_are_reported_with_a_remedy(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         words = (SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")
         down = await register(here, *words, admin="http://127.0.0.1:1")
@@ -241,7 +241,7 @@ async def test_the_token_of_the_admin_api_comes_from_a_variable_or_a_file(tmp_pa
 
 
 @pytest.mark.asyncio
-async def test_an_incompatible_change_needs_breaking(tmp_path: Path) -> None:
+async def test_an_incompatible_change_needs_the_flag_breaking(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         assert (await register(here, SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")).code == 0
         here.container.app = counter_as_a_service()
@@ -260,7 +260,7 @@ async def test_an_incompatible_change_needs_breaking(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_services_that_an_overwritten_deployment_loses_are_told(tmp_path: Path) -> None:
+async def test_services_that_an_overwritten_deployment_loses_are_listed(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         assert (await register(here, SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")).code == 0
         here.container.app = counter_as_a_service()
@@ -288,7 +288,7 @@ async def test_the_version_of_http_is_changed_by_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_terminal_is_asked_and_may_refuse(tmp_path: Path) -> None:
+async def test_a_confirmation_on_a_terminal_can_be_refused(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         words = ("register", SAMPLES, "--gcp-impersonate-service-account", ONE)
         admin = ("--restate-admin", here.restate.admin_url)

@@ -37,9 +37,7 @@ async def statuses(running: Sidecar, stack: AsyncExitStack, connections: int) ->
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_clients_have_so_many_connections_together_and_a_reload_changes_that(
-    routes: Routes, workers: int
-) -> None:
+async def test_all_clients_share_the_limit_of_connections_and_a_reload_changes_it(routes: Routes, workers: int) -> None:
     config = routes("max_connections = 4", svc="https://127.0.0.1:1")
     flags = ("--workers", str(workers), *(() if workers == 1 else ("--admin", "off")))
     async with sidecar("--config", config, *flags) as running, AsyncExitStack() as stack:
@@ -79,7 +77,7 @@ async def test_unix_sockets_of_listener_and_admin_port_are_open_to_owner_and_gro
 @pytest.mark.asyncio
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("which", ["listen", "admin"])
-async def test_an_owner_that_there_is_not_stops_the_start_with_a_sentence(
+async def test_an_unknown_owner_of_a_socket_prevents_the_start_with_one_sentence(
     routes: Routes, tmp_path: Path, which: str, workers: int
 ) -> None:
     config = routes('socket_user = "no-such-user"', svc="https://127.0.0.1:1")

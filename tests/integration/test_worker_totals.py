@@ -95,7 +95,7 @@ async def ask(peer: Peer, path: str = "/svc/invoke/S/h") -> int:
 
 
 @pytest.mark.asyncio
-async def test_metrics_are_the_sums_of_both_workers_whichever_answers(chain: StartChain) -> None:
+async def test_each_worker_exposes_the_sums_of_both(chain: StartChain) -> None:
     async with two_workers(chain) as (started, pids, peers):
         for number, peer in enumerate(peers):
             for _ in range(10 + number):
@@ -192,7 +192,7 @@ async def test_a_worker_that_drains_leaves_its_exact_totals(chain: StartChain) -
 
 
 @pytest.mark.asyncio
-async def test_a_reload_is_counted_once_and_totals_of_removed_routes_go(chain: StartChain) -> None:
+async def test_a_reload_is_counted_once_and_totals_of_removed_routes_are_dropped(chain: StartChain) -> None:
     async with two_workers(chain, settings='[routes.other]\nurl = "{upstream}"\ngcp_id_token = false\n') as (
         started,
         pids,

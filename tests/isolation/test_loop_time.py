@@ -15,7 +15,7 @@ each_engine = pytest.mark.parametrize("engine", ["h2", "nghttp2"])
 
 @each_engine
 @pytest.mark.asyncio
-async def test_content_in_frames_of_one_octet(engine: str, tmp_path: Path) -> None:
+async def test_content_in_frames_of_one_octet_does_not_delay_others(engine: str, tmp_path: Path) -> None:
     frames = 65_535
 
     async def take(peer: Peer, stream: int) -> None:
@@ -33,7 +33,7 @@ async def test_content_in_frames_of_one_octet(engine: str, tmp_path: Path) -> No
 
 @each_engine
 @pytest.mark.asyncio
-async def test_heads_of_which_hpack_has_every_field(engine: str, tmp_path: Path) -> None:
+async def test_fully_indexed_heads_do_not_delay_others(engine: str, tmp_path: Path) -> None:
     async def answer(peer: Peer, stream: int) -> None:
         peer.respond(stream, 204, end=True)
 

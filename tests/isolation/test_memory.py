@@ -41,7 +41,9 @@ async def take_nothing(peer: Peer, stream: int) -> None:
 @each_engine
 @pytest.mark.asyncio
 @pytest.mark.parametrize("window", [0, 65_535])
-async def test_large_responses_that_a_client_does_not_take(engine: str, window: int, tmp_path: Path) -> None:
+async def test_large_responses_that_a_client_does_not_read_stay_within_the_cap(
+    engine: str, window: int, tmp_path: Path
+) -> None:
     async with stage(tmp_path, engine) as at:
         at.service.behaviours["large"] = large
         async with at.client(settings={SettingCodes.INITIAL_WINDOW_SIZE: window}, acknowledging=False) as slow:
@@ -53,7 +55,7 @@ async def test_large_responses_that_a_client_does_not_take(engine: str, window: 
 
 @each_engine
 @pytest.mark.asyncio
-async def test_large_responses_that_stay_in_the_socket_of_a_client(engine: str, tmp_path: Path) -> None:
+async def test_large_responses_in_the_socket_of_a_client_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
     async with stage(tmp_path, engine) as at:
         at.service.behaviours["large"] = large
         async with at.client(settings={SettingCodes.INITIAL_WINDOW_SIZE: 1 << 30}) as slow:
@@ -68,7 +70,7 @@ async def test_large_responses_that_stay_in_the_socket_of_a_client(engine: str, 
 
 @each_engine
 @pytest.mark.asyncio
-async def test_uploads_to_a_service_that_takes_nothing(engine: str, tmp_path: Path) -> None:
+async def test_uploads_to_a_service_that_reads_nothing_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
     async with stage(tmp_path, engine) as at:
         at.service.behaviours["upload"] = take_nothing
         async with at.client() as uploader, asyncio.TaskGroup() as uploads:
@@ -88,7 +90,7 @@ async def test_uploads_to_a_service_that_takes_nothing(engine: str, tmp_path: Pa
 
 @each_engine
 @pytest.mark.asyncio
-async def test_large_heads_that_cost_the_client_few_octets(engine: str, tmp_path: Path) -> None:
+async def test_large_heads_that_cost_the_client_few_octets_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
     # After the first request HPACK's table has the line: each more costs the client one octet, the sidecar 4,000.
     fields = [(b"x-large", b"v" * 4_000)] * 15
     async with stage(tmp_path, engine) as at:
@@ -104,7 +106,9 @@ async def test_large_heads_that_cost_the_client_few_octets(engine: str, tmp_path
 @each_engine
 @pytest.mark.asyncio
 @pytest.mark.parametrize("interim", [0, 90])
-async def test_response_heads_that_a_client_does_not_read(engine: str, interim: int, tmp_path: Path) -> None:
+async def test_response_heads_that_a_client_does_not_read_stay_within_the_cap(
+    engine: str, interim: int, tmp_path: Path
+) -> None:
     fields = [(b"x-%d" % number, b"v" * 7_000) for number in range(7)]
 
     async def heads(peer: Peer, stream: int) -> None:

@@ -79,7 +79,7 @@ def test_names_and_values_are_completed(line: str, words: list[str]) -> None:
     assert completed(line) == words
 
 
-def test_the_settings_of_the_line_and_of_the_environment_are_used(tmp_path: Path) -> None:
+def test_settings_on_the_command_line_and_in_the_environment_are_used(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text('[routes.billing]\nurl = "https://b.example.com"\n')
     assert completed(f"cloudrun-sidecar check --config {other} ") == ["billing"]
@@ -93,7 +93,7 @@ def test_the_settings_of_the_line_and_of_the_environment_are_used(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["not TOML", 'routes = "x"\ndeployments = 1\n', "[routes]\na = 1\n", "workers = 0\n"])
-def test_a_settings_file_with_a_mistake_does_not_disturb(settings: Path, text: str) -> None:
+def test_an_invalid_settings_file_does_not_fail_the_completion(settings: Path, text: str) -> None:
     settings.write_text(text)
     assert completed("cloudrun-sidecar check ") in ([], ["a"])
     assert completed("cloudrun-sidecar register --gcp-impersonate-service-account ") == []

@@ -32,7 +32,7 @@ FAILING = (
 
 
 @pytest.mark.parametrize("arguments", FAILING, ids=" ".join)
-def test_an_error_begins_with_the_name_of_the_program_and_is_no_usage_text(arguments: tuple[str, ...]) -> None:
+def test_an_error_begins_with_the_name_of_the_program_and_shows_no_usage(arguments: tuple[str, ...]) -> None:
     argv = [sys.executable, "-m", "proxy", *arguments]
     ran = subprocess.run(argv, capture_output=True, check=False, text=True)
     assert ran.returncode in (1, 2)

@@ -35,7 +35,7 @@ def reads_at(seconds_per_octet: float) -> tuple[MeteredEngine, Reads]:
     return engine, Reads(engine, lambda: engine.now)
 
 
-def test_reads_of_content_are_soon_served_whole() -> None:
+def test_reads_of_content_are_served_whole_after_a_few_turns() -> None:
     engine, reads = reads_at(1e-9)
     buffer = bytearray(range(256)) * 256
     for _ in range(4):
@@ -60,7 +60,7 @@ def test_a_read_that_takes_long_is_served_over_several_turns_in_small_slices() -
     assert min(len(data) for data in engine.given) >= 256
 
 
-def test_what_comes_meanwhile_waits_behind_what_is_left() -> None:
+def test_octets_that_arrive_meanwhile_wait_behind_the_rest_of_the_read() -> None:
     engine, reads = reads_at(1e-5)
     reads.take(bytearray(b"a" * 20_000), 20_000)
     assert reads.left
@@ -86,7 +86,7 @@ def test_slices_grow_again_when_reads_become_cheap() -> None:
 
 @pytest.mark.parametrize("octets", [-1, 65 * KIB])
 @pytest.mark.parametrize("left", [False, True])
-def test_no_more_is_read_than_the_buffer_has(octets: int, left: bool) -> None:
+def test_more_octets_than_the_buffer_has_are_refused(octets: int, left: bool) -> None:
     _, reads = reads_at(1e-5)
     if left:
         reads.take(bytearray(64 * KIB), 64 * KIB)
@@ -125,7 +125,7 @@ def test_reading_pauses_until_what_was_read_is_served_and_nothing_is_lost(make: 
 
 
 @each_bare_engine
-def test_what_is_left_of_a_connection_that_ends_is_dropped(make: EngineFactory) -> None:
+def test_the_rest_of_a_read_is_dropped_when_the_connection_ends(make: EngineFactory) -> None:
     with World(make=make) as world:
         client = world.client()
         tiny_frames(world, client, 20_000)

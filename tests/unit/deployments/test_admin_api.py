@@ -56,7 +56,7 @@ async def failure_of(answer: Answer, token: str | None = TOKEN, **headers: str) 
 
 
 @pytest.mark.asyncio
-async def test_a_registration_says_all_of_it_and_carries_the_token() -> None:
+async def test_a_registration_has_all_its_fields_and_the_token() -> None:
     wishes: list[tuple[str | None, Any]] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -84,7 +84,7 @@ async def test_a_registration_says_all_of_it_and_carries_the_token() -> None:
 
 
 @pytest.mark.asyncio
-async def test_without_a_token_none_is_sent() -> None:
+async def test_no_authorization_is_sent_without_a_token() -> None:
     seen: list[bool] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -144,12 +144,12 @@ async def test_each_refusal_is_a_sentence_with_a_remedy(
 
 
 @pytest.mark.asyncio
-async def test_a_missing_token_is_told() -> None:
+async def test_a_missing_token_is_reported() -> None:
     assert "requires a token (401)" in str(await failure_of(answering(401, ""), token=None))
 
 
 @pytest.mark.asyncio
-async def test_an_answer_that_repeats_secrets_is_shown_without_them() -> None:
+async def test_a_response_that_repeats_secrets_is_shown_without_them() -> None:
     message = {"message": f"bad request: {TOKEN} and Basic_of_s3cret_headers_1"}
     failure = await failure_of(answering(400, message), authorization="Basic_of_s3cret_headers_1 x")
     assert "s3cret" not in str(await failure_of(answering(400, {"message": f"{TOKEN} x=a b!"}), x="a b!"))
@@ -169,7 +169,7 @@ async def test_a_redirect_is_not_followed_with_the_token() -> None:
 
 
 @pytest.mark.asyncio
-async def test_nobody_who_answers_is_told_with_the_flag() -> None:
+async def test_a_refused_connection_is_reported_with_the_flag() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -182,7 +182,7 @@ async def test_nobody_who_answers_is_told_with_the_flag() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_answer_that_does_not_come_in_time_is_told() -> None:
+async def test_a_missing_response_is_reported_at_the_deadline() -> None:
     forever = asyncio.Event()
 
     async def answer(request: web.Request) -> web.Response:

@@ -40,12 +40,12 @@ def test_each_handler_of_an_updated_service_says_what_happens_to_it() -> None:
     assert (updated.before, updated.moved_from) == (old, "http://old/")
 
 
-def test_a_deployment_that_is_not_known_is_named_by_its_identifier() -> None:
+def test_an_unknown_deployment_is_named_by_its_identifier() -> None:
     (updated,) = compared([service("Greeter")], [service("Greeter", deployment="dp_lost")]).updated
     assert updated.moved_from == "dp_lost"
 
 
-def test_what_an_overwritten_deployment_had_and_no_longer_has_is_removed() -> None:
+def test_services_that_an_overwritten_deployment_lost_are_removed() -> None:
     changes = compared([service("Greeter")], [service("Greeter"), service("Counter")], had=("Greeter", "Counter"))
     assert changes.removed == ("Counter",)
     assert changes.updated[0].moved_from == ""

@@ -7,7 +7,7 @@ from proxy.deployments.plain_command import DEFAULT_ADMIN_URL, plain_command
 URL = "http://127.0.0.1:9081/greeter"
 
 
-def test_a_registration_without_anything_is_the_shortest_command() -> None:
+def test_a_registration_without_options_is_the_shortest_command() -> None:
     assert plain_command(URL, (), admin_url=DEFAULT_ADMIN_URL) == f"restate deployments register {URL}"
 
 
@@ -40,7 +40,7 @@ def test_flags_headers_and_the_admin_api_are_in_the_command() -> None:
     ]
 
 
-def test_a_value_that_may_be_a_secret_stands_in_a_variable_of_the_shell() -> None:
+def test_a_value_that_may_be_a_secret_is_taken_from_a_shell_variable() -> None:
     command = plain_command(URL, (("x-api.key", "Bearer s3cret"), ("x-empty", "")), admin_url=DEFAULT_ADMIN_URL)
     assert command.endswith('--extra-header "x-api.key=${X_API_KEY:?}" --extra-header x-empty=')
     assert "s3cret" not in command

@@ -51,6 +51,6 @@ def test_a_deployment_has_its_headers_in_lower_case_and_does_not_show_them() -> 
     "data",
     [[], {}, {"id": 1, "services": []}, {"id": "dp_1", "services": {}}, {"id": "dp_1", "services": [{"name": "a"}]}],
 )
-def test_another_shape_is_an_error(data: Any) -> None:
+def test_an_answer_of_another_shape_is_an_error(data: Any) -> None:
     with pytest.raises(ValueError, match=r"expected|must be"):
         read_deployment(data)

@@ -36,7 +36,7 @@ def refusals(
         "http://greeter.example.com/",
     ],
 )
-def test_what_the_sidecar_takes_is_not_refused(url: str) -> None:
+def test_a_deployment_that_the_sidecar_accepts_is_not_refused(url: str) -> None:
     assert refusals(url) == [None]
 
 
@@ -63,7 +63,7 @@ def test_deployments_that_are_called_elsewhere_are_left_out(url: str) -> None:
         ("http://other.run.app/", "'other.run.app' is not in the list hosts of [deployments]"),
     ],
 )
-def test_a_route_that_is_gone_and_a_host_that_is_not_allowed_are_told(url: str, words: str) -> None:
+def test_a_removed_route_and_a_host_that_is_not_allowed_are_reported(url: str, words: str) -> None:
     (refusal,) = refusals(url)
     assert words in str(refusal)
 
@@ -73,18 +73,18 @@ def test_without_lists_no_host_is_allowed() -> None:
     assert "no route for this path" in str(refusals(f"{SIDECAR}/{HOST}", NAMED))
 
 
-def test_headers_are_judged_as_the_sidecar_judges_them() -> None:
+def test_headers_are_checked_as_the_sidecar_checks_them() -> None:
     assert refusals(f"{SIDECAR}/{HOST}", headers={IMPERSONATE: ONE}) == [None]
     assert "is not in the list accounts" in str(refusals(f"{SIDECAR}/{HOST}", headers={IMPERSONATE: "two@p.example"}))
     assert "register it without" in str(refusals(f"{SIDECAR}/greeter", headers={IMPERSONATE: ONE}))
     assert refusals(f"{SIDECAR}/greeter", headers={"x-team": "payments"}) == [None]
 
 
-def test_restates_own_authentication_is_told() -> None:
+def test_restates_own_authentication_is_reported() -> None:
     assert "--gcp-id-token" in str(refusals(f"{SIDECAR}/greeter", own=True))
 
 
-def test_deployments_come_by_url() -> None:
+def test_deployments_are_sorted_by_url() -> None:
     urls = [f"{SIDECAR}/greeter", f"{SIDECAR}/gone", f"http://{HOST}/"]
     deployments = [
         Deployment(id=f"dp_{url}", url=url, headers={}, services=(), is_http1=False, has_own_authentication=False)

@@ -140,7 +140,7 @@ def test_all_words_of_the_authentication_become_headers() -> None:
         (f"https://{HOST}?x=1", "must have neither a user name nor ? nor #"),
     ],
 )
-def test_what_is_no_deployment_is_refused_with_the_reason(text: str, words: str) -> None:
+def test_an_invalid_deployment_is_refused_with_the_reason(text: str, words: str) -> None:
     assert words in refusal(text)
 
 
@@ -150,7 +150,7 @@ def test_without_lists_only_named_routes_are_found() -> None:
     assert "neither at the sidecar" in refusal(f"http://{HOST}", NAMED)
 
 
-def test_a_host_outside_the_lists_is_not_that_of_the_route_for_all_paths() -> None:
+def test_a_host_outside_the_lists_is_not_served_by_the_default_route() -> None:
     table = RouteTable([route("")], LISTS)
     assert "is not in the list hosts" in refusal("https://other.example.com", table)
     assert "'other.example.com' is not in the list hosts" in refusal("other.example.com", table)
@@ -162,7 +162,7 @@ def test_a_named_route_wins_over_a_host_in_the_path_and_has_no_headers() -> None
     assert "is not in the list hosts" in refusal("https://greeter.example.com", table)
 
 
-def test_headers_are_judged_as_the_sidecar_judges_them() -> None:
+def test_headers_are_checked_as_the_sidecar_checks_them() -> None:
     assert "two@p.example is not in the list accounts" in refusal(HOST, impersonate="two@p.example")
     other = "https://other-123456789012.europe-west1.run.app"
     assert "is not in the list audiences" in refusal(HOST, audience=other)
@@ -172,7 +172,7 @@ def test_headers_are_judged_as_the_sidecar_judges_them() -> None:
     assert "is given as a flag as well" in refusal(HOST, impersonate=ONE, headers=((IMPERSONATE, ONE),))
 
 
-def test_extra_headers_are_read_and_their_mistakes_told_at_once_without_values() -> None:
+def test_extra_headers_are_parsed_and_all_their_mistakes_reported_without_values() -> None:
     assert read_headers(["X-Team=payments", "x-a=b=c", "x-empty="]) == (
         ("x-team", "payments"),
         ("x-a", "b=c"),
@@ -199,7 +199,7 @@ def test_no_refusal_quotes_a_secret(pasted: str) -> None:
     assert told_of(pasted, str(caught.value)) == []
 
 
-def test_own_lines_are_those_for_the_sidecar_in_any_spelling() -> None:
+def test_headers_for_the_sidecar_are_recognised_in_any_spelling() -> None:
     lines = own_lines([("X-Cloudrun-Sidecar-Gcp-Audience", "a"), ("x-a", "b"), ("x_cloudrun_sidecar_x", "c")])
     assert lines == ((b"x-cloudrun-sidecar-gcp-audience", b"a"), (b"x_cloudrun_sidecar_x", b"c"))
 
@@ -240,7 +240,7 @@ def test_names_of_this_machine_are_the_same_host(url: str, sidecar: str, same: b
     assert leads_to_sidecar(url, sidecar) is same
 
 
-def test_only_http_urls_have_parts() -> None:
+def test_only_valid_http_urls_are_split() -> None:
     assert split_url("http://a:0") is None
     assert split_url("http://") is None
     parts = split_url("https://a/b")

@@ -27,7 +27,7 @@ async def closed(reader: asyncio.StreamReader) -> bool:
 
 
 @each_bare_engine
-async def test_a_connection_too_many_is_closed_and_those_that_are_used_stay(make: EngineFactory) -> None:
+async def test_a_connection_over_the_limit_is_closed_and_used_ones_stay(make: EngineFactory) -> None:
     with capture_logs() as log:
         async with listening(make, most_connections=2) as it, client("127.0.0.1", it.port) as peer:
             peer.open("/svc/x", end=True)
@@ -46,7 +46,7 @@ async def test_a_connection_too_many_is_closed_and_those_that_are_used_stay(make
 
 
 @each_bare_engine
-async def test_there_is_room_again_when_a_connection_has_closed(make: EngineFactory) -> None:
+async def test_a_new_connection_is_accepted_after_another_has_closed(make: EngineFactory) -> None:
     async with listening(make, most_connections=1) as it:
         async with client("127.0.0.1", it.port) as first:
             first.open("/svc/x", end=True)
@@ -59,7 +59,7 @@ async def test_there_is_room_again_when_a_connection_has_closed(make: EngineFact
 
 
 @each_bare_engine
-async def test_connections_without_a_request_give_way_the_oldest_first(
+async def test_connections_without_a_request_are_closed_for_new_ones_oldest_first(
     make: EngineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_FIRST_REQUEST_SECONDS", 0.0)
@@ -85,7 +85,7 @@ async def test_connections_without_a_request_give_way_the_oldest_first(
         assert it.counts.connections_refused == ["unused", "unused", "max-connections"]
 
 
-async def test_a_connection_that_is_new_may_take_a_second_for_its_first_request() -> None:
+async def test_a_new_connection_has_a_second_for_its_first_request() -> None:
     async with listening(most_connections=1) as it:
         _, slow = await it.raw()
         reader, _ = await it.raw(REQUEST)

@@ -82,7 +82,7 @@ def combined(*states: bytes) -> Combined:
     return found
 
 
-def test_everything_can_be_released_in_between_others() -> None:
+def test_a_combined_state_can_be_released_in_slices() -> None:
     one = Worker()
     one.happen([(0, 1)])
     together = combined(one.state())
@@ -120,7 +120,7 @@ def test_the_metrics_of_several_workers_are_those_of_one_with_all_their_traffic(
     assert {name: found.get(name, 0.0) for name in steady} == {name: expected.get(name, 0.0) for name in steady}
 
 
-def test_what_a_worker_has_now_goes_with_it_and_gauges_are_added_up() -> None:
+def test_gauges_are_summed_and_end_with_their_worker() -> None:
     one, other = Worker(), Worker()
     one.happen([(8, 0), (5, 0), (7, 0)])
     other.happen([(8, 0), (8, 0), (5, 0), (7, 0)])
@@ -143,7 +143,7 @@ def test_what_a_worker_has_now_goes_with_it_and_gauges_are_added_up() -> None:
     assert left.metrics.downstream_connections.ever == 2
 
 
-def test_of_what_has_no_sum_the_value_that_tells_most_is_shown() -> None:
+def test_a_value_without_a_sum_is_the_most_significant_of_all_workers() -> None:
     one, other = Worker(), Worker()
     one.live.tokens["greeter"] = TokenState("a@p", None, 100.0)
     other.live.tokens["greeter"] = TokenState("b@p", None, 200.0)
@@ -163,7 +163,7 @@ def test_of_what_has_no_sum_the_value_that_tells_most_is_shown() -> None:
     assert together.trouble(ROUTES[1], has_token=True) == found
 
 
-def test_failures_of_all_workers_are_shown_the_newest_last() -> None:
+def test_failures_of_all_workers_are_listed_newest_last() -> None:
     one, other = Worker(), Worker()
     for worker in (one, other, one, other):
         worker.observed[0].local_reply(Observed(status=503), Internal("broken"))
@@ -172,7 +172,7 @@ def test_failures_of_all_workers_are_shown_the_newest_last() -> None:
     assert len(failures) == 4
 
 
-def test_the_last_minutes_of_workers_are_added_up() -> None:
+def test_the_last_minutes_of_all_workers_are_summed() -> None:
     one, other = Worker(), Worker()
     for worker, seconds in ((one, 0.02), (other, 2.0)):
         worker.routes[0].ended(Observed(), 500, seconds)
@@ -206,7 +206,7 @@ def test_reloads_are_those_of_the_supervisor() -> None:
     assert [(row.pid, row.state, row.connections) for row in together.group.workers] == [(8, "ready", 3)]
 
 
-def test_metrics_of_processes_are_added_up_and_counters_stay_when_a_process_has_ended() -> None:
+def test_process_metrics_are_summed_and_counters_survive_an_ended_process() -> None:
     one, dead = Worker(), Worker()
     states = []
     for worker, seconds in ((one, 10.0), (dead, 20.0)):
@@ -228,7 +228,7 @@ def test_metrics_of_processes_are_added_up_and_counters_stay_when_a_process_has_
     assert with_values(text, process) == "# TYPE process_open_fds gauge\nprocess_open_fds 5.0\n"
 
 
-def test_totals_of_what_is_gone_are_dropped() -> None:
+def test_totals_of_removed_routes_and_origins_are_dropped() -> None:
     totals = Totals()
     for _ in range(2):
         totals.add(state_line("route", "a", {"n": 1, "buckets": [[1, 0], 0.5]}, {"x": 1}))

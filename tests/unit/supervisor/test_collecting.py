@@ -93,7 +93,7 @@ def workers() -> Iterator[list[Worker]]:
             worker.channel.state.close()
 
 
-def test_who_asks_gets_the_states_of_all_once_all_have_reported(workers: list[Worker]) -> None:
+def test_a_request_gets_the_states_of_all_workers_once_all_have_reported(workers: list[Worker]) -> None:
     one, other = workers
     found = Collecting()
     found.restarts = 3
@@ -113,7 +113,7 @@ def test_who_asks_gets_the_states_of_all_once_all_have_reported(workers: list[Wo
     assert found.due == float("inf")
 
 
-def test_who_asks_meanwhile_gets_a_collection_of_his_own(workers: list[Worker]) -> None:
+def test_a_request_during_a_collection_gets_a_collection_of_its_own(workers: list[Worker]) -> None:
     one, other = workers
     found = Collecting()
     one.report(COLLECT)
@@ -149,7 +149,7 @@ def test_a_worker_that_does_not_report_counts_with_its_last_state(
     assert [row[1] for row in got["workers"]] == ["ready", "silent"]  # type: ignore[attr-defined]
 
 
-def test_what_a_worker_had_counted_stays_when_it_has_ended(workers: list[Worker]) -> None:
+def test_counters_of_an_ended_worker_are_kept(workers: list[Worker]) -> None:
     one, other = workers
     found = Collecting()
     other.report(STATE, 6)
@@ -167,7 +167,7 @@ def test_what_a_worker_had_counted_stays_when_it_has_ended(workers: list[Worker]
         found.forget_routes(["a"])
 
 
-def test_a_worker_that_has_gone_is_not_waited_for(workers: list[Worker]) -> None:
+def test_an_ended_worker_is_not_waited_for(workers: list[Worker]) -> None:
     one, other = workers
     found = Collecting()
     one.report(COLLECT)
@@ -181,7 +181,7 @@ def test_a_worker_that_has_gone_is_not_waited_for(workers: list[Worker]) -> None
     assert one.received()["count"] == 1
 
 
-def test_workers_are_told_whether_all_take_requests_when_that_changes(workers: list[Worker]) -> None:
+def test_workers_are_told_when_the_readiness_of_the_group_changes(workers: list[Worker]) -> None:
     one, other = workers
     found = Collecting()
     found.tell_readiness(workers, started=False)
