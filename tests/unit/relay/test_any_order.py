@@ -22,11 +22,11 @@ from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client, Message, Service
+from tests.unit.relay.stage import TRAILERS
 
 NARROW = Limits(stream_window_octets=2_000)
 QUEUED_OCTETS = 100_000
 TOKEN = b"Bearer minted"
-TRAILERS: Fields = [(b"x-checksum", b"1", False)]
 LAST_STREAM = (1 << 31) - 1
 
 WHICH = st.integers(0, 5)

@@ -9,15 +9,13 @@ import structlog
 
 from proxy.errors import ERROR_FIELD
 from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, StreamId
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
+from tests.unit.relay.stage import SMALL, WINDOW
 
 LIMIT = 200_000
-WINDOW = 40_000
-SMALL = Limits(stream_window_octets=WINDOW)
 
 
 def shared(make: EngineFactory, *, queued_octets: int = LIMIT) -> World:
