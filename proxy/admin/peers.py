@@ -14,7 +14,7 @@ from hashlib import blake2b
 from io import FileIO
 from typing import Any, Final
 
-from proxy.admin.slices import in_slices
+from proxy.admin.slices import collector_paused, in_slices
 from proxy.downstream.channel import (
     ANSWER,
     COLLECT,
@@ -106,16 +106,17 @@ class Peers:
                     states = await self._collected
             finally:
                 self._collected = None
-        combined = Combined(self._live)
-        try:
-            async for _ in in_slices(combined.add(map(_lines, states))):
-                pass
-            yield combined
-        finally:
-            for state in states:
-                state.close()
-            async for _ in in_slices(combined.release()):
-                pass
+        with collector_paused():
+            combined = Combined(self._live)
+            try:
+                async for _ in in_slices(combined.add(map(_lines, states))):
+                    pass
+                yield combined
+            finally:
+                for state in states:
+                    state.close()
+                async for _ in in_slices(combined.release()):
+                    pass
 
     # ---- messages
 

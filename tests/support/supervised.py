@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from proxy.downstream.channel import Channel
+from proxy.admin import AdminPlane
+from proxy.downstream.channel import READY, Channel
+from proxy.downstream.handover import HandoverServer
 from proxy.supervisor.channel import WorkerChannel
 from proxy.supervisor.collecting import Collecting
 
-__all__ = ["supervising"]
+__all__ = ["supervised"]
 
 _PERIOD_SECONDS = 0.01
 
@@ -25,9 +29,28 @@ class _Worker:
     started_at: float = 0.0
 
 
+@asynccontextmanager
+async def supervised(*planes: AdminPlane) -> AsyncIterator[None]:
+    """Make workers of one supervisor of these planes, which have been started; close them at the end."""
+    loop = asyncio.get_running_loop()
+    with _supervising(len(planes)) as channels:
+        servers = []
+        for plane, channel in zip(planes, channels, strict=True):
+            peers = plane.join(channel)
+            messages: dict[str, Any] = {"commands": peers.commands, "documents": {}, "files": peers.files}
+            servers.append(HandoverServer(loop, channel, asyncio.Protocol, **messages, orphan=channel.socket.close))
+            channel.report(READY)
+        try:
+            yield
+        finally:
+            for plane, server in zip(planes, servers, strict=True):
+                await plane.close()
+                server.close()
+
+
 @contextmanager
-def supervising(count: int) -> Iterator[list[Channel]]:
-    """Supervise so many workers, which report that they are ready themselves; return their channels."""
+def _supervising(count: int) -> Iterator[list[Channel]]:
+    """Supervise so many workers, which have to report that they are ready; return their channels."""
     pairs = [socket.socketpair() for _ in range(count)]
     workers = [_Worker(WorkerChannel(ours), pid) for pid, (ours, _) in enumerate(pairs, 1)]
     collecting = Collecting()

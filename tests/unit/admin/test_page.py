@@ -14,6 +14,7 @@ import pytest
 
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from tests.support.browser import Page, page
+from tests.support.supervised import supervised
 from tests.unit.admin.stage import ROUTES, stage
 
 VOID = {"meta", "input", "br"}
@@ -121,6 +122,23 @@ async def test_failing_routes_come_first_with_code_time_reason_remedy_and_comman
         assert await browser.evaluate(f"{above} < document.querySelector('.route').getBoundingClientRect().top")
         assert await browser.evaluate("document.title") == "2 not well – cloudrun-sidecar"
         assert len(await texts(browser, ".failure")) == 4
+
+
+@needs_chromium
+@pytest.mark.asyncio
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_several_workers_have_a_row_each_and_everything_is_of_all_of_them(tmp_path: Path, width: int) -> None:
+    async with stage() as plane, stage() as other, supervised(plane, other), page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=width, dark=False)
+        await browser.until("document.querySelectorAll('#workers .row').length === 2")
+        for row in await texts(browser, "#workers .row"):
+            assert row.startswith("process ")
+            assert "ready" in row
+        assert "2 workers" in (await texts(browser, "#about"))[0]
+        assert await texts(browser, ".route .name") == [f"/{route.name}" for route in ROUTES]
+        assert len(await texts(browser, ".failure")) == 8
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.errors == []
 
 
 @needs_chromium

@@ -9,15 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from proxy.admin import peers as admin_peers
 from proxy.admin.plane import AdminPlane
-from proxy.admin.slices import SLICE_SECONDS, in_slices
-from proxy.downstream.channel import READY
-from proxy.downstream.handover import HandoverServer
+from proxy.admin.slices import SLICE_SECONDS, collector_paused, in_slices
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import TokenState
 from proxy.observe.metrics import Metrics
@@ -25,7 +22,7 @@ from proxy.routes import Origin, Route
 from proxy.supervisor import collecting
 from tests.support.live import StillState
 from tests.support.observed import Observed
-from tests.support.supervised import supervising
+from tests.support.supervised import supervised
 
 MOST_SECONDS = 0.002
 ROUTES = 5_000
@@ -145,24 +142,13 @@ async def test_thousands_of_routes_of_several_workers_do_not_either(
     # Both workers are in this thread, on a machine that may be busy.
     monkeypatch.setattr(collecting, "_REPORT_SECONDS", 60.0)
     monkeypatch.setattr(admin_peers, "_COLLECT_SECONDS", 60.0)
-    with supervising(2) as channels:
-        planes = [AdminPlane("127.0.0.1:0", Started(), *busy_routes()) for _ in channels]
-        servers = []
-        for plane, channel in zip(planes, channels, strict=True):
-            await plane.start()
-            peers = plane.join(channel)
-            channel.report(READY)
-            messages: dict[str, Any] = {"commands": peers.commands, "documents": {}, "files": peers.files}
-            servers.append(HandoverServer(loop, channel, asyncio.Protocol, **messages, orphan=channel.socket.close))
-        try:
-            await fetch(planes[0], "/metrics")  # loads what is needed for the first one only
-            async with watched() as pauses:
-                octets = await fetch(planes[0], path)
-        finally:
-            for plane in planes:
-                await plane.close()
-            for server in servers:
-                server.close()
+    planes = [AdminPlane("127.0.0.1:0", Started(), *busy_routes()) for _ in range(2)]
+    for plane in planes:
+        await plane.start()
+    async with supervised(*planes):
+        await fetch(planes[0], "/metrics")  # loads what is needed for the first one only
+        async with watched() as pauses:
+            octets = await fetch(planes[0], path)
     assert octets > least_octets
     check(pauses)
 
@@ -191,3 +177,11 @@ async def test_the_event_loop_runs_between_slices_even_of_empty_pieces() -> None
         counting.cancel()
     assert "".join(text) == "the end"
     assert turns >= 4
+
+
+def test_the_collector_runs_again_after_the_last_of_several_pauses() -> None:
+    with collector_paused():
+        with collector_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
