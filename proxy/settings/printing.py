@@ -31,16 +31,17 @@ _PREAMBLE: Final = f"""\
 """
 
 _ROUTES: Final = """\
-# Restate reaches this route as http://127.0.0.1:9081/greeter:
-#   restate deployments register http://127.0.0.1:9081/greeter
+# Restate reaches this route as http://127.0.0.1:9081/greeter. To check and register it:
+#   cloudrun-sidecar register greeter
 """
 
 
 _DEPLOYMENTS: Final = """\
 # Each is also a flag and a variable: --deployments-hosts, CLOUDRUN_SIDECAR_DEPLOYMENTS_HOSTS. With a host in the list:
-#   restate deployments register http://127.0.0.1:9081/greeter-123456789012.europe-west1.run.app \\
-#     --extra-header x-cloudrun-sidecar-gcp-impersonate-service-account=invoker@my-project.iam.gserviceaccount.com
-# The headers: x-cloudrun-sidecar-gcp-impersonate-service-account, -gcp-audience, -gcp-delegates (E-MAIL,E-MAIL) and
+#   cloudrun-sidecar register https://greeter-123456789012.europe-west1.run.app \\
+#     --gcp-impersonate-service-account restate-invoker@my-project.iam.gserviceaccount.com
+# Restate's own CLI does the same with http://127.0.0.1:9081/greeter-123456789012.europe-west1.run.app and the headers
+# (--extra-header) x-cloudrun-sidecar-gcp-impersonate-service-account, -gcp-audience, -gcp-delegates (E-MAIL,E-MAIL) and
 # -gcp-id-token (false: no token is added).
 """
 
