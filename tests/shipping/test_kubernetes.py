@@ -263,3 +263,23 @@ def test_the_network_policy_allows_restate_in_and_metadata_google_and_dns_out() 
     assert (restate["ports"], metrics["ports"]) == ([{"port": "h2c"}], [{"port": "admin"}])
     out = {(rule["to"][0].get("ipBlock", {}).get("cidr", "dns"), rule["ports"][0]["port"]) for rule in policy["egress"]}
     assert {("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("0.0.0.0/0", 443), ("dns", 53)} <= out
+
+
+def test_the_network_policy_beside_restate_opens_the_admin_ports_to_few_and_the_listener_to_nobody(
+    tmp_path: Path,
+) -> None:
+    policy = only("beside-restate.yaml", "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["podSelector"]["matchLabels"].items() <= workload("beside-restate.yaml")["metadata"]["labels"].items()
+    opened = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
+    assert opened["ingress"] is None
+    assert opened["sidecar-admin"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    for rule in policy["ingress"]:
+        if {"port": "admin"} in rule["ports"]:
+            assert rule["from"] == [{"podSelector": {}}]
+    ports = {name for container in containers("beside-restate.yaml") for name in container_ports(container)}
+    assert set(opened) == ports
+    (listening,) = sidecar_settings("beside-restate.yaml", tmp_path)["listen"]
+    assert listening.startswith("127.0.0.1:")
