@@ -141,10 +141,11 @@ class TokenSource:
                     self._end_unwanted_mint(entry)
 
     async def mint_uncached(self, key: TokenKey) -> Token:
-        """Return a token minted for this call alone, for a discovery: it must show whether minting works now.
+        """Return a token whose mint starts after this call, for a discovery: it must show whether minting works now.
 
-        Neither cached tokens nor remembered failures are used, and the token is not cached; but a success ends the
-        remembered failure of its key, and serves the requests that wait for an earlier mint. Raises as `token` does.
+        Discoveries that come while a mint runs share the next one. Neither cached tokens nor remembered failures are
+        used, and the token is not cached; but a success ends the remembered failure of its key, and serves the requests
+        that wait for an earlier mint. Raises as `token` does.
         """
         self._refuse_if_closed()
         entry = self._cache.entry(key)
@@ -213,6 +214,7 @@ class TokenSource:
             entry.stop_timer()
         if self._poller is not None:
             await self._poller.close()
+        self._uncached.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

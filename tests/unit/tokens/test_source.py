@@ -164,6 +164,73 @@ async def test_a_cancelled_discovery_leaves_its_mint_to_the_next(bench: Bench) -
     assert bench.counted.minted_tokens == [await bench.source.mint_uncached(KEY)]
 
 
+@pytest.mark.asyncio
+async def test_discoveries_that_come_while_a_mint_runs_share_the_next_one(bench: Bench) -> None:
+    bench.mint.gate = first_gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(bench.source.mint_uncached(KEY))
+        await loop_idle()
+        others = [group.create_task(bench.source.mint_uncached(KEY)) for _ in range(9)]
+        await loop_idle()
+        assert bench.minted == 1, "the others came after it had started"
+        bench.mint.gate = asyncio.Event()
+        first_gate.set()
+        await loop_idle()
+        assert first.done()
+        assert bench.minted == 2
+        late = group.create_task(bench.source.mint_uncached(KEY))
+        await loop_idle()
+        assert bench.minted == 2
+        bench.mint.gate.set()
+    assert bench.minted == 3
+    tokens = [task.result() for task in (first, *others, late)]
+    assert [tokens.index(token) for token in tokens] == [0, *[1] * 9, 10]
+
+
+@pytest.mark.asyncio
+async def test_discoveries_of_different_keys_do_not_wait_for_each_other(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for key in (KEY, KEY._replace(audience="https://other.example")):
+            group.create_task(bench.source.mint_uncached(key))
+        await loop_idle()
+        assert bench.minted == 2
+        bench.mint.gate.set()
+
+
+@pytest.mark.asyncio
+async def test_a_failed_discovery_fails_those_that_shared_its_mint_and_the_next_is_tried(bench: Bench) -> None:
+    bench.mint.gate, bench.mint.failure = first_gate, _ = asyncio.Event(), MintRefused("no")
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(gather(bench.source.mint_uncached(KEY)))
+        await loop_idle()
+        second = group.create_task(gather(bench.source.mint_uncached(KEY)))
+        await loop_idle()
+        bench.mint.gate = asyncio.Event()
+        first_gate.set()
+        await loop_idle()
+        assert first.done()
+        bench.mint.failure = None
+        bench.mint.gate.set()
+    assert isinstance(first.result()[0], MintRefused)
+    assert second.result()[0] in bench.counted.minted_tokens
+
+
+@pytest.mark.asyncio
+async def test_no_mint_starts_for_discoveries_that_have_left(bench: Bench) -> None:
+    bench.mint.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(bench.source.mint_uncached(KEY))
+        await loop_idle()
+        leaves = group.create_task(bench.source.mint_uncached(KEY))
+        await loop_idle()
+        leaves.cancel()
+        await loop_idle()
+        bench.mint.gate.set()
+    assert bench.minted == 1
+    assert not bench.source._uncached._keys
+
+
 # Bounds and traps
 
 
