@@ -235,3 +235,22 @@ async def test_readiness_waits_for_all_workers(chain: StartChain) -> None:
             peer.reset(stream, 8)
         await running.program.line("worker was told to end: starting another")
         await running.program.answers(f"http://{running.admin}/readyz")
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_stands_still_counts_with_its_last_report(chain: StartChain) -> None:
+    async with two_workers(chain) as (started, pids, peers):
+        for peer in peers:
+            for _ in range(5):
+                assert await ask(peer) == 200
+        assert (await scrape(started.sidecar)).samples[ANSWERED] == 20
+        os.kill(pids[0], signal.SIGSTOP)
+        try:
+            # The one that still runs accepts all connections to the admin port.
+            scraped = await scrape(started.sidecar)
+            assert scraped.samples[ANSWERED] == 20
+            status = await status_of(started.sidecar)
+            assert {row["pid"]: row["state"] for row in status["processes"]} == {pids[0]: "silent", pids[1]: "ready"}
+        finally:
+            os.kill(pids[0], signal.SIGCONT)
+        assert {row["state"] for row in (await status_of(started.sidecar))["processes"]} == {"ready"}
