@@ -77,9 +77,13 @@ async def listen(
     setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - see the module; the name is not exported
     loop = asyncio.get_running_loop()
     create_server = loop.create_server
-    servers: list[asyncio.Server | HandoverServer | TlsServer] = []
+    servers: list[
+        tuple[asyncio.Server | HandoverServer | TlsServer, socket.socket, Callable[[], asyncio.Protocol]]
+    ] = []
 
-    async def create(make_protocol: Callable[[], asyncio.Protocol], *args: Any, **more: Any) -> Any:
+    async def create(
+        make_protocol: Callable[[], asyncio.Protocol], *args: Any, sock: socket.socket, **more: Any
+    ) -> asyncio.Server | HandoverServer | TlsServer:
         """Note the servers that Hypercorn makes: it gives no access to them, and closes them only at the end."""
 
         def make() -> asyncio.Protocol:
@@ -87,25 +91,30 @@ async def listen(
             return make_protocol()
 
         server: asyncio.Server | HandoverServer | TlsServer
-        listening = more.get("sock")
-        if handshakes is not None and listening is not None and listening.fileno() in config.tls_descriptors:
-            server = TlsServer(loop, listening, handshakes, make, listener.on_closed)
+        if handshakes is not None and sock.fileno() in config.tls_descriptors:
+            server = TlsServer(loop, sock, handshakes, make, listener.on_closed)
         else:
-            server = await create_server(make, *args, **more)
-        servers.append(server)
+            server = await create_server(make, *args, sock=sock, **more)
+        servers.append((server, sock, make))
         return server
 
     async def stop_accepting() -> None:
-        for server in servers:
+        for server, listening, make in servers:
             if isinstance(server, HandoverServer):
                 await server.leave()
                 continue
+            if listening.fileno() < 0:  # closed by an earlier call
+                continue
             if isinstance(loop, asyncio.SelectorEventLoop) and isinstance(server, asyncio.Server):
                 # It makes the transport of an accepted connection in a task, which fails once the server is closed.
-                for listening in server.sockets:
-                    loop.remove_reader(listening.fileno())
+                loop.remove_reader(listening.fileno())
                 await asyncio.sleep(0)
+            # The kernel resets connections that wait in the queue of a socket that is closed, unless it is shared.
+            waiting = [] if config.shared or isinstance(server, TlsServer) else _waiting(listening)
             server.close()
+            for connection in waiting:
+                with contextlib.suppress(OSError):
+                    await loop.connect_accepted_socket(make, connection)
 
     listener.stop_accepting = stop_accepting
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop
@@ -115,6 +124,17 @@ async def listen(
         )
     finally:
         setattr(loop, "create_server", create_server)  # noqa: B010 - as above
+
+
+def _waiting(listening: socket.socket) -> list[socket.socket]:
+    """Return the connections in the queue of a listening socket, accepted."""
+    waiting: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+        while listening.fileno() >= 0:
+            connection, _ = listening.accept()
+            connection.setblocking(False)
+            waiting.append(connection)
+    return waiting
 
 
 class _Server(TCPServer):

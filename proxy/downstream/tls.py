@@ -231,10 +231,11 @@ class TlsServer:
         loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept what waits, and no more."""
         if self._paused is not None:
             self._paused.cancel()
         if self._listening.fileno() >= 0:
+            self._accept()
             self._loop.remove_reader(self._listening)
             self._listening.close()
 

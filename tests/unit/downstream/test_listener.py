@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -121,3 +122,24 @@ async def _until_gone(reader: asyncio.StreamReader) -> bytes:
         return await reader.read()
     except ConnectionResetError:
         return b""
+
+
+@pytest.mark.parametrize("connections", [1, 50])
+async def test_connections_that_wait_in_the_queue_when_it_stops_accepting_are_answered(connections: int) -> None:
+    request = b"POST /svc/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    async with listening() as it:
+        await it.raw(request)
+        (await it.relay.request()).answer(b"")
+        waiting = []
+        for _ in range(connections):
+            # The kernel connects it. The event loop does not run meanwhile, so nobody has accepted it.
+            waiting.append(socket.create_connection(("127.0.0.1", it.port)))
+            waiting[-1].sendall(request)
+        await it.listener.stop_accepting()
+        for connection in waiting:
+            reader, writer = await asyncio.open_connection(sock=connection)
+            it.clients.append(writer)
+            (await it.relay.request()).answer(b"")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        with pytest.raises(ConnectionRefusedError):
+            await it.raw()
