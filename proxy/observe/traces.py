@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -65,8 +66,8 @@ class Traces(Observer):
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer(_SERVICE, __version__, _SCHEMA)
-        self._opened: dict[str, float] = {}
-        """When the last connection to each origin was opened, on the monotonic clock."""
+        self._opened: dict[str, tuple[int, float]] = {}
+        """How many connections to each origin are open, and when the last was opened, on the monotonic clock."""
 
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what makes the spans of one route."""
@@ -74,11 +75,14 @@ class Traces(Observer):
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Note the time: requests that wait for a stream have waited for this."""
-        self._opened[origin] = time.monotonic()
+        count, _ = self._opened.get(origin, (0, 0.0))
+        self._opened[origin] = count + 1, time.monotonic()
 
     def upstream_closed(self, origin: str) -> None:
-        """Forget the time."""
-        self._opened.pop(origin, None)
+        """Forget the origin with its last connection."""
+        count, at = self._opened.pop(origin)
+        if count > 1:
+            self._opened[origin] = count - 1, at
 
     async def close(self) -> None:
         """Send the spans that wait; those that are not sent within a second are lost."""
@@ -130,7 +134,7 @@ class _RouteTraces(ExchangeObserver):
 
     __slots__ = ("_noted", "_opened", "_origin", "_route", "_static", "_tracer")
 
-    def __init__(self, route: Route | None, tracer: Tracer, opened: dict[str, float]) -> None:
+    def __init__(self, route: Route | None, tracer: Tracer, opened: dict[str, tuple[int, float]]) -> None:
         self._route = route
         self._tracer = tracer
         self._opened = opened
@@ -155,10 +159,9 @@ class _RouteTraces(ExchangeObserver):
         self._note_event(exchange, "mint", seconds, failure, about)
 
     def connection_awaited(self, exchange: ObservedExchange, seconds: float, failure: Failure | None) -> None:
-        opened = self._opened.get(self._origin, 0.0) >= time.monotonic() - seconds
-        has_connection = self._origin in self._opened
+        _, opened_at = self._opened.get(self._origin, (0, math.inf))
         # A wait without a new connection was for a stream of one that there was.
-        name = "connect" if opened or not has_connection else "stream"
+        name = "connect" if opened_at >= time.monotonic() - seconds else "stream"
         self._note_event(exchange, name, seconds, failure, {"server.address": self._static["server.address"]})
 
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:

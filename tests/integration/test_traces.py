@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from h2.settings import SettingCodes
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from proxy.emulator import Google, GoogleServer
@@ -253,3 +254,23 @@ async def test_a_missing_extra_is_one_warning_with_the_install_command(chain: St
     assert line["severity"] == "WARNING"
     assert line["reason"] == "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed"
     assert "pip install 'cloudrun-sidecar[otel]'" in line["remedy"]
+
+
+@pytest.mark.asyncio
+async def test_the_wait_for_a_free_stream_is_told_from_that_for_a_connection(chain: StartChain) -> None:
+    one_stream = {"settings": {SettingCodes.MAX_CONCURRENT_STREAMS: 1}}
+
+    async def two_at_once(near: Peer, far: Server) -> None:
+        streams = [near.open("/svc/invoke/S/h", end=True) for _ in range(2)]
+        for stream in streams:
+            peer, far_stream, _, _ = await far.request()
+            peer.respond(far_stream, end=True)
+            assert (await near.response(stream)).status == 200
+
+    async with receiver() as received:
+        env = exporting_to(received.url)
+        async with chain("--max-upstream-connections", "1", env=env, upstream=one_stream) as (_, far, near):
+            await two_at_once(near, far)
+            assert [set(events_of(span)) for span in await received.received(2)] == [{"connect"}, {"connect"}]
+            await two_at_once(near, far)
+            assert [set(events_of(span)) for span in (await received.received(4))[2:]] == [set(), {"stream"}]
