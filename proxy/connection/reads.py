@@ -17,7 +17,7 @@ __all__ = ["Reads"]
 
 _TURN_SECONDS: Final = 0.002
 _FIRST_SLICE_OCTETS: Final = 8 << 10
-_LEAST_SLICE_OCTETS: Final = 256
+_LEAST_SLICE_OCTETS: Final = 64
 _MOST_SLICE_OCTETS: Final = 64 << 10
 _QUICK_OCTETS: Final = 1 << 10
 """So few octets are served at once, and not timed."""

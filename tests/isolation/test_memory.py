@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import h2.exceptions
@@ -27,6 +28,12 @@ async def large(peer: Peer, stream: int) -> None:
     """Answer with more than a window."""
     peer.respond(stream, 200)
     await peer.send(stream, bytes(4 * MIB), end=True)
+
+
+async def larger_than_sockets(peer: Peer, stream: int) -> None:
+    """Answer with more than a window and the buffers of a socket."""
+    peer.respond(stream, 200)
+    await peer.send(stream, bytes(16 * MIB), end=True)
 
 
 async def hang(peer: Peer, stream: int) -> None:
@@ -64,6 +71,21 @@ async def test_large_responses_in_the_socket_of_a_client_stay_within_the_cap(eng
             slow.transport.pause_reading()
             for _ in range(STREAMS):
                 slow.open("/bad/large", end=True)
+            await at.sidecar.logged(OVERLOADED)
+            await at.assert_unharmed()
+
+
+@each_engine
+@pytest.mark.asyncio
+async def test_large_responses_that_clients_of_http1_do_not_read(engine: str, tmp_path: Path) -> None:
+    async with stage(tmp_path, engine) as at:
+        at.service.behaviours["large"] = larger_than_sockets
+        with ExitStack() as connections:
+            for _ in range(STREAMS):
+                slow = connections.enter_context(socket.socket())
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+                slow.connect(at.sidecar.address)
+                slow.sendall(b"GET /bad/large HTTP/1.1\r\nhost: localhost\r\n\r\n")
             await at.sidecar.logged(OVERLOADED)
             await at.assert_unharmed()
 

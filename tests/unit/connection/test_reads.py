@@ -57,7 +57,7 @@ def test_a_read_that_takes_long_is_served_over_several_turns_in_small_slices() -
     assert b"".join(engine.given) == bytes(buffer)
     assert turns[0] < 0.1, "the first slice is of 8 KiB"
     assert max(turns[4:]) < 0.006
-    assert min(len(data) for data in engine.given) >= 256
+    assert min(len(data) for data in engine.given) >= 64
 
 
 def test_octets_that_arrive_meanwhile_wait_behind_the_rest_of_the_read() -> None:
