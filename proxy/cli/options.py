@@ -86,7 +86,9 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
         "--upstream", heading=_ROUTES, metavar="URL", help="The service for everything, or for all other paths."
     )
     for name in INLINE_OPTIONS:
-        yield _flag(name, RouteSettings.model_fields[name], _INLINE)
+        # The commands that look at deployments take the word of `register`, too.
+        also = ("--gcp-delegate",) if name == "gcp_delegates" and shown is not None else ()
+        yield _flag(name, RouteSettings.model_fields[name], _INLINE, also=also)
     for option, name in DEPLOYMENT_OPTIONS.items():
         hidden = shown is not None and option not in shown
         yield _flag(option, DeploymentSettings.model_fields[name], _DEPLOYMENTS, hidden=hidden)
@@ -96,7 +98,9 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
             yield _flag(name, Settings.model_fields[name], heading, hidden=hidden)
 
 
-def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> click.Parameter:
+def _flag(
+    name: str, info: FieldInfo, heading: str, *, hidden: bool = False, also: tuple[str, ...] = ()
+) -> click.Parameter:
     text = f"{summary(info)}.{_default(info)}"
     complete = _completion(name, info)
     if info.annotation is bool:
@@ -105,6 +109,7 @@ def _flag(name: str, info: FieldInfo, heading: str, *, hidden: bool = False) -> 
     several = get_origin(info.annotation) is tuple
     return HeadedOption(
         flag_name(name),
+        *also,
         name,
         heading=heading,
         multiple=several,

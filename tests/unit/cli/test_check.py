@@ -78,6 +78,13 @@ def test_a_route_is_checked_where_no_address_has_a_port(closed_port: int, tmp_pa
     assert (told.exit_code, "--sidecar says where Restate reaches the sidecar" in told.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("flag", ["--gcp-delegate", "--gcp-delegates"])
+def test_the_words_of_register_are_taken_for_a_host(flag: str) -> None:
+    told = run("svc.example.com", "--deployments-hosts", "svc.example.com", flag, "a@p.iam.gserviceaccount.com")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "delegates lead to an impersonated account" in told.stderr
+
+
 def test_headers_belong_to_a_deployment() -> None:
     told = run("--upstream", "https://svc.run.app", "--extra-header", "x-a=b")
     assert (told.exit_code, "--extra-header belongs to a deployment" in told.stderr) == (2, True)
