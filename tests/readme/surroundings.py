@@ -59,12 +59,25 @@ async def google(folder: Path) -> AsyncIterator[Surroundings]:
         yield Surroundings(gcloud=Gcloud(emulated, cloud_run), container=container, authority=certificates.ca_file)
 
 
+_STAMPS = (".packages", ".installed")
+"""Of the Makefile, in the order in which they are made."""
+
+
 def clone(folder: Path) -> Path:
-    """Return a folder like a clone: links to all files, and copies of those that a reader edits."""
+    """Return a folder like a clone: links to all files, and copies of those that a reader edits.
+
+    To make, what is installed is up to date: installing from here would put the path of this folder into its programs.
+    """
     made = folder / "clone"
     made.mkdir()
     for entry in REPOSITORY.iterdir():
-        if entry.name not in ("config", "dist", ".git"):
+        if entry.name not in ("config", "dist", ".git", ".venv"):
             (made / entry.name).symlink_to(entry)
+    (made / ".venv").mkdir()
+    for entry in (REPOSITORY / ".venv").iterdir():
+        if entry.name not in _STAMPS:
+            (made / ".venv" / entry.name).symlink_to(entry)
+    for stamp in _STAMPS:
+        (made / ".venv" / stamp).touch()
     shutil.copytree(REPOSITORY / "config", made / "config", ignore=shutil.ignore_patterns("routes.toml"))
     return made
