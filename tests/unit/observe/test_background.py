@@ -29,12 +29,14 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
             os.close(reading)
 
 
-def read_all(descriptor: int) -> bytes:
-    """Everything until the last writer closes."""
-    read = b""
+def read_all(descriptor: int, awaited: bytes = b"", seen: threading.Event | None = None) -> bytes:
+    """Everything until the last writer closes; `seen` is set once `awaited` is in it."""
+    read = bytearray()
     while piece := os.read(descriptor, 1 << 16):
         read += piece
-    return read
+        if seen is not None and awaited in read:
+            seen.set()
+    return bytes(read)
 
 
 def fill(descriptor: int) -> None:
@@ -88,8 +90,11 @@ def test_a_line_says_how_many_were_dropped_once_the_reader_has_caught_up(monkeyp
                 log.info("hello", padding="x" * 10_000)
             log.info("lost", padding="x" * 2_000_000)  # longer than the whole queue
             got: list[bytes] = []
-            reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+            caught_up = threading.Event()
+            reader = threading.Thread(target=lambda: got.append(read_all(reading, b'"dropped"', caught_up)))
             reader.start()
+            # The end of the output waits a second for what is queued, which a busy machine may need longer to read.
+            assert caught_up.wait(60)
         assert sys.stderr is target
     reader.join()
     os.close(reading)
