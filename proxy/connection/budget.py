@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Account", "Budget"]
+from proxy.errors import Overloaded
+
+__all__ = ["Account", "Budget", "memory_is_short"]
+
+
+def memory_is_short() -> Overloaded:
+    """Return the failure of an exchange that gives way."""
+    return Overloaded("memory is short (queued_octets), and most of it is held for this client or service")
 
 
 class Budget:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
-from proxy.connection.budget import Account, Budget
+from proxy.connection.budget import Account, Budget, memory_is_short
 from proxy.connection.reads import Reads
 from proxy.http2.engine import ConnectionHandler, Engine, Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
@@ -348,7 +348,7 @@ class Http2Protocol(ConnectionHandler):
                 stream.reset_now(_ENHANCE_YOUR_CALM)
                 continue
             try:
-                receiver.on_evicted()
+                receiver.on_evicted(memory_is_short())
             except Exception as exc:  # noqa: BLE001 - the octets must be freed all the same
                 self.on_internal_error(stream, exc)
         self.schedule_flush()

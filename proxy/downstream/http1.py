@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Budget, memory_is_short
 from proxy.connection.protocol import RequestAcceptor
 from proxy.downstream.fields import from_http1
 from proxy.downstream.hosts import HostRules, parse_authority
@@ -155,7 +155,7 @@ class Http1Stream(Stream):
     def _give_up(self, octets: int) -> None:
         """Abort the exchange, or what is left of its response; and drop all that is queued."""
         if self.receiver is not None:
-            self.receiver.on_evicted()
+            self.receiver.on_evicted(memory_is_short())
         elif self._queued_octets:
             self.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
 

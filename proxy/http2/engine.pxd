@@ -12,7 +12,8 @@ cdef class StreamReceiver:
     cpdef on_unprocessed(self)
     cpdef on_connection_lost(self, failure)
     cpdef Py_ssize_t count_held_octets(self)
-    cpdef on_evicted(self)
+    cpdef object owner(self)
+    cpdef on_evicted(self, failure)
     cpdef bint on_internal_error(self)
 
 cdef class Stream:

@@ -124,8 +124,12 @@ class StreamReceiver:
         """Return the octets of the request that are held beside those queued on streams."""
         return 0
 
-    def on_evicted(self) -> None:
-        """Abort what belongs to the stream, because memory is scarce and the stream's owner holds most of it."""
+    def owner(self) -> object:
+        """Return who is charged for the stream; None: nobody."""
+        return None
+
+    def on_evicted(self, failure: Failure) -> None:
+        """Abort what belongs to the stream, because something is scarce and the stream's owner holds most of it."""
         raise NotImplementedError
 
     def on_internal_error(self) -> bool:

@@ -89,7 +89,7 @@ cdef class Exchange(RequestContent):
     cpdef start(self, UpstreamConnection connection, list fields)
     cpdef fail(self, failure)
     @cython.locals(upstream=Stream)
-    cpdef on_evicted(self)
+    cpdef on_evicted(self, failure)
     cpdef _failed(self, int action, failure, bint evicted=*)
     cpdef bint on_internal_error(self)
 

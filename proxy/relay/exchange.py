@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from proxy.connection.protocol import RequestAcceptor
-from proxy.errors import Failure, Internal, Overloaded, UpstreamRefusedStream
+from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, FieldLine, Fields
 from proxy.relay.context import RouteContext
@@ -316,13 +316,12 @@ class Exchange(RequestContent):
         """End the exchange: with a local reply while the response has not begun, else with a reset."""
         self._failed(self.on(_FAILED), failure)
 
-    def on_evicted(self) -> None:
-        """Give way, because memory is scarce and the owner of this exchange holds most of it."""
+    def on_evicted(self, failure: Failure) -> None:
+        """Give way, because something is scarce and the owner of this exchange holds most of it."""
         if self.upstream is not None:
             self.upstream.reset_now(_CANCEL)
             self._forget_upstream()
-        evicted = Overloaded("memory is short (queued_octets), and most of it is held for this client or service")
-        self._failed(self.on(Move.EVICTED), evicted, True)
+        self._failed(self.on(Move.EVICTED), failure, True)
 
     def _failed(self, action: int, failure: Failure, evicted: bool = False) -> None:
         self.drop_held()

@@ -23,6 +23,7 @@ cdef class RequestContent(StreamReceiver):
     cpdef hold(self, bytes data)
     cpdef drop_held(self)
     cpdef release(self)
+    cpdef object owner(self)
     cpdef Py_ssize_t count_held_octets(self)
     cpdef bint exceeds_share(self)
     cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)

@@ -103,6 +103,10 @@ class RequestContent(StreamReceiver):
             self._account.change(-self._head_octets)
             self._head_octets = 0
 
+    def owner(self) -> Account:
+        """Return the account of the client."""
+        return self._account
+
     def count_held_octets(self) -> int:
         """Return the octets of head and content that are held."""
         return self._held_octets + self._head_octets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.errors import Failure
@@ -50,7 +50,7 @@ class Pool(Protocol):
     def origin_pool(self, origin: Origin) -> OriginPool:
         """Return where connections to this origin are taken from."""
 
-    def acquire(self, origin: Origin) -> Awaitable[UpstreamConnection]:
+    def acquire(self, origin: Origin, owner: Hashable) -> Awaitable[UpstreamConnection]:
         """Wait for one; its stream must be opened before the next await."""
 
     def retain(self, origins: Collection[Origin]) -> None:
@@ -116,7 +116,7 @@ class Waiting:
                     if context.slot is not None and token is None:
                         fetch = self._tokens.mint_uncached if exchange.kind.interactive else self._tokens.token
                         token = await self._timed(fetch(context.key), exchange, context.observers.token_awaited)
-                    wanted = self._pool.acquire(context.route.origin)
+                    wanted = self._pool.acquire(context.route.origin, exchange.owner())
                     if context.pool.ready() is not None:
                         connection = await wanted
                     else:

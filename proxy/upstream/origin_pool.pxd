@@ -1,5 +1,6 @@
 cimport cython
 
+from proxy.http2.engine cimport Stream, StreamReceiver
 from proxy.upstream.connection cimport ConnectionOwner, UpstreamConnection
 
 cdef class OriginPool(ConnectionOwner):
@@ -14,8 +15,7 @@ cdef class OriginPool(ConnectionOwner):
     cdef public object pause
     cdef readonly Py_ssize_t waiting
     cdef public object on_wanted
-    cdef list _heap
-    cdef Py_ssize_t _tickets
+    cdef readonly object queue
 
     cpdef bint has_fruitless(self)
     @cython.locals(connections=list, connection=UpstreamConnection, octets=Py_ssize_t)
@@ -24,4 +24,6 @@ cdef class OriginPool(ConnectionOwner):
     @cython.locals(connection=UpstreamConnection)
     cpdef UpstreamConnection free(self)
     cpdef connection_changed(self, UpstreamConnection connection)
+    @cython.locals(connection=UpstreamConnection, stream=Stream, receiver=StreamReceiver, theirs=list, largest=list)
+    cpdef bint give_way(self, owner)
     cpdef serve(self)

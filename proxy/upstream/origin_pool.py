@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
-from proxy.errors import Failure
+from proxy.errors import Failure, Overloaded
+from proxy.http2.engine import StreamReceiver
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, UpstreamConnection
+from proxy.upstream.wait_queue import Waiter, WaitQueue
 
 __all__ = ["EXPECTED_STREAMS", "OriginPool"]
 
@@ -22,9 +23,7 @@ class OriginPool(ConnectionOwner):
     """The connections of one origin, and the requests that wait for a stream there."""
 
     __slots__ = (
-        "_heap",
         "_observer",
-        "_tickets",
         "closed",
         "connections",
         "expected_streams",
@@ -34,6 +33,7 @@ class OriginPool(ConnectionOwner):
         "opening",
         "origin",
         "pause",
+        "queue",
         "waiting",
     )
 
@@ -58,8 +58,8 @@ class OriginPool(ConnectionOwner):
         """Requests that wait for a stream."""
         self.on_wanted: Callable[[OriginPool], None] | None = None
         """Called when connections changed while requests wait."""
-        self._heap: list[tuple[int, asyncio.Future[UpstreamConnection]]] = []
-        self._tickets = 0
+        self.queue = WaitQueue()
+        """Those requests; `waiting` of them have not given up."""
 
     def has_fruitless(self) -> bool:
         """Return True if the newest connection offers no stream although none is in use.
@@ -122,39 +122,50 @@ class OriginPool(ConnectionOwner):
             self.pause.cancel()
             self.pause = None
 
-    def next_ticket(self) -> int:
-        """Return a place in the queue, behind all others."""
-        self._tickets += 1
-        return self._tickets
-
-    def join(self, ticket: int, waiter: asyncio.Future[UpstreamConnection]) -> None:
-        """Wait in the place that `ticket` gives."""
-        heapq.heappush(self._heap, (ticket, waiter))
+    def join(self, owner: Hashable, ticket: int, waiter: Waiter) -> None:
+        """Wait in the place that `ticket` gives among the requests of this owner."""
+        self.queue.join(owner, ticket, waiter)
         self.waiting += 1
 
     def serve(self) -> None:
-        """Give free streams to the requests that have waited longest."""
-        heap = self._heap
-        while heap:
-            if heap[0][1].done():
-                heapq.heappop(heap)  # given up: `give_up` has counted it
-                continue
+        """Give free streams to the requests that wait, to each owner in turn."""
+        while (waiter := self.queue.first()) is not None:
             connection = self.free()
             if connection is None:
                 return
             connection.reserved += 1
             self.waiting -= 1
-            heapq.heappop(heap)[1].set_result(connection)
+            self.queue.take_first()
+            waiter.set_result(connection)
+
+    def give_way(self, owner: Hashable) -> bool:
+        """End an exchange of the owner with most streams, if `owner` has less than half as many; True if one ended.
+
+        It is the newest of them.
+        """
+        held: dict[object, list[StreamReceiver]] = {}
+        largest: list[StreamReceiver] = []
+        for connection in self.connections:
+            for stream in connection.engine.live_streams():
+                receiver = stream.receiver
+                if receiver is not None and (other := receiver.owner()) is not None:
+                    theirs = held.setdefault(other, [])
+                    theirs.append(receiver)
+                    if len(theirs) > len(largest):
+                        largest = theirs
+        if len(largest) < 2 * (len(held.get(owner, ())) + 1):
+            return False
+        largest[-1].on_evicted(Overloaded(f"all streams to {self.origin} are in use, and this client has most of them"))
+        return True
 
     def fail(self, failure: Failure) -> None:
         """Fail every request that waits."""
-        heap, self._heap = self._heap, []
-        for _, waiter in heap:
+        for waiter in self.queue.take_all():
             if not waiter.done():
                 self.waiting -= 1
                 waiter.set_exception(failure)
 
-    def give_up(self, waiter: asyncio.Future[UpstreamConnection]) -> None:
+    def give_up(self, waiter: Waiter) -> None:
         """Remove a request that waits no longer; a stream that was just reserved for it is free again."""
         if waiter.cancel() or waiter.cancelled():
             self.waiting -= 1

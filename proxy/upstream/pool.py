@@ -1,8 +1,10 @@
 """Connections by origin: as few as the streams need, opened on demand.
 
 The hot path asks its `OriginPool` for a connection with a free stream. If there is none, the request waits with the
-others of its origin, first come first served, until a stream is free or a new connection is open. Connections that are
-being opened count as the streams that they are expected to offer, so that a burst opens as many as it needs.
+others of its origin until a stream is free or a new connection is open: clients in turn, and first come first served
+within a client. Connections that are being opened count as the streams that they are expected to offer, so that a burst
+opens as many as it needs. When all permitted connections are full, a client with few streams gets one of the client
+with most, whose newest exchange ends.
 
 The pool reserves a stream for a request, whose task opens it one loop turn later. If the stream is not free any more by
 then (GOAWAY, a lost connection, a lower limit), the request returns to its place in the queue.
@@ -14,7 +16,7 @@ stream; then the next attempt is made after a pause. Until one succeeds, only on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from functools import partial
 from typing import Final
 
@@ -32,6 +34,7 @@ from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool
+from proxy.upstream.wait_queue import Waiter
 
 __all__ = ["Pool"]
 
@@ -79,17 +82,18 @@ class Pool:
         for origin in [known for known in self._origin_pools if known not in origins]:
             self._origin_pools.pop(origin).close(UpstreamConnectionLost(f"no route leads to {origin} any more"))
 
-    async def acquire(self, origin: Origin) -> UpstreamConnection:
+    async def acquire(self, origin: Origin, owner: Hashable = None) -> UpstreamConnection:
         """Wait for a connection with a free stream; the stream must be opened before the next await.
 
+        Owners, of whom `owner` is one, have their turns; one with few streams gets one of that with most.
         Raises a leaf of UpstreamFailure when none could be opened, or none became free in time; Draining after `close`.
         """
         pool = self.origin_pool(origin)
-        ticket = pool.next_ticket()
+        ticket = pool.queue.next_ticket()
         try:
             async with asyncio.timeout(self.wait_timeout_seconds):
                 while True:
-                    connection = await self._reserved(pool, ticket)
+                    connection = await self._reserved(pool, owner, ticket)
                     if connection.count_free_streams() > 0:
                         return connection
         except TimeoutError:
@@ -115,13 +119,16 @@ class Pool:
             for connection in leaving:
                 connection.abort()
 
-    async def _reserved(self, pool: OriginPool, ticket: int) -> UpstreamConnection:
+    async def _reserved(self, pool: OriginPool, owner: Hashable, ticket: int) -> UpstreamConnection:
         """Wait in the queue for a stream, and return its connection; the stream is free for this turn of the loop."""
         if self._closed:
             raise _closing()
-        waiter: asyncio.Future[UpstreamConnection] = asyncio.get_running_loop().create_future()
-        pool.join(ticket, waiter)
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        pool.join(owner, ticket, waiter)
         self._serve(pool)
+        if not waiter.done() and self._is_exhausted(pool) and pool.give_way(owner):
+            pool.queue.prefer(owner)
+            pool.serve()
         try:
             connection = await waiter
         except BaseException:
@@ -150,6 +157,10 @@ class Pool:
             task = asyncio.get_running_loop().create_task(self._open(pool))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _is_exhausted(self, pool: OriginPool) -> bool:
+        """Return True if there are as many connections as there may be."""
+        return len(pool.connections) >= self.max_connections and not pool.opening
 
     async def _open(self, pool: OriginPool) -> None:
         connection: UpstreamConnection | None = None

@@ -53,6 +53,7 @@ TESTS = (
     "tests/unit/relay/test_request_tokens.py",
     "tests/unit/relay/test_retries.py",
     "tests/unit/relay/test_shares.py",
+    "tests/unit/relay/test_stream_shares.py",
     "tests/unit/relay/test_signing.py",
     "tests/unit/relay/test_swap.py",
     "tests/unit/relay/test_via.py",

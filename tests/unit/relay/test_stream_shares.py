@@ -1,0 +1,86 @@
+"""When all streams of a service are in use, the client with most gives one up, and waiting clients have their turns."""
+
+from __future__ import annotations
+
+import structlog
+
+from proxy.errors import ERROR_FIELD
+from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
+from proxy.http2.events import StreamId
+from tests.support.data_path import World
+from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.memory import Client
+
+
+def scarce(make: EngineFactory) -> World:
+    """Return a world in which a service takes eight requests at a time."""
+    return World(make=make, max_connections=1, service_limits=Limits(max_concurrent_streams=8))
+
+
+def hang(world: World, client: Client, name: str, count: int) -> list[StreamId]:
+    """Send requests that are not answered."""
+    streams = [client.request(f"/svc/{name}{number}", end=True) for number in range(count)]
+    world.settle()
+    return streams
+
+
+def answer(world: World, path: str) -> None:
+    """Answer the latest request with this path."""
+    service, stream = world.latest(path)
+    service.respond(stream, end=True)
+    world.settle()
+
+
+@each_bare_engine
+def test_a_newcomer_gets_a_stream_of_the_client_with_most(make: EngineFactory) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        greedy, neighbour = world.client(), world.client()
+        hanging = hang(world, greedy, "hang", 20)
+        for path in ("/first", "/second"):
+            stream = neighbour.request(f"/svc{path}", end=True)
+            world.settle()
+            answer(world, path)
+            assert neighbour.streams[stream].status == 200
+        ended = [stream for stream in hanging if greedy.streams[stream].ended]
+        assert ended[0] == hanging[7], "the newest of those under way"
+        assert {greedy.streams[stream].value(ERROR_FIELD) for stream in ended} == {b"overloaded"}
+        assert len(ended) <= 2
+
+
+@each_bare_engine
+def test_freed_streams_go_to_each_client_in_turn(make: EngineFactory) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        greedy, neighbour = world.client(), world.client()
+        hang(world, greedy, "theirs", 4)
+        hang(world, neighbour, "mine", 4)
+        hang(world, greedy, "more", 10)
+        hang(world, neighbour, "last", 1)
+        assert not world.arrivals("/more0")
+        assert not world.arrivals("/last0")
+        answer(world, "/theirs0")
+        answer(world, "/theirs1")
+        assert world.arrivals("/more0")
+        assert world.arrivals("/last0")
+        assert not world.arrivals("/more1")
+
+
+@each_bare_engine
+def test_clients_with_about_as_many_streams_take_none_from_each_other(make: EngineFactory) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        one, other = world.client(), world.client()
+        streams = hang(world, one, "one", 5)
+        others = hang(world, other, "other", 6)
+        assert not any(one.streams[stream].ended for stream in streams)
+        assert not any(other.streams[stream].ended for stream in others)
+
+
+@each_bare_engine
+def test_one_client_alone_loses_no_exchange_to_itself(make: EngineFactory) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        streams = hang(world, client, "hang", 20)
+        assert not any(client.streams[stream].ended for stream in streams)
+        answer(world, "/hang0")
+        assert client.streams[streams[0]].status == 200
+        assert world.arrivals("/hang8")
