@@ -138,6 +138,7 @@ class BuildFast(build_ext):
                 new.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(old, new)
         self.force = True  # setuptools would look at times
+        self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
         self.extensions = wanted
         files = {file: sha256(Path(file).read_bytes()).hexdigest() for file in sorted(set().union(*needed.values()))}
