@@ -21,7 +21,7 @@ from tests.support.peers.raw import REQUEST, RESPONSE, RawPeer
 
 
 @given(number=st.integers(0, 1 << 64))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_both_engines_report_and_send_the_same(number: int) -> None:
     with suppress(Diverged):
         Case(Twins, number).run()

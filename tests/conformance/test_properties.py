@@ -89,7 +89,7 @@ def split(data: bytes, places: Iterable[int]) -> list[bytes]:
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
 @given(places=st.lists(st.integers(0, 30_000), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_events_do_not_depend_on_how_the_octets_were_split(make: EventFactory, client: bool, places: list[int]) -> None:
     whole = listener(make, client=client).engine.receive(RECORDED[client])
     assert not isinstance(whole[-1], ConnectionFailed)
@@ -161,7 +161,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
 @given(mutations=st.lists(MUTATION, min_size=1, max_size=4), places=st.lists(st.integers(0, 30_000), max_size=3))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150)
 def test_mutated_octets_raise_nothing(
     make: EventFactory, client: bool, mutations: list[tuple[str, int, bytes]], places: list[int]
 ) -> None:
@@ -176,7 +176,7 @@ FRAME = st.tuples(
 @each_engine
 @pytest.mark.parametrize("client", [True, False])
 @given(frames=st.lists(FRAME, max_size=15))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150)
 def test_random_frames_raise_nothing(
     make: EventFactory, client: bool, frames: list[tuple[int, int, int, bytes]]
 ) -> None:
@@ -376,7 +376,7 @@ class Script:
     operations=st.lists(OPERATION, min_size=30, max_size=80),
     windows=st.tuples(st.sampled_from([1_000, 20_000, 1 << 20]), st.sampled_from([1_000, 20_000, 1 << 20])),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100)
 def test_content_arrives_as_it_was_sent(
     make: EventFactory, operations: list[tuple[str, object, object]], windows: tuple[int, int]
 ) -> None:

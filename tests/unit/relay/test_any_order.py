@@ -362,7 +362,7 @@ def check_response(script: Script, trial: Trial) -> None:
 
 @each_bare_engine
 @given(steps=st.lists(STEP, min_size=20, max_size=100))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_no_octet_is_lost_or_doubled_in_any_order_of_events(make: EngineFactory, steps: list[tuple[Any, ...]]) -> None:
     with structlog.testing.capture_logs():
         script = Script(make)

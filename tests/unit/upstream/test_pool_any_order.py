@@ -216,4 +216,4 @@ def test_the_pool_keeps_its_limits_and_order_under_any_sequence_of_events(make: 
         pass
 
     TrafficOnThisEngine.make = make
-    run_state_machine_as_test(TrafficOnThisEngine, settings=settings(max_examples=100, stateful_step_count=25))
+    run_state_machine_as_test(TrafficOnThisEngine, settings=settings(max_examples=60, stateful_step_count=25))
