@@ -19,7 +19,7 @@ class Budget:
 
     Each owner has an `Account`. When the limit is reached, the owner with the most octets is told to give some of them
     up, in the next loop turn, until a quarter is free; a connection withholds its connection window until there is
-    room. `call_soon` schedules a call for the next loop turn; without it nobody is told.
+    room. `call_soon` schedules a call for the next loop turn; without it no owner is told.
     """
 
     __slots__ = ("_accounts", "_call_soon", "_relief_scheduled", "_waiting", "limit_octets", "queued_octets")

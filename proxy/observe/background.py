@@ -3,7 +3,7 @@
 A reader that stops leaves a full pipe, and every write to that blocks; if the event loop writes, everything stops, the
 handling of SIGTERM included. So `background_output` replaces `sys.stdout` and `sys.stderr`: what is written goes into
 a bounded queue, and one daemon thread for each stream writes it to the descriptor. Log lines, warnings, tracebacks and
-prints of libraries all come this way, whoever makes them.
+prints of libraries all come this way.
 
 A line that finds the queue full is dropped and counted; as soon as the reader has caught up, a line says how many were
 dropped. `dropped_lines` is the total for the metrics.

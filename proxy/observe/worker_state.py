@@ -29,7 +29,7 @@ class WorkerState:
         self._history = history
         self._started_at = time.time()
         self.process: dict[str, float] = {}
-        """Metrics of the process by name. Reading them takes long, so they are as old as whoever sets them likes."""
+        """Metrics of the process by name. Reading them takes long, so they may be some time old."""
 
     def lines(self) -> Iterator[str]:
         """Yield the state, a line at a time; others may run in between."""

@@ -61,11 +61,11 @@ class WorkerChannel:
         self.state: FileIO | None = None
         """What the worker has said last of what it has counted (`observe.totals`)."""
         self.wants_states = False
-        """True if the worker has asked for the states of all; whoever sends them resets it."""
+        """True if the worker has asked for the states of all; reset when they are sent."""
         self.answer_awaited = False
         """True if the worker was told to report its state, and has not."""
         self.told = b""
-        """What the worker was told last of all workers; whoever tells sets it."""
+        """What the worker was told last of all workers."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property

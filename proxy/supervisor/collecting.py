@@ -62,7 +62,7 @@ class Collecting:
 
     def __init__(self) -> None:
         self.restarts = 0
-        """Number of workers that were replaced because they had ended; whoever replaces them sets it."""
+        """Number of workers that were replaced because they had ended; set by what replaces them."""
         self.settings: Mapping[str, Any] = {}
         """The state of reloads (`observe.metrics.SettingsMetrics`)."""
         self.due = math.inf

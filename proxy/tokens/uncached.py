@@ -137,7 +137,7 @@ class UncachedMints:
             self._start_following(key, state)
 
     def _leave(self, key: TokenKey, state: _Key, shared: _SharedMint, mints: list[asyncio.Task[Token]]) -> None:
-        """Abandon the first mint that runs and that nobody waits for, and cancel other ones."""
+        """Abandon the first mint that runs and that no request waits for, and cancel other ones."""
         left = mints
         if shared.waiting:
             left = mints[:-1] if shared.started.done() else mints
