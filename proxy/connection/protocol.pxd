@@ -60,6 +60,7 @@ cdef class Http2Protocol(ConnectionHandler):
     cpdef close(self, str reason)
     cpdef abort(self)
     cpdef _continue_reading(self)
+    cpdef serve_all(self)
     cpdef report_error(self, exc)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef _end(self, str reason)

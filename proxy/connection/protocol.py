@@ -232,6 +232,11 @@ class Http2Protocol(ConnectionHandler):
             else:
                 self.transport.resume_reading()
 
+    def serve_all(self) -> None:
+        """Serve all that was read, however long it takes."""
+        while self._reads.left and not self.closed:
+            self._reads.serve()
+
     def _serve_left(self) -> None:
         self._serve_scheduled = False
         if not self.closed:

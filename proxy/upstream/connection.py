@@ -195,7 +195,11 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol._has_read(self)
 
     def eof_received(self) -> bool | None:
-        """Close at once: a transport may close slowly (TLS, a full buffer), and takes no requests meanwhile."""
+        """Close at once: a transport may close slowly (TLS, a full buffer), and takes no requests meanwhile.
+
+        What was read before is served: it may be the rest of a response.
+        """
+        self.serve_all()
         self.close("closed by the peer")
         return False
 
@@ -210,7 +214,8 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol.resume_writing(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the connection: the transport is closed."""
+        """Serve what was read before, and end the connection: the transport is closed."""
+        self.serve_all()
         Http2Protocol.connection_lost(self, exc)
         if not self.gone.done():
             self.gone.set_result(None)

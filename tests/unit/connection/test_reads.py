@@ -125,6 +125,27 @@ def test_reading_pauses_until_what_was_read_is_served_and_nothing_is_lost(make: 
 
 
 @each_bare_engine
+@pytest.mark.parametrize("end", ["eof", "lost"])
+def test_a_response_that_was_read_before_its_connection_ended_arrives_whole(make: EngineFactory, end: str) -> None:
+    with World(make=make) as world:
+        client = world.client()
+        stream = client.request("/svc/x", end=True)
+        world.settle()
+        service, far = world.latest("/x")
+        service.respond(far)
+        world.settle()
+        frame = bytes([0, 0, 1, 0, 0]) + far.to_bytes(4, "big") + b"x"
+        last = bytes([0, 0, 0, 0, 1]) + far.to_bytes(4, "big")
+        wire = world.wire(service)
+        wire.give(frame * 6_000 + last)
+        if end == "eof":
+            wire.protocol.eof_received()
+        wire.lose()
+        world.settle()
+        assert (len(client.streams[stream].content), client.streams[stream].ended) == (6_000, True)
+
+
+@each_bare_engine
 def test_the_rest_of_a_read_is_dropped_when_the_connection_ends(make: EngineFactory) -> None:
     with World(make=make) as world:
         client = world.client()

@@ -194,6 +194,24 @@ def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: Engi
 
 
 @each_bare_engine
+def test_the_access_log_names_trace_and_invocation_of_a_request_whose_large_head_was_dropped(
+    make: EngineFactory,
+) -> None:
+    with World(make=make, access_log=True) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        fields = [
+            (b"x-large", b"v" * 8_000),
+            (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
+            (b"x-restate-invocation-id", b"inv_1abc"),
+        ]
+        client.request("/svc/x", fields=fields, end=True)
+        world.settle()
+        answer(world, "/x")
+        (line,) = [line for line in log if line["event"] == "exchange"]
+        assert (line["trace"], line["invocation_id"]) == ("a" * 32, "inv_1abc")
+
+
+@each_bare_engine
 def test_many_large_heads_of_one_client_are_aborted_for_a_new_client(make: EngineFactory) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
         client, neighbour = world.client(), world.client()
