@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from importlib.resources import files
+from pkgutil import get_data
 from typing import Final
 
 __all__ = ["CONTENT_SECURITY_POLICY", "PAGE"]
 
-PAGE: Final = files("proxy.admin").joinpath("page.html").read_text("utf-8")
-"""The document."""
+PAGE: Final = (get_data("proxy.admin", "page.html") or b"").decode()
+"""The document. (`importlib.resources` would load ten modules more.)"""
 
 
 def _hash(tag: str) -> str:

@@ -23,9 +23,9 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
+from pkgutil import get_data
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -50,7 +50,7 @@ __all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
 PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes", "/status", "/openapi.json")
 """All paths of the admin port."""
 
-OPENAPI: Final = files("proxy.admin").joinpath("openapi.json").read_text("utf-8")
+OPENAPI: Final = (get_data("proxy.admin", "openapi.json") or b"").decode()
 """Their description."""
 
 # Answers are computed at once, so a connection that is still open after this is idle.

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 import pytest
 import structlog
@@ -19,14 +18,22 @@ from proxy.observe.lines import configure_logging
 
 
 @contextmanager
-def pipe() -> Iterator[tuple[int, TextIO]]:
-    """A pipe: the descriptor to read from, and the stream to write to."""
+def full_pipe(max_queued_octets: int) -> Iterator[BackgroundStream]:
+    """A stream to a pipe that takes nothing; at the end nobody reads the pipe, and the thread of the stream ends.
+
+    A thread that went on would write to the descriptor's number, which another pipe has by then.
+    """
     reading, writing = os.pipe()
-    with open(writing, "w", encoding="utf-8") as stream:
+    fill(writing)
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target, max_queued_octets)
         try:
-            yield reading, stream
+            yield stream
         finally:
             os.close(reading)
+            assert not stream.close_within(60)
+            assert stream._thread is not None
+            assert not stream._thread.is_alive()
 
 
 def read_all(descriptor: int, awaited: bytes = b"", seen: threading.Event | None = None) -> bytes:
@@ -67,9 +74,7 @@ def test_lines_arrive_in_order_and_whole() -> None:
 
 
 def test_a_reader_that_stops_blocks_no_writer_and_dropped_lines_are_counted() -> None:
-    with pipe() as (_, target):
-        fill(target.fileno())
-        stream = BackgroundStream(target, max_queued_octets=10_000)
+    with full_pipe(max_queued_octets=10_000) as stream:
         for _ in range(15):
             stream.write("x" * 999 + "\n")
         assert stream.dropped == 5
