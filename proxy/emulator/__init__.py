@@ -23,13 +23,14 @@ from proxy.emulator.control import Control
 from proxy.emulator.credential_files import CredentialFiles, GeneratedCredentials
 from proxy.emulator.echo import echo
 from proxy.emulator.federation import AwsProvider, Federation, OidcProvider
-from proxy.emulator.google import Google
+from proxy.emulator.google import GCLOUD_CLIENT, Google
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
-from proxy.emulator.model import Access, Fault, Mint, Permission, Role
+from proxy.emulator.model import Access, Fault, Mint, Permission, Pod, Role
 from proxy.emulator.sockets import CannotListen
 
 __all__ = [
     "API_HOSTS",
+    "GCLOUD_CLIENT",
     "Access",
     "AwsProvider",
     "CannotListen",
@@ -46,6 +47,7 @@ __all__ = [
     "Mint",
     "OidcProvider",
     "Permission",
+    "Pod",
     "RequestRecord",
     "Role",
     "Verdict",

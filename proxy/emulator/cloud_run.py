@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from proxy.emulator.google import Google
+from proxy.emulator.google import GCLOUD_CLIENT, Google, is_service_account
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.model import unique_id
 from proxy.emulator.responses import page
@@ -115,9 +115,9 @@ class CloudRun:
     """ASGI middleware for any application: checks the token of every request as Cloud Run does.
 
     `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` is the
-    service's URL; a token's audience has to be exactly this URL or one of `custom_audiences`. `invokers` are the
-    e-mails of accounts with `roles/run.invoker`. `field_section_octets` limits the fields of a request. Lifespan events
-    are passed on.
+    service's URL; a token's audience has to be exactly this URL or one of `custom_audiences`, or for a user the OAuth
+    client of gcloud. `invokers` are the e-mails of accounts and users with `roles/run.invoker`.
+    `field_section_octets` limits the fields of a request. Lifespan events are passed on.
     """
 
     def __init__(
@@ -208,10 +208,16 @@ class CloudRun:
         issuer, audience = claims.get("iss"), claims.get("aud")
         if not isinstance(issuer, str) or issuer not in ISSUERS:
             raise TokenRefused(Flaw.ISSUER)
-        if not isinstance(audience, str) or audience not in {self.url, *self.custom_audiences}:
+        audiences = {self.url, *self.custom_audiences} | ({GCLOUD_CLIENT} if _is_of_user(claims) else set())
+        if not isinstance(audience, str) or audience not in audiences:
             raise TokenRefused(Flaw.AUDIENCE)
         check_times(claims, now, skew_seconds=SKEW_SECONDS)
         return claims
+
+
+def _is_of_user(claims: Mapping[str, Any]) -> bool:
+    email = claims.get("email")
+    return isinstance(email, str) and not is_service_account(email)
 
 
 def read_claims(value: bytes) -> dict[str, Any]:

@@ -10,15 +10,18 @@ from typing import Any, Final
 
 from proxy.emulator.federation import POOL_PROJECT_NUMBER, Federation
 from proxy.emulator.jwts import Key
-from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Role, unique_id
+from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Pod, Role, unique_id
 
-__all__ = ["ISSUER", "TOKEN_ENDPOINT", "Google", "NoSuchAccount"]
+__all__ = ["GCLOUD_CLIENT", "ISSUER", "TOKEN_ENDPOINT", "Google", "NoSuchAccount", "is_service_account"]
 
 ISSUER: Final = "https://accounts.google.com"
 """The `iss` of every ID token."""
 
 TOKEN_ENDPOINT: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 – an address
 """The `aud` of assertions, whatever address they are posted to."""
+
+GCLOUD_CLIENT: Final = "32555940559.apps.googleusercontent.com"
+"""The OAuth client of `gcloud auth login`, and the audience of `gcloud auth print-identity-token` for a user."""
 
 WORKFORCE_ENDPOINT: Final = "https://sts.googleapis.com/v1/oauthtoken"
 EXPIRED_AGO_SECONDS: Final = 3600
@@ -52,6 +55,8 @@ class Google:
         self.metadata_min_remaining_seconds = metadata_min_remaining_seconds
         self.metadata_account = metadata_account
         """E-mail of the metadata server's default account, which always exists."""
+        self.pod: Pod | None = None
+        """The pod of GKE that the metadata server speaks for; None: a machine of Compute Engine or Cloud Run."""
         self.mints: list[Mint] = []
         """All ID tokens that were issued, oldest first."""
         self.calls: Counter[Endpoint] = Counter()
@@ -115,11 +120,14 @@ class Google:
             raise NoSuchAccount(email)
         return self._account_keys[email]
 
-    def user_file(self, email: str) -> dict[str, str]:
-        """Return the content of a new `authorized_user` file, as `gcloud auth application-default login` writes it."""
+    def user_file(self, email: str, client_id: str | None = None) -> dict[str, str]:
+        """Return the content of a new `authorized_user` file, as `gcloud auth application-default login` writes it.
+
+        With `client_id=GCLOUD_CLIENT`, it contains what `gcloud auth login` stores.
+        """
         user = {
             "type": "authorized_user",
-            "client_id": f"{unique_id('client ' + email)}.apps.googleusercontent.com",
+            "client_id": client_id or f"{unique_id('client ' + email)}.apps.googleusercontent.com",
             "client_secret": secrets.token_urlsafe(18),
             "refresh_token": f"1//{secrets.token_urlsafe(48)}",
         }
@@ -159,6 +167,17 @@ class Google:
         """Grant `caller` (account, user or federated principal) the role on `target`, which is created if missing."""
         self.add_account(target)
         self._grants.setdefault((caller, target), set()).update(role.permissions)
+
+    def pod_names(self, pod: Pod) -> tuple[str, str]:
+        """Return the two names of a pod's Kubernetes account in IAM: as a principal, and as a member of its pool."""
+        project = self.project_of(self.metadata_account)
+        pool = f"{project}.svc.id.goog"
+        location = f"projects/{self.project_number(project)}/locations/global/workloadIdentityPools/{pool}"
+        subject = f"ns/{pod.namespace}/sa/{pod.name}"
+        return (
+            f"principal://iam.googleapis.com/{location}/subject/{subject}",
+            f"{pool}[{pod.namespace}/{pod.name}]",
+        )
 
     def forbid_impersonation(self, caller: str, target: str) -> None:
         """Revoke all roles of `caller` on `target`."""
@@ -274,3 +293,8 @@ class Google:
         if times is not None:
             self.fail(endpoint, fault, times=times - 1)
         return fault
+
+
+def is_service_account(email: str) -> bool:
+    """Return True if an e-mail is that of a service account, and not of a user."""
+    return email.endswith(".gserviceaccount.com")

@@ -1,6 +1,10 @@
 """The metadata server: ID tokens and access tokens of the machine's account, over HTTP without TLS.
 
 The metadata is a tree. A path that ends in `/` lists a directory; `?recursive=true` returns its subtree as JSON.
+
+With `Google.pod` it is the metadata server of a GKE node. Its errors are plain text, and it has tokens of the account
+in the pod's annotation if the pod's Kubernetes account has `roles/iam.workloadIdentityUser` on that account. Without
+the annotation it has access tokens of the Kubernetes account itself, and no ID tokens.
 """
 
 from __future__ import annotations
@@ -12,20 +16,29 @@ from typing import Any, Final, TypeAlias
 from aiohttp import web
 
 from proxy.emulator.google import UNIVERSE, Google
-from proxy.emulator.model import SCOPE, unique_id
+from proxy.emulator.model import SCOPE, Permission, unique_id
 from proxy.emulator.responses import FLAVOR, web_page
 
 __all__ = ["MetadataServer"]
 
 ROOT: Final = "/computeMetadata/v1/"
 DEFAULT_SCOPES: Final = (SCOPE,)
-ZONE: Final = "europe-west1-b"
+REGION: Final = "europe-west1"
+ZONE: Final = f"{REGION}-b"
 INSTANCE: Final = "emulated-instance"
+CLUSTER: Final = "emulated-cluster"
+ANNOTATION: Final = "iam.gke.io/gcp-service-account"
 
 Leaf: TypeAlias = str | int | list[str]
 Directory: TypeAlias = Mapping[str, "Leaf | Directory | ValueHandler"]
 ValueHandler: TypeAlias = Callable[..., web.Response]
 """Makes the response of a path from the request; not part of recursive listings."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class MetadataServer:
@@ -38,23 +51,31 @@ class MetadataServer:
 
     async def handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         """Return the response to one request; every response has `Metadata-Flavor: Google`."""
-        response = self._handle(request, expired=expired)
+        try:
+            response = self._handle(request, expired=expired)
+        except _Refused as exc:
+            response = self._refusal(exc.status, str(exc))
         response.headers[FLAVOR] = "Google"
-        response.headers["Server"] = "Metadata Server for VM"
+        response.headers["Server"] = "Metadata Server for VM" if self._google.pod is None else "GKE Metadata Server"
         return response
+
+    def _refusal(self, status: int, text: str) -> web.Response:
+        if self._google.pod is None:
+            return web_page(status, text)
+        return web.Response(status=status, text=f"{text}\n", content_type="text/plain", charset="utf-8")
 
     def _handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         if request.headers.getall(FLAVOR, []) != ["Google"]:
-            return web_page(403, "The field Metadata-Flavor: Google is missing.")
+            raise _Refused(403, "The field Metadata-Flavor: Google is missing.")
         if "X-Forwarded-For" in request.headers:
-            return web_page(403, "Forwarded requests (X-Forwarded-For) are refused.")
+            raise _Refused(403, "Forwarded requests (X-Forwarded-For) are refused.")
         if request.method not in ("GET", "HEAD"):
-            return web_page(405, "Only GET is allowed.")
+            raise _Refused(405, "Only GET is allowed.")
         path = request.path
         if path in ("/", "/computeMetadata", "/computeMetadata/"):
             return _text("0.1/\ncomputeMetadata/\n" if path == "/" else "v1/\n")
         if not f"{path}/".startswith(ROOT):
-            return web_page(404, "There is no such path.")
+            raise _Refused(404, "There is no such path.")
         return self._value(path[len(ROOT) :], request, expired=expired)
 
     def _value(self, path: str, request: web.BaseRequest, *, expired: bool) -> web.Response:
@@ -62,7 +83,7 @@ class MetadataServer:
         for name in filter(None, path.split("/")):
             found = found.get(name) if isinstance(found, Mapping) else None
         if found is None or (path.endswith("/") and not isinstance(found, Mapping)):
-            return web_page(404, "There is no such path, or no such service account.")
+            raise _Refused(404, "There is no such path, or no such service account.")
         if callable(found):
             return found(request, expired=expired)
         if not isinstance(found, Mapping):
@@ -77,8 +98,8 @@ class MetadataServer:
         )
 
     def _tree(self) -> Directory:
-        google, email = self._google, self._google.metadata_account
-        project = google.project_of(email)
+        google, email = self._google, self._email()
+        project = google.project_of(google.metadata_account)
         account: Directory = {
             "aliases": ["default"],
             "email": email,
@@ -87,51 +108,90 @@ class MetadataServer:
             "token": self._token,
         }
         number = google.project_number(project)
+        instance: Directory = {
+            "attributes": {},
+            "hostname": f"{INSTANCE}.{ZONE}.c.{project}.internal",
+            "id": int(unique_id("instance")[:19]),
+            "machine-type": f"projects/{number}/machineTypes/e2-small",
+            "name": INSTANCE,
+            "region": f"projects/{number}/regions/{REGION}",
+            "service-accounts": {"default": account, email: account},
+            "zone": f"projects/{number}/zones/{ZONE}",
+        }
+        if google.pod is not None:
+            cluster: Directory = {"cluster-location": REGION, "cluster-name": CLUSTER}
+            shown = ("hostname", "id", "service-accounts", "zone")
+            instance = {"attributes": cluster, **{name: instance[name] for name in shown}}
         return {
-            "instance": {
-                "attributes": {},
-                "hostname": f"{INSTANCE}.{ZONE}.c.{project}.internal",
-                "id": int(unique_id("instance")[:19]),
-                "machine-type": f"projects/{number}/machineTypes/e2-small",
-                "name": INSTANCE,
-                "service-accounts": {"default": account, email: account},
-                "zone": f"projects/{number}/zones/{ZONE}",
-            },
+            "instance": instance,
             "project": {"attributes": {}, "numeric-project-id": number, "project-id": project},
             "universe": {"universe-domain": UNIVERSE, "universe_domain": UNIVERSE},
         }
 
+    def _email(self) -> str:
+        """Return the e-mail of the default account; for a pod without the annotation, the name of its pool."""
+        pod = self._google.pod
+        if pod is None:
+            return self._google.metadata_account
+        return pod.annotation or f"{self._google.project_of(self._google.metadata_account)}.svc.id.goog"
+
+    def _principal(self, permission: Permission, kind: str) -> str:
+        """Return the principal that tokens are for; raises _Refused unless the pod may have them."""
+        google, pod = self._google, self._google.pod
+        if pod is None:
+            return google.metadata_account
+        names = google.pod_names(pod)
+        if pod.annotation is None:
+            if permission is Permission.GET_ACCESS_TOKEN:
+                return names[0]
+            raise _Refused(
+                404,
+                f"The Kubernetes service account {pod.namespace}/{pod.name} is linked to no Google service account, "
+                f"which identity tokens need: it lacks the annotation {ANNOTATION}=ACCOUNT.",
+            )
+        if not any(google.has_permission(name, permission, pod.annotation) for name in names):
+            raise _Refused(
+                403,
+                f"Unable to generate {kind} token; IAM returned 403 Forbidden: Permission '{permission.value}' denied "
+                "on resource (or it may not exist).\nThis error could be caused by a missing IAM policy binding on "
+                "the target IAM service account.",
+            )
+        return pod.annotation
+
     def _identity(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         audiences = request.query.getall("audience", [])
         if len(audiences) != 1 or not audiences[0]:
-            return web_page(400, "One non-empty audience parameter is required.")
+            raise _Refused(400, "One non-empty audience parameter is required.")
         form = request.query.get("format", "standard")
         if form not in ("standard", "full"):
-            return web_page(400, "The format parameter is neither standard nor full.")
+            raise _Refused(400, "The format parameter is neither standard nor full.")
         google, audience = self._google, audiences[0]
-        cache_key = (google.metadata_account, audience, form)
+        email = self._principal(Permission.GET_OPEN_ID_TOKEN, "identity")
+        machine = form == "full" and google.pod is None
+        cache_key = (email, audience, form)
         token, expires = self._id_tokens.get(cache_key, ("", 0.0))
         if expired or not self._fresh(expires):
             token, expires = google.id_token(
                 "metadata",
-                google.metadata_account,
+                email,
                 audience,
-                claims={"google": {"compute_engine": self._instance()}} if form == "full" else None,
+                claims={"google": {"compute_engine": self._instance()}} if machine else None,
                 with_email=form == "full",
                 expired=expired,
             )
         if not expired:
             self._id_tokens[cache_key] = (token, expires)
-        google.record_mint("metadata", google.metadata_account, audience, expires)
+        google.record_mint("metadata", email, audience, expires)
         return _text(token)
 
     def _token(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
         google = self._google
         scopes = tuple(scope for scope in request.query.get("scopes", "").split(",") if scope) or DEFAULT_SCOPES
-        cache_key = (google.metadata_account, *scopes)
+        principal = self._principal(Permission.GET_ACCESS_TOKEN, "access")
+        cache_key = (principal, *scopes)
         token, expires = self._access_tokens.get(cache_key, ("", 0.0))
         if expired or not self._fresh(expires) or google.access(token) is None:
-            token, expires = google.access_token(google.metadata_account, scopes, expired=expired)
+            token, expires = google.access_token(principal, scopes, expired=expired)
         if not expired:
             self._access_tokens[cache_key] = (token, expires)
         remaining = max(0, int(expires - google.clock()))
@@ -160,9 +220,9 @@ def _leaf(value: Leaf, request: web.BaseRequest) -> web.Response:
 
 
 def _recursive(directory: Directory) -> dict[str, Any]:
-    """Return the directory as JSON: names in camel case, e-mail addresses as they are."""
+    """Return the directory as JSON: names in camel case, those of accounts as they are."""
     return {
-        name if "@" in name else re.sub(r"[-_](.)", lambda match: match[1].upper(), name): (
+        name if "." in name else re.sub(r"[-_](.)", lambda match: match[1].upper(), name): (
             _recursive(value) if isinstance(value, Mapping) else value
         )
         for name, value in directory.items()

@@ -1,4 +1,4 @@
-"""The value types of the emulated Google: endpoints, faults, permissions, roles, mints, access."""
+"""The value types of the emulated Google: endpoints, faults, permissions, roles, pods, mints, access."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-__all__ = ["ENDPOINTS", "SCOPE", "Access", "Endpoint", "Fault", "Mint", "Permission", "Role", "are_scopes", "unique_id"]
+__all__ = [
+    "ENDPOINTS",
+    "SCOPE",
+    "Access",
+    "Endpoint",
+    "Fault",
+    "Mint",
+    "Permission",
+    "Pod",
+    "Role",
+    "are_scopes",
+    "unique_id",
+]
 
 Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "aws", "azure"]
 """What a client calls: the metadata server, IAM Credentials, the OAuth token endpoint, the token exchange, Resource
@@ -64,13 +76,29 @@ class Role(enum.Enum):
     """ID tokens only."""
     TOKEN_CREATOR = "roles/iam.serviceAccountTokenCreator"  # noqa: S105 – a name
     """ID tokens, access tokens, and being a delegate."""
+    WORKLOAD_IDENTITY_USER = "roles/iam.workloadIdentityUser"
+    """ID tokens and access tokens: the role of a Kubernetes account that is linked to a service account."""
 
     @property
     def permissions(self) -> frozenset[Permission]:
         """The permissions that the role contains."""
         if self is Role.OPEN_ID_TOKEN_CREATOR:
             return frozenset({Permission.GET_OPEN_ID_TOKEN})
+        if self is Role.WORKLOAD_IDENTITY_USER:
+            return frozenset({Permission.GET_OPEN_ID_TOKEN, Permission.GET_ACCESS_TOKEN})
         return frozenset(Permission)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A pod of GKE, for whose Kubernetes account the metadata server speaks."""
+
+    namespace: str
+    """Namespace of the Kubernetes account."""
+    name: str
+    """Name of the Kubernetes account."""
+    annotation: str | None = None
+    """The service account in its annotation `iam.gke.io/gcp-service-account`; None: it has none (direct federation)."""
 
 
 class Mint(NamedTuple):

@@ -100,7 +100,7 @@ class OAuth:
             raise GrantRefused("invalid_scope", "Some requested scopes were not granted at sign-in.")
         body = self._access(user["email"], scopes, expired=expired) | {"scope": " ".join(scopes)}
         if "openid" in scopes:
-            # Its audience is the client, so Cloud Run rejects it, as with real user credentials.
+            # Its audience is the client. Cloud Run accepts it only if that is the client of gcloud itself.
             claims = {"sub": unique_id(user["email"]), "azp": user["client_id"]}
             token, expires = self._google.id_token(
                 "oauth", user["email"], user["client_id"], claims=claims, expired=expired

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from aiohttp import web
 
-from proxy.emulator import Fault, Google
+from proxy.emulator import Fault, Google, Pod
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from tests.e2e.diagnoses import FORM, NAMES, assert_diagnosed
 from tests.support.emulated_setup import answering, emulated_setup
@@ -146,48 +145,33 @@ async def test_a_hanging_metadata_server_is_diagnosed(tmp_path: Path) -> None:
         assert_diagnosed(ran, "credentials", "token-timeout", "0.5 s")
 
 
-GKE_ANSWERS = {
-    "service-accounts/default/email": (200, "my-project.svc.id.goog"),
-    "service-accounts/default/identity": (
-        404,
-        "the Kubernetes account lacks the annotation iam.gke.io/gcp-service-account\n",
-    ),
-    "project/numeric-project-id": (200, "123456789012"),
-}
-
-
-async def gke(request: web.BaseRequest) -> web.Response:
-    """Answer as GKE's metadata server does to a pod whose Kubernetes account is linked to no service account."""
-    found = [answer for path, answer in GKE_ANSWERS.items() if request.path.endswith(path)]
-    status, text = found[0] if found else (404, "404 page not found\n")
-    return web.Response(status=status, text=text, headers={"Metadata-Flavor": "Google"})
-
-
 @pytest.mark.asyncio
-async def test_a_gke_pod_without_a_linked_service_account_is_diagnosed(tmp_path: Path) -> None:
-    runner = web.ServerRunner(web.Server(gke))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        async with emulated_setup(tmp_path) as here:
-            here.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{runner.addresses[0][1]}"
-            ran = await here.check()
-    finally:
-        await runner.cleanup()
+async def test_a_gke_pod_without_annotation_or_binding_is_diagnosed(tmp_path: Path) -> None:
+    async with emulated_setup(tmp_path) as here:
+        here.google.add_account(TARGET)
+        here.google.pod = Pod(namespace="prod", name="restate")
+        ran = await here.check()
+        here.google.pod = Pod(namespace="prod", name="restate", annotation=TARGET)
+        without_binding = await here.check()
     principal = (
-        "principal://iam.googleapis.com/projects/123456789012/locations/global/workloadIdentityPools/"
-        "my-project.svc.id.goog/subject/ns/NS/sa/KSA"
+        f"principal://iam.googleapis.com/projects/{here.google.project_number('emulated')}/locations/global/"
+        "workloadIdentityPools/emulated.svc.id.goog/subject/ns/NS/sa/KSA"
     )
     assert_diagnosed(
         ran,
         "token",
         "ambient-unsupported",
-        "it said: the Kubernetes account lacks the annotation iam.gke.io/gcp-service-account",
+        "it said: The Kubernetes service account prod/restate is linked to no Google service account",
         "kubectl annotate serviceaccount KSA",
         f"roles/iam.serviceAccountOpenIdTokenCreator on ACCOUNT to {principal}",
     )
     assert ran.steps()["credentials"]["details"]["principal"] == principal
+    assert_diagnosed(
+        without_binding,
+        "token",
+        "impersonation-denied",
+        f"grant roles/iam.workloadIdentityUser on {TARGET} to serviceAccount:PROJECT.svc.id.goog[NS/KSA]",
+    )
 
 
 @pytest.mark.asyncio

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.emulator import CloudRun, Google, RequestRecord, Verdict, read_claims
+from proxy.emulator import GCLOUD_CLIENT, CloudRun, Google, RequestRecord, Verdict, read_claims
 from proxy.emulator.cloud_run import MAX_RECORDED_STREAMS
 from proxy.emulator.jwts import Key, TokenRefused
 from proxy.emulator.model import unique_id
@@ -104,6 +104,26 @@ async def test_each_claim_is_checked(
     assert cloud_run.streams == [RequestRecord("POST", "/invoke", verdict)]
     assert sent[0]["status"] == (verdict.status or 204)
     assert len(application.scopes) == (verdict is Verdict.ACCEPTED)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("email", "audience", "status"),
+    [
+        ("person@example.com", GCLOUD_CLIENT, 204),
+        ("person@example.com", "764086051850.apps.googleusercontent.com", 401),
+        ("stranger@example.com", GCLOUD_CLIENT, 403),
+        (CALLER, GCLOUD_CLIENT, 401),
+        (CALLER, AUDIENCE, 204),
+    ],
+)
+async def test_a_user_may_call_with_a_token_for_gcloud(
+    cloud_run: CloudRun, google: Google, email: str, audience: str, status: int
+) -> None:
+    cloud_run.invokers.add("person@example.com")
+    token, _ = google.id_token("oauth", email, audience)
+    sent = await _call(cloud_run, [(AUTHORIZATION, _bearer(token))])
+    assert sent[0]["status"] == status
 
 
 def _forge(token: str) -> str:
