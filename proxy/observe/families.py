@@ -1,4 +1,4 @@
-"""The metrics that there are: name, type, labels, meaning. The README has the same table."""
+"""The metrics that there are: name, type, labels, meaning. docs/metrics.md has the same table."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`python -m proxy.settings schema|example|table` prints what is generated from the model.
 
-These are `config/routes.schema.json`, `config/routes.example.toml` and the tables in the README.
+These are `config/routes.schema.json`, `config/routes.example.toml` and the tables in docs/configuration.md.
 """
 
 from __future__ import annotations

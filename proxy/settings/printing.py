@@ -1,4 +1,4 @@
-"""Generates TOML of the effective settings, the sample file, the JSON Schema and the tables in the README."""
+"""Generates TOML of the effective settings, the sample file, the JSON Schema and the tables of the settings page."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown_tables() -> str:
-    """Return three tables in Markdown for the README: the settings of the sidecar, of a route, and of open routes."""
+    """Return the tables of docs/configuration.md: the settings of the sidecar, of a route, and of open routes."""
     sidecar = [(name, Settings.model_fields[name]) for names in GROUPS.values() for name in names]
     tables = [("setting", sidecar)]
     tables.append(("of a route", list(RouteSettings.model_fields.items())))

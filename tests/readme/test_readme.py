@@ -11,21 +11,29 @@ from proxy.settings import load
 from proxy.settings.__main__ import main
 from tests.readme.stages import Stage, assigned, complete, program_of, stage_of
 from tests.support.compose import load as load_compose
-from tests.support.readme import REPOSITORY, TEXT, Block, anchors, blocks, commands, inline_commands, links
+from tests.support.readme import PAGES, REPOSITORY, TEXT, Block, anchors, blocks, commands, inline_commands, links
 
 SHOWN = [(block, command) for block in blocks() if block.language == "console" for command in commands(block)]
 
 
-@pytest.mark.parametrize("link", links())
-def test_every_link_into_the_repository_has_a_target(link: str) -> None:
-    if link.startswith("#"):
-        assert link[1:] in anchors()
-    elif not link.startswith("https://"):
-        assert (REPOSITORY / link).exists()
+LINKS = sorted({(page, link) for page, text in PAGES.items() for link in links(text) if not link.startswith("https:")})
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_link_into_the_repository_has_a_target(page: str, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+    assert target.exists()
+    if anchor:
+        assert anchor in anchors(target.read_text())
+
+
+def test_the_readme_lists_every_page() -> None:
+    assert sorted(PAGES)[1:] == sorted(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))
 
 
 def test_the_tables_of_settings_are_those_of_the_model() -> None:
-    assert main("table") in TEXT, "run: python -m proxy.settings table, and put it under Configuration"
+    assert main("table") in TEXT, "run: python -m proxy.settings table, and put it into docs/configuration.md"
 
 
 @pytest.mark.parametrize("code", [kind.code for kind in all_failures()])

@@ -1,4 +1,4 @@
-"""The Debian packages that each make target installs: the README agrees with the scripts in .ci."""
+"""The Debian packages that each make target installs: docs/development.md agrees with the scripts in .ci."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SETUP: Final = "make setup"
 
 
 def promised() -> dict[str, set[str]]:
-    """Target → packages, from the README's table."""
+    """Target → packages, from that page's table."""
     rows: dict[str, set[str]] = {}
-    section = TEXT.partition("### Debian's packages")[2]
+    section = TEXT.partition("## Debian's packages")[2]
     for targets, packages in re.findall(r"^\| (`make [^|]+) \| ([^|]+) \|$", section, re.MULTILINE):
         named = set(re.findall(r"`([a-z0-9][a-zN0-9.+-]+)`", packages.replace("(for `systemd-analyze`)", "")))
         for target in re.findall(r"`(make [a-z]+)`", targets):
@@ -88,7 +88,7 @@ def installed(target: str, of_scripts: dict[str, set[str]]) -> set[str]:
     return {re.sub(r"^python3\.[0-9]+-", "python3.N-", package) for package in packages}
 
 
-def test_the_readme_lists_what_each_target_installs_with_apt(of_scripts: dict[str, set[str]]) -> None:
+def test_the_page_lists_what_each_target_installs_with_apt(of_scripts: dict[str, set[str]]) -> None:
     table = promised()
     assert table == {target: installed(target, of_scripts) for target in table}
     assert table.keys() >= {"make setup", "make demo", "make test", "make bench", "make image"}

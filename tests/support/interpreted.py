@@ -21,5 +21,5 @@ def lay_out(folder: Path, compiled: tuple[str, ...] = ()) -> None:
             shutil.copy2(module, folder / "proxy" / place)
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     shutil.copy2(REPOSITORY / "pyproject.toml", folder)
-    for name in ("README.md", "CHANGELOG.md", "config"):
+    for name in ("README.md", "CHANGELOG.md", "config", "docs"):
         (folder / name).symlink_to(REPOSITORY / name)

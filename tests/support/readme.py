@@ -1,4 +1,4 @@
-"""The README as a program reads it: its blocks, commands, links and tables."""
+"""The README and the pages of docs/ as a program reads them: their blocks, commands, links and tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "inline_commands", "links", "parts"]
+__all__ = ["PAGES", "REPOSITORY", "TEXT", "Block", "anchors", "blocks", "commands", "inline_commands", "links", "parts"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEXT = (REPOSITORY / "README.md").read_text("utf-8")
-
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PART = re.compile(rf"{_BLOCK.pattern}|`([^`]+)`", _BLOCK.flags)
 _PROGRAM_AND_MORE = re.compile(r"[a-z.~/][\w.~/-]*\s+\S")
+_PAGE = re.compile(r"\]\((docs/[a-z]+\.md)\)")
+
+
+def _pages() -> dict[str, str]:
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    named = _PAGE.findall(readme.partition("\n## Pages\n")[2])
+    return {"README.md": readme} | {page: (REPOSITORY / page).read_text("utf-8") for page in named}
+
+
+PAGES = _pages()
+"""Path in the repository → text, in the order of reading: the README, then the pages of its table."""
+TEXT = "\n".join(PAGES.values())
+"""All pages, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
