@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from tests.demo.picture import PICTURE
 from tests.support.processes import Program, program
 
 DEMO = [sys.executable, "-m", "tests.demo"]
@@ -27,6 +30,7 @@ async def test_the_demo_shows_the_answer_and_what_the_container_saw() -> None:
     assert "metadata@emulated.iam.gserviceaccount.com" in text
     assert "Bearer what-the-application-itself-expects" in text
     assert "\x1b" not in text
+    assert [without_figures(line) for line in drawn()] == [without_figures(line) for line in demo.lines if line]
 
 
 @pytest.mark.asyncio
@@ -104,6 +108,17 @@ async def test_a_demo_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> No
         demo.send(signal.SIGKILL)
         async with asyncio.timeout(SECONDS):
             await asyncio.gather(*ends)
+
+
+def drawn() -> list[str]:
+    """Return the lines of the README's picture but the command; `python -m tests.demo.picture` draws it."""
+    rows = ElementTree.parse(PICTURE).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(row.itertext()) for row in rows][1:]
+
+
+def without_figures(line: str) -> str:
+    """Return a line without ports, times and dates, and the spaces between its columns."""
+    return " ".join(re.sub(r"[0-9]+", "0", line).split())
 
 
 def commands(demo: Program) -> list[tuple[str, str]]:
