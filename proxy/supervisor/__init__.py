@@ -1,7 +1,9 @@
 """Processes, signals and listening sockets: everything outside a worker.
 
 * `serve`    runs one worker in this process, or a supervisor with several worker processes
-* `workers`  the supervisor: accepts connections, and sends each to the worker with the fewest
+* `workers`  the supervisor: starts workers, watches them, and ends them
+* `accepting` accepts connections, and sends each to the worker with the fewest
+* `process`  one worker process
 * `restarts` when to start another worker in place of one that has exited
 * `signals`  blocked while workers start, and received as octets of a socket
 * `reloading` sends new settings to all workers

@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from io import FileIO
 from typing import Final
 
@@ -78,6 +79,11 @@ class WorkerChannel:
         self.connections += 1
         self._unsent.append((TLS_CONNECTION if tls else CONNECTION, connection))
         self.flush()
+
+    def hand_over_last(self, connections: Sequence[tuple[socket.socket, bool]]) -> None:
+        """Send a worker that leaves its last connections, each with whether it is for TLS, before `flush` ends it."""
+        self.connections += len(connections)
+        self._unsent += [(TLS_CONNECTION if tls else CONNECTION, connection) for connection, tls in connections]
 
     def send_command(self, message: bytes) -> None:
         """Send the worker `DRAIN` or `ABORT`."""

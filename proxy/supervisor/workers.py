@@ -2,7 +2,7 @@
 
 If several processes listen on one socket, the one that wakes up first accepts most connections: one of two workers may
 get all of sixteen. So only the supervisor listens. It accepts, and sends each connection to the worker with the fewest
-(`downstream/handover`). When the supervisor exits, its ports are free.
+(`accepting`, and `downstream/handover`). When the supervisor exits, its ports are free.
 
 * The first SIGTERM, SIGINT or SIGQUIT to the supervisor drains every worker, the second aborts what is still live.
 * SIGHUP to the supervisor reloads the settings of all workers (`reloading`).
@@ -20,13 +20,10 @@ from __future__ import annotations
 import contextlib
 import math
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from typing import Final
 
 import structlog
@@ -37,8 +34,9 @@ from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
 from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
-from proxy.supervisor.channel import WorkerChannel
+from proxy.supervisor.accepting import Accepting
 from proxy.supervisor.collecting import Collecting
+from proxy.supervisor.process import WorkerProcess, exit_reason
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
@@ -49,12 +47,6 @@ _log: Final = structlog.get_logger("supervisor")
 
 _ABORT_SECONDS: Final = 5.0
 """Time for workers to exit once they must abort what is live."""
-
-_MOST_ACCEPTED: Final = 64
-"""Connections accepted in a row before other events are served."""
-
-_NO_DESCRIPTORS_SECONDS: Final = 1.0
-"""Pause in accepting after the kernel could not make a descriptor."""
 
 _NOT_INHERITED: Final = InheritedSockets()
 
@@ -95,22 +87,6 @@ def run_workers(
                 inherited.admin.close()
 
 
-class _Worker:
-    """A worker process and its channel."""
-
-    def __init__(self, process: BaseProcess, channel: WorkerChannel) -> None:
-        self.process = process
-        self.channel = channel
-        self.started_at = time.monotonic()
-        self.last_handed_over = 0
-        """Serial number of the last connection that was sent to it."""
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self.process.pid or 0
-
-
 class _Supervisor:
     """Accepts connections for its workers until the last of them has exited."""
 
@@ -132,13 +108,16 @@ class _Supervisor:
         self._listening = sockets.insecure_sockets
         self._signals = signals
         self._drain_seconds = drain_seconds
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
-        self._handed_over = 0
-        self._waiting: list[tuple[socket.socket, bool]] = []
-        """Accepted connections that no worker can take yet, and whether each is for TLS."""
-        self._accepting = False
-        self._accept_at = 0.0
+        self._accepting = Accepting(
+            self._listening,
+            config.tls_descriptors,
+            self._selector,
+            self._workers,
+            self._may_accept,
+            self._read_reports,
+        )
         self._all_ready = False
         self._watch_at = math.inf
         self._restarts = Restarts()
@@ -160,9 +139,9 @@ class _Supervisor:
             now = time.monotonic()
             if (count := self._restarts.take_due(now)) > 0:
                 self._start_workers(count)
-            self._update_accepting(now)
-            accept_at = self._accept_at if self._accept_at > now else math.inf
-            due = min(self._kill_at, accept_at, self._restarts.next, self._watch_at, self._collecting.due)
+            self._accepting.update(now)
+            due = min(self._kill_at, self._restarts.next, self._watch_at, self._collecting.due)
+            due = min(due, self._accepting.due(now))
             if self._reloading is not None:
                 due = min(due, self._reloading.due)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
@@ -182,8 +161,7 @@ class _Supervisor:
                 self._watch(now)
             if now >= self._kill_at:
                 self._kill()
-        for connection, _ in self._waiting:
-            connection.close()
+        self._accepting.close()
         return self._exit_code
 
     def _start_workers(self, count: int) -> None:
@@ -193,22 +171,13 @@ class _Supervisor:
 
     def _start_worker(self) -> None:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""
-        supervisor_end, worker_end = socket.socketpair()
-        with worker_end:
-            channel = Channel(
-                worker_end,
-                [bound.getsockname() for bound in self._listening],
-                tls_addresses=[bound.getsockname() for bound in self._listening if self._is_tls(bound)],
-                admin=self.admin,
-                heartbeat_seconds=self.manager.watchdog_seconds / 4,
-            )
-            process = get_context("spawn").Process(target=self._work, args=(self._config, channel))
-            process.daemon = True
-            process.start()
-        worker = _Worker(process, WorkerChannel(supervisor_end))
+        heartbeat = self.manager.watchdog_seconds / 4
+        worker = WorkerProcess.start(
+            self._work, self._config, self._listening, admin=self.admin, heartbeat_seconds=heartbeat
+        )
         self._workers.append(worker)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
-        self._selector.register(supervisor_end, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
+        self._selector.register(worker.process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))
+        self._selector.register(worker.channel.socket, selectors.EVENT_READ, partial(self._on_channel_ready, worker))
 
     def _note_ready(self) -> None:
         """Tell the service manager once all of the first workers are ready."""
@@ -231,86 +200,37 @@ class _Supervisor:
 
     # ---- connections
 
-    def _update_accepting(self, now: float) -> None:
-        """Watch the listening sockets exactly while a worker can take a connection."""
-        accepting = now >= self._accept_at and self._may_accept()
-        if accepting == self._accepting:
-            return
-        self._accepting = accepting
-        for listening in self._listening:
-            if accepting:
-                self._selector.register(listening, selectors.EVENT_READ, partial(self._accept, listening))
-            else:
-                self._selector.unregister(listening)
-
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(_MOST_ACCEPTED):
-            if not self._may_accept():
-                return
-            try:
-                connection, _ = listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as exc:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
-                _log.error("cannot accept connections", reason=exc.strerror, retry_seconds=_NO_DESCRIPTORS_SECONDS)
-                self._accept_at = time.monotonic() + _NO_DESCRIPTORS_SECONDS
-                return
-            for worker in self._workers:
-                self._on_channel_ready(worker)  # read the reports, for current numbers
-            self._hand_over(connection, tls=self._is_tls(listening))
-
-    def _is_tls(self, listening: socket.socket) -> bool:
-        return listening.fileno() in self._config.tls_descriptors
-
     def _may_accept(self) -> bool:
-        """Return True if a worker can take a connection from the kernel's queue.
+        """Return True if connections may be taken from the kernel's queue.
 
-        Until all of the first workers have started, none can: the first to start would get all connections that wait.
-        While all drain, none can if another process will have the same sockets: the connections wait for it.
+        Until all of the first workers have started, they wait: the first to start would get all of them. While all
+        drain, they wait if another process will have the same sockets.
         """
-        right_time = self._all_ready if self._command is None else not self._config.shared
-        return right_time and self._least_loaded() is not None
+        return self._all_ready if self._command is None else not self._config.shared
 
-    def _least_loaded(self) -> _Worker | None:
-        """Return the worker with the fewest connections; None if no worker can take one now.
+    def _is_last(self, leaving: WorkerProcess) -> bool:
+        """Return True if all workers end, this one is the last to leave, and no other process will listen."""
+        if self._command is None or self._config.shared:
+            return False
+        return all(other is leaving or other.channel.leaving or other.channel.gone for other in self._workers)
 
-        It must have started, and have no unsent messages. While all drain, it may drain: it answers with 503.
-        """
-        draining = self._command is not None
-        return min(
-            (
-                worker
-                for worker in self._workers
-                if worker.channel.ready
-                and (draining or not worker.channel.draining)
-                and not (worker.channel.gone or worker.channel.leaving or worker.channel.has_unsent)
-            ),
-            key=lambda worker: (worker.channel.connections, worker.last_handed_over),
-            default=None,
-        )
+    def _read_reports(self) -> None:
+        for worker in self._workers:
+            self._on_channel_ready(worker)
 
-    def _hand_over(self, connection: socket.socket, *, tls: bool) -> None:
-        worker = self._least_loaded()
-        if worker is None:
-            self._waiting.append((connection, tls))
-            return
-        self._handed_over += 1
-        worker.last_handed_over = self._handed_over
-        worker.channel.hand_over(connection, tls=tls)
-        self._update_registration(worker)
-
-    def _on_channel_ready(self, worker: _Worker) -> None:
+    def _on_channel_ready(self, worker: WorkerProcess) -> None:
         if worker.channel.gone:  # closed since select returned
             return
+        was_leaving = worker.channel.leaving
         worker.channel.read_reports()
+        if worker.channel.leaving and not was_leaving and self._is_last(worker):
+            self._accepting.stop(worker)
         worker.channel.flush()
         self._update_registration(worker)
         self._note_ready()
-        while self._waiting and self._least_loaded() is not None:
-            connection, tls = self._waiting.pop(0)
-            self._hand_over(connection, tls=tls)
+        self._accepting.hand_over_waiting()
 
-    def _update_registration(self, worker: _Worker) -> None:
+    def _update_registration(self, worker: WorkerProcess) -> None:
         """Register the channel for the events that it needs; close it if the worker has exited."""
         channel = worker.channel
         if not channel.gone:
@@ -320,7 +240,9 @@ class _Supervisor:
         elif channel.socket.fileno() >= 0:
             self._selector.unregister(channel.socket)
             for connection, tls in channel.close():
-                self._hand_over(connection, tls=tls)  # nothing was read from it: any other worker can serve it
+                self._accepting.hand_over(
+                    connection, tls=tls
+                )  # nothing was read from it: any other worker can serve it
 
     # ---- signals
 
@@ -341,6 +263,7 @@ class _Supervisor:
     def _end(self, command: bytes) -> None:
         """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
         self._command = command
+        self._accepting.draining = True
         self._restarts.clear()
         self.manager.stopping("draining")
         seconds = _ABORT_SECONDS + (self._drain_seconds if command == DRAIN else 0.0)
@@ -350,7 +273,7 @@ class _Supervisor:
                 worker.channel.send_command(command)
                 self._update_registration(worker)
 
-    def _on_exit(self, worker: _Worker) -> None:
+    def _on_exit(self, worker: WorkerProcess) -> None:
         """Replace a worker that has exited without a command, or drain the others if the first ones still start."""
         while worker.channel.read_reports():  # it may have been ready before
             pass
@@ -362,7 +285,7 @@ class _Supervisor:
         self._update_registration(worker)
         worker.process.join()  # reap it
         code = worker.process.exitcode or 0
-        said = {"pid": worker.process.pid, **_reason(code)}
+        said = {"pid": worker.process.pid, **exit_reason(code)}
         if self._command is None and self._all_ready:
             now = time.monotonic()
             delay = self._restarts.add(now, now - worker.started_at)
@@ -384,13 +307,3 @@ class _Supervisor:
         for worker in self._workers:
             _log.error("worker still running after its time to drain: killing it", pid=worker.process.pid)
             worker.process.kill()
-
-
-def _reason(code: int) -> dict[str, object]:
-    """Return why a process has exited, for the log; `code` is negative if a signal ended it."""
-    if code >= 0:
-        return {"exit_code": code}
-    try:
-        return {"signal": signal.Signals(-code).name}
-    except ValueError:  # a real-time signal
-        return {"signal": -code}

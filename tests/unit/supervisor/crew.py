@@ -12,6 +12,7 @@ from proxy.downstream.channel import (
     ABORT,
     CONNECTION,
     DRAIN,
+    LEAVING,
     READY,
     WORKERS_DRAINING,
     WORKERS_READY,
@@ -131,6 +132,22 @@ def closing(config: ListenerConfig, channel: Channel) -> None:
                 channel.connection_closed()
             patient = True
         mine[-1].sendall(str(os.getpid()).encode())
+
+
+def leaving(config: ListenerConfig, channel: Channel) -> None:
+    """On `DRAIN`, which the first worker asks for, report `LEAVING`; send the process id on connections after that."""
+    channel.report(READY)
+    channel.socket.setblocking(True)
+    if _first(config):
+        os.kill(os.getppid(), signal.SIGTERM)
+    while _receive(channel)[0] != DRAIN:
+        pass
+    channel.report(LEAVING)
+    while (received := _receive(channel))[0]:
+        assert received[1] is not None
+        with socket.socket(fileno=received[1]) as connection:
+            connection.setblocking(True)
+            connection.sendall(str(os.getpid()).encode())
 
 
 def deaf(config: ListenerConfig, channel: Channel) -> None:

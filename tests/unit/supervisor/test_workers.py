@@ -18,7 +18,8 @@ from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
-from proxy.supervisor import workers
+from proxy.supervisor import accepting, workers
+from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.workers import run_workers
 from tests.support.signals import signals_restored
 from tests.unit.supervisor import crew
@@ -200,10 +201,34 @@ def test_accepting_pauses_at_the_limit_of_open_files(
             raise refusals.pop()
         return accept(self)
 
-    monkeypatch.setattr(workers, "_NO_DESCRIPTORS_SECONDS", 0.05)
+    monkeypatch.setattr(accepting, "_NO_DESCRIPTORS_SECONDS", 0.05)
     monkeypatch.setattr(socket.socket, "accept", sometimes)
     code, made = handing(tmp_path, crew.answering, 2)
     assert code == 0
     assert len({connection.recv(32) for connection in made}) == 2
+    for connection in made:
+        connection.close()
+
+
+@pytest.mark.parametrize("connections", [1, 50])
+def test_connections_in_the_queue_when_the_last_worker_leaves_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connections: int
+) -> None:
+    stop = accepting.Accepting.stop
+    made: list[socket.socket] = []
+
+    def late(self: accepting.Accepting, last: WorkerProcess) -> None:
+        for _ in range(connections):
+            made.append(socket.socket(socket.AF_UNIX))
+            made[-1].connect(f"{tmp_path}/s")
+        stop(self, last)
+        with socket.socket(socket.AF_UNIX) as later, pytest.raises(ConnectionRefusedError):
+            later.connect(f"{tmp_path}/s")
+
+    monkeypatch.setattr(accepting.Accepting, "stop", late)
+    config = ListenerConfig((f"unix:{tmp_path}/s",), 2, str(tmp_path))
+    assert run_workers(config, crew.leaving, drain_seconds=30) == 0
+    assert len(made) == connections
+    assert len({connection.recv(32) for connection in made} - {b""}) == 1
     for connection in made:
         connection.close()

@@ -1,0 +1,70 @@
+"""One worker process, as the supervisor knows it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+
+from proxy.downstream.channel import Channel
+from proxy.downstream.config import ListenerConfig
+from proxy.supervisor.channel import WorkerChannel
+
+__all__ = ["WorkerProcess", "exit_reason"]
+
+
+class WorkerProcess:
+    """A worker process and its channel."""
+
+    def __init__(self, process: BaseProcess, channel: WorkerChannel) -> None:
+        self.process = process
+        self.channel = channel
+        self.started_at = time.monotonic()
+        self.last_handed_over = 0
+        """Serial number of the last connection that was sent to it."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid or 0
+
+    @classmethod
+    def start(
+        cls,
+        work: Callable[[ListenerConfig, Channel], None],
+        config: ListenerConfig,
+        listening: Sequence[socket.socket],
+        *,
+        admin: socket.socket | None,
+        heartbeat_seconds: float,
+    ) -> WorkerProcess:
+        """Start a process of `work(config, channel)`. `HANDLED_SIGNALS` must be blocked: it starts with that.
+
+        `listening` are the supervisor's sockets; the worker gets their addresses, and a copy of the `admin` socket.
+        """
+        supervisor_end, worker_end = socket.socketpair()
+        with worker_end:
+            channel = Channel(
+                worker_end,
+                [bound.getsockname() for bound in listening],
+                tls_addresses=[one.getsockname() for one in listening if one.fileno() in config.tls_descriptors],
+                admin=admin,
+                heartbeat_seconds=heartbeat_seconds,
+            )
+            process = get_context("spawn").Process(target=work, args=(config, channel))
+            process.daemon = True
+            process.start()
+        return cls(process, WorkerChannel(supervisor_end))
+
+
+def exit_reason(code: int) -> dict[str, object]:
+    """Return why a process has exited, for the log; `code` is negative if a signal ended it."""
+    if code >= 0:
+        return {"exit_code": code}
+    try:
+        return {"signal": signal.Signals(-code).name}
+    except ValueError:  # a real-time signal
+        return {"signal": -code}
