@@ -15,7 +15,7 @@ from proxy.observe.combined import Combined, Group, WorkerRow
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import INTERVAL_SECONDS, History
-from proxy.observe.live import Live
+from proxy.observe.live import Live, Queues
 from proxy.observe.metrics import Metrics, token_identity
 from proxy.routes import Route
 
@@ -57,6 +57,9 @@ class Status:
         `group` are the workers if there may be several.
         """
         metrics, live = self._metrics, self._live
+        queues = Queues()
+        for _ in live.count_queues(queues):
+            yield ""
         group = group or self._alone(state)
         head = {
             "version": __version__,
@@ -72,6 +75,11 @@ class Status:
             "downstream_connections": metrics.downstream_connections.now,
             "queued_octets": live.queued_octets,
             "queued_octets_limit": live.queued_octets_limit,
+            "client_queues": {
+                "connections": queues.client_connections,
+                "octets": queues.client_octets,
+                "largest_octets": queues.largest_client_octets,
+            },
             "clock_ahead_seconds": metrics.clock_ahead_seconds,
             "log_lines_dropped": group.log_lines_dropped,
             "interval_seconds": INTERVAL_SECONDS,
@@ -81,7 +89,7 @@ class Status:
         yield '"origins": '
         yield from json_list(self._origins())
         yield ',\n"routes": '
-        yield from json_list(map(self._route, live.routes()))
+        yield from json_list(self._route(route, queues) for route in live.routes())
         yield "}\n"
 
     def cannot_mint(self) -> Iterator[str]:
@@ -96,16 +104,13 @@ class Status:
         return Group(os.getpid(), self._started_at, [row], 0, dropped_lines())
 
     def _origins(self) -> Iterator[dict[str, Any] | None]:
-        told = set()
         goaways: dict[str, dict[str, int]] = {}
         for (origin, code), count in self._metrics.goaways.items():
             goaways.setdefault(origin, {})[code] = count
-        for route in self._live.routes():
-            state = self._live.origin(route)
-            if state is None or state.origin in told:
+        for state in self._live.origins():
+            if state is None:
                 yield None
                 continue
-            told.add(state.origin)
             connections = self._metrics.upstream_connections.get(state.origin)
             yield {
                 "origin": state.origin,
@@ -113,10 +118,12 @@ class Status:
                 "opened": connections.ever if connections is not None else 0,
                 "opening": state.opening,
                 "waiting": state.waiting,
+                "waiting_clients": state.waiting_clients,
+                "queued_octets": state.queued_octets,
                 "goaways": goaways.get(state.origin, {}),
             }
 
-    def _route(self, route: Route) -> dict[str, Any]:
+    def _route(self, route: Route, queues: Queues) -> dict[str, Any]:
         counted = self._metrics.routes.get(route.label, _NOTHING_COUNTED)
         token = self._live.token(route)
         trouble = self._health.trouble(route, has_token=token is not None)
@@ -128,6 +135,8 @@ class Status:
             "token": token._asdict() if token is not None else None,
             "minted_at": self._metrics.minted_at.get(token_identity(route)) if route.signed else None,
             "in_flight": counted.in_flight,
+            "waiting": queues.route_waiting[route.label],
+            "queued_octets": queues.route_octets[route.label],
             "ended": counted.total,
             "errors": counted.errors,
             "failures": counted.failures,

@@ -58,7 +58,8 @@ class Http1Stream(Stream):
         self._send = send
         self._gate = gate
         self._budget = budget
-        self._account = budget.open_account(self._give_up)
+        self.account = budget.open_account(self._give_up)
+        """What this exchange holds."""
         self._unacknowledged_octets = 0
         self._outgoing: deque[Message] = deque()
         self._queued_octets = 0
@@ -85,14 +86,14 @@ class Http1Stream(Stream):
         fields = from_http1(method, self.path, lines)
         self.head_octets = section_octets(fields)
         try:
-            self._acceptor.accept(self, fields, without_content, self._account)
+            self._acceptor.accept(self, fields, without_content, self.account)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
                 reading.cancel()
         finally:
             self._cancel()
-            self._budget.close_account(self._account)
+            self._budget.close_account(self.account)
             self._gate.set()
 
     # ---- for the exchange
@@ -115,7 +116,7 @@ class Http1Stream(Stream):
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
         self._queued_octets += len(data)
-        self._account.change(len(data))
+        self.account.change(len(data))
         self._enqueue({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
     def send_trailers(self, fields: Fields) -> None:
@@ -136,7 +137,7 @@ class Http1Stream(Stream):
     def reset_now(self, code: int) -> None:
         """Drop queued content; then as `reset`."""
         self._outgoing = deque(each for each in self._outgoing if each["type"] == "http.response.start")
-        self._account.change(-self._queued_octets)
+        self.account.change(-self._queued_octets)
         self._queued_octets = 0
         self.reset(code, False)
 
@@ -204,7 +205,7 @@ class Http1Stream(Stream):
                 return
             self._queued_octets -= octets
             await self._send(message)
-            self._account.change(-octets)
+            self.account.change(-octets)
             if octets and self.receiver is not None:
                 self.receiver.on_response_sent(octets)
 

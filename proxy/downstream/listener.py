@@ -14,10 +14,11 @@ from typing import Final, cast
 
 import structlog
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
+from proxy.http2.engine import Stream
 from proxy.http2.events import StreamId
 from proxy.network.descriptors import is_reserved
 from proxy.observe.observer import DownstreamObserver
@@ -77,14 +78,22 @@ class Listener:
         self._flusher = flusher
         self._connections: set[DownstreamConnection] = set()
         self._accepted: set[AcceptedConnection] = set()
-        self._http1_live = 0
+        self._http1: set[Http1Stream] = set()
         self._changed = asyncio.Event()
         self._aborting = False
 
     @property
     def live_exchanges(self) -> int:
         """Number of exchanges whose response has not been delivered in full."""
-        return self._http1_live + sum(connection.live_streams for connection in self._connections)
+        return len(self._http1) + sum(connection.live_streams for connection in self._connections)
+
+    def clients(self) -> Iterator[tuple[Account, list[Stream]]]:
+        """Yield the account and the live streams of each connection; with HTTP/1.1, of each exchange."""
+        for connection in list(self._connections):
+            if not connection.closed:
+                yield connection.account, connection.engine.live_streams()
+        for stream in list(self._http1):
+            yield stream.account, [stream]
 
     # ---- for Hypercorn's connections
 
@@ -203,11 +212,12 @@ class Listener:
         if await refuse_browser(scope, send, self.allowed_hosts):
             self.refused("browser", protocol="HTTP/1.1")
             return
-        self._http1_live += 1
+        stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget)
+        self._http1.add(stream)
         try:
-            await Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget).run(scope)
+            await stream.run(scope)
         finally:
-            self._http1_live -= 1
+            self._http1.discard(stream)
             self._changed.set()
 
     def refused(self, reason: str, **more: object) -> None:

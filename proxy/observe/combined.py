@@ -14,11 +14,14 @@ from typing import Any, Final, NamedTuple
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import LAST_FAILURES, Trouble
 from proxy.observe.history import INTERVALS, Interval
-from proxy.observe.live import Live, OriginState, TokenState
+from proxy.observe.live import Live, OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics, token_identity
 from proxy.routes import Route
 
-__all__ = ["Combined", "Group", "WorkerRow"]
+__all__ = ["COUNTED_BY_REASON", "Combined", "Group", "WorkerRow"]
+
+COUNTED_BY_REASON: Final = ("requests_refused", "callers_unverified", "connections_refused", "downstream_cut_offs")
+"""The counters of `Metrics` that a worker's line has as they are: by reason or code."""
 
 _NO_INTERVAL: Final = Interval(0, 0, 0.0, 0.0)
 
@@ -75,14 +78,13 @@ class Combined:
         self._unwell: dict[str, Trouble] = {}
         self._trouble: dict[str, Trouble] = {}
         self._minting: dict[str, Trouble] = {}
-        self._waiting: dict[str, OriginState] = {}
-        self._told: set[str] = set()
+        self._origins: dict[str, OriginState] = {}
+        self._queues = Queues()
         self._log_lines_dropped = 0
 
     def add(self, states: Iterable[Iterable[bytes]]) -> Iterator[str]:
         """Add the lines of all workers and of the supervisor; yields after each, so that others may run."""
         for lines in states:
-            self._told.clear()
             for line in lines:
                 self._add_line(line)
                 yield ""
@@ -117,9 +119,20 @@ class Combined:
         """Return the token that expires last."""
         return self._tokens.get(route.label)
 
-    def origin(self, route: Route) -> OriginState | None:
-        """Return the sums."""
-        return self._waiting.get(str(route.origin))
+    def origins(self) -> Iterator[OriginState | None]:
+        """Yield the sums."""
+        yield from self._origins.values()
+
+    def count_queues(self, queues: Queues) -> Iterator[None]:
+        """Add the sums; the largest connection is that of all workers."""
+        own = self._queues
+        queues.client_connections += own.client_connections
+        queues.client_octets += own.client_octets
+        queues.largest_client_octets = max(queues.largest_client_octets, own.largest_client_octets)
+        for total, added in ((queues.route_octets, own.route_octets), (queues.route_waiting, own.route_waiting)):
+            for label, count in added.items():
+                total[label] += count
+                yield
 
     # ---- as `observe.health.RouteHealth`
 
@@ -164,13 +177,21 @@ class Combined:
         route = self.metrics.routes.get(label)
         if route is None:
             route = self.metrics.routes[label] = RouteMetrics()
-        route.add(counted, now["in_flight"] if now is not None else 0)
-        for age, values in now["history"] if now is not None else ():
+        if now is None:
+            route.add(counted, 0)
+            return
+        route.add(counted, now["in_flight"])
+        self._queues.route_octets[label] += now["queued_octets"]
+        self._queues.route_waiting[label] += now["waiting"]
+        for age, values in now["history"]:
             intervals = self._intervals.setdefault(label, {})
             intervals[age] = _together(intervals.get(age, _NO_INTERVAL), Interval(*values))
 
     def _add_origin(self, origin: str, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
         metrics = self.metrics
+        if now is not None and now["state"] is not None:
+            added, before = OriginState(origin, *now["state"]), self._origins.get(origin)
+            self._origins[origin] = added if before is None else before.plus(added)
         if "opened" in counted:
             metrics.upstream_connections[origin].add(now["connections"] if now is not None else 0, counted["opened"])
         for name, counter in (
@@ -184,7 +205,9 @@ class Combined:
     def _add_worker(self, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
         metrics = self.metrics
         metrics.downstream_connections.add(now["downstream"] if now is not None else 0, counted["downstream_opened"])
-        metrics.requests_refused.update(counted["requests_refused"])
+        metrics.handshakes_failed += counted["handshakes_failed"]
+        for counter in COUNTED_BY_REASON:
+            getattr(metrics, counter).update(counted[counter])
         self._log_lines_dropped += counted["log_lines_dropped"]
         for name, value in {**counted["process"], **(now["process"] if now is not None else {})}.items():
             least = name.endswith(("_start_time_seconds", "_max_fds"))
@@ -192,6 +215,10 @@ class Combined:
             self.process[name] = value if before is None else min(before, value) if least else before + value
         if now is not None:
             self._workers.append(now)
+            queues, (connections, octets, largest) = self._queues, now["client_queues"]
+            queues.client_connections += connections
+            queues.client_octets += octets
+            queues.largest_client_octets = max(queues.largest_client_octets, largest)
 
     def _add_named(self, label: str, now: Mapping[str, Any]) -> None:
         if now["token"] is not None:
@@ -204,12 +231,6 @@ class Combined:
             trouble = _trouble(now[values])
             if trouble is not None and (label not in found or trouble.at > found[label].at):
                 found[label] = trouble
-        if now["origin"] is not None:
-            origin, waiting, opening = now["origin"]
-            if origin not in self._told:  # Routes share it, and each tells of it.
-                self._told.add(origin)
-                before = self._waiting.get(origin, OriginState(origin, 0, 0))
-                self._waiting[origin] = OriginState(origin, before.waiting + waiting, before.opening + opening)
 
     def _finish(self) -> Iterator[str]:
         """Bring together what needs all lines."""

@@ -19,7 +19,7 @@ from proxy.observe.combined import Combined, Group
 from proxy.observe.counters import Durations, RouteMetrics
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
-from proxy.observe.live import Live, OriginState
+from proxy.observe.live import Live, OriginState, Queues
 from proxy.observe.metrics import Metrics, token_identity
 
 __all__ = ["CONTENT_TYPE", "Exposition", "process_metrics", "with_values"]
@@ -46,6 +46,8 @@ class Exposition:
         self._metrics = metrics
         self._health = health
         self._live = live
+        self._origin_states: list[OriginState] = []
+        self._queues = Queues()
         self._samples: dict[str, Callable[[str], Iterator[str]]] = {
             "build_info": self._build_info,
             "draining": lambda name: _one(name, int(live.draining)),
@@ -74,6 +76,7 @@ class Exposition:
             "upstream_connections_opened_total": lambda name: self._connections(name, ever=True),
             "upstream_connections_opening": lambda name: self._origins(name, lambda origin: origin.opening),
             "upstream_requests_waiting": lambda name: self._origins(name, lambda origin: origin.waiting),
+            "upstream_clients_waiting": lambda name: self._origins(name, lambda origin: origin.waiting_clients),
             "upstream_connect_failures_total": lambda name: _counted(
                 name, ("origin", "code"), metrics.connect_failures
             ),
@@ -90,12 +93,24 @@ class Exposition:
                 name, ("code",), {(code,): n for code, n in metrics.downstream_cut_offs.items()}
             ),
             "downstream_tls_failures_total": lambda name: _one(name, metrics.handshakes_failed),
-            "queued_bytes": lambda name: _one(name, live.queued_octets),
-            "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
             "workers": lambda name: _one(name, workers),
             "worker_restarts_total": lambda name: _one(name, restarts),
             "log_lines_dropped_total": lambda name: _one(name, dropped),
+            **self._queue_samples(),
             **self._settings_samples(),
+        }
+
+    def _queue_samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
+        live, queues = self._live, self._queues
+        return {
+            "requests_waiting": lambda name: self._by_label(name, queues.route_waiting),
+            "queued_bytes": lambda name: _one(name, live.queued_octets),
+            "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
+            "route_queued_bytes": lambda name: self._by_label(name, queues.route_octets),
+            "upstream_queued_bytes": lambda name: self._origins(name, lambda origin: origin.queued_octets),
+            "downstream_queued_bytes": lambda name: _one(name, queues.client_octets),
+            "downstream_queued_bytes_largest": lambda name: _one(name, queues.largest_client_octets),
+            "downstream_connections_queued": lambda name: _one(name, queues.client_connections),
         }
 
     def _settings_samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
@@ -116,6 +131,12 @@ class Exposition:
 
         A piece may be empty, so that a loop over routes without samples can be left, too.
         """
+        for _ in self._live.count_queues(self._queues):
+            yield ""
+        for state in self._live.origins():
+            if state is not None:
+                self._origin_states.append(state)
+            yield ""
         for family in FAMILIES:
             yield f"# HELP {PREFIX}{family.name} {family.meaning}\n# TYPE {PREFIX}{family.name} {family.kind}\n"
             yield from self._samples[family.name](PREFIX + family.name)
@@ -132,6 +153,10 @@ class Exposition:
     def _by_route(self, name: str, value: Callable[[RouteMetrics], int]) -> Iterator[str]:
         for label, route in self._routes():
             yield f'{name}{{route="{label}"}} {value(route)}\n'
+
+    def _by_label(self, name: str, values: Mapping[str, int]) -> Iterator[str]:
+        for label, _ in self._routes():
+            yield f'{name}{{route="{label}"}} {values.get(label, 0)}\n'
 
     def _requests(self, name: str) -> Iterator[str]:
         for label, route in self._routes():
@@ -186,14 +211,8 @@ class Exposition:
             yield f"{name}{_labels(('origin',), (origin,))} {connections.ever if ever else connections.now}\n"
 
     def _origins(self, name: str, value: Callable[[OriginState], int]) -> Iterator[str]:
-        told = set()
-        for route in self._live.routes():
-            origin = self._live.origin(route)
-            if origin is None or origin.origin in told:
-                yield ""
-            else:
-                told.add(origin.origin)
-                yield f"{name}{_labels(('origin',), (origin.origin,))} {value(origin)}\n"
+        for origin in self._origin_states:
+            yield f"{name}{_labels(('origin',), (origin.origin,))} {value(origin)}\n"
 
 
 def process_metrics() -> str:

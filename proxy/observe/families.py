@@ -27,6 +27,7 @@ FAMILIES: Final = (
     Family("build_info", "gauge", ("version", "engine"), "Always 1: the version and the HTTP/2 engine that run"),
     Family("draining", "gauge", (), "1 while new requests are refused because the sidecar is shutting down"),
     Family("requests_in_flight", "gauge", ("route",), "Exchanges that have not ended"),
+    Family("requests_waiting", "gauge", ("route",), "Requests that wait for a token, a connection or a free stream"),
     Family("requests_total", "counter", ("route", "status"), "Exchanges that have ended, by status of the response"),
     Family(
         "request_duration_seconds", "histogram", ("route",), "From the head of a request to the end of its exchange"
@@ -86,6 +87,9 @@ FAMILIES: Final = (
     Family("upstream_connections_opening", "gauge", ("origin",), "Connections to services that are being opened"),
     Family("upstream_requests_waiting", "gauge", ("origin",), "Requests that wait for a free stream"),
     Family(
+        "upstream_clients_waiting", "gauge", ("origin",), "Connections of clients whose requests wait for a free stream"
+    ),
+    Family(
         "upstream_connect_failures_total",
         "counter",
         ("origin", "code"),
@@ -112,6 +116,11 @@ FAMILIES: Final = (
     Family("downstream_tls_failures_total", "counter", (), "TLS handshakes of clients that failed"),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
+    Family("route_queued_bytes", "gauge", ("route",), "Queued octets of exchanges in flight, of both directions"),
+    Family("upstream_queued_bytes", "gauge", ("origin",), "Queued octets that services have not taken yet"),
+    Family("downstream_queued_bytes", "gauge", (), "Queued octets that are charged to connections of clients"),
+    Family("downstream_queued_bytes_largest", "gauge", (), "Queued octets of the client connection that has most"),
+    Family("downstream_connections_queued", "gauge", (), "Connections of clients that have queued octets"),
     Family("settings_last_reload_successful", "gauge", (), "0 after a reload that was refused, until one succeeds"),
     Family("settings_last_read_timestamp_seconds", "gauge", (), "When the settings in force were read"),
     Family(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from proxy.routes import Route
 
-__all__ = ["Live", "OriginState", "TokenState"]
+__all__ = ["Live", "OriginState", "Queues", "TokenState"]
 
 
 class TokenState(NamedTuple):
@@ -25,11 +27,35 @@ class OriginState(NamedTuple):
     """The connections to one origin."""
 
     origin: str
-    """Its text."""
-    waiting: int
-    """Requests that wait for a stream."""
-    opening: int
+    """Its label in metrics."""
+    opening: int = 0
     """Connections that are being opened."""
+    waiting: int = 0
+    """Requests that wait for a stream."""
+    waiting_clients: int = 0
+    """Connections of clients from which these requests came."""
+    queued_octets: int = 0
+    """Octets of requests that the service has not taken yet."""
+
+    def plus(self, other: OriginState) -> OriginState:
+        """Return the sum of two states of the same origin."""
+        return OriginState(self.origin, *(one + more for one, more in zip(self[1:], other[1:], strict=True)))
+
+
+@dataclass(slots=True)
+class Queues:
+    """What waits in a worker, by owner. Octets are those that `queued_octets` limits."""
+
+    client_connections: int = 0
+    """Connections of clients for which octets are queued."""
+    client_octets: int = 0
+    """These octets."""
+    largest_client_octets: int = 0
+    """Those of the connection with the most."""
+    route_octets: Counter[str] = field(default_factory=Counter)
+    """Octets of the exchanges that have not ended, of both directions, by the label of the route."""
+    route_waiting: Counter[str] = field(default_factory=Counter)
+    """Requests that wait for a token, a connection or a stream, by the label of the route."""
 
 
 class Live(Protocol):
@@ -53,5 +79,8 @@ class Live(Protocol):
     def token(self, route: Route) -> TokenState | None:
         """Return the token of a route that requests may be signed with now; None if there is none."""
 
-    def origin(self, route: Route) -> OriginState | None:
-        """Return the state of the route's connections; None if the route is gone."""
+    def origins(self) -> Iterator[OriginState | None]:
+        """Yield the origins, one for each label; None now and then in between, so that others may run."""
+
+    def count_queues(self, queues: Queues) -> Iterator[None]:
+        """Add what is queued to `queues`; yields now and then, so that others may run."""

@@ -216,6 +216,12 @@ class Metrics(Observer):
         """Count by origin and reason."""
         self.responses_refused[self._origin_label(origin), reason] += 1
 
+    def origin_label(self, origin: str) -> str:
+        """Return the label under which connections to this origin are counted, or would be if none is open."""
+        if origin in self._connected:
+            return self._connected[origin][0]
+        return origin if self._has_label(origin) else OTHER
+
     def _has_label(self, origin: str) -> bool:
         return ("origin", origin) in self._users or origin in self._open_origins
 

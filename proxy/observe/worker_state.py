@@ -9,9 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from proxy.observe.background import dropped_lines
+from proxy.observe.combined import COUNTED_BY_REASON
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import History
-from proxy.observe.live import Live
+from proxy.observe.live import Live, Queues
 from proxy.observe.metrics import Metrics, token_identity
 from proxy.observe.totals import state_line
 from proxy.routes import Route
@@ -33,13 +34,21 @@ class WorkerState:
 
     def lines(self) -> Iterator[str]:
         """Yield the state, a line at a time; others may run in between."""
-        metrics = self._metrics
+        metrics, live = self._metrics, self._live
+        queues = Queues()
+        for _ in live.count_queues(queues):
+            yield ""
         in_flight = 0
         for label, route in list(metrics.routes.items()):
             in_flight += route.in_flight
-            now = {"in_flight": route.in_flight, "history": self._history.ages(label)}
+            now = {
+                "in_flight": route.in_flight,
+                "queued_octets": queues.route_octets[label],
+                "waiting": queues.route_waiting[label],
+                "history": self._history.ages(label),
+            }
             yield state_line("route", label, route.counted(), now)
-        for named in self._live.routes():
+        for named in live.routes():
             yield state_line("named", named.label, None, self._named(named))
         for (source, account), mints in list(metrics.mints.items()):
             counted = {
@@ -49,11 +58,10 @@ class WorkerState:
             }
             yield state_line("mints", f"{source} {account}", counted, None)
         yield from self._origins()
-        yield self._worker(in_flight)
+        yield self._worker(in_flight, queues)
 
     def _named(self, route: Route) -> dict[str, Any]:
         token = self._live.token(route)
-        origin = self._live.origin(route)
         minting = self._health.mint_trouble(route, has_token=token is not None)
         return {
             "token": token,
@@ -61,11 +69,15 @@ class WorkerState:
             "unwell": _fields(self._health.trouble(route)),
             "trouble": _fields(self._health.trouble(route, has_token=token is not None)),
             "minting": _fields(minting),
-            "origin": origin,
         }
 
     def _origins(self) -> Iterator[str]:
         metrics = self._metrics
+        states: dict[str, list[int]] = {}
+        for state in self._live.origins():
+            if state is not None:
+                _, *states[state.origin] = state
+            yield ""
         by_origin: dict[str, dict[str, Any]] = {}
         for name, counter in (
             ("connect_failures", metrics.connect_failures),
@@ -76,15 +88,17 @@ class WorkerState:
                 by_origin.setdefault(origin, {}).setdefault(name, {})[what] = count
         for origin, connections in list(metrics.upstream_connections.items()):
             by_origin.setdefault(origin, {})["opened"] = connections.ever
-        for origin, counted in by_origin.items():
+        for origin in {**by_origin, **states}:
             known = metrics.upstream_connections.get(origin)
-            yield state_line("origin", origin, counted, {"connections": known.now if known is not None else 0})
+            now = {"connections": known.now if known is not None else 0, "state": states.get(origin)}
+            yield state_line("origin", origin, by_origin.get(origin, {}), now)
 
-    def _worker(self, in_flight: int) -> str:
+    def _worker(self, in_flight: int, queues: Queues) -> str:
         metrics, live = self._metrics, self._live
         counted = {
             "downstream_opened": metrics.downstream_connections.ever,
-            "requests_refused": metrics.requests_refused,
+            "handshakes_failed": metrics.handshakes_failed,
+            **{counter: getattr(metrics, counter) for counter in COUNTED_BY_REASON},
             "log_lines_dropped": dropped_lines(),
             "process": {name: value for name, value in self.process.items() if name.endswith("_total")},
         }
@@ -95,6 +109,7 @@ class WorkerState:
             "draining": live.draining,
             "in_flight": in_flight,
             "downstream": metrics.downstream_connections.now,
+            "client_queues": [queues.client_connections, queues.client_octets, queues.largest_client_octets],
             "queued_octets": live.queued_octets,
             "queued_octets_limit": live.queued_octets_limit,
             "clock_ahead_seconds": metrics.clock_ahead_seconds,

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
-from proxy.connection.budget import Budget
-from proxy.observe.live import OriginState, TokenState
+from proxy.connection.budget import Account, Budget
+from proxy.http2.engine import Stream
+from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.relay.dispatcher import Dispatcher
-from proxy.routes import Route
+from proxy.relay.exchange import Exchange
+from proxy.routes import OTHER, Origin, Route
+from proxy.upstream.pool import Pool
 
-__all__ = ["DispatcherState"]
+__all__ = ["Clients", "DispatcherState"]
+
+Clients = Callable[[], Iterable[tuple[Account, Iterable[Stream]]]]
+"""Returns the account and the live streams of every connection of a client."""
+
+_STEP: Final = 64
+"""How many streams or connections are counted at a time; one takes up to a microsecond."""
 
 
 class DispatcherState:
-    """The state of one dispatcher and its budget, as `observe.live.Live` describes it.
+    """The state of one dispatcher, its budget, pool and clients, as `observe.live.Live` describes it.
 
-    `clock` is wall-clock time in seconds.
+    `origin_label` returns the label of an origin in metrics. `clock` is wall-clock time in seconds.
     """
 
-    def __init__(self, dispatcher: Dispatcher, budget: Budget, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        budget: Budget,
+        pool: Pool,
+        clients: Clients,
+        *,
+        origin_label: Callable[[str], str] = str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._dispatcher = dispatcher
         self._budget = budget
+        self._pool = pool
+        self._clients = clients
+        self._origin_label = origin_label
         self._clock = clock
 
     @property
@@ -46,8 +69,53 @@ class DispatcherState:
             return None
         return TokenState(slot.token.principal, slot.token.issued_at, slot.token.expires_at)
 
-    def origin(self, route: Route) -> OriginState | None:
-        context = self._dispatcher.snapshot.contexts.get(route.name)
-        if context is None:
-            return None
-        return OriginState(str(route.origin), context.pool.waiting, context.pool.opening)
+    def origins(self) -> Iterator[OriginState | None]:
+        queued: Counter[Origin] = Counter()
+        for number, connection in enumerate(self._pool.connections):
+            queued[connection.origin] += connection.account.octets
+            if number % _STEP == 0:
+                yield None
+        others = OriginState(OTHER)
+        for number, pool in enumerate(self._pool.origin_pools):
+            label = self._origin_label(str(pool.origin))
+            known = label != OTHER
+            before = OriginState(label) if known else others
+            state = OriginState(
+                label,
+                before.opening + pool.opening,
+                before.waiting + pool.waiting,
+                before.waiting_clients + (pool.queue.count_owners() if pool.waiting else 0),
+                before.queued_octets + queued[pool.origin],
+            )
+            if known:
+                yield state
+            else:
+                others = state
+                if number % _STEP == 0:
+                    yield None
+        if others != OriginState(OTHER):
+            yield others
+
+    def count_queues(self, queues: Queues) -> Iterator[None]:
+        for account, streams in list(self._clients()):
+            octets = account.octets
+            queues.client_connections += octets > 0
+            queues.client_octets += octets
+            queues.largest_client_octets = max(queues.largest_client_octets, octets)
+            for number, stream in enumerate(streams):
+                exchange = stream.receiver
+                if isinstance(exchange, Exchange) and exchange.context is not None:
+                    _count_exchange(exchange, exchange.context.route.label, queues)
+                if number % _STEP == 0:
+                    yield
+            yield
+
+
+def _count_exchange(exchange: Exchange, label: str, queues: Queues) -> None:
+    octets = exchange.count_held_octets() + exchange.downstream.count_queued_octets()
+    if exchange.upstream is not None:
+        octets += exchange.upstream.count_queued_octets()
+    if octets:
+        queues.route_octets[label] += octets
+    if exchange.cancel_start is not None:
+        queues.route_waiting[label] += 1

@@ -77,6 +77,16 @@ class Pool:
             found.on_wanted = self._serve
         return found
 
+    @property
+    def origin_pools(self) -> list[OriginPool]:
+        """The pools of all origins."""
+        return list(self._origin_pools.values())
+
+    @property
+    def connections(self) -> list[UpstreamConnection]:
+        """All connections that are open, those that take no more streams among them."""
+        return list(self._connections)
+
     def retain(self, origins: Collection[Origin]) -> None:
         """Close the pools of all other origins. No exchange may use one of them any more."""
         for origin in [known for known in self._origin_pools if known not in origins]:

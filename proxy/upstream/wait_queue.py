@@ -25,6 +25,10 @@ class WaitQueue:
         """A heap of tickets and waiters for each owner, in the order of their turns."""
         self._tickets = 0
 
+    def count_owners(self) -> int:
+        """Return how many owners have a request that has not given up."""
+        return sum(any(not waiter.done() for _, waiter in heap) for heap in self._owners.values())
+
     def next_ticket(self) -> int:
         """Return a place in an owner's queue, behind all others."""
         self._tickets += 1

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from proxy.connection.budget import Budget
+from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine
 from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
-from proxy.http2.engine import Limits
+from proxy.http2.engine import Limits, Stream
 from proxy.http2.events import StreamId
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
@@ -161,6 +161,11 @@ class World:
         self._join(connection, client)
         self.settle()
         return client
+
+    def clients(self) -> list[tuple[Account, list[Stream]]]:
+        """Return the account and the live streams of each client's connection, as the listener does."""
+        connections = [wire.protocol for wire in self.wires if isinstance(wire.protocol, DownstreamConnection)]
+        return [(one.account, one.engine.live_streams()) for one in connections if not one.closed]
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         if self.connecting is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proxy.observe.live import OriginState, TokenState
+from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.routes import Route
 
 __all__ = ["StillState"]
@@ -21,7 +21,10 @@ class StillState:
     queued_octets_limit: int = 1 << 20
     tokens: dict[str, TokenState] = field(default_factory=dict)
     waiting: int = 0
+    waiting_clients: int = 0
     opening: int = 0
+    to_services: int = 0
+    queues: Queues = field(default_factory=Queues)
 
     def routes(self) -> Sequence[Route]:
         return self.known
@@ -29,5 +32,14 @@ class StillState:
     def token(self, route: Route) -> TokenState | None:
         return self.tokens.get(route.name)
 
-    def origin(self, route: Route) -> OriginState | None:
-        return OriginState(str(route.origin), self.waiting, self.opening)
+    def origins(self) -> Iterator[OriginState | None]:
+        for origin in dict.fromkeys(str(route.origin) for route in self.known):
+            yield OriginState(origin, self.opening, self.waiting, self.waiting_clients, self.to_services)
+
+    def count_queues(self, queues: Queues) -> Iterator[None]:
+        queues.client_connections += self.queues.client_connections
+        queues.client_octets += self.queues.client_octets
+        queues.largest_client_octets = max(queues.largest_client_octets, self.queues.largest_client_octets)
+        queues.route_octets.update(self.queues.route_octets)
+        queues.route_waiting.update(self.queues.route_waiting)
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from proxy.admin import AdminPlane
 from proxy.errors import TokenTimeout
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVALS
-from proxy.observe.live import TokenState
+from proxy.observe.live import Queues, TokenState
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
 from proxy.tokens.model import Token, TokenKey
@@ -56,6 +57,8 @@ async def stage() -> AsyncIterator[AdminPlane]:
     health = RouteHealth(metrics)
     observers = [(metrics.route(route), health.route(route)) for route in ROUTES]
     live = StillState(ROUTES, queued_octets=5 << 20, queued_octets_limit=256 << 20)
+    live.queues = Queues(3, 4 << 20, 3 << 20, Counter(greeter=5 << 20), Counter({"team/orders": 7}))
+    live.waiting, live.waiting_clients, live.to_services = 7, 2, 1 << 20
     plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live)
     for interval in range(INTERVALS):
         for number, (counted, _) in enumerate(observers[:2]):

@@ -72,6 +72,9 @@ async def test_status_shows_the_failure_of_a_route_its_token_and_the_last_minute
     assert (broken["token"], broken["trouble"]["code"], broken["trouble"]["minting"]) == (None, "token-timeout", True)
     assert (unsigned["token"], unsigned["minted_at"], unsigned["trouble"]) == (None, None, None)
     assert told["origins"][0]["goaways"] == {"NO_ERROR": 1}
+    assert [told["origins"][0][name] for name in ("waiting", "waiting_clients", "queued_octets")] == [7, 2, 1 << 20]
+    assert told["client_queues"] == {"connections": 3, "octets": 4 << 20, "largest_octets": 3 << 20}
+    assert [(route["queued_octets"], route["waiting"]) for route in (greeter, orders)] == [(5 << 20, 0), (0, 7)]
     assert [failure["code"] for failure in told["failures"]] == ["token-timeout", *["invoker-missing"] * 3]
 
 

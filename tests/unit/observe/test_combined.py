@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 
 from hypothesis import given
@@ -13,7 +14,7 @@ from proxy.observe.combined import Combined
 from proxy.observe.exposition import Exposition, with_values
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVALS, History
-from proxy.observe.live import TokenState
+from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics
 from proxy.observe.totals import Totals, state_line
 from proxy.observe.worker_state import WorkerState
@@ -68,6 +69,10 @@ class Worker:
                 case 7:
                     self.metrics.downstream_opened()
                     self.metrics.request_refused("bad-request", {})
+                    self.metrics.caller_unverified(("missing", "expired")[number % 2])
+                    self.metrics.connection_refused(("unused", "max-connections")[number % 2])
+                    self.metrics.downstream_cut_off(number, "why")
+                    self.metrics.handshake_failed("why")
                 case _:
                     counted.started(Observed())
                     counted.caller_token_dropped(Observed())
@@ -126,14 +131,20 @@ def test_gauges_are_summed_and_end_with_their_worker() -> None:
     other.happen([(8, 0), (8, 0), (5, 0), (7, 0)])
     one.live.queued_octets, other.live.queued_octets = 5, 7
     one.live.waiting, other.live.waiting = 1, 2
+    one.live.waiting_clients, other.live.waiting_clients = 1, 3
+    one.live.to_services, other.live.to_services = 10, 20
+    one.live.queues = Queues(2, 20, 15, Counter(greeter=5, orders=1), Counter(greeter=3))
+    other.live.queues = Queues(3, 20, 25, Counter(greeter=7))
     together = combined(one.state(), other.state())
     assert together.metrics.routes["greeter"].in_flight == 3
     assert together.metrics.upstream_connections["https://greeter.example"].now == 2
     assert together.metrics.downstream_connections.now == 2
     assert (together.queued_octets, together.queued_octets_limit) == (12, 2 << 20)
-    origin = together.origin(ROUTES[0])
-    assert origin is not None
-    assert origin.waiting == 3
+    origins = {origin.origin: origin for origin in together.origins() if origin is not None}
+    assert origins["https://greeter.example"] == OriginState("https://greeter.example", 0, 3, 4, 30)
+    queues = Queues()
+    assert set(together.count_queues(queues)) == {None}
+    assert queues == Queues(5, 40, 25, Counter(greeter=12, orders=1), Counter(greeter=3, orders=0))
     totals = Totals()
     for line in one.state().splitlines():
         totals.add(line)

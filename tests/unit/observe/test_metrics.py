@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from proxy.errors import Draining, Failure, TokenTimeout, UpstreamConnectFailed,
 from proxy.observe.exposition import CONTENT_TYPE, Exposition, process_metrics
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
-from proxy.observe.live import TokenState
+from proxy.observe.live import Queues, TokenState
 from proxy.observe.metrics import AMBIENT, Metrics
 from proxy.routes import OTHER, UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
@@ -326,7 +327,18 @@ def test_the_state_of_the_worker_is_exposed() -> None:
     live = StillState(
         [route("a"), route("b")], draining=True, queued_octets=7, queued_octets_limit=8, waiting=3, opening=2
     )
-    told = samples(Metrics(), live)
+    live.waiting_clients, live.to_services = 2, 5
+    live.queues = Queues(4, 30, 20, Counter(a=12), Counter(b=3))
+    metrics = Metrics()
+    for each in live.known:
+        metrics.route(each)
+    told = samples(metrics, live)
+    assert told["upstream_clients_waiting{origin=https://greeter.run.app}"] == 2
+    assert told["upstream_queued_bytes{origin=https://greeter.run.app}"] == 5
+    assert [told[f"route_queued_bytes{{route={name}}}"] for name in "ab"] == [12, 0]
+    assert [told[f"requests_waiting{{route={name}}}"] for name in "ab"] == [0, 3]
+    clients = ("downstream_connections_queued{}", "downstream_queued_bytes{}", "downstream_queued_bytes_largest{}")
+    assert [told[name] for name in clients] == [4, 30, 20]
     assert (told["draining{}"], told["queued_bytes{}"], told["queued_bytes_limit{}"]) == (1, 7, 8)
     assert told["upstream_requests_waiting{origin=https://greeter.run.app}"] == 3
     assert told["upstream_connections_opening{origin=https://greeter.run.app}"] == 2

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import pytest
+import structlog
+
+from proxy.errors import UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
-from proxy.observe.live import OriginState, TokenState
+from proxy.http2.engine import Limits
+from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.relay.live import DispatcherState
+from proxy.relay.open_contexts import MOST_WILDCARD_LABELS
+from proxy.routes import AllowLists
+from proxy.routes.open_routes import ID_TOKEN_FIELD
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
+from tests.unit.relay.stage import SMALL, WINDOW
+
+
+def state_of(world: World) -> DispatcherState:
+    return DispatcherState(
+        world.dispatcher, world.budget, world.pool, world.clients, origin_label=world.metrics.origin_label
+    )
+
+
+def queues_of(world: World) -> Queues:
+    queues = Queues()
+    assert set(state_of(world).count_queues(queues)) <= {None}
+    return queues
+
+
+def origins_of(world: World) -> dict[str, OriginState]:
+    return {state.origin: state for state in state_of(world).origins() if state is not None}
 
 
 async def mint(key: TokenKey) -> Token:
@@ -20,10 +45,10 @@ def test_the_live_state_is_that_of_the_dispatcher_its_slots_and_pools(make: Engi
     signed, unsigned = route("svc", signed=True), route("open")
     with World(signed, unsigned, make=make, tokens=lambda clock: TokenSource(mint, clock=clock)) as world:
         now = [1_800_000_000.0]
-        state = DispatcherState(world.dispatcher, world.budget, clock=lambda: now[0])
+        state = DispatcherState(world.dispatcher, world.budget, world.pool, world.clients, clock=lambda: now[0])
         assert list(state.routes()) == [signed, unsigned]
         assert state.token(signed) is None
-        assert state.origin(signed) == OriginState("https://svc.example", 0, 0)
+        assert OriginState("https://svc.example") in state.origins()
         world.client().request("/svc/x", end=True)
         world.settle()
         assert state.token(signed) == TokenState("i@p.com", None, 1_800_003_600.0)
@@ -32,8 +57,89 @@ def test_the_live_state_is_that_of_the_dispatcher_its_slots_and_pools(make: Engi
         assert state.token(signed) is None
         gone = route("gone")
         assert state.token(gone) is None
-        assert state.origin(gone) is None
         assert (state.draining, state.queued_octets_limit) == (False, 1 << 20)
         assert state.queued_octets == world.budget.queued_octets > 0, "the request's head is held"
         world.dispatcher.draining = True
         assert state.draining
+
+
+@each_bare_engine
+def test_queued_octets_are_told_by_client_connection_by_origin_and_by_route(make: EngineFactory) -> None:
+    with World(
+        route("svc"),
+        route("other"),
+        route("idle"),
+        make=make,
+        limits=SMALL,
+        client_limits=SMALL,
+        service_limits=SMALL,
+    ) as world:
+        slow, uploading, quiet = world.client(), world.client(), world.client()
+        slow.acknowledging = False
+        slow.request("/svc/large", end=True)
+        world.settle()
+        service, stream = world.latest("/large")
+        service.respond(stream)
+        service.engine.send_data(stream, bytes(4 * WINDOW), end_stream=False)
+        upload = uploading.request("/other/upload")
+        world.settle()
+        service, stream = world.latest("/upload")
+        service.acknowledging = False
+        uploading.engine.send_data(upload, bytes(4 * WINDOW), end_stream=False)
+        world.settle()
+        queues, origins = queues_of(world), origins_of(world)
+        accounts = {account.octets for account, _ in world.clients()}
+        # A window has left on either way; as much again waits for the next one.
+        assert WINDOW <= queues.route_octets["svc"] <= max(accounts)
+        assert WINDOW <= origins["https://other.example"].queued_octets <= queues.route_octets["other"]
+        assert origins["https://svc.example"].queued_octets == 0
+        assert queues.route_octets.keys() == {"svc", "other"}
+        assert (queues.client_connections, queues.largest_client_octets) == (2, max(accounts))
+        assert queues.client_octets == sum(accounts)
+        to_services = sum(origin.queued_octets for origin in origins.values())
+        assert queues.client_octets + to_services == world.budget.queued_octets
+        assert not queues.route_waiting
+        assert quiet.failed is None
+        slow.acknowledge_all()
+        service.acknowledge_all()
+        world.settle()
+        assert queues_of(world).route_octets["svc"] < WINDOW
+        assert origins_of(world)["https://other.example"].queued_octets == 0
+
+
+@each_bare_engine
+def test_requests_that_wait_are_told_by_route_and_by_origin_with_the_clients_they_came_from(
+    make: EngineFactory,
+) -> None:
+    two = Limits(max_concurrent_streams=2)
+    with World(route("svc"), make=make, max_connections=1, service_limits=two) as world:
+        greedy, neighbour = world.client(), world.client()
+        for number in range(4):
+            greedy.request(f"/svc/{number}", end=True)
+        world.settle()
+        neighbour.request("/svc/one", end=True)
+        neighbour.request("/svc/two", end=True)
+        neighbour.request("/svc/three", end=True)
+        world.settle()
+        waiting = queues_of(world).route_waiting["svc"]
+        origin = origins_of(world)["https://svc.example"]
+        assert waiting == origin.waiting == world.dispatcher.waiting.count >= 3
+        assert origin.waiting_clients == 2
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["never connected", "connected"])
+@each_bare_engine
+def test_origins_without_a_label_of_their_own_are_told_together(make: EngineFactory, opened: bool) -> None:
+    hosts = MOST_WILDCARD_LABELS + 40
+    allowed = AllowLists(("*-123456789012.europe-west1.run.app",))
+    with World(route("svc"), make=make, allowed=allowed) as world, structlog.testing.capture_logs():
+        if not opened:
+            world.refusals = [UpstreamConnectFailed("refused") for _ in range(hosts)]
+        client = world.client()
+        for number in range(hosts):
+            path = f"/s{number}-123456789012.europe-west1.run.app/x"
+            client.request(path, fields=[(ID_TOKEN_FIELD.encode(), b"false")], end=True)
+            world.settle()
+        origins = origins_of(world)
+        assert len(world.pool.origin_pools) == hosts + 1
+        assert len(origins) <= 2 * MOST_WILDCARD_LABELS
