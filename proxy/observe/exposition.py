@@ -84,6 +84,17 @@ class Exposition:
             "upstream_responses_refused_total": lambda name: _counted(
                 name, ("origin", "reason"), metrics.responses_refused
             ),
+            "workers": lambda name: _one(name, workers),
+            "worker_restarts_total": lambda name: _one(name, restarts),
+            "log_lines_dropped_total": lambda name: _one(name, dropped),
+            **self._downstream_samples(),
+            **self._queue_samples(),
+            **self._settings_samples(),
+        }
+
+    def _downstream_samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
+        metrics = self._metrics
+        return {
             "downstream_connections": lambda name: _one(name, metrics.downstream_connections.now),
             "downstream_connections_opened_total": lambda name: _one(name, metrics.downstream_connections.ever),
             "downstream_connections_refused_total": lambda name: _counted(
@@ -93,11 +104,6 @@ class Exposition:
                 name, ("code",), {(code,): n for code, n in metrics.downstream_cut_offs.items()}
             ),
             "downstream_tls_failures_total": lambda name: _one(name, metrics.handshakes_failed),
-            "workers": lambda name: _one(name, workers),
-            "worker_restarts_total": lambda name: _one(name, restarts),
-            "log_lines_dropped_total": lambda name: _one(name, dropped),
-            **self._queue_samples(),
-            **self._settings_samples(),
         }
 
     def _queue_samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
