@@ -15,45 +15,14 @@ from __future__ import annotations
 from typing import ClassVar, Final, Literal
 
 __all__ = [
-    "ERROR_FIELD",
-    "AmbientUnsupported",
-    "BadRequest",
-    "BrowserRefused",
-    "CallerUnverified",
-    "CredentialsInvalid",
-    "CredentialsNotFound",
-    "CredentialsRejected",
-    "DeploymentRefused",
-    "Draining",
-    "Failure",
-    "ImpersonationDenied",
-    "Internal",
-    "LoopDetected",
-    "MethodRefused",
-    "MintRefused",
-    "Overloaded",
-    "PathRefused",
-    "ProxyInvalid",
-    "RequestRefused",
-    "RouteNotFound",
-    "SidecarFailure",
-    "TokenExpired",
-    "TokenFailure",
-    "TokenFromCaller",
-    "TokenMalformed",
-    "TokenTimeout",
-    "TokenUnavailable",
-    "UpstreamConnectFailed",
-    "UpstreamConnectTimeout",
-    "UpstreamConnectionLost",
-    "UpstreamFailure",
-    "UpstreamNotHttp2",
-    "UpstreamRefusedStream",
-    "UpstreamReset",
-    "UpstreamSaturated",
-    "UpstreamTlsFailed",
-    "all_failures",
-]
+    "ERROR_FIELD", "AmbientUnsupported", "BadRequest", "BrowserRefused", "CallerUnverified", "CredentialsInvalid",
+    "CredentialsNotFound", "CredentialsRejected", "DeploymentRefused", "Draining", "Failure", "HeadTooLarge",
+    "ImpersonationDenied", "Internal", "LoopDetected", "MethodRefused", "MintRefused", "Overloaded", "PathRefused",
+    "ProxyInvalid", "RequestRefused", "RouteNotFound", "SidecarFailure", "TokenExpired", "TokenFailure",
+    "TokenFromCaller", "TokenMalformed", "TokenTimeout", "TokenUnavailable", "UpstreamConnectFailed",
+    "UpstreamConnectTimeout", "UpstreamConnectionLost", "UpstreamFailure", "UpstreamNotHttp2", "UpstreamRefusedStream",
+    "UpstreamReset", "UpstreamSaturated", "UpstreamTlsFailed", "all_failures",
+]  # fmt: skip
 
 ERROR_FIELD: Final = b"x-cloudrun-sidecar-error"
 """Response field that carries `Failure.code`; its presence says that the sidecar answered, not Cloud Run."""
@@ -126,6 +95,15 @@ class DeploymentRefused(RequestRefused):
     """
 
     code = "deployment-refused"
+
+
+class HeadTooLarge(RequestRefused):
+    """The head of the request is larger than the upstream takes (SETTINGS_MAX_HEADER_LIST_SIZE).
+
+    Remedy: have the client, or the deployment's additional headers, send fewer or shorter fields.
+    """
+
+    code = "head-too-large"
 
 
 class LoopDetected(RequestRefused):

@@ -28,6 +28,7 @@ failure                             other  discovery  retry-after
 ==================================  =====  =========  ===========
 `BadRequest`, `PathRefused`         400    400        –
 `RouteNotFound`                     404    404        –
+`HeadTooLarge`                      431    431        –
 `MethodRefused`                     501    501        –
 `LoopDetected`                      508    508        –
 `TokenFromCaller`                   400    400        –
@@ -158,6 +159,7 @@ REPLY_RULES: Final[Mapping[type[Failure], ReplyRule]] = {
     errors.BadRequest: ReplyRule(400, 400, None),
     errors.PathRefused: ReplyRule(400, 400, None),
     errors.RouteNotFound: ReplyRule(404, 404, None),
+    errors.HeadTooLarge: ReplyRule(431, 431, None),
     errors.MethodRefused: ReplyRule(501, 501, None),
     errors.LoopDetected: ReplyRule(508, 508, None),
     errors.TokenFromCaller: ReplyRule(400, 400, None),

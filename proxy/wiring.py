@@ -38,6 +38,7 @@ def engines(settings: PlainSettings, make: EngineFactory, *, client: bool) -> Ma
         max_concurrent_streams=settings.max_concurrent_streams,
         stream_window_octets=settings.stream_window,
         max_field_section_octets=settings.max_field_section,
+        max_interim_heads=settings.max_interim_heads,
     )
     watched_names = WATCHED_IN_RESPONSES if client else WATCHED_IN_REQUESTS
     return lambda handler: make(client=client, limits=limits, handler=handler, watched_names=watched_names)

@@ -50,6 +50,7 @@ cdef class ConnectionHandler:
 cdef class Engine:
     cdef public ConnectionHandler handler
     cdef public Py_ssize_t owed_octets
+    cdef public Py_ssize_t peer_max_section_octets
 
     cpdef receive(self, bytes data)
     cpdef receive_from(self, bytearray buffer, Py_ssize_t octets)

@@ -30,15 +30,18 @@ look-up by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from proxy.errors import Failure
 from proxy.http2.events import Fields, StreamId
 
-__all__ = ["ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
+__all__ = ["UNLIMITED", "ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
 
 EngineName: TypeAlias = Literal["auto", "nghttp2", "h2"]
 """Of the engine that is asked for: "auto" is "nghttp2" where that is installed, "h2" otherwise."""
+
+UNLIMITED: Final = (1 << 32) - 1
+"""More than a setting of HTTP/2 can express as a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class Limits:
     """Greatest field section taken, counted as in RFC 9113, 6.5.2 (name + value + 32 a line)."""
     max_frame_octets: int = 16_384
     """Greatest frame payload taken (SETTINGS_MAX_FRAME_SIZE)."""
+    max_interim_heads: int = 100
+    """Interim heads (1xx) taken of one response; one more is a fault of its stream."""
 
 
 class StreamReceiver:
@@ -251,7 +256,7 @@ class Engine:
     Raises ValueError for limits that HTTP/2 cannot express.
     """
 
-    __slots__ = ("handler", "owed_octets")
+    __slots__ = ("handler", "owed_octets", "peer_max_section_octets")
 
     name = ""
     """"h2" or "nghttp2"."""
@@ -267,6 +272,8 @@ class Engine:
         self.handler = handler
         self.owed_octets = 0
         """Octets of content that were reported and not given back to the connection's window."""
+        self.peer_max_section_octets = UNLIMITED
+        """Greatest field section that the peer wants (SETTINGS_MAX_HEADER_LIST_SIZE); `UNLIMITED` if it names none."""
 
     # ---- receiving
 

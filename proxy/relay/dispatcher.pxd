@@ -14,6 +14,7 @@ cdef bytes _POST
 cdef bytes _HTTP_2
 cdef int _PSEUDO_FIELDS
 cdef int _SERVER_ERRORS
+cdef Py_ssize_t _MOST_ADDED_OCTETS
 
 cdef class Dispatcher(ExchangeOwner):
     cdef public bint draining
@@ -39,7 +40,7 @@ cdef class Dispatcher(ExchangeOwner):
     cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)
     cpdef dispatch(self, Exchange exchange)
-    @cython.locals(line=tuple, path=tuple)
+    @cython.locals(line=tuple, path=tuple, head=list, most_octets=Py_ssize_t)
     cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
     cpdef local_reply(self, Exchange exchange, failure)
     cpdef aborted(self, Exchange exchange, failure)

@@ -17,12 +17,14 @@ from proxy.errors import (
     DeploymentRefused,
     Draining,
     Failure,
+    HeadTooLarge,
     MethodRefused,
     Overloaded,
     TokenFromCaller,
 )
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
+from proxy.http2.policy.fields import section_octets
 from proxy.observe.exchange import RouteObservers
 from proxy.observe.observer import Observers
 from proxy.relay import via
@@ -59,6 +61,8 @@ _POST: Final = b"POST"
 _HTTP_2: Final = b"2.0"
 _PSEUDO_FIELDS: Final = 4
 _SERVER_ERRORS: Final = 500
+_MOST_ADDED_OCTETS: Final = 8 << 10
+"""A head grows by less than this between the streams: token, `via`, base path."""
 
 
 class Dispatcher(ExchangeOwner):
@@ -180,7 +184,10 @@ class Dispatcher(ExchangeOwner):
     def start(
         self, exchange: Exchange, context: RouteContext, connection: UpstreamConnection, token: Token | None
     ) -> None:
-        """Start the exchange on this connection, which has a free stream. RuntimeError where its token is missing."""
+        """Start the exchange on this connection, which has a free stream. RuntimeError where its token is missing.
+
+        A head that is larger than the upstream takes is answered 431 instead.
+        """
         line = None
         if token is not None:
             line = context.token_line(token)
@@ -190,17 +197,12 @@ class Dispatcher(ExchangeOwner):
         if path is None:
             raise RuntimeError("a request without a route must not be sent")
         exchange.token = token
-        exchange.start(
-            connection,
-            signed_head(
-                exchange.fields,
-                method_line(exchange.method),
-                context.scheme,
-                context.authority,
-                path,
-                line,
-            ),
-        )
+        head = signed_head(exchange.fields, method_line(exchange.method), context.scheme, context.authority, path, line)
+        most_octets = connection.engine.peer_max_section_octets
+        if exchange.downstream.head_octets + _MOST_ADDED_OCTETS > most_octets and section_octets(head) > most_octets:
+            exchange.fail(_head_too_large(head, most_octets, context.route))
+            return
+        exchange.start(connection, head)
         context.observers.dispatched(exchange)
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
@@ -379,3 +381,10 @@ class Dispatcher(ExchangeOwner):
     def _release_evicted(self) -> None:
         """Close slots and pools of open routes that were dropped; not now, but when the caller has returned."""
         self._loop.call_soon(self._release, ())
+
+
+def _head_too_large(head: Fields, most_octets: int, route: Route) -> HeadTooLarge:
+    return HeadTooLarge(
+        f"the head of this request has {section_octets(head)} octets as it is sent, and {route.origin} takes "
+        f"{most_octets} (its SETTINGS_MAX_HEADER_LIST_SIZE): send fewer or shorter header fields"
+    )

@@ -43,6 +43,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "queued_octets",
         "replay_octets",
         "max_field_section",
+        "max_interim_heads",
     ),
     "Logging": ("log_level", "log_format", "access_log"),
 }

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from proxy.http2.engine import EngineName
 from proxy.network.address import parse_address, parse_address_or_off, parse_host_name
 from proxy.request_identity import check_key
 from proxy.routes import RouteTable, check_name
 from proxy.settings.deployments import DeploymentSettings
+from proxy.settings.peers import PeerSettings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
 from proxy.settings.values import Octets, Seconds, bindable, bindable_tls, local_name, permissions
@@ -27,7 +28,7 @@ __all__ = ["DeploymentSettings", "RouteSettings", "Settings"]
 File = Annotated[Path, Field(strict=False)]
 
 
-class Settings(BaseModel):
+class Settings(PeerSettings):
     """All settings, validated and immutable."""
 
     model_config = FROZEN
@@ -263,10 +264,14 @@ class Settings(BaseModel):
         ),
     )
     max_field_section: Octets = Field(
-        default=64 << 10,
+        default=16 << 10,
         ge=16 << 10,
         le=1 << 20,
-        description="Greatest head or trailer section taken, counted as in RFC 9113, 6.5.2: name + value + 32 a line.",
+        description=(
+            "Greatest head or trailer section taken, counted as in RFC 9113, 6.5.2: name + value + 32 a line. "
+            "16 KiB is what Restate's own HTTP library takes (hyper, since 1.3.1). Restate's heads have some 2 KiB, "
+            "and what a deployment's additional headers add."
+        ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",

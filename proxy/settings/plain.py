@@ -18,7 +18,7 @@ from proxy.routes import AllowLists, Origin, Route, RouteTable
 
 __all__ = ["FORMAT_VERSION", "PlainSettings"]
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
 on disk, a running sidecar must not take what a newer program wrote for its own.
 """
@@ -61,6 +61,7 @@ class PlainSettings:
     queued_octets: int
     replay_octets: int
     max_field_section: int
+    max_interim_heads: int
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "console", "json"]
     access_log: bool

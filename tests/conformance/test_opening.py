@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hyperframe.frame import PingFrame, PushPromiseFrame, SettingsFrame
 
-from proxy.http2.engine import Limits
+from proxy.http2.engine import UNLIMITED, Limits
 from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import ConnectionFailed, DataReceived, HeadReceived, PingAcknowledged, SettingsReceived
 from tests.support.peers.raw import (
@@ -124,6 +124,17 @@ def test_the_peers_limit_of_streams_is_followed(make: EventFactory) -> None:
     assert peer.engine.free_streams == 0
     peer.send(peer.settings({MAX_STREAMS: 5}))
     assert peer.engine.free_streams == 4
+
+
+@each_engine
+def test_the_peers_limit_of_field_sections_is_reported(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True, greet=False)
+    assert peer.engine.engine.peer_max_section_octets == UNLIMITED
+    peer.send(peer.settings({MAX_STREAMS: 2}))
+    assert peer.engine.engine.peer_max_section_octets == UNLIMITED
+    for octets in (16_384, 0, 1 << 31):
+        peer.send(peer.settings({MAX_SECTION: octets}))
+        assert peer.engine.engine.peer_max_section_octets == octets
 
 
 @each_engine

@@ -7,7 +7,8 @@ import pytest
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from tests.support.peers.engines import EventFactory, each_engine
-from tests.support.peers.raw import REQUEST, TRAILERS, RawPeer, line
+from tests.support.peers.events import HeadReceived, InterimReceived
+from tests.support.peers.raw import REQUEST, TRAILERS, RawPeer, assert_stream_failed, line
 
 METHOD, SCHEME, AUTHORITY, PATH = REQUEST[:4]
 
@@ -98,3 +99,16 @@ def test_the_reason_of_a_refused_response_is_reported(
     peer.asked()
     peer.send(peer.headers(1, section, end=end))
     assert peer.engine.take_refused() == [(1, reason)]
+
+
+@each_engine
+def test_more_interim_heads_than_are_taken_reset_their_stream(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True, limits=Limits(max_interim_heads=2))
+    peer.asked()
+    peer.asked()
+    for stream_id in (1, 1, 3, 3):
+        events = peer.send(peer.headers(stream_id, [line(b":status", b"103")]))
+        assert [type(event) for event in events] == [InterimReceived]
+    assert_stream_failed(peer, peer.send(peer.headers(1, [line(b":status", b"103")])), 1, 11)
+    assert peer.engine.take_refused() == [(1, "too-many-interim-heads")]
+    assert [type(event) for event in peer.send(peer.headers(3, [line(b":status", b"200")]))] == [HeadReceived]

@@ -23,10 +23,13 @@ from tests.support.peers.sockets import Gone, Peer, Reset, Server, client, serve
 from tests.support.processes import program
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["CAP_OCTETS", "BadService", "Stage", "stage"]
+__all__ = ["CAP_OCTETS", "LARGE_HEADS", "BadService", "Stage", "stage"]
 
 CAP_OCTETS = 8 << 20
 """`queued_octets` of the sidecar."""
+
+LARGE_HEADS = ("--max-field-section", str(64 << 10))
+"""Flags of a sidecar that takes heads which are worth repeating."""
 
 _REQUESTS = 200
 # What may be added to three times the quiet latency on a machine that has other work.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.isolation.stage import stage
+from tests.isolation.stage import LARGE_HEADS, stage
 from tests.support.peers.sockets import Peer
 
 each_engine = pytest.mark.parametrize("engine", ["h2", "nghttp2"])
@@ -38,7 +38,7 @@ async def test_fully_indexed_heads_do_not_delay_others(engine: str, tmp_path: Pa
         peer.respond(stream, 204, end=True)
 
     fields = [(b"x-large", b"v" * 4_000)] * 15
-    async with stage(tmp_path, engine) as at:
+    async with stage(tmp_path, engine, *LARGE_HEADS) as at:
         at.service.behaviours["quick"] = answer
         async with at.client() as client:
             first = client.open("/bad/quick", fields=fields, end=True)

@@ -11,7 +11,7 @@ import h2.exceptions
 import pytest
 from h2.settings import SettingCodes
 
-from tests.isolation.stage import CAP_OCTETS, stage
+from tests.isolation.stage import CAP_OCTETS, LARGE_HEADS, stage
 from tests.support.peers.sockets import Gone, Peer
 
 MIB = 1 << 20
@@ -115,7 +115,7 @@ async def test_uploads_to_a_service_that_reads_nothing_stay_within_the_cap(engin
 async def test_large_heads_that_cost_the_client_few_octets_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
     # After the first request HPACK's table has the line: each more costs the client one octet, the sidecar 4,000.
     fields = [(b"x-large", b"v" * 4_000)] * 15
-    async with stage(tmp_path, engine) as at:
+    async with stage(tmp_path, engine, *LARGE_HEADS) as at:
         at.service.behaviours["hang"] = hang
         async with at.client() as greedy:
             await greedy.ping()
@@ -138,7 +138,7 @@ async def test_response_heads_that_a_client_does_not_read_stay_within_the_cap(
             peer.respond(stream, 103, fields)
         peer.respond(stream, 204, fields, end=True)
 
-    async with stage(tmp_path, engine) as at:
+    async with stage(tmp_path, engine, *LARGE_HEADS) as at:
         at.service.behaviours["heads"] = heads
         async with at.client() as slow:
             await slow.ping()

@@ -137,6 +137,9 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
         return 0 if stream.muted else tell(engine, stream, ON_TRAILERS, fields, True, 0)
     stream.has_watched = engine.reader.has_watched
     if engine.reader.interim:
+        stream.interims += 1
+        if stream.interims > engine.session.max_interims:
+            return _fault(engine, stream, ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
         return 0 if stream.muted else tell(engine, stream, ON_INTERIM, fields, False, 0)
     stream.missing = engine.reader.content_length
     stream.has_head = True
@@ -315,12 +318,12 @@ cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *o
 cdef int _on_settings(Nghttp2Engine engine, const nghttp2_frame *frame) except -1:
     cdef size_t place
     cdef Nghttp2Stream stream
+    cdef nghttp2_session *session = engine.session.handle
     for place in range(frame.settings.niv):
         if frame.settings.iv[place].settings_id == NGHTTP2_SETTINGS_HEADER_TABLE_SIZE:
             engine.session.writer.resize(frame.settings.iv[place].value)
-    engine.peer_max_streams = nghttp2_session_get_remote_settings(
-        engine.session.handle, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
-    )
+    engine.peer_max_streams = nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+    engine.peer_max_section_octets = nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE)
     for stream in engine.live_streams():
         engine.schedule(stream)
     engine.handler.on_settings()

@@ -20,6 +20,7 @@ cdef class Session:
     cdef Outbox outbox
     cdef SectionWriter writer
     cdef uint32_t max_streams
+    cdef Py_ssize_t max_interims
     cdef Py_ssize_t content_octets
 
     cdef list _section

@@ -38,7 +38,7 @@ cdef class Session:
     """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, its compressor.
 
     `calling_back`: the library must not be asked for what it has to send.
-    `content_octets`: the length of the DATA frame that it is to send.
+    `content_octets`: the length of the DATA frame that it is to send. `max_interims`: interim heads taken of a response.
     """
 
     def __cinit__(self, *, bint client):
@@ -65,6 +65,7 @@ cdef class Session:
         cdef int32_t connection_window = limits.connection_window_octets
         cdef int rv
         self.max_streams = limits.max_concurrent_streams
+        self.max_interims = limits.max_interim_heads
         entries[0].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
         entries[0].value = limits.stream_window_octets
         entries[1].settings_id = NGHTTP2_SETTINGS_MAX_FRAME_SIZE

@@ -13,6 +13,7 @@ cdef class Nghttp2Stream(Stream):
     cdef bint ended_by_peer
     cdef bint muted
     cdef int64_t missing
+    cdef Py_ssize_t interims
 
     cdef bint has_sent_head
     cdef bint ended

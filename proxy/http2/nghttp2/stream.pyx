@@ -17,7 +17,7 @@ cdef class Nghttp2Stream(Stream):
 
     What has come: `has_head` (request head, or final response head); `to_head`, our request was HEAD; `ended_by_peer`;
     `muted`, nothing more is reported, because we have reset it or are about to; `missing` octets of content that were
-    announced, -1 where nothing was.
+    announced, -1 where nothing was; `interims`, interim heads of the response.
 
     What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any;
     `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets` of content that

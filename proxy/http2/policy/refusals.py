@@ -18,6 +18,7 @@ __all__ = [
     "PSEUDO_FIELD",
     "SECTION_TOO_LARGE",
     "STREAM_ORDER",
+    "TOO_MANY_INTERIM",
     "TOO_MANY_STREAMS",
     "USER_INFO",
 ]
@@ -36,6 +37,8 @@ CONTENT_LENGTH: Final = "content-length"
 """No length, or not that of the content (8.1.1)."""
 SECTION_TOO_LARGE: Final = "section-too-large"
 """More than SETTINGS_MAX_HEADER_LIST_SIZE."""
+TOO_MANY_INTERIM: Final = "too-many-interim-heads"
+"""More interim heads (1xx) of one response than are taken (`Limits.max_interim_heads`)."""
 TOO_MANY_STREAMS: Final = "too-many-streams"
 """More than SETTINGS_MAX_CONCURRENT_STREAMS."""
 GOING_AWAY: Final = "going-away"

@@ -111,7 +111,11 @@ class PortableEngine(SendingEngine):
     def _on_response(self, stream: PortableStream, fields: Fields, end: bool) -> None:
         head = check_response(fields, to_head=stream.to_head, ends=end)
         stream.has_watched = not self.watched_names.isdisjoint([line[0] for line in fields])
-        if not head.interim:
+        if head.interim:
+            stream.interims += 1
+            if stream.interims > self.limits.max_interim_heads:
+                raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
+        else:
             self.library.show_section(stream.id, ANY_RESPONSE, end_stream=end)
             stream.has_head, stream.missing = True, head.content_length
             stream.status = int(_value_of(fields, b":status"))
@@ -218,7 +222,7 @@ class PortableEngine(SendingEngine):
         must(len(payload) % 6 == 0, ErrorCode.FRAME_SIZE_ERROR, "SETTINGS have a wrong length")
         self.guard.charge_settings()
         must(len(payload) <= _MOST_SETTINGS * 6, ErrorCode.ENHANCE_YOUR_CALM, "too many settings in one frame")
-        self.peer_max_streams = self.library.apply_settings(payload)
+        self.peer_max_streams, self.peer_max_section_octets = self.library.apply_settings(payload)
         self.turns.unblock_all()
         self.handler.on_settings()
 

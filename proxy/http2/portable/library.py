@@ -17,7 +17,7 @@ H2Connection.max_inbound_frame_size        set: greater frames are taken before 
 H2Connection.local_settings                replaced: what h2 offers is not what we offer; its limit of streams is left
                                            open, as it would end the connection over it; a window below the default
                                            binds the peer once it has acknowledged it (RFC 9113, 6.9.2)
-H2Connection.remote_settings               read: the peer's limit of streams
+H2Connection.remote_settings               read: the peer's limits of streams, and of a field section
 Encoder.add                                overridden: hpack indexes every line at once, and loses the mark of a
                                            never-indexed line that a table holds (see `policy.compression`)
 Encoder.header_table_size                  overridden: the table is bounded, and hpack forgets to tell of a size that
@@ -42,7 +42,7 @@ from hpack import Decoder, Encoder, HeaderTuple, HPACKError, NeverIndexedHeaderT
 from hpack.hpack import encode_integer
 from hyperframe.frame import Frame, SettingsFrame
 
-from proxy.http2.engine import Limits
+from proxy.http2.engine import UNLIMITED, Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.http2.policy.compression import MOST_TABLE_OCTETS, SentLines
 from proxy.http2.policy.faults import ConnectionFault
@@ -151,14 +151,19 @@ class Library:
         flags = frames.END_HEADERS | (frames.END_STREAM if end_stream else 0)
         self.show(frames.HEADERS, flags, stream_id, section)
 
-    def apply_settings(self, payload: bytes) -> int:
-        """Apply the peer's SETTINGS one by one (RFC 9113, 6.5.3) and acknowledge them; return its limit of streams."""
+    def apply_settings(self, payload: bytes) -> tuple[int, int]:
+        """Apply the peer's SETTINGS one by one (RFC 9113, 6.5.3) and acknowledge them.
+
+        Returns its limits of streams, and of octets in a field section.
+        """
         for place in range(0, len(payload), 6):
             if int.from_bytes(payload[place : place + 2], "big") in _KNOWN_SETTINGS:
                 self.show(frames.SETTINGS, 0, 0, payload[place : place + 6])
                 self.h2.clear_outbound_data_buffer()
         self.write(SettingsFrame(flags=["ACK"]))
-        return min(self.h2.remote_settings.max_concurrent_streams, _UNLIMITED)
+        remote = self.h2.remote_settings
+        most_octets = remote.max_header_list_size
+        return min(remote.max_concurrent_streams, _UNLIMITED), UNLIMITED if most_octets is None else most_octets
 
     def decode(self, block: bytes) -> Fields | None:
         """Return a field section, None where it is over the limit; raises ConnectionFault."""

@@ -39,6 +39,7 @@ class PortableStream(Stream):
         self.has_sent_head = False  # … was queued
         self.to_head = False  # the request's method is HEAD
         self.muted = False  # we reset it as soon as the queue allows: nothing more is reported or taken to be sent
+        self.interims = 0  # interim heads of the response
         self.missing: int | None = None  # octets of content announced that have not come; None: nothing was announced
         self.withheld_octets = 0  # acknowledged and not yet given back, until they are half of the window
 

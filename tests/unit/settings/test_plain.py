@@ -24,7 +24,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         upstream_ca=Path("/ca.pem"), connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5,
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
-        max_field_section=20_000, log_level="error", log_format="json", access_log=True,
+        max_field_section=20_000, max_interim_heads=9, log_level="error", log_format="json", access_log=True,
             socket_mode="0600", socket_user="a", socket_group="b", max_connections=7,
             tls_listen=("[::1]:2",), tls_certificate=Path("/c"), tls_key=Path("/k"), tls_client_ca=Path("/a"),
             allowed_hosts=("sidecar.example",), restate_identity_keys=(KEY,),
