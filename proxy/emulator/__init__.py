@@ -7,7 +7,8 @@
     GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange, Resource Manager (TLS)
     CredentialFiles one credential file of each kind
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
-    CloudRunServer  Hypercorn with TLS and ALPN h2, to serve that middleware
+    Services        several of them, found by the host of a request
+    CloudRunServer  Hypercorn with TLS and ALPN h2, to serve them with the limits of Google's front end
     Control         faults and counts over HTTP
     Certificates    a temporary certificate authority for both servers
 
@@ -17,7 +18,7 @@ Google, and stricter where Google's behaviour is unknown. Programs under test ru
 """
 
 from proxy.emulator.certificates import Certificates, write_secret
-from proxy.emulator.cloud_run import CloudRun, RequestRecord, Verdict, read_claims
+from proxy.emulator.cloud_run import CloudRun, read_claims
 from proxy.emulator.cloud_run_server import CloudRunServer
 from proxy.emulator.control import Control
 from proxy.emulator.credential_files import CredentialFiles, GeneratedCredentials
@@ -25,8 +26,11 @@ from proxy.emulator.echo import echo
 from proxy.emulator.federation import AwsProvider, Federation, OidcProvider
 from proxy.emulator.google import GCLOUD_CLIENT, Google
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
+from proxy.emulator.http2 import Limits
 from proxy.emulator.model import Access, Fault, Mint, Permission, Pod, Role
+from proxy.emulator.services import Services
 from proxy.emulator.sockets import CannotListen
+from proxy.emulator.verdicts import RequestRecord, Verdict
 
 __all__ = [
     "API_HOSTS",
@@ -44,12 +48,14 @@ __all__ = [
     "GeneratedCredentials",
     "Google",
     "GoogleServer",
+    "Limits",
     "Mint",
     "OidcProvider",
     "Permission",
     "Pod",
     "RequestRecord",
     "Role",
+    "Services",
     "Verdict",
     "echo",
     "read_claims",

@@ -29,6 +29,7 @@ class Certificates:
         self._certificate = certificate
         self._key = key
         self._issued: dict[tuple[str, ...], tuple[Path, Path]] = {}
+        self._untrusted: Certificates | None = None
 
     @classmethod
     def create(cls, directory: Path) -> Certificates:
@@ -59,6 +60,12 @@ class Certificates:
         if names not in self._issued:
             self._issued[names] = self._issue(names)
         return self._issued[names]
+
+    def untrusted(self) -> Certificates:
+        """Return another authority, which no client trusts; its files are in the directory `untrusted`."""
+        if self._untrusted is None:
+            self._untrusted = Certificates.create(self._directory / "untrusted")
+        return self._untrusted
 
     def _issue(self, names: tuple[str, ...]) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -7,33 +7,36 @@ Which field is checked, and what the application gets::
     absent                       present         the second     the second without its signature
     absent                       absent          –              nothing: 403
 
-Before these checks, it responds with 404 to a host that is not the service's and to paths that Cloud Run reserves, and
-with 431 if the fields are too large.
+Before these checks, it responds with 404 to a host that is not the service's, and does what `front_end` describes.
 """
 
 from __future__ import annotations
 
-import enum
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
+from proxy.emulator import front_end
+from proxy.emulator.front_end import FIELD_SECTION_OCTETS, Application, Message, Receive, Scope, Send
 from proxy.emulator.google import GCLOUD_CLIENT, Google, is_service_account
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.model import unique_id
-from proxy.emulator.responses import page
+from proxy.emulator.verdicts import VERDICT_OF, RequestRecord, Verdict
 
-__all__ = ["SIGNATURE_REMOVED", "Application", "CloudRun", "RequestRecord", "Verdict", "read_claims"]
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""Any ASGI 3 application."""
+__all__ = [
+    "SIGNATURE_REMOVED",
+    "Application",
+    "CloudRun",
+    "Message",
+    "Receive",
+    "RequestRecord",
+    "Scope",
+    "Send",
+    "Verdict",
+    "read_claims",
+]
 
 SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
 """Replaces the signature of the token that the application gets."""
@@ -45,78 +48,14 @@ SERVERLESS_AUTHORIZATION: Final = b"x-serverless-authorization"
 AUTHORIZATION: Final = b"authorization"
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
-FIELD_SECTION_OCTETS: Final = 16_384
-"""About the limit of Google's front end: names, values and 32 octets for each field (RFC 9113, 6.5.2)."""
-
-RESERVED: Final = re.compile(rb"/_ah/.*|/eventlog|/healthz", re.DOTALL)
-"""Paths that never reach a container."""
-
-INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The access token could not be verified"'
-
-
-class Verdict(enum.Enum):
-    """The result of checking a request."""
-
-    ACCEPTED = "accepted"
-    NO_TOKEN = "no token"  # noqa: S105 – a word
-    MALFORMED = "malformed"
-    UNKNOWN_KEY = "unknown key"
-    SIGNATURE = "bad signature"
-    ISSUER = "wrong issuer"
-    AUDIENCE = "wrong audience"
-    EXPIRED = "expired"
-    TOO_EARLY = "issued in the future"
-    NOT_INVOKER = "not an invoker"
-    UNKNOWN_HOST = "unknown host"
-    RESERVED_PATH = "reserved path"
-    TOO_LARGE = "fields too large"
-
-    @property
-    def status(self) -> int | None:
-        """HTTP status of the refusal; None if accepted."""
-        return STATUS_OF.get(self, 401)
-
-
-STATUS_OF: Final[Mapping[Verdict, int | None]] = {
-    Verdict.ACCEPTED: None,
-    Verdict.NO_TOKEN: 403,
-    Verdict.NOT_INVOKER: 403,
-    Verdict.UNKNOWN_HOST: 404,
-    Verdict.RESERVED_PATH: 404,
-    Verdict.TOO_LARGE: 431,
-}
-"""All others are 401: the token is not accepted."""
-
-VERDICT_OF: Final[Mapping[Flaw, Verdict]] = {
-    Flaw.MALFORMED: Verdict.MALFORMED,
-    Flaw.ALGORITHM: Verdict.MALFORMED,
-    Flaw.CLAIMS: Verdict.MALFORMED,
-    Flaw.UNKNOWN_KEY: Verdict.UNKNOWN_KEY,
-    Flaw.SIGNATURE: Verdict.SIGNATURE,
-    Flaw.ISSUER: Verdict.ISSUER,
-    Flaw.AUDIENCE: Verdict.AUDIENCE,
-    Flaw.EXPIRED: Verdict.EXPIRED,
-    Flaw.TOO_EARLY: Verdict.TOO_EARLY,
-}
-
-
-class RequestRecord(NamedTuple):
-    """One request that reached Cloud Run."""
-
-    method: str
-    """Upper case; `WEBSOCKET` for a WebSocket."""
-    path: str
-    """The decoded path, without the query."""
-    verdict: Verdict
-    """The result of the check."""
-
 
 class CloudRun:
     """ASGI middleware for any application: checks the token of every request as Cloud Run does.
 
-    `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` is the
-    service's URL; a token's audience has to be exactly this URL or one of `custom_audiences`, or for a user the OAuth
-    client of gcloud. `invokers` are the e-mails of accounts and users with `roles/run.invoker`.
+    `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` and
+    `other_urls` are the service's URLs; `tags` are names of traffic tags, each of which has a host of its own for every
+    URL; `domains` are custom domains. A token's audience has to be exactly one of the URLs or of `custom_audiences`, or
+    for a user the OAuth client of gcloud. `invokers` are the e-mails of accounts and users with `roles/run.invoker`.
     `field_section_octets` limits the fields of a request. Lifespan events are passed on.
     """
 
@@ -126,60 +65,69 @@ class CloudRun:
         google: Google | Mapping[str, str],
         *,
         url: str | None = None,
+        other_urls: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        domains: Sequence[str] = (),
         custom_audiences: Sequence[str] = (),
         invokers: Collection[str],
         field_section_octets: int = FIELD_SECTION_OCTETS,
     ) -> None:
         self.url = url
         """The service's URL; if None, `CloudRunServer` sets it to its own on entry."""
+        self.other_urls = tuple(other_urls)
+        """Further URLs, each of which is an audience as well."""
+        self.tags = tuple(tags)
+        self.domains = tuple(domains)
         self.custom_audiences = tuple(custom_audiences)
         self.invokers = set(invokers)
         """The accounts that may call; can be changed between requests."""
         self.field_section_octets = field_section_octets
         self.hosts: frozenset[str] = frozenset()
-        """Host names of the service besides that of its URL, without port; empty: every host is accepted.
+        """Host names that are accepted besides those of `names`, without port; empty: every host is accepted.
 
-        `CloudRunServer` sets it to the names of its certificate on entry.
+        `CloudRunServer` sets it on entry.
         """
         self.streams: list[RequestRecord] = []
         """All requests, oldest first; at 100,000 the older half is dropped."""
         self.verdicts: Counter[Verdict] = Counter()
         """The number of requests by verdict; never reset."""
-        self._app = app
+        self.app = app
+        """The application."""
         self._google = google
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         verdict, fields = self._check_front_end(scope), list(scope["headers"])
         if verdict is Verdict.ACCEPTED:
             verdict, fields = self._authenticate(scope["headers"])
-        self._record(scope, verdict)
+        self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)
         if verdict.status is None:
-            await self._app({**scope, "headers": fields}, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
+            await self.app({**scope, "headers": fields}, receive, send)
         else:
-            await _refuse(verdict.status, send)
+            await front_end.refuse(verdict.status, scope, send)
 
-    def _record(self, scope: Scope, verdict: Verdict) -> None:
+    @property
+    def names(self) -> frozenset[str]:
+        """The host names of the service: those of its URLs, also with each traffic tag, and its custom domains."""
+        hosts = {host for url in (self.url, *self.other_urls) if (host := front_end.host_of_url(url)) is not None}
+        tagged = {f"{tag}---{host}" for tag in self.tags for host in hosts}
+        return frozenset(hosts | tagged | {domain.lower() for domain in self.domains})
+
+    def record(self, method: str, path: str, verdict: Verdict) -> None:
+        """Record one request and the result of its checks."""
         self.verdicts[verdict] += 1
         if len(self.streams) >= MAX_RECORDED_STREAMS:
             del self.streams[: MAX_RECORDED_STREAMS // 2]
-        self.streams.append(RequestRecord(scope.get("method", "WEBSOCKET"), scope["path"], verdict))
+        self.streams.append(RequestRecord(method, path, verdict))
 
     def _check_front_end(self, scope: Scope) -> Verdict:
         """Return the result of the checks that precede the check of the token."""
-        fields = scope["headers"]
-        target = scope.get("raw_path") or scope["path"].encode()
-        octets = sum(len(name) + len(value) + 32 for name, value in [*fields, (b":path", target)])
-        if octets + len(scope.get("query_string", b"")) > self.field_section_octets:
-            return Verdict.TOO_LARGE
-        hosts = {bytes(value) for name, value in fields if bytes(name).lower() == b"host"}
-        if self.hosts and (len(hosts) != 1 or _host_name(hosts.pop()) not in self.hosts | {_name_of_url(self.url)}):
-            return Verdict.UNKNOWN_HOST
-        return Verdict.RESERVED_PATH if RESERVED.fullmatch(target) else Verdict.ACCEPTED
+        verdict = front_end.check(scope, self.field_section_octets)
+        if verdict in (Verdict.TOO_LARGE, Verdict.METHOD) or not self.hosts:
+            return verdict
+        return verdict if front_end.host_of(scope["headers"]) in self.hosts | self.names else Verdict.UNKNOWN_HOST
 
     def _authenticate(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
         """Check the token. Return the result, and the fields for the application, changed only if accepted."""
@@ -208,7 +156,9 @@ class CloudRun:
         issuer, audience = claims.get("iss"), claims.get("aud")
         if not isinstance(issuer, str) or issuer not in ISSUERS:
             raise TokenRefused(Flaw.ISSUER)
-        audiences = {self.url, *self.custom_audiences} | ({GCLOUD_CLIENT} if _is_of_user(claims) else set())
+        audiences = {self.url, *self.other_urls, *self.custom_audiences} | (
+            {GCLOUD_CLIENT} if _is_of_user(claims) else set()
+        )
         if not isinstance(audience, str) or audience not in audiences:
             raise TokenRefused(Flaw.AUDIENCE)
         check_times(claims, now, skew_seconds=SKEW_SECONDS)
@@ -229,35 +179,8 @@ def read_claims(value: bytes) -> dict[str, Any]:
     return parse(token.removesuffix(SIGNATURE_REMOVED) + "AA").claims
 
 
-def _host_name(host: bytes) -> str | None:
-    """Return the host of a Host field in lower case; None if it is invalid."""
-    return _name_of_url(f"//{host.decode('latin-1')}")
-
-
-def _name_of_url(url: str | None) -> str | None:
-    try:
-        return urlsplit(url or "").hostname
-    except ValueError:
-        return None
-
-
 def _bearer(values: Sequence[bytes]) -> str:
     match = BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
     if match is None:
         raise TokenRefused(Flaw.MALFORMED)
     return match[1]
-
-
-async def _refuse(status: int, send: Send) -> None:
-    text = {
-        401: "Your client does not hold a token that this service accepts.",
-        403: "Your client does not have permission to get this page from this server.",
-        404: "The requested URL was not found on this server.",
-        431: "Your client issued a request whose header fields are too large.",
-    }[status]
-    body = page(status, text).encode()
-    fields = [(b"content-type", b"text/html; charset=UTF-8"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        fields.append((b"www-authenticate", INVALID_TOKEN))
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})

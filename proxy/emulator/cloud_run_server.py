@@ -1,4 +1,7 @@
-"""The server of the emulated Cloud Run: Hypercorn with TLS, ALPN h2 and http/1.1, and generous limits.
+"""The server of the emulated Cloud Run: Hypercorn with TLS, ALPN h2 and http/1.1.
+
+Google routes by name: a client without the name of a service in its TLS handshake (SNI) gets a certificate for
+`invalid2.invalid`, which nobody trusts.
 
 Hypercorn's connections are used without its `serve()`, which waits for every connection when it stops (Python ≥ 3.12.1)
 or for tasks that it has cancelled. The emulator has to stop in any case. Also, the process may contain a listener that
@@ -10,27 +13,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
+import struct
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, cast
 
 from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.typing import ASGIFramework
-from hypercorn.utils import wrap_app
+from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.utils import parse_socket_addr, wrap_app
 
 from proxy.emulator.certificates import Certificates
-from proxy.emulator.cloud_run import FIELD_SECTION_OCTETS, Application, CloudRun
+from proxy.emulator.cloud_run import CloudRun
+from proxy.emulator.front_end import FIELD_SECTION_OCTETS, Application
+from proxy.emulator.http2 import EXCHANGE, Exchange, GoogleHttp2, Limits
+from proxy.emulator.services import Services
 from proxy.emulator.sockets import address, bind
+from proxy.emulator.verdicts import Verdict
 
 __all__ = ["CloudRunServer"]
 
-STREAMS_PER_CONNECTION: Final = 100
-"""About the limit that the real front end advertises."""
+NO_SERVICE: Final = "invalid2.invalid"
+"""Name in the certificate of a client that names no service."""
 
 GRACE_SECONDS: Final = 1.0
 ABORT_SECONDS: Final = 1.0
@@ -41,10 +50,11 @@ log = logging.getLogger(__name__)
 class CloudRunServer:
     """Async context manager: serves the application from entry to exit.
 
-    `app` usually is a `CloudRun`. One without a `url` gets the URL of this server. It accepts only the hosts of the
-    certificate and of its URL. Entry binds the port (0: a free one) and raises CannotListen. The certificate is valid
-    for `host`, `localhost` and `names`. On exit, running requests have one second to finish, then their connections are
-    aborted; exit takes at most about two seconds.
+    `app` usually is a `CloudRun`, or `Services` for several. A `CloudRun` without a `url` gets the URL of this server;
+    with one, only the hosts of its URLs and domains and `names` are accepted. Entry binds the port (0: a free one) and
+    raises CannotListen. The certificate of an application that is neither is valid for `host`, `localhost` and `names`.
+    `limits` are those of each HTTP/2 connection; by default they are like Google's. On exit, running requests have one
+    second to finish, then their connections are aborted; exit takes at most about two seconds.
     """
 
     def __init__(
@@ -56,17 +66,21 @@ class CloudRunServer:
         port: int = 0,
         names: tuple[str, ...] = (),
         alpn_protocols: tuple[str, ...] = ("h2", "http/1.1"),
-        streams_per_connection: int = STREAMS_PER_CONNECTION,
+        limits: Limits | None = None,
     ) -> None:
         self.url = ""
         """`https://host:port`, set on entry."""
         self._app = app
         self._host = host
         self._port = port
-        octets = app.field_section_octets if isinstance(app, CloudRun) else FIELD_SECTION_OCTETS
-        self._config = _config(alpn_protocols, streams_per_connection, octets)
-        self._names = dict.fromkeys((host, "localhost", "127.0.0.1", "::1", *names))
-        self._files = certificates.server_files(*self._names)
+        octets = app.field_section_octets if isinstance(app, CloudRun | Services) else FIELD_SECTION_OCTETS
+        self._limits = limits or Limits(field_section_octets=octets)
+        self._config = _config(alpn_protocols, self._limits)
+        self._certificates = certificates
+        own = dict.fromkeys((*names, host, "localhost", "127.0.0.1", "::1"))
+        if isinstance(app, Services) or (isinstance(app, CloudRun) and app.url is not None):
+            own = dict.fromkeys((*sorted(app.names), *names))
+        self._names = tuple(own)
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._stopping = False
         self._stack = AsyncExitStack()
@@ -81,7 +95,7 @@ class CloudRunServer:
             self.url = f"https://{address(bound)}"
             if isinstance(self._app, CloudRun):
                 self._app.url = self._app.url or self.url
-                self._app.hosts = frozenset(name.strip("[]").lower() for name in self._names)
+                self._app.hosts = self._hosts
             self._lifespan = Lifespan(self._wrapped, self._config, loop, self._state)
             self._lifespan_task = loop.create_task(self._lifespan.handle_lifespan())
             stack.push_async_callback(self._end_lifespan)
@@ -137,7 +151,7 @@ class CloudRunServer:
         loop = asyncio.get_running_loop()
         # OSError: the client closed the connection during the TLS handshake.
         with contextlib.suppress(OSError):
-            await _Connection(self._wrapped, loop, self._config, self._context, self._state, reader, writer)
+            await _Connection(self, self._wrapped, loop, self._config, self._context, self._state, reader, writer)
 
     def _on_connection_end(self, task: asyncio.Task[None]) -> None:
         writer = self._connections.pop(task)
@@ -146,12 +160,42 @@ class CloudRunServer:
         if error is not None and not self._stopping:
             log.error("A connection to the emulated Cloud Run failed", exc_info=error)
 
+    @property
+    def _hosts(self) -> frozenset[str]:
+        return frozenset(name.strip("[]").lower() for name in self._names)
+
     def _tls(self) -> ssl.SSLContext:
-        chain, key = self._files
+        own, strangers = self._context_for(*self._names), self._context_for(NO_SERVICE)
+        hosts = self._hosts
+        # A client that was given an address has no name to send.
+        nameless = any(":" in host or host.replace(".", "").isdigit() for host in hosts)
+
+        def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            if name is None and nameless:
+                return
+            if name is None or name.lower() not in hosts:
+                connection.context = strangers
+
+        own.sni_callback = choose
+        return own
+
+    def _context_for(self, *names: str) -> ssl.SSLContext:
+        authority = self._certificates if names != (NO_SERVICE,) else self._certificates.untrusted()
+        chain, key = authority.server_files(*names)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(chain, key)
         context.set_alpn_protocols(self._config.alpn_protocols)
         return context
+
+    def refused(self, method: str, path: str, verdict: Verdict) -> None:
+        """Record a request that was refused before it reached the application."""
+        if isinstance(self._app, CloudRun | Services):
+            self._app.record(method, path, verdict)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of each HTTP/2 connection."""
+        return self._limits
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
@@ -161,38 +205,64 @@ def _abort(writer: asyncio.StreamWriter) -> None:
 
 
 class _Connection(TCPServer):
-    """A Hypercorn connection that survives request content after the end of the response."""
+    """A Hypercorn connection with Google's HTTP/2, and an `Exchange` in the state of each request."""
 
-    async def _read_data(self) -> None:
-        if isinstance(self.protocol.protocol, H2Protocol):
-            self.protocol.protocol.streams = _Streams()
-        await super()._read_data()
+    def __init__(self, owner: CloudRunServer, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._owner = owner
+        self._age: asyncio.TimerHandle | None = None
+        self.state = {**self.state, EXCHANGE: Exchange(self._reset)}
+
+    async def run(self) -> None:
+        tls = self.writer.get_extra_info("ssl_object")
+        if tls is None or tls.selected_alpn_protocol() != "h2":
+            await super().run()
+            return
+        bound = self.writer.get_extra_info("socket")
+        try:
+            peer, own = (parse_socket_addr(bound.family, end) for end in (bound.getpeername(), bound.getsockname()))
+            async with TaskGroup(self.loop) as tasks:
+                self._task_group = tasks
+                protocol = GoogleHttp2(
+                    self.app, self.config, self.context, tasks, ConnectionState(self.state), True, peer, own,
+                    self.protocol_send, limits=self._owner.limits, reset_connection=self._reset,
+                    on_refusal=self._owner.refused,
+                )  # fmt: skip
+                self.protocol = cast(Any, protocol)
+                self._age = self.loop.call_later(self._owner.limits.age_seconds, lambda: tasks.spawn(protocol.go_away))
+                await protocol.initiate()
+                await self.idle_task.restart(tasks, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            if self._age is not None:
+                self._age.cancel()
+            await self._close()
+
+    def _reset(self) -> None:
+        bound = self.writer.get_extra_info("socket")
+        # With a linger time of zero, closing sends RST instead of FIN (socket(7)).
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        _abort(self.writer)
+
+    async def _idle_timeout(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.context.terminated.wait(), self.config.keep_alive_timeout)
+        await asyncio.shield(self._end_idle())
+
+    async def _end_idle(self) -> None:
+        protocol: object = self.protocol
+        if isinstance(protocol, GoogleHttp2):
+            await protocol.say_last()
+        await self._initiate_server_close()
 
 
-class _Streams(dict[int, Any]):
-    """The streams of a connection; events of a stream that has ended are dropped.
-
-    Hypercorn 0.18 removes a stream when its response ends. The next DATA of the request then raises KeyError, which
-    closes the connection. A refusal (401, 403) usually ends before its request.
-    """
-
-    def __missing__(self, stream_id: int) -> _EndedStream:
-        return _EndedStream()
-
-
-class _EndedStream:
-    async def handle(self, event: object) -> None:
-        """Drop the event; Hypercorn restores the window by itself."""
-
-
-def _config(alpn_protocols: tuple[str, ...], streams_per_connection: int, field_section_octets: int) -> Config:
+def _config(alpn_protocols: tuple[str, ...], limits: Limits) -> Config:
     config = Config()
-    # This is only advertised. h2 accepts more, so that too many fields get a response and do not close the connection.
-    config.h2_max_header_list_size = field_section_octets
     config.alpn_protocols = list(alpn_protocols)
-    config.h2_max_concurrent_streams = streams_per_connection
     config.keep_alive_max_requests = 2**62
-    config.keep_alive_timeout = 3600
+    config.keep_alive_timeout = limits.idle_seconds
     config.shutdown_timeout = 2
     # A bounded queue would block the connection's reader, PING included, while one application does not read.
     config.max_app_queue_size = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from proxy.emulator.cloud_run import Receive, Scope, Send, read_claims
+from proxy.emulator.cloud_run import read_claims
+from proxy.emulator.front_end import Receive, Scope, Send
 from proxy.emulator.jwts import TokenRefused
 
 __all__ = ["echo"]

@@ -181,6 +181,7 @@ async def emulated_setup(
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(CloudRunServer(front, certificates, alpn_protocols=alpn))
         cloud_run.url = service.url
+        cloud_run.hosts = cloud_run.names
         reach = google_by_name if api_hosts else GoogleServer
         endpoints = await stack.enter_async_context(reach(google, certificates))
         environment: dict[str, str | None] = {

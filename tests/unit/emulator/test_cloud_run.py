@@ -40,7 +40,11 @@ def cloud_run(application: Application, google: Google) -> CloudRun:
 
 
 async def _call(
-    cloud_run: CloudRun, fields: Sequence[tuple[bytes, bytes]], kind: str = "http", path: str = "/invoke"
+    cloud_run: CloudRun,
+    fields: Sequence[tuple[bytes, bytes]],
+    kind: str = "http",
+    path: str = "/invoke",
+    method: str = "POST",
 ) -> list[Any]:
     sent: list[Any] = []
 
@@ -51,7 +55,7 @@ async def _call(
         sent.append(message)
 
     scope = {"type": kind, "path": path, "headers": list(fields)}
-    await cloud_run(scope | ({"method": "POST"} if kind == "http" else {}), receive, send)
+    await cloud_run(scope | ({"method": method} if kind == "http" else {}), receive, send)
     return sent
 
 
@@ -201,6 +205,16 @@ async def test_a_reserved_path_never_reaches_the_container(
     assert (await _call(cloud_run, [token], path=path))[0]["status"] == 404
     for near in ("/healthz/x", "/x/healthz", "/_ahead", "/eventlogs"):
         assert (await _call(cloud_run, [token], path=near))[0]["status"] == 204
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
+async def test_a_refused_method_never_reaches_the_container(
+    cloud_run: CloudRun, google: Google, clock: Clock, method: str
+) -> None:
+    token = (SERVERLESS_AUTHORIZATION, _bearer(google.sign(_claims(clock))))
+    assert (await _call(cloud_run, [token], method=method))[0]["status"] == 405
+    assert cloud_run.verdicts == {Verdict.METHOD: 1}
 
 
 @pytest.mark.asyncio

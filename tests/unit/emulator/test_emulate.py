@@ -185,11 +185,14 @@ async def test_application_and_url_can_be_set(tmp_path: Path) -> None:
         token = await _token(session, places)
         port = places["cloud_run"].rpartition(":")[2]
         tls = trusting(Path(places["ca_file"]))
-        headers = {"Authorization": f"Bearer {token}"}
-        async with session.get(
-            f"https://127.0.0.1:{port}/", headers=headers, ssl=tls, server_hostname="greeter-abc.a.run.app"
-        ) as response:
-            assert response.status == 299
+        for host, status in (("greeter-abc.a.run.app", 299), (f"127.0.0.1:{port}", 404)):
+            async with session.get(
+                f"https://127.0.0.1:{port}/",
+                headers={"Authorization": f"Bearer {token}", "Host": host},
+                ssl=tls,
+                server_hostname="greeter-abc.a.run.app",
+            ) as response:
+                assert response.status == status
     # A temporary directory is removed with the process.
     assert not os.path.exists(places["directory"])  # noqa: ASYNC240 – nothing waits for it
 

@@ -1,0 +1,122 @@
+"""HTTP/2 as Google's front end speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import h2.events
+import pytest
+
+from proxy.emulator import Certificates, CloudRunServer, Limits
+from tests.support.emulated import trusting
+from tests.support.peers.sockets import Peer, Reset, client
+
+pytestmark = pytest.mark.asyncio
+
+
+class Service:
+    """Responds to `/open` when it is told to, to all else at once with ten octets."""
+
+    def __init__(self) -> None:
+        self.end = asyncio.Event()
+        self.started = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        self.started.set()
+        if scope["path"] == "/open":
+            await self.end.wait()
+        await send({"type": "http.response.body", "body": b"0123456789"})
+
+
+@contextlib.asynccontextmanager
+async def _connected(
+    certificates: Certificates, limits: Limits, scheme: str = "https"
+) -> AsyncIterator[tuple[Peer, Service]]:
+    service = Service()
+    async with CloudRunServer(service, certificates, limits=limits) as server:
+        authority = server.url.removeprefix("https://")
+        host, _, port = authority.rpartition(":")
+        tls = trusting(certificates.ca_file, "h2")
+        async with client(host, int(port), tls=tls, scheme=scheme, authority=authority) as peer:
+            yield peer, service
+
+
+def _seen(peer: Peer, kind: type[Any]) -> list[Any]:
+    return [event for event in peer.seen if isinstance(event, kind)]
+
+
+async def test_its_limits_are_advertised_and_data_is_padded(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(streams=7, field_section_octets=65_536)) as (peer, _):
+        stream = peer.open("/", end=True)
+        assert (await peer.response(stream)).content == b"0123456789"
+        settings = peer.h2.remote_settings
+        assert (settings.max_concurrent_streams, settings.max_header_list_size) == (7, 65_536)
+        assert settings.initial_window_size == 1_048_576
+        assert peer.h2.outbound_flow_control_window == 1_048_576
+        assert settings.enable_connect_protocol == 0
+        # One octet tells how much padding follows.
+        (data,) = [event for event in _seen(peer, h2.events.DataReceived) if event.data]
+        assert data.flow_controlled_length == 10 + 8 + 1
+
+
+async def test_the_limits_of_http2_itself_can_be_chosen(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits.plain()) as (peer, _):
+        assert (await peer.response(peer.open("/", end=True))).status == 200
+        assert peer.h2.remote_settings.initial_window_size == peer.h2.outbound_flow_control_window == 65_535
+        (data,) = [event for event in _seen(peer, h2.events.DataReceived) if event.data]
+        assert data.flow_controlled_length == 10
+
+
+async def test_it_pings_while_content_is_received(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.emulator.http2.PING_SECONDS", 0.0)
+    async with _connected(certificates, Limits()) as (peer, service):
+        stream = peer.open("/open")
+        await service.started.wait()
+        await peer.send(stream, b"x", end=True)
+        service.end.set()
+        assert (await peer.response(stream)).status == 200
+        assert len(_seen(peer, h2.events.PingReceived)) == 1
+
+
+async def test_a_foreign_scheme_and_connect_are_refused(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(), "http") as (peer, _):
+        assert (await peer.response(peer.open("/", end=True))).status == 400
+        refused = peer.h2.get_next_available_stream_id()
+        peer.h2.send_headers(refused, [(b":method", b"CONNECT"), (b":authority", b"other.example:443")])
+        await peer.send(refused, b"x", end=True)
+        assert (await peer.response(refused)).status == 405
+        assert not peer.went_away.done()
+
+
+async def test_an_old_connection_ends_in_two_steps_and_its_stream_is_answered(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(age_seconds=0.05, notice_seconds=0.05)) as (peer, service):
+        stream = peer.open("/open", end=True)
+        await service.started.wait()
+        await peer.went_away
+        refused = peer.open("/early-enough", end=True)
+        assert (await peer.response(refused)).status == 200
+        while len(_seen(peer, h2.events.ConnectionTerminated)) < 2:
+            await peer.ping()
+        late = peer.open("/late", end=True)
+        with pytest.raises(Reset) as caught:
+            await peer.response(late)
+        assert caught.value.code == h2.errors.ErrorCodes.REFUSED_STREAM
+        service.end.set()
+        assert (await peer.response(stream)).content == b"0123456789"
+        await peer.closed
+        first, second = (event.last_stream_id for event in _seen(peer, h2.events.ConnectionTerminated))
+        assert (first, second) == (2**31 - 1, refused)
+
+
+async def test_an_idle_connection_ends_with_goaway(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(idle_seconds=0.05)) as (peer, _):
+        stream = peer.open("/", end=True)
+        assert (await peer.response(stream)).status == 200
+        assert (await peer.went_away).last_stream_id == stream
+        await peer.closed
