@@ -6,7 +6,7 @@
 `/readyz`          200 while new requests are accepted, 503 before and while draining
 `/readyz?routes`   also 503 while a route has no token because it cannot be minted
 `/metrics`         metrics for Prometheus
-`/routes`          the routes, each with its upstream and identity, in JSON
+`/routes`          the routes, each with its upstream and identity, in JSON; those that deployments have named, too
 `/status`          the state of the workers and of each route, in JSON
 `/openapi.json`    the description of all these paths (OpenAPI 3.1)
 `/`                the status page, for people
@@ -34,7 +34,7 @@ from proxy.admin.guard import Deadlines, host_check
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from proxy.admin.peers import Peers
 from proxy.admin.slices import in_slices, send_in_slices
-from proxy.admin.status import JSON, Status, json_list, route_settings
+from proxy.admin.status import JSON, Status, json_list, open_route_settings, route_settings
 from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.network.address import Address, parse_address
@@ -229,7 +229,12 @@ class AdminPlane:
             return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
 
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
-        return await send_in_slices(request, json_list(map(route_settings, self._live.routes())), JSON)
+        named = map(route_settings, self._live.routes())
+        if self._live.allowed() is None:
+            return await send_in_slices(request, json_list(named), JSON)
+        async with self._combined() as combined:
+            opened = open_route_settings(combined or self._live)
+            return await send_in_slices(request, json_list(chain(named, opened)), JSON)
 
     async def _show_status(self, request: web.Request) -> web.StreamResponse:
         async with self._combined() as combined:

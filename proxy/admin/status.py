@@ -15,11 +15,11 @@ from proxy.observe.combined import Combined, Group, WorkerRow
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import INTERVAL_SECONDS, History
-from proxy.observe.live import Live, Queues
+from proxy.observe.live import Live, OpenRoute, OpenUse, Queues
 from proxy.observe.metrics import Metrics, token_identity
-from proxy.routes import Route
+from proxy.routes import AllowLists, Route
 
-__all__ = ["JSON", "Status", "json_list", "route_settings"]
+__all__ = ["JSON", "Status", "json_list", "open_route_settings", "route_settings"]
 
 JSON: Final = "application/json; charset=utf-8"
 """The content type."""
@@ -83,6 +83,7 @@ class Status:
             "clock_ahead_seconds": metrics.clock_ahead_seconds,
             "log_lines_dropped": group.log_lines_dropped,
             "interval_seconds": INTERVAL_SECONDS,
+            "deployments": _lists(live.allowed()),
             "failures": [_trouble(failure) for failure in reversed(self._health.last_failures)],
         }
         yield f"{json.dumps(head, ensure_ascii=False)[:-1]},\n"
@@ -90,6 +91,8 @@ class Status:
         yield from json_list(self._origins())
         yield ',\n"routes": '
         yield from json_list(self._route(route, queues) for route in live.routes())
+        yield ',\n"open_routes": '
+        yield from json_list(self._open_route(one, queues) for one in live.open_routes())
         yield "}\n"
 
     def cannot_mint(self) -> Iterator[str]:
@@ -123,20 +126,35 @@ class Status:
                 "goaways": goaways.get(state.origin, {}),
             }
 
+    def _open_route(self, one: OpenRoute, queues: Queues) -> dict[str, Any]:
+        trouble = self._health.open_trouble(one.label, has_tokens=one.has_tokens)
+        return {
+            "name": one.label,
+            "uses": [_use(use) for use in one.uses],
+            "well": trouble is None,
+            "trouble": _trouble(trouble) if trouble is not None else None,
+            **self._counted(one.label, queues),
+        }
+
     def _route(self, route: Route, queues: Queues) -> dict[str, Any]:
-        counted = self._metrics.routes.get(route.label, _NOTHING_COUNTED)
         token = self._live.token(route)
         trouble = self._health.trouble(route, has_token=token is not None)
-        intervals = self._history.of(route.label)
         return {
             **route_settings(route),
             "well": trouble is None,
             "trouble": _trouble(trouble) if trouble is not None else None,
             "token": token._asdict() if token is not None else None,
             "minted_at": self._metrics.minted_at.get(token_identity(route)) if route.signed else None,
+            **self._counted(route.label, queues),
+        }
+
+    def _counted(self, label: str, queues: Queues) -> dict[str, Any]:
+        counted = self._metrics.routes.get(label, _NOTHING_COUNTED)
+        intervals = self._history.of(label)
+        return {
             "in_flight": counted.in_flight,
-            "waiting": queues.route_waiting[route.label],
-            "queued_octets": queues.route_octets[route.label],
+            "waiting": queues.route_waiting[label],
+            "queued_octets": queues.route_octets[label],
             "ended": counted.total,
             "errors": counted.errors,
             "failures": counted.failures,
@@ -171,6 +189,32 @@ def route_settings(route: Route) -> dict[str, Any]:
         "gcp_impersonate_service_account": route.impersonate,
         "gcp_delegates": list(route.delegates),
     }
+
+
+def open_route_settings(live: Live) -> Iterator[dict[str, Any]]:
+    """Yield what deployments have chosen, under the names that routes have in the settings file."""
+    for one in live.open_routes():
+        for use in one.uses:
+            url = f"https://{use.host}"
+            yield {"name": url, "url": url, **_authentication(use), "open": True}
+
+
+def _authentication(use: OpenUse) -> dict[str, Any]:
+    return {
+        "gcp_id_token": use.signed,
+        "gcp_audience": use.audience if use.signed else None,
+        "gcp_impersonate_service_account": use.impersonate,
+        "gcp_delegates": list(use.delegates),
+    }
+
+
+def _use(use: OpenUse) -> dict[str, Any]:
+    token = use.token._asdict() if use.token is not None else None
+    return {"url": f"https://{use.host}", **_authentication(use), "token": token}
+
+
+def _lists(allowed: AllowLists | None) -> dict[str, Any] | None:
+    return {name: list(values) for name, values in asdict(allowed).items()} if allowed is not None else None
 
 
 def _trouble(trouble: Trouble) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import LAST_FAILURES, Trouble
 from proxy.observe.history import INTERVALS, Interval
-from proxy.observe.live import Live, OriginState, Queues, TokenState
+from proxy.observe.live import Live, OpenRoute, OpenUse, OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics, token_identity
-from proxy.routes import Route
+from proxy.routes import AllowLists, Route
 
 __all__ = ["COUNTED_BY_REASON", "Combined", "Group", "WorkerRow"]
 
@@ -78,6 +78,8 @@ class Combined:
         self._unwell: dict[str, Trouble] = {}
         self._trouble: dict[str, Trouble] = {}
         self._minting: dict[str, Trouble] = {}
+        self._open: dict[str, dict[OpenUse, TokenState | None]] = {}
+        self._open_trouble: dict[str, Trouble] = {}
         self._origins: dict[str, OriginState] = {}
         self._queues = Queues()
         self._log_lines_dropped = 0
@@ -115,6 +117,15 @@ class Combined:
         """Return the routes for new requests: those of all workers are the same."""
         return self._own.routes()
 
+    def allowed(self) -> AllowLists | None:
+        """Return what deployments may choose: the same in all workers."""
+        return self._own.allowed()
+
+    def open_routes(self) -> Iterator[OpenRoute]:
+        """Yield those of all workers; of each use, the token that expires last."""
+        for label, uses in self._open.items():
+            yield OpenRoute(label, tuple(use._replace(token=token) for use, token in uses.items()))
+
     def token(self, route: Route) -> TokenState | None:
         """Return the token that expires last."""
         return self._tokens.get(route.label)
@@ -140,6 +151,10 @@ class Combined:
         """Return the newest trouble that a worker has with the route."""
         return (self._trouble if has_token else self._unwell).get(route.label)
 
+    def open_trouble(self, label: str, *, has_tokens: bool) -> Trouble | None:
+        """Return the newest trouble that a worker has with the open routes of this label; `has_tokens` is not asked."""
+        return self._open_trouble.get(label)
+
     def mint_trouble(self, route: Route, *, has_token: bool = False) -> Trouble | None:
         """Return the newest failed mint of a worker that has no token for the route; `has_token` is not asked."""
         return self._minting.get(route.label)
@@ -160,6 +175,8 @@ class Combined:
             self._add_route(name, counted, now)
         elif kind == "named":
             self._add_named(name, now)
+        elif kind == "open":
+            self._add_open(name, now)
         elif kind == "mints":
             source, _, account = name.rpartition(" ")
             mints = self.metrics.mints[source, account]
@@ -231,6 +248,16 @@ class Combined:
             trouble = _trouble(now[values])
             if trouble is not None and (label not in found or trouble.at > found[label].at):
                 found[label] = trouble
+
+    def _add_open(self, label: str, now: Mapping[str, Any]) -> None:
+        uses = self._open.setdefault(label, {})
+        for host, signed, audience, impersonate, delegates, fields in now["uses"]:
+            use = OpenUse(host, signed, audience, impersonate, tuple(delegates), None)
+            token, before = TokenState(*fields) if fields is not None else None, uses.get(use)
+            uses[use] = before if before and (not token or before.expires_at >= token.expires_at) else token
+        trouble, known = _trouble(now["trouble"]), self._open_trouble.get(label)
+        if trouble is not None and (known is None or trouble.at > known.at):
+            self._open_trouble[label] = trouble
 
     def _finish(self) -> Iterator[str]:
         """Bring together what needs all lines."""

@@ -190,6 +190,9 @@ class Exposition:
     def _well(self, name: str) -> Iterator[str]:
         for route in self._live.routes():
             yield f'{name}{{route="{route.label}"}} {int(self._health.trouble(route) is None)}\n'
+        for one in self._live.open_routes():
+            trouble = self._health.open_trouble(one.label, has_tokens=one.has_tokens)
+            yield f'{name}{{route="{one.label}"}} {int(trouble is None)}\n'
 
     def _expiry(self, name: str) -> Iterator[str]:
         for route in self._live.routes():

@@ -69,11 +69,13 @@ class RouteHealth(Observer):
 
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what notes the failures of one route."""
-        observed = _RouteTrouble(route, self._metrics.route(route), self.last_failures, self._clock)
+        counted = self._metrics.route(route)
+        before = self._routes.get(route.label) if route is not None else None
+        # Open routes with one label are one host, or all the hosts without a label of their own.
+        same = before is not None and (before.known == route or before.is_open)
+        noted = before.noted if before is not None and same else _Noted(counted)
+        observed = _RouteTrouble(route, noted, self.last_failures, self._clock)
         if route is not None:
-            before = self._routes.get(route.label)
-            if before is not None:
-                observed.adopt(before)
             self._routes[route.label] = observed
         return observed
 
@@ -116,9 +118,18 @@ class RouteHealth(Observer):
         if minting is not None:
             return minting
         observed = self._routes.get(route.label)
-        found = observed.trouble() if observed is not None else None
+        found = observed.noted.current() if observed is not None else None
         # A token that could not be minted then, and has been since, is no trouble any more.
         return found if found is None or not found.minting or token_identity(route) in self._mints else None
+
+    def open_trouble(self, label: str, *, has_tokens: bool) -> Trouble | None:
+        """Return what is wrong with the open routes of this label; None if they are well, or nothing is known yet.
+
+        A failed mint matters only while a token is missing.
+        """
+        observed = self._routes.get(label)
+        found = observed.noted.current() if observed is not None else None
+        return None if found is not None and found.minting and has_tokens else found
 
     def mint_trouble(self, route: Route, *, has_token: bool = False) -> Trouble | None:
         """Return the last failed mint for a route if no mint has succeeded since, and it has no token."""
@@ -128,31 +139,40 @@ class RouteHealth(Observer):
         return replace(found, route=route.label) if found is not None else None
 
 
-class _RouteTrouble(ExchangeObserver):
-    """Notes the failures of one route. A success costs nothing: it is seen in the route's counters."""
+class _Noted:
+    """The trouble of one label."""
 
-    __slots__ = ("_clock", "_counted", "_failures", "_route", "_successes", "_trouble", "known")
+    __slots__ = ("_counted", "_successes", "_trouble")
 
-    def __init__(
-        self, route: Route | None, counted: RouteMetrics, failures: deque[Trouble], clock: Callable[[], float]
-    ) -> None:
-        self.known = route
-        self._route = route.label if route is not None else UNMATCHED
+    def __init__(self, counted: RouteMetrics) -> None:
         self._counted = counted
-        self._failures = failures
-        self._clock = clock
         self._trouble: Trouble | None = None
         self._successes = 0
         """How many exchanges had succeeded when the trouble was noted."""
 
-    def adopt(self, before: _RouteTrouble) -> None:
-        """Go on with what another snapshot has noted of the same route, unless its settings have changed."""
-        if before.known == self.known:
-            self._trouble, self._successes = before.trouble(), self._counted.successes
-
-    def trouble(self) -> Trouble | None:
+    def current(self) -> Trouble | None:
         """Return the last failure if no exchange has succeeded since."""
         return self._trouble if self._counted.successes == self._successes else None
+
+    def note(self, trouble: Trouble) -> None:
+        """Note a failure that stops work."""
+        self._trouble, self._successes = trouble, self._counted.successes
+
+
+class _RouteTrouble(ExchangeObserver):
+    """Notes the failures of one route. A success costs nothing: it is seen in the route's counters."""
+
+    __slots__ = ("_clock", "_failures", "_route", "is_open", "known", "noted")
+
+    def __init__(
+        self, route: Route | None, noted: _Noted, failures: deque[Trouble], clock: Callable[[], float]
+    ) -> None:
+        self.known = route
+        self.is_open = route is not None and route.is_open
+        self.noted = noted
+        self._route = route.label if route is not None else UNMATCHED
+        self._failures = failures
+        self._clock = clock
 
     def error_response(self, exchange: ObservedExchange, fields: Fields, content: bytes) -> None:
         if self.known is None or not stops_work(exchange.status):
@@ -190,7 +210,7 @@ class _RouteTrouble(ExchangeObserver):
         minting: bool = False,
     ) -> None:
         now = self._clock()
-        before = self.trouble() if matters else None
+        before = self.noted.current() if matters else None
         trouble = Trouble(
             route=self._route,
             code=code,
@@ -205,4 +225,4 @@ class _RouteTrouble(ExchangeObserver):
         )
         self._failures.append(trouble)
         if matters:
-            self._trouble, self._successes = trouble, self._counted.successes
+            self.noted.note(trouble)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from proxy.routes import Route
+from proxy.routes import AllowLists, Route
 
-__all__ = ["Live", "OriginState", "Queues", "TokenState"]
+__all__ = ["Live", "OpenRoute", "OpenUse", "OriginState", "Queues", "TokenState"]
 
 
 class TokenState(NamedTuple):
@@ -21,6 +21,37 @@ class TokenState(NamedTuple):
     """`iat`, in seconds since the epoch; None if it has none."""
     expires_at: float
     """`exp`, in seconds since the epoch."""
+
+
+class OpenUse(NamedTuple):
+    """How deployments at one host have their requests signed."""
+
+    host: str
+    """Name of the host."""
+    signed: bool
+    """Whether a token is added."""
+    audience: str
+    """The `aud` of the token."""
+    impersonate: str | None
+    """Account that the token is made out to; None for the ambient identity."""
+    delegates: tuple[str, ...]
+    """Accounts between the ambient identity and `impersonate`, nearest first."""
+    token: TokenState | None
+    """The token that such requests are signed with now."""
+
+
+class OpenRoute(NamedTuple):
+    """What deployments have named: a host with a label of its own in metrics, or all the others together."""
+
+    label: str
+    """The origin, or `OTHER`."""
+    uses: Sequence[OpenUse]
+    """Those that are kept ready; empty if none was used lately."""
+
+    @property
+    def has_tokens(self) -> bool:
+        """True if no use lacks a token."""
+        return bool(self.uses) and all(use.token is not None or not use.signed for use in self.uses)
 
 
 class OriginState(NamedTuple):
@@ -75,6 +106,12 @@ class Live(Protocol):
 
     def routes(self) -> Sequence[Route]:
         """Return the routes for new requests."""
+
+    def allowed(self) -> AllowLists | None:
+        """Return what deployments may choose; None if there are no open routes."""
+
+    def open_routes(self) -> Iterator[OpenRoute]:
+        """Yield what deployments have named; there is a limit on their number, and on that of their uses."""
 
     def token(self, route: Route) -> TokenState | None:
         """Return the token of a route that requests may be signed with now; None if there is none."""

@@ -50,6 +50,9 @@ class WorkerState:
             yield state_line("route", label, route.counted(), now)
         for named in live.routes():
             yield state_line("named", named.label, None, self._named(named))
+        for one in live.open_routes():
+            trouble = _fields(self._health.open_trouble(one.label, has_tokens=one.has_tokens))
+            yield state_line("open", one.label, None, {"trouble": trouble, "uses": one.uses})
         for (source, account), mints in list(metrics.mints.items()):
             counted = {
                 "succeeded": [mints.succeeded.counts, mints.succeeded.seconds],

@@ -9,10 +9,12 @@ from typing import Final
 
 from proxy.connection.budget import Account, Budget
 from proxy.http2.engine import Stream
-from proxy.observe.live import OriginState, Queues, TokenState
+from proxy.observe.live import OpenRoute, OpenUse, OriginState, Queues, TokenState
+from proxy.relay.context import RouteContext
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.exchange import Exchange
-from proxy.routes import OTHER, Origin, Route
+from proxy.routes import OTHER, AllowLists, Origin, Route
+from proxy.tokens.slot import Slot
 from proxy.upstream.pool import Pool
 
 __all__ = ["Clients", "DispatcherState"]
@@ -62,9 +64,30 @@ class DispatcherState:
     def routes(self) -> Sequence[Route]:
         return self._dispatcher.snapshot.table.routes
 
+    def allowed(self) -> AllowLists | None:
+        open_routes = self._dispatcher.snapshot.table.open_routes
+        return None if open_routes is None else open_routes.allowed
+
+    def open_routes(self) -> Iterator[OpenRoute]:
+        open_contexts = self._dispatcher.snapshot.open_contexts
+        if open_contexts is None:
+            return
+        by_label: dict[str, list[RouteContext]] = {str(route.origin): [] for route in open_contexts.labelled.values()}
+        for context in open_contexts.contexts.values():
+            by_label.setdefault(context.route.label, []).append(context)
+        for label, contexts in by_label.items():
+            yield OpenRoute(label, tuple(self._use(context) for context in contexts))
+
+    def _use(self, context: RouteContext) -> OpenUse:
+        route = context.route
+        token = self._token(context.slot)
+        return OpenUse(route.origin.host, route.signed, route.audience, route.impersonate, route.delegates, token)
+
     def token(self, route: Route) -> TokenState | None:
         context = self._dispatcher.snapshot.contexts.get(route.name)
-        slot = context.slot if context is not None else None
+        return self._token(context.slot) if context is not None else None
+
+    def _token(self, slot: Slot | None) -> TokenState | None:
         if slot is None or slot.token is None or slot.usable_seconds(self._clock()) <= 0:
             return None
         return TokenState(slot.token.principal, slot.token.issued_at, slot.token.expires_at)

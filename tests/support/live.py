@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proxy.observe.live import OriginState, Queues, TokenState
-from proxy.routes import Route
+from proxy.observe.live import OpenRoute, OriginState, Queues, TokenState
+from proxy.routes import AllowLists, Route
 
 __all__ = ["StillState"]
 
@@ -24,10 +24,18 @@ class StillState:
     waiting_clients: int = 0
     opening: int = 0
     to_services: int = 0
+    lists: AllowLists | None = None
+    opened: Sequence[OpenRoute] = ()
     queues: Queues = field(default_factory=Queues)
 
     def routes(self) -> Sequence[Route]:
         return self.known
+
+    def allowed(self) -> AllowLists | None:
+        return self.lists
+
+    def open_routes(self) -> Iterator[OpenRoute]:
+        yield from self.opened
 
     def token(self, route: Route) -> TokenState | None:
         return self.tokens.get(route.name)

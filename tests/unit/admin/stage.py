@@ -12,14 +12,15 @@ from proxy.admin import AdminPlane
 from proxy.errors import TokenTimeout
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVALS
-from proxy.observe.live import Queues, TokenState
+from proxy.observe.live import OpenRoute, OpenUse, Queues, TokenState
 from proxy.observe.metrics import Metrics
-from proxy.routes import Origin, Route
+from proxy.routes import OTHER, AllowLists, OpenRoutes, Origin, Route
+from proxy.routes.open_routes import IMPERSONATE_FIELD
 from proxy.tokens.model import Token, TokenKey
 from tests.support.live import StillState
 from tests.support.observed import Observed
 
-__all__ = ["EVIL", "ROUTES", "stage"]
+__all__ = ["EVIL", "HOSTS", "LISTS", "ROUTES", "stage"]
 
 EVIL = "<script>document.title = 'evil'</script>"
 INVOKER = "restate-invoker@my-project.iam.gserviceaccount.com"
@@ -41,6 +42,43 @@ ROUTES = (
 )
 
 
+LISTS = AllowLists(
+    ("*-123456789012.europe-west1.run.app", "search.example.com"),
+    (INVOKER, "other@my-project.iam.gserviceaccount.com"),
+    ("search.example.com=https://search-123456789012.europe-west1.run.app/" + EVIL,),
+)
+HOSTS = tuple(f"{name}-123456789012.europe-west1.run.app" for name in ("cart", "denied"))
+"""Of open routes: one is well, one is not."""
+
+
+def _open(metrics: Metrics, health: RouteHealth, live: StillState, now: float) -> None:
+    """Have deployments name hosts."""
+    live.lists = LISTS
+    token = TokenState(INVOKER, now - 600, now + 3000)
+    for host in HOSTS:
+        found = OpenRoutes(LISTS).route(host, ((IMPERSONATE_FIELD.encode(), INVOKER.encode()),))
+        counted, noted = metrics.route(found), health.route(found)
+        for request in range(40):
+            counted.started(Observed())
+            counted.ended(Observed(), 403 if host == HOSTS[1] else 200, 0.004 * (1 + request % 23))
+        if host == HOSTS[1]:
+            noted.error_response(Observed(status=403, principal=INVOKER), [], b"")
+    audience = LISTS.audiences[0].partition("=")[2]
+    delegates = ("relay@my-project.iam.gserviceaccount.com",)
+    live.opened = (
+        OpenRoute(f"https://{HOSTS[0]}", (OpenUse(HOSTS[0], True, f"https://{HOSTS[0]}", INVOKER, (), token),)),
+        OpenRoute(f"https://{HOSTS[1]}", (OpenUse(HOSTS[1], True, f"https://{HOSTS[1]}", INVOKER, (), token),)),
+        OpenRoute(
+            OTHER,
+            (
+                OpenUse("search.example.com", True, audience, INVOKER, delegates, None),
+                OpenUse("search.example.com", True, "https://search.example.com", None, (), token),
+                OpenUse("public-123456789012.europe-west1.run.app", False, "", None, (), None),
+            ),
+        ),
+    )
+
+
 @dataclass
 class Started:
     """A worker that serves."""
@@ -50,8 +88,8 @@ class Started:
 
 
 @asynccontextmanager
-async def stage() -> AsyncIterator[AdminPlane]:
-    """Serve the page of a worker that has had some traffic."""
+async def stage(*, with_open: bool = False) -> AsyncIterator[AdminPlane]:
+    """Serve the page of a worker that has had some traffic; `with_open` on open routes, too."""
     now = time.time()
     metrics = Metrics("nghttp2 1.52.0", credentials_kind=lambda: "metadata")
     health = RouteHealth(metrics)
@@ -59,6 +97,8 @@ async def stage() -> AsyncIterator[AdminPlane]:
     live = StillState(ROUTES, queued_octets=5 << 20, queued_octets_limit=256 << 20)
     live.queues = Queues(3, 4 << 20, 3 << 20, Counter(greeter=5 << 20), Counter({"team/orders": 7}))
     live.waiting, live.waiting_clients, live.to_services = 7, 2, 1 << 20
+    if with_open:
+        _open(metrics, health, live, now)
     plane = AdminPlane("127.0.0.1:0", Started(), metrics, health, live)
     for interval in range(INTERVALS):
         for number, (counted, _) in enumerate(observers[:2]):

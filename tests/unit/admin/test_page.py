@@ -15,7 +15,7 @@ import pytest
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from tests.support.browser import Page, page
 from tests.support.supervised import supervised
-from tests.unit.admin.stage import ROUTES, stage
+from tests.unit.admin.stage import HOSTS, LISTS, ROUTES, stage
 
 VOID = {"meta", "input", "br"}
 
@@ -95,6 +95,7 @@ async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, widt
     async with stage() as plane, page(tmp_path) as browser:
         await loaded(browser, plane.address, width=width, dark=dark)
         assert await texts(browser, ".route .name") == [f"/{route.name}" for route in ROUTES]
+        assert await browser.evaluate("document.getElementById('open-section').hidden"), "there are no open routes"
         overflow = """[...document.querySelectorAll("main *")].filter(
             each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
         assert await browser.evaluate(overflow) == 0
@@ -137,6 +138,37 @@ async def test_several_workers_have_a_row_each_and_everything_is_of_all_of_them(
         assert "2 workers" in (await texts(browser, "#about"))[0]
         assert await texts(browser, ".route .name") == [f"/{route.name}" for route in ROUTES]
         assert len(await texts(browser, ".failure")) == 8
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.asyncio
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_hosts_that_deployments_have_named_are_shown_with_their_health_and_what_is_allowed(
+    tmp_path: Path, width: int, dark: bool
+) -> None:
+    async with stage(with_open=True) as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=width, dark=dark)
+        assert await texts(browser, "#routes .route .name") == [f"/{route.name}" for route in ROUTES]
+        assert await texts(browser, "#open .route .name") == [*HOSTS, "(other)"]
+        well, denied, others = await texts(browser, "#open .route")
+        for words in ("well", "restate-invoker@my-project.iam.gserviceaccount.com", "50 min left"):
+            assert words in well
+        assert "invoker-missing" in denied
+        assert "1 of 2 tokens" in others
+        assert "search.example.com" in others
+        for listed in (*LISTS.hosts, *LISTS.accounts, *LISTS.audiences):
+            assert listed in (await texts(browser, "#allowed"))[0]
+        troubles = await texts(browser, ".trouble .name")
+        assert troubles == ["/payments", "/broken", HOSTS[1]]
+        assert await browser.evaluate("document.title") == "3 not well – cloudrun-sidecar"
+        failed = await texts(browser, ".failure .name")
+        assert HOSTS[1] in failed
+        overflow = """[...document.querySelectorAll("main *")].filter(
+            each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
+        assert await browser.evaluate(overflow) == 0
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
 

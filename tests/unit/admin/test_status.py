@@ -21,7 +21,7 @@ from proxy.routes import Origin, Route
 from proxy.tokens.model import TokenKey
 from tests.support.live import StillState
 from tests.support.observed import Observed
-from tests.unit.admin.stage import ROUTES, stage
+from tests.unit.admin.stage import HOSTS, LISTS, ROUTES, stage
 
 DOCUMENT = json.loads(OPENAPI)
 
@@ -42,8 +42,9 @@ def test_the_document_describes_every_path_and_every_reference_leads_somewhere()
 
 
 @pytest.mark.asyncio
-async def test_every_response_matches_the_document() -> None:
-    async with stage() as plane, aiohttp.ClientSession() as session:
+@pytest.mark.parametrize("with_open", [False, True])
+async def test_every_response_matches_the_document(with_open: bool) -> None:
+    async with stage(with_open=with_open) as plane, aiohttp.ClientSession() as session:
         for path in (*PATHS, "/readyz?routes"):
             async with session.get(f"http://{plane.address}{path}") as response:
                 content_type, schema = schema_of(path.partition("?")[0], response.status)
@@ -76,6 +77,36 @@ async def test_status_shows_the_failure_of_a_route_its_token_and_the_last_minute
     assert told["client_queues"] == {"connections": 3, "octets": 4 << 20, "largest_octets": 3 << 20}
     assert [(route["queued_octets"], route["waiting"]) for route in (greeter, orders)] == [(5 << 20, 0), (0, 7)]
     assert [failure["code"] for failure in told["failures"]] == ["token-timeout", *["invoker-missing"] * 3]
+
+
+@pytest.mark.asyncio
+async def test_routes_and_status_show_what_deployments_have_named_and_may_choose() -> None:
+    async with stage(with_open=True) as plane, aiohttp.ClientSession() as session:
+        async with session.get(f"http://{plane.address}/status") as response:
+            told = await response.json()
+        async with session.get(f"http://{plane.address}/routes") as response:
+            routes = await response.json()
+    assert told["deployments"] == {
+        "hosts": [*LISTS.hosts],
+        "accounts": [*LISTS.accounts],
+        "audiences": [*LISTS.audiences],
+    }
+    cart, denied, others = told["open_routes"]
+    assert [one["name"] for one in told["open_routes"]] == [*(f"https://{host}" for host in HOSTS), "(other)"]
+    assert [(one["well"], one["ended"], one["errors"]) for one in (cart, denied)] == [(True, 40, 0), (False, 40, 40)]
+    assert denied["trouble"]["code"] == "invoker-missing"
+    assert cart["uses"][0]["token"]["expires_at"] > told["now"]
+    assert [(use["url"], use["gcp_id_token"], use["gcp_audience"]) for use in others["uses"]] == [
+        ("https://search.example.com", True, LISTS.audiences[0].partition("=")[2]),
+        ("https://search.example.com", True, "https://search.example.com"),
+        ("https://public-123456789012.europe-west1.run.app", False, None),
+    ]
+    assert [route["name"] for route in routes if "open" not in route] == [route.name for route in ROUTES]
+    assert [route["url"] for route in routes if route.get("open")] == [
+        *(f"https://{host}" for host in HOSTS),
+        *["https://search.example.com"] * 2,
+        "https://public-123456789012.europe-west1.run.app",
+    ]
 
 
 def test_an_origin_of_several_routes_is_listed_once() -> None:

@@ -14,11 +14,11 @@ from proxy.observe.combined import Combined
 from proxy.observe.exposition import Exposition, with_values
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVALS, History
-from proxy.observe.live import OriginState, Queues, TokenState
+from proxy.observe.live import OpenRoute, OpenUse, OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics
 from proxy.observe.totals import Totals, state_line
 from proxy.observe.worker_state import WorkerState
-from proxy.routes import Origin, Route
+from proxy.routes import AllowLists, OpenRoutes, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from tests.support.live import StillState
 from tests.support.observed import Observed
@@ -252,3 +252,30 @@ def test_totals_of_removed_routes_and_origins_are_dropped() -> None:
     ]
     totals.forget("route", ["a", "none"])
     assert [json.loads(line)[1] for line in totals.lines()] == ["b"]
+
+
+def test_hosts_of_open_routes_are_those_of_all_workers_with_the_token_that_expires_last() -> None:
+    lists = AllowLists(("a.example",))
+    use = OpenUse("a.example", True, "https://a.example", None, ("d@p",), TokenState("i@p", 1.0, 100.0))
+    unused = OpenUse("a.example", False, "https://a.example", None, (), None)
+    one, other = Worker(), Worker()
+    one.live.opened = (OpenRoute("https://a.example", (use,)), OpenRoute("https://gone.example", ()))
+    other.live.opened = (
+        OpenRoute("https://a.example", (use._replace(token=TokenState("i@p", 2.0, 200.0)), unused)),
+        OpenRoute("(other)", (use._replace(host="b.example", token=None),)),
+    )
+    found = OpenRoutes(lists).route("a.example", ())
+    other.metrics.route(found)
+    other.health.route(found).local_reply(Observed(status=503), Internal("broken"))
+    for states in ((one.state(), other.state()), (other.state(), one.state())):
+        together = combined(*states)
+        opened = {route.label: {*route.uses} for route in together.open_routes()}
+        assert opened == {
+            "https://a.example": {use._replace(token=TokenState("i@p", 2.0, 200.0)), unused},
+            "(other)": {use._replace(host="b.example", token=None)},
+            "https://gone.example": set(),
+        }
+        trouble = together.open_trouble("https://a.example", has_tokens=True)
+        assert trouble is not None
+        assert trouble.code == "internal"
+        assert together.open_trouble("(other)", has_tokens=False) is None

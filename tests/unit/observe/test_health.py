@@ -8,7 +8,7 @@ from proxy.errors import BadRequest, Draining, Failure, TokenTimeout, UpstreamCo
 from proxy.observe.explanation import remedy_of
 from proxy.observe.health import LAST_FAILURES, RouteHealth
 from proxy.observe.metrics import Metrics
-from proxy.routes import UNMATCHED, Origin, Route
+from proxy.routes import OTHER, UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from tests.support.observed import Observed
 
@@ -142,3 +142,46 @@ def test_failed_mints_are_kept_for_named_routes_alone() -> None:
     assert stage.health.mint_trouble(of_deployment) is None
     observed.local_reply(Observed(status=503), TokenTimeout("no answer"))
     assert [failure.route for failure in stage.health.last_failures] == [f"https://{host.host}"]
+
+
+def open_route(
+    account: str | None = None, host: str = "greeter-123456789012.europe-west1.run.app", **more: str
+) -> Route:
+    origin = Origin("https", host, 443)
+    return Route(name=str(origin), origin=origin, is_open=True, impersonate=account, **more)  # type: ignore[arg-type]
+
+
+def test_a_host_that_deployments_call_in_several_ways_has_the_trouble_of_each_until_a_success() -> None:
+    stage = Stage()
+    one = open_route()
+    first = stage.health.route(one)
+    other = stage.health.route(open_route("other@p.iam.gserviceaccount.com"))
+    counted = stage.metrics.route(one)
+    for observed, count in ((first, 1), (other, 2), (first, 3)):
+        observed.error_response(FORBIDDEN, [], b"")
+        found = stage.health.open_trouble(one.label, has_tokens=True)
+        assert found is not None
+        assert (found.code, found.count, found.since) == ("invoker-missing", count, 1000)
+    counted.ended(Observed(), 200, 0.1)
+    assert stage.health.open_trouble(one.label, has_tokens=True) is None
+    assert stage.health.trouble(ROUTE) is None, "the named route to the same host is another one"
+    assert stage.health.open_trouble("https://never.called", has_tokens=False) is None
+
+
+def test_hosts_without_a_label_of_their_own_share_their_trouble() -> None:
+    stage = Stage()
+    for host in ("a.example", "b.example"):
+        stage.health.route(open_route(host=host, shared_label=OTHER)).error_response(FORBIDDEN, [], b"")
+    found = stage.health.open_trouble(OTHER, has_tokens=True)
+    assert found is not None
+    assert (found.route, found.count) == (OTHER, 2)
+
+
+def test_a_failed_mint_is_no_trouble_of_a_host_that_has_all_its_tokens() -> None:
+    stage = Stage()
+    one = open_route()
+    stage.health.route(one).local_reply(Observed(status=503), TokenTimeout("late"))
+    found = stage.health.open_trouble(one.label, has_tokens=False)
+    assert found is not None
+    assert (found.code, found.minting) == ("token-timeout", True)
+    assert stage.health.open_trouble(one.label, has_tokens=True) is None

@@ -11,13 +11,13 @@ from proxy.http2.engine import Limits
 from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.relay.live import DispatcherState
 from proxy.relay.open_contexts import MOST_WILDCARD_LABELS
-from proxy.routes import AllowLists
-from proxy.routes.open_routes import ID_TOKEN_FIELD
+from proxy.routes import OTHER, AllowLists, RouteTable
+from proxy.routes.open_routes import ID_TOKEN_FIELD, IMPERSONATE_FIELD
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
-from tests.unit.relay.stage import SMALL, WINDOW
+from tests.unit.relay.stage import SMALL, WINDOW, Signed
 
 
 def state_of(world: World) -> DispatcherState:
@@ -143,3 +143,43 @@ def test_origins_without_a_label_of_their_own_are_told_together(make: EngineFact
         origins = origins_of(world)
         assert len(world.pool.origin_pools) == hosts + 1
         assert len(origins) <= 2 * MOST_WILDCARD_LABELS
+        uses = {one.label: len(one.uses) for one in state_of(world).open_routes()}
+        assert uses.pop(OTHER) == hosts - MOST_WILDCARD_LABELS
+        assert (len(uses), {*uses.values()}) == (MOST_WILDCARD_LABELS, {1})
+
+
+@each_bare_engine
+def test_hosts_that_deployments_have_named_are_told_with_each_authentication_and_its_token(make: EngineFactory) -> None:
+    host, account = "greeter-123456789012.europe-west1.run.app", "invoker@p.iam.gserviceaccount.com"
+    lists = AllowLists(("*-123456789012.europe-west1.run.app", "orders.example.com"), (account,))
+    with Signed(make, route("svc"), allowed=lists) as world:
+        state, client = state_of(world), world.client()
+        assert state.allowed() == lists
+        assert list(state.open_routes()) == []
+        client.request(f"/{host}/a", end=True)
+        client.request(f"/{host}/b", fields=[(ID_TOKEN_FIELD.encode(), b"false")], end=True)
+        world.settle()
+        world.may_mint.clear()
+        client.request(f"/{host}/c", fields=[(IMPERSONATE_FIELD.encode(), account.encode())], end=True)
+        world.settle()
+        (opened,) = state.open_routes()
+        assert opened.label == f"https://{host}"
+        assert [(use.host, use.signed, use.impersonate) for use in opened.uses] == [
+            (host, True, None),
+            (host, False, None),
+            (host, True, account),
+        ]
+        tokens = [use.token is not None for use in opened.uses]
+        assert (tokens, opened.has_tokens) == ([True, False, False], False)
+        assert opened.uses[0].audience == f"https://{host}"
+        assert queues_of(world).route_waiting == {f"https://{host}": 1}
+        world.may_mint.set()
+        world.settle()
+        (opened,) = state.open_routes()
+        assert opened.has_tokens
+        world.dispatcher.swap(RouteTable(world.routes, AllowLists(("orders.example.com",))))
+        world.settle()
+        assert list(state.open_routes()) == []
+        world.dispatcher.swap(RouteTable(world.routes, AllowLists()))
+        assert state.allowed() is None
+        assert list(state.open_routes()) == []
