@@ -39,7 +39,7 @@ __all__ = [
 
 CONNECTION: Final = b"c"
 """To a worker: a connection, whose descriptor comes with this octet."""
-TLS_CONNECTION: Final = b"t"
+TLS_CONNECTION: Final = b"l"
 """To a worker: a connection that begins with a TLS handshake, whose descriptor comes with this octet."""
 DRAIN: Final = b"d"
 """To a worker: refuse new requests, let live ones finish, and exit."""

@@ -75,8 +75,7 @@ async def stage(
         config = routes(
             f'tls_certificate = "{certificate}"\ntls_key = "{key}"\ntls_listen = ["127.0.0.1:0"]', svc=far.url
         )
-        admin = () if workers == 1 else ("--admin", "off")
-        given = ("--upstream-ca", certificates.ca_file, "--workers", str(workers), *admin, *flags)
+        given = ("--upstream-ca", certificates.ca_file, "--workers", str(workers), *flags)
         async with sidecar("--config", config, *given) as running:
             if workers > 1:
                 await worker_pids(running.program)

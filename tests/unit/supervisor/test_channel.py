@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from proxy.downstream import channel as messages
 from proxy.downstream.channel import (
     ABORT,
     CONNECTION,
@@ -177,3 +178,11 @@ def test_the_exit_of_the_supervisor_is_noticed(ends: tuple[WorkerChannel, Channe
     supervisor.close()
     assert worker.receive() == (b"", None)
     worker.connection_closed()  # no longer read
+
+
+def test_no_two_messages_to_a_worker_are_the_same_octet() -> None:
+    names = ["CONNECTION", "TLS_CONNECTION", "DRAIN", "ABORT", "SETTINGS", "PROBLEMS", "REPORT", "STATE", "COLLECTED"]
+    names += ["WORKERS_STARTING", "WORKERS_READY", "WORKERS_DRAINING"]
+    to_a_worker = [getattr(messages, name) for name in names]
+    assert len({*to_a_worker}) == len(names)
+    assert {len(message) for message in to_a_worker} == {1}
