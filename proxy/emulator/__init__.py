@@ -28,6 +28,7 @@ from proxy.emulator.google import GCLOUD_CLIENT, Google
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
 from proxy.emulator.http2 import Limits
 from proxy.emulator.model import Access, Fault, Mint, Permission, Pod, Role
+from proxy.emulator.service_faults import ServiceFault
 from proxy.emulator.services import Services
 from proxy.emulator.sockets import CannotListen
 from proxy.emulator.verdicts import RequestRecord, Verdict
@@ -55,6 +56,7 @@ __all__ = [
     "Pod",
     "RequestRecord",
     "Role",
+    "ServiceFault",
     "Services",
     "Verdict",
     "echo",

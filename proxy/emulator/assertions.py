@@ -53,7 +53,7 @@ def self_signed_access(google: Google, token: str, audiences: Collection[str]) -
         return None
     if not isinstance(scope, str):
         return None
-    if claims.get("sub") != claims["iss"]:
+    if claims.get("sub") != claims["iss"] or claims["iss"] in google.disabled:
         return None
     scopes = frozenset(scope.split()) or frozenset({SCOPE})
     return Access(principal=claims["iss"], scopes=scopes, expires_at=claims["exp"])

@@ -12,17 +12,22 @@ Before these checks, it responds with 404 to a host that is not the service's, a
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from h2.errors import ErrorCodes
+
 from proxy.emulator import front_end
 from proxy.emulator.front_end import FIELD_SECTION_OCTETS, Application, Message, Receive, Scope, Send
 from proxy.emulator.google import GCLOUD_CLIENT, Google, is_service_account
+from proxy.emulator.http2 import EXCHANGE, Exchange
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.model import unique_id
+from proxy.emulator.service_faults import PROTOCOL_ERROR, ServiceFault, apply_fault, respond
 from proxy.emulator.verdicts import VERDICT_OF, RequestRecord, Verdict
 
 __all__ = [
@@ -46,6 +51,10 @@ SKEW_SECONDS: Final = 5
 MAX_RECORDED_STREAMS: Final = 100_000
 SERVERLESS_AUTHORIZATION: Final = b"x-serverless-authorization"
 AUTHORIZATION: Final = b"authorization"
+REQUEST_TIMEOUT_SECONDS: Final = 300.0
+"""Cloud Run's default."""
+
+FORCED: Final = {ServiceFault.DENIED: Verdict.NOT_INVOKER, ServiceFault.REJECTED: Verdict.SIGNATURE}
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
 
@@ -56,7 +65,8 @@ class CloudRun:
     `other_urls` are the service's URLs; `tags` are names of traffic tags, each of which has a host of its own for every
     URL; `domains` are custom domains. A token's audience has to be exactly one of the URLs or of `custom_audiences`, or
     for a user the OAuth client of gcloud. `invokers` are the e-mails of accounts and users with `roles/run.invoker`.
-    `field_section_octets` limits the fields of a request. Lifespan events are passed on.
+    `field_section_octets` limits the fields of a request. The other arguments are attributes, which can be changed
+    between requests. Lifespan events are passed on.
     """
 
     def __init__(
@@ -71,7 +81,25 @@ class CloudRun:
         custom_audiences: Sequence[str] = (),
         invokers: Collection[str],
         field_section_octets: int = FIELD_SECTION_OCTETS,
+        name: str = "service",
+        http2: bool = True,
+        iap: bool = False,
+        request_timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+        max_requests: int | None = None,
+        cold_start_seconds: float = 0.0,
     ) -> None:
+        self.name = name
+        """Its name, for `/emulator/`."""
+        self.http2 = http2
+        """Whether it is deployed with `--use-http2`; if not, a container that speaks only HTTP/2 cannot be reached."""
+        self.iap = iap
+        """Whether Identity-Aware Proxy is in front of it, which no caller passes."""
+        self.request_timeout_seconds = request_timeout_seconds
+        """The time for a whole request and its response."""
+        self.max_requests = max_requests
+        """Number of requests at a time that all its instances take together (429 for more); None: no limit."""
+        self.cold_start_seconds = cold_start_seconds
+        """How long the first request waits while no other one is open."""
         self.url = url
         """The service's URL; if None, `CloudRunServer` sets it to its own on entry."""
         self.other_urls = tuple(other_urls)
@@ -80,7 +108,8 @@ class CloudRun:
         self.domains = tuple(domains)
         self.custom_audiences = tuple(custom_audiences)
         self.invokers = set(invokers)
-        """The accounts that may call; can be changed between requests."""
+        """Who may call, as in IAM policies: e-mails with or without `user:`, `serviceAccount:` or `group:`,
+        `domain:…`, `allUsers`, `allAuthenticatedUsers`; can be changed between requests."""
         self.field_section_octets = field_section_octets
         self.hosts: frozenset[str] = frozenset()
         """Host names that are accepted besides those of `names`, without port; empty: every host is accepted.
@@ -91,6 +120,9 @@ class CloudRun:
         """All requests, oldest first; at 100,000 the older half is dropped."""
         self.verdicts: Counter[Verdict] = Counter()
         """The number of requests by verdict; never reset."""
+        self._next_invokers: tuple[float, set[str]] | None = None
+        self._faults: tuple[ServiceFault, int | None] | None = None
+        self._open = 0
         self.app = app
         """The application."""
         self._google = google
@@ -99,14 +131,91 @@ class CloudRun:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        trace = front_end.Trace.of(scope["headers"])
+        send = front_end.answering(send, self.now(), trace)
+        state = scope.get("state", {})
+        exchange: Exchange | None = state.pop(EXCHANGE, None)
         verdict, fields = self._check_front_end(scope), list(scope["headers"])
-        if verdict is Verdict.ACCEPTED:
+        iap = self.iap or (self._faults is not None and self._faults[0] is ServiceFault.IAP)
+        if verdict is Verdict.ACCEPTED and not iap:
             verdict, fields = self._authenticate(scope["headers"])
+        # After the check of the token, as with a service whose containers fail; IAP is before it.
+        fault = self._next_fault() if verdict is Verdict.ACCEPTED else None
+        if fault is not None:
+            verdict = FORCED.get(fault, verdict)
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)
-        if verdict.status is None:
-            await self.app({**scope, "headers": fields}, receive, send)
-        else:
+        if verdict.status is not None:
             await front_end.refuse(verdict.status, scope, send)
+            return
+        fields = front_end.passed_on(fields, trace, scope.get("client"))
+        fault = ServiceFault.IAP if self.iap else fault
+        if scope["type"] == "websocket":
+            await self.app({**scope, "headers": fields}, receive, send)
+        elif fault is None or not await apply_fault(fault, exchange, send, slow_seconds=self._slow_seconds):
+            await self._run({**scope, "headers": fields}, receive, send, exchange)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange | None) -> None:
+        """Pass a request to the container, within the limits of the service."""
+        if not self.http2:
+            await respond(send, 502, *PROTOCOL_ERROR)
+            return
+        if self.max_requests is not None and self._open >= self.max_requests:
+            await apply_fault(ServiceFault.TOO_MANY_REQUESTS, exchange, send, slow_seconds=0)
+            return
+        cold = not self._open
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        self._open += 1
+        limit = asyncio.timeout(self.request_timeout_seconds)
+        try:
+            async with limit:
+                if cold and self.cold_start_seconds:
+                    await asyncio.sleep(self.cold_start_seconds)
+                await self.app(scope, receive, note)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if not started:
+                await apply_fault(ServiceFault.TIMEOUT, exchange, send, slow_seconds=0)
+            elif exchange is not None:
+                await exchange.reset(ErrorCodes.INTERNAL_ERROR)
+        finally:
+            self._open -= 1
+
+    def set_invokers(self, members: Collection[str]) -> None:
+        """Replace the invokers, after `Google.propagation_seconds`."""
+        delay = self._google.propagation_seconds if isinstance(self._google, Google) else 0.0
+        self._next_invokers = (self.now() + delay, set(members))
+
+    def fail(self, fault: ServiceFault | None, *, times: int | None = None) -> None:
+        """Apply the fault to the next `times` requests (None: to all); fault None removes the active one."""
+        self._faults = None if fault is None or times == 0 else (fault, times)
+
+    @property
+    def fault(self) -> tuple[ServiceFault, int | None] | None:
+        """The active fault, and for how many more requests (None: until removed)."""
+        return self._faults
+
+    def _next_fault(self) -> ServiceFault | None:
+        if self._faults is None:
+            return None
+        fault, times = self._faults
+        if times is not None:
+            self.fail(fault, times=times - 1)
+        return fault
+
+    @property
+    def _slow_seconds(self) -> float:
+        return self._google.slow_seconds if isinstance(self._google, Google) else 0.0
+
+    def now(self) -> float:
+        """Return the time of the emulated Google, in seconds since the epoch."""
+        return self._google.clock() if isinstance(self._google, Google) else time.time()
 
     @property
     def names(self) -> frozenset[str]:
@@ -132,6 +241,11 @@ class CloudRun:
     def _authenticate(self, fields: Collection[tuple[bytes, bytes]]) -> tuple[Verdict, list[tuple[bytes, bytes]]]:
         """Check the token. Return the result, and the fields for the application, changed only if accepted."""
         lower = [(bytes(name).lower(), bytes(value)) for name, value in fields]
+        if self._next_invokers is not None and self._next_invokers[0] <= self.now():
+            self.invokers = self._next_invokers[1]
+            self._next_invokers = None
+        if "allUsers" in self.invokers:
+            return Verdict.ACCEPTED, lower
         names = {name for name, _ in lower}
         checked = SERVERLESS_AUTHORIZATION if SERVERLESS_AUTHORIZATION in names else AUTHORIZATION
         values = [value for name, value in lower if name == checked]
@@ -142,13 +256,29 @@ class CloudRun:
             claims = self._verified(token)
         except TokenRefused as exc:
             return VERDICT_OF[exc.flaw], lower
-        if claims["sub"] not in map(unique_id, self.invokers):
+        if not self._may_invoke(claims):
             return Verdict.NOT_INVOKER, lower
         unsigned = f"Bearer {token.rpartition('.')[0]}.{SIGNATURE_REMOVED}".encode("ascii")
         return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lower]
 
+    def _may_invoke(self, claims: Mapping[str, Any]) -> bool:
+        """Return True if the owner of a token is an invoker. Accounts are compared by number, not by e-mail."""
+        if "allAuthenticatedUsers" in self.invokers:
+            return True
+        groups = self._google.groups if isinstance(self._google, Google) else {}
+        email = claims.get("email")
+        for member in self.invokers:
+            kind, colon, rest = member.partition(":")
+            name = rest if colon else member
+            if kind == "domain":
+                if isinstance(email, str) and not is_service_account(email) and email.endswith(f"@{name}"):
+                    return True
+            elif claims["sub"] in map(unique_id, groups.get(name, (name,))):
+                return True
+        return False
+
     def _verified(self, token: str) -> dict[str, Any]:
-        now = self._google.clock() if isinstance(self._google, Google) else time.time()
+        now = self.now()
         keys = self._google.certificates() if isinstance(self._google, Google) else self._google
         claims = parse(token).verified(keys)
         if not isinstance(claims.get("sub"), str):

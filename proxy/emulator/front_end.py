@@ -1,4 +1,7 @@
-"""What Google's front end does to every request, whatever the service: limits, reserved paths, error pages.
+"""What Google's front end does to every request, whatever the service: limits, reserved paths, fields, error pages.
+
+It replaces what a caller says about itself (`x-forwarded-…`, `forwarded`, `x-goog-authenticated-user-…`) and continues
+its trace with a span of its own. It sets `date`, `server`, `alt-svc` and `x-cloud-trace-context` of each response.
 
 Read in Google's documentation and issues, not proven: the limit of 16 KiB (64 KiB is reported as well), which paths are
 reserved, and the status of a request with the wrong method or `:scheme`.
@@ -7,8 +10,10 @@ reserved, and the status of a request with the wrong method or `:scheme`.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final, TypeAlias
+from email.utils import formatdate
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from proxy.emulator.responses import page
@@ -21,9 +26,12 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "Trace",
+    "answering",
     "check",
     "host_of",
     "host_of_url",
+    "passed_on",
     "refusal_of",
     "refuse",
 ]
@@ -47,6 +55,14 @@ RESERVED: Final = re.compile(rb"/_ah/.*|/eventlog|/healthz", re.DOTALL)
 
 REFUSED_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 
+REPLACED: Final = re.compile(
+    rb"x-forwarded-.*|forwarded|traceparent|x-cloud-trace-context|x-goog-authenticated-user-.*"
+)
+"""Fields of requests that the front end sets or removes."""
+
+SET_IN_RESPONSES: Final = frozenset({b"date", b"server", b"alt-svc", b"x-cloud-trace-context"})
+TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+
 INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The access token could not be verified"'
 
 TEXTS: Final = {
@@ -57,6 +73,61 @@ TEXTS: Final = {
     405: "The request method is inappropriate for this URL.",
     431: "Your client issued a request whose header fields are too large.",
 }
+
+
+class Trace(NamedTuple):
+    """The trace of a request: that of the caller, if it has a valid `traceparent`, and a span of the front end."""
+
+    trace_id: str
+    """32 hexadecimal digits."""
+    span_id: str
+    """16 hexadecimal digits."""
+    flags: str
+    """Two hexadecimal digits; `01`: sampled."""
+
+    @classmethod
+    def of(cls, fields: Iterable[tuple[bytes, bytes]]) -> Trace:
+        """Return the trace of a request with these fields."""
+        values = [bytes(value) for name, value in fields if bytes(name).lower() == b"traceparent"]
+        match = TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
+        found = (match[1].decode(), match[2].decode()) if match else (secrets.token_hex(16), "01")
+        return cls(found[0], secrets.token_hex(8), found[1])
+
+
+def passed_on(
+    fields: Iterable[tuple[bytes, bytes]], trace: Trace, client: tuple[str, int] | None
+) -> list[tuple[bytes, bytes]]:
+    """Return the fields of a request as the container gets them; names in lower case. `client` is the caller."""
+    host = client[0] if client else "127.0.0.1"
+    quoted = f'"[{host}]"' if ":" in host else f'"{host}"'
+    sampled = int(trace.flags, 16) & 1
+    own = {
+        "x-forwarded-for": host,
+        "x-forwarded-proto": "https",
+        "forwarded": f"for={quoted};proto=https",
+        "traceparent": f"00-{trace.trace_id}-{trace.span_id}-{trace.flags}",
+        "x-cloud-trace-context": f"{trace.trace_id}/{int(trace.span_id, 16)};o={sampled}",
+    }
+    kept = [(name, value) for name, value in fields if REPLACED.fullmatch(name) is None]
+    return [*kept, *((name.encode(), value.encode()) for name, value in own.items())]
+
+
+def answering(send: Send, now: float, trace: Trace) -> Send:
+    """Return a `send` that adds the front end's fields to a response; `now` is the time in seconds since the epoch."""
+
+    async def send_with_fields(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in SET_IN_RESPONSES]
+            own = [
+                (b"x-cloud-trace-context", f"{trace.trace_id};o={int(trace.flags, 16) & 1}".encode()),
+                (b"date", formatdate(now, usegmt=True).encode()),
+                (b"server", b"Google Frontend"),
+                (b"alt-svc", b'h3=":443"; ma=2592000,h3-29=":443"; ma=2592000'),
+            ]
+            message = {**message, "headers": [*kept, *own]}
+        await send(message)
+
+    return send_with_fields
 
 
 def check(scope: Scope, field_section_octets: int) -> Verdict:

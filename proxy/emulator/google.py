@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import Counter
@@ -37,7 +38,8 @@ class Google:
 
     `clock` returns seconds since the epoch. `token_lifetime_seconds` is the lifetime of ID tokens and access tokens.
     `slow_seconds` is the delay of `Fault.SLOW`. The metadata server replaces its cached token when the remaining
-    lifetime is below `metadata_min_remaining_seconds` (Google: 300; serverless: 240).
+    lifetime is below `metadata_min_remaining_seconds` (Google: 300; serverless: 240). Grants and revocations take
+    effect after `propagation_seconds` (Google: minutes).
     """
 
     def __init__(
@@ -48,8 +50,13 @@ class Google:
         slow_seconds: float = 2.0,
         metadata_min_remaining_seconds: int = 300,
         metadata_account: str = "metadata@emulated.iam.gserviceaccount.com",
+        propagation_seconds: float = 0.0,
     ) -> None:
-        self.clock = clock
+        self.ahead_seconds = 0.0
+        """How far Google's clock is ahead of the given one."""
+        self.clock: Callable[[], float] = lambda: clock() + self.ahead_seconds
+        """Returns the time of the emulated Google in seconds since the epoch."""
+        self.propagation_seconds = propagation_seconds
         self.token_lifetime_seconds = token_lifetime_seconds
         self.slow_seconds = slow_seconds
         self.metadata_min_remaining_seconds = metadata_min_remaining_seconds
@@ -63,6 +70,14 @@ class Google:
         """The number of requests by endpoint, including refused ones and faults."""
         self.issued_secrets: set[str] = set()
         """All secrets that the emulator issued (tokens, private keys, client secrets), to search logs for them."""
+        self.disabled: set[str] = set()
+        """E-mails of disabled service accounts and users, which get no tokens."""
+        self.disabled_apis: set[str] = set()
+        """Host names of APIs that are not enabled in any project."""
+        self.project_users: dict[str, set[str]] = {}
+        """Who may use a project as quota project: id → principals, besides its own accounts. Others: everybody."""
+        self.groups: dict[str, set[str]] = {}
+        """Google groups, which may be invokers: e-mail of the group → e-mails of its members."""
         self.federation = Federation(lambda: self.clock(), self.issued_secrets)
         """The workload identity pool and its providers."""
         self._key = Key()
@@ -70,7 +85,7 @@ class Google:
         self._account_keys: dict[str, dict[str, str]] = {}
         self._users: dict[str, Mapping[str, str]] = {}
         self._workforce: dict[str, Mapping[str, str]] = {}
-        self._grants: dict[tuple[str, str], set[Permission]] = {}
+        self._grants: dict[tuple[str, str], list[tuple[float, frozenset[Permission]]]] = {}
         self._access: dict[str, Access] = {}
         self._faults: dict[Endpoint, tuple[Fault, int | None]] = {}
         self.add_account(metadata_account)
@@ -166,7 +181,8 @@ class Google:
     def allow_impersonation(self, caller: str, target: str, role: Role = Role.TOKEN_CREATOR) -> None:
         """Grant `caller` (account, user or federated principal) the role on `target`, which is created if missing."""
         self.add_account(target)
-        self._grants.setdefault((caller, target), set()).update(role.permissions)
+        changes = self._grants.get((caller, target), ())
+        self._change(caller, target, (changes[-1][1] if changes else frozenset()) | role.permissions)
 
     def pod_names(self, pod: Pod) -> tuple[str, str]:
         """Return the two names of a pod's Kubernetes account in IAM: as a principal, and as a member of its pool."""
@@ -181,11 +197,17 @@ class Google:
 
     def forbid_impersonation(self, caller: str, target: str) -> None:
         """Revoke all roles of `caller` on `target`."""
-        self._grants.pop((caller, target), None)
+        self._change(caller, target, frozenset())
+
+    def _change(self, caller: str, target: str, permissions: frozenset[Permission]) -> None:
+        effective_at = self.clock() + self.propagation_seconds if self.propagation_seconds else -math.inf
+        self._grants.setdefault((caller, target), []).append((effective_at, permissions))
 
     def has_permission(self, caller: str, permission: Permission, target: str) -> bool:
         """Return True if `caller` was granted the permission on `target`; an account has none on itself by default."""
-        return permission in self._grants.get((caller, target), ())
+        now = self.clock()
+        changes = [granted for effective_at, granted in self._grants.get((caller, target), ()) if effective_at <= now]
+        return bool(changes) and permission in changes[-1]
 
     def project_of(self, email: str) -> str:
         """Return the id of the project of an account, from its e-mail."""
@@ -261,9 +283,9 @@ class Google:
         return token, expires
 
     def access(self, token: str) -> Access | None:
-        """Return the access of an access token; None if it is unknown, revoked or expired."""
+        """Return the access of an access token; None if it is unknown, revoked or expired, or of a disabled account."""
         access = self._access.get(token)
-        if access is None or access.expires_at <= self.clock():
+        if access is None or access.expires_at <= self.clock() or access.principal in self.disabled:
             self._access.pop(token, None)
             return None
         return access

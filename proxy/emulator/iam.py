@@ -38,6 +38,10 @@ class _InvalidArgument(Exception):
     pass
 
 
+class _Disabled(Exception):
+    pass
+
+
 class _Denied(Exception):
     def __init__(self, permission: Permission) -> None:
         super().__init__(permission.value)
@@ -59,7 +63,7 @@ class IamCredentials:
         access = authenticate(self._google, request, AUDIENCES)
         if access is None:
             return api_error(401, "A valid OAuth 2 access token is required as bearer.")
-        refusal = _scopes_refusal(access) or quota_refusal(self._google, request, SERVICE)
+        refusal = _scopes_refusal(access) or quota_refusal(self._google, request, SERVICE, access)
         if refusal is not None:
             return refusal
         try:
@@ -76,6 +80,8 @@ class IamCredentials:
             return api_error(400, str(exc))
         except NoSuchAccount as exc:
             return api_error(404, f"Not found; Gaia id not found for email {exc}")
+        except _Disabled as exc:
+            return api_error(403, f"Service account {exc} is disabled.")
         except _Denied as exc:
             return api_error(
                 403,
@@ -130,6 +136,8 @@ class IamCredentials:
             self._demand(caller, Permission.IMPLICIT_DELEGATION, delegate)
             caller = delegate
         self._demand(caller, permission, target)
+        if target in self._google.disabled:
+            raise _Disabled(target)
         return target
 
     def _demand(self, caller: str, permission: Permission, target: str) -> None:

@@ -138,6 +138,8 @@ class MetadataServer:
     def _principal(self, permission: Permission, kind: str) -> str:
         """Return the principal that tokens are for; raises _Refused unless the pod may have them."""
         google, pod = self._google, self._google.pod
+        if self._email() in google.disabled:
+            raise _Refused(403, "The service account is disabled.")
         if pod is None:
             return google.metadata_account
         names = google.pod_names(pod)

@@ -73,6 +73,8 @@ class OAuth:
             raise GrantRefused("invalid_grant", "Invalid grant: account not found") from None
         except TokenRefused as exc:
             raise GrantRefused("invalid_grant", f"Invalid JWT Signature: {exc.flaw.value}.") from None
+        if claims["iss"] in self._google.disabled:
+            raise GrantRefused("invalid_grant", "Invalid grant: account disabled")
         if claims.get("aud") not in audiences:
             raise GrantRefused("invalid_grant", "Invalid JWT: Failed audience check.")
         try:
@@ -91,7 +93,7 @@ class OAuth:
         self, form: Mapping[str, str], client: tuple[str, str], *, expired: bool
     ) -> dict[str, object]:
         user = self._google.user(form.get("refresh_token", ""))
-        if user is None:
+        if user is None or user["email"] in self._google.disabled:
             raise GrantRefused("invalid_grant", "Token has been expired or revoked.")
         if client != (user["client_id"], user["client_secret"]):
             raise GrantRefused("invalid_client", "The OAuth client was not found.", 401)

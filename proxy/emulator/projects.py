@@ -28,9 +28,10 @@ class ResourceManager:
         match = PATH.fullmatch(request.path)
         if match is None or request.method != "GET":
             return web_page(404, "There is no such method.")
-        if authenticate(self._google, request, (f"https://{SERVICE}/",)) is None:
+        access = authenticate(self._google, request, (f"https://{SERVICE}/",))
+        if access is None:
             return api_error(401, "A valid OAuth 2 access token is required as bearer.")
-        refusal = quota_refusal(self._google, request, SERVICE)
+        refusal = quota_refusal(self._google, request, SERVICE, access)
         if refusal is not None:
             return refusal
         project = self._google.project(match[1])

@@ -76,6 +76,14 @@ def oauth_error(error: str, description: str, *, status: int = 400) -> web.Respo
 
 
 def _refusal(endpoint: Endpoint, status: int) -> web.Response:
+    if endpoint in ("iam", "projects") and status == 429:
+        service = {"iam": "iamcredentials.googleapis.com", "projects": "cloudresourcemanager.googleapis.com"}[endpoint]
+        return api_error(
+            429,
+            f"Quota exceeded for quota metric 'Requests' and limit 'Requests per minute' of service '{service}'.",
+            reason="RATE_LIMIT_EXCEEDED",
+            metadata={"service": service, "quota_limit": "RequestsPerMinutePerProject", "quota_location": "global"},
+        )
     if endpoint in ("iam", "projects"):
         return api_error(status, "The emulator was told to refuse this request.")
     if endpoint in ("metadata", "aws"):

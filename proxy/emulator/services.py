@@ -63,6 +63,7 @@ class Services:
         if service is not None:
             await service(scope, receive, send)
             return
+        send = front_end.answering(send, self.services[0].now(), front_end.Trace.of(scope["headers"]))
         verdict = front_end.check(scope, self.field_section_octets)
         verdict = verdict if verdict in (Verdict.TOO_LARGE, Verdict.METHOD) else Verdict.UNKNOWN_HOST
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)

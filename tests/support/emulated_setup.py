@@ -58,13 +58,14 @@ class Front:
     def __init__(self, app: Application) -> None:
         self.app = app
         self.ahead_seconds: float | None = None
-        """How far the `date` of answers is ahead of the clock; None for answers without one."""
+        """How far the `date` of answers is ahead of the clock; None for the service's own `date`, if it has one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def dated(message: Message) -> None:
             if message["type"] == "http.response.start" and self.ahead_seconds is not None:
                 date = (b"date", formatdate(time.time() + self.ahead_seconds, usegmt=True).encode())
-                message = {**message, "headers": [*message.get("headers", ()), date]}
+                others = [field for field in message.get("headers", ()) if field[0] != b"date"]
+                message = {**message, "headers": [*others, date]}
             await send(message)
 
         await self.app(scope, receive, dated)

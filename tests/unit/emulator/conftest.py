@@ -6,9 +6,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from proxy.emulator import Certificates, Google, GoogleServer
+from proxy.emulator import Certificates, CloudRun, Google, GoogleServer
 from proxy.emulator.model import SCOPE
-from tests.support.emulated import Clock, Names, trusting
+from tests.support.emulated import AUDIENCE, CALLER, Clock, Names, trusting
+from tests.support.front_end import Application
 
 
 @pytest.fixture
@@ -24,6 +25,16 @@ def google(clock: Clock) -> Google:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.create(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+@pytest.fixture
+def cloud_run(application: Application, google: Google) -> CloudRun:
+    return CloudRun(application, google, url=AUDIENCE, custom_audiences=["custom"], invokers=[CALLER])
 
 
 @pytest.fixture

@@ -7,8 +7,21 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from proxy.emulator import Certificates, CloudRun, Control, Fault, Google, GoogleServer, echo
+from proxy.emulator import (
+    Certificates,
+    CloudRun,
+    Control,
+    Fault,
+    Google,
+    GoogleServer,
+    Permission,
+    ServiceFault,
+    Services,
+    Verdict,
+    echo,
+)
 from proxy.emulator.model import ENDPOINTS
+from tests.support.emulated import CALLER, TARGET, Clock
 
 
 @pytest.fixture
@@ -51,7 +64,10 @@ async def test_every_fault_has_a_name(control: str, google: Google, fault: Fault
     [
         [],
         {},
-        {"endpoint": "cloud-run", "fault": "hang"},
+        {"endpoint": "cloud", "fault": "hang"},
+        {"endpoint": "cloud-run", "fault": "junk"},
+        {"endpoint": "cloud-run", "fault": "hang", "service": "other"},
+        {"endpoint": "iam", "fault": "hang", "service": "service"},
         {"endpoint": "iam", "fault": "earthquake"},
         {"endpoint": "iam", "fault": ["hang"]},
         {"endpoint": "iam", "fault": "hang", "times": "2"},
@@ -94,6 +110,18 @@ async def test_the_state_has_counts_and_is_not_counted(control: str, google: Goo
         "mints": dict.fromkeys(ENDPOINTS, 0) | {"iam": 1},
         "streams": {"no token": 1},
         "faults": {},
+        "services": {
+            "service": {
+                "url": None,
+                "invokers": [],
+                "fault": None,
+                "iap": False,
+                "http2": True,
+                "request_timeout_seconds": 300.0,
+                "max_requests": None,
+                "cold_start_seconds": 0.0,
+            }
+        },
     }
 
 
@@ -101,6 +129,102 @@ async def test_the_state_has_counts_and_is_not_counted(control: str, google: Goo
 async def test_other_paths_are_not_found(control: str) -> None:
     for method, path in (("GET", "faults"), ("POST", "state"), ("GET", "else")):
         assert (await _ask(method, f"{control}/{path}"))[0] == 404
+
+
+@pytest.mark.asyncio
+async def test_a_service_is_changed_while_it_runs(control: str, cloud_run: CloudRun) -> None:
+    body: dict[str, Any] = {"endpoint": "cloud-run", "fault": "no-instance", "times": 3}
+    assert (await _ask("POST", f"{control}/faults", body))[0] == 204
+    assert cloud_run.fault == (ServiceFault.NO_INSTANCE, 3)
+    changes = {"iap": True, "http2": False, "request_timeout_seconds": 5, "max_requests": 2, "cold_start_seconds": 1}
+    assert (await _ask("POST", f"{control}/services", {"service": "service", **changes}))[0] == 204
+    _, state = await _ask("GET", f"{control}/state")
+    assert state["services"]["service"].items() >= changes.items()
+    assert state["services"]["service"]["fault"] == {"fault": "no-instance", "times": 3}
+    assert (await _ask("POST", f"{control}/faults", {"endpoint": "cloud-run", "fault": None}))[0] == 204
+    assert cloud_run.fault is None
+
+
+@pytest.mark.asyncio
+async def test_grants_accounts_apis_and_the_clock_are_changed(control: str, google: Google) -> None:
+    grant = {"caller": CALLER, "target": TARGET, "role": "openIdTokenCreator"}
+    assert (await _ask("POST", f"{control}/grants", grant))[0] == 204
+    assert google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
+    assert not google.has_permission(CALLER, Permission.GET_ACCESS_TOKEN, TARGET)
+    assert (await _ask("POST", f"{control}/grants", grant | {"role": None}))[0] == 204
+    assert not google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
+    for disabled in (True, False):
+        assert (await _ask("POST", f"{control}/accounts", {"account": CALLER, "disabled": disabled}))[0] == 204
+        assert (CALLER in google.disabled) is disabled
+        api = {"api": "iamcredentials.googleapis.com", "disabled": disabled}
+        assert (await _ask("POST", f"{control}/apis", api))[0] == 204
+        assert ("iamcredentials.googleapis.com" in google.disabled_apis) is disabled
+    before = google.clock()
+    assert (await _ask("POST", f"{control}/clock", {"ahead_seconds": -300}))[0] == 204
+    assert google.clock() == before - 300
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("services", {"service": "other"}),
+        ("services", {"iap": "yes"}),
+        ("services", {"iap": True, "request_timeout_seconds": 0}),
+        ("services", {"invokers": ["a@b", 1]}),
+        ("services", {"colour": "blue"}),
+        ("grants", {"caller": CALLER}),
+        ("grants", {"caller": CALLER, "target": TARGET, "role": "owner"}),
+        ("grants", {"caller": CALLER, "target": "nobody", "role": "tokenCreator"}),
+        ("accounts", {"account": CALLER}),
+        ("apis", {"api": "", "disabled": True}),
+        ("clock", {"ahead_seconds": "an hour"}),
+    ],
+)
+async def test_an_invalid_change_changes_nothing(
+    control: str, cloud_run: CloudRun, path: str, body: dict[str, Any]
+) -> None:
+    _, before = await _ask("GET", f"{control}/state")
+    status, answer = await _ask("POST", f"{control}/{path}", body)
+    assert (status, answer["error"][-1]) == (400, ".")
+    assert (await _ask("GET", f"{control}/state"))[1] == before
+
+
+@pytest.mark.asyncio
+async def test_invokers_and_grants_take_effect_after_a_delay(google: Google, cloud_run: CloudRun, clock: Clock) -> None:
+    google.propagation_seconds = 60.0
+    cloud_run.url = "https://greeter-abc.a.run.app"
+    token, _ = google.id_token("metadata", CALLER, cloud_run.url)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"authorization", b"Bearer " + token.encode())]}
+    cloud_run.set_invokers([CALLER])
+    google.allow_impersonation(CALLER, TARGET)
+    for allowed in (False, True):
+        await cloud_run({**scope, "query_string": b"", "http_version": "2"}, _request, _nothing)
+        assert cloud_run.streams[-1].verdict is (Verdict.ACCEPTED if allowed else Verdict.NOT_INVOKER)
+        assert google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET) is allowed
+        clock.now += 60
+    google.forbid_impersonation(CALLER, TARGET)
+    assert google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
+    clock.now += 60
+    assert not google.has_permission(CALLER, Permission.GET_OPEN_ID_TOKEN, TARGET)
+
+
+@pytest.mark.asyncio
+async def test_of_several_services_one_has_to_be_named(google: Google, certificates: Certificates) -> None:
+    services = Services(
+        [CloudRun(echo, google, name=name, url=f"https://{name}.example", invokers=[]) for name in ("one", "two")]
+    )
+    async with GoogleServer(google, certificates, control=Control(google, services)) as server:
+        control = f"http://{server.metadata_address}/emulator"
+        body = {"endpoint": "cloud-run", "fault": "timeout"}
+        status, answer = await _ask("POST", f"{control}/faults", body)
+        assert (status, answer["error"]) == (400, "The service is one of one, two.")
+        assert (await _ask("POST", f"{control}/faults", body | {"service": "two"}))[0] == 204
+    assert [service.fault for service in services.services] == [None, (ServiceFault.TIMEOUT, None)]
+
+
+async def _request() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _nothing(*_: Any) -> Any:
