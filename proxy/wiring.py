@@ -61,6 +61,7 @@ def listener(
         observer,
         allowed_hosts=settings.allowed_hosts,
         most_connections=most_connections(settings),
+        cancels_per_minute=settings.cancels_per_minute,
     )
 
 
@@ -85,6 +86,7 @@ def timing(settings: PlainSettings) -> Timing:
         ping_interval_seconds=settings.ping_interval,
         ping_timeout_seconds=settings.ping_timeout,
         idle_timeout_seconds=settings.upstream_idle_timeout,
+        cancels_per_minute=settings.upstream_cancels_per_minute,
     )
 
 

@@ -185,6 +185,7 @@ class Worker:
         )
         self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
         self.listener.most_connections = most_connections(settings)
+        self.listener.cancels.per_minute = settings.cancels_per_minute
         if self._tls is not None and (files := tls_files(settings)) is not None:
             self._tls.change(files)
         if {"log_level", "log_format"} & {*changes.settings}:

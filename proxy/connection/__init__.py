@@ -4,4 +4,5 @@
 
 * `protocol`   an HTTP/2 connection on a transport
 * `budget`     how many octets a worker may queue
+* `rate_limit` how often something may happen
 """

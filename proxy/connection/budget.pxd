@@ -19,6 +19,8 @@ cdef class Account:
     cdef readonly Budget budget
     cdef readonly Py_ssize_t octets
     cdef readonly object give_up
+    cdef public object on_cancel
+    cdef public bint held_back
 
     cpdef change(self, Py_ssize_t octets)
     cpdef bint exceeds_share(self)

@@ -107,13 +107,17 @@ class Budget:
 class Account:
     """The octets that one owner holds: the connection of a client, or one to an upstream."""
 
-    __slots__ = ("budget", "give_up", "octets")
+    __slots__ = ("budget", "give_up", "held_back", "octets", "on_cancel")
 
     def __init__(self, budget: Budget, give_up: Callable[[int], None]) -> None:
         self.budget = budget
         self.give_up = give_up
         """Called with the number of octets to give up."""
         self.octets = 0
+        self.on_cancel: Callable[[], None] | None = None
+        """Called when a request of the owner is cancelled before its response has begun."""
+        self.held_back = False
+        """Whether new requests of the owner wait for a moment before they are sent."""
 
     def change(self, octets: int) -> None:
         """Note that the owner holds so many more (or fewer) octets."""

@@ -3,6 +3,9 @@ cimport cython
 from proxy.connection.protocol cimport Http2Protocol, RequestAcceptor
 from proxy.http2.engine cimport Stream, StreamReceiver
 
+cdef long _ENHANCE_YOUR_CALM
+cdef Py_ssize_t _MOST_CANCELLED
+
 cdef class DownstreamConnection(Http2Protocol):
     cdef readonly object gone
     cdef readonly bint asked
@@ -10,6 +13,9 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef object _on_change
     cdef object _replaced
     cdef bint _peer_sent_go_away
+    cdef bint _cut_off
+    cdef Py_ssize_t _requests
+    cdef Py_ssize_t _cancelled
 
     cpdef Py_ssize_t held_octets(self, Stream stream)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
@@ -19,6 +25,8 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef after_turn(self)
     cpdef eof_received(self)
     cpdef connection_lost(self, exc)
+    cpdef on_cancelled(self, bint overdrawn)
+    cpdef _end_cut_off(self)
     cpdef go_away(self, str reason)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef abort_streams(self, str reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine, RequestAcceptor
@@ -16,11 +17,26 @@ from proxy.http2.events import ErrorCode, Fields, StreamId
 
 __all__ = ["DownstreamConnection"]
 
+_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
+
+_MOST_CANCELLED: Final = 8
+"""A connection may cancel one of so many requests, however many its address cancels."""
+
 
 class DownstreamConnection(Http2Protocol):
     """A server connection with HTTP/2 prior knowledge (RFC 9113, 3.3)."""
 
-    __slots__ = ("_acceptor", "_on_change", "_peer_sent_go_away", "_replaced", "asked", "gone")
+    __slots__ = (
+        "_acceptor",
+        "_cancelled",
+        "_cut_off",
+        "_on_change",
+        "_peer_sent_go_away",
+        "_replaced",
+        "_requests",
+        "asked",
+        "gone",
+    )
 
     def __init__(
         self,
@@ -41,6 +57,9 @@ class DownstreamConnection(Http2Protocol):
         self._on_change = on_change
         self._replaced = replaced
         self._peer_sent_go_away = False
+        self._requests = 0
+        self._cancelled = 0
+        self._cut_off = False
 
     @property
     def live_streams(self) -> int:
@@ -52,6 +71,7 @@ class DownstreamConnection(Http2Protocol):
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Pass a new request to the acceptor."""
         self.asked = True
+        self._requests += 1
         self._acceptor.accept(stream, fields, end_stream, self.account)
 
     def held_octets(self, stream: Stream) -> int:
@@ -99,6 +119,22 @@ class DownstreamConnection(Http2Protocol):
             self.gone.set_result(None)
 
     # ---- ending
+
+    def on_cancelled(self, overdrawn: bool) -> None:
+        """The client has cancelled a request; `overdrawn` says that its address cancels too many.
+
+        Then the connection is ended, if more than an eighth of its own requests were cancelled.
+        """
+        self._cancelled += 1
+        if overdrawn and not (self._cut_off or self.closed) and self._cancelled * _MOST_CANCELLED > self._requests:
+            self._cut_off = True
+            # The engine may be calling. It refuses new streams from here on.
+            self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
+            self.loop.call_soon(self._end_cut_off)
+
+    def _end_cut_off(self) -> None:
+        if not self.closed:
+            self.on_failed(_ENHANCE_YOUR_CALM, "too many requests are cancelled (cancels_per_minute)")
 
     def go_away(self, reason: str) -> None:
         """Send GOAWAY and close. Only for a connection without live streams."""

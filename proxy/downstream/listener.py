@@ -16,6 +16,7 @@ import structlog
 
 from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.downstream.cancels import CancelBudgets, address_key
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.engine import Stream
@@ -23,12 +24,14 @@ from proxy.http2.events import StreamId
 from proxy.network.descriptors import is_reserved
 from proxy.observe.observer import DownstreamObserver
 
-__all__ = ["GATE", "AcceptedConnection", "Listener"]
+__all__ = ["CLIENT", "GATE", "AcceptedConnection", "Listener"]
 
 _log: Final = structlog.get_logger("downstream")
 
 GATE: Final = "gate"
 """Key of the connection's `Gate` in the ASGI state of an HTTP/1.1 request."""
+CLIENT: Final = "client"
+"""Key of the client's address there (`cancels.address_key`)."""
 
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
@@ -53,6 +56,7 @@ class Listener:
         *,
         allowed_hosts: Iterable[str] = (),
         most_connections: int = 4_096,
+        cancels_per_minute: int = 12_000,
     ) -> None:
         self.acceptor = acceptor
         """Takes every request: the dispatcher."""
@@ -60,6 +64,8 @@ class Listener:
         """Additional names of this server (see `hosts`), in lower case. It may be changed."""
         self.most_connections = most_connections
         """How many connections may be open. It may be changed; those that are open stay."""
+        self.cancels = CancelBudgets(flusher.loop, cancels_per_minute)
+        """What clients cancel, by address."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
@@ -188,6 +194,8 @@ class Listener:
         connection.on_refused = self._stream_refused
         connection.on_cut_off = self._observer.downstream_cut_off
         accepted.h2c = connection
+        budget = self.cancels.of(address_key(transport))
+        budget.open(connection.account, connection.on_cancelled)
         self._connections.add(connection)
         self._observer.downstream_opened()
         try:
@@ -203,6 +211,7 @@ class Listener:
             connection.abort()
             raise
         finally:
+            budget.close(connection.account)
             self._connections.discard(connection)
             self._observer.downstream_closed()
             self._changed.set()
@@ -213,10 +222,13 @@ class Listener:
             self.refused("browser", protocol="HTTP/1.1")
             return
         stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget)
+        budget = self.cancels.of(scope["state"][CLIENT])
+        budget.open(stream.account)
         self._http1.add(stream)
         try:
             await stream.run(scope)
         finally:
+            budget.close(stream.account)
             self._http1.discard(stream)
             self._changed.set()
 

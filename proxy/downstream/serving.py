@@ -25,11 +25,12 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
-from proxy.downstream.listener import GATE, Listener
+from proxy.downstream.listener import CLIENT, GATE, Listener
 from proxy.downstream.tls import Handshakes, TlsServer
 
 __all__ = ["Application", "listen"]
@@ -197,7 +198,7 @@ class _Server(TCPServer):
                     cast(ListenerConfig, self.config),
                     self.context,
                     task_group,
-                    ConnectionState({**self.state, GATE: gate}),
+                    ConnectionState({**self.state, GATE: gate, CLIENT: address_key(self.writer.transport)}),
                     client,
                     server,
                     self.protocol_send,

@@ -169,6 +169,9 @@ class Dispatcher(ExchangeOwner):
             except Failure as failure:
                 exchange.fail(failure)
                 return
+            if exchange.is_held_back():
+                self.waiting.hold_back(exchange, self.dispatch)
+                return
         slot = context.slot
         token = None
         if slot is not None:

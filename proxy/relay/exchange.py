@@ -203,7 +203,11 @@ class Exchange(RequestContent):
             if action == _FORWARD and self.upstream is not None:
                 self.upstream.send_data(data, end_stream)
         elif data and not end_stream:
-            self._discard(len(data))
+            if not self.discard(len(data)):
+                # It is too much: reset after the response (RFC 9113, 8.1).
+                self.on(Move.DISCARDED_ENOUGH)
+                self.downstream.reset(_NO_ERROR, True)
+                self._end()
             return
         if self._state == _OVER:
             self._end()
@@ -221,8 +225,11 @@ class Exchange(RequestContent):
         """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
         action = self.on(_REQUEST_RESET)
         self._owner.stream_reset(self, "downstream" if by_peer else "sidecar", code)
+        if not self.status:
+            self.charge_cancel()
         if action == _FORWARD and self.upstream is not None:
-            self.upstream.reset(code if by_peer else _CANCEL, False)
+            upstream, self.upstream = self.upstream, None
+            self.cancel_upstream(upstream, code if by_peer else _CANCEL)
         self._end()
 
     def on_response_sent(self, octets: int) -> None:
@@ -302,6 +309,7 @@ class Exchange(RequestContent):
         held, trailers = self._held, self._trailers
         ended = self._state == _REPLAYABLE_ENDED
         bare = ended and trailers is None and not held
+        self.connection = connection
         self.upstream = upstream = connection.open(fields, bare, self)
         if held:
             for data in held:
@@ -365,13 +373,6 @@ class Exchange(RequestContent):
         """Return the lines of a response head that are forwarded."""
         upstream = self.upstream
         return end_to_end_response(fields) if upstream is None or upstream.has_watched else fields
-
-    def _discard(self, octets: int) -> None:
-        """Discard content that is not wanted; when it is too much, reset after the response (RFC 9113, 8.1)."""
-        if not self.discard(octets):
-            self.on(Move.DISCARDED_ENOUGH)
-            self.downstream.reset(_NO_ERROR, True)
-            self._end()
 
     def _forget_upstream(self) -> None:
         """The upstream stream has ended."""

@@ -2,6 +2,7 @@ cimport cython
 
 from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream, StreamReceiver
+from proxy.upstream.connection cimport UpstreamConnection
 
 cdef Py_ssize_t _MOST_DISCARDED_OCTETS
 cdef Py_ssize_t _SMALL_HEAD_OCTETS
@@ -9,6 +10,7 @@ cdef Py_ssize_t _SMALL_HEAD_OCTETS
 cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
     cdef public list fields
+    cdef public UpstreamConnection connection
     cdef Account _account
     cdef Py_ssize_t _head_octets
     cdef list _held
@@ -24,6 +26,10 @@ cdef class RequestContent(StreamReceiver):
     cpdef drop_held(self)
     cpdef release(self)
     cpdef object owner(self)
+    cpdef bint is_held_back(self)
+    cpdef charge_cancel(self)
+    @cython.locals(connection=UpstreamConnection)
+    cpdef cancel_upstream(self, Stream stream, long code)
     cpdef Py_ssize_t count_held_octets(self)
     cpdef bint exceeds_share(self)
     cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)

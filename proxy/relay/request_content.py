@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.connection.budget import Account
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import Fields
+
+if TYPE_CHECKING:
+    from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["RequestContent"]
 
@@ -36,6 +39,7 @@ class RequestContent(StreamReceiver):
         "_held",
         "_held_octets",
         "_sent_octets",
+        "connection",
         "downstream",
         "fields",
         "request_octets",
@@ -50,6 +54,8 @@ class RequestContent(StreamReceiver):
 
         Most of a large head is dropped as soon as the request cannot be sent again.
         """
+        self.connection: UpstreamConnection | None = None
+        """The upstream connection on which the request was started last."""
         self._account = account
         self._head_octets = downstream.head_octets
         account.change(self._head_octets)
@@ -106,6 +112,22 @@ class RequestContent(StreamReceiver):
     def owner(self) -> Account:
         """Return the account of the client."""
         return self._account
+
+    def is_held_back(self) -> bool:
+        """Return True if new requests of the client wait for a moment before they are sent."""
+        return self._account.held_back
+
+    def charge_cancel(self) -> None:
+        """Tell the client's account that the request was cancelled before its response began."""
+        on_cancel = self._account.on_cancel
+        if on_cancel is not None:
+            on_cancel()
+
+    def cancel_upstream(self, stream: Stream, code: int) -> None:
+        """Reset the upstream stream, now or when its connection has not had too many resets."""
+        connection = self.connection
+        assert connection is not None  # noqa: S101 - tells the type checker
+        connection.cancels.cancel(stream, code, self._account)
 
     def count_held_octets(self) -> int:
         """Return the octets of head and content that are held."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from proxy.errors import Failure
 from proxy.relay.context import RouteContext
@@ -17,6 +17,9 @@ from proxy.upstream.origin_pool import OriginPool
 
 __all__ = ["Pool", "Start", "Tokens", "Waiting"]
 
+
+_HELD_BACK_SECONDS: Final = 0.1
+"""Longer than the way of a reset that is sent right behind its request."""
 
 _Fetched = TypeVar("_Fetched")
 _Tell: TypeAlias = Callable[[Exchange, float, Failure | None], None]
@@ -84,6 +87,13 @@ class Waiting:
         task.add_done_callback(self._tasks.discard)
         exchange.cancel_start = task.cancel
 
+    def hold_back(self, exchange: Exchange, dispatch: Callable[[Exchange], None]) -> None:
+        """Dispatch the exchange after a moment. One that is cancelled before does not reach the upstream."""
+        task = self._loop.create_task(self._hold_back(exchange, dispatch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        exchange.cancel_start = task.cancel
+
     def retain(self, keys: Collection[TokenKey], origins: Collection[Origin]) -> None:
         """Drop the tokens of all other keys, and the connections to all other origins."""
         self._pool.retain(origins)
@@ -109,6 +119,14 @@ class Waiting:
         tell(exchange, self._loop.time() - began, None)
         return fetched
 
+    async def _hold_back(self, exchange: Exchange, dispatch: Callable[[Exchange], None]) -> None:
+        await asyncio.sleep(_HELD_BACK_SECONDS)
+        exchange.cancel_start = None
+        try:
+            dispatch(exchange)
+        except Exception as exc:  # noqa: BLE001 - the client must get an answer
+            self._abort(exchange, exc)
+
     async def _fetch(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
         try:
             try:
@@ -133,7 +151,10 @@ class Waiting:
             self._start(exchange, context, connection, token)
         except Exception as exc:  # noqa: BLE001 - the client must get an answer
             exchange.cancel_start = None
-            self._loop.call_exception_handler(
-                {"message": "internal error while a request was dispatched", "exception": exc}
-            )
-            exchange.on_internal_error()
+            self._abort(exchange, exc)
+
+    def _abort(self, exchange: Exchange, exc: Exception) -> None:
+        self._loop.call_exception_handler(
+            {"message": "internal error while a request was dispatched", "exception": exc}
+        )
+        exchange.on_internal_error()

@@ -22,6 +22,7 @@ RELOADABLE: Final = frozenset(
         "access_log",
         "add_retry_after",
         "allowed_hosts",
+        "cancels_per_minute",
         "connect_timeout",
         "deployments",
         "drain_timeout",
@@ -41,6 +42,7 @@ RELOADABLE: Final = frozenset(
         "tls_client_ca",
         "tls_key",
         "upstream_ca",
+        "upstream_cancels_per_minute",
         "upstream_idle_timeout",
     }
 )

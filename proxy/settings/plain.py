@@ -37,6 +37,7 @@ class PlainSettings:
     socket_user: str | None
     socket_group: str | None
     max_connections: int
+    cancels_per_minute: int
     tls_certificate: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -51,6 +52,7 @@ class PlainSettings:
     mint_timeout: float
     stream_wait_timeout: float
     max_upstream_connections: int
+    upstream_cancels_per_minute: int
     ping_interval: float
     ping_timeout: float
     upstream_idle_timeout: float

@@ -13,6 +13,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef public Py_ssize_t reserved
     cdef public bint retiring
     cdef public ConnectionOwner owner
+    cdef readonly object cancels
     cdef object _timing
     cdef object _observer
     cdef long _last_stream_id

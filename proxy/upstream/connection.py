@@ -21,6 +21,7 @@ from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
+from proxy.upstream.cancels import Cancels
 
 __all__ = ["ConnectionOwner", "Timing", "UpstreamConnection"]
 
@@ -43,6 +44,8 @@ class Timing:
     interval and a timeout."""
     idle_timeout_seconds: float = 180.0
     """How long a connection without streams is kept: less than Google's front end keeps it."""
+    cancels_per_minute: int = 300
+    """How many requests that clients cancel are reset on a connection in a minute; see `cancels`."""
 
 
 class ConnectionOwner:
@@ -67,6 +70,7 @@ class UpstreamConnection(Http2Protocol):
         "_stalled_octets",
         "_timer",
         "_timing",
+        "cancels",
         "gone",
         "origin",
         "owner",
@@ -98,6 +102,8 @@ class UpstreamConnection(Http2Protocol):
         """Whether no new streams may be opened."""
         self.owner: ConnectionOwner | None = None
         """Told whenever streams may have become free, and when the connection has ended."""
+        self.cancels = Cancels(self.engine, self.loop, timing.cancels_per_minute)
+        """Resets the streams of cancelled requests."""
         self._timing = timing
         self._observer = observer
         self._last_stream_id = last_stream_id
@@ -160,6 +166,7 @@ class UpstreamConnection(Http2Protocol):
     def on_lost(self, reason: str) -> None:
         """The connection is not usable any more."""
         self.retiring = True
+        self.cancels.close()
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():

@@ -141,8 +141,11 @@ class OriginPool(ConnectionOwner):
     def give_way(self, owner: Hashable) -> bool:
         """End an exchange of the owner with most streams, if `owner` has less than half as many; True if one ended.
 
-        It is the newest of them.
+        It is the newest of them. A stream of a cancelled request, which is held back, is taken before.
         """
+        for connection in self.connections:
+            if connection.cancels.release():
+                return True
         held: dict[object, list[StreamReceiver]] = {}
         largest: list[StreamReceiver] = []
         for connection in self.connections:

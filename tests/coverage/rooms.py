@@ -19,6 +19,7 @@ PURE: Final = (
     "proxy/network/address.py",
     "proxy/http2/policy/",
     "proxy/connection/budget.py",
+    "proxy/connection/rate_limit.py",
     "proxy/downstream/fields.py",
     "proxy/downstream/hosts.py",
     "proxy/downstream/http1_syntax.py",

@@ -54,6 +54,11 @@ class BadService:
             while True:
                 tasks.create_task(self._serve(await self._listening.accepted(), tasks))
 
+    @property
+    def peers(self) -> list[Peer]:
+        """Its connections."""
+        return self._listening.peers
+
     async def _serve(self, peer: Peer, tasks: asyncio.TaskGroup) -> None:
         while True:
             stream, fields, _ = await peer.request()

@@ -336,10 +336,13 @@ async def server(tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIter
 
 
 @asynccontextmanager
-async def client(host: str, port: int, *, tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Peer]:
-    """A connected client for the time of a `with`: h2c, or h2 over `tls`."""
+async def client(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, address: str | None = None, **options: Any
+) -> AsyncIterator[Peer]:
+    """A connected client for the time of a `with`: h2c, or h2 over `tls`; `address` is its own one."""
     loop = asyncio.get_running_loop()
-    _, peer = await loop.create_connection(lambda: Peer(client=True, **options), host, port, ssl=tls)
+    local = None if address is None else (address, 0)
+    _, peer = await loop.create_connection(lambda: Peer(client=True, **options), host, port, ssl=tls, local_addr=local)
     try:
         yield peer
     finally:

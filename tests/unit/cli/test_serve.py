@@ -51,7 +51,8 @@ def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> 
         "--connect-timeout 5.5 --mint-timeout 6.5 --stream-wait-timeout 7.5 --max-upstream-connections 8 "
         "--ping-interval 19 --ping-timeout 10 --upstream-idle-timeout 11 --no-add-retry-after --http2-engine h2 "
         "--max-concurrent-streams 212 --stream-window 131072 --queued-octets 1048577 --replay-octets 13 "
-        "--max-field-section 20000 --max-interim-heads 9 --log-level error --log-format json --access-log"
+        "--max-field-section 20000 --max-interim-heads 9 --cancels-per-minute 500 "
+        "--upstream-cancels-per-minute 50 --log-level error --log-format json --access-log"
     )
     run(*flags.split())
     assert sent == [
@@ -66,7 +67,8 @@ def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> 
             connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5, max_upstream_connections=8,
             ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False, http2_engine="h2",
             max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
-            max_field_section=20_000, max_interim_heads=9, log_level="error", log_format="json", access_log=True,
+            max_field_section=20_000, max_interim_heads=9, cancels_per_minute=500,
+            upstream_cancels_per_minute=50, log_level="error", log_format="json", access_log=True,
         ).plain()
     ]  # fmt: skip
 

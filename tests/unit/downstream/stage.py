@@ -27,6 +27,7 @@ class Counts(DownstreamObserver):
         self.opened = self.closed = 0
         self.refused: list[str] = []
         self.connections_refused: list[str] = []
+        self.cut_off: list[tuple[int, str]] = []
 
     def downstream_opened(self) -> None:
         self.opened += 1
@@ -36,6 +37,9 @@ class Counts(DownstreamObserver):
 
     def connection_refused(self, reason: str) -> None:
         self.connections_refused.append(reason)
+
+    def downstream_cut_off(self, code: int, reason: str) -> None:
+        self.cut_off.append((code, reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         self.refused.append(reason)
@@ -76,6 +80,7 @@ async def listening(
     max_head_octets: int = 64 << 10,
     allowed_hosts: tuple[str, ...] = (),
     most_connections: int = 4_096,
+    cancels_per_minute: int = 12_000,
 ) -> AsyncIterator[Listening]:
     """Serve during a `with`; at its end, drain within five seconds."""
     relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
@@ -89,7 +94,14 @@ async def listening(
     port = sockets.insecure_sockets[0].getsockname()[1]
     it = Listening(
         Listener(
-            relay, engine, budget, flusher, counts, allowed_hosts=allowed_hosts, most_connections=most_connections
+            relay,
+            engine,
+            budget,
+            flusher,
+            counts,
+            allowed_hosts=allowed_hosts,
+            most_connections=most_connections,
+            cancels_per_minute=cancels_per_minute,
         ),
         relay,
         counts,
