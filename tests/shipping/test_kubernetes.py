@@ -206,7 +206,8 @@ def test_the_sidecar_starts_before_restate_and_stops_after_it() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_the_memory_limit_allows_the_queued_octets(file: str, tmp_path: Path) -> None:
     limit = octets(sidecar(file)["resources"]["limits"]["memory"])
-    assert limit >= sidecar_settings(file, tmp_path)["queued_octets"] + (128 << 20)
+    settings = sidecar_settings(file, tmp_path)
+    assert limit >= settings["workers"] * (1.25 * settings["queued_octets"] + (64 << 20))
 
 
 @pytest.mark.parametrize("file", FILES)

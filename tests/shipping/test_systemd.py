@@ -67,6 +67,12 @@ def test_no_core_file_has_tokens_in_it() -> None:
     assert value("LimitCORE") == "0"
 
 
+def test_the_memory_limit_allows_the_queued_octets_of_two_workers() -> None:
+    assert value("MemoryMax") == "1G"
+    queued = settings(["serve", "--upstream", "https://a.run.app"])["queued_octets"]
+    assert 1 << 30 >= 2 * (1.25 * queued + (64 << 20))
+
+
 def test_systemd_finds_a_mistake(tmp_path: Path) -> None:
     text = UNIT.read_text().replace("NoNewPrivileges=yes", "NoNewPriviliges=yes")
     assert "NoNewPriviliges" in systemd_analyze("verify", with_a_program(tmp_path / UNIT.name, text))
