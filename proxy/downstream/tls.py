@@ -232,29 +232,34 @@ class TlsServer:
 
     def close(self) -> None:
         """Accept what waits, and no more."""
-        if self._paused is not None:
-            self._paused.cancel()
         if self._listening.fileno() >= 0:
-            self._accept()
+            while self._accept():
+                pass
             self._loop.remove_reader(self._listening)
             self._listening.close()
+        if self._paused is not None:
+            self._paused.cancel()
 
     async def wait_closed(self) -> None:
         """Wait for all handshakes under way."""
         await self._handshakes.wait()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept connections; return True if more may wait."""
         for _ in range(_MOST_ACCEPTED):
             try:
                 connection, _ = self._listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
+            except ConnectionAbortedError:
+                continue
+            except BlockingIOError:
+                return False
             except OSError as exc:  # EMFILE, ENFILE, ENOBUFS, ENOMEM
                 _log.error("cannot accept connections", reason=exc.strerror, retry_seconds=_NO_DESCRIPTORS_SECONDS)
                 self._loop.remove_reader(self._listening)
                 self._paused = self._loop.call_later(_NO_DESCRIPTORS_SECONDS, self._resume)
-                return
+                return False
             self._handshakes.begin(connection, self._make_protocol, self._on_closed)
+        return True
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listening, self._accept)
