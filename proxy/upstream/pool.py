@@ -10,7 +10,9 @@ The pool reserves a stream for a request, whose task opens it one loop turn late
 then (GOAWAY, a lost connection, a lower limit), the request returns to its place in the queue.
 
 An attempt to connect that fails also fails all requests that wait, unless there are connections that may get a free
-stream; then the next attempt is made after a pause. Until one succeeds, only one attempt at a time is made.
+stream; then the next attempt is made after a pause. Until one succeeds, only one attempt at a time is made. After some
+that failed, requests wait for a short pause before each: an upstream that refuses at once is not dialled for each
+request.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ _log: Final = structlog.get_logger("upstream")
 
 _PAUSE_SECONDS: Final = 1.0
 """Pause after a failed attempt, while other connections exist."""
+_SHORT_PAUSE_SECONDS: Final = 0.1
+"""Pause after several failed attempts, while none exists."""
+_FAILURES_WITHOUT_PAUSE: Final = 5
+"""So many attempts in a row may fail before there is a pause where no connection exists."""
 
 
 class Pool:
@@ -154,7 +160,8 @@ class Pool:
     def _serve(self, pool: OriginPool) -> None:
         """Give free streams to the requests that wait, and open connections for the rest."""
         pool.serve()
-        if self._closed or pool.closed or (pool.connections and pool.pause is not None):
+        paused = pool.pause is not None and (pool.connections or pool.failures > _FAILURES_WITHOUT_PAUSE)
+        if self._closed or pool.closed or paused:
             return
         while (
             pool.waiting > pool.opening * pool.expected_streams
@@ -201,7 +208,8 @@ class Pool:
         pool.failures += 1
         pool.failure = failure
         pool.end_pause()
-        pool.pause = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._resume, pool)
+        seconds = _PAUSE_SECONDS if pool.connections else _SHORT_PAUSE_SECONDS
+        pool.pause = asyncio.get_running_loop().call_later(seconds, self._resume, pool)
         if not pool.connections and (not pool.opening or pool.failures > 1):
             pool.fail(failure)
         else:

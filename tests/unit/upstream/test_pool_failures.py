@@ -168,3 +168,26 @@ async def test_a_peer_that_closes_every_new_connection_at_once_counts_as_failed(
     assert stage.service.dials == 1
     assert not stage.counts.opened
     await stage.close()
+
+
+@with_manual_clock
+async def test_an_upstream_that_refuses_at_once_is_dialled_ten_times_a_second_and_not_for_each_request() -> None:
+    stage = PoolStage()
+    for number in range(6):
+        tasks = await stage.ask(f"early {number}")
+        assert stage.service.dials == number + 1
+        await stage.service.refuse(REFUSED)
+        assert await failures_of(tasks) == {"upstream-connect-failed": 1}
+    for number in range(20):
+        tasks = await stage.ask(*(f"late {number} {one}" for one in range(5)))
+        assert stage.service.dials == number + 6
+        assert not any(task.done() for task in tasks)
+        await skip(0.11)
+        assert stage.service.dials == number + 7
+        await stage.service.refuse(REFUSED)
+        assert await failures_of(tasks) == {"upstream-connect-failed": 5}
+    (task,) = await stage.ask("last")
+    await skip(0.11)
+    await stage.service.accept(100)
+    await task
+    await stage.close()
