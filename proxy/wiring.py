@@ -7,6 +7,7 @@ import asyncio
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.binding import UnixAccess
+from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.listener import Listener
 from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles
 from proxy.http2.choice import EngineFactory
@@ -20,6 +21,7 @@ from proxy.upstream.connector import Connector
 
 __all__ = [
     "connector",
+    "deadlines",
     "engines",
     "handshakes",
     "listener",
@@ -62,6 +64,7 @@ def listener(
         allowed_hosts=settings.allowed_hosts,
         most_connections=most_connections(settings),
         cancels_per_minute=settings.cancels_per_minute,
+        deadlines=deadlines(settings),
     )
 
 
@@ -87,6 +90,15 @@ def timing(settings: PlainSettings) -> Timing:
         ping_timeout_seconds=settings.ping_timeout,
         idle_timeout_seconds=settings.upstream_idle_timeout,
         cancels_per_minute=settings.upstream_cancels_per_minute,
+    )
+
+
+def deadlines(settings: PlainSettings) -> Deadlines:
+    """Return how long clients may take."""
+    return Deadlines(
+        first_request_seconds=settings.first_request_timeout,
+        head_seconds=settings.head_timeout,
+        content_octets_per_second=settings.http1_octets_per_second,
     )
 
 

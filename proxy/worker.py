@@ -54,6 +54,7 @@ from proxy.tokens.source import TokenSource
 from proxy.upstream.pool import Pool
 from proxy.wiring import (
     connector,
+    deadlines,
     engines,
     handshakes,
     listener,
@@ -186,6 +187,7 @@ class Worker:
         self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
         self.listener.most_connections = most_connections(settings)
         self.listener.cancels.per_minute = settings.cancels_per_minute
+        self.listener.deadlines = deadlines(settings)
         if self._tls is not None and (files := tls_files(settings)) is not None:
             self._tls.change(files)
         if {"log_level", "log_format"} & {*changes.settings}:

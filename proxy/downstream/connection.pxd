@@ -27,6 +27,7 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef connection_lost(self, exc)
     cpdef on_cancelled(self, bint overdrawn)
     cpdef _end_cut_off(self)
+    cpdef cut_off(self, str reason)
     cpdef go_away(self, str reason)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef abort_streams(self, str reason)

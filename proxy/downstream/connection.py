@@ -133,8 +133,14 @@ class DownstreamConnection(Http2Protocol):
             self.loop.call_soon(self._end_cut_off)
 
     def _end_cut_off(self) -> None:
+        self.cut_off("too many requests are cancelled (cancels_per_minute)")
+
+    def cut_off(self, reason: str) -> None:
+        """End the connection with ENHANCE_YOUR_CALM; not to be called while the engine calls."""
         if not self.closed:
-            self.on_failed(_ENHANCE_YOUR_CALM, "too many requests are cancelled (cancels_per_minute)")
+            if not self._cut_off:
+                self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
+            self.on_failed(_ENHANCE_YOUR_CALM, reason)
 
     def go_away(self, reason: str) -> None:
         """Send GOAWAY and close. Only for a connection without live streams."""

@@ -70,6 +70,11 @@ class Http1Protocol(H11Protocol):
         return self.stream is None and self.connection.syntax.head_incomplete
 
     @property
+    def content_incomplete(self) -> bool:
+        """True if the head of a request was received, but not all of its content."""
+        return self.connection.their_state is h11.SEND_BODY
+
+    @property
     def refused(self) -> bool:
         """True if a request was refused as malformed."""
         return self.connection.their_state is h11.ERROR

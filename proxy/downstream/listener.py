@@ -18,6 +18,7 @@ from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
 from proxy.downstream.cancels import CancelBudgets, address_key
 from proxy.downstream.connection import DownstreamConnection
+from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.engine import Stream
 from proxy.http2.events import StreamId
@@ -57,6 +58,7 @@ class Listener:
         allowed_hosts: Iterable[str] = (),
         most_connections: int = 4_096,
         cancels_per_minute: int = 12_000,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self.acceptor = acceptor
         """Takes every request: the dispatcher."""
@@ -66,6 +68,8 @@ class Listener:
         """How many connections may be open. It may be changed; those that are open stay."""
         self.cancels = CancelBudgets(flusher.loop, cancels_per_minute)
         """What clients cancel, by address."""
+        self.deadlines = deadlines or Deadlines()
+        """How long clients may take. It may be changed."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = _nothing
@@ -178,6 +182,26 @@ class Listener:
             )
             self._say_refused_at = now + _SAY_REFUSED_SECONDS
             self._refused_connections = 0
+
+    async def end_late(self) -> None:
+        """End connections that are too late, until cancelled (`deadlines`). HTTP/1.1 is ended by `serving`."""
+        loop = asyncio.get_running_loop()
+        while True:
+            deadlines = self.deadlines
+            await asyncio.sleep(deadlines.sweep_seconds)
+            now = loop.time()
+            for accepted in list(self._accepted):
+                connection = accepted.h2c
+                if connection is None or connection.closed:
+                    continue
+                try:
+                    if accepted.has_late_block(now, deadlines.head_seconds):
+                        connection.cut_off(f"a field section took {deadlines.head_seconds:g} s (head_timeout)")
+                    elif not connection.asked and now >= accepted.accepted_at + deadlines.first_request_seconds:
+                        self._observer.connection_refused("no-request")
+                        connection.go_away(f"no request within {deadlines.first_request_seconds:g} s")
+                except Exception as exc:  # noqa: BLE001 - the other connections must be looked at, too
+                    connection.report_error(exc)
 
     async def serve_h2c(self, accepted: AcceptedConnection, first: bytes) -> None:
         """Serve HTTP/2 on the connection, whose first octets were `first`; returns when it has closed."""
@@ -308,7 +332,7 @@ class Listener:
 class AcceptedConnection:
     """An accepted connection, as `Listener.drain` sees it."""
 
-    __slots__ = ("accepted_at", "gate", "h2c", "protocol_unknown", "transport")
+    __slots__ = ("_block", "_block_since", "accepted_at", "gate", "h2c", "protocol_unknown", "transport")
 
     def __init__(self, transport: asyncio.Transport, accepted_at: float) -> None:
         self.transport = transport
@@ -322,11 +346,20 @@ class AcceptedConnection:
         self.gate.set()
         self.protocol_unknown = True
         """True until the first octets tell HTTP/2 from HTTP/1.1."""
+        self._block = 0
+        self._block_since = 0.0
 
     @property
     def used(self) -> bool:
         """True once it has sent a request; over HTTP/1.1 the beginning of one."""
         return not self.protocol_unknown and (self.h2c is None or self.h2c.asked)
+
+    def has_late_block(self, now: float, seconds: float) -> bool:
+        """Return True if the same field block was unfinished in calls that lie so far apart."""
+        block = self.h2c.engine.unfinished_block() if self.h2c is not None else 0
+        if block != self._block:
+            self._block, self._block_since = block, now
+        return block != 0 and now >= self._block_since + seconds
 
     def abort(self) -> None:
         """Close it at once, and wake up a reader that waits at the gate."""

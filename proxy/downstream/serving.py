@@ -27,6 +27,7 @@ from hypercorn.utils import parse_socket_addr
 
 from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
+from proxy.downstream.deadlines import ContentClock
 from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
@@ -38,8 +39,6 @@ __all__ = ["Application", "listen"]
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _PREFACE_SECONDS: Final = 10.0
 """Time for the first octets of a connection."""
-_HEAD_SECONDS: Final = 30.0
-"""Time for the head of an HTTP/1.1 request, from its first octet on."""
 _LINGER_SECONDS: Final = 1.0
 """How long data after a refused request is read and dropped."""
 _PROBE_SECONDS: Final = 1.0
@@ -119,11 +118,13 @@ async def listen(
 
     listener.stop_accepting = stop_accepting
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop
+    ending_late = loop.create_task(listener.end_late())
     try:
         await hypercorn.asyncio.run.worker_serve(
             ASGIWrapper(Application(listener)), config, sockets=sockets, shutdown_trigger=shutdown
         )
     finally:
+        ending_late.cancel()
         setattr(loop, "create_server", create_server)  # noqa: B010 - as above
 
 
@@ -216,24 +217,35 @@ class _Server(TCPServer):
             pass
 
     async def _read_data(self) -> None:
-        """Replace `TCPServer._read_data`: wait for the gate before each read, and limit the time for heads.
+        """Replace `TCPServer._read_data`: wait for the gate before each read, and limit the time for heads and content.
 
         A client that closes its half of the connection gets the responses to its requests (RFC 9112, 9.6).
         """
-        head_until: float | None = None
+        listener: Listener = self.state[_LISTENER]
+        content = ContentClock(listener.deadlines)
+        until: float | None = None
         data = b"-"
         while data:
             await self._gate.wait()
+            began = self.loop.time()
+            if self.protocol.content_incomplete:
+                left = content.seconds_left()
+                until = None if left is None else began + left
             try:
-                async with asyncio.timeout_at(head_until):
+                async with asyncio.timeout_at(until):
                     data = await self.reader.read(MAX_RECV)
+                content.add(len(data), self.loop.time() - began)
                 await self.protocol.handle(RawData(data))
             except OSError:  # TimeoutError is one
+                if until is not None and self.loop.time() >= until:
+                    listener.refused("too-slow", protocol="HTTP/1.1")
                 break
+            if not self.protocol.content_incomplete:
+                content.restart()
             if not self.protocol.head_incomplete:
-                head_until = None
-            elif head_until is None:
-                head_until = self.loop.time() + _HEAD_SECONDS
+                until = None
+            elif until is None:
+                until = self.loop.time() + listener.deadlines.head_seconds
         else:
             await self._client_waits(self.protocol.response_complete)
         await self.protocol.handle(Closed())

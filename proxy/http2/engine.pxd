@@ -64,5 +64,6 @@ cdef class Engine:
     cpdef Py_ssize_t count_free_streams(self)
     cpdef Py_ssize_t count_queued_octets(self)
     cpdef Py_ssize_t count_frame_octets(self)
+    cpdef long unfinished_block(self)
     cpdef bint wants_to_send(self)
     cpdef list live_streams(self)

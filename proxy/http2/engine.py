@@ -342,6 +342,10 @@ class Engine:
         """Return the octets of frames, content left out, that are ready to be taken."""
         raise NotImplementedError
 
+    def unfinished_block(self) -> StreamId:
+        """Return the stream of the field block of which a part has come, but not its end; 0 without one."""
+        raise NotImplementedError
+
     def wants_to_send(self) -> bool:
         """Return whether `take` would return octets now. May err towards True."""
         raise NotImplementedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from proxy.settings.route import FROZEN
+from proxy.settings.values import Seconds
 
 __all__ = ["PeerSettings"]
 
@@ -24,6 +25,34 @@ class PeerSettings(BaseModel):
             "worker. Above it, connections that cancel many are ended with ENHANCE_YOUR_CALM, and requests on new ones "
             "wait for 0.1 seconds. A Restate that restarts cancels what it has under way: at most 6,400 requests, the "
             "streams of max_upstream_connections."
+        ),
+    )
+    first_request_timeout: Seconds = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description=(
+            "How long an HTTP/2 connection of a client may be open without a first request; over HTTP/1.1 it is 10 "
+            "seconds. Restate opens one when it has a request. A connection that has had one may be idle for any time."
+        ),
+    )
+    head_timeout: Seconds = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description=(
+            "How long the head of a request may take from its first octet to its last: nothing else can come on its "
+            "connection meanwhile. It is one or two packets."
+        ),
+    )
+    http1_octets_per_second: int = Field(
+        default=500,
+        ge=0,
+        le=1_000_000,
+        json_schema_extra={"x-unit": "octets a second"},
+        description=(
+            "Least rate at which the content of an HTTP/1.1 request may come, after head_timeout and while the sidecar "
+            "reads; 0 for any. Restate sends it at once; over HTTP/2, where it streams, there is no such limit."
         ),
     )
     upstream_cancels_per_minute: int = Field(

@@ -38,6 +38,9 @@ class PlainSettings:
     socket_group: str | None
     max_connections: int
     cancels_per_minute: int
+    first_request_timeout: float
+    head_timeout: float
+    http1_octets_per_second: int
     tls_certificate: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Final
 
 from proxy.connection.rate_limit import RateLimit
 from proxy.errors import Failure
@@ -18,6 +19,9 @@ from proxy.http2.engine import Engine, Stream, StreamReceiver
 from proxy.http2.events import Fields
 
 __all__ = ["Cancels"]
+
+_MOST_QUEUED_OCTETS: Final = 16 << 10
+"""Of a request that is held back."""
 
 
 class Cancels:
@@ -39,8 +43,12 @@ class Cancels:
         return len(self._held)
 
     def cancel(self, stream: Stream, code: int, owner: object) -> None:
-        """Reset a stream with this code, now or later; `owner` is charged for it until then."""
-        if not self._held and self.limit.take(self._loop.time()):
+        """Reset a stream with this code, now or later; `owner` is charged for it until then.
+
+        A stream for which much content is queued is reset now: memory is scarcer than resets.
+        """
+        queued = stream.count_queued_octets()
+        if queued > _MOST_QUEUED_OCTETS or (not self._held and self.limit.take(self._loop.time())):
             stream.receiver = None
             stream.reset(code, False)
             return

@@ -223,3 +223,27 @@ def test_refused_sections_do_not_break_the_compression_state(make: EventFactory)
     peer.send(peer.headers(3, [line(b"x-late", b"trailers of a stream we reset")], end=True))
     head = [*REQUEST, new, line(b"x-late", b"trailers of a stream we reset")]
     assert peer.open(5, head) == [HeadReceived(5, head, False)]
+
+
+@each_engine
+def test_a_field_block_that_has_begun_is_reported_until_its_end(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    engine = peer.engine.engine
+    assert engine.unfinished_block() == 0
+    first, *rest = peer.split_headers(1, REQUEST, [2, 1, 3], end=True)
+    peer.send(first)
+    assert engine.unfinished_block() == 1
+    for frame in rest[:-1]:
+        peer.send(frame)
+        assert engine.unfinished_block() == 1
+    peer.send(rest[-1])
+    assert engine.unfinished_block() == 0
+    octets = peer.headers(3, REQUEST).serialize()
+    peer.send(octets[:8])
+    assert engine.unfinished_block() == 0
+    peer.send(octets[8:-1])
+    assert engine.unfinished_block() == 3
+    peer.send(octets[-1:])
+    assert engine.unfinished_block() == 0
+    peer.send(peer.data(3, b"content").serialize()[:-1])
+    assert engine.unfinished_block() == 0

@@ -247,18 +247,20 @@ cdef class Nghttp2Engine(Engine):
         return self.open_streams
 
     cpdef Py_ssize_t count_free_streams(self):
-        cdef int64_t ids, streams
+        cdef int64_t ids
         if not self.client or self.session.handle == NULL or self.going_away or self.peer_going_away:
             return 0
         ids = (<int64_t>MAX_STREAM_ID - nghttp2_session_get_next_stream_id(self.session.handle)) // 2 + 1
-        streams = <int64_t>self.peer_max_streams - self.open_streams
-        return max(0, min(streams, ids))
+        return max(0, min(<int64_t>self.peer_max_streams - self.open_streams, ids))
 
     cpdef Py_ssize_t count_queued_octets(self):
         return self.queued
 
     cpdef Py_ssize_t count_frame_octets(self):
         return self.session.outbox.size
+
+    cpdef long unfinished_block(self):
+        return self.frames.unfinished_block()
 
     cpdef bint wants_to_send(self):
         if self.session.outbox.size or PyList_GET_SIZE(self.resets_to_send) or PyList_GET_SIZE(self.ends_to_send):
@@ -384,10 +386,7 @@ cdef class Nghttp2Engine(Engine):
         for stream in left:
             stream.drop()
             self._unlink(stream)
-        self.turns = []
-        self.resets_to_send = []
-        self.ends_to_send = []
-        self._senders = []
+        self.turns, self.resets_to_send, self.ends_to_send, self._senders = [], [], [], []
         self.queued = 0
         self.frames.release()
         self._failure = (code, reason)

@@ -59,6 +59,7 @@ cdef class FrameReader:
     cdef bint _started
     cdef bint _acknowledged
     cdef bint _in_block
+    cdef int32_t _block_stream
     cdef Py_ssize_t _continuations
     cdef FloodGuard _guard
     cdef StreamHistory _history
@@ -66,6 +67,7 @@ cdef class FrameReader:
     cdef int begin(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int next(self) except -1
     cdef void release(self) noexcept
+    cdef int32_t unfinished_block(self) noexcept
 
     cdef int _found(self, int what, const uint8_t *octets, Py_ssize_t count) except -1
     cdef bint _complete_held(self) except -1

@@ -89,6 +89,14 @@ cdef class FrameReader:
         self._held_octets = 0
         self._held_is_done = False
 
+    cdef int32_t unfinished_block(self) noexcept:
+        """Return the stream of the field block that has begun and not ended, 0 without one."""
+        if self._in_block:
+            return self._block_stream
+        if self._held_octets >= FRAME_HEADER_OCTETS and self._held[3] == HEADERS:
+            return stream_of(self._held)
+        return 0
+
     cdef int _found(self, int what, const uint8_t *octets, Py_ssize_t count) except -1:
         self.octets = octets
         self.count = count
@@ -161,6 +169,7 @@ cdef class FrameReader:
             raise ConnectionFault(PROTOCOL_ERROR, "a push that we did not allow")
         elif kind == HEADERS:
             self._in_block = not flags & END_HEADERS
+            self._block_stream = stream_of(frame)
             self._guard.charge_control_frame()
         elif kind == SETTINGS and not flags & ACK:
             self._started = True

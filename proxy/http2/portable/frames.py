@@ -65,6 +65,15 @@ class FrameReader:
                 yield HEADERS, block[0], stream_id, bytes(block[2])
         del buffer[:start]
 
+    def unfinished_block(self) -> StreamId:
+        """Return the stream of the field block that has begun and not ended, 0 without one."""
+        if self._block is not None:
+            return self._block[1]
+        buffer = self._buffer
+        if self._preface or len(buffer) < 9 or buffer[3] != HEADERS:
+            return 0
+        return int.from_bytes(buffer[5:9], "big") & 0x7FFF_FFFF
+
     def _check(self, kind: int, flags: int, stream_id: StreamId, length: int) -> None:
         must(length == _LENGTHS.get(kind, length), ErrorCode.FRAME_SIZE_ERROR, "a frame has a wrong length")
         on_wrong_stream = kind in (_ON_CONNECTIONS if stream_id else _ON_STREAMS)

@@ -304,6 +304,9 @@ class SendingEngine(Engine):
     def count_frame_octets(self) -> int:
         return self.library.count_output_octets()
 
+    def unfinished_block(self) -> StreamId:
+        return self.reader.unfinished_block()
+
     def wants_to_send(self) -> bool:
         return bool(self.turns) or self.library.has_output()
 

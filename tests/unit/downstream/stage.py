@@ -11,6 +11,7 @@ from typing import Any
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
 from proxy.downstream.config import ListenerConfig
+from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
 from proxy.http2.choice import EngineFactory
@@ -81,6 +82,7 @@ async def listening(
     allowed_hosts: tuple[str, ...] = (),
     most_connections: int = 4_096,
     cancels_per_minute: int = 12_000,
+    deadlines: Deadlines | None = None,
 ) -> AsyncIterator[Listening]:
     """Serve during a `with`; at its end, drain within five seconds."""
     relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
@@ -102,6 +104,7 @@ async def listening(
             allowed_hosts=allowed_hosts,
             most_connections=most_connections,
             cancels_per_minute=cancels_per_minute,
+            deadlines=deadlines,
         ),
         relay,
         counts,

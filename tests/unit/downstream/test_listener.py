@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from proxy.downstream import serving
+from proxy.downstream.deadlines import Deadlines
 from proxy.http2.choice import EngineFactory
 from tests.support.loops import loop_idle
 from tests.support.peers.engines import each_bare_engine
@@ -53,15 +54,13 @@ async def test_a_connection_without_a_protocol_is_closed_after_a_time(
         assert await _until_gone(reader) == b""
 
 
-async def test_a_head_must_be_complete_within_a_time_and_content_need_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.05)
-    async with listening() as it:
+async def test_a_head_must_be_complete_within_a_time_and_content_need_not_where_any_rate_is_allowed() -> None:
+    async with listening(deadlines=Deadlines(head_seconds=0.05, content_octets_per_second=0)) as it:
         reader, writer = await it.raw(b"GET / HTTP/1.1\r\n")
         _, content = await it.raw(b"POST /svc/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n1")
         taken = await it.relay.request()
         writer.write(b"Host: localhost\r\n")
         assert await _until_gone(reader) == b""
-        # Content has no deadline.
         content.write(b"2")
         await taken.ended.wait()
 

@@ -102,6 +102,21 @@ async def test_a_stream_that_is_held_back_is_reset_when_one_is_needed(make: Engi
 
 @each_bare_engine
 @with_manual_clock
+async def test_a_stream_whose_content_waits_is_reset_at_once_because_of_the_memory(make: EngineFactory) -> None:
+    far, streams = opened(make, 60)
+    uploads = [far.open(end=False) for _ in range(2)]
+    for stream, octets in zip(uploads, (35_000, 100_000), strict=True):
+        far.streams[stream].send_data(bytes(octets), False)
+    far.connection.flush()
+    far.take()
+    cancel(far, [*streams, *uploads])
+    assert resets(far) == [*streams, uploads[1]]
+    assert far.connection.engine.count_queued_octets() <= 16 << 10
+    far.connection.retire("enough")
+
+
+@each_bare_engine
+@with_manual_clock
 async def test_streams_that_are_held_back_end_with_their_connection(make: EngineFactory) -> None:
     far, streams = opened(make, 62)
     cancel(far, streams)
