@@ -36,8 +36,8 @@ export PIP_REQUIRE_VIRTUALENV := 1
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 .PHONY: setup
 setup: $(VENV)/.installed ## .venv with everything in it and the command .venv/bin/cloudrun-sidecar
@@ -67,7 +67,7 @@ image: setup $(RESTATE) ## the README's lines for Docker run without Docker: ima
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
 .PHONY: readme
-readme: setup ## every other target that the README names, in a new clone (root; a quarter of an hour); ARGS='dist lock' for some
+readme: setup ## every other target that the README names, in a new clone (root; half an hour); ARGS='dist lock' for some
 	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.readme.targets $(ARGS)
 
@@ -75,6 +75,16 @@ readme: setup ## every other target that the README names, in a new clone (root;
 dist: setup ## dist/: source distribution and wheel, tried in empty environments with and without a compiler
 	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.shipping.dist
+
+.PHONY: wheels
+wheels: setup ## dist/: a wheel with libnghttp2 inside for each Python here, tried without a compiler; ARGS=--twice compares two builds
+	@.ci/apt $(GIT)
+	@$(BIN)/python -m tests.shipping.wheels $(ARGS)
+
+.PHONY: release-check
+release-check: setup ## everything that a release consists of, built twice, tried, and listed (needs uv); ARGS=--rehearsal before the version is dated
+	@.ci/apt $(GIT)
+	@UV='$(UV)' $(BIN)/python -m tests.shipping.release $(ARGS)
 
 .PHONY: check
 check: setup ## format, lint, types, and who may import whom

