@@ -32,7 +32,7 @@ def test_every_path_exists(path: str) -> None:
     assert (REPOSITORY / path).exists()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)", TEXT))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", TEXT))))
 def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
