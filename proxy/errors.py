@@ -294,9 +294,9 @@ class TokenUnavailable(TokenFailure):
 
 
 class UpstreamConnectFailed(UpstreamFailure):
-    """Name resolution or the TCP connection failed.
+    """Name resolution, the TCP connection, or the tunnel through `upstream_proxy` failed.
 
-    Remedy: check the `url` of the route, DNS and egress rules.
+    Remedy: check the `url` of the route, DNS and egress rules; `upstream_proxy`, if the sentence names it.
     """
 
     code = "upstream-connect-failed"

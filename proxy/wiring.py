@@ -12,6 +12,7 @@ from proxy.downstream.listener import Listener
 from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
+from proxy.network.http_proxy import HttpProxy, parse_http_proxy
 from proxy.observe.observer import DownstreamObserver, UpstreamObserver
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
 from proxy.request_identity import Verifier
@@ -78,9 +79,15 @@ def connector(
         flusher,
         timing=timing(settings),
         upstream_ca=settings.upstream_ca,
+        upstream_proxy=upstream_proxy(settings),
         connect_timeout_seconds=settings.connect_timeout,
         observer=observer,
     )
+
+
+def upstream_proxy(settings: PlainSettings) -> HttpProxy | None:
+    """Return the proxy through which services are reached; None if there is none."""
+    return parse_http_proxy(settings.upstream_proxy) if settings.upstream_proxy is not None else None
 
 
 def timing(settings: PlainSettings) -> Timing:

@@ -63,6 +63,7 @@ from proxy.wiring import (
     tls_context,
     tls_files,
     unix_access,
+    upstream_proxy,
     verifier,
 )
 
@@ -182,6 +183,7 @@ class Worker:
         self._connector.change(
             timing=timing(settings),
             upstream_ca=settings.upstream_ca,
+            upstream_proxy=upstream_proxy(settings),
             connect_timeout_seconds=settings.connect_timeout,
         )
         self.listener.allowed_hosts = frozenset(settings.allowed_hosts)

@@ -37,7 +37,7 @@ from proxy.settings import Settings
 
 __all__ = ["check"]
 
-_SHOWN: Final = frozenset({"upstream_ca", "connect_timeout", "mint_timeout", "http2_engine"})
+_SHOWN: Final = frozenset({"upstream_ca", "upstream_proxy", "connect_timeout", "mint_timeout", "http2_engine"})
 
 _EPILOG: Final = """\
 Exit code: 0 all is well, or nothing worse than warnings; 1 something fails; 2 the settings cannot be used, or there is

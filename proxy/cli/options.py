@@ -150,6 +150,7 @@ def _placeholder(name: str, info: FieldInfo) -> str:
         "allowed_hosts": "HOST",
         "admin": "ADDR",
         "upstream_ca": "FILE",
+        "upstream_proxy": "URL",
         "gcp_audience": "TEXT",
     }
     named |= {"tls_certificate": "FILE", "tls_key": "FILE", "tls_client_ca": "FILE", "tls_listen": "ADDR"}

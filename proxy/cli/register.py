@@ -40,7 +40,7 @@ from proxy.settings import Settings
 
 __all__ = ["register"]
 
-_SHOWN: Final = frozenset({"upstream_ca", "connect_timeout", "mint_timeout", "http2_engine"})
+_SHOWN: Final = frozenset({"upstream_ca", "upstream_proxy", "connect_timeout", "mint_timeout", "http2_engine"})
 _AUTHENTICATION: Final = "Authentication of the deployment, on an open route"
 _HOW: Final = "How to register"
 

@@ -29,6 +29,7 @@ from proxy.errors import Failure, UpstreamSaturated
 from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
+from proxy.network.http_proxy import parse_http_proxy
 from proxy.network.resolver import Resolver
 from proxy.observe.observer import Observers, UpstreamObserver
 from proxy.relay.context import Destination, RouteContext
@@ -98,6 +99,7 @@ class Doctor:
             Flusher(asyncio.get_running_loop()),
             timing=Timing(),
             upstream_ca=settings.upstream_ca,
+            upstream_proxy=parse_http_proxy(settings.upstream_proxy) if settings.upstream_proxy is not None else None,
             connect_timeout_seconds=settings.connect_timeout,
             resolver=resolver,
         )

@@ -26,11 +26,13 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.network.address import Address
+from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
+from proxy.upstream.tunnel import open_tunnel
 
 __all__ = ["ConnectionCheck", "ConnectionResult", "certificate_details"]
 
@@ -73,10 +75,11 @@ class ConnectionCheck:
 
     async def connect(self, origin: Origin, now: float) -> ConnectionResult:
         """Return the steps, and the connection if all succeed; `now` in seconds since the epoch, for certificates."""
-        dns, addresses = await self._resolve(origin)
+        proxy = self._connector.proxy_to(origin)
+        dns, addresses = await self._resolve(origin, proxy)
         if not addresses:
             return _stopped("DNS", dns)
-        tcp, connected = await self._connect(origin, addresses)
+        tcp, connected = await self._connect(origin, addresses, proxy)
         if connected is None:
             return _stopped("TCP", dns, tcp)
         with connected:
@@ -89,25 +92,33 @@ class ConnectionCheck:
         tls = _tls_step(origin, _tls_of(connection), now)
         return ConnectionResult((dns, tcp, tls, _http2_step(origin, connection)), connection)
 
-    async def _resolve(self, origin: Origin) -> tuple[Step, list[AddressInfo]]:
+    async def _resolve(self, origin: Origin, proxy: HttpProxy | None) -> tuple[Step, list[AddressInfo]]:
+        host, port, setting = origin.host, origin.port, "the url of the route"
+        if proxy is not None:
+            host, port, setting = proxy.host, proxy.port, "upstream_proxy"
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                found = await self._resolver.resolve(origin.host, origin.port)
+                found = await self._resolver.resolve(host, port)
         except TimeoutError:
-            text = f"no DNS answer for {origin.host} within {self._timeout_seconds:g} s"
+            text = f"no DNS answer for {host} within {self._timeout_seconds:g} s"
             return _failed("dns", "dns-timeout", text, "Check the resolver of this machine (/etc/resolv.conf)."), []
         except OSError as exc:
-            text = f"the name {origin.host} does not resolve ({exc.strerror or exc})"
-            remedy = "Check the url of the route for a typo, then the resolver of this machine."
+            text = f"the name {host} does not resolve ({exc.strerror or exc})"
+            remedy = f"Check {setting} for a typo, then the resolver of this machine."
             return _failed("dns", "dns-failed", text, remedy), []
         addresses = list(dict.fromkeys(str(entry.sockaddr[0]) for entry in found))
         shown = ", ".join(addresses[:_ADDRESSES_SHOWN]) + (", …" if len(addresses) > _ADDRESSES_SHOWN else "")
+        shown = shown if proxy is None else f"{shown}, of the proxy {proxy}"
         step = Step(name="dns", outcome=Outcome.OK, text=shown, details={"addresses": addresses})
         return step, found
 
-    async def _connect(self, origin: Origin, addresses: list[AddressInfo]) -> tuple[Step, socket.socket | None]:
+    async def _connect(
+        self, origin: Origin, addresses: list[AddressInfo], proxy: HttpProxy | None
+    ) -> tuple[Step, socket.socket | None]:
+        """Return the step and a socket; through a proxy, that of a tunnel."""
         loop = asyncio.get_running_loop()
         started = loop.time()
+        connected = None
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 connected = await aiohappyeyeballs.start_connection(
@@ -115,20 +126,34 @@ class ConnectionCheck:
                     happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS,
                     loop=loop,
                 )
+                if proxy is not None:
+                    await open_tunnel(connected, proxy, origin)
+        except Failure as failure:
+            assert connected is not None  # noqa: S101 - only the proxy's answer is one
+            connected.close()
+            return _failed("tcp", "proxy-refused", "the proxy opens no tunnel", as_sentence(str(failure))), None
         except OSError as exc:  # TimeoutError is one
-            return self._connect_failure(origin, exc), None
+            if connected is None or proxy is None:
+                return self._connect_failure(origin, proxy, exc), None
+            connected.close()
+            return self._tunnel_failure(proxy, exc), None
         milliseconds = round((loop.time() - started) * 1000, 1)
         where = str(Address.of_socket(connected.getpeername()))
         text = f"{where}, {milliseconds:g} ms"
-        details = {"address": where, "milliseconds": milliseconds}
+        details: dict[str, Any] = {"address": where, "milliseconds": milliseconds}
+        if proxy is not None:
+            text, details["proxy"] = f"through the proxy {proxy} ({text})", proxy.url()
         return Step(name="tcp", outcome=Outcome.OK, text=text, details=details), connected
 
-    def _connect_failure(self, origin: Origin, exc: OSError) -> Step:
+    def _connect_failure(self, origin: Origin, proxy: HttpProxy | None, exc: OSError) -> Step:
+        host, port, setting = origin.host, origin.port, "the url of the route, and whether the service is running"
+        if proxy is not None:
+            host, port, setting = proxy.host, proxy.port, "upstream_proxy, and whether the proxy is running"
         if isinstance(exc, TimeoutError) and exc.errno is None:
             return _failed(
                 "tcp",
                 "tcp-timeout",
-                f"{origin.host} port {origin.port} did not answer within {self._timeout_seconds:g} s",
+                f"{host} port {port} did not answer within {self._timeout_seconds:g} s",
                 "Packets are dropped: check firewalls and, in a VPC, routes to Google (Cloud NAT, Private Google "
                 "Access).",
             )
@@ -136,9 +161,17 @@ class ConnectionCheck:
         return _failed(
             "tcp",
             "tcp-failed",
-            f"{origin.host} port {origin.port}: the connection failed ({why})",
-            "Check host and port in the url of the route, and whether the service is running.",
+            f"{host} port {port}: the connection failed ({why})",
+            f"Check host and port in {setting}.",
         )
+
+    def _tunnel_failure(self, proxy: HttpProxy, exc: OSError) -> Step:
+        """Return the step after the connection to the proxy failed before its answer."""
+        if isinstance(exc, TimeoutError) and exc.errno is None:
+            text = f"the proxy {proxy} did not open a tunnel within {self._timeout_seconds:g} s"
+            return _failed("tcp", "proxy-timeout", text, "Check whether the proxy reaches Google, and upstream_proxy.")
+        text = f"the proxy {proxy} ended the connection before it opened a tunnel"
+        return _failed("tcp", "proxy-failed", text, "Check upstream_proxy, and the log of the proxy.")
 
     async def _explain_failure(
         self, origin: Origin, failure: Failure, connected: socket.socket, now: float

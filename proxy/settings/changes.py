@@ -47,6 +47,7 @@ RELOADABLE: Final = frozenset(
         "upstream_ca",
         "upstream_cancels_per_minute",
         "upstream_idle_timeout",
+        "upstream_proxy",
     }
 )
 """Settings that a reload changes. All others need a restart: they are parts of sockets, processes and connections."""

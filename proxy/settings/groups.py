@@ -31,6 +31,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "Upstream": (
         "upstream_ca",
+        "upstream_proxy",
         "connect_timeout",
         "mint_timeout",
         "stream_wait_timeout",

@@ -21,7 +21,7 @@ from proxy.settings.deployments import DeploymentSettings
 from proxy.settings.peers import PeerSettings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
-from proxy.settings.values import Octets, Seconds, bindable, bindable_tls, local_name, permissions
+from proxy.settings.values import Octets, Seconds, bindable, bindable_tls, http_proxy, local_name, permissions
 
 __all__ = ["DeploymentSettings", "RouteSettings", "Settings"]
 
@@ -160,6 +160,17 @@ class Settings(PeerSettings):
         description=(
             "PEM file of a certificate authority to trust beside the system's; verification is never off. "
             "Relative to the file that names it, else to the working directory."
+        ),
+    )
+    upstream_proxy: Annotated[str, AfterValidator(http_proxy)] | None = Field(
+        default=None,
+        repr=False,
+        examples=["http://proxy.internal:3128"],
+        description=(
+            "HTTP proxy through which services are reached (CONNECT): http://HOST:PORT. "
+            "A login may stand in it, http://USER:PASSWORD@HOST:PORT, and is never shown; give it in the environment "
+            "then, since other users can read flags. Hosts in the variable no_proxy, loopback and http:// upstreams "
+            "are reached directly. Calls to Google use the variables https_proxy and no_proxy."
         ),
     )
     connect_timeout: Seconds = Field(

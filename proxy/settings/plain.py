@@ -7,7 +7,7 @@ resident memory, so a process that serves imports this module and `reading`, and
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -18,7 +18,7 @@ from proxy.routes import AllowLists, Origin, Route, RouteTable
 
 __all__ = ["FORMAT_VERSION", "PlainSettings"]
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 """Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
 on disk, a running sidecar must not take what a newer program wrote for its own.
 """
@@ -51,6 +51,7 @@ class PlainSettings:
     workers: int
     drain_timeout: float
     upstream_ca: Path | None
+    upstream_proxy: str | None = field(repr=False)
     connect_timeout: float
     mint_timeout: float
     stream_wait_timeout: float

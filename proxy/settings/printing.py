@@ -10,6 +10,7 @@ from typing import Any, Final
 import tomlkit
 from pydantic.fields import FieldInfo
 
+from proxy.network.http_proxy import parse_http_proxy
 from proxy.settings.field_texts import NOT_SET, default_text, summary, unit_of
 from proxy.settings.groups import GROUPS
 from proxy.settings.layers import DEFAULT_CONFIG, environment_name, flag_name
@@ -49,14 +50,15 @@ _DEPLOYMENTS: Final = """\
 def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None = None) -> str:
     """Return the settings as TOML that can be loaded again, each with its origin as a comment.
 
-    `places` are those of `load_traced`; without them there are no origins. A setting without a value is a comment.
+    `places` are those of `load_traced`; without them there are no origins. A setting without a value is a comment. The
+    login of a proxy is left out.
     """
     lines: list[str] = []
     for heading, names in GROUPS.items():
         lines += ["", f"# {heading}"]
         for name in names:
             source = "" if places is None else f"  # {places.get((name,), 'default')}"
-            lines.append(_assignment(name, getattr(settings, name)) + source)
+            lines.append(_assignment(name, _without_login(name, getattr(settings, name))) + source)
     lines += ["", "[deployments]"]
     for name in DeploymentSettings.model_fields:
         source = "" if places is None else f"  # {places.get(('deployments', name), 'default')}"
@@ -135,6 +137,11 @@ def _item(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return str(value) if isinstance(value, Path) else value
+
+
+def _without_login(name: str, value: Any) -> Any:
+    """Return the value of a setting, without the login that the URL of a proxy may have."""
+    return parse_http_proxy(value).url() if name == "upstream_proxy" and value is not None else value
 
 
 def _assignment(name: str, value: Any) -> str:

@@ -8,9 +8,10 @@ from typing import Annotated, Final
 from pydantic import Field, ValidationInfo
 
 from proxy.network.address import parse_address
+from proxy.network.http_proxy import parse_http_proxy
 from proxy.quoting import plain
 
-__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "local_name", "permissions"]
+__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "http_proxy", "local_name", "permissions"]
 
 Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
 """A duration."""
@@ -49,4 +50,10 @@ def local_name(text: str) -> str:
     """Check the name or number of a user or a group."""
     if not _LOCAL_NAME.fullmatch(text) or plain(text) is None:
         raise ValueError("must be the name or the number of a user or group of this machine")
+    return text
+
+
+def http_proxy(text: str) -> str:
+    """Check the URL of an HTTP proxy."""
+    parse_http_proxy(text)
     return text

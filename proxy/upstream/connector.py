@@ -1,5 +1,7 @@
 """From an origin to a usable connection: resolution, TCP, TLS with verification, ALPN h2, SETTINGS; one deadline.
 
+If there is a proxy, its name is resolved instead of the origin's, and a tunnel through it (CONNECT) comes before TLS.
+
 The peer's SETTINGS are waited for because they say how many streams may be opened, and because only they prove that an
 `http://` upstream speaks HTTP/2 at all. A server sends them at once (RFC 9113, 3.4).
 """
@@ -26,10 +28,12 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.network.descriptors import is_reserved
+from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.tunnel import open_tunnel, tunnels_to
 
 __all__ = ["Connector", "tls_context"]
 
@@ -72,6 +76,7 @@ class Connector:
         *,
         timing: Timing,
         upstream_ca: Path | None = None,
+        upstream_proxy: HttpProxy | None = None,
         connect_timeout_seconds: float = 5.0,
         resolver: Resolver | None = None,
         observer: UpstreamObserver | None = None,
@@ -81,40 +86,55 @@ class Connector:
         self._flusher = flusher
         self._timing = timing
         self._upstream_ca = upstream_ca
+        self._upstream_proxy = upstream_proxy
         self._timeout_seconds = connect_timeout_seconds
         self._resolver = resolver or Resolver()
         self._observer = observer or UpstreamObserver()
         self._tls: ssl.SSLContext | None = None
 
-    def change(self, *, timing: Timing, upstream_ca: Path | None, connect_timeout_seconds: float) -> None:
+    def change(
+        self,
+        *,
+        timing: Timing,
+        upstream_ca: Path | None,
+        upstream_proxy: HttpProxy | None,
+        connect_timeout_seconds: float,
+    ) -> None:
         """Open connections in another way from now on. The file of a certificate authority is read again."""
         if upstream_ca is not None or self._upstream_ca is not None:
             self._tls = None
         self._timing = timing
         self._upstream_ca = upstream_ca
+        self._upstream_proxy = upstream_proxy
         self._timeout_seconds = connect_timeout_seconds
+
+    def proxy_to(self, origin: Origin) -> HttpProxy | None:
+        """Return the proxy through which an origin is reached; None if it is reached directly."""
+        return self._upstream_proxy if self._upstream_proxy is not None and tunnels_to(origin) else None
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """Return a connection that is ready. Raises a leaf of UpstreamFailure that says what failed and what to do."""
         tls = self._context() if origin.scheme == "https" else None
+        proxy = self.proxy_to(origin)
         addresses: list[AddressInfo] = []
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                addresses = await self._resolver.resolve(origin.host, origin.port)
-                return await self._connect(origin, addresses, tls)
+                addresses = await self._resolver.resolve(*_first_hop(origin, proxy))
+                return await self._connect(origin, addresses, tls, proxy)
         except Failure:
             raise
         except OSError as exc:  # TimeoutError and ssl.SSLError are among them
-            raise self._explained(origin, exc, resolved=bool(addresses)) from exc
+            raise self._explained(origin, exc, proxy, resolved=bool(addresses)) from exc
 
     def delay(self, origin: Origin) -> str:
         """Return what a running attempt to connect to `origin` waits for, and what to do about it."""
-        if self._resolver.is_unanswered(origin.host):
+        host, _ = _first_hop(origin, self.proxy_to(origin))
+        if self._resolver.is_unanswered(host):
             return f"its host name is not answered; {CHECK_NAME_SERVERS}"
         return "check the url of the route, and the network in between"
 
     async def _connect(
-        self, origin: Origin, addresses: list[AddressInfo], tls: ssl.SSLContext | None
+        self, origin: Origin, addresses: list[AddressInfo], tls: ssl.SSLContext | None, proxy: HttpProxy | None
     ) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         connected = await aiohappyeyeballs.start_connection(
@@ -123,6 +143,12 @@ class Connector:
         if is_reserved(connected.fileno()):
             connected.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if proxy is not None:
+            try:
+                await open_tunnel(connected, proxy, origin)
+            except BaseException:
+                connected.close()
+                raise
         connection = UpstreamConnection(
             self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing, observer=self._observer
         )
@@ -154,8 +180,9 @@ class Connector:
                 raise UpstreamTlsFailed(f"{what}: {_reason(exc)}") from exc
         return self._tls
 
-    def _explained(self, origin: Origin, exc: OSError, *, resolved: bool) -> Failure:
+    def _explained(self, origin: Origin, exc: OSError, proxy: HttpProxy | None, *, resolved: bool) -> Failure:
         """Return what a person needs to know about this error; `resolved` tells that the addresses were known."""
+        hop, check = (origin, "the url of the route") if proxy is None else (f"the proxy {proxy}", "upstream_proxy")
         match exc:
             case ssl.SSLCertVerificationError():
                 message = exc.verify_message.rstrip(".")
@@ -170,18 +197,15 @@ class Connector:
                     f"TLS with {origin} failed: {_reason(exc)}; check that it is an https:// service, and its port"
                 )
             case socket.gaierror():
-                return UpstreamConnectFailed(
-                    f"the host name of {origin} does not resolve ({_reason(exc)}); check the url of the route"
-                )
+                return UpstreamConnectFailed(f"the host name of {hop} does not resolve ({_reason(exc)}); check {check}")
             case TimeoutError() if exc.errno is None and not resolved:
                 return UpstreamConnectTimeout(
-                    f"the host name of {origin} was not answered within {self._timeout_seconds:g} s; "
-                    f"{CHECK_NAME_SERVERS}"
+                    f"the host name of {hop} was not answered within {self._timeout_seconds:g} s; {CHECK_NAME_SERVERS}"
                 )
             case TimeoutError() if exc.errno is None:
                 return UpstreamConnectTimeout(
                     f"{origin} was not connected within {self._timeout_seconds:g} s "
-                    "(name, TCP, TLS and SETTINGS together)"
+                    f"(name, TCP, TLS and SETTINGS together){'' if proxy is None else f', through {hop} ({check})'}"
                 )
             case OSError(errno=errno.EMFILE | errno.ENFILE):
                 return UpstreamConnectFailed(
@@ -189,7 +213,8 @@ class Connector:
                     "LimitNOFILE), or set a lower max_upstream_connections"
                 )
         return UpstreamConnectFailed(
-            f"{origin} cannot be connected to ({_reason(exc)}); check the url of the route, and the network in between"
+            f"{origin} cannot be connected to{'' if proxy is None else f' through {hop}'} ({_reason(exc)}); "
+            f"check {check}, and the network in between"
         )
 
     def _remedy(self, verify_code: int) -> str:
@@ -199,6 +224,11 @@ class Connector:
         if self._upstream_ca is None:
             return "if a private authority signed it, name its certificate with --upstream-ca"
         return f"neither the system nor {self._upstream_ca} (upstream_ca) has the authority that signed it"
+
+
+def _first_hop(origin: Origin, proxy: HttpProxy | None) -> tuple[str, int]:
+    """Return host and port of what a TCP connection is opened to."""
+    return (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
 
 
 def _alert(exc: ssl.SSLError) -> str:

@@ -17,6 +17,7 @@ PURE: Final = (
     "proxy/clock_skew.py",
     "proxy/routes/",
     "proxy/network/address.py",
+    "proxy/network/http_proxy.py",
     "proxy/http2/policy/",
     "proxy/connection/budget.py",
     "proxy/connection/rate_limit.py",

@@ -35,6 +35,7 @@ TESTS = (
     "tests/unit/tokens/test_schedule.py",
     "tests/unit/tokens/test_calls.py",
     "tests/unit/network/test_address.py",
+    "tests/unit/network/test_http_proxy.py",
     "tests/unit/connection/test_budget.py",
     "tests/unit/connection/test_rate_limit.py",
     "tests/unit/downstream/test_fields.py",

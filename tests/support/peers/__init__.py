@@ -10,6 +10,7 @@ Take the one that is nearest to what the test is about:
 | what crosses the sidecar | `memory` | `Client` and `Service`: an engine each, around `tests.support.data_path` |
 | a connection's writing | `transport` | `MemoryTransport`: what is written stays until it is read |
 | one stream of an engine | `receivers` | `RecordingReceiver`: keeps what it is told, as events |
+| a way out | `connect_proxy` | `ConnectProxy`: an HTTP proxy that opens tunnels (CONNECT) |
 | a listener | `acceptor` | `RequestQueue`: hands the test each request, which the test answers |
 
 `engines` turns the callbacks of any engine into the values of `events`, and has the list of engines under test. A

@@ -54,6 +54,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
     pem = write("", "a.pem").absolute()
     values: dict[str, Any] = {
         "listen": ("127.0.0.1:1", "[::1]:2"), "unsafe_listen": True, "admin": "127.0.0.1:3", "workers": 2,
+        "upstream_proxy": "http://ada:s3cret@proxy:3128",
         "drain_timeout": 1.5, "connect_timeout": 1.0, "mint_timeout": 2.0, "stream_wait_timeout": 3.0,
         "max_upstream_connections": 4, "ping_interval": 11.0, "ping_timeout": 6.0, "upstream_idle_timeout": 7.0,
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
@@ -387,3 +388,11 @@ def test_where_clients_need_a_certificate_any_address_can_be_listened_on() -> No
     pem = write("", "a.pem")
     flags = {"tls_listen": ("0.0.0.0:1",), "tls_certificate": pem, "tls_key": pem, "tls_client_ca": pem}
     assert upstream(**flags).tls_listen == ("0.0.0.0:1",)
+
+
+def test_a_proxy_that_cannot_be_used_is_named_without_its_value() -> None:
+    found = problems('upstream_proxy = "socks5://ada:hunter2@proxy:1080"', upstream=URL)
+    (sentence,) = [found["my.toml: upstream_proxy"]]
+    assert "names a SOCKS proxy, and only HTTP proxies" in sentence
+    assert "hunter2" not in str(found)
+    assert "must be the URL of an HTTP proxy" in problems(upstream=URL, upstream_proxy="proxy:3128")["--upstream-proxy"]

@@ -21,7 +21,8 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
     settings = Settings(
         routes={"": RouteSettings(url=URL)},
         listen=("[::1]:1", "unix:/s"), unsafe_listen=True, admin="off", workers=3, drain_timeout=0.1,
-        upstream_ca=Path("/ca.pem"), connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5,
+        upstream_ca=Path("/ca.pem"), upstream_proxy="http://proxy:3128",
+            connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5,
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, max_interim_heads=9, cancels_per_minute=500, first_request_timeout=9.5,
@@ -142,3 +143,9 @@ def test_another_version_field_or_type_is_refused_without_quoting_values(
 def test_json_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of json or ours
         PlainSettings.from_json(text)
+
+
+def test_the_login_of_a_proxy_is_in_no_repr() -> None:
+    settings = upstream(upstream_proxy="http://ada:hunter2@proxy:3128")
+    assert settings.plain().upstream_proxy == "http://ada:hunter2@proxy:3128"
+    assert "hunter2" not in repr(settings) + repr(settings.plain())

@@ -164,3 +164,10 @@ def test_without_places_no_origin_is_printed() -> None:
 def test_a_written_value_is_read_back_by_tomllib(value: Any) -> None:
     assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
     assert tomllib.loads(f"x = {toml_value((value, value))}")["x"] == [value, value]
+
+
+def test_the_login_of_a_proxy_is_not_printed() -> None:
+    settings = upstream(upstream_proxy="http://ada:hunter2@proxy:3128")
+    text = dump_toml(settings)
+    assert '\nupstream_proxy = "http://proxy:3128"\n' in text
+    assert "hunter2" not in text

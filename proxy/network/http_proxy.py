@@ -1,0 +1,60 @@
+"""The URL of an HTTP proxy: `http://[USER:PASSWORD@]HOST[:PORT]`. Pure; no error quotes the login."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["HttpProxy", "parse_http_proxy"]
+
+_FORM: Final = "write http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpProxy:
+    """A proxy that is reached without TLS and opens tunnels (CONNECT)."""
+
+    host: str
+    """Name or address, without brackets."""
+    port: int
+    """1 … 65535."""
+    login: str | None = field(default=None, repr=False)
+    """`USER:PASSWORD`, decoded; None if there is none."""
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of `proxy-authorization` (RFC 7617); None without a login."""
+        return None if self.login is None else f"Basic {base64.b64encode(self.login.encode()).decode()}"
+
+    def url(self) -> str:
+        """Return the URL without the login."""
+        return f"http://{self}"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_http_proxy(text: str) -> HttpProxy:
+    """Return the proxy that a URL names; the default port is 80.
+
+    ValueError says what is wrong, and quotes nothing.
+    """
+    scheme, separator, _ = text.partition("://")
+    if not separator or not all("!" <= mark <= "~" for mark in text):
+        raise ValueError(f"must be the URL of an HTTP proxy; {_FORM}")
+    if scheme.lower() != "http":
+        kind = "a SOCKS proxy" if scheme.lower().startswith("socks") else "a proxy that is not reached by http://"
+        raise ValueError(f"names {kind}, and only HTTP proxies without TLS to the proxy itself can be used; {_FORM}")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, 80 if parts.port is None else parts.port
+    except ValueError as exc:
+        raise ValueError(f"must have a port of 1 to 65535; {_FORM}") from exc
+    if not host or not port or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"must have a host, a port of 1 to 65535, and no path; {_FORM}")
+    login = None
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return HttpProxy(host=host, port=port, login=login)
