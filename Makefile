@@ -25,6 +25,7 @@ UV ?= uv
 ONCE ?=
 QUICK ?=
 ARGS ?=
+SECONDS ?= 3600
 
 PIP := .ci/pip $(VENV)
 RESTATE := $(VENV)/restate/.installed-$(RESTATE_VERSION)
@@ -50,6 +51,11 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 test: setup $(RESTATE) $(RESTATE_CLI) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## random octets from both sides against the relay and its engines, for SECONDS=3600; new cases are kept
+	$(BIN)/python -m tests.fuzz --relay --keep --seconds $$(( $(SECONDS) * 3 / 4 )) $(ARGS)
+	$(BIN)/python -m tests.fuzz --engine both --seconds $$(( $(SECONDS) / 4 )) --first $$(date +%s)
 
 .PHONY: bench
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes

@@ -169,31 +169,48 @@ class Peer:
 
     def mutated(self, made: list[bytes]) -> bytes:
         """Return the frames as octets, changed in a few places."""
-        rng = self.rng
-        for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 4))):
-            place = rng.randrange(len(made))
-            one = bytearray(made[place])
-            kind = rng.randrange(8)
-            if kind == 0:
-                made.insert(rng.randrange(len(made)), bytes(one))
-            elif kind == 1:
-                del made[place]
-                made.append(b"")
-            elif kind == 2 and len(one) > 3:
-                one[3] = rng.randrange(12)
-            elif kind == 3 and len(one) > 4:
-                one[4] ^= 1 << rng.randrange(8)
-            elif kind == 4 and len(one) > 8:
-                one[5:9] = rng.choice((0, 1, 2, 3, 5, 99, (1 << 31) - 1, (1 << 32) - 1)).to_bytes(4, "big")
-            elif kind == 5 and len(one) > 2:
-                one[0:3] = rng.choice((0, 1, 4, 5, 8, 16_384, 16_385, (1 << 24) - 1)).to_bytes(3, "big")
-            elif one:
-                for _ in range(rng.randrange(1, 4)):
-                    one[rng.randrange(len(one))] = rng.randrange(256)
-            if kind not in (0, 1):
-                made[place] = bytes(one)
-        data = (b"" if self.is_server else PREFACE) + b"".join(made)
-        if rng.random() < 0.1:
-            place = rng.randrange(len(data) + 1)
-            data = data[:place] + rng.randbytes(rng.randrange(40)) + data[place + rng.randrange(3) :]
+        changed = mutate(self.rng, made)
+        data = (b"" if self.is_server else PREFACE) + b"".join(changed)
+        if self.rng.random() < 0.1:
+            place = self.rng.randrange(len(data) + 1)
+            data = data[:place] + self.rng.randbytes(self.rng.randrange(40)) + data[place + self.rng.randrange(3) :]
         return data
+
+
+def mutate(rng: Random, made: list[bytes]) -> list[bytes]:
+    """Return frames, changed in a few places or in none."""
+    made = list(made)
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 4)) if made else 0):
+        place = rng.randrange(len(made))
+        one = bytearray(made[place])
+        kind = rng.randrange(8)
+        if kind == 0:
+            made.insert(rng.randrange(len(made)), bytes(one))
+        elif kind == 1:
+            del made[place]
+            made.append(b"")
+        elif kind == 2 and len(one) > 3:
+            one[3] = rng.randrange(12)
+        elif kind == 3 and len(one) > 4:
+            one[4] ^= 1 << rng.randrange(8)
+        elif kind == 4 and len(one) > 8:
+            one[5:9] = rng.choice((0, 1, 2, 3, 5, 99, (1 << 31) - 1, (1 << 32) - 1)).to_bytes(4, "big")
+        elif kind == 5 and len(one) > 2:
+            one[0:3] = rng.choice((0, 1, 4, 5, 8, 16_384, 16_385, (1 << 24) - 1)).to_bytes(3, "big")
+        elif one:
+            for _ in range(rng.randrange(1, 4)):
+                one[rng.randrange(len(one))] = rng.randrange(256)
+        if kind not in (0, 1):
+            made[place] = bytes(one)
+    return made
+
+
+def split(data: bytes) -> list[bytes]:
+    """Return the frames in some octets, a preface in front of the first, and what is no whole frame as the last one."""
+    found: list[bytes] = []
+    place, start = (len(PREFACE), 0) if data.startswith(PREFACE) else (0, 0)
+    while len(data) - place >= 9:
+        end = place + 9 + int.from_bytes(data[place : place + 3], "big")
+        found.append(data[start:end])
+        place = start = min(end, len(data))
+    return [*found, data[start:]] if start < len(data) else found
