@@ -11,6 +11,8 @@ from tests.support.loops import asyncio_loop
 
 # An example may take longer than hypothesis' 200 ms while other programs use the machine; pytest's timeout is enough.
 hypothesis.settings.register_profile("project", deadline=None)
+# For runs of the same tests under other conditions: as many examples are tried anyway.
+hypothesis.settings.register_profile("few-examples", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("project")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.coverage.rooms import CONFIG, PURE, shortfalls
-from tests.support.interpreted import REPOSITORY, lay_out
+from tests.coverage.rooms import PURE, configuration, pure_files, shortfalls
+from tests.support.interpreted import FEW_EXAMPLES, REPOSITORY, lay_out
 from tests.support.processes import program
 
 TESTS = (
@@ -62,20 +62,20 @@ TESTS = (
     "tests/unit/relay/test_swap.py",
     "tests/unit/relay/test_via.py",
 )
+"""They run without compiled modules here, so `test_without_compiler` leaves them out."""
 
 
 @pytest.mark.asyncio
 async def test_the_unit_tests_of_the_pure_rooms_cover_every_branch(tmp_path: Path) -> None:
     lay_out(tmp_path)
     coverage = ["bash", "-c", f'cd "{tmp_path}" && exec "$@"', "bash", sys.executable, "-m", "coverage"]
-    (tmp_path / ".coveragerc").write_text(CONFIG.format(folder=tmp_path))
-    run = [*coverage, "run", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    (tmp_path / ".coveragerc").write_text(configuration(tmp_path))
+    run = [*coverage, "run", "-m", "pytest", "-q", "-p", "no:cacheprovider", FEW_EXAMPLES]
     async with program("pytest", [*run, "-p", "no:xdist", *TESTS]) as running:
         assert await running.ended(within_seconds=540.0) == 0, running.tail(60)
-    for command in (["combine", "-q"], ["json", "-q", "-o", "report.json"]):
-        async with program("coverage", [*coverage, *command]) as running:
-            assert await running.ended(within_seconds=120.0) == 0, running.tail(60)
-    assert not list(shortfalls(tmp_path / "report.json"))
+    async with program("coverage", [*coverage, "json", "-q", "-o", "report.json"]) as running:
+        assert await running.ended(within_seconds=120.0) == 0, running.tail(60)
+    assert not list(shortfalls(tmp_path / "report.json", pure_files(tmp_path)))
 
 
 def test_a_file_that_is_covered_in_part_is_reported_with_its_lines_and_branches(tmp_path: Path) -> None:
@@ -89,9 +89,11 @@ def test_a_file_that_is_covered_in_part_is_reported_with_its_lines_and_branches(
     files = {"proxy/errors.py": covered(99.9), "proxy/worker.py": covered(95.0), "proxy/admin/page.py": covered(94.9)}
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"files": files}))
-    assert list(shortfalls(report)) == [
+    assert list(shortfalls(report, ["proxy/errors.py", "proxy/quoting.py"])) == [
         "proxy/errors.py: 99.9 % is less than 100 %; lines: 7; branches: 6->7",
+        "proxy/quoting.py: no test imports it",
     ]
+    assert {"proxy/errors.py", "proxy/routes/table.py"} <= {*pure_files(REPOSITORY)}
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-__all__ = ["REPOSITORY", "lay_out"]
+__all__ = ["FEW_EXAMPLES", "REPOSITORY", "lay_out"]
 
 REPOSITORY: Final = Path(__file__).parents[2]
+
+FEW_EXAMPLES: Final = "--hypothesis-profile=few-examples"
+"""A flag of pytest, for tests that run with all examples elsewhere."""
 
 
 def lay_out(folder: Path, compiled: tuple[str, ...] = ()) -> None:
