@@ -21,12 +21,11 @@ from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
 
 __all__ = [
+    "change_listener",
     "connector",
-    "deadlines",
     "engines",
     "handshakes",
     "listener",
-    "most_connections",
     "timing",
     "tls_context",
     "tls_files",
@@ -63,9 +62,9 @@ def listener(
         flusher,
         observer,
         allowed_hosts=settings.allowed_hosts,
-        most_connections=most_connections(settings),
+        most_connections=_most_connections(settings),
         cancels_per_minute=settings.cancels_per_minute,
-        deadlines=deadlines(settings),
+        deadlines=_deadlines(settings),
     )
 
 
@@ -100,8 +99,15 @@ def timing(settings: PlainSettings) -> Timing:
     )
 
 
-def deadlines(settings: PlainSettings) -> Deadlines:
-    """Return how long clients may take."""
+def change_listener(listener: Listener, settings: PlainSettings) -> None:
+    """Put those settings in force that a listener can take while it runs."""
+    listener.allowed_hosts = frozenset(settings.allowed_hosts)
+    listener.most_connections = _most_connections(settings)
+    listener.cancels.per_minute = settings.cancels_per_minute
+    listener.deadlines = _deadlines(settings)
+
+
+def _deadlines(settings: PlainSettings) -> Deadlines:
     return Deadlines(
         first_request_seconds=settings.first_request_timeout,
         head_seconds=settings.head_timeout,
@@ -119,7 +125,7 @@ def unix_access(settings: PlainSettings) -> UnixAccess:
     return UnixAccess.parse(settings.socket_mode, settings.socket_user, settings.socket_group)
 
 
-def most_connections(settings: PlainSettings) -> int:
+def _most_connections(settings: PlainSettings) -> int:
     """Return how many connections of clients one worker may have open."""
     return -(-settings.max_connections // settings.workers)
 

@@ -43,6 +43,7 @@ from proxy.observe.tracing import tracing_observers
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.live import DispatcherState
+from proxy.relay.stalls import Stalls
 from proxy.relay.via import sidecar_name
 from proxy.reloads import Reloads
 from proxy.settings.changes import Changes
@@ -53,12 +54,11 @@ from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
 from proxy.upstream.pool import Pool
 from proxy.wiring import (
+    change_listener,
     connector,
-    deadlines,
     engines,
     handshakes,
     listener,
-    most_connections,
     timing,
     tls_context,
     tls_files,
@@ -131,6 +131,7 @@ class Worker:
             verifier=verifier(settings),
         )
         self.listener = listener(settings, choice.make, self._dispatcher, budget, flusher, observers)
+        self._stalls = Stalls(budget, self.listener.clients, self.listener.connections, settings.stall_timeout)
         self._tls = tls_context(settings)
         self._handshakes = handshakes(loop, self._tls, self.listener)
         self._admin = self._admin_plane(admin_socket)
@@ -186,10 +187,8 @@ class Worker:
             upstream_proxy=upstream_proxy(settings),
             connect_timeout_seconds=settings.connect_timeout,
         )
-        self.listener.allowed_hosts = frozenset(settings.allowed_hosts)
-        self.listener.most_connections = most_connections(settings)
-        self.listener.cancels.per_minute = settings.cancels_per_minute
-        self.listener.deadlines = deadlines(settings)
+        change_listener(self.listener, settings)
+        self._stalls.seconds = settings.stall_timeout
         if self._tls is not None and (files := tls_files(settings)) is not None:
             self._tls.change(files)
         if {"log_level", "log_format"} & {*changes.settings}:
@@ -214,6 +213,7 @@ class Worker:
                 await self._admin.start()
             except OSError as exc:
                 raise ListenFailed(f"{self.settings.admin} (admin)", exc) from exc
+        self._stalls.start(asyncio.get_running_loop())
         if self._tls is not None:
             self._tls.start()
         self.started = True
@@ -268,6 +268,7 @@ class Worker:
                 closing.push_async_callback(self._admin.close)
             if self._tls is not None:
                 closing.callback(self._tls.close)
+            closing.push_async_callback(self._stalls.close)
             closing.push_async_callback(self._mint.close)
             closing.push_async_callback(self._tokens.close)
             closing.push_async_callback(partial(self._pool.close, linger_seconds=_LINGER_SECONDS))

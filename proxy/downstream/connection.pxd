@@ -17,6 +17,7 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef Py_ssize_t _requests
     cdef Py_ssize_t _cancelled
 
+    cpdef Py_ssize_t unwritten_octets(self)
     cpdef Py_ssize_t held_octets(self, Stream stream)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)

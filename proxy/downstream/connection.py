@@ -66,6 +66,11 @@ class DownstreamConnection(Http2Protocol):
         """Number of streams whose request or response is not complete."""
         return 0 if self.closed else self.engine.count_open_streams()
 
+    def unwritten_octets(self) -> int:
+        """Return how much the transport holds that the client has not read; 0 while the transport takes more."""
+        transport = self.transport
+        return transport.get_write_buffer_size() if self._paused and transport is not None and not self.closed else 0
+
     # ---- the engine's side
 
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:

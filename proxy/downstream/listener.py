@@ -105,6 +105,10 @@ class Listener:
         for stream in list(self._http1):
             yield stream.account, [stream]
 
+    def connections(self) -> list[DownstreamConnection]:
+        """Return all connections by HTTP/2."""
+        return list(self._connections)
+
     # ---- for Hypercorn's connections
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@
 * `context`          what is kept ready for each route and each path
 * `signing`          fields of what is sent upstream (pure)
 * `live`             the state of dispatcher, slots and pools, for metrics and the status page
+* `stalls`           ends what stands still while memory is short
 * `waiting`          the one slow path, a task for each exchange that lacks something
 * `via`              which sidecars a request has passed through (pure)
 

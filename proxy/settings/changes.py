@@ -40,6 +40,7 @@ RELOADABLE: Final = frozenset(
         "replay_octets",
         "restate_identity_keys",
         "routes",
+        "stall_timeout",
         "stream_wait_timeout",
         "tls_certificate",
         "tls_client_ca",

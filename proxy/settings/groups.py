@@ -47,6 +47,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "max_concurrent_streams",
         "stream_window",
         "queued_octets",
+        "stall_timeout",
         "replay_octets",
         "max_field_section",
         "max_interim_heads",

@@ -55,6 +55,16 @@ class PeerSettings(BaseModel):
             "reads; 0 for any. Restate sends it at once; over HTTP/2, where it streams, there is no such limit."
         ),
     )
+    stall_timeout: Seconds = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description=(
+            "How long octets of an exchange may wait without any progress while more than half of queued_octets is "
+            "used; it is ended then. While there is room, and where nothing waits, any time is allowed: Restate is "
+            "silent for many minutes."
+        ),
+    )
     upstream_cancels_per_minute: int = Field(
         default=300,
         ge=10,

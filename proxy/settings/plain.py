@@ -65,6 +65,7 @@ class PlainSettings:
     max_concurrent_streams: int
     stream_window: int
     queued_octets: int
+    stall_timeout: float
     replay_octets: int
     max_field_section: int
     max_interim_heads: int

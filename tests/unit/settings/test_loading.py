@@ -60,7 +60,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,
         "queued_octets": 2 << 20, "replay_octets": 0, "max_field_section": 20_000, "max_interim_heads": 9,
         "cancels_per_minute": 500, "first_request_timeout": 9.5,
-        "head_timeout": 8.5, "http1_octets_per_second": 7, "upstream_cancels_per_minute": 50,
+        "head_timeout": 8.5, "stall_timeout": 7.5, "http1_octets_per_second": 7, "upstream_cancels_per_minute": 50,
         "log_level": "error", "log_format": "json", "access_log": True,
         "socket_mode": "0600", "socket_user": "restate", "socket_group": "1000", "max_connections": 7,
         "tls_listen": ("127.0.0.1:4",), "tls_certificate": pem, "tls_key": pem, "tls_client_ca": pem,

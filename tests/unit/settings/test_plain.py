@@ -26,7 +26,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
         http2_engine="h2", max_concurrent_streams=212, stream_window=131_072, queued_octets=1_048_577, replay_octets=13,
         max_field_section=20_000, max_interim_heads=9, cancels_per_minute=500, first_request_timeout=9.5,
-        head_timeout=8.5, http1_octets_per_second=7,
+        head_timeout=8.5, stall_timeout=7.5, http1_octets_per_second=7,
         upstream_cancels_per_minute=50, log_level="error", log_format="json", access_log=True,
             socket_mode="0600", socket_user="a", socket_group="b", max_connections=7,
             tls_listen=("[::1]:2",), tls_certificate=Path("/c"), tls_key=Path("/k"), tls_client_ca=Path("/a"),
