@@ -31,6 +31,10 @@ PIP := .ci/pip $(VENV)
 RESTATE := $(VENV)/restate/.installed-$(RESTATE_VERSION)
 RESTATE_CLI := $(VENV)/restate-cli/.installed-$(RESTATE_VERSION)
 
+# Google's own client for Node, which the tests point at the emulator.
+GOOGLE_AUTH_NODE_VERSION := 10.9.1
+GOOGLE_AUTH_NODE := $(VENV)/google-auth-node/.installed-$(GOOGLE_AUTH_NODE_VERSION)
+
 export PIP_REQUIRE_VIRTUALENV := 1
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -48,7 +52,7 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 	@$(BIN)/python -m tests.demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
 .PHONY: test
-test: setup $(RESTATE) $(RESTATE_CLI) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+test: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
@@ -136,15 +140,24 @@ $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@echo "ready: $(BIN)/cloudrun-sidecar"
 	@touch $@
 
+# $(call NPM,package@version) installs into the folder of the target. A folder for each: npm removes from a folder what
+# it is not told of.
+define NPM
+@npm=$$(command -v npm) || { $(PIP) "installing npm ($(NODE_WHEEL)), since there is none on PATH" \
+	install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
+echo "installing $(1) into $(@D) with $$npm: a minute or so"; \
+PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
+	--no-audit --no-fund --no-update-notifier --loglevel=error "$(1)"
+endef
+
+$(GOOGLE_AUTH_NODE): $(VENV)/.python
+	$(call NPM,google-auth-library@$(GOOGLE_AUTH_NODE_VERSION))
+	@touch $@
+
 $(RESTATE): PACKAGE := restate-server
 $(RESTATE_CLI): PACKAGE := restate
-# A folder for each: npm removes from a folder what it is not told of.
 $(RESTATE) $(RESTATE_CLI): $(VENV)/.python
-	@npm=$$(command -v npm) || { $(PIP) "installing npm ($(NODE_WHEEL)), since there is none on PATH" \
-		install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
-	echo "installing $(PACKAGE) $(RESTATE_VERSION) into $(@D) with $$npm: a minute or so"; \
-	PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
-		--no-audit --no-fund --no-update-notifier --loglevel=error "@restatedev/$(PACKAGE)@$(RESTATE_VERSION)"
+	$(call NPM,@restatedev/$(PACKAGE)@$(RESTATE_VERSION))
 	@cd $(BIN) && ln -sf ../$(notdir $(@D))/node_modules/@restatedev/$(PACKAGE)-*/bin/$(PACKAGE) $(PACKAGE)
 	@$(BIN)/$(PACKAGE) --version
 	@touch $@

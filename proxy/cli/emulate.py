@@ -6,16 +6,15 @@ import asyncio
 import importlib
 import json
 import os
-import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import click
@@ -23,7 +22,7 @@ import click
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.redaction import redact
 from proxy.emulator import (
-    API_HOSTS,
+    GCLOUD_CLIENT,
     CannotListen,
     Certificates,
     CloudRun,
@@ -33,7 +32,14 @@ from proxy.emulator import (
     GeneratedCredentials,
     Google,
     GoogleServer,
+    Limits,
+    Pod,
+    Role,
+    Services,
+    description,
     echo,
+    guide,
+    project,
     write_secret,
 )
 from proxy.quoting import plain, quoted
@@ -42,33 +48,57 @@ from proxy.routes.locality import is_loopback
 __all__ = ["emulate"]
 
 
+class _Grant(NamedTuple):
+    caller: str
+    target: str
+    role: Role
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """The options of the command: what to emulate, and where."""
 
-    app: Any
-    url: str | None
-    audiences: tuple[str, ...]
-    invokers: tuple[str, ...]
+    google: Google
+    services: CloudRun | Services
+    accounts: tuple[str, ...]
+    users: tuple[str, ...]
     host: str
     cloud_run_port: int
     metadata_port: int
     tls_port: int
     directory: Path
-    grants: tuple[tuple[str, str], ...]
-    token_lifetime_seconds: int
     credentials: bool
     as_json: bool
 
+    @property
+    def each(self) -> tuple[CloudRun, ...]:
+        """All services."""
+        return self.services.services if isinstance(self.services, Services) else (self.services,)
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    pairs = []
+
+def _grants(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[_Grant, ...]:
+    grants = []
     for value in values:
-        caller, equals, target = value.partition("=")
-        if not (caller and equals and target):
-            raise click.BadParameter(f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses).")
-        pairs.append((caller, target))
-    return tuple(pairs)
+        caller, equals, rest = value.partition("=")
+        target, colon, name = rest.partition(":")
+        role = description.ROLES.get(name if colon else "tokenCreator")
+        if not (caller and equals and target) or role is None:
+            raise click.BadParameter(
+                f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses) or CALLER=TARGET:ROLE, with a ROLE of "
+                f"{', '.join(description.ROLES)}."
+            )
+        grants.append(_Grant(caller, target, role))
+    return tuple(grants)
+
+
+def _pod(context: click.Context, parameter: click.Parameter, value: str | None) -> Pod | None:
+    if value is None:
+        return None
+    names, equals, account = value.partition("=")
+    namespace, slash, name = names.partition("/")
+    if not (namespace and slash and name) or bool(equals) != bool(account):
+        raise click.BadParameter(f"{quoted(value)} is not NAMESPACE/NAME or NAMESPACE/NAME=ACCOUNT.")
+    return Pod(namespace=namespace, name=name, annotation=account or None)
 
 
 def _https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -81,31 +111,35 @@ def _https(context: click.Context, parameter: click.Parameter, value: str | None
 
 HTTPS = 443
 PORT = click.IntRange(0, 65535)
+DESCRIBED = ("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime")
+"""Parameters that `--config` replaces."""
 
 
-@click.command()
-@click.option(
-    "--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]"
-)
+# fmt: off
+@click.command(epilog="The page docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's behaviour was read and not proven.")  # noqa: E501 – one paragraph, one line
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File (TOML) with services, accounts, users and grants, instead of the options for them.")  # noqa: E501 – one option, one line
+@click.option("--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]")  # noqa: E501 – as above
 @click.option("--url", callback=_https, help="The service's URL and default audience. [default: its own address]")
 @click.option("--audience", "audiences", multiple=True, help="Additional audience that is accepted; repeatable.")
-@click.option("--invoker", "invokers", multiple=True, metavar="EMAIL", help="Account that may call the service; repeatable. [default: the metadata server's]")  # fmt: skip  # noqa: E501 – one option, one line
-@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET", callback=_pairs, help="Let an account, a person or a federated principal mint tokens of an account; repeatable.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--invoker", "invokers", multiple=True, metavar="MEMBER", help="Who may call the service: an e-mail, or a member as in IAM, such as group:a@example.com or allUsers; repeatable. [default: the metadata server's account]")  # noqa: E501 – as above
+@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET[:ROLE]", callback=_grants, help="Let an account, a person or a federated principal mint tokens of an account; ROLE is tokenCreator (default), openIdTokenCreator (ID tokens only) or workloadIdentityUser; repeatable.")  # noqa: E501 – as above
+@click.option("--user", "users", multiple=True, metavar="EMAIL", help="Person who has signed in with gcloud: writes a file with credentials; repeatable.")  # noqa: E501 – as above
+@click.option("--gke-pod", "pod", metavar="NAMESPACE/NAME[=ACCOUNT]", callback=_pod, help="The metadata server is that of GKE, for this Kubernetes account; ACCOUNT is in its annotation, and needs workloadIdentityUser.")  # noqa: E501 – as above
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines can reach. They can get tokens.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines can reach. They can get tokens.")  # noqa: E501 – as above
 @click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
 @click.option("--metadata-port", type=PORT, default=0, help="Port of the metadata server. [default: a free one]")
 @click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # fmt: skip  # noqa: E501 – as above
-@click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # fmt: skip  # noqa: E501 – as above
-@click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # fmt: skip  # noqa: E501 – as above
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # noqa: E501 – as above
+@click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # noqa: E501 – as above
+@click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+@click.pass_context
 def emulate(
-    application: str | None,
-    url: str | None,
-    audiences: tuple[str, ...],
-    invokers: tuple[str, ...],
-    grants: tuple[tuple[str, str], ...],
+    context: click.Context,
+    /,
+    *,
+    config: Path | None,
     host: str,
     unsafe_listen: bool,
     cloud_run_port: int,
@@ -113,30 +147,41 @@ def emulate(
     tls_port: int,
     directory: Path | None,
     credentials: bool,
-    token_lifetime: int,
     as_json: bool,
+    **described: Any,
 ) -> None:
-    """Emulate Google locally, as strictly as the real one, until interrupted.
+    r"""Emulate Google locally, as strictly as the real one, until interrupted.
 
-    A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and a private Cloud Run service.
+    A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and private Cloud Run services. The
+    program that you test runs unmodified: variables (which this command prints), and host names where it has no
+    variable for them, lead it here instead of to Google. What Google refuses is refused here, with Google's own answer.
+
+    \b
+      cloudrun-sidecar emulate                        one service that describes each request
+      cloudrun-sidecar emulate --app service:app      your ASGI application behind Cloud Run
+      cloudrun-sidecar emulate --config project.toml  several services, accounts and grants
+      curl -X POST http://ADDRESS/emulator/faults …   make Google or Cloud Run fail while it runs
+
+    Read about Google, and not proven: windows of 1 MiB, 16 KiB of fields (64 KiB is reported, too), padded DATA, PING
+    frames of its own, four minutes until an idle connection ends; the texts of Cloud Run's 429 and 5xx, the status of a
+    wrong method or scheme, and how a disabled account is refused. That a connection ends after an hour, by GOAWAY in
+    two steps, was written by an engineer of Google.
     """
     if not unsafe_listen and not is_loopback(host.strip("[]")):
         raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
-    app = echo if application is None else _load(application)
+    google, services, accounts, users = _described(context, config) if config else _from_options(**described)
     # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
         plan = _Plan(
-            app=app,
-            url=url,
-            audiences=audiences,
-            invokers=invokers,
+            google=google,
+            services=services,
+            accounts=accounts,
+            users=users,
             host=host,
             cloud_run_port=cloud_run_port,
             metadata_port=metadata_port,
             tls_port=tls_port,
             directory=Path(folder).absolute(),
-            grants=grants,
-            token_lifetime_seconds=token_lifetime,
             credentials=credentials,
             as_json=as_json,
         )
@@ -148,6 +193,64 @@ def emulate(
         except OSError as exc:
             place = redact(str(exc.filename or plan.directory), (str(plan.directory),))
             raise Unusable(f"cannot write to {place}: {exc.strerror}") from exc
+
+
+def _described(
+    context: click.Context, config: Path
+) -> tuple[Google, CloudRun | Services, tuple[str, ...], tuple[str, ...]]:
+    """Return what a file describes: state, services, accounts that get keys, users."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in DESCRIBED
+        and context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given:
+        raise Unusable(f"{', '.join(given)} cannot be used with --config: the file says it")
+    try:
+        found = description.read(config.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise Unusable(f"cannot read {quoted(str(config))}: {reason}") from exc
+    except description.InvalidDescription as exc:
+        raise Unusable.listing(f"the file {quoted(str(config))}", exc.problems) from exc
+    apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
+    google, services = project.build(found, apps)
+    callers = (grant.caller for grant in found.grants if _is_account(grant.caller))
+    return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users
+
+
+def _from_options(
+    *,
+    application: str | None,
+    url: str | None,
+    audiences: tuple[str, ...],
+    invokers: tuple[str, ...],
+    grants: tuple[_Grant, ...],
+    users: tuple[str, ...],
+    pod: Pod | None,
+    token_lifetime: int,
+) -> tuple[Google, CloudRun | Services, tuple[str, ...], tuple[str, ...]]:
+    """Return what the options describe, in the form of `_described`."""
+    app = echo if application is None else _load(application)
+    google = Google(token_lifetime_seconds=token_lifetime)
+    google.pod = pod
+    members = invokers or (google.metadata_account,)
+    accounts = [member for member in members if ":" not in member and not member.startswith("all")]
+    callers = [grant.caller for grant in grants if _is_account(grant.caller)]
+    try:
+        for member in members:
+            if not description.is_member(member):
+                raise ValueError(f"{member!r} is not an e-mail address, nor a member such as group:a@example.com")
+        for account in (*accounts, *callers, *users):
+            google.add_account(account)
+        for caller, target, role in grants:
+            google.allow_impersonation(caller, target, role)
+    except ValueError as exc:
+        named = chain.from_iterable((caller, target) for caller, target, _ in grants)
+        raise Unusable(f"{redact(str(exc), (*members, *users, *named))}") from exc
+    cloud_run = CloudRun(app, google, url=url, custom_audiences=audiences, invokers=members)
+    return google, cloud_run, tuple(dict.fromkeys((*(accounts if invokers else ()), *callers))), users
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -173,20 +276,8 @@ async def _run(plan: _Plan) -> None:
         loop.add_signal_handler(signal_number, stop.set)
     if isinstance(loop, _Loop):
         loop.signals_taken = True
-    google = Google(token_lifetime_seconds=plan.token_lifetime_seconds)
     certificates = Certificates.create(plan.directory)
-    invokers = plan.invokers or (google.metadata_account,)
-    try:
-        for account in invokers:
-            google.add_account(account)
-        for caller, target in plan.grants:
-            if _is_account(caller):
-                google.add_account(caller)
-            google.allow_impersonation(caller, target)
-    except ValueError as exc:
-        raise Unusable(f"{redact(str(exc), (*invokers, *chain.from_iterable(plan.grants)))}") from exc
-    cloud_run = CloudRun(plan.app, google, url=plan.url, custom_audiences=plan.audiences, invokers=invokers)
-    names = (str(urlsplit(plan.url).hostname),) if plan.url else ()
+    google, services = plan.google, plan.services
     async with AsyncExitStack() as stack:
         endpoints = await stack.enter_async_context(
             GoogleServer(
@@ -195,25 +286,35 @@ async def _run(plan: _Plan) -> None:
                 host=plan.host,
                 metadata_port=plan.metadata_port,
                 tls_port=plan.tls_port,
-                control=Control(google, cloud_run),
+                control=Control(google, services),
             )
         )
-        service = await stack.enter_async_context(
-            CloudRunServer(cloud_run, certificates, host=plan.host, port=plan.cloud_run_port, names=names)
+        limits = Limits(field_section_octets=services.field_section_octets)
+        server = await stack.enter_async_context(
+            CloudRunServer(services, certificates, host=plan.host, port=plan.cloud_run_port, limits=limits)
         )
-        keys = _write_keys(plan, google, endpoints)
-        written = _write_credentials(plan, google, endpoints, invokers) if plan.credentials else {}
-        _announce(plan, google, cloud_run, endpoints, service, certificates, keys, written)
+        if isinstance(services, Services):
+            project.set_port(services, int(server.url.rpartition(":")[2]))
+        running = guide.Running(
+            endpoints=endpoints,
+            server=server,
+            services=plan.each,
+            certificates=certificates,
+            directory=plan.directory,
+            keys=_write_keys(plan, endpoints),
+            users=_write_users(plan),
+            credentials=_write_credentials(plan, endpoints) if plan.credentials else {},
+        )
+        click.echo(json.dumps(guide.as_json(running)) if plan.as_json else guide.as_text(running))
         await stop.wait()
 
 
-def _write_keys(plan: _Plan, google: Google, endpoints: GoogleServer) -> dict[str, Path]:
-    """Write a key file for the metadata account, each invoker and each caller; return the files by account."""
-    directory = plan.directory / "keys"
+def _write_keys(plan: _Plan, endpoints: GoogleServer) -> dict[str, Path]:
+    """Write a key file for the metadata account and each of the plan's accounts; return the files by account."""
+    google, directory = plan.google, plan.directory / "keys"
     directory.mkdir(exist_ok=True)
     files: dict[str, Path] = {}
-    callers = [caller for caller, _ in plan.grants if _is_account(caller)]
-    for account in dict.fromkeys((google.metadata_account, *plan.invokers, *callers)):
+    for account in dict.fromkeys((google.metadata_account, *plan.accounts)):
         # On 443, DNS is expected to lead here; on any other port only the file itself can.
         key = google.key_file(account) if plan.tls_port == HTTPS else google.key_file(account, endpoints.token_uri)
         files[account] = directory / f"{account}.json"
@@ -221,98 +322,34 @@ def _write_keys(plan: _Plan, google: Google, endpoints: GoogleServer) -> dict[st
     return files
 
 
-def _write_credentials(
-    plan: _Plan, google: Google, endpoints: GoogleServer, invokers: tuple[str, ...]
-) -> dict[str, GeneratedCredentials]:
-    """Write a credential file of each kind, and allow each to impersonate the invokers; return the files by kind."""
+def _write_users(plan: _Plan) -> dict[str, Path]:
+    """Write what gcloud stores of each user; return the files by e-mail."""
+    directory = plan.directory / "users"
+    if plan.users:
+        directory.mkdir(exist_ok=True)
+    files = {email: directory / f"{email}.json" for email in plan.users}
+    for email, file in files.items():
+        write_secret(file, json.dumps(plan.google.user_file(email, GCLOUD_CLIENT), indent=2).encode())
+    return files
+
+
+def _write_credentials(plan: _Plan, endpoints: GoogleServer) -> Mapping[str, GeneratedCredentials]:
+    """Write a credential file of each kind, and allow each to impersonate the accounts; return the files by kind."""
+    google = plan.google
+    targets = plan.accounts or (google.metadata_account,)
     files = CredentialFiles(
-        plan.directory / "credentials", google, endpoints, account=invokers[0], by_name=plan.tls_port == HTTPS
+        plan.directory / "credentials", google, endpoints, account=targets[0], by_name=plan.tls_port == HTTPS
     )
     written = {kind: files.write(kind) for kind in files.KINDS}
     for caller in {file.principal for file in written.values()}:
-        for target in invokers:
+        for target in targets:
             google.allow_impersonation(caller, target)
     return written
 
 
-def _announce(
-    plan: _Plan,
-    google: Google,
-    cloud_run: CloudRun,
-    endpoints: GoogleServer,
-    service: CloudRunServer,
-    certificates: Certificates,
-    keys: dict[str, Path],
-    written: dict[str, GeneratedCredentials],
-) -> None:
-    control = f"http://{endpoints.metadata_address}/emulator"
-    environment = {
-        "GCE_METADATA_HOST": endpoints.metadata_address,
-        # google-auth's default() detects a metadata server by this variable.
-        "GCE_METADATA_IP": endpoints.metadata_address,
-        "SSL_CERT_FILE": str(certificates.ca_file),
-    }
-    if plan.as_json:
-        places = {
-            "cloud_run": service.url,
-            "audience": cloud_run.url,
-            "metadata": endpoints.metadata_address,
-            "tls": endpoints.tls_address,
-            "control": control,
-            "directory": str(plan.directory),
-            "ca_file": str(certificates.ca_file),
-            "key_files": {account: str(file) for account, file in keys.items()},
-            "environment": environment,
-            "credentials": {
-                kind: {"file": str(file.file), "principal": file.principal, "environment": dict(file.environment)}
-                for kind, file in written.items()
-            },
-        }
-        click.echo(json.dumps(places))
-        return
-    audiences = ", ".join((str(cloud_run.url), *cloud_run.custom_audiences))
-    lines = [
-        "The emulated Google is ready; Ctrl-C ends it.",
-        "",
-        f"  Cloud Run        {service.url}",
-        f"                   audience {audiences}",
-        f"                   invokers {', '.join(sorted(cloud_run.invokers))}",
-        f"  metadata server  http://{endpoints.metadata_address}  as {google.metadata_account}",
-        f"  API hosts        https://{endpoints.tls_address}  for {', '.join(API_HOSTS)}",
-        f"  control          GET {control}/state, POST {control}/faults",
-        f"  key files        {plan.directory / 'keys'}",
-        "",
-        "In the shell of the program that is to meet it:",
-        "",
-        *(f"  export {name}={value}" for name, value in environment.items()),
-        "",
-        "Or with a key instead of the metadata server:",
-        "",
-        f"  export GOOGLE_APPLICATION_CREDENTIALS={keys[google.metadata_account]}",
-        *_credential_lines(written, endpoints),
-    ]
-    click.echo("\n".join(lines))
-
-
-def _credential_lines(written: dict[str, GeneratedCredentials], endpoints: GoogleServer) -> list[str]:
-    if not written:
-        return []
-    lines = ["", f"Or with another kind of credential, from {next(iter(written.values())).file.parent}:", ""]
-    for file in written.values():
-        needs = "".join(f"{name}={shlex.quote(value)} " for name, value in file.environment.items())
-        lines += [f"  {needs}GOOGLE_APPLICATION_CREDENTIALS={shlex.quote(str(file.file))}", f"    is {file.principal}"]
-    address, _, port = endpoints.tls_address.rpartition(":")
-    lines += [
-        "",
-        "Users' credentials and impersonation call Google by name, whatever a file says. These names have to lead to",
-        f"{address}, port {HTTPS}{'' if port == str(HTTPS) else ' (so add --tls-port 443)'}: {', '.join(API_HOSTS)}",
-    ]
-    return lines
-
-
 def _is_account(caller: str) -> bool:
     """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
-    return not caller.startswith(("principal://", "principalSet://"))
+    return "@" in caller and not caller.startswith(("principal://", "principalSet://"))
 
 
 def _with_remedy(error: CannotListen, plan: _Plan) -> str:

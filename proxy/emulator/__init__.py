@@ -9,7 +9,9 @@
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
     Services        several of them, found by the host of a request
     CloudRunServer  Hypercorn with TLS and ALPN h2, to serve them with the limits of Google's front end
-    Control         faults and counts over HTTP
+    Control         faults, changes and counts over HTTP
+    description     a file with services, accounts and grants; `project` makes the objects of it
+    guide           what the command prints: how to point a client at all this
     Certificates    a temporary certificate authority for both servers
 
 The emulator shares no code with the sidecar, because tests cannot find an error that both have. It is as strict as
@@ -17,6 +19,7 @@ Google, and stricter where Google's behaviour is unknown. Programs under test ru
 `SSL_CERT_FILE` and DNS (or a key file's `token_uri`) lead them to the emulator.
 """
 
+from proxy.emulator import description, guide, project
 from proxy.emulator.certificates import Certificates, write_secret
 from proxy.emulator.cloud_run import CloudRun, read_claims
 from proxy.emulator.cloud_run_server import CloudRunServer
@@ -59,7 +62,10 @@ __all__ = [
     "ServiceFault",
     "Services",
     "Verdict",
+    "description",
     "echo",
+    "guide",
+    "project",
     "read_claims",
     "write_secret",
 ]

@@ -26,22 +26,16 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy.emulator.cloud_run import CloudRun
+from proxy.emulator.description import ROLES
 from proxy.emulator.google import Google
-from proxy.emulator.model import ENDPOINTS, Fault, Role
+from proxy.emulator.model import ENDPOINTS, Fault
 from proxy.emulator.service_faults import ServiceFault
 from proxy.emulator.services import Services
 
-__all__ = ["ROLES", "Control"]
+__all__ = ["Control"]
 
 FAULTS: Final = {fault.value: fault for fault in Fault}
 SERVICE_FAULTS: Final = {fault.value: fault for fault in ServiceFault}
-ROLES: Final[Mapping[str, Role]] = {
-    "tokenCreator": Role.TOKEN_CREATOR,
-    "openIdTokenCreator": Role.OPEN_ID_TOKEN_CREATOR,
-    "workloadIdentityUser": Role.WORKLOAD_IDENTITY_USER,
-}
-"""Short names of the roles on a service account."""
-
 _Check = Callable[[Any], bool]
 
 

@@ -48,6 +48,7 @@ class Reader:
     say: Callable[[str], Any]
     restate: RestateServer | None = None
     serving: Program | None = None
+    emulating: Program | None = None
     done: set[str] = field(default_factory=set)
 
     async def read(self, block: Block) -> None:
@@ -72,6 +73,9 @@ class Reader:
             raise Wrong(f"$ {command}\ncannot be run here: {program} is unknown")
         if program == "make":
             await self.make(command)
+        elif command.startswith(f"{BINARY} emulate"):
+            self.emulating = await self.stack.enter_async_context(self.shell.running(command))
+            await self.emulating.line("The emulated Google is ready")
         elif command.startswith(f"{BINARY} serve") and "--print-config" not in command:
             await self.serve(command)
         else:
@@ -79,7 +83,11 @@ class Reader:
             if registers and self.restate:
                 await self.restate.forget()  # what `curl` and `register` have registered already
             output = await self.shell.type(command)
-            if program == "curl" or registers or command.startswith(f"{BINARY} register"):
+            if (
+                (program == "curl" and "/emulator/" not in command)
+                or registers
+                or command.startswith(f"{BINARY} register")
+            ):
                 self.answered(command, output)
         self.done.add(command)
 
@@ -164,6 +172,8 @@ async def follow(say: Callable[[str], Any]) -> None:
                     await reader.read_inline(command)
             around.gcloud.check()
             await reader.stop_serving()
+            if reader.emulating and await reader.emulating.stop() != 0:
+                raise Wrong(f"emulate ended with {reader.emulating.returncode}")
 
 
 def main() -> int:

@@ -83,6 +83,8 @@ class RestateServer:
         ca_file: Path | None = None,
         http_proxy: str | None = None,
         identity_key_file: Path | None = None,
+        env: Mapping[str, str | None] | None = None,
+        hosts: Path | None = None,
         log: Path | None = None,
     ) -> AsyncIterator[RestateServer]:
         """Run one with its data in `folder`; port 0 means a free one. Yields when both APIs answer.
@@ -91,7 +93,8 @@ class RestateServer:
         `max_attempts` that fail one is paused; None leaves that to the server. For deployments with authentication of
         Restate's own, tokens come from the metadata server at `metadata_address`; services are trusted whose
         certificates are of `ca_file`. Requests to all `http://` deployments go to the proxy at the URL `http_proxy`.
-        All requests are signed with the private key in `identity_key_file`.
+        All requests are signed with the private key in `identity_key_file`. `env` are further variables. `hosts` takes
+        the place of /etc/hosts, as root: the server is linked statically, so that nothing else changes its DNS.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -102,6 +105,8 @@ class RestateServer:
         configuration.write_text(text)
         argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
         argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
+        if hosts is not None:
+            argv = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, *argv]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
         environment: dict[str, str | None] = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
         environment["GCE_METADATA_HOST"] = metadata_address
@@ -115,6 +120,7 @@ class RestateServer:
         spare = folder / "tmp"
         spare.mkdir(exist_ok=True)
         environment["TMPDIR"] = str(spare)
+        environment |= env or {}
         async with (
             program("restate-server", argv, env=environment, log=log) as child,
             aiohttp.ClientSession(

@@ -22,7 +22,8 @@ from google.auth import crypt, jwt
 
 from proxy.cli.commands import commands
 from proxy.emulator import CredentialFiles
-from tests.support.emulated import trusting
+from proxy.emulator.model import unique_id
+from tests.support.emulated import claims_of, trusting
 from tests.support.peers.sockets import client
 
 COMMAND = [sys.executable, "-m", "proxy", "emulate"]
@@ -198,6 +199,53 @@ async def test_application_and_url_can_be_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_file_describes_several_services_and_users(tmp_path: Path) -> None:
+    config = tmp_path / "project.toml"
+    config.write_text(
+        'users = ["person@example.com"]\n'
+        "[services.greeter]\n"
+        'invokers = ["user:person@example.com"]\n'
+        'tags = ["blue"]\n'
+        "[services.other]\n"
+    )
+    async with _running("--config", str(config)) as places, aiohttp.ClientSession() as session:
+        greeter = places["services"]["greeter"]
+        assert set(places["services"]) == {"greeter", "other"}
+        port = places["cloud_run"].rpartition(":")[2]
+        assert greeter["url"].endswith(f".europe-west1.run.app:{port}")
+        host = greeter["url"].removeprefix("https://").partition(":")[0]
+        assert f"blue---{host}" in greeter["hosts"]
+        assert places["hosts"][1].startswith("127.0.0.1 ")
+        user = _read_private(Path(places["user_files"]["person@example.com"]))
+        form = {name: user[name] for name in ("client_id", "client_secret", "refresh_token")}
+        tls = trusting(Path(places["ca_file"]))
+        async with session.post(
+            f"https://{places['tls']}/token", data=form | {"grant_type": "refresh_token"}, ssl=tls
+        ) as response:
+            token = (await response.json())["id_token"]
+        for name, status in ((host, 200), (f"blue---{host}", 200), (host.replace("greeter", "stranger"), 404)):
+            async with session.get(
+                places["cloud_run"],
+                headers={"Authorization": f"Bearer {token}", "Host": name},
+                ssl=tls,
+                server_hostname=host,
+            ) as response:
+                assert response.status == status
+
+
+@pytest.mark.asyncio
+async def test_a_pod_and_the_narrow_role_are_set_by_options() -> None:
+    account = "app@emulated.iam.gserviceaccount.com"
+    member = "emulated.svc.id.goog[prod/restate]"
+    arguments = ("--gke-pod", f"prod/restate={account}", "--invoker", account)
+    async with (
+        _running(*arguments, "--may-impersonate", f"{member}={account}:workloadIdentityUser") as places,
+        aiohttp.ClientSession() as session,
+    ):
+        assert claims_of(await _token(session, places))["sub"] == unique_id(account)
+
+
+@pytest.mark.asyncio
 async def test_the_text_has_addresses_and_variables() -> None:
     process = await _start("--credentials")
     assert process.stdout is not None
@@ -237,6 +285,20 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
     )
 
 
+def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> None:
+    config = tmp_path / "project.toml"
+    config.write_text('[services.A]\ninvokers = ["nobody"]\n')
+    result = CliRunner().invoke(commands, ["emulate", "--config", str(config)])
+    assert result.exit_code == 2
+    assert "2 problems with the file" in result.stderr
+    assert "\n  services.A is not the name of a service" in result.stderr
+    assert "\n  services.A.invokers[0] has to be a member" in result.stderr
+    config.write_text("[services.a]\n")
+    result = CliRunner().invoke(commands, ["emulate", "--config", str(config), "--user", "a@b.example", "--app", "x:y"])
+    assert result.exit_code == 2
+    assert "--app, --user cannot be used with --config" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -248,6 +310,9 @@ async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
         (["--url", "http://a.example"], "not an https:// URL"),
         (["--invoker", "nobody"], "not an e-mail address"),
         (["--may-impersonate", "a@b"], "CALLER=TARGET"),
+        (["--may-impersonate", "a@b=c@d:owner"], "openIdTokenCreator"),
+        (["--gke-pod", "restate"], "NAMESPACE/NAME"),
+        (["--user", "person"], "not an e-mail address"),
         (["--directory", "/dev/null/x"], "/dev/null/x"),
         (["--host", "192.0.2.1", "--unsafe-listen"], "--host"),
     ],

@@ -1,0 +1,287 @@
+"""One file that describes an emulated project: services, accounts, users, groups and grants (TOML).
+
+`read` checks the whole file and reports all problems at once. Every key is optional, but there is at least one service.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from proxy.emulator.model import Pod, Role
+
+__all__ = ["ROLES", "Description", "GrantDescription", "InvalidDescription", "ServiceDescription", "is_member", "read"]
+
+ROLES: Final[Mapping[str, Role]] = {
+    "tokenCreator": Role.TOKEN_CREATOR,
+    "openIdTokenCreator": Role.OPEN_ID_TOKEN_CREATOR,
+    "workloadIdentityUser": Role.WORKLOAD_IDENTITY_USER,
+}
+"""Short names of the roles on a service account."""
+
+EMAIL: Final = re.compile(r"[^@\s/:]+@[^@\s/:]+\.[^@\s/:]+")
+NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
+HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
+APPLICATION: Final = re.compile(r"[\w.]+:\w+")
+MEMBER_KINDS: Final = frozenset({"user", "serviceAccount", "group", "domain"})
+EVERYBODY: Final = frozenset({"allUsers", "allAuthenticatedUsers"})
+
+
+class InvalidDescription(Exception):
+    """The file cannot be used."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+        """All that is wrong: one sentence each, with the place in the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceDescription:
+    """One Cloud Run service: `[services.NAME]`."""
+
+    name: str
+    """Its name: lower-case letters, digits and hyphens."""
+    region: str = "europe-west1"
+    """The region in its URLs."""
+    app: str | None = None
+    """`MODULE:ATTR` of the ASGI application in its container; None: an application that describes the request."""
+    invokers: tuple[str, ...] | None = None
+    """Who may call, as in IAM policies; None: the account of the metadata server."""
+    tags: tuple[str, ...] = ()
+    """Traffic tags, each with a URL of its own."""
+    domains: tuple[str, ...] = ()
+    """Custom domains."""
+    audiences: tuple[str, ...] = ()
+    """Custom audiences."""
+    http2: bool = True
+    """False: deployed without `--use-http2`, with a container that speaks only HTTP/2."""
+    iap: bool = False
+    """Whether Identity-Aware Proxy is in front of it."""
+    request_timeout_seconds: float = 300.0
+    """The time for a whole request."""
+    max_requests: int | None = None
+    """Number of requests that it takes at a time."""
+    cold_start_seconds: float = 0.0
+    """How long a request waits while no other one is open."""
+
+
+class GrantDescription(NamedTuple):
+    """A role of a caller on a service account: `[[grants]]`."""
+
+    caller: str
+    """E-mail of an account or a user, a federated principal, or `PROJECT.svc.id.goog[NAMESPACE/NAME]`."""
+    target: str
+    """E-mail of the service account."""
+    role: Role
+    """The role."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """All of the file."""
+
+    services: tuple[ServiceDescription, ...]
+    """The services."""
+    metadata_account: str = "metadata@emulated.iam.gserviceaccount.com"
+    """The account of the metadata server; its project is the project of everything."""
+    accounts: tuple[str, ...] = ()
+    """Further service accounts, each of which gets a key file."""
+    users: tuple[str, ...] = ()
+    """Users, each of which gets the credentials of `gcloud auth login`."""
+    disabled: tuple[str, ...] = ()
+    """Accounts and users that are disabled."""
+    groups: Mapping[str, tuple[str, ...]]
+    """Google groups: e-mail → members."""
+    grants: tuple[GrantDescription, ...] = ()
+    """Roles on service accounts."""
+    pod: Pod | None = None
+    """The pod of GKE that the metadata server speaks for."""
+    token_lifetime_seconds: int = 3600
+    """Lifetime of ID tokens and access tokens."""
+    propagation_seconds: float = 0.0
+    """How long changes of grants and invokers take."""
+    field_section_octets: int = 16_384
+    """How large the fields of a request may be: 16,384 and 65,536 are both reported of Google."""
+
+
+class _Table:
+    """One table of the file: returns checked values, and collects problems."""
+
+    def __init__(self, values: object, place: str, problems: list[str]) -> None:
+        self.place = place
+        self.problems = problems
+        self._rest: dict[str, Any] = {}
+        if isinstance(values, dict):
+            self._rest = dict(values)
+        else:
+            self.problem("", "has to be a table")
+
+    def problem(self, key: str, sentence: str) -> None:
+        """Add a problem with a key of this table."""
+        name = ".".join(filter(None, (self.place, key)))
+        self.problems.append(f"{name} {sentence}")
+
+    def has(self, key: str) -> bool:
+        """Return whether the file has the key, which was not read yet."""
+        return key in self._rest
+
+    def raw(self, key: str, default: Any) -> Any:
+        """Return the value as it is in the file, and mark the key as known."""
+        return self._rest.pop(key, default)
+
+    def get(self, key: str, default: Any, right: Callable[[Any], bool], form: str) -> Any:
+        """Return the value; the default if the key is missing or its value is not `right`."""
+        value = self._rest.pop(key, default)
+        if value is default or right(value):
+            return value
+        self.problem(key, f"has to be {form}")
+        return default
+
+    def texts(self, key: str, right: Callable[[str], bool], form: str) -> tuple[str, ...]:
+        """Return a list of texts as a tuple; empty if the key is missing."""
+        values = self._rest.pop(key, [])
+        if not isinstance(values, list):
+            self.problem(key, f"has to be a list, each entry {form}")
+            return ()
+        for index, value in enumerate(values):
+            if not isinstance(value, str) or not right(value):
+                self.problem(f"{key}[{index}]", f"has to be {form}")
+        return tuple(value for value in values if isinstance(value, str) and right(value))
+
+    def end(self) -> None:
+        """Report the keys that nobody asked for."""
+        for key in self._rest:
+            self.problem(key, "is unknown")
+
+
+def read(text: str) -> Description:
+    """Return the description in the text of a file; raises InvalidDescription with all problems."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise InvalidDescription([f"it is not TOML: {exc}"]) from None
+    problems: list[str] = []
+    table = _Table(document, "", problems)
+    services = table.raw("services", {})
+    if not isinstance(services, dict) or not services:
+        problems.append("services has to have at least one table, such as [services.greeter]")
+        services = {}
+    groups = table.raw("groups", {})
+    members = _Table(groups, "groups", problems)
+    pod, grants = table.raw("pod", None), table.raw("grants", [])
+    if not isinstance(grants, list):
+        problems.append("grants has to be a list of tables: [[grants]]")
+        grants = []
+    if not isinstance(groups, dict):
+        groups = {}
+    email = "an e-mail address"
+    default = Description.__dataclass_fields__["metadata_account"].default
+    found = Description(
+        services=tuple(_service(_Table(value, f"services.{name}", problems), name) for name, value in services.items()),
+        metadata_account=table.get("metadata_account", default, _is_email, email),
+        accounts=table.texts("accounts", _is_email, email),
+        users=table.texts("users", _is_email, email),
+        disabled=table.texts("disabled", _is_email, email),
+        groups={name: members.texts(name, _is_email, email) for name in groups},
+        grants=tuple(_grant(_Table(value, f"grants[{index}]", problems)) for index, value in enumerate(grants)),
+        pod=None if pod is None else _pod(_Table(pod, "pod", problems)),
+        token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *_whole(1, 43_200)),
+        propagation_seconds=table.get("propagation_seconds", 0.0, _is_at_least_0, "a number from 0"),
+        field_section_octets=table.get("field_section_octets", 16_384, *_whole(1024, 1 << 20)),
+    )
+    domains = Counter(domain for service in found.services for domain in service.domains)
+    problems += [f"the domain {domain} belongs to two services" for domain, count in domains.items() if count > 1]
+    table.end()
+    if problems:
+        raise InvalidDescription(problems)
+    return found
+
+
+def _service(table: _Table, name: str) -> ServiceDescription:
+    if not NAME.fullmatch(name):
+        table.problem("", "is not the name of a service: lower-case letters, digits and hyphens")
+    given = table.has("invokers")
+    invokers = table.texts("invokers", is_member, "a member, such as user:a@example.com or allUsers")
+    found = ServiceDescription(
+        name=name,
+        region=table.get("region", "europe-west1", _matches(NAME), "the name of a region"),
+        app=table.get("app", None, _matches(APPLICATION), "MODULE:ATTR, as in service:app"),
+        invokers=invokers if given else None,
+        tags=table.texts("tags", _matches(NAME), "a name of lower-case letters, digits and hyphens"),
+        domains=table.texts("domains", _matches(HOST), "a host name in lower case"),
+        audiences=table.texts("audiences", bool, "a text that is not empty"),
+        http2=table.get("http2", True, _is_flag, "true or false"),
+        iap=table.get("iap", False, _is_flag, "true or false"),
+        request_timeout_seconds=table.get("request_timeout_seconds", 300.0, _is_positive, "a number above 0"),
+        max_requests=table.get("max_requests", None, *_whole(1, 1 << 31)),
+        cold_start_seconds=table.get("cold_start_seconds", 0.0, _is_at_least_0, "a number from 0"),
+    )
+    table.end()
+    return found
+
+
+def _grant(table: _Table) -> GrantDescription:
+    missing = object()
+    caller = table.get("caller", missing, lambda value: isinstance(value, str) and bool(value), "a text")
+    target = table.get("target", missing, _is_email, "an e-mail address")
+    for key, value in (("caller", caller), ("target", target)):
+        if value is missing and not any(problem.startswith(f"{table.place}.{key} ") for problem in table.problems):
+            table.problem(key, "is missing")
+    role = table.get(
+        "role", "tokenCreator", lambda value: isinstance(value, str) and value in ROLES, f"one of {', '.join(ROLES)}"
+    )
+    table.end()
+    return GrantDescription(str(caller), str(target), ROLES[role])
+
+
+def _pod(table: _Table) -> Pod:
+    pod = Pod(
+        namespace=table.get("namespace", "default", _matches(NAME), "a name"),
+        name=table.get("name", "default", _matches(NAME), "a name"),
+        annotation=table.get("annotation", None, _is_email, "an e-mail address"),
+    )
+    table.end()
+    return pod
+
+
+def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+_is_email: Final = _matches(EMAIL)
+
+
+def is_member(value: str) -> bool:
+    """Return True if a text can be an invoker: an e-mail, or a member as in IAM policies."""
+    kind, colon, name = value.partition(":")
+    if value in EVERYBODY or not colon:
+        return value in EVERYBODY or _is_email(value)
+    return kind in MEMBER_KINDS and (HOST if kind == "domain" else EMAIL).fullmatch(name) is not None
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_at_least_0(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    def right(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+    return right, f"a whole number from {least:,} to {most:,}"

@@ -1,0 +1,177 @@
+"""The file that describes an emulated project."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from proxy.emulator import Pod, Role, echo
+from proxy.emulator.description import Description, GrantDescription, InvalidDescription, ServiceDescription, read
+from proxy.emulator.project import build, service_urls, set_port
+
+WHOLE = """
+metadata_account = "vm@shop.iam.gserviceaccount.com"
+accounts = ["batch@shop.iam.gserviceaccount.com"]
+users = ["person@example.com"]
+disabled = ["old@shop.iam.gserviceaccount.com"]
+token_lifetime_seconds = 600
+propagation_seconds = 60
+field_section_octets = 65536
+
+[groups]
+"team@example.com" = ["person@example.com"]
+
+[services.greeter]
+region = "us-central1"
+app = "service:app"
+invokers = ["serviceAccount:batch@shop.iam.gserviceaccount.com", "group:team@example.com"]
+tags = ["blue"]
+domains = ["greeter.example.com"]
+audiences = ["greeter"]
+http2 = false
+iap = true
+request_timeout_seconds = 5
+max_requests = 80
+cold_start_seconds = 1.5
+
+[services.other]
+
+[[grants]]
+caller = "vm@shop.iam.gserviceaccount.com"
+target = "batch@shop.iam.gserviceaccount.com"
+role = "openIdTokenCreator"
+
+[pod]
+namespace = "prod"
+name = "restate"
+annotation = "batch@shop.iam.gserviceaccount.com"
+"""
+
+
+def test_everything_can_be_described() -> None:
+    assert read(WHOLE) == Description(
+        metadata_account="vm@shop.iam.gserviceaccount.com",
+        accounts=("batch@shop.iam.gserviceaccount.com",),
+        users=("person@example.com",),
+        disabled=("old@shop.iam.gserviceaccount.com",),
+        token_lifetime_seconds=600,
+        propagation_seconds=60,
+        field_section_octets=65_536,
+        groups={"team@example.com": ("person@example.com",)},
+        services=(
+            ServiceDescription(
+                name="greeter",
+                region="us-central1",
+                app="service:app",
+                invokers=("serviceAccount:batch@shop.iam.gserviceaccount.com", "group:team@example.com"),
+                tags=("blue",),
+                domains=("greeter.example.com",),
+                audiences=("greeter",),
+                http2=False,
+                iap=True,
+                request_timeout_seconds=5,
+                max_requests=80,
+                cold_start_seconds=1.5,
+            ),
+            ServiceDescription(name="other"),
+        ),
+        grants=(
+            GrantDescription(
+                "vm@shop.iam.gserviceaccount.com", "batch@shop.iam.gserviceaccount.com", Role.OPEN_ID_TOKEN_CREATOR
+            ),
+        ),
+        pod=Pod(namespace="prod", name="restate", annotation="batch@shop.iam.gserviceaccount.com"),
+    )
+
+
+def test_the_example_has_every_key_of_a_service_and_can_be_used() -> None:
+    text = (Path(__file__).parents[3] / "config" / "emulator.example.toml").read_text("utf-8")
+    found = read(text)
+    keys = tomllib.loads(text)["services"]["greeter"].keys() | {"app", "name"}
+    assert keys == set(ServiceDescription.__dataclass_fields__)
+    assert {"pod", "services", "groups", "grants"} | tomllib.loads(text).keys() == set(Description.__dataclass_fields__)
+    assert len(build(found, {service.name: echo for service in found.services})[1].services) == 2
+
+
+def test_a_described_project_is_built_at_once_and_with_its_port() -> None:
+    google, services = build(read(WHOLE), {"greeter": echo, "other": echo})
+    greeter, other = services.services
+    number = google.project_number("shop")
+    url, hash_url = service_urls("greeter", "us-central1", number)
+    assert url == f"https://greeter-{number}.us-central1.run.app"
+    assert hash_url.startswith("https://greeter-")
+    assert hash_url.endswith("-uc.a.run.app")
+    set_port(services, 8443)
+    assert (greeter.url, greeter.other_urls) == (f"{url}:8443", (f"{hash_url}:8443", url, hash_url))
+    host = url.removeprefix("https://")
+    assert {host, f"blue---{host}", "greeter.example.com"} <= greeter.names
+    assert other.invokers == {"vm@shop.iam.gserviceaccount.com"}
+    # The file holds from the beginning, although later changes take a minute.
+    (grant,) = read(WHOLE).grants
+    assert all(google.has_permission(grant.caller, permission, grant.target) for permission in grant.role.permissions)
+    assert (google.propagation_seconds, google.disabled) == (60, {"old@shop.iam.gserviceaccount.com"})
+
+
+def test_all_problems_are_reported_at_once_with_their_places() -> None:
+    with pytest.raises(InvalidDescription) as caught:
+        read("""
+            colour = "blue"
+            accounts = ["nobody", 7]
+            token_lifetime_seconds = 0
+            grants = [{caller = "", role = "owner"}, 3]
+            pod = "prod"
+            [services.Greeter]
+            invokers = "allUsers"
+            request_timeout_seconds = "5s"
+            max_requests = true
+            [services.other]
+            port = 8080
+            tags = ["Blue"]
+            domains = ["a.example.com"]
+            invokers = ["robot:a@example.com", "allUsers"]
+            [services.third]
+            domains = ["a.example.com"]
+            [groups]
+            "team@example.com" = ["x"]
+        """)
+    assert sorted(caught.value.problems) == sorted(
+        [
+            "colour is unknown",
+            "accounts[0] has to be an e-mail address",
+            "accounts[1] has to be an e-mail address",
+            "token_lifetime_seconds has to be a whole number from 1 to 43,200",
+            "grants[0].caller has to be a text",
+            "grants[0].target is missing",
+            "grants[0].role has to be one of tokenCreator, openIdTokenCreator, workloadIdentityUser",
+            "grants[1] has to be a table",
+            "grants[1].caller is missing",
+            "grants[1].target is missing",
+            "pod has to be a table",
+            "services.Greeter is not the name of a service: lower-case letters, digits and hyphens",
+            "services.Greeter.invokers has to be a list, each entry a member, such as user:a@example.com or allUsers",
+            "services.Greeter.request_timeout_seconds has to be a number above 0",
+            "services.Greeter.max_requests has to be a whole number from 1 to 2,147,483,648",
+            "services.other.port is unknown",
+            "services.other.tags[0] has to be a name of lower-case letters, digits and hyphens",
+            "services.other.invokers[0] has to be a member, such as user:a@example.com or allUsers",
+            "the domain a.example.com belongs to two services",
+            "groups.team@example.com[0] has to be an e-mail address",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("services =", "it is not TOML"),
+        ("", "services has to have at least one table"),
+        ("services = 3", "services has to have at least one table"),
+        ("grants = 3\n[services.a]", "grants has to be a list of tables"),
+        ("groups = 3\n[services.a]", "groups has to be a table"),
+    ],
+)
+def test_a_file_of_the_wrong_form_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(InvalidDescription, match=problem):
+        read(text)
