@@ -16,11 +16,14 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef bint _cut_off
     cdef Py_ssize_t _requests
     cdef Py_ssize_t _cancelled
+    cdef object _retiring
+    cdef bint _retired
 
     cpdef Py_ssize_t unwritten_octets(self)
     cpdef Py_ssize_t held_octets(self, Stream stream)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
+    cpdef on_ping_acknowledged(self, bytes payload)
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
     cpdef on_lost(self, str reason)
     cpdef after_turn(self)
@@ -29,6 +32,9 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef on_cancelled(self, bint overdrawn)
     cpdef _end_cut_off(self)
     cpdef cut_off(self, str reason)
+
+    cpdef retire(self)
+    cpdef _retire(self)
     cpdef go_away(self, str reason)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef abort_streams(self, str reason)

@@ -1,7 +1,14 @@
 """One h2c connection from the client.
 
-It never sends GOAWAY while a stream is live: Restate up to 1.7.6 reacts to any GOAWAY by aborting every stream of the
-connection. It has no idle timeout: eleven minutes of silence on a stream are legal, and settings can permit more.
+It sends no GOAWAY while a stream is live, unless it is told to retire: Restate up to 1.7.6 reacts to any
+GOAWAY by aborting every stream of the connection. It has no idle timeout: eleven minutes of silence on a stream are
+legal, and settings can permit more.
+
+A connection that is told to retire ends in two steps (RFC 9113, 6.8), and every stream on it finishes::
+
+    GOAWAY 2³¹-1, PING    the client opens no more streams, and acknowledges the PING
+    a second later        streams that it had queued before it read the GOAWAY have arrived
+    GOAWAY, last stream   later streams are refused; after the last live one the connection closes
 """
 
 from __future__ import annotations
@@ -21,6 +28,11 @@ _ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
 
 _MOST_CANCELLED: Final = 8
 """A connection may cancel one of so many requests, however many its address cancels."""
+_PING_PAYLOAD: Final = b"retiring"
+_ACKNOWLEDGEMENT_SECONDS: Final = 15.0
+"""How long a client may take to acknowledge the PING before the second step is taken without that."""
+_QUEUED_STREAMS_SECONDS: Final = 1.0
+"""Between the acknowledgement and the second step: clients may send it before streams that they have queued."""
 
 
 class DownstreamConnection(Http2Protocol):
@@ -34,6 +46,8 @@ class DownstreamConnection(Http2Protocol):
         "_peer_sent_go_away",
         "_replaced",
         "_requests",
+        "_retired",
+        "_retiring",
         "asked",
         "gone",
     )
@@ -60,6 +74,10 @@ class DownstreamConnection(Http2Protocol):
         self._requests = 0
         self._cancelled = 0
         self._cut_off = False
+        self._retiring: asyncio.TimerHandle | None = None
+        """From the first GOAWAY on; its end is the second."""
+        self._retired = False
+        """True after the second GOAWAY."""
 
     @property
     def live_streams(self) -> int:
@@ -88,18 +106,28 @@ class DownstreamConnection(Http2Protocol):
         """Remember to close after the last stream."""
         self._peer_sent_go_away = True
 
+    def on_ping_acknowledged(self, payload: bytes) -> None:
+        """Take the second step soon, if this answers the PING of the first."""
+        if self._retiring is not None and not self._retired and payload == _PING_PAYLOAD:
+            self._retiring.cancel()
+            self._retiring = self.loop.call_later(_QUEUED_STREAMS_SECONDS, self._retire)
+
     def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
         """Cancel the request."""
         receiver.on_request_reset(ErrorCode.CANCEL, True)
 
     def on_lost(self, reason: str) -> None:
         """Tell the listener."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         self._on_change()
 
     def after_turn(self) -> None:
-        """If no stream is live, close after the peer's GOAWAY, or tell the listener."""
+        """If no stream is live, close after a GOAWAY, or tell the listener."""
         if self.engine.count_open_streams() == 0:
-            if self._peer_sent_go_away:
+            if self._retired:
+                self.close("the client was asked to leave")
+            elif self._peer_sent_go_away:
                 self.go_away("the peer sent GOAWAY")
             else:
                 self._on_change()
@@ -146,6 +174,17 @@ class DownstreamConnection(Http2Protocol):
             if not self._cut_off:
                 self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
             self.on_failed(_ENHANCE_YOUR_CALM, reason)
+
+    def retire(self) -> None:
+        """Have the client open no more streams here, and close after the last one; see the module."""
+        if self._retiring is None and not self.closed:
+            self.engine.go_away(0, b"", False)
+            self.engine.ping(_PING_PAYLOAD)
+            self._retiring = self.loop.call_later(_ACKNOWLEDGEMENT_SECONDS, self._retire)
+
+    def _retire(self) -> None:
+        self._retired = True
+        self.engine.go_away(0, b"")
 
     def go_away(self, reason: str) -> None:
         """Send GOAWAY and close. Only for a connection without live streams."""

@@ -79,6 +79,10 @@ class Http1Protocol(H11Protocol):
         """True if a request was refused as malformed."""
         return self.connection.their_state is h11.ERROR
 
+    def close_after_response(self) -> None:
+        """Close the connection with the next response, which says so; at once would lose a request that is coming."""
+        self.keep_alive_requests = self.config.keep_alive_max_requests
+
     async def probe(self) -> None:
         """Send 100 (Continue): a client that still reads ignores it; if it is gone, its system replies with RST.
 

@@ -29,9 +29,8 @@ from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.deadlines import ContentClock
 from proxy.downstream.handover import HandoverServer
-from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
-from proxy.downstream.listener import CLIENT, GATE, Listener
+from proxy.downstream.listener import CLIENT, GATE, AcceptedConnection, Listener
 from proxy.downstream.tls import Handshakes, TlsServer
 
 __all__ = ["Application", "listen"]
@@ -158,7 +157,7 @@ class _Server(TCPServer):
                     transport.abort()
                 elif not self._is_http2(first):
                     self.reader.give_back(first)
-                    await self._run_http1(accepted.gate)
+                    await self._run_http1(accepted)
                 elif not self.reader.at_eof():  # HTTP/2 needs both halves
                     await listener.serve_h2c(accepted, first)
             finally:
@@ -183,10 +182,10 @@ class _Server(TCPServer):
             return None
         return first or None
 
-    async def _run_http1(self, gate: Gate) -> None:
+    async def _run_http1(self, accepted: AcceptedConnection) -> None:
         """Replace `TCPServer.run`, with an HTTP/1.1 protocol that never switches to another one."""
         connection = self.writer.get_extra_info("socket")
-        self._gate = gate
+        self._gate = accepted.gate
         self._finished = False
         try:
             client = parse_socket_addr(connection.family, connection.getpeername())
@@ -199,13 +198,14 @@ class _Server(TCPServer):
                     cast(ListenerConfig, self.config),
                     self.context,
                     task_group,
-                    ConnectionState({**self.state, GATE: gate, CLIENT: address_key(self.writer.transport)}),
+                    ConnectionState({**self.state, GATE: accepted.gate, CLIENT: address_key(self.writer.transport)}),
                     client,
                     server,
                     self.protocol_send,
                     allowed_hosts=listener.allowed_hosts,
                     on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
                 )
+                accepted.http1 = self.protocol
                 self.protocol.can_read = _NextRequest(self._client_sends)
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)

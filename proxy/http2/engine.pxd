@@ -57,7 +57,7 @@ cdef class Engine:
     cpdef acknowledge_connection(self)
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver)
     cpdef ping(self, bytes payload)
-    cpdef go_away(self, long code, bytes debug)
+    cpdef go_away(self, long code, bytes debug, bint final=*)
     cpdef bytes take(self)
     cpdef report_sent(self)
     cpdef Py_ssize_t count_open_streams(self)

@@ -308,8 +308,12 @@ class Engine:
         """Queue a PING with these eight octets."""
         raise NotImplementedError
 
-    def go_away(self, code: int, debug: bytes) -> None:
-        """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused."""
+    def go_away(self, code: int, debug: bytes, final: bool = True) -> None:
+        """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused.
+
+        With `final` False it names the highest possible stream instead: the peer is asked to open no more streams, and
+        those that it opens before it has read that are served (RFC 9113, 6.8).
+        """
         raise NotImplementedError
 
     def take(self) -> bytes:

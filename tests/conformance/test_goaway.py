@@ -125,3 +125,36 @@ def test_a_client_that_sent_goaway_opens_no_more_streams(make: EventFactory) -> 
     assert seen.body == bytes(8)
     assert not peer.engine.free_streams
     assert peer.send(peer.headers(1, RESPONSE, end=True)) == [HeadReceived(1, RESPONSE, True)]
+
+
+@each_engine
+def test_streams_are_served_between_our_two_goaways(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.engine.go_away(0, b"soon", final=False)
+    peer.engine.ping(b"retiring")
+    announced = peer.take()
+    (first,) = of(announced, "GoAway")
+    assert first.body == b"\x7f\xff\xff\xff" + bytes(4) + b"soon"
+    assert announced.index(first) < announced.index(of(announced, "Ping")[0])
+    assert peer.open(3) == [HeadReceived(3, REQUEST, False)]
+    peer.engine.go_away(0)
+    (last,) = of(peer.take(), "GoAway")
+    assert last.body[:4] == (3).to_bytes(4, "big")
+    assert peer.open(5) == []
+    seen = peer.take()
+    assert [(one.stream_id, *codes([one], "RstStream")) for one in of(seen, "RstStream")] == [(5, 7)]
+    for stream in (1, 3):
+        peer.engine.send_head(stream, RESPONSE, end_stream=True)
+    assert [(one.stream_id, one.ends) for one in of(peer.take(), "Headers")] == [(1, True), (3, True)]
+
+
+@each_engine
+def test_a_first_goaway_after_the_last_takes_nothing_back(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.engine.go_away(0)
+    peer.engine.go_away(0, final=False)
+    peer.take()
+    assert peer.open(3) == []
+    assert codes(peer.take(), "RstStream") == [7]

@@ -175,8 +175,8 @@ class Twins(EventEngine):
     def ping(self, payload: bytes) -> None:
         self.both(lambda engine: engine.ping(payload))
 
-    def go_away(self, code: int, debug: bytes = b"") -> None:
-        self.both(lambda engine: engine.go_away(code, debug))
+    def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
+        self.both(lambda engine: engine.go_away(code, debug, final))
 
     def take(self) -> tuple[bytes, list[Sent]]:
         self.flush()

@@ -141,10 +141,10 @@ cdef class Nghttp2Engine(Engine):
             self.collect()
             self.wake()
 
-    cpdef go_away(self, long code, bytes debug):
+    cpdef go_away(self, long code, bytes debug, bint final=True):
         if self.session.handle != NULL:
-            self.going_away = True
-            self.session.write_go_away(self.last_processed, <uint32_t>code, debug)
+            self.going_away = self.going_away or final
+            self.session.write_go_away(self.last_processed if final else MAX_STREAM_ID, <uint32_t>code, debug)
             self.wake()
 
     cpdef bytes take(self):

@@ -160,10 +160,11 @@ class SendingEngine(Engine):
             self.library.h2.ping(payload)
             self.want_flush()
 
-    def go_away(self, code: int, debug: bytes) -> None:
+    def go_away(self, code: int, debug: bytes, final: bool = True) -> None:
         if not self.failed:
-            self.going_away = True
-            frame = GoAwayFrame(last_stream_id=self.last_processed, error_code=code, additional_data=debug)
+            self.going_away = self.going_away or final
+            last = self.last_processed if final else _MAX_STREAM_ID
+            frame = GoAwayFrame(last_stream_id=last, error_code=code, additional_data=debug)
             self.library.write(frame)
             self.want_flush()
 

@@ -216,8 +216,8 @@ class EventEngine:
     def ping(self, payload: bytes) -> None:
         self._command(lambda: self.engine.ping(payload))
 
-    def go_away(self, code: int, debug: bytes = b"") -> None:
-        self._command(lambda: self.engine.go_away(code, debug))
+    def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
+        self._command(lambda: self.engine.go_away(code, debug, final))
 
     def take(self) -> tuple[bytes, list[Sent]]:
         """Return all octets to send now, and per stream how much queued content is among them."""
