@@ -15,6 +15,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
 * `worker`      composition root of one worker: builds every object once, owns lifetimes and drain
+* `ending`      how a worker ends: draining, or leaving its ports to another sidecar
 * `reloads`     where a worker gets new settings from: its own reloader, or the supervisor
 * `wiring`      makes parts of a worker from its settings
 * `doctor`      tries routes step by step with the sidecar's own parts, and says what mends what is wrong

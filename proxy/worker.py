@@ -14,22 +14,22 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy import __version__
 from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, PROBLEMS, READY, SETTINGS, Channel
+from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, HAND_ON, PROBLEMS, READY, SETTINGS, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.serving import listen
+from proxy.ending import Ending
 from proxy.http2.choice import engine_choice
 from proxy.network.address import OFF, Address
 from proxy.network.loop import loop_factory, repeat, report_unexpected
@@ -39,6 +39,7 @@ from proxy.observe.health import RouteHealth
 from proxy.observe.lines import configure_logging
 from proxy.observe.metrics import Metrics
 from proxy.observe.observer import Observer, Observers
+from proxy.observe.startup import log_listening
 from proxy.observe.tracing import tracing_observers
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
@@ -67,12 +68,12 @@ from proxy.wiring import (
     verifier,
 )
 
+if TYPE_CHECKING:
+    from proxy.downstream.takeover import Takeover
+
 __all__ = ["Worker", "run_worker"]
 
 _log: Final = structlog.get_logger("sidecar")
-
-_MOST_SHOWN_ROUTES: Final = 100
-"""In the line that says where it listens."""
 
 _LINGER_SECONDS: Final = 1.0
 """How long upstream connections may take to close at the end."""
@@ -135,10 +136,8 @@ class Worker:
         self._tls = tls_context(settings)
         self._handshakes = handshakes(loop, self._tls, self.listener)
         self._admin = self._admin_plane(admin_socket)
-        self._ending = asyncio.Event()
-        self._on_draining: Callable[[], None] = _ignore
-        self._leaves_sockets: Callable[[], bool] = bool  # False
-        self._orphaned = False
+        self.ending = Ending(self.listener, self._dispatcher, self._admin, lambda: self.settings.drain_timeout)
+        """How it ends."""
 
     def _admin_plane(self, bound: socket.socket | None) -> AdminPlane | None:
         """Return the admin plane, on a socket that listens already if there is one; None if it is off."""
@@ -218,54 +217,13 @@ class Worker:
             self._tls.start()
         self.started = True
 
-    def drain(self) -> None:
-        """Begin to drain; called again, change nothing."""
-        self._ending.set()
-
-    def abort(self) -> None:
-        """Drain, and abort all live exchanges now."""
-        _log.warning("second signal: aborting live exchanges", live=self.listener.live_exchanges)
-        self.listener.abort()
-        self._ending.set()
-
-    def end(self) -> None:
-        """Begin to drain; called again, abort what is left."""
-        if self._ending.is_set():
-            self.abort()
-        else:
-            self.drain()
-
-    def orphan(self) -> None:
-        """Drain, and give up the admin port at once: the supervisor is gone, and the next one needs the port."""
-        self._orphaned = True
-        self.drain()
-
-    async def ended(self) -> None:
-        """Wait until draining was requested and is over."""
-        await self._ending.wait()
-        self._dispatcher.draining = True
-        self._on_draining()
-        if self._leaves_sockets():
-            await self.listener.stop_accepting()
-        _log.info("draining", live=self.listener.live_exchanges, timeout_seconds=self.settings.drain_timeout)
-        started = time.monotonic()
-        async with asyncio.TaskGroup() as tasks:
-            draining = tasks.create_task(self.listener.drain(self.settings.drain_timeout))
-            if self._orphaned and self._admin is not None:
-                tasks.create_task(self._admin.close())
-        complete = draining.result()
-        seconds = round(time.monotonic() - started, 1)
-        if complete:
-            _log.info("drained", seconds=seconds)
-        else:
-            _log.warning("drain incomplete: live exchanges aborted", seconds=seconds)
-
     async def close(self) -> None:
         """Release everything; safe after a failed start."""
         async with AsyncExitStack() as closing:  # from the last to the first, all of them whatever happens
             closing.push_async_callback(self._observers.close)
             if self._admin is not None:
                 closing.push_async_callback(self._admin.close)
+            closing.push_async_callback(self.ending.close)
             if self._tls is not None:
                 closing.callback(self._tls.close)
             closing.push_async_callback(self._stalls.close)
@@ -275,7 +233,12 @@ class Worker:
             closing.push_async_callback(self._dispatcher.waiting.close)
 
     async def run(
-        self, config: ListenerConfig, accepts: Sockets | Channel, reloads: Reloads, manager: ServiceManager
+        self,
+        config: ListenerConfig,
+        accepts: Sockets | Channel,
+        reloads: Reloads,
+        manager: ServiceManager,
+        takeover: Takeover | None,
     ) -> None:
         """Start, serve until a signal or the supervisor ends it, and close.
 
@@ -284,15 +247,7 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         channel = accepts if isinstance(accepts, Channel) else None
-        for number in HANDLED_SIGNALS:
-            if number in ENDING_SIGNALS:
-                loop.add_signal_handler(number, self.end if channel is None else self.drain)
-            elif number == RELOAD_SIGNAL:
-                loop.add_signal_handler(number, reloads.request)
-            else:
-                loop.add_signal_handler(number, _ignore)
-        # Those that came during the start have stayed pending.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+        self._handle_signals(loop, reloads, alone=channel is None)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             closing.push_async_callback(reloads.close)
@@ -307,27 +262,50 @@ class Worker:
             if isinstance(accepts, Channel):
                 peers = self._admin.join(accepts) if self._admin is not None else None
                 self.listener.on_closed = accepts.connection_closed
-                self._on_draining = partial(accepts.report, DRAINING)
+                self.ending.on_draining = partial(accepts.report, DRAINING)
                 accept_from(
                     accepts,
                     loop,
-                    commands={DRAIN: self.drain, ABORT: self.abort, **(peers.commands if peers else {})},
+                    commands={
+                        DRAIN: self.ending.drain,
+                        HAND_ON: self.ending.hand_on,
+                        ABORT: self.ending.abort,
+                        **(peers.commands if peers else {}),
+                    },
                     documents={
                         SETTINGS: partial(reloads.take_settings, accepts),
                         PROBLEMS: reloads.take_problems,
                     },
                     files=peers.files if peers else {},
-                    orphan=self.orphan,
+                    orphan=self.ending.orphan,
                     handshakes=self._handshakes,
                 )
                 closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))
-                await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ended)
+                await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ending.wait)
             else:
-                self._on_draining = partial(manager.stopping, "draining")
-                self._leaves_sockets = lambda: config.shared
+                self.ending.on_draining = partial(manager.stopping, "draining")
+                self.ending.leaves_sockets = lambda: config.shared
+                if takeover is not None:
+                    await asyncio.to_thread(takeover.complete)
+                    takeover.start(loop.add_reader, loop.remove_reader, partial(self._hand_on, config))
                 manager.ready("serving")
                 closing.callback(repeat(loop, manager.watchdog_seconds / 2, manager.alive))
-                await listen(self.listener, config, accepts, self.ended, self._handshakes)
+                await listen(self.listener, config, accepts, self.ending.wait, self._handshakes)
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop, reloads: Reloads, *, alone: bool) -> None:
+        for number in HANDLED_SIGNALS:
+            if number in ENDING_SIGNALS:
+                loop.add_signal_handler(number, self.ending.end if alone else self.ending.drain)
+            elif number == RELOAD_SIGNAL:
+                loop.add_signal_handler(number, reloads.request)
+            else:
+                loop.add_signal_handler(number, _ignore)
+        # Those that came during the start have stayed pending.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+
+    def _hand_on(self, config: ListenerConfig) -> None:
+        config.shared = True
+        self.ending.hand_on()
 
     def _log_listening(self, config: ListenerConfig, accepts: Sockets | Channel) -> None:
         if isinstance(accepts, Channel):
@@ -335,20 +313,14 @@ class Worker:
         else:
             names = [bound.getsockname() for bound in accepts.insecure_sockets]
             tls = tuple(one.getsockname() for one in accepts.insecure_sockets if one.fileno() in config.tls_descriptors)
-        _log.info(
-            "listening",
-            version=__version__,
-            listen=[str(Address.of_socket(name)) for name in names if name not in tls],
-            **({"tls_listen": [str(Address.of_socket(name)) for name in tls]} if tls else {}),
+        log_listening(
+            [name for name in names if name not in tls],
+            tls,
             admin=self._admin.address if self._admin is not None else OFF,
             engine=self.engine,
-            # Log collectors cut lines of some 100 KiB; /routes of the admin port has them all.
-            routes={
-                route.name: f"{route.origin}{route.base_path}" for route in self.settings.routes[:_MOST_SHOWN_ROUTES]
-            },
-            **({"open_hosts": hosts} if (hosts := self.settings.deployments.hosts[:_MOST_SHOWN_ROUTES]) else {}),
-            **({"more_routes": more} if (more := len(self.settings.routes) - _MOST_SHOWN_ROUTES) > 0 else {}),
-            **({"worker": os.getpid()} if isinstance(accepts, Channel) else {}),
+            routes=self.settings.routes,
+            open_hosts=self.settings.deployments.hosts,
+            worker=os.getpid() if isinstance(accepts, Channel) else None,
         )
 
 
@@ -360,12 +332,14 @@ def run_worker(
     *,
     admin_socket: socket.socket | None = None,
     manager: ServiceManager | None = None,
+    takeover: Takeover | None = None,
 ) -> None:
     """Run a worker in this process until it is told to end; it accepts from `accepts`.
 
     Settings are read again from `command_line`; without one, only a supervisor sends new ones. `admin_socket` is a
     listening socket for the admin port instead of the one in the settings. `manager` is told when the worker is ready,
-    and when it drains. Raises ListenFailed for its admin port. When this returns or raises, `HANDLED_SIGNALS` are
+    and when it drains. `takeover` has the sockets handed on. Raises ListenFailed for its admin port, or if it is too
+    late to take over. When this returns or raises, `HANDLED_SIGNALS` are
     ignored.
     """
     if isinstance(accepts, Channel):
@@ -373,7 +347,9 @@ def run_worker(
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(report_unexpected)
-            runner.run(_run(settings, config, accepts, command_line, admin_socket, manager or ServiceManager({})))
+            runner.run(
+                _run(settings, config, accepts, command_line, admin_socket, manager or ServiceManager({}), takeover)
+            )
     finally:
         ignore_signals()
 
@@ -385,12 +361,13 @@ async def _run(
     command_line: CommandLine | None,
     admin_socket: socket.socket | None,
     manager: ServiceManager,
+    takeover: Takeover | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     name = sidecar_name(config.sidecar_octets)
     try:
         worker = Worker(settings, loop, name, admin_socket=admin_socket)
-        await worker.run(config, accepts, Reloads(worker, loop, command_line, manager), manager)
+        await worker.run(config, accepts, Reloads(worker, loop, command_line, manager), manager, takeover)
     finally:
         # The loop gives the signals their defaults back when it closes; one more SIGTERM would spoil the exit code.
         block_signals()

@@ -155,6 +155,7 @@ def _placeholder(name: str, info: FieldInfo) -> str:
     }
     named |= {"tls_certificate": "FILE", "tls_key": "FILE", "tls_client_ca": "FILE", "tls_listen": "ADDR"}
     named |= {
+        "takeover_socket": "ADDR",
         "socket_mode": "MODE",
         "socket_user": "NAME",
         "socket_group": "NAME",

@@ -21,6 +21,7 @@ __all__ = [
     "CONNECTION",
     "DRAIN",
     "DRAINING",
+    "HAND_ON",
     "LEAVING",
     "PROBLEMS",
     "READY",
@@ -43,6 +44,8 @@ TLS_CONNECTION: Final = b"l"
 """To a worker: a connection that begins with a TLS handshake, whose descriptor comes with this octet."""
 DRAIN: Final = b"d"
 """To a worker: refuse new requests, let live ones finish, and exit."""
+HAND_ON: Final = b"h"
+"""To a worker: another sidecar serves now; let clients leave, and exit."""
 ABORT: Final = b"x"
 """To a worker: abort all live requests, and exit."""
 SETTINGS: Final = b"s"

@@ -7,13 +7,16 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hypercorn.config import Config, Sockets
 
 from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
 from proxy.network.address import parse_address
 from proxy.restate import KEEP_ALIVE_SECONDS
+
+if TYPE_CHECKING:
+    from proxy.downstream.takeover import Takeover
 
 __all__ = ["ListenFailed", "ListenerConfig", "Sockets"]
 
@@ -64,10 +67,11 @@ class ListenerConfig(Config):
         self._unix_access = unix_access
         self._files: list[tuple[str, int, int]] = []
 
-    def create_sockets(self, inherited: Sequence[socket.socket] = ()) -> Sockets:
+    def create_sockets(self, inherited: Sequence[socket.socket] = (), takeover: Takeover | None = None) -> Sockets:
         """Bind every address and listen; inherited sockets replace those without TLS.
 
-        Raises ListenFailed for the first address that cannot be bound.
+        A socket that was taken over is used instead of a new one. All are offered to the sidecar after this one. Raises
+        ListenFailed for the first address that cannot be bound.
         """
         bound: list[socket.socket] = []
         if inherited:
@@ -77,32 +81,39 @@ class ListenerConfig(Config):
                     _keep_alive(passed)
             bound += inherited
         plain = () if inherited else self.bind
-        for address in (*plain, *self.tls_addresses):
+        named = [("listen", address) for address in plain] + [("tls_listen", address) for address in self.tls_addresses]
+        for setting, address in named:
             try:
-                bound.append(self._listening(address))
+                bound.append(self._listening(setting, address, takeover))
             except OSError as exc:
-                self.release(Sockets([], bound, []))
+                self.release(Sockets([], bound, []), remove_files=takeover is None or takeover.owns_files)
                 raise ListenFailed(address, exc) from exc
         count = len(bound) - len(self.tls_addresses)
         self.tls_descriptors = frozenset(one.fileno() for one in bound[count:])
         return Sockets([], bound, [])
 
-    def release(self, sockets: Sockets) -> None:
+    def release(self, sockets: Sockets, *, remove_files: bool = True) -> None:
         """Close the sockets, and remove the files of Unix sockets unless other files have replaced them."""
         for bound in sockets.insecure_sockets:
             bound.close()
         files, self._files = self._files, []
+        if not remove_files:
+            return
         for path, device, inode in files:
             with contextlib.suppress(OSError):
                 found = os.stat(path)
                 if (found.st_dev, found.st_ino) == (device, inode):
                     os.remove(path)
 
-    def _listening(self, address: str) -> socket.socket:
+    def _listening(self, setting: str, address: str, takeover: Takeover | None) -> socket.socket:
         host, port, path = parse_address(address)
+        bound = takeover.socket_for(setting, address) if takeover is not None else None
         # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program that
         # does, such as a second sidecar started by mistake.
-        bound = bind_unix(path, self._unix_access) if path else bind_tcp(host, port)
+        if bound is None:
+            bound = bind_unix(path, self._unix_access) if path else bind_tcp(host, port)
+        elif path:
+            self._unix_access.apply(path)
         try:
             if path:
                 found = os.stat(path)
@@ -114,6 +125,8 @@ class ListenerConfig(Config):
         except OSError:
             bound.close()
             raise
+        if takeover is not None:
+            takeover.offer(setting, address, bound)
         return bound
 
 

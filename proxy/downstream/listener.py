@@ -20,6 +20,7 @@ from proxy.downstream.cancels import CancelBudgets, address_key
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
+from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.http2.engine import Stream
 from proxy.http2.events import StreamId
 from proxy.network.descriptors import is_reserved
@@ -40,6 +41,8 @@ _SAY_REFUSED_SECONDS: Final = 10.0
 """Between two log lines about connections that are not admitted."""
 _FIRST_REQUEST_SECONDS: Final = 1.0
 """How long a connection may stay without a request while there are too many."""
+_RETIRE_SECONDS: Final = 0.5
+"""How often clients that have connected meanwhile are asked to leave, too."""
 _FRESH_SECONDS: Final = 0.5
 """How long a connection that was accepted before the end of the drain may take to send its first request."""
 
@@ -72,7 +75,7 @@ class Listener:
         """How long clients may take. It may be changed."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
-        self.on_closed: Callable[[], None] = _nothing
+        self.on_closed: Callable[[], None] = lambda: None
         """Called when an accepted connection has closed."""
         self._refused_connections = 0
         self._say_refused_at = 0.0
@@ -124,6 +127,7 @@ class Listener:
             self._accepted.discard(accepted)
             self._unused.pop(accepted, None)
             self.on_closed()
+            self._changed.set()
 
     def admits(self, accepted: AcceptedConnection) -> bool:
         """Return True if an accepted connection may be served; otherwise log why not, but not for each of many.
@@ -269,6 +273,15 @@ class Listener:
 
     # ---- ending
 
+    async def retire(self, timeout_seconds: float) -> None:
+        """Have all clients leave, and serve them until they have; return after this long at most. `abort` ends it."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout_seconds - _LAST_SECONDS
+        while (self._accepted or self.untracked) and not self._aborting and now() < deadline:
+            for accepted in list(self._accepted):  # those that were accepted lately are among them
+                accepted.retire()
+            await self._until(lambda: not (self._accepted or self.untracked), min(deadline, now() + _RETIRE_SECONDS))
+
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no exchange is live, then send GOAWAY on every connection and close; False if some were aborted.
 
@@ -336,7 +349,7 @@ class Listener:
 class AcceptedConnection:
     """An accepted connection, as `Listener.drain` sees it."""
 
-    __slots__ = ("_block", "_block_since", "accepted_at", "gate", "h2c", "protocol_unknown", "transport")
+    __slots__ = ("_block", "_block_since", "accepted_at", "gate", "h2c", "http1", "protocol_unknown", "transport")
 
     def __init__(self, transport: asyncio.Transport, accepted_at: float) -> None:
         self.transport = transport
@@ -345,6 +358,8 @@ class AcceptedConnection:
         """When it was accepted, as the event loop counts."""
         self.h2c: DownstreamConnection | None = None
         """What serves it, if it speaks HTTP/2."""
+        self.http1: Http1Protocol | None = None
+        """What serves it, if it speaks HTTP/1.1."""
         self.gate = Gate()
         """Set while more of an HTTP/1.1 request may be read."""
         self.gate.set()
@@ -365,14 +380,17 @@ class AcceptedConnection:
             self._block, self._block_since = block, now
         return block != 0 and now >= self._block_since + seconds
 
+    def retire(self) -> None:
+        """End it gracefully: with GOAWAY, or over HTTP/1.1 with the next response."""
+        if self.h2c is not None:
+            self.h2c.retire()
+        elif self.http1 is not None:
+            self.http1.close_after_response()
+
     def abort(self) -> None:
         """Close it at once, and wake up a reader that waits at the gate."""
         self.transport.abort()
         self.gate.set()
-
-
-def _nothing() -> None:
-    """Do nothing: there is no supervisor to report to."""
 
 
 async def _no_server() -> None:

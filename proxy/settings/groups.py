@@ -26,6 +26,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "allowed_hosts",
         "restate_identity_keys",
         "admin",
+        "takeover_socket",
         "workers",
         "drain_timeout",
     ),

@@ -252,7 +252,8 @@ def _check_files(draft: _Draft, directory: Path) -> None:
         if isinstance(listed := draft.values.get(name), tuple)
         for text in listed
     ]
-    for name, text in [*addresses, ("admin", draft.values.get("admin"))]:
+    addresses += [(name, draft.values.get(name)) for name in ("admin", "takeover_socket")]
+    for name, text in addresses:
         # The model reports everything that is not a path.
         if isinstance(text, str) and text.startswith("unix:/") and plain(text) is not None:
             parent = Path(text.removeprefix("unix:")).parent

@@ -21,7 +21,16 @@ from proxy.settings.deployments import DeploymentSettings
 from proxy.settings.peers import PeerSettings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.route import FROZEN, RouteSettings
-from proxy.settings.values import Octets, Seconds, bindable, bindable_tls, http_proxy, local_name, permissions
+from proxy.settings.values import (
+    Octets,
+    Seconds,
+    bindable,
+    bindable_tls,
+    http_proxy,
+    local_name,
+    permissions,
+    unix_socket,
+)
 
 __all__ = ["DeploymentSettings", "RouteSettings", "Settings"]
 
@@ -133,6 +142,15 @@ class Settings(PeerSettings):
         description=(
             "Where health, metrics, routes and the status page are served, or `off`. "
             "Any address is allowed: probes come from outside the pod, and nothing there is secret or changes anything."
+        ),
+    )
+    takeover_socket: Annotated[str, AfterValidator(unix_socket)] | None = Field(
+        default=None,
+        examples=["unix:/run/cloudrun-sidecar.sock"],
+        description=(
+            "Unix socket by which a sidecar that starts takes over the listening sockets of the one that runs, "
+            "which then drains: no connection is refused. "
+            "Both need this setting and the same user. With sockets from systemd it is not used: they stay open anyway."
         ),
     )
     workers: int = Field(

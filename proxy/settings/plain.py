@@ -48,6 +48,7 @@ class PlainSettings:
     allowed_hosts: tuple[str, ...]
     restate_identity_keys: tuple[str, ...]
     admin: str
+    takeover_socket: str | None
     workers: int
     drain_timeout: float
     upstream_ca: Path | None

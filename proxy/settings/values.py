@@ -11,7 +11,7 @@ from proxy.network.address import parse_address
 from proxy.network.http_proxy import parse_http_proxy
 from proxy.quoting import plain
 
-__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "http_proxy", "local_name", "permissions"]
+__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "http_proxy", "local_name", "permissions", "unix_socket"]
 
 Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
 """A duration."""
@@ -37,6 +37,13 @@ def bindable(text: str, info: ValidationInfo) -> str:
 def bindable_tls(text: str, info: ValidationInfo) -> str:
     """Check an address to listen on with TLS: any is allowed where only clients with a certificate are served."""
     return text if info.data.get("tls_client_ca") is not None and parse_address(text) else bindable(text, info)
+
+
+def unix_socket(text: str) -> str:
+    """Check the address of a Unix socket."""
+    if not parse_address(text).path:
+        raise ValueError(f"{text} is not a Unix socket; write unix:/path")
+    return text
 
 
 def permissions(text: str) -> str:

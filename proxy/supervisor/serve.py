@@ -6,9 +6,9 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -28,6 +28,9 @@ from proxy.observe.lines import configure_logging
 from proxy.observe.tracing import tracing_refusal
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine
+
+if TYPE_CHECKING:
+    from proxy.downstream.takeover import Takeover
 
 __all__ = ["serve"]
 
@@ -73,35 +76,51 @@ def _serve(
         _log.warning("compiled modules do not match their sources: run make setup", changed=changed)
     if (refused := tracing_refusal(os.environ)) is not None:
         _log.warning("traces are off", reason=str(refused), remedy=refused.remedy)
-    if settings.workers > 1:
-        if settings.tls_listen and settings.tls_certificate is not None and settings.tls_key is not None:
-            # Here, so that the error appears once, not once a worker.
-            server_context(TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca))
-        # Imported only here: a single worker saves 0.8 MiB.
-        from proxy.supervisor.reloading import Reloading
-        from proxy.supervisor.workers import run_workers
+    with ExitStack() as stack:
+        takeover = _takeover(settings, inherited, stack)
+        if settings.workers > 1:
+            if settings.tls_listen and settings.tls_certificate is not None and settings.tls_key is not None:
+                # Here, so that the error appears once, not once a worker.
+                server_context(TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca))
+            # Imported only here: a single worker saves 0.8 MiB.
+            from proxy.supervisor.reloading import Reloading
+            from proxy.supervisor.workers import run_workers
 
-        with (
-            _admin_socket(settings.admin, inherited, unix_access) as admin,
-            closing(Reloading(command_line, settings, config, manager)) as reloading,
-        ):
+            admin = stack.enter_context(_admin_socket(settings.admin, inherited, unix_access, takeover))
             return run_workers(
                 config,
                 work,
                 drain_seconds=settings.drain_timeout,
-                reloading=reloading,
+                reloading=stack.enter_context(closing(Reloading(command_line, settings, config, manager))),
                 inherited=replace(inherited, admin=admin),
                 manager=manager,
+                takeover=takeover,
             )
-    # Imported only here: a supervisor saves 20 MiB.
-    from proxy.worker import run_worker
+        # Imported only here: a supervisor saves 20 MiB.
+        from proxy.worker import run_worker
 
-    sockets = config.create_sockets(inherited.listeners)
-    try:
-        run_worker(settings, config, sockets, command_line, admin_socket=inherited.admin, manager=manager)
-    finally:
-        config.release(sockets)
+        admin = inherited.admin
+        if takeover is not None:
+            admin = stack.enter_context(_admin_socket(settings.admin, inherited, unix_access, takeover))
+        sockets = config.create_sockets(inherited.listeners, takeover)
+        try:
+            run_worker(settings, config, sockets, command_line, admin_socket=admin, manager=manager, takeover=takeover)
+        finally:
+            config.release(sockets, remove_files=takeover is None or takeover.owns_files)
     return ExitCode.OK
+
+
+def _takeover(settings: PlainSettings, inherited: InheritedSockets, stack: ExitStack) -> Takeover | None:
+    """Return the way by which sidecars hand on their sockets, if there is one. Raises ListenFailed."""
+    if settings.takeover_socket is None:
+        return None
+    if inherited.listeners:
+        _log.warning("takeover_socket is not used: the service manager keeps the sockets open during a restart")
+        return None
+    # Imported only here: others save its memory.
+    from proxy.downstream.takeover import Takeover
+
+    return stack.enter_context(closing(Takeover.open(settings.takeover_socket)))
 
 
 def work(config: ListenerConfig, channel: Channel) -> None:
@@ -124,8 +143,10 @@ def _report(exc: ListenFailed | EngineUnavailable | TlsUnusable) -> ExitCode:
 
 
 @contextmanager
-def _admin_socket(admin: str, inherited: InheritedSockets, unix_access: UnixAccess) -> Iterator[socket.socket | None]:
-    """Make the socket of the admin port that all workers accept from, unless it is inherited or off.
+def _admin_socket(
+    admin: str, inherited: InheritedSockets, unix_access: UnixAccess, takeover: Takeover | None
+) -> Iterator[socket.socket | None]:
+    """Make the socket of the admin port that all workers accept from, unless it is inherited, taken over or off.
 
     So a connection that waits is lost neither to a worker that has died nor to one whose event loop stands still.
     Raises ListenFailed.
@@ -134,15 +155,21 @@ def _admin_socket(admin: str, inherited: InheritedSockets, unix_access: UnixAcce
     if inherited.admin is not None or address is None:
         yield inherited.admin
         return
+    bound = takeover.socket_for("admin", admin) if takeover is not None else None
     try:
-        bound = _bind(address, unix_access)
+        if bound is None:
+            bound = _bind(address, unix_access)
+        elif address.path:
+            unix_access.apply(address.path)
     except OSError as exc:
         raise ListenFailed(f"{admin} (admin)", exc) from exc
+    if takeover is not None:
+        takeover.offer("admin", admin, bound)
     with bound:
         try:
             yield bound
         finally:
-            if address.path:
+            if address.path and (takeover is None or takeover.owns_files):
                 with suppress(OSError):
                     os.unlink(address.path)
 

@@ -24,11 +24,12 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.downstream.channel import ABORT, DRAIN, Channel
+from proxy.downstream.binding import ListenFailed
+from proxy.downstream.channel import ABORT, DRAIN, HAND_ON, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import ExitCode
@@ -40,6 +41,9 @@ from proxy.supervisor.process import WorkerProcess, exit_reason
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
+
+if TYPE_CHECKING:
+    from proxy.downstream.takeover import Takeover
 
 __all__ = ["run_workers"]
 
@@ -59,13 +63,15 @@ def run_workers(
     reloading: Reloading | None = None,
     inherited: InheritedSockets = _NOT_INHERITED,
     manager: ServiceManager | None = None,
+    takeover: Takeover | None = None,
 ) -> ExitCode:
     """Run `config.workers` processes of `work(config, channel)` until the last one has exited.
 
     `work` is pickled by name, and starts with `HANDLED_SIGNALS` blocked. A worker that still runs some seconds after
     `drain_seconds`, which a reload may change, is killed. Without `reloading`, settings stay as they are. `inherited`
     sockets replace those of `config`. `manager` is told when all workers are ready, and when they drain; if it watches,
-    a worker whose event loop stands still is killed and replaced.
+    a worker whose event loop stands still is killed and replaced. With `takeover`, sockets are taken over once all
+    workers are ready, and handed on.
 
     Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited with it, else FAILED.
     Raises ListenFailed.
@@ -73,16 +79,17 @@ def run_workers(
     When this returns or raises, `HANDLED_SIGNALS` are ignored: the process is about to exit.
     """
     with signals_to_socket() as signals:
-        sockets = config.create_sockets(inherited.listeners)
+        sockets = config.create_sockets(inherited.listeners, takeover)
         try:
             supervisor = _Supervisor(sockets, signals, drain_seconds, config, work, reloading)
             supervisor.admin = inherited.admin
             supervisor.manager = manager or ServiceManager({})
+            supervisor.takeover = takeover
             if reloading is not None:
                 reloading.start()
             return supervisor.run()
         finally:
-            config.release(sockets)
+            config.release(sockets, remove_files=takeover is None or takeover.owns_files)
             if inherited.admin is not None:
                 inherited.admin.close()
 
@@ -103,6 +110,8 @@ class _Supervisor:
         """The listening socket of the admin port, if there is one for all workers."""
         self.manager = ServiceManager({})
         """The service manager that is told what happens."""
+        self.takeover: Takeover | None = None
+        """The sockets between the sidecar before this one and the one after it."""
         self._config = config
         self._work = work
         self._listening = sockets.insecure_sockets
@@ -184,9 +193,21 @@ class _Supervisor:
         if self._all_ready or not all(worker.channel.ready for worker in self._workers):
             return
         self._all_ready = True
+        if self.takeover is not None:
+            try:
+                self.takeover.complete()
+            except ListenFailed as exc:
+                _log.error("draining", reason=str(exc))
+                self._exit_code = ExitCode.FAILED
+                self._end(DRAIN)
+                return
+            self.takeover.start(self._watch_socket, self._selector.unregister, self._hand_on)
         self.manager.ready("serving")
         if self.manager.watchdog_seconds:
             self._watch(time.monotonic())
+
+    def _watch_socket(self, watched: socket.socket, call: Callable[[], None]) -> None:
+        self._selector.register(watched, selectors.EVENT_READ, call)
 
     def _watch(self, now: float) -> None:
         """Kill each worker that has reported nothing since the last call, and tell the service manager that we live."""
@@ -250,7 +271,7 @@ class _Supervisor:
         with contextlib.suppress(BlockingIOError):
             for number in self._signals.recv(64):
                 if number in ENDING_SIGNALS:
-                    self._end(ABORT if self._command is not None else DRAIN)
+                    self._end(ABORT if self._command in (DRAIN, ABORT) else DRAIN)
                 elif number == RELOAD_SIGNAL and self._reloading is not None:
                     self._reloading.request()
 
@@ -260,13 +281,18 @@ class _Supervisor:
         self._drain_seconds = reloading.settings.drain_timeout
         self._collecting.forget_routes(reloading.routes_removed)
 
+    def _hand_on(self) -> None:
+        """Leave new connections to the sidecar that has the sockets, too, now."""
+        self._config.shared = True
+        self._end(HAND_ON)
+
     def _end(self, command: bytes) -> None:
-        """Send all workers `DRAIN` or `ABORT`, and set the time at which those that still run are killed."""
+        """Send all workers the command to end, and set the time at which those that still run are killed."""
         self._command = command
         self._accepting.draining = True
         self._restarts.clear()
         self.manager.stopping("draining")
-        seconds = _ABORT_SECONDS + (self._drain_seconds if command == DRAIN else 0.0)
+        seconds = _ABORT_SECONDS + (0.0 if command == ABORT else self._drain_seconds)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
         for worker in self._workers:
             if not (worker.channel.gone or worker.channel.leaving):

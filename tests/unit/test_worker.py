@@ -62,7 +62,7 @@ async def running(
     try:
         async with asyncio.TaskGroup() as tasks:
             reloads = Reloads(worker, asyncio.get_running_loop(), None)
-            tasks.create_task(worker.run(config, channel or sockets, reloads, ServiceManager({})))
+            tasks.create_task(worker.run(config, channel or sockets, reloads, ServiceManager({}), None))
             await meanwhile(worker, port)
     finally:
         config.release(sockets)
@@ -97,7 +97,7 @@ async def test_a_worker_answers_and_drains(capsys: pytest.CaptureFixture[str]) -
             assert head[b":status"] == b"404"
             assert worker.started
             assert not worker.draining
-            worker.end()
+            worker.ending.end()
             assert (await near.went_away).error_code == 0
             assert worker.draining
 
@@ -185,8 +185,8 @@ async def test_probes_show_start_and_draining(tmp_path: Path, capsys: pytest.Cap
             for page in ("startupz", "readyz"):
                 async with http.get(f"http://admin/{page}") as answer:
                     assert answer.status == 200
-            worker.drain()
-            worker.drain()
+            worker.ending.drain()
+            worker.ending.drain()
 
     said = await running(settings(admin=f"unix:{path}"), look, capsys)
     assert f"unix:{path}" in said
@@ -264,7 +264,7 @@ async def test_routes_swapped_under_load_fail_no_exchange_and_leave_nothing_behi
             assert b"status codes: 600 2xx, 0 3xx, 0 4xx, 0 5xx" in out
             left = (one, other)[1 - swaps % 2]
             await asyncio.gather(*(peer.closed for peer in left.peers))
-            worker.end()
+            worker.ending.end()
 
         await running(settings_for(one.port), look, capsys)
         for task in answers:

@@ -55,6 +55,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
     values: dict[str, Any] = {
         "listen": ("127.0.0.1:1", "[::1]:2"), "unsafe_listen": True, "admin": "127.0.0.1:3", "workers": 2,
         "upstream_proxy": "http://ada:s3cret@proxy:3128",
+        "takeover_socket": "unix:/takeover",
         "drain_timeout": 1.5, "connect_timeout": 1.0, "mint_timeout": 2.0, "stream_wait_timeout": 3.0,
         "max_upstream_connections": 4, "ping_interval": 11.0, "ping_timeout": 6.0, "upstream_idle_timeout": 7.0,
         "add_retry_after": False, "http2_engine": "h2", "max_concurrent_streams": 200, "stream_window": 70_000,

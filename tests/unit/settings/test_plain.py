@@ -21,6 +21,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
     settings = Settings(
         routes={"": RouteSettings(url=URL)},
         listen=("[::1]:1", "unix:/s"), unsafe_listen=True, admin="off", workers=3, drain_timeout=0.1,
+        takeover_socket="unix:/t",
         upstream_ca=Path("/ca.pem"), upstream_proxy="http://proxy:3128",
             connect_timeout=5.5, mint_timeout=6.5, stream_wait_timeout=7.5,
         max_upstream_connections=8, ping_interval=19, ping_timeout=10, upstream_idle_timeout=11, add_retry_after=False,
