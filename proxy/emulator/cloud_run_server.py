@@ -25,6 +25,7 @@ from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, RawData
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
@@ -239,6 +240,12 @@ class _Connection(TCPServer):
             if self._age is not None:
                 self._age.cancel()
             await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        # Python 3.11 raises AttributeError where a TLS transport that has closed is written to: when its peer has gone
+        # between the two GOAWAY frames.
+        if not (isinstance(event, RawData) and self.writer.is_closing()):
+            await super().protocol_send(event)
 
     def _reset(self) -> None:
         bound = self.writer.get_extra_info("socket")

@@ -120,3 +120,14 @@ async def test_an_idle_connection_ends_with_goaway(certificates: Certificates) -
         assert (await peer.response(stream)).status == 200
         assert (await peer.went_away).last_stream_id == stream
         await peer.closed
+
+
+async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _connected(certificates, Limits(age_seconds=0.0, notice_seconds=0.05)) as (peer, _):
+        await peer.went_away
+        peer.transport.abort()
+        await peer.closed
+        await asyncio.sleep(0.1)  # the second GOAWAY is due
+    assert not [record for record in caplog.records if "failed" in record.message]
