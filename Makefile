@@ -66,6 +66,10 @@ bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 
 	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2
 	@$(BIN)/python -m tests.load.bench $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
+.PHONY: soak
+soak: setup $(RESTATE) ## everything real, everything failing now and then, every result checked; ARGS='--seconds 3600 --seed 7'
+	@$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: profile
 profile: setup ## instructions of one exchange, layer by layer, beside nghttpx'; they repeat where seconds do not
 	@.ci/apt $(PROFILE_PACKAGES)

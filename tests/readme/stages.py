@@ -46,7 +46,8 @@ class Stage(enum.Enum):
 LONG: Final = frozenset(
     f"make {target}"
     for target in (
-        "bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "release-check", "test", "wheels",
+        "bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "release-check", "soak", "test",
+        "wheels",
     )
 )  # fmt: skip
 MEANT: Final = (

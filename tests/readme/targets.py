@@ -28,6 +28,7 @@ QUICK: Final = {
     "make fuzz": "make fuzz SECONDS=60",
     # The image is that of `make image`.
     "make release-check": "make release-check ARGS='--rehearsal --once --no-image'",
+    "make soak": "make soak ARGS='--seconds 1 --rate 5'",
 }
 OURSELVES: Final = "make readme"
 
