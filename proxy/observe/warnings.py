@@ -16,6 +16,7 @@ import structlog
 
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
+from proxy.http2.policy import refusals
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 from proxy.observe.explanation import explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
@@ -30,6 +31,13 @@ _log: Final = structlog.get_logger("relay")
 _tokens: Final = structlog.get_logger("tokens")
 _upstream: Final = structlog.get_logger("upstream")
 _downstream: Final = structlog.get_logger("downstream")
+
+_LIMITS: Final = {
+    refusals.SECTION_TOO_LARGE: "its head or trailers are larger than max_field_section; send fewer or shorter fields, "
+    "or raise it",
+    refusals.TOO_MANY_INTERIM: "it sends more interim heads (1xx) than max_interim_heads; see why, or raise it",
+}
+"""What mends a refusal for which a setting is the limit, by reason."""
 
 _DEBUG_OCTETS: Final = 200
 """How much of GOAWAY's debug data is logged."""
@@ -91,8 +99,12 @@ class Warnings(Observer):
         )
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
-        """Write at the level `debug`."""
-        _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
+        """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
+        remedy = _LIMITS.get(reason)
+        if remedy is None:
+            _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
+        elif (added := self._throttle.fields((origin, reason), self._monotonic())) is not None:
+            _upstream.warning("response refused", origin=origin, reason=reason, remedy=remedy, **added)
 
     def downstream_cut_off(self, code: int, reason: str) -> None:
         """Write a warning, one a second for each code."""
@@ -109,8 +121,12 @@ class Warnings(Observer):
             _downstream.warning("TLS handshake failed", reason=reason, **added)
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
-        """Write at the level `debug`."""
-        _downstream.debug("request refused", reason=reason, **details)
+        """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
+        remedy = _LIMITS.get(reason)
+        if remedy is None:
+            _downstream.debug("request refused", reason=reason, **details)
+        elif (added := self._throttle.fields(reason, self._monotonic())) is not None:
+            _downstream.warning("request refused", reason=reason, remedy=remedy, **details, **added)
 
 
 class _RouteWarnings(ExchangeObserver):
