@@ -186,7 +186,9 @@ class GoogleHttp2(H2Protocol):
         self.task_group.spawn(self._end_after_notice)
 
     async def say_last(self) -> None:
-        """Send the GOAWAY that names the last stream; later ones are refused."""
+        """Send the GOAWAY that names the last stream, unless the connection is closed; later streams are refused."""
+        if self.closed:
+            return
         self._last_stream = self.connection.highest_inbound_stream_id
         await self._write(GoAwayFrame(0, self._last_stream, ErrorCodes.NO_ERROR))
 
