@@ -61,7 +61,9 @@ async def follow(place: Path, say: Callable[[str], Any]) -> None:
     source_distribution(folder / "dist")
     async with on_path(place, {"systemctl": Systemctl().do}) as path:
         # Locked versions, so that new releases do not break the test. No compiler: `make dist` tests that, in minutes.
-        shell = Shell(folder, {"PATH": path, "PIP_CONSTRAINT": str(constraints(place)), **NO_COMPILER})
+        # No bytecode either: most of it is never used. "0" is how pip wants this one.
+        pip = {"PIP_CONSTRAINT": str(constraints(place)), "PIP_NO_COMPILE": "0"}
+        shell = Shell(folder, {"PATH": path, **pip, **NO_COMPILER})
         for block in within(Stage.INSTALL):
             for command in commands(block):
                 check(program_of(command) in Stage.INSTALL.programs, f"# {command}\nis not for here")
