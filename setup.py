@@ -127,7 +127,11 @@ class BuildFast(build_ext):
                 raise RuntimeError(str(exc)) from exc
         tree = create_dependency_tree()
         build = f"{version} {self.compiler.compiler_so} {FLAGS}".encode()
-        needed = {one.name: sorted(tree.all_dependencies(one.sources[0])) for one in wanted}
+        # Without Cython's own declarations, which `version` stands for: a wheel must not tell where Cython was.
+        needed = {
+            one.name: sorted(file for file in tree.all_dependencies(one.sources[0]) if not os.path.isabs(file))
+            for one in wanted
+        }
         digests = {name: digest(files, build) for name, files in needed.items()}
         for extension in wanted:
             extension.sources = next(one.sources for one in made if one.name == extension.name)
