@@ -73,6 +73,18 @@ def test_every_resource_is_valid_for_kubernetes(file: str, version: str) -> None
     assert [refusal for resource in resources(file) for refusal in refusals(resource, version)] == []
 
 
+def test_the_page_pushes_the_image_that_the_manifests_name() -> None:
+    page = (REPOSITORY / "docs/kubernetes.md").read_text()
+    assert f"docker build --tag {IMAGE} .\ndocker push {IMAGE}\n" in page
+    registry, project, repository, _ = IMAGE.split("/")
+    assert f"gcloud auth configure-docker {registry}\n" in page
+    location = registry.removesuffix("-docker.pkg.dev")
+    assert (
+        f"gcloud artifacts repositories create {repository} --repository-format docker --location {location}\n" in page
+    )
+    assert project == "my-project"
+
+
 def test_the_schemas_find_a_mistake() -> None:
     deployment = workload("shared.yaml")
     deployment["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] = {"sleep": {"second": 5}}
