@@ -154,7 +154,9 @@ def test_an_exchange_is_written_as_cloud_logging_shows_requests(capsys: pytest.C
 def test_a_failed_exchange_has_its_code_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     line = exchange_line(capsys, code="upstream-connect-failed")
     assert line["code"] == "upstream-connect-failed"
-    assert line["remedy"] == "Check the url of the route, DNS and egress rules."
+    assert (
+        line["remedy"] == "Check the url of the route, DNS and egress rules; upstream_proxy, if the sentence names it."
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,9 @@ def test_a_warning_has_the_remedy_and_the_invocation(capsys: pytest.CaptureFixtu
     observer.local_reply(exchange, UpstreamConnectFailed("refused"))
     (line,) = lines(capsys)
     assert (line["route"], line["code"], line["status"]) == ("greeter", "upstream-connect-failed", 503)
-    assert line["remedy"] == "Check the url of the route, DNS and egress rules."
+    assert (
+        line["remedy"] == "Check the url of the route, DNS and egress rules; upstream_proxy, if the sentence names it."
+    )
     assert line["invocation_id"] == INVOCATION.decode()
 
 
