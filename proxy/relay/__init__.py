@@ -13,15 +13,15 @@
 * `waiting`          the one slow path, a task for each exchange that lacks something
 * `via`              which sidecars a request has passed through (pure)
 
-What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connection, 50 at a time; Debian's Python
-3.11.2; it repeats within some percent, because how many requests come with one read does not)::
+What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connection, 50 at a time; Python 3.11.7 of GCC
+12.2 with -O3; it repeats within some percent, because how many requests come with one read does not)::
 
                                     sidecar    nghttpx
-    libnghttp2                       13,661     22,519
-    the sidecar's own modules        12,789
-    Python                            6,935
-    TLS                               6,348      7,097
-    C library                         3,343      1,638
-    event loop and the rest             480     14,604
-    all                              43,556     45,857
+    the sidecar's own modules        13,651
+    libnghttp2                       13,645     22,586
+    Python                            7,205
+    TLS                               6,308      8,937
+    C library                         3,571      1,836
+    event loop and the rest             485     14,920
+    all                              44,864     48,278
 """

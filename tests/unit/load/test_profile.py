@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.load.places import python_build
-from tests.load.profile import layer, parse
+from tests.load.profile import layer, parse, slow_clock
+from tests.support.processes import program
 
 WRITTEN = """\
 version: 1
@@ -62,3 +65,22 @@ def test_the_python_build_is_named_with_its_optimisation() -> None:
     build = python_build()
     assert build.startswith(f"Python {platform.python_version()}, {platform.python_compiler()}, ")
     assert " -O" in build
+
+
+CLOCKS = """
+import select, time
+began, at = time.perf_counter(), time.time()
+select.select([], [], [], 0.2)
+print(f"{time.perf_counter() - began:.6f} {time.time() - at:.6f}")
+"""
+
+
+@pytest.mark.asyncio
+async def test_what_is_profiled_has_a_clock_that_goes_as_slow_as_callgrind(tmp_path: Path) -> None:
+    async with program(
+        "clocks", [sys.executable, "-c", CLOCKS], env={"LD_PRELOAD": str(await slow_clock(tmp_path))}
+    ) as running:
+        found = await running.line(r"^([0-9.]+) ([0-9.]+)$")
+    seconds, of_the_wall = map(float, found.groups())
+    assert of_the_wall >= 0.2
+    assert of_the_wall / 100 < seconds < of_the_wall / 25
