@@ -44,7 +44,7 @@ class _Stage:
     well_known: Path
     service_url: str
     sidecar: Callable[[], AbstractAsyncContextManager[Sidecar]]
-    """A new sidecar: one that runs does not look for other credentials."""
+    """A new sidecar; a running one would take some seconds to notice other credentials."""
     restate: RestateServer
 
     def use(self, source: str) -> None:

@@ -88,7 +88,7 @@ def test_the_sidecar_calls_the_emulated_service_as_an_invoker() -> None:
     assert not more
     assert route["url"] == options["url"]
     assert (route["gcp_impersonate_service_account"],) == options["invokers"]
-    assert [target for _, target in options["grants"]] == [route["gcp_impersonate_service_account"]]  # type: ignore[attr-defined]  # click's own
+    assert [grant.target for grant in options["grants"]] == [route["gcp_impersonate_service_account"]]  # type: ignore[attr-defined]  # click's own
     register = SERVICES["register"].command
     assert register
     assert json.loads(register[-1]) == {"uri": f"http://sidecar:9081/{name}"}
