@@ -6,6 +6,7 @@ import asyncio
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.binding import UnixAccess
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.listener import Listener
@@ -19,6 +20,7 @@ from proxy.request_identity import Verifier
 from proxy.settings.plain import PlainSettings
 from proxy.upstream.connection import Timing
 from proxy.upstream.connector import Connector
+from proxy.upstream.pool import Pool
 
 __all__ = [
     "change_listener",
@@ -26,6 +28,7 @@ __all__ = [
     "engines",
     "handshakes",
     "listener",
+    "pool",
     "timing",
     "tls_context",
     "tls_files",
@@ -65,6 +68,7 @@ def listener(
         most_connections=_most_connections(settings),
         cancels_per_minute=settings.cancels_per_minute,
         deadlines=_deadlines(settings),
+        ages=ConnectionAges(settings.max_connection_age),
     )
 
 
@@ -89,6 +93,18 @@ def upstream_proxy(settings: PlainSettings) -> HttpProxy | None:
     return parse_http_proxy(settings.upstream_proxy) if settings.upstream_proxy is not None else None
 
 
+def pool(settings: PlainSettings, connecting: Connector, observer: UpstreamObserver) -> Pool:
+    """Return what keeps upstream connections, which `connecting` opens."""
+    return Pool(
+        connecting.connect,
+        observer,
+        max_connections=settings.max_upstream_connections,
+        wait_timeout_seconds=settings.stream_wait_timeout,
+        max_age_seconds=settings.max_upstream_connection_age,
+        delay=connecting.delay,
+    )
+
+
 def timing(settings: PlainSettings) -> Timing:
     """Return the intervals and timeouts of upstream connections."""
     return Timing(
@@ -105,6 +121,7 @@ def change_listener(listener: Listener, settings: PlainSettings) -> None:
     listener.most_connections = _most_connections(settings)
     listener.cancels.per_minute = settings.cancels_per_minute
     listener.deadlines = _deadlines(settings)
+    listener.ages.most_seconds = settings.max_connection_age
 
 
 def _deadlines(settings: PlainSettings) -> Deadlines:

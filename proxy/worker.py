@@ -53,13 +53,13 @@ from proxy.settings.reading import CommandLine
 from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, RELOAD_SIGNAL, block_signals, ignore_signals
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.source import TokenSource
-from proxy.upstream.pool import Pool
 from proxy.wiring import (
     change_listener,
     connector,
     engines,
     handshakes,
     listener,
+    pool,
     timing,
     tls_context,
     tls_files,
@@ -111,13 +111,7 @@ class Worker:
         )
         client = engines(settings, choice.make, client=True)
         self._connector = connector(settings, client, budget, flusher, observers)
-        self._pool = Pool(
-            self._connector.connect,
-            observers,
-            max_connections=settings.max_upstream_connections,
-            wait_timeout_seconds=settings.stream_wait_timeout,
-            delay=self._connector.delay,
-        )
+        self._pool = pool(settings, self._connector, observers)
         self._dispatcher = Dispatcher(
             settings.route_table(),
             self._tokens,
@@ -180,6 +174,7 @@ class Worker:
         self._tokens.mint_timeout_seconds = settings.mint_timeout
         self._pool.max_connections = settings.max_upstream_connections
         self._pool.wait_timeout_seconds = settings.stream_wait_timeout
+        self._pool.max_age_seconds = settings.max_upstream_connection_age
         self._connector.change(
             timing=timing(settings),
             upstream_ca=settings.upstream_ca,

@@ -4,6 +4,7 @@
 * `handover`        connections from the supervisor, where there are several workers
 * `listener`        all connections of a worker: served, counted, drained
 * `connection`      an h2c connection
+* `ages`            ends connections that are old
 * `http1`           an HTTP/1.1 request as a `Stream`
 * `http1_protocol`  Hypercorn's HTTP/1.1 with a strict parser
 * `http1_syntax`    the strict parser (pure)

@@ -16,8 +16,8 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef bint _cut_off
     cdef Py_ssize_t _requests
     cdef Py_ssize_t _cancelled
-    cdef object _retiring
-    cdef bint _retired
+    cdef object _next_step
+    cdef int _steps_taken
 
     cpdef Py_ssize_t unwritten_octets(self)
     cpdef Py_ssize_t held_octets(self, Stream stream)
@@ -32,9 +32,9 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef on_cancelled(self, bint overdrawn)
     cpdef _end_cut_off(self)
     cpdef cut_off(self, str reason)
-
     cpdef retire(self)
-    cpdef _retire(self)
+    cpdef _step(self)
+    cpdef _take_step_in(self, double seconds)
     cpdef go_away(self, str reason)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef abort_streams(self, str reason)

@@ -1,13 +1,14 @@
 """One h2c connection from the client.
 
-It sends no GOAWAY while a stream is live, unless it is told to retire: Restate up to 1.7.6 reacts to any
-GOAWAY by aborting every stream of the connection. It has no idle timeout: eleven minutes of silence on a stream are
-legal, and settings can permit more.
+It sends no GOAWAY while a stream is live, unless it is told to retire: Restate up to 1.7.12 reacts to any
+GOAWAY by aborting every stream of the connection at its next request there. It has no idle timeout: eleven minutes of
+silence on a stream are legal, and settings can permit more.
 
-A connection that is told to retire ends in two steps (RFC 9113, 6.8), and every stream on it finishes::
+A connection that is told to retire ends in steps, and every stream on it finishes. Each step waits until the
+client has acknowledged a PING, and another second: clients acknowledge it before streams that they have queued. ::
 
-    GOAWAY 2³¹-1, PING    the client opens no more streams, and acknowledges the PING
-    a second later        streams that it had queued before it read the GOAWAY have arrived
+    SETTINGS              the client may open no more streams: Restate opens them on another connection
+    GOAWAY 2³¹-1          other clients do, too (RFC 9113, 6.8); a Restate that tries no stream here aborts none
     GOAWAY, last stream   later streams are refused; after the last live one the connection closes
 """
 
@@ -28,11 +29,12 @@ _ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
 
 _MOST_CANCELLED: Final = 8
 """A connection may cancel one of so many requests, however many its address cancels."""
+_ALL_STEPS: Final = 3
 _PING_PAYLOAD: Final = b"retiring"
 _ACKNOWLEDGEMENT_SECONDS: Final = 15.0
-"""How long a client may take to acknowledge the PING before the second step is taken without that."""
+"""How long a client may take to acknowledge a PING before the next step is taken without that."""
 _QUEUED_STREAMS_SECONDS: Final = 1.0
-"""Between the acknowledgement and the second step: clients may send it before streams that they have queued."""
+"""Between the acknowledgement and the next step."""
 
 
 class DownstreamConnection(Http2Protocol):
@@ -42,12 +44,12 @@ class DownstreamConnection(Http2Protocol):
         "_acceptor",
         "_cancelled",
         "_cut_off",
+        "_next_step",
         "_on_change",
         "_peer_sent_go_away",
         "_replaced",
         "_requests",
-        "_retired",
-        "_retiring",
+        "_steps_taken",
         "asked",
         "gone",
     )
@@ -74,10 +76,9 @@ class DownstreamConnection(Http2Protocol):
         self._requests = 0
         self._cancelled = 0
         self._cut_off = False
-        self._retiring: asyncio.TimerHandle | None = None
-        """From the first GOAWAY on; its end is the second."""
-        self._retired = False
-        """True after the second GOAWAY."""
+        self._next_step: asyncio.TimerHandle | None = None
+        """Takes the next step to the end; None before the first."""
+        self._steps_taken = 0
 
     @property
     def live_streams(self) -> int:
@@ -107,10 +108,9 @@ class DownstreamConnection(Http2Protocol):
         self._peer_sent_go_away = True
 
     def on_ping_acknowledged(self, payload: bytes) -> None:
-        """Take the second step soon, if this answers the PING of the first."""
-        if self._retiring is not None and not self._retired and payload == _PING_PAYLOAD:
-            self._retiring.cancel()
-            self._retiring = self.loop.call_later(_QUEUED_STREAMS_SECONDS, self._retire)
+        """Take the next step soon, if this answers the PING of the last one."""
+        if self._next_step is not None and payload == _PING_PAYLOAD:
+            self._take_step_in(_QUEUED_STREAMS_SECONDS)
 
     def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
         """Cancel the request."""
@@ -118,14 +118,14 @@ class DownstreamConnection(Http2Protocol):
 
     def on_lost(self, reason: str) -> None:
         """Tell the listener."""
-        if self._retiring is not None:
-            self._retiring.cancel()
+        if self._next_step is not None:
+            self._next_step.cancel()
         self._on_change()
 
     def after_turn(self) -> None:
         """If no stream is live, close after a GOAWAY, or tell the listener."""
         if self.engine.count_open_streams() == 0:
-            if self._retired:
+            if self._steps_taken == _ALL_STEPS:
                 self.close("the client was asked to leave")
             elif self._peer_sent_go_away:
                 self.go_away("the peer sent GOAWAY")
@@ -177,14 +177,24 @@ class DownstreamConnection(Http2Protocol):
 
     def retire(self) -> None:
         """Have the client open no more streams here, and close after the last one; see the module."""
-        if self._retiring is None and not self.closed:
-            self.engine.go_away(0, b"", False)
-            self.engine.ping(_PING_PAYLOAD)
-            self._retiring = self.loop.call_later(_ACKNOWLEDGEMENT_SECONDS, self._retire)
+        if self._next_step is None and not self.closed:
+            self._step()
 
-    def _retire(self) -> None:
-        self._retired = True
-        self.engine.go_away(0, b"")
+    def _step(self) -> None:
+        self._steps_taken += 1
+        if self._steps_taken == 1:
+            self.engine.offer_no_streams()
+        else:
+            self.engine.go_away(0, b"", self._steps_taken == _ALL_STEPS)
+        if self._steps_taken < _ALL_STEPS:
+            self.engine.ping(_PING_PAYLOAD)
+            self._take_step_in(_ACKNOWLEDGEMENT_SECONDS)
+
+    def _take_step_in(self, seconds: float) -> None:
+        if self._next_step is not None:
+            self._next_step.cancel()
+        if self._steps_taken < _ALL_STEPS:
+            self._next_step = self.loop.call_later(seconds, self._step)
 
     def go_away(self, reason: str) -> None:
         """Send GOAWAY and close. Only for a connection without live streams."""

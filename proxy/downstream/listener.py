@@ -16,6 +16,7 @@ import structlog
 
 from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, address_key
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
@@ -62,6 +63,7 @@ class Listener:
         most_connections: int = 4_096,
         cancels_per_minute: int = 12_000,
         deadlines: Deadlines | None = None,
+        ages: ConnectionAges | None = None,
     ) -> None:
         self.acceptor = acceptor
         """Takes every request: the dispatcher."""
@@ -73,12 +75,13 @@ class Listener:
         """What clients cancel, by address."""
         self.deadlines = deadlines or Deadlines()
         """How long clients may take. It may be changed."""
+        self.ages = ages or ConnectionAges(0.0)
+        """Ends connections that are old."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called when an accepted connection has closed."""
-        self._refused_connections = 0
-        self._say_refused_at = 0.0
+        self._refused_connections, self._say_refused_at = 0, 0.0
         self._unused: dict[AcceptedConnection, None] = {}
         """Those that may not have sent a request, the oldest first; looked through when there are too many."""
         self.untracked = 0
@@ -87,8 +90,7 @@ class Listener:
         """Accepts no more connections, after those that are this worker's already. Set by `serving`."""
         self._observer = observer
         self._make_engine = make_engine
-        self._budget = budget
-        self._flusher = flusher
+        self._budget, self._flusher = budget, flusher
         self._connections: set[DownstreamConnection] = set()
         self._accepted: set[AcceptedConnection] = set()
         self._http1: set[Http1Stream] = set()
@@ -120,12 +122,14 @@ class Listener:
         accepted = AcceptedConnection(transport, asyncio.get_running_loop().time())
         self._accepted.add(accepted)
         self._unused[accepted] = None
+        self.ages.watch(accepted)
         self.untracked -= 1
         try:
             yield accepted
         finally:
             self._accepted.discard(accepted)
             self._unused.pop(accepted, None)
+            self.ages.forget(accepted)
             self.on_closed()
             self._changed.set()
 
@@ -365,8 +369,7 @@ class AcceptedConnection:
         self.gate.set()
         self.protocol_unknown = True
         """True until the first octets tell HTTP/2 from HTTP/1.1."""
-        self._block = 0
-        self._block_since = 0.0
+        self._block, self._block_since = 0, 0.0
 
     @property
     def used(self) -> bool:

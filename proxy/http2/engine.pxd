@@ -57,6 +57,7 @@ cdef class Engine:
     cpdef acknowledge_connection(self)
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver)
     cpdef ping(self, bytes payload)
+    cpdef offer_no_streams(self)
     cpdef go_away(self, long code, bytes debug, bint final=*)
     cpdef bytes take(self)
     cpdef report_sent(self)

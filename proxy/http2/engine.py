@@ -308,6 +308,10 @@ class Engine:
         """Queue a PING with these eight octets."""
         raise NotImplementedError
 
+    def offer_no_streams(self) -> None:
+        """Queue SETTINGS by which the peer may open no streams (server only); those that it opens still are served."""
+        raise NotImplementedError
+
     def go_away(self, code: int, debug: bytes, final: bool = True) -> None:
         """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused.
 

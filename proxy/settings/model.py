@@ -26,6 +26,8 @@ from proxy.settings.values import (
     Seconds,
     bindable,
     bindable_tls,
+    certified,
+    distinct,
     http_proxy,
     local_name,
     permissions,
@@ -50,7 +52,7 @@ class Settings(PeerSettings):
             "restate_identity_keys says which may."
         ),
     )
-    listen: tuple[Annotated[str, AfterValidator(bindable)], ...] = Field(
+    listen: Annotated[tuple[Annotated[str, AfterValidator(bindable)], ...], AfterValidator(distinct)] = Field(
         default=("127.0.0.1:9081",),
         json_schema_extra={"minItems": 1},
         description=(
@@ -92,6 +94,15 @@ class Settings(PeerSettings):
             "Restate needs one for some 90 requests, over HTTP/1.1 one for each."
         ),
     )
+    max_connection_age: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description=(
+            "After how long a connection of a client ends, gracefully and up to a quarter earlier; 0 means never. "
+            "Set it with replicas behind one address: Restate keeps its connections, and a new one would get none."
+        ),
+    )
     tls_certificate: File | None = Field(
         default=None,
         examples=["tls.crt"],
@@ -111,7 +122,7 @@ class Settings(PeerSettings):
             "tls_listen (mTLS). Restate has none; a service mesh, or a proxy beside it, can have one."
         ),
     )
-    tls_listen: tuple[Annotated[str, AfterValidator(bindable_tls)], ...] = Field(
+    tls_listen: Annotated[tuple[Annotated[str, AfterValidator(bindable_tls)], ...], AfterValidator(certified)] = Field(
         default=(),
         examples=[["127.0.0.1:9443"]],
         description=(
@@ -222,6 +233,15 @@ class Settings(PeerSettings):
         json_schema_extra={"x-unit": "connections"},
         description="Connections to one origin, in each worker. Cloud Run takes about 100 streams on each.",
     )
+    max_upstream_connection_age: Seconds = Field(
+        default=600.0,
+        ge=1,
+        le=86_400,
+        description=(
+            "After how long an upstream connection is replaced by one to a newly resolved address; up to a quarter "
+            "earlier. Its streams finish. Bounds how long requests go to an address that a name has no more."
+        ),
+    )
     ping_interval: Seconds = Field(
         default=30.0,
         ge=10,
@@ -328,30 +348,6 @@ class Settings(PeerSettings):
             'the longest one wins, and a route named `""` takes what is left.'
         ),
     )
-
-    @field_validator("listen")
-    @classmethod
-    def _distinct(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        if not addresses:
-            raise ValueError("names no address; leave it out for 127.0.0.1:9081")
-        fixed = [address for address in map(parse_address, addresses) if address.path or address.port]
-        if len(set(fixed)) < len(fixed):
-            raise ValueError("names an address twice; each can be bound once")
-        return addresses
-
-    @field_validator("tls_listen")
-    @classmethod
-    def _with_certificate(cls, addresses: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        files = {name: info.data.get(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")}
-        lacking = [name for name in ("tls_certificate", "tls_key") if files[name] is None and name in info.data]
-        if addresses and lacking:
-            raise ValueError(f"needs a certificate: set {' and '.join(lacking)}")
-        if not addresses and (given := [name for name, file in files.items() if file is not None]):
-            raise ValueError(f"tls_listen names no address, so nothing uses {' and '.join(given)}")
-        fixed = [address for address in map(parse_address, addresses) if address.path or address.port]
-        if len(set(fixed)) < len(fixed) or set(fixed) & set(map(parse_address, info.data.get("listen", ()))):
-            raise ValueError("names an address that is named before; each can be bound once")
-        return addresses
 
     @field_validator("admin")
     @classmethod

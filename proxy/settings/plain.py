@@ -18,7 +18,7 @@ from proxy.routes import AllowLists, Origin, Route, RouteTable
 
 __all__ = ["FORMAT_VERSION", "PlainSettings"]
 
-FORMAT_VERSION: Final = 5
+FORMAT_VERSION: Final = 6
 """Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
 on disk, a running sidecar must not take what a newer program wrote for its own.
 """
@@ -41,6 +41,7 @@ class PlainSettings:
     first_request_timeout: float
     head_timeout: float
     http1_octets_per_second: int
+    max_connection_age: float
     tls_certificate: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -58,6 +59,7 @@ class PlainSettings:
     stream_wait_timeout: float
     max_upstream_connections: int
     upstream_cancels_per_minute: int
+    max_upstream_connection_age: float
     ping_interval: float
     ping_timeout: float
     upstream_idle_timeout: float

@@ -7,11 +7,22 @@ from typing import Annotated, Final
 
 from pydantic import Field, ValidationInfo
 
-from proxy.network.address import parse_address
+from proxy.network.address import Address, parse_address
 from proxy.network.http_proxy import parse_http_proxy
 from proxy.quoting import plain
 
-__all__ = ["Octets", "Seconds", "bindable", "bindable_tls", "http_proxy", "local_name", "permissions", "unix_socket"]
+__all__ = [
+    "Octets",
+    "Seconds",
+    "bindable",
+    "bindable_tls",
+    "certified",
+    "distinct",
+    "http_proxy",
+    "local_name",
+    "permissions",
+    "unix_socket",
+]
 
 Seconds = Annotated[float, Field(allow_inf_nan=False, json_schema_extra={"x-unit": "seconds"})]
 """A duration."""
@@ -64,3 +75,32 @@ def http_proxy(text: str) -> str:
     """Check the URL of an HTTP proxy."""
     parse_http_proxy(text)
     return text
+
+
+def distinct(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the addresses to listen on: there is one, and none is named twice."""
+    if not addresses:
+        raise ValueError("names no address; leave it out for 127.0.0.1:9081")
+    fixed = _fixed(addresses)
+    if len(set(fixed)) < len(fixed):
+        raise ValueError("names an address twice; each can be bound once")
+    return addresses
+
+
+def certified(addresses: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """Check the addresses to listen on with TLS: they have a certificate, and are no others' too."""
+    files = {name: info.data.get(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")}
+    lacking = [name for name in ("tls_certificate", "tls_key") if files[name] is None and name in info.data]
+    if addresses and lacking:
+        raise ValueError(f"needs a certificate: set {' and '.join(lacking)}")
+    if not addresses and (given := [name for name, file in files.items() if file is not None]):
+        raise ValueError(f"tls_listen names no address, so nothing uses {' and '.join(given)}")
+    fixed = _fixed(addresses)
+    if len(set(fixed)) < len(fixed) or set(fixed) & set(map(parse_address, info.data.get("listen", ()))):
+        raise ValueError("names an address that is named before; each can be bound once")
+    return addresses
+
+
+def _fixed(addresses: tuple[str, ...]) -> list[Address]:
+    """Return those that are the same at each start: a port 0 is another one each time."""
+    return [address for address in map(parse_address, addresses) if address.path or address.port]

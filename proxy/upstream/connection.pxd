@@ -12,6 +12,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef readonly object gone
     cdef public Py_ssize_t reserved
     cdef public bint retiring
+    cdef readonly bint fruitless
     cdef public ConnectionOwner owner
     cdef readonly object cancels
     cdef object _timing
@@ -19,6 +20,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef long _last_stream_id
     cdef object _timer
     cdef double _heard_at
+    cdef double _ready_at
     cdef object _pinged_at
     cdef object _stalled_at
     cdef Py_ssize_t _stalled_octets
@@ -31,6 +33,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cpdef on_settings(self)
     cpdef on_failed(self, long code, str reason)
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
+    @cython.locals(live=list)
     cpdef on_lost(self, str reason)
     cpdef after_turn(self)
     cpdef connection_made(self, transport)
@@ -39,6 +42,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cpdef pause_writing(self)
     cpdef resume_writing(self)
     cpdef connection_lost(self, exc)
+    cpdef drain(self, str reason)
     cpdef retire(self, str reason)
     cpdef _tick(self)
     cpdef _changed(self)

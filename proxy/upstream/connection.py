@@ -29,7 +29,11 @@ _NOT_OBSERVED: Final = UpstreamObserver()
 
 _PING_PAYLOAD: Final = b"sidecar\x00"
 
+# A connection that ends within this time without having served a request has failed, as one that cannot be opened.
+_YOUNG_SECONDS: Final = 1.0
+
 # They are odd and below 2³¹ (RFC 9113, 5.1.1). A connection this old is replaced long before they run out.
+_FIRST_STREAM_ID: Final = 1
 _LAST_STREAM_ID: Final = (1 << 29) - 1
 
 
@@ -66,11 +70,13 @@ class UpstreamConnection(Http2Protocol):
         "_last_stream_id",
         "_observer",
         "_pinged_at",
+        "_ready_at",
         "_stalled_at",
         "_stalled_octets",
         "_timer",
         "_timing",
         "cancels",
+        "fruitless",
         "gone",
         "origin",
         "owner",
@@ -100,6 +106,8 @@ class UpstreamConnection(Http2Protocol):
         """Streams promised to requests that are about to open them."""
         self.retiring = False
         """Whether no new streams may be opened."""
+        self.fruitless = False
+        """True if the peer ended it within a second, before the first request had its whole response."""
         self.owner: ConnectionOwner | None = None
         """Told whenever streams may have become free, and when the connection has ended."""
         self.cancels = Cancels(self.engine, self.loop, timing.cancels_per_minute)
@@ -108,7 +116,7 @@ class UpstreamConnection(Http2Protocol):
         self._observer = observer
         self._last_stream_id = last_stream_id
         self._timer: asyncio.TimerHandle | None = None
-        self._heard_at = self.loop.time()
+        self._heard_at = self._ready_at = self.loop.time()
         self._pinged_at: float | None = None
         self._stalled_at: float | None = None
         self._stalled_octets = 0
@@ -134,6 +142,7 @@ class UpstreamConnection(Http2Protocol):
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
         """Open no more streams here, and have unprocessed requests sent on another connection."""
         self.retiring = True
+        self.fruitless = last_stream_id == 0 and self._is_young()
         self._observer.upstream_going_away(str(self.origin), code, debug)
         for stream in self.engine.live_streams():
             if stream.id > last_stream_id:
@@ -151,7 +160,8 @@ class UpstreamConnection(Http2Protocol):
         """The connection is usable."""
         if not self.ready.done():
             self.ready.set_result(None)
-            self._tick_idle(self.loop.time())
+            self._ready_at = self.loop.time()
+            self._tick_idle(self._ready_at)
 
     def on_failed(self, code: int, reason: str) -> None:
         """The peer broke a rule. Before the connection was usable, the peer does not speak HTTP/2."""
@@ -167,6 +177,8 @@ class UpstreamConnection(Http2Protocol):
         """The connection is not usable any more."""
         self.retiring = True
         self.cancels.close()
+        if (live := self.engine.live_streams()) and live[0].id == _FIRST_STREAM_ID and self._is_young():
+            self.fruitless = True
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():
@@ -181,7 +193,7 @@ class UpstreamConnection(Http2Protocol):
     def after_turn(self) -> None:
         """Close after GOAWAY once no stream is open; otherwise streams may have become free."""
         if self.retiring and self.engine.count_open_streams() == 0:
-            self.retire("no streams are left after GOAWAY")
+            self.retire("no streams are left")
         else:
             self._changed()
 
@@ -226,6 +238,14 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol.connection_lost(self, exc)
         if not self.gone.done():
             self.gone.set_result(None)
+
+    def drain(self, reason: str) -> None:
+        """Open no more streams, and close when no stream is live."""
+        if self.engine.count_open_streams() == 0:
+            self.retire(reason)
+        elif not self.retiring:
+            self.retiring = True
+            self._changed()
 
     def retire(self, reason: str) -> None:
         """Send GOAWAY and close; live streams are lost."""
@@ -289,6 +309,9 @@ class UpstreamConnection(Http2Protocol):
         return None
 
     # ---- inside
+
+    def _is_young(self) -> bool:
+        return self.loop.time() < self._ready_at + _YOUNG_SECONDS
 
     def _unwritten_octets(self) -> int:
         return self.transport.get_write_buffer_size() if self.transport is not None else 0

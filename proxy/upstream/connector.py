@@ -3,7 +3,8 @@
 If there is a proxy, its name is resolved instead of the origin's, and a tunnel through it (CONNECT) comes before TLS.
 
 The peer's SETTINGS are waited for because they say how many streams may be opened, and because only they prove that an
-`http://` upstream speaks HTTP/2 at all. A server sends them at once (RFC 9113, 3.4).
+`http://` upstream speaks HTTP/2 at all. A server sends them at once (RFC 9113, 3.4). If a host has several addresses,
+one that fails in any of these steps, or does not answer, gives way to another (`addresses`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import errno
 import os
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Final
-
-import aiohappyeyeballs
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher, MakeEngine
@@ -32,12 +32,11 @@ from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
+from proxy.upstream.addresses import Addresses, Attempts
 from proxy.upstream.connection import Timing, UpstreamConnection
 from proxy.upstream.tunnel import open_tunnel, tunnels_to
 
 __all__ = ["Connector", "tls_context"]
-
-_HAPPY_EYEBALLS_DELAY_SECONDS = 0.25  # RFC 8305, section 8
 
 # No issuer, no issuer here, a self-signed certificate, one in the chain, no chain.
 _UNTRUSTED: Final = frozenset((2, 20, 18, 19, 21))
@@ -91,6 +90,7 @@ class Connector:
         self._resolver = resolver or Resolver()
         self._observer = observer or UpstreamObserver()
         self._tls: ssl.SSLContext | None = None
+        self._addresses = Addresses(flusher.loop.time)
 
     def change(
         self,
@@ -117,14 +117,19 @@ class Connector:
         tls = self._context() if origin.scheme == "https" else None
         proxy = self.proxy_to(origin)
         addresses: list[AddressInfo] = []
+        attempts = Attempts(self._addresses, partial(self._handshake, origin, tls, proxy), UpstreamConnection.abort)
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 addresses = await self._resolver.resolve(*_first_hop(origin, proxy))
-                return await self._connect(origin, addresses, tls, proxy)
+                return await attempts.first_ready(addresses)
         except Failure:
             raise
         except OSError as exc:  # TimeoutError and ssl.SSLError are among them
-            raise self._explained(origin, exc, proxy, resolved=bool(addresses)) from exc
+            # Of two addresses, one may have failed and the other have been silent until the deadline.
+            cause = attempts.failure if isinstance(attempts.failure, OSError | Failure) else exc
+            if isinstance(cause, Failure):
+                raise cause from exc
+            raise self._explained(origin, cause, proxy, resolved=bool(addresses)) from exc
 
     def delay(self, origin: Origin) -> str:
         """Return what a running attempt to connect to `origin` waits for, and what to do about it."""
@@ -133,13 +138,9 @@ class Connector:
             return f"its host name is not answered; {CHECK_NAME_SERVERS}"
         return "check the url of the route, and the network in between"
 
-    async def _connect(
-        self, origin: Origin, addresses: list[AddressInfo], tls: ssl.SSLContext | None, proxy: HttpProxy | None
+    async def _handshake(
+        self, origin: Origin, tls: ssl.SSLContext | None, proxy: HttpProxy | None, connected: socket.socket
     ) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
-        connected = await aiohappyeyeballs.start_connection(
-            addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY_SECONDS, loop=loop
-        )
         if is_reserved(connected.fileno()):
             connected.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -154,7 +155,7 @@ class Connector:
         )
         try:
             # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.
-            await loop.create_connection(
+            await asyncio.get_running_loop().create_connection(
                 connection.as_protocol,
                 sock=connected,
                 ssl=tls,

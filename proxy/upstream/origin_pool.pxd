@@ -12,6 +12,10 @@ cdef class OriginPool(ConnectionOwner):
     cdef public Py_ssize_t expected_streams
     cdef public Py_ssize_t failures
     cdef public object failure
+    cdef public Py_ssize_t fruitless
+    cdef public double fruitless_at
+    cdef public object on_fruitless
+    cdef public bint outage
     cdef public object pause
     cdef readonly Py_ssize_t waiting
     cdef public object on_wanted

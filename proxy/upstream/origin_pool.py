@@ -29,9 +29,13 @@ class OriginPool(ConnectionOwner):
         "expected_streams",
         "failure",
         "failures",
+        "fruitless",
+        "fruitless_at",
+        "on_fruitless",
         "on_wanted",
         "opening",
         "origin",
+        "outage",
         "pause",
         "queue",
         "waiting",
@@ -52,6 +56,14 @@ class OriginPool(ConnectionOwner):
         """Failed attempts to connect since the last successful one."""
         self.failure: Failure | None = None
         """The last failure, while requests may still be told of it."""
+        self.fruitless = 0
+        """Connections that ended before they had served a request, since one served some or time has passed."""
+        self.fruitless_at = 0.0
+        """When the last of them ended, as the event loop counts."""
+        self.on_fruitless: Callable[[OriginPool, asyncio.AbstractEventLoop], None] | None = None
+        """Called when a connection of this loop has ended before it had served a request."""
+        self.outage = False
+        """Whether there was no connection when the last attempt failed."""
         self.pause: asyncio.TimerHandle | None = None
         """Ends the pause in which no further connection is tried."""
         self.waiting = 0
@@ -105,6 +117,8 @@ class OriginPool(ConnectionOwner):
         if connection.retiring and connection in self.connections:
             self.connections.remove(connection)
             self._observer.upstream_retired(str(self.origin))
+            if connection.fruitless and self.on_fruitless is not None:
+                self.on_fruitless(self, connection.loop)
         if self.waiting and self.on_wanted is not None:
             self.on_wanted(self)
 

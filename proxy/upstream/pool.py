@@ -10,17 +10,20 @@ The pool reserves a stream for a request, whose task opens it one loop turn late
 then (GOAWAY, a lost connection, a lower limit), the request returns to its place in the queue.
 
 An attempt to connect that fails also fails all requests that wait, unless there are connections that may get a free
-stream; then the next attempt is made after a pause. Until one succeeds, only one attempt at a time is made. After some
-that failed, requests wait for a short pause before each: an upstream that refuses at once is not dialled for each
-request.
+stream. The next attempt is made after a pause, for which requests wait. Until one succeeds, only one attempt at a time
+is made. A connection that ends before it has served a request counts as a failed attempt, from the second in a row on.
+
+A connection that has reached its greatest age is replaced: another one is opened first, to an address that is looked up
+then, and after that the old one opens no more streams. If none can be opened, the old one stays, and it is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Hashable
+import random
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -43,11 +46,18 @@ __all__ = ["Pool"]
 _log: Final = structlog.get_logger("upstream")
 
 _PAUSE_SECONDS: Final = 1.0
-"""Pause after a failed attempt, while other connections exist."""
-_SHORT_PAUSE_SECONDS: Final = 0.1
-"""Pause after several failed attempts, while none exists."""
-_FAILURES_WITHOUT_PAUSE: Final = 5
-"""So many attempts in a row may fail before there is a pause where no connection exists."""
+"""Pause after a failed attempt, while other connections exist; without one, after several."""
+_FIRST_PAUSE_SECONDS: Final = 0.05
+"""Pause after the first failed attempt while there is no connection; doubled with each further one."""
+_MOST_DOUBLED: Final = 10
+_FRUITLESS_SECONDS: Final = 10.0
+"""After so long, a connection that ends before it has served a request is the first such one again."""
+_JITTER: Final = 0.25
+"""Part of the greatest age within which connections are replaced, so that they are not all at once."""
+_REPLACE_AGAIN_SECONDS: Final = 1.0
+"""Until a connection is tried to be replaced again, after a failure or while another one is being opened."""
+
+_OLD: Final = "the greatest age is reached"
 
 
 class Pool:
@@ -60,6 +70,8 @@ class Pool:
         *,
         max_connections: int = 64,
         wait_timeout_seconds: float = 5.0,
+        max_age_seconds: float = 600.0,
+        random_fraction: Callable[[], float] = random.random,
         delay: Callable[[Origin], str] = lambda _: "check the url of the route, and the network in between",
     ) -> None:
         """Open connections with `connect`; `delay` says what an attempt waits for, and what to do about it."""
@@ -70,8 +82,11 @@ class Pool:
         """Connections to one origin. It may be changed; those that there are stay."""
         self.wait_timeout_seconds = wait_timeout_seconds
         """How long a request may wait for a stream. It may be changed."""
+        self.max_age_seconds = max_age_seconds
+        """When a connection is replaced. It may be changed, for connections that are opened afterwards."""
+        self._random_fraction = random_fraction
         self._origin_pools: dict[Origin, OriginPool] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._connections: set[UpstreamConnection] = set()
         self._closed = False
 
@@ -81,6 +96,7 @@ class Pool:
         if found is None:
             found = self._origin_pools[origin] = OriginPool(origin, self._observer)
             found.on_wanted = self._serve
+            found.on_fruitless = self._slow_down
         return found
 
     @property
@@ -160,8 +176,7 @@ class Pool:
     def _serve(self, pool: OriginPool) -> None:
         """Give free streams to the requests that wait, and open connections for the rest."""
         pool.serve()
-        paused = pool.pause is not None and (pool.connections or pool.failures > _FAILURES_WITHOUT_PAUSE)
-        if self._closed or pool.closed or paused:
+        if self._closed or pool.closed or (pool.pause is not None and (pool.connections or pool.outage)):
             return
         while (
             pool.waiting > pool.opening * pool.expected_streams
@@ -171,16 +186,21 @@ class Pool:
             and not (pool.failures and pool.opening)
         ):
             pool.opening += 1
-            task = asyncio.get_running_loop().create_task(self._open(pool))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._open(pool))
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _is_exhausted(self, pool: OriginPool) -> bool:
         """Return True if there are as many connections as there may be."""
         return len(pool.connections) >= self.max_connections and not pool.opening
 
-    async def _open(self, pool: OriginPool) -> None:
+    async def _open(self, pool: OriginPool) -> bool:
+        """Open a connection, which `pool.opening` counts already; return whether requests can use it."""
         connection: UpstreamConnection | None = None
+        began = asyncio.get_running_loop().time()
         failure: Failure = UpstreamConnectionLost(f"{pool.origin} ended the connection as soon as it was open")
         try:
             connection = await self._connect(pool.origin)
@@ -196,25 +216,48 @@ class Pool:
             connection.gone.add_done_callback(lambda _: self._connections.discard(connection))
             if pool.closed:
                 connection.retire("no route leads there any more")
-                return
+                return False
             if not connection.retiring:
                 self._add(pool, connection)
-                return
+                return True
             # A peer that closes every new connection at once has failed, too: it would be dialled again and again.
             connection.retire("closed by the peer as soon as it was open")
-        self._failed(pool, failure)
+        self._failed(pool, failure, began)
+        return False
 
-    def _failed(self, pool: OriginPool, failure: Failure) -> None:
+    def _failed(self, pool: OriginPool, failure: Failure, began: float) -> None:
         pool.failures += 1
         pool.failure = failure
-        pool.end_pause()
-        seconds = _PAUSE_SECONDS if pool.connections else _SHORT_PAUSE_SECONDS
-        pool.pause = asyncio.get_running_loop().call_later(seconds, self._resume, pool)
+        self._pause(pool, pool.failures, asyncio.get_running_loop(), began)
         if not pool.connections and (not pool.opening or pool.failures > 1):
             pool.fail(failure)
         else:
             # No request is failed yet: other connections may bring a stream.
             self._observer.upstream_not_connected(str(pool.origin), failure)
+
+    def _pause(self, pool: OriginPool, failures: int, loop: asyncio.AbstractEventLoop, began: float) -> None:
+        """Let no further connection be tried for a time, which is longer after several failures.
+
+        Without any connection it is counted from when the attempt `began`: one that took long needs no pause.
+        """
+        pool.end_pause()
+        pool.outage = not pool.connections
+        due = loop.time() + _PAUSE_SECONDS
+        if pool.outage:
+            due = began + min(_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, _MOST_DOUBLED))
+        if due > loop.time():
+            pool.pause = loop.call_at(due, self._resume, pool)
+        else:
+            pool.failure = None
+
+    def _slow_down(self, pool: OriginPool, loop: asyncio.AbstractEventLoop) -> None:
+        """Pause after connections that ended before they had served a request, but for the first of them."""
+        now = loop.time()
+        pool.fruitless = pool.fruitless + 1 if now < pool.fruitless_at + _FRUITLESS_SECONDS else 1
+        pool.fruitless_at = now
+        if pool.fruitless > 1 and not self._closed and not pool.closed:
+            pool.failure = UpstreamConnectionLost(f"{pool.origin} ends connections before it has answered a request")
+            self._pause(pool, pool.fruitless - 1, loop, now)
 
     def _resume(self, pool: OriginPool) -> None:
         pool.pause = None
@@ -233,9 +276,36 @@ class Pool:
         connection.gone.add_done_callback(lambda _: self._observer.upstream_closed(origin))
         connection.on_refused = partial(self._observer.response_refused, origin)
         pool.add(connection)
+        self._replace_later(pool, connection, self.max_age_seconds * (1 - _JITTER * self._random_fraction()))
+
+    def _replace_later(self, pool: OriginPool, connection: UpstreamConnection, seconds: float) -> None:
+        timer = asyncio.get_running_loop().call_later(seconds, self._replace, pool, connection)
+        connection.gone.add_done_callback(lambda _: timer.cancel())
+
+    def _replace(self, pool: OriginPool, connection: UpstreamConnection) -> None:
+        """Open another connection in the place of an old one, unless that has no streams and others have free ones."""
+        if self._closed or pool.closed or connection.retiring:
+            return
+        if connection.engine.count_open_streams() == 0 and any(
+            other is not connection and other.count_free_streams() > 0 for other in pool.connections
+        ):
+            connection.drain(_OLD)
+        elif pool.opening or pool.pause is not None:
+            self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)
+        else:
+            pool.opening += 1
+            self._start(self._open_instead(pool, connection))
+
+    async def _open_instead(self, pool: OriginPool, connection: UpstreamConnection) -> None:
+        if await self._open(pool):
+            connection.drain(_OLD)
+        elif not connection.retiring:
+            self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)
 
     def _late(self, pool: OriginPool) -> Failure:
         waited = f"{self.wait_timeout_seconds:g} s"
+        if not pool.connections and pool.pause is not None and pool.failure is not None:
+            return pool.failure
         if not pool.connections:
             return UpstreamConnectTimeout(
                 f"{pool.origin} was not connected within {waited}: {self._delay(pool.origin)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hyperframe.frame import SettingsFrame
 
 from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import DataReceived, GoAwayReceived, HeadReceived, TrailersReceived
@@ -158,3 +159,16 @@ def test_a_first_goaway_after_the_last_takes_nothing_back(make: EventFactory) ->
     peer.take()
     assert peer.open(3) == []
     assert codes(peer.take(), "RstStream") == [7]
+
+
+@each_engine
+def test_streams_that_come_after_none_are_offered_are_served(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open(1)
+    peer.take()
+    peer.engine.offer_no_streams()
+    (sent,) = of(peer.take(), "Settings")
+    assert sent.body == b"\0\x03" + bytes(4)
+    assert peer.send(SettingsFrame(flags=["ACK"])) == []
+    assert peer.open(3) == [HeadReceived(3, REQUEST, False)]
+    assert peer.engine.open_streams == 2

@@ -175,6 +175,9 @@ class Twins(EventEngine):
     def ping(self, payload: bytes) -> None:
         self.both(lambda engine: engine.ping(payload))
 
+    def offer_no_streams(self) -> None:
+        self.both(lambda engine: engine.offer_no_streams())
+
     def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
         self.both(lambda engine: engine.go_away(code, debug, final))
 

@@ -60,11 +60,9 @@ cdef class Nghttp2Engine(Engine):
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
         self.turns = []
-        self.resets_to_send = []
-        self.ends_to_send = []
+        self.resets_to_send, self.ends_to_send = [], []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
-        self._senders = []
-        self._left = []
+        self._senders, self._left = [], []
         self.session.open(limits, continuations, callbacks(), <void *>self)
 
     # ---- receiving
@@ -138,6 +136,11 @@ cdef class Nghttp2Engine(Engine):
         if self.session.handle != NULL:
             self.frames.pings += 1
             nghttp2_submit_ping(self.session.handle, NGHTTP2_FLAG_NONE, <const uint8_t *>PyBytes_AS_STRING(payload))
+            self.collect()
+            self.wake()
+
+    cpdef offer_no_streams(self):
+        if self.session.offer_no_streams():
             self.collect()
             self.wake()
 
@@ -347,9 +350,7 @@ cdef class Nghttp2Engine(Engine):
         return self.collect()
 
     cdef int reset(self, Nghttp2Stream stream) except -1:
-        nghttp2_submit_rst_stream(
-            self.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, <uint32_t>stream.reset_code
-        )
+        self.session.submit_reset(<int32_t>stream.id, <uint32_t>stream.reset_code)
         self.forget(stream)
         return self.collect()
 

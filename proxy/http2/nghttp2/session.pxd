@@ -32,6 +32,8 @@ cdef class Session:
     cdef int collect(self) except -1
     cdef int submit_section(self, int32_t stream_id, bint opens, list fields, bint end, void *stream) except -1
     cdef bint submit_content(self, int32_t stream_id, Py_ssize_t octets, bint ends)
+    cdef void submit_reset(self, int32_t stream_id, uint32_t code) noexcept
+    cdef bint offer_no_streams(self) noexcept
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1
 
     cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1

@@ -168,6 +168,15 @@ cdef class Session:
         provider.read_callback = _promise_content
         return nghttp2_submit_data(self.handle, END_STREAM if ends else 0, stream_id, &provider) == 0
 
+    cdef void submit_reset(self, int32_t stream_id, uint32_t code) noexcept:
+        """Have the library send RST_STREAM. `collect` has to follow."""
+        nghttp2_submit_rst_stream(self.handle, NGHTTP2_FLAG_NONE, stream_id, code)
+
+    cdef bint offer_no_streams(self) noexcept:
+        """Have the library send SETTINGS with a limit of 0 streams; False if it is closed. `collect` has to follow."""
+        self.max_streams = 0
+        return self.handle != NULL and nghttp2_submit_settings(self.handle, NGHTTP2_FLAG_NONE, NULL, 0) == 0
+
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1:
         """Write GOAWAY; the library is not told."""
         self.outbox.write_frame_header(8 + PyBytes_GET_SIZE(debug), GOAWAY, 0, 0)

@@ -7,7 +7,7 @@ from struct import error as StructError  # noqa: N812  (as exceptions are named 
 from typing import Final
 
 from h2.exceptions import StreamClosedError
-from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
+from hyperframe.frame import GoAwayFrame, SettingsFrame, WindowUpdateFrame
 
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
@@ -158,6 +158,11 @@ class SendingEngine(Engine):
             raise ValueError("a PING has eight octets")
         if not self.failed:
             self.library.h2.ping(payload)
+            self.want_flush()
+
+    def offer_no_streams(self) -> None:
+        if not self.failed:
+            self.library.write(SettingsFrame(settings={SettingsFrame.MAX_CONCURRENT_STREAMS: 0}))
             self.want_flush()
 
     def go_away(self, code: int, debug: bytes, final: bool = True) -> None:

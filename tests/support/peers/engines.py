@@ -216,6 +216,9 @@ class EventEngine:
     def ping(self, payload: bytes) -> None:
         self._command(lambda: self.engine.ping(payload))
 
+    def offer_no_streams(self) -> None:
+        self._command(lambda: self.engine.offer_no_streams())
+
     def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
         self._command(lambda: self.engine.go_away(code, debug, final))
 

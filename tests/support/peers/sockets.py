@@ -292,9 +292,9 @@ class Server:
         self.port = 0
         self._server: asyncio.Server
 
-    async def start(self, tls: ssl.SSLContext | None, port: int = 0) -> Self:
-        """Listen on a free port of 127.0.0.1."""
-        self._server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", port, ssl=tls)
+    async def start(self, tls: ssl.SSLContext | None, port: int = 0, *, host: str = "127.0.0.1") -> Self:
+        """Listen on a port, by default a free one."""
+        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

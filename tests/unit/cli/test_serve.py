@@ -52,6 +52,7 @@ def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> 
         "--ping-interval 19 --ping-timeout 10 --upstream-idle-timeout 11 --no-add-retry-after --http2-engine h2 "
         "--max-concurrent-streams 212 --stream-window 131072 --queued-octets 1048577 --replay-octets 13 "
         "--max-field-section 20000 --max-interim-heads 9 --cancels-per-minute 500 "
+        "--max-connection-age 900 --max-upstream-connection-age 300 "
         "--first-request-timeout 9.5 --head-timeout 8.5 --stall-timeout 7.5 --http1-octets-per-second 7 "
         "--upstream-cancels-per-minute 50 --log-level error --log-format json --access-log"
     )
@@ -71,6 +72,7 @@ def test_every_flag_reaches_its_setting(run: Run, sent: list[PlainSettings]) -> 
             max_field_section=20_000, max_interim_heads=9, cancels_per_minute=500,
             first_request_timeout=9.5, head_timeout=8.5, stall_timeout=7.5, http1_octets_per_second=7,
             upstream_cancels_per_minute=50, log_level="error", log_format="json", access_log=True,
+            max_connection_age=900, max_upstream_connection_age=300,
         ).plain()
     ]  # fmt: skip
 

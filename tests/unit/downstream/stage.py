@@ -10,6 +10,7 @@ from typing import Any
 
 from proxy.connection.budget import Budget
 from proxy.connection.protocol import Flusher
+from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.listener import Listener
@@ -83,6 +84,7 @@ async def listening(
     most_connections: int = 4_096,
     cancels_per_minute: int = 12_000,
     deadlines: Deadlines | None = None,
+    ages: ConnectionAges | None = None,
 ) -> AsyncIterator[Listening]:
     """Serve during a `with`; at its end, drain within five seconds."""
     relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
@@ -105,6 +107,7 @@ async def listening(
             most_connections=most_connections,
             cancels_per_minute=cancels_per_minute,
             deadlines=deadlines,
+            ages=ages,
         ),
         relay,
         counts,

@@ -272,9 +272,10 @@ class Script:
     # ---- the end of it
 
     def open_everything(self) -> None:
-        """Give all windows, read all sockets, mint all tokens."""
+        """Give all windows, read all sockets, mint all tokens, wait out the pause after a refused connection."""
         self.may_mint.set()
         for _ in range(2):
+            self.world.loop.advance(0.25)
             for wire in self.world.wires:
                 wire.transport.resume()
                 wire.end.acknowledge_all()

@@ -64,6 +64,7 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
         "head_timeout": 8.5, "stall_timeout": 7.5, "http1_octets_per_second": 7, "upstream_cancels_per_minute": 50,
         "log_level": "error", "log_format": "json", "access_log": True,
         "socket_mode": "0600", "socket_user": "restate", "socket_group": "1000", "max_connections": 7,
+        "max_connection_age": 900.0, "max_upstream_connection_age": 300.0,
         "tls_listen": ("127.0.0.1:4",), "tls_certificate": pem, "tls_key": pem, "tls_client_ca": pem,
         "allowed_hosts": ("sidecar.example", "sidecar"), "restate_identity_keys": (KEY, OTHER_KEY),
     }  # fmt: skip

@@ -30,6 +30,7 @@ def test_plain_settings_have_the_value_of_every_setting() -> None:
         head_timeout=8.5, stall_timeout=7.5, http1_octets_per_second=7,
         upstream_cancels_per_minute=50, log_level="error", log_format="json", access_log=True,
             socket_mode="0600", socket_user="a", socket_group="b", max_connections=7,
+            max_connection_age=900, max_upstream_connection_age=300,
             tls_listen=("[::1]:2",), tls_certificate=Path("/c"), tls_key=Path("/k"), tls_client_ca=Path("/a"),
             allowed_hosts=("sidecar.example",), restate_identity_keys=(KEY,),
             deployments=DeploymentSettings(hosts=("a.example",), accounts=(ACCOUNT,), audiences=("a.example=b",)),

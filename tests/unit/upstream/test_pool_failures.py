@@ -25,6 +25,8 @@ async def test_a_failed_attempt_fails_all_waiting_requests_once() -> None:
     assert await failures_of(tasks) == {"upstream-connect-failed": 50}
     assert stage.service.dials == 1, "no request has come since"
     again = await stage.ask("a", "b", "c")
+    assert stage.service.dials == 1, "not at once"
+    await skip(0.06)
     assert stage.service.dials == 2, "one for all that came meanwhile"
     await stage.service.refuse(REFUSED)
     assert await failures_of(again) == {"upstream-connect-failed": 3}
@@ -90,6 +92,7 @@ async def test_after_an_outage_one_attempt_is_made_for_all_requests() -> None:
     await stage.service.refuse(REFUSED)
     assert await failures_of(first) == {"upstream-connect-failed": 1}
     tasks = await stage.ask(*(str(number) for number in range(250)))
+    await skip(0.06)
     assert stage.service.dials == 2
     await stage.service.accept(100)
     assert stage.service.dials == 4
@@ -171,23 +174,44 @@ async def test_a_peer_that_closes_every_new_connection_at_once_counts_as_failed(
 
 
 @with_manual_clock
-async def test_an_upstream_that_refuses_at_once_is_dialled_ten_times_a_second_and_not_for_each_request() -> None:
+async def test_an_upstream_that_refuses_at_once_is_dialled_after_pauses_and_not_for_each_request() -> None:
     stage = PoolStage()
-    for number in range(6):
-        tasks = await stage.ask(f"early {number}")
-        assert stage.service.dials == number + 1
+    tasks = await stage.ask("first")
+    for number, seconds in enumerate((0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0), 1):
+        assert stage.service.dials == number
         await stage.service.refuse(REFUSED)
-        assert await failures_of(tasks) == {"upstream-connect-failed": 1}
-    for number in range(20):
-        tasks = await stage.ask(*(f"late {number} {one}" for one in range(5)))
-        assert stage.service.dials == number + 6
+        assert await failures_of(tasks) == {"upstream-connect-failed": len(tasks)}
+        tasks = await stage.ask(*(f"{number} {one}" for one in range(5)))
+        await skip(seconds - 0.01)
+        assert stage.service.dials == number
         assert not any(task.done() for task in tasks)
-        await skip(0.11)
-        assert stage.service.dials == number + 7
-        await stage.service.refuse(REFUSED)
-        assert await failures_of(tasks) == {"upstream-connect-failed": 5}
-    (task,) = await stage.ask("last")
-    await skip(0.11)
+        await skip(0.02)
     await stage.service.accept(100)
-    await task
+    await asyncio.gather(*tasks)
+    await stage.close()
+
+
+@with_manual_clock
+async def test_an_attempt_that_took_long_is_followed_by_another_without_a_pause() -> None:
+    stage = PoolStage()
+    tasks = await stage.ask("a")
+    await skip(4.0)
+    await stage.service.refuse(REFUSED)
+    assert await failures_of(tasks) == {"upstream-connect-failed": 1}
+    await stage.ask("b")
+    assert stage.service.dials == 2
+    await stage.service.accept(100)
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_request_that_waits_out_a_pause_in_vain_is_told_of_the_failure_before_it() -> None:
+    stage = PoolStage(wait_timeout_seconds=0.02)
+    tasks = await stage.ask("a")
+    await stage.service.refuse(REFUSED)
+    assert await failures_of(tasks) == {"upstream-connect-failed": 1}
+    tasks = await stage.ask("b")
+    await skip(0.03)
+    assert await failures_of(tasks) == {"upstream-connect-failed": 1}
+    assert stage.service.dials == 1
     await stage.close()
