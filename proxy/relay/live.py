@@ -20,7 +20,7 @@ from proxy.upstream.pool import Pool
 __all__ = ["Clients", "DispatcherState"]
 
 Clients = Callable[[], Iterable[tuple[Account, Iterable[Stream]]]]
-"""Returns the account and the live streams of every connection of a client."""
+"""Yields the account and the live streams of every connection of a client; connections may come and go meanwhile."""
 
 _STEP: Final = 64
 """How many streams or connections are counted at a time; one takes up to a microsecond."""
@@ -120,7 +120,7 @@ class DispatcherState:
             yield others
 
     def count_queues(self, queues: Queues) -> Iterator[None]:
-        for account, streams in list(self._clients()):
+        for account, streams in self._clients():
             octets = account.octets
             queues.client_connections += octets > 0
             queues.client_octets += octets

@@ -6,7 +6,7 @@ is told to, and can be stopped like a socket whose peer does not read. Time stan
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -162,10 +162,12 @@ class World:
         self.settle()
         return client
 
-    def clients(self) -> list[tuple[Account, list[Stream]]]:
-        """Return the account and the live streams of each client's connection, as the listener does."""
+    def clients(self) -> Iterator[tuple[Account, list[Stream]]]:
+        """Yield the account and the live streams of each client's connection, as the listener does."""
         connections = [wire.protocol for wire in self.wires if isinstance(wire.protocol, DownstreamConnection)]
-        return [(one.account, one.engine.live_streams()) for one in connections if not one.closed]
+        for one in connections:
+            if not one.closed:
+                yield one.account, one.engine.live_streams()
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         if self.connecting is not None:

@@ -127,6 +127,28 @@ def test_requests_that_wait_are_told_by_route_and_by_origin_with_the_clients_the
         assert origin.waiting_clients == 2
 
 
+@each_bare_engine
+def test_others_may_run_while_many_streams_and_origins_are_counted(make: EngineFactory) -> None:
+    routes = [route(f"svc{number}") for number in range(200)]
+    with World(*routes, make=make) as world:
+        clients = [world.client() for _ in range(3)]
+        for client in clients:
+            for number in range(150):
+                client.request(f"/svc0/{number}", end=True)
+        world.settle()
+        queues = Queues()
+        turns = 0
+        for _ in state_of(world).count_queues(queues):
+            turns += 1
+            if turns == 2:
+                world.wire(clients[1]).lose()
+                world.settle()
+        assert turns >= 300 // 64
+        assert queues.client_connections == 2
+        states = list(state_of(world).origins())
+        assert len(states) >= 200 + len(world.pool.connections) // 64
+
+
 @pytest.mark.parametrize("opened", [False, True], ids=["never connected", "connected"])
 @each_bare_engine
 def test_origins_without_a_label_of_their_own_are_told_together(make: EngineFactory, opened: bool) -> None:
