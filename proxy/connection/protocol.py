@@ -295,7 +295,10 @@ class Http2Protocol(ConnectionHandler):
             if transport.can_write_eof():
                 # Closing a socket with unread octets (a window update is enough) resets the connection; octets still
                 # on their way are lost. So only this direction is shut down; the peer closes after it has read all.
-                transport.write_eof()
+                try:
+                    transport.write_eof()
+                except OSError:  # ENOTCONN: the peer has gone, and asyncio's own loop does not expect it
+                    transport.abort()
             else:
                 transport.close()
             # A peer that does not read would keep the transport and its buffer for ever.

@@ -35,6 +35,21 @@ async def test_a_fragmented_preface_is_recognised(make: EngineFactory, size: int
         assert it.counts.opened == 1
 
 
+@each_bare_engine
+async def test_a_client_that_left_a_moment_ago_is_no_error(make: EngineFactory) -> None:
+    async with listening(make) as it:
+        leaving = socket.create_connection(("127.0.0.1", it.port))
+        leaving.sendall(PREFACE + SETTINGS)
+        while not it.counts.opened:
+            await loop_idle()
+        leaving.recv(1 << 16)
+        # The event loop does not learn of this before the drain: the client's system answers the GOAWAY with RST, and
+        # the other direction of the connection cannot be shut down any more.
+        leaving.close()
+        for connection in list(it.listener._connections):
+            connection.go_away("the sidecar is shutting down")
+
+
 async def test_a_request_that_begins_like_the_preface_is_http1() -> None:
     async with listening() as it:
         reader, writer = await it.raw(b"P")
