@@ -40,15 +40,16 @@ class Traffic:
         while not self.stop.is_set():
             try:
                 async with client(*self.address) as peer:
-                    await self._ask(peer, "new connection")
+                    if _takes_streams(peer):
+                        await self._ask(peer, "new connection")
             except OSError as exc:
                 self._count(f"new connection: {exc}")
 
     async def on_one_connection(self) -> None:
-        """Make requests on one connection until the server says GOAWAY, then on another one."""
+        """Make requests on one connection until the server asks to leave, then on another one."""
         while not self.stop.is_set():
             async with client(*self.address) as peer:
-                while not (self.stop.is_set() or peer.went_away.done()):
+                while not self.stop.is_set() and _takes_streams(peer):
                     await self._ask(peer, "old connection")
 
     async def over_http1(self) -> None:
@@ -95,6 +96,11 @@ class Traffic:
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
         self._changed.set()
+
+
+def _takes_streams(peer: Peer) -> bool:
+    """Return False if the server has said GOAWAY, or offers no streams."""
+    return not peer.went_away.done() and peer.h2.remote_settings.max_concurrent_streams > 0
 
 
 @asynccontextmanager
