@@ -31,7 +31,7 @@ class Ending:
         self, listener: Listener, requests: Requests, admin: AdminPlane | None, drain_timeout: Callable[[], float]
     ) -> None:
         self.on_draining: Callable[[], object] = bool
-        """Called when draining begins."""
+        """Called when new requests begin to be refused."""
         self.leaves_sockets: Callable[[], bool] = bool
         """True if another process has the listening sockets, too: what is not accepted waits for that."""
         self._listener = listener
@@ -76,13 +76,13 @@ class Ending:
         await self._begun.wait()
         started = time.monotonic()
         timeout = self._drain_timeout()
-        self._requests.draining = not self._handed_on
-        self.on_draining()
         _log.info("draining", live=self._listener.live_exchanges, timeout_seconds=timeout)
         if self._handed_on:
+            # Requests are taken until then: the admin port, which may still have a request, must not say otherwise.
             await self._listener.retire(timeout)
-            self._requests.draining = True
-        elif self.leaves_sockets():
+        self._requests.draining = True
+        self.on_draining()
+        if not self._handed_on and self.leaves_sockets():
             await self._listener.stop_accepting()
         complete = await self._listener.drain(max(0.0, timeout - (time.monotonic() - started)))
         seconds = round(time.monotonic() - started, 1)
