@@ -46,7 +46,7 @@ class Stage(enum.Enum):
 LONG: Final = frozenset(
     f"make {target}"
     for target in (
-        "bench", "check", "clean", "dist", "image", "lock", "profile", "readme", "release-check", "soak", "test",
+        "bench", "check", "clean", "dist", "fuzz", "image", "lock", "profile", "readme", "release-check", "soak", "test",
         "wheels",
     )
 )  # fmt: skip
