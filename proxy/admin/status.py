@@ -16,7 +16,7 @@ from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live, OpenRoute, OpenUse, Queues
-from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.metrics import Metrics, SettingsMetrics, token_identity
 from proxy.routes import AllowLists, Route
 
 __all__ = ["JSON", "Status", "json_list", "open_route_settings", "route_settings"]
@@ -72,6 +72,7 @@ class Status:
             "now": self._clock(),
             "state": state,
             "reason": reason,
+            "settings": _settings(metrics.settings),
             "downstream_connections": metrics.downstream_connections.now,
             "queued_octets": live.queued_octets,
             "queued_octets_limit": live.queued_octets_limit,
@@ -211,6 +212,17 @@ def _authentication(use: OpenUse) -> dict[str, Any]:
 def _use(use: OpenUse) -> dict[str, Any]:
     token = use.token._asdict() if use.token is not None else None
     return {"url": f"https://{use.host}", **_authentication(use), "token": token}
+
+
+def _settings(settings: SettingsMetrics) -> dict[str, Any]:
+    return {
+        "read_at": settings.read_at,
+        "reloaded": settings.reloaded,
+        "refused": settings.refused,
+        "refused_at": settings.refused_at,
+        "problems": list(settings.problems),
+        "need_restart": list(settings.need_restart),
+    }
 
 
 def _lists(allowed: AllowLists | None) -> dict[str, Any] | None:

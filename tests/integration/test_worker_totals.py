@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -214,6 +215,11 @@ async def test_a_reload_is_counted_once_and_totals_of_removed_routes_are_dropped
         assert samples['cloudrun_sidecar_settings_reloads_total{result="reloaded"}'] == 2
         assert samples['cloudrun_sidecar_settings_reloads_total{result="refused"}'] == 1
         assert samples["cloudrun_sidecar_settings_last_reload_successful"] == 0
+        settings = json.loads((await get(running, "/status"))[1])["settings"]
+        assert (settings["reloaded"], settings["refused"], settings["need_restart"]) == (2, 1, [])
+        (problem,) = settings["problems"]
+        assert problem.startswith(f"{config}: routes.svc.url")
+        assert settings["read_at"] < settings["refused_at"]
         assert not [name for name in samples if 'route="other"' in name]
 
 

@@ -88,12 +88,21 @@ class Started:
 
 
 @asynccontextmanager
-async def stage(*, with_open: bool = False) -> AsyncIterator[AdminPlane]:
-    """Serve the page of a worker that has had some traffic; `with_open` on open routes, too."""
+async def stage(
+    *, with_open: bool = False, problems: tuple[str, ...] = (), need_restart: tuple[str, ...] = ()
+) -> AsyncIterator[AdminPlane]:
+    """Serve the page of a worker that has had some traffic; `with_open` on open routes, too.
+
+    `problems` are those of the last reload, `need_restart` the settings that the one before could not change.
+    """
     now = time.time()
     metrics = Metrics("nghttp2 1.52.0", credentials_kind=lambda: "metadata")
     health = RouteHealth(metrics)
     observers = [(metrics.route(route), health.route(route)) for route in ROUTES]
+    if need_restart:
+        metrics.settings_reloaded(need_restart)
+    if problems:
+        metrics.settings_refused(problems)
     live = StillState(ROUTES, queued_octets=5 << 20, queued_octets_limit=256 << 20)
     live.queues = Queues(3, 4 << 20, 3 << 20, Counter(greeter=5 << 20), Counter({"team/orders": 7}))
     live.waiting, live.waiting_clients, live.to_services = 7, 2, 1 << 20

@@ -15,7 +15,7 @@ import pytest
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from tests.support.browser import Page, page
 from tests.support.supervised import supervised
-from tests.unit.admin.stage import HOSTS, LISTS, ROUTES, stage
+from tests.unit.admin.stage import EVIL, HOSTS, LISTS, ROUTES, stage
 
 VOID = {"meta", "input", "br"}
 
@@ -171,6 +171,36 @@ async def test_hosts_that_deployments_have_named_are_shown_with_their_health_and
         assert await browser.evaluate(overflow) == 0
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.asyncio
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_refused_settings_are_at_the_top_with_what_is_wrong_and_so_are_those_that_need_a_restart(
+    tmp_path: Path, width: int
+) -> None:
+    problems = (f"routes.toml: routes.greeter.url: {EVIL} is not a URL", "routes.toml: wrokers: is not a setting")
+    async with stage(problems=problems, need_restart=("listen", "workers")) as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=width, dark=False)
+        refused, restart = await texts(browser, ".notice")
+        for words in (*problems, "New settings are refused", "since"):
+            assert words in refused
+        assert "listen, workers" in restart
+        assert "need a restart" in restart
+        above = "document.querySelector('.notice').getBoundingClientRect().top"
+        assert await browser.evaluate(f"{above} < document.querySelector('.trouble').getBoundingClientRect().top")
+        assert await texts(browser, "#reason") == ["2 of 5 routes not well, new settings refused"]
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.asyncio
+async def test_settings_that_were_accepted_are_a_time_alone(tmp_path: Path) -> None:
+    async with stage() as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=1280, dark=False)
+        assert await texts(browser, ".notice") == []
+        assert re.search(r"settings read \d+ s ago", (await texts(browser, "#about"))[0])
 
 
 @needs_chromium

@@ -44,7 +44,11 @@ def test_the_document_describes_every_path_and_every_reference_leads_somewhere()
 @pytest.mark.asyncio
 @pytest.mark.parametrize("with_open", [False, True])
 async def test_every_response_matches_the_document(with_open: bool) -> None:
-    async with stage(with_open=with_open) as plane, aiohttp.ClientSession() as session:
+    wrong = ("bad",) if with_open else ()
+    async with (
+        stage(with_open=with_open, problems=wrong, need_restart=wrong) as plane,
+        aiohttp.ClientSession() as session,
+    ):
         for path in (*PATHS, "/readyz?routes"):
             async with session.get(f"http://{plane.address}{path}") as response:
                 content_type, schema = schema_of(path.partition("?")[0], response.status)
@@ -77,6 +81,27 @@ async def test_status_shows_the_failure_of_a_route_its_token_and_the_last_minute
     assert told["client_queues"] == {"connections": 3, "octets": 4 << 20, "largest_octets": 3 << 20}
     assert [(route["queued_octets"], route["waiting"]) for route in (greeter, orders)] == [(5 << 20, 0), (0, 7)]
     assert [failure["code"] for failure in told["failures"]] == ["token-timeout", *["invoker-missing"] * 3]
+
+
+@pytest.mark.asyncio
+async def test_status_shows_when_the_settings_were_read_what_was_wrong_and_what_needs_a_restart() -> None:
+    async def settings(*, problems: tuple[str, ...] = (), need_restart: tuple[str, ...] = ()) -> tuple[Any, ...]:
+        async with (
+            stage(problems=problems, need_restart=need_restart) as plane,
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{plane.address}/status") as response,
+        ):
+            told = await response.json()
+        found = told["settings"]
+        assert told["now"] - 60 < found["read_at"] <= told["now"]
+        assert found["refused_at"] is None or found["read_at"] <= found["refused_at"] <= told["now"]
+        names = ("reloaded", "refused", "problems", "need_restart")
+        return found["refused_at"] is None, *(found[name] for name in names)
+
+    assert await settings() == (True, 0, 0, [], [])
+    problems = ("routes.toml: wrokers: is not a setting",)
+    assert await settings(problems=problems) == (False, 0, 1, [*problems], [])
+    assert await settings(problems=problems, need_restart=("listen",)) == (False, 1, 1, [*problems], ["listen"])
 
 
 @pytest.mark.asyncio
