@@ -16,6 +16,7 @@ from proxy.errors import DeploymentRefused
 from proxy.quoting import plain, quoted
 from proxy.routes.allow_lists import AllowLists
 from proxy.routes.authentication import NEEDS_ACCOUNT, UNSIGNED, check_account, check_audience
+from proxy.routes.locality import is_localhost_name, is_loopback
 from proxy.routes.origin import Origin
 from proxy.routes.route import Route
 
@@ -105,9 +106,23 @@ class OpenRoutes:
         for text in (segment.decode("latin-1"), authority.decode("latin-1")):
             name = text.lower().rpartition("@")[2].partition(":")[0].rstrip(".")
             if name.endswith(_CLOUD_RUN) or (text.encode("latin-1") == segment and "." in name and not cloud_run_only):
-                hint = f"; write it as {name}" if self.host(name.encode("latin-1", "replace")) is not None else ""
-                return DeploymentRefused(f"{quoted(text)} is not in the list hosts of [deployments]{hint}")
+                return DeploymentRefused(f"{quoted(text)} {self._not_listed(name)}")
         return None
+
+    def unlisted(self, authority: bytes) -> str:
+        """Return what to add to the sentence that a request has no route: its authority may be a deployment's host.
+
+        Empty text without an authority, or if that is this machine.
+        """
+        text = authority.decode("latin-1")
+        name = text[1:].partition("]")[0] if text.startswith("[") else text.lower().partition(":")[0].rstrip(".")
+        if not name or is_loopback(name) or is_localhost_name(name):
+            return ""
+        return f"; and {quoted(text)}, if that is the host of a deployment, {self._not_listed(name)}"
+
+    def _not_listed(self, name: str) -> str:
+        hint = f"; write it as {name}" if self.host(name.encode("latin-1", "replace")) is not None else ""
+        return f"is not in the list hosts of [deployments]{hint}"
 
     def route(self, host: str, lines: FieldLines, shared_label: str = "") -> Route:
         """Return the route to an allowed host with the authentication that these lines choose.

@@ -85,7 +85,8 @@ class RouteTable:
         except RouteNotFound as exc:
             if found is not None:
                 return found
-            raise open_routes.refusal(authority, path, cloud_run_only=False) or exc from None
+            refusal = open_routes.refusal(authority, path, cloud_run_only=False)
+            raise refusal or RouteNotFound(f"{exc}{open_routes.unlisted(authority)}") from None
         if match.route.name:
             return match
         if found is None and (refusal := open_routes.refusal(authority, path, cloud_run_only=True)) is not None:

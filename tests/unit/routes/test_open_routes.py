@@ -150,6 +150,31 @@ def test_another_authority_is_that_of_the_sidecar_itself() -> None:
             table("x").find(authority, b"/y/discover")
 
 
+@pytest.mark.parametrize(
+    "authority",
+    ["search.example.com", "search.example.com:8080", "metadata.google.internal", "169.254.169.254", "[fd00::1]:80"],
+)
+def test_without_a_route_an_authority_that_may_be_a_host_is_named_with_the_list(authority: str) -> None:
+    with pytest.raises(RouteNotFound) as refused:
+        table("x").find(authority.encode(), b"/discover")
+    assert str(refused.value) == (
+        f"no route for this path; the routes are: /x; and '{authority}', if that is the host of a deployment, "
+        "is not in the list hosts of [deployments]"
+    )
+
+
+@pytest.mark.parametrize("authority", [b"", LOCAL, b"[::1]:9081", b"localhost:9081", b"sidecar.localhost"])
+def test_without_a_route_this_machine_is_not_taken_for_the_host_of_a_deployment(authority: bytes) -> None:
+    with pytest.raises(RouteNotFound, match=r"the routes are: /x$"):
+        table("x").find(authority, b"/discover")
+
+
+def test_a_host_of_the_list_with_a_port_is_told_apart_from_one_that_is_not_listed() -> None:
+    lists = AllowLists(("search.example.com",))
+    with pytest.raises(RouteNotFound, match=r"hosts of \[deployments\]; write it as search\.example\.com$"):
+        RouteTable([], lists).find(b"search.example.com:443", b"/discover")
+
+
 @given(st.binary(max_size=80))
 def test_only_an_allowed_host_in_either_case_is_a_host(text: bytes) -> None:
     host = OPEN.host(text)
