@@ -22,6 +22,7 @@ from tests.support.chain import Routes
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
 
 LONG = "x" * 50_000
+"""Part of a path, for a log line of that length."""
 
 
 class Unread:
@@ -57,6 +58,7 @@ class Unread:
 @contextmanager
 def sidecar(config: Path, workers: int, admin: str) -> Iterator[Unread]:
     flags = ["--config", str(config), "--listen", "127.0.0.1:0", "--admin", admin, "--workers", str(workers)]
+    flags += ["--max-field-section", "65536"]
     argv = [sys.executable, "-m", "proxy", "serve", "--access-log", "--log-format", "json", *flags]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:

@@ -152,6 +152,8 @@ def starting() -> Callable[[], tuple[subprocess.Popen[str], int]]:
         program = subprocess.Popen(
             [*SERVE, "--config", "fifo"],
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=(inherited,), start_new_session=True,
+            # A shell that runs tests in the background lets them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(inherited)
         return program, alive
