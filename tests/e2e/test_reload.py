@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def table(name: str, url: str, *more: str) -> str:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_routes_added_and_changed_by_edit_under_load_fail_no_invocation(workers: str, tmp_path: Path) -> None:
+async def test_routes_added_changed_and_removed_by_edit_under_load_fail_no_invocation(
+    workers: str, tmp_path: Path
+) -> None:
     async with world(tmp_path, Identity.METADATA, "--workers", workers) as here:
         await here.register()
         config = tmp_path / "routes.toml"
@@ -27,6 +30,7 @@ async def test_routes_added_and_changed_by_edit_under_load_fail_no_invocation(wo
         log = here.sidecar.program
         edited = asyncio.Event()
         invoked = 0
+        ended, more = Counter[int](), asyncio.Condition()
 
         def save(*tables: str) -> None:
             new = tmp_path / "new.toml"
@@ -38,6 +42,18 @@ async def test_routes_added_and_changed_by_edit_under_load_fail_no_invocation(wo
             while not edited.is_set():
                 invoked += 1
                 assert await here.restate.invoke("Greeter", "greet", f"{number}") == (200, f"Hello, {number}!")
+                async with more:
+                    ended[number] += 1
+                    more.notify_all()
+
+        async def earlier_ones_have_ended() -> None:
+            before = ended.copy()
+            async with more:
+                await more.wait_for(lambda: all(ended[number] > before[number] for number in range(IN_FLIGHT)))
+
+        async def register(route: str) -> None:
+            answer = await here.restate.register(f"{here.sidecar.url}/{route}", force=True)
+            assert answer.status in (200, 201), answer.body
 
         async with asyncio.TaskGroup() as group:
             for number in range(IN_FLIGHT):
@@ -45,8 +61,7 @@ async def test_routes_added_and_changed_by_edit_under_load_fail_no_invocation(wo
 
             save(table(ROUTE, url), table("second", url))
             await log.line(r'"settings reloaded".*"routes_added": \["second"\]')
-            answer = await here.restate.register(f"{here.sidecar.url}/second", force=True)
-            assert answer.status in (200, 201), answer.body
+            await register("second")
 
             save(table(ROUTE, *by_name), table("second", url))
             await log.line(rf'"settings reloaded".*"routes_changed": \["{ROUTE}"\]')
@@ -56,9 +71,13 @@ async def test_routes_added_and_changed_by_edit_under_load_fail_no_invocation(wo
 
             save(table(ROUTE, *by_name), table("second", *by_name))
             await log.line(r'"settings reloaded".*"routes_changed": \["second"\]')
+
+            await register(ROUTE)
+            await earlier_ones_have_ended()
+            save(table(ROUTE, *by_name))
+            await log.line(r'"routes removed: .*"routes": \["second"\]')
+            await earlier_ones_have_ended()
             edited.set()
 
         assert len(here.container.invocations("Greeter")) == invoked
-        save(table(ROUTE, *by_name))
-        await log.line(r'"routes removed: .*"routes": \["second"\]')
         assert {mint.audience for mint in here.google.mints} == {url}
