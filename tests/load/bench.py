@@ -2,8 +2,9 @@
 
 What is measured
     CPU of the proxy's process per request (or MiB, or round trip), latency, what a proxy adds to the latency of one
-    request at a time, throughput, resident memory idle and for each open idle stream, and what a token refresh does to
-    the latency under load. `tests.load.workloads` has the list, `tests.load.targets` what must come out.
+    request at a time, throughput, resident memory idle and for each open idle stream, what a token refresh does to
+    the latency under load, and how long a stream waits while the metrics of thousands of routes are read.
+    `tests.load.workloads` has the list, `tests.load.targets` what must come out.
 
 How
     The proxy under test has a processor for itself; load, upstream, emulated Google and this program share the other.
@@ -56,7 +57,7 @@ from tests.load.report import document, table, verdicts
 from tests.load.runner import DIRECT, Runner
 from tests.load.targets import COMPILED, PORTABLE, judge
 from tests.load.upstreams import Site, echo_upstream, google
-from tests.load.workloads import KEYS, MEMORY, PING_PONGS, REFRESH, Plan, load_kinds
+from tests.load.workloads import KEYS, MEMORY, PING_PONGS, REFRESH, SCRAPE, Plan, load_kinds
 
 ENGINES: Final = {"both": (COMPILED, PORTABLE), "nghttp2": (COMPILED,), "h2": (PORTABLE,)}
 DISTURBED: Final = 3.0
@@ -132,7 +133,7 @@ async def _bench(plan: Plan, wanted: Sequence[Contender], only: Sequence[str], f
     return {
         "samples": runner.samples,
         "labels": labels,
-        "kinds": [*load_kinds(site.small, site.body), *PING_PONGS, MEMORY, REFRESH],
+        "kinds": [*load_kinds(site.small, site.body), *PING_PONGS, MEMORY, REFRESH, SCRAPE],
         "about": {
             "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": _machine(processors),
@@ -215,7 +216,9 @@ def main(
 ) -> None:
     """Measure the sidecar beside other proxies and print tables with ratios."""
     plan = Plan.quick() if quick else Plan.full()
-    plan = dataclasses.replace(plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
+    plan = dataclasses.replace(
+        plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds, scrapes=rounds or plan.scrapes
+    )
     keys = {*ENGINES[engine], *(peers or PEERS)}
     wanted = [contender for contender in contenders() if contender.key in keys]
     try:

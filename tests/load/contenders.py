@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.load import peer_configs
 from tests.load.cost import Process
@@ -28,7 +28,7 @@ from tests.load.plain_forwarder import SETTINGS as HYPERCORN_SETTINGS
 from tests.load.targets import COMPILED, PLAIN, PORTABLE
 from tests.support.processes import Program, ProgramFailed
 
-__all__ = ["Contender", "Running", "Surroundings", "contenders"]
+__all__ = ["Contender", "Running", "Surroundings", "admin_address", "contenders", "with_more_routes"]
 
 Environment = Mapping[str, str | None]
 ROUTE: Final = "bench"
@@ -139,10 +139,34 @@ def _sidecar(program: Sequence[str | Path], engine: str) -> Callable[[Way, Surro
     return command
 
 
+def with_more_routes(sidecar: Contender, count: int) -> Contender:
+    """Return this sidecar with so many more routes, to services that nothing calls."""
+
+    async def command(way: Way, around: Surroundings) -> Command:
+        plain = await sidecar.command(way, around)
+        tables = (
+            f'[routes."team-{number}/service"]\nurl = "https://service-{number}-123456789012.europe-west1.run.app"\n'
+            for number in range(count)
+        )
+        return Command([*plain.argv, "--config", _write(around, "routes.toml", "".join(tables))], plain.env, "")
+
+    return Contender(sidecar.key, sidecar.label, command)
+
+
+async def admin_address(sidecar: Running) -> str:
+    """Return host and port of its admin port."""
+    return str((await _listening(sidecar.program))["admin"])
+
+
 async def _announced(program: Program) -> str:
     """Return version and engine as the sidecar announces them."""
-    said = json.loads((await program.line(r'^\{.*"listening".*$'))[0])
+    said = await _listening(program)
     return f"{said['version']}, engine {said['engine']}"
+
+
+async def _listening(program: Program) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((await program.line(r'^\{.*"listening".*$'))[0])
+    return said
 
 
 async def _envoy(way: Way, around: Surroundings) -> Command:

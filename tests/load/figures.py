@@ -35,10 +35,19 @@ RSS: Final = Metric("rss_mib", "RSS idle", "MiB")
 STREAM: Final = Metric("stream_kib", "RSS a stream", "KiB")
 REFRESH_P99: Final = Metric("refresh_p99_us", "p99 at a refresh", "µs")
 REFRESHES: Final = Metric("refreshes", "refreshes", "")
+HELD_UP: Final = Metric("held_up_us", "held up, p99", "µs")
+"""The p99 of the round trips during a scrape less the p50 of the others."""
+LONGEST: Final = Metric("longest_us", "longest", "µs")
+"""The longest round trip during a scrape."""
+SCRAPE: Final = Metric("scrape_us", "a scrape", "µs")
+"""How long a scrape takes."""
 
 METRICS: Final[Mapping[str, Metric]] = {
     metric.key: metric
-    for metric in (CPU, RATE, P50, P99, ADDED_P50, ADDED_P99, BUSY, OTHERS, RSS, STREAM, REFRESH_P99, REFRESHES)
+    for metric in (
+        *(CPU, RATE, P50, P99, ADDED_P50, ADDED_P99, BUSY, OTHERS, RSS, STREAM, REFRESH_P99, REFRESHES),
+        *(HELD_UP, LONGEST, SCRAPE),
+    )
 }
 """All of them by key."""
 

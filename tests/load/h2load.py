@@ -34,6 +34,8 @@ class Load:
     fields: Sequence[str] = ()
     per_second: int | None = None
     """Requests each connection starts in a second; None: as fast as they are answered."""
+    http1: bool = False
+    """Whether HTTP/1.1 is spoken."""
 
     def argv(self, program: str, url: str, requests: int, log: Path) -> list[str | Path]:
         """Return the command line."""
@@ -45,6 +47,8 @@ class Load:
             argv += [f"-w{self.window_bits}", f"-W{self.window_bits}"]
         if self.per_second is not None:
             argv += ["--rps", str(self.per_second)]
+        if self.http1:
+            argv += ["--h1"]
         for field in self.fields:
             argv += ["-H", field]
         return [*argv, url]

@@ -90,6 +90,8 @@ def verdicts(judged: Sequence[Verdict], labels: Mapping[str, str]) -> str:
         target = verdict.target
         subject = labels.get(target.subject, target.subject)
         peer = "otherwise" if target.peer_metric else labels.get(target.peer, target.peer)
+        if target.limit is not None:
+            peer = shown(target.metric, target.limit)
         found = "not measured" if verdict.ratio is None else f"{verdict.ratio:.2f}"
         rows.append([f"{verdict.mark} {subject}", target.what, peer, found, f"{target.at_most:.2f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -97,7 +99,7 @@ def verdicts(judged: Sequence[Verdict], labels: Mapping[str, str]) -> str:
         "  " + "  ".join([row[i].ljust(widths[i]) if i < 3 else row[i].rjust(widths[i]) for i in range(5)]).rstrip()
         for row in rows
     ]
-    return "\n".join(["Targets: sidecar ÷ peer", *lines])
+    return "\n".join(["Targets: sidecar ÷ what it is compared with", *lines])
 
 
 def document(
@@ -133,6 +135,7 @@ def document(
                 "what": verdict.target.what,
                 "subject": verdict.target.subject,
                 "against": verdict.target.peer,
+                "limit": verdict.target.limit,
                 "at_most": verdict.target.at_most,
                 "ratio": verdict.ratio,
                 "met": None if verdict.ratio is None else verdict.ratio <= verdict.target.at_most,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.load.contenders import ROUTE, Contender, Running, Surroundings
+from tests.load.contenders import ROUTE, Contender, Running, Surroundings, admin_address, with_more_routes
 from tests.load.cost import ProcessGone
 from tests.load.figures import Sample, percentile
 from tests.load.h2load import Load, Request
@@ -18,10 +21,20 @@ from tests.load.places import Processors
 from tests.load.streams import StreamFailed, StreamsClient
 from tests.load.targets import COMPILED, PORTABLE
 from tests.load.upstreams import Google, Site, echo_upstream, google, static_upstream
-from tests.load.workloads import MEMORY, PING_PONGS, REFRESH, LoadKind, Plan, StreamsKind, load_kinds
+from tests.load.workloads import (
+    MEMORY,
+    PING_PONGS,
+    REFRESH,
+    SCRAPE,
+    SCRAPED_ROUTES,
+    LoadKind,
+    Plan,
+    StreamsKind,
+    load_kinds,
+)
 from tests.support.processes import Program, ProgramFailed
 
-__all__ = ["DIRECT", "Runner", "around_refreshes", "order"]
+__all__ = ["DIRECT", "Runner", "around_refreshes", "held_up", "order"]
 
 DIRECT: Final = "direct"
 """Stands for no proxy at all."""
@@ -32,7 +45,10 @@ _REFRESH_TOKEN_SECONDS: Final = 64
 _REFRESH_CONNECTIONS: Final = 4
 _REFRESH_RATE: Final = 250
 _NEAR_SECONDS: Final = 0.25
+_QUIET_SECONDS: Final = 0.5
+_LONGEST_SCRAPE_SECONDS: Final = 60.0
 _ECHO: Final = f"/{ROUTE}/echo"
+_SCRAPE: Final = Load(http1=True)
 
 
 def order(contenders: Sequence[Contender], turn: int) -> list[Contender]:
@@ -50,6 +66,28 @@ def around_refreshes(requests: Sequence[Request], refreshes: Sequence[float]) ->
         is_near = any(begun - _NEAR_SECONDS <= moment <= ended + _NEAR_SECONDS for moment in refreshes)
         (near if is_near else away).append(request.microseconds)
     return near, away
+
+
+def held_up(started_at: float, trips: Sequence[float], scrape: Request) -> dict[str, float] | str:
+    """Return what a scrape did to the messages of one stream; in words if none were sent meanwhile, or no others.
+
+    `trips` are the seconds that each message took, one after the other from `started_at` on (seconds since the epoch).
+    """
+    begun, ended = scrape.started_at, scrape.started_at + scrape.microseconds / 1e6
+    during: list[float] = []
+    otherwise: list[float] = []
+    for sent, back in itertools.pairwise(itertools.accumulate(trips, initial=started_at)):
+        # What is under way when the scrape begins has waited for the start of h2load, on the same processor.
+        (during if begun <= sent <= ended else otherwise).append((back - sent) * 1e6)
+    if not during or not otherwise:
+        return f"{len(during)} messages during a scrape and {len(otherwise)} others cannot be compared"
+    return {
+        "held_up_us": percentile(during, 0.99) - percentile(otherwise, 0.5),
+        "longest_us": max(during),
+        "p99_us": percentile(otherwise, 0.99),
+        "p50_us": percentile(otherwise, 0.5),
+        "scrape_us": scrape.microseconds,
+    }
 
 
 @dataclass
@@ -84,6 +122,8 @@ class Runner:
                 await self._memory(port)
         if self._wants(REFRESH.key):
             await self._refresh()
+        if self._wants(SCRAPE.key):
+            await self._scrapes()
 
     def _wants(self, key: str) -> bool:
         return not self.wanted or key in self.wanted
@@ -243,14 +283,17 @@ class Runner:
 
     # ---- tokens
 
+    @property
+    def _sidecars(self) -> list[Contender]:
+        return [contender for contender in self.contenders if contender.key in (COMPILED, PORTABLE)]
+
     async def _refresh(self) -> None:
-        sidecars = [contender for contender in self.contenders if contender.key in (COMPILED, PORTABLE)]
-        if not sidecars:
+        if not self._sidecars:
             return
         self.say(REFRESH.title)
         folder = self.site.folder / "short"
         async with google(folder, self.processors, token_seconds=_REFRESH_TOKEN_SECONDS) as short:
-            for contender in sidecars:
+            for contender in self._sidecars:
                 async with echo_upstream(self.site, self.processors) as (upstream, port):
                     around = await self._surroundings(port, short)
                     try:
@@ -283,6 +326,44 @@ class Runner:
             "refreshes": len(refreshes),
             **used,
         }
+
+    # ---- metrics
+
+    async def _scrapes(self) -> None:
+        self.say(SCRAPE.title)
+        async with echo_upstream(self.site, self.processors) as (_, port):
+            around = await self._surroundings(port)
+            for contender in self._sidecars:
+                try:
+                    async with with_more_routes(contender, SCRAPED_ROUTES).running(around) as target:
+                        url = f"http://{await admin_address(target)}/metrics"
+                        await self.h2load.run(_SCRAPE, url, 1)  # loads what is needed from the first one on
+                        for turn in range(self.plan.scrapes):
+                            self._add(SCRAPE.key, contender.key, turn, await self._across_scrape(target, url))
+                except (Void, ProgramFailed) as exc:
+                    self._add(SCRAPE.key, contender.key, 0, str(exc))
+
+    async def _across_scrape(self, target: Running, url: str) -> dict[str, float] | str:
+        over = threading.Event()
+
+        def bounce() -> tuple[float, list[float]]:
+            with StreamsClient(target.port, _ECHO) as client:
+                client.open(1)
+                return time.time(), client.bounce(_LONGEST_SCRAPE_SECONDS, over)[2]
+
+        result: dict[str, float] | str = ""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                bouncing = tasks.create_task(asyncio.to_thread(bounce))
+                try:
+                    await asyncio.sleep(_QUIET_SECONDS)
+                    scrape = (await self.h2load.run(_SCRAPE, url, 1)).requests[0]
+                finally:
+                    over.set()
+                result = held_up(*await bouncing, scrape)
+        except* (Void, StreamFailed, OSError) as failed:
+            result = _reason(target.program, failed.exceptions[0])
+        return result
 
 
 def _url(port: int, path: str, scheme: str = "http") -> str:

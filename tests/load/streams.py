@@ -7,6 +7,7 @@ figures are the proxy's.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -68,8 +69,8 @@ class StreamsClient:
                     waiting.discard(frame.stream_id)
         self.streams += opened
 
-    def bounce(self, seconds: float) -> tuple[int, float, list[float]]:
-        """Keep one message of 64 octets under way on each stream for so long.
+    def bounce(self, seconds: float, over: threading.Event | None = None) -> tuple[int, float, list[float]]:
+        """Keep one message of 64 octets under way on each stream for so long, or until `over` is set.
 
         Returns how many came back, the seconds it took, and how long each of them took, in seconds.
         """
@@ -85,7 +86,7 @@ class StreamsClient:
             back = [frame.stream_id for frame in self._receive() if self._is_message(frame)]
             now = time.perf_counter()
             took += [now - sent[stream_id] for stream_id in back]
-            if now < until:
+            if now < until and (over is None or not over.is_set()):
                 sent.update(dict.fromkeys(back, now))
                 self._send(b"".join([calls[stream_id] for stream_id in back]))
             else:

@@ -23,10 +23,12 @@ class Target:
     workload: str
     metric: str
     subject: str = COMPILED
-    peer: str
-    at_most: float
+    peer: str = ""
+    at_most: float = 1.0
     peer_metric: str | None = None
     """What of the peer it is compared with; None: the same metric."""
+    limit: float | None = None
+    """A figure in the unit of the metric that it is compared with instead of a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ TARGETS: Final = (
         peer_metric="p99_us",
         at_most=1.25,  # the same, but for the noise in the hundredth part of some thousand requests
     ),
+    Target(what="wait of a stream while metrics are read", workload="scrape", metric="held_up_us", limit=2000.0),
     Target(what=_UNARY, workload="unary", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=0.6),
     Target(what=_DOWN, workload="download", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=1.05),
 )
@@ -78,10 +81,11 @@ TARGETS: Final = (
 
 def judge(summaries: Mapping[str, Mapping[str, Summary]]) -> list[Verdict]:
     """Return a verdict for each target, in order."""
-    return [
-        Verdict(
-            target,
-            ratio(summaries.get(target.workload, {}), target.metric, target.subject, target.peer, target.peer_metric),
-        )
-        for target in TARGETS
-    ]
+    return [Verdict(target, _ratio(target, summaries.get(target.workload, {}))) for target in TARGETS]
+
+
+def _ratio(target: Target, summaries: Mapping[str, Summary]) -> float | None:
+    if target.limit is None:
+        return ratio(summaries, target.metric, target.subject, target.peer, target.peer_metric)
+    found = summaries[target.subject].values.get(target.metric) if target.subject in summaries else None
+    return None if found is None else found / target.limit

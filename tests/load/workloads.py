@@ -15,6 +15,8 @@ __all__ = [
     "MEMORY",
     "PING_PONGS",
     "REFRESH",
+    "SCRAPE",
+    "SCRAPED_ROUTES",
     "SMALL_OCTETS",
     "Kind",
     "LoadKind",
@@ -25,6 +27,7 @@ __all__ = [
 
 SMALL_OCTETS: Final = 1024
 BODY_OCTETS: Final = 16 << 20
+SCRAPED_ROUTES: Final = 5_000
 
 _THROUGHPUT: Final = ("cpu_us", "rate", "p50_us", "p99_us", "busy")
 _LATENCY: Final = ("p50_us", "added_p50_us", "p99_us", "added_p99_us", "cpu_us")
@@ -91,18 +94,33 @@ class Plan:
     memory_streams: int
     """On each connection."""
     refresh_seconds: int
+    scrapes: int
 
     @classmethod
     def full(cls) -> Plan:
         """Some twenty minutes with seven contenders."""
         return cls(
-            rounds=5, seconds=1.8, memory_rounds=3, memory_connections=100, memory_streams=100, refresh_seconds=30
+            rounds=5,
+            seconds=1.8,
+            memory_rounds=3,
+            memory_connections=100,
+            memory_streams=100,
+            refresh_seconds=30,
+            scrapes=5,
         )
 
     @classmethod
     def quick(cls) -> Plan:
         """Less than three minutes; good to a few per cent, but for the p99."""
-        return cls(rounds=3, seconds=0.2, memory_rounds=1, memory_connections=20, memory_streams=100, refresh_seconds=6)
+        return cls(
+            rounds=3,
+            seconds=0.2,
+            memory_rounds=1,
+            memory_connections=20,
+            memory_streams=100,
+            refresh_seconds=6,
+            scrapes=1,
+        )
 
 
 def load_kinds(small: Path, body: Path) -> list[LoadKind]:
@@ -195,6 +213,11 @@ REFRESH: Final = Kind(
     title="POST 1 KiB, 1,000 a second, tokens good for 4 s: requests within 250 ms of a refresh, and all others",
     columns=("refresh_p99_us", "p99_us", "refreshes", "cpu_us"),
 )
+SCRAPE: Final = Kind(
+    key="scrape",
+    title=f"64 octets there and back, 1 stream, while the metrics of {SCRAPED_ROUTES:,} routes are read",
+    columns=("held_up_us", "longest_us", "p99_us", "p50_us", "scrape_us"),
+)
 
-KEYS: Final = tuple(kind.key for kind in (*load_kinds(Path(), Path()), *PING_PONGS, MEMORY, REFRESH))
+KEYS: Final = tuple(kind.key for kind in (*load_kinds(Path(), Path()), *PING_PONGS, MEMORY, REFRESH, SCRAPE))
 """The names of all workloads."""

@@ -89,6 +89,14 @@ def test_requests_near_a_refresh_are_compared_with_the_others_of_the_run() -> No
     assert verdict.mark == "✔"
 
 
+@pytest.mark.parametrize(("held_up", "mark"), [(1900.0, "✔"), (2100.0, "✘")])
+def test_a_limit_is_compared_with_the_figure_itself(held_up: float, mark: str) -> None:
+    summaries = summarize([Sample(workload="scrape", contender=COMPILED, round=0, values={"held_up_us": held_up})])
+    verdict = next(one for one in judge(summaries) if one.target.workload == "scrape")
+    assert verdict.ratio == held_up / 2000
+    assert verdict.mark == mark
+
+
 def test_every_target_has_a_verdict() -> None:
     assert [verdict.target for verdict in judge({})] == list(TARGETS)
     assert {verdict.mark for verdict in judge({})} == {"–"}

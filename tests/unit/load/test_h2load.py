@@ -74,3 +74,5 @@ def test_the_command_line_describes_the_load() -> None:
     assert ("--rps", "250") in itertools.pairwise(argv)
     assert {"-w16", "-W16"} <= set(argv)
     assert argv[-1] == "http://127.0.0.1:1/x"
+    assert "--h1" not in argv
+    assert "--h1" in Load(http1=True).argv("h2load", "http://127.0.0.1:1/x", 1, Path("/log"))

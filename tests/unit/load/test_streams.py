@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -56,6 +57,21 @@ async def test_messages_go_back_and_forth_on_every_stream_for_the_given_time() -
     assert trips >= 20
     assert took >= 0.1
     assert all(0 < one <= took for one in each)
+
+
+@pytest.mark.asyncio
+async def test_messages_go_back_and_forth_until_an_event_is_set() -> None:
+    over = threading.Event()
+
+    def bounce(port: int) -> tuple[int, float, list[float]]:
+        with StreamsClient(port, "/echo") as client:
+            client.open(3)
+            over.set()
+            return client.bounce(3600.0, over)
+
+    async with echo(AcceptsEveryToken()) as port:
+        trips, _, _ = await asyncio.to_thread(bounce, port)
+    assert trips == 3, "one message on each stream"
 
 
 @pytest.mark.asyncio
