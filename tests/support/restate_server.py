@@ -77,6 +77,7 @@ class RestateServer:
         *,
         admin_port: int = 0,
         ingress_port: int = 0,
+        node_name: str = "node",
         inactivity_milliseconds: int = 60_000,
         max_attempts: int | None = None,
         metadata_address: str | None = None,
@@ -104,7 +105,7 @@ class RestateServer:
             text += f'max-attempts = {max_attempts}\non-max-attempts = "pause"\n'
         configuration.write_text(text)
         argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
-        argv += ["--node-name", "node", "--listen-mode", "tcp", "--no-logo"]
+        argv += ["--node-name", node_name, "--listen-mode", "tcp", "--no-logo"]
         if hosts is not None:
             argv = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, *argv]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
@@ -171,14 +172,26 @@ class RestateServer:
                 response.raise_for_status()
 
     async def invoke(
-        self, service: str, handler: str, body: object = None, *, key: str | None = None, send: bool = False
+        self,
+        service: str,
+        handler: str,
+        body: object = None,
+        *,
+        key: str | None = None,
+        send: bool = False,
+        idempotency_key: str | None = None,
     ) -> Invoked:
-        """Call a handler through the ingress and wait for its result; with `send` only until it is taken on."""
+        """Call a handler through the ingress and wait for its result; with `send` only until it is taken on.
+
+        Calls with the same `idempotency_key` are one invocation, and have its result.
+        """
         parts = [service, handler] if key is None else [service, key, handler]
         path = "/".join(quote(part, safe="") for part in parts)
         url = f"{self.ingress_url}/{path}{'/send' if send else ''}"
         content = None if body is None else io.BytesIO(json.dumps(body).encode())
         fields = {} if content is None else {"content-type": "application/json"}
+        if idempotency_key is not None:
+            fields["idempotency-key"] = idempotency_key
         # A handler without input refuses a content-type that came by itself.
         async with self.http.post(url, data=content, headers=fields, skip_auto_headers=["content-type"]) as response:
             text = await response.text()
