@@ -15,6 +15,8 @@ GIT := git
 TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd chromium $(GIT)
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
+# What stands between the Restate cluster and the sidecars.
+CLUSTER_PACKAGES := haproxy
 # What counts instructions.
 PROFILE_PACKAGES := valgrind nghttp2-client nghttp2-server nghttp2-proxy
 # What builds images where there is neither Docker nor a registry.
@@ -71,6 +73,11 @@ bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 
 .PHONY: soak
 soak: setup $(RESTATE) ## everything real, everything failing now and then, every result checked; ARGS='--seconds 3600 --seed 7'
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+.PHONY: cluster
+cluster: setup $(RESTATE) ## a three-node Restate cluster, HAProxy, two sidecars; one of each killed under load; ARGS='--rate 50'
+	@.ci/apt $(CLUSTER_PACKAGES)
+	@$(BIN)/python -m tests.soak.cluster $(ARGS)
 
 .PHONY: profile
 profile: setup ## instructions of one exchange, layer by layer, beside nghttpx'; they repeat where seconds do not

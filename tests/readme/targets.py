@@ -25,6 +25,7 @@ __all__ = ["main"]
 LONGEST_SECONDS: Final = 3600.0
 QUICK: Final = {
     "make bench": "make bench QUICK=1",
+    "make cluster": "make cluster ARGS='--phase-seconds 20'",
     "make fuzz": "make fuzz SECONDS=60",
     # The image is that of `make image`.
     "make release-check": "make release-check ARGS='--rehearsal --once --no-image'",

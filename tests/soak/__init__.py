@@ -5,4 +5,10 @@
 * `sidecars`  the sidecar: taken over, restarted, killed, its workers killed
 * `acts`      what goes wrong, one after the other, by seed
 * `run`       brings it all up, and judges
+
+`python -m tests.soak.cluster`: the same accounts in a Restate cluster that uses two sidecars behind HAProxy.
+
+* `nodes`     the Restate cluster, and an idempotent client of it
+* `replicas`  HAProxy and the sidecars, with the settings of `config/kubernetes/shared.yaml`
+* `cluster`   kills and replaces a sidecar and a node under load, and judges
 """

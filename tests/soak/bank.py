@@ -11,18 +11,28 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import restate
 
 from proxy.emulator.cloud_run import Application
-from tests.support.restate_server import Invoked, RestateServer
+from tests.support.restate_server import Invoked
 
-__all__ = ["Clients", "bank"]
+__all__ = ["Clients", "Restate", "bank"]
 
 _ACCOUNTS = 20
 _MOST_OCTETS = 40_000
 _IN_FLIGHT = 200
+
+
+class Restate(Protocol):
+    """What clients need of a server or a cluster."""
+
+    async def invoke(self, service: str, handler: str, body: object = None, *, key: str | None = None) -> Invoked:
+        """Call a handler and return its result."""
+
+    async def query(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows that Restate's introspection has for `sql`."""
 
 
 class Transfer(TypedDict):
@@ -72,7 +82,7 @@ def bank() -> Application:
 class Clients:
     """Invoke the services at a rate, and note what must come of it."""
 
-    restate: RestateServer
+    restate: Restate
     chance: random.Random
     per_second: float
     started: Counter[str] = field(default_factory=Counter)

@@ -65,9 +65,10 @@ class Sidecars:
         await self._end(signal.SIGTERM)
         await self._start()
 
-    async def kill(self) -> None:
-        """Kill the main process, and start another one at once; the workers are left to themselves."""
+    async def kill(self, *, down_seconds: float = 0.0) -> None:
+        """Kill the main process, and start another one after a time; the workers are left to themselves."""
         await self._end(signal.SIGKILL)
+        await asyncio.sleep(down_seconds)
         await self._start()
 
     async def take_over(self) -> None:
