@@ -1,11 +1,11 @@
-"""A stand-in for `kubectl apply -f FILE`: validates the file as an API server does, and its references."""
+"""A stand-in for `kubectl apply -k FOLDER`: validates resources as an API server does, and their references."""
 
 from __future__ import annotations
 
 import yaml
 
 from tests.readme.stand_in import Call, Refused, read
-from tests.shipping import manifests
+from tests.shipping import kustomize, manifests
 
 __all__ = ["Kubectl"]
 
@@ -17,12 +17,12 @@ class Kubectl:
         self._there: set[tuple[str, str, str]] = set()
 
     async def do(self, call: Call) -> str:
-        """Return one line for each resource of a file; raises Refused with all problems."""
-        words, options = read(call.words, valued=("-f",))
-        if words != ["apply"] or "-f" not in options:
-            raise Refused("`apply -f FILE` is all that is known here")
+        """Return one line for each resource of a kustomization; raises Refused with all problems."""
+        words, options = read(call.words, valued=("-k",))
+        if words != ["apply"] or "-k" not in options:
+            raise Refused("`apply -k FOLDER` is all that is known here")
         try:
-            resources = manifests.read(call.folder / options["-f"])
+            resources = kustomize.render(call.folder / options["-k"])
         except (OSError, yaml.YAMLError) as exc:
             raise Refused(str(exc)) from exc
         wrong = [

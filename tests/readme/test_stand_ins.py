@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -43,9 +44,9 @@ STAND_INS: Mapping[str, Callable[[Path], Does]] = {
         ("gcloud run services update greeter --region here --timeout 7200", "cannot be updated like this"),
         ("gcloud run services update greeter --timeout 60", "the region is missing"),
         ("kubectl apply --filename x", "no option --filename"),
-        ("kubectl delete -f config/kubernetes/shared.yaml", "all that is known"),
-        ("kubectl apply -f config/nothing.yaml", "No such file"),
-        ("kubectl apply -f docker-compose.yml", "is no resource"),
+        ("kubectl delete -k config/kubernetes/shared", "all that is known"),
+        ("kubectl apply -f docker-compose.yml", "no option -f"),
+        ("kubectl apply -k config/nothing", "No such file"),
         ("docker pull debian", "all that is known"),
         ("docker build .", "a --tag are needed"),
         ("docker build --tag x --no-cache .", "no option --no-cache"),
@@ -71,12 +72,14 @@ async def test_an_unknown_command_is_refused(line: str, sentence: str, tmp_path:
 
 @pytest.mark.asyncio
 async def test_an_invalid_manifest_is_refused_with_all_errors(tmp_path: Path) -> None:
-    text = (REPOSITORY / "config/kubernetes/shared.yaml").read_text()
-    call = Call(program="kubectl", words=["apply", "-f", "x.yaml"], folder=tmp_path, environment={})
-    (tmp_path / "x.yaml").write_text(text.replace("minReplicas", "minReplica"))
+    shutil.copytree(REPOSITORY / "config/kubernetes", tmp_path / "kubernetes")
+    file = tmp_path / "kubernetes/shared/sidecar.yaml"
+    text = file.read_text()
+    call = Call(program="kubectl", words=["apply", "-k", "kubernetes/shared"], folder=tmp_path, environment={})
+    file.write_text(text.replace("minReplicas", "minReplica"))
     with pytest.raises(Refused, match=r"HorizontalPodAutoscaler cloudrun-sidecar: .*minReplica"):
         await Kubectl().do(call)
-    (tmp_path / "x.yaml").write_text(text.replace("targetPort: h2c", "targetPort: http"))
+    file.write_text(text.replace("targetPort: h2c", "targetPort: http"))
     with pytest.raises(Refused, match="Service cloudrun-sidecar: no container has a port http"):
         await Kubectl().do(call)
 

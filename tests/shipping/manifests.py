@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import kubernetes_validate
 import yaml
 
-__all__ = ["VERSIONS", "Resource", "container_ports", "mistakes", "read", "refusals"]
+__all__ = ["VERSIONS", "Resource", "container_ports", "mapping", "mistakes", "read", "refusals"]
 
 Resource: TypeAlias = dict[str, Any]
 
@@ -37,6 +37,14 @@ def read(file: Path) -> list[Resource]:
         if not isinstance(document, dict) or not {"apiVersion", "kind", "metadata"} <= document.keys():
             raise yaml.YAMLError(f"document {number} of {file.name} is no resource")
     return documents
+
+
+def mapping(file: Path) -> dict[str, Any]:
+    """Return the one mapping in a file; raises yaml.YAMLError for invalid YAML, a duplicate field, or anything else."""
+    document = yaml.load(file.read_text(), _Strict)
+    if not isinstance(document, dict):
+        raise yaml.YAMLError(f"{file.name} has no fields")
+    return document
 
 
 def refusals(resource: Resource, version: str) -> Iterator[str]:

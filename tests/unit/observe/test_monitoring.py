@@ -99,7 +99,7 @@ def test_panels_of_the_dashboard_have_numbers_of_their_own_and_do_not_overlap() 
 
 def test_pod_monitoring_selects_the_pods_and_the_port_of_the_example_deployment() -> None:
     monitoring = yaml.safe_load((MONITORING / "pod-monitoring.yaml").read_text())
-    documents = yaml.safe_load_all((CONFIG / "kubernetes" / "shared.yaml").read_text())
+    documents = yaml.safe_load_all((CONFIG / "kubernetes" / "shared" / "sidecar.yaml").read_text())
     (deployment,) = (document for document in documents if document["kind"] == "Deployment")
     template = deployment["spec"]["template"]
     assert (monitoring["apiVersion"], monitoring["kind"]) == ("monitoring.googleapis.com/v1", "PodMonitoring")
