@@ -25,7 +25,7 @@ from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import check_credentials, mint
 from proxy.doctor.report import Outcome, RouteReport, Step, StepName, as_sentence, skipped
 from proxy.doctor.sending import send_request
-from proxy.errors import Failure, UpstreamSaturated
+from proxy.errors import Failure, UpstreamRefusedStream, UpstreamSaturated
 from proxy.http2.choice import engine_choice
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
@@ -230,12 +230,11 @@ class _RouteRequests:
     async def get(self, token: Token | None) -> Response | Step:
         """Return the response to a discovery with this token or without one; a failed step if no response came."""
         try:
-            if self._connection.count_free_streams() <= 0:
-                await self.close()
-                self._connection = await self._connector.connect(self.route.origin)
-            if self._connection.count_free_streams() <= 0:
-                raise UpstreamSaturated(f"{self.route.origin} allows no streams; it may be starting, try again")
-            return await send_request(self._connection, self._head(token), self._timeout_seconds)
+            try:
+                return await self._send(token)
+            except UpstreamRefusedStream:
+                # Nothing was processed: a GOAWAY crossed the request, or an instance was full. The relay sends again.
+                return await self._send(token)
         except TimeoutError:
             return _no_answer(
                 f"no answer within {self._timeout_seconds:g} s",
@@ -243,6 +242,14 @@ class _RouteRequests:
             )
         except Failure as failure:
             return _no_answer("no answer came", as_sentence(str(failure)))
+
+    async def _send(self, token: Token | None) -> Response:
+        if self._connection.count_free_streams() <= 0:
+            await self.close()
+            self._connection = await self._connector.connect(self.route.origin)
+        if self._connection.count_free_streams() <= 0:
+            raise UpstreamSaturated(f"{self.route.origin} allows no streams; it may be starting, try again")
+        return await send_request(self._connection, self._head(token), self._timeout_seconds)
 
     async def close(self) -> None:
         """Close the connection: send GOAWAY, and do not wait for the peer."""

@@ -20,7 +20,7 @@ from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
-from hyperframe.frame import Frame, GoAwayFrame, PingFrame, RstStreamFrame
+from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
 from proxy.emulator.front_end import FIELD_SECTION_OCTETS, refusal_of
 from proxy.emulator.verdicts import Verdict
@@ -41,7 +41,7 @@ class Limits:
     """What the front end advertises and does on each HTTP/2 connection."""
 
     streams: int = 100
-    """Requests at a time (SETTINGS_MAX_CONCURRENT_STREAMS)."""
+    """Requests at a time (SETTINGS_MAX_CONCURRENT_STREAMS); one more is refused with REFUSED_STREAM."""
     field_section_octets: int = FIELD_SECTION_OCTETS
     """Size of a request's fields (SETTINGS_MAX_HEADER_LIST_SIZE)."""
     window_octets: int = 1_048_576
@@ -114,7 +114,7 @@ class GoogleHttp2(H2Protocol):
         self._last_stream = LAST_POSSIBLE_STREAM
         self._padded = _Padded(self.connection.config, limits.padding_octets)
         self.connection = self._padded
-        self.connection.local_settings = Settings(
+        self.connection.local_settings = _Advertised(
             client=False,
             initial_values={
                 SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
@@ -150,9 +150,11 @@ class GoogleHttp2(H2Protocol):
 
     async def _create_stream(self, request: RequestReceived) -> None:
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
-        stream = request.stream_id
-        if stream is None or stream > self._last_stream:
-            await self._write(RstStreamFrame(stream or 0, error_code=ErrorCodes.REFUSED_STREAM))
+        stream = request.stream_id or 0
+        # h2 counts the streams of a whole read: an earlier one of it would be refused instead of the last.
+        if stream > self._last_stream or len(self.streams) >= self._limits.streams:
+            self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
+            await self._flush()
             return
         verdict = Verdict.ACCEPTED
         if pseudo.get(b":method") == b"CONNECT":
@@ -202,6 +204,22 @@ class GoogleHttp2(H2Protocol):
         # Past h2, which would refuse to send anything after a GOAWAY.
         await self._flush()
         await self.send(RawData(data=frame.serialize()))
+
+
+class _Advertised(Settings):
+    """Settings whose limit of streams is advertised, and left to `GoogleHttp2` to apply.
+
+    h2 ends the connection of a client that opens one stream more.
+    """
+
+    @property
+    def max_concurrent_streams(self) -> int:
+        """The limit for h2's own check: none."""
+        return LAST_POSSIBLE_STREAM
+
+    @max_concurrent_streams.setter
+    def max_concurrent_streams(self, value: int) -> None:
+        self[SettingCodes.MAX_CONCURRENT_STREAMS] = value
 
 
 class _Padded(H2Connection):

@@ -36,6 +36,7 @@ PURE: Final = (
     "proxy/tokens/slot.py",
     "proxy/tokens/schedule.py",
     "proxy/tokens/calls.py",
+    "proxy/tokens/credentials/iam_refusals.py",
     "proxy/cloud_run/",
     "proxy/doctor/report.py",
     "proxy/doctor/diagnosis.py",

@@ -34,6 +34,7 @@ TESTS = (
     "tests/unit/tokens/test_slot.py",
     "tests/unit/tokens/test_schedule.py",
     "tests/unit/tokens/test_calls.py",
+    "tests/unit/tokens/credentials/test_iam_refusals.py",
     "tests/unit/network/test_address.py",
     "tests/unit/network/test_http_proxy.py",
     "tests/unit/connection/test_budget.py",

@@ -43,10 +43,15 @@ FINDINGS = {
     ServiceFault.DENIED: "invoker-missing",
     ServiceFault.REJECTED: "audience-refused",
     ServiceFault.IAP: "iap",
+    ServiceFault.HANG: "no-answer",
     ServiceFault.STREAM_RESET: "no-answer",
+    ServiceFault.STREAM_REFUSED: "no-answer",
     ServiceFault.DROP: "no-answer",
 }
-"""What `check` finds."""
+"""What `check` finds while each request fails."""
+
+PASSING = {ServiceFault.SLOW: None, ServiceFault.GO_AWAY: None, ServiceFault.STREAM_REFUSED: 1}
+"""Faults that `check` gets over, and how many requests have them; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +101,35 @@ async def test_check_finds_the_cause_of_each_failure(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         for fault, code in FINDINGS.items():
             here.cloud_run.fail(fault)
-            (report,) = await examined(here, settings(here, {"svc": here.url}))
+            seconds = 0.1 if fault is ServiceFault.HANG else 30.0
+            (report,) = await examined(here, settings(here, {"svc": here.url}), answer_timeout_seconds=seconds)
             found = [step for step in report.steps if step.outcome is Outcome.FAILED]
             assert [step.code for step in found] == [code], (fault, found)
             assert found[0].remedy, fault
+
+
+@pytest.mark.asyncio
+async def test_check_gets_over_a_slow_start_a_refused_stream_and_the_end_of_a_connection(tmp_path: Path) -> None:
+    async with emulated_setup(tmp_path) as here:
+        here.google.slow_seconds = 0.05
+        for fault, times in PASSING.items():
+            here.cloud_run.fail(fault, times=times)
+            (report,) = await examined(here, settings(here, {"svc": here.url}))
+            assert not faults(report), fault
+            assert {step.name for step in report.steps if step.outcome is Outcome.SKIPPED} <= {"clock"}, fault
+
+
+@pytest.mark.asyncio
+async def test_check_says_that_a_slow_start_took_too_long_and_that_a_stream_was_refused(tmp_path: Path) -> None:
+    assert FINDINGS.keys() | PASSING.keys() == set(ServiceFault)
+    async with emulated_setup(tmp_path) as here:
+        here.cloud_run.fail(ServiceFault.SLOW)
+        (slow,) = await examined(here, settings(here, {"svc": here.url}), answer_timeout_seconds=0.1)
+        here.cloud_run.fail(ServiceFault.STREAM_REFUSED)
+        (refused,) = await examined(here, settings(here, {"svc": here.url}))
+    assert (slow.steps[-1].code, slow.steps[-1].text) == ("no-answer", "no answer within 0.1 s")
+    assert "--timeout sets a longer deadline" in (slow.steps[-1].remedy or "")
+    assert "refused the stream without processing it" in (refused.steps[-1].remedy or "")
 
 
 @pytest.mark.asyncio

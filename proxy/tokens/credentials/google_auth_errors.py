@@ -21,6 +21,7 @@ from proxy.errors import (
 from proxy.quoting import plain
 from proxy.tokens.calls import Reply, clock_remark, error_message, error_reasons, failure_of_reply, host_of
 from proxy.tokens.credentials.file import CredentialFile
+from proxy.tokens.credentials.iam_refusals import refusal_without_role
 
 __all__ = ["LastCall", "failure_of", "load_failure"]
 
@@ -85,6 +86,13 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         return MintRefused(
             f"the workload identity provider {provider}that {file.path} names does not exist, or it is disabled{answer}"
         )
+    if reply.status in (400, 403) and call.url.endswith(":generateAccessToken"):
+        account = file.impersonated_account() or "the service account that the file names"
+        # Not `principal`, which is that account.
+        caller = f"the federated identity of {file.path}{file.pool_members()}"
+        refusal = refusal_without_role(reply, caller, (account,))
+        if refusal is not None:
+            return refusal
     if reply.status == 403 and call.url.endswith(":generateAccessToken"):
         return ImpersonationDenied(
             f"the federated identity of {file.path} may not impersonate the service account that the file names: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -17,10 +16,10 @@ from proxy.tokens.calls import (
     bearer,
     date_of,
     error_message,
-    error_reasons,
     failure_of_reply,
     read_object,
 )
+from proxy.tokens.credentials.iam_refusals import named_account, refusal_without_role
 from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
 
@@ -36,18 +35,6 @@ TOKEN_CREATOR: Final = "roles/iam.serviceAccountTokenCreator"  # noqa: S105 - a 
 _ROLES: Final = {
     "generateIdToken": "roles/iam.serviceAccountOpenIdTokenCreator",
     "generateAccessToken": TOKEN_CREATOR,
-}
-
-_EMAIL: Final = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-
-# A 403 for one of these reasons is not about impersonation.
-_OTHER_403: Final = {
-    "SERVICE_DISABLED": "enable it: gcloud services enable iamcredentials.googleapis.com",
-    "USER_PROJECT_DENIED": "the quota project cannot be used by these credentials",
-    "ACCESS_TOKEN_SCOPE_INSUFFICIENT": (
-        "the access scopes of this instance, or those granted at `gcloud auth application-default login`, must include "
-        "cloud-platform"
-    ),
 }
 
 
@@ -116,28 +103,21 @@ async def _failure(
         case 401:
             return CredentialsRejected(f"IAM does not accept the access token of {await source.principal()}{answer}")
         case 403:
-            other = next((advice for reason, advice in _OTHER_403.items() if reason in error_reasons(reply)), None)
-            if other is not None:
-                return MintRefused(f"IAM refused to mint for {account}{answer}: {other}")
-            return _denied(await source.principal(), method, chain, said)
+            caller = await source.principal()
+            return refusal_without_role(reply, caller, chain) or _denied(caller, method, chain, said)
         case 404:
             return MintRefused(_account_missing(chain, said))
         case 400:
-            accounts = " and ".join(chain)
-            return failure_of_reply("IAM", reply, f"is the audience right, and {accounts} enabled?")
+            advice = f"is the audience right, and {' and '.join(chain)} enabled?"
+            refusal = refusal_without_role(reply, await source.principal(), chain)
+            return refusal or failure_of_reply("IAM", reply, advice)
         case _:
             return failure_of_reply("IAM", reply)
 
 
-def _named(chain: Sequence[str], said: str) -> str | None:
-    """Return the account that IAM names in its words, one of the chain if possible; None if it names none."""
-    named = [email.rstrip(".") for email in _EMAIL.findall(said)]
-    return next((email for email in named if email in chain), named[0] if named else None)
-
-
 def _account_missing(chain: Sequence[str], said: str) -> str:
     answer = f" (IAM: {said})" if said else ""
-    named = _named(chain, said)
+    named = named_account(chain, said)
     if named is None and len(chain) > 1:
         what = f"one of the service accounts {', '.join(chain)} does not exist"
     else:
@@ -157,7 +137,7 @@ def _denied(caller: str, method: str, chain: Sequence[str], said: str) -> Impers
         # Google's reference wants Token Creator for every delegate; the permission that it names is in `last`, too.
         last = f"{last} (Google's reference asks for {TOKEN_CREATOR})"
     links = list(zip((caller, *delegates), chain, strict=True))
-    named = _named(chain, said)
+    named = named_account(chain, said)
     if named in delegates:
         link_caller, target = links[chain.index(named)]
         return ImpersonationDenied(

@@ -25,6 +25,7 @@ from proxy.errors import (
 from proxy.quoting import plain, quoted
 from proxy.tokens.calls import Bearer, Reply, Send, bearer, date_of, error_message, failure_of_reply, read_object
 from proxy.tokens.credentials import gke
+from proxy.tokens.credentials.iam_refusals import enable_account
 from proxy.tokens.credentials.lookup import looked_for
 from proxy.tokens.credentials.source import AccessTokenCache
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
@@ -191,6 +192,10 @@ class MetadataServer:
             if reply.status in (403, 404) and _NOT_A_USER.search(said):
                 account = email if "@" in email and plain(email) is not None else "the account that it names"
                 return ImpersonationDenied(gke.user_missing(account, answer))
+            if "disabled" in said.lower():
+                known = email if "@" in email and plain(email) is not None else ""
+                named = f"{_UNNAMED} {known}" if known else _UNNAMED
+                return MintRefused(f"{named} is disabled{answer}: {enable_account(known or 'ACCOUNT')}")
         return _refusal(reply)
 
 

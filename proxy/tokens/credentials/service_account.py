@@ -7,6 +7,8 @@ from typing import Any
 from proxy.errors import CredentialsInvalid
 from proxy.tokens.credentials.google_auth_file import GoogleAuthFile
 from proxy.tokens.credentials.iam_credentials import CLOUD_PLATFORM
+from proxy.tokens.credentials.iam_refusals import enable_account
+from proxy.tokens.model import is_account
 
 __all__ = ["ServiceAccountKey"]
 
@@ -31,8 +33,9 @@ class ServiceAccountKey(GoogleAuthFile):
         info = self.google_auth_info()
         return service_account.IDTokenCredentials.from_service_account_info(info, target_audience=audience)  # type: ignore[no-untyped-call]
 
-    def principal_name(self) -> object:
-        return self.info.get("client_email")
+    def principal_name(self) -> str:
+        name = self.info.get("client_email")
+        return name if isinstance(name, str) else ""
 
     @property
     def unnamed_principal(self) -> str:
@@ -44,5 +47,13 @@ class ServiceAccountKey(GoogleAuthFile):
         )
 
     def rejection(self, answer: str, clock: str) -> str:
-        why = clock or "it was deleted or disabled; create a new key"
+        account = self.principal_name()
+        if clock:
+            why = clock
+        elif "account disabled" in answer.lower():
+            why = f"its service account is disabled; {enable_account(account if is_account(account) else 'ACCOUNT')}"
+        elif "account not found" in answer.lower():
+            why = "its service account was deleted; create a key of another one"
+        else:
+            why = "it was deleted or disabled; create a new key"
         return f"Google does not accept the key in {self.path}{answer}: {why}"

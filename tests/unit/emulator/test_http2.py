@@ -94,6 +94,29 @@ async def test_a_foreign_scheme_and_connect_are_refused(certificates: Certificat
         assert not peer.went_away.done()
 
 
+async def test_a_stream_above_the_limit_is_refused_and_the_others_are_answered(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits()) as (peer, service):
+        first = peer.open("/open", end=True)
+        await service.started.wait()  # its settings came, and ours are applied
+        held = [first, *(peer.open("/open") for _ in range(99))]
+        # h2's client would not send a request above the limit by itself.
+        peer.h2.remote_settings.update({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1_000})
+        peer.h2.remote_settings.acknowledge()
+        refused = peer.open("/open")
+        peer.h2.send_data(refused, b"content that is dropped", end_stream=True)
+        with pytest.raises(Reset) as caught:
+            await peer.response(refused)
+        assert caught.value.code == h2.errors.ErrorCodes.REFUSED_STREAM
+        for stream in held[1:]:
+            peer.h2.send_data(stream, b"", end_stream=True)
+        peer.flush()
+        service.end.set()
+        for stream in held:
+            assert (await peer.response(stream)).content == b"0123456789"
+        assert (await peer.response(peer.open("/", end=True))).status == 200
+        assert not peer.went_away.done()
+
+
 async def test_an_old_connection_ends_in_two_steps_and_its_stream_is_answered(certificates: Certificates) -> None:
     async with _connected(certificates, Limits(age_seconds=0.05, notice_seconds=0.05)) as (peer, service):
         stream = peer.open("/open", end=True)

@@ -170,6 +170,30 @@ def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
     assert what in str(failure)
 
 
+@pytest.mark.parametrize(
+    ("description", "email", "what"),
+    [
+        ("account disabled", "a@b.iam.gserviceaccount.com", "service-accounts enable a@b.iam.gserviceaccount.com"),
+        (
+            "account disabled",
+            None,
+            "account is disabled; enable it: gcloud iam service-accounts enable ACCOUNT",
+        ),
+        (
+            "account not found",
+            "a@b.iam.gserviceaccount.com",
+            "its service account was deleted; create a key of",
+        ),
+    ],
+)
+def test_a_key_of_an_account_that_cannot_be_used_says_so(description: str, email: str | None, what: str) -> None:
+    body = {"error": "invalid_grant", "error_description": f"Invalid grant: {description}"}
+    failure = told(file("service_account", client_email=email), status=400, body=body)
+    assert type(failure) is CredentialsRejected
+    assert what in str(failure)
+    assert "create a new key" not in str(failure)
+
+
 def test_a_provider_that_does_not_exist_is_named() -> None:
     failure = told(file(audience="//iam.googleapis.com/p"), status=400, body={"error": "invalid_target"})
     assert type(failure) is MintRefused
@@ -181,3 +205,23 @@ def test_federation_that_may_not_become_its_account_names_the_role() -> None:
     assert type(failure) is ImpersonationDenied
     assert "roles/iam.workloadIdentityUser" in str(failure)
     assert type(told(file(), status=403)) is MintRefused
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason", "what"),
+    [
+        (403, "It is disabled.", "SERVICE_DISABLED", "gcloud services enable iamcredentials.googleapis.com"),
+        (403, "No.", "USER_PROJECT_DENIED", "the federated identity of file.json may not use the quota project"),
+        (403, "Account a@b.cd is disabled.", "", "the service account a@b.cd is disabled"),
+        (400, "Account a@b.cd is disabled.", "", "the service account a@b.cd is disabled"),
+    ],
+)
+def test_federation_whose_account_or_project_cannot_be_used_is_not_blamed_on_the_role(
+    status: int, message: str, reason: str, what: str
+) -> None:
+    url = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@b.cd:generateAccessToken"
+    body = {"error": {"message": message, "details": [{"reason": reason}]}}
+    failure = told(file(service_account_impersonation_url=url), url=url, status=status, body=body)
+    assert type(failure) is MintRefused
+    assert what in str(failure)
+    assert "roles/iam." not in str(failure)

@@ -87,7 +87,7 @@ async def test_a_denial_is_reported_without_a_known_principal(google: FakeGoogle
     ("reason", "advice"),
     [
         ("SERVICE_DISABLED", r"gcloud services enable iamcredentials\.googleapis\.com"),
-        ("USER_PROJECT_DENIED", "quota project"),
+        ("USER_PROJECT_DENIED", rf"{ATTACHED} may not use the quota project: grant it roles/serviceusage\."),
         ("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "must include cloud-platform"),
     ],
 )
@@ -97,6 +97,16 @@ async def test_a_403_for_another_reason_is_not_blamed_on_the_role(
     allowed.break_next(METHOD, error_answer(lambda: api_error(403, "no", reason)))
     with pytest.raises(MintRefused, match=advice) as caught:
         await mint(IMPERSONATED)
+    assert "roles/iam." not in str(caught.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [400, 403])
+async def test_a_disabled_account_is_not_blamed_on_the_role(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
+    allowed.break_next(METHOD, error_answer(lambda: api_error(status, f"Service account {TARGET} is disabled.")))
+    with pytest.raises(MintRefused, match=f"^the service account {TARGET} is disabled") as caught:
+        await mint(IMPERSONATED)
+    assert f"gcloud iam service-accounts enable {TARGET}" in str(caught.value)
     assert "roles/" not in str(caught.value)
 
 

@@ -195,6 +195,11 @@ async def test_an_instance_without_a_service_account_gets_the_remedy(google: Fak
         (403, "two\nlines of text", "answered 403 (two lines of text)"),
         (500, "<html><title>no</title><p>out of order</p></html>", "answered 500 (out of order)"),
         (403, '{"error": {"message": "in JSON"}}', "answered 403 (in JSON)"),
+        (
+            403,
+            "It is disabled.",
+            "the attached service account is disabled (it said: It is disabled.): enable it: gcloud",
+        ),
         (403, "", "answered 403:"),
         (404, "nobody there", "no default service account (404: nobody there)"),
         (403, "x" * 1_000_000, f"answered 403 ({'x' * 499}…)"),
