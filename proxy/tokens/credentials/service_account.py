@@ -53,7 +53,7 @@ class ServiceAccountKey(GoogleAuthFile):
         elif "account disabled" in answer.lower():
             why = f"its service account is disabled; {enable_account(account if is_account(account) else 'ACCOUNT')}"
         elif "account not found" in answer.lower():
-            why = "its service account was deleted; create a key of another one"
+            why = "its service account was deleted; create a new key, of another one"
         else:
             why = "it was deleted or disabled; create a new key"
         return f"Google does not accept the key in {self.path}{answer}: {why}"

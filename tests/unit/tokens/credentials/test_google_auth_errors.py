@@ -182,7 +182,7 @@ def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
         (
             "account not found",
             "a@b.iam.gserviceaccount.com",
-            "its service account was deleted; create a key of",
+            "its service account was deleted; create a new key, of",
         ),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_key_of_an_account_that_cannot_be_used_says_so(description: str, email
     failure = told(file("service_account", client_email=email), status=400, body=body)
     assert type(failure) is CredentialsRejected
     assert what in str(failure)
-    assert "create a new key" not in str(failure)
+    assert "it was deleted or disabled" not in str(failure)
 
 
 def test_a_provider_that_does_not_exist_is_named() -> None:
