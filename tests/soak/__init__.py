@@ -9,6 +9,6 @@
 `python -m tests.soak.cluster`: the same accounts in a Restate cluster that uses two sidecars behind HAProxy.
 
 * `nodes`     the Restate cluster, and an idempotent client of it
-* `replicas`  HAProxy and the sidecars, with the settings of `config/kubernetes/shared.yaml`
+* `replicas`  HAProxy and the sidecars, with the settings of `config/kubernetes/shared`
 * `cluster`   kills and replaces a sidecar and a node under load, and judges
 """

@@ -1,4 +1,4 @@
-"""Several sidecars with the settings of `config/kubernetes/shared.yaml`, behind HAProxy."""
+"""Several sidecars with the settings of `config/kubernetes/shared`, behind HAProxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.load.places import free_port, listens, locate, run_program
@@ -19,17 +18,16 @@ from tests.support.readme import REPOSITORY
 __all__ = ["ROUTE", "Replicas", "balancer_settings", "sidecar_settings"]
 
 ROUTE: Final = "greeter"
-"""The route in the manifest."""
-_MANIFEST: Final = REPOSITORY / "config" / "kubernetes" / "shared.yaml"
+"""The route in the settings file."""
+_SETTINGS: Final = REPOSITORY / "config" / "kubernetes" / "shared" / "routes.toml"
 
 
 def sidecar_settings(*, identity_key: str, url: str, connection_age_seconds: float) -> str:
-    """Return the settings file in the manifest, with this key, this service and this age of connections.
+    """Return the settings file of the overlay, with this key, this service and this age of connections.
 
-    Raises ValueError if the manifest does not set one of them.
+    Raises ValueError if the file does not set one of them.
     """
-    documents = yaml.safe_load_all(_MANIFEST.read_text())
-    (text,) = (document["data"]["routes.toml"] for document in documents if document["kind"] == "ConfigMap")
+    text = _SETTINGS.read_text()
     for name, value in (
         ("restate_identity_keys", f'["{identity_key}"]'),
         ("max_connection_age", f"{connection_age_seconds:g}"),
@@ -37,8 +35,8 @@ def sidecar_settings(*, identity_key: str, url: str, connection_age_seconds: flo
     ):
         text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
         if count != 1:
-            raise ValueError(f"{_MANIFEST.name} sets {name} {count} times")
-    return str(text)
+            raise ValueError(f"{_SETTINGS.name} sets {name} {count} times")
+    return text
 
 
 def balancer_settings(port: int, replicas: Mapping[int, int]) -> str:
