@@ -16,6 +16,7 @@ import logging
 import socket
 import ssl
 import struct
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, cast
@@ -23,7 +24,7 @@ from typing import Any, Final, cast
 from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.asyncio.worker_context import AsyncioSingleTask, WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Event, RawData
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -205,6 +206,18 @@ def _abort(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
+class _IdleTimer(AsyncioSingleTask):
+    """The timer of an idle connection. It is not started on a connection that ends, where Hypercorn's would raise."""
+
+    async def restart(self, task_group: Any, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await self.stop()
+        timer = action()
+        try:
+            self._handle = task_group._task_group.create_task(timer)
+        except RuntimeError:  # the group is shutting down
+            timer.close()
+
+
 class _Connection(TCPServer):
     """A Hypercorn connection with Google's HTTP/2, and an `Exchange` in the state of each request."""
 
@@ -212,6 +225,7 @@ class _Connection(TCPServer):
         super().__init__(*arguments)
         self._owner = owner
         self._age: asyncio.TimerHandle | None = None
+        self.idle_task = _IdleTimer()
         self.state = {**self.state, EXCHANGE: Exchange(self._reset)}
 
     async def run(self) -> None:
