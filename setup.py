@@ -59,8 +59,9 @@ VARIABLE = "CLOUDRUN_SIDECAR_BUILD"
 # Types of the Python modules stand in the .pxd alone: annotations there are for people and mypy.
 PYTHON_DIRECTIVES = {"annotation_typing": False, "binding": False, "language_level": 3}
 ENGINE_DIRECTIVES = {"binding": False, "cdivision": True, "initializedcheck": False, "language_level": 3}
-# Behind whatever CFLAGS say, in whose favour setuptools forgets Python's own flags.
-FLAGS = ["-O3", "-DNDEBUG", "-fwrapv", "-g0"]
+# Behind whatever CFLAGS say, in whose favour setuptools forgets Python's own flags. The last one is an
+# error for GCC 14, and so it is for older ones.
+FLAGS = ["-O3", "-DNDEBUG", "-fwrapv", "-g0", "-Werror=incompatible-pointer-types"]
 PROBE = "#include <Python.h>\n#include <nghttp2/nghttp2.h>\n"
 RECORD = "proxy/compiled.json"
 """Digests of what is compiled beside it: of files, for `proxy.compiled`, and of all that makes a module, for the next

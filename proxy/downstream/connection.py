@@ -184,8 +184,10 @@ class DownstreamConnection(Http2Protocol):
         self._steps_taken += 1
         if self._steps_taken == 1:
             self.engine.offer_no_streams()
+        elif self._steps_taken < _ALL_STEPS:
+            self.engine.announce_go_away()
         else:
-            self.engine.go_away(0, b"", self._steps_taken == _ALL_STEPS)
+            self.engine.go_away(0, b"")
         if self._steps_taken < _ALL_STEPS:
             self.engine.ping(_PING_PAYLOAD)
             self._take_step_in(_ACKNOWLEDGEMENT_SECONDS)

@@ -312,12 +312,15 @@ class Engine:
         """Queue SETTINGS by which the peer may open no streams (server only); those that it opens still are served."""
         raise NotImplementedError
 
-    def go_away(self, code: int, debug: bytes, final: bool = True) -> None:
-        """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused.
+    def announce_go_away(self) -> None:
+        """Queue GOAWAY with the highest possible stream: the peer is to open no more of them (RFC 9113, 6.8).
 
-        With `final` False it names the highest possible stream instead: the peer is asked to open no more streams, and
-        those that it opens before it has read that are served (RFC 9113, 6.8).
+        Those that it opens before it has read that are served.
         """
+        raise NotImplementedError
+
+    def go_away(self, code: int, debug: bytes) -> None:
+        """Queue GOAWAY with the highest stream processed; live streams go on, new ones are refused."""
         raise NotImplementedError
 
     def take(self) -> bytes:

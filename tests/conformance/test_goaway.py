@@ -132,11 +132,11 @@ def test_a_client_that_sent_goaway_opens_no_more_streams(make: EventFactory) -> 
 def test_streams_are_served_between_our_two_goaways(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
-    peer.engine.go_away(0, b"soon", final=False)
+    peer.engine.announce_go_away()
     peer.engine.ping(b"retiring")
     announced = peer.take()
     (first,) = of(announced, "GoAway")
-    assert first.body == b"\x7f\xff\xff\xff" + bytes(4) + b"soon"
+    assert first.body == b"\x7f\xff\xff\xff" + bytes(4)
     assert announced.index(first) < announced.index(of(announced, "Ping")[0])
     assert peer.open(3) == [HeadReceived(3, REQUEST, False)]
     peer.engine.go_away(0)
@@ -155,7 +155,7 @@ def test_a_first_goaway_after_the_last_takes_nothing_back(make: EventFactory) ->
     peer = RawPeer(make, engine_is_client=False)
     peer.open(1)
     peer.engine.go_away(0)
-    peer.engine.go_away(0, final=False)
+    peer.engine.announce_go_away()
     peer.take()
     assert peer.open(3) == []
     assert codes(peer.take(), "RstStream") == [7]

@@ -178,8 +178,11 @@ class Twins(EventEngine):
     def offer_no_streams(self) -> None:
         self.both(lambda engine: engine.offer_no_streams())
 
-    def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
-        self.both(lambda engine: engine.go_away(code, debug, final))
+    def announce_go_away(self) -> None:
+        self.both(lambda engine: engine.announce_go_away())
+
+    def go_away(self, code: int, debug: bytes = b"") -> None:
+        self.both(lambda engine: engine.go_away(code, debug))
 
     def take(self) -> tuple[bytes, list[Sent]]:
         self.flush()

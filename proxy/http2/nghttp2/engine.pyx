@@ -144,10 +144,15 @@ cdef class Nghttp2Engine(Engine):
             self.collect()
             self.wake()
 
-    cpdef go_away(self, long code, bytes debug, bint final=True):
+    cpdef announce_go_away(self):
         if self.session.handle != NULL:
-            self.going_away = self.going_away or final
-            self.session.write_go_away(self.last_processed if final else MAX_STREAM_ID, <uint32_t>code, debug)
+            self.session.write_go_away(MAX_STREAM_ID, 0, b"")
+            self.wake()
+
+    cpdef go_away(self, long code, bytes debug):
+        if self.session.handle != NULL:
+            self.going_away = True
+            self.session.write_go_away(self.last_processed, <uint32_t>code, debug)
             self.wake()
 
     cpdef bytes take(self):

@@ -165,12 +165,15 @@ class SendingEngine(Engine):
             self.library.write(SettingsFrame(settings={SettingsFrame.MAX_CONCURRENT_STREAMS: 0}))
             self.want_flush()
 
-    def go_away(self, code: int, debug: bytes, final: bool = True) -> None:
+    def announce_go_away(self) -> None:
         if not self.failed:
-            self.going_away = self.going_away or final
-            last = self.last_processed if final else _MAX_STREAM_ID
-            frame = GoAwayFrame(last_stream_id=last, error_code=code, additional_data=debug)
-            self.library.write(frame)
+            self.library.write(GoAwayFrame(last_stream_id=_MAX_STREAM_ID))
+            self.want_flush()
+
+    def go_away(self, code: int, debug: bytes) -> None:
+        if not self.failed:
+            self.going_away = True
+            self.library.write(GoAwayFrame(last_stream_id=self.last_processed, error_code=code, additional_data=debug))
             self.want_flush()
 
     def want_flush(self) -> None:

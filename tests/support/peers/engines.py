@@ -219,8 +219,11 @@ class EventEngine:
     def offer_no_streams(self) -> None:
         self._command(lambda: self.engine.offer_no_streams())
 
-    def go_away(self, code: int, debug: bytes = b"", final: bool = True) -> None:
-        self._command(lambda: self.engine.go_away(code, debug, final))
+    def announce_go_away(self) -> None:
+        self._command(self.engine.announce_go_away)
+
+    def go_away(self, code: int, debug: bytes = b"") -> None:
+        self._command(lambda: self.engine.go_away(code, debug))
 
     def take(self) -> tuple[bytes, list[Sent]]:
         """Return all octets to send now, and per stream how much queued content is among them."""
