@@ -12,7 +12,6 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
@@ -111,7 +110,6 @@ cdef class Nghttp2Engine(Engine):
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver):
         cdef Nghttp2Stream stream
         cdef int32_t stream_id
-        cdef object field
         if self.count_free_streams() <= 0:
             raise RuntimeError("no stream can be opened now: ask count_free_streams first")
         self.session.writer.check(fields)
@@ -119,11 +117,8 @@ cdef class Nghttp2Engine(Engine):
         stream = self.new_stream(stream_id)
         self.history.opened(stream_id)
         stream.receiver = receiver
-        for field in fields:
-            if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
-                stream.to_head = <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
-                break
         stream.has_sent_head = True
+        stream.note_method(fields)
         stream.end_sent = end_stream
         self.session.submit_section(stream_id, True, fields, end_stream, <void *>stream)
         self.collect()

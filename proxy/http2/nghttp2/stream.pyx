@@ -3,6 +3,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
@@ -26,6 +27,15 @@ cdef class Nghttp2Stream(Stream):
 
     def __cinit__(self):
         self.missing = self.reset_code = -1
+
+    cdef int note_method(self, list fields) except -1:
+        """Note whether the request that is sent with these fields is HEAD."""
+        cdef object field
+        for field in fields:
+            if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
+                self.to_head = <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
+                break
+        return 0
 
     # ---- commands
 

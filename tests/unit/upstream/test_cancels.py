@@ -6,7 +6,7 @@ from proxy.errors import Overloaded
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, StreamId
 from proxy.upstream.connection import Timing
-from tests.support.loops import skip, with_manual_clock
+from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.raw import RESPONSE, of
 from tests.unit.upstream.stage import Far
@@ -71,6 +71,7 @@ async def test_what_comes_on_a_stream_that_is_held_back_is_dropped_and_its_windo
         far.headers(trailers, [(b"x-sum", b"1", False)], end=True),
         far.reset(lost, 8),
     )
+    await loop_idle()  # so much is read in slices
     assert far.connection.engine.count_open_streams() == 1
     assert far.connection.engine.owed_octets == 0
     assert not of(far.take(), "WindowUpdate", data)
