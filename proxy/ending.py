@@ -80,6 +80,7 @@ class Ending:
         if self._handed_on:
             # Requests are taken until then: the admin port, which may still have a request, must not say otherwise.
             await self._listener.retire(timeout)
+            await self.close()  # the ports have been left
         self._requests.draining = True
         self.on_draining()
         if not self._handed_on and self.leaves_sockets():

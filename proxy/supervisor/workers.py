@@ -162,7 +162,8 @@ class _Supervisor:
             if self._reloading is not None:
                 self._reloading.check([worker.channel for worker in self._workers])
             self._collecting.check(self._workers)
-            self._collecting.tell_readiness(self._workers, started=self._all_ready)
+            if self._command != HAND_ON:  # requests are taken then, until all clients have left
+                self._collecting.tell_readiness(self._workers, started=self._all_ready)
             for worker in self._workers:
                 self._update_registration(worker)
             now = time.monotonic()
