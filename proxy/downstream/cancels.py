@@ -118,14 +118,14 @@ class CancelBudget:
                 client=self._address,
                 cancels_per_minute=self.limit.per_minute,
             )
-            self._timer = loop.call_later(self.limit.seconds_until(1.0, now), self._settle)
+            self._timer = loop.call_later(self.limit.seconds_until(1.0, now), self._end_if_paid)
         return self._timer is not None
 
-    def _settle(self) -> None:
+    def _end_if_paid(self) -> None:
         """Hold nothing back any more if the budget is paid back."""
         seconds = self.limit.seconds_until(1.0, self._budgets.loop.time())
         if seconds > 0.0:
-            self._timer = self._budgets.loop.call_later(seconds, self._settle)
+            self._timer = self._budgets.loop.call_later(seconds, self._end_if_paid)
             return
         self._timer = None
         for account in self._held_back:
