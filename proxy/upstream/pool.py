@@ -3,8 +3,8 @@
 The hot path asks its `OriginPool` for a connection with a free stream. If there is none, the request waits with the
 others of its origin until a stream is free or a new connection is open: clients in turn, and first come first served
 within a client. Connections that are being opened count as the streams that they are expected to offer, so that a burst
-opens as many as it needs. When all permitted connections are full, a client with few streams gets one of the client
-with most, whose newest exchange ends.
+opens as many as it needs. When all connections are full and no further one is on its way, a client with few streams
+gets one of the client with most, whose newest exchange ends.
 
 The pool reserves a stream for a request, whose task opens it one loop turn later. If the stream is not free any more by
 then (GOAWAY, a lost connection, a lower limit), the request returns to its place in the queue.
@@ -158,10 +158,12 @@ class Pool:
         waiter: Waiter = asyncio.get_running_loop().create_future()
         pool.join(owner, ticket, waiter)
         self._serve(pool)
-        if not waiter.done() and self._is_exhausted(pool) and pool.give_way(owner):
-            pool.queue.prefer(owner)
-            pool.serve()
         try:
+            if not waiter.done() and self._is_exhausted(pool):
+                await asyncio.sleep(0)  # streams that are reserved now are opened in this turn, and have owners then
+                if not waiter.done() and pool.give_way(owner):
+                    pool.queue.prefer(owner)
+                    pool.serve()
             connection = await waiter
         except BaseException:
             pool.give_up(waiter)
@@ -194,8 +196,8 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     def _is_exhausted(self, pool: OriginPool) -> bool:
-        """Return True if there are as many connections as there may be."""
-        return len(pool.connections) >= self.max_connections and not pool.opening
+        """Return True if no further connection is likely to bring streams soon."""
+        return not pool.opening or pool.failures > 0
 
     async def _open(self, pool: OriginPool) -> bool:
         """Open a connection, which `pool.opening` counts already; return whether requests can use it."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from proxy.errors import UpstreamConnectTimeout, UpstreamSaturated
+from proxy.errors import Failure, UpstreamConnectTimeout, UpstreamSaturated
 from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Stream
+from proxy.http2.events import ErrorCode
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
-from tests.support.peers.raw import RESPONSE
+from tests.support.peers.raw import REQUEST, RESPONSE
+from tests.support.peers.receivers import RecordingReceiver
 from tests.unit.upstream.pool_stage import PoolStage, finish
 from tests.unit.upstream.stage import ORIGIN
 
@@ -123,4 +128,48 @@ async def test_a_slow_connection_attempt_times_out_for_the_request_and_continues
     await stage.service.accept()
     await b
     assert stage.service.dials == 1
+    await stage.close()
+
+
+class _Owned(RecordingReceiver):
+    """The receiver of a stream that somebody owns."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self._owner = owner
+        self.stream: Stream | None = None
+
+    def owner(self) -> object:
+        return self._owner
+
+    def on_evicted(self, failure: Failure) -> None:
+        assert self.stream is not None
+        self.stream.reset_now(ErrorCode.CANCEL)
+
+
+async def _own(stage: PoolStage, owner: str) -> None:
+    """Wait for a stream, and keep it."""
+    connection = await stage.pool.acquire(ORIGIN, owner)
+    receiver = _Owned(owner)
+    receiver.stream = connection.open(REQUEST, True, receiver)
+    stage.opened.append(owner)
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_a_client_that_comes_while_streams_are_promised_gets_one_of_the_client_with_most(
+    make: EngineFactory,
+) -> None:
+    stage = PoolStage(make, max_connections=1)
+    greedy = [stage.task(_own(stage, "greedy")) for _ in range(6)]
+    await loop_idle()
+    accepted = stage.task(stage.service.accept(4))
+    neighbours: list[asyncio.Task[None]] = []
+    # Its first step comes in the turn of the loop in which the connection opens, and after that.
+    asyncio.get_running_loop().call_soon(lambda: neighbours.append(stage.task(_own(stage, "neighbour"))))
+    await accepted
+    assert stage.opened == ["greedy"] * 4 + ["neighbour"]
+    for task in greedy:
+        task.cancel()
+    await asyncio.gather(*greedy, *neighbours, return_exceptions=True)
     await stage.close()
