@@ -47,6 +47,7 @@ _READINESS: Final = {
     WORKERS_READY: (True, "ready: taking requests"),
     WORKERS_DRAINING: (False, "draining: a worker finishes its live exchanges and refuses new ones"),
 }
+_REPLACING: Final = (True, "ready: the sidecar before this one takes requests until all workers do")
 
 
 class Peers:
@@ -55,7 +56,7 @@ class Peers:
     def __init__(
         self, channel: Channel, state: WorkerState, live: Live, read_process: Callable[[], Awaitable[str]]
     ) -> None:
-        self.readiness = _READINESS[WORKERS_STARTING]
+        self.readiness = _REPLACING if channel.replacing else _READINESS[WORKERS_STARTING]
         """Whether all workers take requests, and that in words."""
         self.started = False
         """True once all did."""

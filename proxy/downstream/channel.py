@@ -97,6 +97,7 @@ class Channel:
         tls_addresses: Sequence[Any] = (),
         admin: socket.socket | None = None,
         heartbeat_seconds: float = 0.0,
+        replacing: bool = False,
     ) -> None:
         self.socket = end
         self.addresses = addresses
@@ -107,6 +108,8 @@ class Channel:
         """The listening socket of the admin port, if the supervisor has been given one."""
         self.heartbeat_seconds = heartbeat_seconds
         """How often the worker reports `ALIVE`; 0: never."""
+        self.replacing = replacing
+        """Whether another sidecar takes requests on the same sockets until all workers do."""
         self._unreported = b""
 
     def receive(self) -> tuple[bytes, int | None]:

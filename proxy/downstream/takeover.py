@@ -139,9 +139,14 @@ class Takeover:
     # ---- the sidecar before this one
 
     @property
+    def replacing(self) -> bool:
+        """True while another sidecar takes requests on these sockets, until this one is ready."""
+        return self._before is not None
+
+    @property
     def owns_files(self) -> bool:
         """True if this process removes the files of its Unix sockets at its end: no other one has these sockets."""
-        return self._before is None and not self.handed_on
+        return not self.replacing and not self.handed_on
 
     def socket_for(self, setting: str, address: str) -> socket.socket | None:
         """Return the socket of the sidecar before this one that listens at this address, once; None if it has none.

@@ -26,6 +26,7 @@ from proxy.downstream.channel import (
     SETTINGS_TAKEN,
     STATE,
     TLS_CONNECTION,
+    WORKERS_STARTING,
     file_in_memory,
 )
 
@@ -65,8 +66,8 @@ class WorkerChannel:
         """True if the worker has asked for the states of all; reset when they are sent."""
         self.answer_awaited = False
         """True if the worker was told to report its state, and has not."""
-        self.told = b""
-        """What the worker was told last of all workers."""
+        self.told = WORKERS_STARTING
+        """What the worker was told last of all workers; at first it knows only that they start."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property

@@ -40,10 +40,12 @@ class WorkerProcess:
         *,
         admin: socket.socket | None,
         heartbeat_seconds: float,
+        replacing: bool,
     ) -> WorkerProcess:
         """Start a process of `work(config, channel)`. `HANDLED_SIGNALS` must be blocked: it starts with that.
 
         `listening` are the supervisor's sockets; the worker gets their addresses, and a copy of the `admin` socket.
+        `replacing`: another sidecar takes requests there until all workers do.
         """
         supervisor_end, worker_end = socket.socketpair()
         with worker_end:
@@ -53,6 +55,7 @@ class WorkerProcess:
                 tls_addresses=[one.getsockname() for one in listening if one.fileno() in config.tls_descriptors],
                 admin=admin,
                 heartbeat_seconds=heartbeat_seconds,
+                replacing=replacing,
             )
             process = get_context("spawn").Process(target=work, args=(config, channel))
             process.daemon = True

@@ -183,7 +183,12 @@ class _Supervisor:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""
         heartbeat = self.manager.watchdog_seconds / 4
         worker = WorkerProcess.start(
-            self._work, self._config, self._listening, admin=self.admin, heartbeat_seconds=heartbeat
+            self._work,
+            self._config,
+            self._listening,
+            admin=self.admin,
+            heartbeat_seconds=heartbeat,
+            replacing=self.takeover is not None and self.takeover.replacing,
         )
         self._workers.append(worker)
         self._selector.register(worker.process.sentinel, selectors.EVENT_READ, partial(self._on_exit, worker))

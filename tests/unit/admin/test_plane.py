@@ -18,6 +18,7 @@ import pytest_asyncio
 from proxy.admin import AdminPlane, Health
 from proxy.admin.guard import Deadlines
 from proxy.admin.plane import PATHS
+from proxy.downstream.channel import WORKERS_READY, WORKERS_STARTING, Channel
 from proxy.errors import TokenTimeout
 from proxy.network.address import Address, parse_address
 from proxy.observe.exposition import CONTENT_TYPE
@@ -124,6 +125,21 @@ async def test_a_probe_is_answered_with_one_word_and_the_reason(site: Site) -> N
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
     site.state.started = site.state.draining = False
     assert (await site.get("/readyz"))[1] == (await site.get("/startupz"))[1] == "starting: not listening yet\n"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("replacing", "ready"), [(False, 503), (True, 200)])
+async def test_a_worker_that_waits_for_others_is_ready_only_if_another_sidecar_serves(
+    site: Site, replacing: bool, ready: int
+) -> None:
+    ours, its = socket.socketpair()
+    with ours, its:
+        peers = site.plane.join(Channel(its, [], replacing=replacing))
+        assert [(await site.get(path))[0] for path in ("/startupz", "/readyz")] == [503, ready]
+        for message, then in ((WORKERS_READY, [200, 200]), (WORKERS_STARTING, [200, 503])):
+            peers.commands[message]()
+            assert [(await site.get(path))[0] for path in ("/startupz", "/readyz")] == then
+        await peers.close()
 
 
 @pytest.mark.asyncio
