@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import click
@@ -42,6 +42,7 @@ from proxy.emulator import (
     project,
     write_secret,
 )
+from proxy.emulator.limits import RANGES
 from proxy.quoting import plain, quoted
 from proxy.routes.locality import is_loopback
 
@@ -62,6 +63,7 @@ class _Plan:
     services: CloudRun | Services
     accounts: tuple[str, ...]
     users: tuple[str, ...]
+    limits: Limits
     host: str
     cloud_run_port: int
     metadata_port: int
@@ -111,8 +113,17 @@ def _https(context: click.Context, parameter: click.Parameter, value: str | None
 
 HTTPS = 443
 PORT = click.IntRange(0, 65535)
-DESCRIBED = ("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime")
+LIMITS = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
+DESCRIBED = ("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime", *LIMITS)
 """Parameters that `--config` replaces."""
+
+
+def _limit(option: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    name = option.removeprefix("--").replace("-", "_")
+    kind = click.IntRange(*RANGES[name])
+    return click.option(
+        option, type=kind, default=getattr(Limits(), name), show_default=True, metavar=metavar, help=text
+    )
 
 
 # fmt: off
@@ -133,6 +144,10 @@ DESCRIBED = ("application", "url", "audiences", "invokers", "grants", "users", "
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # noqa: E501 – as above
 @click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # noqa: E501 – as above
 @click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above
+@_limit("--concurrent-streams", "NUMBER", "Requests at a time on a connection.")
+@_limit("--field-section-octets", "OCTETS", "How large the fields of a request may be; 16384 and 65536 are both reported of Google.")  # noqa: E501 – as above
+@_limit("--stream-window-octets", "OCTETS", "Receive window of each stream.")
+@_limit("--connection-window-octets", "OCTETS", "Receive window of each connection.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
 @click.pass_context
 def emulate(
@@ -169,7 +184,7 @@ def emulate(
     """
     if not unsafe_listen and not is_loopback(host.strip("[]")):
         raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
-    google, services, accounts, users = _described(context, config) if config else _from_options(**described)
+    google, services, accounts, users, limits = _described(context, config) if config else _from_options(**described)
     # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
         plan = _Plan(
@@ -177,6 +192,7 @@ def emulate(
             services=services,
             accounts=accounts,
             users=users,
+            limits=limits,
             host=host,
             cloud_run_port=cloud_run_port,
             metadata_port=metadata_port,
@@ -195,10 +211,12 @@ def emulate(
             raise Unusable(f"cannot write to {place}: {exc.strerror}") from exc
 
 
-def _described(
-    context: click.Context, config: Path
-) -> tuple[Google, CloudRun | Services, tuple[str, ...], tuple[str, ...]]:
-    """Return what a file describes: state, services, accounts that get keys, users."""
+_Emulated: TypeAlias = tuple[Google, CloudRun | Services, tuple[str, ...], tuple[str, ...], Limits]
+"""The state, the services, the accounts that get keys, the users, and the limits of the front end."""
+
+
+def _described(context: click.Context, config: Path) -> _Emulated:
+    """Return what a file describes."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -217,7 +235,7 @@ def _described(
     apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
     google, services = project.build(found, apps)
     callers = (grant.caller for grant in found.grants if _is_account(grant.caller))
-    return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users
+    return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users, found.front_end
 
 
 def _from_options(
@@ -230,8 +248,9 @@ def _from_options(
     users: tuple[str, ...],
     pod: Pod | None,
     token_lifetime: int,
-) -> tuple[Google, CloudRun | Services, tuple[str, ...], tuple[str, ...]]:
-    """Return what the options describe, in the form of `_described`."""
+    **limits: int,
+) -> _Emulated:
+    """Return what the options describe."""
     app = echo if application is None else _load(application)
     google = Google(token_lifetime_seconds=token_lifetime)
     google.pod = pod
@@ -249,8 +268,12 @@ def _from_options(
     except ValueError as exc:
         named = chain.from_iterable((caller, target) for caller, target, _ in grants)
         raise Unusable(f"{redact(str(exc), (*members, *users, *named))}") from exc
-    cloud_run = CloudRun(app, google, url=url, custom_audiences=audiences, invokers=members)
-    return google, cloud_run, tuple(dict.fromkeys((*(accounts if invokers else ()), *callers))), users
+    octets = limits["field_section_octets"]
+    cloud_run = CloudRun(
+        app, google, url=url, custom_audiences=audiences, invokers=members, field_section_octets=octets
+    )
+    keys = tuple(dict.fromkeys((*(accounts if invokers else ()), *callers)))
+    return google, cloud_run, keys, users, Limits(**limits)  # type: ignore[arg-type]  # only those of `_limit`
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -289,9 +312,8 @@ async def _run(plan: _Plan) -> None:
                 control=Control(google, services),
             )
         )
-        limits = Limits(field_section_octets=services.field_section_octets)
         server = await stack.enter_async_context(
-            CloudRunServer(services, certificates, host=plan.host, port=plan.cloud_run_port, limits=limits)
+            CloudRunServer(services, certificates, host=plan.host, port=plan.cloud_run_port, limits=plan.limits)
         )
         if isinstance(services, Services):
             project.set_port(services, int(server.url.rpartition(":")[2]))

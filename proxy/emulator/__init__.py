@@ -29,7 +29,7 @@ from proxy.emulator.echo import echo
 from proxy.emulator.federation import AwsProvider, Federation, OidcProvider
 from proxy.emulator.google import GCLOUD_CLIENT, Google
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
-from proxy.emulator.http2 import Limits
+from proxy.emulator.limits import Limits
 from proxy.emulator.model import Access, Fault, Mint, Permission, Pod, Role
 from proxy.emulator.service_faults import ServiceFault
 from proxy.emulator.services import Services

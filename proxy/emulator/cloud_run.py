@@ -21,12 +21,13 @@ from typing import Any, Final
 
 from h2.errors import ErrorCodes
 
-from proxy.emulator import front_end
-from proxy.emulator.front_end import FIELD_SECTION_OCTETS, Application, Message, Receive, Scope, Send
+from proxy.emulator import front_end, iap
+from proxy.emulator.front_end import Application, Message, Receive, Scope, Send
 from proxy.emulator.google import GCLOUD_CLIENT, Google, is_service_account
 from proxy.emulator.http2 import EXCHANGE, Exchange
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
-from proxy.emulator.model import unique_id
+from proxy.emulator.limits import FIELD_SECTION_OCTETS
+from proxy.emulator.members import includes
 from proxy.emulator.service_faults import PROTOCOL_ERROR, ServiceFault, apply_fault, respond
 from proxy.emulator.verdicts import VERDICT_OF, RequestRecord, Verdict
 
@@ -55,6 +56,10 @@ REQUEST_TIMEOUT_SECONDS: Final = 300.0
 """Cloud Run's default."""
 
 FORCED: Final = {ServiceFault.DENIED: Verdict.NOT_INVOKER, ServiceFault.REJECTED: Verdict.SIGNATURE}
+REGION: Final = re.compile(r"https://[^.]+\.([a-z0-9-]{2,})\.run\.app(?::\d+)?")
+"""The URL of a service that contains its region."""
+
+DEFAULT_REGION: Final = "europe-west1"
 BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 
 
@@ -84,6 +89,8 @@ class CloudRun:
         name: str = "service",
         http2: bool = True,
         iap: bool = False,
+        iap_accessors: Collection[str] = (),
+        iap_clients: Sequence[str] = (),
         request_timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
         max_requests: int | None = None,
         cold_start_seconds: float = 0.0,
@@ -93,7 +100,11 @@ class CloudRun:
         self.http2 = http2
         """Whether it is deployed with `--use-http2`; if not, a container that speaks only HTTP/2 cannot be reached."""
         self.iap = iap
-        """Whether Identity-Aware Proxy is in front of it, which no caller passes."""
+        """Whether Identity-Aware Proxy is in front of it."""
+        self.iap_accessors = set(iap_accessors)
+        """Who passes Identity-Aware Proxy: members with roles/iap.httpsResourceAccessor."""
+        self.iap_clients = tuple(iap_clients)
+        """OAuth clients whose ID tokens Identity-Aware Proxy accepts."""
         self.request_timeout_seconds = request_timeout_seconds
         """The time for a whole request and its response."""
         self.max_requests = max_requests
@@ -112,10 +123,7 @@ class CloudRun:
         `domain:…`, `allUsers`, `allAuthenticatedUsers`; can be changed between requests."""
         self.field_section_octets = field_section_octets
         self.hosts: frozenset[str] = frozenset()
-        """Host names that are accepted besides those of `names`, without port; empty: every host is accepted.
-
-        `CloudRunServer` sets it on entry.
-        """
+        """Hosts besides `names` that are accepted, without port; empty: every host. Set by `CloudRunServer`."""
         self.streams: list[RequestRecord] = []
         """All requests, oldest first; at 100,000 the older half is dropped."""
         self.verdicts: Counter[Verdict] = Counter()
@@ -135,20 +143,27 @@ class CloudRun:
         send = front_end.answering(send, self.now(), trace)
         state = scope.get("state", {})
         exchange: Exchange | None = state.pop(EXCHANGE, None)
-        verdict, fields = self._check_front_end(scope), list(scope["headers"])
-        iap = self.iap or (self._faults is not None and self._faults[0] is ServiceFault.IAP)
-        if verdict is Verdict.ACCEPTED and not iap:
-            verdict, fields = self._authenticate(scope["headers"])
-        # After the check of the token, as with a service whose containers fail; IAP is before it.
+        verdict, fields, added, refusal = self._check_front_end(scope), list(scope["headers"]), [], None
+        if verdict is Verdict.ACCEPTED and (gate := self._gate()) is not None:
+            try:
+                admitted = gate.admit(fields, scope["path"])
+                fields, added = admitted.fields, admitted.added
+            except iap.Refused as exc:
+                verdict, refusal = Verdict.IAP, exc
+        if verdict is Verdict.ACCEPTED:
+            verdict, fields = self._authenticate(fields)
+        # After the check of the token, as with a service whose containers fail.
         fault = self._next_fault() if verdict is Verdict.ACCEPTED else None
         if fault is not None:
             verdict = FORCED.get(fault, verdict)
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)
+        if refusal is not None and scope["type"] == "http":
+            await refusal.send(send)
+            return
         if verdict.status is not None:
             await front_end.refuse(verdict.status, scope, send)
             return
-        fields = front_end.passed_on(fields, trace, scope.get("client"))
-        fault = ServiceFault.IAP if self.iap else fault
+        fields = front_end.passed_on(fields, trace, scope.get("client")) + added
         if scope["type"] == "websocket":
             await self.app({**scope, "headers": fields}, receive, send)
         elif fault is None or not await apply_fault(fault, exchange, send, slow_seconds=self._slow_seconds):
@@ -201,6 +216,22 @@ class CloudRun:
         """The active fault, and for how many more requests (None: until removed)."""
         return self._faults
 
+    def _gate(self) -> iap.Gate | None:
+        """Return IAP if it is in front of the service; while it is a fault, nobody passes it."""
+        failing = self._faults is not None and self._faults[0] is ServiceFault.IAP
+        if not isinstance(self._google, Google) or not (self.iap or failing):
+            return None
+        if failing:
+            self._next_fault()
+        return iap.Gate(
+            google=self._google,
+            resource=self.resource,
+            url=self.url or "",
+            hosts=() if failing else self.names,
+            clients=() if failing else self.iap_clients,
+            accessors=() if failing else self.iap_accessors,
+        )
+
     def _next_fault(self) -> ServiceFault | None:
         if self._faults is None:
             return None
@@ -216,6 +247,14 @@ class CloudRun:
     def now(self) -> float:
         """Return the time of the emulated Google, in seconds since the epoch."""
         return self._google.clock() if isinstance(self._google, Google) else time.time()
+
+    @property
+    def resource(self) -> str:
+        """Its name for Identity-Aware Proxy, with the number of its project."""
+        google = self._google
+        number = google.project_number(google.project_of(google.metadata_account)) if isinstance(google, Google) else 0
+        region = REGION.fullmatch(self.url or "")
+        return f"/projects/{number}/locations/{region[1] if region else DEFAULT_REGION}/services/{self.name}"
 
     @property
     def names(self) -> frozenset[str]:
@@ -256,26 +295,13 @@ class CloudRun:
             claims = self._verified(token)
         except TokenRefused as exc:
             return VERDICT_OF[exc.flaw], lower
-        if not self._may_invoke(claims):
+        if isinstance(self._google, Google) and self._google.is_disabled(claims["sub"]):
+            return Verdict.DISABLED, lower
+        groups = self._google.groups if isinstance(self._google, Google) else {}
+        if not includes(self.invokers, claims, groups):
             return Verdict.NOT_INVOKER, lower
         unsigned = f"Bearer {token.rpartition('.')[0]}.{SIGNATURE_REMOVED}".encode("ascii")
         return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lower]
-
-    def _may_invoke(self, claims: Mapping[str, Any]) -> bool:
-        """Return True if the owner of a token is an invoker. Accounts are compared by number, not by e-mail."""
-        if "allAuthenticatedUsers" in self.invokers:
-            return True
-        groups = self._google.groups if isinstance(self._google, Google) else {}
-        email = claims.get("email")
-        for member in self.invokers:
-            kind, colon, rest = member.partition(":")
-            name = rest if colon else member
-            if kind == "domain":
-                if isinstance(email, str) and not is_service_account(email) and email.endswith(f"@{name}"):
-                    return True
-            elif claims["sub"] in map(unique_id, groups.get(name, (name,))):
-                return True
-        return False
 
     def _verified(self, token: str) -> dict[str, Any]:
         now = self.now()

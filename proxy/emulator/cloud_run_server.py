@@ -32,8 +32,9 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 
 from proxy.emulator.certificates import Certificates
 from proxy.emulator.cloud_run import CloudRun
-from proxy.emulator.front_end import FIELD_SECTION_OCTETS, Application
-from proxy.emulator.http2 import EXCHANGE, Exchange, GoogleHttp2, Limits
+from proxy.emulator.front_end import Application
+from proxy.emulator.http2 import EXCHANGE, Exchange, GoogleHttp2
+from proxy.emulator.limits import FIELD_SECTION_OCTETS, Limits
 from proxy.emulator.services import Services
 from proxy.emulator.sockets import address, bind
 from proxy.emulator.verdicts import Verdict

@@ -2,16 +2,22 @@
 
 ::
 
-    GET  /emulator/state      the numbers of calls, mints and streams, the active faults, the services
+    GET  /emulator/state      the numbers of calls, mints and streams, the active faults, and all that can be changed
     POST /emulator/faults     {"endpoint": "iam", "fault": "server-error", "times": 3}   fault null: no fault,
                                                                                         times null: all requests
                               {"endpoint": "cloud-run", "service": "greeter", "fault": "no-instance"}
-    POST /emulator/services   {"service": "greeter", "invokers": ["user:a@example.com"], "iap": false, "http2": true,
-                               "request_timeout_seconds": 300, "max_requests": null, "cold_start_seconds": 0}
+    POST /emulator/services   {"service": "greeter", "invokers": ["user:a@example.com"], "audiences": ["greeter"],
+                               "iap": false, "iap_accessors": ["user:a@example.com"], "iap_clients": ["1-a.apps.…"],
+                               "http2": true, "request_timeout_seconds": 300, "max_requests": null,
+                               "cold_start_seconds": 0}
     POST /emulator/grants     {"caller": "a@…", "target": "b@…", "role": "openIdTokenCreator"}   role null: revoke
+    POST /emulator/groups     {"group": "team@…", "members": ["a@…"]}                            members null: no group
+    POST /emulator/projects   {"project": "shop", "users": ["a@…"]}                              users null: everybody
     POST /emulator/accounts   {"account": "a@…", "disabled": true}
     POST /emulator/apis       {"api": "iamcredentials.googleapis.com", "disabled": true}
     POST /emulator/clock      {"ahead_seconds": -300}
+    POST /emulator/google     {"token_lifetime_seconds": 60, "propagation_seconds": 120, "slow_seconds": 2,
+                               "accept_disabled_accounts": false}
 
 A field that is not given keeps its value. `service` may be left out if there is only one. The response is 204.
 """
@@ -26,7 +32,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy.emulator.cloud_run import CloudRun
-from proxy.emulator.description import ROLES
+from proxy.emulator.description import MAX_LIFETIME_SECONDS, ROLES, is_email, is_member, is_principal
 from proxy.emulator.google import Google
 from proxy.emulator.model import ENDPOINTS, Fault
 from proxy.emulator.service_faults import ServiceFault
@@ -55,15 +61,52 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _list_of(right: _Check) -> _Check:
+    return lambda value: isinstance(value, list) and all(_is_text(entry) and right(entry) for entry in value)
+
+
+def _is_at_least_0(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+MEMBERS: Final = (_list_of(is_member), "a list of members, such as user:a@example.com, group:a@example.com or allUsers")
+FLAG: Final = (_is_flag, "true or false")
+SECONDS: Final = (_is_at_least_0, "a number from 0")
+EMAILS: Final = (
+    lambda value: value is None or _list_of(is_email)(value),
+    "null or a list of e-mail addresses",
+)
+PRINCIPALS: Final = (
+    lambda value: value is None or _list_of(is_principal)(value),
+    "null or a list of e-mail addresses and federated principals",
+)
+
 SERVICE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
-    "invokers": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of members"),
-    "iap": (_is_flag, "true or false"),
-    "http2": (_is_flag, "true or false"),
+    "invokers": MEMBERS,
+    "audiences": (_list_of(_is_text), "a list of texts"),
+    "iap": FLAG,
+    "iap_accessors": MEMBERS,
+    "iap_clients": (_list_of(_is_text), "a list of texts"),
+    "http2": FLAG,
     "request_timeout_seconds": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "max_requests": (_is_count, "null or a number from 0"),
-    "cold_start_seconds": (lambda value: _is_number(value) and value >= 0, "a number from 0"),
+    "cold_start_seconds": SECONDS,
 }
 """What can be changed of a service, and of which form it is."""
+
+ATTRIBUTES: Final = {"audiences": "custom_audiences"}
+"""Attributes of a `CloudRun` that have another name here."""
+
+GOOGLE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
+    "token_lifetime_seconds": (
+        lambda value: _is_count(value) and value is not None and 1 <= value <= MAX_LIFETIME_SECONDS,
+        f"a whole number from 1 to {MAX_LIFETIME_SECONDS:,}",
+    ),
+    "propagation_seconds": SECONDS,
+    "slow_seconds": SECONDS,
+    "accept_disabled_accounts": FLAG,
+}
+"""What can be changed of Google as a whole, and of which form it is."""
 
 
 class _Invalid(Exception):
@@ -86,6 +129,9 @@ class Control:
             "/emulator/accounts": self._accounts,
             "/emulator/apis": self._apis,
             "/emulator/clock": self._clock,
+            "/emulator/groups": self._groups_changes,
+            "/emulator/projects": self._projects,
+            "/emulator/google": self._google_changes,
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -111,7 +157,12 @@ class Control:
         return web.Response(status=204)
 
     def state(self) -> dict[str, Any]:
-        """Return `calls`, `mints` and `faults` by endpoint, `streams` by verdict, `services` by name, as JSON data."""
+        """Return what was counted and what can be changed, as JSON data.
+
+        `calls`, `mints` and `faults` are by endpoint, `streams` by verdict, `services` by name. `grants` has what is in
+        effect.
+        """
+        google = self._google
         mints = Counter(mint.endpoint for mint in self._google.mints)
         faults = self._google.faults()
         streams: Counter[str] = Counter()
@@ -123,6 +174,16 @@ class Control:
             "streams": dict(streams),
             "faults": {endpoint: {"fault": fault.value, "times": times} for endpoint, (fault, times) in faults.items()},
             "services": {service.name: _state_of(service) for service in self._services},
+            "grants": [
+                {"caller": caller, "target": target, "permissions": permissions}
+                for caller, target, permissions in google.grants()
+            ],
+            "groups": {group: sorted(members) for group, members in google.groups.items()},
+            "projects": {project: sorted(users) for project, users in google.project_users.items()},
+            "disabled_accounts": sorted(google.disabled),
+            "disabled_apis": sorted(google.disabled_apis),
+            "google": {name: getattr(google, name) for name in GOOGLE_FIELDS},
+            "clock": {"ahead_seconds": google.ahead_seconds},
         }
 
     def _faults(self, wanted: dict[str, Any]) -> None:
@@ -146,15 +207,35 @@ class Control:
         _only(wanted, {"service", *SERVICE_FIELDS})
         service = self._service(wanted)
         changes = {name: value for name, value in wanted.items() if name != "service"}
-        for name, value in changes.items():
-            right, form = SERVICE_FIELDS[name]
-            if not right(value):
-                raise _Invalid(f"The field {name} is {form}.")
+        _check(changes, SERVICE_FIELDS)
         for name, value in changes.items():
             if name == "invokers":
                 service.set_invokers(value)
             else:
-                setattr(service, name, value)
+                setattr(service, ATTRIBUTES.get(name, name), tuple(value) if isinstance(value, list) else value)
+
+    def _groups_changes(self, wanted: dict[str, Any]) -> None:
+        _only(wanted, {"group", "members"})
+        if not is_email(wanted.get("group")) or "members" not in wanted:
+            raise _Invalid("The group (an e-mail address) and members are required.")
+        _check({"members": wanted["members"]}, {"members": EMAILS})
+        _replace(self._google.groups, wanted["group"], wanted["members"])
+
+    def _projects(self, wanted: dict[str, Any]) -> None:
+        _only(wanted, {"project", "users"})
+        if not _is_text(wanted.get("project")) or "users" not in wanted:
+            raise _Invalid("The project (its id) and users are required.")
+        project = self._google.project(wanted["project"])
+        if project is None:
+            raise _Invalid("There is no such project: the projects are those of the accounts.")
+        _check({"users": wanted["users"]}, {"users": PRINCIPALS})
+        _replace(self._google.project_users, project, wanted["users"])
+
+    def _google_changes(self, wanted: dict[str, Any]) -> None:
+        _only(wanted, set(GOOGLE_FIELDS))
+        _check(wanted, GOOGLE_FIELDS)
+        for name, value in wanted.items():
+            setattr(self._google, name, value)
 
     def _grants(self, wanted: dict[str, Any]) -> None:
         _only(wanted, {"caller", "target", "role"})
@@ -203,8 +284,28 @@ def _state_of(service: CloudRun) -> dict[str, Any]:
         "url": service.url,
         "invokers": sorted(service.invokers),
         "fault": None if fault is None else {"fault": fault[0].value, "times": fault[1]},
-        **{name: getattr(service, name) for name in SERVICE_FIELDS if name != "invokers"},
+        **{
+            name: _listed(getattr(service, ATTRIBUTES.get(name, name))) for name in SERVICE_FIELDS if name != "invokers"
+        },
     }
+
+
+def _listed(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _check(changes: Mapping[str, Any], fields: Mapping[str, tuple[_Check, str]]) -> None:
+    for name, value in changes.items():
+        right, form = fields[name]
+        if not right(value):
+            raise _Invalid(f"The field {name} is {form}.")
+
+
+def _replace(table: dict[str, set[str]], name: str, members: list[str] | None) -> None:
+    if members is None:
+        table.pop(name, None)
+    else:
+        table[name] = set(members)
 
 
 def _only(wanted: Mapping[str, Any], known: set[str]) -> None:

@@ -12,9 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from proxy.emulator.limits import RANGES, Limits
 from proxy.emulator.model import Pod, Role
 
-__all__ = ["ROLES", "Description", "GrantDescription", "InvalidDescription", "ServiceDescription", "is_member", "read"]
+__all__ = [
+    "MAX_LIFETIME_SECONDS",
+    "ROLES",
+    "Description",
+    "GrantDescription",
+    "InvalidDescription",
+    "ServiceDescription",
+    "is_email",
+    "is_member",
+    "is_principal",
+    "read",
+]
 
 ROLES: Final[Mapping[str, Role]] = {
     "tokenCreator": Role.TOKEN_CREATOR,
@@ -23,10 +35,15 @@ ROLES: Final[Mapping[str, Role]] = {
 }
 """Short names of the roles on a service account."""
 
+MAX_LIFETIME_SECONDS: Final = 43_200
+"""The longest lifetime of a token, 12 hours."""
+
 EMAIL: Final = re.compile(r"[^@\s/:]+@[^@\s/:]+\.[^@\s/:]+")
 NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
 APPLICATION: Final = re.compile(r"[\w.]+:\w+")
+MEMBER: Final = "a member, such as user:a@example.com or allUsers"
+DEFAULT_LIMITS: Final = Limits()
 MEMBER_KINDS: Final = frozenset({"user", "serviceAccount", "group", "domain"})
 EVERYBODY: Final = frozenset({"allUsers", "allAuthenticatedUsers"})
 
@@ -61,7 +78,11 @@ class ServiceDescription:
     http2: bool = True
     """False: deployed without `--use-http2`, with a container that speaks only HTTP/2."""
     iap: bool = False
-    """Whether Identity-Aware Proxy is in front of it."""
+    """Whether Identity-Aware Proxy (IAP) is in front of it."""
+    iap_accessors: tuple[str, ...] = ()
+    """Who passes IAP: members with roles/iap.httpsResourceAccessor."""
+    iap_clients: tuple[str, ...] = ()
+    """OAuth clients whose ID tokens IAP accepts."""
     request_timeout_seconds: float = 300.0
     """The time for a whole request."""
     max_requests: int | None = None
@@ -97,16 +118,22 @@ class Description:
     """Accounts and users that are disabled."""
     groups: Mapping[str, tuple[str, ...]]
     """Google groups: e-mail → members."""
+    quota_projects: Mapping[str, tuple[str, ...]]
+    """Who may use a project as quota project besides its own accounts, id → principals; of others: all."""
+    disabled_apis: tuple[str, ...] = ()
+    """Host names of APIs that are not enabled in any project."""
     grants: tuple[GrantDescription, ...] = ()
     """Roles on service accounts."""
     pod: Pod | None = None
     """The pod of GKE that the metadata server speaks for."""
     token_lifetime_seconds: int = 3600
     """Lifetime of ID tokens and access tokens."""
+    accept_disabled_accounts: bool = False
+    """Whether Cloud Run accepts the ID tokens of disabled accounts until they expire."""
     propagation_seconds: float = 0.0
     """How long changes of grants and invokers take."""
-    field_section_octets: int = 16_384
-    """How large the fields of a request may be: 16,384 and 65,536 are both reported of Google."""
+    front_end: Limits = DEFAULT_LIMITS
+    """What the front end advertises and does on each connection: `[front_end]`."""
 
 
 class _Table:
@@ -125,6 +152,11 @@ class _Table:
         """Add a problem with a key of this table."""
         name = ".".join(filter(None, (self.place, key)))
         self.problems.append(f"{name} {sentence}")
+
+    @property
+    def names(self) -> list[str]:
+        """The keys that were not read yet."""
+        return list(self._rest)
 
     def has(self, key: str) -> bool:
         """Return whether the file has the key, which was not read yet."""
@@ -171,28 +203,30 @@ def read(text: str) -> Description:
     if not isinstance(services, dict) or not services:
         problems.append("services has to have at least one table, such as [services.greeter]")
         services = {}
-    groups = table.raw("groups", {})
-    members = _Table(groups, "groups", problems)
+    groups, quota_projects = table.raw("groups", {}), table.raw("quota_projects", {})
     pod, grants = table.raw("pod", None), table.raw("grants", [])
     if not isinstance(grants, list):
         problems.append("grants has to be a list of tables: [[grants]]")
         grants = []
-    if not isinstance(groups, dict):
-        groups = {}
     email = "an e-mail address"
     default = Description.__dataclass_fields__["metadata_account"].default
     found = Description(
         services=tuple(_service(_Table(value, f"services.{name}", problems), name) for name, value in services.items()),
-        metadata_account=table.get("metadata_account", default, _is_email, email),
-        accounts=table.texts("accounts", _is_email, email),
-        users=table.texts("users", _is_email, email),
-        disabled=table.texts("disabled", _is_email, email),
-        groups={name: members.texts(name, _is_email, email) for name in groups},
+        metadata_account=table.get("metadata_account", default, is_email, email),
+        accounts=table.texts("accounts", is_email, email),
+        users=table.texts("users", is_email, email),
+        disabled=table.texts("disabled", is_email, email),
+        groups=_groups(_Table(groups, "groups", problems)),
+        quota_projects=_quota_projects(_Table(quota_projects, "quota_projects", problems)),
+        disabled_apis=table.texts(
+            "disabled_apis", _matches(HOST), "a host name, such as iamcredentials.googleapis.com"
+        ),
         grants=tuple(_grant(_Table(value, f"grants[{index}]", problems)) for index, value in enumerate(grants)),
         pod=None if pod is None else _pod(_Table(pod, "pod", problems)),
-        token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *_whole(1, 43_200)),
+        token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *_whole(1, MAX_LIFETIME_SECONDS)),
+        accept_disabled_accounts=table.get("accept_disabled_accounts", False, _is_flag, "true or false"),
         propagation_seconds=table.get("propagation_seconds", 0.0, _is_at_least_0, "a number from 0"),
-        field_section_octets=table.get("field_section_octets", 16_384, *_whole(1024, 1 << 20)),
+        front_end=_limits(_Table(table.raw("front_end", {}), "front_end", problems)),
     )
     domains = Counter(domain for service in found.services for domain in service.domains)
     problems += [f"the domain {domain} belongs to two services" for domain, count in domains.items() if count > 1]
@@ -202,11 +236,23 @@ def read(text: str) -> Description:
     return found
 
 
+def _groups(table: _Table) -> dict[str, tuple[str, ...]]:
+    for name in table.names:
+        if not is_email(name):
+            table.problem(name, "is not the e-mail address of a group")
+    return {name: table.texts(name, is_email, "an e-mail address") for name in table.names}
+
+
+def _quota_projects(table: _Table) -> dict[str, tuple[str, ...]]:
+    form = "an e-mail address or a federated principal (principal://…)"
+    return {name: table.texts(name, is_principal, form) for name in table.names}
+
+
 def _service(table: _Table, name: str) -> ServiceDescription:
     if not NAME.fullmatch(name):
         table.problem("", "is not the name of a service: lower-case letters, digits and hyphens")
     given = table.has("invokers")
-    invokers = table.texts("invokers", is_member, "a member, such as user:a@example.com or allUsers")
+    invokers = table.texts("invokers", is_member, MEMBER)
     found = ServiceDescription(
         name=name,
         region=table.get("region", "europe-west1", _matches(NAME), "the name of a region"),
@@ -217,6 +263,8 @@ def _service(table: _Table, name: str) -> ServiceDescription:
         audiences=table.texts("audiences", bool, "a text that is not empty"),
         http2=table.get("http2", True, _is_flag, "true or false"),
         iap=table.get("iap", False, _is_flag, "true or false"),
+        iap_accessors=table.texts("iap_accessors", is_member, MEMBER),
+        iap_clients=table.texts("iap_clients", bool, "an OAuth client, such as 1-a.apps.googleusercontent.com"),
         request_timeout_seconds=table.get("request_timeout_seconds", 300.0, _is_positive, "a number above 0"),
         max_requests=table.get("max_requests", None, *_whole(1, 1 << 31)),
         cold_start_seconds=table.get("cold_start_seconds", 0.0, _is_at_least_0, "a number from 0"),
@@ -228,7 +276,7 @@ def _service(table: _Table, name: str) -> ServiceDescription:
 def _grant(table: _Table) -> GrantDescription:
     missing = object()
     caller = table.get("caller", missing, lambda value: isinstance(value, str) and bool(value), "a text")
-    target = table.get("target", missing, _is_email, "an e-mail address")
+    target = table.get("target", missing, is_email, "an e-mail address")
     for key, value in (("caller", caller), ("target", target)):
         if value is missing and not any(problem.startswith(f"{table.place}.{key} ") for problem in table.problems):
             table.problem(key, "is missing")
@@ -239,11 +287,20 @@ def _grant(table: _Table) -> GrantDescription:
     return GrantDescription(str(caller), str(target), ROLES[role])
 
 
+def _limits(table: _Table) -> Limits:
+    forms = {name: _whole(*RANGES[name]) for name in RANGES}
+    forms |= dict.fromkeys(("idle_seconds", "age_seconds"), (_is_positive, "a number above 0"))
+    forms |= {"notice_seconds": (_is_at_least_0, "a number from 0"), "pings": (_is_flag, "true or false")}
+    found = {name: table.get(name, getattr(DEFAULT_LIMITS, name), *form) for name, form in forms.items()}
+    table.end()
+    return Limits(**found)
+
+
 def _pod(table: _Table) -> Pod:
     pod = Pod(
         namespace=table.get("namespace", "default", _matches(NAME), "a name"),
         name=table.get("name", "default", _matches(NAME), "a name"),
-        annotation=table.get("annotation", None, _is_email, "an e-mail address"),
+        annotation=table.get("annotation", None, is_email, "an e-mail address"),
     )
     table.end()
     return pod
@@ -253,14 +310,21 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-_is_email: Final = _matches(EMAIL)
+def is_email(value: Any) -> bool:
+    """Return True if a value is an e-mail address."""
+    return isinstance(value, str) and EMAIL.fullmatch(value) is not None
+
+
+def is_principal(value: Any) -> bool:
+    """Return True if a value is an e-mail address or a federated principal."""
+    return is_email(value) or (isinstance(value, str) and value.startswith("principal://"))
 
 
 def is_member(value: str) -> bool:
     """Return True if a text can be an invoker: an e-mail, or a member as in IAM policies."""
     kind, colon, name = value.partition(":")
     if value in EVERYBODY or not colon:
-        return value in EVERYBODY or _is_email(value)
+        return value in EVERYBODY or is_email(value)
     return kind in MEMBER_KINDS and (HOST if kind == "domain" else EMAIL).fullmatch(name) is not None
 
 

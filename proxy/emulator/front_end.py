@@ -20,7 +20,6 @@ from proxy.emulator.responses import page
 from proxy.emulator.verdicts import Verdict
 
 __all__ = [
-    "FIELD_SECTION_OCTETS",
     "Application",
     "Message",
     "Receive",
@@ -46,9 +45,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 """Sends an event to the client."""
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 """Any ASGI 3 application."""
-
-FIELD_SECTION_OCTETS: Final = 16_384
-"""About the limit of Google's front end: names, values and 32 octets for each field (RFC 9113, 6.5.2)."""
 
 RESERVED: Final = re.compile(rb"/_ah/.*|/eventlog|/healthz", re.DOTALL)
 """Paths that never reach a container."""

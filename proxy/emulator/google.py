@@ -7,10 +7,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from proxy.emulator.federation import POOL_PROJECT_NUMBER, Federation
-from proxy.emulator.jwts import Key
+from proxy.emulator.jwts import EcKey, Key
 from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Pod, Role, unique_id
 
 __all__ = ["GCLOUD_CLIENT", "ISSUER", "TOKEN_ENDPOINT", "Google", "NoSuchAccount", "is_service_account"]
@@ -39,7 +40,7 @@ class Google:
     `clock` returns seconds since the epoch. `token_lifetime_seconds` is the lifetime of ID tokens and access tokens.
     `slow_seconds` is the delay of `Fault.SLOW`. The metadata server replaces its cached token when the remaining
     lifetime is below `metadata_min_remaining_seconds` (Google: 300; serverless: 240). Grants and revocations take
-    effect after `propagation_seconds` (Google: minutes).
+    effect after `propagation_seconds` (Google: minutes). `signing_key` signs ID tokens; None: a new one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Google:
         metadata_min_remaining_seconds: int = 300,
         metadata_account: str = "metadata@emulated.iam.gserviceaccount.com",
         propagation_seconds: float = 0.0,
+        signing_key: Key | None = None,
     ) -> None:
         self.ahead_seconds = 0.0
         """How far Google's clock is ahead of the given one."""
@@ -71,7 +73,9 @@ class Google:
         self.issued_secrets: set[str] = set()
         """All secrets that the emulator issued (tokens, private keys, client secrets), to search logs for them."""
         self.disabled: set[str] = set()
-        """E-mails of disabled service accounts and users, which get no tokens."""
+        """E-mails of disabled service accounts and users: they get no tokens, and the ones they have are refused."""
+        self.accept_disabled_accounts = False
+        """Whether Cloud Run accepts the ID tokens of disabled accounts until they expire."""
         self.disabled_apis: set[str] = set()
         """Host names of APIs that are not enabled in any project."""
         self.project_users: dict[str, set[str]] = {}
@@ -80,7 +84,9 @@ class Google:
         """Google groups, which may be invokers: e-mail of the group → e-mails of its members."""
         self.federation = Federation(lambda: self.clock(), self.issued_secrets)
         """The workload identity pool and its providers."""
-        self._key = Key()
+        self.iap_key = EcKey()
+        """The key with which IAP signs what it tells a container about the caller."""
+        self._signing_key = signing_key
         self._accounts: dict[str, str] = {}
         self._account_keys: dict[str, dict[str, str]] = {}
         self._users: dict[str, Mapping[str, str]] = {}
@@ -209,6 +215,20 @@ class Google:
         changes = [granted for effective_at, granted in self._grants.get((caller, target), ()) if effective_at <= now]
         return bool(changes) and permission in changes[-1]
 
+    def grants(self) -> list[tuple[str, str, list[str]]]:
+        """Return caller, target and sorted permissions of all grants in effect."""
+        now = self.clock()
+        found = []
+        for (caller, target), changes in self._grants.items():
+            permissions = next((granted for since, granted in reversed(changes) if since <= now), frozenset())
+            if permissions:
+                found.append((caller, target, sorted(permission.value for permission in permissions)))
+        return found
+
+    def is_disabled(self, number: str) -> bool:
+        """Return True if Cloud Run and IAP refuse the ID tokens of the account or user with this number."""
+        return not self.accept_disabled_accounts and number in map(unique_id, self.disabled)
+
     def project_of(self, email: str) -> str:
         """Return the id of the project of an account, from its e-mail."""
         return email.partition("@")[2].partition(".")[0]
@@ -228,6 +248,11 @@ class Google:
         return next((project for project in ids if name in (project, str(self.project_number(project)))), None)
 
     # Tokens
+
+    @cached_property
+    def _key(self) -> Key:
+        """Google's key. Made when it is first used, because that takes a fraction of a second."""
+        return self._signing_key or Key()
 
     def certificates(self) -> dict[str, str]:
         """Return the keys that verify ID tokens, key id → public key in PEM."""
@@ -285,10 +310,11 @@ class Google:
     def access(self, token: str) -> Access | None:
         """Return the access of an access token; None if it is unknown, revoked or expired, or of a disabled account."""
         access = self._access.get(token)
-        if access is None or access.expires_at <= self.clock() or access.principal in self.disabled:
+        if access is None or access.expires_at <= self.clock():
             self._access.pop(token, None)
             return None
-        return access
+        # It is accepted again when the account is enabled.
+        return None if access.principal in self.disabled else access
 
     def revoke_access_tokens(self) -> None:
         """Revoke all access tokens issued so far."""

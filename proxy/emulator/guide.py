@@ -13,6 +13,7 @@ from proxy.emulator.cloud_run import CloudRun
 from proxy.emulator.cloud_run_server import CloudRunServer
 from proxy.emulator.credential_files import GeneratedCredentials
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
+from proxy.emulator.iap import account_of
 
 __all__ = ["Running", "as_json", "as_text"]
 
@@ -82,9 +83,11 @@ def as_json(running: Running) -> dict[str, Any]:
                 "hosts": sorted(service.names),
                 "audiences": list(service.custom_audiences),
                 "invokers": sorted(service.invokers),
+                "iap_accessors": sorted(service.iap_accessors) if service.iap else None,
             }
             for service in running.services
         },
+        "iap_account": account_of(running.endpoints.google),
         "hosts": running.hosts,
         "metadata": running.endpoints.metadata_address,
         "tls": running.endpoints.tls_address,
@@ -107,12 +110,12 @@ def as_text(running: Running) -> str:
     account = google.metadata_account if google.pod is None else f"the pod {google.pod.namespace}/{google.pod.name}"
     lines = ["The emulated Google is ready; Ctrl-C ends it.", ""]
     for service in running.services:
-        lines += _service_lines(service)
+        lines += _service_lines(service, account_of(google))
     lines += [
         f"  served at        {running.server.url}",
         f"  metadata server  http://{running.endpoints.metadata_address}  as {account}",
         f"  API hosts        https://{running.endpoints.tls_address}  for {', '.join(API_HOSTS)}",
-        f"  control          GET {running.control}/state; POST {running.control}/faults, …/services, …/grants",
+        f"  control          GET {running.control}/state; POST {running.control}/faults, …/services, …/grants, …",
         f"  key files        {running.directory / 'keys'}",
         "",
         "In the shell of the program that is to meet it:",
@@ -133,15 +136,21 @@ def as_text(running: Running) -> str:
     return "\n".join(lines)
 
 
-def _service_lines(service: CloudRun) -> list[str]:
+def _service_lines(service: CloudRun, iap: str) -> list[str]:
     lines = [
         f"  Cloud Run        {service.name}: {service.url}",
         f"                   audiences {', '.join((str(service.url), *service.other_urls, *service.custom_audiences))}",
         f"                   invokers {', '.join(sorted(service.invokers)) or 'nobody'}",
     ]
     more = [*(f"tag {tag}" for tag in service.tags), *(f"domain {domain}" for domain in service.domains)]
-    more += ["behind IAP"] * service.iap + ["without --use-http2"] * (not service.http2)
-    return lines + ([f"                   {', '.join(more)}"] if more else [])
+    more += ["without --use-http2"] * (not service.http2)
+    lines += [f"                   {', '.join(more)}"] if more else []
+    if service.iap:
+        accessors = ", ".join(sorted(service.iap_accessors)) or "nobody"
+        lines.append(
+            f"                   behind IAP, which lets pass {accessors} and has to be an invoker itself: {iap}"
+        )
+    return lines
 
 
 def _user_lines(users: Mapping[str, Path]) -> list[str]:

@@ -10,57 +10,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived
+from h2.events import DataReceived, Event, RequestReceived, SettingsAcknowledged
 from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import ConnectionState
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
-from proxy.emulator.front_end import FIELD_SECTION_OCTETS, refusal_of
+from proxy.emulator.front_end import refusal_of
+from proxy.emulator.limits import INITIAL_WINDOW_OCTETS, LARGEST, Limits
 from proxy.emulator.verdicts import Verdict
 
-__all__ = ["EXCHANGE", "Exchange", "GoogleHttp2", "Limits"]
+__all__ = ["EXCHANGE", "Exchange", "GoogleHttp2"]
 
 EXCHANGE: Final = "proxy.emulator.exchange"
 """Key of the `Exchange` in the `state` of an ASGI scope."""
 
-LAST_POSSIBLE_STREAM: Final = 2**31 - 1
-INITIAL_WINDOW_OCTETS: Final = 65_535
+MAX_DECODED_OCTETS: Final = 4 << 20
+"""Size of a request's fields that h2 decodes. Its own limit, 64 KiB, would end the connection instead of a 431."""
+
 PING_SECONDS: Final = 1.0
 PING_OCTETS: Final = b"emulated"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the front end advertises and does on each HTTP/2 connection."""
-
-    streams: int = 100
-    """Requests at a time (SETTINGS_MAX_CONCURRENT_STREAMS); one more is refused with REFUSED_STREAM."""
-    field_section_octets: int = FIELD_SECTION_OCTETS
-    """Size of a request's fields (SETTINGS_MAX_HEADER_LIST_SIZE)."""
-    window_octets: int = 1_048_576
-    """Receive window of each stream, and of the connection."""
-    padding_octets: int = 8
-    """Padding of each DATA frame of a response."""
-    pings: bool = True
-    """Whether PING frames are sent while content is received, at most one each second."""
-    idle_seconds: float = 240.0
-    """How long a connection may have no stream."""
-    age_seconds: float = 3600.0
-    """After this time, new requests need a new connection."""
-    notice_seconds: float = 1.0
-    """Time between the two GOAWAY frames of a connection's end."""
-
-    @classmethod
-    def plain(cls, **more: Any) -> Limits:
-        """Return limits with the defaults of HTTP/2: windows of 64 KiB, no padding, no PING."""
-        return cls(**{"window_octets": INITIAL_WINDOW_OCTETS, "padding_octets": 0, "pings": False, **more})
 
 
 class Exchange:
@@ -111,23 +85,20 @@ class GoogleHttp2(H2Protocol):
         self._shared_state = self.connection_state
         self._pinged = time.monotonic()
         self._going_away = False
-        self._last_stream = LAST_POSSIBLE_STREAM
+        self._last_stream = LARGEST
         self._padded = _Padded(self.connection.config, limits.padding_octets)
         self.connection = self._padded
-        self.connection.local_settings = _Advertised(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: limits.field_section_octets,
-                SettingCodes.INITIAL_WINDOW_SIZE: limits.window_octets,
-            },
-        )
+        self.connection.decoder.max_header_list_size = MAX_DECODED_OCTETS
+        self.connection.local_settings = _settings(limits, limits.stream_window_octets)
         self.streams = _Streams()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
         """Send the settings, and open the window of the connection."""
         await super().initiate(headers, settings)
-        increment = self._limits.window_octets - INITIAL_WINDOW_OCTETS
+        # The window that was sent takes effect when the client acknowledges it; until then the client may use 65,535.
+        self.connection.local_settings = _settings(self._limits, INITIAL_WINDOW_OCTETS)
+        self.connection.local_settings.initial_window_size = self._limits.stream_window_octets
+        increment = self._limits.connection_window_octets - INITIAL_WINDOW_OCTETS
         if increment > 0:
             self.connection.increment_flow_control_window(increment)
             await self._flush()
@@ -139,20 +110,26 @@ class GoogleHttp2(H2Protocol):
             self._pinged = now
             await self._write(PingFrame(0, PING_OCTETS))
         await super()._handle_events(events)
+        if any(isinstance(event, SettingsAcknowledged) for event in events):
+            # A stream that has used more than a smaller window can go on only after a WINDOW_UPDATE. h2 sends one when
+            # content is acknowledged, and all content was acknowledged before.
+            for stream in self.streams:
+                self.connection.acknowledge_received_data(0, stream)
+            await self._flush()
         if self._going_away and not self.streams:
             await self.send(Closed())
 
     async def stream_send(self, event: Any) -> None:
         """Send an event of a response; after the last stream of a connection that is going away, close it."""
         await super().stream_send(event)
-        if self._last_stream != LAST_POSSIBLE_STREAM and not self.streams and not self.stream_buffers:
+        if self._last_stream != LARGEST and not self.streams and not self.stream_buffers:
             await self.send(Closed())
 
     async def _create_stream(self, request: RequestReceived) -> None:
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
         stream = request.stream_id or 0
         # h2 counts the streams of a whole read: an earlier one of it would be refused instead of the last.
-        if stream > self._last_stream or len(self.streams) >= self._limits.streams:
+        if stream > self._last_stream or len(self.streams) >= self._limits.concurrent_streams:
             self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
             await self._flush()
             return
@@ -184,7 +161,7 @@ class GoogleHttp2(H2Protocol):
         if self._going_away:
             return
         self._going_away = True
-        await self._write(GoAwayFrame(0, LAST_POSSIBLE_STREAM, ErrorCodes.NO_ERROR))
+        await self._write(GoAwayFrame(0, LARGEST, ErrorCodes.NO_ERROR))
         self.task_group.spawn(self._end_after_notice)
 
     async def say_last(self) -> None:
@@ -215,11 +192,23 @@ class _Advertised(Settings):
     @property
     def max_concurrent_streams(self) -> int:
         """The limit for h2's own check: none."""
-        return LAST_POSSIBLE_STREAM
+        return LARGEST
 
     @max_concurrent_streams.setter
     def max_concurrent_streams(self, value: int) -> None:
         self[SettingCodes.MAX_CONCURRENT_STREAMS] = value
+
+
+def _settings(limits: Limits, window_octets: int) -> _Advertised:
+    """Return the settings of a connection whose streams now have this window."""
+    return _Advertised(
+        client=False,
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.concurrent_streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: limits.field_section_octets,
+            SettingCodes.INITIAL_WINDOW_SIZE: window_octets,
+        },
+    )
 
 
 class _Padded(H2Connection):

@@ -46,7 +46,10 @@ def build(description: Description, apps: Mapping[str, Application]) -> tuple[Go
             google.add_account(caller)
         google.allow_impersonation(caller, target, role)
     google.groups.update({name: set(members) for name, members in description.groups.items()})
+    google.project_users.update({name: set(users) for name, users in description.quota_projects.items()})
+    google.disabled_apis.update(description.disabled_apis)
     google.disabled.update(description.disabled)
+    google.accept_disabled_accounts = description.accept_disabled_accounts
     google.pod = description.pod
     # What the file says holds from the beginning; only changes take time.
     google.propagation_seconds = description.propagation_seconds
@@ -81,9 +84,11 @@ def _service(
         domains=described.domains,
         custom_audiences=described.audiences,
         invokers=[description.metadata_account] if described.invokers is None else described.invokers,
-        field_section_octets=description.field_section_octets,
+        field_section_octets=description.front_end.field_section_octets,
         http2=described.http2,
         iap=described.iap,
+        iap_accessors=described.iap_accessors,
+        iap_clients=described.iap_clients,
         request_timeout_seconds=described.request_timeout_seconds,
         max_requests=described.max_requests,
         cold_start_seconds=described.cold_start_seconds,

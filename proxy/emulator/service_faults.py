@@ -15,7 +15,7 @@ from h2.errors import ErrorCodes
 from proxy.emulator.front_end import Send
 from proxy.emulator.http2 import Exchange
 
-__all__ = ["PROTOCOL_ERROR", "SIGN_IN", "ServiceFault", "apply_fault", "respond"]
+__all__ = ["PROTOCOL_ERROR", "ServiceFault", "apply_fault", "respond"]
 
 
 class ServiceFault(enum.Enum):
@@ -36,7 +36,7 @@ class ServiceFault(enum.Enum):
     REJECTED = "rejected"
     """401 of the front end."""
     IAP = "iap"
-    """302 of Identity-Aware Proxy to Google's sign-in page."""
+    """Identity-Aware Proxy is in front of the service, and nobody passes it."""
     HANG = "hang"
     """No response."""
     SLOW = "slow"
@@ -56,9 +56,6 @@ PROTOCOL_ERROR: Final = (
     "text/plain",
 )
 """Content and its type, of a service that is deployed without `--use-http2` and whose container speaks only HTTP/2."""
-
-SIGN_IN: Final = "https://accounts.google.com/o/oauth2/v2/auth?client_id=emulated.apps.googleusercontent.com"
-"""Where Identity-Aware Proxy redirects a caller without a session."""
 
 RESPONSES: Final[Mapping[ServiceFault, tuple[int, str, str]]] = {
     ServiceFault.TOO_MANY_REQUESTS: (429, "Rate exceeded.", "text/html; charset=UTF-8"),
@@ -85,13 +82,10 @@ async def respond(send: Send, status: int, text: str, kind: str, *fields: tuple[
 async def apply_fault(fault: ServiceFault, exchange: Exchange | None, send: Send, *, slow_seconds: float) -> bool:
     """Apply a fault to a request. Return False if the service should still send its normal response.
 
-    `DENIED` and `REJECTED` are not applied here. Without an `exchange`, a fault of the connection has no effect.
+    `DENIED`, `REJECTED` and `IAP` are not applied here. Without an `exchange`, a fault of the connection has no effect.
     """
     if fault in RESPONSES:
         await respond(send, *RESPONSES[fault])
-    elif fault is ServiceFault.IAP:
-        fields = ((b"location", SIGN_IN.encode()), (b"x-goog-iap-generated-response", b"true"))
-        await respond(send, 302, "", "text/html; charset=UTF-8", *fields)
     elif fault is ServiceFault.HANG:
         await asyncio.get_running_loop().create_future()
     elif fault is ServiceFault.SLOW:

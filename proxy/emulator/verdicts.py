@@ -23,6 +23,8 @@ class Verdict(enum.Enum):
     AUDIENCE = "wrong audience"
     EXPIRED = "expired"
     TOO_EARLY = "issued in the future"
+    IAP = "refused by IAP"
+    DISABLED = "account disabled"
     NOT_INVOKER = "not an invoker"
     UNKNOWN_HOST = "unknown host"
     RESERVED_PATH = "reserved path"

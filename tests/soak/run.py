@@ -13,8 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
-from proxy.emulator.http2 import Limits
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer, Limits
 from tests.load.places import free_port
 from tests.soak.acts import Acts
 from tests.soak.bank import Clients, bank

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.emulator import Certificates, CloudRun, Google, GoogleServer
+from proxy.emulator.jwts import Key
 from proxy.emulator.model import SCOPE
 from tests.support.emulated import AUDIENCE, CALLER, Clock, Names, trusting
 from tests.support.front_end import Application
@@ -17,9 +18,14 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def signing_key() -> Key:
+    return Key()
+
+
 @pytest.fixture
-def google(clock: Clock) -> Google:
-    return Google(clock=clock, slow_seconds=0.05)
+def google(clock: Clock, signing_key: Key) -> Google:
+    return Google(clock=clock, slow_seconds=0.05, signing_key=signing_key)
 
 
 @pytest.fixture(scope="session")

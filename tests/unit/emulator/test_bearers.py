@@ -69,7 +69,12 @@ async def test_a_disabled_account_gets_no_tokens(
     url = f"http://{server.metadata_address}/computeMetadata/v1/instance/service-accounts/default/identity"
     async with client.get(url, params={"audience": "x"}, headers={"Metadata-Flavor": "Google"}) as response:
         assert response.status == 403
+    google.disabled = set()
+    token, _ = google.access_token(CALLER)
+    google.disabled = {CALLER}
+    assert google.access(token) is None
     google.disabled = {TARGET}
+    assert google.access(token) is not None  # accepted again
     status, error = await _mint(client, google, CALLER)
     assert (status, error["message"]) == (403, f"Service account {TARGET} is disabled.")
 

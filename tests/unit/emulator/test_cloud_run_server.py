@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypercorn.config import Config
 
 from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, Verdict, cloud_run_server
 from tests.support.emulated import CALLER, trusting
@@ -150,6 +151,9 @@ async def test_fields_over_the_advertised_limit_are_refused_and_keep_the_connect
         accepted = await _get(peer, "/early", _token(google, server.url), *large)
         assert peer.h2.remote_settings.max_header_list_size == 65_536
         assert accepted.status == 200
+        larger = [(f"x-{number}", "a" * 8_000) for number in range(12)]  # more than h2 takes by itself
+        assert (await _get(peer, "/early", *larger)).status == 431
+        assert (await _get(peer, "/early", _token(google, server.url))).status == 200
 
 
 @pytest.mark.asyncio
@@ -178,14 +182,18 @@ async def test_a_request_for_another_host_is_not_found(google: Google, certifica
 
 
 @pytest.mark.asyncio
-async def test_more_than_a_thousand_requests_fit_one_connection(google: Google, certificates: Certificates) -> None:
+async def test_hypercorns_limit_of_requests_does_not_end_a_connection(
+    google: Google, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Config().keep_alive_max_requests == 1_000
+    monkeypatch.setattr(Config, "keep_alive_max_requests", 10)  # its default, so that fewer requests show it
     cloud_run = CloudRun(Service(), google, invokers=[CALLER])
     async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
-        for _ in range(11):
-            streams = [peer.open("/", method="GET", end=True) for _ in range(100)]
-            assert {(await peer.response(stream)).status for stream in streams} == {403}
+        streams = [peer.open("/", method="GET", end=True) for _ in range(40)]
+        assert {(await peer.response(stream)).status for stream in streams} == {403}
+        await peer.ping()
         assert not peer.went_away.done()
-    assert len(cloud_run.streams) == 1100
+    assert len(cloud_run.streams) == 40
 
 
 @pytest.mark.asyncio

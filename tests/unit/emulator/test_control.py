@@ -114,14 +114,29 @@ async def test_the_state_has_counts_and_is_not_counted(control: str, google: Goo
             "service": {
                 "url": None,
                 "invokers": [],
+                "audiences": [],
                 "fault": None,
                 "iap": False,
+                "iap_accessors": [],
+                "iap_clients": [],
                 "http2": True,
                 "request_timeout_seconds": 300.0,
                 "max_requests": None,
                 "cold_start_seconds": 0.0,
             }
         },
+        "grants": [],
+        "groups": {},
+        "projects": {},
+        "disabled_accounts": [],
+        "disabled_apis": [],
+        "google": {
+            "token_lifetime_seconds": 3600,
+            "propagation_seconds": 0.0,
+            "slow_seconds": 0.05,
+            "accept_disabled_accounts": False,
+        },
+        "clock": {"ahead_seconds": 0.0},
     }
 
 
@@ -136,7 +151,9 @@ async def test_a_service_is_changed_while_it_runs(control: str, cloud_run: Cloud
     body: dict[str, Any] = {"endpoint": "cloud-run", "fault": "no-instance", "times": 3}
     assert (await _ask("POST", f"{control}/faults", body))[0] == 204
     assert cloud_run.fault == (ServiceFault.NO_INSTANCE, 3)
-    changes = {"iap": True, "http2": False, "request_timeout_seconds": 5, "max_requests": 2, "cold_start_seconds": 1}
+    changes: dict[str, Any] = {"iap": True, "http2": False, "request_timeout_seconds": 5, "max_requests": 2}
+    changes |= {"cold_start_seconds": 1, "audiences": ["greeter"]}
+    changes |= {"iap_accessors": [f"serviceAccount:{CALLER}"], "iap_clients": ["1-a.apps.googleusercontent.com"]}
     assert (await _ask("POST", f"{control}/services", {"service": "service", **changes}))[0] == 204
     _, state = await _ask("GET", f"{control}/state")
     assert state["services"]["service"].items() >= changes.items()
@@ -165,13 +182,51 @@ async def test_grants_accounts_apis_and_the_clock_are_changed(control: str, goog
 
 
 @pytest.mark.asyncio
+async def test_groups_quota_projects_and_the_lifetime_of_tokens_are_changed(
+    control: str, google: Google, cloud_run: CloudRun
+) -> None:
+    federated = "principal://iam.googleapis.com/p/subject/s"
+    project = google.project_of(CALLER)
+    wanted: dict[str, dict[str, Any]] = {
+        "groups": {"group": "team@example.com", "members": [CALLER]},
+        "projects": {"project": project, "users": [TARGET, federated]},
+        "google": {"token_lifetime_seconds": 60, "propagation_seconds": 5, "accept_disabled_accounts": True},
+        "grants": {"caller": CALLER, "target": TARGET, "role": "openIdTokenCreator"},
+    }
+    for path, body in wanted.items():
+        assert await _ask("POST", f"{control}/{path}", body) == (204, None)
+    assert google.groups == {"team@example.com": {CALLER}}
+    assert google.project_users == {project: {TARGET, federated}}
+    assert (google.token_lifetime_seconds, google.propagation_seconds, google.slow_seconds) == (60, 5, 0.05)
+    _, state = await _ask("GET", f"{control}/state")
+    assert (state["groups"], state["projects"]) == ({"team@example.com": [CALLER]}, {project: [federated, TARGET]})
+    assert state["google"].items() >= wanted["google"].items()
+    assert state["grants"] == []  # not in effect yet
+    for path, body in (("groups", {"group": "team@example.com", "members": None}),
+                       ("projects", {"project": str(google.project_number(project)), "users": None})):  # fmt: skip
+        assert await _ask("POST", f"{control}/{path}", body) == (204, None)
+    assert (google.groups, google.project_users) == ({}, {})
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         ("services", {"service": "other"}),
         ("services", {"iap": "yes"}),
         ("services", {"iap": True, "request_timeout_seconds": 0}),
-        ("services", {"invokers": ["a@b", 1]}),
+        ("services", {"invokers": [CALLER, 1]}),
+        ("services", {"invokers": ["nobody"]}),
+        ("services", {"audiences": [""]}),
+        ("services", {"iap_accessors": ["nobody"]}),
+        ("groups", {"group": "team", "members": [CALLER]}),
+        ("groups", {"group": "team@example.com"}),
+        ("groups", {"group": "team@example.com", "members": ["team"]}),
+        ("projects", {"project": "emulated", "users": ["somebody"]}),
+        ("projects", {"project": "elsewhere", "users": [CALLER]}),
+        ("google", {"token_lifetime_seconds": 0}),
+        ("google", {"token_lifetime_seconds": None}),
+        ("google", {"propagation_seconds": 1, "colour": "blue"}),
         ("services", {"colour": "blue"}),
         ("grants", {"caller": CALLER}),
         ("grants", {"caller": CALLER, "target": TARGET, "role": "owner"}),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.emulator import Pod, Role, echo
+from proxy.emulator import Limits, Pod, Role, echo
 from proxy.emulator.description import Description, GrantDescription, InvalidDescription, ServiceDescription, read
 from proxy.emulator.project import build, service_urls, set_port
 
@@ -18,10 +18,25 @@ users = ["person@example.com"]
 disabled = ["old@shop.iam.gserviceaccount.com"]
 token_lifetime_seconds = 600
 propagation_seconds = 60
+disabled_apis = ["iamcredentials.googleapis.com"]
+accept_disabled_accounts = true
+
+[front_end]
+concurrent_streams = 7
 field_section_octets = 65536
+stream_window_octets = 1000
+connection_window_octets = 65535
+padding_octets = 0
+pings = false
+idle_seconds = 0.5
+age_seconds = 60
+notice_seconds = 0
 
 [groups]
 "team@example.com" = ["person@example.com"]
+
+[quota_projects]
+shop = ["person@example.com", "principal://iam.googleapis.com/p/subject/s"]
 
 [services.greeter]
 region = "us-central1"
@@ -32,6 +47,8 @@ domains = ["greeter.example.com"]
 audiences = ["greeter"]
 http2 = false
 iap = true
+iap_accessors = ["group:team@example.com"]
+iap_clients = ["1-a.apps.googleusercontent.com"]
 request_timeout_seconds = 5
 max_requests = 80
 cold_start_seconds = 1.5
@@ -58,7 +75,20 @@ def test_everything_can_be_described() -> None:
         disabled=("old@shop.iam.gserviceaccount.com",),
         token_lifetime_seconds=600,
         propagation_seconds=60,
-        field_section_octets=65_536,
+        disabled_apis=("iamcredentials.googleapis.com",),
+        accept_disabled_accounts=True,
+        quota_projects={"shop": ("person@example.com", "principal://iam.googleapis.com/p/subject/s")},
+        front_end=Limits(
+            concurrent_streams=7,
+            field_section_octets=65_536,
+            stream_window_octets=1000,
+            connection_window_octets=65_535,
+            padding_octets=0,
+            pings=False,
+            idle_seconds=0.5,
+            age_seconds=60,
+            notice_seconds=0,
+        ),
         groups={"team@example.com": ("person@example.com",)},
         services=(
             ServiceDescription(
@@ -71,6 +101,8 @@ def test_everything_can_be_described() -> None:
                 audiences=("greeter",),
                 http2=False,
                 iap=True,
+                iap_accessors=("group:team@example.com",),
+                iap_clients=("1-a.apps.googleusercontent.com",),
                 request_timeout_seconds=5,
                 max_requests=80,
                 cold_start_seconds=1.5,
@@ -91,7 +123,8 @@ def test_the_example_has_every_key_of_a_service_and_can_be_used() -> None:
     found = read(text)
     keys = tomllib.loads(text)["services"]["greeter"].keys() | {"app", "name"}
     assert keys == set(ServiceDescription.__dataclass_fields__)
-    assert {"pod", "services", "groups", "grants"} | tomllib.loads(text).keys() == set(Description.__dataclass_fields__)
+    assert {"pod"} | tomllib.loads(text).keys() == set(Description.__dataclass_fields__)
+    assert tomllib.loads(text)["front_end"].keys() == set(Limits.__dataclass_fields__)
     assert len(build(found, {service.name: echo for service in found.services})[1].services) == 2
 
 
@@ -112,6 +145,9 @@ def test_a_described_project_is_built_at_once_and_with_its_port() -> None:
     (grant,) = read(WHOLE).grants
     assert all(google.has_permission(grant.caller, permission, grant.target) for permission in grant.role.permissions)
     assert (google.propagation_seconds, google.disabled) == (60, {"old@shop.iam.gserviceaccount.com"})
+    assert google.project_users == {"shop": {"person@example.com", "principal://iam.googleapis.com/p/subject/s"}}
+    assert google.disabled_apis == {"iamcredentials.googleapis.com"}
+    assert google.accept_disabled_accounts
 
 
 def test_all_problems_are_reported_at_once_with_their_places() -> None:
@@ -122,10 +158,16 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             token_lifetime_seconds = 0
             grants = [{caller = "", role = "owner"}, 3]
             pod = "prod"
+            quota_projects = {shop = ["nobody"]}
+            disabled_apis = ["IAM"]
+            accept_disabled_accounts = "no"
+            front_end = {connection_window_octets = 100, idle_seconds = 0, window = 1}
             [services.Greeter]
             invokers = "allUsers"
             request_timeout_seconds = "5s"
             max_requests = true
+            iap_accessors = ["nobody"]
+            iap_clients = [""]
             [services.other]
             port = 8080
             tags = ["Blue"]
@@ -135,6 +177,7 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             domains = ["a.example.com"]
             [groups]
             "team@example.com" = ["x"]
+            team = ["nobody"]
         """)
     assert sorted(caught.value.problems) == sorted(
         [
@@ -149,9 +192,19 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "grants[1].caller is missing",
             "grants[1].target is missing",
             "pod has to be a table",
+            "front_end.connection_window_octets has to be a whole number from 65,535 to 2,147,483,647",
+            "front_end.idle_seconds has to be a number above 0",
+            "front_end.window is unknown",
+            "groups.team is not the e-mail address of a group",
+            "groups.team[0] has to be an e-mail address",
+            "quota_projects.shop[0] has to be an e-mail address or a federated principal (principal://…)",
+            "disabled_apis[0] has to be a host name, such as iamcredentials.googleapis.com",
+            "accept_disabled_accounts has to be true or false",
             "services.Greeter is not the name of a service: lower-case letters, digits and hyphens",
             "services.Greeter.invokers has to be a list, each entry a member, such as user:a@example.com or allUsers",
             "services.Greeter.request_timeout_seconds has to be a number above 0",
+            "services.Greeter.iap_accessors[0] has to be a member, such as user:a@example.com or allUsers",
+            "services.Greeter.iap_clients[0] has to be an OAuth client, such as 1-a.apps.googleusercontent.com",
             "services.Greeter.max_requests has to be a whole number from 1 to 2,147,483,648",
             "services.other.port is unknown",
             "services.other.tags[0] has to be a name of lower-case letters, digits and hyphens",

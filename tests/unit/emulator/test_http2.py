@@ -7,8 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import h2.errors
 import h2.events
+import h2.settings
 import pytest
+from hyperframe.frame import DataFrame
 
 from proxy.emulator import Certificates, CloudRunServer, Limits
 from tests.support.emulated import trusting
@@ -36,14 +39,14 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def _connected(
-    certificates: Certificates, limits: Limits, scheme: str = "https"
+    certificates: Certificates, limits: Limits, scheme: str = "https", **options: Any
 ) -> AsyncIterator[tuple[Peer, Service]]:
     service = Service()
     async with CloudRunServer(service, certificates, limits=limits) as server:
         authority = server.url.removeprefix("https://")
         host, _, port = authority.rpartition(":")
         tls = trusting(certificates.ca_file, "h2")
-        async with client(host, int(port), tls=tls, scheme=scheme, authority=authority) as peer:
+        async with client(host, int(port), tls=tls, scheme=scheme, authority=authority, **options) as peer:
             yield peer, service
 
 
@@ -52,7 +55,7 @@ def _seen(peer: Peer, kind: type[Any]) -> list[Any]:
 
 
 async def test_its_limits_are_advertised_and_data_is_padded(certificates: Certificates) -> None:
-    async with _connected(certificates, Limits(streams=7, field_section_octets=65_536)) as (peer, _):
+    async with _connected(certificates, Limits(concurrent_streams=7, field_section_octets=65_536)) as (peer, _):
         stream = peer.open("/", end=True)
         assert (await peer.response(stream)).content == b"0123456789"
         settings = peer.h2.remote_settings
@@ -71,6 +74,31 @@ async def test_the_limits_of_http2_itself_can_be_chosen(certificates: Certificat
         assert peer.h2.remote_settings.initial_window_size == peer.h2.outbound_flow_control_window == 65_535
         (data,) = [event for event in _seen(peer, h2.events.DataReceived) if event.data]
         assert data.flow_controlled_length == 10
+
+
+async def test_content_above_the_window_of_a_stream_ends_the_connection(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(stream_window_octets=1_000)) as (peer, _):
+        await peer.ping()  # the settings came, and were acknowledged
+        assert peer.h2.remote_settings.initial_window_size == 1_000
+        stream = peer.open("/open")
+        await peer.send(stream, b"x" * 5_000)  # as the window opens
+        peer.raw(DataFrame(stream, b"x" * 1_001))
+        assert (await peer.went_away).error_code == h2.errors.ErrorCodes.FLOW_CONTROL_ERROR
+
+
+async def test_a_smaller_window_holds_from_the_acknowledgement_of_the_settings(certificates: Certificates) -> None:
+    limits = Limits(stream_window_octets=1_000, connection_window_octets=200_000)
+    async with _connected(certificates, limits, made=lambda peer: peer.transport.pause_reading()) as (peer, service):
+        stream = peer.open("/open")
+        peer.h2.send_data(stream, b"x" * 16_384)  # before the settings were read
+        peer.flush()
+        peer.transport.resume_reading()
+        await peer.ping()
+        assert peer.h2.local_flow_control_window(stream) <= 1_000
+        await peer.send(stream, b"x" * 2_000, end=True)
+        assert peer.h2.outbound_flow_control_window > 100_000
+        service.end.set()
+        assert (await peer.response(stream)).content == b"0123456789"
 
 
 async def test_it_pings_while_content_is_received(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:

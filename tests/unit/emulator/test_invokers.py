@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.emulator import GCLOUD_CLIENT, CloudRun, Google
+from proxy.emulator import GCLOUD_CLIENT, CloudRun, Google, Verdict
 from tests.support.emulated import AUDIENCE, CALLER, Clock
 from tests.support.front_end import ADDED, Application, bearer, call, claims
 
@@ -29,6 +29,18 @@ async def test_a_user_may_call_with_a_token_for_gcloud(
     token, _ = google.id_token("oauth", email, audience)
     sent = await call(cloud_run, [(AUTHORIZATION, bearer(token))])
     assert sent[0]["status"] == status
+
+
+@pytest.mark.asyncio
+async def test_the_id_token_of_a_disabled_account_is_refused_unless_set_otherwise(
+    cloud_run: CloudRun, google: Google
+) -> None:
+    token, _ = google.id_token("metadata", CALLER, AUDIENCE)
+    google.disabled.add(CALLER)
+    assert (await call(cloud_run, [(AUTHORIZATION, bearer(token))]))[0]["status"] == 401
+    assert cloud_run.streams[-1].verdict is Verdict.DISABLED
+    google.accept_disabled_accounts = True
+    assert (await call(cloud_run, [(AUTHORIZATION, bearer(token))]))[0]["status"] == 204
 
 
 @pytest.mark.asyncio

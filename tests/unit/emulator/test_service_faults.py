@@ -24,7 +24,7 @@ STATUS = {
     ServiceFault.TIMEOUT: 504,
     ServiceFault.DENIED: 403,
     ServiceFault.REJECTED: 401,
-    ServiceFault.IAP: 302,
+    ServiceFault.IAP: 401,
     ServiceFault.SLOW: 200,
     ServiceFault.GO_AWAY: 200,
 }
@@ -148,9 +148,10 @@ async def test_only_so_many_requests_are_taken_at_a_time(google: Google, certifi
 
 async def test_a_service_may_be_behind_iap_without_http2_or_cold(google: Google, certificates: Certificates) -> None:
     async with _setup(google, certificates, iap=True, cold_start_seconds=0.01) as here:
-        answer = await here.peer.response(here.open())
+        answer = await here.peer.response(here.peer.open("/", method="GET", end=True))
         assert (answer.status, answer.fields[b"x-goog-iap-generated-response"]) == (302, b"true")
         assert answer.fields[b"location"].startswith(b"https://accounts.google.com/")
+        assert await here.status() == 401  # a token for Cloud Run
         here.cloud_run.iap = False
         assert await here.status() == 200
         here.cloud_run.http2 = False

@@ -74,6 +74,7 @@ def test_no_retry_after_is_added_where_the_settings_say_so(make: EngineFactory) 
 # ---- what the upstream answers, and what mends it
 
 
+IAP = (b"x-goog-iap-generated-response", b"true")
 PROTOCOL_ERROR = b"upstream connect error or disconnect/reset before headers. reset reason: protocol error"
 
 
@@ -94,6 +95,8 @@ PROTOCOL_ERROR = b"upstream connect error or disconnect/reset before headers. re
         (504, [], b"", "timed-out", "timeout"),
         (508, [(ERROR_FIELD, b"loop-detected")], b"", "sidecar-answered", "not to a sidecar"),
         (302, [(b"location", b"https://accounts.google.com/o?x=y")], b"", "iap", "IAP"),
+        (401, [IAP], b"Invalid IAP credentials: Unable to parse JWT", "iap", "Proxy-Authorization"),
+        (403, [IAP], b"", "iap", "Proxy-Authorization"),
         (
             307,
             [(b"location", b"https://elsewhere.example/?x=y")],
