@@ -7,18 +7,21 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 from click.testing import CliRunner
 from google.auth import crypt, jwt
+from h2.settings import Settings
 
 from proxy.cli.commands import commands
 from proxy.emulator import CredentialFiles
@@ -58,13 +61,33 @@ async def _running(*arguments: str, directory: Path | None = None) -> AsyncItera
             await process.communicate()
 
 
-async def _refused(*arguments: str, directory: Path | None = None) -> str:
-    process = await _start(*arguments, directory=directory)
-    output, errors = await process.communicate()
-    assert (process.returncode, output) == (1, b"")  # it may become free
-    text = errors.decode()
-    assert "Traceback" not in text
-    return text
+class Shared(NamedTuple):
+    """One process with most options, for the tests that need no other: a start takes a second of processor time."""
+
+    places: dict[str, Any]
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    directory = tmp_path_factory.mktemp("emulated")
+    arguments = [
+        *("--json", "--credentials", "--directory", str(directory), "--host", "0.0.0.0", "--unsafe-listen"),
+        *("--invoker", "app@a.example", "--invoker", METADATA),
+        *("--may-impersonate", "caller@a.example=target@a.example"),
+        *("--may-impersonate", "principal://iam.googleapis.com/p/subject/s=target@a.example"),
+    ]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    ) as process:
+        assert process.stdout is not None
+        yield Shared(json.loads(process.stdout.readline()), directory)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
 
 
 def _read_private(file: Path) -> dict[str, Any]:
@@ -83,11 +106,23 @@ async def _token(client: aiohttp.ClientSession, places: dict[str, Any]) -> str:
         return await response.text()
 
 
+async def _advertised(places: dict[str, Any], name: str) -> Settings:
+    """Return the settings that the front end sends to a client of this service."""
+    address, _, port = places["cloud_run"].removeprefix("https://").rpartition(":")
+    tls = trusting(Path(places["ca_file"]), "h2")
+    tls.check_hostname = False  # the client names the address, and sends no name
+    tls.verify_mode = ssl.CERT_NONE
+    async with client(address, int(port), tls=tls, scheme="https", authority=name) as peer:
+        await peer.ping()
+        return peer.h2.remote_settings
+
+
 @pytest.mark.asyncio
-async def test_a_token_of_the_metadata_server_is_accepted_by_cloud_run(tmp_path: Path) -> None:
-    async with aiohttp.ClientSession() as session, _running("--directory", str(tmp_path)) as places:
+async def test_a_token_of_the_metadata_server_is_accepted_by_cloud_run(shared: Shared) -> None:
+    places = shared.places
+    async with aiohttp.ClientSession() as session:
         ca_file = Path(places["environment"]["SSL_CERT_FILE"])
-        assert ca_file == tmp_path / "ca.pem"
+        assert ca_file == shared.directory / "ca.pem"
         # Two names: google-auth gets tokens from the first, and probes the second for a metadata server.
         assert (
             places["environment"]["GCE_METADATA_HOST"] == places["environment"]["GCE_METADATA_IP"] == places["metadata"]
@@ -110,66 +145,59 @@ async def test_a_token_of_the_metadata_server_is_accepted_by_cloud_run(tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_its_key_file_works_without_dns_and_is_private(tmp_path: Path) -> None:
-    arguments = ("--directory", str(tmp_path), "--may-impersonate", "caller@a.example=target@a.example")
-    async with _running(*arguments) as places:
-        assert places["key_files"].keys() == {METADATA, "caller@a.example"}
-        key = _read_private(Path(places["key_files"]["caller@a.example"]))
-        signer = crypt.RSASigner.from_service_account_info(key)  # type: ignore[no-untyped-call]  # google-auth
-        now = int(time.time())
-        claims = {"iss": key["client_email"], "aud": "https://oauth2.googleapis.com/token", "iat": now}
-        claims |= {"exp": now + 3600, "target_audience": "x"}
-        assertion: bytes = jwt.encode(signer, claims)  # type: ignore[no-untyped-call]  # google-auth
-        form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion.decode()}
-        tls = trusting(tmp_path / "ca.pem")
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(key["token_uri"], data=form, ssl=tls) as response,
-        ):
-            assert (response.status, set(await response.json())) == (200, {"id_token"})
+async def test_its_key_file_works_without_dns_and_is_private(shared: Shared) -> None:
+    places = shared.places
+    assert places["key_files"].keys() == {METADATA, "app@a.example", "caller@a.example"}
+    key = _read_private(Path(places["key_files"]["caller@a.example"]))
+    signer = crypt.RSASigner.from_service_account_info(key)  # type: ignore[no-untyped-call]  # google-auth
+    now = int(time.time())
+    claims = {"iss": key["client_email"], "aud": "https://oauth2.googleapis.com/token", "iat": now}
+    claims |= {"exp": now + 3600, "target_audience": "x"}
+    assertion: bytes = jwt.encode(signer, claims)  # type: ignore[no-untyped-call]  # google-auth
+    form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion.decode()}
+    tls = trusting(shared.directory / "ca.pem")
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(key["token_uri"], data=form, ssl=tls) as response,
+    ):
+        assert (response.status, set(await response.json())) == (200, {"id_token"})
 
 
 @pytest.mark.asyncio
-async def test_credentials_of_each_kind_are_written_on_demand_and_are_private(tmp_path: Path) -> None:
-    async with _running("--directory", str(tmp_path), "--credentials", "--invoker", "app@a.example") as places:
-        written = places["credentials"]
-        assert tuple(written) == CredentialFiles.KINDS
-        for kind, credential in written.items():
-            content = _read_private(Path(credential["file"]))
-            assert Path(credential["file"]).parent == tmp_path / "credentials"
-            assert content["type"].replace("_", "-") in kind + "-key"
-        assert written["impersonated-service-account"]["principal"] == "app@a.example"
-        assert written["external-account-executable"]["environment"] == {
-            "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"
-        }
-        # One of them end to end: token exchange, then impersonation of the invoker.
-        pod = _read_private(Path(written["external-account-file"]["file"]))
-        subject_token = tmp_path / "credentials" / "subject-token"
-        assert pod["credential_source"] == {"file": str(subject_token), "format": {"type": "text"}}
-        form = {
-            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
-            "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
-            "audience": pod["audience"],
-            "subject_token_type": pod["subject_token_type"],
-            "subject_token": subject_token.read_text(),
-            "scope": "https://www.googleapis.com/auth/cloud-platform",
-        }
-        tls = trusting(tmp_path / "ca.pem")
-        async with aiohttp.ClientSession() as session:
-            async with session.post(pod["token_url"], data=form, ssl=tls) as response:
-                token = (await response.json())["access_token"]
-            url = f"https://{places['tls']}/v1/projects/-/serviceAccounts/app@a.example:generateIdToken"
-            headers = {"Authorization": f"Bearer {token}"}
-            async with session.post(url, json={"audience": "x"}, headers=headers, ssl=tls) as response:
-                assert (response.status, set(await response.json())) == (200, {"token"})
+async def test_credentials_of_each_kind_are_written_on_demand_and_are_private(shared: Shared) -> None:
+    places = shared.places
+    written = places["credentials"]
+    assert tuple(written) == CredentialFiles.KINDS
+    for kind, credential in written.items():
+        content = _read_private(Path(credential["file"]))
+        assert Path(credential["file"]).parent == shared.directory / "credentials"
+        assert content["type"].replace("_", "-") in kind + "-key"
+    assert written["impersonated-service-account"]["principal"] == "app@a.example"
+    assert written["external-account-executable"]["environment"] == {"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"}
+    # One of them end to end: token exchange, then impersonation of the invoker.
+    pod = _read_private(Path(written["external-account-file"]["file"]))
+    subject_token = shared.directory / "credentials" / "subject-token"
+    assert pod["credential_source"] == {"file": str(subject_token), "format": {"type": "text"}}
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "audience": pod["audience"],
+        "subject_token_type": pod["subject_token_type"],
+        "subject_token": subject_token.read_text(),
+        "scope": "https://www.googleapis.com/auth/cloud-platform",
+    }
+    tls = trusting(shared.directory / "ca.pem")
+    async with aiohttp.ClientSession() as session:
+        async with session.post(pod["token_url"], data=form, ssl=tls) as response:
+            token = (await response.json())["access_token"]
+        url = f"https://{places['tls']}/v1/projects/-/serviceAccounts/app@a.example:generateIdToken"
+        headers = {"Authorization": f"Bearer {token}"}
+        async with session.post(url, json={"audience": "x"}, headers=headers, ssl=tls) as response:
+            assert (response.status, set(await response.json())) == (200, {"token"})
 
 
-@pytest.mark.asyncio
-async def test_a_federated_principal_can_be_granted_an_account_and_gets_no_key(tmp_path: Path) -> None:
-    grant = "principal://iam.googleapis.com/p/subject/s=target@a.example"
-    async with _running("--directory", str(tmp_path), "--may-impersonate", grant) as places:
-        assert places["key_files"].keys() == {METADATA}
-        assert places["credentials"] == {}
+def test_a_federated_principal_can_be_granted_an_account_and_gets_no_key(shared: Shared) -> None:
+    assert all("@" in account for account in shared.places["key_files"])
 
 
 @pytest.mark.asyncio
@@ -180,12 +208,23 @@ async def test_application_and_url_can_be_set(tmp_path: Path) -> None:
         "    await send({'type': 'http.response.start', 'status': 299, 'headers': []})\n"
         "    await send({'type': 'http.response.body'})\n"
     )
-    arguments = ("--app", "service:app", "--url", "https://greeter-abc.a.run.app", "--audience", "custom")
+    arguments: tuple[str, ...] = (
+        "--app",
+        "service:app",
+        "--url",
+        "https://greeter-abc.a.run.app",
+        "--audience",
+        "custom",
+    )
+    arguments += ("--concurrent-streams", "9", "--field-section-octets", "65536", "--stream-window-octets", "70000")
     async with aiohttp.ClientSession() as session, _running(*arguments, directory=tmp_path) as places:
         assert places["audience"] == "https://greeter-abc.a.run.app"
         token = await _token(session, places)
         port = places["cloud_run"].rpartition(":")[2]
         tls = trusting(Path(places["ca_file"]))
+        settings = await _advertised(places, "greeter-abc.a.run.app")
+        assert (settings.max_concurrent_streams, settings.max_header_list_size) == (9, 65_536)
+        assert settings.initial_window_size == 70_000
         for host, status in (("greeter-abc.a.run.app", 299), (f"127.0.0.1:{port}", 404)):
             async with session.get(
                 f"https://127.0.0.1:{port}/",
@@ -203,6 +242,7 @@ async def test_a_file_describes_several_services_and_users(tmp_path: Path) -> No
     config = tmp_path / "project.toml"
     config.write_text(
         'users = ["person@example.com"]\n'
+        "front_end = {concurrent_streams = 7, stream_window_octets = 70_000}\n"
         "[services.greeter]\n"
         'invokers = ["user:person@example.com"]\n'
         'tags = ["blue"]\n'
@@ -223,6 +263,8 @@ async def test_a_file_describes_several_services_and_users(tmp_path: Path) -> No
             f"https://{places['tls']}/token", data=form | {"grant_type": "refresh_token"}, ssl=tls
         ) as response:
             token = (await response.json())["id_token"]
+        settings = await _advertised(places, host)
+        assert (settings.max_concurrent_streams, settings.initial_window_size) == (7, 70_000)
         for name, status in ((host, 200), (f"blue---{host}", 200), (host.replace("greeter", "stranger"), 404)):
             async with session.get(
                 places["cloud_run"],
@@ -273,13 +315,13 @@ async def test_the_text_has_addresses_and_variables() -> None:
     assert "export SSL_CERT_FILE=" in text
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize("option", ["--cloud-run-port", "--metadata-port", "--tls-port"])
-async def test_a_busy_port_is_named_with_its_option(option: str) -> None:
+def test_a_busy_port_is_named_with_its_option(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        text = await _refused(option, str(port))
-    assert text == (
+        result = CliRunner().invoke(commands, ["emulate", option, str(port)])
+    assert (result.exit_code, result.stdout) == (1, "")  # it may become free
+    assert result.stderr == (
         f"cloudrun-sidecar: cannot listen on 127.0.0.1:{port}: the port is in use by another program; "
         f"choose another with {option}\n"
     )
@@ -325,8 +367,6 @@ def test_an_invalid_option_is_reported_in_a_sentence(arguments: Sequence[str], w
     assert words in result.stderr
 
 
-@pytest.mark.asyncio
-async def test_a_wildcard_needs_unsafe_listen_and_is_reached_over_loopback() -> None:
-    async with _running("--host", "0.0.0.0", "--unsafe-listen") as places:
-        assert places["metadata"].startswith("127.0.0.1:")
-        assert places["cloud_run"].startswith("https://127.0.0.1:")
+def test_a_wildcard_needs_unsafe_listen_and_is_reached_over_loopback(shared: Shared) -> None:
+    assert shared.places["metadata"].startswith("127.0.0.1:")
+    assert shared.places["cloud_run"].startswith("https://127.0.0.1:")
