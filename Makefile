@@ -40,6 +40,8 @@ GOOGLE_AUTH_NODE := $(VENV)/google-auth-node/.installed-$(GOOGLE_AUTH_NODE_VERSI
 ENVOY := $(VENV)/envoy/.installed
 
 export PIP_REQUIRE_VIRTUALENV := 1
+# The tests start some thousand processes, each of which would compile all sources if nothing kept the result.
+unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 

@@ -261,7 +261,9 @@ async def test_the_wait_for_a_free_stream_is_told_from_that_for_a_connection(cha
     one_stream = {"settings": {SettingCodes.MAX_CONCURRENT_STREAMS: 1}}
 
     async def two_at_once(near: Peer, far: Server) -> None:
-        streams = [near.open("/svc/invoke/S/h", end=True) for _ in range(2)]
+        # In one write: if the second came later, the first might have ended before.
+        streams = [near.queue("/svc/invoke/S/h", end=True) for _ in range(2)]
+        near.flush()
         for stream in streams:
             peer, far_stream, _, _ = await far.request()
             peer.respond(far_stream, end=True)
