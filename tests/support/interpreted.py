@@ -24,5 +24,6 @@ def lay_out(folder: Path, compiled: tuple[str, ...] = ()) -> None:
             shutil.copy2(module, folder / "proxy" / place)
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     shutil.copy2(REPOSITORY / "pyproject.toml", folder)
-    for name in ("README.md", "CHANGELOG.md", "config", "docs"):
+    (REPOSITORY / ".hypothesis").mkdir(exist_ok=True)  # has its table of characters, which takes seconds to make
+    for name in ("README.md", "CHANGELOG.md", "config", "docs", ".hypothesis"):
         (folder / name).symlink_to(REPOSITORY / name)
