@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -89,21 +90,42 @@ class Service:
             await self.changed.wait()
 
 
+def bound(hosts: Iterable[str]) -> list[socket.socket]:
+    """Return a listening socket for each address, all on one port.
+
+    A port that is free on one address may be in use on another one, by an outgoing connection or for a minute after it.
+    """
+    while True:
+        with ExitStack() as closing:
+            port = 0
+            made = []
+            for host in hosts:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                try:
+                    made.append(closing.enter_context(socket.create_server((host, port), family=family)))
+                except OSError as exc:
+                    if exc.errno != errno.EADDRINUSE:
+                        raise
+                    break
+                port = made[0].getsockname()[1]
+            else:
+                closing.pop_all()
+                return made
+
+
 @asynccontextmanager
 async def service(tls: ssl.SSLContext | None, ways: dict[str, str]) -> AsyncIterator[Service]:
     """Listen on each of the addresses, in the way that is named for it: "serves" or one of `Broken`."""
     it = Service()
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as closing:
-        for host, way in ways.items():
+        for sock, way in zip(bound(ways), ways.values(), strict=True):
             if way == "serves":
-                made = await loop.create_server(
-                    lambda: Peer(client=False, made=it.peers.append), host, it.port, ssl=tls
-                )
+                made = await loop.create_server(lambda: Peer(client=False, made=it.peers.append), sock=sock, ssl=tls)
             else:
-                made = await loop.create_server(partial(Broken, way, it), host, it.port)
+                made = await loop.create_server(partial(Broken, way, it), sock=sock)
             closing.callback(made.close)
-            it.port = made.sockets[0].getsockname()[1]
+            it.port = sock.getsockname()[1]
         yield it
 
 
