@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from proxy import __version__
-from proxy.errors import TokenTimeout, TokenUnavailable
+from proxy.errors import Failure, TokenTimeout, TokenUnavailable
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import quoted, secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
@@ -48,7 +48,13 @@ class HttpClient:
         self._closed = False
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
-        """Make one call (`calls.Send`)."""
+        """Make one call (`calls.Send`). Without a connection, another address of the host is tried once."""
+        return await self._send(method, url, headers, body, may_repeat=True)
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, may_repeat: bool
+    ) -> Reply:
+        began = asyncio.get_running_loop().time()
         host = host_of(url)
         proxy: Proxy | None = None
         try:
@@ -77,13 +83,17 @@ class HttpClient:
                     break  # The status and the beginning say what is wrong.
                 return Reply(response.status, response.headers, bytes(content), secrets_of_request(headers, body))
         except aiohttp.ConnectionTimeoutError:
-            raise NotConnected(self._late(host, proxy)) from None
+            failure: Failure = NotConnected(self._late(host, proxy))
         except TimeoutError:
-            raise TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s") from None
+            failure = TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            # Without a chain: some of these hold what was received.
             kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
-            raise kind(f"{host} could not be asked: {_reason(exc)}") from None
+            failure = kind(f"{host} could not be asked: {_reason(exc)}")
+        hop = host if proxy is None else proxy.url.host or ""
+        has_others = isinstance(self._resolver, AiohttpResolver) and self._resolver.has_failed(hop.lower(), began)
+        if has_others and may_repeat and isinstance(failure, NotConnected):
+            return await self._send(method, url, headers, body, may_repeat=False)
+        raise failure  # without a chain: some of the errors hold what was received
 
     def _late(self, host: str, proxy: Proxy | None) -> str:
         """Return why there was no connection in time."""
@@ -113,7 +123,8 @@ class HttpClient:
                         _trusting_context, resource="the file of trusted certificates", seconds=FILE_SECONDS
                     )
                 self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(resolver=self._resolver, ssl=context, limit=16),
+                    # The resolver decides the order of addresses for each connection, so there is no cache before it.
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, ssl=context, limit=16),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
                     timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),
