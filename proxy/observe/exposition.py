@@ -77,6 +77,7 @@ class Exposition:
             "upstream_connections_opening": lambda name: self._origins(name, lambda origin: origin.opening),
             "upstream_requests_waiting": lambda name: self._origins(name, lambda origin: origin.waiting),
             "upstream_clients_waiting": lambda name: self._origins(name, lambda origin: origin.waiting_clients),
+            "upstream_cancels_held_back": lambda name: self._origins(name, lambda origin: origin.cancels_held_back),
             "upstream_connect_failures_total": lambda name: _counted(
                 name, ("origin", "code"), metrics.connect_failures
             ),

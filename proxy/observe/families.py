@@ -90,6 +90,12 @@ FAMILIES: Final = (
         "upstream_clients_waiting", "gauge", ("origin",), "Connections of clients whose requests wait for a free stream"
     ),
     Family(
+        "upstream_cancels_held_back",
+        "gauge",
+        ("origin",),
+        "Streams of cancelled requests that are reset later, because many were cancelled",
+    ),
+    Family(
         "upstream_connect_failures_total",
         "counter",
         ("origin", "code"),

@@ -67,6 +67,8 @@ class OriginState(NamedTuple):
     """Connections of clients from which these requests came."""
     queued_octets: int = 0
     """Octets of requests that the service has not taken yet."""
+    cancels_held_back: int = 0
+    """Streams of cancelled requests that are reset later, because many were cancelled."""
 
     def plus(self, other: OriginState) -> OriginState:
         """Return the sum of two states of the same origin."""

@@ -94,8 +94,10 @@ class DispatcherState:
 
     def origins(self) -> Iterator[OriginState | None]:
         queued: Counter[Origin] = Counter()
+        held_back: Counter[Origin] = Counter()
         for number, connection in enumerate(self._pool.connections):
             queued[connection.origin] += connection.account.octets
+            held_back[connection.origin] += connection.cancels.held
             if number % _STEP == 0:
                 yield None
         others = OriginState(OTHER)
@@ -109,6 +111,7 @@ class DispatcherState:
                 before.waiting + pool.waiting,
                 before.waiting_clients + (pool.queue.count_owners() if pool.waiting else 0),
                 before.queued_octets + queued[pool.origin],
+                before.cancels_held_back + held_back[pool.origin],
             )
             if known:
                 yield state

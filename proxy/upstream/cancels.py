@@ -39,8 +39,10 @@ class Cancels:
 
     @property
     def held(self) -> int:
-        """Number of streams that are held back, or were and are over."""
-        return len(self._held)
+        """Number of live streams whose reset is held back."""
+        if not self._held:
+            return 0
+        return sum(isinstance(stream.receiver, _Held) for stream in self._engine.live_streams())
 
     def cancel(self, stream: Stream, code: int, owner: object) -> None:
         """Reset a stream with this code, now or later; `owner` is charged for it until then.

@@ -24,6 +24,7 @@ class StillState:
     waiting_clients: int = 0
     opening: int = 0
     to_services: int = 0
+    held_back: int = 0
     lists: AllowLists | None = None
     opened: Sequence[OpenRoute] = ()
     queues: Queues = field(default_factory=Queues)
@@ -42,7 +43,9 @@ class StillState:
 
     def origins(self) -> Iterator[OriginState | None]:
         for origin in dict.fromkeys(str(route.origin) for route in self.known):
-            yield OriginState(origin, self.opening, self.waiting, self.waiting_clients, self.to_services)
+            yield OriginState(
+                origin, self.opening, self.waiting, self.waiting_clients, self.to_services, self.held_back
+            )
 
     def count_queues(self, queues: Queues) -> Iterator[None]:
         queues.client_connections += self.queues.client_connections

@@ -133,6 +133,7 @@ def test_gauges_are_summed_and_end_with_their_worker() -> None:
     one.live.waiting, other.live.waiting = 1, 2
     one.live.waiting_clients, other.live.waiting_clients = 1, 3
     one.live.to_services, other.live.to_services = 10, 20
+    one.live.held_back, other.live.held_back = 2, 3
     one.live.queues = Queues(2, 20, 15, Counter(greeter=5, orders=1), Counter(greeter=3))
     other.live.queues = Queues(3, 20, 25, Counter(greeter=7))
     together = combined(one.state(), other.state())
@@ -141,7 +142,7 @@ def test_gauges_are_summed_and_end_with_their_worker() -> None:
     assert together.metrics.downstream_connections.now == 2
     assert (together.queued_octets, together.queued_octets_limit) == (12, 2 << 20)
     origins = {origin.origin: origin for origin in together.origins() if origin is not None}
-    assert origins["https://greeter.example"] == OriginState("https://greeter.example", 0, 3, 4, 30)
+    assert origins["https://greeter.example"] == OriginState("https://greeter.example", 0, 3, 4, 30, 5)
     queues = Queues()
     assert set(together.count_queues(queues)) == {None}
     assert queues == Queues(5, 40, 25, Counter(greeter=12, orders=1), Counter(greeter=3, orders=0))

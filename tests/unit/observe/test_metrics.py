@@ -327,7 +327,7 @@ def test_the_state_of_the_worker_is_exposed() -> None:
     live = StillState(
         [route("a"), route("b")], draining=True, queued_octets=7, queued_octets_limit=8, waiting=3, opening=2
     )
-    live.waiting_clients, live.to_services = 2, 5
+    live.waiting_clients, live.to_services, live.held_back = 2, 5, 9
     live.queues = Queues(4, 30, 20, Counter(a=12), Counter(b=3))
     metrics = Metrics()
     for each in live.known:
@@ -335,6 +335,7 @@ def test_the_state_of_the_worker_is_exposed() -> None:
     told = samples(metrics, live)
     assert told["upstream_clients_waiting{origin=https://greeter.run.app}"] == 2
     assert told["upstream_queued_bytes{origin=https://greeter.run.app}"] == 5
+    assert told["upstream_cancels_held_back{origin=https://greeter.run.app}"] == 9
     assert [told[f"route_queued_bytes{{route={name}}}"] for name in "ab"] == [12, 0]
     assert [told[f"requests_waiting{{route={name}}}"] for name in "ab"] == [0, 3]
     clients = ("downstream_connections_queued{}", "downstream_queued_bytes{}", "downstream_queued_bytes_largest{}")

@@ -8,6 +8,7 @@ import structlog
 from proxy.errors import UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
+from proxy.http2.events import ErrorCode
 from proxy.observe.live import OriginState, Queues, TokenState
 from proxy.relay.live import DispatcherState
 from proxy.relay.open_contexts import MOST_WILDCARD_LABELS
@@ -125,6 +126,18 @@ def test_requests_that_wait_are_told_by_route_and_by_origin_with_the_clients_the
         origin = origins_of(world)["https://svc.example"]
         assert waiting == origin.waiting == world.dispatcher.waiting.count >= 3
         assert origin.waiting_clients == 2
+
+
+@each_bare_engine
+def test_cancelled_requests_whose_reset_is_held_back_are_told_by_origin(make: EngineFactory) -> None:
+    with World(make=make, max_connections=1) as world:
+        client = world.client()
+        streams = [client.request(f"/svc/{number}", end=True) for number in range(303)]
+        world.settle()
+        for stream in streams:
+            client.engine.reset(stream, ErrorCode.CANCEL)
+        world.settle()
+        assert origins_of(world)["https://svc.example"].cancels_held_back == 3
 
 
 @each_bare_engine

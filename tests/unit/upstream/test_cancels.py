@@ -39,6 +39,7 @@ def resets(far: Far) -> list[StreamId]:
 async def test_resets_beyond_the_limit_are_sent_one_by_one_in_their_order(make: EngineFactory) -> None:
     far, streams = opened(make, 63)
     cancel(far, streams)
+    assert far.connection.cancels.held == 3
     assert resets(far) == streams[:60]
     assert far.connection.engine.count_open_streams() == 3
     await skip(0.9)
@@ -73,6 +74,7 @@ async def test_what_comes_on_a_stream_that_is_held_back_is_dropped_and_its_windo
     )
     await loop_idle()  # so much is read in slices
     assert far.connection.engine.count_open_streams() == 1
+    assert far.connection.cancels.held == 1
     assert far.connection.engine.owed_octets == 0
     assert not of(far.take(), "WindowUpdate", data)
     # Streams that have ended need no reset, and use up nothing.
@@ -122,6 +124,7 @@ async def test_streams_that_are_held_back_end_with_their_connection(make: Engine
     far, streams = opened(make, 62)
     cancel(far, streams)
     far.send(far.go_away(streams[60]))
+    assert far.connection.cancels.held == 1
     assert far.connection.engine.count_open_streams() == 1
     far.transport.lose(None)
     assert await far.gone()
