@@ -38,6 +38,9 @@ from proxy.routes import Route
 
 __all__ = ["CLOCK_REMEDY", "Finding", "RequestInfo", "diagnose"]
 
+TAG_SEPARATOR: Final = "---"
+"""Between a traffic tag and the name of its service, in the host name of the tag."""
+
 CLOCK_REMEDY: Final = "Tokens and signatures are valid for a limited time: set the clock (NTP), then check again."
 """What to do about a wrong clock."""
 
@@ -217,10 +220,18 @@ def _token_refused(request: RequestInfo) -> Finding:
             f"The route sets gcp_audience = {route.audience!r}: it must be exactly the service's run.app URL or one of "
             f"its custom audiences. Without gcp_audience, the audience is {route.origin}."
         )
+    elif TAG_SEPARATOR in route.origin.host and route.origin.host.endswith(".run.app"):
+        # https://cloud.google.com/run/docs/authenticating/service-to-service
+        untagged = route.origin.host.partition(TAG_SEPARATOR)[2]
+        remedy = (
+            "The url is that of a traffic tag, for which Cloud Run wants a token for the service itself: set "
+            f"gcp_audience to https://{untagged}."
+        )
     elif route.origin.host.endswith(".run.app"):
         remedy = (
             "The audience must be exactly the service's own URL or one of its custom audiences. Compare it with the "
-            "output of `gcloud run services describe` (a URL of a traffic tag is allowed), and set gcp_audience."
+            "output of `gcloud run services describe`, and set gcp_audience. If it is right, see whether the account "
+            "of the token was disabled or deleted."
         )
     else:
         remedy = (

@@ -205,7 +205,8 @@ def test_an_unknown_principal_becomes_a_placeholder() -> None:
 @pytest.mark.parametrize(
     ("of", "words"),
     [
-        (route(), "traffic tag"),
+        (route(), "gcloud run services describe"),
+        (route("blue---greeter-abc-ew.a.run.app"), "set gcp_audience to https://greeter-abc-ew.a.run.app"),
         (route("greeter.example.com"), "custom domain"),
         (route(audience="https://other"), "The route sets gcp_audience = 'https://other'"),
     ],
