@@ -42,6 +42,7 @@ __all__ = ["Control"]
 
 FAULTS: Final = {fault.value: fault for fault in Fault}
 SERVICE_FAULTS: Final = {fault.value: fault for fault in ServiceFault}
+RECENT_REQUESTS: Final = 20
 _Check = Callable[[Any], bool]
 
 
@@ -159,8 +160,8 @@ class Control:
     def state(self) -> dict[str, Any]:
         """Return what was counted and what can be changed, as JSON data.
 
-        `calls`, `mints` and `faults` are by endpoint, `streams` by verdict, `services` by name. `grants` has what is in
-        effect.
+        `calls`, `mints` and `faults` are by endpoint, `streams` by verdict, `services` by name. `requests` has the last
+        20 of each service, oldest first, and `grants` what is in effect.
         """
         google = self._google
         mints = Counter(mint.endpoint for mint in self._google.mints)
@@ -174,6 +175,11 @@ class Control:
             "streams": dict(streams),
             "faults": {endpoint: {"fault": fault.value, "times": times} for endpoint, (fault, times) in faults.items()},
             "services": {service.name: _state_of(service) for service in self._services},
+            "requests": [
+                {"service": service.name, "method": record.method, "path": record.path, "result": record.verdict.value}
+                for service in self._services
+                for record in service.streams[-RECENT_REQUESTS:]
+            ],
             "grants": [
                 {"caller": caller, "target": target, "permissions": permissions}
                 for caller, target, permissions in google.grants()

@@ -18,6 +18,7 @@ from proxy.emulator.iap import account_of
 __all__ = ["Running", "as_json", "as_text"]
 
 HTTPS = "443"
+IDENTITY = "/computeMetadata/v1/instance/service-accounts/default/identity"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -121,6 +122,7 @@ def as_text(running: Running) -> str:
         "In the shell of the program that is to meet it:",
         "",
         *(f"  export {name}={shlex.quote(value)}" for name, value in running.environment.items()),
+        *_example_lines(running),
         "",
         "Or with a key instead of the metadata server:",
         "",
@@ -134,6 +136,24 @@ def as_text(running: Running) -> str:
         *_port_lines(running),
     ]
     return "\n".join(lines)
+
+
+def _example_lines(running: Running) -> list[str]:
+    """Return a request with curl to a service that the metadata server's account may call."""
+    account = running.endpoints.google.metadata_account
+    mine = [service for service in running.services if account in service.invokers and not service.iap]
+    if not mine or running.endpoints.google.pod is not None:
+        return []
+    url, address = mine[0].url, running.server.url.removeprefix("https://")
+    identity = f"http://{running.endpoints.metadata_address}{IDENTITY}?audience={url}"
+    return [
+        "",
+        "A first request:",
+        "",
+        f"  TOKEN=$(curl -s -H 'Metadata-Flavor: Google' '{identity}')",
+        f"  curl -s --cacert {shlex.quote(str(running.certificates.ca_file))} --connect-to ::{address} "
+        f'-H "Authorization: Bearer $TOKEN" {url}/hello',
+    ]
 
 
 def _service_lines(service: CloudRun, iap: str) -> list[str]:

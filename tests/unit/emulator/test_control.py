@@ -125,6 +125,7 @@ async def test_the_state_has_counts_and_is_not_counted(control: str, google: Goo
                 "cold_start_seconds": 0.0,
             }
         },
+        "requests": [{"service": "service", "method": "GET", "path": "/", "result": "no token"}],
         "grants": [],
         "groups": {},
         "projects": {},

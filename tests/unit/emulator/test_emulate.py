@@ -305,6 +305,8 @@ async def test_the_text_has_addresses_and_variables() -> None:
         "iamcredentials.googleapis.com",
         "export GCE_METADATA_HOST=",
         "export GCE_METADATA_IP=",
+        "A first request:",
+        "curl -s --cacert ",
         "export GOOGLE_APPLICATION_CREDENTIALS=",
         "credentials/external-account-file.json",
         "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1 GOOGLE_APPLICATION_CREDENTIALS=",
