@@ -113,13 +113,13 @@ class Google:
                 return email
         raise NoSuchAccount(name)
 
-    def key_file(self, email: str, token_uri: str = TOKEN_ENDPOINT) -> dict[str, str]:
-        """Return the content of a key file with a new key of the account; the account is created if missing.
+    def key_file(self, email: str, token_uri: str = TOKEN_ENDPOINT, *, key: Key | None = None) -> dict[str, str]:
+        """Return the content of a key file of the account, which is created if missing; `key` None: with a new key.
 
         Only the public half of the key is stored.
         """
         self.add_account(email)
-        key = Key()
+        key = key or Key()
         self._account_keys[email][key.key_id] = key.public_pem
         # Line by line, because a leaked key may be split. The last line may be too short to be unique.
         self.issued_secrets.update(key.private_pem().splitlines()[1:-2])

@@ -23,6 +23,11 @@ def signing_key() -> Key:
     return Key()
 
 
+@pytest.fixture(scope="session")
+def account_key() -> Key:
+    return Key()
+
+
 @pytest.fixture
 def google(clock: Clock, signing_key: Key) -> Google:
     return Google(clock=clock, slow_seconds=0.05, signing_key=signing_key)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from proxy.emulator import Google, GoogleServer
 from proxy.emulator.federation import POOL_PROJECT_NUMBER
+from proxy.emulator.jwts import Key
 from proxy.emulator.model import SCOPE
 from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock, claims_of
 from tests.unit.emulator.test_federation import signed
@@ -50,9 +51,9 @@ def times(clock: Clock, early: int = 0, late: int = 0) -> dict[str, object]:
 
 
 @pytest.fixture
-def file(google: Google) -> dict[str, str]:
+def file(google: Google, account_key: Key) -> dict[str, str]:
     google.allow_impersonation(CALLER, TARGET)
-    return google.key_file(CALLER)
+    return google.key_file(CALLER, key=account_key)
 
 
 async def post(client: aiohttp.ClientSession, url: str, **content: Any) -> tuple[int, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from google.auth import crypt, jwt
 
 from proxy.emulator import Fault, Google
-from proxy.emulator.jwts import parse
+from proxy.emulator.jwts import Key, parse
 from proxy.emulator.model import SCOPE, unique_id
 from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock, claims_of
 
@@ -34,8 +34,8 @@ async def _grant(client: aiohttp.ClientSession, assertion: str) -> tuple[int, di
 
 
 @pytest.fixture
-def file(google: Google) -> dict[str, str]:
-    return google.key_file(CALLER)
+def file(google: Google, account_key: Key) -> dict[str, str]:
+    return google.key_file(CALLER, key=account_key)
 
 
 @pytest.mark.asyncio
