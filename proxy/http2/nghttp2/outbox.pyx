@@ -13,7 +13,7 @@ cdef extern from "Python.h":
     char *_octets_of "PyBytes_AS_STRING"(PyObject *) noexcept
 
 cdef Py_ssize_t _FIRST_CAPACITY = 1024
-cdef Py_ssize_t _MOST_EXPECTED = 64 << 10
+cdef Py_ssize_t _MOST_EXPECTED = 512 << 10
 
 
 @cython.final
