@@ -2,14 +2,21 @@ cimport cython
 
 from proxy.observe.exchange cimport ExchangeObserver
 
+@cython.final
 cdef class Durations:
     cdef readonly tuple bounds
-    cdef readonly list counts
     cdef public double seconds
+    cdef list _counts
+    cdef double _lower
+    cdef double _upper
+    cdef Py_ssize_t _place
+    cdef Py_ssize_t _repeated
 
-    @cython.locals(place=cython.Py_ssize_t, bound=cython.double)
     cpdef observe(self, double seconds)
+    @cython.locals(bound=cython.double)
+    cdef _enter_bucket(self, double seconds)
 
+@cython.final
 cdef class Connections:
     cdef readonly Py_ssize_t now
     cdef readonly Py_ssize_t ever
@@ -21,6 +28,8 @@ cdef class RouteMetrics(ExchangeObserver):
     cdef readonly Py_ssize_t in_flight
     cdef readonly Py_ssize_t caller_tokens
     cdef dict _statuses
+    cdef int _status
+    cdef Py_ssize_t _repeated
     cdef object _failures
     cdef object _resets
     cdef readonly Durations durations
@@ -35,5 +44,5 @@ cdef class RouteMetrics(ExchangeObserver):
     cpdef aborted(self, exchange, failure)
     cpdef stream_reset(self, exchange, str by, long code)
     cpdef measured(self, exchange, Py_ssize_t request_octets, Py_ssize_t response_octets, double head_seconds)
-    @cython.locals(statuses=dict)
     cpdef ended(self, exchange, int status, double seconds)
+    cdef dict _all_statuses(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final
 
 from proxy.errors import Failure
@@ -25,30 +26,52 @@ _HEAD_BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 1, 5, 30, 300)
 
 
 class Durations:
-    """How long things took: how many seconds in all, and how often up to each of `bounds`, and longer."""
+    """How long things took: how many seconds in all, and how often up to each of `bounds`, and longer.
 
-    __slots__ = ("bounds", "counts", "seconds")
+    Most durations are in the same bucket as the one before. Those are counted in an integer of C, which is added to the
+    counts later: 15 instructions instead of 250.
+    """
+
+    __slots__ = ("_counts", "_lower", "_place", "_repeated", "_upper", "bounds", "seconds")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """By bucket; the last one has no bound."""
         self.seconds = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        # The bucket of the last duration, and how many in it are not in `_counts` yet.
+        self._place = self._repeated = 0
+        self._lower, self._upper = inf, -inf
+
+    @property
+    def counts(self) -> list[int]:
+        """By bucket; the last one has no bound."""
+        self._counts[self._place] += self._repeated
+        self._repeated = 0
+        return self._counts
 
     def observe(self, seconds: float) -> None:
         """Count one."""
-        place = 0
+        if not self._lower < seconds <= self._upper:
+            self._enter_bucket(seconds)
+        self._repeated += 1
+        self.seconds += seconds
+
+    def _enter_bucket(self, seconds: float) -> None:
+        self._counts[self._place] += self._repeated
+        self._place = self._repeated = 0
+        self._lower = -inf
         for bound in self.bounds:
             if seconds <= bound:
-                break
-            place += 1
-        self.counts[place] += 1
-        self.seconds += seconds
+                self._upper = bound
+                return
+            self._place += 1
+            self._lower = bound
+        self._upper = inf
 
     def add(self, counts: Sequence[int], seconds: float) -> None:
         """Count what another process has counted with the same bounds."""
         for place, count in enumerate(counts):
-            self.counts[place] += count
+            self._counts[place] += count
         self.seconds += seconds
 
 
@@ -81,7 +104,9 @@ class RouteMetrics(ExchangeObserver):
 
     __slots__ = (
         "_failures",
+        "_repeated",
         "_resets",
+        "_status",
         "_statuses",
         "caller_tokens",
         "durations",
@@ -105,6 +130,8 @@ class RouteMetrics(ExchangeObserver):
         """Content of their responses."""
         self._resets: Counter[tuple[str, str]] = Counter()
         self._statuses: dict[int, int] = {}
+        # The status of the last exchange, and how many with it are not in `_statuses` yet.
+        self._status = self._repeated = 0
         self._failures: Counter[str] = Counter()
         self.durations = Durations(_REQUEST_BUCKETS)
         """Of the exchanges that have ended."""
@@ -144,8 +171,10 @@ class RouteMetrics(ExchangeObserver):
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
         """Count an exchange out, by its status."""
         self.in_flight -= 1
-        statuses = self._statuses
-        statuses[status] = statuses.get(status, 0) + 1
+        if status != self._status:
+            self._all_statuses()
+            self._status = status
+        self._repeated += 1
         if 200 <= status < 300:
             self.successes += 1
         self.durations.observe(seconds)
@@ -155,10 +184,11 @@ class RouteMetrics(ExchangeObserver):
 
         It is empty if there is nothing. Sums of such dictionaries are what `add` takes.
         """
-        if not (self._statuses or self._failures or self._resets or self.caller_tokens):
+        statuses = self._all_statuses()
+        if not (statuses or self._failures or self._resets or self.caller_tokens):
             return {}
         return {
-            "statuses": {str(status): count for status, count in self._statuses.items()},
+            "statuses": {str(status): count for status, count in statuses.items()},
             "failures": dict(self._failures),
             "resets": {f"{by} {code}": count for (by, code), count in self._resets.items()},
             "caller_tokens": self.caller_tokens,
@@ -190,7 +220,7 @@ class RouteMetrics(ExchangeObserver):
     @property
     def total(self) -> int:
         """Exchanges that have ended."""
-        return sum(self._statuses.values())
+        return sum(self._all_statuses().values())
 
     @property
     def failures(self) -> int:
@@ -200,12 +230,12 @@ class RouteMetrics(ExchangeObserver):
     @property
     def errors(self) -> int:
         """Exchanges that ended with a status of 400 or more, or were reset before they had one."""
-        return sum(count for status, count in self._statuses.items() if status >= 400 or status == 0)
+        return sum(count for status, count in self._all_statuses().items() if status >= 400 or status == 0)
 
     def by_status(self) -> Mapping[str, int]:
         """Return exchanges by status: a three-digit number, `reset`, or `other`, so that the labels are bounded."""
         found: Counter[str] = Counter()
-        for status, count in self._statuses.items():
+        for status, count in self._all_statuses().items():
             label = "reset" if status == 0 else str(status) if 100 <= status <= 599 else "other"
             found[label] += count
         return found
@@ -217,6 +247,12 @@ class RouteMetrics(ExchangeObserver):
     def resets(self) -> Mapping[tuple[str, str], int]:
         """Return resets by side (`downstream`, `upstream`, `sidecar`) and error code; there are few of each."""
         return self._resets
+
+    def _all_statuses(self) -> dict[int, int]:
+        if self._repeated:
+            self._statuses[self._status] = self._statuses.get(self._status, 0) + self._repeated
+            self._repeated = 0
+        return self._statuses
 
 
 def bounded_code_name(code: int) -> str:

@@ -14,6 +14,7 @@ cdef class ExchangeObserver:
     cpdef measured(self, exchange, Py_ssize_t request_octets, Py_ssize_t response_octets, double head_seconds)
     cpdef ended(self, exchange, int status, double seconds)
 
+@cython.final
 cdef class RouteObservers:
     cdef tuple _started
     cdef tuple _caller_token_dropped
