@@ -22,6 +22,7 @@ cdef class Nghttp2Engine(Engine):
     cdef bint peer_going_away
     cdef int32_t last_processed
     cdef uint32_t max_streams
+    cdef Py_ssize_t sure_window
     cdef uint32_t peer_max_streams
     cdef Py_ssize_t queued
     cdef list turns
@@ -29,14 +30,15 @@ cdef class Nghttp2Engine(Engine):
     cdef list ends_to_send
     cdef Nghttp2Stream turn
     cdef bytes content
+    cdef Nghttp2Stream found
 
     cdef list _senders
     cdef list _left
     cdef object _failure
 
     cdef Nghttp2Stream new_stream(self, int32_t stream_id)
-    cdef Nghttp2Stream find(self, int32_t stream_id)
     cdef int forget(self, Nghttp2Stream stream) except -1
+    cdef int let_go(self, Nghttp2Stream stream) except -1
     cdef int schedule(self, Nghttp2Stream stream) except -1
     cdef int finish(self, Nghttp2Stream stream) except -1
     cdef int reset(self, Nghttp2Stream stream) except -1
@@ -44,7 +46,6 @@ cdef class Nghttp2Engine(Engine):
     cdef int collect(self) except -1
 
     cdef int _receive(self, const uint8_t *octets, Py_ssize_t count) except -1
-    cdef int _unlink(self, Nghttp2Stream stream) except -1
     cdef int _fail(self, long code, str reason) except -1
     cdef int _report_failure(self) except -1
     cdef int _take_turns(self) except -1

@@ -19,7 +19,7 @@ from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
 from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, handle_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
-from proxy.http2.nghttp2.session cimport PEER_STREAMS_AT_FIRST, Session
+from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, PEER_STREAMS_AT_FIRST, Session
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
 from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
@@ -44,7 +44,8 @@ cdef class Nghttp2Engine(Engine):
     `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id. `turns`: the
     streams that have content to send, in order. `resets_to_send` and `ends_to_send`: those whose reset, or whose end
     without content, is sent by the next `take`. `turn`: the stream whose content the library is to send now.
-    `content`: of the DATA that is being read.
+    `sure_window`: octets that a stream's window has room for, less those that are not acknowledged.
+    `content`: of the DATA that is being read. `found`: the stream that was looked up last.
     """
 
     name = "nghttp2"
@@ -58,6 +59,7 @@ cdef class Nghttp2Engine(Engine):
         self.reader = SectionReader(limits.max_field_section_octets, watched_names)
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
+        self.sure_window = min(limits.stream_window_octets, DEFAULT_WINDOW) // 2
         self.turns = []
         self.resets_to_send, self.ends_to_send = [], []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
@@ -284,11 +286,6 @@ cdef class Nghttp2Engine(Engine):
 
     # ---- streams
 
-    cdef Nghttp2Stream find(self, int32_t stream_id):
-        """Return the stream, or None if it is over, or was never reported."""
-        cdef void *stream = nghttp2_session_get_stream_user_data(self.session.handle, stream_id)
-        return None if stream == NULL else <Nghttp2Stream>stream
-
     cdef Nghttp2Stream new_stream(self, int32_t stream_id):
         """Add a stream."""
         cdef Nghttp2Stream stream = Nghttp2Stream.__new__(Nghttp2Stream)
@@ -306,24 +303,13 @@ cdef class Nghttp2Engine(Engine):
     cdef int forget(self, Nghttp2Stream stream) except -1:
         """The stream is over: let go of it, and have the library know it no more."""
         nghttp2_session_set_stream_user_data(self.session.handle, <int32_t>stream.id, NULL)
+        return self.let_go(stream)
+
+    cdef int let_go(self, Nghttp2Stream stream) except -1:
+        """The library has closed the stream."""
         self.queued -= stream.octets
         stream.drop()
-        self._unlink(stream)
-        return 0
-
-    cdef int _unlink(self, Nghttp2Stream stream) except -1:
-        if stream.previous is None:
-            self.first = stream.following
-        else:
-            stream.previous.following = stream.following
-        if stream.following is None:
-            self.last = stream.previous
-        else:
-            stream.following.previous = stream.previous
-        stream.previous = stream.following = None
-        stream.engine = None
-        self.open_streams -= 1
-        return 0
+        return stream.leave()
 
     cdef int schedule(self, Nghttp2Stream stream) except -1:
         """Give the stream a turn if it has content to send."""
@@ -386,7 +372,7 @@ cdef class Nghttp2Engine(Engine):
         self._left = left
         for stream in left:
             stream.drop()
-            self._unlink(stream)
+            stream.leave()
         self.turns, self.resets_to_send, self.ends_to_send, self._senders = [], [], [], []
         self.queued = 0
         self.frames.release()

@@ -25,6 +25,17 @@ from proxy.http2.policy import refusals
 from proxy.http2.policy.faults import ConnectionFault
 
 
+cdef inline Nghttp2Stream _find(Nghttp2Engine engine, int32_t stream_id):
+    """Return the stream, or None if it is over, or was never reported. Several calls for the same one follow."""
+    cdef void *stream
+    if engine.found is None or engine.found.id != stream_id:
+        stream = nghttp2_session_get_stream_user_data(engine.session.handle, stream_id)
+        if stream == NULL:
+            return None
+        engine.found = <Nghttp2Stream>stream
+    return engine.found
+
+
 # ---- receivers
 
 
@@ -97,7 +108,7 @@ cdef int _call(
 cdef int _on_section_begins(nghttp2_session *session, const nghttp2_frame *frame, void *owner) except FAILED:
     """The lines of a section follow, unless the return value is not 0."""
     cdef Nghttp2Engine engine = <Nghttp2Engine>owner
-    cdef Nghttp2Stream stream = engine.find(frame.hd.stream_id)
+    cdef Nghttp2Stream stream = _find(engine, frame.hd.stream_id)
     if stream is not None:
         engine.reader.begin(RESPONSE if engine.client and not stream.has_head else TRAILERS)
     elif engine.client or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
@@ -112,18 +123,14 @@ cdef int _on_section_begins(nghttp2_session *session, const nghttp2_frame *frame
 
 
 cdef int _on_line(
-    nghttp2_session *session,
-    const nghttp2_frame *frame,
-    nghttp2_rcbuf *name,
-    nghttp2_rcbuf *value,
-    uint8_t flags,
-    void *owner,
+    nghttp2_session *session, const nghttp2_frame *frame,
+    nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags, void *owner,
 ) except FAILED:
     return (<Nghttp2Engine>owner).reader.add(name, value, flags & NGHTTP2_NV_FLAG_NO_INDEX != 0)
 
 
 cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except FAILED:
-    cdef Nghttp2Stream stream = engine.find(stream_id)
+    cdef Nghttp2Stream stream = _find(engine, stream_id)
     cdef list fields = engine.reader.end(stream is not None and stream.to_head, end)
     cdef str refusal = engine.reader.refusal
     if stream is None:
@@ -182,11 +189,14 @@ cdef int _on_frame_begins(nghttp2_session *session, const nghttp2_frame_hd *head
     if header.type != DATA:
         return 0
     engine = <Nghttp2Engine>owner
-    stream = engine.find(header.stream_id)
+    stream = _find(engine, header.stream_id)
     if stream is None:
         return 0
     if not stream.has_head:
         return _fault(engine, stream, PROTOCOL_ERROR, refusals.STREAM_ORDER)
+    # The library gives a window back when half of it was acknowledged: less than that needs no look at it.
+    if <Py_ssize_t>header.length + stream.owed_octets <= engine.sure_window:
+        return 0
     if <Py_ssize_t>header.length > nghttp2_session_get_stream_local_window_size(session, header.stream_id):
         if <Py_ssize_t>header.length <= nghttp2_session_get_local_window_size(session):
             return _fault(engine, stream, FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
@@ -197,7 +207,7 @@ cdef int _on_content(
     nghttp2_session *session, uint8_t flags, int32_t stream_id, const uint8_t *data, size_t count, void *owner
 ) except FAILED:
     """The content of a DATA frame; `_on_data` follows."""
-    if nghttp2_session_get_stream_user_data(session, stream_id) == NULL:
+    if _find(<Nghttp2Engine>owner, stream_id) is None:
         nghttp2_session_consume_connection(session, count)
     else:
         (<Nghttp2Engine>owner).content = PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>count)
@@ -205,7 +215,7 @@ cdef int _on_content(
 
 
 cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAILED:
-    cdef Nghttp2Stream stream = engine.find(stream_id)
+    cdef Nghttp2Stream stream = _find(engine, stream_id)
     cdef bytes content = engine.content
     cdef Py_ssize_t count = 0
     engine.content = None
@@ -234,12 +244,8 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
 
 
 cdef int _write_content(
-    nghttp2_session *session,
-    nghttp2_frame *frame,
-    const uint8_t *header,
-    size_t length,
-    nghttp2_data_source *source,
-    void *owner,
+    nghttp2_session *session, nghttp2_frame *frame, const uint8_t *header,
+    size_t length, nghttp2_data_source *source, void *owner,
 ) except FAILED:
     """DATA of the stream whose turn it is leaves."""
     cdef Nghttp2Engine engine = <Nghttp2Engine>owner
@@ -274,10 +280,10 @@ cdef int _refuse(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str rea
 cdef int _on_closed(nghttp2_session *session, int32_t stream_id, uint32_t code, void *owner) except FAILED:
     """The library has closed a stream. If neither side has reset it, its send window was pushed too far."""
     cdef Nghttp2Engine engine = <Nghttp2Engine>owner
-    cdef Nghttp2Stream stream = engine.find(stream_id)
+    cdef Nghttp2Stream stream = _find(engine, stream_id)
     if stream is None:
         return 0
-    engine.forget(stream)
+    engine.let_go(stream)
     if code == FLOW_CONTROL_ERROR:
         raise ConnectionFault(code, "a stream's window is pushed past 2^31-1")
     return 0
@@ -297,11 +303,11 @@ cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *o
     if kind == HEADERS:
         return _on_section(engine, frame.hd.stream_id, end)
     if kind == WINDOW_UPDATE:
-        stream = engine.find(frame.hd.stream_id) if frame.hd.stream_id else None
+        stream = _find(engine, frame.hd.stream_id) if frame.hd.stream_id else None
         if stream is not None:
             engine.schedule(stream)
     elif kind == RST_STREAM:
-        stream = engine.find(frame.hd.stream_id)
+        stream = _find(engine, frame.hd.stream_id)
         if stream is None:
             return engine.guard.charge_control_frame()
         engine.forget(stream)
@@ -355,7 +361,7 @@ cdef int handle_frame(Nghttp2Engine engine, const uint8_t *frame, Py_ssize_t cou
 
 cdef int _on_suspicious_update(Nghttp2Engine engine, const uint8_t *frame) except -1:
     """An update of a stream's window, by nothing or by very much."""
-    cdef Nghttp2Stream stream = engine.find(stream_of(frame))
+    cdef Nghttp2Stream stream = _find(engine, stream_of(frame))
     cdef uint32_t increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
     cdef int32_t window
     if stream is not None:
@@ -368,13 +374,8 @@ cdef int _on_suspicious_update(Nghttp2Engine engine, const uint8_t *frame) excep
 
 
 cdef ssize_t _on_length_asked(
-    nghttp2_session *session,
-    uint8_t kind,
-    int32_t stream_id,
-    int32_t connection_window,
-    int32_t stream_window,
-    uint32_t max_frame,
-    void *owner,
+    nghttp2_session *session, uint8_t kind, int32_t stream_id,
+    int32_t connection_window, int32_t stream_window, uint32_t max_frame, void *owner,
 ) noexcept:
     """Return how long the DATA frame of the stream whose turn it is shall be."""
     return (<Nghttp2Engine>owner).session.content_octets

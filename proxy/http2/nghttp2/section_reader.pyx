@@ -182,8 +182,8 @@ cdef class SectionReader:
         cdef list fields = PyList_New(self._count)
         cdef Py_ssize_t place
         for place in range(self._count):
-            Py_INCREF(<object>self._fields[place])
-            PyList_SET_ITEM(fields, place, <object>self._fields[place])
+            PyList_SET_ITEM(fields, place, <object>self._fields[place])  # with its reference
+        self._count = 0
         self.has_watched = self._met & _WATCHED != 0
         self.refusal = None
         if self.too_great:

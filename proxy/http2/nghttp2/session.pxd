@@ -12,6 +12,7 @@ cdef extern from *:
 
 cdef enum:
     PEER_STREAMS_AT_FIRST = 100  # RFC 9113, 6.5.2 sets no limit before SETTINGS come
+    DEFAULT_WINDOW = 65535  # of a stream, before SETTINGS come, and of the connection
 
 cdef class Session:
     cdef nghttp2_session *handle

@@ -18,7 +18,6 @@ from proxy.http2.policy cimport flood
 from proxy.http2.policy.faults import ConnectionFault
 
 cdef enum:
-    _DEFAULT_WINDOW = 65535
     _MOST_SETTINGS = 32  # entries of one SETTINGS frame: each may touch every stream
     _SECONDS = 100  # the library counts by the clock: its limits are a second line, far behind `flood`
 
@@ -97,7 +96,7 @@ cdef class Session:
             raise MemoryError
         if nghttp2_submit_settings(self.handle, NGHTTP2_FLAG_NONE, entries, count) != 0:
             raise ValueError(_OUT_OF_RANGE)
-        if connection_window > _DEFAULT_WINDOW:
+        if connection_window > DEFAULT_WINDOW:
             if nghttp2_session_set_local_window_size(self.handle, NGHTTP2_FLAG_NONE, 0, connection_window) != 0:
                 raise ValueError(_OUT_OF_RANGE)
         return self.collect()

@@ -29,6 +29,7 @@ cdef class Nghttp2Stream(Stream):
     cdef list _more
     cdef Py_ssize_t _next
 
+    cdef int leave(self) except -1
     cdef int note_method(self, list fields) except -1
     cdef bint _can_send(self) noexcept
     cdef int _needs_head(self) except -1

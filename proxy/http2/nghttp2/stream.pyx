@@ -134,6 +134,26 @@ cdef class Nghttp2Stream(Stream):
             raise RuntimeError(f"nothing can be sent on stream {self.id} before its head")
         return 0
 
+    # ---- its end
+
+    cdef int leave(self) except -1:
+        """Leave the live streams of the engine."""
+        cdef Nghttp2Engine engine = self.engine
+        if self.previous is None:
+            engine.first = self.following
+        else:
+            self.previous.following = self.following
+        if self.following is None:
+            engine.last = self.previous
+        else:
+            self.following.previous = self.previous
+        self.previous = self.following = None
+        if engine.found is self:
+            engine.found = None
+        engine.open_streams -= 1
+        self.engine = None
+        return 0
+
     # ---- the queue
 
     cdef int pull(self, char *place, Py_ssize_t octets) except -1:
