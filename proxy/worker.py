@@ -117,7 +117,7 @@ class Worker:
             self._tokens,
             self._pool,
             observers,
-            loop=loop,
+            flusher=flusher,
             clock=time.time,
             random_fraction=random.random,
             replay_octets=settings.replay_octets,

@@ -1,5 +1,6 @@
 cimport cython
 
+@cython.final
 cdef class Budget:
     cdef public Py_ssize_t limit_octets
     cdef readonly Py_ssize_t queued_octets
@@ -15,6 +16,7 @@ cdef class Budget:
     cpdef change(self, Py_ssize_t octets)
     cpdef Py_ssize_t _relieved_octets(self)
 
+@cython.final
 cdef class Account:
     cdef readonly Budget budget
     cdef readonly Py_ssize_t octets

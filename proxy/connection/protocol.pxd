@@ -14,8 +14,12 @@ cdef class RequestAcceptor:
 cdef class Flusher:
     cdef readonly object loop
     cdef list _due
+    cdef double _now
+    cdef bint _scheduled
 
     cpdef add(self, Http2Protocol connection)
+    cpdef double now(self) except -1
+    cpdef _schedule(self)
     @cython.locals(due=list, connection=Http2Protocol)
     cpdef flush(self)
 
@@ -59,12 +63,12 @@ cdef class Http2Protocol(ConnectionHandler):
     cpdef flush(self)
     cpdef close(self, str reason)
     cpdef abort(self)
-    cpdef _continue_reading(self)
+    cdef _continue_reading(self)
     cpdef serve_all(self)
     cpdef report_error(self, exc)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
-    cpdef _end(self, str reason)
+    cdef _end(self, str reason)
     cpdef Py_ssize_t held_octets(self, Stream stream)
     @cython.locals(queued_octets=Py_ssize_t)
-    cpdef _count_queued_octets(self)
+    cdef _count_queued_octets(self)
     cpdef give_credit(self)

@@ -54,20 +54,36 @@ class RequestAcceptor:
 class Flusher:
     """Flushes all connections of a worker that have something to write, by one call of the loop a turn."""
 
-    __slots__ = ("_due", "loop")
+    __slots__ = ("_due", "_now", "_scheduled", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._due: list[Http2Protocol] = []
+        self._scheduled = False
+        self._now = -1.0  # not asked in this turn
 
     def add(self, connection: Http2Protocol) -> None:
         """Flush this connection at the end of the loop turn."""
-        if not self._due:
-            self.loop.call_soon(self.flush)
         self._due.append(connection)
+        if not self._scheduled:
+            self._schedule()
+
+    def now(self) -> float:
+        """Return the time on the loop's clock, in seconds, as it was when this was first called in this turn."""
+        if self._now < 0:
+            self._now = self.loop.time()
+            if not self._scheduled:
+                self._schedule()
+        return self._now
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Flush every connection that was added."""
+        self._scheduled = False
+        self._now = -1.0
         due, self._due = self._due, []
         for connection in due:
             try:

@@ -8,6 +8,7 @@ cdef Py_ssize_t _LEAST_SLICE_OCTETS
 cdef Py_ssize_t _MOST_SLICE_OCTETS
 cdef Py_ssize_t _QUICK_OCTETS
 
+@cython.final
 cdef class Reads:
     cdef Engine _engine
     cdef object _clock

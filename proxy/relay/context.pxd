@@ -4,6 +4,7 @@ from proxy.observe.exchange cimport RouteObservers
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.origin_pool cimport OriginPool
 
+@cython.final
 cdef class RouteContext:
     cdef readonly object route
     cdef readonly object key
@@ -22,6 +23,7 @@ cdef class RouteContext:
     @cython.locals(line=tuple)
     cpdef tuple token_line(self, token)
 
+@cython.final
 cdef class Destination:
     cdef readonly RouteContext context
     cdef readonly tuple path

@@ -1,14 +1,17 @@
 cimport cython
 
 from proxy.connection.budget cimport Account
+from proxy.connection.protocol cimport Flusher
 from proxy.http2.engine cimport Stream
 from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport Destination, RouteContext
 from proxy.relay.exchange cimport Exchange, ExchangeOwner
+from proxy.relay.signing cimport deployment_lines, end_to_end, end_to_end_open, method_line, signed_head
 from proxy.relay.snapshot cimport Snapshot
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.connection cimport UpstreamConnection
 
+cdef object _INTERACTIVE
 cdef bytes _GET
 cdef bytes _POST
 cdef bytes _HTTP_2
@@ -26,7 +29,7 @@ cdef class Dispatcher(ExchangeOwner):
     cdef object _observers
     cdef RouteObservers _unmatched
     cdef object _loop
-    cdef object _time
+    cdef Flusher _flusher
     cdef object _clock
     cdef object _random_fraction
     cdef public bint add_retry_after
@@ -62,9 +65,9 @@ cdef class Dispatcher(ExchangeOwner):
         version=bytes,
         by_authority=cython.bint,
     )
-    cpdef RouteContext _find(self, Exchange exchange)
+    cdef RouteContext _find(self, Exchange exchange)
     cdef _verify(self, list head, bytes path)
-    cpdef _minted_before(self, Exchange exchange)
-    cpdef list _error_head(self, Exchange exchange, int status, list fields)
+    cdef _minted_before(self, Exchange exchange)
+    cdef list _error_head(self, Exchange exchange, int status, list fields)
     @cython.locals(context=RouteContext)
-    cpdef RouteObservers _observers_of(self, Exchange exchange)
+    cdef RouteObservers _observers_of(self, Exchange exchange)

@@ -7,11 +7,11 @@ pooled connection and starts the exchange, all in one call. What is missing is f
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy.connection.budget import Account
+from proxy.connection.protocol import Flusher
 from proxy.errors import (
     CallerUnverified,
     DeploymentRefused,
@@ -42,7 +42,7 @@ from proxy.relay.signing import (
 from proxy.relay.snapshot import Snapshot
 from proxy.relay.waiting import Pool, Tokens, Waiting
 from proxy.request_identity import Unverified, Verifier
-from proxy.restate import caller_token_remedy, classify, local_reply, missing_retry_after
+from proxy.restate import RequestKind, caller_token_remedy, classify, local_reply, missing_retry_after
 from proxy.routes import OTHER, Route, RouteTable
 from proxy.routes.open_routes import named_route_refusal
 from proxy.tokens.model import Token
@@ -55,6 +55,9 @@ _REFUSED_METHODS: Final = {
     b"CONNECT": "CONNECT is not forwarded: name the upstream as a route, and call its path",
     b"TRACE": "TRACE is not forwarded: its answer would repeat the request, credentials included",
 }
+
+# The only kind for which a person waits. (To ask each request's kind costs a look-up of the attribute.)
+(_INTERACTIVE,) = [kind for kind in RequestKind if kind.interactive]
 
 _GET: Final = b"GET"
 _POST: Final = b"POST"
@@ -70,13 +73,13 @@ class Dispatcher(ExchangeOwner):
 
     __slots__ = (
         "_clock",
+        "_flusher",
         "_loop",
         "_name",
         "_observers",
         "_pool",
         "_random_fraction",
         "_retired",
-        "_time",
         "_tokens",
         "_unmatched",
         "_via_http2",
@@ -94,7 +97,7 @@ class Dispatcher(ExchangeOwner):
         pool: Pool,
         observers: Observers,
         *,
-        loop: asyncio.AbstractEventLoop,
+        flusher: Flusher,
         clock: Callable[[], float],
         random_fraction: Callable[[], float],
         replay_octets: int,
@@ -113,9 +116,8 @@ class Dispatcher(ExchangeOwner):
         self._pool = pool
         self._observers = observers
         self._unmatched = observers.exchanges(None)
-        self._loop = loop
-        # The bound method: three calls an exchange.
-        self._time = loop.time
+        self._loop = loop = flusher.loop
+        self._flusher = flusher
         self._clock = clock
         self._random_fraction = random_fraction
         self.add_retry_after = add_retry_after
@@ -154,7 +156,7 @@ class Dispatcher(ExchangeOwner):
         """Begin the exchange of a request whose head was received on this stream."""
         exchange = Exchange.__new__(Exchange)
         exchange.begin_content(stream, fields, account)
-        exchange.begin(self, end_stream, self._time())
+        exchange.begin(self, end_stream, self._flusher.now())
         stream.receiver = exchange
         self.dispatch(exchange)
 
@@ -176,7 +178,8 @@ class Dispatcher(ExchangeOwner):
         token = None
         if slot is not None:
             # Also when it is sent again: its first token may have been rejected meanwhile.
-            token = self._minted_before(exchange) if exchange.kind.interactive else slot.usable_token(self._clock())
+            interactive = exchange.kind is _INTERACTIVE
+            token = self._minted_before(exchange) if interactive else slot.usable_token(self._clock())
         if token is not None or slot is None:
             connection = context.pool.ready()
             if connection is not None:
@@ -231,7 +234,7 @@ class Dispatcher(ExchangeOwner):
         context = exchange.context
         if upstream is not None and context is not None:
             exchange.status = status = upstream.status
-            exchange.head_at = self._time()
+            exchange.head_at = self._flusher.now()
             context.observers.response_head(exchange, fields)
             if status >= 300:
                 return self._error_head(exchange, status, fields)
@@ -249,7 +252,7 @@ class Dispatcher(ExchangeOwner):
         if exchange.error_head is not None:
             self.error_answered(exchange, b"")
         context = exchange.context
-        seconds = self._time() - exchange.started_at
+        seconds = self._flusher.now() - exchange.started_at
         if context is None:
             self._unmatched.ended(exchange, exchange.status, seconds)
             return
@@ -315,7 +318,7 @@ class Dispatcher(ExchangeOwner):
             context.used = True
             exchange.fields = end_to_end_open(head)
             self._inspect(exchange, head, context)
-        elif stream.has_watched or (method == _GET and exchange.kind.interactive):
+        elif stream.has_watched or exchange.kind is _INTERACTIVE:
             exchange.fields = end_to_end(head)
             self._inspect(exchange, head, context)
         else:
@@ -344,10 +347,10 @@ class Dispatcher(ExchangeOwner):
             via.check(passed, self._name)
             exchange.fields += [(b"via", value, False) for value in passed]
         if has_token(head):
-            if exchange.kind.interactive:
+            if exchange.kind is _INTERACTIVE:
                 raise TokenFromCaller(caller_token_remedy(signed=context.route.signed))
             context.observers.caller_token_dropped(exchange)
-        if exchange.kind.interactive and not context.is_open and (lines := deployment_lines(head)):
+        if exchange.kind is _INTERACTIVE and not context.is_open and (lines := deployment_lines(head)):
             raise DeploymentRefused(named_route_refusal(lines))
 
     def _minted_before(self, exchange: Exchange) -> Token | None:

@@ -4,6 +4,7 @@ from proxy.connection.protocol cimport RequestAcceptor
 from proxy.http2.engine cimport Stream
 from proxy.relay.context cimport RouteContext
 from proxy.relay.request_content cimport RequestContent
+from proxy.relay.signing cimport end_to_end_response, end_to_end_trailers
 from proxy.upstream.connection cimport UpstreamConnection
 
 cdef int _ILLEGAL
@@ -85,17 +86,17 @@ cdef class Exchange(RequestContent):
     cpdef on_response_reset(self, long code, bint by_peer)
     cpdef on_unprocessed(self)
     cpdef on_connection_lost(self, failure)
-    @cython.locals(held=list, trailers=list, ended=cython.bint, bare=cython.bint, upstream=Stream, data=bytes)
+    @cython.locals(trailers=list, ended=cython.bint, bare=cython.bint, upstream=Stream, data=bytes)
     cpdef start(self, UpstreamConnection connection, list fields)
     cpdef fail(self, failure)
     @cython.locals(upstream=Stream)
     cpdef on_evicted(self, failure)
-    cpdef _failed(self, int action, failure, bint evicted=*)
+    cdef _failed(self, int action, failure, bint evicted=*)
     cpdef bint on_internal_error(self)
 
-    cpdef _commit_if_large(self)
+    cdef _commit_if_large(self)
     @cython.locals(upstream=Stream)
-    cpdef list _crossing(self, list fields)
-    cpdef _forget_upstream(self)
-    cpdef _end_or_discard(self)
-    cpdef _end(self)
+    cdef list _crossing(self, list fields)
+    cdef _forget_upstream(self)
+    cdef _end_or_discard(self)
+    cdef _end(self)

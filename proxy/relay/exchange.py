@@ -196,7 +196,7 @@ class Exchange(RequestContent):
         if action <= _HOLD:
             octets = len(data)
             self.request_octets += octets
-            if octets and self._held is not None:
+            if octets and self._holding:
                 self.hold(data)
                 if self.upstream is not None:
                     self._commit_if_large()
@@ -248,7 +248,7 @@ class Exchange(RequestContent):
     def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         """Forward the final head."""
         self.on(_RESPONSE_HEAD)
-        if self._held is not None:
+        if self._holding:
             self.drop_held()
         self.downstream.send_head(self._owner.response_head(self, self._crossing(fields)), end_stream)
         if end_stream:
@@ -306,13 +306,13 @@ class Exchange(RequestContent):
         """Send the request on a new stream: its head, what is held of its content, and its end if that has come."""
         self.on(_START)
         self.attempts += 1
-        held, trailers = self._held, self._trailers
+        trailers = self._trailers
         ended = self._state == _REPLAYABLE_ENDED
-        bare = ended and trailers is None and not held
+        bare = ended and trailers is None and not self._held_octets
         self.connection = connection
         self.upstream = upstream = connection.open(fields, bare, self)
-        if held:
-            for data in held:
+        if self._held_octets:
+            for data in self.held():
                 upstream.send_data(data, False)
         if trailers is not None:
             upstream.send_trailers(trailers)

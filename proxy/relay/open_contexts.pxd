@@ -2,6 +2,7 @@ cimport cython
 
 from proxy.relay.context cimport Destination, RouteContext
 
+@cython.final
 cdef class OpenContexts:
     cdef readonly object routes
     cdef object _make

@@ -13,16 +13,18 @@ cdef class RequestContent(StreamReceiver):
     cdef public UpstreamConnection connection
     cdef Account _account
     cdef Py_ssize_t _head_octets
-    cdef list _held
+    cdef bint _holding
     cdef Py_ssize_t _held_octets
+    cdef bytes _first_held
+    cdef list _more_held
     cdef readonly Py_ssize_t request_octets
     cdef Py_ssize_t _acknowledged_octets
     cdef Py_ssize_t _discarded_octets
     cdef Py_ssize_t _sent_octets
 
     cpdef begin_content(self, Stream downstream, list fields, Account account)
-    @cython.locals(held=list)
     cpdef hold(self, bytes data)
+    cpdef list held(self)
     cpdef drop_held(self)
     cpdef release(self)
     cpdef object owner(self)

@@ -35,9 +35,11 @@ class RequestContent(StreamReceiver):
         "_account",
         "_acknowledged_octets",
         "_discarded_octets",
+        "_first_held",
         "_head_octets",
-        "_held",
         "_held_octets",
+        "_holding",
+        "_more_held",
         "_sent_octets",
         "connection",
         "downstream",
@@ -59,8 +61,11 @@ class RequestContent(StreamReceiver):
         self._account = account
         self._head_octets = downstream.head_octets
         account.change(self._head_octets)
-        self._held: list[bytes] | None = []
+        self._holding = True
         self._held_octets = 0
+        # Most requests have one piece, for which no list is made.
+        self._first_held: bytes | None = None
+        self._more_held: list[bytes] | None = None
         self.request_octets = 0
         """Octets of content that have come."""
         self._acknowledged_octets = 0
@@ -69,15 +74,25 @@ class RequestContent(StreamReceiver):
 
     def hold(self, data: bytes) -> None:
         """Keep a copy for sending the request again; not to be called after `drop_held`."""
-        held = self._held
-        assert held is not None  # noqa: S101 - tells the type checker
-        held.append(data)
+        if self._first_held is None:
+            self._first_held = data
+        elif self._more_held is None:
+            self._more_held = [data]
+        else:
+            self._more_held.append(data)
         self._held_octets += len(data)
         self._account.change(len(data))
 
+    def held(self) -> list[bytes]:
+        """Return the content that is held, in pieces."""
+        if self._first_held is None:
+            return []
+        return [self._first_held, *(self._more_held or ())]
+
     def drop_held(self) -> None:
         """Keep nothing any more, except a small head: the request is not sent again."""
-        self._held = None
+        self._holding = False
+        self._first_held = self._more_held = None
         if self._held_octets:
             self._account.change(-self._held_octets)
             self._held_octets = 0
@@ -103,7 +118,7 @@ class RequestContent(StreamReceiver):
 
     def release(self) -> None:
         """Hold nothing, and charge nothing any more."""
-        if self._held is not None:
+        if self._holding:
             self.drop_held()
         if self._head_octets:
             self._account.change(-self._head_octets)

@@ -2,7 +2,9 @@ cimport cython
 
 from proxy.relay.context cimport Destination, RouteContext
 from proxy.relay.open_contexts cimport OpenContexts
+from proxy.relay.signing cimport deployment_lines, request_authority
 
+@cython.final
 cdef class Snapshot:
     cdef readonly object table
     cdef readonly dict contexts

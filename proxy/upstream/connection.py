@@ -210,7 +210,7 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol.connection_made(self, transport)
 
     def _has_read(self) -> None:
-        self._heard_at = self.loop.time()
+        self._heard_at = self._flusher.now()
         Http2Protocol._has_read(self)
 
     def eof_received(self) -> bool | None:

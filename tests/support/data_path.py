@@ -133,7 +133,7 @@ class World:
             self.tokens,
             self.pool,
             self.observed,
-            loop=self.loop,
+            flusher=self.flusher,
             clock=self.clock,
             random_fraction=random_fraction,
             replay_octets=replay_octets,
