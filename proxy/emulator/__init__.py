@@ -4,7 +4,7 @@
 
     Google          the state: accounts, keys, grants, tokens, faults; opens no socket
     Federation      the identity providers of a workload identity pool: a cluster, Azure, AWS
-    GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange, Resource Manager (TLS)
+    GoogleServer    metadata servers (HTTP) · IAM Credentials, OAuth, token exchange, Resource Manager, keys (TLS)
     CredentialFiles one credential file of each kind
     CloudRun        ASGI middleware that verifies ID tokens as Cloud Run's front end does
     Services        several of them, found by the host of a request

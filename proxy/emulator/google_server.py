@@ -19,6 +19,7 @@ from proxy.emulator.metadata import MetadataServer
 from proxy.emulator.model import Endpoint, Fault
 from proxy.emulator.oauth import OAuth
 from proxy.emulator.projects import ResourceManager
+from proxy.emulator.public_keys import PublicKeys
 from proxy.emulator.responses import apply_fault, web_page
 from proxy.emulator.sockets import address, bind
 from proxy.emulator.sts import TokenExchange
@@ -30,12 +31,15 @@ API_HOSTS: Final[Mapping[str, Endpoint]] = {
     "oauth2.googleapis.com": "oauth",
     "sts.googleapis.com": "sts",
     "cloudresourcemanager.googleapis.com": "projects",
+    "www.googleapis.com": "keys",
+    "www.gstatic.com": "keys",
 }
 """The API hosts, which DNS has to resolve to the TLS port, and their endpoints."""
 
 API_PATHS: Final[Mapping[str, Endpoint]] = {
     "/v1/projects/": "iam", "/v1/locations/": "iam", "/token": "oauth",
     "/v1/token": "sts", "/v1/oauthtoken": "sts", "/v1/introspect": "sts",
+    "/oauth2/": "keys", "/iap/": "keys",
 }  # fmt: skip
 
 METADATA_PORT_PATHS: Final[Mapping[str, Endpoint]] = {"/latest/": "aws", "/metadata/": "azure"}
@@ -89,6 +93,7 @@ class GoogleServer:
             "oauth": OAuth(google),
             "sts": TokenExchange(google),
             "projects": ResourceManager(google),
+            "keys": PublicKeys(google),
             "aws": AwsMetadata(google),
             "azure": AzureMetadata(google),
         }

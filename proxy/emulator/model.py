@@ -22,11 +22,11 @@ __all__ = [
     "unique_id",
 ]
 
-Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "aws", "azure"]
+Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "keys", "aws", "azure"]
 """What a client calls: the metadata server, IAM Credentials, the OAuth token endpoint, the token exchange, Resource
-Manager, and for federation the metadata servers of AWS and Azure."""
+Manager, the public keys of tokens, and for federation the metadata servers of AWS and Azure."""
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "projects", "aws", "azure")
+ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "projects", "keys", "aws", "azure")
 """All endpoints."""
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"

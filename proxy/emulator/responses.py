@@ -32,7 +32,7 @@ FAULT_STATUS: Final = {Fault.TOO_MANY_REQUESTS: 429, Fault.SERVER_ERROR: 500, Fa
 
 
 REJECTED_STATUS: Final[Mapping[Endpoint, int]] = {
-    "metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "aws": 401, "azure": 400,
+    "metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "keys": 404, "aws": 401, "azure": 400,
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def _refusal(endpoint: Endpoint, status: int) -> web.Response:
         )
     if endpoint in ("iam", "projects"):
         return api_error(status, "The emulator was told to refuse this request.")
-    if endpoint in ("metadata", "aws"):
+    if endpoint in ("metadata", "aws", "keys"):
         response = web_page(status, "The emulator was told to refuse this request.")
         if endpoint == "metadata":
             response.headers[FLAVOR] = "Google"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from google.auth import transport
-from google.oauth2 import credentials, service_account
+from google.oauth2 import credentials, id_token, service_account
 
 from proxy.emulator import API_HOSTS, CannotListen, Certificates, Google, GoogleServer
 from proxy.emulator.model import SCOPE
 from tests.support.emulated import AUDIENCE, CALLER, Names, claims_of, trusting
+
+IAP_KEYS = "https://www.gstatic.com/iap/verify/public_key"
 
 
 class _Response(transport.Response):
@@ -55,6 +60,20 @@ class _Request(transport.Request):
             return _Response(response.status, dict(response.headers), await response.read())
 
 
+def _pem(key: dict[str, str]) -> str:
+    """Return the public key of a JSON Web Key (RFC 7518, 6.2 and 6.3)."""
+    numbers = {
+        name: int.from_bytes(base64.urlsafe_b64decode(key[name] + "=="), "big") for name in "nexy" if name in key
+    }
+    public = (
+        rsa.RSAPublicNumbers(numbers["e"], numbers["n"]).public_key()
+        if key["kty"] == "RSA"
+        else ec.EllipticCurvePublicNumbers(numbers["x"], numbers["y"], ec.SECP256R1()).public_key()
+    )
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return public.public_bytes(serialization.Encoding.PEM, form).decode()
+
+
 @pytest.mark.asyncio
 async def test_google_auth_itself_gets_its_tokens(certificates: Certificates) -> None:
     google = Google()
@@ -73,6 +92,21 @@ async def test_google_auth_itself_gets_its_tokens(certificates: Certificates) ->
             with ThreadPoolExecutor(1) as thread:
                 for source in sources:
                     await loop.run_in_executor(thread, source.refresh, request)
+                # What a service does with the tokens that it gets.
+                caller = await loop.run_in_executor(
+                    thread, id_token.verify_oauth2_token, sources[0].token, request, AUDIENCE
+                )
+                now = int(google.clock())
+                signed = google.iap_key.sign({"aud": "/projects/1", "email": CALLER, "iat": now, "exp": now + 600})
+                assertion = await loop.run_in_executor(
+                    thread, id_token.verify_token, signed, request, "/projects/1", IAP_KEYS
+                )
+                assert caller["email"] == assertion["email"] == CALLER
+            expected = {**google.certificates(), google.iap_key.key_id: google.iap_key.public_pem}
+            for place in ("www.googleapis.com/oauth2/v3/certs", "www.gstatic.com/iap/verify/public_key-jwk"):
+                async with client.get(f"https://{place}") as response:
+                    (key,) = (await response.json())["keys"]
+                    assert _pem(key) == expected[key["kid"]]
     identity, account, user = sources
     assert claims_of(identity.token)["email"] == CALLER
     for source, principal in ((account, CALLER), (user, "person@example.com")):
@@ -88,13 +122,14 @@ async def test_each_host_serves_only_its_own_paths(client: aiohttp.ClientSession
         ("POST", "/token"),
         ("POST", "/v1/token"),
         ("GET", "/v1/projects/1"),
+        ("GET", "/iap/verify/public_key"),
     ):
         answered = 0
         for host in API_HOSTS:
             async with client.request(method, f"https://{host}{path}") as response:
                 answered += response.status != 404
         assert answered == 1
-    assert google.calls == {"iam": 4, "oauth": 4, "sts": 4, "projects": 4}
+    assert google.calls == {"iam": 5, "oauth": 5, "sts": 5, "projects": 5, "keys": 10}
 
 
 @pytest.mark.asyncio

@@ -26,6 +26,7 @@ def urls(server: GoogleServer) -> dict[Endpoint, tuple[str, str]]:
         "oauth": ("POST", "https://oauth2.googleapis.com/token"),
         "sts": ("POST", "https://sts.googleapis.com/v1/token"),
         "projects": ("GET", "https://cloudresourcemanager.googleapis.com/v1/projects/1"),
+        "keys": ("GET", "https://www.googleapis.com/oauth2/v1/certs"),
         "aws": ("GET", f"http://{server.metadata_address}/latest/meta-data/placement/availability-zone"),
         "azure": ("GET", f"http://{server.metadata_address}/metadata/identity/oauth2/token"),
     }
@@ -55,7 +56,7 @@ async def test_a_refusal_has_the_format_of_the_endpoints_errors(
         if endpoint == "metadata":
             assert response.content_type == "text/html"
             assert response.headers["Metadata-Flavor"] == "Google"
-        elif endpoint == "aws":
+        elif endpoint in ("aws", "keys"):
             assert response.content_type == "text/html"
         elif endpoint in ("iam", "projects"):
             assert (await response.json())["error"]["code"] == status
@@ -66,7 +67,16 @@ async def test_a_refusal_has_the_format_of_the_endpoints_errors(
 @pytest.mark.asyncio
 async def test_a_caller_can_be_revoked_at_any_time(ask: Ask, google: Google, endpoint: Endpoint) -> None:
     google.fail(endpoint, Fault.REJECTED, times=1)
-    statuses = {"metadata": 404, "iam": 401, "oauth": 400, "sts": 400, "projects": 401, "aws": 401, "azure": 400}
+    statuses = {
+        "metadata": 404,
+        "iam": 401,
+        "oauth": 400,
+        "sts": 400,
+        "projects": 401,
+        "keys": 404,
+        "aws": 401,
+        "azure": 400,
+    }
     async with ask() as response:
         assert response.status == statuses[endpoint]
         if response.status == 400:
