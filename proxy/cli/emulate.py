@@ -179,8 +179,8 @@ def emulate(
 
     Read about Google, and not proven: windows of 1 MiB, 16 KiB of fields (64 KiB is reported, too), padded DATA, PING
     frames of its own, four minutes until an idle connection ends; the texts of Cloud Run's 429 and 5xx, the status of a
-    wrong method or scheme, how a disabled account is refused, and the page of IAP's 403. That a connection ends after an hour, by GOAWAY in
-    two steps, was written by an engineer of Google.
+    wrong method or scheme, how a disabled account is refused, and the page of IAP's 403. That a connection ends after
+    an hour, by GOAWAY in two steps, was written by an engineer of Google.
     """
     if not unsafe_listen and not is_loopback(host.strip("[]")):
         raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
