@@ -98,7 +98,7 @@ class DeploymentRefused(RequestRefused):
 
 
 class HeadTooLarge(RequestRefused):
-    """The head of the request is larger than the upstream takes (SETTINGS_MAX_HEADER_LIST_SIZE).
+    """The head of the request is larger than `max_field_section`, or than the upstream's SETTINGS_MAX_HEADER_LIST_SIZE.
 
     Remedy: have the client, or the deployment's additional headers, send fewer or shorter fields.
     """

@@ -46,7 +46,8 @@ class RequestAcceptor:
     def accept(self, stream: Stream, fields: Fields, end_stream: bool, account: Account) -> None:
         """Accept a request whose head was received on this stream; set `stream.receiver` for what follows.
 
-        What is held of the request is charged to `account`, that of the client.
+        What is held of the request is charged to `account`, that of the client. `fields` is empty for a head over the
+        limit (`ConnectionHandler.on_large_request`).
         """
         raise NotImplementedError
 

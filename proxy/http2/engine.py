@@ -33,12 +33,14 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from proxy.errors import Failure
-from proxy.http2.events import Fields, StreamId
+from proxy.http2.events import ErrorCode, Fields, StreamId
 
 __all__ = ["UNLIMITED", "ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
 
 EngineName: TypeAlias = Literal["auto", "nghttp2", "h2"]
 """Of the engine that is asked for: "auto" is "nghttp2" where that is installed, "h2" otherwise."""
+
+_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
 
 UNLIMITED: Final = (1 << 32) - 1
 """More than a setting of HTTP/2 can express as a limit."""
@@ -220,6 +222,14 @@ class ConnectionHandler:
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """A request head has come on a new stream (server only); set `stream.receiver` for what follows."""
         raise NotImplementedError
+
+    def on_large_request(self, stream: Stream, end_stream: bool, reason: str) -> None:
+        """A request head over `Limits.max_field_section_octets` has come on a new stream (server only); answer it.
+
+        Its lines were dropped. `stream.method` is HEAD or empty. By default, the stream is refused for this reason.
+        """
+        self.on_stream_refused(stream.id, reason)
+        stream.reset_now(_ENHANCE_YOUR_CALM)
 
     def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
         """A stream was reset, or never begun, because the peer broke a rule; `reason`: see `policy.refusals`."""

@@ -158,7 +158,14 @@ class Dispatcher(ExchangeOwner):
         exchange.begin_content(stream, fields, account)
         exchange.begin(self, end_stream, self._flusher.now())
         stream.receiver = exchange
-        self.dispatch(exchange)
+        if fields:
+            self.dispatch(exchange)
+        else:
+            exchange.method = stream.method
+            self._unmatched.started(exchange)
+            exchange.fail(
+                HeadTooLarge("the head of this request is larger than max_field_section; raise that if need be")
+            )
 
     # ---- for exchanges
 

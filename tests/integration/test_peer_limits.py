@@ -31,6 +31,10 @@ async def test_peers_beyond_a_limit_are_told_so_and_others_are_served(engine: st
                 assert (large.status, large.fields[b"x-cloudrun-sidecar-error"]) == (431, b"head-too-large")
                 (line,) = await running.logged("SETTINGS_MAX_HEADER_LIST_SIZE")
                 assert line["code"] == "head-too-large"
+                # Our own.
+                larger = await good.response(good.open("/larger", fields=[(b"x-large", b"v" * 35_000)] * 2, end=True))
+                assert (larger.status, larger.fields[b"x-cloudrun-sidecar-error"]) == (431, b"head-too-large")
+                await running.logged("larger than max_field_section")
                 # Interim heads without end.
                 stream = good.open("/interim", end=True)
                 endless, _, _ = await peer.request()

@@ -79,8 +79,10 @@ cdef int _call(
             receiver.on_request_sent(number)
         else:
             receiver.on_response_sent(number)
-    elif event == ON_REQUEST:
+    elif event == ON_REQUEST and content is not None:
         engine.handler.on_request(stream, <list>content, flag)
+    elif event == ON_REQUEST:
+        engine.handler.on_large_request(stream, flag, engine.reader.refusal)
     elif event == ON_RESPONSE:
         receiver.on_response_head(<list>content, flag)
     elif event == ON_INTERIM:
@@ -162,9 +164,8 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     if engine.going_away:
         # GOAWAY was written while the block was coming in, and named a stream before this one.
         return _refuse(engine, stream_id, REFUSED_STREAM, refusals.GOING_AWAY)
-    if engine.reader.refusal is not None:
-        code = ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR
-        return _refuse(engine, stream_id, code, engine.reader.refusal)
+    if engine.reader.refusal is not None and not engine.reader.too_great:
+        return _refuse(engine, stream_id, PROTOCOL_ERROR, engine.reader.refusal)
     stream = engine.new_stream(stream_id)
     nghttp2_session_set_stream_user_data(engine.session.handle, stream_id, <void *>stream)
     stream.missing = engine.reader.content_length
@@ -175,6 +176,9 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     stream.head_octets = engine.reader.octets
     stream.has_watched = engine.reader.has_watched
     engine.last_processed = stream_id
+    if engine.reader.too_great:
+        tell(engine, stream, ON_REQUEST, None, end, 0)
+        return engine.guard.charge_reset()
     engine.guard.credit_head()
     return tell(engine, stream, ON_REQUEST, fields, end, 0)
 
@@ -367,9 +371,7 @@ cdef int _on_suspicious_update(Nghttp2Engine engine, const uint8_t *frame) excep
     if stream is not None:
         window = nghttp2_session_get_stream_remote_window_size(engine.session.handle, <int32_t>stream.id)
         if not increment or <uint32_t>window > MAX_STREAM_ID - increment:
-            return _fault(
-                engine, stream, FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR, refusals.FLOW_CONTROL
-            )
+            return _fault(engine, stream, FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR, refusals.FLOW_CONTROL)
     return engine.session.feed(frame, FRAME_HEADER_OCTETS + 4)
 
 

@@ -74,7 +74,7 @@ cdef class SectionReader:
     """Reads one section at a time: `begin`, `add` for each line, `end`.
 
     Results: `refusal`, the word of `policy.refusals` for the rule that the section breaks, or None. `too_great`: it is
-    over the limit, and lines are missing. `content_length` is -1 where nothing is announced, 0 where there can be no
+    over the limit, and lines are missing; of a request, only whether its method is HEAD is known. `content_length` is -1 where nothing is announced, 0 where there can be no
     content. `method` and `path` of a request; `path` is empty for CONNECT. `interim` and `status` of a response.
     """
 
@@ -190,7 +190,10 @@ cdef class SectionReader:
             self.refusal = refusals.SECTION_TOO_LARGE
         elif not self._is_plain(to_head, ends):
             self._ask_policy(fields, to_head, ends)
-        if self._section == REQUEST and self.refusal is None:
+        if self._section == REQUEST and self.too_great:
+            self.method = b"HEAD" if self._met & _METHOD and <bytes>self._method == b"HEAD" else b""
+            self.path, self.content_length, self.octets = b"", -1, 0
+        elif self._section == REQUEST and self.refusal is None:
             self.method = <bytes>self._method
             self.path = <bytes>self._path if self._met & _PATH else b""
         return fields

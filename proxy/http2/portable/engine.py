@@ -75,7 +75,7 @@ class PortableEngine(SendingEngine):
 
     def _on_headers(self, flags: int, stream_id: StreamId, block: bytes) -> None:
         # Before anything else: the compression must stay in step even where the section is of no use.
-        fields = self.library.decode(block)
+        fields, too_large = self.library.decode(block)
         end = flags & frames.END_STREAM != 0
         opens = self.history.section(stream_id, end)
         self.guard.charge_control_frame()
@@ -86,27 +86,34 @@ class PortableEngine(SendingEngine):
             reason = refusals.GOING_AWAY if self.going_away else refusals.TOO_MANY_STREAMS
             raise StreamFault(ErrorCode.REFUSED_STREAM, reason)
         must(stream is None or stream.receives, ErrorCode.STREAM_CLOSED, AFTER_THE_END)
-        if fields is None:
-            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, refusals.SECTION_TOO_LARGE)
         if stream is None:
-            return self._on_request(stream_id, fields, end)
+            return self._on_request(stream_id, fields, end, too_large=too_large)
+        if too_large:
+            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, refusals.SECTION_TOO_LARGE)
         return (self._on_trailers if stream.has_head else self._on_response)(stream, fields, end)
 
-    def _on_request(self, stream_id: StreamId, fields: Fields, end: bool) -> None:
-        length = check_request(fields, ends=end)
+    def _on_request(self, stream_id: StreamId, fields: Fields, end: bool, *, too_large: bool) -> None:
+        length = None if too_large else check_request(fields, ends=end)
         self.library.show_section(stream_id, ANY_REQUEST, end_stream=end)
         stream = self.streams[stream_id] = PortableStream(self, stream_id)
         stream.has_head, stream.missing = True, length
-        stream.method, stream.path = _value_of(fields, b":method"), _value_of(fields, b":path")
-        stream.head_octets = section_octets(fields)
-        stream.has_watched = not self.watched_names.isdisjoint([line[0] for line in fields])
+        method = _value_of(fields, b":method")
         self.last_processed = stream_id
-        self.guard.credit_head()
         self._on_end(stream, end)
         try:
-            self.handler.on_request(stream, fields, end)
+            if too_large:
+                stream.method = method if method == b"HEAD" else b""
+                self.handler.on_large_request(stream, end, refusals.SECTION_TOO_LARGE)
+            else:
+                stream.method, stream.path = method, _value_of(fields, b":path")
+                stream.head_octets = section_octets(fields)
+                stream.has_watched = not self.watched_names.isdisjoint([line[0] for line in fields])
+                self.guard.credit_head()
+                self.handler.on_request(stream, fields, end)
         except Exception as exc:  # noqa: BLE001  (the contract: it ends this stream and no other)
             self.handler.on_internal_error(stream, exc)
+        if too_large:
+            self.guard.charge_reset()
 
     def _on_response(self, stream: PortableStream, fields: Fields, end: bool) -> None:
         head = check_response(fields, to_head=stream.to_head, ends=end)

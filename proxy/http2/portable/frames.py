@@ -27,7 +27,8 @@ class FrameReader:
     def __init__(self, *, expects_preface: bool, limits: Limits) -> None:
         self._max_frame_octets = limits.max_frame_octets
         self._most_continuations = _SPARE_CONTINUATIONS + limits.max_field_section_octets // limits.max_frame_octets
-        self._most_block_octets = max(limits.max_field_section_octets, limits.max_frame_octets)
+        # A section over the limit is decoded, so that its stream can be answered.
+        self._most_block_octets = max(2 * limits.max_field_section_octets, limits.max_frame_octets)
         self._buffer = bytearray()
         self._preface = PREFACE if expects_preface else b""
         self._settings_seen = False

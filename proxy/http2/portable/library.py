@@ -165,8 +165,8 @@ class Library:
         most_octets = remote.max_header_list_size
         return min(remote.max_concurrent_streams, _UNLIMITED), UNLIMITED if most_octets is None else most_octets
 
-    def decode(self, block: bytes) -> Fields | None:
-        """Return a field section, None where it is over the limit; raises ConnectionFault."""
+    def decode(self, block: bytes) -> tuple[Fields, bool]:
+        """Return a field section, and whether it is over the limit; raises ConnectionFault."""
         try:
             lines = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError:
@@ -175,7 +175,7 @@ class Library:
             text = "a field block that cannot be decoded"
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, text) from None
         fields = [(bytes(line[0]), bytes(line[1]), not line.indexable) for line in lines]
-        return fields if section_octets(fields) <= self._max_section_octets else None
+        return fields, section_octets(fields) > self._max_section_octets
 
     # ---- what leaves
 

@@ -11,6 +11,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
+from tests.support.peers.events import GoAwayReceived
 from tests.unit.relay.stage import Signed, begun
 
 TAKEN = Limits(max_field_section_octets=16 << 10)
@@ -88,3 +89,41 @@ def test_an_upstream_that_sends_interim_heads_without_end_is_reset(make: EngineF
         assert service.streams[far].reset == ErrorCode.ENHANCE_YOUR_CALM
         assert world.metrics.responses_refused == {("https://svc.example", "too-many-interim-heads"): 1}
         world.assert_at_rest()
+
+
+@each_bare_engine
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_a_head_larger_than_we_take_is_answered_431_and_its_connection_goes_on(
+    make: EngineFactory, method: str
+) -> None:
+    with World(make=make, limits=TAKEN) as world, structlog.testing.capture_logs() as log:
+        client = world.client()
+        large = client.request("/svc/large", method=method, fields=[(b"x-large", b"v" * (30 << 10))])
+        other = client.request("/svc/other", fields=[(b"x-large", b"v" * 1_000)], end=True)
+        world.settle()
+        service, far = world.latest("/other")
+        service.respond(far, end=True)
+        client.engine.send_data(large, bytes(10_000), end_stream=True)
+        world.settle()
+        answered = client.streams[large]
+        assert (answered.status, answered.value(ERROR_FIELD)) == (431, b"head-too-large")
+        assert bool(answered.content) == (method == "POST")
+        assert client.streams[other].status == 200
+        assert client.failed is None
+        assert not world.arrivals("/large")
+        (line,) = [line for line in log if line["event"] == "request failed"]
+        assert (line["code"], line["log_level"]) == ("head-too-large", "warning")
+        assert "larger than max_field_section" in line["reason"]
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_head_several_times_as_large_as_we_take_ends_the_connection(make: EngineFactory) -> None:
+    with World(make=make, limits=TAKEN) as world, structlog.testing.capture_logs():
+        client = world.client()
+        large = client.request("/svc/large", fields=[(b"x-large", b"v" * (8 << 10))] * 10, end=True)
+        world.settle()
+        assert client.streams[large].head is None
+        (code,) = [event.code for event in client.events if isinstance(event, GoAwayReceived)]
+        assert code == ErrorCode.ENHANCE_YOUR_CALM
+        assert not world.arrivals("/large")
