@@ -17,6 +17,7 @@ from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live, OpenRoute, OpenUse, Queues
 from proxy.observe.metrics import Metrics, SettingsMetrics, token_identity
+from proxy.observe.pairs import pairs
 from proxy.routes import AllowLists, Route
 
 __all__ = ["JSON", "Status", "json_list", "open_route_settings", "route_settings"]
@@ -60,7 +61,11 @@ class Status:
         queues = Queues()
         for _ in live.count_queues(queues):
             yield ""
-        group = group or self._alone(state)
+        in_flight = 0
+        for _, counted in pairs(metrics.routes):
+            in_flight += counted.in_flight
+            yield ""
+        group = group or self._alone(state, in_flight)
         head = {
             "version": __version__,
             "engine": metrics.engine,
@@ -102,8 +107,7 @@ class Status:
             found = self._health.mint_trouble(route, has_token=self._live.token(route) is not None)
             yield f"{route.label}: {found.code}: {found.reason}\n" if found is not None else ""
 
-    def _alone(self, state: str) -> Group:
-        in_flight = sum(route.in_flight for route in self._metrics.routes.values())
+    def _alone(self, state: str, in_flight: int) -> Group:
         row = WorkerRow(os.getpid(), state, self._started_at, self._metrics.downstream_connections.now, in_flight)
         return Group(os.getpid(), self._started_at, [row], 0, dropped_lines())
 

@@ -94,7 +94,14 @@ class Combined:
 
     def release(self) -> Iterator[str]:
         """Forget all; yields in between: to free what thousands of routes have takes milliseconds."""
-        for kept in (self.metrics.routes, self._intervals):
+        metrics, queues = self.metrics, self._queues
+        tables: tuple[dict[Any, Any], ...] = (
+            *(metrics.routes, metrics.upstream_connections, metrics.minted_at),
+            *(self._intervals, self._tokens, self._minted_at, self._origins),
+            *(self._unwell, self._trouble, self._minting),
+            *(queues.route_octets, queues.route_waiting),
+        )
+        for kept in tables:
             while kept:
                 kept.popitem()
                 yield ""

@@ -6,7 +6,7 @@ with thousands of routes there are megabytes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final, TypeVar
 
@@ -21,6 +21,7 @@ from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import Live, OriginState, Queues
 from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.pairs import pairs
 
 __all__ = ["CONTENT_TYPE", "Exposition", "process_metrics", "with_values"]
 
@@ -46,9 +47,13 @@ class Exposition:
         self._metrics = metrics
         self._health = health
         self._live = live
-        self._origin_states: list[OriginState] = []
+        self._workers, self._restarts, self._dropped = workers, restarts, dropped
         self._queues = Queues()
-        self._samples: dict[str, Callable[[str], Iterator[str]]] = {
+
+    def _samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
+        """Return what renders the samples of each family. It is not kept: it refers to this object."""
+        metrics, live = self._metrics, self._live
+        return {
             "build_info": self._build_info,
             "draining": lambda name: _one(name, int(live.draining)),
             "requests_in_flight": lambda name: self._by_route(name, lambda route: route.in_flight),
@@ -85,9 +90,9 @@ class Exposition:
             "upstream_responses_refused_total": lambda name: _counted(
                 name, ("origin", "reason"), metrics.responses_refused
             ),
-            "workers": lambda name: _one(name, workers),
-            "worker_restarts_total": lambda name: _one(name, restarts),
-            "log_lines_dropped_total": lambda name: _one(name, dropped),
+            "workers": lambda name: _one(name, self._workers),
+            "worker_restarts_total": lambda name: _one(name, self._restarts),
+            "log_lines_dropped_total": lambda name: _one(name, self._dropped),
             **self._downstream_samples(),
             **self._queue_samples(),
             **self._settings_samples(),
@@ -140,52 +145,45 @@ class Exposition:
         """
         for _ in self._live.count_queues(self._queues):
             yield ""
-        for state in self._live.origins():
-            if state is not None:
-                self._origin_states.append(state)
-            yield ""
+        samples = self._samples()
         for family in FAMILIES:
             yield f"# HELP {PREFIX}{family.name} {family.meaning}\n# TYPE {PREFIX}{family.name} {family.kind}\n"
-            yield from self._samples[family.name](PREFIX + family.name)
+            yield from samples[family.name](PREFIX + family.name)
 
     # ---- the samples of one metric, each called with its full name
-
-    def _routes(self) -> Iterable[tuple[str, RouteMetrics]]:
-        # A copy: routes may come and go while others are rendered.
-        return list(self._metrics.routes.items())
 
     def _build_info(self, name: str) -> Iterator[str]:
         yield f"{name}{_labels(('version', 'engine'), (__version__, self._metrics.engine))} 1\n"
 
     def _by_route(self, name: str, value: Callable[[RouteMetrics], int]) -> Iterator[str]:
-        for label, route in self._routes():
+        for label, route in pairs(self._metrics.routes):
             yield f'{name}{{route="{label}"}} {value(route)}\n'
 
     def _by_label(self, name: str, values: Mapping[str, int]) -> Iterator[str]:
-        for label, _ in self._routes():
+        for label, _ in pairs(self._metrics.routes):
             yield f'{name}{{route="{label}"}} {values.get(label, 0)}\n'
 
     def _requests(self, name: str) -> Iterator[str]:
-        for label, route in self._routes():
+        for label, route in pairs(self._metrics.routes):
             yield "".join(
                 f'{name}{{route="{label}",status="{status}"}} {count}\n' for status, count in route.by_status().items()
             )
 
     def _failures(self, name: str) -> Iterator[str]:
-        for label, route in self._routes():
+        for label, route in pairs(self._metrics.routes):
             yield "".join(
                 f'{name}{{route="{label}",code="{code}"}} {count}\n' for code, count in route.by_code().items()
             )
 
     def _resets(self, name: str) -> Iterator[str]:
-        for label, route in self._routes():
+        for label, route in pairs(self._metrics.routes):
             yield "".join(
                 f'{name}{{route="{label}",by="{by}",code="{code}"}} {count}\n'
                 for (by, code), count in route.resets().items()
             )
 
     def _durations(self, name: str, durations: Callable[[RouteMetrics], Durations]) -> Iterator[str]:
-        for label, route in self._routes():
+        for label, route in pairs(self._metrics.routes):
             yield _histogram(name, f'route="{label}"', durations(route))
 
     def _well(self, name: str) -> Iterator[str]:
@@ -206,23 +204,24 @@ class Exposition:
             yield f'{name}{{route="{route.label}"}} {at}\n' if at is not None else ""
 
     def _mints(self, name: str) -> Iterator[str]:
-        for (source, account), mints in list(self._metrics.mints.items()):
+        for (source, account), mints in pairs(self._metrics.mints):
             for result, durations in (("success", mints.succeeded), ("failure", mints.failed)):
                 labels = _labels(("source", "account", "result"), (source, account, result))
                 yield _histogram(name, labels[1:-1], durations)
 
     def _mint_failures(self, name: str) -> Iterator[str]:
-        for (source, account), mints in list(self._metrics.mints.items()):
+        for (source, account), mints in pairs(self._metrics.mints):
             by_labels = {(source, account, code): count for code, count in mints.failures.items()}
             yield from _counted(name, ("source", "account", "code"), by_labels)
 
     def _connections(self, name: str, *, ever: bool) -> Iterator[str]:
-        for origin, connections in list(self._metrics.upstream_connections.items()):
+        for origin, connections in pairs(self._metrics.upstream_connections):
             yield f"{name}{_labels(('origin',), (origin,))} {connections.ever if ever else connections.now}\n"
 
     def _origins(self, name: str, value: Callable[[OriginState], int]) -> Iterator[str]:
-        for origin in self._origin_states:
-            yield f"{name}{_labels(('origin',), (origin.origin,))} {value(origin)}\n"
+        # Asked again for each family: thousands of states are not kept.
+        for state in self._live.origins():
+            yield f"{name}{_labels(('origin',), (state.origin,))} {value(state)}\n" if state is not None else ""
 
 
 def process_metrics() -> str:
@@ -244,7 +243,7 @@ def _one(name: str, value: float) -> Iterator[str]:
 
 
 def _counted(name: str, labels: tuple[str, ...], counted: Mapping[_Values, int]) -> Iterator[str]:
-    for values, count in list(counted.items()):
+    for values, count in pairs(counted):
         yield f"{name}{_labels(labels, values)} {count}\n"
 
 

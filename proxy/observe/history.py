@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from proxy.observe.counters import Durations, RouteMetrics
 from proxy.observe.metrics import Metrics
+from proxy.observe.pairs import pairs
 
 __all__ = ["INTERVALS", "INTERVAL_SECONDS", "History", "Interval"]
 
@@ -55,7 +56,7 @@ class History:
         """End an interval; to be called every `INTERVAL_SECONDS`. Yields after each route, so that others may run."""
         self._number += 1
         routes = self._metrics.routes
-        for label, route in list(routes.items()):
+        for label, route in pairs(routes):
             self._sample_route(label, route)
             yield ""
         for label in [label for label in self._counted if label not in routes]:

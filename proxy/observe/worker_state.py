@@ -14,6 +14,7 @@ from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import History
 from proxy.observe.live import Live, Queues
 from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.pairs import pairs
 from proxy.observe.totals import state_line
 from proxy.routes import Route
 
@@ -39,7 +40,7 @@ class WorkerState:
         for _ in live.count_queues(queues):
             yield ""
         in_flight = 0
-        for label, route in list(metrics.routes.items()):
+        for label, route in pairs(metrics.routes):
             in_flight += route.in_flight
             now = {
                 "in_flight": route.in_flight,
@@ -53,7 +54,7 @@ class WorkerState:
         for one in live.open_routes():
             trouble = _fields(self._health.open_trouble(one.label, has_tokens=one.has_tokens))
             yield state_line("open", one.label, None, {"trouble": trouble, "uses": one.uses})
-        for (source, account), mints in list(metrics.mints.items()):
+        for (source, account), mints in pairs(metrics.mints):
             counted = {
                 "succeeded": [mints.succeeded.counts, mints.succeeded.seconds],
                 "failed": [mints.failed.counts, mints.failed.seconds],
@@ -76,11 +77,6 @@ class WorkerState:
 
     def _origins(self) -> Iterator[str]:
         metrics = self._metrics
-        states: dict[str, list[int]] = {}
-        for state in self._live.origins():
-            if state is not None:
-                _, *states[state.origin] = state
-            yield ""
         by_origin: dict[str, dict[str, Any]] = {}
         for name, counter in (
             ("connect_failures", metrics.connect_failures),
@@ -89,12 +85,24 @@ class WorkerState:
         ):
             for (origin, what), count in counter.items():
                 by_origin.setdefault(origin, {}).setdefault(name, {})[what] = count
-        for origin, connections in list(metrics.upstream_connections.items()):
-            by_origin.setdefault(origin, {})["opened"] = connections.ever
-        for origin in {**by_origin, **states}:
-            known = metrics.upstream_connections.get(origin)
-            now = {"connections": known.now if known is not None else 0, "state": states.get(origin)}
-            yield state_line("origin", origin, by_origin.get(origin, {}), now)
+        live = set()
+        for state in self._live.origins():
+            if state is not None:
+                live.add(state.origin)
+                yield self._origin(state.origin, by_origin, state[1:])
+            else:
+                yield ""
+        for origin in [*by_origin, *metrics.upstream_connections]:
+            if origin not in live:
+                live.add(origin)
+                yield self._origin(origin, by_origin, None)
+
+    def _origin(self, origin: str, by_origin: dict[str, dict[str, Any]], state: tuple[object, ...] | None) -> str:
+        counted, now = by_origin.get(origin, {}), 0
+        known = self._metrics.upstream_connections.get(origin)
+        if known is not None:
+            counted, now = {**counted, "opened": known.ever}, known.now
+        return state_line("origin", origin, counted, {"connections": now, "state": state})
 
     def _worker(self, in_flight: int, queues: Queues) -> str:
         metrics, live = self._metrics, self._live

@@ -15,9 +15,13 @@ import pytest
 from proxy.admin import peers as admin_peers
 from proxy.admin.plane import AdminPlane
 from proxy.admin.slices import SLICE_SECONDS, collector_paused, in_slices
+from proxy.admin.status import Status
+from proxy.observe.exposition import Exposition
 from proxy.observe.health import RouteHealth
+from proxy.observe.history import History
 from proxy.observe.live import TokenState
 from proxy.observe.metrics import Metrics
+from proxy.observe.worker_state import WorkerState
 from proxy.routes import Origin, Route
 from proxy.supervisor import collecting
 from tests.support.live import StillState
@@ -28,13 +32,13 @@ MOST_SECONDS = 0.002
 ROUTES = 5_000
 
 
-def busy_routes() -> tuple[Metrics, RouteHealth, StillState]:
+def busy_routes(count: int = ROUTES) -> tuple[Metrics, RouteHealth, StillState]:
     """Many routes with all kinds of samples."""
     metrics = Metrics("engine")
     health = RouteHealth(metrics)
     routes = [
         Route(name=f"team-{number}/service", origin=Origin("https", f"service-{number}.run.app", 443))
-        for number in range(ROUTES)
+        for number in range(count)
     ]
     exchange = Observed()
     for route in routes:
@@ -177,6 +181,24 @@ async def test_the_event_loop_runs_between_slices_even_of_empty_pieces() -> None
         counting.cancel()
     assert "".join(text) == "the end"
     assert turns >= 4
+
+
+@pytest.mark.parametrize("what", ["metrics", "status", "state"])
+def test_rendering_keeps_nothing_that_the_collector_looks_at_and_leaves_no_cycle(what: str) -> None:
+    metrics, health, live = busy_routes(1_000)
+    history = History(metrics)
+    gc.collect()
+    young = gc.get_stats()[0]["collections"]
+    match what:
+        case "metrics":
+            octets = sum(map(len, Exposition(metrics, health, live).pieces()))
+        case "status":
+            octets = sum(map(len, Status(metrics, health, history, live).pieces("ready", "")))
+        case _:
+            octets = sum(map(len, WorkerState(metrics, health, live, history).lines()))
+    assert octets > 100_000
+    assert gc.get_stats()[0]["collections"] - young <= 1
+    assert gc.collect() == 0
 
 
 def test_the_collector_runs_again_after_the_last_of_several_pauses() -> None:
