@@ -3,7 +3,7 @@
 What is measured
     CPU of the proxy's process per request (or MiB, or round trip), latency, what a proxy adds to the latency of one
     request at a time, throughput, resident memory idle and for each open idle stream, what a token refresh does to
-    the latency under load, and how long a stream waits while the metrics of thousands of routes are read.
+    the latency under load, and how long streams wait at most while the metrics of thousands of routes are read.
     `tests.load.workloads` has the list, `tests.load.targets` what must come out.
 
 How
@@ -15,8 +15,10 @@ How
     median of the rounds, ± half of what lies between the least and the greatest. How many requests make a round is
     found out for each proxy by a first, unmeasured run, so that all runs take about as long.
     CPU is the process' own clock, all threads and kernel time in it, to the nanosecond; where connections are many,
-    what a run takes that sends one request on each is taken off. Memory is measured on fresh
-    processes, after one request, and again with all streams open. Latency is each request's, from h2load's log.
+    what a run takes that sends one request on each is taken off. How long streams wait for a scrape is the processor
+    time of the longest turn of the event loop, from one call of epoll to the next (`turns`): the least of several
+    scrapes, because what the program takes at a stretch, it takes in each. Memory is measured on fresh processes, after
+    one request, and again with all streams open. Latency is each request's, from h2load's log.
     One request that does not succeed makes the figures of its proxy at that workload void, and the table says so.
 
 What not

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,15 @@ from tests.load.plain_forwarder import SETTINGS as HYPERCORN_SETTINGS
 from tests.load.targets import COMPILED, PLAIN, PORTABLE
 from tests.support.processes import Program, ProgramFailed
 
-__all__ = ["Contender", "Running", "Surroundings", "admin_address", "contenders", "with_more_routes"]
+__all__ = [
+    "Contender",
+    "Running",
+    "Surroundings",
+    "admin_address",
+    "contenders",
+    "with_environment",
+    "with_more_routes",
+]
 
 Environment = Mapping[str, str | None]
 ROUTE: Final = "bench"
@@ -139,6 +147,16 @@ def _sidecar(program: Sequence[str | Path], engine: str) -> Callable[[Way, Surro
     return command
 
 
+def with_environment(contender: Contender, environment: Environment, label: str = "") -> Contender:
+    """Return this contender with these variables, and with another label if one is given."""
+
+    async def command(way: Way, around: Surroundings) -> Command:
+        found = await contender.command(way, around)
+        return replace(found, env={**found.env, **environment})
+
+    return replace(contender, label=label or contender.label, command=command)
+
+
 def with_more_routes(sidecar: Contender, count: int) -> Contender:
     """Return this sidecar with so many more routes, to services that nothing calls."""
 
@@ -148,9 +166,9 @@ def with_more_routes(sidecar: Contender, count: int) -> Contender:
             f'[routes."team-{number}/service"]\nurl = "https://service-{number}-123456789012.europe-west1.run.app"\n'
             for number in range(count)
         )
-        return Command([*plain.argv, "--config", _write(around, "routes.toml", "".join(tables))], plain.env, "")
+        return replace(plain, argv=[*plain.argv, "--config", _write(around, "routes.toml", "".join(tables))])
 
-    return Contender(sidecar.key, sidecar.label, command)
+    return replace(sidecar, command=command)
 
 
 async def admin_address(sidecar: Running) -> str:

@@ -35,10 +35,13 @@ RSS: Final = Metric("rss_mib", "RSS idle", "MiB")
 STREAM: Final = Metric("stream_kib", "RSS a stream", "KiB")
 REFRESH_P99: Final = Metric("refresh_p99_us", "p99 at a refresh", "µs")
 REFRESHES: Final = Metric("refreshes", "refreshes", "")
-HELD_UP: Final = Metric("held_up_us", "held up, p99", "µs")
-"""The p99 of the round trips during a scrape less the p50 of the others."""
-LONGEST: Final = Metric("longest_us", "longest", "µs")
-"""The longest round trip during a scrape."""
+TURN: Final = Metric("turn_us", "longest turn", "µs")
+"""Processor time of the longest turn of the event loop in a scrape, which is how long streams wait; the least of all
+scrapes."""
+QUIET_TURN: Final = Metric("quiet_turn_us", "without a scrape", "µs")
+"""The same of the half seconds before scrapes."""
+SCRAPE_P99: Final = Metric("scrape_p99_us", "p99 of trips", "µs")
+"""Of the round trips during a scrape, by the clock on the wall."""
 SCRAPE: Final = Metric("scrape_us", "a scrape", "µs")
 """How long a scrape takes."""
 
@@ -46,7 +49,7 @@ METRICS: Final[Mapping[str, Metric]] = {
     metric.key: metric
     for metric in (
         *(CPU, RATE, P50, P99, ADDED_P50, ADDED_P99, BUSY, OTHERS, RSS, STREAM, REFRESH_P99, REFRESHES),
-        *(HELD_UP, LONGEST, SCRAPE),
+        *(TURN, QUIET_TURN, SCRAPE_P99, SCRAPE),
     )
 }
 """All of them by key."""

@@ -24,6 +24,7 @@ from tests.support.processes import Program, ProgramFailed, program
 __all__ = [
     "Processors",
     "Unavailable",
+    "compile_library",
     "free_port",
     "install_envoy",
     "listens",
@@ -129,6 +130,17 @@ async def listens(running: Program, port: int, *, within_seconds: float = _START
     except TimeoutError:
         raise ProgramFailed(running, f"did not listen within {within_seconds:g} s") from None
     raise ProgramFailed(running, f"ended with {running.returncode} before it listened")
+
+
+async def compile_library(source: Path, folder: Path) -> Path:
+    """Compile a source file in C to a library in a folder, for LD_PRELOAD; raises Unavailable and ProgramFailed."""
+    library = folder / source.with_suffix(".so").name
+    compiler = locate("gcc", "Debian's gcc")
+    argv: list[str | Path] = [compiler, "-shared", "-fPIC", "-O2", "-o", library, source]
+    async with run_program("gcc", argv) as program:
+        if await program.ended(within_seconds=60.0) != 0:
+            raise ProgramFailed(program, "did not succeed")
+    return library
 
 
 async def install_envoy() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import threading
 import time
@@ -12,14 +11,24 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.load.contenders import ROUTE, Contender, Running, Surroundings, admin_address, with_more_routes
+from tests.load.contenders import (
+    ROUTE,
+    Contender,
+    Running,
+    Surroundings,
+    admin_address,
+    with_environment,
+    with_more_routes,
+)
 from tests.load.cost import ProcessGone
 from tests.load.figures import Sample, percentile
 from tests.load.h2load import Load, Request
 from tests.load.measuring import H2load, Stopwatch, Void, latencies
-from tests.load.places import Processors
+from tests.load.places import Processors, Unavailable
+from tests.load.scraping import around_scrape, of_scrapes
 from tests.load.streams import StreamFailed, StreamsClient
 from tests.load.targets import COMPILED, PORTABLE
+from tests.load.turns import Turns
 from tests.load.upstreams import Google, Site, echo_upstream, google, static_upstream
 from tests.load.workloads import (
     MEMORY,
@@ -34,7 +43,7 @@ from tests.load.workloads import (
 )
 from tests.support.processes import Program, ProgramFailed
 
-__all__ = ["DIRECT", "Runner", "around_refreshes", "held_up", "order"]
+__all__ = ["DIRECT", "Runner", "around_refreshes", "order"]
 
 DIRECT: Final = "direct"
 """Stands for no proxy at all."""
@@ -66,28 +75,6 @@ def around_refreshes(requests: Sequence[Request], refreshes: Sequence[float]) ->
         is_near = any(begun - _NEAR_SECONDS <= moment <= ended + _NEAR_SECONDS for moment in refreshes)
         (near if is_near else away).append(request.microseconds)
     return near, away
-
-
-def held_up(started_at: float, trips: Sequence[float], scrape: Request) -> dict[str, float] | str:
-    """Return what a scrape did to the messages of one stream; in words if none were sent meanwhile, or no others.
-
-    `trips` are the seconds that each message took, one after the other from `started_at` on (seconds since the epoch).
-    """
-    begun, ended = scrape.started_at, scrape.started_at + scrape.microseconds / 1e6
-    during: list[float] = []
-    otherwise: list[float] = []
-    for sent, back in itertools.pairwise(itertools.accumulate(trips, initial=started_at)):
-        # What is under way when the scrape begins has waited for the start of h2load, on the same processor.
-        (during if begun <= sent <= ended else otherwise).append((back - sent) * 1e6)
-    if not during or not otherwise:
-        return f"{len(during)} messages during a scrape and {len(otherwise)} others cannot be compared"
-    return {
-        "held_up_us": percentile(during, 0.99) - percentile(otherwise, 0.5),
-        "longest_us": max(during),
-        "p99_us": percentile(otherwise, 0.99),
-        "p50_us": percentile(otherwise, 0.5),
-        "scrape_us": scrape.microseconds,
-    }
 
 
 @dataclass
@@ -335,16 +322,20 @@ class Runner:
             around = await self._surroundings(port)
             for contender in self._sidecars:
                 try:
-                    async with with_more_routes(contender, SCRAPED_ROUTES).running(around) as target:
+                    turns = await Turns.create(self.site.folder)
+                    loaded = with_environment(with_more_routes(contender, SCRAPED_ROUTES), turns.environment)
+                    async with loaded.running(around) as target:
                         url = f"http://{await admin_address(target)}/metrics"
-                        await self.h2load.run(_SCRAPE, url, 1)  # loads what is needed from the first one on
-                        for turn in range(self.plan.scrapes):
-                            self._add(SCRAPE.key, contender.key, turn, await self._across_scrape(target, url))
-                except (Void, ProgramFailed) as exc:
+                        # Both load what is needed from the first one on.
+                        await asyncio.to_thread(_touch, target.port)
+                        await self.h2load.run(_SCRAPE, url, 1)
+                        found = [await self._across_scrape(target, turns, url) for _ in range(self.plan.scrapes)]
+                        self._add(SCRAPE.key, contender.key, 0, of_scrapes(found))
+                except (Unavailable, Void, ProgramFailed, StreamFailed, OSError) as exc:
                     self._add(SCRAPE.key, contender.key, 0, str(exc))
 
-    async def _across_scrape(self, target: Running, url: str) -> dict[str, float] | str:
-        over = threading.Event()
+    async def _across_scrape(self, target: Running, turns: Turns, url: str) -> dict[str, float] | str:
+        over, pid = threading.Event(), target.program.pid
 
         def bounce() -> tuple[float, list[float]]:
             with StreamsClient(target.port, _ECHO) as client:
@@ -356,11 +347,17 @@ class Runner:
             async with asyncio.TaskGroup() as tasks:
                 bouncing = tasks.create_task(asyncio.to_thread(bounce))
                 try:
+                    turns.forget(pid)
                     await asyncio.sleep(_QUIET_SECONDS)
+                    quiet = turns.measured(pid)
+                    turns.forget(pid)
                     scrape = (await self.h2load.run(_SCRAPE, url, 1)).requests[0]
+                    scraping = turns.measured(pid)
                 finally:
                     over.set()
-                result = held_up(*await bouncing, scrape)
+                trips = around_scrape(*await bouncing, scrape)
+                longest = {"turn_us": scraping.longest_us, "quiet_turn_us": quiet.longest_us}
+                result = trips if isinstance(trips, str) else {**longest, **trips}
         except* (Void, StreamFailed, OSError) as failed:
             result = _reason(target.program, failed.exceptions[0])
         return result

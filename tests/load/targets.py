@@ -72,7 +72,7 @@ TARGETS: Final = (
         peer_metric="p99_us",
         at_most=1.25,  # the same, but for the noise in the hundredth part of some thousand requests
     ),
-    Target(what="wait of a stream while metrics are read", workload="scrape", metric="held_up_us", limit=2000.0),
+    Target(what="longest turn while metrics are read", workload="scrape", metric="turn_us", limit=2000.0),
     Target(what=_UNARY, workload="unary", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=0.6),
     Target(what=_DOWN, workload="download", metric="cpu_us", subject=PORTABLE, peer=PLAIN, at_most=1.05),
 )

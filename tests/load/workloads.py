@@ -216,7 +216,7 @@ REFRESH: Final = Kind(
 SCRAPE: Final = Kind(
     key="scrape",
     title=f"64 octets there and back, 1 stream, while the metrics of {SCRAPED_ROUTES:,} routes are read",
-    columns=("held_up_us", "longest_us", "p99_us", "p50_us", "scrape_us"),
+    columns=("turn_us", "quiet_turn_us", "scrape_p99_us", "p99_us", "scrape_us"),
 )
 
 KEYS: Final = tuple(kind.key for kind in (*load_kinds(Path(), Path()), *PING_PONGS, MEMORY, REFRESH, SCRAPE))
