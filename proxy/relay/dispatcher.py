@@ -160,12 +160,10 @@ class Dispatcher(ExchangeOwner):
         stream.receiver = exchange
         if fields:
             self.dispatch(exchange)
-        else:
-            exchange.method = stream.method
-            self._unmatched.started(exchange)
-            exchange.fail(
-                HeadTooLarge("the head of this request is larger than max_field_section; raise that if need be")
-            )
+            return
+        exchange.method = stream.method
+        self._unmatched.started(exchange)
+        exchange.fail(HeadTooLarge("the head of this request is larger than max_field_section; raise it if need be"))
 
     # ---- for exchanges
 
@@ -213,7 +211,11 @@ class Dispatcher(ExchangeOwner):
         head = signed_head(exchange.fields, method_line(exchange.method), context.scheme, context.authority, path, line)
         most_octets = connection.engine.peer_max_section_octets
         if exchange.downstream.head_octets + _MOST_ADDED_OCTETS > most_octets and section_octets(head) > most_octets:
-            exchange.fail(_head_too_large(head, most_octets, context.route))
+            text = (
+                f"the head of this request has {section_octets(head)} octets as it is sent, and {context.route.origin} "
+                f"takes {most_octets} (its SETTINGS_MAX_HEADER_LIST_SIZE): send fewer or shorter header fields"
+            )
+            exchange.fail(HeadTooLarge(text))
             return
         exchange.start(connection, head)
         context.observers.dispatched(exchange)
@@ -394,10 +396,3 @@ class Dispatcher(ExchangeOwner):
     def _release_evicted(self) -> None:
         """Close slots and pools of open routes that were dropped; not now, but when the caller has returned."""
         self._loop.call_soon(self._release, ())
-
-
-def _head_too_large(head: Fields, most_octets: int, route: Route) -> HeadTooLarge:
-    return HeadTooLarge(
-        f"the head of this request has {section_octets(head)} octets as it is sent, and {route.origin} takes "
-        f"{most_octets} (its SETTINGS_MAX_HEADER_LIST_SIZE): send fewer or shorter header fields"
-    )

@@ -3,8 +3,7 @@
 The rules are those of the portable engine, except that the library ends the connection, not just the stream, over
 content before a response head and (1.70 does, 1.64 does not) over content beyond the stream's window, as `Engine` allows.
 
-The library calls the functions whose first argument is its session. One that raises makes it stop at once:
-`Session.feed` and `Session.collect` raise the exception again.
+The library calls the functions whose first argument is its session. One that raises stops it; `Session` raises again.
 
 An engine's own state is complete before a receiver is told, because the receiver may command any stream at once.
 """
@@ -79,10 +78,10 @@ cdef int _call(
             receiver.on_request_sent(number)
         else:
             receiver.on_response_sent(number)
-    elif event == ON_REQUEST and content is not None:
-        engine.handler.on_request(stream, <list>content, flag)
-    elif event == ON_REQUEST:
+    elif event == ON_REQUEST and content is None:
         engine.handler.on_large_request(stream, flag, engine.reader.refusal)
+    elif event == ON_REQUEST:
+        engine.handler.on_request(stream, <list>content, flag)
     elif event == ON_RESPONSE:
         receiver.on_response_head(<list>content, flag)
     elif event == ON_INTERIM:
