@@ -32,7 +32,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy.emulator.cloud_run import CloudRun
-from proxy.emulator.description import MAX_LIFETIME_SECONDS, ROLES, is_email, is_member, is_principal
+from proxy.emulator.description import CALLER, MAX_LIFETIME_SECONDS, ROLES, is_caller, is_email, is_member, is_principal
 from proxy.emulator.google import Google
 from proxy.emulator.model import ENDPOINTS, Fault
 from proxy.emulator.service_faults import ServiceFault
@@ -246,17 +246,14 @@ class Control:
     def _grants(self, wanted: dict[str, Any]) -> None:
         _only(wanted, {"caller", "target", "role"})
         caller, target, role = (wanted.get(name) for name in ("caller", "target", "role"))
-        if not isinstance(caller, str) or not isinstance(target, str) or not caller or not target:
-            raise _Invalid("The caller and the target are required.")
+        if not (isinstance(caller, str) and is_caller(caller) and isinstance(target, str) and is_email(target)):
+            raise _Invalid(f"The caller ({CALLER}) and the target (an e-mail address) are required.")
         if role is None:
             self._google.forbid_impersonation(caller, target)
             return
         if not isinstance(role, str) or role not in ROLES:
             raise _Invalid(f"The role is null or one of {', '.join(ROLES)}.")
-        try:
-            self._google.allow_impersonation(caller, target, ROLES[role])
-        except ValueError:
-            raise _Invalid("The target is not an e-mail address.") from None
+        self._google.allow_impersonation(caller, target, ROLES[role])
 
     def _accounts(self, wanted: dict[str, Any]) -> None:
         self._toggle(wanted, "account", self._google.disabled)

@@ -16,12 +16,14 @@ from proxy.emulator.limits import RANGES, Limits
 from proxy.emulator.model import Pod, Role
 
 __all__ = [
+    "CALLER",
     "MAX_LIFETIME_SECONDS",
     "ROLES",
     "Description",
     "GrantDescription",
     "InvalidDescription",
     "ServiceDescription",
+    "is_caller",
     "is_email",
     "is_member",
     "is_principal",
@@ -42,6 +44,10 @@ EMAIL: Final = re.compile(r"[^@\s/:]+@[^@\s/:]+\.[^@\s/:]+")
 NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 HOST: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}")
 APPLICATION: Final = re.compile(r"[\w.]+:\w+")
+CALLER: Final = "an e-mail address, principal://…, principalSet://… or PROJECT.svc.id.goog[NAMESPACE/NAME]"
+"""The form of the caller of a grant."""
+
+POD: Final = re.compile(r"[a-z0-9.:-]+\.svc\.id\.goog\[[a-z0-9-]+/[a-z0-9.-]+\]")
 MEMBER: Final = "a member, such as user:a@example.com or allUsers"
 DEFAULT_LIMITS: Final = Limits()
 MEMBER_KINDS: Final = frozenset({"user", "serviceAccount", "group", "domain"})
@@ -249,8 +255,8 @@ def _quota_projects(table: _Table) -> dict[str, tuple[str, ...]]:
 
 
 def _service(table: _Table, name: str) -> ServiceDescription:
-    if not NAME.fullmatch(name):
-        table.problem("", "is not the name of a service: lower-case letters, digits and hyphens")
+    if not NAME.fullmatch(name) or "---" in name:  # which separates a tag from the name
+        table.problem("", "is not the name of a service: lower-case letters, digits and hyphens, but not ---")
     given = table.has("invokers")
     invokers = table.texts("invokers", is_member, MEMBER)
     found = ServiceDescription(
@@ -259,7 +265,7 @@ def _service(table: _Table, name: str) -> ServiceDescription:
         app=table.get("app", None, _matches(APPLICATION), "MODULE:ATTR, as in service:app"),
         invokers=invokers if given else None,
         tags=table.texts("tags", _matches(NAME), "a name of lower-case letters, digits and hyphens"),
-        domains=table.texts("domains", _matches(HOST), "a host name in lower case"),
+        domains=table.texts("domains", _is_domain, "a host name in lower case, and not below run.app"),
         audiences=table.texts("audiences", bool, "a text that is not empty"),
         http2=table.get("http2", True, _is_flag, "true or false"),
         iap=table.get("iap", False, _is_flag, "true or false"),
@@ -275,7 +281,7 @@ def _service(table: _Table, name: str) -> ServiceDescription:
 
 def _grant(table: _Table) -> GrantDescription:
     missing = object()
-    caller = table.get("caller", missing, lambda value: isinstance(value, str) and bool(value), "a text")
+    caller = table.get("caller", missing, is_caller, CALLER)
     target = table.get("target", missing, is_email, "an e-mail address")
     for key, value in (("caller", caller), ("target", target)):
         if value is missing and not any(problem.startswith(f"{table.place}.{key} ") for problem in table.problems):
@@ -320,12 +326,23 @@ def is_principal(value: Any) -> bool:
     return is_email(value) or (isinstance(value, str) and value.startswith("principal://"))
 
 
+def is_caller(value: Any) -> bool:
+    """Return True if a value can have a role on a service account."""
+    return is_principal(value) or (
+        isinstance(value, str) and (value.startswith("principalSet://") or POD.fullmatch(value) is not None)
+    )
+
+
 def is_member(value: str) -> bool:
     """Return True if a text can be an invoker: an e-mail, or a member as in IAM policies."""
     kind, colon, name = value.partition(":")
     if value in EVERYBODY or not colon:
         return value in EVERYBODY or is_email(value)
     return kind in MEMBER_KINDS and (HOST if kind == "domain" else EMAIL).fullmatch(name) is not None
+
+
+def _is_domain(value: str) -> bool:
+    return HOST.fullmatch(value) is not None and not value.endswith(".run.app")
 
 
 def _is_flag(value: Any) -> bool:

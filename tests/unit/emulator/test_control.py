@@ -230,6 +230,7 @@ async def test_groups_quota_projects_and_the_lifetime_of_tokens_are_changed(
         ("google", {"propagation_seconds": 1, "colour": "blue"}),
         ("services", {"colour": "blue"}),
         ("grants", {"caller": CALLER}),
+        ("grants", {"caller": "nobody", "target": TARGET, "role": "tokenCreator"}),
         ("grants", {"caller": CALLER, "target": TARGET, "role": "owner"}),
         ("grants", {"caller": CALLER, "target": "nobody", "role": "tokenCreator"}),
         ("accounts", {"account": CALLER}),

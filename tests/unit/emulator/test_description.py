@@ -173,6 +173,8 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             tags = ["Blue"]
             domains = ["a.example.com"]
             invokers = ["robot:a@example.com", "allUsers"]
+            [services.blue---greeter]
+            domains = ["greeter-1.europe-west1.run.app"]
             [services.third]
             domains = ["a.example.com"]
             [groups]
@@ -185,7 +187,8 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "accounts[0] has to be an e-mail address",
             "accounts[1] has to be an e-mail address",
             "token_lifetime_seconds has to be a whole number from 1 to 43,200",
-            "grants[0].caller has to be a text",
+            "grants[0].caller has to be an e-mail address, principal://…, principalSet://… or "
+            "PROJECT.svc.id.goog[NAMESPACE/NAME]",
             "grants[0].target is missing",
             "grants[0].role has to be one of tokenCreator, openIdTokenCreator, workloadIdentityUser",
             "grants[1] has to be a table",
@@ -200,7 +203,9 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "quota_projects.shop[0] has to be an e-mail address or a federated principal (principal://…)",
             "disabled_apis[0] has to be a host name, such as iamcredentials.googleapis.com",
             "accept_disabled_accounts has to be true or false",
-            "services.Greeter is not the name of a service: lower-case letters, digits and hyphens",
+            "services.Greeter is not the name of a service: lower-case letters, digits and hyphens, but not ---",
+            "services.blue---greeter is not the name of a service: lower-case letters, digits and hyphens, but not ---",
+            "services.blue---greeter.domains[0] has to be a host name in lower case, and not below run.app",
             "services.Greeter.invokers has to be a list, each entry a member, such as user:a@example.com or allUsers",
             "services.Greeter.request_timeout_seconds has to be a number above 0",
             "services.Greeter.iap_accessors[0] has to be a member, such as user:a@example.com or allUsers",
