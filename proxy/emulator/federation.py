@@ -124,14 +124,15 @@ class OidcProvider:
         self._handed_out = issued_secrets
 
     @cached_property
-    def _key(self) -> Key:
+    def key(self) -> Key:
+        """The key that signs its tokens; can be set before it is used."""
         return Key()
 
     def token(self, subject: str, *, audience: str | None = None, lifetime_seconds: int = 3600) -> str:
         """Return a new ID token for `subject`; with a negative lifetime it has expired."""
         now = int(self._clock())
         claims: dict[str, object] = {"iss": self.issuer, "sub": subject, "aud": audience or self.accepts[0]}
-        token = self._key.sign({**claims, "iat": now + min(0, lifetime_seconds - 1), "exp": now + lifetime_seconds})
+        token = self.key.sign({**claims, "iat": now + min(0, lifetime_seconds - 1), "exp": now + lifetime_seconds})
         self._handed_out.add(token)
         return token
 
@@ -140,7 +141,7 @@ class OidcProvider:
         if token_type not in JWT_TYPES:
             raise SubjectRefused("The subject_token_type is not the one that the provider takes.")
         try:
-            claims = parse(subject_token).verified({self._key.key_id: self._key.public_pem})
+            claims = parse(subject_token).verified({self.key.key_id: self.key.public_pem})
             if claims.get("iss") != self.issuer:
                 raise SubjectRefused("The issuer in ID Token does not match the expected one.")
             if claims.get("aud") not in self.accepts:

@@ -28,9 +28,21 @@ def account_key() -> Key:
     return Key()
 
 
+@pytest.fixture(scope="session")
+def other_key() -> Key:
+    return Key()
+
+
+@pytest.fixture(scope="session")
+def cluster_key() -> Key:
+    return Key()
+
+
 @pytest.fixture
-def google(clock: Clock, signing_key: Key) -> Google:
-    return Google(clock=clock, slow_seconds=0.05, signing_key=signing_key)
+def google(clock: Clock, signing_key: Key, cluster_key: Key) -> Google:
+    google = Google(clock=clock, slow_seconds=0.05, signing_key=signing_key)
+    google.federation.cluster.key = cluster_key
+    return google
 
 
 @pytest.fixture(scope="session")

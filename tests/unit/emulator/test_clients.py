@@ -7,6 +7,7 @@ google-auth-library-java and gcloud.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import time
 from typing import Any
@@ -38,12 +39,18 @@ def segment(value: bytes) -> str:
     return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
+@functools.cache
+def _loaded(private_key: str) -> rsa.RSAPrivateKey:
+    # Loading checks the key, which takes as long as to make one.
+    key = serialization.load_pem_private_key(private_key.encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
 def sign(file: dict[str, str], claims: dict[str, object], *, key_id: bool = True) -> str:
     header = {"alg": "RS256", "typ": "JWT"} | ({"kid": file["private_key_id"]} if key_id else {})
     text = ".".join(segment(json.dumps(part).encode()) for part in (header, claims))
-    key = serialization.load_pem_private_key(file["private_key"].encode(), None)
-    assert isinstance(key, rsa.RSAPrivateKey)
-    return f"{text}.{segment(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+    return f"{text}.{segment(_loaded(file['private_key']).sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 
 def times(clock: Clock, early: int = 0, late: int = 0) -> dict[str, object]:

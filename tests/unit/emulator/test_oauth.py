@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import aiohttp
@@ -15,12 +16,18 @@ TOKEN = "https://oauth2.googleapis.com/token"
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
+@functools.cache
+def _signer(private_key: str, key_id: str) -> crypt.RSASigner:
+    # Loading checks the key, which takes as long as to make one.
+    signer: crypt.RSASigner = crypt.RSASigner.from_string(private_key, key_id)  # type: ignore[no-untyped-call]  # google-auth
+    return signer
+
+
 def _assertion(file: dict[str, str], now: float, **changes: Any) -> str:
     """An assertion in the form of google-auth; a change to None removes the claim."""
     claims = {"iss": file["client_email"], "aud": TOKEN, "iat": int(now), "exp": int(now) + 3600} | changes
-    signer = crypt.RSASigner.from_service_account_info(file)  # type: ignore[no-untyped-call]  # google-auth
     present = {name: value for name, value in claims.items() if value is not None}
-    token: bytes = jwt.encode(signer, present)  # type: ignore[no-untyped-call]  # google-auth
+    token: bytes = jwt.encode(_signer(file["private_key"], file["private_key_id"]), present)  # type: ignore[no-untyped-call]  # google-auth
     return token.decode()
 
 
@@ -92,11 +99,12 @@ async def test_an_invalid_claim_is_refused(
     client: aiohttp.ClientSession,
     google: Google,
     file: dict[str, str],
+    other_key: Key,
     clock: Clock,
     changes: dict[str, object],
     error: str,
 ) -> None:
-    google.key_file(TARGET)
+    google.key_file(TARGET, key=other_key)
     assertion = _assertion(file, clock.now, **({"target_audience": AUDIENCE} | changes))
     status, answer = await _grant(client, assertion)
     assert (status, answer["error"]) == (401 if error == "unauthorized_client" else 400, error)
