@@ -6,15 +6,41 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.world import ROUTE, Identity, world
+from tests.support.world import ROUTE, Identity, World, world
 
 IN_FLIGHT = 20
 
 
 def table(name: str, url: str, *more: str) -> str:
     return "\n".join([f'[routes."{name}"]', f'url = "{url}"', *more, ""])
+
+
+async def metrics(admin: str) -> list[tuple[str, dict[str, str], float]]:
+    """Return name without prefix, labels and value of each sample."""
+    async with aiohttp.ClientSession() as http, http.get(f"http://{admin}/metrics") as page:
+        families = text_string_to_metric_families(await page.text())
+    return [
+        (sample.name.removeprefix("cloudrun_sidecar_"), sample.labels, sample.value)
+        for family in families
+        for sample in family.samples
+    ]
+
+
+async def nothing_is_left_but(route: str, origin: str, here: World) -> None:
+    """Check that metrics know no other route and no connection to another origin, and that every mint has ended."""
+    found = await metrics(here.sidecar.admin)
+    routes = {(labels["route"], name) for name, labels, _ in found if "route" in labels}
+    assert {one for one, _ in routes} <= {route, "(unmatched)"}
+    assert (route, "token_expiry_timestamp_seconds") in routes
+    assert {value for name, _, value in found if name in ("requests_in_flight", "requests_waiting")} == {0}
+    assert {labels["origin"] for _, labels, _ in found if "origin" in labels} == {origin}
+    assert {value for name, _, value in found if name == "upstream_connections_opening"} == {0}
+    ended_mints = [value for name, _, value in found if name == "token_mint_duration_seconds_count"]
+    assert sum(ended_mints) == len(here.google.mints)
 
 
 @pytest.mark.asyncio
@@ -81,3 +107,4 @@ async def test_routes_added_changed_and_removed_by_edit_under_load_fail_no_invoc
 
         assert len(here.container.invocations("Greeter")) == invoked
         assert {mint.audience for mint in here.google.mints} == {url}
+        await nothing_is_left_but(ROUTE, by_name[0], here)

@@ -18,7 +18,7 @@ from typing import cast
 
 import aiohttp
 
-__all__ = ["Program", "ProgramFailed", "connections_on", "program"]
+__all__ = ["Program", "ProgramFailed", "connections_on", "connections_to", "program"]
 
 _TAIL_LINES = 25
 _GRACE_SECONDS = 10.0
@@ -223,8 +223,18 @@ def _leash(stop: signal.Signals) -> list[str]:
 
 def connections_on(pid: int, port: int) -> int:
     """How many established TCP connections to this port of 127.0.0.1 the process has accepted (Linux)."""
+    return _connections(pid, port, column=1)
+
+
+def connections_to(pid: int, port: int) -> int:
+    """How many established TCP connections the process has made to this port of 127.0.0.1 (Linux)."""
+    return _connections(pid, port, column=2)
+
+
+def _connections(pid: int, port: int, *, column: int) -> int:
+    """Count them by port in a column of /proc/PID/net/tcp: addresses of this side are in 1, those of peers in 2."""
     with open(f"/proc/{pid}/net/tcp", encoding="ascii") as table:
         rows = [row.split() for row in table.readlines()[1:]]
-    accepted = {row[9] for row in rows if int(row[1].partition(":")[2], 16) == port and row[3] == "01"}
+    known = {row[9] for row in rows if int(row[column].partition(":")[2], 16) == port and row[3] == "01"}
     folder = f"/proc/{pid}/fd"
-    return sum(os.readlink(f"{folder}/{name}").strip("socket:[]") in accepted for name in os.listdir(folder))
+    return sum(os.readlink(f"{folder}/{name}").strip("socket:[]") in known for name in os.listdir(folder))
