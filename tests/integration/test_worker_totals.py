@@ -13,14 +13,18 @@ from itertools import pairwise
 from typing import Any
 
 import aiohttp
+import jsonschema
 import pytest
 
+from proxy.admin.plane import OPENAPI
 from tests.support.chain import Chain, StartChain
 from tests.support.peers.sockets import Gone, Peer, Server, client
 from tests.support.sidecar import Sidecar, worker_pids
 
 SAMPLE = re.compile(r"^(?P<name>[a-z_]+(?:\{.*\})?) (?P<value>\S+)$", re.MULTILINE)
 TYPE = re.compile(r"^# TYPE (\S+) (\S+)$", re.MULTILINE)
+DOCUMENT = json.loads(OPENAPI)
+STATUS = {"$ref": "#/components/schemas/Status", "components": DOCUMENT["components"]}
 ANSWERED = 'cloudrun_sidecar_requests_total{route="svc",status="200"}'
 UNMATCHED = 'cloudrun_sidecar_requests_total{route="(unmatched)",status="404"}'
 
@@ -57,9 +61,11 @@ async def scrape(running: Sidecar) -> Scraped:
 
 
 async def status_of(running: Sidecar) -> dict[str, Any]:
+    """Return what /status shows, as the document describes it."""
     async with aiohttp.ClientSession() as session, session.get(f"http://{running.admin}/status") as response:
         found: dict[str, Any] = await response.json()
-        return found
+    jsonschema.validate(found, STATUS, cls=jsonschema.Draft202012Validator)
+    return found
 
 
 async def answer_all(far: Server) -> None:
