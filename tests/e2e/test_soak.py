@@ -1,4 +1,4 @@
-"""The soak, for a minute and at a low rate: `make soak` runs it for longer."""
+"""The soak, one quick round at a low rate: `make soak` runs it for longer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from tests.soak.run import Plan, soak
 
-PER_SECOND = 2.0
-"""Invocations. Higher rates need a processor of their own."""
+QUICK = Plan(seconds=1.0, per_second=4.0, seed=14, pace=0.3)
+"""Everything goes wrong once. Higher rates need a processor of their own."""
 
 
 @pytest.mark.asyncio
 @pytest.mark.timeout(300)
 async def test_no_invocation_is_lost_or_doubled_whatever_goes_wrong_around_the_sidecar(tmp_path: Path) -> None:
-    report = await soak(Plan(seconds=1.0, per_second=PER_SECOND, seed=14), tmp_path)
+    report = await soak(QUICK, tmp_path)
     assert report.wrong == []
     assert len(report.acts) == 14
     assert report.completed.keys() == {"enter", "move", "copy"}

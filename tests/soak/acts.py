@@ -32,6 +32,8 @@ class Acts:
     chance: random.Random
     workers: int
     restarts: bool = True
+    pace: float = 1.0
+    """What all durations are multiplied with."""
     done: Counter[str] = field(default_factory=Counter)
 
     async def run(self, until: float) -> None:
@@ -46,7 +48,7 @@ class Acts:
                 for name in self.chance.sample(sorted(acts), len(acts)):
                     await acts[name]()
                     self.done[name] += 1
-                    await asyncio.sleep(self.chance.uniform(0.2, 1.5))
+                    await self._sleep(0.2, 1.5)
             if loop.time() >= until:
                 return
 
@@ -71,32 +73,35 @@ class Acts:
             }
         return acts
 
+    async def _sleep(self, least_seconds: float, most_seconds: float) -> None:
+        await asyncio.sleep(self.pace * self.chance.uniform(least_seconds, most_seconds))
+
     async def _cut(self, hop: Hop) -> None:
         for _ in range(3):
             hop.cut(0.5, self.chance)
-            await asyncio.sleep(self.chance.uniform(0.05, 0.4))
+            await self._sleep(0.05, 0.4)
 
     async def _slow(self, hop: Hop) -> None:
         hop.delay_seconds = self.chance.uniform(0.02, 0.2)
-        await asyncio.sleep(self.chance.uniform(1.0, 3.0))
+        await self._sleep(1.0, 3.0)
         hop.delay_seconds = 0.0
 
     async def _stalled(self, hop: Hop) -> None:
         hop.stall(True)
-        await asyncio.sleep(self.chance.uniform(0.5, 3.0))
+        await self._sleep(0.5, 3.0)
         hop.stall(False)
 
     async def _dribbling(self, hop: Hop) -> None:
         hop.dribbles = True
-        await asyncio.sleep(self.chance.uniform(1.0, 3.0))
+        await self._sleep(1.0, 3.0)
         hop.dribbles = False
 
     async def _mint_outage(self) -> None:
         self.google.fail("metadata", self.chance.choice(_FAULTS))
-        await asyncio.sleep(self.chance.uniform(2.0, 5.0))
+        await self._sleep(2.0, 5.0)
         self.google.fail("metadata", None)
 
     async def _upstream_down(self) -> None:
         self.behind.stop()
-        await asyncio.sleep(self.chance.uniform(0.5, 2.0))
+        await self._sleep(0.5, 2.0)
         await self.behind.start()

@@ -49,6 +49,8 @@ class Plan:
     engine: str = "auto"
     restarts: bool = True
     """Whether the sidecar is replaced, restarted and killed, too."""
+    pace: float = 1.0
+    """What the durations of all that goes wrong are multiplied with."""
 
 
 @dataclass
@@ -112,7 +114,14 @@ async def soak(plan: Plan, folder: Path) -> Report:
             aiohttp.ClientSession(timeout=_PATIENCE, connector=aiohttp.TCPConnector(limit=0))
         )
         clients = Clients(replace(it.restate, http=http), random.Random(plan.seed + 1), plan.per_second)
-        acts = Acts(it.sidecars, it.before, it.behind, it.google, chance, workers=plan.workers, restarts=plan.restarts)
+        acts = Acts(
+            it.sidecars, it.before, it.behind, it.google, chance,
+            workers=plan.workers, restarts=plan.restarts, pace=plan.pace,
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as quiet:
+            for _ in range(_QUIET_INVOCATIONS):
+                quiet.create_task(it.restate.invoke("Letters", "copy", "quiet"))
+        report.fresh = await _settled(it.sidecars)
         async with asyncio.TaskGroup() as tasks:
             working = tasks.create_task(clients.run())
             await acts.run(asyncio.get_running_loop().time() + plan.seconds)
@@ -122,11 +131,6 @@ async def soak(plan: Plan, folder: Path) -> Report:
         report.completed, report.acts = clients.completed, acts.done
         await clients.check()
         report.soaked = await _settled(it.sidecars)
-        await it.sidecars.take_over()
-        async with asyncio.TaskGroup() as quiet:
-            for _ in range(_QUIET_INVOCATIONS):
-                quiet.create_task(it.restate.invoke("Letters", "copy", "quiet"))
-        report.fresh = await _settled(it.sidecars)
         report.mints = len(it.google.mints)
         report.cuts = it.before.cuts + it.behind.cuts
     report.sidecars = it.sidecars.starts
