@@ -18,7 +18,7 @@ from proxy.tokens import http_client
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import TokenKey
-from tests.support.emulated import AUDIENCE
+from tests.support.emulated import AUDIENCE, signing_key
 from tests.support.loops import skip, with_manual_clock
 
 KEY = TokenKey(None, (), AUDIENCE)
@@ -77,7 +77,7 @@ async def test_a_mint_uses_another_address_of_google_and_remembers_it(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca_file))
     monkeypatch.setattr(google_module, "_CONNECT_SECONDS", 1.5)
-    google = Google()
+    google = Google(signing_key=signing_key())
     async with GoogleServer(google, certificates) as server, broken(host, closes=closes) as (there, port):
         files = CredentialFiles(tmp_path, google, server, account="me@p.iam.gserviceaccount.com", by_name=True)
         environment = {"GOOGLE_APPLICATION_CREDENTIALS": str(files.write("service-account-key").file)}
@@ -99,7 +99,7 @@ async def test_a_mint_uses_another_address_of_google_and_remembers_it(
 async def test_an_address_of_the_metadata_server_that_does_not_answer_is_not_asked_again(
     certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     async with GoogleServer(google, certificates) as server, broken("::1", closes=False) as (there, port):
         environment = {"HOME": str(tmp_path), "GCE_METADATA_HOST": "metadata.example"}
         names = AiohttpResolver(Places(("::1", port), ("127.0.0.1", port_of(server.metadata_address))))

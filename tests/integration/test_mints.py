@@ -17,6 +17,7 @@ import pytest
 
 from proxy.emulator import Fault, Google, GoogleServer
 from tests.support.chain import UPSTREAM, StartChain
+from tests.support.emulated import signing_key
 from tests.support.peers.sockets import Peer, Server
 from tests.support.sidecar import Sidecar
 
@@ -95,7 +96,7 @@ class Stage:
 async def stage(
     chain: StartChain, *flags: str, google: Google | None = None, file: bool = True
 ) -> AsyncIterator[Stage]:
-    google = google or Google()
+    google = google or Google(signing_key=signing_key())
     adc = chain.folder / "adc.json"
     async with GoogleServer(google, chain.certificates) as at:
         impersonating = f'[routes.imp]\nurl = "{UPSTREAM}"\ngcp_impersonate_service_account = "{TARGET}"\n'

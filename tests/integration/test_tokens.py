@@ -13,6 +13,7 @@ import pytest
 from proxy.emulator import Fault, Google, GoogleServer
 from proxy.emulator.model import Endpoint
 from tests.support.chain import StartChain
+from tests.support.emulated import signing_key
 from tests.support.peers.sockets import Fields, Peer, Server
 from tests.support.sidecar import Sidecar
 
@@ -53,7 +54,7 @@ class Scene:
 async def scene(
     chain: StartChain, *flags: str, google: Google | None = None, env: dict[str, str | None] | None = None
 ) -> AsyncIterator[Scene]:
-    google = google or Google()
+    google = google or Google(signing_key=signing_key())
     async with GoogleServer(google, chain.certificates) as server_of_google:
         environment = {"GCE_METADATA_HOST": server_of_google.metadata_address, **(env or {})}
         async with chain(*flags, signed=["svc"], env=environment) as (running, far, near):
@@ -115,7 +116,7 @@ async def test_octets_received_during_a_mint_are_held_and_then_sent_in_order(cha
 @pytest.mark.asyncio
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.SLOW])
 async def test_no_octet_is_sent_upstream_after_any_failure_of_the_mint(chain: StartChain, fault: Fault) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     google.fail("metadata", fault)
     async with scene(chain, "--mint-timeout", "1", google=google) as at:
         stream = at.near.open("/svc/invoke/S/h", fields=SPOOFED)
@@ -172,7 +173,7 @@ async def test_an_unsigned_route_adds_no_token_and_forwards_none(chain: StartCha
 
 @pytest.mark.asyncio
 async def test_a_key_file_mints_through_its_token_uri(chain: StartChain, tmp_path: Path) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     account = "caller@emulated.iam.gserviceaccount.com"
     async with GoogleServer(google, chain.certificates) as of_google:
         key = tmp_path / "key.json"
@@ -191,7 +192,7 @@ async def test_a_key_file_mints_through_its_token_uri(chain: StartChain, tmp_pat
 async def test_nothing_is_sent_without_a_token_of_a_key_file(
     chain: StartChain, tmp_path: Path, endpoint: Endpoint
 ) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     async with GoogleServer(google, chain.certificates) as of_google:
         key = tmp_path / "key.json"
         account = "caller@emulated.iam.gserviceaccount.com"
@@ -231,7 +232,7 @@ async def test_no_log_line_has_a_token(chain: StartChain) -> None:
 async def test_a_request_that_is_cancelled_while_it_waits_for_its_token_is_never_sent(
     chain: StartChain,
 ) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     google.fail("metadata", Fault.HANG)
     async with scene(chain, google=google) as at:
         waiting = [at.near.open("/svc/x") for _ in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import socket
 import ssl
@@ -11,9 +12,17 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from proxy.emulator.jwts import Key
+
 AUDIENCE = "https://greeter-abc.a.run.app"
 CALLER = "caller@emulated.iam.gserviceaccount.com"
 TARGET = "target@emulated.iam.gserviceaccount.com"
+
+
+@functools.cache
+def signing_key() -> Key:
+    """Return a key for every emulated Google of this process; a new one takes 0.06 s of processor time."""
+    return Key()
 
 
 class Clock:

@@ -17,6 +17,7 @@ from typing import Any
 
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from proxy.emulator.cloud_run import Application, Message, Receive, Scope, Send
+from tests.support.emulated import signing_key
 from tests.support.services import sample_services
 from tests.support.world import google_by_name, resolving
 
@@ -174,7 +175,7 @@ async def emulated_setup(
     `app` stands in the place of the sample Restate services; `public` leaves the check of tokens out. With `api_hosts`
     Google's API hosts lead here, which needs port 443 of a loopback address.
     """
-    google = Google(slow_seconds=30.0)
+    google = Google(slow_seconds=30.0, signing_key=signing_key())
     certificates = Certificates.create(folder / "google")
     container = app or sample_services()
     cloud_run = CloudRun(container, google, url="to be set", invokers=[google.metadata_account])

@@ -20,6 +20,7 @@ from typing import Any, Final
 from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google
 from proxy.emulator.cloud_run import Application
 from tests.support.container import Recorder, Seen
+from tests.support.emulated import signing_key
 from tests.support.emulated_setup import CommandResult
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
@@ -171,7 +172,7 @@ async def served(app: Application, certificates: Certificates, name: str) -> Asy
 @asynccontextmanager
 async def world(folder: Path, *, by_authority: bool = False) -> AsyncIterator[World]:
     """Bring everything up: services of a project that a wildcard allows, and lists of accounts and audiences."""
-    google, certificates = Google(), Certificates.create(folder / "google")
+    google, certificates = Google(signing_key=signing_key()), Certificates.create(folder / "google")
     for account in (ONE, TWO, BROKEN, OWNER):
         google.add_account(account)
     for account in (ONE, TWO, OWNER):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from proxy.emulator import API_HOSTS, CannotListen, Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from tests.support.container import Recorder
+from tests.support.emulated import signing_key
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
@@ -85,7 +86,7 @@ async def world(
 
     After `max_attempts` that fail, Restate pauses an invocation.
     """
-    google = Google(slow_seconds=30.0)
+    google = Google(slow_seconds=30.0, signing_key=signing_key())
     certificates = Certificates.create(folder / "google")
     start = "ambient@samples.iam.gserviceaccount.com" if identity.has_key else google.metadata_account
     account = TARGET if identity.impersonates else start

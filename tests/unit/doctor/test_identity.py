@@ -19,6 +19,7 @@ from proxy.tokens.credentials.kinds import KINDS
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
+from tests.support.emulated import signing_key
 
 CALLER = "caller@p.iam.gserviceaccount.com"
 MIDDLE = "middle@q.iam.gserviceaccount.com"
@@ -36,7 +37,7 @@ async def minting(
     folder: Path, environment: Mapping[str, str], google: Google | None = None
 ) -> AsyncIterator[tuple[GoogleMint, Mapping[str, str], GoogleServer]]:
     """A mint with this environment, and its metadata server."""
-    async with GoogleServer(google or Google(), Certificates.create(folder)) as endpoints:
+    async with GoogleServer(google or Google(signing_key=signing_key()), Certificates.create(folder)) as endpoints:
         seen = {"GCE_METADATA_HOST": endpoints.metadata_address, "HOME": str(folder), **environment}
         made = GoogleMint(environment=seen)
         try:
@@ -47,7 +48,7 @@ async def minting(
 
 @pytest.mark.asyncio
 async def test_the_metadata_server_is_named_with_its_account(tmp_path: Path) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     async with minting(tmp_path, {}, google) as (made, environment, endpoints):
         step, info = await check_credentials(made, environment, 5.0)
     assert info == CredentialInfo(None, endpoints.metadata_address, google.metadata_account)
@@ -92,7 +93,7 @@ async def test_without_credentials_the_step_fails_with_a_remedy(tmp_path: Path) 
 
 @pytest.mark.asyncio
 async def test_a_source_that_hangs_fails_at_the_deadline(tmp_path: Path) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     google.fail("metadata", Fault.HANG)
     async with minting(tmp_path, {}, google) as (made, environment, _), asyncio.timeout(20):
         step, _ = await check_credentials(made, environment, 0.2)
@@ -121,7 +122,7 @@ async def test_a_token_is_reported_by_its_claims(
 
 @pytest.mark.asyncio
 async def test_a_failed_mint_is_reported_with_its_remedy(tmp_path: Path) -> None:
-    google = Google()
+    google = Google(signing_key=signing_key())
     google.fail("metadata", Fault.SERVER_ERROR)
     async with minting(tmp_path, {}, google) as (made, _, _):
         tokens = TokenSource(made)

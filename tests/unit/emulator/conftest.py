@@ -9,18 +9,13 @@ import pytest_asyncio
 from proxy.emulator import Certificates, CloudRun, Google, GoogleServer
 from proxy.emulator.jwts import Key
 from proxy.emulator.model import SCOPE
-from tests.support.emulated import AUDIENCE, CALLER, Clock, Names, trusting
+from tests.support.emulated import AUDIENCE, CALLER, Clock, Names, signing_key, trusting
 from tests.support.front_end import Application
 
 
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(scope="session")
-def signing_key() -> Key:
-    return Key()
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +34,8 @@ def cluster_key() -> Key:
 
 
 @pytest.fixture
-def google(clock: Clock, signing_key: Key, cluster_key: Key) -> Google:
-    google = Google(clock=clock, slow_seconds=0.05, signing_key=signing_key)
+def google(clock: Clock, cluster_key: Key) -> Google:
+    google = Google(clock=clock, slow_seconds=0.05, signing_key=signing_key())
     google.federation.cluster.key = cluster_key
     return google
 
