@@ -227,7 +227,7 @@ class CloudRun:
             google=self._google,
             resource=self.resource,
             url=self.url or "",
-            hosts=() if failing else self.names,
+            urls=() if failing else {self.url or "", *self.other_urls, *(f"https://{name}" for name in self.names)},
             clients=() if failing else self.iap_clients,
             accessors=() if failing else self.iap_accessors,
         )

@@ -94,8 +94,8 @@ class Gate:
     """The service: `/projects/NUMBER/locations/REGION/services/NAME`, the audience of assertions."""
     url: str
     """URL of the service, the audience of IAP's own token."""
-    hosts: Collection[str]
-    """Host names of the service, which a JWT that an account signed itself may be for."""
+    urls: Collection[str]
+    """URLs of the service, without path, which a JWT that an account signed itself may be for."""
     clients: Collection[str]
     """OAuth clients whose ID tokens are accepted."""
     accessors: Collection[str]
@@ -158,7 +158,7 @@ class Gate:
         except NoSuchAccount:
             raise TokenRefused(Flaw.SIGNATURE) from None
         account = claims["iss"]
-        urls = {f"https://{host}{end}" for host in self.hosts for end in ("", "/", "/*", path)}
+        urls = {f"{url}{end}" for url in self.urls for end in ("", "/", "/*", path)}
         if claims.get("aud") not in urls:
             raise TokenRefused(Flaw.AUDIENCE)
         check_lifetime(claims, self.google.clock())

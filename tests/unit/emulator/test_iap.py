@@ -28,6 +28,7 @@ def cloud_run(application: Application, google: Google) -> CloudRun:
         google,
         name="greeter",
         url=AUDIENCE,
+        other_urls=[f"{AUDIENCE}:8443"],
         invokers=[account_of(google)],
         iap=True,
         iap_accessors=[CALLER],
@@ -91,7 +92,7 @@ async def test_a_caller_that_passes_is_named_to_the_container_with_a_signature(
 ) -> None:
     forged = [(b"x-goog-authenticated-user-email", b"admin"), (b"x-goog-iap-jwt-assertion", b"forged")]
     id_token = bearer(google.id_token("metadata", CALLER, CLIENT)[0])
-    own = [bearer(_signed(google, clock, f"{AUDIENCE}{end}")) for end in ("", "/*", "/invoke")]
+    own = [bearer(_signed(google, clock, f"{AUDIENCE}{end}")) for end in ("", "/*", "/invoke", ":8443/*")]
     for token in (id_token, *own):
         await call(cloud_run, [(AUTHORIZATION, token), *forged])
         fields = dict(application.scopes[-1]["headers"])
