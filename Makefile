@@ -77,7 +77,7 @@ soak: setup $(RESTATE) ## everything real, everything failing now and then, ever
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: cluster
-cluster: setup $(RESTATE) ## a three-node Restate cluster, HAProxy, two sidecars; one of each killed under load; ARGS='--rate 50'
+cluster: setup $(RESTATE) ## a three-node Restate cluster, HAProxy, two sidecars; each killed and restarted under load; ARGS='--rate 50'
 	@.ci/apt $(CLUSTER_PACKAGES)
 	@$(BIN)/python -m tests.soak.cluster $(ARGS)
 

@@ -1,4 +1,4 @@
-"""`python -m tests.soak.cluster`: kill a node of a Restate cluster, and one of its sidecars, under load."""
+"""`python -m tests.soak.cluster`: kill and restart nodes of a Restate cluster, and its sidecars, under load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,8 @@ _SIDECARS: Final = 2
 _FIRST_INVOCATIONS: Final = 120
 """So many that each of the partitions has some."""
 _COMPLETE_SECONDS: Final = 180.0
+_SIDECARS_RESTARTED: Final = "sidecars restarted, one after the other"
+"""In this phase, the share of the last one is not judged: it may have started just before its end."""
 _LEAST_SHARE: Final = 0.1
 """Of the requests of a phase, for each sidecar; one that never gets connections has none."""
 
@@ -48,7 +51,7 @@ class Plan:
     """What to do."""
 
     phase_seconds: float = 30.0
-    """How long each of the four phases takes."""
+    """How long each of the six phases takes, at least."""
     per_second: float = 20.0
     """Invocations started."""
     connection_age_seconds: float = 8.0
@@ -138,9 +141,19 @@ async def cluster(plan: Plan, folder: Path) -> Report:
         node = chance.choice(it.nodes.names)
 
         async def replace_node() -> None:
-            await it.nodes.kill(node)
+            await it.nodes.end(node, signal.SIGKILL)
             await asyncio.sleep(plan.down_seconds)
             await it.nodes.start(node)
+
+        async def restart_sidecars() -> None:
+            for sidecars in it.replicas.each:
+                await sidecars.restart()
+
+        async def restart_nodes() -> None:
+            for name in it.nodes.names:
+                await it.nodes.end(name, signal.SIGTERM)
+                await it.nodes.start(name)
+                await it.nodes.joined()
 
         acts: tuple[tuple[str, Callable[[], Awaitable[None]] | None], ...] = (
             ("all run", None),
@@ -149,6 +162,8 @@ async def cluster(plan: Plan, folder: Path) -> Report:
                 partial(it.replicas.each[replica].kill, down_seconds=plan.down_seconds),
             ),
             (f"node {node} killed, replaced after {plan.down_seconds:g} s", replace_node),
+            (_SIDECARS_RESTARTED, restart_sidecars),
+            ("nodes restarted, one after the other", restart_nodes),
             ("all run again", None),
         )
         async with asyncio.TaskGroup() as tasks:
@@ -173,7 +188,9 @@ async def cluster(plan: Plan, folder: Path) -> Report:
             if verdict is not Verdict.ACCEPTED
         ]
     report.wrong += [sentence for sidecars in it.replicas.each for sentence in sidecars.wrong]
-    report.wrong += [sentence for phase in report.phases for sentence in unfair(phase)]
+    report.wrong += [
+        sentence for phase in report.phases if phase.name != _SIDECARS_RESTARTED for sentence in unfair(phase)
+    ]
     return report
 
 
@@ -185,7 +202,7 @@ async def _phase(it: _World, name: str, act: Callable[[], Awaitable[None]] | Non
     requests, attempts = await it.replicas.requests(it.http), await it.nodes.attempts("started")
     if act is not None:
         await act()
-    await asyncio.sleep(end - loop.time())
+    await asyncio.sleep(max(0.0, end - loop.time()))
     calls = tuple(it.nodes.calls[first:])
     moments = [began, *(call.finished_at for call in calls), time.monotonic()]
     return Phase(
@@ -239,12 +256,12 @@ async def _world(plan: Plan, folder: Path) -> AsyncIterator[_World]:
 
 @click.command()
 @click.option(
-    "--phase-seconds", type=click.FloatRange(5, 86_400), default=30, show_default=True, help="Of each of four."
+    "--phase-seconds", type=click.FloatRange(5, 86_400), default=30, show_default=True, help="Of each of six."
 )
 @click.option("--rate", type=click.FloatRange(0.1, 10_000), default=20, show_default=True, help="Invocations a second.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the load, and of which process is killed.")
 def main(phase_seconds: float, rate: float, seed: int) -> None:
-    """Kill and replace a sidecar and a node of Restate; exit code 1 if an invocation is lost, doubled or wrong."""
+    """Kill and restart sidecars and nodes of Restate; exit code 1 if an invocation is lost, doubled or wrong."""
     logging.disable()  # of the emulated services, whose connections break
     plan = Plan(phase_seconds=phase_seconds, per_second=rate, seed=seed)
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:

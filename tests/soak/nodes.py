@@ -27,6 +27,7 @@ _REPLICATION: Final = 2
 """On how many nodes each entry of the log and each partition is: one node of three may be missing."""
 _PARTITIONS: Final = 12
 _JOIN_SECONDS: Final = 60.0
+_END_SECONDS: Final = 30.0
 _ATTEMPT_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.1
 _TASKS: Final = re.compile(r'^restate_invoker_invocation_tasks_total\{.*status="(\w+)".*\} (\d+)', re.MULTILINE)
@@ -112,9 +113,9 @@ class Nodes:
         )
         self._servers[name] = replace(server, http=self._http)
 
-    async def kill(self, name: str) -> None:
-        """Kill a node."""
-        await self._servers[name].program.stop(signal.SIGKILL)
+    async def end(self, name: str, number: signal.Signals) -> None:
+        """End a node with this signal."""
+        await self._servers[name].program.stop(number, within_seconds=_END_SECONDS)
         await self._contexts.pop(name).aclose()
 
     async def joined(self) -> None:
