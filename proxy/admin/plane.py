@@ -22,7 +22,6 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from pkgutil import get_data
@@ -38,11 +37,13 @@ from proxy.admin.status import JSON, Status, json_list, open_route_settings, rou
 from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.network.address import Address, parse_address
+from proxy.observe import exposition
 from proxy.observe.combined import Combined
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live
 from proxy.observe.metrics import Metrics
+from proxy.observe.process import process_metrics
 from proxy.observe.worker_state import WorkerState
 
 __all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
@@ -218,8 +219,6 @@ class AdminPlane:
 
     async def _exposition(self, request: web.Request) -> web.StreamResponse:
         process = await _process_metrics()
-        from proxy.observe import exposition
-
         async with self._combined() as combined:
             if combined is None:
                 pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
@@ -273,13 +272,8 @@ class AdminPlane:
 
 
 async def _process_metrics() -> str:
-    # prometheus_client and its dependencies take 0.8 MiB, and not loaded before they are needed. The first import
-    # takes tens of milliseconds, which must not delay streams.
-    await asyncio.to_thread(import_module, "proxy.observe.exposition")
-    from proxy.observe import exposition
-
     # In a thread, because it reads files, and every descriptor is one.
-    return await asyncio.to_thread(exposition.process_metrics)
+    return await asyncio.to_thread(process_metrics)
 
 
 def _remove_file(socket: Path) -> None:

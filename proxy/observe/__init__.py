@@ -5,8 +5,8 @@ No secret gets into a log line or a metric.
 * `exchange`     what observers are told of exchanges
 * `observer`     what they are told of mints and connections; several observers told as one
 * `metrics`      an observer that counts; `counters` are those of the data path, compiled
-* `families`     which metrics there are; `exposition` renders them for Prometheus, the only importer of
-                 prometheus_client
+* `families`     which metrics there are; `exposition` renders them for Prometheus; `process` are those of the process
+* `pairs`        how tables that change are read
 * `live`         what metrics and status page read from other rooms when they are asked
 * `health`       an observer that knows which routes work, and the last failures
 * `history`      the last minutes of each route, for charts

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import generate_latest
-
 from proxy import __version__
 from proxy.observe.background import dropped_lines
 from proxy.observe.combined import Combined, Group
@@ -23,7 +20,7 @@ from proxy.observe.live import Live, OriginState, Queues
 from proxy.observe.metrics import Metrics, token_identity
 from proxy.observe.pairs import pairs
 
-__all__ = ["CONTENT_TYPE", "Exposition", "process_metrics", "with_values"]
+__all__ = ["CONTENT_TYPE", "Exposition", "with_values"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of the text format."""
@@ -31,9 +28,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPED: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 _Values = TypeVar("_Values", bound=tuple[str, ...])
-
-_process: Final = CollectorRegistry()
-ProcessCollector(registry=_process)
 
 
 class Exposition:
@@ -139,7 +133,7 @@ class Exposition:
         }
 
     def pieces(self) -> Iterator[str]:
-        """Yield all but `process_metrics`; what belongs to one route and one metric is one piece.
+        """Yield all but the metrics of the process; what belongs to one route and one metric is one piece.
 
         A piece may be empty, so that a loop over routes without samples can be left, too.
         """
@@ -222,11 +216,6 @@ class Exposition:
         # Asked again for each family: thousands of states are not kept.
         for state in self._live.origins():
             yield f"{name}{_labels(('origin',), (state.origin,))} {value(state)}\n" if state is not None else ""
-
-
-def process_metrics() -> str:
-    """Return the metrics of the process, which reads files of /proc: memory, processor time, descriptors."""
-    return generate_latest(_process).decode()
 
 
 def with_values(exposition: str, values: Mapping[str, float]) -> str:

@@ -140,4 +140,4 @@ FAMILIES: Final = (
     Family("worker_restarts_total", "counter", (), "Workers that were replaced because they had ended"),
     Family("log_lines_dropped_total", "counter", (), "Log lines dropped because their reader did not keep up"),
 )
-"""In the order in which they are exposed, without the `process_…` metrics of prometheus_client."""
+"""In the order in which they are exposed, without the `process_…` metrics."""

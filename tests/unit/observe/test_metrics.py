@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
 from proxy.errors import Draining, Failure, TokenTimeout, UpstreamConnectFailed, all_failures
-from proxy.observe.exposition import CONTENT_TYPE, Exposition, process_metrics
+from proxy.observe.exposition import CONTENT_TYPE, Exposition
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import Queues, TokenState
@@ -208,11 +208,10 @@ def test_two_sidecars_in_one_process_do_not_share_metrics() -> None:
     assert samples(two)["downstream_connections{}"] == 0
 
 
-def test_the_exposition_names_the_version_the_engine_and_the_process() -> None:
+def test_the_exposition_names_the_version_and_the_engine() -> None:
     assert CONTENT_TYPE.startswith("text/plain; version=")
     told = samples(Metrics("nghttp2 1.52.0"))
     assert told[f"build_info{{engine=nghttp2 1.52.0,version={__version__}}}"] == 1
-    assert "process_resident_memory_bytes" in process_metrics()
 
 
 def test_each_exposition_has_the_current_values() -> None:
