@@ -79,6 +79,7 @@ def test_every_alert_has_a_severity_a_summary_and_a_description_whose_labels_it_
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert set(rule["annotations"]) == {"summary", "description"}
         grouped = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
+        assert len(set(grouped)) <= 1, "operands match by the labels that they keep"
         kept = {label.strip() for label in grouped[0].split(",")} if grouped else {"instance"}
         used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
         assert used <= kept
