@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from proxy.emulator import Google, GoogleServer
 from tests.support.chain import StartChain
 from tests.support.otlp import attributes_of, receiver
+from tests.support.packages import python_path_without
 from tests.support.peers.sockets import Peer, Server, client
 from tests.support.processes import program
-from tests.support.readme import REPOSITORY
 from tests.support.sidecar import worker_pids
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -48,16 +46,6 @@ async def call(
 
 def events_of(span: Span) -> dict[str, dict[str, object]]:
     return {event.name: attributes_of(event.attributes) for event in span.events}
-
-
-def packages_without(prefix: str, folder: Path) -> Path:
-    """Return a folder with all installed packages but those with this prefix."""
-    packages = folder / "packages"
-    packages.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not entry.name.startswith(prefix):
-            (packages / entry.name).symlink_to(entry)
-    return packages
 
 
 @pytest.mark.asyncio
@@ -241,8 +229,7 @@ async def test_opentelemetry_is_not_loaded_unless_a_variable_asks_for_traces(
 
 @pytest.mark.asyncio
 async def test_a_missing_extra_is_one_warning_with_the_install_command(chain: StartChain, tmp_path: Path) -> None:
-    packages = packages_without("opentelemetry", tmp_path)
-    env = {**exporting_to("http://127.0.0.1:4318"), "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{packages}"}
+    env = {**exporting_to("http://127.0.0.1:4318"), "PYTHONPATH": python_path_without("opentelemetry", tmp_path)}
     config = tmp_path / "routes.toml"
     config.write_text('[routes.svc]\nurl = "https://127.0.0.1:1"\n')
     argv = [sys.executable, "-S", "-m", "proxy", "serve", "--config", str(config), "--workers", "2"]

@@ -1,11 +1,12 @@
 """`python -m tests.load.profile`: instructions of one exchange, ours and nghttpx', by callgrind.
 
 Instructions repeat where seconds do not: the same program with the same input takes as many of them whatever else the
-machine does. Both proxies get the same requests (POST 1 KiB, one connection, 50 at a time) and the same TLS upstream;
-the first requests, which set things up, are not counted.
+machine does. All get the same requests (POST 1 KiB, one connection, 50 at a time) and the same TLS upstream; the first
+requests, which set things up, are not counted. The sidecar is counted with the extra `otel` installed and traces off,
+and again in an environment without OpenTelemetry: the numbers differ by chance only.
 
 Under callgrind a program runs some 50 times slower. One that asks the clock how long it may go on does so too often
-then: the sidecar serves what it has read for 2 ms a turn, and counted 15 to 40 % too many. So both have a monotonic
+then: the sidecar serves what it has read for 2 ms a turn, and counted 15 to 40 % too many. So all have a monotonic
 clock that goes 50 times slower (`slow_clock.c`, preloaded), and do what they do at their usual speed.
 """
 
@@ -13,22 +14,34 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import click
 
-from tests.load.contenders import ROUTE, Contender, Surroundings, contenders
+from tests.load.contenders import ROUTE, Contender, Surroundings, contenders, with_environment
 from tests.load.h2load import Load
 from tests.load.peer_configs import Way
-from tests.load.places import Processors, Unavailable, free_port, listens, locate, python_build, run_program
+from tests.load.places import (
+    Processors,
+    Unavailable,
+    compile_library,
+    free_port,
+    listens,
+    locate,
+    python_build,
+    run_program,
+)
 from tests.load.targets import COMPILED
 from tests.load.upstreams import Google, Site, google, static_upstream
+from tests.support.packages import python_path_without
 from tests.support.processes import ProgramFailed
 
-__all__ = ["layer", "main", "parse", "slow_clock"]
+__all__ = ["SLOW_CLOCK", "layer", "main", "parse"]
 
 WARM_REQUESTS: Final = 1_000
 REQUESTS: Final = 3_000
@@ -36,7 +49,8 @@ REQUESTS: Final = 3_000
 # callgrind counts each repetition of `rep movsb` as an instruction: the C library is told to copy without it.
 _TUNABLES: Final = "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824"
 
-_SLOW_CLOCK: Final = Path(__file__).with_name("slow_clock.c")
+SLOW_CLOCK: Final = Path(__file__).with_name("slow_clock.c")
+"""The source of the clock that goes as slow as callgrind."""
 
 _LAYERS: Final = (
     (re.compile(r"libnghttp2"), "libnghttp2"),
@@ -86,7 +100,7 @@ async def _profile(contender: Contender, around: Surroundings, requests: int) ->
     out = around.folder / f"callgrind.{contender.key}"
     valgrind = [str(locate("valgrind", "Debian's valgrind")), "--tool=callgrind", "--instr-atstart=no"]
     valgrind += [f"--callgrind-out-file={out}", "--trace-children=yes", "--compress-pos=no", "--"]
-    clock = await slow_clock(around.folder)
+    clock = await compile_library(SLOW_CLOCK, around.folder)
     env = {**command.env, "GLIBC_TUNABLES": _TUNABLES, "PYTHONHASHSEED": "0", "LD_PRELOAD": str(clock)}
     async with run_program(contender.label, [*valgrind, *command.argv], env=env) as program:
         await listens(program, way.port, within_seconds=120.0)
@@ -94,6 +108,9 @@ async def _profile(contender: Contender, around: Surroundings, requests: int) ->
         url = f"http://127.0.0.1:{way.port}/{ROUTE}/small"
         await _load(load, url, WARM_REQUESTS, around.folder)
         await _control("--instr=on", program.pid)
+        # Meanwhile connections may have been closed that were idle.
+        await _load(load, url, WARM_REQUESTS, around.folder)
+        await _control("--zero", program.pid)
         await _load(load, url, requests, around.folder)
         await _control("--instr=off", program.pid)
         await _control("--dump", program.pid)
@@ -103,17 +120,6 @@ async def _profile(contender: Contender, around: Surroundings, requests: int) ->
         for name, count in parse(file.read_text(errors="replace")).items():
             total[layer(name)] += count
     return total
-
-
-async def slow_clock(folder: Path) -> Path:
-    """Compile the clock that goes as slow as callgrind, and return it."""
-    library = folder / "slow_clock.so"
-    compiler = locate("gcc", "Debian's gcc")
-    argv = [str(compiler), "-shared", "-fPIC", "-O2", "-o", str(library), str(_SLOW_CLOCK)]
-    async with run_program("gcc", argv) as program:
-        if await program.ended(within_seconds=60.0) != 0:
-            raise ProgramFailed(program, "did not succeed")
-    return library
 
 
 async def _control(what: str, pid: int) -> None:
@@ -132,10 +138,20 @@ async def _load(load: Load, url: str, requests: int, folder: Path) -> None:
 async def _run(folder: Path, requests: int) -> dict[str, Counter[str]]:
     processors = Processors.of_this_machine()
     site = Site.create(folder)
-    wanted = [contender for contender in contenders() if contender.key in (COMPILED, "nghttpx")]
+    wanted = [
+        next(contender for contender in contenders() if contender.key == COMPILED),
+        _without_opentelemetry(folder),
+        next(contender for contender in contenders() if contender.key == "nghttpx"),
+    ]
     async with google(folder / "google", processors) as source, static_upstream(site, processors) as port:
         around = await _surroundings(folder, processors, site, source, port)
         return {contender.label: await _profile(contender, around, requests) for contender in wanted}
+
+
+def _without_opentelemetry(folder: Path) -> Contender:
+    python_path = python_path_without("opentelemetry", folder)
+    sidecar = contenders((sys.executable, "-S", "-m", "proxy"))[0]
+    return replace(with_environment(sidecar, {"PYTHONPATH": python_path}, "without otel"), key="without-otel")
 
 
 async def _surroundings(folder: Path, processors: Processors, site: Site, source: Google, port: int) -> Surroundings:
@@ -166,8 +182,9 @@ def main(requests: int) -> None:
         click.echo(f"{name:28}" + "".join(f"{found[label][name] / requests:20,.0f}" for label in labels))
     totals = [found[label].total() / requests for label in labels]
     click.echo(f"{'all':28}" + "".join(f"{total:20,.0f}" for total in totals))
-    if len(totals) == 2 and totals[1]:
-        click.echo(f"\n{totals[0] / totals[1]:.2f} of {labels[1]}'s")
+    click.echo()
+    for label, total in zip(labels[1:], totals[1:], strict=True):
+        click.echo(f"{totals[0] / total:.4f} of {label}")
 
 
 if __name__ == "__main__":

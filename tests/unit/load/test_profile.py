@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.places import python_build
-from tests.load.profile import layer, parse, slow_clock
+from tests.load.places import compile_library, python_build
+from tests.load.profile import SLOW_CLOCK, layer, parse
 from tests.support.processes import program
 
 WRITTEN = """\
@@ -77,9 +77,8 @@ print(f"{time.perf_counter() - began:.6f} {time.time() - at:.6f}")
 
 @pytest.mark.asyncio
 async def test_what_is_profiled_has_a_clock_that_goes_as_slow_as_callgrind(tmp_path: Path) -> None:
-    async with program(
-        "clocks", [sys.executable, "-c", CLOCKS], env={"LD_PRELOAD": str(await slow_clock(tmp_path))}
-    ) as running:
+    clock = await compile_library(SLOW_CLOCK, tmp_path)
+    async with program("clocks", [sys.executable, "-c", CLOCKS], env={"LD_PRELOAD": str(clock)}) as running:
         found = await running.line(r"^([0-9.]+) ([0-9.]+)$")
     seconds, of_the_wall = map(float, found.groups())
     assert of_the_wall >= 0.2
