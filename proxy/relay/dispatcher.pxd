@@ -64,6 +64,8 @@ cdef class Dispatcher(ExchangeOwner):
         head=list,
         version=bytes,
         by_authority=cython.bint,
+        is_post=cython.bint,
+        is_get=cython.bint,
     )
     cdef RouteContext _find(self, Exchange exchange)
     cdef _verify(self, list head, bytes path)

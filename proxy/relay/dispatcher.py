@@ -296,9 +296,11 @@ class Dispatcher(ExchangeOwner):
         by_authority = version == _HTTP_2
         snapshot = self.snapshot
         destination = snapshot.known(path, head, by_authority)
-        if destination is not None and method == _POST:
+        is_post = method == _POST
+        is_get = not is_post and method == _GET
+        if destination is not None and is_post:
             exchange.kind = destination.post_kind
-        elif destination is not None and method == _GET:
+        elif destination is not None and is_get:
             exchange.kind = destination.get_kind
         else:
             exchange.kind = classify(method, path)
@@ -308,7 +310,7 @@ class Dispatcher(ExchangeOwner):
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
             if exchange.exceeds_share():
                 raise Overloaded("memory is short (queued_octets), and this client holds more than its share of it")
-            if method != _POST and method != _GET and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
+            if not (is_post or is_get) and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
                 raise MethodRefused(refusal)
             if destination is None:
                 destination = snapshot.destination(path, head, by_authority)
@@ -332,7 +334,7 @@ class Dispatcher(ExchangeOwner):
             self._inspect(exchange, head, context)
         else:
             exchange.fields = head[_PSEUDO_FIELDS:]  # all four of them: without `:authority` there is a `host`
-        exchange.fields.append(self._via_http2 if version == _HTTP_2 else via.via_line(version, self._name))
+        exchange.fields.append(self._via_http2 if by_authority else via.via_line(version, self._name))
         return context
 
     def _verify(self, head: Fields, path: bytes) -> None:

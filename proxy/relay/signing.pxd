@@ -5,6 +5,7 @@ cdef frozenset _NOT_FOR_UPSTREAM
 cdef frozenset _PROXY_AUTHENTICATION
 cdef frozenset _NOT_IN_TRAILERS
 cdef dict _METHOD_LINES
+cdef tuple _POST_LINE
 
 @cython.locals(line=tuple, name=bytes, method=bytes, path=bytes)
 cpdef tuple request_line(list head)

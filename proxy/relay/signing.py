@@ -90,6 +90,8 @@ _METHOD_LINES: Final[dict[bytes, FieldLine]] = {
     for method in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 }
 
+_POST_LINE: Final = _METHOD_LINES[b"POST"]
+
 
 def request_line(head: Fields) -> tuple[bytes, bytes]:
     """Return method and path (with query) of a request head whose pseudo-fields stand first; no path for CONNECT."""
@@ -119,6 +121,8 @@ def request_authority(head: Fields) -> bytes:
 
 def method_line(method: bytes) -> FieldLine:
     """Return the `:method` line; the same object for the same common method."""
+    if method == b"POST":
+        return _POST_LINE
     return _METHOD_LINES.get(method) or (b":method", method, False)
 
 
@@ -180,8 +184,6 @@ def signed_head(
     lines: Fields, method: FieldLine, scheme: FieldLine, authority: FieldLine, path: FieldLine, token: FieldLine | None
 ) -> Fields:
     """Return the head to send upstream: pseudo-fields, the token's line, and `lines`, which are `end_to_end`."""
-    fields = [method, scheme, authority, path]
-    if token is not None:
-        fields.append(token)
+    fields = [method, scheme, authority, path] if token is None else [method, scheme, authority, path, token]
     fields += lines
     return fields

@@ -10,13 +10,15 @@ cdef class Snapshot:
     cdef readonly dict contexts
     cdef readonly dict destinations
     cdef readonly OpenContexts open_contexts
+    cdef bytes _last_path
+    cdef Destination _last
     cdef object _tokens
     cdef object _pools
     cdef object _observed
 
     cpdef list all_contexts(self)
     cpdef list all_routes(self)
-    @cython.locals(open_contexts=OpenContexts, authority=bytes)
+    @cython.locals(open_contexts=OpenContexts, authority=bytes, known=Destination)
     cpdef Destination known(self, bytes path, list head, bint by_authority)
     @cython.locals(open_contexts=OpenContexts, authority=bytes)
     cpdef Destination destination(self, bytes path, list head, bint by_authority)

@@ -60,7 +60,17 @@ class Snapshot:
     Open routes of `before` that are still allowed stay ready. `on_evicted` is that of `OpenContexts`.
     """
 
-    __slots__ = ("_observed", "_pools", "_tokens", "contexts", "destinations", "open_contexts", "table")
+    __slots__ = (
+        "_last",
+        "_last_path",
+        "_observed",
+        "_pools",
+        "_tokens",
+        "contexts",
+        "destinations",
+        "open_contexts",
+        "table",
+    )
 
     def __init__(
         self,
@@ -84,6 +94,8 @@ class Snapshot:
             self.contexts[route.name] = context if context is not None and same else self._context(route)
         self.destinations: dict[bytes, Destination] = {}
         """What was found for paths of named routes; a bounded number of them."""
+        self._last_path: bytes | None = None
+        self._last: Destination | None = None
         self.open_contexts: OpenContexts | None = None
         """What is kept for open routes; None if there are none."""
         if table.open_routes is not None:
@@ -105,7 +117,13 @@ class Snapshot:
         """Return what was found before for a request; `by_authority` allows that its authority names an open route."""
         open_contexts = self.open_contexts
         if open_contexts is None:
-            return self.destinations.get(path)
+            # A connection has one object for a path that repeats: no look-up by its octets.
+            if path is not self._last_path:
+                known = self.destinations.get(path)
+                if known is None:
+                    return None
+                self._last_path, self._last = path, known
+            return self._last
         authority = request_authority(head) if by_authority else b""
         if not open_contexts.is_allowed(authority):
             authority = b""

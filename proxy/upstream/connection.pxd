@@ -19,6 +19,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef object _observer
     cdef long _last_stream_id
     cdef object _timer
+    cdef object _is_closing
     cdef double _heard_at
     cdef double _ready_at
     cdef object _pinged_at

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,6 +68,7 @@ class UpstreamConnection(Http2Protocol):
 
     __slots__ = (
         "_heard_at",
+        "_is_closing",
         "_last_stream_id",
         "_observer",
         "_pinged_at",
@@ -115,6 +117,8 @@ class UpstreamConnection(Http2Protocol):
         self._timing = timing
         self._observer = observer
         self._last_stream_id = last_stream_id
+        # The transport's bound method: it is asked for each exchange.
+        self._is_closing: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = self._ready_at = self.loop.time()
         self._pinged_at: float | None = None
@@ -125,8 +129,8 @@ class UpstreamConnection(Http2Protocol):
 
     def count_free_streams(self) -> int:
         """Return how many more streams may be opened now; 0 or less when none."""
-        transport = self.transport
-        if self.retiring or transport is None or transport.is_closing():
+        is_closing = self._is_closing
+        if self.retiring or is_closing is None or is_closing():
             return 0
         return self.engine.count_free_streams() - self.reserved
 
@@ -201,6 +205,7 @@ class UpstreamConnection(Http2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start, if HTTP/2 was negotiated."""
+        self._is_closing = transport.is_closing
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.transport = transport  # type: ignore[assignment]  # a TLS transport is always a full one

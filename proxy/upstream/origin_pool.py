@@ -87,13 +87,14 @@ class OriginPool(ConnectionOwner):
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
-        connections = self.connections
-        if not connections or not connections[0].budget.is_crowded():
-            return False
+        budget = None
         octets = 0
-        for connection in connections:
+        for connection in self.connections:
+            budget = connection.budget
+            if not budget.is_crowded():
+                return False
             octets += connection.account.octets
-        return connections[0].budget.exceeds_share(octets)
+        return budget is not None and budget.exceeds_share(octets)
 
     def ready(self) -> UpstreamConnection | None:
         """Return a connection with a free stream; None if there is none, or if other requests wait for one."""

@@ -20,6 +20,7 @@ from tests.support.peers.raw import (
 )
 
 ENABLE_PUSH, MAX_STREAMS, INITIAL_WINDOW, MAX_FRAME, MAX_SECTION, ENABLE_CONNECT = 2, 3, 4, 5, 6, 8
+NO_RFC7540_PRIORITIES = 9
 
 LIMITS = Limits(
     max_concurrent_streams=321,
@@ -42,6 +43,7 @@ def test_settings_and_window_are_queued_from_the_start(make: EventFactory, clien
     assert settings[MAX_FRAME] == 32_768
     assert settings[MAX_SECTION] == 54_321
     assert ENABLE_CONNECT not in settings
+    assert settings[NO_RFC7540_PRIORITIES] == 1, "priorities are ignored"
     assert settings.get(ENABLE_PUSH, 0) == 0
     if client:
         assert settings[ENABLE_PUSH] == 0

@@ -16,7 +16,7 @@ ends the connection when a client opens     it is told of no limit: MAX_CONCURRE
 one stream too many                         it sends, and streams above it are refused
 compresses by a policy of its own           it sends empty sections, which `SectionWriter` fills (it says why)
 checks heads loosely, and repairs them      that is switched off: `SectionReader`
-keeps a tree of PRIORITY                    PRIORITY is kept from it
+keeps a tree of PRIORITY                    PRIORITY is kept from it, and SETTINGS say that no priorities are heeded
 ends the connection when a stream's window  such updates are kept from it
 is updated by nothing, or (1.70) overflows
 ends the connection when its SETTINGS are   the second acknowledgement is kept from it

@@ -19,7 +19,7 @@ from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
 from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, handle_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
-from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, PEER_STREAMS_AT_FIRST, Session
+from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, PEER_STREAMS_AT_FIRST, Session, raise_pending
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
 from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
@@ -35,6 +35,13 @@ cdef enum:
     _GONE_TURNS = 64
     # A greater frame saves nothing, and the library keeps room for the greatest that it ever sent.
     _MOST_FRAME_OCTETS = 256 << 10
+
+
+ctypedef int (*_Unchecked)(Session) noexcept
+
+
+cdef int _collect(Session session) except -1:
+    return session.collect()
 
 
 @cython.final
@@ -350,10 +357,10 @@ cdef class Nghttp2Engine(Engine):
 
     cdef int collect(self) except -1:
         """Collect what the library has queued, unless it is calling back. A fault here is an internal error."""
-        if self.session.calling_back:
+        if self.session.calling_back or (<_Unchecked>_collect)(self.session) == 0:
             return 0
-        try:
-            return self.session.collect()
+        try:  # only now, because it costs something even where nothing is raised
+            raise_pending()
         except ConnectionFault as exc:
             return self._fail(exc.code, exc.reason)
         except Exception as exc:

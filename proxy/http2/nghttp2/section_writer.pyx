@@ -60,17 +60,25 @@ cdef class SectionWriter:
     cdef int check(self, list fields) except -1:
         """Raise ValueError unless `write` can take these fields, so that it never fails half-way."""
         cdef Py_ssize_t place, number
+        cdef Py_ssize_t last_evicted = self._added - (PyList_GET_SIZE(self._entries) - self._first)
+        cdef PyObject *item
+        cdef Known *known
         cdef object field
         self._checked = None
         if not PyList_GET_SIZE(fields):
             raise ValueError("a section of no fields must not be sent")
         for place in range(PyList_GET_SIZE(fields)):
-            field = <object>PyList_GET_ITEM(fields, place)
-            number = self._number(field)
+            item = PyList_GET_ITEM(fields, place)
+            known = &self._known[_known_place(item)]
+            if known.field == item and (known.number < 0 or known.number > last_evicted):
+                number = known.number
+            else:
+                number = self._number(<object>item)
             if place < CHECKED_LINES:
                 self._numbers[place] = number
             if number:
                 continue
+            field = <object>item
             if (
                 not PyTuple_CheckExact(field)
                 or PyTuple_GET_SIZE(field) != 3
@@ -140,9 +148,7 @@ cdef class SectionWriter:
         Lines leave the dynamic table in the order of their numbers. Only what a table holds is kept in `_known`, so that
         the table bounds what the kept lines hold.
         """
-        cdef Known *known = &self._known[
-            ((<uintptr_t><PyObject *>field >> 4) ^ (<uintptr_t><PyObject *>field >> 10)) % KNOWN_LINES
-        ]
+        cdef Known *known = &self._known[_known_place(<PyObject *>field)]
         cdef Py_ssize_t number
         cdef PyObject *found
         if known.field == <PyObject *>field:
@@ -217,6 +223,10 @@ cdef class SectionWriter:
             del self._entries[: self._first]
             self._first = 0
         return 0
+
+
+cdef inline size_t _known_place(const PyObject *field) noexcept:
+    return ((<uintptr_t>field >> 4) ^ (<uintptr_t>field >> 10)) % KNOWN_LINES
 
 
 cdef bint _sendable(bytes name, bytes value) noexcept:

@@ -18,6 +18,7 @@ from proxy.http2.policy cimport flood
 from proxy.http2.policy.faults import ConnectionFault
 
 cdef enum:
+    _NO_RFC7540_PRIORITIES = 9  # headers of libnghttp2 before 1.48 do not name it
     _MOST_SETTINGS = 32  # entries of one SETTINGS frame: each may touch every stream
     _SECONDS = 100  # the library counts by the clock: its limits are a second line, far behind `flood`
 
@@ -59,8 +60,8 @@ cdef class Session:
     ) except -1:
         """Make the session; queue preface, SETTINGS and the connection's window. Callbacks are given `owner`."""
         cdef nghttp2_option *option = NULL
-        cdef nghttp2_settings_entry[4] entries
-        cdef size_t count = 3
+        cdef nghttp2_settings_entry[5] entries
+        cdef size_t count = 4
         cdef int32_t connection_window = limits.connection_window_octets
         cdef int rv
         self.max_streams = limits.max_concurrent_streams
@@ -71,10 +72,13 @@ cdef class Session:
         entries[1].value = limits.max_frame_octets
         entries[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
         entries[2].value = limits.max_field_section_octets
+        # Priorities of either kind are ignored (RFC 9218, 2.1): the library keeps no tree of streams.
+        entries[3].settings_id = _NO_RFC7540_PRIORITIES
+        entries[3].value = 1
         if self.client:
-            entries[3].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
-            entries[3].value = 0
-            count = 4
+            entries[4].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
+            entries[4].value = 0
+            count = 5
         if nghttp2_option_new(&option) != 0:
             raise MemoryError
         nghttp2_option_set_no_auto_window_update(option, 1)

@@ -58,6 +58,7 @@ ANY_REQUEST, ANY_RESPONSE, ANY_TRAILERS = b"\x82", b"\x88", b"\x8f"
 """GET, 200 and an empty accept-charset: what h2 sees of field sections."""
 
 _DEFAULT_WINDOW: Final = 65_535
+_NO_RFC7540_PRIORITIES: Final = 9  # RFC 9218, 2.1
 _UNLIMITED: Final = (1 << 31) - 1
 _KNOWN_SETTINGS: Final = range(1, 7)  # h2 would keep the others for ever
 _UNCHECKED: Final[dict[str, Any]] = {  # fields are checked by `policy.fields`, and sent as they are
@@ -134,7 +135,8 @@ class Library:
         else:
             offered[SettingCodes.MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
             h2.receive_data(frames.PREFACE)
-        self.write(SettingsFrame(settings={int(key): value for key, value in offered.items()}))
+        settings = {int(key): value for key, value in offered.items()}
+        self.write(SettingsFrame(settings={**settings, _NO_RFC7540_PRIORITIES: 1}))
         if limits.connection_window_octets > _DEFAULT_WINDOW:
             h2.increment_flow_control_window(limits.connection_window_octets - _DEFAULT_WINDOW)
 
