@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived, SettingsAcknowledged
+from h2.events import DataReceived, Event, RequestReceived
 from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import AppWrapper, ConnectionState
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
 from proxy.emulator.front_end import refusal_of
 from proxy.emulator.limits import INITIAL_WINDOW_OCTETS, LARGEST, Limits
 from proxy.emulator.verdicts import Verdict
+from proxy.emulator.windows import ReceiveWindows
 
 __all__ = ["EXCHANGE", "Exchange", "GoogleHttp2"]
 
@@ -56,6 +57,11 @@ class Exchange:
         else:
             await self._http2.reset(self._stream, code)
 
+    async def read(self) -> None:
+        """Note that the application has read content of the request."""
+        if self._http2 is not None:
+            await self._http2.read(self._stream)
+
     async def go_away(self) -> None:
         """Send GOAWAY in two steps; this request and those before it are still answered."""
         if self._http2 is None:
@@ -86,8 +92,9 @@ class GoogleHttp2(H2Protocol):
         self._pinged = time.monotonic()
         self._going_away = False
         self._last_stream = LARGEST
-        self._padded = _Padded(self.connection.config, limits.padding_octets)
-        self.connection = self._padded
+        self.connection = _Connection(self.connection.config, limits.padding_octets, self._received)
+        self._windows = ReceiveWindows(self.connection, limits)
+        self.app = cast(AppWrapper, _Reading(self.app))
         self.connection.decoder.max_header_list_size = MAX_DECODED_OCTETS
         self.connection.local_settings = _settings(limits, limits.stream_window_octets)
         self.streams = _Streams()
@@ -110,12 +117,6 @@ class GoogleHttp2(H2Protocol):
             self._pinged = now
             await self._write(PingFrame(0, PING_OCTETS))
         await super()._handle_events(events)
-        if any(isinstance(event, SettingsAcknowledged) for event in events):
-            # A stream that has used more than a smaller window can go on only after a WINDOW_UPDATE. h2 sends one when
-            # content is acknowledged, and all content was acknowledged before.
-            for stream in self.streams:
-                self.connection.acknowledge_received_data(0, stream)
-            await self._flush()
         if self._going_away and not self.streams:
             await self.send(Closed())
 
@@ -148,6 +149,18 @@ class GoogleHttp2(H2Protocol):
         exchange = Exchange(self._reset_connection, self, stream)
         self.connection_state = ConnectionState({**self._shared_state, EXCHANGE: exchange})
         await super()._create_stream(request)
+
+    def _received(self, octets: int, stream: int) -> None:
+        self._windows.received(stream, octets, read_later=stream in self.streams)
+
+    async def read(self, stream: int) -> None:
+        """Reopen the window of a stream for the oldest content that its application had not read."""
+        self._windows.read(stream)
+        await self._flush()
+
+    async def _close_stream(self, stream_id: int) -> None:
+        await super()._close_stream(stream_id)
+        self._windows.closed(stream_id)
 
     async def reset(self, stream: int, code: ErrorCodes) -> None:
         """Reset a stream; its application gets a disconnect."""
@@ -211,12 +224,20 @@ def _settings(limits: Limits, window_octets: int) -> _Advertised:
     )
 
 
-class _Padded(H2Connection):
-    """A connection that pads its DATA frames, as far as the windows allow."""
+class _Connection(H2Connection):
+    """A connection that pads its DATA frames, as far as the windows allow, and leaves its receive windows to the owner.
 
-    def __init__(self, config: Any, padding_octets: int) -> None:
+    `received` is called with the octets and the stream of DATA that was received.
+    """
+
+    def __init__(self, config: Any, padding_octets: int, received: Callable[[int, int], None]) -> None:
         super().__init__(config=config)
         self._padding_octets = padding_octets
+        self._received = received
+
+    def acknowledge_received_data(self, acknowledged_size: int, stream_id: int) -> None:
+        """Tell the owner instead of reopening the windows."""
+        self._received(acknowledged_size, stream_id)
 
     def send_data(
         self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: Any = None
@@ -224,6 +245,24 @@ class _Padded(H2Connection):
         room = min(self.local_flow_control_window(stream_id), self.max_outbound_frame_size) - len(data) - 1
         padding = min(self._padding_octets, room) if data else 0
         super().send_data(stream_id, data, end_stream, padding if padding > 0 else pad_length)
+
+
+class _Reading:
+    """An application whose reads reopen the window of its stream."""
+
+    def __init__(self, app: AppWrapper) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, *more: Any) -> None:
+        exchange: Exchange = scope["state"][EXCHANGE]
+
+        async def receive_and_reopen() -> Any:
+            message = await receive()
+            if message["type"] == "http.request" and message["more_body"]:
+                await exchange.read()
+            return message
+
+        await self._app(scope, receive_and_reopen, send, *more)
 
 
 class _Streams(dict[int, Any]):

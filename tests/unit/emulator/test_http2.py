@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Service:
-    """Responds to `/open` when it is told to, to all else at once with ten octets."""
+    """Responds to `/open` when it is told to, to all else at once with ten octets; of `/read`, it reads before."""
 
     def __init__(self) -> None:
         self.end = asyncio.Event()
@@ -32,8 +32,10 @@ class Service:
             raise NotImplementedError
         await send({"type": "http.response.start", "status": 200, "headers": []})
         self.started.set()
-        if scope["path"] == "/open":
+        if scope["path"] in ("/open", "/read"):
             await self.end.wait()
+        while scope["path"] == "/read" and (await receive())["more_body"]:
+            pass
         await send({"type": "http.response.body", "body": b"0123456789"})
 
 
@@ -81,15 +83,40 @@ async def test_content_above_the_window_of_a_stream_ends_the_connection(certific
         await peer.ping()  # the settings came, and were acknowledged
         assert peer.h2.remote_settings.initial_window_size == 1_000
         stream = peer.open("/open")
-        await peer.send(stream, b"x" * 5_000)  # as the window opens
         peer.raw(DataFrame(stream, b"x" * 1_001))
         assert (await peer.went_away).error_code == h2.errors.ErrorCodes.FLOW_CONTROL_ERROR
+
+
+async def test_the_window_of_a_stream_opens_when_the_container_reads(certificates: Certificates) -> None:
+    limits = Limits(stream_window_octets=1_000, connection_window_octets=65_535)
+    async with _connected(certificates, limits) as (peer, service):
+        await peer.ping()
+        stream = peer.open("/read")
+        await peer.send(stream, b"x" * 1_000)
+        await peer.ping()
+        assert peer.h2.local_flow_control_window(stream) == 0
+        # One stream does not stop another, and its connection stays open.
+        assert (await peer.response(peer.open("/", end=True))).status == 200
+        service.end.set()
+        await peer.send(stream, b"x" * 200_000, end=True)
+        assert (await peer.response(stream)).content == b"0123456789"
+
+
+async def test_a_client_can_finish_a_request_whose_response_has_ended(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(stream_window_octets=1_000)) as (peer, _):
+        await peer.ping()
+        stream = peer.open("/")
+        await peer.send(stream, b"x" * 1_000)
+        assert (await peer.response(stream)).status == 200
+        await peer.send(stream, b"x" * 5_000, end=True)
+        assert not peer.went_away.done()
 
 
 async def test_a_smaller_window_holds_from_the_acknowledgement_of_the_settings(certificates: Certificates) -> None:
     limits = Limits(stream_window_octets=1_000, connection_window_octets=200_000)
     async with _connected(certificates, limits, made=lambda peer: peer.transport.pause_reading()) as (peer, service):
-        stream = peer.open("/open")
+        stream = peer.open("/read")
+        service.end.set()
         peer.h2.send_data(stream, b"x" * 16_384)  # before the settings were read
         peer.flush()
         peer.transport.resume_reading()
@@ -97,7 +124,6 @@ async def test_a_smaller_window_holds_from_the_acknowledgement_of_the_settings(c
         assert peer.h2.local_flow_control_window(stream) <= 1_000
         await peer.send(stream, b"x" * 2_000, end=True)
         assert peer.h2.outbound_flow_control_window > 100_000
-        service.end.set()
         assert (await peer.response(stream)).content == b"0123456789"
 
 
