@@ -50,6 +50,7 @@ cdef class SectionReader:
     cdef list end(self, bint to_head, bint ends)
 
     cdef void _drop_fields(self) noexcept
+    cdef void _keep_by_buffers(self, size_t slot, const Line *line) noexcept
     cdef bint _fits(self, Py_ssize_t octets) except -1
     cdef int _add_new(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1
     cdef int _take(self, const Line *line) except -1

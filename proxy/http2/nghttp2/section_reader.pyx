@@ -109,10 +109,13 @@ cdef class SectionReader:
 
     cdef int add(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1:
         """Add a line; raises ConnectionFault if the section is so long that it is not to be read to its end."""
-        cdef Line *line = &self._by_buffers[((<uintptr_t>name >> 5) * 31 + (<uintptr_t>value >> 5)) % KEPT_LINES]
-        if line.name == name and line.value == value and line.never == never and line.field != NULL:
-            return self._take(line) if self._fits(line.octets) else 0
-        return self._add_new(name, value, never)
+        cdef size_t slot = _line_slot(name, value)
+        cdef Line *line = &self._by_buffers[slot]
+        if line.name != name or line.value != value or line.never != never or line.field == NULL:
+            line = &self._by_buffers[slot ^ 1]
+            if line.name != name or line.value != value or line.never != never or line.field == NULL:
+                return self._add_new(name, value, never)
+        return self._take(line) if self._fits(line.octets) else 0
 
     cdef int _add_new(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1:
         """Add a line whose buffers are not known together."""
@@ -137,9 +140,20 @@ cdef class SectionReader:
         if self._watched_names and name_text in self._watched_names:
             line.kind |= _WATCHED
         if line.octets <= _MOST_KEPT_OCTETS:
-            _keep(&self._by_buffers[((<uintptr_t>name >> 5) * 31 + (<uintptr_t>value >> 5)) % KEPT_LINES], &line)
+            self._keep_by_buffers(_line_slot(name, value), &line)
             _keep(same_name, &line)
         return self._take(&line)
+
+    cdef void _keep_by_buffers(self, size_t slot, const Line *line) noexcept:
+        """Keep a line in the first of its two places; the line there moves to the second.
+
+        With one place a line, two lines of every head that had the same place pushed each other out.
+        """
+        if self._by_buffers[slot].field != NULL:
+            _release(&self._by_buffers[slot ^ 1])
+            self._by_buffers[slot ^ 1] = self._by_buffers[slot]
+            self._by_buffers[slot].field = NULL
+        _keep(&self._by_buffers[slot], line)
 
     cdef bint _fits(self, Py_ssize_t octets) except -1:
         self.octets += octets
@@ -233,6 +247,10 @@ cdef class SectionReader:
         for place in range(self._count):
             Py_XDECREF(self._fields[place])
         self._count = 0
+
+
+cdef inline size_t _line_slot(nghttp2_rcbuf *name, nghttp2_rcbuf *value) noexcept:
+    return ((<uintptr_t>name >> 5) * 31 + (<uintptr_t>value >> 5)) % KEPT_LINES
 
 
 cdef size_t _name_slot(nghttp2_rcbuf *name) noexcept:
