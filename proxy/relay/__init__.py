@@ -17,11 +17,11 @@ What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connect
 12.2 with -O3; it repeats within some percent, because how many requests come with one read does not)::
 
                                     sidecar    nghttpx
-    the sidecar's own modules        13,651
-    libnghttp2                       13,645     22,586
-    Python                            7,205
-    TLS                               6,308      8,937
-    C library                         3,571      1,836
-    event loop and the rest             485     14,920
-    all                              44,864     48,278
+    libnghttp2                       12,970     22,666
+    the sidecar's own modules        11,588
+    TLS                               6,311      7,157
+    Python                            4,599
+    C library                         3,114      1,703
+    event loop and the rest             243     14,527
+    all                              38,824     46,054
 """
