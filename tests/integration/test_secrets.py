@@ -130,9 +130,12 @@ async def test_no_log_line_and_no_response_has_a_secret(certificates: Certificat
             environment |= {"GOOGLE_APPLICATION_CREDENTIALS": str(written.file), **written.environment}
         config = tmp_path / "routes.toml"
         config.write_text(ROUTES.format(url=service.url, target=TARGET))
-        flags = ("--config", config, "--log-level", "debug", "--access-log", "--mint-timeout", "1")
+        flags = ("--config", config, "--log-level", "debug", "--access-log")
         told: list[str] = []
-        async with sidecar(*flags, env=environment) as running, aiohttp.ClientSession() as client:
+        async with (
+            sidecar(*flags, "--mint-timeout", "30", env=environment) as running,
+            aiohttp.ClientSession() as client,
+        ):
             google.allow_impersonation(written.principal, TARGET)
             await ask_everything(google, running, client, told)
             assert any(text.startswith("200 ") for text in told)
@@ -153,7 +156,7 @@ async def test_no_log_line_and_no_response_has_a_secret(certificates: Certificat
             # A mint that hangs outlasts the requests that waited for it: one process each.
             for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint in ASKED[kind]):
                 google.fail(endpoint, Fault.HANG)
-                async with sidecar(*flags, env=environment) as another:
+                async with sidecar(*flags, "--mint-timeout", "1", env=environment) as another:
                     calls = google.calls[endpoint]
                     await ask_everything(google, another, client, told)
                     assert google.calls[endpoint] > calls
