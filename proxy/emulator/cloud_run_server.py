@@ -26,7 +26,7 @@ from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import AsyncioSingleTask, WorkerContext
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
@@ -246,9 +246,16 @@ class _Connection(TCPServer):
                 )  # fmt: skip
                 self.protocol = cast(Any, protocol)
                 self._age = self.loop.call_later(self._owner.limits.age_seconds, lambda: tasks.spawn(protocol.go_away))
-                await protocol.initiate()
-                await self.idle_task.restart(tasks, self._idle_timeout)
-                await self._read_data()
+                try:
+                    await protocol.initiate()
+                    await self.idle_task.restart(tasks, self._idle_timeout)
+                    await self._read_data()
+                except BaseException:
+                    # Also when a task of the group has failed. The group waits for the others, and they may wait for
+                    # the peer, to which nothing would answer, not even a PING.
+                    _abort(self.writer)
+                    await protocol.handle(Closed())
+                    raise
         except OSError:
             pass
         finally:
