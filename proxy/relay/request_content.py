@@ -84,9 +84,8 @@ class RequestContent(StreamReceiver):
         self._account.change(len(data))
 
     def held(self) -> list[bytes]:
-        """Return the content that is held, in pieces."""
-        if self._first_held is None:
-            return []
+        """Return the content that is held, in pieces; there must be some."""
+        assert self._first_held is not None  # noqa: S101 - the caller has asked for `_held_octets`
         return [self._first_held, *(self._more_held or ())]
 
     def drop_held(self) -> None:

@@ -83,15 +83,18 @@ async def test_a_mint_uses_another_address_of_google_and_remembers_it(
         environment = {"GOOGLE_APPLICATION_CREDENTIALS": str(files.write("service-account-key").file)}
         names = AiohttpResolver(Places((host, port), ("127.0.0.1", port_of(server.tls_address))))
         mint = GoogleMint(environment=environment, resolver=names)
-        async with asyncio.TaskGroup() as together:
-            for _ in range(2):
-                together.create_task(mint(KEY))
-        assert there.accepted == 2
-        await mint.close()
+        try:
+            async with asyncio.TaskGroup() as together:
+                for _ in range(2):
+                    together.create_task(mint(KEY))
+        finally:
+            await mint.close()
+        tried = there.accepted
+        assert tried in {1, 2}, "the second call may begin when the first one has failed"
         again = GoogleMint(environment=environment, resolver=names)
         await again(KEY)
         await again.close()
-        assert there.accepted == 2, "the other address comes first now"
+        assert there.accepted == tried, "the other address comes first now"
         assert len(google.mints) == 3
 
 
