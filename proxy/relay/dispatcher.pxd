@@ -63,7 +63,7 @@ cdef class Dispatcher(ExchangeOwner):
         context=RouteContext,
         head=list,
         version=bytes,
-        by_authority=cython.bint,
+        over_http2=cython.bint,
         is_post=cython.bint,
         is_get=cython.bint,
     )

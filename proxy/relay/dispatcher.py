@@ -292,10 +292,10 @@ class Dispatcher(ExchangeOwner):
         exchange.path = path = stream.path
         head = exchange.fields
         version = stream.http_version()
-        # A browser can reach a listener by HTTP/1.1 under any name that leads here.
-        by_authority = version == _HTTP_2
+        over_http2 = version == _HTTP_2
         snapshot = self.snapshot
-        destination = snapshot.known(path, head, by_authority)
+        # A browser can reach a listener by HTTP/1.1 under any name that leads here: only HTTP/2 goes by authority.
+        destination = snapshot.known(path, head, over_http2)
         is_post = method == _POST
         is_get = not is_post and method == _GET
         if destination is not None and is_post:
@@ -313,7 +313,7 @@ class Dispatcher(ExchangeOwner):
             if not (is_post or is_get) and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
                 raise MethodRefused(refusal)
             if destination is None:
-                destination = snapshot.destination(path, head, by_authority)
+                destination = snapshot.destination(path, head, over_http2)
         except Failure:
             self._unmatched.started(exchange)
             raise
@@ -334,7 +334,7 @@ class Dispatcher(ExchangeOwner):
             self._inspect(exchange, head, context)
         else:
             exchange.fields = head[_PSEUDO_FIELDS:]  # all four of them: without `:authority` there is a `host`
-        exchange.fields.append(self._via_http2 if by_authority else via.via_line(version, self._name))
+        exchange.fields.append(self._via_http2 if over_http2 else via.via_line(version, self._name))
         return context
 
     def _verify(self, head: Fields, path: bytes) -> None:

@@ -159,8 +159,10 @@ class Pool:
         pool.join(owner, ticket, waiter)
         self._serve(pool)
         try:
-            if not waiter.done() and self._is_exhausted(pool):
-                await asyncio.sleep(0)  # streams that are reserved now are opened in this turn, and have owners then
+            if not waiter.done() and (not pool.opening or pool.failures):
+                # No further connection is likely to bring streams soon. Those that are reserved are opened in this turn
+                # of the loop, and have owners then.
+                await asyncio.sleep(0)
                 if not waiter.done() and pool.give_way(owner):
                     pool.queue.prefer(owner)
                     pool.serve()
@@ -194,10 +196,6 @@ class Pool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _is_exhausted(self, pool: OriginPool) -> bool:
-        """Return True if no further connection is likely to bring streams soon."""
-        return not pool.opening or pool.failures > 0
 
     async def _open(self, pool: OriginPool) -> bool:
         """Open a connection, which `pool.opening` counts already; return whether requests can use it."""

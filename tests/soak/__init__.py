@@ -11,4 +11,6 @@
 * `nodes`     the Restate cluster, and an idempotent client of it
 * `replicas`  HAProxy and the sidecars, with the settings of `config/kubernetes/shared`
 * `cluster`   kills and replaces a sidecar and a node, and restarts all, under load, and judges
+
+`conclusion` prints the judgement of either.
 """

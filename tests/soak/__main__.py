@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import tempfile
 from pathlib import Path
 
 import click
 
+from tests.soak.conclusion import conclude
 from tests.soak.run import Plan, soak
 
 
@@ -26,12 +26,7 @@ def main(seconds: float, rate: float, seed: int, workers: int, engine: str, rest
     plan = Plan(seconds=seconds, per_second=rate, seed=seed, workers=workers, engine=engine, restarts=restarts)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         report = asyncio.run(soak(plan, Path(folder)))
-    for line in report.lines():
-        click.echo(line)
-    for sentence in report.wrong:
-        click.echo(f"✘ {sentence}")
-    click.echo("✔ all complete, all sums right" if not report.wrong else f"{len(report.wrong)} things are wrong")
-    sys.exit(1 if report.wrong else 0)
+    conclude(report.lines(), report.wrong)
 
 
 if __name__ == "__main__":

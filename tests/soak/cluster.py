@@ -8,7 +8,6 @@ import logging
 import math
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, Googl
 from proxy.emulator.verdicts import Verdict
 from tests.load.figures import percentile
 from tests.soak.bank import Clients, bank
+from tests.soak.conclusion import conclude
 from tests.soak.nodes import Call, Nodes
 from tests.soak.replicas import ROUTE, Replicas, sidecar_settings
 from tests.support.signing_restate import SigningKey
@@ -266,12 +266,7 @@ def main(phase_seconds: float, rate: float, seed: int) -> None:
     plan = Plan(phase_seconds=phase_seconds, per_second=rate, seed=seed)
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
         report = asyncio.run(cluster(plan, Path(folder)))
-    for line in report.lines():
-        click.echo(line)
-    for sentence in report.wrong:
-        click.echo(f"✘ {sentence}")
-    click.echo("✔ all complete, all sums right" if not report.wrong else f"{len(report.wrong)} things are wrong")
-    sys.exit(1 if report.wrong else 0)
+    conclude(report.lines(), report.wrong)
 
 
 if __name__ == "__main__":

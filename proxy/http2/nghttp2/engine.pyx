@@ -37,11 +37,13 @@ cdef enum:
     _MOST_FRAME_OCTETS = 256 << 10
 
 
-ctypedef int (*_Unchecked)(Session) noexcept
-
-
 cdef int _collect(Session session) except -1:
     return session.collect()
+
+
+# A call of `_collect` as this type returns -1 and leaves the exception set, for `raise_pending`: a `try` around it would
+# cost something even where nothing is raised.
+ctypedef int (*_Unchecked)(Session) noexcept
 
 
 @cython.final
@@ -359,7 +361,7 @@ cdef class Nghttp2Engine(Engine):
         """Collect what the library has queued, unless it is calling back. A fault here is an internal error."""
         if self.session.calling_back or (<_Unchecked>_collect)(self.session) == 0:
             return 0
-        try:  # only now, because it costs something even where nothing is raised
+        try:
             raise_pending()
         except ConnectionFault as exc:
             return self._fail(exc.code, exc.reason)
