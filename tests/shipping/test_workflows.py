@@ -62,6 +62,13 @@ def test_every_job_has_a_time_limit_and_only_the_rights_that_it_names(name: str)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
+def test_an_action_is_pinned_by_the_commit_of_its_release_which_a_comment_names(name: str) -> None:
+    uses = re.findall(r"uses: (.*)", (FOLDER / "workflows" / name).read_text())
+    assert uses
+    assert [line for line in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
 def test_jobs_need_jobs_that_exist_and_scripts_make_targets_that_exist(name: str) -> None:
     jobs = workflow(name)["jobs"]
     for job in jobs.values():
