@@ -9,14 +9,19 @@ cdef Py_ssize_t _MOST_SLICE_OCTETS
 cdef Py_ssize_t _QUICK_OCTETS
 
 @cython.final
+cdef class Slices:
+    cdef readonly Py_ssize_t octets
+
+    cpdef bint adapt(self, Py_ssize_t octets, double seconds)
+
+@cython.final
 cdef class Reads:
     cdef Engine _engine
     cdef object _clock
-    cdef Py_ssize_t _slice_octets
+    cdef Slices _slices
     cdef readonly bytearray left
 
     @cython.locals(began=double, waits=bint)
     cpdef take(self, bytearray buffer, Py_ssize_t octets)
     @cython.locals(left=bytearray, began=double, until=double, now=double, data=bytes)
     cpdef serve(self)
-    cpdef _adapt(self, Py_ssize_t octets, double seconds)

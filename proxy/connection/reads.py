@@ -13,7 +13,7 @@ from typing import Final
 
 from proxy.http2.engine import Engine
 
-__all__ = ["Reads"]
+__all__ = ["Reads", "Slices"]
 
 _TURN_SECONDS: Final = 0.002
 _FIRST_SLICE_OCTETS: Final = 8 << 10
@@ -23,15 +23,36 @@ _QUICK_OCTETS: Final = 1 << 10
 """So few octets are served at once, and not timed."""
 
 
+class Slices:
+    """How much of what was read is served at a time, by the time that the last slices took."""
+
+    __slots__ = ("octets",)
+
+    def __init__(self) -> None:
+        self.octets = _FIRST_SLICE_OCTETS
+        """Size of the next slice."""
+
+    def adapt(self, octets: int, seconds: float) -> bool:
+        """Note how long a slice took; return True if that was long enough for others to have their turn now."""
+        if seconds > _TURN_SECONDS:
+            self.octets = max(_LEAST_SLICE_OCTETS, octets // 4)
+            return True
+        if seconds < _TURN_SECONDS / 4:
+            if octets >= self.octets // 2:
+                self.octets = min(_MOST_SLICE_OCTETS, self.octets * 2)
+            return False
+        return True
+
+
 class Reads:
     """The reads of one connection that were not served yet. `clock` is in seconds."""
 
-    __slots__ = ("_clock", "_engine", "_slice_octets", "left")
+    __slots__ = ("_clock", "_engine", "_slices", "left")
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = perf_counter) -> None:
         self._engine = engine
         self._clock = clock
-        self._slice_octets = _FIRST_SLICE_OCTETS
+        self._slices = Slices()
         self.left = bytearray()
         """What was read and not served."""
 
@@ -40,7 +61,7 @@ class Reads:
 
         Raises ValueError where the buffer does not have so many.
         """
-        if self.left or octets > self._slice_octets:
+        if self.left or octets > self._slices.octets:
             if not 0 <= octets <= len(buffer):
                 raise ValueError("no buffer has more octets than it can hold")
             waits = bool(self.left)
@@ -52,7 +73,7 @@ class Reads:
         else:
             began = self._clock()
             self._engine.receive_from(buffer, octets)
-            self._adapt(octets, self._clock() - began)
+            self._slices.adapt(octets, self._clock() - began)
 
     def serve(self) -> None:
         """Serve slices of what is left, for as long as a turn permits."""
@@ -60,15 +81,9 @@ class Reads:
         began = self._clock()
         until = began + _TURN_SECONDS
         while left and began < until:
-            data = bytes(memoryview(left)[: self._slice_octets])
+            data = bytes(memoryview(left)[: self._slices.octets])
             del left[: len(data)]
             self._engine.receive(data)
             now = self._clock()
-            self._adapt(len(data), now - began)
+            self._slices.adapt(len(data), now - began)
             began = now
-
-    def _adapt(self, octets: int, seconds: float) -> None:
-        if seconds > _TURN_SECONDS:
-            self._slice_octets = max(_LEAST_SLICE_OCTETS, octets // 4)
-        elif seconds < _TURN_SECONDS / 4 and octets >= self._slice_octets // 2:
-            self._slice_octets = min(_MOST_SLICE_OCTETS, self._slice_octets * 2)

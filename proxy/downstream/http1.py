@@ -23,6 +23,7 @@ from proxy.errors import BrowserRefused, UpstreamReset
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.http2.policy.fields import section_octets
+from proxy.http2.policy.sending import JOINED_OCTETS
 from proxy.restate import RequestKind, local_reply
 
 __all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_browser"]
@@ -117,7 +118,12 @@ class Http1Stream(Stream):
         """Queue content."""
         self._queued_octets += len(data)
         self.account.change(len(data))
-        self._enqueue({"type": "http.response.body", "body": data, "more_body": not end_stream})
+        last = self._outgoing[-1] if self._outgoing else None
+        if last is not None and "body" in last and len(last["body"]) + len(data) <= JOINED_OCTETS:
+            last["body"] += data
+            last["more_body"] = not end_stream
+        else:
+            self._enqueue({"type": "http.response.body", "body": data, "more_body": not end_stream})
 
     def send_trailers(self, fields: Fields) -> None:
         """End the response: Hypercorn sends no trailers over HTTP/1.1."""

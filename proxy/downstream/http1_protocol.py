@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, Final
 
 import h11
@@ -73,6 +74,11 @@ class Http1Protocol(H11Protocol):
     def content_incomplete(self) -> bool:
         """True if the head of a request was received, but not all of its content."""
         return self.connection.their_state is h11.SEND_BODY
+
+    @property
+    def check_seconds(self) -> float:
+        """How long the syntax of the octets that were received last took to check."""
+        return self.connection.check_seconds
 
     @property
     def refused(self) -> bool:
@@ -155,12 +161,17 @@ class _StrictConnection(h11.Connection):
     def __init__(self, syntax: RequestSyntax, *, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size)
         self.syntax = syntax
+        self.check_seconds = 0.0
 
     def receive_data(self, data: bytes) -> None:
         if not data:
             self.syntax.feed_eof()
             super().receive_data(b"")
-        elif passed := self.syntax.feed(data):
+            return
+        began = perf_counter()
+        passed = self.syntax.feed(data)
+        self.check_seconds = perf_counter() - began
+        if passed:
             super().receive_data(passed)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:

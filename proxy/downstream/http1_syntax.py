@@ -4,7 +4,8 @@ If two parsers disagree about the end of a request, a second request can be smug
 would be signed. h11, which parses after this module, is lenient in places: it accepts a bare LF as the end of a line,
 joins folded lines, and lets `Transfer-Encoding` override `Content-Length`. So an ambiguous request is refused here, and
 the connection is closed. All others are written again in a form that every parser reads alike: origin-form target,
-CRLF, no folding, no chunk extensions, no trailers, no `Upgrade`.
+CRLF, no folding, no chunk extensions, no trailers, no `Upgrade`. Small chunks that came together are joined: each would
+cost as much behind this module as a large one.
 
 ::
 
@@ -49,6 +50,8 @@ _FIELD_OVERHEAD_OCTETS: Final = 32
 """Added for each field line, as in HTTP/2 (RFC 9113, 6.5.2), so that `max_field_section` means the same in both."""
 
 _LONGEST_CHUNK_LINE: Final = 1_024
+_SMALL_CHUNK: Final = 1_024
+"""Chunks of up to so many octets are joined with their neighbours."""
 _MOST_LENGTH_DIGITS: Final = 18
 _GREATEST_CHUNK: Final = 10**_MOST_LENGTH_DIGITS
 
@@ -93,6 +96,7 @@ class RequestSyntax:
         self._checked_octets = 0  # of the buffer, checked for forbidden characters
         self._request_line_checked = False
         self._content_octets = 0  # expected, of content or of a chunk
+        self._joined = bytearray()  # content of small chunks
         self._steps: dict[_State, Callable[[], bytes | None]] = {
             _State.HEAD: self._head,
             _State.CONTENT: self._content,
@@ -117,11 +121,13 @@ class RequestSyntax:
         passed: list[bytes] = []
         try:
             while (octets := self._steps[self._state]()) is not None:
-                passed.append(octets)
+                if octets:
+                    passed += (self._joined_chunk(), octets)
         except _Refused as refused:
             self.fault = refused.fault
             self._state = _State.REFUSED
             self._buffer.clear()
+        passed.append(self._joined_chunk())
         return b"".join(passed)
 
     def feed_eof(self) -> None:
@@ -131,7 +137,15 @@ class RequestSyntax:
             self._state = _State.REFUSED
             self._buffer.clear()
 
-    # ---- the steps: each returns checked octets, or None if it needs more data
+    def _joined_chunk(self) -> bytes:
+        """Return the small chunks that have been joined as one, and forget them; b"" if there are none."""
+        if not self._joined:
+            return b""
+        chunk = b"%x\r\n%s\r\n" % (len(self._joined), self._joined)
+        self._joined.clear()
+        return chunk
+
+    # ---- the steps: each returns checked octets, which may be none yet, or None if it needs more data
 
     def _discard(self) -> None:
         self._buffer.clear()
@@ -171,11 +185,16 @@ class RequestSyntax:
         found = _CHUNK_SIZE.fullmatch(line)
         if found is None:
             raise _Refused("a chunk's size is not a hexadecimal number (RFC 9112, 7.1)")
-        self._content_octets = int(found[1], 16)
-        if self._content_octets > _GREATEST_CHUNK:
+        octets = int(found[1], 16)
+        if octets > _GREATEST_CHUNK:
             raise _Refused("a chunk is too large")
-        self._state = _State.CHUNK_DATA if self._content_octets else _State.TRAILERS
-        return b"%x\r\n" % self._content_octets
+        if 0 < octets <= _SMALL_CHUNK and self._buffer.startswith(_END_OF_LINE, octets):
+            self._joined += self._buffer[:octets]
+            self._take(octets + len(_END_OF_LINE))
+            return b""
+        self._content_octets = octets
+        self._state = _State.CHUNK_DATA if octets else _State.TRAILERS
+        return b"%x\r\n" % octets
 
     def _chunk_end(self) -> bytes | None:
         if len(self._buffer) < len(_END_OF_LINE) and _END_OF_LINE.startswith(self._buffer):

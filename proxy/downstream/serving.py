@@ -25,6 +25,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from proxy.connection.reads import Slices
 from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.deadlines import ContentClock
@@ -45,6 +46,7 @@ _PROBE_SECONDS: Final = 1.0
 _GREATEST_PROBE_SECONDS: Final = 30.0
 _PROBE_ANSWER_SECONDS: Final = 0.1
 """Time for an RST in reply to a probe."""
+_CLOSED_HALF: Final = getattr(select, "POLLRDHUP", 0)  # which Linux has
 _LISTENER: Final = "listener"
 
 
@@ -219,23 +221,28 @@ class _Server(TCPServer):
     async def _read_data(self) -> None:
         """Replace `TCPServer._read_data`: wait for the gate before each read, and limit the time for heads and content.
 
+        What takes long to check, such as tiny chunks, is read in small slices, and other connections have their turn.
         A client that closes its half of the connection gets the responses to its requests (RFC 9112, 9.6).
         """
         listener: Listener = self.state[_LISTENER]
         content = ContentClock(listener.deadlines)
+        slices = Slices()
         until: float | None = None
         data = b"-"
         while data:
-            await self._gate.wait()
+            if not self._gate.is_set() and not await self._client_stays(self._gate):
+                break
             began = self.loop.time()
             if self.protocol.content_incomplete:
                 left = content.seconds_left()
                 until = None if left is None else began + left
             try:
                 async with asyncio.timeout_at(until):
-                    data = await self.reader.read(MAX_RECV)
+                    data = await self.reader.read(slices.octets)
                 content.add(len(data), self.loop.time() - began)
                 await self.protocol.handle(RawData(data))
+                if slices.adapt(len(data), self.protocol.check_seconds):
+                    await asyncio.sleep(0)
             except OSError:  # TimeoutError is one
                 if until is not None and self.loop.time() >= until:
                     listener.refused("too-slow", protocol="HTTP/1.1")
@@ -257,7 +264,17 @@ class _Server(TCPServer):
         except OSError:
             return False
         self.reader.give_back(data)
-        return bool(data) or await self._client_waits(answered)
+        return await (self._client_stays(answered) if data else self._client_waits(answered))
+
+    async def _client_stays(self, until: asyncio.Event) -> bool:
+        """Wait until the event, while nothing is read; return False as soon as it turns out that the client is gone."""
+        connection = self.writer.get_extra_info("socket")
+        while not await _is_set_within(until, _PROBE_SECONDS):
+            if self._is_gone(connection):
+                return False
+            if _poll(connection, _CLOSED_HALF):
+                return await self._client_waits(until)
+        return True
 
     async def _client_waits(self, answered: asyncio.Event) -> bool:
         """Wait until `answered`; return False as soon as it turns out that a client with a closed half is gone.
@@ -279,11 +296,8 @@ class _Server(TCPServer):
 
     def _is_gone(self, connection: socket.socket) -> bool:
         """Return True if both halves of the connection are closed, by either side."""
-        if self.writer.transport.is_closing() or connection.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(connection.fileno(), 0)
-        return bool(poll.poll(0))  # POLLHUP or POLLERR
+        closed = self.writer.transport.is_closing() or connection.fileno() < 0
+        return closed or bool(_poll(connection, 0))  # POLLHUP or POLLERR
 
     async def protocol_send(self, event: Event) -> None:
         if self._finished and isinstance(event, Updated):
@@ -315,13 +329,19 @@ class _Server(TCPServer):
             await super()._close()
 
 
+def _poll(connection: socket.socket, events: int) -> int:
+    """Return which of these events there are on a socket, or POLLHUP or POLLERR; 0 for none."""
+    poll = select.poll()
+    poll.register(connection.fileno(), events)
+    found = poll.poll(0)
+    return found[0][1] if found else 0
+
+
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        return False
-    return True
+    return event.is_set()
 
 
 class _NextRequest:

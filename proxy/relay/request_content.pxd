@@ -4,6 +4,7 @@ from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream, StreamReceiver
 from proxy.upstream.connection cimport UpstreamConnection
 
+cdef Py_ssize_t _JOINED_OCTETS
 cdef Py_ssize_t _MOST_DISCARDED_OCTETS
 cdef Py_ssize_t _SMALL_HEAD_OCTETS
 
@@ -23,6 +24,7 @@ cdef class RequestContent(StreamReceiver):
     cdef Py_ssize_t _sent_octets
 
     cpdef begin_content(self, Stream downstream, list fields, Account account)
+    @cython.locals(more=list)
     cpdef hold(self, bytes data)
     cpdef list held(self)
     cpdef drop_held(self)

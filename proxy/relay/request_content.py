@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Final
 from proxy.connection.budget import Account
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import Fields
+from proxy.http2.policy.sending import JOINED_OCTETS
 
 if TYPE_CHECKING:
     from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["RequestContent"]
 
+_JOINED_OCTETS: Final = JOINED_OCTETS  # a number of C where this is compiled
 _SMALL_HEAD_OCTETS: Final = 4 << 10
 """A head up to this size is kept as long as its exchange."""
 
@@ -74,12 +76,15 @@ class RequestContent(StreamReceiver):
 
     def hold(self, data: bytes) -> None:
         """Keep a copy for sending the request again; not to be called after `drop_held`."""
+        more = self._more_held
         if self._first_held is None:
             self._first_held = data
-        elif self._more_held is None:
+        elif more is None:
             self._more_held = [data]
+        elif len(more[-1]) + len(data) <= _JOINED_OCTETS:
+            more[-1] += data
         else:
-            self._more_held.append(data)
+            more.append(data)
         self._held_octets += len(data)
         self._account.change(len(data))
 

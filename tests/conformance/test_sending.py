@@ -7,6 +7,7 @@ import pytest
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
 from tests.conformance.windows import DEFAULT_WINDOW, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, WIDE_WINDOWS, client, shape
+from tests.support.allocations import traced_octets
 from tests.support.peers.engines import EventFactory, each_engine
 from tests.support.peers.events import Sent, SettingsReceived
 from tests.support.peers.memory import Joined
@@ -124,6 +125,19 @@ def test_content_waits_for_the_connections_window(make: EventFactory) -> None:
     assert shape(peer.take()) == [("Data", 1, 1, False)]
     peer.send(peer.window(0, 10_000))
     assert shape(peer.take()) == [("Data", 1, 70_000 - DEFAULT_WINDOW - 1, True)]
+
+
+@each_engine
+def test_small_pieces_that_wait_take_little_more_memory_than_is_counted(make: EventFactory) -> None:
+    pieces = [b"%04d" % number for number in range(8_000)]
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 0})
+    with traced_octets() as kept:
+        for piece in pieces:
+            peer.engine.send_data(1, piece[:], end_stream=False)
+        counted = peer.engine.queued_octets
+        assert kept() < 1.5 * counted + 8_192
+    peer.send(peer.window(0, counted), peer.window(1, counted))
+    assert content(peer.take(), 1) == b"".join(pieces)
 
 
 @each_engine

@@ -47,3 +47,22 @@ async def test_fully_indexed_heads_do_not_delay_others(engine: str, tmp_path: Pa
                 client.queue("/bad/quick", fields=fields, end=True)
             client.flush()
             await at.assert_unharmed()
+
+
+@each_engine
+@pytest.mark.asyncio
+async def test_content_in_chunks_of_one_octet_does_not_delay_others(engine: str, tmp_path: Path) -> None:
+    head = b"POST /bad/tiny HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = 50_000
+
+    async def answer(peer: Peer, stream: int) -> None:
+        assert await peer.body(stream) == b"x" * chunks
+        peer.respond(stream, 204, end=True)
+
+    async with stage(tmp_path, engine) as at:
+        at.service.behaviours["tiny"] = answer
+        reader, writer = await asyncio.open_connection(*at.sidecar.address)
+        writer.write(head + b"1\r\nx\r\n" * chunks + b"0\r\n\r\n")
+        await at.assert_unharmed()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+        writer.close()

@@ -11,6 +11,10 @@ from proxy.http2.engine cimport Stream
 from proxy.http2.nghttp2.engine cimport Nghttp2Engine
 from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session_consume_stream
 
+from proxy.http2.policy.sending import JOINED_OCTETS as _JOINED_OCTETS
+
+cdef Py_ssize_t JOINED_OCTETS = _JOINED_OCTETS
+
 
 @cython.final
 cdef class Nghttp2Stream(Stream):
@@ -62,10 +66,8 @@ cdef class Nghttp2Stream(Stream):
         if PyBytes_GET_SIZE(data):
             if self._chunk is None:
                 self._chunk = data
-            elif self._more is None:
-                self._more = [data]
             else:
-                self._more.append(data)
+                self._queue_behind(data)
             self.octets += PyBytes_GET_SIZE(data)
             engine.queued += PyBytes_GET_SIZE(data)
             engine.schedule(self)
@@ -155,6 +157,21 @@ cdef class Nghttp2Stream(Stream):
         return 0
 
     # ---- the queue
+
+    cdef int _queue_behind(self, bytes data) except -1:
+        """Queue content behind what is queued; small pieces become one."""
+        cdef Py_ssize_t last
+        cdef bytes before
+        if self._more is None:
+            self._more = [data]
+            return 0
+        last = PyList_GET_SIZE(self._more) - 1
+        before = <bytes>self._more[last]
+        if PyBytes_GET_SIZE(before) + PyBytes_GET_SIZE(data) <= JOINED_OCTETS:
+            self._more[last] = before + data
+        else:
+            self._more.append(data)
+        return 0
 
     cdef int pull(self, char *place, Py_ssize_t octets) except -1:
         """Move so many octets, no more than are queued, to a place."""

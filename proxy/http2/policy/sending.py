@@ -27,13 +27,21 @@ from typing import Final
 
 from proxy.http2.events import Fields, StreamId
 
-__all__ = ["MAX_TAKEN_OCTETS", "RoundRobin", "SendQueue", "Step"]
+__all__ = ["JOINED_OCTETS", "MAX_TAKEN_OCTETS", "RoundRobin", "SendQueue", "Step"]
 
 MAX_TAKEN_OCTETS: Final = 512 << 10
 """How much content one `Engine.take` returns at most, give or take a frame.
 
 Otherwise everything that is queued for a peer with large windows that does not read would be copied to the transport.
 It is twice what a transport takes before it pauses its writer.
+"""
+
+
+JOINED_OCTETS: Final = 1 << 10
+"""Pieces of content that wait behind one another are joined up to this size.
+
+What waits is counted by its octets, and an object costs some fifty more than it has: two octets in each of many frames
+would take thirty times the memory that is counted.
 """
 
 

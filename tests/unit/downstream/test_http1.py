@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from proxy.downstream import serving
+from tests.support.allocations import traced_octets
 from tests.unit.downstream.http1_requests import GET, POST, head_of, lives, read_until_gone
 from tests.unit.downstream.stage import listening
 
@@ -47,6 +48,22 @@ async def test_chunked_content_arrives_without_its_trailers() -> None:
         await head_of(reader)
         assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\none\r\n0\r\n\r\n"
         await lives(it, reader, writer)
+
+
+async def test_a_response_in_many_small_pieces_to_a_slow_client_is_queued_in_few() -> None:
+    pieces = [b"%04d" % number for number in range(8_000)]
+    async with listening() as it:
+        reader, _ = await it.raw(b"GET /g HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        taken = await it.relay.request()
+        with traced_octets() as kept:
+            taken.head(200, (b"content-length", b"32000"))
+            for piece in pieces:
+                taken.data(piece[:])
+            assert it.budget.queued_octets == 32_000
+            assert kept() < 2 * 32_000
+        taken.data(b"", end=True)
+        await head_of(reader)
+        assert await reader.readexactly(32_000) == b"".join(pieces)
 
 
 async def test_expect_100_continue_is_answered_before_the_content() -> None:
@@ -163,6 +180,37 @@ async def test_a_disconnect_is_noticed_with_a_full_window_of_a_complete_request(
         await taken.ended.wait()
         writer.close()
         assert await asyncio.wait_for(taken.reset, 60) == 0x8
+
+
+@pytest.mark.parametrize("abruptly", [True, False])
+async def test_a_disconnect_is_noticed_while_nothing_of_the_request_is_read(
+    abruptly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_PROBE_SECONDS", 0.05)
+    async with listening(acknowledging=False) as it:
+        window = 256 << 10
+        _, writer = await it.raw(POST + b"Content-Length: %d\r\n\r\n" % (8 * window) + bytes(4 * window))
+        taken = await it.relay.request()
+        await taken.received(window)
+        await writer.drain()
+        if abruptly:
+            writer.transport.abort()
+        else:
+            writer.close()
+        assert await taken.reset == 0x8
+
+
+async def test_a_disconnect_is_noticed_behind_pipelined_requests_that_are_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "_PROBE_SECONDS", 0.05)
+    async with listening() as it:
+        _, writer = await it.raw(GET + GET)
+        taken = await it.relay.request()
+        writer.write(GET * 20_000)
+        await writer.drain()
+        writer.transport.abort()
+        assert await taken.reset == 0x8
 
 
 async def test_a_response_may_end_before_its_request() -> None:

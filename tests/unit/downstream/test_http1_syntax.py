@@ -100,6 +100,21 @@ def test_a_valid_request_is_returned_in_canonical_form(octets: bytes, passed: by
     assert b"".join(byte_by_byte.feed(bytes((octet,))) for octet in octets) == passed
 
 
+def test_small_chunks_that_came_together_are_joined() -> None:
+    checked = syntax()
+    large = bytes(2_000)
+    chunks = CHUNKED + b"1\r\na\r\n" * 3 + b"7d0\r\n" + large + b"\r\n" + b"02;x=y\r\nbc\r\n" * 2
+    assert checked.feed(chunks) == CHUNKED + b"3\r\naaa\r\n7d0\r\n" + large + b"\r\n" + b"4\r\nbcbc\r\n"
+    assert checked.feed(b"1\r\nd\r\n0\r\n\r\n" + GET) == b"1\r\nd\r\n0\r\n\r\n" + GET
+    assert checked.fault is None
+
+
+def test_small_chunks_before_a_fault_are_not_lost() -> None:
+    checked = syntax()
+    assert checked.feed(CHUNKED + b"1\r\na\r\n1\r\nb\r\n1\r\ncd\r\n") == CHUNKED + b"2\r\nab\r\n1\r\nc"
+    assert checked.fault is not None
+
+
 def test_a_host_with_an_empty_port_is_well_formed() -> None:
     assert syntax().feed(head(host=b"Host: localhost:")) == head(host=b"Host: localhost:")
 

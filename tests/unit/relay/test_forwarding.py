@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import structlog
-from hyperframe.frame import HeadersFrame
+from hyperframe.frame import DataFrame, HeadersFrame
 
 from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
+from tests.support.allocations import traced_octets
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
@@ -288,6 +290,27 @@ def test_a_request_that_waits_is_held_up_to_its_window(make: EngineFactory) -> N
         service.respond(far, end=True)
         world.settle()
         world.assert_at_rest()
+
+
+@each_bare_engine
+def test_content_in_tiny_frames_that_is_held_takes_little_more_memory_than_is_counted(make: EngineFactory) -> None:
+    content = bytes(range(256)) * 24
+    world, may_connect = waiting(make)
+    world.limits = Limits()
+    with world:
+        client = world.client()
+        stream = client.request("/svc/x")
+        world.settle()
+        frames = b"".join(DataFrame(stream, content[at : at + 4]).serialize() for at in range(0, len(content), 4))
+        with traced_octets() as kept:
+            world.wire(client).give(frames)
+            world.settle()
+            assert kept() < 2 * len(content) + 8_192
+        assert world.budget.queued_octets >= len(content)
+        may_connect.set()
+        world.settle()
+        service, far = world.latest("/x")
+        assert service.streams[far].content == content
 
 
 CANCELS: dict[str, Callable[[World, Client, StreamId], None]] = {
