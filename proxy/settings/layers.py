@@ -35,6 +35,8 @@ __all__ = [
 PREFIX: Final = "CLOUDRUN_SIDECAR_"
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
 """Variable with the path of the settings file."""
+_NO_SETTINGS: Final = frozenset({CONFIG_VARIABLE, f"{PREFIX}BUILD"})
+"""The latter tells `setup.py` what to compile."""
 DEFAULT_CONFIG: Final = Path("config/routes.toml")
 """Read if it exists and no other file is named; relative to the working directory."""
 
@@ -175,7 +177,7 @@ def read_environment(environment: Mapping[str, str], known: Collection[str]) -> 
     problems: list[Problem] = []
     for variable, text in environment.items():
         setting = variable.removeprefix(PREFIX)
-        if setting == variable or variable == CONFIG_VARIABLE or not text or _OF_KUBERNETES.fullmatch(setting):
+        if setting == variable or variable in _NO_SETTINGS or not text or _OF_KUBERNETES.fullmatch(setting):
             continue
         if setting.lower() in known and setting == setting.upper():
             found[setting.lower()] = text

@@ -159,6 +159,10 @@ def test_variables_of_kubernetes_for_a_service_of_this_name_are_ignored() -> Non
     assert load(None, environment, {"upstream": URL}) == upstream()
 
 
+def test_the_variable_that_says_what_is_compiled_is_ignored() -> None:
+    assert load(None, {"CLOUDRUN_SIDECAR_BUILD": "none"}, {"upstream": URL}) == upstream()
+
+
 # ---- routes
 
 
