@@ -72,6 +72,8 @@ class Wire:
                 buffer[:octets] = left[:octets]
                 left = left[octets:]
                 self.protocol.buffer_updated(octets)
+                # How much of a read is served in a turn depends on the time that it takes: here, everything.
+                self.protocol.serve_all()
         except Exception as exc:  # noqa: BLE001 - what a real transport does: it reports it, and the connection is lost
             self.transport.fail(exc)
 

@@ -222,7 +222,7 @@ async def test_500_requests_without_a_token_share_one_mint(
     google: FakeGoogle, home: Home, mint: GoogleMint, key_info: dict[str, Any]
 ) -> None:
     home.file(key_info)
-    source = TokenSource(mint)
+    source = TokenSource(mint, mint_timeout_seconds=60.0)
     tokens = await asyncio.gather(*(source.token(KEY) for _ in range(500)))
     assert len({token.authorization for token in tokens}) == 1
     assert google.called("/token") == 1

@@ -18,6 +18,7 @@ from tests.unit.tokens.values import AUDIENCE, KEY, START
 
 @pytest.mark.asyncio
 async def test_many_waiters_share_one_mint(bench: Bench) -> None:
+    bench.has_time()
     bench.mint.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiters = [group.create_task(bench.source.token(KEY)) for _ in range(500)]
@@ -29,6 +30,7 @@ async def test_many_waiters_share_one_mint(bench: Bench) -> None:
 
 @pytest.mark.asyncio
 async def test_one_mint_for_each_key(bench: Bench) -> None:
+    bench.has_time()
     keys = [TokenKey(None, (), AUDIENCE), TokenKey("a@b", (), AUDIENCE), TokenKey("a@b", ("c@d",), AUDIENCE)]
     tokens = await gather(*(bench.source.token(key) for key in keys * 167))
     assert bench.minted == 3
