@@ -118,7 +118,7 @@ def timing(settings: PlainSettings) -> Timing:
 def change_listener(listener: Listener, settings: PlainSettings) -> None:
     """Put those settings in force that a listener can take while it runs."""
     listener.allowed_hosts = frozenset(settings.allowed_hosts)
-    listener.most_connections = _most_connections(settings)
+    listener.admission.most_connections = _most_connections(settings)
     listener.cancels.per_minute = settings.cancels_per_minute
     listener.deadlines = _deadlines(settings)
     listener.ages.most_seconds = settings.max_connection_age
@@ -164,4 +164,4 @@ def handshakes(loop: asyncio.AbstractEventLoop, tls: TlsContext | None, listener
     """Return what makes TLS connections for this listener; None without a certificate."""
     if tls is None:
         return None
-    return Handshakes(loop, tls, admits=listener.admits_handshake, on_failed=listener.handshake_failed)
+    return Handshakes(loop, tls, admits=listener.admission.admits_handshake, on_failed=listener.handshake_failed)

@@ -3,10 +3,12 @@
 * `serving`         one accepted connection: is it HTTP/2 or HTTP/1.1?
 * `handover`        connections from the supervisor, where there are several workers
 * `listener`        all connections of a worker: served, counted, drained
+* `admission`       which connections may be open, and which give way where there are too many
 * `connection`      an h2c connection
 * `ages`            ends connections that are old
 * `http1`           an HTTP/1.1 request as a `Stream`
 * `http1_protocol`  Hypercorn's HTTP/1.1 with a strict parser
+* `http1_reading`   when its octets are read
 * `http1_syntax`    the strict parser (pure)
 * `hosts`           host names of this server (pure)
 * `fields`          fields of HTTP/1.1 as HTTP/2 has them (pure)

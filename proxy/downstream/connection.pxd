@@ -9,6 +9,7 @@ cdef Py_ssize_t _MOST_CANCELLED
 cdef class DownstreamConnection(Http2Protocol):
     cdef readonly object gone
     cdef readonly bint asked
+    cdef readonly double asked_at
     cdef RequestAcceptor _acceptor
     cdef object _on_change
     cdef object _replaced

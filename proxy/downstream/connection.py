@@ -51,6 +51,7 @@ class DownstreamConnection(Http2Protocol):
         "_requests",
         "_steps_taken",
         "asked",
+        "asked_at",
         "gone",
     )
 
@@ -69,6 +70,8 @@ class DownstreamConnection(Http2Protocol):
         """Done when the transport has closed."""
         self.asked = False
         """True once a request has arrived."""
+        self.asked_at = 0.0
+        """When the last request arrived, as the event loop counts."""
         self._acceptor = acceptor
         self._on_change = on_change
         self._replaced = replaced
@@ -95,6 +98,7 @@ class DownstreamConnection(Http2Protocol):
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Pass a new request to the acceptor."""
         self.asked = True
+        self.asked_at = self._flusher.now()
         self._requests += 1
         self._acceptor.accept(stream, fields, end_stream, self.account)
 

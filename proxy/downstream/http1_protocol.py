@@ -13,6 +13,7 @@ Differences from Hypercorn and h11:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from time import perf_counter
@@ -62,6 +63,8 @@ class Http1Protocol(H11Protocol):
         self.response_complete = asyncio.Event()
         """Set while no request waits for the end of its response."""
         self.response_complete.set()
+        self.idle_since = math.inf
+        """When the last response was complete, as the event loop counts; infinite before, and while one is due."""
         self._is_head_request = False
         self._on_refused = on_refused
 
@@ -105,6 +108,7 @@ class Http1Protocol(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         self.response_complete.clear()
+        self.idle_since = math.inf
         self._is_head_request = request.method == b"HEAD"
         self.stream = HTTPStream(
             self.app,
@@ -133,6 +137,7 @@ class Http1Protocol(H11Protocol):
     async def _close_stream(self) -> None:
         await super()._close_stream()
         self.response_complete.set()
+        self.idle_since = asyncio.get_running_loop().time()
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         if isinstance(event, h11.Response | h11.InformationalResponse) and not event.reason:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, cast
 
@@ -16,18 +15,17 @@ import structlog
 
 from proxy.connection.budget import Account, Budget
 from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.downstream.admission import AcceptedConnection, Admission
 from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, address_key
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
-from proxy.downstream.http1 import Gate, Http1Stream, Message, Receive, Send, refuse_browser
-from proxy.downstream.http1_protocol import Http1Protocol
+from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.engine import Stream
 from proxy.http2.events import StreamId
-from proxy.network.descriptors import is_reserved
 from proxy.observe.observer import DownstreamObserver
 
-__all__ = ["CLIENT", "GATE", "AcceptedConnection", "Listener"]
+__all__ = ["CLIENT", "GATE", "Listener"]
 
 _log: Final = structlog.get_logger("downstream")
 
@@ -38,10 +36,6 @@ CLIENT: Final = "client"
 
 _LAST_SECONDS: Final = 0.5
 """Part of the drain timeout that is reserved for delivering the last frames."""
-_SAY_REFUSED_SECONDS: Final = 10.0
-"""Between two log lines about connections that are not admitted."""
-_FIRST_REQUEST_SECONDS: Final = 1.0
-"""How long a connection may stay without a request while there are too many."""
 _RETIRE_SECONDS: Final = 0.5
 """How often clients that have connected meanwhile are asked to leave, too."""
 _FRESH_SECONDS: Final = 0.5
@@ -69,8 +63,8 @@ class Listener:
         """Takes every request: the dispatcher."""
         self.allowed_hosts = frozenset(allowed_hosts)
         """Additional names of this server (see `hosts`), in lower case. It may be changed."""
-        self.most_connections = most_connections
-        """How many connections may be open. It may be changed; those that are open stay."""
+        self.admission = Admission(observer, most_connections)
+        """Which connections may be open."""
         self.cancels = CancelBudgets(flusher.loop, cancels_per_minute)
         """What clients cancel, by address."""
         self.deadlines = deadlines or Deadlines()
@@ -81,9 +75,6 @@ class Listener:
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called when an accepted connection has closed."""
-        self._refused_connections, self._say_refused_at = 0, 0.0
-        self._unused: dict[AcceptedConnection, None] = {}
-        """Those that may not have sent a request, the oldest first; looked through when there are too many."""
         self.untracked = 0
         """Connections that were accepted, and whose task has not called `track` yet. Counted by `serving`."""
         self.stop_accepting: Callable[[], Awaitable[None]] = _no_server
@@ -92,7 +83,7 @@ class Listener:
         self._make_engine = make_engine
         self._budget, self._flusher = budget, flusher
         self._connections: set[DownstreamConnection] = set()
-        self._accepted: set[AcceptedConnection] = set()
+        self._accepted = self.admission.accepted
         self._http1: set[Http1Stream] = set()
         self._changed = asyncio.Event()
         self._aborting = False
@@ -120,80 +111,21 @@ class Listener:
     def track(self, transport: asyncio.Transport) -> Iterator[AcceptedConnection]:
         """Register an accepted connection while Hypercorn's task serves it, so that `drain` can end it."""
         accepted = AcceptedConnection(transport, asyncio.get_running_loop().time())
-        self._accepted.add(accepted)
-        self._unused[accepted] = None
+        self.admission.add(accepted)
         self.ages.watch(accepted)
         self.untracked -= 1
         try:
             yield accepted
         finally:
-            self._accepted.discard(accepted)
-            self._unused.pop(accepted, None)
+            self.admission.discard(accepted)
             self.ages.forget(accepted)
             self.on_closed()
             self._changed.set()
-
-    def admits(self, accepted: AcceptedConnection) -> bool:
-        """Return True if an accepted connection may be served; otherwise log why not, but not for each of many.
-
-        While there are too many, the oldest one that has sent no request is closed for it, unless that is new, too.
-        """
-        connection = accepted.transport.get_extra_info("socket")
-        if connection is not None and is_reserved(connection.fileno()):
-            self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
-            return False
-        if len(self._accepted) <= self.most_connections or self._make_room(accepted.accepted_at):
-            return True
-        self._log_refused("limit of connections reached (max_connections)", "max-connections")
-        return False
-
-    def admits_handshake(self, connection: socket.socket, under_way: int) -> bool:
-        """Return True if a TLS handshake may begin, beside so many under way; otherwise log why not."""
-        now = asyncio.get_running_loop().time()
-        if is_reserved(connection.fileno()):
-            self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
-        elif len(self._accepted) + under_way >= self.most_connections and not self._make_room(now):
-            self._log_refused("limit of connections reached (max_connections)", "max-connections")
-        else:
-            return True
-        return False
 
     def handshake_failed(self, reason: str, accepted: bool) -> None:
         """Tell the observer of a TLS handshake that failed; `accepted` says that it was counted in `untracked`."""
         self.untracked -= accepted
         self._observer.handshake_failed(reason)
-
-    def _make_room(self, now: float) -> bool:
-        """Close the oldest connection without a request, unless that is new; return whether there was one."""
-        idle = self._oldest_unused(now - _FIRST_REQUEST_SECONDS)
-        if idle is None:
-            return False
-        self._observer.connection_refused("unused")
-        del self._unused[idle]
-        idle.abort()
-        return True
-
-    def _oldest_unused(self, before: float) -> AcceptedConnection | None:
-        """Return the connection without a request that was accepted first, if that was before this time."""
-        while self._unused:
-            accepted = next(iter(self._unused))
-            if not accepted.used:
-                return accepted if accepted.accepted_at < before else None
-            del self._unused[accepted]
-        return None
-
-    def _log_refused(self, why: str, reason: str) -> None:
-        self._observer.connection_refused(reason)
-        now = asyncio.get_running_loop().time()
-        self._refused_connections += 1
-        if now >= self._say_refused_at:
-            _log.error(
-                f"closing new connections: {why}",
-                closed=self._refused_connections,
-                connections=len(self._accepted),
-            )
-            self._say_refused_at = now + _SAY_REFUSED_SECONDS
-            self._refused_connections = 0
 
     async def end_late(self) -> None:
         """End connections that are too late, until cancelled (`deadlines`). HTTP/1.1 is ended by `serving`."""
@@ -348,52 +280,6 @@ class Listener:
     def _abort_accepted(self) -> None:
         for accepted in list(self._accepted):
             accepted.abort()
-
-
-class AcceptedConnection:
-    """An accepted connection, as `Listener.drain` sees it."""
-
-    __slots__ = ("_block", "_block_since", "accepted_at", "gate", "h2c", "http1", "protocol_unknown", "transport")
-
-    def __init__(self, transport: asyncio.Transport, accepted_at: float) -> None:
-        self.transport = transport
-        """The transport that asyncio made for it."""
-        self.accepted_at = accepted_at
-        """When it was accepted, as the event loop counts."""
-        self.h2c: DownstreamConnection | None = None
-        """What serves it, if it speaks HTTP/2."""
-        self.http1: Http1Protocol | None = None
-        """What serves it, if it speaks HTTP/1.1."""
-        self.gate = Gate()
-        """Set while more of an HTTP/1.1 request may be read."""
-        self.gate.set()
-        self.protocol_unknown = True
-        """True until the first octets tell HTTP/2 from HTTP/1.1."""
-        self._block, self._block_since = 0, 0.0
-
-    @property
-    def used(self) -> bool:
-        """True once it has sent a request; over HTTP/1.1 the beginning of one."""
-        return not self.protocol_unknown and (self.h2c is None or self.h2c.asked)
-
-    def has_late_block(self, now: float, seconds: float) -> bool:
-        """Return True if the same field block was unfinished in calls that lie so far apart."""
-        block = self.h2c.engine.unfinished_block() if self.h2c is not None else 0
-        if block != self._block:
-            self._block, self._block_since = block, now
-        return block != 0 and now >= self._block_since + seconds
-
-    def retire(self) -> None:
-        """End it gracefully: with GOAWAY, or over HTTP/1.1 with the next response."""
-        if self.h2c is not None:
-            self.h2c.retire()
-        elif self.http1 is not None:
-            self.http1.close_after_response()
-
-    def abort(self) -> None:
-        """Close it at once, and wake up a reader that waits at the gate."""
-        self.transport.abort()
-        self.gate.set()
 
 
 async def _no_server() -> None:

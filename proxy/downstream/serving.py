@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import hypercorn.asyncio.run
@@ -26,12 +26,14 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from proxy.connection.reads import Slices
+from proxy.downstream.admission import AcceptedConnection
 from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.deadlines import ContentClock
 from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1_protocol import Http1Protocol
-from proxy.downstream.listener import CLIENT, GATE, AcceptedConnection, Listener
+from proxy.downstream.http1_reading import NextRequest, Pushback
+from proxy.downstream.listener import CLIENT, GATE, Listener
 from proxy.downstream.tls import Handshakes, TlsServer
 
 __all__ = ["Application", "listen"]
@@ -143,16 +145,16 @@ def _waiting(listening: socket.socket) -> list[socket.socket]:
 class _Server(TCPServer):
     """One accepted connection: finds out the protocol, and serves it."""
 
-    reader: _Pushback  # type: ignore[assignment]  # has all methods that `TCPServer` calls
+    reader: Pushback  # type: ignore[assignment]  # has all methods that `TCPServer` calls
     protocol: Http1Protocol  # type: ignore[assignment]  # `ProtocolWrapper` forwards the calls that `TCPServer` makes
 
     async def run(self) -> None:
         listener: Listener = self.state[_LISTENER]
         transport = cast(asyncio.Transport, self.writer.transport)
-        self.reader = _Pushback(cast(asyncio.StreamReader, self.reader))
+        self.reader = Pushback(cast(asyncio.StreamReader, self.reader))
         with listener.track(transport) as accepted:
             try:
-                admitted = not listener.drained and listener.admits(accepted)
+                admitted = not listener.drained and listener.admission.admits(accepted)
                 first = await self._first_octets() if admitted else None
                 accepted.protocol_unknown = False
                 if first is None or transport.is_closing():
@@ -208,7 +210,7 @@ class _Server(TCPServer):
                     on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
                 )
                 accepted.http1 = self.protocol
-                self.protocol.can_read = _NextRequest(self._client_sends)
+                self.protocol.can_read = NextRequest(self._client_sends)
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
@@ -342,59 +344,3 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
         async with asyncio.timeout(seconds):
             await event.wait()
     return event.is_set()
-
-
-class _NextRequest:
-    """Hypercorn's event `can_read`: set when the next, pipelined request may be read.
-
-    While Hypercorn waits for it, it does not read and would not notice that the client is gone. So `wait` also runs
-    `client_sends`, and raises ConnectionResetError if that returns False.
-    """
-
-    def __init__(self, client_sends: Callable[[asyncio.Event], Coroutine[Any, Any, bool]]) -> None:
-        self._may_read = asyncio.Event()
-        self._client_sends = client_sends
-        self._client_gone = False
-
-    def is_set(self) -> bool:
-        return self._may_read.is_set()
-
-    async def clear(self) -> None:
-        self._may_read.clear()
-
-    async def set(self) -> None:
-        self._may_read.set()
-
-    async def wait(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch_client())
-            await self._may_read.wait()
-            watching.cancel()
-        if self._client_gone:
-            raise ConnectionResetError("the client is gone")
-
-    async def _watch_client(self) -> None:
-        if not await self._client_sends(self._may_read):
-            self._client_gone = True
-            self._may_read.set()
-
-
-class _Pushback:
-    """A reader that can take data back, to return it again."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._returned = b""
-        self._reader = reader
-
-    def at_eof(self) -> bool:
-        return not self._returned and self._reader.at_eof()
-
-    def give_back(self, data: bytes) -> None:
-        """Return `data` again from the next read, before anything else."""
-        self._returned = data + self._returned
-
-    async def read(self, n: int) -> bytes:
-        if self._returned:
-            data, self._returned = self._returned[:n], self._returned[n:]
-            return data
-        return await self._reader.read(n)

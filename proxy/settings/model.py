@@ -90,7 +90,8 @@ class Settings(PeerSettings):
         json_schema_extra={"x-unit": "connections"},
         description=(
             "Connections that clients may have open, divided among the workers. "
-            "Above it, those that have sent no request give way to new ones; if there are none, new ones are closed. "
+            "Above it, those that have sent no request give way to new ones, then idle ones, "
+            "then one of the address that has most, if the new one's has less than half as many; else it is closed. "
             "Restate needs one for some 90 requests, over HTTP/1.1 one for each."
         ),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import h2.events
 import pytest
 from structlog.testing import capture_logs
 
-from proxy.downstream import listener
+from proxy.downstream import admission
 from proxy.http2.choice import EngineFactory
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import client
@@ -62,21 +63,19 @@ async def test_a_new_connection_is_accepted_after_another_has_closed(make: Engin
 async def test_connections_without_a_request_are_closed_for_new_ones_oldest_first(
     make: EngineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_FIRST_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "_LEAST_SECONDS", 0.0)
     async with listening(make, most_connections=3) as it, client("127.0.0.1", it.port) as used:
         used.open("/svc/x", end=True)
         await it.relay.request()
         silent, _ = await it.raw()
         async with client("127.0.0.1", it.port) as idle:
             await idle.ping()
-            reader, _ = await it.raw(REQUEST)
-            (await it.relay.request()).answer(b"")
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            await it.raw(REQUEST)
+            await it.relay.request()
             assert await closed(silent)
             assert not idle.closed.done()
-            reader, _ = await it.raw(REQUEST)
-            (await it.relay.request()).answer(b"")
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            await it.raw(REQUEST)
+            await it.relay.request()
             await idle.closed
         assert it.counts.connections_refused == ["unused", "unused"]
         assert not used.closed.done()
@@ -99,10 +98,69 @@ async def test_the_limit_may_change() -> None:
     async with listening(most_connections=1) as it:
         await it.raw(REQUEST)
         await it.relay.request()
-        it.listener.most_connections = 2
+        it.listener.admission.most_connections = 2
         await it.raw(REQUEST)
         await it.relay.request()
-        it.listener.most_connections = 1
+        it.listener.admission.most_connections = 1
         reader, _ = await it.raw(REQUEST)
         assert await closed(reader)
         assert it.counts.connections_refused == ["max-connections"]
+
+
+@each_bare_engine
+async def test_idle_connections_give_way_to_new_ones_the_longest_idle_first(
+    make: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "_LOOK_SECONDS", 0.0)
+    async with (
+        listening(make, most_connections=3) as it,
+        client("127.0.0.1", it.port) as live,
+        client("127.0.0.1", it.port) as idle,
+    ):
+        live.open("/svc/x", end=True)
+        await it.relay.request()
+        stream = idle.open("/svc/x", end=True)
+        (await it.relay.request()).answer(b"")
+        await idle.response(stream)
+        http1, writer = await it.raw(REQUEST)
+        (await it.relay.request()).answer(b"", (b"content-length", b"0"))
+        await http1.readuntil(b"\r\n\r\n")
+        writer.write(REQUEST)
+        kept = await it.relay.request()
+        await it.raw(REQUEST)
+        await it.relay.request()
+        await idle.closed
+        assert any(isinstance(event, h2.events.ConnectionTerminated) for event in idle.seen), "it got a GOAWAY"
+        kept.answer(b"", (b"content-length", b"0"))
+        await http1.readuntil(b"\r\n\r\n")
+        await it.raw(REQUEST)
+        await it.relay.request()
+        assert await closed(http1)
+        assert it.counts.connections_refused == ["idle", "idle"]
+        assert not live.closed.done()
+        reader, _ = await it.raw(REQUEST)
+        assert await closed(reader)
+        assert it.counts.connections_refused == ["idle", "idle", "max-connections"]
+
+
+@each_bare_engine
+async def test_an_address_with_most_connections_gives_way_to_others(
+    make: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_LOOK_SECONDS", 0.0)
+    async with listening(make, most_connections=5) as it:
+        greedy = []
+        for _ in range(5):
+            greedy.append(await it.raw(REQUEST))
+            await it.relay.request()
+        for newcomer in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port, local_addr=("127.0.0.2", 0))
+            it.clients.append(writer)
+            writer.write(REQUEST)
+            if newcomer < 2:
+                await it.relay.request()
+                assert await closed(greedy[-1 - newcomer][0])
+            else:
+                assert await closed(reader), "it has two, and the other address has three"
+        assert it.counts.connections_refused == ["most-connections"] * 2 + ["max-connections"]
