@@ -331,6 +331,8 @@ class Script:
         client, after_data, code = details
         live = self.speaking(number, client)
         if live is not None:
+            # A side whose reset waits gives no window back: two that wait for each other's would never end.
+            after_data &= self.told[not client][live[0]].reset != "after data"
             self.side(client).engine.reset(live[0], code, after_data=after_data)
             live[1].reset = "after data" if after_data else "at once"
 
