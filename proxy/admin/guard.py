@@ -1,17 +1,17 @@
-"""Who may ask the admin port, and for how long: names of hosts, and deadlines for slow clients."""
+"""Who may ask the admin port, how much, and for how long: names of hosts, limits, and deadlines for slow clients."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from proxy.downstream.hosts import HostRules, parse_authority
 
-__all__ = ["ANSWER_SECONDS", "FIRST_REQUEST_SECONDS", "IDLE_SECONDS", "Deadlines", "host_check"]
+__all__ = ["ANSWER_SECONDS", "FIRST_REQUEST_SECONDS", "IDLE_SECONDS", "Connections", "Deadlines", "host_check"]
 
 FIRST_REQUEST_SECONDS: Final = 10.0
 """How long a client may take to send the head of its first request."""
@@ -20,6 +20,10 @@ IDLE_SECONDS: Final = 75.0
 once a minute."""
 ANSWER_SECONDS: Final = 60.0
 """How long a client may take to read an answer."""
+_MOST_CONNECTIONS: Final = 128
+"""More than probes, scrapers and people need. Above it, the one without a request for longest is ended."""
+_MOST_UNANSWERED_OCTETS: Final = 32 << 10
+"""How much a client may send beyond the requests that were taken: twice the greatest head."""
 
 
 def host_check(allowed: Iterable[str]) -> Middleware:
@@ -94,3 +98,78 @@ class Deadlines:
                 # Not closed but aborted: closing waits for the client to read.
                 if now >= until and isinstance(connection.transport, asyncio.Transport):
                     connection.transport.abort()
+
+
+class Connections:
+    """The open connections, and the limits on them. `middleware` is told of requests; `factory` makes protocols."""
+
+    def __init__(self) -> None:
+        self._by_handler: dict[object, _Connection] = {}
+        """By aiohttp's protocol; the one that has been without a request for longest is the first."""
+
+    @property
+    def middleware(self) -> Middleware:
+        """Notes that a request of a connection was taken."""
+
+        @web.middleware
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            connection = self._by_handler.pop(request.protocol, None)
+            if connection is not None:
+                connection.unanswered_octets = 0
+                self._by_handler[request.protocol] = connection
+            return await handler(request)
+
+        return note
+
+    def factory(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
+        """Return what makes the protocol of each new connection to this server."""
+        return lambda: _Connection(self, server())
+
+    def opened(self, connection: _Connection) -> None:
+        """Note a new connection, and end another one if there are too many."""
+        self._by_handler[connection.handler] = connection
+        if len(self._by_handler) > _MOST_CONNECTIONS:
+            self._by_handler.pop(next(iter(self._by_handler))).abort()
+
+    def closed(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        self._by_handler.pop(connection.handler, None)
+
+
+class _Connection(asyncio.Protocol):
+    """Passes what one client sends on to aiohttp, unless it is too much."""
+
+    def __init__(self, connections: Connections, handler: asyncio.Protocol) -> None:
+        self.handler = handler
+        self.unanswered_octets = 0
+        self._connections = connections
+        self._transport: asyncio.Transport | None = None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.handler.connection_made(transport)
+        self._connections.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.unanswered_octets += len(data)
+        if self.unanswered_octets > _MOST_UNANSWERED_OCTETS:
+            self.abort()
+        else:
+            self.handler.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self.handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.handler.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.closed(self)
+        self.handler.connection_lost(exc)

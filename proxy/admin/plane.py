@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,8 +29,9 @@ from pkgutil import get_data
 from typing import Final, Protocol
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from proxy.admin.guard import Deadlines, host_check
+from proxy.admin.guard import Connections, Deadlines, host_check
 from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from proxy.admin.peers import Peers
 from proxy.admin.slices import in_slices, send_in_slices
@@ -110,30 +112,40 @@ class AdminPlane:
         self._deadlines = deadlines or Deadlines()
         self._bound = bound
         self._unix_access = unix_access
+        self._connections = Connections()
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._address = ""
+        self._reading_process: asyncio.Task[str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def join(self, channel: Channel) -> Peers:
         """Show all workers of this one's supervisor from now on; `close` ends it."""
         state = WorkerState(self._metrics, self._routes_health, self._live, self.history)
-        self._peers = Peers(channel, state, self._live, _process_metrics)
+        self._peers = Peers(channel, state, self._live, self._process_metrics)
         self._peers.start()
         return self._peers
 
     async def start(self) -> None:
         """Listen at the address: `HOST:PORT`, `[IPV6]:PORT` or `unix:/path`. Raises OSError."""
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        loop = asyncio.get_running_loop()
+        runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, logger=_quiet_logger()
+        )
         await runner.setup()
         try:
-            await (await self._site(runner)).start()
+            if runner.server is None:
+                raise RuntimeError("the runner was set up, and has no server")
+            listening = await self._listen()
+            self._address = str(Address.of_socket(listening.getsockname()))
+            make = self._connections.factory(runner.server)
+            self._server = await loop.create_server(make, sock=listening, backlog=_BACKLOG)
         except BaseException:
             await runner.cleanup()
             raise
         self._runner = runner
-        loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._record_history()))
-        if runner.server is not None:
-            self._tasks.append(loop.create_task(self._deadlines.run(runner.server)))
+        self._tasks.append(loop.create_task(self._deadlines.run(runner.server)))
 
     async def close(self) -> None:
         """Stop listening, and close open connections within about a second. May be called in any state, repeatedly."""
@@ -146,6 +158,8 @@ class AdminPlane:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._peers is not None:
             await self._peers.close()
+        if self._server is not None:
+            self._server.close()
         await runner.cleanup()
         if self._configured.path and self._bound is None:
             _remove_file(Path(self._configured.path))
@@ -155,15 +169,15 @@ class AdminPlane:
         """The address it listens on, with the real port if port 0 is configured. Raises RuntimeError before `start`."""
         if self._runner is None:
             raise RuntimeError("the admin plane has not been started")
-        return str(Address.of_socket(self._runner.addresses[0]))
+        return self._address
 
-    async def _site(self, runner: web.AppRunner) -> web.BaseSite:
+    async def _listen(self) -> socket.socket:
         if self._bound is not None:
-            return web.SockSite(runner, self._bound, backlog=_BACKLOG)
+            return self._bound
         if self._configured.path:
             unix = bind_unix(self._configured.path, self._unix_access)
             unix.listen(_BACKLOG)
-            return web.SockSite(runner, unix, backlog=_BACKLOG)
+            return unix
         # Bound like the listener, so that the same name means the same address.
         bound = await asyncio.to_thread(bind_tcp, self._configured.host, self._configured.port)
         try:
@@ -171,10 +185,12 @@ class AdminPlane:
         except OSError:
             bound.close()
             raise
-        return web.SockSite(runner, bound, backlog=_BACKLOG)
+        return bound
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[self._deadlines.middleware, host_check(self._allowed_hosts)])
+        application = web.Application(
+            middlewares=[self._connections.middleware, self._deadlines.middleware, host_check(self._allowed_hosts)]
+        )
         application.router.add_get("/", self._page)
         application.router.add_get("/livez", self._livez)
         application.router.add_get("/readyz", self._readyz)
@@ -218,7 +234,7 @@ class AdminPlane:
         return _probe_answer(started, "started: listening" if started else "starting: not listening yet")
 
     async def _exposition(self, request: web.Request) -> web.StreamResponse:
-        process = await _process_metrics()
+        process = await self._process_metrics()
         async with self._combined() as combined:
             if combined is None:
                 pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
@@ -258,6 +274,14 @@ class AdminPlane:
                 raise web.HTTPServiceUnavailable(text=text) from None
             yield combined
 
+    async def _process_metrics(self) -> str:
+        """Return the metrics of the process; all who ask while they are read share them."""
+        if self._reading_process is None or self._reading_process.done():
+            # In a thread, because it reads files, and every descriptor is one.
+            reading = asyncio.to_thread(process_metrics)
+            self._reading_process = asyncio.get_running_loop().create_task(reading)
+        return await asyncio.shield(self._reading_process)
+
     async def _openapi(self, _request: web.Request) -> web.Response:
         return web.Response(text=OPENAPI, content_type="application/json")
 
@@ -271,9 +295,16 @@ class AdminPlane:
         return web.Response(status=404, text=f"no such path; there are {' '.join(PATHS)}\n")
 
 
-async def _process_metrics() -> str:
-    # In a thread, because it reads files, and every descriptor is one.
-    return await asyncio.to_thread(process_metrics)
+def _quiet_logger() -> logging.Logger:
+    """Return a logger for aiohttp that says nothing of requests that are malformed: any client can send many."""
+    logger = logging.getLogger("aiohttp.server")
+    logger.addFilter(_of_ours)
+    return logger
+
+
+def _of_ours(record: logging.LogRecord) -> bool:
+    """Return False for a record about a malformed request."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _remove_file(socket: Path) -> None:

@@ -1,6 +1,7 @@
 """Work in slices: what takes long is done a little at a time, and the event loop goes on in between.
 
 A scrape of thousands of routes is megabytes. A thread would not do: it holds the interpreter for 5 ms at a time.
+However many clients ask at once, there is one slice in a turn of the loop.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -43,22 +45,34 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
+
+
 async def in_slices(pieces: Iterable[str]) -> AsyncIterator[str]:
     """Yield the text of `pieces`, several of them together; the event loop runs between two yields."""
+    turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    left = iter(pieces)
+    complete = False
+    while not complete:
+        async with turn:
+            text, complete = _slice(left)
+            if not complete:
+                await asyncio.sleep(0)
+        if text or not complete:
+            yield text
+
+
+def _slice(left: Iterator[str]) -> tuple[str, bool]:
+    """Return the text of the next pieces, and whether they are the last."""
     joined: list[str] = []
     size = 0
     until = time.perf_counter() + SLICE_SECONDS
-    for piece in pieces:
+    for piece in left:
         joined.append(piece)
         size += len(piece)
         if size >= _MOST_OCTETS or time.perf_counter() >= until:
-            yield "".join(joined)
-            joined.clear()
-            size = 0
-            await asyncio.sleep(0)
-            until = time.perf_counter() + SLICE_SECONDS
-    if size:
-        yield "".join(joined)
+            return "".join(joined), False
+    return "".join(joined), True
 
 
 async def send_in_slices(request: web.Request, pieces: Iterable[str], content_type: str) -> web.StreamResponse:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import http.client
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -207,3 +208,33 @@ def test_the_collector_runs_again_after_the_last_of_several_pauses() -> None:
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+@pytest.mark.asyncio
+async def test_there_is_one_slice_in_a_turn_of_the_loop_however_many_clients_ask() -> None:
+    loop = asyncio.get_running_loop()
+    turn = 0
+    slices: Counter[int] = Counter()
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        if turn > 0:
+            loop.call_soon(next_turn)
+
+    def pieces() -> Iterator[str]:
+        for _ in range(4):
+            slices[turn] += 1
+            time.sleep(SLICE_SECONDS)
+            yield "x"
+
+    async def client() -> None:
+        assert "".join([text async for text in in_slices(pieces())]) == "xxxx"
+
+    next_turn()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(20):
+            tasks.create_task(client())
+    assert sum(slices.values()) == 80
+    assert max(slices.values()) == 1
+    turn = -1  # ends the count

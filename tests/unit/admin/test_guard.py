@@ -1,0 +1,48 @@
+"""How many clients the admin port serves, and how much they may send."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from proxy.admin import guard
+from proxy.network.address import parse_address
+from tests.unit.admin.test_plane import running
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_sends_more_than_a_request_is_cut_off_and_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as site:
+        address = parse_address(site.plane.address)
+        for sent in (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * (1 << 20), b"\0" * 20_000):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(sent)
+            async with asyncio.timeout(30):
+                with contextlib.suppress(ConnectionResetError):
+                    await reader.read()
+            writer.close()
+        assert (await site.get("/livez"))[0] == 200
+    assert not caplog.records
+
+
+@pytest.mark.asyncio
+async def test_beyond_the_limit_the_connection_without_a_request_for_longest_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard, "_MOST_CONNECTIONS", 3)
+    async with running() as site:
+        assert (await site.get("/livez"))[0] == 200
+        address = parse_address(site.plane.address)
+        silent = []
+        for number in range(3):
+            silent.append(await asyncio.open_connection(address.host, address.port))
+            if number == 1:
+                assert (await site.get("/livez"))[0] == 200, "a client that asks now and then keeps its connection"
+        assert await silent[0][0].read() == b""
+        assert (await site.get("/livez"))[0] == 200
+        for _, writer in silent:
+            writer.close()
