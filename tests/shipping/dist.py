@@ -73,6 +73,11 @@ def source_distribution(folder: Path) -> Path:
         return built("build_sdist", tracked(Path(name)), folder)
 
 
+def commit_time() -> int:
+    """Return when the last commit was made, in seconds since 1970: the time of everything in a distribution."""
+    return int(run("git", "log", "-1", "--format=%ct", cwd=REPOSITORY))
+
+
 def built(
     hook: str,
     tree: Path,
@@ -81,8 +86,7 @@ def built(
     environment: Mapping[str, str] | None = None,
 ) -> Path:
     """Build with the build system's own hook, as of the last commit, and return the file."""
-    time_of_commit = run("git", "log", "-1", "--format=%ct", cwd=REPOSITORY).strip()
-    variables = {"SOURCE_DATE_EPOCH": time_of_commit, **(environment or {})}
+    variables = {"SOURCE_DATE_EPOCH": str(commit_time()), **(environment or {})}
     return folder / run(python, "-c", BUILD, hook, folder, cwd=tree, environment=variables).splitlines()[-1]
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.shipping.dist import REPOSITORY, built, run, tracked
+from tests.shipping.dist import REPOSITORY, built, commit_time, tracked
 from tests.shipping.steps import Wrong
-from tests.shipping.wheels import contents, interpreters, locked
+from tests.shipping.wheels import contents, interpreters, locked, repaired
 
 BUILDER = REPOSITORY / ".ci/nghttp2"
 
@@ -37,11 +39,25 @@ def test_the_same_commit_gives_the_same_wheel_in_any_folder(tmp_path: Path) -> N
 def test_the_same_commit_gives_the_same_source_distribution_in_any_folder(tmp_path: Path) -> None:
     first, second = twice("build_sdist", tmp_path)
     assert first.read_bytes() == second.read_bytes()
-    when = int(run("git", "log", "-1", "--format=%ct", cwd=REPOSITORY))
     with tarfile.open(first) as archive:
         members = archive.getmembers()
-    assert {(one.mtime, one.uid, one.gid, one.uname, one.gname) for one in members} == {(when, 0, 0, "", "")}
+    assert {(one.mtime, one.uid, one.gid, one.uname, one.gname) for one in members} == {(commit_time(), 0, 0, "", "")}
     assert {one.mode for one in members} == {0o644, 0o755}
+
+
+def test_everything_in_a_wheel_with_the_library_has_the_time_of_the_commit(tmp_path: Path) -> None:
+    (module,) = (REPOSITORY / "proxy/http2/nghttp2").glob("session.*.so")
+    wheel = tmp_path / f"a-0-cp3{sys.version_info.minor}-cp3{sys.version_info.minor}-linux_{platform.machine()}.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(module, module.name)
+        archive.writestr("a-0.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: {wheel.stem.partition('-0-')[2]}\n")
+        archive.writestr("a-0.dist-info/METADATA", "Metadata-Version: 2.1\nName: a\nVersion: 0\n")
+        archive.writestr("a-0.dist-info/RECORD", f"{module.name},,\n")
+    (tmp_path / "made").mkdir()
+    members = zipfile.ZipFile(repaired(wheel, tmp_path / "made")).infolist()
+    assert any("a.libs/libnghttp2" in one.filename for one in members)
+    committed = time.gmtime(commit_time() & ~1)  # a ZIP file counts two seconds as one
+    assert {one.date_time for one in members} == {committed[:6]}
 
 
 def test_this_python_can_build_wheels() -> None:

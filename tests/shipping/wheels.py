@@ -20,7 +20,18 @@ from typing import Final
 
 import click
 
-from tests.shipping.dist import COMPILED, NO_COMPILER, REPOSITORY, built, held_by_wheel, installed, run, tracked, tried
+from tests.shipping.dist import (
+    COMPILED,
+    NO_COMPILER,
+    REPOSITORY,
+    built,
+    commit_time,
+    held_by_wheel,
+    installed,
+    run,
+    tracked,
+    tried,
+)
 from tests.shipping.steps import Wrong, check, step
 from tests.support.processes import ProgramFailed
 
@@ -81,7 +92,11 @@ def wheel_of(python: Path, folder: Path) -> Path:
 def repaired(wheel: Path, folder: Path) -> Path:
     """Put libnghttp2 into a wheel, and return the new one, whose tag names the oldest C library that it runs with."""
     tools = Path(sys.executable).parent
-    variables = {"LD_LIBRARY_PATH": f"{REPOSITORY / LIBRARY}/lib", "PATH": f"{tools}:{os.environ['PATH']}"}
+    variables = {
+        "LD_LIBRARY_PATH": f"{REPOSITORY / LIBRARY}/lib",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SOURCE_DATE_EPOCH": str(commit_time()),
+    }
     run(tools / "auditwheel", "repair", "--wheel-dir", folder, wheel, environment=variables)
     (made,) = folder.glob("*.whl")
     return made
