@@ -63,6 +63,22 @@ class Limits:
     max_interim_heads: int = 100
     """Interim heads (1xx) taken of one response; one more is a fault of its stream."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for limits that HTTP/2 cannot express (RFC 9113, 6.5.2 and 6.9.1)."""
+        settings = self.max_concurrent_streams, self.max_field_section_octets
+        windows = self.stream_window_octets, self.connection_window_octets
+        if not (
+            0 <= min(settings) <= max(settings) <= UNLIMITED
+            and 0 <= min(windows) <= max(windows) < 1 << 31
+            and 1 << 14 <= self.max_frame_octets < 1 << 24
+        ):
+            raise ValueError(f"limits outside the range of HTTP/2: {self}")
+
+    @property
+    def max_continuations(self) -> int:
+        """CONTINUATION frames taken of one field block: 16 more than a section at the limit needs."""
+        return 16 + self.max_field_section_octets // self.max_frame_octets
+
 
 class StreamReceiver:
     """Receives the frames of a stream: of a request (server engine), of a response (client engine), or of both.

@@ -31,7 +31,6 @@ LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
 
 cdef enum:
-    _SPARE_CONTINUATIONS = 16
     _GONE_TURNS = 64
     # A greater frame saves nothing, and the library keeps room for the greatest that it ever sent.
     _MOST_FRAME_OCTETS = 256 << 10
@@ -63,8 +62,7 @@ cdef class Nghttp2Engine(Engine):
         self.client = client
         self.guard = FloodGuard()
         self.history = StreamHistory(client=client)
-        continuations = _SPARE_CONTINUATIONS + limits.max_field_section_octets // max(limits.max_frame_octets, 1)
-        self.frames = FrameReader(self.guard, self.history, client, limits.max_frame_octets, continuations)
+        self.frames = FrameReader(self.guard, self.history, client, limits.max_frame_octets, limits.max_continuations)
         self.reader = SectionReader(limits.max_field_section_octets, watched_names)
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
@@ -73,7 +71,7 @@ cdef class Nghttp2Engine(Engine):
         self.resets_to_send, self.ends_to_send = [], []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders, self._left = [], []
-        self.session.open(limits, continuations, callbacks(), <void *>self)
+        self.session.open(limits, limits.max_continuations, callbacks(), <void *>self)
 
     # ---- receiving
 

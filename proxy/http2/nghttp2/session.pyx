@@ -22,7 +22,6 @@ cdef enum:
     _MOST_SETTINGS = 32  # entries of one SETTINGS frame: each may touch every stream
     _SECONDS = 100  # the library counts by the clock: its limits are a second line, far behind `flood`
 
-_OUT_OF_RANGE = "limits outside the range of HTTP/2 (RFC 9113, 6.5.2)"
 _REASONS = {
     FLOW_CONTROL_ERROR: "more content than the connection's window",
     FRAME_SIZE_ERROR: "a frame of a length that it must not have",
@@ -99,10 +98,10 @@ cdef class Session:
         if rv != 0:
             raise MemoryError
         if nghttp2_submit_settings(self.handle, NGHTTP2_FLAG_NONE, entries, count) != 0:
-            raise ValueError(_OUT_OF_RANGE)
+            raise MemoryError
         if connection_window > DEFAULT_WINDOW:
             if nghttp2_session_set_local_window_size(self.handle, NGHTTP2_FLAG_NONE, 0, connection_window) != 0:
-                raise ValueError(_OUT_OF_RANGE)
+                raise MemoryError
         return self.collect()
 
     cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1:

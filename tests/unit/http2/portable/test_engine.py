@@ -32,21 +32,6 @@ def test_the_portable_engine_is_an_engine() -> None:
     assert LIBRARY.startswith("h2 4.")
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        Limits(stream_window_octets=1 << 31),
-        Limits(connection_window_octets=1 << 31),
-        Limits(max_frame_octets=16_383),
-        Limits(max_frame_octets=1 << 24),
-        Limits(max_concurrent_streams=1 << 32),
-    ],
-)
-def test_limits_outside_the_range_of_http2_are_refused(limits: Limits) -> None:
-    with pytest.raises(ValueError, match="limits"):
-        PortableEngine(client=False, limits=limits, handler=Handler())
-
-
 # ---- receiving
 
 
