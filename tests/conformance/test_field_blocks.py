@@ -247,3 +247,12 @@ def test_a_field_block_that_has_begun_is_reported_until_its_end(make: EventFacto
     assert engine.unfinished_block() == 0
     peer.send(peer.data(3, b"content").serialize()[:-1])
     assert engine.unfinished_block() == 0
+
+
+@each_engine
+def test_no_field_block_is_unfinished_while_a_frame_that_is_whole_is_reported(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=False)
+    seen: list[int] = []
+    peer.engine.handler.react = lambda _: seen.append(peer.engine.engine.unfinished_block())
+    peer.send(peer.headers(1, REQUEST), peer.data(1, b"content"), peer.data(1, end=True))
+    assert seen == [0, 0, 0]

@@ -1,5 +1,4 @@
 """The engine on python-hyper h2: it needs no compiler and is always there. Small rather than fast.
 
-`frames` cuts what was read into frames and checks their form, `library` is all that knows h2 and hpack, `sending` has
-the commands and the order in which frames leave, and `engine` decides what a received frame means.
+`engine` decides what a received frame means, `sending` what leaves and when; `library` has all that is changed of h2.
 """

@@ -9,6 +9,7 @@ import hpack
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.windows import WindowManager
 from hpack.table import HeaderTable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +17,13 @@ from hypothesis import strategies as st
 from proxy.http2.policy.compression import MOST_TABLE_OCTETS
 from proxy.http2.portable import library
 
-INSTANCES = {"H2Connection": H2Connection(H2Configuration()), "Encoder": hpack.Encoder(), "HeaderTable": HeaderTable()}
-ROWS = re.findall(r"^(H2Connection|Encoder|HeaderTable)\.(\w+) +\w", library.__doc__ or "", re.MULTILINE)
+INSTANCES = {
+    "H2Connection": H2Connection(H2Configuration()),
+    "WindowManager": WindowManager(65_535),
+    "Encoder": hpack.Encoder(),
+    "HeaderTable": HeaderTable(),
+}
+ROWS = re.findall(r"^(H2Connection|WindowManager|Encoder|HeaderTable)\.(\w+) +\w", library.__doc__ or "", re.MULTILINE)
 
 LINES = st.lists(
     st.tuples(st.sampled_from([b"x-a", b"accept", b":path", b"x" * 60]), st.binary(max_size=90), st.booleans()),
@@ -26,7 +32,7 @@ LINES = st.lists(
 
 
 def test_the_table_of_library_features_is_parsed() -> None:
-    assert len(ROWS) == 11
+    assert len(ROWS) == 14
 
 
 @pytest.mark.parametrize(("kind", "name"), ROWS)
@@ -54,7 +60,8 @@ def test_hpack_follows_changes_of_the_table(steps: list[list[tuple[bytes, bytes,
     encoder, decoder = library._Encoder(), hpack.Decoder()
     for step in steps:
         if isinstance(step, int):
-            encoder.header_table_size = decoder.max_allowed_table_size = step
+            decoder.max_allowed_table_size = step
+            encoder.resize(step)
         else:
             decoder.decode(encoder.encode([line[:2] for line in step]), raw=True)
             assert decoder.header_table_size == encoder.header_table_size
@@ -62,5 +69,5 @@ def test_hpack_follows_changes_of_the_table(steps: list[list[tuple[bytes, bytes,
 
 def test_the_memory_of_the_table_does_not_depend_on_the_peer() -> None:
     encoder = library._Encoder()
-    encoder.header_table_size = 1 << 30
+    encoder.resize(1 << 30)
     assert encoder.header_table_size == MOST_TABLE_OCTETS
