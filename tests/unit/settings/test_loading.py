@@ -148,8 +148,8 @@ def test_booleans_in_the_environment_accept_the_usual_words(text: str, value: bo
     assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
 
 
-def test_variables_of_kubernetes_for_a_service_of_this_name_are_ignored() -> None:
-    environment = {
+def test_variables_of_kubernetes_for_a_service_of_this_name_and_that_of_the_build_are_ignored() -> None:
+    environment = {"CLOUDRUN_SIDECAR_BUILD": "none"} | {
         f"CLOUDRUN_SIDECAR_{name}": "tcp://10.0.0.1:9081"
         for name in (
             "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_H2C", "PORT", "PORT_9081_TCP", "PORT_9081_TCP_PROTO",
@@ -157,10 +157,6 @@ def test_variables_of_kubernetes_for_a_service_of_this_name_are_ignored() -> Non
         )
     }  # fmt: skip
     assert load(None, environment, {"upstream": URL}) == upstream()
-
-
-def test_the_variable_that_says_what_is_compiled_is_ignored() -> None:
-    assert load(None, {"CLOUDRUN_SIDECAR_BUILD": "none"}, {"upstream": URL}) == upstream()
 
 
 # ---- routes
