@@ -13,6 +13,8 @@ GIT := git
 # What the tests use beside Python: h2load and nghttp, curl, a way to answer host names without root's /etc/hosts, and
 # who judges the systemd unit, and a browser for the status page.
 TEST_PACKAGES := nghttp2-client curl libnss-wrapper systemd chromium $(GIT)
+# What the unit tests use of these.
+COVERAGE_PACKAGES := chromium
 # What the bench uses: h2load, an upstream, and two of the other proxies. It takes Envoy from PyPI itself.
 BENCH_PACKAGES := nghttp2-client nghttp2-server nghttp2-proxy haproxy
 # What stands between the Restate cluster and the sidecars.
@@ -67,6 +69,11 @@ fuzz: setup ## random octets from both sides against the relay and its engines, 
 	$(BIN)/python -m tests.fuzz --relay --keep --seconds $$(( $(SECONDS) * 3 / 4 )) $(ARGS)
 	$(BIN)/python -m tests.fuzz --engine both --seconds $$(( $(SECONDS) / 4 )) --first $$(date +%s)
 
+.PHONY: coverage
+coverage: setup ## lines and branches that tests run, room by room; fails below 100 % of a pure one, or the threshold of the others
+	@.ci/apt $(COVERAGE_PACKAGES)
+	$(BIN)/python -m tests.coverage -n $(PROCESSES) --dist worksteal $(ARGS)
+
 .PHONY: bench
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes
 	@.ci/apt $(BENCH_PACKAGES) || echo "going on without the proxies that are missing" >&2
@@ -92,7 +99,7 @@ image: setup $(RESTATE) ## the README's lines for Docker run without Docker: ima
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
 .PHONY: readme
-readme: setup ## every other target that the README names, in a new clone (root; half an hour); ARGS='dist lock' for some
+readme: setup ## every other target that the README names, in a new clone (root; an hour or more); ARGS='dist lock' for some
 	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.readme.targets $(ARGS)
 

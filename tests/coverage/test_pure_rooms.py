@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.coverage.rooms import PURE, configuration, pure_files, shortfalls
+from tests.coverage.rooms import PURE, configuration, percentages, pure_files, shortfalls
 from tests.support.interpreted import FEW_EXAMPLES, REPOSITORY, lay_out
 from tests.support.processes import program
 
@@ -95,6 +95,26 @@ def test_a_file_that_is_covered_in_part_is_reported_with_its_lines_and_branches(
         "proxy/quoting.py: no test imports it",
     ]
     assert {"proxy/errors.py", "proxy/routes/table.py"} <= {*pure_files(REPOSITORY)}
+
+
+def test_the_coverage_of_rooms_and_of_all_shells_counts_lines_and_branches() -> None:
+    def covered(lines: int, of_lines: int, branches: int, of_branches: int) -> dict[str, object]:
+        counts = (lines, of_lines, branches, of_branches)
+        names = ("covered_lines", "num_statements", "covered_branches", "num_branches")
+        return {"summary": dict(zip(names, counts, strict=True))}
+
+    files = {
+        "proxy/worker.py": covered(8, 10, 1, 2),
+        "proxy/tokens/slot.py": covered(10, 10, 0, 0),
+        "proxy/tokens/source.py": covered(5, 8, 0, 0),
+        "proxy/empty/__init__.py": covered(0, 0, 0, 0),
+    }
+    assert percentages(files, ["proxy/tokens/slot.py"]) == {
+        "shells": 70.0,
+        "proxy/empty": 100.0,
+        "proxy/tokens": pytest.approx(100 * 15 / 18),
+        "proxy/worker.py": 75.0,
+    }
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -1,6 +1,6 @@
 """`python -m tests.readme.targets [TARGET...]`: run the README's long make targets in a new clone, all or these.
 
-What is not committed is not in the clone. Takes half an hour, and root for `make image`.
+What is not committed is not in the clone. Takes an hour or more, and root for `make image`.
 """
 
 from __future__ import annotations
