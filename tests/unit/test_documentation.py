@@ -21,6 +21,7 @@ REPOSITORY: Final = Path(__file__).parents[2]
 PACKAGE: Final = REPOSITORY / "proxy"
 MOST_FILE_LINES: Final = 400
 MOST_FUNCTION_LINES: Final = 60
+MOST_COLUMNS: Final = 120
 
 # What does not keep the rules yet. Each list fails when an entry of it is no longer needed.
 UNDOCUMENTED_ROOMS: Final[frozenset[str]] = frozenset()
@@ -199,6 +200,18 @@ def test_every_public_name_of_a_room_has_a_docstring(room: str) -> None:
         assert missing, f"{room} is documented now: take it out of UNDOCUMENTED_ROOMS"
     else:
         assert not missing, "\n".join(missing)
+
+
+def test_no_line_of_a_cython_file_is_too_long() -> None:
+    # ruff holds those of Python files.
+    long = [
+        f"{name_of(path)}:{number}"
+        for path in source_files()
+        if path.suffix != ".py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > MOST_COLUMNS
+    ]
+    assert not long
 
 
 def test_no_file_is_too_long() -> None:

@@ -40,8 +40,8 @@ cdef int _collect(Session session) except -1:
     return session.collect()
 
 
-# A call of `_collect` as this type returns -1 and leaves the exception set, for `raise_pending`: a `try` around it would
-# cost something even where nothing is raised.
+# A call of `_collect` as this type returns -1 and leaves the exception set, for `raise_pending`: a `try` around it
+# would cost something even where nothing is raised.
 ctypedef int (*_Unchecked)(Session) noexcept
 
 
@@ -324,7 +324,8 @@ cdef class Nghttp2Engine(Engine):
             stream.scheduled = True
             self.turns.append(stream)
             if PyList_GET_SIZE(self.turns) > 2 * self.open_streams + _GONE_TURNS:
-                # While the connection's window is closed no turns are taken, and those of streams that are over pile up.
+                # While the connection's window is closed, no turns are taken, and those of streams that are over pile
+                # up.
                 self.turns = [other for other in self.turns if (<Nghttp2Stream>other).engine is not None]
         return 0
 

@@ -30,8 +30,8 @@ cdef class FrameReader:
     """Cuts what is read: `begin` with the octets of a read, then `next` until there is nothing.
 
     `octets` and `count` are what `next` has found, valid until the next call. `pings`: ours that are not answered.
-    `unsent_acks`: answers to PING and SETTINGS since the last flush; a peer that does not read must not make us keep them
-    for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
+    `unsent_acks`: answers to PING and SETTINGS since the last flush; a peer that does not read must not make us keep
+    them for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
     """
 
     def __cinit__(

@@ -110,7 +110,8 @@ cdef extern from "nghttp2/nghttp2.h":
         nghttp2_session_callbacks *, int (*)(nghttp2_session *, const nghttp2_frame *, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_header_callback2(
         nghttp2_session_callbacks *,
-        int (*)(nghttp2_session *, const nghttp2_frame *, nghttp2_rcbuf *, nghttp2_rcbuf *, uint8_t, void *) except FAILED)
+        int (*)(
+            nghttp2_session *, const nghttp2_frame *, nghttp2_rcbuf *, nghttp2_rcbuf *, uint8_t, void *) except FAILED)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         nghttp2_session_callbacks *,
         int (*)(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *) except FAILED)
@@ -120,7 +121,8 @@ cdef extern from "nghttp2/nghttp2.h":
         nghttp2_session_callbacks *, int (*)(nghttp2_session *, int32_t, uint32_t, void *) except FAILED)
     void nghttp2_session_callbacks_set_send_data_callback(
         nghttp2_session_callbacks *,
-        int (*)(nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *) except FAILED)
+        int (*)(
+            nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *) except FAILED)
     void nghttp2_session_callbacks_set_data_source_read_length_callback(
         nghttp2_session_callbacks *,
         ssize_t (*)(nghttp2_session *, uint8_t, int32_t, int32_t, int32_t, uint32_t, void *) noexcept)

@@ -22,7 +22,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from libc.string cimport memchr, memcmp, memset
 
 from proxy.http2.nghttp2.frames cimport ENHANCE_YOUR_CALM
-from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_rcbuf, nghttp2_rcbuf_decref, nghttp2_rcbuf_get_buf, nghttp2_rcbuf_incref, nghttp2_vec
+from proxy.http2.nghttp2.libnghttp2 cimport (
+    nghttp2_rcbuf,
+    nghttp2_rcbuf_decref,
+    nghttp2_rcbuf_get_buf,
+    nghttp2_rcbuf_incref,
+    nghttp2_vec,
+)
 
 from proxy.http2.policy import refusals
 from proxy.http2.policy.faults import ConnectionFault
@@ -74,9 +80,9 @@ cdef class SectionReader:
     """Reads one section at a time: `begin`, `add` for each line, `end`.
 
     Results: `refusal`, the word of `policy.refusals` for the rule that the section breaks, or None. `too_great`: it is
-    over the limit, and lines are missing; of a request, only whether its method is HEAD is known. `content_length` is -1
-    where nothing is announced, 0 where there can be no content. `method` and `path` of a request; `path`
-    is empty for CONNECT. `interim` and `status` of a response.
+    over the limit, and lines are missing; of a request, only whether its method is HEAD is known. `content_length` is
+    -1 where nothing is announced, 0 where there can be no content. `method` and `path` of a request; `path` is empty
+    for CONNECT. `interim` and `status` of a response.
     """
 
     def __cinit__(self, Py_ssize_t most_octets, frozenset watched_names):

@@ -145,8 +145,8 @@ cdef class SectionWriter:
     cdef Py_ssize_t _number(self, object field) except? -1:
         """Return where a line is in the tables: as in `_lines`, or minus the index in the static table; 0 if nowhere.
 
-        Lines leave the dynamic table in the order of their numbers. Only what a table holds is kept in `_known`, so that
-        the table bounds what the kept lines hold.
+        Lines leave the dynamic table in the order of their numbers. Only what a table holds is kept in `_known`, so
+        that the table bounds what the kept lines hold.
         """
         cdef Known *known = &self._known[_known_place(<PyObject *>field)]
         cdef Py_ssize_t number
@@ -244,7 +244,9 @@ cdef bint _sendable(bytes name, bytes value) noexcept:
     octets = PyBytes_AS_STRING(value)
     length = PyBytes_GET_SIZE(value)
     return not (
-        memchr(octets, c"\r", <size_t>length) or memchr(octets, c"\n", <size_t>length) or memchr(octets, 0, <size_t>length)
+        memchr(octets, c"\r", <size_t>length)
+        or memchr(octets, c"\n", <size_t>length)
+        or memchr(octets, 0, <size_t>length)
     )
 
 

@@ -27,7 +27,8 @@ cdef class Session:
     cdef list _section
     cdef dict _deferred
 
-    cdef int open(self, object limits, Py_ssize_t continuations, nghttp2_session_callbacks *callbacks, void *owner) except -1
+    cdef int open(
+        self, object limits, Py_ssize_t continuations, nghttp2_session_callbacks *callbacks, void *owner) except -1
     cdef void close(self) noexcept
     cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int collect(self) except -1

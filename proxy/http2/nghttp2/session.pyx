@@ -1,7 +1,8 @@
 """A session of libnghttp2: what it is made with, the octets that go in and out, and the sections it does not write.
 
-The library sends HEADERS without fields, in order, and the section that each stands for is written in their place. It is
-asked what it has to send after each submission; what is submitted while it calls back is collected when it has returned.
+The library sends HEADERS without fields, in order, and the section that each stands for is written in their place. It
+is asked what it has to send after each submission; what is submitted while it calls back is collected when it has
+returned.
 """
 
 cimport cython
@@ -37,7 +38,8 @@ cdef class Session:
     """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, its compressor.
 
     `calling_back`: the library must not be asked for what it has to send.
-    `content_octets`: the length of the DATA frame that it is to send. `max_interims`: interim heads taken of a response.
+    `content_octets`: the length of the DATA frame that it is to send. `max_interims`: interim heads taken of a
+    response.
     """
 
     def __cinit__(self, *, bint client):
