@@ -87,12 +87,13 @@ class OriginPool(ConnectionOwner):
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
-        budget = None
         octets = 0
+        budget = None
         for connection in self.connections:
-            budget = connection.budget
-            if not budget.is_crowded():
-                return False
+            if budget is None:
+                budget = connection.budget  # that of all of them
+                if not budget.is_crowded():
+                    return False
             octets += connection.account.octets
         return budget is not None and budget.exceeds_share(octets)
 
