@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import socket
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from proxy.emulator import Certificates
+from tests.support import ports
 from tests.support.chain import Routes, StartChain
 
 
@@ -40,7 +40,4 @@ def routes(tmp_path: Path) -> Routes:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_port()

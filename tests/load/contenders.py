@@ -17,7 +17,6 @@ from tests.load.peer_configs import Way
 from tests.load.places import (
     Processors,
     Unavailable,
-    free_port,
     install_envoy,
     listens,
     locate,
@@ -26,6 +25,7 @@ from tests.load.places import (
 )
 from tests.load.plain_forwarder import SETTINGS as HYPERCORN_SETTINGS
 from tests.load.targets import COMPILED, PLAIN, PORTABLE
+from tests.support.ports import free_port
 from tests.support.processes import Program, ProgramFailed
 
 __all__ = [

@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +24,6 @@ __all__ = [
     "Processors",
     "Unavailable",
     "compile_library",
-    "free_port",
     "install_envoy",
     "listens",
     "locate",
@@ -80,14 +78,6 @@ class Processors:
         if taskset := shutil.which("taskset"):
             words += [taskset, "--cpu-list", str(self.proxy if proxy else self.rest)]
         return words
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that no program listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def locate(name: str, source: str) -> Path:

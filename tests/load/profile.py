@@ -30,7 +30,6 @@ from tests.load.places import (
     Processors,
     Unavailable,
     compile_library,
-    free_port,
     listens,
     locate,
     python_build,
@@ -39,6 +38,7 @@ from tests.load.places import (
 from tests.load.targets import COMPILED
 from tests.load.upstreams import Google, Site, google, static_upstream
 from tests.support.packages import python_path_without
+from tests.support.ports import free_port
 from tests.support.processes import ProgramFailed
 
 __all__ = ["SLOW_CLOCK", "layer", "main", "parse"]

@@ -14,8 +14,9 @@ from typing import Any, Final
 import aiohttp
 
 from proxy.emulator import Certificates
-from tests.load.places import Processors, free_port, listens, locate, run_program
+from tests.load.places import Processors, listens, locate, run_program
 from tests.load.workloads import BODY_OCTETS, SMALL_OCTETS
+from tests.support.ports import free_port
 from tests.support.processes import Program
 
 __all__ = ["Google", "Site", "echo_upstream", "google", "static_upstream"]

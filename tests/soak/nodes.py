@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from tests.load.places import free_port
+from tests.support.ports import free_port
 from tests.support.restate_server import Invoked, Registered, RestateServer
 
 __all__ = ["Call", "Nodes"]

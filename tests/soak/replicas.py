@@ -11,8 +11,9 @@ from typing import Final
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.load.places import free_port, listens, locate, run_program
+from tests.load.places import listens, locate, run_program
 from tests.soak.sidecars import Sidecars
+from tests.support.ports import free_port
 from tests.support.readme import REPOSITORY
 
 __all__ = ["ROUTE", "Replicas", "balancer_settings", "sidecar_settings"]

@@ -14,11 +14,11 @@ from pathlib import Path
 import aiohttp
 
 from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google, GoogleServer, Limits
-from tests.load.places import free_port
 from tests.soak.acts import Acts
 from tests.soak.bank import Clients, bank
 from tests.soak.network import Hop
 from tests.soak.sidecars import Resources, Sidecars
+from tests.support.ports import free_port
 from tests.support.restate_server import RestateServer
 
 __all__ = ["Plan", "Report", "growth", "soak"]
