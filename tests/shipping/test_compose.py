@@ -14,8 +14,11 @@ import jsonschema
 import pytest
 
 from proxy.emulator import API_HOSTS
+from tests.readme.stages import Stage, assigned
 from tests.shipping.commands import REPOSITORY, accepted, read_yaml, settings
+from tests.shipping.docker_lines import chapters
 from tests.support.compose import Service, interpolated, load, seconds, start_order
+from tests.support.readme import commands
 
 FILE = "docker-compose.yml"
 DOCUMENT = read_yaml(FILE)[0]
@@ -40,6 +43,12 @@ def compose_schema() -> Any:
 
 def test_the_file_is_valid_for_compose() -> None:
     jsonschema.validate(DOCUMENT, compose_schema())
+
+
+def test_make_image_runs_every_docker_command_of_the_pages() -> None:
+    run = [command for block, after in chapters() for command in (*commands(block), *after)]
+    assert run
+    assert [command for command in assigned(Stage.IMAGE) if command not in run] == []
 
 
 def test_the_schema_finds_a_mistake() -> None:
