@@ -164,7 +164,8 @@ def _recent(node: str) -> bool:
 @pytest.mark.asyncio
 async def test_nodes_library_calls_the_service_with_each_kind_of_credentials(tmp_path: Path) -> None:
     places = (*os.environ["PATH"].split(":"), str(Path(sys.prefix) / "bin"))
-    node = next((found for place in places if (found := shutil.which("node", path=place)) and _recent(found)), None)
+    nodes = (shutil.which("node", path=place) for place in places)
+    node = next((one for one in nodes if one is not None and _recent(one)), None)
     assert node is not None, "google-auth-library needs Node 18 or newer, and there is none: `make test` brings it"
     assert NODE_LIBRARY.is_dir(), "google-auth-library is not installed: `make test` installs it"
     async with _stage(tmp_path) as here:
