@@ -169,6 +169,17 @@ def test_each_engine_indexes_the_lines_that_the_vectors_name(make: EventFactory,
     assert told == [expected for _, expected in vector.lines]
 
 
+@each_engine
+def test_lines_sent_together_again_and_again_all_enter_the_table(make: EventFactory) -> None:
+    peer = RawPeer(make, engine_is_client=True, settings={3: 4_000})
+    for number in range(200):
+        lines: Fields = [(b"x-%d-%d" % (number, place), b"value", False) for place in range(4)]
+        for _ in range(3):
+            peer.engine.send_request([*STATIC_REQUEST, *lines], end_stream=True)
+            (head,) = of(peer.take(), "Headers")
+        assert len(head.body) == len(STATIC_REQUEST) + len(lines), f"{number}: a line is still a literal"
+
+
 STATIC_REQUEST: Fields = [(b":method", b"GET", False), (b":scheme", b"http", False), (b":path", b"/", False)]
 """Lines of the static table, so that nothing but the line in question can enter the other."""
 

@@ -34,5 +34,6 @@ cdef class SectionWriter:
     cdef Py_ssize_t _number(self, object field) except? -1
     cdef Py_ssize_t _place(self, Py_ssize_t number) noexcept
     cdef int _literal(self, tuple field, Outbox outbox) except -1
+    cdef bint _was_seen(self, uint64_t hash_) noexcept
     cdef int _add(self, tuple field, Py_ssize_t octets) except -1
     cdef int _evict(self) except -1

@@ -148,9 +148,12 @@ cdef class SectionWriter:
         Lines leave the dynamic table in the order of their numbers. Only what a table holds is kept in `_known`, so
         that the table bounds what the kept lines hold.
         """
-        cdef Known *known = &self._known[_known_place(<PyObject *>field)]
+        cdef size_t place = _known_place(<PyObject *>field)
+        cdef Known *known = &self._known[place]
         cdef Py_ssize_t number
         cdef PyObject *found
+        if known.field != <PyObject *>field:
+            known = &self._known[place ^ 1]
         if known.field == <PyObject *>field:
             number = known.number
             if number < 0 or number > self._added - (PyList_GET_SIZE(self._entries) - self._first):
@@ -165,9 +168,14 @@ cdef class SectionWriter:
             if found == NULL:
                 return 0
             number = -<Py_ssize_t><object>found
-        Py_INCREF(field)
-        Py_XDECREF(known.field)
-        known.field, known.number = <PyObject *>field, number
+        if known.field != <PyObject *>field:
+            # What is in its first place moves to the second: with one place, two lines could push each other out.
+            Py_XDECREF(known.field)
+            known[0] = self._known[place]
+            known = &self._known[place]
+            known.field = <PyObject *>field
+            Py_INCREF(field)
+        known.number = number
         return number
 
     cdef int _literal(self, tuple field, Outbox outbox) except -1:
@@ -175,7 +183,6 @@ cdef class SectionWriter:
         cdef bytes value = <bytes>PyTuple_GET_ITEM(field, 1)
         cdef Py_ssize_t octets = PyBytes_GET_SIZE(name) + PyBytes_GET_SIZE(value) + 32
         cdef Py_ssize_t index = 0
-        cdef uint64_t hash_
         cdef bint add = False
         cdef PyObject *found = PyDict_GetItemWithError(_STATIC_NAMES, name)
         if found != NULL:
@@ -189,9 +196,7 @@ cdef class SectionWriter:
         else:
             # A line that would push out half of the table does not enter it.
             if octets * 2 <= self._table_octets:
-                hash_ = <uint64_t>PyObject_Hash(field)
-                add = self._seen[hash_ % SEEN_LINES] == hash_
-                self._seen[hash_ % SEEN_LINES] = hash_
+                add = self._was_seen(<uint64_t>PyObject_Hash(field))
             if add:
                 _write_integer(outbox, 0x40, 0x3F, index)
             else:
@@ -200,6 +205,21 @@ cdef class SectionWriter:
             _write_string(outbox, name)
         _write_string(outbox, value)
         return self._add(field, octets) if add else 0
+
+    cdef bint _was_seen(self, uint64_t hash_) noexcept:
+        """Return whether a line with this hash was sent lately, and remember it.
+
+        It has four places. With one, two lines of every section that had the same place would be literals for ever.
+        """
+        cdef size_t first = <size_t>(hash_ % SEEN_LINES) & ~<size_t>3
+        cdef size_t place
+        for place in range(first, first + 4):
+            if self._seen[place] == hash_:
+                return True
+        for place in range(first + 3, first, -1):
+            self._seen[place] = self._seen[place - 1]
+        self._seen[first] = hash_
+        return False
 
     cdef int _add(self, tuple field, Py_ssize_t octets) except -1:
         self._added += 1
