@@ -174,9 +174,11 @@ def test_lines_sent_together_again_and_again_all_enter_the_table(make: EventFact
     peer = RawPeer(make, engine_is_client=True, settings={3: 4_000})
     for number in range(200):
         lines: Fields = [(b"x-%d-%d" % (number, place), b"value", False) for place in range(4)]
-        for _ in range(3):
+        for _ in range(2):
             peer.engine.send_request([*STATIC_REQUEST, *lines], end_stream=True)
-            (head,) = of(peer.take(), "Headers")
+        peer.take()
+        peer.engine.send_request([*STATIC_REQUEST, *lines], end_stream=True)
+        (head,) = of(peer.take(), "Headers")
         assert len(head.body) == len(STATIC_REQUEST) + len(lines), f"{number}: a line is still a literal"
 
 
