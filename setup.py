@@ -37,6 +37,7 @@ ENGINE = tuple(
 )
 DATA_PATH = (
     "proxy/connection/budget.py",
+    "proxy/connection/flusher.py",
     "proxy/connection/reads.py",
     "proxy/connection/protocol.py",
     "proxy/downstream/connection.py",

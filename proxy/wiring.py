@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import MakeEngine, RequestAcceptor
 from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.binding import UnixAccess
 from proxy.downstream.deadlines import Deadlines

@@ -23,7 +23,7 @@ import structlog
 
 from proxy.admin import AdminPlane
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, HAND_ON, PROBLEMS, READY, SETTINGS, Channel
 from proxy.downstream.config import ListenerConfig, Sockets

@@ -1,8 +1,9 @@
 cimport cython
 
 from proxy.connection.budget cimport Account, Budget
+from proxy.connection.flusher cimport Flushable, Flusher
 from proxy.connection.reads cimport Reads
-from proxy.http2.engine cimport ConnectionHandler, Engine, Stream, StreamReceiver
+from proxy.http2.engine cimport Engine, Stream, StreamReceiver
 
 cdef long _INTERNAL_ERROR
 cdef long _ENHANCE_YOUR_CALM
@@ -11,19 +12,7 @@ cdef bytearray _READ_BUFFER
 cdef class RequestAcceptor:
     cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
 
-cdef class Flusher:
-    cdef readonly object loop
-    cdef list _due
-    cdef double _now
-    cdef bint _scheduled
-
-    cpdef add(self, Http2Protocol connection)
-    cpdef double now(self) except -1
-    cpdef _schedule(self)
-    @cython.locals(due=list, connection=Http2Protocol)
-    cpdef flush(self)
-
-cdef class Http2Protocol(ConnectionHandler):
+cdef class Http2Protocol(Flushable):
     cdef object __weakref__
     cdef Reads _reads
     cdef bint _reading_paused
@@ -53,6 +42,7 @@ cdef class Http2Protocol(ConnectionHandler):
     cpdef bytearray get_buffer(self, Py_ssize_t size_hint)
     cpdef buffer_updated(self, Py_ssize_t octets)
     cpdef data_received(self, bytes data)
+    cdef _serve(self, bytearray buffer, Py_ssize_t octets)
     @cython.locals(engine=Engine)
     cpdef _has_read(self)
     cpdef eof_received(self)

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
 from proxy.connection.budget import Account, Budget, memory_is_short
+from proxy.connection.flusher import Flushable, Flusher
 from proxy.connection.reads import Reads
 from proxy.http2.engine import ConnectionHandler, Engine, Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
 
-__all__ = ["Flusher", "Http2Protocol", "MakeEngine", "RequestAcceptor"]
+__all__ = ["Http2Protocol", "MakeEngine", "RequestAcceptor"]
 
 MakeEngine: TypeAlias = Callable[[ConnectionHandler], Engine]
 """Makes the engine of one connection, which is its handler."""
@@ -52,50 +53,7 @@ class RequestAcceptor:
         raise NotImplementedError
 
 
-class Flusher:
-    """Flushes all connections of a worker that have something to write, by one call of the loop a turn."""
-
-    __slots__ = ("_due", "_now", "_scheduled", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._due: list[Http2Protocol] = []
-        self._scheduled = False
-        self._now = -1.0  # not asked in this turn
-
-    def add(self, connection: Http2Protocol) -> None:
-        """Flush this connection at the end of the loop turn."""
-        self._due.append(connection)
-        if not self._scheduled:
-            self._schedule()
-
-    def now(self) -> float:
-        """Return the time on the loop's clock, in seconds, as it was when this was first called in this turn."""
-        if self._now < 0:
-            self._now = self.loop.time()
-            if not self._scheduled:
-                self._schedule()
-        return self._now
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        self.loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Flush every connection that was added."""
-        self._scheduled = False
-        self._now = -1.0
-        due, self._due = self._due, []
-        for connection in due:
-            try:
-                connection.flush()
-            except Exception as exc:  # noqa: BLE001 - the other connections must be flushed, too
-                connection.report_error(exc)
-                # Octets that the engine gave out may be lost, so the peer could not find the next frame.
-                connection.abort()
-
-
-class Http2Protocol(ConnectionHandler):
+class Http2Protocol(Flushable):
     """An engine on a transport. Subclasses decide what happens to requests, and when the connection ends.
 
     Everything is synchronous. Commands may be given at any time; what they queue is written at once at the end of the
@@ -212,15 +170,21 @@ class Http2Protocol(ConnectionHandler):
         """Serve the octets that were read into the buffer."""
         if self.closed:
             return  # the peer has not yet seen our close, and TLS still delivers what it had read
-        self._reads.take(_READ_BUFFER, octets)
-        self._has_read()
+        self._serve(_READ_BUFFER, octets)
 
     def data_received(self, data: bytes) -> None:
         """Serve the octets that were read; for event loops that do not ask for a buffer."""
         if self.closed:
             return
-        self._reads.take(bytearray(data), len(data))
-        self._has_read()
+        self._serve(bytearray(data), len(data))
+
+    def _serve(self, buffer: bytearray, octets: int) -> None:
+        self._flusher.begin_read()
+        try:
+            self._reads.take(buffer, octets)
+            self._has_read()
+        finally:
+            self._flusher.end_read(octets)
 
     def _has_read(self) -> None:
         if self.closed:

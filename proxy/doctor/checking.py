@@ -19,7 +19,7 @@ from proxy.clock_skew import skew_seconds
 from proxy.cloud_run.findings import RequestInfo
 from proxy.cloud_run.response import Response
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.doctor.connecting import ConnectionCheck
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import check_credentials, mint

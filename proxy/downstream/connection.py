@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine, RequestAcceptor
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import Http2Protocol, MakeEngine, RequestAcceptor
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId
 

@@ -14,7 +14,8 @@ from typing import Final, cast
 import structlog
 
 from proxy.connection.budget import Account, Budget
-from proxy.connection.protocol import Flusher, MakeEngine, RequestAcceptor
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import MakeEngine, RequestAcceptor
 from proxy.downstream.admission import AcceptedConnection, Admission
 from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, address_key

@@ -1,7 +1,7 @@
 cimport cython
 
 from proxy.connection.budget cimport Account
-from proxy.connection.protocol cimport Flusher
+from proxy.connection.flusher cimport Flusher
 from proxy.http2.engine cimport Stream
 from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport Destination, RouteContext

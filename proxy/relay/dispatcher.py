@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy.connection.budget import Account
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.errors import (
     CallerUnverified,
     DeploymentRefused,

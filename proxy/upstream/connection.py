@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, Http2Protocol, MakeEngine
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import Http2Protocol, MakeEngine
 from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, StreamId

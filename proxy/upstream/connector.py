@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, MakeEngine
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import MakeEngine
 from proxy.errors import (
     Failure,
     UpstreamConnectFailed,

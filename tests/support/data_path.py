@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from proxy.connection.budget import Account, Budget
-from proxy.connection.protocol import Flusher, MakeEngine
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import MakeEngine
 from proxy.downstream.connection import DownstreamConnection
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream

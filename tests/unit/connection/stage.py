@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher, Http2Protocol
+from proxy.connection.flusher import Flusher
+from proxy.connection.protocol import Http2Protocol
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId

@@ -1,12 +1,12 @@
-"""All connections of a worker are flushed by one call of the loop a turn."""
+"""All connections of a worker are flushed by one call of the loop a turn, or behind a read that is alone in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flushable, Flusher
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import StreamReceiver
 from tests.support.loops import ManualLoop
@@ -124,3 +124,84 @@ def test_a_connection_that_is_closed_before_its_flush_is_left_out(make: EngineFa
         one.down()
         assert one.client.streams[last].content == b"last"
         assert one.errors() == []
+
+
+class Noting(Flushable):
+    """Counts its flushes."""
+
+    def __init__(self) -> None:
+        self.flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+def read(flusher: Flusher, connection: Flushable, octets: int = 100) -> None:
+    """Read so many octets on a connection, which make another one due."""
+    flusher.begin_read()
+    flusher.add(connection)
+    flusher.end_read(octets)
+
+
+@contextmanager
+def quiet_worker() -> Iterator[tuple[ManualLoop, Flusher, Noting]]:
+    """A worker whose loop has had one read a turn for long, and so flushes as soon as it has read."""
+    loop = ManualLoop()
+    flusher, connection = Flusher(loop), Noting()
+    with closing(loop):
+        flushes_at_once = 0
+        while not flushes_at_once:
+            before = connection.flushes
+            read(flusher, connection)
+            flushes_at_once = connection.flushes - before
+            loop.turn()
+            assert connection.flushes == before + 1
+            assert connection.flushes < 100
+        yield loop, flusher, connection
+
+
+def test_a_read_that_is_alone_in_its_turn_is_not_flushed_at_once_before_many_such_turns() -> None:
+    with quiet_worker() as (_, _, connection):
+        assert connection.flushes > 16
+
+
+def test_one_flush_follows_all_reads_of_a_turn_as_soon_as_there_are_several() -> None:
+    with quiet_worker() as (loop, flusher, connection):
+        turns_with_several_flushes = 0
+        for _ in range(100):
+            before = connection.flushes
+            for _ in range(3):
+                read(flusher, connection)
+            turns_with_several_flushes += connection.flushes > before
+            loop.turn()
+            assert connection.flushes > before
+        assert turns_with_several_flushes < 20, "now and then it looks whether it is still alone"
+
+
+def test_a_large_read_is_flushed_at_the_end_of_its_turn() -> None:
+    with quiet_worker() as (loop, flusher, connection):
+        before = connection.flushes
+        read(flusher, connection, 10_000)
+        assert connection.flushes == before
+        loop.turn()
+        assert connection.flushes == before + 1
+
+
+def test_what_is_due_for_another_reason_is_flushed_at_the_end_of_the_turn() -> None:
+    with quiet_worker() as (loop, flusher, connection):
+        before = connection.flushes
+        flusher.add(connection)
+        assert connection.flushes == before
+        loop.turn()
+        assert connection.flushes == before + 1
+
+
+def test_the_time_of_a_turn_is_asked_anew_after_a_flush_at_once() -> None:
+    with quiet_worker() as (loop, flusher, _):
+        flusher.begin_read()
+        first = flusher.now()
+        loop.advance(5.0)
+        assert flusher.now() == first
+        flusher.end_read(100)
+        loop.turn()
+        assert flusher.now() == first + 5.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.doctor.connecting import ConnectionCheck, ConnectionResult, certificate_details
 from proxy.doctor.report import Outcome, Step
 from proxy.emulator import Certificates

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.doctor import sending
 from proxy.doctor.sending import send_request
 from proxy.errors import Internal, UpstreamConnectionLost, UpstreamRefusedStream, UpstreamReset

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.deadlines import Deadlines

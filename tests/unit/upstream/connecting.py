@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine

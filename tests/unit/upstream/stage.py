@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.connection.budget import Budget
-from proxy.connection.protocol import Flusher
+from proxy.connection.flusher import Flusher
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits, Stream
 from proxy.http2.events import StreamId

@@ -1,0 +1,29 @@
+cimport cython
+
+from proxy.http2.engine cimport ConnectionHandler
+
+cdef long _TURNS_TO_BE_SURE
+cdef Py_ssize_t _SMALL_READ_OCTETS
+
+cdef class Flushable(ConnectionHandler):
+    cpdef flush(self)
+    cpdef report_error(self, exc)
+    cpdef abort(self)
+
+cdef class Flusher:
+    cdef readonly object loop
+    cdef list _due
+    cdef double _now
+    cdef bint _scheduled
+    cdef bint _reading
+    cdef long _reads
+    cdef long _single_reads
+
+    cpdef add(self, Flushable connection)
+    cpdef double now(self) except -1
+    cpdef begin_read(self)
+    @cython.locals(turns=long)
+    cpdef end_read(self, Py_ssize_t octets)
+    cpdef _schedule(self)
+    @cython.locals(due=list, connection=Flushable)
+    cpdef flush(self)
