@@ -53,6 +53,7 @@ DATA_PATH = (
     "proxy/tokens/slot.py",
     "proxy/upstream/connection.py",
     "proxy/upstream/origin_pool.py",
+    "proxy/upstream/tls.py",
 )
 CHOICES = {"none": (), "engine": (*SEAM, *ENGINE), "all": (*SEAM, *ENGINE, *DATA_PATH)}
 VARIABLE = "CLOUDRUN_SIDECAR_BUILD"

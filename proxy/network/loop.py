@@ -31,16 +31,23 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
 
     class DetachingLoop(uvloop.Loop):
-        """uvloop that detaches the socket object from its closed descriptor after a failed call."""
+        """uvloop that detaches the socket object from its closed descriptor after a failed call.
+
+        A call whose protocol closes the transport as soon as it is made has not failed, and does the same.
+        """
 
         async def create_connection(self, *args: Any, sock: socket.socket | None = None, **kwargs: Any) -> Any:
+            transport: Any
             try:
-                return await super().create_connection(*args, sock=sock, **kwargs)
+                transport, protocol = await super().create_connection(*args, sock=sock, **kwargs)
             except BaseException:
                 # Invalid arguments, refused before libuv has the descriptor, would leak it; no caller passes any.
                 if sock is not None:
                     sock.detach()
                 raise
+            if sock is not None and transport.is_closing():
+                sock.detach()
+            return transport, protocol
 
         async def connect_accepted_socket(self, protocol_factory: Any, sock: socket.socket, **kwargs: Any) -> Any:
             try:

@@ -35,6 +35,7 @@ from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.addresses import Addresses, Attempts
 from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.tls import open_tls
 from proxy.upstream.tunnel import open_tunnel, tunnels_to
 
 __all__ = ["Connector", "tls_context"]
@@ -155,13 +156,11 @@ class Connector:
             self._make_engine, self._budget, self._flusher, origin=origin, timing=self._timing, observer=self._observer
         )
         try:
-            # Without a name of its own the context checks the host, and sends it as SNI unless it is an address.
-            await asyncio.get_running_loop().create_connection(
-                connection.as_protocol,
-                sock=connected,
-                ssl=tls,
-                server_hostname=origin.host if tls is not None else None,
-            )
+            if tls is not None:
+                # The context checks the host, and sends it as SNI unless it is an address.
+                await open_tls(connection, connected, tls, origin.host)
+            else:
+                await asyncio.get_running_loop().create_connection(connection.as_protocol, sock=connected)
             await connection.ready
         except BaseException:
             connection.abort()

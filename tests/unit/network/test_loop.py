@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+from typing import cast
 
 import pytest
 
@@ -30,6 +31,22 @@ async def hand_over(numbers: list[int], tls: ssl.SSLContext | None, *, reset: bo
             )
 
 
+def is_closed_again(number: int) -> bool:
+    """Return True if a forgotten socket object closes a descriptor's number after another file has got it."""
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    opened = os.open(os.devnull, os.O_RDONLY)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    gc.collect()
+    try:
+        os.close(number)
+    except OSError:
+        return True
+    return False
+
+
 async def closes_twice(tls: ssl.SSLContext | None, *, reset: bool) -> bool:
     """Return True if a failed call closes its descriptor's number again after another file got that number."""
     numbers: list[int] = []
@@ -40,19 +57,7 @@ async def closes_twice(tls: ssl.SSLContext | None, *, reset: bool) -> bool:
     except (ConnectionError, TimeoutError):
         # asyncio closes in its next turn. The socket object lives on in the traceback.
         await asyncio.sleep(0)
-        (number,) = numbers
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(number)
-        opened = os.open(os.devnull, os.O_RDONLY)
-        if opened != number:
-            os.dup2(opened, number)
-            os.close(opened)
-    gc.collect()
-    try:
-        os.close(number)
-    except OSError:
-        return True
-    return False
+    return is_closed_again(numbers[0])
 
 
 @pytest.mark.asyncio
@@ -64,3 +69,31 @@ async def test_a_descriptor_is_closed_once_if_the_peer_resets_before_the_client_
 @pytest.mark.parametrize("tls", [TLS, None], ids=["tls", "plain"])
 async def test_a_descriptor_is_closed_once_if_the_call_is_cancelled(tls: ssl.SSLContext | None) -> None:
     assert not await closes_twice(tls, reset=False)
+
+
+class Aborting(asyncio.Protocol):
+    """Wants nothing of its connection, and notes its end."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
+@pytest.mark.asyncio
+async def test_a_descriptor_is_closed_once_if_the_protocol_closes_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        near.setblocking(False)
+        number = near.fileno()
+        far, _ = listening.accept()
+        with far:
+            _, protocol = await asyncio.get_running_loop().create_connection(Aborting, sock=near)
+            await protocol.lost.wait()
+            await asyncio.sleep(0)
+            del near
+            assert not is_closed_again(number)
