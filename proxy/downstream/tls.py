@@ -26,6 +26,8 @@ _POLL_SECONDS: Final = 5.0
 _SHUTDOWN_SECONDS: Final = 1.0
 """Time for the end of TLS when a connection is closed in order."""
 
+_SIGNING_TURNS: Final = 3
+"""Turns of the loop in which a handshake whose first octets are here is begun, reads them, and signs."""
 _MOST_ACCEPTED: Final = 64
 """Connections accepted in a row before other events are served."""
 _NO_DESCRIPTORS_SECONDS: Final = 1.0
@@ -163,6 +165,8 @@ class Handshakes:
         self._admits = admits
         self._on_failed = on_failed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        """Held by the handshake that has its turn: to sign takes milliseconds, in which nothing else is served."""
 
     def begin(
         self,
@@ -198,16 +202,43 @@ class Handshakes:
 
         try:
             connection.setblocking(False)
-            await self._loop.connect_accepted_socket(
-                make,
-                connection,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
-            )
+            await self._first_octets(connection)
+            async with self._turn:
+                connecting = self._loop.create_task(self._connect(make, connection))
+                for _ in range(_SIGNING_TURNS):
+                    await asyncio.sleep(0)
+            await connecting
         except OSError as exc:  # ssl.SSLError is one
             self._on_failed(_words(exc), made)
             on_closed()
+
+    async def _connect(self, make: Callable[[], asyncio.BaseProtocol], connection: socket.socket) -> None:
+        await self._loop.connect_accepted_socket(
+            make,
+            connection,
+            ssl=self._tls.context,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
+
+    async def _first_octets(self, connection: socket.socket) -> None:
+        """Wait until the client has sent something. If that fails, the connection is closed.
+
+        Raises ConnectionAbortedError if the client is late.
+        """
+        readable = asyncio.Event()
+        complete = False
+        self._loop.add_reader(connection, readable.set)
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await readable.wait()
+            complete = True
+        except TimeoutError:
+            raise ConnectionAbortedError(f"the client has sent nothing for {HANDSHAKE_SECONDS:g} s") from None
+        finally:
+            self._loop.remove_reader(connection)
+            if not complete:
+                connection.close()
 
 
 class TlsServer:

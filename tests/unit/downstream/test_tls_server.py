@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles, TlsServer
 from proxy.emulator import Certificates
+
+
+def client_hello() -> bytes:
+    """Return the first octets of a TLS client."""
+    context = ssl.create_default_context()
+    sends = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sends, server_hostname="localhost").do_handshake()
+    return sends.read()
 
 
 @pytest.mark.asyncio
@@ -29,3 +40,39 @@ async def test_all_connections_in_its_queue_are_accepted_before_it_closes(tmp_pa
         assert {connection.recv(1) for connection in waiting} == {b""}
         for connection in waiting:
             connection.close()
+
+
+@pytest.mark.asyncio
+async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_client_has_spoken(tmp_path: Path) -> None:
+    certificate, key = Certificates.create(tmp_path).server_files("localhost")
+    loop = asyncio.get_running_loop()
+    turn, begun, hello = 1, Counter[int](), client_hello()
+    complete = asyncio.Event()
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        if not complete.is_set():
+            loop.call_soon(next_turn)
+
+    def make() -> asyncio.Protocol:
+        begun[turn] += 1
+        if begun.total() == 20:
+            complete.set()
+        return asyncio.Protocol()
+
+    context = TlsContext(TlsFiles(certificate, key))
+    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
+        server = TlsServer(loop, listening, handshakes, make, lambda: None)
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(21)]
+        for client in clients[1:]:
+            client.sendall(hello)
+        next_turn()
+        await complete.wait()
+        assert max(begun.values()) == 1
+        assert all(later - earlier > 1 for earlier, later in zip(begun, list(begun)[1:], strict=False))
+        for client in clients:
+            client.close()
+        server.close()
+        await server.wait_closed()
