@@ -258,11 +258,16 @@ class TlsTransport:
     def _decrypt(self, buffer: bytearray) -> int:
         """Put the content of complete records into a buffer; return how many octets. It has room for one at least."""
         room = len(buffer)
-        octets = 0
+        octets = count = 0
+        rest: memoryview | None = None
         try:
             while self._records and octets + _RECORD_OCTETS <= room:
                 self._records -= 1
-                count = self._read(room - octets, memoryview(buffer)[octets:] if octets else buffer)
+                if not octets:
+                    count = self._read(room, buffer)
+                else:
+                    rest = memoryview(buffer)[octets:] if rest is None else rest[count:]
+                    count = self._read(room - octets, rest)
                 if not count:
                     self._peer_ended = True
                     self._records = 0
