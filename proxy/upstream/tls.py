@@ -132,13 +132,12 @@ class TlsTransport:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Serve again what was read, and read."""
+        """Serve what was read, in the next loop turn, and then read again."""
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
-            if self._records and not self._serve_scheduled:
+            if not self._serve_scheduled:
                 self._serve_scheduled = True
-                self._protocol.loop.call_soon(self._serve_later)
+                self._protocol.loop.call_soon(self._serve_and_read)
 
     def write(self, data: bytes) -> None:
         """Encrypt and write."""
@@ -238,9 +237,12 @@ class TlsTransport:
                 records += 1
         return records
 
-    def _serve_later(self) -> None:
+    def _serve_and_read(self) -> None:
         self._serve_scheduled = False
         self._serve()
+        # Not before: the end of the TCP connection, which may come next, would be served before what precedes it.
+        if not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _serve(self) -> None:
         """Serve the content of the complete records, unless the protocol is paused."""

@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import asynccontextmanager, closing
+from typing import Final, cast
 
 import pytest
 
+from proxy.connection.budget import Budget
+from proxy.connection.flusher import Flusher
 from proxy.emulator import Certificates
+from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
-from proxy.upstream.connection import UpstreamConnection
+from proxy.upstream.connection import Timing, UpstreamConnection
+from proxy.upstream.connector import tls_context
+from proxy.upstream.tls import TlsTransport
 from tests.support.peers.events import ConnectionLost, DataReceived, Event, HeadReceived
 from tests.support.peers.raw import REQUEST
 from tests.support.peers.receivers import RecordingReceiver
 from tests.support.peers.sockets import server_context
+from tests.support.peers.transport import MemoryTransport
 from tests.unit.upstream.connecting import connector, left, listening
 
 PREFACE_OCTETS: Final = 24
@@ -237,6 +244,78 @@ async def test_nothing_is_served_while_reading_is_paused(certificates: Certifica
         await receiver.over.wait()
         assert receiver.content == b"late"
         await left(connection)
+
+
+@pytest.mark.asyncio
+async def test_what_was_read_before_a_pause_is_served_before_the_end(certificates: Certificates) -> None:
+    whole = random.Random(1).randbytes(150_000)
+    closed, paused = asyncio.Event(), asyncio.Event()
+
+    class Pausing(Receiver):
+        """Pauses at the first content, while more of the same read waits."""
+
+        def note(self, event: Event) -> None:
+            if isinstance(event, DataReceived) and not paused.is_set():
+                assert connection.transport is not None
+                connection.transport.pause_reading()
+                paused.set()
+            super().note(event)
+
+    async def answer(peer: Peer) -> None:
+        await greet(peer)
+        frames = [frame(DATA, 0, 1, whole[at : at + 16_384]) for at in range(0, len(whole), 16_384)]
+        await peer.send(peer.encrypted(RESPONSE + b"".join(frames) + LAST))
+        closed.set()
+
+    async with connected(certificates, answer) as connection:
+        receiver = Pausing()
+        connection.open(REQUEST, True, receiver)
+        await closed.wait()
+        await paused.wait()
+        await asyncio.sleep(0)  # the read in which it paused is over
+        served = len(receiver.content)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(receiver.content) == served < len(whole)
+        assert connection.transport is not None
+        connection.transport.resume_reading()
+        await receiver.over.wait()
+        assert receiver.content == whole
+        assert not receiver.ends
+
+
+@pytest.mark.asyncio
+async def test_after_a_pause_nothing_is_read_before_all_is_served(certificates: Certificates) -> None:
+    loop = asyncio.get_running_loop()
+    connection = UpstreamConnection(
+        lambda handler: PortableEngine(client=True, limits=Limits(), handler=handler),
+        Budget(1 << 20),
+        Flusher(loop),
+        origin=Origin("https", "localhost", 443),
+        timing=Timing(),
+    )
+    tls = TlsTransport(connection, tls_context(certificates.ca_file), "localhost")
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=far)
+    with near, closing(writer):
+        peer = Peer(server_context(*certificates.server_files("localhost")), reader, writer)
+        await asyncio.gather(tls.shake_hands(loop, near), peer.shake_hands())
+        transport = MemoryTransport(loop, cast(asyncio.Protocol, tls))
+        tls.connection_made(transport)
+        tls.data_received(peer.encrypted(SETTINGS))
+        receiver = Receiver()
+        connection.open(REQUEST, True, receiver)
+        tls.pause_reading()
+        tls.data_received(peer.encrypted(RESPONSE + frame(DATA, END_STREAM, 1, b"before the end")))
+        tls.resume_reading()
+        assert not receiver.events
+        assert transport.reading_paused, "the end of the connection may be what comes next"
+        await receiver.over.wait()
+        assert receiver.content == b"before the end"
+        assert not transport.reading_paused
+        connection.abort()
+        await connection.gone
 
 
 @pytest.mark.asyncio
