@@ -54,7 +54,7 @@ _MARKUP: Final = re.compile(
 # another base64 JSON object, Google's tokens, keys and client secrets, an AWS signature, a private key as PEM, as DER
 # or as base64 of either, the login in a URL.
 _CREDENTIAL: Final = re.compile(
-    r"(?i:\b(?:bearer(?:\s|%20|\+)+)+(?!(?:realm|scope|error\w*)=))[^\s\"',;]+"
+    r"(?i:(?:bearer(?:\s|%20|\+)+)+(?!(?:realm|scope|error\w*)=))[^\s\"',;]+"
     r"|(?i:\bbasic(?:\s|%20|\+)+)(?=[\w+/]*[0-9=])[\w+/]{8,}={0,2}"
     r"|e(?:yJ|yA|wo|w0|wk)[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]{9,}(?:\.[A-Za-z0-9_-]*)?"
     r"|eyJ[\w.~+/=%-]{8,}"

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.quoting import NOT_SHOWN, holds_credential, masked, one_line, plain, quoted, secrets_of_request
@@ -109,6 +109,8 @@ def test_keys_and_tokens_of_no_known_form_are_not_quoted() -> None:
     assert quotable < 5
 
 
+@example("/0", "Bearer 0123abcd", "")
+@example("/bin/a", "Bearer 0123abcd", "")
 @given(st.text(), st.sampled_from([JWT, PEM, "Bearer 0123abcd", "https://a:hunter2@b"]), st.text())
 def test_a_value_with_a_credential_in_it_is_never_quoted(before: str, secret: str, after: str) -> None:
     assert plain(before + secret + " " + after) is None
