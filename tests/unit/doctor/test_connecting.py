@@ -171,13 +171,13 @@ async def test_a_certificate_outside_its_validity_suggests_a_wrong_clock(
     cause = ssl.SSLCertVerificationError(1, "no")
     cause.verify_code, cause.verify_message = code, "certificate has expired"
 
-    async def handshake(protocol: object, *, sock: socket.socket, **_: object) -> None:
-        sock.close()
+    async def open_tls(protocol: object, connected: socket.socket, *_: object) -> None:
+        connected.close()
         raise cause
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", handshake)
+        monkeypatch.setattr("proxy.upstream.connector.open_tls", open_tls)
         step = by_name(await reached(Origin("https", "127.0.0.1", port)))["tls"]
     assert step.text == "the certificate does not verify"
     assert step.remedy
