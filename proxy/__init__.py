@@ -26,7 +26,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `downstream`  Hypercorn's listener, h2c connections, HTTP/1.1 through ASGI
 * `upstream`    TLS connections with ALPN h2, and the pool of them
 * `tokens`      credentials, minting, the cache of ID tokens
-* `connection`  an engine on a transport: one flush a loop turn, credit, the accounting of what is queued
+* `connection`  an engine on a transport: when it writes, credit, the accounting of what is queued
 * `http2`       HTTP/2 without IO: the seam (`engine`), what both engines must agree on (`policy`), the engine on
                 libnghttp2 (`nghttp2`, compiled), the engine on h2 that is always there (`portable`)
 * `cloud_run`   what an answer of Cloud Run means, and the commands that mend it (pure)

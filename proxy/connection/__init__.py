@@ -1,4 +1,4 @@
-"""An engine on a transport: one flush a loop turn, credit, and accounting of what is queued.
+"""An engine on a transport: when it writes, credit, and accounting of what is queued.
 
 `downstream` and `upstream` build on it; `http2` below it has no IO.
 

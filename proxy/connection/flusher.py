@@ -54,7 +54,7 @@ class Flusher:
         self._single_reads = 0  # turns in a row, so far, in which one connection has read
 
     def add(self, connection: Flushable) -> None:
-        """Flush this connection at the end of the loop turn."""
+        """Flush this connection at the end of the loop turn, or of the read that is being served."""
         self._due.append(connection)
         if not self._scheduled and not self._reading:
             self._schedule()
@@ -73,7 +73,7 @@ class Flusher:
         self._reads += 1
 
     def end_read(self, octets: int) -> None:
-        """Flush now or at the end of the loop turn what a read of so many octets has made due."""
+        """A read of so many octets was served: flush what it has made due, now or at the end of the loop turn."""
         self._reading = False
         if self._scheduled:
             return

@@ -1,4 +1,4 @@
-"""One HTTP/2 connection on a transport: octets in, octets out, one flush a loop turn.
+"""One HTTP/2 connection on a transport: octets in, octets out, written once a loop turn or read.
 
 Credit (receive windows) follows two rules. A stream's credit is given back when its octets have been written to the
 other connection's transport and that transport is not paused: the engine remembers what was written, and reports it
@@ -56,8 +56,8 @@ class RequestAcceptor:
 class Http2Protocol(Flushable):
     """An engine on a transport. Subclasses decide what happens to requests, and when the connection ends.
 
-    Everything is synchronous. Commands may be given at any time; what they queue is written at once at the end of the
-    loop turn, unless the transport is paused.
+    Everything is synchronous. Commands may be given at any time; what they queue is written at once, at the end of the
+    loop turn at the latest, unless the transport is paused.
 
     It has the methods of `asyncio.Protocol` without deriving from it: a compiled class has no interpreted base.
     """
@@ -122,7 +122,7 @@ class Http2Protocol(Flushable):
     # ---- called by the engine
 
     def schedule_flush(self) -> None:
-        """Write everything that is queued at the end of this loop turn."""
+        """Write everything that is queued, at the end of this loop turn at the latest."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self._flusher.add(self)

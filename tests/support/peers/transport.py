@@ -46,7 +46,7 @@ class MemoryTransport(asyncio.Transport):
         return self._closing
 
     def can_write_eof(self) -> bool:
-        """Return False, as TLS does: closed is closed."""
+        """Return False, as the TLS transports of event loops do: closed is closed."""
         return False
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:

@@ -76,7 +76,7 @@ class Peer:
         return self._outgoing.read()
 
     async def send(self, octets: bytes, pieces: Callable[[], int] = lambda: 1 << 30) -> None:
-        """Send octets of TLS in pieces of these lengths, each of which the client has read before the next."""
+        """Send octets of TLS in pieces of these lengths, one a turn of the loop."""
         while octets:
             length = pieces()
             self._writer.write(octets[:length])
