@@ -16,7 +16,7 @@ from proxy.http2.engine import Engine
 __all__ = ["Reads", "Slices"]
 
 _TURN_SECONDS: Final = 0.002
-_FIRST_SLICE_OCTETS: Final = 8 << 10
+_FIRST_SLICE_OCTETS: Final = 1 << 10
 _LEAST_SLICE_OCTETS: Final = 64
 _MOST_SLICE_OCTETS: Final = 64 << 10
 _QUICK_OCTETS: Final = 1 << 10

@@ -26,6 +26,7 @@ The way of a token: `relay` reads a route's `slot`; without a token in it, `sour
 * `source`                    tokens for routes: one mint for all requests of a key, refresh ahead of expiry, back-off
 * `cache`, `entry`, `slot`    where a token is kept (aiocache), the state of one key, and what the data path reads of it
 * `minter`, `uncached`        one mint with its deadline and the comparison of clocks; mints of discoveries
+* `gate`                      how many calls are under way at a time; discoveries get half of them
 * `polling`                   checks for changed credentials while tokens are cached
 * `schedule`, `model`         when to refresh and retry; keys, tokens and their claims (pure)
 * `google`                    the mint

@@ -18,12 +18,14 @@ from proxy.quoting import quoted, secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of
+from proxy.tokens.gate import Gate
 from proxy.tokens.http_proxies import Proxy, proxy_for
 from proxy.tokens.regular_files import FileTooLarge, NotRegularFile, read_regular
 
 __all__ = ["HttpClient"]
 
 _TOTAL_SECONDS: Final = 10.0
+_CALLS_AT_ONCE: Final = 16
 _MOST_OCTETS: Final = 256 * 1024
 _MOST_TRUST_OCTETS: Final = 16 << 20
 
@@ -43,13 +45,15 @@ class HttpClient:
         self._blocking = blocking
         self._direct = direct
         self._connect_seconds = connect_seconds
+        self._gate = Gate(_CALLS_AT_ONCE)
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
         """Make one call (`calls.Send`). Without a connection, another address of the host is tried once."""
-        return await self._send(method, url, headers, body, may_repeat=True)
+        async with self._gate.place():
+            return await self._send(method, url, headers, body, may_repeat=True)
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, may_repeat: bool
@@ -124,7 +128,7 @@ class HttpClient:
                     )
                 self._session = aiohttp.ClientSession(
                     # The resolver decides the order of addresses for each connection, so there is no cache before it.
-                    connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, ssl=context, limit=16),
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, ssl=context, limit=0),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
                     timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),

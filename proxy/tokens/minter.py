@@ -24,6 +24,7 @@ import structlog
 from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS, direction
 from proxy.errors import Failure, TokenExpired, TokenTimeout, TokenUnavailable
 from proxy.observe.observer import MintObserver
+from proxy.tokens.gate import mints_for_discovery
 from proxy.tokens.model import Token, TokenKey
 
 __all__ = ["Mint", "Minter"]
@@ -50,8 +51,10 @@ class Minter:
     async def mint(self, key: TokenKey, *, uncached: bool) -> Token:
         """Return a new token that is not expired by Google's clock, or raise a leaf of Failure.
 
-        Its `clock_ahead_seconds` is set. `uncached` is `fresh` in the log lines.
+        Its `clock_ahead_seconds` is set. `uncached` mints are those of discoveries: they leave room to others (`gate`),
+        and it is `fresh` in the log lines. To be called in a task of its own.
         """
+        mints_for_discovery.set(uncached)
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from proxy.errors import TokenTimeout, TokenUnavailable
 from proxy.tokens.blocking import outcome_of, start_daemon
 from proxy.tokens.calls import BlockingSend, Reply, Send
+from proxy.tokens.gate import Gate
 
 __all__ = ["GoogleAuthThreads"]
 
@@ -38,7 +39,7 @@ class GoogleAuthThreads:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._free_threads = asyncio.Semaphore(_THREADS)
+        self._threads = Gate(_THREADS)
         self._jobs: dict[concurrent.futures.Future[Any], _JobCalls] = {}
         self._closed = False
 
@@ -48,7 +49,7 @@ class GoogleAuthThreads:
         When cancelled or late (TokenTimeout), the job's HTTP call is cancelled and every further one refused, so that
         its thread ends. Another job may start at once.
         """
-        async with self._free_threads:
+        async with self._threads.place():
             if self._closed:
                 raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
             calls = _JobCalls(asyncio.get_running_loop(), self._send)

@@ -6,7 +6,6 @@ for good to mean that there is no metadata server: GKE's is not ready in the fir
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
@@ -28,6 +27,7 @@ from proxy.tokens.credentials import gke
 from proxy.tokens.credentials.iam_refusals import enable_account
 from proxy.tokens.credentials.lookup import looked_for
 from proxy.tokens.credentials.source import AccessTokenCache
+from proxy.tokens.gate import Gate
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
 
 __all__ = ["MetadataServer"]
@@ -62,7 +62,7 @@ class MetadataServer:
         self._send = send
         self._environment = environment
         self._clock = clock
-        self._gate = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._gate = Gate(_CALLS_AT_ONCE)
         self._cache = AccessTokenCache(self._access_token, clock)
         self._answered = False
 
@@ -146,7 +146,7 @@ class MetadataServer:
         host = self._host()
         url = f"http://{host}/computeMetadata/v1/{what}" + (f"?{urlencode(query)}" if query else "")
         try:
-            async with self._gate:
+            async with self._gate.place():
                 reply = await self._send("GET", url, {"metadata-flavor": "Google"})
         except TokenUnavailable as exc:
             if self._answered:

@@ -1,0 +1,36 @@
+"""So many calls at a time, and never all of them for discoveries: a refresh or a first mint finds a place at once.
+
+A discovery wants a new token each time, so a client that asks for discoveries of many services would otherwise have
+every call to Google, and the tokens of all others would wait behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Final
+
+__all__ = ["Gate", "mints_for_discovery"]
+
+mints_for_discovery: Final = ContextVar("mints_for_discovery", default=False)
+"""True in the task of a mint that only discoveries wait for."""
+
+
+class Gate:
+    """Has `places`, two at least. Discoveries get half of them; whoever waits is served in the order of arrival."""
+
+    def __init__(self, places: int) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._for_discoveries = asyncio.Semaphore(places // 2)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place, and have it for the time of a `with`."""
+        if not mints_for_discovery.get():
+            async with self._places:
+                yield
+            return
+        async with self._for_discoveries, self._places:
+            yield
