@@ -115,8 +115,8 @@ wheels: setup ## dist/: a wheel with libnghttp2 inside for each Python here, tri
 	@$(BIN)/python -m tests.shipping.wheels $(ARGS)
 
 .PHONY: release-check
-release-check: setup ## everything that a release consists of, built twice, tried, and listed (needs uv); ARGS=--rehearsal before the version is dated
-	@.ci/apt $(GIT)
+release-check: setup $(RESTATE) ## everything that a release consists of, built twice, tried, and listed (needs uv); ARGS=--rehearsal before the version is dated
+	@.ci/apt $(GIT) $(if $(shell command -v buildah),$(IMAGE_PACKAGES))
 	@UV='$(UV)' $(BIN)/python -m tests.shipping.release $(ARGS)
 
 .PHONY: check
