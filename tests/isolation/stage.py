@@ -23,7 +23,7 @@ from tests.support.peers.sockets import Gone, Peer, Reset, Server, client, serve
 from tests.support.processes import program
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["CAP_OCTETS", "LARGE_HEADS", "BadService", "Stage", "stage"]
+__all__ = ["CAP_OCTETS", "LARGE_HEADS", "BadService", "Stage", "assert_as_quick", "stage"]
 
 CAP_OCTETS = 8 << 20
 """`queued_octets` of the sidecar."""
@@ -79,6 +79,8 @@ class Stage:
 
     sidecar: Sidecar
     service: BadService
+    flags: list[str]
+    """Flags of the sidecar."""
     undisturbed: Sidecar
     """The second sidecar, without the route `bad`."""
     folder: Path
@@ -101,11 +103,19 @@ class Stage:
         async with asyncio.TaskGroup() as tasks:
             through = tasks.create_task(seconds_of(f"{self.sidecar.url}/good", self.folder / "through.log"))
             beside = tasks.create_task(seconds_of(f"{self.undisturbed.url}/good", self.folder / "beside.log"))
-        took = percentile(through.result(), 99)
-        most_seconds = 3 * max(self.quiet_seconds, *beside.result()) + _NOISE_SECONDS
-        assert took <= most_seconds, f"{took:.3f} s, more than {most_seconds:.3f} s"
+        assert_as_quick(through.result(), [self.quiet_seconds, *beside.result()])
         grown = self.sidecar.resident_octets - self.idle_octets
         assert grown <= 1.25 * CAP_OCTETS + _NOISE_OCTETS, f"{grown >> 20} MiB more than idle"
+
+
+def assert_as_quick(through: list[float], beside: list[float]) -> None:
+    """99 % of the requests took three times as long at most as the slowest of those that nobody disturbed; in seconds.
+
+    That one, and not its 99 %, because what the machine does to a neighbour now and then it does to each at its time.
+    """
+    took = percentile(through, 99)
+    most_seconds = 3 * max(beside) + _NOISE_SECONDS
+    assert took <= most_seconds, f"{took:.3f} s, more than {most_seconds:.3f} s"
 
 
 async def seconds_of(url: str, log: Path) -> list[float]:
@@ -136,15 +146,16 @@ async def stage(folder: Path, engine: str, *flags: str, metadata: str | None = N
         options = ["--http2-engine", engine, "--queued-octets", str(CAP_OCTETS)]
         options.append("--no-gcp-id-token" if metadata is None else "--allow-http")
         env = {"GCE_METADATA_HOST": metadata}
+        all_flags = [*routes, *options, *flags]
         try:
             async with (
-                sidecar(*routes, *options, *flags, env=env) as running,
+                sidecar(*all_flags, env=env) as running,
                 sidecar(*to_good, *options, env=env) as undisturbed,
             ):
                 for one in (running, undisturbed):
                     # The first request of each waits for a connection, and perhaps for a token.
                     await seconds_of(f"{one.url}/good", folder / "first.log")
                 quiet = percentile(await seconds_of(f"{running.url}/good", folder / "quiet.log"), 99)
-                yield Stage(running, bad, undisturbed, folder, running.resident_octets, quiet)
+                yield Stage(running, bad, all_flags, undisturbed, folder, running.resident_octets, quiet)
         finally:
             answering.cancel()
