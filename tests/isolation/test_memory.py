@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import h2.exceptions
@@ -20,6 +20,9 @@ each_engine = pytest.mark.parametrize("engine", ["h2", "nghttp2"])
 
 # A stream of the sidecar waits with up to 1 MiB; this many streams are more than the cap.
 STREAMS = CAP_OCTETS // MIB * 2
+
+EXCHANGE_OCTETS = 4 << 10
+"""What is charged for each exchange, beside its head and content."""
 
 OVERLOADED = '"code": "overloaded"'
 
@@ -108,6 +111,22 @@ async def test_uploads_to_a_service_that_reads_nothing_stay_within_the_cap(engin
             await at.sidecar.logged(OVERLOADED)
             await at.assert_unharmed()
             uploader.transport.abort()
+
+
+@each_engine
+@pytest.mark.asyncio
+async def test_requests_that_hang_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
+    async with stage(tmp_path, engine) as at, AsyncExitStack() as clients:
+        at.service.behaviours["hang"] = hang
+        # Together half more than the exchanges that fill the cap.
+        for _ in range(3):
+            greedy = await clients.enter_async_context(at.client())
+            for _ in range(CAP_OCTETS // EXCHANGE_OCTETS // 2):
+                greedy.queue("/bad/hang", end=True)
+            greedy.flush()
+            await greedy.ping()
+        await at.sidecar.logged(OVERLOADED)
+        await at.assert_unharmed()
 
 
 @each_engine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.isolation.stage import Stage, assert_as_quick, stage
+from tests.isolation.stage import Stage, assert_as_quick, stage, waited_seconds
 from tests.support.peers.sockets import Gone, Peer, client
 from tests.support.processes import connections_on
 from tests.support.sidecar import sidecar, worker_pids
@@ -73,6 +73,9 @@ async def unharmed(at: Stage, losses: int = 0) -> AsyncIterator[None]:
     over = asyncio.Event()
     keeping = [Asking(running.address, over, keeps=True) for running in (at.sidecar, at.undisturbed)]
     coming = [Asking(running.address, over, keeps=False, losses=losses) for running in (at.sidecar, at.undisturbed)]
+    # What serves is another process afterwards.
+    lasting = (at.good.pid, at.undisturbed.program.pid, os.getpid())
+    waited_before = waited_seconds(*lasting)
     async with asyncio.TaskGroup() as tasks:
         try:
             for pair in (keeping, coming):
@@ -83,8 +86,9 @@ async def unharmed(at: Stage, losses: int = 0) -> AsyncIterator[None]:
             yield
         finally:
             over.set()
+    waited = waited_seconds(*lasting) - waited_before
     for through, beside in (keeping, coming):
-        assert_as_quick(through.seconds, beside.seconds)
+        assert_as_quick(through.seconds, beside.seconds, waited)
 
 
 @each_engine

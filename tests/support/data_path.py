@@ -98,7 +98,7 @@ class World:
         limits: Limits | None = None,
         client_limits: Limits | None = None,
         service_limits: Limits | None = None,
-        queued_octets: int = 1 << 20,
+        queued_octets: int = 16 << 20,
         replay_octets: int = 1_000,
         tokens: Callable[[Callable[[], float]], Tokens] | None = None,
         random_fraction: Callable[[], float] = lambda: 0.0,

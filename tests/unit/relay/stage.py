@@ -17,6 +17,9 @@ from tests.support.peers.memory import Client, Service
 
 TOKEN_FIELD = b"x-serverless-authorization"
 HOUR = 3_600.0
+EXCHANGE_OCTETS = 4_096
+"""What is charged for each exchange beside its head and content."""
+
 WINDOW = 40_000
 DISCARDED = 64 << 10
 SMALL = Limits(stream_window_octets=WINDOW)

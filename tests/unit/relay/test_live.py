@@ -58,7 +58,7 @@ def test_the_live_state_is_that_of_the_dispatcher_its_slots_and_pools(make: Engi
         assert state.token(signed) is None
         gone = route("gone")
         assert state.token(gone) is None
-        assert (state.draining, state.queued_octets_limit) == (False, 1 << 20)
+        assert (state.draining, state.queued_octets_limit) == (False, 16 << 20)
         assert state.queued_octets == world.budget.queued_octets > 0, "the request's head is held"
         world.dispatcher.draining = True
         assert state.draining

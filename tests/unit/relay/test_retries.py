@@ -12,7 +12,7 @@ from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
-from tests.unit.relay.stage import DISCARDED, TRAILERS, begun
+from tests.unit.relay.stage import DISCARDED, EXCHANGE_OCTETS, TRAILERS, begun
 
 
 @each_bare_engine
@@ -99,7 +99,7 @@ def test_a_stream_refused_after_the_response_began_is_not_retried(make: EngineFa
 @each_bare_engine
 def test_held_content_never_uses_up_the_budget(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=200_000, connection_window_octets=65_535)
-    with World(make=make, limits=limits, queued_octets=50_000, replay_octets=10_000) as world:
+    with World(make=make, limits=limits, queued_octets=50_000 + 8 * EXCHANGE_OCTETS, replay_octets=10_000) as world:
         client = world.client()
         streams = [client.request(f"/svc/{number}") for number in range(8)]
         world.settle()

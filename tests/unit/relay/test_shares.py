@@ -13,7 +13,7 @@ from proxy.http2.events import ErrorCode, StreamId
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
-from tests.unit.relay.stage import SMALL, WINDOW
+from tests.unit.relay.stage import EXCHANGE_OCTETS, SMALL, WINDOW
 
 LIMIT = 200_000
 
@@ -185,7 +185,7 @@ def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: Engi
         service, far = world.latest("/x")
         service.respond(far)
         world.settle()
-        assert world.budget.queued_octets == 0
+        assert world.budget.queued_octets == EXCHANGE_OCTETS
         assert service.streams[far].value(b"x-field-9") == b"v" * 4_000
         client.engine.send_data(stream, b"", end_stream=True)
         service.engine.send_data(far, b"", end_stream=True)
