@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import ssl
@@ -21,6 +22,8 @@ _log: Final = structlog.get_logger("downstream")
 
 HANDSHAKE_SECONDS: Final = 10.0
 """Time for a handshake."""
+_LAST_SECONDS: Final = 1.0
+"""Time for the first octets of a client that has sent none when the listener is closed."""
 _POLL_SECONDS: Final = 5.0
 """Between two looks at the files."""
 _SHUTDOWN_SECONDS: Final = 1.0
@@ -165,6 +168,10 @@ class Handshakes:
         self._admits = admits
         self._on_failed = on_failed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silent: set[asyncio.Timeout] = set()
+        """The deadlines of clients that have sent nothing yet."""
+        self._silent_until = math.inf
+        """No client may be silent for longer, as the event loop counts."""
         self._turn = asyncio.Lock()
         """Held by the handshake that has its turn: to sign takes milliseconds, in which nothing else is served."""
 
@@ -184,7 +191,11 @@ class Handshakes:
         task.add_done_callback(self._tasks.discard)
 
     async def wait(self) -> None:
-        """Wait for all handshakes under way."""
+        """Wait for all handshakes under way, for a second at most for those of which nothing has come."""
+        until = self._silent_until = self._loop.time() + _LAST_SECONDS
+        for deadline in self._silent:
+            if not deadline.expired():
+                deadline.reschedule(min(until, deadline.when() or until))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _shake_hands(
@@ -229,13 +240,18 @@ class Handshakes:
         readable = asyncio.Event()
         complete = False
         self._loop.add_reader(connection, readable.set)
+        began = self._loop.time()
+        deadline = asyncio.timeout_at(min(began + HANDSHAKE_SECONDS, self._silent_until))
+        self._silent.add(deadline)
         try:
-            async with asyncio.timeout(HANDSHAKE_SECONDS):
+            async with deadline:
                 await readable.wait()
             complete = True
         except TimeoutError:
-            raise ConnectionAbortedError(f"the client has sent nothing for {HANDSHAKE_SECONDS:g} s") from None
+            waited = self._loop.time() - began
+            raise ConnectionAbortedError(f"the client has sent nothing for {waited:.0f} s") from None
         finally:
+            self._silent.discard(deadline)
             self._loop.remove_reader(connection)
             if not complete:
                 connection.close()

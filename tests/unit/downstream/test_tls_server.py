@@ -76,3 +76,21 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
             client.close()
         server.close()
         await server.wait_closed()
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(tmp_path: Path) -> None:
+    certificate, key = Certificates.create(tmp_path).server_files("localhost")
+    loop = asyncio.get_running_loop()
+    failed: list[str] = []
+    context = TlsContext(TlsFiles(certificate, key))
+    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda why, _: failed.append(why))
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as silent:
+        server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
+        silent.connect(listening.getsockname())
+        server.close()
+        began = loop.time()
+        await server.wait_closed()
+        assert loop.time() - began < 5
+        assert failed == ["the client has sent nothing for 1 s"]
+        assert silent.recv(1) == b""
