@@ -23,12 +23,15 @@ def client_hello() -> bytes:
     return sends.read()
 
 
+@pytest.fixture
+def context(tmp_path: Path) -> TlsContext:
+    return TlsContext(TlsFiles(*Certificates.create(tmp_path).server_files("localhost")))
+
+
 @pytest.mark.asyncio
-async def test_all_connections_in_its_queue_are_accepted_before_it_closes(tmp_path: Path) -> None:
-    certificate, key = Certificates.create(tmp_path).server_files("localhost")
+async def test_all_connections_in_its_queue_are_accepted_before_it_closes(context: TlsContext) -> None:
     loop = asyncio.get_running_loop()
     accepted: list[bool] = []
-    context = TlsContext(TlsFiles(certificate, key))
     # None is admitted, so each is closed as soon as it is accepted.
     handshakes = Handshakes(loop, context, admits=lambda *_: False, on_failed=lambda *_: None)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
@@ -43,8 +46,9 @@ async def test_all_connections_in_its_queue_are_accepted_before_it_closes(tmp_pa
 
 
 @pytest.mark.asyncio
-async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_client_has_spoken(tmp_path: Path) -> None:
-    certificate, key = Certificates.create(tmp_path).server_files("localhost")
+async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_client_has_spoken(
+    context: TlsContext,
+) -> None:
     loop = asyncio.get_running_loop()
     turn, begun, hello = 1, Counter[int](), client_hello()
     complete = asyncio.Event()
@@ -61,7 +65,6 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
             complete.set()
         return asyncio.Protocol()
 
-    context = TlsContext(TlsFiles(certificate, key))
     handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda *_: None)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         server = TlsServer(loop, listening, handshakes, make, lambda: None)
@@ -79,11 +82,9 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(tmp_path: Path) -> None:
-    certificate, key = Certificates.create(tmp_path).server_files("localhost")
+async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(context: TlsContext) -> None:
     loop = asyncio.get_running_loop()
     failed: list[str] = []
-    context = TlsContext(TlsFiles(certificate, key))
     handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda why, _: failed.append(why))
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as silent:
         server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
