@@ -116,7 +116,8 @@ wheels: setup ## dist/: a wheel with libnghttp2 inside for each Python here, tri
 
 .PHONY: release-check
 release-check: setup $(RESTATE) ## everything that a release consists of, built twice, tried, and listed (needs uv); ARGS=--rehearsal before the version is dated
-	@.ci/apt $(GIT) $(if $(shell command -v buildah),$(IMAGE_PACKAGES))
+	@.ci/apt $(GIT)
+	@! command -v buildah >/dev/null || .ci/apt $(IMAGE_PACKAGES)
 	@UV='$(UV)' $(BIN)/python -m tests.shipping.release $(ARGS)
 
 .PHONY: check

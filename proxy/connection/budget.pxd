@@ -1,24 +1,39 @@
 cimport cython
 
+cdef Py_ssize_t _NOTICEABLE_SHARE
+cdef Py_ssize_t _LARGE_EXCHANGE_OCTETS
+
 @cython.final
 cdef class Budget:
     cdef public Py_ssize_t limit_octets
     cdef readonly Py_ssize_t queued_octets
-    cdef set _accounts
+    cdef set _owners
+    cdef dict _known
     cdef object _call_soon
     cdef bint _relief_scheduled
     cdef set _waiting
 
     cpdef bint is_used_up(self)
     cpdef bint is_crowded(self)
-    @cython.locals(account=Account, noticeable=Py_ssize_t, holders=Py_ssize_t)
+    @cython.locals(owner=Owner)
+    cpdef join(self, Account account, key)
+    @cython.locals(owner=Owner, account=Account, noticeable=Py_ssize_t, holders=Py_ssize_t)
     cpdef bint exceeds_share(self, Py_ssize_t octets)
     cpdef change(self, Py_ssize_t octets)
+    @cython.locals(owner=Owner)
+    cdef _leave(self, Account account)
     cpdef Py_ssize_t _relieved_octets(self)
+
+@cython.final
+cdef class Owner:
+    cdef readonly set accounts
+    cdef readonly object key
+    cdef readonly Py_ssize_t octets
 
 @cython.final
 cdef class Account:
     cdef readonly Budget budget
+    cdef readonly Owner owner
     cdef readonly Py_ssize_t octets
     cdef readonly object give_up
     cdef public object on_cancel

@@ -1,12 +1,23 @@
-"""How many octets a worker may queue, and which owner holds how many of them."""
+"""How many octets a worker may queue, and which owner holds how many of them.
+
+Each connection has an account. At the limit, who gives way is an owner: all clients of one address, or all connections
+to one service, because who has a thousand connections may hold little on each. Below it, new requests are refused by
+connection, because a Restate has the same address as every other process of its machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Final
 
 from proxy.errors import Overloaded
 
-__all__ = ["Account", "Budget", "memory_is_short"]
+__all__ = ["Account", "Budget", "Owner", "memory_is_short"]
+
+_NOTICEABLE_SHARE: Final = 256
+"""A connection that holds less than this part of the limit is none of those that share it."""
+_LARGE_EXCHANGE_OCTETS: Final = 16 << 10
+"""An exchange that holds so many gives way before all smaller ones of its owner: those may just wait for an answer."""
 
 
 def memory_is_short() -> Overloaded:
@@ -17,26 +28,43 @@ def memory_is_short() -> Overloaded:
 class Budget:
     """The octets that all owners of a worker hold, against a limit.
 
-    Each owner has an `Account`. When the limit is reached, the owner with the most octets is told to give some of them
-    up, in the next loop turn, until a quarter is free; a connection withholds its connection window until there is
-    room. `call_soon` schedules a call for the next loop turn; without it no owner is told.
+    When the limit is reached, the owner with the most octets is told to give some of them up, in the next loop turn,
+    until a quarter is free; a connection withholds its connection window until there is room. `call_soon` schedules a
+    call for the next loop turn; without it no owner is told.
     """
 
-    __slots__ = ("_accounts", "_call_soon", "_relief_scheduled", "_waiting", "limit_octets", "queued_octets")
+    __slots__ = ("_call_soon", "_known", "_owners", "_relief_scheduled", "_waiting", "limit_octets", "queued_octets")
 
     def __init__(self, limit_octets: int, call_soon: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.limit_octets = limit_octets
         self.queued_octets = 0
-        self._accounts: set[Account] = set()
+        self._owners: set[Owner] = set()
+        """Those that have an account."""
+        self._known: dict[Hashable, Owner] = {}
+        """Those of them that accounts can join."""
         self._call_soon = call_soon
         self._relief_scheduled = False
         self._waiting: set[Callable[[], None]] = set()
 
-    def open_account(self, give_up: Callable[[int], None]) -> Account:
-        """Return the account of a new owner; `give_up` is called with the octets that it has to give up."""
+    def open_account(self, give_up: Callable[[int, int], None]) -> Account:
+        """Return the account of a new owner.
+
+        `give_up` is called with the octets that it has to give up, and how many an exchange must hold to be ended.
+        """
         account = Account(self, give_up)
-        self._accounts.add(account)
+        self._owners.add(account.owner)
         return account
+
+    def join(self, account: Account, key: Hashable) -> None:
+        """Let the account be one of the owner with this key."""
+        self._leave(account)
+        owner = self._known.get(key)
+        if owner is None:
+            owner = self._known[key] = Owner(key)
+            self._owners.add(owner)
+        account.owner = owner
+        owner.accounts.add(account)
+        owner.octets += account.octets
 
     def is_used_up(self) -> bool:
         """Return True if no more content should be accepted."""
@@ -47,17 +75,18 @@ class Budget:
         return self.queued_octets > self.limit_octets // 2
 
     def exceeds_share(self, octets: int) -> bool:
-        """Return True if the budget is crowded, and an owner with so many octets holds more than its share.
+        """Return True if the budget is crowded, and so many octets are more than a share.
 
-        The share is half of the limit, divided among the owners that hold a noticeable part of it.
+        The share is half of the limit, divided among the connections that hold a noticeable part of it.
         """
         if not self.is_crowded():
             return False
-        noticeable = self.limit_octets // 256
+        noticeable = self.limit_octets // _NOTICEABLE_SHARE
         holders = 0
-        for account in self._accounts:
-            if account.octets > noticeable:
-                holders += 1
+        for owner in self._owners:
+            for account in owner.accounts:
+                if account.octets > noticeable:
+                    holders += 1
         return octets > noticeable and octets * holders * 2 > self.limit_octets
 
     def change(self, octets: int) -> None:
@@ -82,9 +111,18 @@ class Budget:
         self._waiting.discard(wake)
 
     def close_account(self, account: Account) -> None:
-        """Forget an owner; what it still holds is not charged any more."""
+        """Forget an account; what it still holds is not charged any more."""
         account.change(-account.octets)
-        self._accounts.discard(account)
+        self._leave(account)
+
+    def _leave(self, account: Account) -> None:
+        """Take an account from its owner, and forget an owner without an account."""
+        owner = account.owner
+        owner.accounts.discard(account)
+        owner.octets -= account.octets
+        if not owner.accounts:
+            self._owners.discard(owner)
+            self._known.pop(owner.key, None)
 
     def _relieved_octets(self) -> int:
         return self.limit_octets - self.limit_octets // 4
@@ -92,38 +130,65 @@ class Budget:
     def _relieve(self) -> None:
         """Have the owners with the most octets give them up, until a quarter of the limit is free."""
         # Owners that cannot give anything up are asked once, and what others queue meanwhile schedules no second call.
-        left = set(self._accounts) if self.is_used_up() else set()
+        left = set(self._owners) if self.is_used_up() else set()
         while left and (excess := self.queued_octets - self._relieved_octets()) > 0:
-            largest = max(left, key=lambda account: account.octets)
+            largest = max(left, key=lambda owner: owner.octets)
             if not largest.octets:
                 break
             before = self.queued_octets
-            largest.give_up(min(excess, largest.octets))
-            if self.queued_octets >= before or largest not in self._accounts:
+            self._ask(largest, excess)
+            if self.queued_octets >= before or largest not in self._owners:
                 left.discard(largest)
         self._relief_scheduled = False
 
+    def _ask(self, owner: Owner, octets: int) -> None:
+        """Have an owner give up so many octets, if it has them: large exchanges of all its connections first.
+
+        So who has many connections that hold much does not end what waits on others of the same address.
+        """
+        until = self.queued_octets - octets
+        for least_octets in (_LARGE_EXCHANGE_OCTETS, 1):
+            for account in sorted(owner.accounts, key=lambda account: account.octets, reverse=True):
+                excess = min(self.queued_octets - until, account.octets)
+                if excess > 0:
+                    account.give_up(excess, least_octets)
+
+
+class Owner:
+    """The accounts that one owner has, and the octets of all of them."""
+
+    __slots__ = ("accounts", "key", "octets")
+
+    def __init__(self, key: Hashable = None) -> None:
+        self.accounts: set[Account] = set()
+        self.octets = 0
+        self.key = key
+        """By which accounts join it; None if there is just one."""
+
 
 class Account:
-    """The octets that one owner holds: the connection of a client, or one to an upstream."""
+    """The octets that one connection of a client holds, or one to a service."""
 
-    __slots__ = ("budget", "give_up", "held_back", "octets", "on_cancel")
+    __slots__ = ("budget", "give_up", "held_back", "octets", "on_cancel", "owner")
 
-    def __init__(self, budget: Budget, give_up: Callable[[int], None]) -> None:
+    def __init__(self, budget: Budget, give_up: Callable[[int, int], None]) -> None:
         self.budget = budget
         self.give_up = give_up
-        """Called with the number of octets to give up."""
+        """Called with the number of octets to give up, and how many an exchange must hold to be ended."""
+        self.owner = Owner()
+        self.owner.accounts.add(self)
         self.octets = 0
         self.on_cancel: Callable[[], None] | None = None
-        """Called when a request of the owner is cancelled before its response has begun."""
+        """Called when a request of the connection is cancelled before its response has begun."""
         self.held_back = False
-        """Whether new requests of the owner wait for a moment before they are sent."""
+        """Whether new requests of the connection wait for a moment before they are sent."""
 
     def change(self, octets: int) -> None:
-        """Note that the owner holds so many more (or fewer) octets."""
+        """Note that the connection holds so many more (or fewer) octets."""
         self.octets += octets
+        self.owner.octets += octets
         self.budget.change(octets)
 
     def exceeds_share(self) -> bool:
-        """Return True if the budget is crowded and this owner holds more than its share."""
+        """Return True if the budget is crowded and this connection holds more than its share."""
         return self.budget.exceeds_share(self.octets)

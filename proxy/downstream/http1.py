@@ -159,8 +159,10 @@ class Http1Stream(Stream):
 
     # ---- both directions
 
-    def _give_up(self, octets: int) -> None:
+    def _give_up(self, octets: int, least_octets: int) -> None:
         """Abort the exchange, or what is left of its response; and drop all that is queued."""
+        if self.account.octets < least_octets:
+            return
         if self.receiver is not None:
             self.receiver.on_evicted(memory_is_short())
         elif self._queued_octets:

@@ -163,7 +163,9 @@ class Listener:
         connection.on_refused = self._stream_refused
         connection.on_cut_off = self._observer.downstream_cut_off
         accepted.h2c = connection
-        budget = self.cancels.of(address_key(transport))
+        address = address_key(transport)
+        self._budget.join(connection.account, address)
+        budget = self.cancels.of(address)
         budget.open(connection.account, connection.on_cancelled)
         self._connections.add(connection)
         self._observer.downstream_opened()
@@ -191,7 +193,9 @@ class Listener:
             self.refused("browser", protocol="HTTP/1.1")
             return
         stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget)
-        budget = self.cancels.of(scope["state"][CLIENT])
+        address = scope["state"][CLIENT]
+        self._budget.join(stream.account, address)
+        budget = self.cancels.of(address)
         budget.open(stream.account)
         self._http1.add(stream)
         try:

@@ -15,7 +15,6 @@ cdef class RequestContent(StreamReceiver):
     cdef public UpstreamConnection connection
     cdef Account _account
     cdef Py_ssize_t _head_octets
-    cdef bint _charged
     cdef bint _holding
     cdef Py_ssize_t _held_octets
     cdef bytes _first_held

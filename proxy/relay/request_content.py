@@ -39,7 +39,6 @@ class RequestContent(StreamReceiver):
     __slots__ = (
         "_account",
         "_acknowledged_octets",
-        "_charged",
         "_discarded_octets",
         "_first_held",
         "_head_octets",
@@ -67,7 +66,6 @@ class RequestContent(StreamReceiver):
         self._account = account
         self._head_octets = downstream.head_octets
         account.change(self._head_octets + _EXCHANGE_OCTETS)
-        self._charged = True
         self._holding = True
         self._held_octets = 0
         # Most requests have one piece, for which no list is made.
@@ -126,13 +124,10 @@ class RequestContent(StreamReceiver):
         return True
 
     def release(self) -> None:
-        """Hold nothing, and charge nothing any more."""
+        """Hold nothing, and charge nothing any more; to be called once."""
         if self._holding:
             self.drop_held()
-        if self._charged:
-            self._charged = False
-            self._account.change(-self._head_octets - _EXCHANGE_OCTETS)
-            self._head_octets = 0
+        self._account.change(-self._head_octets - _EXCHANGE_OCTETS)
 
     def owner(self) -> Account:
         """Return the account of the client."""
@@ -156,7 +151,7 @@ class RequestContent(StreamReceiver):
 
     def count_held_octets(self) -> int:
         """Return the octets of head and content that are held, with those of the exchange itself."""
-        return self._held_octets + self._head_octets + (_EXCHANGE_OCTETS if self._charged else 0)
+        return self._held_octets + self._head_octets + _EXCHANGE_OCTETS
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the client holds more than its share of it."""

@@ -1,6 +1,5 @@
 cimport cython
 
-from proxy.connection.budget cimport Budget
 from proxy.http2.engine cimport Stream, StreamReceiver
 from proxy.upstream.connection cimport ConnectionOwner, UpstreamConnection
 
@@ -23,7 +22,7 @@ cdef class OriginPool(ConnectionOwner):
     cdef readonly object queue
 
     cpdef bint has_fruitless(self)
-    @cython.locals(connection=UpstreamConnection, budget=Budget, octets=Py_ssize_t)
+    @cython.locals(connection=UpstreamConnection)
     cpdef bint exceeds_share(self)
     cpdef UpstreamConnection ready(self)
     @cython.locals(connection=UpstreamConnection)

@@ -87,15 +87,9 @@ class OriginPool(ConnectionOwner):
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
-        octets = 0
-        budget = None
         for connection in self.connections:
-            if budget is None:
-                budget = connection.budget  # that of all of them
-                if not budget.is_crowded():
-                    return False
-            octets += connection.account.octets
-        return budget is not None and budget.exceeds_share(octets)
+            return connection.budget.exceeds_share(connection.account.owner.octets)
+        return False
 
     def ready(self) -> UpstreamConnection | None:
         """Return a connection with a free stream; None if there is none, or if other requests wait for one."""
@@ -112,6 +106,7 @@ class OriginPool(ConnectionOwner):
         """Use the streams of this connection, too."""
         self.connections.append(connection)
         connection.owner = self
+        connection.budget.join(connection.account, self.origin)
         self.connection_changed(connection)
 
     def connection_changed(self, connection: UpstreamConnection) -> None:

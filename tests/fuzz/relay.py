@@ -201,7 +201,8 @@ class Relay(World):
                 who, what = kind.split()
                 wire = self.client_end if who == "client" else self.service_end
                 if wire is not None and not wire.transport.lost:
-                    _act(wire, what)
+                    with self.loop.in_turn():
+                        _act(wire, what)
         assert not self.loop.uncaught, self.loop.uncaught
 
     def run_case(self, steps: Sequence[Step]) -> None:

@@ -7,6 +7,7 @@ import socket
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
+import h2.events
 import h2.exceptions
 import pytest
 from h2.settings import SettingCodes
@@ -76,6 +77,32 @@ async def test_large_responses_in_the_socket_of_a_client_stay_within_the_cap(eng
                 slow.open("/bad/large", end=True)
             await at.sidecar.logged(OVERLOADED)
             await at.assert_unharmed()
+
+
+@each_engine
+@pytest.mark.asyncio
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+async def test_connections_that_hold_less_than_another_do_not_end_its_streams(
+    engine: str, address: str, tmp_path: Path
+) -> None:
+    async with stage(tmp_path, engine) as at, at.client() as calm, AsyncExitStack() as clients:
+        at.service.behaviours |= {"large": large, "hang": hang}
+        # The connection with the most octets is this one, whose address is 127.0.0.1.
+        waiting = [calm.queue("/bad/hang", end=True) for _ in range(CAP_OCTETS // EXCHANGE_OCTETS // 5)]
+        calm.flush()
+        await calm.ping()
+        for _ in range(STREAMS):
+            slow = await clients.enter_async_context(
+                at.client(settings={SettingCodes.INITIAL_WINDOW_SIZE: 0}, acknowledging=False, address=address)
+            )
+            slow.open("/bad/large", end=True)
+        await at.sidecar.logged(OVERLOADED)
+        await at.assert_unharmed()
+        await calm.ping()
+        assert not [
+            event for event in calm.seen if isinstance(event, h2.events.StreamReset | h2.events.ResponseReceived)
+        ]
+        assert calm.h2.open_outbound_streams == len(waiting)
 
 
 @each_engine

@@ -206,14 +206,19 @@ class World:
 
     def step(self) -> None:
         """Move octets, and run one turn of the loop."""
-        self._move()
+        self._move_in_turn()
         self.loop.turn()
 
     def settle(self) -> None:
         """Move octets until none are on their way, and nothing is ready to run."""
         self.loop.run_ready()
-        while self._move():
+        while self._move_in_turn():
             self.loop.run_ready()
+
+    def _move_in_turn(self) -> bool:
+        # A transport calls its protocol in a turn of the loop.
+        with self.loop.in_turn():
+            return self._move()
 
     def _move(self) -> bool:
         moved = [wire.move() for wire in self.wires]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, ParamSpec
 
@@ -84,6 +85,15 @@ class ManualLoop(IdleLoop):
     def run_ready(self) -> None:
         """Run until nothing is ready."""
         self.run_until_complete(loop_idle())
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """For the time of a `with`, be the running loop: what is called there believes to be called in a turn."""
+        asyncio.events._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio.events._set_running_loop(None)
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and run the timers that have become due."""

@@ -73,16 +73,28 @@ class Owners:
         self.budget = Budget(limit_octets, self.calls.append)
         self.asked: list[tuple[str, int]] = []
 
-    def open(self, name: str, octets: int, *, most_freed: int | None = None) -> Account:
-        """Add an owner that frees what it is asked for, or at most so much."""
+    def open(
+        self,
+        name: str,
+        octets: int,
+        *,
+        most_freed: int | None = None,
+        owner: str | None = None,
+        largest: int | None = None,
+    ) -> Account:
+        """Add an account that frees what it is asked for, or at most so much; its exchanges hold up to `largest`."""
 
-        def give_up(asked: int) -> None:
+        def give_up(asked: int, least_octets: int) -> None:
+            if least_octets > (octets if largest is None else largest):
+                return
             self.asked.append((name, asked))
             freed = asked if most_freed is None else min(asked, most_freed)
             account.change(-min(freed, account.octets))
 
         account = self.budget.open_account(give_up)
         account.change(octets)
+        if owner is not None:
+            self.budget.join(account, owner)
         return account
 
     def turn(self) -> None:
@@ -117,10 +129,9 @@ def test_owners_that_give_up_nothing_are_asked_once_a_turn_and_again_after_a_cha
     owners = Owners(1000)
     account = owners.open("stubborn", 1000, most_freed=0)
     owners.open("empty", 0)
-    owners.turn()
-    assert owners.asked == [("stubborn", 250)]
-    owners.turn()
-    assert owners.asked == [("stubborn", 250)]
+    for _ in range(2):
+        owners.turn()
+        assert owners.asked == [("stubborn", 250)]
     account.change(1)
     owners.turn()
     assert owners.asked == [("stubborn", 250), ("stubborn", 251)]
@@ -132,6 +143,42 @@ def test_no_owner_is_asked_if_there_is_room_again_before_the_next_turn() -> None
     account.change(-1)
     owners.turn()
     assert not owners.asked
+
+
+def test_an_owner_with_many_small_accounts_gives_way_before_a_larger_account_of_another() -> None:
+    owners = Owners(1000)
+    for number in range(8):
+        owners.open(f"many {number}", 100, owner="many")
+    single = owners.open("single", 200, owner="single")
+    owners.turn()
+    assert {name for name, _ in owners.asked} < {f"many {number}" for number in range(8)}
+    assert sum(asked for _, asked in owners.asked) == 250
+    assert (single.octets, owners.budget.queued_octets) == (200, 750)
+
+
+def test_large_exchanges_of_an_owner_give_way_before_a_larger_account_with_small_ones() -> None:
+    owners = Owners(1 << 20)
+    half, large = 1 << 19, 16 << 10
+    calm = owners.open("calm", half, owner="it", largest=large - 1)
+    for number in range(4):
+        owners.open(f"large {number}", half // 4, owner="it", largest=large)
+    owners.turn()
+    assert calm.octets == half
+    assert {name.partition(" ")[0] for name, _ in owners.asked} == {"large"}
+    assert owners.budget.queued_octets == (1 << 20) // 4 * 3
+
+
+def test_an_owner_whose_accounts_are_closed_is_forgotten() -> None:
+    owners = Owners(1000)
+    first = owners.open("first", 400, owner="it")
+    second = owners.open("second", 500, owner="it")
+    assert first.owner is second.owner
+    assert first.owner.octets == 900
+    owners.budget.close_account(first)
+    assert second.owner.octets == 500
+    owners.budget.close_account(second)
+    assert owners.open("third", 1, owner="it").owner.octets == 1
+    assert owners.budget.queued_octets == 1
 
 
 def test_octets_without_an_owner_evict_no_owner() -> None:

@@ -47,7 +47,7 @@ def test_all_clients_of_a_unix_socket_have_one_key(peername: object) -> None:
 
 
 def account() -> Account:
-    return Budget(1 << 20).open_account(lambda _: None)
+    return Budget(1 << 20).open_account(lambda *_: None)
 
 
 @with_manual_clock

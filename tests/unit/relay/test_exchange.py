@@ -27,7 +27,7 @@ class SilentOwner(ExchangeOwner):
 
 def exchange_after(*moves: Move) -> Exchange:
     exchange = Exchange()
-    account = Budget(1).open_account(lambda _: None)
+    account = Budget(1).open_account(lambda *_: None)
     exchange.begin_content(Stream(), [], account)
     exchange.begin(SilentOwner(), False, 0.0)
     for move in moves:
