@@ -301,7 +301,7 @@ class Settings(PeerSettings):
         description=(
             "Cap on all octets that wait in one worker, the heads of requests and 4 KiB for each exchange included. "
             "Near it, new requests of a client or service with more than its share get 503; "
-            "at it, exchanges of the connection with the most octets are ended."
+            "at it, exchanges of the address or service with the most octets are ended."
         ),
     )
     replay_octets: Octets = Field(

@@ -1,5 +1,6 @@
 cimport cython
 
+from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream, StreamReceiver
 from proxy.upstream.connection cimport ConnectionOwner, UpstreamConnection
 
@@ -28,6 +29,9 @@ cdef class OriginPool(ConnectionOwner):
     @cython.locals(connection=UpstreamConnection)
     cpdef UpstreamConnection free(self)
     cpdef connection_changed(self, UpstreamConnection connection)
-    @cython.locals(connection=UpstreamConnection, stream=Stream, receiver=StreamReceiver, theirs=list, largest=list)
+    @cython.locals(
+        connection=UpstreamConnection, stream=Stream, receiver=StreamReceiver,
+        held=dict, most=dict, mine=dict, largest=list,
+    )
     cpdef bint give_way(self, owner)
     cpdef serve(self)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
+from proxy.connection.budget import Account
 from proxy.errors import Failure, Overloaded
 from proxy.http2.engine import StreamReceiver
 from proxy.observe.observer import UpstreamObserver
@@ -150,24 +151,29 @@ class OriginPool(ConnectionOwner):
             waiter.set_result(connection)
 
     def give_way(self, owner: Hashable) -> bool:
-        """End an exchange of the owner with most streams, if `owner` has less than half as many; True if one ended.
+        """End an exchange of the client with most streams, if `owner` has less than half as many; True if one ended.
 
-        It is the newest of them. A stream of a cancelled request, which is held back, is taken before.
+        The clients of an address have theirs together; within an address, each has its own. It is the newest of the
+        connection with most. A stream of a cancelled request, which is held back, is taken before.
         """
         for connection in self.connections:
             if connection.cancels.release():
                 return True
-        held: dict[object, list[StreamReceiver]] = {}
-        largest: list[StreamReceiver] = []
+        held: dict[object, dict[object, list[StreamReceiver]]] = {}
         for connection in self.connections:
             for stream in connection.engine.live_streams():
                 receiver = stream.receiver
                 if receiver is not None and (other := receiver.owner()) is not None:
-                    theirs = held.setdefault(other, [])
-                    theirs.append(receiver)
-                    if len(theirs) > len(largest):
-                        largest = theirs
-        if len(largest) < 2 * (len(held.get(owner, ())) + 1):
+                    held.setdefault(_address(other), {}).setdefault(other, []).append(receiver)
+        if not held:
+            return False
+        most = max(held.values(), key=_count)
+        largest = max(most.values(), key=len)
+        mine = held.get(_address(owner), {})
+        if most is mine:
+            if len(largest) < 2 * (len(mine.get(owner, ())) + 1):
+                return False
+        elif _count(most) < 2 * (_count(mine) + 1):
             return False
         largest[-1].on_evicted(Overloaded(f"all streams to {self.origin} are in use, and this client has most of them"))
         return True
@@ -185,3 +191,12 @@ class OriginPool(ConnectionOwner):
             self.waiting -= 1
         elif waiter.exception() is None:
             waiter.result().reserved -= 1
+
+
+def _address(owner: object) -> object:
+    """Return what the clients of one address have in common."""
+    return owner.owner if isinstance(owner, Account) else owner
+
+
+def _count(held: Mapping[object, Sequence[object]]) -> int:
+    return sum(map(len, held.values()))

@@ -155,11 +155,13 @@ class World:
         """Wall-clock seconds, moved by the test."""
         return self.wall
 
-    def client(self, limits: Limits | None = None) -> Client:
-        """Connect another client."""
+    def client(self, limits: Limits | None = None, *, address: str | None = None) -> Client:
+        """Connect another client, from an address of its own unless one is given."""
         connection = DownstreamConnection(
             self._engines(client=False), self.budget, self.flusher, acceptor=self.dispatcher, on_change=lambda: None
         )
+        if address is not None:
+            self.budget.join(connection.account, address)
         client = Client(self.make, limits or self.client_limits)
         self._join(connection, client)
         self.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import structlog
 
 from proxy.errors import ERROR_FIELD
@@ -46,6 +47,24 @@ def test_a_newcomer_gets_a_stream_of_the_client_with_most(make: EngineFactory) -
         assert ended[0] == hanging[7], "the newest of those under way"
         assert {greedy.streams[stream].value(ERROR_FIELD) for stream in ended} == {b"overloaded"}
         assert len(ended) <= 2
+
+
+@each_bare_engine
+@pytest.mark.parametrize("newcomer", ["many", "another"])
+def test_an_address_with_many_connections_gives_way_before_one_connection_with_more_streams(
+    make: EngineFactory, newcomer: str
+) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        calm = world.client(address="calm")
+        theirs = hang(world, calm, "calm", 3)
+        many = [world.client(address="many") for _ in range(5)]
+        for number, client in enumerate(many):
+            hang(world, client, f"many{number}-", 1)
+        late = world.client(address=newcomer)
+        hang(world, late, "late", 1)
+        # Within an address, one stream is no less than half of one.
+        assert bool(world.arrivals("/late0")) == (newcomer == "another")
+        assert not any(calm.streams[stream].ended for stream in theirs)
 
 
 @each_bare_engine
