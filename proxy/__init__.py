@@ -10,7 +10,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 
     cli → supervisor | doctor | deployments → worker → reloads → admin | relay | settings
         → downstream | upstream | tokens → connection → observe → cloud_run → network
-        → routes | restate | request_identity | http2 → errors → quoting | clock_skew
+        → routes | restate | request_identity | http2 → errors → quoting | clock_skew | allocator
 
 * `cli`         the command line, one file a command
 * `supervisor`  processes: one worker in this one, or several that are handed their connections
@@ -34,6 +34,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 * `request_identity`   whether a known Restate has signed a request (pure)
 * `quoting`     what may be repeated of values and answers: no secret (pure)
 * `clock_skew`  how far this machine's clock is from another one (pure)
+* `allocator`   what the process asks of the C library's allocator
 * `network`     event loop, host names, addresses to listen on, open files, systemd: what several rooms share of the
                 networking
 * `observe`     observers of exchanges, mints and connections (metrics, access log, warnings, traces), and log lines

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proxy.admin import AdminPlane
+from proxy.allocator import return_large_blocks
 from proxy.connection.budget import Budget
 from proxy.connection.flusher import Flusher
 from proxy.downstream.binding import ListenFailed
@@ -339,6 +340,7 @@ def run_worker(
     """
     if isinstance(accepts, Channel):
         admin_socket = accepts.admin
+    return_large_blocks()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.get_loop().set_exception_handler(report_unexpected)

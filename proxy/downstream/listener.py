@@ -23,7 +23,7 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.http2.engine import Stream
-from proxy.http2.events import StreamId
+from proxy.http2.events import ErrorCode, StreamId
 from proxy.observe.observer import DownstreamObserver
 
 __all__ = ["CLIENT", "GATE", "Listener"]
@@ -82,7 +82,9 @@ class Listener:
         """Accepts no more connections, after those that are this worker's already. Set by `serving`."""
         self._observer = observer
         self._make_engine = make_engine
-        self._budget, self._flusher = budget, flusher
+        self.budget = budget
+        """What is charged for all that waits."""
+        self._flusher = flusher
         self._connections: set[DownstreamConnection] = set()
         self._accepted = self.admission.accepted
         self._http1: set[Http1Stream] = set()
@@ -154,7 +156,7 @@ class Listener:
         replaced = cast(asyncio.Protocol, transport.get_protocol())
         connection = DownstreamConnection(
             self._make_engine,
-            self._budget,
+            self.budget,
             self._flusher,
             acceptor=self.acceptor,
             on_change=self._changed.set,
@@ -164,7 +166,7 @@ class Listener:
         connection.on_cut_off = self._observer.downstream_cut_off
         accepted.h2c = connection
         address = address_key(transport)
-        self._budget.join(connection.account, address)
+        self.budget.join(connection.account, address)
         budget = self.cancels.of(address)
         budget.open(connection.account, connection.on_cancelled)
         self._connections.add(connection)
@@ -187,14 +189,21 @@ class Listener:
             self._observer.downstream_closed()
             self._changed.set()
 
+    def end_for_memory(self, transport: asyncio.Transport) -> None:
+        """End the connection of an HTTP/1.1 client because of what it sends ahead of its turn."""
+        self._observer.downstream_cut_off(
+            ErrorCode.ENHANCE_YOUR_CALM, "memory is short (queued_octets), and it sends ahead of its turn"
+        )
+        transport.abort()
+
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one HTTP/1.1 exchange."""
         if await refuse_browser(scope, send, self.allowed_hosts):
             self.refused("browser", protocol="HTTP/1.1")
             return
-        stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self._budget)
+        stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self.budget)
         address = scope["state"][CLIENT]
-        self._budget.join(stream.account, address)
+        self.budget.join(stream.account, address)
         budget = self.cancels.of(address)
         budget.open(stream.account)
         self._http1.add(stream)

@@ -15,6 +15,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import hypercorn.asyncio.run
@@ -161,7 +162,10 @@ class _Server(TCPServer):
                     transport.abort()
                 elif not self._is_http2(first):
                     self.reader.give_back(first)
-                    await self._run_http1(accepted)
+                    del first  # it can be large, and would be kept as long as the connection
+                    abort = partial(listener.end_for_memory, transport)
+                    with self.reader.charged(listener.budget, address_key(transport), abort):
+                        await self._run_http1(accepted)
                 elif not self.reader.at_eof():  # HTTP/2 needs both halves
                     await listener.serve_h2c(accepted, first)
             finally:
@@ -262,11 +266,10 @@ class _Server(TCPServer):
     async def _client_sends(self, answered: asyncio.Event) -> bool:
         """Wait until the client sends data or, if it has closed its half, until `answered`; False if it is gone."""
         try:
-            data = await self.reader.read(MAX_RECV)
+            sends = await self.reader.peek(MAX_RECV)
         except OSError:
             return False
-        self.reader.give_back(data)
-        return await (self._client_stays(answered) if data else self._client_waits(answered))
+        return await (self._client_stays(answered) if sends else self._client_waits(answered))
 
     async def _client_stays(self, until: asyncio.Event) -> bool:
         """Wait until the event, while nothing is read; return False as soon as it turns out that the client is gone."""

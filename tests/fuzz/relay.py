@@ -225,10 +225,15 @@ class Relay(World):
         assert neighbour.streams[stream].status == 200
         assert neighbour.streams[stream].ended
         self._collect_features()
-        for wire in self.hostile:
-            _act(wire, "reads")
-            _act(wire, "goes")
-        self.settle()
+        gone = 0
+        while leaving := self.hostile[gone:]:
+            gone += len(leaving)
+            with self.loop.in_turn():
+                for wire in leaving:
+                    _act(wire, "reads")
+                    _act(wire, "goes")
+            # A request that its service has not processed may be sent again, on a new connection.
+            self.settle()
         self.assert_at_rest()
         for wire in self.hostile:
             assert wire.protocol.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
@@ -122,6 +123,29 @@ async def test_large_responses_that_clients_of_http1_do_not_read(engine: str, tm
 
 @each_engine
 @pytest.mark.asyncio
+async def test_what_clients_of_http1_send_ahead_of_their_turn_stays_within_the_cap(engine: str, tmp_path: Path) -> None:
+    request = b"GET /bad/hang HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    async with stage(tmp_path, engine) as at, at.client() as other:
+        at.service.behaviours["hang"] = hang
+        with ExitStack() as connections:
+            for _ in range(3 * CAP_OCTETS // (256 << 10)):
+                greedy = connections.enter_context(socket.socket())
+                # Closed with RST: an orderly end would wait behind what is not read.
+                greedy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                greedy.connect(at.sidecar.address)
+                greedy.setblocking(False)
+                greedy.send(request + bytes(512 << 10))
+                await other.ping()
+            (line, *_) = await at.sidecar.logged("closing the connection of a client")
+            assert (line["code"], line["reason"]) == (
+                "ENHANCE_YOUR_CALM",
+                "memory is short (queued_octets), and it sends ahead of its turn",
+            )
+            await at.assert_unharmed()
+
+
+@each_engine
+@pytest.mark.asyncio
 async def test_uploads_to_a_service_that_reads_nothing_stay_within_the_cap(engine: str, tmp_path: Path) -> None:
     async with stage(tmp_path, engine) as at:
         at.service.behaviours["upload"] = take_nothing
@@ -165,7 +189,7 @@ async def test_large_heads_that_cost_the_client_few_octets_stay_within_the_cap(e
         at.service.behaviours["hang"] = hang
         async with at.client() as greedy:
             await greedy.ping()
-            for _ in range(2 * CAP_OCTETS // 60_000):
+            for _ in range(3 * CAP_OCTETS // 60_000):
                 greedy.open("/bad/hang", fields=fields)
             await at.sidecar.logged(OVERLOADED)
             await at.assert_unharmed()
@@ -189,7 +213,7 @@ async def test_response_heads_that_a_client_does_not_read_stay_within_the_cap(
         async with at.client() as slow:
             await slow.ping()
             slow.transport.pause_reading()
-            for _ in range(2 * CAP_OCTETS // 49_000 // (interim + 1)):
+            for _ in range(3 * CAP_OCTETS // 49_000 // (interim + 1)):
                 slow.open("/bad/heads", end=True)
             (line,) = await at.sidecar.logged("closing the connection of a client")
             assert line["code"] == "ENHANCE_YOUR_CALM"
