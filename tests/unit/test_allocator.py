@@ -20,10 +20,10 @@ def resident():
 if sys.argv[1] == "asked":
     return_large_blocks()
 before = resident()
-del [bytes(200 << 10) for _ in range(50)][:]  # such blocks are freed: glibc keeps those that come then
+del [bytes(300 << 10) for _ in range(50)][:]  # such blocks are freed: glibc keeps those that come then
 blocks = []
 for _ in range(200):
-    blocks.append(bytes(200 << 10))
+    blocks.append(bytes(300 << 10))
     blocks.append(bytes(2_000))  # stays between two of them
 del blocks[::2]
 print(resident() - before)
