@@ -7,18 +7,26 @@ from typing import Final
 
 __all__ = ["return_large_blocks"]
 
-_M_MMAP_THRESHOLD: Final = -3  # in glibc's malloc.h
+# In glibc's malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+
 _LARGE_OCTETS: Final = 256 << 10
-"""More than an event loop reads at a time: content on its way is not mapped anew with each read."""
+"""More than is read from a socket, or written to it, at a time (`http2.policy.sending.MAX_TAKEN_OCTETS`)."""
+_KEPT_OCTETS: Final = 8 << 20
+"""What stays free at the end of the heap. Pages that are returned and asked for anew took a third of an upload."""
 
 
 def return_large_blocks() -> None:
-    """Have a block of 256 KiB or more return to the system as soon as it is freed.
+    """Have a block of 256 KiB or more return to the system as soon as it is freed, and smaller ones stay.
 
     glibc begins with 128 KiB, and raises that up to 32 MiB as such blocks are freed. Then buffers of clients that have
-    gone leave holes in the heap: memory stays at several times `queued_octets`. Without glibc this does nothing.
+    gone leave holes in the heap: memory stays at several times `queued_octets`. Until then, each block of content is
+    mapped, and cleared by the kernel, anew. Without glibc this does nothing.
     """
     with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
         import ctypes
 
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_OCTETS)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_OCTETS)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_OCTETS)
