@@ -145,6 +145,7 @@ async def test_request_content_is_reported_as_sent_only_while_the_peer_reads(
     far.transport.read()
     far.transport.reading = True
     far.connection.flush()
+    await loop_idle()
     assert receiver.sent_octets == 8 * (64 << 10)
 
 
