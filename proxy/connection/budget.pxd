@@ -7,7 +7,7 @@ cdef Py_ssize_t _LARGE_EXCHANGE_OCTETS
 cdef class Budget:
     cdef public Py_ssize_t limit_octets
     cdef readonly Py_ssize_t queued_octets
-    cdef set _owners
+    cdef set _holders
     cdef dict _known
     cdef object _call_soon
     cdef bint _relief_scheduled
@@ -15,17 +15,17 @@ cdef class Budget:
 
     cpdef bint is_used_up(self)
     cpdef bint is_crowded(self)
-    @cython.locals(owner=Owner)
+    @cython.locals(holder=Holder)
     cpdef join(self, Account account, key)
-    @cython.locals(owner=Owner, account=Account, noticeable=Py_ssize_t, holders=Py_ssize_t)
+    @cython.locals(holder=Holder, account=Account, noticeable=Py_ssize_t, sharing=Py_ssize_t)
     cpdef bint exceeds_share(self, Py_ssize_t octets)
     cpdef change(self, Py_ssize_t octets)
-    @cython.locals(owner=Owner)
+    @cython.locals(holder=Holder)
     cdef _leave(self, Account account)
     cpdef Py_ssize_t _relieved_octets(self)
 
 @cython.final
-cdef class Owner:
+cdef class Holder:
     cdef readonly set accounts
     cdef readonly object key
     cdef readonly Py_ssize_t octets
@@ -33,7 +33,7 @@ cdef class Owner:
 @cython.final
 cdef class Account:
     cdef readonly Budget budget
-    cdef readonly Owner owner
+    cdef readonly Holder holder
     cdef readonly Py_ssize_t octets
     cdef readonly object give_up
     cdef public object on_cancel

@@ -1,8 +1,8 @@
-"""How many octets a worker may queue, and which owner holds how many of them.
+"""How many octets a worker may queue, and who holds how many of them.
 
-Each connection has an account. At the limit, who gives way is an owner: all clients of one address, or all connections
-to one service, because who has a thousand connections may hold little on each. Below it, new requests are refused by
-connection, because a Restate has the same address as every other process of its machine.
+Each connection has an account. At the limit, the holder with the most octets gives way: all clients of one address, or
+all connections to one service, because who has a thousand connections may hold little on each. Below it, new requests
+are refused by connection, because a Restate has the same address as every other process of its machine.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 
 from proxy.errors import Overloaded
 
-__all__ = ["Account", "Budget", "Owner", "memory_is_short"]
+__all__ = ["Account", "Budget", "Holder", "memory_is_short"]
 
 _NOTICEABLE_SHARE: Final = 256
 """A connection that holds less than this part of the limit is none of those that share it."""
 _LARGE_EXCHANGE_OCTETS: Final = 16 << 10
-"""An exchange that holds so many gives way before all smaller ones of its owner: those may just wait for an answer."""
+"""An exchange with so many gives way before all smaller ones of its holder: those may just wait for an answer."""
 
 
 def memory_is_short() -> Overloaded:
@@ -26,45 +26,45 @@ def memory_is_short() -> Overloaded:
 
 
 class Budget:
-    """The octets that all owners of a worker hold, against a limit.
+    """The octets that are held in a worker, against a limit.
 
-    When the limit is reached, the owner with the most octets is told to give some of them up, in the next loop turn,
+    When the limit is reached, the holder with the most octets is told to give some of them up, in the next loop turn,
     until a quarter is free; a connection withholds its connection window until there is room. `call_soon` schedules a
-    call for the next loop turn; without it no owner is told.
+    call for the next loop turn; without it no holder is told.
     """
 
-    __slots__ = ("_call_soon", "_known", "_owners", "_relief_scheduled", "_waiting", "limit_octets", "queued_octets")
+    __slots__ = ("_call_soon", "_holders", "_known", "_relief_scheduled", "_waiting", "limit_octets", "queued_octets")
 
     def __init__(self, limit_octets: int, call_soon: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.limit_octets = limit_octets
         self.queued_octets = 0
-        self._owners: set[Owner] = set()
+        self._holders: set[Holder] = set()
         """Those that have an account."""
-        self._known: dict[Hashable, Owner] = {}
+        self._known: dict[Hashable, Holder] = {}
         """Those of them that accounts can join."""
         self._call_soon = call_soon
         self._relief_scheduled = False
         self._waiting: set[Callable[[], None]] = set()
 
     def open_account(self, give_up: Callable[[int, int], None]) -> Account:
-        """Return the account of a new owner.
+        """Return a new account, the only one of its holder.
 
         `give_up` is called with the octets that it has to give up, and how many an exchange must hold to be ended.
         """
         account = Account(self, give_up)
-        self._owners.add(account.owner)
+        self._holders.add(account.holder)
         return account
 
     def join(self, account: Account, key: Hashable) -> None:
-        """Let the account be one of the owner with this key."""
+        """Let the account be one of the holder with this key."""
         self._leave(account)
-        owner = self._known.get(key)
-        if owner is None:
-            owner = self._known[key] = Owner(key)
-            self._owners.add(owner)
-        account.owner = owner
-        owner.accounts.add(account)
-        owner.octets += account.octets
+        holder = self._known.get(key)
+        if holder is None:
+            holder = self._known[key] = Holder(key)
+            self._holders.add(holder)
+        account.holder = holder
+        holder.accounts.add(account)
+        holder.octets += account.octets
 
     def is_used_up(self) -> bool:
         """Return True if no more content should be accepted."""
@@ -82,12 +82,12 @@ class Budget:
         if not self.is_crowded():
             return False
         noticeable = self.limit_octets // _NOTICEABLE_SHARE
-        holders = 0
-        for owner in self._owners:
-            for account in owner.accounts:
+        sharing = 0
+        for holder in self._holders:
+            for account in holder.accounts:
                 if account.octets > noticeable:
-                    holders += 1
-        return octets > noticeable and octets * holders * 2 > self.limit_octets
+                    sharing += 1
+        return octets > noticeable and octets * sharing * 2 > self.limit_octets
 
     def change(self, octets: int) -> None:
         """Note that so many more (or fewer) octets are queued; wake the waiting once a quarter is free again."""
@@ -116,46 +116,46 @@ class Budget:
         self._leave(account)
 
     def _leave(self, account: Account) -> None:
-        """Take an account from its owner, and forget an owner without an account."""
-        owner = account.owner
-        owner.accounts.discard(account)
-        owner.octets -= account.octets
-        if not owner.accounts:
-            self._owners.discard(owner)
-            self._known.pop(owner.key, None)
+        """Take an account from its holder, and forget a holder without an account."""
+        holder = account.holder
+        holder.accounts.discard(account)
+        holder.octets -= account.octets
+        if not holder.accounts:
+            self._holders.discard(holder)
+            self._known.pop(holder.key, None)
 
     def _relieved_octets(self) -> int:
         return self.limit_octets - self.limit_octets // 4
 
     def _relieve(self) -> None:
-        """Have the owners with the most octets give them up, until a quarter of the limit is free."""
-        # Owners that cannot give anything up are asked once, and what others queue meanwhile schedules no second call.
-        left = set(self._owners) if self.is_used_up() else set()
+        """Have the holders with the most octets give them up, until a quarter of the limit is free."""
+        # Holders that cannot give anything up are asked once, and what others queue meanwhile schedules no second call.
+        left = set(self._holders) if self.is_used_up() else set()
         while left and (excess := self.queued_octets - self._relieved_octets()) > 0:
-            largest = max(left, key=lambda owner: owner.octets)
+            largest = max(left, key=lambda holder: holder.octets)
             if not largest.octets:
                 break
             before = self.queued_octets
             self._ask(largest, excess)
-            if self.queued_octets >= before or largest not in self._owners:
+            if self.queued_octets >= before or largest not in self._holders:
                 left.discard(largest)
         self._relief_scheduled = False
 
-    def _ask(self, owner: Owner, octets: int) -> None:
-        """Have an owner give up so many octets, if it has them: large exchanges of all its connections first.
+    def _ask(self, holder: Holder, octets: int) -> None:
+        """Have a holder give up so many octets, if it has them: large exchanges of all its connections first.
 
         So who has many connections that hold much does not end what waits on others of the same address.
         """
         until = self.queued_octets - octets
         for least_octets in (_LARGE_EXCHANGE_OCTETS, 1):
-            for account in sorted(owner.accounts, key=lambda account: account.octets, reverse=True):
+            for account in sorted(holder.accounts, key=lambda account: account.octets, reverse=True):
                 excess = min(self.queued_octets - until, account.octets)
                 if excess > 0:
                     account.give_up(excess, least_octets)
 
 
-class Owner:
-    """The accounts that one owner has, and the octets of all of them."""
+class Holder:
+    """The accounts that one holder has, and the octets of all of them."""
 
     __slots__ = ("accounts", "key", "octets")
 
@@ -169,14 +169,14 @@ class Owner:
 class Account:
     """The octets that one connection of a client holds, or one to a service."""
 
-    __slots__ = ("budget", "give_up", "held_back", "octets", "on_cancel", "owner")
+    __slots__ = ("budget", "give_up", "held_back", "holder", "octets", "on_cancel")
 
     def __init__(self, budget: Budget, give_up: Callable[[int, int], None]) -> None:
         self.budget = budget
         self.give_up = give_up
         """Called with the number of octets to give up, and how many an exchange must hold to be ended."""
-        self.owner = Owner()
-        self.owner.accounts.add(self)
+        self.holder = Holder()
+        self.holder.accounts.add(self)
         self.octets = 0
         self.on_cancel: Callable[[], None] | None = None
         """Called when a request of the connection is cancelled before its response has begun."""
@@ -186,7 +186,7 @@ class Account:
     def change(self, octets: int) -> None:
         """Note that the connection holds so many more (or fewer) octets."""
         self.octets += octets
-        self.owner.octets += octets
+        self.holder.octets += octets
         self.budget.change(octets)
 
     def exceeds_share(self) -> bool:

@@ -325,7 +325,7 @@ class Http2Protocol(Flushable):
     def give_up(self, octets: int, least_octets: int) -> None:
         """Abort the exchanges for which most octets are held, `least_octets` or more, until so many are free.
 
-        If that is not enough, the peer may not read what was written to it: the connection ends.
+        If that is not enough, and what is left is mostly what the peer does not read, the connection ends.
         """
         for stream in sorted(self.engine.live_streams(), key=self.held_octets, reverse=True):
             held = self.held_octets(stream)
@@ -342,7 +342,7 @@ class Http2Protocol(Flushable):
                 self.on_internal_error(stream, exc)
         self.schedule_flush()
         self._count_queued_octets()
-        if octets > 0 and self._paused and self._counted_octets >= least_octets:
+        if octets > 0 and self._paused and 2 * self._counted_octets >= self.account.octets:
             self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
             self.on_failed(_ENHANCE_YOUR_CALM, "too much is queued for a peer that does not read")
             self.abort()

@@ -89,7 +89,7 @@ class OriginPool(ConnectionOwner):
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
         for connection in self.connections:
-            return connection.budget.exceeds_share(connection.account.owner.octets)
+            return connection.budget.exceeds_share(connection.account.holder.octets)
         return False
 
     def ready(self) -> UpstreamConnection | None:
@@ -195,7 +195,7 @@ class OriginPool(ConnectionOwner):
 
 def _address(owner: object) -> object:
     """Return what the clients of one address have in common."""
-    return owner.owner if isinstance(owner, Account) else owner
+    return owner.holder if isinstance(owner, Account) else owner
 
 
 def _count(held: Mapping[object, Sequence[object]]) -> int:

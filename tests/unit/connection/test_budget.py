@@ -172,12 +172,12 @@ def test_an_owner_whose_accounts_are_closed_is_forgotten() -> None:
     owners = Owners(1000)
     first = owners.open("first", 400, owner="it")
     second = owners.open("second", 500, owner="it")
-    assert first.owner is second.owner
-    assert first.owner.octets == 900
+    assert first.holder is second.holder
+    assert first.holder.octets == 900
     owners.budget.close_account(first)
-    assert second.owner.octets == 500
+    assert second.holder.octets == 500
     owners.budget.close_account(second)
-    assert owners.open("third", 1, owner="it").owner.octets == 1
+    assert owners.open("third", 1, owner="it").holder.octets == 1
     assert owners.budget.queued_octets == 1
 
 

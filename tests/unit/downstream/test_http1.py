@@ -207,7 +207,8 @@ async def test_a_disconnect_is_noticed_behind_pipelined_requests_that_are_not_re
     async with listening() as it:
         _, writer = await it.raw(GET + GET)
         taken = await it.relay.request()
-        writer.write(GET * 20_000)
+        # More than is read, and not more than that and the socket take: the end would wait behind the rest.
+        writer.write(GET * 8_000)
         await writer.drain()
         writer.transport.abort()
         assert await taken.reset == 0x8

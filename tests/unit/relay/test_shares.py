@@ -174,6 +174,35 @@ def test_a_waiting_request_is_aborted_if_it_alone_uses_up_the_memory(make: Engin
         world.assert_at_rest()
 
 
+LARGE = 16 << 10
+"""What an exchange must hold to give way before others of its address."""
+
+
+@each_bare_engine
+def test_many_requests_that_wait_are_not_lost_with_a_response_that_their_client_is_slow_to_read(
+    make: EngineFactory,
+) -> None:
+    with World(make=make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        waiting = [client.request(f"/svc/wait{number}", end=True) for number in range(50)]
+        stream = client.request("/svc/large", end=True)
+        world.settle()
+        service, far = world.latest("/large")
+        wire = world.wire(client)
+        wire.transport.stalls_at_next_write = True
+        service.respond(far)
+        service.engine.send_data(far, bytes(40_000), end_stream=True)
+        world.step()
+        world.step()
+        assert wire.transport.get_write_buffer_size() > LARGE
+        wire.protocol.give_up(1 << 20, LARGE)
+        assert not wire.protocol.closed
+        wire.transport.resume()
+        world.settle()
+        assert client.streams[stream].ended
+        assert not any(client.streams[other].ended for other in waiting)
+
+
 @each_bare_engine
 def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: EngineFactory) -> None:
     with shared(make) as world, structlog.testing.capture_logs():
