@@ -116,39 +116,43 @@ class BuildFast(build_ext):
         from Cython.Compiler.Errors import CompileError
         from Cython.Compiler.Version import version
 
-        wanted, made = list(self.extensions), []
-        for directives, suffix in ((PYTHON_DIRECTIVES, ".py"), (ENGINE_DIRECTIVES, ".pyx")):
-            try:
-                made += cythonize(
-                    [extension for extension in wanted if extension.sources[0].endswith(suffix)],
-                    build_dir=self.build_temp,
-                    compiler_directives=directives,
-                    force=self.force,
-                    quiet=True,
-                )
-            except CompileError as exc:
-                raise RuntimeError(str(exc)) from exc
         tree = create_dependency_tree()
         build = f"{version} {self.compiler.compiler_so} {FLAGS}".encode()
         # Without Cython's own declarations, which `version` stands for: a wheel must not tell where Cython was.
+        wanted = list(self.extensions)
         needed = {
             one.name: sorted(file for file in tree.all_dependencies(one.sources[0]) if not os.path.isabs(file))
             for one in wanted
         }
         digests = {name: digest(files, build) for name, files in needed.items()}
-        for extension in wanted:
-            extension.sources = next(one.sources for one in made if one.name == extension.name)
         before = self._recorded()
-        self.extensions = []
+        changed = []
         for extension in wanted:
             old = Path("" if self.among_sources else self.build_lib, self.get_ext_filename(extension.name))
             new = Path(self.build_lib, self.get_ext_filename(extension.name))
-            if before.get(extension.name) != digests[extension.name] or not old.exists():
-                self.extensions.append(extension)
+            if self.force or before.get(extension.name) != digests[extension.name] or not old.exists():
+                changed.append(extension)
             elif old != new:
                 new.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(old, new)
-        self.force = True  # setuptools would look at times
+        # Cython and setuptools would look at times, and files that were copied here may be older than what was made of
+        # others.
+        self.force = True
+        made = []
+        for directives, suffix in ((PYTHON_DIRECTIVES, ".py"), (ENGINE_DIRECTIVES, ".pyx")):
+            try:
+                made += cythonize(
+                    [extension for extension in changed if extension.sources[0].endswith(suffix)],
+                    build_dir=self.build_temp,
+                    compiler_directives=directives,
+                    force=True,
+                    quiet=True,
+                )
+            except CompileError as exc:
+                raise RuntimeError(str(exc)) from exc
+        for extension in changed:
+            extension.sources = next(one.sources for one in made if one.name == extension.name)
+        self.extensions = changed
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
         self.extensions = wanted
