@@ -1,6 +1,7 @@
 """Processes, signals and listening sockets: everything outside a worker.
 
 * `serve`    runs one worker in this process, or a supervisor with several worker processes
+* `importing` imports what a worker runs, without what it would never use
 * `workers`  the supervisor: starts workers, watches them, and ends them
 * `accepting` accepts connections, and sends each to the worker with the fewest
 * `process`  one worker process

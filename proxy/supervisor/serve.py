@@ -28,6 +28,7 @@ from proxy.observe.lines import configure_logging
 from proxy.observe.tracing import tracing_refusal
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine
+from proxy.supervisor.importing import lean_imports
 
 if TYPE_CHECKING:
     from proxy.downstream.takeover import Takeover
@@ -97,7 +98,8 @@ def _serve(
                 takeover=takeover,
             )
         # Imported only here: a supervisor saves 20 MiB.
-        from proxy.worker import run_worker
+        with lean_imports():
+            from proxy.worker import run_worker
 
         admin = inherited.admin
         if takeover is not None:
@@ -125,7 +127,8 @@ def _takeover(settings: PlainSettings, inherited: InheritedSockets, stack: ExitS
 
 def work(config: ListenerConfig, channel: Channel) -> None:
     """Run one of several workers, in a process of its own."""
-    from proxy.worker import run_worker
+    with lean_imports():
+        from proxy.worker import run_worker
 
     settings = PlainSettings.from_json(config.payload)
     with background_output():

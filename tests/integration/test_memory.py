@@ -30,9 +30,10 @@ def of(pid: object, name: str) -> str:
 
 @pytest.fixture
 def libraries_octets() -> int:
-    """What an interpreter takes that has imported the libraries, and nothing else."""
+    """What an interpreter takes that has imported the libraries as a worker does, and nothing else."""
     libraries = "aiohttp.web, aiocache, hypercorn.asyncio.run, structlog, uvloop"
-    code = f"import {libraries}; print(open('/proc/self/status').read())"
+    code = "from proxy.supervisor.importing import lean_imports\n"
+    code += f"with lean_imports():\n  import {libraries}\nprint(open('/proc/self/status').read())"
     return anonymous_octets(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     )
