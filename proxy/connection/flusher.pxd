@@ -6,13 +6,15 @@ cdef long _TURNS_TO_BE_SURE
 cdef Py_ssize_t _SMALL_READ_OCTETS
 
 cdef class Flushable(ConnectionHandler):
+    cdef Flushable due_before
+
     cpdef flush(self)
     cpdef report_error(self, exc)
     cpdef abort(self)
 
 cdef class Flusher:
     cdef readonly object loop
-    cdef list _due
+    cdef Flushable _last_due
     cdef double _now
     cdef bint _scheduled
     cdef bint _reading
@@ -25,5 +27,5 @@ cdef class Flusher:
     @cython.locals(turns=long)
     cpdef end_read(self, Py_ssize_t octets)
     cpdef _schedule(self)
-    @cython.locals(due=list, connection=Flushable)
+    @cython.locals(connection=Flushable, before=Flushable)
     cpdef flush(self)

@@ -17,9 +17,11 @@ _SMALL_READ_OCTETS: Final = 2 << 10
 
 
 class Flushable(ConnectionHandler):
-    """A connection as the flusher sees it."""
+    """A connection as the flusher sees it; `due_before` is the one that was added before it, for the flusher alone."""
 
-    __slots__ = ()
+    __slots__ = ("due_before",)
+
+    due_before: Flushable | None
 
     def flush(self) -> None:
         """Write what is queued."""
@@ -42,11 +44,12 @@ class Flusher:
     a call again, to see whether others read meanwhile.
     """
 
-    __slots__ = ("_due", "_now", "_reading", "_reads", "_scheduled", "_single_reads", "loop")
+    __slots__ = ("_last_due", "_now", "_reading", "_reads", "_scheduled", "_single_reads", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._due: list[Flushable] = []
+        # Linked, because a list made for one connection, which is the common case, costs more than the rest of a flush.
+        self._last_due: Flushable | None = None
         self._scheduled = False
         self._now = -1.0  # not asked in this turn
         self._reading = False
@@ -55,7 +58,7 @@ class Flusher:
 
     def add(self, connection: Flushable) -> None:
         """Flush this connection at the end of the loop turn, or of the read that is being served."""
-        self._due.append(connection)
+        connection.due_before, self._last_due = self._last_due, connection
         if not self._scheduled and not self._reading:
             self._schedule()
 
@@ -93,11 +96,13 @@ class Flusher:
         self._reads = 0
         self._scheduled = False
         self._now = -1.0
-        due, self._due = self._due, []
-        for connection in due:
+        connection, self._last_due = self._last_due, None
+        while connection is not None:
+            before, connection.due_before = connection.due_before, None
             try:
                 connection.flush()
             except Exception as exc:  # noqa: BLE001 - the other connections must be flushed, too
                 connection.report_error(exc)
                 # Octets that the engine gave out may be lost, so the peer could not find the next frame.
                 connection.abort()
+            connection = before

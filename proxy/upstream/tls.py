@@ -77,8 +77,10 @@ class TlsTransport:
         self._transport: Any = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
-        self._read = cast(Callable[[int, bytearray | memoryview], int], self._tls.read)
-        self._write = self._tls.write
+        # Without the interpreted methods around it where there is one.
+        tls: ssl.SSLObject = getattr(self._tls, "_sslobj", self._tls)
+        self._read = cast(Callable[[int, bytearray | memoryview], int], tls.read)
+        self._write = tls.write
         self._records = 0  # complete ones that were not read
         self._header_octets = 0  # of the record that is not complete, and were received
         self._body_octets = 0  # of that record, and are missing

@@ -25,7 +25,8 @@ cdef class Nghttp2Engine(Engine):
     cdef Py_ssize_t sure_window
     cdef uint32_t peer_max_streams
     cdef Py_ssize_t queued
-    cdef list turns
+    cdef Nghttp2Stream first_turn
+    cdef Nghttp2Stream last_turn
     cdef list resets_to_send
     cdef list ends_to_send
     cdef Nghttp2Stream turn
@@ -40,6 +41,7 @@ cdef class Nghttp2Engine(Engine):
     cdef int forget(self, Nghttp2Stream stream) except -1
     cdef int let_go(self, Nghttp2Stream stream) except -1
     cdef int schedule(self, Nghttp2Stream stream) except -1
+    cdef int unschedule(self, Nghttp2Stream stream) except -1
     cdef int finish(self, Nghttp2Stream stream) except -1
     cdef int reset(self, Nghttp2Stream stream) except -1
     cdef int wake(self) except -1

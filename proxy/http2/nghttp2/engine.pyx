@@ -31,7 +31,6 @@ LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
 
 cdef enum:
-    _GONE_TURNS = 64
     # A greater frame saves nothing, and the library keeps room for the greatest that it ever sent.
     _MOST_FRAME_OCTETS = 256 << 10
 
@@ -49,11 +48,11 @@ ctypedef int (*_Unchecked)(Session) noexcept
 cdef class Nghttp2Engine(Engine):
     """One side of one connection on libnghttp2; the contract is `Engine`.
 
-    `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id. `turns`: the
-    streams that have content to send, in order. `resets_to_send` and `ends_to_send`: those whose reset, or whose end
-    without content, is sent by the next `take`. `turn`: the stream whose content the library is to send now.
-    `sure_window`: octets that a stream's window has room for, less those that are not acknowledged.
-    `content`: of the DATA that is being read. `found`: the stream that was looked up last.
+    `session.handle` is NULL once the connection has failed. `first` to `last` are the live streams, by id.
+    `first_turn` to `last_turn`: the streams that have content to send, in order. `resets_to_send` and `ends_to_send`:
+    those whose reset, or whose end without content, is sent by the next `take`. `turn`: the stream whose content the
+    library is to send now. `sure_window`: octets that a stream's window has room for, less those that are not
+    acknowledged. `content`: of the DATA that is being read. `found`: the stream that was looked up last.
     """
 
     name = "nghttp2"
@@ -67,7 +66,6 @@ cdef class Nghttp2Engine(Engine):
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
         self.sure_window = min(limits.stream_window_octets, DEFAULT_WINDOW) // 2
-        self.turns = []
         self.resets_to_send, self.ends_to_send = [], []
         self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders, self._left = [], []
@@ -170,7 +168,7 @@ cdef class Nghttp2Engine(Engine):
                 for stream in ends_to_send:
                     if stream.engine is not None and stream.ended:
                         self.finish(stream)
-            if PyList_GET_SIZE(self.turns):
+            if self.first_turn is not None:
                 self._take_turns()
             if PyList_GET_SIZE(self.resets_to_send):
                 resets_to_send, self.resets_to_send = self.resets_to_send, []
@@ -195,36 +193,28 @@ cdef class Nghttp2Engine(Engine):
         """Have all content leave that the windows take, a frame a turn; keep in `_senders` whose it was."""
         cdef Py_ssize_t window = nghttp2_session_get_remote_window_size(self.session.handle)
         cdef Py_ssize_t most = nghttp2_session_get_remote_settings(self.session.handle, NGHTTP2_SETTINGS_MAX_FRAME_SIZE)
-        cdef Py_ssize_t place, octets, room, total = 0, frames = 0
-        cdef list turns
+        cdef Py_ssize_t octets, room, total = 0, frames = 0
         cdef Nghttp2Stream stream
         most = min(most, _MOST_FRAME_OCTETS)
         window = min(window, <Py_ssize_t>MAX_TAKEN_OCTETS)
-        while window > 0 and PyList_GET_SIZE(self.turns):
-            turns, self.turns = self.turns, []
-            for place in range(PyList_GET_SIZE(turns)):
-                if window <= 0:
-                    self.turns = turns[place:] + self.turns
-                    break
-                stream = <Nghttp2Stream>turns[place]
-                stream.scheduled = False
-                if stream.engine is None:
-                    continue
-                room = nghttp2_session_get_stream_remote_window_size(self.session.handle, <int32_t>stream.id)
-                octets = min(stream.octets, room, window, most)
-                if octets <= 0:
-                    continue
-                if not stream.leaving:
-                    self._senders.append(stream)
-                    frames += 1
-                stream.leaving += octets
-                total += octets
-                window -= octets
-                self._send_frame(stream, octets)
-                if self.session.handle == NULL:
-                    return 0
-                if room > octets:
-                    self.schedule(stream)
+        while window > 0 and self.first_turn is not None:
+            stream = self.first_turn
+            self.unschedule(stream)
+            room = nghttp2_session_get_stream_remote_window_size(self.session.handle, <int32_t>stream.id)
+            octets = min(stream.octets, room, window, most)
+            if octets <= 0:
+                continue
+            if not stream.leaving:
+                self._senders.append(stream)
+                frames += 1
+            stream.leaving += octets
+            total += octets
+            window -= octets
+            self._send_frame(stream, octets)
+            if self.session.handle == NULL:
+                return 0
+            if room > octets:
+                self.schedule(stream)
         if total:
             self.guard.credit_content(total, frames)
         return 0
@@ -277,7 +267,7 @@ cdef class Nghttp2Engine(Engine):
     cpdef bint wants_to_send(self):
         if self.session.outbox.size or PyList_GET_SIZE(self.resets_to_send) or PyList_GET_SIZE(self.ends_to_send):
             return True
-        if self.session.handle == NULL or not PyList_GET_SIZE(self.turns):
+        if self.session.handle == NULL or self.first_turn is None:
             return False
         return nghttp2_session_get_remote_window_size(self.session.handle) > 0
 
@@ -322,11 +312,27 @@ cdef class Nghttp2Engine(Engine):
         """Give the stream a turn if it has content to send."""
         if stream.octets and not stream.scheduled:
             stream.scheduled = True
-            self.turns.append(stream)
-            if PyList_GET_SIZE(self.turns) > 2 * self.open_streams + _GONE_TURNS:
-                # While the connection's window is closed, no turns are taken, and those of streams that are over pile
-                # up.
-                self.turns = [other for other in self.turns if (<Nghttp2Stream>other).engine is not None]
+            stream.turn_before = self.last_turn
+            if self.last_turn is None:
+                self.first_turn = stream
+            else:
+                self.last_turn.turn_after = stream
+            self.last_turn = stream
+        return 0
+
+    cdef int unschedule(self, Nghttp2Stream stream) except -1:
+        """Take the turn of the stream away, if it has one."""
+        if stream.scheduled:
+            stream.scheduled = False
+            if stream.turn_before is None:
+                self.first_turn = stream.turn_after
+            else:
+                stream.turn_before.turn_after = stream.turn_after
+            if stream.turn_after is None:
+                self.last_turn = stream.turn_before
+            else:
+                stream.turn_after.turn_before = stream.turn_before
+            stream.turn_before = stream.turn_after = None
         return 0
 
     cdef int finish(self, Nghttp2Stream stream) except -1:
@@ -381,7 +387,7 @@ cdef class Nghttp2Engine(Engine):
         for stream in left:
             stream.drop()
             stream.leave()
-        self.turns, self.resets_to_send, self.ends_to_send, self._senders = [], [], [], []
+        self.resets_to_send, self.ends_to_send, self._senders = [], [], []
         self.queued = 0
         self.frames.release()
         self._failure = (code, reason)

@@ -7,6 +7,8 @@ cdef class Nghttp2Stream(Stream):
     cdef Nghttp2Engine engine
     cdef Nghttp2Stream previous
     cdef Nghttp2Stream following
+    cdef Nghttp2Stream turn_before
+    cdef Nghttp2Stream turn_after
 
     cdef bint has_head
     cdef bint to_head

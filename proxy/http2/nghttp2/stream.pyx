@@ -18,7 +18,8 @@ cdef Py_ssize_t JOINED_OCTETS = _JOINED_OCTETS
 
 @cython.final
 cdef class Nghttp2Stream(Stream):
-    """A stream; `engine` is None once it is finished in both directions. `previous` and `following`: live ones of it.
+    """A stream; `engine` is None once it is finished in both directions. `previous` and `following`: live ones of it;
+    `turn_before` and `turn_after`: those that have content to send.
 
     What has come: `has_head` (request head, or final response head); `to_head`, our request was HEAD; `ended_by_peer`;
     `muted`, nothing more is reported, because we have reset it or are about to; `missing` octets of content that were
@@ -150,6 +151,7 @@ cdef class Nghttp2Stream(Stream):
         else:
             self.following.previous = self.previous
         self.previous = self.following = None
+        engine.unschedule(self)
         if engine.found is self:
             engine.found = None
         engine.open_streams -= 1
