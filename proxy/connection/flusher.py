@@ -17,11 +17,12 @@ _SMALL_READ_OCTETS: Final = 2 << 10
 
 
 class Flushable(ConnectionHandler):
-    """A connection as the flusher sees it; `due_before` is the one that was added before it, for the flusher alone."""
+    """A connection as the flusher sees it."""
 
     __slots__ = ("due_before",)
 
     due_before: Flushable | None
+    """The one that was added before it; for the flusher alone."""
 
     def flush(self) -> None:
         """Write what is queued."""

@@ -103,7 +103,7 @@ class DownstreamConnection(Http2Protocol):
         self._requests += 1
         self._acceptor.accept(stream, fields, end_stream, self.account)
 
-    def on_large_request(self, stream: Stream, end_stream: bool, reason: str) -> None:
+    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
         """Pass it to the acceptor without fields."""
         self.on_request(stream, [], end_stream)
 

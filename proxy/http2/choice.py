@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, TypeAlias
 
-from proxy.http2.engine import ConnectionHandler, Engine, EngineName, Limits
+from proxy.http2.engine import Engine, EngineName
 
 __all__ = ["EngineChoice", "EngineFactory", "EngineUnavailable", "engine_choice"]
 
@@ -24,18 +24,8 @@ class EngineUnavailable(Exception):
     """The engine asked for is not installed; `str()` says how to get it."""
 
 
-class EngineFactory(Protocol):
-    """Makes one engine for one side of one connection."""
-
-    def __call__(
-        self,
-        *,
-        client: bool,
-        limits: Limits,
-        handler: ConnectionHandler,
-        watched_names: frozenset[bytes] = frozenset(),
-    ) -> Engine:
-        """Return a new engine, its preface and SETTINGS queued."""
+EngineFactory: TypeAlias = type[Engine]
+"""Makes one engine for one side of one connection."""
 
 
 class EngineChoice(NamedTuple):

@@ -40,7 +40,7 @@ cdef class ConnectionHandler:
 
     cpdef schedule_flush(self)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
-    cpdef on_large_request(self, Stream stream, bint end_stream, str reason)
+    cpdef on_large_request(self, Stream stream, bint end_stream)
     cpdef on_stream_refused(self, long stream_id, str reason)
     cpdef on_settings(self)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
@@ -51,6 +51,7 @@ cdef class ConnectionHandler:
 cdef class Engine:
     cdef public ConnectionHandler handler
     cdef public Py_ssize_t owed_octets
+    cdef public Py_ssize_t peer_max_concurrent_streams
     cdef public Py_ssize_t peer_max_section_octets
 
     cpdef receive(self, bytes data)

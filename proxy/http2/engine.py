@@ -33,17 +33,15 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from proxy.errors import Failure
-from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.events import Fields, StreamId
 
 __all__ = ["UNLIMITED", "ConnectionHandler", "Engine", "EngineName", "Limits", "Stream", "StreamReceiver"]
 
 EngineName: TypeAlias = Literal["auto", "nghttp2", "h2"]
 """Of the engine that is asked for: "auto" is "nghttp2" where that is installed, "h2" otherwise."""
 
-_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
-
 UNLIMITED: Final = (1 << 32) - 1
-"""More than a setting of HTTP/2 can express as a limit."""
+"""The most that a setting of HTTP/2 can express."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,13 +237,12 @@ class ConnectionHandler:
         """A request head has come on a new stream (server only); set `stream.receiver` for what follows."""
         raise NotImplementedError
 
-    def on_large_request(self, stream: Stream, end_stream: bool, reason: str) -> None:
+    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
         """A request head over `Limits.max_field_section_octets` has come on a new stream (server only); answer it.
 
-        Its lines were dropped. `stream.method` is HEAD or empty. By default, the stream is refused for this reason.
+        Its lines were dropped. `stream.method` is HEAD or empty.
         """
-        self.on_stream_refused(stream.id, reason)
-        stream.reset_now(_ENHANCE_YOUR_CALM)
+        raise NotImplementedError
 
     def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
         """A stream was reset, or never begun, because the peer broke a rule; `reason`: see `policy.refusals`."""
@@ -279,10 +276,9 @@ class Engine:
     """One side of one connection. The client preface or SETTINGS are queued from the start: take and send them.
 
     `watched_names` are names of rare fields whose presence is reported (`Stream.has_watched`).
-    Raises ValueError for limits that HTTP/2 cannot express.
     """
 
-    __slots__ = ("handler", "owed_octets", "peer_max_section_octets")
+    __slots__ = ("handler", "owed_octets", "peer_max_concurrent_streams", "peer_max_section_octets")
 
     name = ""
     """"h2" or "nghttp2"."""
@@ -298,6 +294,8 @@ class Engine:
         self.handler = handler
         self.owed_octets = 0
         """Octets of content that were reported and not given back to the connection's window."""
+        self.peer_max_concurrent_streams = 100
+        """The peer's current limit; before its SETTINGS came, 100 (RFC 9113, 6.5.2 sets no limit)."""
         self.peer_max_section_octets = UNLIMITED
         """Greatest field section that the peer wants (SETTINGS_MAX_HEADER_LIST_SIZE); `UNLIMITED` if it names none."""
 
@@ -389,9 +387,4 @@ class Engine:
 
     def live_streams(self) -> list[Stream]:
         """Return the streams that are not finished, by id; after a failure those that were not when it happened."""
-        raise NotImplementedError
-
-    @property
-    def peer_max_concurrent_streams(self) -> int:
-        """The peer's current limit; before its SETTINGS came, 100 (RFC 9113, 6.5.2 sets no limit)."""
         raise NotImplementedError

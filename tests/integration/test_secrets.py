@@ -156,7 +156,7 @@ async def test_no_log_line_and_no_response_has_a_secret(certificates: Certificat
             # A mint that hangs outlasts the requests that waited for it: one process each.
             for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint in ASKED[kind]):
                 google.fail(endpoint, Fault.HANG)
-                async with sidecar(*flags, "--mint-timeout", "1", env=environment) as another:
+                async with sidecar(*flags, "--mint-timeout", "3", env=environment) as another:
                     calls = google.calls[endpoint]
                     await ask_everything(google, another, client, told)
                     assert google.calls[endpoint] > calls

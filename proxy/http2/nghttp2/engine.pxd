@@ -23,7 +23,6 @@ cdef class Nghttp2Engine(Engine):
     cdef int32_t last_processed
     cdef uint32_t max_streams
     cdef Py_ssize_t sure_window
-    cdef uint32_t peer_max_streams
     cdef Py_ssize_t queued
     cdef Nghttp2Stream first_turn
     cdef Nghttp2Stream last_turn
@@ -39,7 +38,6 @@ cdef class Nghttp2Engine(Engine):
 
     cdef Nghttp2Stream new_stream(self, int32_t stream_id)
     cdef int forget(self, Nghttp2Stream stream) except -1
-    cdef int let_go(self, Nghttp2Stream stream) except -1
     cdef int schedule(self, Nghttp2Stream stream) except -1
     cdef int unschedule(self, Nghttp2Stream stream) except -1
     cdef int finish(self, Nghttp2Stream stream) except -1

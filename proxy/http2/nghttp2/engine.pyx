@@ -12,6 +12,7 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
@@ -19,7 +20,7 @@ from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
 from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, handle_frame, tell
 from proxy.http2.nghttp2.section_reader cimport SectionReader
-from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, PEER_STREAMS_AT_FIRST, Session, raise_pending
+from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, Session, raise_pending
 from proxy.http2.nghttp2.stream cimport Nghttp2Stream
 from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
@@ -67,9 +68,8 @@ cdef class Nghttp2Engine(Engine):
         self.max_streams = limits.max_concurrent_streams
         self.sure_window = min(limits.stream_window_octets, DEFAULT_WINDOW) // 2
         self.resets_to_send, self.ends_to_send = [], []
-        self.peer_max_streams = PEER_STREAMS_AT_FIRST
         self._senders, self._left = [], []
-        self.session.open(limits, limits.max_continuations, callbacks(), <void *>self)
+        self.session.open(limits, callbacks(), <void *>self)
 
     # ---- receiving
 
@@ -86,13 +86,13 @@ cdef class Nghttp2Engine(Engine):
         if self.session.handle != NULL and count:
             try:
                 self.frames.begin(octets, count)
-                while True:
+                while self.session.handle != NULL:
                     found = self.frames.next()
                     if found == FOR_LIBRARY:
                         self.session.feed(self.frames.octets, self.frames.count)
                     elif found == FOR_ENGINE:
                         handle_frame(self, self.frames.octets, self.frames.count)
-                        self.session.collect()
+                        self.collect()
                     else:
                         break
             except ConnectionFault as exc:
@@ -117,6 +117,7 @@ cdef class Nghttp2Engine(Engine):
     cpdef Stream open(self, list fields, bint end_stream, StreamReceiver receiver):
         cdef Nghttp2Stream stream
         cdef int32_t stream_id
+        cdef object field
         if self.count_free_streams() <= 0:
             raise RuntimeError("no stream can be opened now: ask count_free_streams first")
         self.session.writer.check(fields)
@@ -125,7 +126,10 @@ cdef class Nghttp2Engine(Engine):
         self.history.opened(stream_id)
         stream.receiver = receiver
         stream.has_sent_head = True
-        stream.note_method(fields)
+        for field in fields:
+            if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
+                stream.to_head = <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
+                break
         stream.end_sent = end_stream
         self.session.submit_section(stream_id, True, fields, end_stream, <void *>stream)
         self.collect()
@@ -136,13 +140,14 @@ cdef class Nghttp2Engine(Engine):
         if PyBytes_GET_SIZE(payload) != 8:
             raise ValueError("a PING has eight octets")
         if self.session.handle != NULL:
-            self.frames.pings += 1
             nghttp2_submit_ping(self.session.handle, NGHTTP2_FLAG_NONE, <const uint8_t *>PyBytes_AS_STRING(payload))
             self.collect()
             self.wake()
 
     cpdef offer_no_streams(self):
-        if self.session.offer_no_streams():
+        if self.session.handle != NULL:
+            self.session.max_streams = 0
+            nghttp2_submit_settings(self.session.handle, NGHTTP2_FLAG_NONE, NULL, 0)
             self.collect()
             self.wake()
 
@@ -206,7 +211,7 @@ cdef class Nghttp2Engine(Engine):
                 continue
             if not stream.leaving:
                 self._senders.append(stream)
-                frames += 1
+            frames += 1
             stream.leaving += octets
             total += octets
             window -= octets
@@ -241,10 +246,6 @@ cdef class Nghttp2Engine(Engine):
 
     # ---- questions
 
-    @property
-    def peer_max_concurrent_streams(self):
-        return self.peer_max_streams
-
     cpdef Py_ssize_t count_open_streams(self):
         return self.open_streams
 
@@ -253,7 +254,7 @@ cdef class Nghttp2Engine(Engine):
         if not self.client or self.session.handle == NULL or self.going_away or self.peer_going_away:
             return 0
         ids = (<int64_t>MAX_STREAM_ID - nghttp2_session_get_next_stream_id(self.session.handle)) // 2 + 1
-        return max(0, min(<int64_t>self.peer_max_streams - self.open_streams, ids))
+        return max(0, min(<int64_t>self.peer_max_concurrent_streams - self.open_streams, ids))
 
     cpdef Py_ssize_t count_queued_octets(self):
         return self.queued
@@ -300,12 +301,6 @@ cdef class Nghttp2Engine(Engine):
     cdef int forget(self, Nghttp2Stream stream) except -1:
         """The stream is over: let go of it, and have the library know it no more."""
         nghttp2_session_set_stream_user_data(self.session.handle, <int32_t>stream.id, NULL)
-        return self.let_go(stream)
-
-    cdef int let_go(self, Nghttp2Stream stream) except -1:
-        """The library has closed the stream."""
-        self.queued -= stream.octets
-        stream.drop()
         return stream.leave()
 
     cdef int schedule(self, Nghttp2Stream stream) except -1:
@@ -350,7 +345,7 @@ cdef class Nghttp2Engine(Engine):
         return self.collect()
 
     cdef int reset(self, Nghttp2Stream stream) except -1:
-        self.session.submit_reset(<int32_t>stream.id, <uint32_t>stream.reset_code)
+        nghttp2_submit_rst_stream(self.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, stream.reset_code)
         self.forget(stream)
         return self.collect()
 
@@ -364,13 +359,14 @@ cdef class Nghttp2Engine(Engine):
 
     cdef int collect(self) except -1:
         """Collect what the library has queued, unless it is calling back. A fault here is an internal error."""
-        if self.session.calling_back or (<_Unchecked>_collect)(self.session) == 0:
+        if self.session.calling_back or self.session.handle == NULL or (<_Unchecked>_collect)(self.session) == 0:
             return 0
         try:
             raise_pending()
         except ConnectionFault as exc:
             return self._fail(exc.code, exc.reason)
         except Exception as exc:
+            self.handler.on_internal_error(None, exc)
             return self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
 
     cdef int _fail(self, long code, str reason) except -1:
@@ -385,10 +381,8 @@ cdef class Nghttp2Engine(Engine):
         self.session.close()
         self._left = left
         for stream in left:
-            stream.drop()
             stream.leave()
         self.resets_to_send, self.ends_to_send, self._senders = [], [], []
-        self.queued = 0
         self.frames.release()
         self._failure = (code, reason)
         return self.wake()

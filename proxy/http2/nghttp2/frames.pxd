@@ -43,7 +43,6 @@ cdef enum:  # what `FrameReader.next` has found
 cdef class FrameReader:
     cdef const uint8_t *octets
     cdef Py_ssize_t count
-    cdef int pings
     cdef int unsent_acks
 
     cdef Py_ssize_t _max_frame

@@ -29,7 +29,7 @@ cdef enum:
 cdef class FrameReader:
     """Cuts what is read: `begin` with the octets of a read, then `next` until there is nothing.
 
-    `octets` and `count` are what `next` has found, valid until the next call. `pings`: ours that are not answered.
+    `octets` and `count` are what `next` has found, valid until the next call.
     `unsent_acks`: answers to PING and SETTINGS since the last flush; a peer that does not read must not make us keep
     them for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
     """
@@ -178,8 +178,6 @@ cdef class FrameReader:
         elif kind == PING and not flags & ACK:
             self.unsent_acks += 1
             self._guard.charge_control_frame()
-        elif kind == PING and self.pings:
-            self.pings -= 1
         elif kind != RST_STREAM:  # which is charged as a reset if its stream is live
             self._guard.charge_control_frame()
         if self.unsent_acks > MOST_UNSENT_ACKS:
@@ -196,7 +194,7 @@ cdef class FrameReader:
             increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
             return increment == 0 or increment > _HARMLESS_INCREMENT
         elif kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
-            # We send SETTINGS once; the library ends the connection when they are acknowledged twice.
+            # More than we have sent are a fault for the library, and are ignored here: all but the first are dropped.
             surplus = self._acknowledged
             self._acknowledged = True
             return surplus

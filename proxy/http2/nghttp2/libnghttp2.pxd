@@ -8,7 +8,6 @@ cdef enum:
 cdef extern from "nghttp2/nghttp2.h":
     enum:
         NGHTTP2_ERR_BAD_CLIENT_MAGIC
-        NGHTTP2_ERR_CALLBACK_FAILURE
         NGHTTP2_ERR_NOMEM
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
 
@@ -130,7 +129,6 @@ cdef extern from "nghttp2/nghttp2.h":
     int nghttp2_option_new(nghttp2_option **)
     void nghttp2_option_del(nghttp2_option *)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option *, int)
-    void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option *, uint32_t)
     void nghttp2_option_set_no_http_messaging(nghttp2_option *, int)
     void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
     void nghttp2_option_set_max_deflate_dynamic_table_size(nghttp2_option *, size_t)

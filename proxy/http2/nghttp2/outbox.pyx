@@ -3,7 +3,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcpy
 
@@ -23,10 +23,7 @@ cdef class Outbox:
     """Frames in the order they are to leave."""
 
     def __cinit__(self):
-        self._held = NULL
-        self._capacity = 0
         self._expected = _FIRST_CAPACITY
-        self.size = 0
 
     def __dealloc__(self):
         Py_XDECREF(self._held)

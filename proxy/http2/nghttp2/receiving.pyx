@@ -3,8 +3,6 @@
 The rules are those of the portable engine, except that the library ends the connection, not the stream, over content
 before a response head and (1.70 does, 1.64 does not) over content beyond the stream's window, as `Engine` allows.
 
-The library calls the functions whose first argument is its session. One that raises stops it; `Session` raises again.
-
 An engine's own state is complete before a receiver is told, because the receiver may command any stream at once.
 """
 
@@ -79,7 +77,7 @@ cdef int _call(
         else:
             receiver.on_response_sent(number)
     elif event == ON_REQUEST and content is None:
-        engine.handler.on_large_request(stream, flag, engine.reader.refusal)
+        engine.handler.on_large_request(stream, flag)
     elif event == ON_REQUEST:
         engine.handler.on_request(stream, <list>content, flag)
     elif event == ON_RESPONSE:
@@ -116,7 +114,7 @@ cdef int _on_section_begins(nghttp2_session *session, const nghttp2_frame *frame
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     elif engine.going_away or engine.open_streams >= engine.max_streams:
         reason = refusals.GOING_AWAY if engine.going_away else refusals.TOO_MANY_STREAMS
-        _refuse(engine, frame.hd.stream_id, REFUSED_STREAM, reason)
+        _fault(engine, frame.hd.stream_id, REFUSED_STREAM, reason)
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     else:
         engine.reader.begin(REQUEST)
@@ -139,7 +137,7 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
     if refusal is None and stream.has_head and stream.missing > 0:
         refusal = refusals.CONTENT_LENGTH
     if refusal is not None:
-        return _fault(engine, stream, ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR, refusal)
+        return _fault(engine, stream_id, ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR, refusal)
     if stream.has_head:
         stream.ended_by_peer = True
         return 0 if stream.muted else tell(engine, stream, ON_TRAILERS, fields, True, 0)
@@ -147,7 +145,7 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
     if engine.reader.interim:
         stream.interims += 1
         if stream.interims > engine.session.max_interims:
-            return _fault(engine, stream, ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
+            return _fault(engine, stream_id, ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
         return 0 if stream.muted else tell(engine, stream, ON_INTERIM, fields, False, 0)
     stream.missing = engine.reader.content_length
     stream.has_head = True
@@ -162,9 +160,9 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     cdef Nghttp2Stream stream
     if engine.going_away:
         # GOAWAY was written while the block was coming in, and named a stream before this one.
-        return _refuse(engine, stream_id, REFUSED_STREAM, refusals.GOING_AWAY)
+        return _fault(engine, stream_id, REFUSED_STREAM, refusals.GOING_AWAY)
     if engine.reader.refusal is not None and not engine.reader.too_great:
-        return _refuse(engine, stream_id, PROTOCOL_ERROR, engine.reader.refusal)
+        return _fault(engine, stream_id, PROTOCOL_ERROR, engine.reader.refusal)
     stream = engine.new_stream(stream_id)
     nghttp2_session_set_stream_user_data(engine.session.handle, stream_id, <void *>stream)
     stream.missing = engine.reader.content_length
@@ -196,13 +194,13 @@ cdef int _on_frame_begins(nghttp2_session *session, const nghttp2_frame_hd *head
     if stream is None:
         return 0
     if not stream.has_head:
-        return _fault(engine, stream, PROTOCOL_ERROR, refusals.STREAM_ORDER)
+        return _fault(engine, header.stream_id, PROTOCOL_ERROR, refusals.STREAM_ORDER)
     # The library gives a window back when half of it was acknowledged: less than that needs no look at it.
     if <Py_ssize_t>header.length + stream.owed_octets <= engine.sure_window:
         return 0
     if <Py_ssize_t>header.length > nghttp2_session_get_stream_local_window_size(session, header.stream_id):
         if <Py_ssize_t>header.length <= nghttp2_session_get_local_window_size(session):
-            return _fault(engine, stream, FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
+            return _fault(engine, header.stream_id, FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
     return 0
 
 
@@ -231,7 +229,7 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
         stream.missing -= count
         if stream.missing < 0 or (end and stream.missing):
             nghttp2_session_consume_connection(engine.session.handle, <size_t>count)
-            return _fault(engine, stream, PROTOCOL_ERROR, refusals.CONTENT_LENGTH)
+            return _fault(engine, stream_id, PROTOCOL_ERROR, refusals.CONTENT_LENGTH)
     stream.ended_by_peer = end
     if stream.muted:
         nghttp2_session_consume_connection(engine.session.handle, <size_t>count)
@@ -263,20 +261,16 @@ cdef int _write_content(
 # ---- ends
 
 
-cdef int _fault(Nghttp2Engine engine, Nghttp2Stream stream, uint32_t code, str reason) except -1:
-    """Reset a stream on which the peer broke a rule."""
-    engine.handler.on_stream_refused(stream.id, reason)
-    nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, code)
-    engine.forget(stream)
-    if not stream.muted:
-        tell(engine, stream, ON_RESET, None, False, code)
-    return engine.guard.charge_reset()
-
-
-cdef int _refuse(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str reason) except -1:
-    """Reset a stream that the handler has not been told of."""
+cdef int _fault(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str reason) except -1:
+    """Reset a stream on which the peer broke a rule, whether the handler has been told of it or not."""
+    cdef Nghttp2Stream stream
     engine.handler.on_stream_refused(stream_id, reason)
     nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, stream_id, code)
+    stream = _find(engine, stream_id)
+    if stream is not None:
+        engine.forget(stream)
+        if not stream.muted:
+            tell(engine, stream, ON_RESET, None, False, code)
     return engine.guard.charge_reset()
 
 
@@ -286,7 +280,7 @@ cdef int _on_closed(nghttp2_session *session, int32_t stream_id, uint32_t code, 
     cdef Nghttp2Stream stream = _find(engine, stream_id)
     if stream is None:
         return 0
-    engine.let_go(stream)
+    stream.leave()
     if code == FLOW_CONTROL_ERROR:
         raise ConnectionFault(code, "a stream's window is pushed past 2^31-1")
     return 0
@@ -331,7 +325,9 @@ cdef int _on_settings(Nghttp2Engine engine, const nghttp2_frame *frame) except -
     for place in range(frame.settings.niv):
         if frame.settings.iv[place].settings_id == NGHTTP2_SETTINGS_HEADER_TABLE_SIZE:
             engine.session.writer.resize(frame.settings.iv[place].value)
-    engine.peer_max_streams = nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+    engine.peer_max_concurrent_streams = nghttp2_session_get_remote_settings(
+        session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
+    )
     engine.peer_max_section_octets = nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE)
     for stream in engine.live_streams():
         engine.schedule(stream)
@@ -370,7 +366,9 @@ cdef int _on_suspicious_update(Nghttp2Engine engine, const uint8_t *frame) excep
     if stream is not None:
         window = nghttp2_session_get_stream_remote_window_size(engine.session.handle, <int32_t>stream.id)
         if not increment or <uint32_t>window > MAX_STREAM_ID - increment:
-            return _fault(engine, stream, FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR, refusals.FLOW_CONTROL)
+            return _fault(
+                engine, stream_of(frame), FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR, refusals.FLOW_CONTROL
+            )
     return engine.session.feed(frame, FRAME_HEADER_OCTETS + 4)
 
 

@@ -19,7 +19,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
-from libc.string cimport memchr, memcmp, memset
+from libc.string cimport memchr, memcmp
 
 from proxy.http2.nghttp2.frames cimport ENHANCE_YOUR_CALM
 from proxy.http2.nghttp2.libnghttp2 cimport (
@@ -88,8 +88,6 @@ cdef class SectionReader:
     def __cinit__(self, Py_ssize_t most_octets, frozenset watched_names):
         self._most_octets = most_octets
         self._watched_names = watched_names
-        memset(self._by_buffers, 0, sizeof(self._by_buffers))
-        memset(self._by_name, 0, sizeof(self._by_name))
         self._capacity = FIRST_LINES
         self._fields = <PyObject **>PyMem_Malloc(FIRST_LINES * sizeof(PyObject *))
         if self._fields == NULL:

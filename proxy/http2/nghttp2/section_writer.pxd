@@ -15,9 +15,8 @@ cdef struct Known:
 cdef class SectionWriter:
     cdef dict _lines
     cdef dict _names
-    cdef list _entries
-    cdef Py_ssize_t _first
     cdef Py_ssize_t _added
+    cdef Py_ssize_t _evicted
     cdef Py_ssize_t _octets
     cdef Py_ssize_t _table_octets
     cdef Py_ssize_t _smallest

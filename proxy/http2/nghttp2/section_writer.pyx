@@ -2,11 +2,7 @@
 
 libnghttp2 has a compressor. It cannot do what this proxy needs: it puts every line into the dynamic table but those of
 eight names, so that ids which differ in every request push the token out after some fifteen of them, and it marks every
-`authorization` as never-indexed, whether or not it came so. Here
-
-* a line enters the dynamic table the second time it is sent (its hash is remembered, among 256 others);
-* a never-indexed line is a never-indexed literal, and no other line is (6.2.3);
-* strings are not Huffman-coded.
+`authorization` as never-indexed, whether or not it came so.
 
 A line that is in a table costs 20 ns, because Python keeps the hashes of bytes, and the token, the route's fields
 and what the other connection's decoder has kept are the same objects in every request. Where the whole line is the same
@@ -21,7 +17,7 @@ from cpython.object cimport PyObject, PyObject_Hash
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr
 
 from proxy.http2.nghttp2.libnghttp2 cimport (
     nghttp2_hd_inflate_del,
@@ -48,9 +44,7 @@ cdef class SectionWriter:
     def __cinit__(self):
         self._lines = {}
         self._names = {}
-        self._entries = []
         self._table_octets = self._told = self._smallest = _DEFAULT_TABLE_OCTETS
-        memset(self._known, 0, sizeof(self._known))
 
     def __dealloc__(self):
         cdef int place
@@ -60,7 +54,6 @@ cdef class SectionWriter:
     cdef int check(self, list fields) except -1:
         """Raise ValueError unless `write` can take these fields, so that it never fails half-way."""
         cdef Py_ssize_t place, number
-        cdef Py_ssize_t last_evicted = self._added - (PyList_GET_SIZE(self._entries) - self._first)
         cdef PyObject *item
         cdef Known *known
         cdef object field
@@ -70,7 +63,7 @@ cdef class SectionWriter:
         for place in range(PyList_GET_SIZE(fields)):
             item = PyList_GET_ITEM(fields, place)
             known = &self._known[_known_place(item)]
-            if known.field == item and (known.number < 0 or known.number > last_evicted):
+            if known.field == item and (known.number < 0 or known.number > self._evicted):
                 number = known.number
             else:
                 number = self._number(<object>item)
@@ -138,7 +131,7 @@ cdef class SectionWriter:
         """Return the index of what `_number` has returned; 0 if the tables do not have it any more."""
         if number <= 0:
             return -number
-        if number > self._added - (PyList_GET_SIZE(self._entries) - self._first):
+        if number > self._evicted:
             return _STATIC_ENTRIES + 1 + self._added - number
         return 0
 
@@ -156,7 +149,7 @@ cdef class SectionWriter:
             known = &self._known[place ^ 1]
         if known.field == <PyObject *>field:
             number = known.number
-            if number < 0 or number > self._added - (PyList_GET_SIZE(self._entries) - self._first):
+            if number < 0 or number > self._evicted:
                 return number
         if not PyTuple_CheckExact(field):
             return 0
@@ -224,7 +217,6 @@ cdef class SectionWriter:
     cdef int _add(self, tuple field, Py_ssize_t octets) except -1:
         self._added += 1
         self._lines[field] = self._names[field[0]] = self._added
-        self._entries.append(field)
         self._octets += octets
         return self._evict()
 
@@ -232,16 +224,12 @@ cdef class SectionWriter:
         cdef tuple field
         cdef object number
         while self._octets > self._table_octets:
-            field = <tuple>self._entries[self._first]
-            self._entries[self._first] = None
-            self._first += 1
+            field = <tuple>next(iter(self._lines))  # the oldest
+            self._evicted += 1
             self._octets -= PyBytes_GET_SIZE(field[0]) + PyBytes_GET_SIZE(field[1]) + 32
             number = self._lines.pop(field)
             if self._names[field[0]] == number:
                 del self._names[field[0]]
-        if self._first > 64:
-            del self._entries[: self._first]
-            self._first = 0
         return 0
 
 
@@ -271,7 +259,7 @@ cdef bint _sendable(bytes name, bytes value) noexcept:
 
 
 cdef int _write_string(Outbox outbox, bytes text) except -1:
-    """RFC 7541, 5.2, without Huffman coding: that saves a fifth of a first head and costs twice its encoding."""
+    """RFC 7541, 5.2, without Huffman coding."""
     _write_integer(outbox, 0x00, 0x7F, PyBytes_GET_SIZE(text))
     return outbox.write(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
 

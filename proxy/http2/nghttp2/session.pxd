@@ -11,7 +11,6 @@ cdef extern from *:
     void raise_pending() except *  # raises the exception that a callback has left, if it has
 
 cdef enum:
-    PEER_STREAMS_AT_FIRST = 100  # RFC 9113, 6.5.2 sets no limit before SETTINGS come
     DEFAULT_WINDOW = 65535  # of a stream, before SETTINGS come, and of the connection
 
 cdef class Session:
@@ -27,15 +26,12 @@ cdef class Session:
     cdef list _section
     cdef dict _deferred
 
-    cdef int open(
-        self, object limits, Py_ssize_t continuations, nghttp2_session_callbacks *callbacks, void *owner) except -1
+    cdef int open(self, object limits, nghttp2_session_callbacks *callbacks, void *owner) except -1
     cdef void close(self) noexcept
     cdef int feed(self, const uint8_t *data, Py_ssize_t count) except -1
     cdef int collect(self) except -1
     cdef int submit_section(self, int32_t stream_id, bint opens, list fields, bint end, void *stream) except -1
     cdef bint submit_content(self, int32_t stream_id, Py_ssize_t octets, bint ends)
-    cdef void submit_reset(self, int32_t stream_id, uint32_t code) noexcept
-    cdef bint offer_no_streams(self) noexcept
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1
 
     cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1

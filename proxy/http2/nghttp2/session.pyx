@@ -1,8 +1,6 @@
 """A session of libnghttp2: what it is made with, the octets that go in and out, and the sections it does not write.
 
-The library sends HEADERS without fields, in order, and the section that each stands for is written in their place. It
-is asked what it has to send after each submission; what is submitted while it calls back is collected when it has
-returned.
+The library sends HEADERS without fields, in order, and the section that each stands for is written in their place.
 """
 
 cimport cython
@@ -56,9 +54,7 @@ cdef class Session:
         nghttp2_session_del(self.handle)
         self.handle = NULL
 
-    cdef int open(
-        self, object limits, Py_ssize_t continuations, nghttp2_session_callbacks *callbacks, void *owner
-    ) except -1:
+    cdef int open(self, object limits, nghttp2_session_callbacks *callbacks, void *owner) except -1:
         """Make the session; queue preface, SETTINGS and the connection's window. Callbacks are given `owner`."""
         cdef nghttp2_option *option = NULL
         cdef nghttp2_settings_entry[5] entries
@@ -85,12 +81,11 @@ cdef class Session:
         nghttp2_option_set_no_auto_window_update(option, 1)
         nghttp2_option_set_no_http_messaging(option, 1)
         nghttp2_option_set_no_closed_streams(option, 1)
-        nghttp2_option_set_peer_max_concurrent_streams(option, PEER_STREAMS_AT_FIRST)
         nghttp2_option_set_max_deflate_dynamic_table_size(option, 0)
         nghttp2_option_set_max_outbound_ack(option, MOST_UNSENT_ACKS)
         nghttp2_option_set_max_settings(option, _MOST_SETTINGS)
         set_optional_limits(
-            option, <size_t>continuations, flood.MOST_RESETS, flood.MOST_CONTROL_FRAMES, _SECONDS
+            option, limits.max_continuations, flood.MOST_RESETS, flood.MOST_CONTROL_FRAMES, _SECONDS
         )
         if self.client:
             rv = nghttp2_session_client_new3(&self.handle, callbacks, owner, option, &python_memory)
@@ -131,7 +126,7 @@ cdef class Session:
                 break
             if frame[3] == HEADERS:
                 self._write_section(frame)
-            elif frame[3] == SETTINGS and not frame[4] & ACK:
+            elif frame[3] == SETTINGS and not frame[4] & ACK and not self.client:
                 self._write_settings(frame, count)
             elif frame[3] == GOAWAY:
                 code = number_at(frame + 13)
@@ -172,15 +167,6 @@ cdef class Session:
         provider.read_callback = _promise_content
         return nghttp2_submit_data(self.handle, END_STREAM if ends else 0, stream_id, &provider) == 0
 
-    cdef void submit_reset(self, int32_t stream_id, uint32_t code) noexcept:
-        """Have the library send RST_STREAM. `collect` has to follow."""
-        nghttp2_submit_rst_stream(self.handle, NGHTTP2_FLAG_NONE, stream_id, code)
-
-    cdef bint offer_no_streams(self) noexcept:
-        """Have the library send SETTINGS with a limit of 0 streams; False if it is closed. `collect` has to follow."""
-        self.max_streams = 0
-        return self.handle != NULL and nghttp2_submit_settings(self.handle, NGHTTP2_FLAG_NONE, NULL, 0) == 0
-
     cdef int write_go_away(self, int32_t last_processed, uint32_t code, bytes debug) except -1:
         """Write GOAWAY; the library is not told."""
         self.outbox.write_frame_header(8 + PyBytes_GET_SIZE(debug), GOAWAY, 0, 0)
@@ -189,14 +175,11 @@ cdef class Session:
         return self.outbox.write(PyBytes_AS_STRING(debug), PyBytes_GET_SIZE(debug))
 
     cdef int _write_settings(self, const uint8_t *frame, Py_ssize_t count) except -1:
-        """Write the library's SETTINGS, and for a server MAX_CONCURRENT_STREAMS."""
-        cdef bint limited = not self.client
-        self.outbox.write_frame_header(count - FRAME_HEADER_OCTETS + (6 if limited else 0), SETTINGS, 0, 0)
+        """Write a server's SETTINGS: the library's, and MAX_CONCURRENT_STREAMS."""
+        self.outbox.write_frame_header(count - FRAME_HEADER_OCTETS + 6, SETTINGS, 0, 0)
         self.outbox.write(frame + FRAME_HEADER_OCTETS, count - FRAME_HEADER_OCTETS)
-        if limited:
-            self.outbox.write(b"\0\3", 2)
-            self.outbox.write_long(self.max_streams)
-        return 0
+        self.outbox.write(b"\0\3", 2)
+        return self.outbox.write_long(self.max_streams)
 
     cdef int _write_section(self, const uint8_t *frame) except -1:
         """Write the section that the library's HEADERS stand for; without one, they stand for the end of content."""
@@ -242,4 +225,4 @@ cdef ssize_t _promise_content(
     """Return how much content the frame gets."""
     cdef Py_ssize_t octets = (<Session>source.ptr).content_octets
     flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_COPY
-    return octets if 0 < octets <= <Py_ssize_t>most else NGHTTP2_ERR_CALLBACK_FAILURE
+    return octets if 0 < octets <= <Py_ssize_t>most else FAILED

@@ -32,10 +32,6 @@ cdef class Nghttp2Stream(Stream):
     cdef Py_ssize_t _next
 
     cdef int leave(self) except -1
-    cdef int note_method(self, list fields) except -1
-    cdef bint _can_send(self) noexcept
-    cdef int _needs_head(self) except -1
+    cdef bint _can_send(self, bint behind_head) except -1
     cdef int _queue_behind(self, bytes data) except -1
     cdef int pull(self, char *place, Py_ssize_t octets) except -1
-    cdef int drop(self) except -1
-    cdef int _advance(self) except -1

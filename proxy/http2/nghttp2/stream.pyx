@@ -3,8 +3,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from proxy.http2.engine cimport Stream
@@ -33,20 +32,11 @@ cdef class Nghttp2Stream(Stream):
     def __cinit__(self):
         self.missing = self.reset_code = -1
 
-    cdef int note_method(self, list fields) except -1:
-        """Note whether the request that is sent with these fields is HEAD."""
-        cdef object field
-        for field in fields:
-            if <bytes>PyTuple_GET_ITEM(field, 0) == b":method":
-                self.to_head = <bytes>PyTuple_GET_ITEM(field, 1) == b"HEAD"
-                break
-        return 0
-
     # ---- commands
 
     cpdef send_head(self, list fields, bint end_stream):
         cdef Nghttp2Engine engine = self.engine
-        if not self._can_send():
+        if not self._can_send(False):
             return
         engine.session.writer.check(fields)
         if self.has_sent_head:
@@ -61,9 +51,8 @@ cdef class Nghttp2Stream(Stream):
 
     cpdef send_data(self, bytes data, bint end_stream):
         cdef Nghttp2Engine engine = self.engine
-        if not self._can_send():
+        if not self._can_send(True):
             return
-        self._needs_head()
         if PyBytes_GET_SIZE(data):
             if self._chunk is None:
                 self._chunk = data
@@ -80,9 +69,8 @@ cdef class Nghttp2Stream(Stream):
 
     cpdef send_trailers(self, list fields):
         cdef Nghttp2Engine engine = self.engine
-        if not self._can_send():
+        if not self._can_send(True):
             return
-        self._needs_head()
         if PyList_GET_SIZE(fields):
             engine.session.writer.check(fields)
             self.trailers = fields[:]
@@ -129,19 +117,23 @@ cdef class Nghttp2Stream(Stream):
             if engine.session.outbox.size:
                 engine.wake()
 
-    cdef bint _can_send(self) noexcept:
-        return self.engine is not None and not self.muted and not self.ended and not self.end_sent
-
-    cdef int _needs_head(self) except -1:
-        if not self.has_sent_head:
+    cdef bint _can_send(self, bint behind_head) except -1:
+        if self.engine is None or self.muted or self.ended or self.end_sent:
+            return False
+        if behind_head and not self.has_sent_head:
             raise RuntimeError(f"nothing can be sent on stream {self.id} before its head")
-        return 0
+        return True
 
     # ---- its end
 
     cdef int leave(self) except -1:
-        """Leave the live streams of the engine."""
+        """The stream is over: forget all that is queued, and leave the live streams of the engine."""
         cdef Nghttp2Engine engine = self.engine
+        engine.queued -= self.octets
+        self._chunk = None
+        self._more = self.trailers = None
+        self.octets = 0
+        self.reset_code = -1  # `Nghttp2Engine._send_frame` looks at it when the library has closed the stream
         if self.previous is None:
             engine.first = self.following
         else:
@@ -185,27 +177,15 @@ cdef class Nghttp2Stream(Stream):
             place += count
             octets -= count
             self._offset += count
-            if self._offset == PyBytes_GET_SIZE(self._chunk):
-                self._advance()
-        return 0
-
-    cdef int drop(self) except -1:
-        """Forget all that is queued."""
-        self._chunk = None
-        self._more = self.trailers = None
-        self._offset = self._next = self.octets = 0
-        self.ended = False
-        self.reset_code = -1
-        return 0
-
-    cdef int _advance(self) except -1:
-        self._offset = 0
-        self._chunk = None
-        if self._more is not None:
-            self._chunk = <bytes>self._more[self._next]
-            self._more[self._next] = None
-            self._next += 1
-            if self._next == PyList_GET_SIZE(self._more):
-                self._more = None
-                self._next = 0
+            if self._offset < PyBytes_GET_SIZE(self._chunk):
+                continue
+            self._offset = 0
+            self._chunk = None
+            if self._more is not None:
+                self._chunk = <bytes>self._more[self._next]
+                self._more[self._next] = None
+                self._next += 1
+                if self._next == PyList_GET_SIZE(self._more):
+                    self._more = None
+                    self._next = 0
         return 0

@@ -17,7 +17,8 @@ overruns the connection's receive window              connection ends: FLOW_CONT
 overruns a stream's receive window                    RST_STREAM or connection ends: FLOW_CONTROL_ERROR
 pushes a stream's send window past 2³¹−1              RST_STREAM FLOW_CONTROL_ERROR
 sends a malformed section, a wrong content-length     RST_STREAM PROTOCOL_ERROR
-sends a section over the limit                        RST_STREAM ENHANCE_YOUR_CALM
+sends a request head over the limit                   reported, without its lines
+sends another section over the limit                  RST_STREAM ENHANCE_YOUR_CALM
 opens more streams than offered, or after our GOAWAY  RST_STREAM REFUSED_STREAM, not reported
 sends HEADERS or DATA after its END_STREAM            connection ends: STREAM_CLOSED
 sends DATA before its response head                   RST_STREAM or connection ends: PROTOCOL_ERROR

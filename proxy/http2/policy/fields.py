@@ -41,8 +41,10 @@ CONNECTION_SPECIFIC: Final = frozenset(
 _VISIBLE: Final = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 _MOST_LENGTH_DIGITS: Final = 18
 _MOST_SHAPES: Final = 512
-_MOST_OCTETS_OF_NAMES: Final = 2_048
+_MOST_OCTETS_OF_NAMES: Final = 4_096
 """Of a shape that is kept: what peers send must not decide how much memory we use."""
+_NAME_OCTETS: Final = 48
+"""What Python takes for a name beside its octets."""
 
 
 class Malformed(StreamFault):
@@ -50,11 +52,7 @@ class Malformed(StreamFault):
 
     def __init__(self, text: str, reason: str = refusals.FIELD) -> None:
         super().__init__(ErrorCode.PROTOCOL_ERROR, reason)
-        self.text = text
-        """The rule, without any value."""
-
-    def __str__(self) -> str:
-        return self.text
+        self.args = (text,)  # the rule, without any value
 
 
 class ResponseHead(NamedTuple):
@@ -69,7 +67,7 @@ class ResponseHead(NamedTuple):
 class _Shape(NamedTuple):
     """What the names of a section say: a fault, and where the fields are whose values matter (-1: nowhere)."""
 
-    fault: tuple[str, str] | None
+    fault: str | None
     method: int
     scheme: int
     authority: int
@@ -93,7 +91,7 @@ class _Shapes:
         shape = self._kept.get(names)
         if shape is None:
             shape = _shape(names, self._pseudo)
-            if sum(map(len, names)) <= _MOST_OCTETS_OF_NAMES:
+            if sum(map(len, names)) + _NAME_OCTETS * len(names) <= _MOST_OCTETS_OF_NAMES:
                 if len(self._kept) >= _MOST_SHAPES:
                     self._kept.clear()
                 self._kept[names] = shape
@@ -149,8 +147,7 @@ def check_response(fields: Fields, *, to_head: bool, ends: bool = False) -> Resp
 
 def check_trailers(fields: Fields, *, ends: bool = True) -> None:
     """Raise Malformed unless this is a trailer section: no pseudo-fields (RFC 9113, 8.1); it may be empty."""
-    if fields:
-        _checked(fields, _TRAILERS)
+    _checked(fields, _TRAILERS)
     if not ends:
         raise Malformed("a trailer section that does not end its stream", refusals.STREAM_ORDER)
 
@@ -176,16 +173,16 @@ def check_sendable(fields: Fields) -> None:
 def _shape(names: tuple[bytes, ...], pseudo: frozenset[bytes]) -> _Shape:
     places: dict[bytes, int] = {}
     te: list[int] = []
-    fault: tuple[str, str] | None = None
+    fault: str | None = None
     regular = False
     for place, name in enumerate(names):
         if name.startswith(b":"):
             if name not in pseudo:
-                fault = "a pseudo-field that is unknown here", refusals.FIELD
+                fault = "a pseudo-field that is unknown here"
             elif regular:
-                fault = "a pseudo-field after a regular field", refusals.FIELD
+                fault = "a pseudo-field after a regular field"
             elif name in places:
-                fault = "a pseudo-field twice", refusals.FIELD
+                fault = "a pseudo-field twice"
         else:
             regular = True
             fault = _name_fault(name, places) or fault
@@ -205,15 +202,13 @@ def _shape(names: tuple[bytes, ...], pseudo: frozenset[bytes]) -> _Shape:
     )
 
 
-def _name_fault(name: bytes, before: dict[bytes, int]) -> tuple[str, str] | None:
+def _name_fault(name: bytes, before: dict[bytes, int]) -> str | None:
     if not _NAME.fullmatch(name):
-        return "a field name that is empty, has upper case or is no token", refusals.FIELD
+        return "a field name that is empty, has upper case or is no token"
     if name in CONNECTION_SPECIFIC:
-        return "a connection-specific field", refusals.FIELD
-    if name == b"content-length" and name in before:
-        return "content-length twice", refusals.FIELD
-    if name == b"host" and name in before:
-        return "host twice", refusals.FIELD
+        return "a connection-specific field"
+    if name in (b"content-length", b"host") and name in before:
+        return f"{name.decode()} twice"
     return None
 
 
@@ -223,11 +218,11 @@ def _name_fault(name: bytes, before: dict[bytes, int]) -> tuple[str, str] | None
 def _checked(fields: Fields, shapes: _Shapes) -> _Shape:
     shape = shapes.of(tuple([field[0] for field in fields]))
     if shape.fault is not None:
-        raise Malformed(*shape.fault)
+        raise Malformed(shape.fault)
     _check_values([field[1] for field in fields])
     for place in shape.te:
         if fields[place][1].lower() != b"trailers":
-            raise Malformed("te other than trailers", refusals.FIELD)
+            raise Malformed("te other than trailers")
     return shape
 
 

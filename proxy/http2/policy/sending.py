@@ -143,8 +143,3 @@ class RoundRobin:
         """The stream is over."""
         self._ready.pop(stream_id, None)
         self._blocked.pop(stream_id, None)
-
-    def clear(self) -> None:
-        """The connection is over."""
-        self._ready.clear()
-        self._blocked.clear()

@@ -205,7 +205,7 @@ class PortableEngine(SendingEngine):
         values = {name: value for name, value, _ in fields}
         if too_large:
             stream.method = b"HEAD" if values.get(b":method") == b"HEAD" else b""
-            self.tell(stream, "on_large_request", stream, end, refusals.SECTION_TOO_LARGE, to=self.handler)
+            self.tell(stream, "on_large_request", stream, end, to=self.handler)
             return self.guard.charge_reset()
         stream.method, stream.path = values[b":method"], values.get(b":path", b"")
         stream.head_octets = octets

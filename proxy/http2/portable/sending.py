@@ -79,7 +79,6 @@ class PortableStream(Stream):
 
     def reset_now(self, code: int) -> None:
         if self.receives or self.sends:
-            self.muted = True
             self.engine.write(RstStreamFrame(self.id, code))
             self.engine.forget(self)
 
@@ -96,7 +95,6 @@ class SendingEngine(Engine):
     """The sending half of an engine on h2."""
 
     name = "h2"
-    peer_max_concurrent_streams = 100
 
     def __init__(
         self, *, client: bool, limits: Limits, handler: ConnectionHandler, watched_names: frozenset[bytes] = frozenset()

@@ -15,7 +15,8 @@ import pytest
 
 from proxy.http2.choice import EngineFactory, engine_choice
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream
-from proxy.http2.events import Fields, StreamId
+from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.policy import refusals
 from tests.support.peers.events import (
     ConnectionFailed,
     DataReceived,
@@ -97,6 +98,10 @@ class Handler(ConnectionHandler):
         self.streams[stream.id] = stream
         stream.receiver = Receiver(self, stream.id)
         self.note(HeadReceived(stream.id, fields, end_stream))
+
+    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
+        self.on_stream_refused(stream.id, refusals.SECTION_TOO_LARGE)
+        stream.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
 
     def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
         self.refused.append((stream_id, reason))

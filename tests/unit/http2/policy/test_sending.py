@@ -148,11 +148,3 @@ def test_every_stream_gets_the_turns_that_it_needs_and_never_two_in_a_row_while_
             del left[stream_id]
         last = stream_id
     assert not left
-
-
-def test_no_stream_gets_a_turn_after_the_end_of_the_connection() -> None:
-    made = turns(1, 3)
-    made.block(made.next() or 0)
-    made.clear()
-    made.unblock_all()
-    assert not made
