@@ -131,15 +131,17 @@ class Budget:
         """Have the holders with the most octets give them up, until a quarter of the limit is free."""
         # Holders that cannot give anything up are asked once, and what others queue meanwhile schedules no second call.
         left = set(self._holders) if self.is_used_up() else set()
-        while left and (excess := self.queued_octets - self._relieved_octets()) > 0:
-            largest = max(left, key=lambda holder: holder.octets)
-            if not largest.octets:
-                break
-            before = self.queued_octets
-            self._ask(largest, excess)
-            if self.queued_octets >= before or largest not in self._holders:
-                left.discard(largest)
-        self._relief_scheduled = False
+        try:
+            while left and (excess := self.queued_octets - self._relieved_octets()) > 0:
+                largest = max(left, key=lambda holder: holder.octets)
+                if not largest.octets:
+                    break
+                before = self.queued_octets
+                self._ask(largest, excess)
+                if self.queued_octets >= before or largest not in self._holders:
+                    left.discard(largest)
+        finally:
+            self._relief_scheduled = False
 
     def _ask(self, holder: Holder, octets: int) -> None:
         """Have a holder give up so many octets, if it has them: large exchanges of all its connections first.

@@ -25,6 +25,7 @@ cdef class Http2Protocol(Flushable):
     cdef public object on_refused
     cdef public object on_cut_off
     cdef readonly bint closed
+    cdef readonly object gone
     cdef Flusher _flusher
     cdef bint _paused
     cdef Py_ssize_t _counted_octets

@@ -75,6 +75,7 @@ class Http2Protocol(Flushable):
         "budget",
         "closed",
         "engine",
+        "gone",
         "loop",
         "on_cut_off",
         "on_refused",
@@ -89,6 +90,8 @@ class Http2Protocol(Flushable):
         self.loop = flusher.loop
         self.transport: asyncio.Transport | None = None
         self.closed = False
+        self.gone: asyncio.Future[None] = self.loop.create_future()
+        """Done when the transport, if there was one, is closed."""
         self._flusher = flusher
         self._paused = False
         self._counted_octets = 0
@@ -168,17 +171,15 @@ class Http2Protocol(Flushable):
 
     def buffer_updated(self, octets: int) -> None:
         """Serve the octets that were read into the buffer."""
-        if self.closed:
-            return  # the peer has not yet seen our close, and TLS still delivers what it had read
         self._serve(_READ_BUFFER, octets)
 
     def data_received(self, data: bytes) -> None:
         """Serve the octets that were read; for event loops that do not ask for a buffer."""
-        if self.closed:
-            return
         self._serve(bytearray(data), len(data))
 
     def _serve(self, buffer: bytearray, octets: int) -> None:
+        if self.closed:
+            return  # the peer has not yet seen our close, and TLS still delivers what it had read
         self._flusher.begin_read()
         try:
             self._reads.take(buffer, octets)
@@ -225,7 +226,11 @@ class Http2Protocol(Flushable):
             self._has_read()
 
     def eof_received(self) -> bool | None:
-        """Let the transport close itself: a half-closed TCP connection cannot carry HTTP/2."""
+        """Close: a half-closed TCP connection cannot carry HTTP/2.
+
+        A transport that the peer does not read from closes only when it is aborted.
+        """
+        self.close("closed by the peer")
         return False
 
     def pause_writing(self) -> None:
@@ -243,6 +248,8 @@ class Http2Protocol(Flushable):
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         self._end(f"{type(exc).__name__}: {exc}" if exc else "closed by the peer")
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     # ---- flushing and closing
 

@@ -192,12 +192,12 @@ class AcceptedConnection:
     @property
     def used(self) -> bool:
         """True once it has sent a request; over HTTP/1.1 the beginning of one."""
-        return not self.protocol_unknown and (self.h2c is None or self.h2c.asked)
+        return not self.protocol_unknown and (self.h2c is None or self.h2c.requests > 0)
 
     @property
     def idle_since(self) -> float:
         """When it had its last request, as the event loop counts; infinite while one is live, or it had none."""
-        if self.h2c is not None and self.h2c.asked and not self.h2c.closed and not self.h2c.live_streams:
+        if self.h2c is not None and self.h2c.requests and not self.h2c.closed and not self.h2c.live_streams:
             return self.h2c.asked_at
         return self.http1.idle_since if self.http1 is not None else math.inf
 

@@ -7,15 +7,13 @@ cdef long _ENHANCE_YOUR_CALM
 cdef Py_ssize_t _MOST_CANCELLED
 
 cdef class DownstreamConnection(Http2Protocol):
-    cdef readonly object gone
-    cdef readonly bint asked
     cdef readonly double asked_at
     cdef RequestAcceptor _acceptor
     cdef object _on_change
     cdef object _replaced
     cdef bint _peer_sent_go_away
     cdef bint _cut_off
-    cdef Py_ssize_t _requests
+    cdef readonly Py_ssize_t requests
     cdef Py_ssize_t _cancelled
     cdef object _next_step
     cdef int _steps_taken
@@ -29,10 +27,8 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
     cpdef on_lost(self, str reason)
     cpdef after_turn(self)
-    cpdef eof_received(self)
     cpdef connection_lost(self, exc)
     cpdef on_cancelled(self, bint overdrawn)
-    cpdef _end_cut_off(self)
     cpdef cut_off(self, str reason)
     cpdef retire(self)
     cpdef _step(self)

@@ -49,11 +49,9 @@ class DownstreamConnection(Http2Protocol):
         "_on_change",
         "_peer_sent_go_away",
         "_replaced",
-        "_requests",
         "_steps_taken",
-        "asked",
         "asked_at",
-        "gone",
+        "requests",
     )
 
     def __init__(
@@ -67,17 +65,14 @@ class DownstreamConnection(Http2Protocol):
         replaced: asyncio.Protocol | None = None,
     ) -> None:
         Http2Protocol.__init__(self, make_engine, budget, flusher)
-        self.gone: asyncio.Future[None] = self.loop.create_future()
-        """Done when the transport has closed."""
-        self.asked = False
-        """True once a request has arrived."""
         self.asked_at = 0.0
         """When the last request arrived, as the event loop counts."""
         self._acceptor = acceptor
         self._on_change = on_change
         self._replaced = replaced
         self._peer_sent_go_away = False
-        self._requests = 0
+        self.requests = 0
+        """How many have arrived."""
         self._cancelled = 0
         self._cut_off = False
         self._next_step: asyncio.TimerHandle | None = None
@@ -98,9 +93,8 @@ class DownstreamConnection(Http2Protocol):
 
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
         """Pass a new request to the acceptor."""
-        self.asked = True
         self.asked_at = self._flusher.now()
-        self._requests += 1
+        self.requests += 1
         self._acceptor.accept(stream, fields, end_stream, self.account)
 
     def on_large_request(self, stream: Stream, end_stream: bool) -> None:
@@ -143,22 +137,12 @@ class DownstreamConnection(Http2Protocol):
 
     # ---- the transport's side
 
-    def eof_received(self) -> bool | None:
-        """Close: a client that has closed its half receives nothing more (see `Http2Protocol`).
-
-        If it does not read either, the transport closes only when it is aborted.
-        """
-        self.close("closed by the peer")
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the transport has closed."""
         if self._replaced is not None:
             # Hypercorn's StreamWriter waits for this.
             self._replaced.connection_lost(exc)
         Http2Protocol.connection_lost(self, exc)
-        if not self.gone.done():
-            self.gone.set_result(None)
 
     # ---- ending
 
@@ -168,14 +152,11 @@ class DownstreamConnection(Http2Protocol):
         Then the connection is ended, if more than an eighth of its own requests were cancelled.
         """
         self._cancelled += 1
-        if overdrawn and not (self._cut_off or self.closed) and self._cancelled * _MOST_CANCELLED > self._requests:
+        if overdrawn and not (self._cut_off or self.closed) and self._cancelled * _MOST_CANCELLED > self.requests:
             self._cut_off = True
             # The engine may be calling. It refuses new streams from here on.
             self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
-            self.loop.call_soon(self._end_cut_off)
-
-    def _end_cut_off(self) -> None:
-        self.cut_off("too many requests are cancelled (cancels_per_minute)")
+            self.loop.call_soon(self.cut_off, "too many requests are cancelled (cancels_per_minute)")
 
     def cut_off(self, reason: str) -> None:
         """End the connection with ENHANCE_YOUR_CALM; not to be called while the engine calls."""
@@ -222,7 +203,7 @@ class DownstreamConnection(Http2Protocol):
             stream.reset(ErrorCode.CANCEL, False)
             if receiver is not None:
                 try:
-                    receiver.on_request_reset(ErrorCode.CANCEL, True)
+                    receiver.on_request_reset(ErrorCode.CANCEL, False)
                 except Exception as exc:  # noqa: BLE001 - the other streams must be reset, too
                     stream.receiver = receiver
                     self.on_internal_error(stream, exc)

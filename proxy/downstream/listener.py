@@ -144,7 +144,7 @@ class Listener:
                 try:
                     if accepted.has_late_block(now, deadlines.head_seconds):
                         connection.cut_off(f"a field section took {deadlines.head_seconds:g} s (head_timeout)")
-                    elif not connection.asked and now >= accepted.accepted_at + deadlines.first_request_seconds:
+                    elif not connection.requests and now >= accepted.accepted_at + deadlines.first_request_seconds:
                         self._observer.connection_refused("no-request")
                         connection.go_away(f"no request within {deadlines.first_request_seconds:g} s")
                 except Exception as exc:  # noqa: BLE001 - the other connections must be looked at, too

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Final
 
-from proxy.errors import Failure
+from proxy.errors import Failure, Overloaded
 from proxy.http2.events import ErrorCode
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 
@@ -153,7 +153,8 @@ class RouteMetrics(ExchangeObserver):
     def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
         """Count the failure by its code."""
         self._failures[failure.code] += 1
-        self._resets["sidecar", ErrorCode.INTERNAL_ERROR.name] += 1
+        code = ErrorCode.ENHANCE_YOUR_CALM if isinstance(failure, Overloaded) else ErrorCode.INTERNAL_ERROR
+        self._resets["sidecar", code.name] += 1
 
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
         """Count the reset by the side that it came from and its code."""

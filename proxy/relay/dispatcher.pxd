@@ -28,7 +28,6 @@ cdef class Dispatcher(ExchangeOwner):
     cdef object _pool
     cdef object _observers
     cdef RouteObservers _unmatched
-    cdef object _loop
     cdef Flusher _flusher
     cdef object _clock
     cdef object _random_fraction

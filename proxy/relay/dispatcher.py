@@ -40,13 +40,15 @@ from proxy.relay.signing import (
     values_of,
 )
 from proxy.relay.snapshot import Snapshot
-from proxy.relay.waiting import Pool, Tokens, Waiting
+from proxy.relay.waiting import Waiting
 from proxy.request_identity import Unverified, Verifier
 from proxy.restate import RequestKind, caller_token_remedy, classify, local_reply, missing_retry_after
 from proxy.routes import OTHER, Route, RouteTable
 from proxy.routes.open_routes import named_route_refusal
 from proxy.tokens.model import Token
+from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import UpstreamConnection
+from proxy.upstream.pool import Pool
 
 __all__ = ["Dispatcher"]
 
@@ -74,7 +76,6 @@ class Dispatcher(ExchangeOwner):
     __slots__ = (
         "_clock",
         "_flusher",
-        "_loop",
         "_name",
         "_observers",
         "_pool",
@@ -93,7 +94,7 @@ class Dispatcher(ExchangeOwner):
     def __init__(
         self,
         routes: RouteTable,
-        tokens: Tokens,
+        tokens: TokenSource,
         pool: Pool,
         observers: Observers,
         *,
@@ -116,7 +117,6 @@ class Dispatcher(ExchangeOwner):
         self._pool = pool
         self._observers = observers
         self._unmatched = observers.exchanges(None)
-        self._loop = loop = flusher.loop
         self._flusher = flusher
         self._clock = clock
         self._random_fraction = random_fraction
@@ -126,7 +126,7 @@ class Dispatcher(ExchangeOwner):
         """Refuses requests that no known Restate has signed; None lets all pass. It may be changed."""
         self._name = name
         self._via_http2 = via.via_line(_HTTP_2, name)
-        self.waiting = Waiting(tokens, pool, loop, self.start)
+        self.waiting = Waiting(tokens, pool, flusher.loop, self.start)
         """Exchanges that could not be started at once."""
 
     def swap(self, routes: RouteTable, new_observers: bool = False) -> None:
@@ -148,7 +148,7 @@ class Dispatcher(ExchangeOwner):
             context.retired = True
             if context.exchanges:
                 self._retired.add(context)
-        self._loop.call_soon(self._release, before.all_routes())
+        self._flusher.loop.call_soon(self._release, before.all_routes())
 
     # ---- for connections
 
@@ -230,7 +230,7 @@ class Dispatcher(ExchangeOwner):
         return fields, b"" if exchange.method == b"HEAD" else reply.body
 
     def aborted(self, exchange: Exchange, failure: Failure) -> None:
-        """Tell the observers of a failure that came too late for an answer."""
+        """Tell the observers."""
         self._observers_of(exchange).aborted(exchange, failure)
 
     def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
@@ -278,7 +278,7 @@ class Dispatcher(ExchangeOwner):
         if context.retired and context.exchanges == 0:
             self._retired.discard(context)
             # Not now: the connection that this closes may be the one that is calling.
-            self._loop.call_soon(self._release, (context.route,))
+            self._flusher.loop.call_soon(self._release, (context.route,))
 
     # ---- inside
 
@@ -314,7 +314,7 @@ class Dispatcher(ExchangeOwner):
                 raise MethodRefused(refusal)
             if destination is None:
                 destination = snapshot.destination(path, head, over_http2)
-        except Failure:
+        except Exception:
             self._unmatched.started(exchange)
             raise
         context = destination.context
@@ -324,7 +324,6 @@ class Dispatcher(ExchangeOwner):
         context.observers.started(exchange)
         if context.pool.exceeds_share():
             raise Overloaded("memory is short (queued_octets), and this service holds more than its share of it")
-        head = exchange.fields
         if context.is_open:
             context.used = True
             exchange.fields = end_to_end_open(head)
@@ -397,4 +396,4 @@ class Dispatcher(ExchangeOwner):
 
     def _release_evicted(self) -> None:
         """Close slots and pools of open routes that were dropped; not now, but when the caller has returned."""
-        self._loop.call_soon(self._release, ())
+        self._flusher.loop.call_soon(self._release, ())

@@ -15,17 +15,11 @@ cdef int _REQUEST_END
 cdef int _REQUEST_RESET
 cdef int _START
 cdef int _COMMIT
-cdef int _INTERIM
 cdef int _RESPONSE_HEAD
 cdef int _RESPONSE_DATA
 cdef int _RESPONSE_END
-cdef int _UNPROCESSED
-cdef int _FAILED
 cdef int _FORWARD
 cdef int _HOLD
-cdef int _REPLY
-cdef int _RESET
-cdef int _RESEND
 cdef int _REPLAYABLE_ENDED
 cdef int _OVER
 cdef int _NO_ERROR
@@ -100,3 +94,4 @@ cdef class Exchange(RequestContent):
     cdef _forget_upstream(self)
     cdef _end_or_discard(self)
     cdef _end(self)
+    cdef _stop_waiting(self)

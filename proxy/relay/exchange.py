@@ -53,17 +53,11 @@ _REQUEST_END: Final = int(Move.REQUEST_END)
 _REQUEST_RESET: Final = int(Move.REQUEST_RESET)
 _START: Final = int(Move.START)
 _COMMIT: Final = int(Move.COMMIT)
-_INTERIM: Final = int(Move.INTERIM)
 _RESPONSE_HEAD: Final = int(Move.RESPONSE_HEAD)
 _RESPONSE_DATA: Final = int(Move.RESPONSE_DATA)
 _RESPONSE_END: Final = int(Move.RESPONSE_END)
-_UNPROCESSED: Final = int(Move.UNPROCESSED)
-_FAILED: Final = int(Move.FAILED)
 _FORWARD: Final = int(Action.FORWARD)
 _HOLD: Final = int(Action.HOLD)
-_REPLY: Final = int(Action.REPLY)
-_RESET: Final = int(Action.RESET)
-_RESEND: Final = int(Action.RESEND)
 _REPLAYABLE_ENDED: Final = int(State.REPLAYABLE_ENDED)
 _OVER: Final = int(State.OVER)
 
@@ -97,7 +91,7 @@ class ExchangeOwner(RequestAcceptor):
         raise NotImplementedError
 
     def aborted(self, exchange: Exchange, failure: Failure) -> None:
-        """A failure came after the head of the response."""
+        """The exchange was aborted: a failure came after the head of the response, or was ours."""
         raise NotImplementedError
 
     def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
@@ -158,7 +152,7 @@ class Exchange(RequestContent):
         self.kind = _OTHER
         """What the request is to the client; `OTHER` until it is dispatched."""
         self.token: Token | None = None
-        """The token this request went out with."""
+        """The token that this request was given."""
         self.attempts = 0
         """How often it was started."""
         self.status = 0
@@ -241,7 +235,7 @@ class Exchange(RequestContent):
 
     def on_interim(self, fields: Fields) -> None:
         """Forward a 1xx head."""
-        self.on(_INTERIM)
+        self.on(Move.INTERIM)
         self.drop_held()
         self.downstream.send_head(self._crossing(fields), False)
 
@@ -287,8 +281,8 @@ class Exchange(RequestContent):
     def on_unprocessed(self) -> None:
         """Send the request again if that can be done."""
         self._forget_upstream()
-        action = self.on(_UNPROCESSED if self.attempts < _MAX_ATTEMPTS else _FAILED)
-        if action == _RESEND:
+        action = self.on(Move.UNPROCESSED if self.attempts < _MAX_ATTEMPTS else Move.FAILED)
+        if action == Action.RESEND:
             self._sent_octets = 0
             self._owner.dispatch(self)
         else:
@@ -322,7 +316,7 @@ class Exchange(RequestContent):
 
     def fail(self, failure: Failure) -> None:
         """End the exchange: with a local reply while the response has not begun, else with a reset."""
-        self._failed(self.on(_FAILED), failure)
+        self._failed(self.on(Move.FAILED), failure)
 
     def on_evicted(self, failure: Failure) -> None:
         """Give way, because something is scarce and the owner of this exchange holds most of it."""
@@ -333,13 +327,14 @@ class Exchange(RequestContent):
 
     def _failed(self, action: int, failure: Failure, evicted: bool = False) -> None:
         self.drop_held()
-        if action == _REPLY:
+        self._stop_waiting()
+        if action == Action.REPLY:
             self.failure_code = failure.code
             fields, body = self._owner.local_reply(self, failure)
             self.downstream.send_head(fields, not body)
             if body:
                 self.downstream.send_data(body, True)
-        elif action == _RESET:
+        elif action == Action.RESET:
             self.failure_code = failure.code
             if evicted:
                 self.downstream.reset_now(_ENHANCE_YOUR_CALM)
@@ -357,8 +352,8 @@ class Exchange(RequestContent):
         if self.upstream is not None:
             self.upstream.reset(_INTERNAL_ERROR, False)
         self.failure_code = Internal.code
-        self._end()
         self._owner.aborted(self, Internal("internal error of the sidecar; the log says where"))
+        self._end()
         return True
 
     # ---- inside
@@ -366,7 +361,7 @@ class Exchange(RequestContent):
     def _commit_if_large(self) -> None:
         """Stop holding a request that has grown too large to be sent again."""
         if self.drop_held_beyond(self._owner.replay_octets):
-            # Every move out of the two replayable states drops what is held, so this is always one of them.
+            # While the request is being sent and is held, the state is one of the two replayable ones.
             self.on(_COMMIT)
 
     def _crossing(self, fields: Fields) -> Fields:
@@ -393,8 +388,11 @@ class Exchange(RequestContent):
         self.downstream.receiver = None
         if self.upstream is not None:
             self.upstream.receiver = None
+        self._stop_waiting()
+        self.release()
+        self._owner.ended(self)
+
+    def _stop_waiting(self) -> None:
         if self.cancel_start is not None:
             self.cancel_start()
             self.cancel_start = None
-        self.release()
-        self._owner.ended(self)

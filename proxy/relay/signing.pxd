@@ -7,8 +7,6 @@ cdef frozenset _NOT_IN_TRAILERS
 cdef dict _METHOD_LINES
 cdef tuple _POST_LINE
 
-@cython.locals(line=tuple, name=bytes, method=bytes, path=bytes)
-cpdef tuple request_line(list head)
 @cython.locals(line=tuple, name=bytes, host=bytes)
 cpdef bytes request_authority(list head)
 cpdef tuple method_line(bytes method)

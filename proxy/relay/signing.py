@@ -30,7 +30,6 @@ __all__ = [
     "has_token",
     "method_line",
     "request_authority",
-    "request_line",
     "signed_head",
     "token_line",
     "values_of",
@@ -91,20 +90,6 @@ _METHOD_LINES: Final[dict[bytes, FieldLine]] = {
 }
 
 _POST_LINE: Final = _METHOD_LINES[b"POST"]
-
-
-def request_line(head: Fields) -> tuple[bytes, bytes]:
-    """Return method and path (with query) of a request head whose pseudo-fields stand first; no path for CONNECT."""
-    method = path = b""
-    for line in head:
-        name = line[0]
-        if name == b":path":
-            path = line[1]
-        elif name == b":method":
-            method = line[1]
-        elif name not in _PSEUDO_FIELDS:
-            break
-    return method, path
 
 
 def request_authority(head: Fields) -> bytes:

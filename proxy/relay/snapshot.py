@@ -9,20 +9,20 @@ neither opens connections nor mints tokens for what stays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from proxy.http2.events import FieldLine, Fields
-from proxy.observe.exchange import RouteObservers
+from proxy.observe.observer import Observers
 from proxy.relay.context import Destination, RouteContext
 from proxy.relay.open_contexts import OpenContexts
 from proxy.relay.signing import deployment_lines, request_authority
 from proxy.restate import classify
-from proxy.routes import Match, Origin, Route, RouteTable
+from proxy.routes import Match, Route, RouteTable
 from proxy.tokens.model import TokenKey
-from proxy.tokens.slot import Slot
-from proxy.upstream.origin_pool import OriginPool
+from proxy.tokens.source import TokenSource
+from proxy.upstream.pool import Pool
 
-__all__ = ["Observed", "Pools", "Slots", "Snapshot"]
+__all__ = ["Snapshot"]
 
 # What clients send must not decide how much memory is used.
 _MOST_KEPT_PATHS: Final = 1_024
@@ -30,27 +30,6 @@ _MOST_KEPT_OCTETS: Final = 256
 
 _GET: Final = b"GET"
 _POST: Final = b"POST"
-
-
-class Slots(Protocol):
-    """Where token slots come from."""
-
-    def slot(self, key: TokenKey) -> Slot:
-        """Return the slot of this key, always the same object while it is kept."""
-
-
-class Pools(Protocol):
-    """Where origin pools come from."""
-
-    def origin_pool(self, origin: Origin) -> OriginPool:
-        """Return the pool of this origin, always the same object while it is kept."""
-
-
-class Observed(Protocol):
-    """Where observers come from."""
-
-    def exchanges(self, route: Route | None) -> RouteObservers:
-        """Return who is told of the exchanges of this route; of those without a route for None."""
 
 
 class Snapshot:
@@ -75,9 +54,9 @@ class Snapshot:
     def __init__(
         self,
         table: RouteTable,
-        tokens: Slots,
-        pools: Pools,
-        observed: Observed,
+        tokens: TokenSource,
+        pools: Pool,
+        observed: Observers,
         on_evicted: Callable[[], object],
         before: Snapshot | None = None,
         reuse: bool = True,

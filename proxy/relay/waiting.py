@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, TypeAlias, TypeVar
 
 from proxy.errors import Failure
 from proxy.relay.context import RouteContext
 from proxy.relay.exchange import Exchange
 from proxy.routes import Origin
 from proxy.tokens.model import Token, TokenKey
-from proxy.tokens.slot import Slot
+from proxy.tokens.source import TokenSource
 from proxy.upstream.connection import UpstreamConnection
-from proxy.upstream.origin_pool import OriginPool
+from proxy.upstream.pool import Pool
 
-__all__ = ["Pool", "Start", "Tokens", "Waiting"]
+__all__ = ["Start", "Waiting"]
 
 
 _HELD_BACK_SECONDS: Final = 0.1
@@ -25,41 +25,6 @@ _Fetched = TypeVar("_Fetched")
 _Tell: TypeAlias = Callable[[Exchange, float, Failure | None], None]
 
 
-class Tokens(Protocol):
-    """Where tokens come from."""
-
-    def slot(self, key: TokenKey) -> Slot:
-        """Return the slot of this key."""
-
-    async def token(self, key: TokenKey) -> Token:
-        """Return a usable token; mint one if need be."""
-
-    async def mint_uncached(self, key: TokenKey) -> Token:
-        """Mint one, whatever is cached."""
-
-    def is_current(self, token: Token) -> bool:
-        """Return whether the token was minted from the credentials that there are now."""
-
-    def reject(self, token: Token) -> None:
-        """Cloud Run refused this token."""
-
-    def retain(self, keys: Collection[TokenKey]) -> Coroutine[Any, Any, None]:
-        """Drop what is kept for all other keys."""
-
-
-class Pool(Protocol):
-    """Where upstream connections come from."""
-
-    def origin_pool(self, origin: Origin) -> OriginPool:
-        """Return where connections to this origin are taken from."""
-
-    def acquire(self, origin: Origin, owner: Hashable) -> Awaitable[UpstreamConnection]:
-        """Wait for one; its stream must be opened before the next await."""
-
-    def retain(self, origins: Collection[Origin]) -> None:
-        """Close the connections to all other origins."""
-
-
 Start: TypeAlias = Callable[[Exchange, RouteContext, UpstreamConnection, Token | None], None]
 """Starts an exchange for which token and connection are available."""
 
@@ -67,7 +32,7 @@ Start: TypeAlias = Callable[[Exchange, RouteContext, UpstreamConnection, Token |
 class Waiting:
     """Waits for what an exchange lacks, and starts it then."""
 
-    def __init__(self, tokens: Tokens, pool: Pool, loop: asyncio.AbstractEventLoop, start: Start) -> None:
+    def __init__(self, tokens: TokenSource, pool: Pool, loop: asyncio.AbstractEventLoop, start: Start) -> None:
         self._tokens = tokens
         self._pool = pool
         self._loop = loop
@@ -81,7 +46,7 @@ class Waiting:
         return len(self._tasks)
 
     def add(self, exchange: Exchange, context: RouteContext, token: Token | None) -> None:
-        """Start the exchange later, with this token if there is one. An exchange that ends before cancels its task."""
+        """Start the exchange later, with this token if there is one, unless it is over, or answered, before."""
         task = self._loop.create_task(self._fetch(exchange, context, token))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -9,7 +9,6 @@ cdef class ConnectionOwner:
 cdef class UpstreamConnection(Http2Protocol):
     cdef readonly object origin
     cdef readonly object ready
-    cdef readonly object gone
     cdef public Py_ssize_t reserved
     cdef public bint retiring
     cdef readonly bint fruitless
@@ -43,7 +42,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cpdef pause_writing(self)
     cpdef resume_writing(self)
     cpdef connection_lost(self, exc)
-    cpdef drain(self, str reason)
+    cpdef drain(self)
     cpdef retire(self, str reason)
     cpdef _tick(self)
     cpdef _changed(self)

@@ -80,7 +80,6 @@ class UpstreamConnection(Http2Protocol):
         "_timing",
         "cancels",
         "fruitless",
-        "gone",
         "origin",
         "owner",
         "ready",
@@ -103,8 +102,6 @@ class UpstreamConnection(Http2Protocol):
         self.origin = origin
         self.ready: asyncio.Future[None] = self.loop.create_future()
         """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
-        self.gone: asyncio.Future[None] = self.loop.create_future()
-        """Done when the transport, if there was one, is closed."""
         self.reserved = 0
         """Streams promised to requests that are about to open them."""
         self.retiring = False
@@ -225,8 +222,7 @@ class UpstreamConnection(Http2Protocol):
         What was read before is served: it may be the rest of a response.
         """
         self.serve_all()
-        self.close("closed by the peer")
-        return False
+        return Http2Protocol.eof_received(self)
 
     def pause_writing(self) -> None:
         """Pause, and watch whether the peer reads."""
@@ -242,16 +238,11 @@ class UpstreamConnection(Http2Protocol):
         """Serve what was read before, and end the connection: the transport is closed."""
         self.serve_all()
         Http2Protocol.connection_lost(self, exc)
-        if not self.gone.done():
-            self.gone.set_result(None)
 
-    def drain(self, reason: str) -> None:
+    def drain(self) -> None:
         """Open no more streams, and close when no stream is live."""
-        if self.engine.count_open_streams() == 0:
-            self.retire(reason)
-        elif not self.retiring:
-            self.retiring = True
-            self._changed()
+        self.retiring = True
+        self.after_turn()
 
     def retire(self, reason: str) -> None:
         """Send GOAWAY and close; live streams are lost."""
@@ -261,9 +252,6 @@ class UpstreamConnection(Http2Protocol):
             self.close(reason)
 
     # ---- time
-
-    def _arm(self, due: float) -> None:
-        self._timer = self.loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
         now = self.loop.time()
@@ -281,7 +269,7 @@ class UpstreamConnection(Http2Protocol):
             self.retire("idle")
         else:
             # Streams that are opened meanwhile are watched in time, too.
-            self._arm(min(due, now + self._timing.ping_interval_seconds))
+            self._timer = self.loop.call_at(min(due, now + self._timing.ping_interval_seconds), self._tick)
 
     def _stalled(self, now: float) -> str | None:
         """Return what is wrong if the peer has not read for too long."""
@@ -311,7 +299,7 @@ class UpstreamConnection(Http2Protocol):
                 self._pinged_at = now
                 self.engine.ping(_PING_PAYLOAD)
                 due = now + timing.ping_timeout_seconds
-        self._arm(due)
+        self._timer = self.loop.call_at(due, self._tick)
         return None
 
     # ---- inside

@@ -124,8 +124,6 @@ class Connector:
             async with asyncio.timeout(self._timeout_seconds):
                 addresses = await self._resolver.resolve(*_first_hop(origin, proxy))
                 return await attempts.first_ready(addresses)
-        except Failure:
-            raise
         except OSError as exc:  # TimeoutError and ssl.SSLError are among them
             # Of two addresses, one may have failed and the other have been silent until the deadline.
             cause = attempts.failure if isinstance(attempts.failure, OSError | Failure) else exc
@@ -163,6 +161,8 @@ class Connector:
                 await asyncio.get_running_loop().create_connection(connection.as_protocol, sock=connected)
             await connection.ready
         except BaseException:
+            if connection.transport is None:
+                connection.connection_lost(None)  # otherwise its account would keep it for ever
             connection.abort()
             # The failure is being raised, so the future may not report its own as never retrieved.
             if not connection.ready.cancel() and not connection.ready.cancelled():

@@ -57,8 +57,6 @@ _JITTER: Final = 0.25
 _REPLACE_AGAIN_SECONDS: Final = 1.0
 """Until a connection is tried to be replaced again, after a failure or while another one is being opened."""
 
-_OLD: Final = "the greatest age is reached"
-
 
 class Pool:
     """All upstream connections of one worker."""
@@ -276,11 +274,12 @@ class Pool:
         connection.gone.add_done_callback(lambda _: self._observer.upstream_closed(origin))
         connection.on_refused = partial(self._observer.response_refused, origin)
         pool.add(connection)
-        self._replace_later(pool, connection, self.max_age_seconds * (1 - _JITTER * self._random_fraction()))
-
-    def _replace_later(self, pool: OriginPool, connection: UpstreamConnection, seconds: float) -> None:
-        timer = asyncio.get_running_loop().call_later(seconds, self._replace, pool, connection)
+        seconds = self.max_age_seconds * (1 - _JITTER * self._random_fraction())
+        timer = self._replace_later(pool, connection, seconds)
         connection.gone.add_done_callback(lambda _: timer.cancel())
+
+    def _replace_later(self, pool: OriginPool, connection: UpstreamConnection, seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, self._replace, pool, connection)
 
     def _replace(self, pool: OriginPool, connection: UpstreamConnection) -> None:
         """Open another connection in the place of an old one, unless that has no streams and others have free ones."""
@@ -289,7 +288,7 @@ class Pool:
         if connection.engine.count_open_streams() == 0 and any(
             other is not connection and other.count_free_streams() > 0 for other in pool.connections
         ):
-            connection.drain(_OLD)
+            connection.drain()
         elif pool.opening or pool.pause is not None:
             self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)
         else:
@@ -298,7 +297,7 @@ class Pool:
 
     async def _open_instead(self, pool: OriginPool, connection: UpstreamConnection) -> None:
         if await self._open(pool):
-            connection.drain(_OLD)
+            connection.drain()
         elif not connection.retiring:
             self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)
 

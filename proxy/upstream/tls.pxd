@@ -32,7 +32,6 @@ cdef class TlsTransport:
     @cython.locals(size=Py_ssize_t, written=Py_ssize_t)
     cpdef write(self, bytes data)
     cpdef write_eof(self)
-    cpdef close(self)
     cpdef abort(self)
     cpdef bytearray get_buffer(self, Py_ssize_t size_hint)
     cpdef buffer_updated(self, Py_ssize_t octets)

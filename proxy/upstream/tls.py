@@ -169,10 +169,6 @@ class TlsTransport:
         self._transport.write(self._outgoing.read())
         self._transport.write_eof()
 
-    def close(self) -> None:
-        """Write what waits, and close."""
-        self._transport.close()
-
     def abort(self) -> None:
         """Close at once; what waits is lost."""
         self._transport.abort()

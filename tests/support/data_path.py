@@ -23,7 +23,6 @@ from proxy.observe.observer import Observer, Observers
 from proxy.observe.warnings import Warnings
 from proxy.relay.dispatcher import Dispatcher
 from proxy.relay.signing import WATCHED_IN_REQUESTS, WATCHED_IN_RESPONSES
-from proxy.relay.waiting import Tokens
 from proxy.request_identity import Verifier
 from proxy.routes import UNMATCHED, AllowLists, Origin, Route, RouteTable
 from proxy.tokens.source import TokenSource
@@ -100,7 +99,7 @@ class World:
         service_limits: Limits | None = None,
         queued_octets: int = 16 << 20,
         replay_octets: int = 1_000,
-        tokens: Callable[[Callable[[], float]], Tokens] | None = None,
+        tokens: Callable[[Callable[[], float]], TokenSource] | None = None,
         random_fraction: Callable[[], float] = lambda: 0.0,
         max_connections: int = 8,
         observers: Iterable[Observer] = (),

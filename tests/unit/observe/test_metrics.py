@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
-from proxy.errors import Draining, Failure, TokenTimeout, UpstreamConnectFailed, all_failures
+from proxy.errors import Draining, Failure, Overloaded, TokenTimeout, UpstreamConnectFailed, all_failures
 from proxy.observe.exposition import CONTENT_TYPE, Exposition
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
@@ -297,6 +297,7 @@ def test_octets_resets_and_the_time_to_the_first_octet_are_counted_by_route() ->
     for by, code in (("downstream", 8), ("downstream", 8), ("upstream", 0xFFFF), ("upstream", 0x10000)):
         counted.stream_reset(EXCHANGE, by, code)
     counted.aborted(EXCHANGE, Draining("over"))
+    counted.aborted(EXCHANGE, Overloaded("memory is short"))
     told = samples(metrics)
     assert told["request_bytes_total{route=a}"] == 11
     assert told["response_bytes_total{route=a}"] == (1 << 40) + 1
@@ -304,6 +305,7 @@ def test_octets_resets_and_the_time_to_the_first_octet_are_counted_by_route() ->
     assert told["stream_resets_total{by=downstream,code=CANCEL,route=a}"] == 2
     assert told["stream_resets_total{by=upstream,code=other,route=a}"] == 2
     assert told["stream_resets_total{by=sidecar,code=INTERNAL_ERROR,route=a}"] == 1
+    assert told["stream_resets_total{by=sidecar,code=ENHANCE_YOUR_CALM,route=a}"] == 1
 
 
 def test_expiry_and_last_mint_are_exposed_by_route() -> None:

@@ -174,6 +174,32 @@ def test_a_waiting_request_is_aborted_if_it_alone_uses_up_the_memory(make: Engin
         world.assert_at_rest()
 
 
+@each_bare_engine
+def test_an_open_request_that_is_evicted_while_it_waits_is_answered_and_waits_no_more(make: EngineFactory) -> None:
+    with shared(make, queued_octets=WINDOW) as world, structlog.testing.capture_logs() as lines:
+        may_connect = asyncio.Event()
+
+        async def connecting() -> None:
+            await may_connect.wait()
+
+        world.connecting = connecting
+        client = world.client()
+        stream = client.request("/svc/x")
+        client.engine.send_data(stream, bytes(WINDOW), end_stream=False)
+        world.settle()
+        assert client.streams[stream].status == 503
+        assert world.dispatcher.waiting.count == 0
+        may_connect.set()
+        world.settle()
+        client.engine.send_data(stream, b"", end_stream=True)
+        world.settle()
+        assert client.streams[stream].ended
+        assert client.streams[stream].reset is None
+        assert [line["code"] for line in lines if "code" in line] == ["overloaded"]
+        assert not world.arrivals("/x")
+        world.assert_at_rest()
+
+
 LARGE = 16 << 10
 """What an exchange must hold to give way before others of its address."""
 

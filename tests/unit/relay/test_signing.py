@@ -12,7 +12,6 @@ from proxy.relay.signing import (
     has_token,
     method_line,
     request_authority,
-    request_line,
     signed_head,
     token_line,
 )
@@ -81,12 +80,6 @@ def test_exactly_one_token_field_is_sent_whatever_the_client_sends(extra: Fields
 
 def test_host_does_not_contradict_the_new_authority() -> None:
     assert b"host" not in [name for name, _, _ in upstream([*HEAD, (b"host", b"sidecar:9081", False)])]
-
-
-def test_the_request_line_is_found_in_any_order_of_the_pseudo_fields() -> None:
-    assert request_line(HEAD) == (b"POST", b"/greeter/invoke/Greeter/greet")
-    assert request_line(list(reversed(HEAD[:4])) + HEAD[4:]) == (b"POST", b"/greeter/invoke/Greeter/greet")
-    assert request_line([(b":method", b"CONNECT", False), (b":authority", b"x:1", False)]) == (b"CONNECT", b"")
 
 
 @pytest.mark.parametrize("name", [*PROXY_FIELDS, b"proxy-connection"])

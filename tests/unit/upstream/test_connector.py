@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 
@@ -14,11 +15,13 @@ from proxy.errors import (
     UpstreamConnectFailed,
     UpstreamConnectionLost,
     UpstreamConnectTimeout,
+    UpstreamFailure,
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
 from proxy.http2.choice import EngineFactory
 from proxy.routes import Origin
+from proxy.upstream.connection import UpstreamConnection
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import Unprocessed
 from tests.support.peers.raw import REQUEST
@@ -219,3 +222,37 @@ async def test_a_cancelled_connect_leaves_nothing_behind(scheme: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await dial
         await left_behind.wait()
+
+
+def count_connections() -> int:
+    """Return how many there are, usable or not."""
+    gc.collect()
+    return sum(1 for one in gc.get_objects() if type(one) is UpstreamConnection)
+
+
+@pytest.mark.parametrize("peer", ["untrusted", "silent", "not TLS", "cancelled"])
+@pytest.mark.asyncio
+async def test_a_connection_that_fails_is_not_kept(certificates: Certificates, peer: str) -> None:
+    """The budget would keep it for ever, because no transport tells it of its end."""
+    before, arrived = count_connections(), asyncio.Event()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        arrived.set()
+        if peer == "not TLS":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far, listening(converse) as port:
+        origin = Origin("https", "127.0.0.1", far.port if peer == "untrusted" else port)
+        made = connector(connect_timeout_seconds=30.0 if peer == "cancelled" else 0.5)
+        for _ in range(4):
+            arrived.clear()
+            attempt = asyncio.get_running_loop().create_task(made.connect(origin))
+            if peer == "cancelled":
+                await arrived.wait()
+                attempt.cancel()
+            with pytest.raises(asyncio.CancelledError if peer == "cancelled" else UpstreamFailure):
+                await attempt
+        # The frames of the last exception may have one.
+        assert count_connections() <= before + 1
