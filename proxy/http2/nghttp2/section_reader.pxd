@@ -10,6 +10,7 @@ cdef enum:
 
 cdef enum:
     KEPT_LINES = 64
+    KEPT_WAYS = 4  # places that a line can have
     KEPT_NAMES = 32
     FIRST_LINES = 32
 

@@ -115,12 +115,13 @@ cdef class SectionReader:
     cdef int add(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1:
         """Add a line; raises ConnectionFault if the section is so long that it is not to be read to its end."""
         cdef size_t slot = _line_slot(name, value)
-        cdef Line *line = &self._by_buffers[slot]
-        if line.name != name or line.value != value or line.never != never or line.field == NULL:
-            line = &self._by_buffers[slot ^ 1]
-            if line.name != name or line.value != value or line.never != never or line.field == NULL:
-                return self._add_new(name, value, never)
-        return self._take(line) if self._fits(line.octets) else 0
+        cdef int way
+        cdef Line *line
+        for way in range(KEPT_WAYS):
+            line = &self._by_buffers[slot ^ way]
+            if line.name == name and line.value == value and line.never == never and line.field != NULL:
+                return self._take(line) if self._fits(line.octets) else 0
+        return self._add_new(name, value, never)
 
     cdef int _add_new(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, bint never) except -1:
         """Add a line whose buffers are not known together."""
@@ -150,13 +151,15 @@ cdef class SectionReader:
         return self._take(&line)
 
     cdef void _keep_by_buffers(self, size_t slot, const Line *line) noexcept:
-        """Keep a line in the first of its two places; the line there moves to the second.
+        """Keep a line in the first of its places; the others move on by one.
 
-        With one place a line, two lines of every head that had the same place pushed each other out.
+        With fewer places, lines of every head that had the same ones pushed each other out.
         """
+        cdef int way
         if self._by_buffers[slot].field != NULL:
-            _release(&self._by_buffers[slot ^ 1])
-            self._by_buffers[slot ^ 1] = self._by_buffers[slot]
+            _release(&self._by_buffers[slot ^ (KEPT_WAYS - 1)])
+            for way in range(KEPT_WAYS - 1, 0, -1):
+                self._by_buffers[slot ^ way] = self._by_buffers[slot ^ (way - 1)]
             self._by_buffers[slot].field = NULL
         _keep(&self._by_buffers[slot], line)
 

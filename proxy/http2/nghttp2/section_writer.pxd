@@ -5,6 +5,7 @@ from proxy.http2.nghttp2.outbox cimport Outbox
 
 cdef enum:
     KNOWN_LINES = 256
+    KNOWN_WAYS = 4  # places that a line can have
     SEEN_LINES = 256
     CHECKED_LINES = 64
 

@@ -142,15 +142,17 @@ cdef class SectionWriter:
         that the table bounds what the kept lines hold.
         """
         cdef size_t place = _known_place(<PyObject *>field)
-        cdef Known *known = &self._known[place]
+        cdef int way
+        cdef Known *known = NULL
         cdef Py_ssize_t number
         cdef PyObject *found
-        if known.field != <PyObject *>field:
-            known = &self._known[place ^ 1]
-        if known.field == <PyObject *>field:
-            number = known.number
-            if number < 0 or number > self._evicted:
-                return number
+        for way in range(KNOWN_WAYS):
+            known = &self._known[place ^ way]
+            if known.field == <PyObject *>field:
+                number = known.number
+                if number < 0 or number > self._evicted:
+                    return number
+                break
         if not PyTuple_CheckExact(field):
             return 0
         found = PyDict_GetItemWithError(self._lines, field)
@@ -162,9 +164,10 @@ cdef class SectionWriter:
                 return 0
             number = -<Py_ssize_t><object>found
         if known.field != <PyObject *>field:
-            # What is in its first place moves to the second: with one place, two lines could push each other out.
+            # Others move on by a place: three lines of a head that had the same two pushed each other out.
             Py_XDECREF(known.field)
-            known[0] = self._known[place]
+            for way in range(KNOWN_WAYS - 1, 0, -1):
+                self._known[place ^ way] = self._known[place ^ (way - 1)]
             known = &self._known[place]
             known.field = <PyObject *>field
             Py_INCREF(field)
