@@ -23,6 +23,7 @@ cdef class Budget:
     @cython.locals(holder=Holder)
     cdef _leave(self, Account account)
     cpdef Py_ssize_t _relieved_octets(self)
+    cdef _wake(self)
 
 @cython.final
 cdef class Holder:

@@ -37,7 +37,9 @@ class Budget:
 
     def __init__(self, limit_octets: int, call_soon: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.limit_octets = limit_octets
+        """It may be changed."""
         self.queued_octets = 0
+        """What all accounts hold."""
         self._holders: set[Holder] = set()
         """Those that have an account."""
         self._known: dict[Hashable, Holder] = {}
@@ -93,9 +95,7 @@ class Budget:
         """Note that so many more (or fewer) octets are queued; wake the waiting once a quarter is free again."""
         self.queued_octets += octets
         if self._waiting and self.queued_octets <= self._relieved_octets():
-            waiting, self._waiting = self._waiting, set()
-            for wake in waiting:
-                wake()
+            self._wake()
         if octets <= 0 or self.queued_octets < self.limit_octets or self._relief_scheduled:
             return
         if self._call_soon is not None:
@@ -142,6 +142,14 @@ class Budget:
                     left.discard(largest)
         finally:
             self._relief_scheduled = False
+        if not self.is_used_up():
+            # Nobody may have been asked, because octets left in between; they need not become fewer now.
+            self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for wake in waiting:
+            wake()
 
     def _ask(self, holder: Holder, octets: int) -> None:
         """Have a holder give up so many octets, if it has them: large exchanges of all its connections first.
@@ -178,8 +186,10 @@ class Account:
         self.give_up = give_up
         """Called with the number of octets to give up, and how many an exchange must hold to be ended."""
         self.holder = Holder()
+        """Whose account it is: `Budget.join`."""
         self.holder.accounts.add(self)
         self.octets = 0
+        """What is held."""
         self.on_cancel: Callable[[], None] | None = None
         """Called when a request of the connection is cancelled before its response has begun."""
         self.held_back = False

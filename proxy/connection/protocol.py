@@ -85,11 +85,14 @@ class Http2Protocol(Flushable):
     def __init__(self, make_engine: MakeEngine, budget: Budget, flusher: Flusher) -> None:
         self.flush_scheduled = False
         self.budget = budget
+        """Of the worker."""
         self.account = budget.open_account(self.give_up)
         """What this connection holds: queued content, frames, and what its transport has not sent."""
         self.loop = flusher.loop
         self.transport: asyncio.Transport | None = None
+        """None until it is connected."""
         self.closed = False
+        """Whether nothing is served any more; the transport may still have octets to send."""
         self.gone: asyncio.Future[None] = self.loop.create_future()
         """Done when the transport, if there was one, is closed."""
         self._flusher = flusher
@@ -103,6 +106,7 @@ class Http2Protocol(Flushable):
         self.on_cut_off: Callable[[int, str], None] | None = None
         """Called when this connection is ended because of what its peer does, with the error code and the reason."""
         self.engine = make_engine(self)
+        """Its side of the connection."""
         self._reads = Reads(self.engine)
 
     def as_protocol(self) -> asyncio.Protocol:

@@ -46,9 +46,13 @@ class RouteContext:
     ) -> None:
         self.route = route
         self.key = key
+        """Of its tokens."""
         self.slot = slot
+        """Of its token; None on a route that is not signed."""
         self.pool = pool
+        """Where its connections are."""
         self.observers = observers
+        """Who is told of its exchanges."""
         self.is_open = route.is_open
         """Whether a deployment has named it, not the settings."""
         self.used = False

@@ -139,6 +139,7 @@ class Exchange(RequestContent):
         self.head_at = 0.0
         """When the final head came, in seconds on the loop's clock; 0 before."""
         self.upstream: Stream | None = None
+        """None before it is opened, and when it has ended."""
         self.started_at = started_at
         """Seconds on the loop's clock."""
         self.method = b""

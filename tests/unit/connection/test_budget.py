@@ -137,6 +137,20 @@ def test_owners_that_give_up_nothing_are_asked_once_a_turn_and_again_after_a_cha
     assert owners.asked == [("stubborn", 250), ("stubborn", 251)]
 
 
+def test_waiters_are_woken_if_nobody_has_to_be_asked_any_more() -> None:
+    """What is left may stay, and never become so little that they are woken for that."""
+    calls: list[Callable[[], None]] = []
+    budget = Budget(1000, calls.append)
+    woken: list[str] = []
+    budget.change(1000)
+    budget.wait(lambda: woken.append("a"))
+    budget.change(-100)
+    assert not woken
+    for call in calls:
+        call()
+    assert woken == ["a"]
+
+
 def test_no_owner_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
     owners = Owners(1000)
     account = owners.open("quick", 1000)
