@@ -17,11 +17,11 @@ What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connect
 12.2 with -O3; it repeats within some percent, because how many requests come with one read does not)::
 
                                     sidecar    nghttpx
-    libnghttp2                       12,970     22,666
-    the sidecar's own modules        11,588
-    TLS                               6,311      7,157
-    Python                            4,599
-    C library                         3,114      1,703
-    event loop and the rest             243     14,527
-    all                              38,824     46,054
+    libnghttp2                       12,966     22,553
+    the sidecar's own modules        11,737
+    TLS                               6,278      7,108
+    Python                            4,335
+    C library                         3,059      1,701
+    event loop and the rest             174     14,576
+    all                              38,549     45,939
 """
