@@ -14,7 +14,7 @@ _M_MMAP_THRESHOLD: Final = -3
 _LARGE_OCTETS: Final = 256 << 10
 """More than is read from a socket, or written to it, at a time (`http2.policy.sending.MAX_TAKEN_OCTETS`)."""
 _KEPT_OCTETS: Final = 8 << 20
-"""What stays free at the end of the heap. Pages that are returned and asked for anew took a third of an upload."""
+"""What stays free at the end of the heap. To return pages and ask for them again took a third of an upload."""
 
 
 def return_large_blocks() -> None:
@@ -22,7 +22,7 @@ def return_large_blocks() -> None:
 
     glibc begins with 128 KiB, and raises that up to 32 MiB as such blocks are freed. Then buffers of clients that have
     gone leave holes in the heap: memory stays at several times `queued_octets`. Until then, each block of content is
-    mapped, and cleared by the kernel, anew. Without glibc this does nothing.
+    mapped, and cleared by the kernel, each time. Without glibc this does nothing.
     """
     with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
         import ctypes

@@ -1,9 +1,9 @@
 """What a worker imports, without what it would keep in memory and never use.
 
 aiohttp makes two TLS contexts when it is imported, each with all certification authorities of the system, for callers
-that bring none of their own: 2 MiB. `tokens.http_client`, the only caller in a worker, brings its own; a context that
-trusts nobody is left for a mistake. The compiled part of frozenlist, of which aiohttp makes some lists when it starts,
-is all that needs the library of C++: 1 MiB.
+that bring none of their own: 2 MiB. `tokens.http_client`, the only caller in a worker, brings its own. Used by mistake,
+the default one would refuse every server. The compiled part of frozenlist, of which aiohttp makes some
+lists when it starts, is all that needs the library of C++: 1 MiB.
 """
 
 from __future__ import annotations

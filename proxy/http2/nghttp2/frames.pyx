@@ -194,7 +194,7 @@ cdef class FrameReader:
             increment = number_at(frame + FRAME_HEADER_OCTETS) & MAX_STREAM_ID
             return increment == 0 or increment > _HARMLESS_INCREMENT
         elif kind == SETTINGS and flags & ACK and length == 0 and stream_of(frame) == 0:
-            # More than we have sent are a fault for the library, and are ignored here: all but the first are dropped.
+            # The library ends the connection over one too many, so it gets the first alone.
             surplus = self._acknowledged
             self._acknowledged = True
             return surplus

@@ -139,16 +139,31 @@ def test_owners_that_give_up_nothing_are_asked_once_a_turn_and_again_after_a_cha
 
 def test_waiters_are_woken_if_nobody_has_to_be_asked_any_more() -> None:
     """What is left may stay, and never become so little that they are woken for that."""
+    owners = Owners(1000)
+    woken: list[str] = []
+    account = owners.open("quick", 1000)
+    owners.budget.wait(lambda: woken.append("a"))
+    account.change(-100)
+    assert not woken
+    owners.turn()
+    assert not owners.asked
+    assert woken == ["a"]
+
+
+def test_an_owner_that_fails_to_give_up_does_not_end_the_asking() -> None:
     calls: list[Callable[[], None]] = []
     budget = Budget(1000, calls.append)
-    woken: list[str] = []
-    budget.change(1000)
-    budget.wait(lambda: woken.append("a"))
-    budget.change(-100)
-    assert not woken
-    for call in calls:
-        call()
-    assert woken == ["a"]
+
+    def fail(octets: int, least_octets: int) -> None:
+        raise ZeroDivisionError
+
+    account = budget.open_account(fail)
+    for _ in range(2):
+        account.change(1000)
+        with pytest.raises(ZeroDivisionError):
+            calls.pop()()
+        account.change(-1000)
+    assert not calls
 
 
 def test_no_owner_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
