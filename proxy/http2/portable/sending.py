@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import intern
+
 from h2.events import StreamReset
 from h2.windows import WindowManager
 from hpack import HeaderTuple, NeverIndexedHeaderTuple
@@ -247,7 +249,7 @@ class SendingEngine(Engine):
         receiver = stream.receiver
         try:
             if (target := receiver if to is None else to) is not None:
-                getattr(target, what)(*args)
+                getattr(target, intern(what))(*args)  # CPython's cache of methods keeps each name it is asked for
         except Exception as exc:  # noqa: BLE001  (the contract: whatever it is, it ends here)
             stream.receiver = stream.receiver or receiver
             self.handler.on_internal_error(stream, exc)
