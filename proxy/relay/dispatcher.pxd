@@ -45,12 +45,10 @@ cdef class Dispatcher(ExchangeOwner):
     @cython.locals(line=tuple, path=tuple, head=list, most_octets=Py_ssize_t)
     cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
     cpdef local_reply(self, Exchange exchange, failure)
-    cpdef aborted(self, Exchange exchange, failure)
     @cython.locals(context=RouteContext)
     cpdef error_answered(self, Exchange exchange, bytes content)
     @cython.locals(status=cython.int, upstream=Stream, context=RouteContext)
     cpdef list response_head(self, Exchange exchange, list fields)
-    cpdef stream_reset(self, Exchange exchange, str by, long code)
     @cython.locals(context=RouteContext, observers=RouteObservers, seconds=cython.double, head_at=cython.double)
     cpdef ended(self, Exchange exchange)
     @cython.locals(
@@ -70,5 +68,3 @@ cdef class Dispatcher(ExchangeOwner):
     cdef _verify(self, list head, bytes path)
     cdef _minted_before(self, Exchange exchange)
     cdef list _error_head(self, Exchange exchange, int status, list fields)
-    @cython.locals(context=RouteContext)
-    cdef RouteObservers _observers_of(self, Exchange exchange)

@@ -25,7 +25,6 @@ from proxy.errors import (
 from proxy.http2.engine import Stream
 from proxy.http2.events import Fields
 from proxy.http2.policy.fields import section_octets
-from proxy.observe.exchange import RouteObservers
 from proxy.observe.observer import Observers
 from proxy.relay import via
 from proxy.relay.context import RouteContext
@@ -156,13 +155,13 @@ class Dispatcher(ExchangeOwner):
         """Begin the exchange of a request whose head was received on this stream."""
         exchange = Exchange.__new__(Exchange)
         exchange.begin_content(stream, fields, account)
-        exchange.begin(self, end_stream, self._flusher.now())
+        exchange.begin(self, self._unmatched, end_stream, self._flusher.now())
         stream.receiver = exchange
         if fields:
             self.dispatch(exchange)
             return
         exchange.method = stream.method
-        self._unmatched.started(exchange)
+        exchange.observers.started(exchange)
         exchange.fail(HeadTooLarge("the head of this request is larger than max_field_section; raise it if need be"))
 
     # ---- for exchanges
@@ -176,7 +175,7 @@ class Dispatcher(ExchangeOwner):
             except Failure as failure:
                 exchange.fail(failure)
                 return
-            if exchange.is_held_back():
+            if exchange.account.held_back:
                 self.waiting.hold_back(exchange, self.dispatch)
                 return
         slot = context.slot
@@ -224,18 +223,10 @@ class Dispatcher(ExchangeOwner):
         """Return head and content of the local reply to this failure."""
         reply = local_reply(failure, exchange.kind, self._random_fraction())
         exchange.status = reply.status
-        self._observers_of(exchange).local_reply(exchange, failure)
+        exchange.observers.local_reply(exchange, failure)
         fields: Fields = [(b":status", str(reply.status).encode(), False)]
         fields += [(key, value, False) for key, value in reply.fields]
         return fields, b"" if exchange.method == b"HEAD" else reply.body
-
-    def aborted(self, exchange: Exchange, failure: Failure) -> None:
-        """Tell the observers."""
-        self._observers_of(exchange).aborted(exchange, failure)
-
-    def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
-        """Tell the observers."""
-        self._observers_of(exchange).stream_reset(exchange, by, code)
 
     def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
         """Return the head to send downstream; on a 401 the token that Cloud Run refused is dropped."""
@@ -261,11 +252,11 @@ class Dispatcher(ExchangeOwner):
         if exchange.error_head is not None:
             self.error_answered(exchange, b"")
         context = exchange.context
+        observers = exchange.observers
         seconds = self._flusher.now() - exchange.started_at
         if context is None:
-            self._unmatched.ended(exchange, exchange.status, seconds)
+            observers.ended(exchange, exchange.status, seconds)
             return
-        observers = context.observers
         head_at = exchange.head_at
         observers.measured(
             exchange,
@@ -308,17 +299,18 @@ class Dispatcher(ExchangeOwner):
             self._verify(head, path)
             if self.draining:
                 raise Draining("the sidecar is shutting down; another one, or the next, will take the request")
-            if exchange.exceeds_share():
+            if exchange.account.exceeds_share():
                 raise Overloaded("memory is short (queued_octets), and this client holds more than its share of it")
             if not (is_post or is_get) and (refusal := _REFUSED_METHODS.get(method.upper())) is not None:
                 raise MethodRefused(refusal)
             if destination is None:
                 destination = snapshot.destination(path, head, over_http2)
         except Exception:
-            self._unmatched.started(exchange)
+            exchange.observers.started(exchange)
             raise
         context = destination.context
         exchange.context = context
+        exchange.observers = context.observers
         exchange.upstream_path = destination.path
         context.exchanges += 1
         context.observers.started(exchange)
@@ -378,10 +370,6 @@ class Dispatcher(ExchangeOwner):
         # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
         added = missing_retry_after(status, fields, self._random_fraction()) if self.add_retry_after else None
         return fields if added is None else [*fields, added]
-
-    def _observers_of(self, exchange: Exchange) -> RouteObservers:
-        context = exchange.context
-        return self._unmatched if context is None else context.observers
 
     def _release(self, candidates: Iterable[Route]) -> None:
         """Close slots and pools that nothing uses any more; forget those of the routes of which nothing is left."""

@@ -2,6 +2,7 @@ cimport cython
 
 from proxy.connection.protocol cimport RequestAcceptor
 from proxy.http2.engine cimport Stream
+from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport RouteContext
 from proxy.relay.request_content cimport RequestContent
 from proxy.relay.signing cimport end_to_end_response, end_to_end_trailers
@@ -37,8 +38,6 @@ cdef class ExchangeOwner(RequestAcceptor):
     cpdef list response_head(self, Exchange exchange, list fields)
     cpdef error_answered(self, Exchange exchange, bytes content)
     cpdef local_reply(self, Exchange exchange, failure)
-    cpdef aborted(self, Exchange exchange, failure)
-    cpdef stream_reset(self, Exchange exchange, str by, long code)
     cpdef ended(self, Exchange exchange)
 
 cdef class Exchange(RequestContent):
@@ -50,6 +49,7 @@ cdef class Exchange(RequestContent):
     cdef public double head_at
     cdef readonly Stream upstream
     cdef readonly double started_at
+    cdef public RouteObservers observers
     cdef public bytes method
     cdef public bytes path
     cdef public RouteContext context
@@ -62,7 +62,7 @@ cdef class Exchange(RequestContent):
     cdef public list error_head
     cdef public object cancel_start
 
-    cpdef begin(self, ExchangeOwner owner, bint end_stream, double started_at)
+    cpdef begin(self, ExchangeOwner owner, RouteObservers observers, bint end_stream, double started_at)
     @cython.locals(entry=cython.int)
     cpdef int on(self, int move) except -1
 

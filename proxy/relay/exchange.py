@@ -25,6 +25,7 @@ from proxy.connection.protocol import RequestAcceptor
 from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, FieldLine, Fields
+from proxy.observe.exchange import RouteObservers
 from proxy.relay.context import RouteContext
 from proxy.relay.request_content import RequestContent
 from proxy.relay.signing import end_to_end_response, end_to_end_trailers
@@ -90,14 +91,6 @@ class ExchangeOwner(RequestAcceptor):
         """Return head and content of the answer to a failure."""
         raise NotImplementedError
 
-    def aborted(self, exchange: Exchange, failure: Failure) -> None:
-        """The exchange was aborted: a failure came after the head of the response, or was ours."""
-        raise NotImplementedError
-
-    def stream_reset(self, exchange: Exchange, by: str, code: int) -> None:
-        """A stream of the exchange was reset by `downstream`, `upstream` or, for a broken rule, the `sidecar`."""
-        raise NotImplementedError
-
     def ended(self, exchange: Exchange) -> None:
         """The exchange is over."""
         raise NotImplementedError
@@ -119,6 +112,7 @@ class Exchange(RequestContent):
         "head_at",
         "kind",
         "method",
+        "observers",
         "path",
         "response_octets",
         "started_at",
@@ -128,9 +122,11 @@ class Exchange(RequestContent):
         "upstream_path",
     )
 
-    def begin(self, owner: ExchangeOwner, end_stream: bool, started_at: float) -> None:
+    def begin(self, owner: ExchangeOwner, observers: RouteObservers, end_stream: bool, started_at: float) -> None:
         """Begin, after `begin_content`. (`__init__` with arguments costs a fourteenth of all that is done here.)"""
         self._owner = owner
+        self.observers = observers
+        """Those of its route, once it has one."""
         self._state = 1 if end_stream else 0
         self._ended = False
         self._trailers: Fields | None = None
@@ -219,9 +215,9 @@ class Exchange(RequestContent):
     def on_request_reset(self, code: int, by_peer: bool) -> None:
         """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
         action = self.on(_REQUEST_RESET)
-        self._owner.stream_reset(self, "downstream" if by_peer else "sidecar", code)
-        if not self.status:
-            self.charge_cancel()
+        self.observers.stream_reset(self, "downstream" if by_peer else "sidecar", code)
+        if not self.status and self.account.on_cancel is not None:
+            self.account.on_cancel()
         if action == _FORWARD and self.upstream is not None:
             upstream, self.upstream = self.upstream, None
             self.cancel_upstream(upstream, code if by_peer else _CANCEL)
@@ -270,7 +266,7 @@ class Exchange(RequestContent):
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
-        self._owner.stream_reset(self, "upstream" if by_peer else "sidecar", code)
+        self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
         if by_peer and code == _REFUSED_STREAM:
             self.on_unprocessed()
             return
@@ -341,7 +337,7 @@ class Exchange(RequestContent):
                 self.downstream.reset_now(_ENHANCE_YOUR_CALM)
             else:
                 self.downstream.reset(_INTERNAL_ERROR, True)
-            self._owner.aborted(self, failure)
+            self.observers.aborted(self, failure)
         self._end_or_discard()
 
     def on_internal_error(self) -> bool:
@@ -353,7 +349,7 @@ class Exchange(RequestContent):
         if self.upstream is not None:
             self.upstream.reset(_INTERNAL_ERROR, False)
         self.failure_code = Internal.code
-        self._owner.aborted(self, Internal("internal error of the sidecar; the log says where"))
+        self.observers.aborted(self, Internal("internal error of the sidecar; the log says where"))
         self._end()
         return True
 

@@ -13,7 +13,7 @@ cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
     cdef public list fields
     cdef public UpstreamConnection connection
-    cdef Account _account
+    cdef readonly Account account
     cdef Py_ssize_t _head_octets
     cdef bint _holding
     cdef Py_ssize_t _held_octets
@@ -31,12 +31,9 @@ cdef class RequestContent(StreamReceiver):
     cpdef drop_held(self)
     cpdef release(self)
     cpdef object owner(self)
-    cpdef bint is_held_back(self)
-    cpdef charge_cancel(self)
     @cython.locals(connection=UpstreamConnection)
     cpdef cancel_upstream(self, Stream stream, long code)
     cpdef Py_ssize_t count_held_octets(self)
-    cpdef bint exceeds_share(self)
     cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)
     cpdef bint discard(self, Py_ssize_t octets)
     @cython.locals(fresh=cython.Py_ssize_t)

@@ -37,7 +37,6 @@ class RequestContent(StreamReceiver):
     """
 
     __slots__ = (
-        "_account",
         "_acknowledged_octets",
         "_discarded_octets",
         "_first_held",
@@ -46,6 +45,7 @@ class RequestContent(StreamReceiver):
         "_holding",
         "_more_held",
         "_sent_octets",
+        "account",
         "connection",
         "downstream",
         "fields",
@@ -63,7 +63,8 @@ class RequestContent(StreamReceiver):
         """
         self.connection: UpstreamConnection | None = None
         """The upstream connection on which the request was started last."""
-        self._account = account
+        self.account = account
+        """Of the client."""
         self._head_octets = downstream.head_octets
         account.change(self._head_octets + _EXCHANGE_OCTETS)
         self._holding = True
@@ -89,7 +90,7 @@ class RequestContent(StreamReceiver):
         else:
             more.append(data)
         self._held_octets += len(data)
-        self._account.change(len(data))
+        self.account.change(len(data))
 
     def held(self) -> list[bytes]:
         """Return the content that is held, in pieces; there must be some."""
@@ -101,13 +102,13 @@ class RequestContent(StreamReceiver):
         self._holding = False
         self._first_held = self._more_held = None
         if self._held_octets:
-            self._account.change(-self._held_octets)
+            self.account.change(-self._held_octets)
             self._held_octets = 0
         if self._head_octets > _SMALL_HEAD_OCTETS:
             self.fields = [
                 line for line in self.fields if line[0] in _OBSERVED_FIELDS and len(line[1]) <= _MOST_OBSERVED_OCTETS
             ]
-            self._account.change(-self._head_octets)
+            self.account.change(-self._head_octets)
             self._head_octets = 0
 
     def drop_held_beyond(self, most_octets: int) -> bool:
@@ -116,7 +117,7 @@ class RequestContent(StreamReceiver):
         Held content alone must not use up the budget: the rest of the same requests would then wait for it, and their
         responses, with which it is dropped, may wait for that rest.
         """
-        if self._held_octets <= most_octets and not self._account.budget.is_crowded():
+        if self._held_octets <= most_octets and not self.account.budget.is_crowded():
             return False
         if not self._held_octets and self._head_octets <= _SMALL_HEAD_OCTETS:
             return False
@@ -127,35 +128,21 @@ class RequestContent(StreamReceiver):
         """Hold nothing, and charge nothing any more; to be called once."""
         if self._holding:
             self.drop_held()
-        self._account.change(-self._head_octets - _EXCHANGE_OCTETS)
+        self.account.change(-self._head_octets - _EXCHANGE_OCTETS)
 
     def owner(self) -> Account:
         """Return the account of the client."""
-        return self._account
-
-    def is_held_back(self) -> bool:
-        """Return True if new requests of the client wait for a moment before they are sent."""
-        return self._account.held_back
-
-    def charge_cancel(self) -> None:
-        """Tell the client's account that the request was cancelled before its response began."""
-        on_cancel = self._account.on_cancel
-        if on_cancel is not None:
-            on_cancel()
+        return self.account
 
     def cancel_upstream(self, stream: Stream, code: int) -> None:
         """Reset the upstream stream, now or when its connection has not had too many resets."""
         connection = self.connection
         assert connection is not None  # noqa: S101 - tells the type checker
-        connection.cancels.cancel(stream, code, self._account)
+        connection.cancels.cancel(stream, code, self.account)
 
     def count_held_octets(self) -> int:
         """Return the octets of head and content that are held, with those of the exchange itself."""
         return self._held_octets + self._head_octets + _EXCHANGE_OCTETS
-
-    def exceeds_share(self) -> bool:
-        """Return True if memory is short, and the client holds more than its share of it."""
-        return self._account.exceeds_share()
 
     def discard(self, octets: int) -> bool:
         """Acknowledge content that is not wanted; return False, and do nothing, once there is too much of it."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.connection.budget import Budget
 from proxy.http2.engine import Stream
+from proxy.observe.exchange import RouteObservers
 from proxy.relay.exchange import Exchange, ExchangeOwner
 from proxy.relay.states import TRANSITIONS, Action, IllegalMove, Move, State
 
@@ -29,7 +30,7 @@ def exchange_after(*moves: Move) -> Exchange:
     exchange = Exchange()
     account = Budget(1).open_account(lambda *_: None)
     exchange.begin_content(Stream(), [], account)
-    exchange.begin(SilentOwner(), False, 0.0)
+    exchange.begin(SilentOwner(), RouteObservers([]), False, 0.0)
     for move in moves:
         exchange.on(move)
     return exchange
