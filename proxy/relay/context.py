@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.http2.events import FieldLine
 from proxy.observe.exchange import RouteObservers
 from proxy.relay.signing import token_line
-from proxy.restate import RequestKind
+from proxy.restate import classify
 from proxy.routes import Route
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.slot import Slot
@@ -80,8 +80,8 @@ class Destination:
 
     __slots__ = ("context", "get_kind", "path", "post_kind")
 
-    def __init__(self, context: RouteContext, path: FieldLine, get_kind: RequestKind, post_kind: RequestKind) -> None:
+    def __init__(self, context: RouteContext, path: bytes, upstream_path: bytes) -> None:
         self.context = context
-        self.path = path
-        self.get_kind = get_kind
-        self.post_kind = post_kind
+        self.path: FieldLine = (b":path", upstream_path, False)
+        self.get_kind = classify(b"GET", path)
+        self.post_kind = classify(b"POST", path)

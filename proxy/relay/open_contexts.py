@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from proxy.http2.events import FieldLine
 from proxy.relay.context import Destination, RouteContext
-from proxy.restate import classify
 from proxy.routes import OTHER, OpenMatch, OpenRoutes, Route
 from proxy.routes.open_routes import FieldLines
 
@@ -26,9 +24,6 @@ MOST_WILDCARD_LABELS: Final = 100
 _MOST_DESTINATIONS: Final = 1_024
 _MOST_AUTHORITIES: Final = 256
 _MOST_KEPT_OCTETS: Final = 1_024
-
-_GET: Final = b"GET"
-_POST: Final = b"POST"
 
 
 class OpenContexts:
@@ -86,8 +81,7 @@ class OpenContexts:
             context = self.contexts[route] = self._make(route)
             if route.label != OTHER:
                 self.labelled.setdefault(match.host, route)
-        line: FieldLine = (b":path", match.path, False)
-        found = Destination(context, line, classify(_GET, path), classify(_POST, path))
+        found = Destination(context, path, match.path)
         octets = len(path) + sum([len(name) + len(value) for name, value in lines])
         if octets <= _MOST_KEPT_OCTETS:
             if len(self.destinations) >= _MOST_DESTINATIONS:

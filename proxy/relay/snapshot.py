@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from proxy.http2.events import FieldLine, Fields
+from proxy.http2.events import Fields
 from proxy.observe.observer import Observers
 from proxy.relay.context import Destination, RouteContext
 from proxy.relay.open_contexts import OpenContexts
 from proxy.relay.signing import deployment_lines, request_authority
-from proxy.restate import classify
 from proxy.routes import Match, Route, RouteTable
 from proxy.tokens.model import TokenKey
 from proxy.tokens.source import TokenSource
@@ -27,9 +26,6 @@ __all__ = ["Snapshot"]
 # What clients send must not decide how much memory is used.
 _MOST_KEPT_PATHS: Final = 1_024
 _MOST_KEPT_OCTETS: Final = 256
-
-_GET: Final = b"GET"
-_POST: Final = b"POST"
 
 
 class Snapshot:
@@ -128,8 +124,7 @@ class Snapshot:
         return open_contexts.destination(authority, path, deployment_lines(head), match)
 
     def _keep(self, path: bytes, match: Match) -> Destination:
-        line: FieldLine = (b":path", match.path, False)
-        found = Destination(self.contexts[match.route.name], line, classify(_GET, path), classify(_POST, path))
+        found = Destination(self.contexts[match.route.name], path, match.path)
         if len(path) <= _MOST_KEPT_OCTETS:
             if len(self.destinations) >= _MOST_KEPT_PATHS:
                 self.destinations.clear()
