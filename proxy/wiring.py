@@ -150,8 +150,10 @@ def _most_connections(settings: PlainSettings) -> int:
 
 def tls_files(settings: PlainSettings) -> TlsFiles | None:
     """Return the files of the certificate for clients; None if there is no listener with TLS."""
-    if not settings.tls_listen or settings.tls_certificate is None or settings.tls_key is None:
+    if not settings.tls_listen:
         return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise RuntimeError("tls_listen has no certificate")
     return TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 

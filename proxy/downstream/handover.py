@@ -101,10 +101,8 @@ class HandoverServer:
                     self._files[message](FileIO(descriptor, "rb"))
                 elif message not in (CONNECTION, TLS_CONNECTION):
                     self._ignore(descriptor)
-                elif descriptor is not None and message == TLS_CONNECTION and self._handshakes is not None:
-                    self._handshakes.begin(
-                        socket.socket(fileno=descriptor), self._make_protocol, self._channel.connection_closed
-                    )
+                elif descriptor is not None and message == TLS_CONNECTION:
+                    self._begin_tls(socket.socket(fileno=descriptor))
                 elif descriptor is not None:
                     accepting = self._loop.create_task(self._accept(socket.socket(fileno=descriptor)))
                     self._accepting.add(accepting)
@@ -112,6 +110,15 @@ class HandoverServer:
                 else:  # the kernel had no descriptor for it
                     _log.error("connection lost: limit of open files reached (ulimit -n)")
                     self._channel.connection_closed()
+
+    def _begin_tls(self, connection: socket.socket) -> None:
+        """Accept a connection with TLS; without a certificate it is closed, and never served as it is."""
+        if self._handshakes is not None:
+            self._handshakes.begin(connection, self._make_protocol, self._channel.connection_closed)
+            return
+        _log.error("connection closed: this worker has no certificate for tls_listen")
+        connection.close()
+        self._channel.connection_closed()
 
     def _ignore(self, descriptor: int | None) -> None:
         """Drop a message that this worker has no use for."""

@@ -10,7 +10,7 @@ import structlog
 
 from proxy.settings.plain import PlainSettings
 
-__all__ = ["RELOADABLE", "Changes", "log_refused", "log_reloaded"]
+__all__ = ["GO_WITH", "RELOADABLE", "Changes", "log_refused", "log_reloaded"]
 
 _log: Final = structlog.get_logger("settings")
 
@@ -55,6 +55,22 @@ RELOADABLE: Final = frozenset(
 )
 """Settings that a reload changes. All others need a restart: they are parts of sockets, processes and connections."""
 
+_TLS_ADDRESSES: Final = frozenset({"tls_listen", "unsafe_listen"})
+_ADDRESSES: Final = _TLS_ADDRESSES | {"listen", "socket_mode", "socket_user", "socket_group"}
+
+GO_WITH: Final = {
+    "tls_certificate": _TLS_ADDRESSES,
+    "tls_key": _TLS_ADDRESSES,
+    "tls_client_ca": _TLS_ADDRESSES,
+    "restate_identity_keys": _ADDRESSES,
+    "allowed_hosts": _ADDRESSES | {"admin"},
+    "queued_octets": frozenset({"stream_window"}),
+}
+"""Settings that a reload changes only together with these, which need a restart.
+
+What was valid with the new addresses could open the old ones, which stay, to everybody.
+"""
+
 _ORIGIN: Final = {"config", "config_state"}
 
 
@@ -82,12 +98,13 @@ class Changes:
         after = {route.name: route for route in read.routes}
         names = [field.name for field in fields(PlainSettings) if field.name not in _ORIGIN | {"routes"}]
         differing = [name for name in names if getattr(running, name) != getattr(read, name)]
-        need_restart = tuple(name for name in differing if name not in RELOADABLE)
+        stay = {name for name in differing if name not in RELOADABLE}
+        need_restart = tuple(name for name in differing if name in stay or not stay.isdisjoint(GO_WITH.get(name, ())))
         return cls(
             routes_added=tuple(name for name in after if name not in before),
             routes_changed=tuple(name for name in after if before.get(name, after[name]) != after[name]),
             routes_removed=tuple(name for name in before if name not in after),
-            settings=tuple(name for name in differing if name in RELOADABLE),
+            settings=tuple(name for name in differing if name not in need_restart),
             need_restart=need_restart,
             in_force=replace(read, **{name: getattr(running, name) for name in need_restart}),
         )

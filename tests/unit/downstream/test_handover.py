@@ -87,6 +87,20 @@ def test_each_connection_gets_a_protocol(loop: str, family: int) -> None:
 
 
 @every_loop
+def test_a_connection_with_tls_is_closed_where_there_is_no_certificate(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
+        accepted, peer = socket.socketpair()
+        with peer:
+            supervisor.hand_over(accepted, tls=True)
+            reader, writer = await asyncio.open_connection(sock=peer)
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+    run(loop, use)
+
+
+@every_loop
 def test_commands_are_carried_out_in_order(loop: str) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
         supervisor.send_command(DRAIN)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import pytest
 import structlog
 
 from proxy.routes import Route, parse_upstream
 from proxy.settings import PlainSettings
-from proxy.settings.changes import RELOADABLE, Changes, log_reloaded
+from proxy.settings.changes import GO_WITH, RELOADABLE, Changes, log_reloaded
 from tests.support.settings import plain_settings
 
 
@@ -34,6 +36,53 @@ def test_a_setting_that_needs_a_restart_keeps_its_value_and_is_named() -> None:
     assert (changes.in_force.workers, changes.in_force.drain_timeout) == (before.workers, 3.0)
     again = Changes.between(changes.in_force, after)
     assert (again.need_restart, bool(again)) == (("workers", "stream_window"), False)
+
+
+LIMITS = {
+    "tls_client_ca": None,
+    "tls_certificate": Path("/of-another-name.pem"),
+    "tls_key": Path("/of-another-name.key"),
+    "restate_identity_keys": (),
+    "allowed_hosts": (),
+}
+"""What says who is served, less strict than in `GUARDED`."""
+
+GUARDED: dict[str, object] = {
+    "listen": ("0.0.0.0:9081",),
+    "tls_listen": ("0.0.0.0:9443",),
+    "unsafe_listen": True,
+    "tls_client_ca": Path("/clients.pem"),
+    "tls_certificate": Path("/sidecar.pem"),
+    "tls_key": Path("/sidecar.key"),
+    "restate_identity_keys": ("publickeyv1_H4B8yKogWbQfathRbhskc5TawpProvQAYAXCQxnifjpZ",),
+    "allowed_hosts": ("sidecar.example",),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_goes_with_new_addresses_stays_as_long_as_the_old_ones(name: str) -> None:
+    before = with_routes("https://a.run.app", **GUARDED)
+    narrow = {"listen": ("127.0.0.1:9081",), "tls_listen": ("127.0.0.1:9443",), "unsafe_listen": False}
+    after = with_routes("https://a.run.app", **{**GUARDED, **narrow, name: LIMITS[name]})
+    changes = Changes.between(before, after)
+    assert set(changes.need_restart) == {*narrow, name}
+    assert not changes.settings
+    assert changes.in_force == before
+    alone = Changes.between(before, with_routes("https://a.run.app", **{**GUARDED, name: LIMITS[name]}))
+    assert (alone.settings, alone.need_restart) == ((name,), ())
+
+
+def test_the_memory_for_one_window_stays_with_the_window() -> None:
+    before = with_routes("https://a.run.app", stream_window=1 << 20, queued_octets=1 << 28)
+    after = with_routes("https://a.run.app", stream_window=1 << 16, queued_octets=1 << 17)
+    changes = Changes.between(before, after)
+    assert set(changes.need_restart) == {"stream_window", "queued_octets"}
+    assert changes.in_force == before
+
+
+def test_what_goes_with_a_setting_that_needs_a_restart_can_change_by_itself() -> None:
+    assert GO_WITH.keys() <= RELOADABLE
+    assert not RELOADABLE & frozenset().union(*GO_WITH.values())
 
 
 def test_every_reloadable_name_is_a_setting() -> None:
