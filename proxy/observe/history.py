@@ -37,6 +37,8 @@ _NOTHING: Final = Interval(0, 0, 0.0, 0.0)
 class _Counted(NamedTuple):
     """What had been counted at the end of an interval."""
 
+    route: RouteMetrics
+    """Of which: a route that was removed and added again counts from the beginning."""
     total: int
     errors: int
     buckets: tuple[int, ...]
@@ -79,13 +81,15 @@ class History:
                 kept.popleft()
             if not kept:
                 del self._intervals[label]
-        total, before = route.total, self._counted.get(label)
-        if total == (before.total if before is not None else 0):
+        before = self._counted.get(label)
+        if before is not None and before.route is not route:
+            before = None
+        if route.total == (before.total if before is not None else 0):
             return
-        now = _Counted(total, route.errors, tuple(route.durations.counts))
+        now = _Counted(route, route.total, route.errors, tuple(route.durations.counts))
         self._counted[label] = now
         if before is None:
-            before = _Counted(0, 0, (0,) * len(now.buckets))
+            before = _Counted(route, 0, 0, (0,) * len(now.buckets))
         buckets = [count - earlier for count, earlier in zip(now.buckets, before.buckets, strict=True)]
         interval = Interval(
             now.total - before.total,

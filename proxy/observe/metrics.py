@@ -165,11 +165,11 @@ class Metrics(Observer):
 
     def upstream_not_connected(self, origin: str, failure: Failure) -> None:
         """Count by origin and code."""
-        self.connect_failures[self._origin_label(origin), failure.code] += 1
+        self.connect_failures[self._kept_label(origin), failure.code] += 1
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
         """Count by origin and error code."""
-        self.goaways[self._origin_label(origin), bounded_code_name(code)] += 1
+        self.goaways[self._kept_label(origin), bounded_code_name(code)] += 1
 
     def downstream_opened(self) -> None:
         """Count a connection in."""
@@ -214,16 +214,20 @@ class Metrics(Observer):
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Count by origin and reason."""
-        self.responses_refused[self._origin_label(origin), reason] += 1
+        self.responses_refused[self._kept_label(origin), reason] += 1
 
     def origin_label(self, origin: str) -> str:
         """Return the label under which connections to this origin are counted, or would be if none is open."""
         if origin in self._connected:
             return self._connected[origin][0]
-        return origin if self._has_label(origin) else OTHER
+        return self._kept_label(origin)
 
     def _has_label(self, origin: str) -> bool:
         return ("origin", origin) in self._users or origin in self._open_origins
+
+    def _kept_label(self, origin: str) -> str:
+        """Return the origin for what is counted until a route is removed, or `OTHER` if none with a label has it."""
+        return origin if self._has_label(origin) else OTHER
 
     def _origin_label(self, origin: str) -> str:
         """Return the origin, or `OTHER` if no labelled route has it and there are too many such."""

@@ -164,6 +164,19 @@ def test_history_has_bounded_intervals_of_requests_errors_and_quantiles() -> Non
     assert not any(interval.requests for interval in history.of("greeter"))
 
 
+def test_history_of_a_route_that_is_removed_and_added_again_begins_anew() -> None:
+    metrics = Metrics()
+    history = History(metrics)
+    for requests in (100, 101):
+        counted = metrics.route(ROUTES[0])
+        for _ in range(requests):
+            counted.started(Observed())
+            counted.ended(Observed(), 200, 0.01)
+        list(history.sample())
+        assert history.of("greeter")[-1].requests == requests
+        metrics.route_removed(ROUTES[0])
+
+
 def test_a_route_that_cannot_mint_is_named_unless_a_token_is_left() -> None:
     metrics = Metrics()
     health = RouteHealth(metrics)

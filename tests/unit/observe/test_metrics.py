@@ -158,12 +158,25 @@ def test_origins_of_named_routes_and_a_bounded_number_of_others_have_labels_and_
     labels = [name for name in told if name.startswith("upstream_connections{")]
     assert len(labels) == 300 + 100 + 1
     assert told[f"upstream_connections{{origin={OTHER}}}"] == 400
-    assert told[f"upstream_responses_refused_total{{origin={OTHER},reason=a rule}}"] == 400
+    assert told[f"upstream_responses_refused_total{{origin={OTHER},reason=a rule}}"] == 600
     for origin in (*others, *others, *named):
         metrics.upstream_closed(origin)
     told = samples(metrics)
     assert {told[f"upstream_connections{{origin={origin}}}"] for origin in (*named, OTHER)} == {0}
     assert len([name for name in told if name.startswith("upstream_connections{")]) == 301
+
+
+def test_hosts_without_a_label_add_none_to_what_is_counted_beyond_their_connections() -> None:
+    metrics = Metrics()
+    for number in range(1_000):
+        origin = f"https://other{number}.example"
+        metrics.upstream_not_connected(origin, UpstreamConnectFailed("refused"))
+        metrics.upstream_opened(origin, 100)
+        metrics.upstream_going_away(origin, 0, b"")
+        metrics.response_refused(origin, 1, "a rule")
+        metrics.upstream_closed(origin)
+    for counter in (metrics.connect_failures, metrics.goaways, metrics.responses_refused):
+        assert [(labels[0], count) for labels, count in counter.items()] == [(OTHER, 1_000)]
 
 
 def test_open_routes_share_the_counters_of_one_label_and_add_none_for_deployments() -> None:
@@ -187,6 +200,7 @@ def test_refused_requests_are_counted_by_reason() -> None:
     metrics = Metrics()
     metrics.request_refused("host-differs", {"stream": 1})
     metrics.request_refused("host-differs", {"stream": 1})
+    metrics.route(Route(name="a", origin=Origin("https", "a", 443)))
     metrics.response_refused("https://a", 1, "field")
     told = samples(metrics)
     assert told["requests_refused_total{reason=host-differs}"] == 2
