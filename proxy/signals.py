@@ -27,6 +27,7 @@ __all__ = [
     "block_signals",
     "defer_signals",
     "ignore_signals",
+    "signal_name",
     "threads_without_signals",
 ]
 
@@ -50,6 +51,14 @@ def defer_signals() -> None:
 def block_signals(numbers: Iterable[signal.Signals] = HANDLED_SIGNALS) -> None:
     """Keep signals pending for this thread, and for threads and processes that it starts from now on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, or its number where it has none: most real-time signals have none (signal(7))."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def ignore_signals() -> None:

@@ -28,7 +28,7 @@ from typing import Final
 
 from proxy.exit_codes import ExitCode
 from proxy.settings.plain import PlainSettings
-from proxy.signals import block_signals
+from proxy.signals import block_signals, signal_name
 
 __all__ = ["DEADLINE_SECONDS", "CommandLine", "Reading", "SettingsNotRead", "read_settings"]
 
@@ -154,7 +154,7 @@ class Reading:
         except subprocess.TimeoutExpired:
             raise _too_late(seconds) from None
         if exit_code < 0:
-            what = f"the process that reads the settings was ended by {signal.Signals(-exit_code).name}"
+            what = f"the process that reads the settings was ended by {signal_name(-exit_code)}"
             raise SettingsNotRead(ExitCode.FAILED, what)
         raise SettingsNotRead(exit_code, errors.decode(errors="replace"))
 

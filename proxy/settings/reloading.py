@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from proxy.settings.file_state import state_of_path
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import DEADLINE_SECONDS, CommandLine, Reading, SettingsNotRead
@@ -31,6 +33,8 @@ from proxy.settings.watching import WatchedFile, can_be_watched
 from proxy.signals import block_signals
 
 __all__ = ["Refused", "Reloader"]
+
+_log: Final = structlog.get_logger("settings")
 
 _QUIET_SECONDS: Final = 0.3
 _LONGEST_WAIT_SECONDS: Final = 5.0
@@ -45,6 +49,7 @@ _MOST_REQUESTS: Final = 1024
 """Requests that have come until one is served; they are one."""
 
 _CLOSE_SECONDS: Final = 1.0
+_AFTER_ERROR_SECONDS: Final = 5.0
 
 
 class _Happened(enum.Enum):
@@ -123,15 +128,22 @@ class Reloader:
         block_signals()
         with self._its:
             while not self._closed:
-                path = self._read_before.config
-                if path is None or not can_be_watched(path):
-                    self._follow(path, None)
-                else:
-                    with WatchedFile(path) as file:
-                        self._follow(path, file)
+                try:
+                    self._watch()
+                except Exception:  # noqa: BLE001 - nothing would be read any more, and nobody would know
+                    _log.exception("internal error while the settings were watched: they are watched anew")
+                    self._select(None, _AFTER_ERROR_SECONDS)
+
+    def _watch(self) -> None:
+        """Read whenever there is a reason to, until another file is to be watched, or until `close`."""
+        path = self._read_before.config
+        if path is None or not can_be_watched(path):
+            self._follow(path, None)
+        else:
+            with WatchedFile(path) as file:
+                self._follow(path, file)
 
     def _follow(self, path: Path | None, file: WatchedFile | None) -> None:
-        """Read whenever there is a reason to, until another file is to be watched, or until `close`."""
         if file is not None:
             self._look(file)
         while not self._closed and path == self._read_before.config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from multiprocessing.process import BaseProcess
 
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
+from proxy.signals import signal_name
 from proxy.supervisor.channel import WorkerChannel
 
 __all__ = ["WorkerProcess", "exit_reason"]
@@ -65,9 +65,4 @@ class WorkerProcess:
 
 def exit_reason(code: int) -> dict[str, object]:
     """Return why a process has exited, for the log; `code` is negative if a signal ended it."""
-    if code >= 0:
-        return {"exit_code": code}
-    try:
-        return {"signal": signal.Signals(-code).name}
-    except ValueError:  # a real-time signal
-        return {"signal": -code}
+    return {"exit_code": code} if code >= 0 else {"signal": signal_name(-code)}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 
 from proxy.settings import PlainSettings
 from proxy.settings.reading import CommandLine, read_settings
@@ -73,13 +74,15 @@ def command_line(*arguments: str) -> CommandLine:
 
 
 @contextmanager
-def reloader(*arguments: str, before_start: Callable[[], None] = lambda: None) -> Iterator[tuple[Reloader, Deliveries]]:
+def reloader(
+    *arguments: str, before_start: Callable[[], None] = lambda: None, begin: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Reloader, Deliveries]]:
     """Read the settings, watch their file, and see that nothing is left behind at the end."""
     given = command_line(*arguments)
     settings = read_settings(given)
     descriptors = len(os.listdir("/proc/self/fd"))
     delivered = Deliveries()
-    running = Reloader(given, settings, delivered)
+    running = Reloader(given, settings, delivered, begin=begin)
     before_start()
     running.start()
     try:
@@ -108,6 +111,21 @@ def test_a_change_between_the_first_reading_and_the_start_is_not_lost(tmp_path: 
     path.write_text(routes("a"))
     with reloader("--config", str(path), before_start=lambda: save(path, routes("b"))) as (_, delivered):
         assert delivered.names() == ["b"]
+
+
+def test_an_internal_error_does_not_end_the_watching(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(routes("a"))
+    fails = [ZeroDivisionError]
+
+    def fail_once() -> None:
+        if fails:
+            raise fails.pop()
+
+    with structlog.testing.capture_logs() as lines, reloader("--config", str(path), begin=fail_once) as (_, delivered):
+        save(path, routes("b"))
+        assert delivered.names() == ["b"]
+    assert [line["log_level"] for line in lines] == ["error"]
 
 
 def test_changes_in_quick_succession_are_read_once_with_the_last_content(tmp_path: Path) -> None:
