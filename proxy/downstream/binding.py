@@ -185,4 +185,6 @@ def _reason(exc: OSError) -> str:
         return f"{reason}; a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to"
     if exc.errno == errno.EADDRNOTAVAIL:
         return f"{reason}; no interface of this machine has this address now"
+    if exc.errno == errno.EADDRINUSE:
+        return f"{reason}; end the program that listens there, or name another address"
     return reason

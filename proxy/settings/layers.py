@@ -162,6 +162,8 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
         what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
         problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
+    except IsADirectoryError:
+        problems.append(Problem(str(path), "is a directory; name a file in it"))
     except OSError as exc:
         problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
     return FileLayer(document, str(path), path.parent, problems, read, state)

@@ -205,7 +205,10 @@ class Reloader:
         for _ in range(_MOST_READINGS):
             before = _state(path)
             if path is not None and before == ():
-                outcome = Refused((f"{path}: is not a regular file, and cannot be read a second time; restart",))
+                what = (
+                    "is a directory now" if path.is_dir() else "is not a regular file, and cannot be read a second time"
+                )
+                outcome = Refused((f"{path}: {what}; put a file in its place, or restart",))
                 self._state = before
                 break
             outcome = self._result()

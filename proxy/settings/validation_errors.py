@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from proxy.quoting import quoted
+from proxy.quoting import plain, quoted
 from proxy.settings.field_texts import number_text, summary, unit_of
 from proxy.settings.layers import did_you_mean
 from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
@@ -18,6 +18,8 @@ __all__ = ["DEPLOYMENTS_IS_TABLE", "ROUTE_IS_TABLE", "describe"]
 
 ROUTE_IS_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
 """What is wrong with a route, or with `routes`, of another type."""
+
+_FLAGS_OF_ROUTES: Final = frozenset({"upstream", "route"})
 
 DEPLOYMENTS_IS_TABLE: Final = 'must be a table: write [deployments] and below it hosts = ["…run.app"]'
 """What is wrong with `deployments` of another type."""
@@ -36,7 +38,7 @@ def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
     if kind == "value_error":
         return keys, str(context["error"])
     if kind == "extra_forbidden":
-        return keys, _unknown(keys)
+        return keys, _unknown(keys, error["input"])
     info = _field(keys)
     if kind == "missing" and info is not None:
         return keys, f"is missing: {summary(info)}"
@@ -72,7 +74,7 @@ def _field(keys: tuple[str, ...]) -> FieldInfo | None:
     return RouteSettings.model_fields.get(keys[2]) if len(keys) > 2 else None
 
 
-def _unknown(keys: tuple[str, ...]) -> str:
+def _unknown(keys: tuple[str, ...], value: object) -> str:
     within: type[BaseModel] = Settings
     if len(keys) > 1:
         within = DeploymentSettings if keys[0] == "deployments" else RouteSettings
@@ -81,12 +83,22 @@ def _unknown(keys: tuple[str, ...]) -> str:
         table = "[deployments]" if within is DeploymentSettings else "[routes.…]"
         what = "[deployments]" if within is DeploymentSettings else "a route"
         return f"is a setting of the sidecar, not of {what}; put it above the first {table}"
+    if within is Settings and word in _FLAGS_OF_ROUTES:
+        return (
+            'is a flag, and no setting of a file: write [routes.NAME], or [routes.""] for all paths, and below it url'
+        )
+    if within is RouteSettings and isinstance(value, Mapping):
+        return f"is no setting of a route; a name with a dot or a slash is quoted: [routes.{_quoted_name(keys[1:])}]"
     hint = did_you_mean(word.replace("-", "_"), within.model_fields)
     if within is Settings and not hint and word in RouteSettings.model_fields:
         hint = "; it belongs to a route, below [routes.NAME]"
     elif within is Settings and not hint and word in DeploymentSettings.model_fields:
         hint = "; it belongs below [deployments]"
     return f"is not a setting{hint}"
+
+
+def _quoted_name(keys: tuple[str, ...]) -> str:
+    return '"{}"'.format(".".join(keys) if all(plain(key) is not None for key in keys) else "…")
 
 
 def _unit_and_default(info: FieldInfo) -> str:

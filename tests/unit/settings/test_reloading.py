@@ -216,7 +216,18 @@ def test_anything_but_a_regular_file_is_not_reread(tmp_path: Path) -> None:
     with reloader("--config", str(path)) as (running, delivered):
         writing.join()
         running.request()
-        assert delivered.problems() == (f"{path}: is not a regular file, and cannot be read a second time; restart",)
+        what = "is not a regular file, and cannot be read a second time; put a file in its place, or restart"
+        assert delivered.problems() == (f"{path}: {what}",)
+
+
+def test_a_directory_in_the_place_of_the_file_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(routes("a"))
+    with reloader("--config", str(path)) as (_, delivered):
+        (tmp_path / "folder").mkdir()
+        path.unlink()
+        (tmp_path / "folder").rename(path)
+        assert delivered.problems() == (f"{path}: is a directory now; put a file in its place, or restart",)
 
 
 def test_closing_ends_a_running_read(tmp_path: Path) -> None:
