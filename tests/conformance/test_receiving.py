@@ -87,6 +87,19 @@ def test_a_small_window_never_stalls_its_sender(make: EventFactory, window: int)
 
 
 @each_engine
+@pytest.mark.parametrize("octets", [10_001, 16_384, 32_000, 40_000, 65_535])
+def test_content_given_back_before_settings_are_acknowledged_opens_the_window(make: EventFactory, octets: int) -> None:
+    peer = RawPeer(make, engine_is_client=False, limits=SMALL, acknowledge_settings=False)
+    peer.open()
+    for at in range(0, octets, 16_384):
+        part = min(16_384, octets - at)
+        peer.send(peer.data(1, bytes(part)))
+        peer.engine.acknowledge(1, part)
+    peer.acknowledge_settings()
+    assert 10_000 - octets + credit(peer.take(), 1) > 0, "the sender may send (RFC 9113, 6.9.2)"
+
+
+@each_engine
 def test_small_acknowledgements_add_up_to_a_window_update(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False, limits=SMALL)
     peer.open()

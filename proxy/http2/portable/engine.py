@@ -292,6 +292,7 @@ class PortableEngine(SendingEngine):
             for stream in self.streams.values() if shrinks_by else ():
                 stream.window.window_opened(-shrinks_by)
                 stream.window.max_window_size -= shrinks_by
+                stream.acknowledge(0)  # what was given back before may be worth a WINDOW_UPDATE of the smaller window
             return
         _must(len(payload) % 6 == 0, "SETTINGS have a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         self.guard.charge_settings()
