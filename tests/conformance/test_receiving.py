@@ -41,6 +41,16 @@ def test_an_empty_end_is_reported(make: EventFactory) -> None:
 
 
 @each_engine
+def test_an_empty_end_is_reported_while_the_window_is_negative(make: EventFactory) -> None:
+    """RFC 9113, 6.9.1."""
+    peer = RawPeer(make, engine_is_client=False, limits=SMALL, acknowledge_settings=False)
+    peer.open()
+    peer.send(peer.data(1, bytes(16_384)))
+    peer.acknowledge_settings()  # the window is −6,384 now
+    assert peer.send(peer.data(1, end=True)) == [DataReceived(1, b"", True)]
+
+
+@each_engine
 def test_empty_content_that_ends_nothing_is_not_reported(make: EventFactory) -> None:
     peer = RawPeer(make, engine_is_client=False)
     peer.open()

@@ -241,7 +241,8 @@ class PortableEngine(SendingEngine):
         if (stream := self._find(stream_id)) is None:
             return self.give_credit(0, self.window, octets)
         _must(stream.receives, AFTER_THE_END, ErrorCode.STREAM_CLOSED)
-        stream.window.window_consumed(octets)
+        if octets:  # a frame without any may come while the window is negative (RFC 9113, 6.9.1)
+            stream.window.window_consumed(octets)
         fault = None if stream.has_head else refusals.STREAM_ORDER
         if stream.missing is not None:
             stream.missing -= len(data)
