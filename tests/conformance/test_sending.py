@@ -6,6 +6,7 @@ import pytest
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
+from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
 from tests.conformance.windows import DEFAULT_WINDOW, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, WIDE_WINDOWS, client, shape
 from tests.support.allocations import traced_octets
 from tests.support.peers.engines import EventFactory, each_engine
@@ -77,6 +78,20 @@ def test_frames_have_the_peers_maximum_size(make: EventFactory, max_frame: int) 
     assert [len(one.body) for one in seen] == [max_frame] * full + [rest]
     assert [one.ends for one in seen] == [False] * full + [True]
     assert peer.sent == [Sent(1, 100_000)]
+
+
+@each_engine
+@pytest.mark.parametrize("max_frame", [16_384, 100_000, (1 << 24) - 1])
+def test_what_leaves_at_once_is_bounded_however_large_the_peers_frames_may_be(
+    make: EventFactory, max_frame: int
+) -> None:
+    peer = client(make, settings={**WIDE_WINDOWS, MAX_FRAME_SIZE: max_frame})
+    peer.engine.send_data(1, bytes(1 << 20), end_stream=True)
+    left = 1 << 20
+    while left:
+        octets = len(content(peer.take(), 1))
+        assert min(left, MAX_TAKEN_OCTETS) <= octets <= MAX_TAKEN_OCTETS
+        left -= octets
 
 
 @each_engine

@@ -30,7 +30,7 @@ from proxy.http2.events import Fields, StreamId
 __all__ = ["JOINED_OCTETS", "MAX_TAKEN_OCTETS", "RoundRobin", "SendQueue", "Step"]
 
 MAX_TAKEN_OCTETS: Final = 192 << 10
-"""How much content one `Engine.take` returns at most, give or take a frame.
+"""How much content one `Engine.take` returns at most, and so the greatest frame, whatever the peer allows.
 
 Otherwise everything that is queued for a peer with large windows that does not read would be copied to the transport.
 With what TLS adds, it stays below what the allocator returns to the system at once (`proxy.allocator`).

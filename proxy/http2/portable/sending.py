@@ -191,7 +191,7 @@ class SendingEngine(Engine):
         h2, taken, frames = self.h2, 0, 0
         while taken < MAX_TAKEN_OCTETS and (stream_id := self.turns.next()) is not None:
             stream = self.streams[stream_id]
-            window = h2.local_flow_control_window(stream_id)
+            window = min(h2.local_flow_control_window(stream_id), MAX_TAKEN_OCTETS - taken)
             step, octets = stream.queue.next_step(window, h2.max_outbound_frame_size)
             if step is Step.WAIT:
                 self.turns.block(stream_id)
