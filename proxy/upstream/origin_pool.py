@@ -185,10 +185,11 @@ class OriginPool(ConnectionOwner):
                 self.waiting -= 1
                 waiter.set_exception(failure)
 
-    def give_up(self, waiter: Waiter) -> None:
-        """Remove a request that waits no longer; a stream that was just reserved for it is free again."""
+    def give_up(self, owner: Hashable, waiter: Waiter) -> None:
+        """Remove a request of `owner` that waits no longer; a stream that was just reserved for it is free again."""
         if waiter.cancel() or waiter.cancelled():
             self.waiting -= 1
+            self.queue.forget_finished(owner)
         elif waiter.exception() is None:
             waiter.result().reserved -= 1
 

@@ -166,7 +166,7 @@ class Pool:
                     pool.serve()
             connection = await waiter
         except BaseException:
-            pool.give_up(waiter)
+            pool.give_up(owner, waiter)
             pool.serve()
             raise
         connection.reserved -= 1

@@ -43,15 +43,24 @@ class WaitQueue:
         heap = self._owners.pop(owner)
         self._owners = {owner: heap, **self._owners}
 
+    def forget_finished(self, owner: Hashable) -> None:
+        """Drop the waiters of this owner that have given up; one behind a waiter that has not stays until that is done.
+
+        Without this they would be kept until the owner's next turn, which may be long in coming.
+        """
+        heap = self._owners.get(owner)
+        while heap and heap[0][1].done():
+            heapq.heappop(heap)
+        if not heap:
+            self._owners.pop(owner, None)
+
     def first(self) -> Waiter | None:
         """Return the waiter whose turn it is, None if there is none; those that have given up are dropped."""
         while self._owners:
-            owner, heap = next(iter(self._owners.items()))
-            while heap and heap[0][1].done():
-                heapq.heappop(heap)
-            if heap:
+            owner = next(iter(self._owners))
+            self.forget_finished(owner)
+            if heap := self._owners.get(owner):
                 return heap[0][1]
-            del self._owners[owner]
         return None
 
     def take_first(self) -> None:

@@ -131,6 +131,25 @@ async def test_a_slow_connection_attempt_times_out_for_the_request_and_continues
     await stage.close()
 
 
+@with_manual_clock
+async def test_requests_that_have_given_up_are_forgotten_while_all_streams_stay_in_use() -> None:
+    stage = PoolStage(max_connections=1, wait_timeout_seconds=5.0)
+    await stage.ask("long")
+    await stage.service.accept(1)
+    tasks = []
+    for second in range(50):
+        tasks += [stage.task(stage.pool.acquire(ORIGIN, owner)) for owner in ("a", "b", f"only at {second}")]
+        await skip(1.0)
+    pool = stage.pool.origin_pool(ORIGIN)
+    waiting, kept = pool.waiting, pool.queue.take_all()
+    for waiter in kept:
+        waiter.cancel()
+    await stage.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert waiting < 20
+    assert len(kept) == waiting
+
+
 class _Owned(RecordingReceiver):
     """The receiver of a stream that somebody owns."""
 

@@ -69,3 +69,20 @@ async def test_all_can_be_taken_at_once() -> None:
     joined = waiters(queue, "a", "b", "a")
     assert set(queue.take_all()) == set(joined)
     assert queue.first() is None
+
+
+@pytest.mark.asyncio
+async def test_what_has_given_up_is_forgotten_while_nobody_has_a_turn() -> None:
+    queue = WaitQueue()
+    [long] = waiters(queue, "a")
+    for _ in range(3):
+        joined = waiters(queue, "b", "b", "c")
+        joined[1].cancel()
+        queue.forget_finished("b")
+        assert queue.count_owners() == 3
+        for waiter in joined:
+            waiter.cancel()
+        for owner in ("b", "c", "c", "nobody"):
+            queue.forget_finished(owner)
+        assert queue.count_owners() == 1
+    assert queue.take_all() == [long]
