@@ -14,7 +14,7 @@ from proxy.routes import Origin
 from proxy.upstream.connection import ConnectionOwner, UpstreamConnection
 from proxy.upstream.wait_queue import Waiter, WaitQueue
 
-__all__ = ["EXPECTED_STREAMS", "OriginPool"]
+__all__ = ["EXPECTED_STREAMS", "OriginPool", "has_streams"]
 
 EXPECTED_STREAMS: Final = 100
 """About what Google's front end offers in its SETTINGS."""
@@ -81,10 +81,7 @@ class OriginPool(ConnectionOwner):
 
         A server offers 0 streams for short durations only (RFC 9113, 5.1.2).
         """
-        if not self.connections:
-            return False
-        newest = self.connections[-1]
-        return newest.engine.count_open_streams() == 0 and newest.reserved == 0 and newest.count_free_streams() <= 0
+        return len(self.connections) > 0 and not has_streams(self.connections[-1])
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
@@ -192,6 +189,11 @@ class OriginPool(ConnectionOwner):
             self.queue.forget_finished(owner)
         elif waiter.exception() is None:
             waiter.result().reserved -= 1
+
+
+def has_streams(connection: UpstreamConnection) -> bool:
+    """Return True if a stream of this connection is free, promised or in use."""
+    return connection.count_free_streams() > 0 or connection.reserved > 0 or connection.engine.count_open_streams() > 0
 
 
 def _address(owner: object) -> object:

@@ -14,7 +14,8 @@ stream. The next attempt is made after a pause, for which requests wait. Until o
 is made. A connection that ends before it has served a request counts as a failed attempt, from the second in a row on.
 
 A connection that has reached its greatest age is replaced: another one is opened first, to an address that is looked up
-then, and after that the old one opens no more streams. If none can be opened, the old one stays, and it is tried again.
+then, and after that the old one opens no more streams. If none can be opened, or the new one offers no stream, the old
+one stays, and it is tried again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from proxy.errors import (
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
-from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool
+from proxy.upstream.origin_pool import EXPECTED_STREAMS, OriginPool, has_streams
 from proxy.upstream.wait_queue import Waiter
 
 __all__ = ["Pool"]
@@ -285,18 +286,22 @@ class Pool:
         """Open another connection in the place of an old one, unless that has no streams and others have free ones."""
         if self._closed or pool.closed or connection.retiring:
             return
-        if connection.engine.count_open_streams() == 0 and any(
+        newest = pool.connections[-1]
+        # There is one more than allowed after one that was opened in the place of another has offered no stream.
+        excess = len(pool.connections) > self.max_connections
+        is_spare = connection.engine.count_open_streams() == 0 and any(
             other is not connection and other.count_free_streams() > 0 for other in pool.connections
-        ):
+        )
+        if is_spare or (excess and has_streams(newest)):
             connection.drain()
-        elif pool.opening or pool.pause is not None:
+        elif excess or pool.opening or pool.pause is not None or (pool.has_fruitless() and newest is not connection):
             self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)
         else:
             pool.opening += 1
             self._start(self._open_instead(pool, connection))
 
     async def _open_instead(self, pool: OriginPool, connection: UpstreamConnection) -> None:
-        if await self._open(pool):
+        if await self._open(pool) and not (pool.has_fruitless() and has_streams(connection)):
             connection.drain()
         elif not connection.retiring:
             self._replace_later(pool, connection, _REPLACE_AGAIN_SECONDS)

@@ -7,7 +7,7 @@ import pytest
 from proxy.http2.choice import EngineFactory
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
-from tests.unit.upstream.pool_stage import REFUSED, PoolStage, finish
+from tests.unit.upstream.pool_stage import REFUSED, PoolStage, failures_of, finish
 
 
 def aged(make: EngineFactory, fraction: float = 0.0, **options: float) -> PoolStage:
@@ -56,6 +56,43 @@ async def test_while_no_other_connection_can_be_opened_the_old_one_stays_in_use(
         assert stage.service.dials == dials + 1
     await stage.service.accept(10)
     assert old.connection.retiring
+    await stage.close()
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_while_the_new_connection_offers_no_stream_the_old_one_stays_in_use(make: EngineFactory) -> None:
+    stage = aged(make, max_connections=1)
+    await stage.ask("a")
+    old = await stage.service.accept(10)
+    await skip(60.1)
+    new = await stage.service.accept(0)
+    await stage.ask("b")
+    assert stage.opened == ["a", "b"]
+    for _ in range(5):
+        await skip(1.1)
+    assert stage.service.dials == 2, "yet another one would not offer any either"
+    assert not old.connection.retiring
+    new.limit(10)
+    await skip(1.1)
+    assert old.connection.retiring
+    await stage.ask("c")
+    assert new.connection.engine.count_open_streams() == 1
+    assert stage.service.dials == 2
+    await stage.close()
+
+
+@with_manual_clock
+async def test_an_old_connection_without_streams_gives_way_to_one_that_offers_none_either(make: EngineFactory) -> None:
+    stage = aged(make)
+    tasks = await stage.ask("a")
+    old = await stage.service.accept(0)
+    await skip(60.1)
+    assert await failures_of(tasks) == {"upstream-saturated": 1}
+    await stage.service.accept(0)
+    assert await old.gone()
+    await skip(5.0)
+    assert stage.service.dials == 2
     await stage.close()
 
 
