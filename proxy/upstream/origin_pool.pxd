@@ -7,6 +7,7 @@ from proxy.upstream.connection cimport ConnectionOwner, UpstreamConnection
 cdef class OriginPool(ConnectionOwner):
     cdef readonly object origin
     cdef object _observer
+    cdef UpstreamConnection _barren
     cdef readonly bint closed
     cdef readonly list connections
     cdef public Py_ssize_t opening
@@ -22,6 +23,7 @@ cdef class OriginPool(ConnectionOwner):
     cdef public object on_wanted
     cdef readonly object queue
 
+    cpdef bint offers_none(self)
     cpdef bint has_fruitless(self)
     @cython.locals(connection=UpstreamConnection)
     cpdef bint exceeds_share(self)

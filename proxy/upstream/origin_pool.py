@@ -24,6 +24,7 @@ class OriginPool(ConnectionOwner):
     """The connections of one origin, and the requests that wait for a stream there."""
 
     __slots__ = (
+        "_barren",
         "_observer",
         "closed",
         "connections",
@@ -49,6 +50,7 @@ class OriginPool(ConnectionOwner):
         """Whether nothing uses this pool any more."""
         self.connections: list[UpstreamConnection] = []
         """Connections that accept streams, in the order in which they were opened."""
+        self._barren: UpstreamConnection | None = None  # the one that was opened last, if it has never offered a stream
         self.opening = 0
         """Connections being opened."""
         self.expected_streams = EXPECTED_STREAMS
@@ -74,14 +76,17 @@ class OriginPool(ConnectionOwner):
         self.queue = WaitQueue()
         """Those requests; `waiting` of them have not given up."""
 
-    def has_fruitless(self) -> bool:
-        """Return True if the newest connection offers no stream although none is in use.
-
-        Another connection would not offer any either.
-
-        A server offers 0 streams for short durations only (RFC 9113, 5.1.2).
-        """
+    def offers_none(self) -> bool:
+        """Return True if the newest connection offers no stream although none is in use."""
         return len(self.connections) > 0 and not has_streams(self.connections[-1])
+
+    def has_fruitless(self) -> bool:
+        """Return True if the newest connection has never offered a stream: another one would not offer any either.
+
+        A server offers 0 streams for short durations only (RFC 9113, 5.1.2). One that has offered some may want no more
+        of them on this connection, and says nothing of others.
+        """
+        return self._barren is not None and self.connections[-1] is self._barren
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
@@ -103,12 +108,15 @@ class OriginPool(ConnectionOwner):
     def add(self, connection: UpstreamConnection) -> None:
         """Use the streams of this connection, too."""
         self.connections.append(connection)
+        self._barren = None if has_streams(connection) else connection
         connection.owner = self
         connection.budget.join(connection.account, self.origin)
         self.connection_changed(connection)
 
     def connection_changed(self, connection: UpstreamConnection) -> None:
         """Remove a connection that accepts no more streams, and serve the requests that wait."""
+        if connection is self._barren and (connection.retiring or has_streams(connection)):
+            self._barren = None
         if connection.retiring and connection in self.connections:
             self.connections.remove(connection)
             self._observer.upstream_retired(str(self.origin))

@@ -318,7 +318,7 @@ class Pool:
             why = f"all {len(pool.connections)} connections are in use, and no other could be opened: {pool.failure}"
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
-        elif pool.has_fruitless():
+        elif pool.offers_none():
             why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); check the service"
         else:
             why = (

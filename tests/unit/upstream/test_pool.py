@@ -137,6 +137,42 @@ async def test_a_peer_that_offers_no_streams_is_not_connected_to_repeatedly(make
     await stage.close()
 
 
+@each_bare_engine
+@with_manual_clock
+async def test_a_connection_that_offers_no_streams_any_more_is_no_reason_to_open_none(make: EngineFactory) -> None:
+    stage = PoolStage(make)
+    await stage.ask("a")
+    first = await stage.service.accept(10)
+    finish(first, 1)
+    first.limit(0)
+    await stage.ask("b")
+    assert stage.service.dials == 2
+    second = await stage.service.accept(0)
+    await stage.ask("c")
+    assert stage.service.dials == 2, "this one has never offered any, nor would another one"
+    second.limit(1)
+    await loop_idle()
+    assert stage.opened == ["a", "b"]
+    assert stage.service.dials == 3
+    await stage.service.accept(10)
+    assert stage.opened == ["a", "b", "c"]
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_request_hears_that_the_only_connection_allowed_offers_no_streams_any_more() -> None:
+    stage = PoolStage(max_connections=1)
+    await stage.ask("a")
+    far = await stage.service.accept(10)
+    finish(far, 1)
+    far.limit(0)
+    [b] = await stage.ask("b")
+    await skip(5.1)
+    with pytest.raises(UpstreamSaturated, match="SETTINGS_MAX_CONCURRENT_STREAMS"):
+        await b
+    await stage.close()
+
+
 @with_manual_clock
 async def test_the_first_connections_are_used_first_so_that_the_last_ones_become_idle() -> None:
     stage = PoolStage(timing=Timing(ping_interval_seconds=1000.0))
