@@ -191,21 +191,16 @@ class TokenSource:
         for entry in self._cache.entries():
             entry.forget_failure()
 
-    async def retain(self, keys: Collection[TokenKey]) -> None:
-        """Drop all keys but these, and those whose `slot` is asked for from now on.
+    def retain(self, keys: Collection[TokenKey]) -> Coroutine[Any, Any, None]:
+        """Retain these keys, and those whose `slot` is asked for from now on; return what drops all others.
 
-        To be called after a reload, with the keys of all routes. Tokens, failures and timers of the other keys are
-        dropped, and their mints cancelled. A request that waits for such a mint still gets its token, and so does a
-        later request of an old route; that token is not kept.
+        To be called after a reload, with the keys of all routes. What is returned has to be awaited, at once or later.
+        Tokens, failures and timers of the other keys are dropped, and their mints cancelled. A request that waits for
+        such a mint still gets its token, and so does a later request of an old route; that token is not kept.
         """
+        # Not later: a slot may be asked for in between.
         self._retained = set(keys)
-        self._uncached.drop_unwanted()
-        dropped = [entry for entry in self._cache.entries() if entry.key not in self._retained]
-        for entry in dropped:
-            entry.dropped = True
-            entry.forget_failure()
-            self._end_unwanted_mint(entry)
-            await self._cache.drop(entry)
+        return self._drop_others()
 
     async def close(self) -> None:
         """Stop all mints and refreshes and wait for them; requests that wait for a token get TokenUnavailable."""
@@ -223,6 +218,16 @@ class TokenSource:
 
     def _is_retained(self, key: TokenKey) -> bool:
         return self._retained is None or key in self._retained
+
+    async def _drop_others(self) -> None:
+        """Drop the keys that are not retained."""
+        self._uncached.drop_unwanted()
+        for entry in self._cache.entries():
+            if not self._is_retained(entry.key):
+                entry.dropped = True
+                entry.forget_failure()
+                self._end_unwanted_mint(entry)
+                await self._cache.drop(entry)
 
     def _end_unwanted_mint(self, entry: TokenEntry) -> None:
         """Cancel the mint of a dropped key for which no request waits."""

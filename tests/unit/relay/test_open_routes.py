@@ -11,7 +11,7 @@ import structlog
 from proxy.http2.choice import EngineFactory
 from proxy.relay.open_contexts import MOST_CONTEXTS, MOST_WILDCARD_LABELS
 from proxy.routes import OTHER, UNMATCHED, AllowLists, RouteTable
-from tests.support.data_path import World
+from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Service
 from tests.unit.relay.stage import Signed
@@ -327,3 +327,17 @@ def test_open_routes_may_come_with_a_swap(make: EngineFactory) -> None:
             assert ask(world, f"/{GREETER}{INVOKE}").status == 404
         world.dispatcher.swap(RouteTable(world.routes, LISTS))
         assert ask(world, f"/{GREETER}{INVOKE}").status == 200
+
+
+@each_bare_engine
+def test_an_open_route_that_is_first_named_in_the_turn_after_a_reload_keeps_its_token(make: EngineFactory) -> None:
+    with Signed(make, allowed=LISTS) as world:
+        client = world.client()
+        world.settle()
+        world.dispatcher.swap(RouteTable([route("svc", signed=True), route("more")], LISTS))
+        client.request(f"/{GREETER}{INVOKE}", method="POST", end=True)
+        world.loop.call_soon(world._move)  # It is read in the turn in which what is not used any more is dropped.
+        world.settle()
+        for _ in range(10):
+            assert ask(world, f"/{GREETER}{INVOKE}").status == 200
+        assert len(world.mints) == 1

@@ -124,6 +124,17 @@ async def test_a_dropped_key_that_is_used_again_is_kept(bench: Bench) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_slot_that_is_asked_for_before_the_others_are_dropped_is_kept(bench: Bench) -> None:
+    bench.source.slot(OTHER)
+    dropping = bench.source.retain([OTHER])
+    slot = bench.source.slot(KEY)
+    await dropping
+    token = await bench.source.token(KEY)
+    assert slot.usable_token(bench.time.now) is token
+    assert await bench.stored_keys() == {KEY}
+
+
+@pytest.mark.asyncio
 async def test_a_key_that_comes_back_while_it_is_minted_keeps_that_token(bench: Bench) -> None:
     slot = bench.source.slot(KEY)
     bench.mint.gate = asyncio.Event()
