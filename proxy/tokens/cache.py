@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 
 from aiocache import SimpleMemoryCache
 
@@ -21,12 +22,13 @@ __all__ = ["TokenCache"]
 
 
 class TokenCache:
-    """The entries of all keys. At most `max_keys` are kept that no route, mint or timer refers to."""
+    """The entries of all keys. Those of keys that a route uses (`is_used`) are kept, and at most `max_keys` others."""
 
-    def __init__(self, max_keys: int) -> None:
+    def __init__(self, max_keys: int, is_used: Callable[[TokenKey], bool]) -> None:
         # Without `timeout=None` every call would cost a task (its default is 5 s).
         self._store = SimpleMemoryCache(timeout=None)
         self._max_keys = max_keys
+        self._is_used = is_used
         self._live: weakref.WeakValueDictionary[TokenKey, TokenEntry] = weakref.WeakValueDictionary()
         self._order = itertools.count(1)
 
@@ -52,16 +54,17 @@ class TokenCache:
     async def keep(self, entry: TokenEntry, seconds: float) -> list[TokenEntry]:
         """Keep an entry for `seconds` (more than 0), and return the entries that were evicted for it.
 
-        An entry with a running mint is never evicted. Unused tokens are evicted first, the one requested longest ago
-        before the others.
+        An entry that a route uses, or with a running mint, is never evicted. Unused tokens are evicted first, the one
+        requested longest ago before the others.
         """
         evicted = []
-        stored: list[TokenEntry] = list(await self._store.raw("values") or ())
-        if entry not in stored:
+        if not self._is_used(entry.key):
+            stored: list[TokenEntry] = list(await self._store.raw("values") or ())
+            others = [other for other in stored if other is not entry and not self._is_used(other.key)]
             idle = sorted(
-                (other for other in stored if other.mint is None), key=lambda other: (other.used, other.asked_order)
+                (other for other in others if other.mint is None), key=lambda other: (other.used, other.asked_order)
             )
-            evicted = idle[: max(0, len(stored) + 1 - self._max_keys)]
+            evicted = idle[: max(0, len(others) + 1 - self._max_keys)]
         for other in evicted:
             await self.drop(other)
         await self._store.set(entry.key, entry, ttl=seconds)

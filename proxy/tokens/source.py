@@ -56,9 +56,9 @@ class TokenSource:
     """The tokens of all keys. One for the whole process; used on one event loop only.
 
     `clock` gives wall-clock seconds, `random_fraction` numbers in [0, 1), `later` schedules a call in so many seconds
-    (the event loop's `call_later` unless given). At most `max_keys` keys are cached; the one that was unused longest
-    gives way. `mint_timeout_seconds` is how long a request waits for a mint; the mint has its own, longer deadline.
-    `credentials` are the ones that `mint` uses, to be polled for changes.
+    (the event loop's `call_later` unless given). The keys of routes are cached, however many, and at most `max_keys`
+    others; of these the one that was unused longest gives way. `mint_timeout_seconds` is how long a request waits for a
+    mint; the mint has its own, longer deadline. `credentials` are the ones that `mint` uses, to be polled for changes.
     """
 
     def __init__(
@@ -79,9 +79,11 @@ class TokenSource:
         self._clock = clock
         self._random_fraction = random_fraction
         self._later = later
-        self._cache = TokenCache(max_keys)
-        self._retained: set[TokenKey] | None = None
-        """The keys that routes use; None before the first `retain`, when all keys are kept."""
+        self._retained: set[TokenKey] = set()
+        """The keys that routes use: settings, and the limit on open routes, bound their number."""
+        self._others_kept = True
+        """Whether tokens of other keys are cached, too: until the first `retain`."""
+        self._cache = TokenCache(max_keys, lambda key: key in self._retained)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._superseded: weakref.WeakSet[asyncio.Task[Token]] = weakref.WeakSet()
         self._uncached = UncachedMints(lambda key: self._start(self._mint(key, uncached=True)), self._is_retained)
@@ -104,9 +106,8 @@ class TokenSource:
         The key is retained until a `retain` without it.
         """
         entry = self._cache.entry(key)
-        if self._retained is not None:
-            self._retained.add(key)
-            entry.dropped = False
+        self._retained.add(key)
+        entry.dropped = False
         return entry
 
     async def token(self, key: TokenKey) -> Token:
@@ -200,6 +201,7 @@ class TokenSource:
         """
         # Not later: a slot may be asked for in between.
         self._retained = set(keys)
+        self._others_kept = False
         return self._drop_others()
 
     async def close(self) -> None:
@@ -217,7 +219,7 @@ class TokenSource:
         await self._cache.close()
 
     def _is_retained(self, key: TokenKey) -> bool:
-        return self._retained is None or key in self._retained
+        return self._others_kept or key in self._retained
 
     async def _drop_others(self) -> None:
         """Drop the keys that are not retained."""

@@ -13,7 +13,7 @@ from tests.unit.tokens.values import KEY, START, token_of
 
 @pytest.mark.asyncio
 async def test_what_aiocache_stores_is_the_slot_that_a_route_reads() -> None:
-    cache = TokenCache(max_keys=10)
+    cache = TokenCache(10, lambda key: False)
     entry = cache.entry(KEY)
     token = token_of(KEY, START + 3600)
     entry.fill(token)
@@ -28,7 +28,7 @@ async def test_what_aiocache_stores_is_the_slot_that_a_route_reads() -> None:
 
 @pytest.mark.asyncio
 async def test_aiocache_drops_an_entry_that_no_route_refers_to_at_the_end_of_its_time() -> None:
-    cache = TokenCache(max_keys=10)
+    cache = TokenCache(10, lambda key: False)
     entry = cache.entry(KEY)
     ended = asyncio.Event()
     gone = weakref.ref(entry, lambda _: ended.set())
@@ -43,7 +43,7 @@ async def test_aiocache_drops_an_entry_that_no_route_refers_to_at_the_end_of_its
 
 @pytest.mark.asyncio
 async def test_an_entry_that_a_route_refers_to_survives_its_removal_from_aiocache() -> None:
-    cache = TokenCache(max_keys=10)
+    cache = TokenCache(10, lambda key: False)
     entry = cache.entry(KEY)
     await cache.keep(entry, 60.0)
     await cache.drop(entry)
@@ -52,7 +52,7 @@ async def test_an_entry_that_a_route_refers_to_survives_its_removal_from_aiocach
 
 @pytest.mark.asyncio
 async def test_closing_leaves_no_timer_and_no_entry() -> None:
-    cache = TokenCache(max_keys=10)
+    cache = TokenCache(10, lambda key: False)
     for name in "abc":
         await cache.keep(cache.entry(TokenKey(None, (), f"https://{name}")), 3600.0)
     timers = list(cache._store._handlers.values())

@@ -240,7 +240,7 @@ async def test_no_mint_starts_for_discoveries_that_have_left(bench: Bench) -> No
 async def test_keys_over_the_limit_evict_unused_ones_first() -> None:
     bench = Bench(max_keys=3)
     keys = [TokenKey(None, (), f"https://{name}") for name in "abcd"]
-    slots = [bench.source.slot(key) for key in keys]
+    slots = [bench.source._cache.entry(key) for key in keys]  # `slot` is for routes, whose keys are not evicted
     for key in keys[:3]:
         await bench.source.token(key)
     assert slots[0].usable_token(bench.time.now)
@@ -258,6 +258,36 @@ async def test_at_most_a_thousand_keys_are_kept(bench: Bench) -> None:
     for number in range(1100):
         await bench.source.token(TokenKey(None, (), f"https://{number}"))
     assert bench.time.armed == 1000
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.asyncio
+async def test_keys_of_routes_are_not_evicted_however_many_there_are(bench: Bench, reloaded: bool) -> None:
+    keys = [TokenKey(None, (), f"https://{number}") for number in range(1100)]
+    slots = [bench.source.slot(key) for key in keys]
+    if reloaded:
+        await bench.source.retain(keys)
+    for _ in range(3):
+        for key, slot in zip(keys, slots, strict=True):
+            if slot.usable_token(bench.time.now) is None:
+                await bench.source.token(key)
+    assert bench.minted == 1100
+
+
+@pytest.mark.asyncio
+async def test_other_keys_give_way_and_take_no_place_from_those_of_routes() -> None:
+    bench = Bench(max_keys=2)
+    keys = [TokenKey(None, (), f"https://{name}") for name in "abc"]
+    busy = bench.source.slot(keys[0])
+    for key in keys:
+        await bench.source.token(key)
+        assert busy.usable_token(bench.time.now)
+    assert await bench.stored_keys() == set(keys)
+    other = TokenKey(None, (), "https://d")
+    await bench.source.token(other)
+    assert busy.usable_token(bench.time.now)
+    assert await bench.stored_keys() == {keys[0], keys[2], other}
+    await bench.source.close()
 
 
 @pytest.mark.asyncio
