@@ -153,6 +153,8 @@ class TokenSource:
         earlier = entry.mint
         async with self._deadline(key):
             token = await self._outcome(self._uncached.token(key))
+            while not self.is_current(token):  # The credentials changed between the end of the mint and now.
+                token = await self._outcome(self._uncached.token(key))
         entry.forget_failure()
         if earlier is not None and entry.mint is earlier and not earlier.done():
             await self._keep(entry, token)
@@ -310,9 +312,10 @@ class TokenSource:
         return token
 
     async def _keep(self, entry: TokenEntry, token: Token) -> None:
-        entry.forget_failure()
-        if entry.dropped:
+        """Cache a token, unless its key was dropped, or it is of old credentials."""
+        if entry.dropped or not self.is_current(token):
             return
+        entry.forget_failure()
         now = self._clock()
         usable = usable_seconds(token.local_expiry, now)
         previous = entry.token

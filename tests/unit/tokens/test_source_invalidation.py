@@ -128,6 +128,56 @@ async def test_an_abandoned_discovery_mint_is_not_used_after_a_change() -> None:
     await bench.source.close()
 
 
+@pytest.mark.asyncio
+async def test_a_discovery_whose_token_is_old_when_it_arrives_mints_again_and_keeps_only_the_new_one(
+    bench: Bench,
+) -> None:
+    slot = bench.source.slot(KEY)
+    discovered, requested = asyncio.Event(), asyncio.Event()
+
+    def change(_: object) -> None:
+        """Run in the turn after the end of the mint, before the discovery goes on."""
+        bench.source.credentials_changed(1, "/key.json")
+        bench.mint.generation, bench.mint.gate = 1, None
+
+    async with asyncio.TaskGroup() as group:
+        bench.mint.gate = requested
+        waiter = group.create_task(bench.source.token(KEY))
+        await loop_idle()
+        before = set(bench.source._tasks)
+        bench.mint.gate = discovered
+        discovery = group.create_task(bench.source.mint_uncached(KEY))
+        await loop_idle()
+        (mint,) = bench.source._tasks - before
+        mint.add_done_callback(change)
+        discovered.set()
+    assert discovery.result().generation == 1
+    assert waiter.result() is discovery.result() is slot.usable_token(bench.time.now)
+    assert bench.minted == 3
+
+
+@pytest.mark.asyncio
+async def test_a_discovery_whose_token_is_old_when_it_arrives_leaves_the_failure_that_came_with_the_change(
+    bench: Bench,
+) -> None:
+    bench.mint.gate = asyncio.Event()
+    failed = bench.source._cache.entry(KEY)
+
+    def change(_: object) -> None:
+        bench.source.credentials_changed(1, "/key.json")
+        bench.mint.gate, bench.mint.failure = None, MintRefused("no")
+        failed.remember_failure(MintRefused("no"), bench.time.now, 60.0)
+
+    discovery = asyncio.get_running_loop().create_task(bench.source.mint_uncached(KEY))
+    await loop_idle()
+    (mint,) = bench.source._tasks
+    mint.add_done_callback(change)
+    bench.mint.gate.set()
+    with pytest.raises(MintRefused):
+        await discovery
+    assert failed.recall_failure(bench.time.now) is not None
+
+
 class PolledCredentials:
     """Credentials that count the checks."""
 
