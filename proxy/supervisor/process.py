@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 
@@ -45,10 +46,12 @@ class WorkerProcess:
         """Start a process of `work(config, channel)`. `HANDLED_SIGNALS` must be blocked: it starts with that.
 
         `listening` are the supervisor's sockets; the worker gets their addresses, and a copy of the `admin` socket.
-        `replacing`: another sidecar takes requests there until all workers do.
+        `replacing`: another sidecar takes requests there until all workers do. Raises OSError, and leaves nothing open
+        then.
         """
         supervisor_end, worker_end = socket.socketpair()
-        with worker_end:
+        with worker_end, ExitStack() as unless_started:
+            unless_started.enter_context(supervisor_end)
             channel = Channel(
                 worker_end,
                 [bound.getsockname() for bound in listening],
@@ -60,6 +63,7 @@ class WorkerProcess:
             process = get_context("spawn").Process(target=work, args=(config, channel))
             process.daemon = True
             process.start()
+            unless_started.pop_all()
         return cls(process, WorkerChannel(supervisor_end))
 
 

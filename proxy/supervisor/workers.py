@@ -10,6 +10,7 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
   and service managers signal whole process groups.
 * If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
   while the first ones start, the others drain, and the exit code is not 0.
+* If another one cannot be started (no descriptors, processes or memory), the others go on, and it is tried again.
 * A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
 * If a worker is still running when its time is over, it is killed, and the exit code is not 0.
 * If the supervisor dies, its workers drain and exit.
@@ -51,6 +52,8 @@ _log: Final = structlog.get_logger("supervisor")
 
 _ABORT_SECONDS: Final = 5.0
 """Time for workers to exit once they must abort what is live."""
+
+_NOT_STARTED_REMEDY: Final = "raise the limits of open files (ulimit -n) and processes (ulimit -u), or free memory"
 
 _NOT_INHERITED: Final = InheritedSockets()
 
@@ -177,7 +180,14 @@ class _Supervisor:
     def _start_workers(self, count: int) -> None:
         with signals_blocked():
             for _ in range(count):
-                self._start_worker()
+                try:
+                    self._start_worker()
+                except OSError as exc:  # EMFILE, EAGAIN, ENOMEM
+                    if not self._all_ready:
+                        raise
+                    delay = self._restarts.add(time.monotonic(), 0.0)
+                    said = {"reason": exc.strerror, "remedy": _NOT_STARTED_REMEDY, "after_seconds": delay}
+                    _log.error("worker could not be started: trying again", **said)
 
     def _start_worker(self) -> None:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""

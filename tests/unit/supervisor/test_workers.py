@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,42 @@ def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: 
         connecting.result().close()
     died = [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"]
     assert died == [3, 4]
+
+
+def test_a_worker_that_cannot_be_started_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, pair = SpawnProcess.start, socket.socketpair
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+    refusals = [errno.EAGAIN, 0]  # the last one comes first
+
+    def paired() -> tuple[socket.socket, socket.socket]:
+        pairs.append(pair())
+        return pairs[-1]
+
+    def refused(self: SpawnProcess) -> None:
+        if refusals and (number := refusals.pop()):
+            raise OSError(number, os.strerror(number))
+        start(self)
+
+    monkeypatch.setattr(socket, "socketpair", paired)
+    monkeypatch.setattr(SpawnProcess, "start", refused)
+    with ThreadPoolExecutor(1) as threads, capture_logs() as lines:
+        connecting = threads.submit(connected_to, f"{tmp_path}/s")
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.dying, drain_seconds=30) == 0
+        connecting.result().close()
+    (line,) = [line for line in lines if line["event"] == "worker could not be started: trying again"]
+    assert line["reason"] == os.strerror(errno.EAGAIN)
+    assert "ulimit -u" in line["remedy"]
+    assert [end.fileno() for end in pairs[-3]] == [-1, -1]
+
+
+def test_a_first_worker_that_cannot_be_started_ends_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: SpawnProcess) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(SpawnProcess, "start", refused)
+    with pytest.raises(BlockingIOError):
+        run(crew.failing, "7")
 
 
 def connected_to(path: str) -> socket.socket:
