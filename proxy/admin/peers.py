@@ -65,11 +65,11 @@ class Peers:
             **{message: partial(self._take_readiness, message) for message in _READINESS},
         }
         """What to call for messages of the supervisor."""
-        self.files: Mapping[bytes, Callable[[FileIO], None]] = {
+        self.files: Mapping[bytes, Callable[[FileIO | None], None]] = {
             STATE: self._take_state,
             COLLECTED: self._take_last_state,
         }
-        """What to call for its messages with a file, with that."""
+        """What to call for its messages with a file, with that; None if there was no descriptor left for it."""
         self._channel = channel
         self._state = state
         self._live = live
@@ -79,9 +79,8 @@ class Peers:
         self._reported = b""
         """Digest of the last report."""
         self._lock = asyncio.Lock()
-        self._incoming: list[FileIO] = []
-        self._asked = 0
-        """Collections that were asked for and have not come."""
+        self._incoming: list[FileIO | None] = []
+        """What has come of the next collection."""
         self._collected: asyncio.Future[list[FileIO]] | None = None
 
     def start(self) -> None:
@@ -100,7 +99,6 @@ class Peers:
         """Collect the state of all workers, for the time of a `with`. Raises TimeoutError."""
         async with self._lock:
             self._collected = self._loop.create_future()
-            self._asked += 1
             self._channel.report(COLLECT)
             try:
                 async with asyncio.timeout(_COLLECT_SECONDS):
@@ -125,18 +123,19 @@ class Peers:
         self.readiness = _READINESS[message]
         self.started = self.started or message == WORKERS_READY
 
-    def _take_state(self, state: FileIO) -> None:
+    def _take_state(self, state: FileIO | None) -> None:
         self._incoming.append(state)
 
-    def _take_last_state(self, state: FileIO) -> None:
-        # Only whole collections are used: one may come after its time, and another be asked for already.
-        states, self._incoming = [*self._incoming, state], []
-        self._asked -= 1
-        if self._collected is not None and not self._asked and not self._collected.done():
+    def _take_last_state(self, state: FileIO | None) -> None:
+        # Messages come in order, so this is a collection and no part of another, even if it comes after its time. But
+        # it may have lost a file: the sums would be too small.
+        incoming, self._incoming = [*self._incoming, state], []
+        states = [one for one in incoming if one is not None]
+        if self._collected is not None and not self._collected.done() and len(states) == len(incoming):
             self._collected.set_result(states)
             return
-        for late in states:
-            late.close()
+        for unused in states:
+            unused.close()
 
     def _answer(self) -> None:
         self._start(self._report_once())

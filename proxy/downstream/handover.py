@@ -46,7 +46,7 @@ class HandoverServer:
         *,
         commands: Mapping[bytes, Callable[[], None]],
         documents: Mapping[bytes, Callable[[bytes], None]],
-        files: Mapping[bytes, Callable[[FileIO], None]],
+        files: Mapping[bytes, Callable[[FileIO | None], None]],
         orphan: Callable[[], None],
         handshakes: Handshakes | None = None,
     ) -> None:
@@ -97,8 +97,8 @@ class HandoverServer:
                     self._documents[message](_content(descriptor))
                 elif message in self._commands:
                     self._commands[message]()
-                elif message in self._files and descriptor is not None:
-                    self._files[message](FileIO(descriptor, "rb"))
+                elif message in self._files:
+                    self._files[message](FileIO(descriptor, "rb") if descriptor is not None else None)
                 elif message not in (CONNECTION, TLS_CONNECTION):
                     self._ignore(descriptor)
                 elif descriptor is not None and message == TLS_CONNECTION:
@@ -140,15 +140,15 @@ def accept_from(
     *,
     commands: Mapping[bytes, Callable[[], None]],
     documents: Mapping[bytes, Callable[[bytes], None]],
-    files: Mapping[bytes, Callable[[FileIO], None]],
+    files: Mapping[bytes, Callable[[FileIO | None], None]],
     orphan: Callable[[], None],
     handshakes: Handshakes | None = None,
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
     `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
-    empty if it was lost, `files` with the file in memory, which they own; never if it was lost. Other processes may
-    read it, and share its position. `orphan` is called when the supervisor has exited. `handshakes` begins those of TLS
+    empty if it was lost, `files` with the file in memory, which they own; None if it was lost. Other processes may read
+    it, and share its position. `orphan` is called when the supervisor has exited. `handshakes` begins those of TLS
     connections.
     """
     create_server = loop.create_server

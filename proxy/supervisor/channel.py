@@ -10,6 +10,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from io import FileIO
 from typing import Final
 
@@ -17,6 +18,7 @@ from proxy.downstream.channel import (
     ANSWER,
     CLOSED,
     COLLECT,
+    COLLECTED,
     CONNECTION,
     DRAINING,
     LEAVING,
@@ -103,9 +105,17 @@ class WorkerChannel:
         self._unsent.append((message, file))
         self.flush()
 
-    def send_state(self, state: FileIO) -> None:
-        """Send the worker the state of one, of which the caller keeps its copy. Raises OSError."""
-        self._unsent.append((STATE, FileIO(os.dup(state.fileno()), "rb")))
+    def send_collection(self, states: Sequence[FileIO], known: bytes) -> None:
+        """Send the worker `STATE` for each state, of which the caller keeps its copies, and `COLLECTED` with `known`.
+
+        Raises OSError, and sends nothing then: the worker uses what comes up to a `COLLECTED` as a whole.
+        """
+        with ExitStack() as unless_made:
+            last = unless_made.enter_context(file_in_memory())
+            last.write(known)
+            copies = [unless_made.enter_context(FileIO(os.dup(state.fileno()), "rb")) for state in states]
+            unless_made.pop_all()
+        self._unsent += [*((STATE, copy) for copy in copies), (COLLECTED, last)]
         self.flush()
 
     def flush(self) -> None:

@@ -24,7 +24,6 @@ from typing import Any, Final, Protocol
 import structlog
 
 from proxy.downstream.channel import (
-    COLLECTED,
     REPORT,
     WORKERS_DRAINING,
     WORKERS_READY,
@@ -125,9 +124,6 @@ class Collecting:
 
     def _answer(self, asker: WorkerChannel, workers: Sequence[Supervised], late: Sequence[Supervised]) -> None:
         try:
-            for worker in workers:
-                if worker.channel.state is not None:
-                    asker.send_state(worker.channel.state)
             known = {
                 "pid": os.getpid(),
                 "started_at": self._started_at,
@@ -136,7 +132,8 @@ class Collecting:
                 "settings": self.settings,
             }
             lines = [state_line("supervisor", "", None, known), *self._totals.lines()]
-            asker.send_document(COLLECTED, "".join(lines).encode())
+            states = [worker.channel.state for worker in workers if worker.channel.state is not None]
+            asker.send_collection(states, "".join(lines).encode())
         except OSError as exc:  # EMFILE, ENOMEM: the worker's time runs out
             _log.error("the states of workers could not be sent to one of them", reason=exc.strerror)
 

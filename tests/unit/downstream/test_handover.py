@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.downstream.channel import ABORT, DRAIN, PROBLEMS, SETTINGS, Channel
+from proxy.downstream.channel import ABORT, DRAIN, PROBLEMS, SETTINGS, STATE, Channel
 from proxy.downstream.handover import accept_from
 from proxy.supervisor.channel import WorkerChannel
 from tests.support.loops import LOOPS
@@ -51,7 +51,7 @@ def run(loop: str, use: Use) -> None:
                 SETTINGS: lambda content: commands.put_nowait(f"settings: {content.decode()}"),
                 PROBLEMS: lambda content: commands.put_nowait(f"problems: {content.decode()}"),
             },
-            files={},
+            files={STATE: lambda file: commands.put_nowait(f"state: {file}")},
             orphan=partial(commands.put_nowait, "orphan"),
         )
         server = await running.create_server(Greeting, sock=its)
@@ -117,6 +117,15 @@ def test_settings_and_problems_arrive_whole_and_in_order(loop: str) -> None:
         supervisor.send_document(PROBLEMS, b"[]")
         supervisor.send_command(DRAIN)
         assert [await commands.get() for _ in range(3)] == ["settings: {}", "problems: []", "drain"]
+
+    run(loop, use)
+
+
+@every_loop
+def test_a_file_that_the_kernel_had_no_descriptor_for_is_missed(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands) -> None:
+        supervisor.send_command(STATE)
+        assert await commands.get() == "state: None"
 
     run(loop, use)
 

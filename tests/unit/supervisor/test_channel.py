@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -130,6 +131,33 @@ def test_unsent_settings_are_closed_with_the_channel(ends: tuple[WorkerChannel, 
         supervisor.send_document(PROBLEMS, b"[]")
     assert supervisor.close() == []
     assert len(os.listdir("/proc/self/fd")) < before
+
+
+def test_a_collection_that_cannot_be_made_whole_is_not_sent_in_part(
+    ends: tuple[WorkerChannel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, worker = ends
+    duplicate, copies = os.dup, [1]
+
+    def scarce(descriptor: int) -> int:
+        if not copies:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        copies.pop()
+        return duplicate(descriptor)
+
+    with messages.file_in_memory() as one, messages.file_in_memory() as other:
+        before = len(os.listdir("/dev/fd"))
+        with monkeypatch.context() as few:
+            few.setattr(os, "dup", scarce)
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                supervisor.send_collection([one, other], b"known")
+        assert len(os.listdir("/dev/fd")) == before
+        supervisor.send_collection([one, other], b"known")
+    for expected in (messages.STATE, messages.STATE, messages.COLLECTED):
+        message, descriptor = worker.receive()
+        assert message == expected
+        assert descriptor is not None
+        os.close(descriptor)
 
 
 def test_messages_for_a_full_channel_are_sent_later(ends: tuple[WorkerChannel, Channel]) -> None:

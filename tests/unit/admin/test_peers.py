@@ -1,0 +1,92 @@
+"""One of several workers before its supervisor: collections that are lost, late or incomplete."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from io import FileIO
+from typing import cast
+
+import pytest
+
+from proxy.admin.peers import Peers
+from proxy.downstream.channel import COLLECT, COLLECTED, STATE, Channel, file_in_memory
+from proxy.observe.live import Live
+from proxy.observe.totals import state_line
+from proxy.observe.worker_state import WorkerState
+from tests.support.live import StillState
+
+pytestmark = pytest.mark.asyncio
+
+
+class Supervisor:
+    """The channel of a worker, and what is at its other end: it answers each `COLLECT` with the same collection."""
+
+    replacing = False
+
+    def __init__(self) -> None:
+        self.peers = peers_of(self)
+        self.lost: bytes | None = None
+        """The message whose file is lost; `COLLECT` loses the whole collection."""
+
+    def report(self, message: bytes) -> None:
+        if message == COLLECT and self.lost != COLLECT:
+            asyncio.get_running_loop().call_soon(self.answer)
+
+    def answer(self) -> None:
+        """Send what two workers have opened, and what the supervisor knows."""
+        mine = state_line("origin", "https://a", {"opened": 1}, None).encode()
+        for message, content in ((STATE, mine), (STATE, mine), (COLLECTED, known())):
+            self.peers.files[message](None if message == self.lost else file_of(content))
+
+    async def opened(self) -> int:
+        """Return how many connections a collection has."""
+        async with self.peers.collected() as combined:
+            return combined.metrics.upstream_connections["https://a"].ever
+
+
+def peers_of(channel: object) -> Peers:
+    async def no_metrics() -> str:
+        return ""
+
+    return Peers(cast(Channel, channel), cast(WorkerState, None), cast(Live, StillState(())), no_metrics)
+
+
+def known() -> bytes:
+    return state_line("supervisor", "", None, {"pid": 1}).encode()
+
+
+def file_of(content: bytes) -> FileIO:
+    file = file_in_memory()
+    file.write(content)
+    return file
+
+
+@pytest.mark.parametrize("lost", [STATE, COLLECTED, COLLECT])
+async def test_a_collection_that_was_lost_once_does_not_end_all_later_ones(
+    lost: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = Supervisor()
+    assert await channel.opened() == 2
+    channel.lost = lost
+    before = len(os.listdir("/dev/fd"))
+    with monkeypatch.context() as impatient:
+        impatient.setattr("proxy.admin.peers._COLLECT_SECONDS", 0.05)
+        with pytest.raises(TimeoutError):
+            await channel.opened()
+    channel.lost = None
+    for _ in range(3):
+        assert await channel.opened() == 2
+    assert len(os.listdir("/dev/fd")) <= before
+
+
+async def test_a_collection_that_comes_after_its_time_is_not_added_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Supervisor()
+    channel.lost = COLLECT
+    with monkeypatch.context() as impatient:
+        impatient.setattr("proxy.admin.peers._COLLECT_SECONDS", 0.05)
+        with pytest.raises(TimeoutError):
+            await channel.opened()
+    channel.lost = None
+    channel.answer()
+    assert await channel.opened() == 2
