@@ -6,6 +6,7 @@
 * `accepting` accepts connections, and sends each to the worker with the fewest
 * `process`  one worker process
 * `restarts` when to start another worker in place of one that has exited
+* `watchdog` when to judge whether the event loops of workers run
 * `signals`  blocked while workers start, and received as octets of a socket
 * `reloading` sends new settings to all workers
 * `collecting` collects what all workers have counted, and keeps what those that have ended had

@@ -42,6 +42,7 @@ from proxy.supervisor.process import WorkerProcess, exit_reason
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
+from proxy.supervisor.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from proxy.downstream.takeover import Takeover
@@ -131,7 +132,7 @@ class _Supervisor:
             self._read_reports,
         )
         self._all_ready = False
-        self._watch_at = math.inf
+        self._watchdog = Watchdog()
         self._restarts = Restarts()
         self._command: bytes | None = None
         self._kill_at = math.inf
@@ -152,7 +153,7 @@ class _Supervisor:
             if (count := self._restarts.take_due(now)) > 0:
                 self._start_workers(count)
             self._accepting.update(now)
-            due = min(self._kill_at, self._restarts.next, self._watch_at, self._collecting.due)
+            due = min(self._kill_at, self._restarts.next, self._watchdog.due, self._collecting.due)
             due = min(due, self._accepting.due(now))
             if self._reloading is not None:
                 due = min(due, self._reloading.due)
@@ -170,7 +171,7 @@ class _Supervisor:
             for worker in self._workers:
                 self._update_registration(worker)
             now = time.monotonic()
-            if now >= self._watch_at:
+            if now >= self._watchdog.due:
                 self._watch(now)
             if now >= self._kill_at:
                 self._kill()
@@ -220,20 +221,22 @@ class _Supervisor:
             self.takeover.start(self._watch_socket, self._selector.unregister, self._hand_on)
         self.manager.ready("serving")
         if self.manager.watchdog_seconds:
-            self._watch(time.monotonic())
+            self.manager.alive()
+            self._watchdog.start(time.monotonic(), self.manager.watchdog_seconds)
 
     def _watch_socket(self, watched: socket.socket, call: Callable[[], None]) -> None:
         self._selector.register(watched, selectors.EVENT_READ, call)
 
     def _watch(self, now: float) -> None:
-        """Kill each worker that has reported nothing since the last call, and tell the service manager that we live."""
-        for worker in self._workers:
-            if worker.channel.ready and not worker.channel.alive:
-                _log.error("worker's event loop stands still: killing it", pid=worker.process.pid)
-                worker.process.kill()
-            worker.channel.alive = False
+        """Tell the service manager that we live; kill each worker that has reported nothing, if it is time to judge."""
+        if self._watchdog.look(now):
+            self._read_reports()
+            for worker in self._workers:
+                if worker.channel.ready and not worker.channel.alive:
+                    _log.error("worker's event loop stands still: killing it", pid=worker.process.pid)
+                    worker.process.kill()
+                worker.channel.alive = False
         self.manager.alive()
-        self._watch_at = now + self.manager.watchdog_seconds / 2
 
     # ---- connections
 

@@ -32,6 +32,7 @@ PURE: Final = (
     "proxy/relay/signing.py",
     "proxy/relay/via.py",
     "proxy/supervisor/restarts.py",
+    "proxy/supervisor/watchdog.py",
     "proxy/tokens/model.py",
     "proxy/tokens/slot.py",
     "proxy/tokens/schedule.py",
