@@ -3,9 +3,11 @@
 * `commands`            the list of them, and what is common to their help
 * `redaction`           removes possible secrets from click's messages
 * `completion`          what the shell completes: route names, hosts, accounts, values
+* `output`              standard streams that are always open, and whose writes never raise
 * `failures`            how every command says that it failed
 * `options`             the flags that are made of the settings
 * `deployment_options`  the flags of deployments and of Restate's admin API, and what they stand for
+* `emulate_options`     what the options of `emulate` take
 * `screen`              prints the reports of a check, with a line of progress
 * `probe`               asks the admin port of a running sidecar
 * `serve`, `check`, …   a command each, imported when it is run
@@ -14,10 +16,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
+from proxy.cli.output import open_standard_streams, run
 from proxy.exit_codes import ExitCode, error_line
 
 __all__ = ["main"]
@@ -25,13 +27,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run what the command line says; ends in SystemExit."""
-    _open_standard_streams()
+    open_standard_streams()
     # click takes one `--` before a command.
     if sys.argv[1:2] == ["serve"] or sys.argv[1:3] == ["--", "serve"]:
         sys.exit(_serve())
     from proxy.cli.commands import commands  # not in a process that serves: see `settings/reading`
 
-    commands()
+    run(commands)
 
 
 def _serve() -> int:
@@ -57,17 +59,3 @@ def _serve() -> int:
     except KeyboardInterrupt:  # before the sidecar handles signals
         sys.stderr.write(error_line("interrupted", sys.stderr))
         return ExitCode.FAILED
-
-
-def _open_standard_streams() -> None:
-    """Open /dev/null for each of stdin, stdout and stderr that is closed.
-
-    A file or socket that is opened later would get its number, and lines for stderr would be written there.
-    """
-    if None not in (sys.stdin, sys.stdout, sys.stderr):
-        return
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open

@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeAlias
 
 import click
 
+from proxy.cli.emulate_options import DESCRIBED, PORT, Grant, limit_option, read_grants, read_https, read_pod
 from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.output import output_problem
 from proxy.cli.redaction import redact
 from proxy.emulator import (
     GCLOUD_CLIENT,
@@ -34,7 +35,6 @@ from proxy.emulator import (
     GoogleServer,
     Limits,
     Pod,
-    Role,
     Services,
     description,
     echo,
@@ -42,17 +42,10 @@ from proxy.emulator import (
     project,
     write_secret,
 )
-from proxy.emulator.limits import RANGES
-from proxy.quoting import plain, quoted
+from proxy.quoting import quoted
 from proxy.routes.locality import is_loopback
 
 __all__ = ["emulate"]
-
-
-class _Grant(NamedTuple):
-    caller: str
-    target: str
-    role: Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,64 +71,19 @@ class _Plan:
         return self.services.services if isinstance(self.services, Services) else (self.services,)
 
 
-def _grants(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[_Grant, ...]:
-    grants = []
-    for value in values:
-        caller, equals, rest = value.partition("=")
-        target, colon, name = rest.partition(":")
-        role = description.ROLES.get(name if colon else "tokenCreator")
-        if not (caller and equals and target) or role is None:
-            raise click.BadParameter(
-                f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses) or CALLER=TARGET:ROLE, with a ROLE of "
-                f"{', '.join(description.ROLES)}."
-            )
-        grants.append(_Grant(caller, target, role))
-    return tuple(grants)
-
-
-def _pod(context: click.Context, parameter: click.Parameter, value: str | None) -> Pod | None:
-    if value is None:
-        return None
-    names, equals, account = value.partition("=")
-    namespace, slash, name = names.partition("/")
-    if not (namespace and slash and name) or bool(equals) != bool(account):
-        raise click.BadParameter(f"{quoted(value)} is not NAMESPACE/NAME or NAMESPACE/NAME=ACCOUNT.")
-    return Pod(namespace=namespace, name=name, annotation=account or None)
-
-
-def _https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (
-        plain(value) is None or urlsplit(value).scheme != "https" or not urlsplit(value).hostname
-    ):
-        raise click.BadParameter(f"{quoted(value)} is not an https:// URL.")
-    return value
-
-
-HTTPS = 443
-PORT = click.IntRange(0, 65535)
-LIMITS = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
-DESCRIBED = ("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime", *LIMITS)
-"""Parameters that `--config` replaces."""
-
-
-def _limit(option: str, metavar: str, text: str) -> Callable[[Any], Any]:
-    name = option.removeprefix("--").replace("-", "_")
-    kind = click.IntRange(*RANGES[name])
-    return click.option(
-        option, type=kind, default=getattr(Limits(), name), show_default=True, metavar=metavar, help=text
-    )
+HTTPS: Final = 443
 
 
 # fmt: off
 @click.command(epilog="The page docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's behaviour was read and not proven.")  # noqa: E501 – one paragraph, one line
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File (TOML) with services, accounts, users and grants, instead of the options for them.")  # noqa: E501 – one option, one line
 @click.option("--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]")  # noqa: E501 – as above
-@click.option("--url", callback=_https, help="The service's URL and default audience. [default: its own address]")
+@click.option("--url", callback=read_https, help="The service's URL and default audience. [default: its own address]")
 @click.option("--audience", "audiences", multiple=True, help="Additional audience that is accepted; repeatable.")
 @click.option("--invoker", "invokers", multiple=True, metavar="MEMBER", help="Who may call the service: an e-mail, or a member as in IAM, such as group:a@example.com or allUsers; repeatable. [default: the metadata server's account]")  # noqa: E501 – as above
-@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET[:ROLE]", callback=_grants, help="Let an account, a person or a federated principal mint tokens of an account; ROLE is tokenCreator (default), openIdTokenCreator (ID tokens only) or workloadIdentityUser; repeatable.")  # noqa: E501 – as above
+@click.option("--may-impersonate", "grants", multiple=True, metavar="CALLER=TARGET[:ROLE]", callback=read_grants, help="Let an account, a person or a federated principal mint tokens of an account; ROLE is tokenCreator (default), openIdTokenCreator (ID tokens only) or workloadIdentityUser; repeatable.")  # noqa: E501 – as above
 @click.option("--user", "users", multiple=True, metavar="EMAIL", help="Person who has signed in with gcloud: writes a file with credentials; repeatable.")  # noqa: E501 – as above
-@click.option("--gke-pod", "pod", metavar="NAMESPACE/NAME[=ACCOUNT]", callback=_pod, help="The metadata server is that of GKE, for this Kubernetes account; ACCOUNT is in its annotation, and needs workloadIdentityUser.")  # noqa: E501 – as above
+@click.option("--gke-pod", "pod", metavar="NAMESPACE/NAME[=ACCOUNT]", callback=read_pod, help="The metadata server is that of GKE, for this Kubernetes account; ACCOUNT is in its annotation, and needs workloadIdentityUser.")  # noqa: E501 – as above
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines can reach. They can get tokens.")  # noqa: E501 – as above
 @click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
@@ -144,10 +92,10 @@ def _limit(option: str, metavar: str, text: str) -> Callable[[Any], Any]:
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # noqa: E501 – as above
 @click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # noqa: E501 – as above
 @click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above
-@_limit("--concurrent-streams", "NUMBER", "Requests at a time on a connection.")
-@_limit("--field-section-octets", "OCTETS", "How large the fields of a request may be; 16384 and 65536 are both reported of Google.")  # noqa: E501 – as above
-@_limit("--stream-window-octets", "OCTETS", "Receive window of each stream.")
-@_limit("--connection-window-octets", "OCTETS", "Receive window of each connection.")
+@limit_option("--concurrent-streams", "NUMBER", "Requests at a time on a connection.")
+@limit_option("--field-section-octets", "OCTETS", "How large the fields of a request may be; 16384 and 65536 are both reported of Google.")  # noqa: E501 – as above
+@limit_option("--stream-window-octets", "OCTETS", "Receive window of each stream.")
+@limit_option("--connection-window-octets", "OCTETS", "Receive window of each connection.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
 @click.pass_context
 def emulate(
@@ -244,7 +192,7 @@ def _from_options(
     url: str | None,
     audiences: tuple[str, ...],
     invokers: tuple[str, ...],
-    grants: tuple[_Grant, ...],
+    grants: tuple[Grant, ...],
     users: tuple[str, ...],
     pod: Pod | None,
     token_lifetime: int,
@@ -273,7 +221,7 @@ def _from_options(
         app, google, url=url, custom_audiences=audiences, invokers=members, field_section_octets=octets
     )
     keys = tuple(dict.fromkeys((*(accounts if invokers else ()), *callers)))
-    return google, cloud_run, keys, users, Limits(**limits)  # type: ignore[arg-type]  # only those of `_limit`
+    return google, cloud_run, keys, users, Limits(**limits)  # type: ignore[arg-type]  # only those of `limit_option`
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -328,7 +276,8 @@ async def _run(plan: _Plan) -> None:
             credentials=_write_credentials(plan, endpoints) if plan.credentials else {},
         )
         click.echo(json.dumps(guide.as_json(running)) if plan.as_json else guide.as_text(running))
-        await stop.wait()
+        if output_problem() is None:  # else nobody knows where it is
+            await stop.wait()
 
 
 def _write_keys(plan: _Plan, endpoints: GoogleServer) -> dict[str, Path]:

@@ -12,6 +12,7 @@ import click
 
 from proxy.cli import probe
 from proxy.cli.failures import CommandFailed
+from proxy.cli.output import tell_in_passing
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
 from proxy.quoting import plain, quoted
 from proxy.settings.layers import SettingsInvalid
@@ -53,7 +54,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
         raise CommandFailed(f"unhealthy: {address}{path}: what answers there does not speak HTTP") from None
     if status != 200:
         raise CommandFailed(f"unhealthy: {address}{path}: {status} {words}")
-    click.echo(f"{address}{path}: {words}")
+    tell_in_passing(f"{address}{path}: {words}")
 
 
 def _check_path(path: str) -> None:

@@ -23,6 +23,7 @@ from proxy.cli.deployment_options import (
 )
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.options import GroupedCommand, HeadedOption, settings_flags, settings_from
+from proxy.cli.output import output_problem
 from proxy.cli.screen import Screen
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.deployments.changes import Changes, ServiceChange, changed_calls, compare
@@ -297,9 +298,11 @@ def _tell_known(known: Deployment, changed: list[str], screen: Screen) -> None:
 
 
 def _confirm(*, yes: bool, dry_run: bool, screen: Screen) -> None:
-    """Ask whether to go on, unless there is nothing to ask; raises CommandFailed for a no."""
+    """Ask whether to go on, unless there is nothing to ask; raises CommandFailed for a no, or if it cannot be asked."""
     if dry_run:
         screen.write("Nothing was changed (--dry-run).\n")
+    elif output_problem() is not None:
+        raise CommandFailed("nothing was changed: what would change cannot be shown")
     elif not yes and not click.confirm("Register this deployment?", err=True):
         raise CommandFailed("nothing was changed")
 

@@ -12,6 +12,7 @@ import threading
 from functools import partial
 
 from proxy.cli.commands import commands
+from proxy.cli.output import open_standard_streams, run
 from proxy.exit_codes import ExitCode
 from proxy.settings import PlainSettings
 
@@ -22,7 +23,8 @@ def main(descriptor: int) -> None:
     """Read the settings that `sys.argv` results in, and send them to the socket `descriptor`; ends in SystemExit."""
     answer = socket.socket(fileno=descriptor)
     threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
-    commands(obj=partial(_send, answer))
+    open_standard_streams()
+    run(partial(commands, obj=partial(_send, answer)))
 
 
 def _end_with_parent(answer: socket.socket) -> None:

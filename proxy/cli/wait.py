@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from proxy.cli.failures import CommandFailed
+from proxy.cli.output import tell_in_passing
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
@@ -54,7 +55,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
         if left <= 0:
             raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
         time.sleep(min(_PAUSE_SECONDS, left))
-    click.echo(f"{address}: ready")
+    tell_in_passing(f"{address}: ready")
 
 
 def _readiness(address: Address) -> str | None:

@@ -1,0 +1,80 @@
+"""What the options of `emulate` take: roles, a pod, a URL, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import click
+
+from proxy.emulator import Limits, Pod, Role, description
+from proxy.emulator.limits import RANGES
+from proxy.quoting import plain, quoted
+
+__all__ = ["DESCRIBED", "PORT", "Grant", "limit_option", "read_grants", "read_https", "read_pod"]
+
+PORT: Final = click.IntRange(0, 65535)
+"""A port; 0 is a free one."""
+_LIMITS: Final = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
+DESCRIBED: Final = (
+    *("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime"),
+    *_LIMITS,
+)
+"""Parameters that `--config` replaces."""
+
+
+class Grant(NamedTuple):
+    """A role of a caller on a service account."""
+
+    caller: str
+    """Who gets it."""
+    target: str
+    """E-mail of the account."""
+    role: Role
+    """The role."""
+
+
+def read_grants(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Grant, ...]:
+    """Return what CALLER=TARGET[:ROLE] stands for, each time that it is given."""
+    grants = []
+    for value in values:
+        caller, equals, rest = value.partition("=")
+        target, colon, name = rest.partition(":")
+        role = description.ROLES.get(name if colon else "tokenCreator")
+        if not (caller and equals and target) or role is None:
+            raise click.BadParameter(
+                f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses) or CALLER=TARGET:ROLE, with a ROLE of "
+                f"{', '.join(description.ROLES)}."
+            )
+        grants.append(Grant(caller, target, role))
+    return tuple(grants)
+
+
+def read_pod(context: click.Context, parameter: click.Parameter, value: str | None) -> Pod | None:
+    """Return what NAMESPACE/NAME[=ACCOUNT] stands for."""
+    if value is None:
+        return None
+    names, equals, account = value.partition("=")
+    namespace, slash, name = names.partition("/")
+    if not (namespace and slash and name) or bool(equals) != bool(account):
+        raise click.BadParameter(f"{quoted(value)} is not NAMESPACE/NAME or NAMESPACE/NAME=ACCOUNT.")
+    return Pod(namespace=namespace, name=name, annotation=account or None)
+
+
+def read_https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the value if it is an https:// URL."""
+    if value is not None and (
+        plain(value) is None or urlsplit(value).scheme != "https" or not urlsplit(value).hostname
+    ):
+        raise click.BadParameter(f"{quoted(value)} is not an https:// URL.")
+    return value
+
+
+def limit_option(option: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    """Return the option for a limit of the front end, with its default and its range."""
+    name = option.removeprefix("--").replace("-", "_")
+    kind = click.IntRange(*RANGES[name])
+    return click.option(
+        option, type=kind, default=getattr(Limits(), name), show_default=True, metavar=metavar, help=text
+    )
