@@ -2,7 +2,8 @@
 
 A failure has a source and a kind. The base class is the source: `RequestRefused` (the caller), `SidecarFailure` (this
 process), `TokenFailure` (the credentials, Google), `UpstreamFailure` (Cloud Run, the way to it). The class itself is
-the kind. `str(failure)` is one sentence for a person: what is wrong, and if that is known, what to do.
+the kind. `str(failure)` is one sentence for a person: what is wrong, and if that is known, what to do. Where what to do
+has been given apart, `problem` is the sentence without it.
 
 A transient failure is expected to end without any repair. Any other stays until a person does what the remedy in the
 docstring of its class says. What the caller is answered is decided elsewhere (`restate`).
@@ -35,6 +36,13 @@ class Failure(Exception):
     """Failure code: a stable name for `ERROR_FIELD`, log lines and metrics."""
     transient: ClassVar[bool] = False
     """True if it is expected to end without any repair."""
+
+    def __init__(self, problem: str = "", *, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        """What is wrong."""
+        self.remedy = remedy
+        """What to do about this one; `""` leaves it to the remedy of its kind."""
 
     @property
     def severity(self) -> Literal["warning", "error"]:
@@ -283,7 +291,8 @@ class TokenTimeout(TokenFailure):
 class TokenUnavailable(TokenFailure):
     """Google or the metadata server could not be reached, answered 5xx or 429, or closed the connection.
 
-    Remedy: none if it ends soon; otherwise follow the reason in the log line.
+    Remedy: if it does not end by itself, see that this machine reaches the server that the sentence names, and trusts
+    its certificate (DNS, egress rules, `https_proxy`, `SSL_CERT_FILE`).
     """
 
     code = "token-unavailable"
@@ -316,7 +325,7 @@ class UpstreamConnectTimeout(UpstreamFailure):
 class UpstreamConnectionLost(UpstreamFailure):
     """The connection ended after the request was sent and before a response began.
 
-    Remedy: none if it is rare; otherwise look for crashes in the log of the service.
+    Remedy: if it is not rare, look for crashes in the log of the service.
     """
 
     code = "upstream-connection-lost"
@@ -335,7 +344,7 @@ class UpstreamNotHttp2(UpstreamFailure):
 class UpstreamRefusedStream(UpstreamFailure):
     """The upstream did not process the request (REFUSED_STREAM, GOAWAY), and the request is not held any more.
 
-    Remedy: none if it is rare; otherwise raise `replay_octets`, so that larger requests are held.
+    Remedy: if it is not rare, raise `replay_octets`, so that larger requests are held.
     """
 
     code = "upstream-refused-stream"

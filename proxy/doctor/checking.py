@@ -16,6 +16,7 @@ from typing import Final
 
 from proxy import __version__
 from proxy.clock_skew import skew_seconds
+from proxy.cloud_run import gcloud
 from proxy.cloud_run.findings import RequestInfo
 from proxy.cloud_run.response import Response
 from proxy.connection.budget import Budget
@@ -23,7 +24,7 @@ from proxy.connection.flusher import Flusher
 from proxy.doctor.connecting import ConnectionCheck
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import check_credentials, mint
-from proxy.doctor.report import Outcome, RouteReport, Step, StepName, as_sentence, skipped
+from proxy.doctor.report import Outcome, RouteReport, Step, StepName, as_problem, as_remedy, skipped
 from proxy.doctor.sending import send_request
 from proxy.errors import Failure, UpstreamRefusedStream, UpstreamSaturated
 from proxy.http2.choice import engine_choice
@@ -239,16 +240,22 @@ class _RouteRequests:
             return _no_answer(
                 f"no answer within {self._timeout_seconds:g} s",
                 "Is the container starting slowly, or stuck? Look at its logs; --timeout sets a longer deadline.",
+                gcloud.logs(gcloud.service_of(self.route.origin.host)),
             )
         except Failure as failure:
-            return _no_answer("no answer came", as_sentence(str(failure)))
+            return _no_answer(
+                as_problem(failure), as_remedy(failure), gcloud.logs(gcloud.service_of(self.route.origin.host))
+            )
 
     async def _send(self, token: Token | None) -> Response:
         if self._connection.count_free_streams() <= 0:
             await self.close()
             self._connection = await self._connector.connect(self.route.origin)
         if self._connection.count_free_streams() <= 0:
-            raise UpstreamSaturated(f"{self.route.origin} allows no streams; it may be starting, try again")
+            raise UpstreamSaturated(
+                f"{self.route.origin} allows no streams",
+                remedy="it may be starting: check again; otherwise see what stands in front of the service",
+            )
         return await send_request(self._connection, self._head(token), self._timeout_seconds)
 
     async def close(self) -> None:
@@ -277,5 +284,5 @@ def _not_checked(why: str) -> tuple[Step, Step, Step]:
     return skipped("private", why), skipped("clock", why), skipped("discovery", why)
 
 
-def _no_answer(text: str, remedy: str) -> Step:
-    return Step(name="discovery", outcome=Outcome.FAILED, code="no-answer", text=text, remedy=remedy)
+def _no_answer(text: str, remedy: str, *commands: str) -> Step:
+    return Step(name="discovery", outcome=Outcome.FAILED, code="no-answer", text=text, remedy=remedy, commands=commands)

@@ -16,14 +16,11 @@ from typing import Any, Final, NamedTuple
 import aiohappyeyeballs
 
 from proxy.doctor.claims import format_time
-from proxy.doctor.report import Outcome, Step, StepName, as_sentence, skipped
+from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, skipped
 from proxy.errors import (
     Failure,
-    UpstreamConnectFailed,
     UpstreamConnectionLost,
-    UpstreamConnectTimeout,
     UpstreamNotHttp2,
-    UpstreamTlsFailed,
 )
 from proxy.network.address import Address
 from proxy.network.http_proxy import HttpProxy
@@ -43,14 +40,6 @@ _ADDRESSES_SHOWN: Final = 4
 
 _VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
-
-_HEADLINES: Final = {
-    UpstreamTlsFailed.code: "TLS fails",
-    UpstreamNotHttp2.code: "the server does not speak HTTP/2",
-    UpstreamConnectTimeout.code: "no answer in time",
-    UpstreamConnectFailed.code: "the connection failed",
-    UpstreamConnectionLost.code: "the server closed the connection before it was usable",
-}
 
 
 class ConnectionResult(NamedTuple):
@@ -131,7 +120,7 @@ class ConnectionCheck:
         except Failure as failure:
             assert connected is not None  # noqa: S101 - only the proxy's answer is one
             connected.close()
-            return _failed("tcp", "proxy-refused", "the proxy opens no tunnel", as_sentence(str(failure))), None
+            return _failed("tcp", "proxy-refused", as_problem(failure), as_remedy(failure)), None
         except OSError as exc:  # TimeoutError is one
             if connected is None or proxy is None:
                 return self._connect_failure(origin, proxy, exc), None
@@ -260,11 +249,10 @@ def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
 
 
 def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
-    text, remedy = _HEADLINES.get(failure.code, failure.code), as_sentence(str(failure))
-    if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
-        text = "the certificate does not verify"
-        if failure.__cause__.verify_code in _VALIDITY_PERIOD_ERRORS:
-            remedy += " Is the clock of this machine right?"
+    text, remedy = as_problem(failure), as_remedy(failure)
+    cause = failure.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
+        remedy = "Set the clock of this machine (NTP) if it is wrong; otherwise the certificate has to be renewed."
     return _failed(name, failure.code, text, remedy, details)
 
 

@@ -8,21 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from proxy.cloud_run import gcloud
 from proxy.doctor.claims import claims_of, format_duration, format_time
-from proxy.doctor.report import Outcome, Step, StepName, as_sentence
-from proxy.errors import (
-    AmbientUnsupported,
-    CredentialsInvalid,
-    CredentialsNotFound,
-    CredentialsRejected,
-    Failure,
-    ImpersonationDenied,
-    MintRefused,
-    ProxyInvalid,
-    TokenExpired,
-    TokenMalformed,
-    TokenTimeout,
-    TokenUnavailable,
-)
+from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy
+from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
 from proxy.quoting import one_line
 from proxy.routes import Route
 from proxy.tokens.google import CredentialInfo, GoogleMint
@@ -30,21 +17,6 @@ from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 
 __all__ = ["check_credentials", "grant_commands", "mint"]
-
-_HEADLINES: Final = {
-    CredentialsNotFound.code: "there are no Google credentials here",
-    CredentialsInvalid.code: "the credentials cannot be used",
-    CredentialsRejected.code: "Google rejects these credentials",
-    AmbientUnsupported.code: "these credentials cannot mint an ID token by themselves",
-    ProxyInvalid.code: "the proxy for calls to Google cannot be used",
-    ImpersonationDenied.code: "the impersonation is not allowed",
-    MintRefused.code: "Google refused to mint",
-    TokenTimeout.code: "no answer in time",
-    TokenUnavailable.code: "the token endpoint could not be reached, or failed",
-    TokenMalformed.code: "the response contains no valid token",
-    TokenExpired.code: "the token has expired already: is a clock wrong?",
-}
-"""The text of a failed step by failure code; the failure's own sentence becomes the remedy."""
 
 _SHORT_LIFETIME_SECONDS: Final = 60.0
 
@@ -66,7 +38,7 @@ async def check_credentials(
         async with asyncio.timeout(timeout_seconds):
             info = await google.credential_info()
     except TimeoutError:
-        failure = TokenTimeout(f"the credential source did not give its principal within {timeout_seconds:g} s")
+        failure = TokenTimeout(f"the credential source did not say whose it is within {timeout_seconds:g} s")
         return CredentialsResult(_failed("credentials", failure), None)
     except Failure as failure:
         return CredentialsResult(_failed("credentials", failure), None)
@@ -137,8 +109,8 @@ def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **
         name=name,
         outcome=Outcome.FAILED,
         code=failure.code,
-        text=_HEADLINES.get(failure.code, failure.code),
-        remedy=as_sentence(str(failure)),
+        text=as_problem(failure),
+        remedy=as_remedy(failure),
         commands=commands,
         details=details,
     )

@@ -31,10 +31,13 @@ No text contains a token: all text from outside passes through `one_line`.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from proxy.errors import Failure
+from proxy.observe.explanation import remedy_of
 from proxy.quoting import one_line
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "Step",
     "StepName",
     "as_json",
+    "as_problem",
+    "as_remedy",
     "as_sentence",
     "skipped",
     "worst_outcome",
@@ -70,6 +75,8 @@ STEPS: Final[tuple[StepName, ...]] = (
 """All steps, in their order."""
 
 _MAX_CHARACTERS: Final = 2_000
+
+_PYTHON: Final = re.compile(r"\b[A-Z]\w+Error: (?:\[Errno -?[0-9]+\] )?")
 
 
 class Outcome(enum.Enum):
@@ -242,6 +249,17 @@ def _step_as_json(step: Step) -> dict[str, Any]:
         "commands": list(step.commands),
         "details": dict(step.details),
     }
+
+
+def as_problem(failure: Failure) -> str:
+    """Return what is wrong as one line, without names of Python's exceptions."""
+    return one_line(_PYTHON.sub("", failure.problem), _MAX_CHARACTERS)
+
+
+def as_remedy(failure: Failure) -> str:
+    """Return what to do about a failure: what it says itself, else the remedy of its kind."""
+    text = as_sentence(failure.remedy or remedy_of(failure))
+    return text[:1].upper() + text[1:]
 
 
 def as_sentence(text: str) -> str:

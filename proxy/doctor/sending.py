@@ -59,7 +59,11 @@ class _Collector(StreamReceiver):
             self._finish()
         elif len(self._body) > MAX_OCTETS:
             self._fail(
-                UpstreamReset(f"the response has more than {MAX_OCTETS >> 20} MiB; it is not a manifest"), over=False
+                UpstreamReset(
+                    f"the response has more than {MAX_OCTETS >> 20} MiB, so it is no manifest",
+                    remedy="check the url of the route, its path included",
+                ),
+                over=False,
             )
 
     def on_response_trailers(self, fields: Fields) -> None:
@@ -72,10 +76,17 @@ class _Collector(StreamReceiver):
         if code == ErrorCode.NO_ERROR and self._fields:
             self._finish()
         else:
-            self._fail(UpstreamReset(f"the service reset the stream ({error_code_name(code)})"))
+            name = error_code_name(code)
+            remedy = "the container failed, or does not speak HTTP/2 to its end: look at its log"
+            self._fail(UpstreamReset(f"the service reset the stream ({name})", remedy=remedy))
 
     def on_unprocessed(self) -> None:
-        self._fail(UpstreamRefusedStream("the service refused the stream without processing it; try again"))
+        self._fail(
+            UpstreamRefusedStream(
+                "the service refused the stream without processing it",
+                remedy="check again; if it stays, see whether the service has instances that start",
+            )
+        )
 
     def on_connection_lost(self, failure: Failure) -> None:
         self._fail(failure)
@@ -84,7 +95,7 @@ class _Collector(StreamReceiver):
         """Do nothing: the request has no content."""
 
     def on_internal_error(self) -> bool:
-        self._fail(Internal("the check failed on this response; this is a bug of the sidecar, please report it"))
+        self._fail(Internal("the check failed on this response: a bug of the sidecar", remedy="please report it"))
         return True
 
     def _finish(self) -> None:

@@ -179,7 +179,7 @@ async def test_a_token_that_is_already_expired_is_diagnosed(tmp_path: Path) -> N
     async with emulated_setup(tmp_path) as here:
         here.google.fail("metadata", Fault.EXPIRED)
         ran = await here.check()
-        assert_diagnosed(ran, "token", "token-expired", "is a clock wrong?")
+        assert_diagnosed(ran, "token", "token-expired", "Correct the clock of the server")
 
 
 # ---- secrets, settings, and terminals

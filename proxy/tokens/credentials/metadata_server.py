@@ -36,7 +36,12 @@ _ACCOUNT: Final = "instance/service-accounts/default/"
 
 _PROJECT: Final = re.compile(r"[a-z0-9.:-]{1,63}")
 
-_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?)(?::[0-9]{1,5})?")
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?)(?::(?P<port>[0-9]{1,5}))?")
+
+_DEFAULT_HOST: Final = "metadata.google.internal"
+
+_HOST_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT")
+"""What names another one, the first that is set."""
 
 # What GKE's metadata server says if the Kubernetes account may not use the account in its annotation.
 _NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy binding|workloadIdentityUser", re.IGNORECASE)
@@ -151,10 +156,11 @@ class MetadataServer:
         except TokenUnavailable as exc:
             if self._answered:
                 raise
-            raise self._not_found(str(exc)) from exc
+            raise self._not_found(str(exc), self._named_by()) from exc
         if reply.status < 500 and reply.status != 429 and reply.headers.get("metadata-flavor") != "Google":
             said = error_message(reply)
-            raise self._not_found(f"what answers at {host} is not one{said and f'; it said: {said}'}")
+            why = f"what answers at {host} is not one{said and f'; it said: {said}'}"
+            raise self._not_found(why, self._named_by())
         self._answered = True
         return reply
 
@@ -163,18 +169,37 @@ class MetadataServer:
         environment = self._environment
         if environment.get("NO_GCE_CHECK", "").lower() == "true":
             raise self._not_found("NO_GCE_CHECK says not to look for one")
-        host = environment.get("GCE_METADATA_HOST") or environment.get("GCE_METADATA_ROOT")
-        if host and (not _HOST.fullmatch(host) or plain(host) is None):
-            name = "GCE_METADATA_HOST" if environment.get("GCE_METADATA_HOST") else "GCE_METADATA_ROOT"
+        name = self._named_by()
+        host = environment[name] if name is not None else _DEFAULT_HOST
+        match = _HOST.fullmatch(host)
+        if match is None or plain(host) is None:
             raise CredentialsInvalid(
-                f"{name} must be a host, or a host and a port: no scheme, no path; it holds {quoted(host)}"
+                f"{name} must be a host, or a host and a port: no scheme, no path; it holds {quoted(host)}",
+                remedy=f"correct or unset {name}",
             )
-        return host or "metadata.google.internal"
+        if match["port"] is not None and not 0 < int(match["port"]) < 65_536:
+            raise CredentialsInvalid(
+                f"the port in {name} must be between 1 and 65535; it holds {quoted(host)}",
+                remedy=f"correct or unset {name}",
+            )
+        return host
 
-    def _not_found(self, why: str) -> CredentialsNotFound:
+    def _named_by(self) -> str | None:
+        """Return the variable that names the metadata server; None if none does."""
+        return next((name for name in _HOST_VARIABLES if self._environment.get(name)), None)
+
+    def _not_found(self, why: str, named_by: str | None = None) -> CredentialsNotFound:
+        begin = f"no Google credentials: {looked_for(self._environment)}, and"
+        if named_by is not None:
+            return CredentialsNotFound(
+                f"{begin} {named_by} names {self._environment[named_by]}, which is no metadata server that can be "
+                f"asked ({why})",
+                remedy=f"correct or unset {named_by}, or set GOOGLE_APPLICATION_CREDENTIALS",
+            )
         return CredentialsNotFound(
-            f"no Google credentials: {looked_for(self._environment)}, and no metadata server can be asked ({why}). "
-            "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, or run on Google Cloud"
+            f"{begin} no metadata server can be asked ({why})",
+            remedy="set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, or run on "
+            "Google Cloud",
         )
 
     async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:

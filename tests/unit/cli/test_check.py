@@ -42,7 +42,7 @@ class Terminal(io.TextIOWrapper):
 def test_a_failure_is_in_the_table_and_in_the_exit_code(closed_port: int) -> None:
     told = run("--route", f"a=https://127.0.0.1:{closed_port}")
     assert (told.exit_code, told.stderr) == (1, "")
-    assert told.stdout.startswith(f"/a  https://127.0.0.1:{closed_port}\n  ✘ credentials  there are no Google cred")
+    assert told.stdout.startswith(f"/a  https://127.0.0.1:{closed_port}\n  ✘ credentials  no Google credentials: ")
     assert "  ✘ tcp          127.0.0.1 port" in told.stdout
     assert told.stdout.endswith("\n1 route: 1 failing\n")
 

@@ -153,7 +153,9 @@ async def test_a_timeout_and_a_reset_are_reported(tmp_path: Path) -> None:
             peer.reset(stream, 0x2)
         (report,) = await rude
         step = report.steps[-1]
-        assert (step.code, step.remedy) == ("no-answer", "the service reset the stream (INTERNAL_ERROR).")
+        assert (step.code, step.text) == ("no-answer", "the service reset the stream (INTERNAL_ERROR)")
+        assert step.remedy == "The container failed, or does not speak HTTP/2 to its end: look at its log."
+        assert step.commands == ("gcloud run services logs read SERVICE --region=REGION --limit=50",)
 
 
 @pytest.mark.asyncio
@@ -165,4 +167,5 @@ async def test_a_service_that_allows_no_streams_is_reported(tmp_path: Path) -> N
     step = report.steps[-1]
     assert step.code == "no-answer"
     assert step.remedy
-    assert "allows no streams" in step.remedy
+    assert step.text.endswith("allows no streams")
+    assert "check again" in step.remedy

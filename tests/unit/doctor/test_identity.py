@@ -87,8 +87,32 @@ async def test_without_credentials_the_step_fails_with_a_remedy(tmp_path: Path) 
     async with minting(tmp_path, {"NO_GCE_CHECK": "true"}) as (made, environment, _):
         step, info = await check_credentials(made, environment, 5.0)
     assert (info, step.outcome, step.code) == (None, Outcome.FAILED, "credentials-not-found")
+    assert step.text.startswith("no Google credentials: GOOGLE_APPLICATION_CREDENTIALS is not set")
     assert step.remedy
-    assert "GOOGLE_APPLICATION_CREDENTIALS" in step.remedy
+    assert step.remedy.startswith("Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth")
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.HTML])
+@pytest.mark.asyncio
+async def test_the_variable_that_names_a_broken_metadata_server_is_to_be_corrected(
+    tmp_path: Path, fault: Fault
+) -> None:
+    google = Google(signing_key=signing_key())
+    google.fail("metadata", fault)
+    async with minting(tmp_path, {}, google) as (made, environment, endpoints):
+        step, _ = await check_credentials(made, environment, 20.0)
+    assert (step.outcome, step.code) == (Outcome.FAILED, "credentials-not-found")
+    assert f"GCE_METADATA_HOST names {endpoints.metadata_address}, which is no metadata server" in step.text
+    assert step.remedy == "Correct or unset GCE_METADATA_HOST, or set GOOGLE_APPLICATION_CREDENTIALS."
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_at_an_impossible_port_names_the_variable(tmp_path: Path) -> None:
+    async with minting(tmp_path, {"GCE_METADATA_HOST": "foo:99999"}) as (made, environment, _):
+        step, _ = await check_credentials(made, environment, 5.0)
+    assert step.code == "credentials-invalid"
+    assert step.text == "the port in GCE_METADATA_HOST must be between 1 and 65535; it holds 'foo:99999'"
+    assert step.remedy == "Correct or unset GCE_METADATA_HOST."
 
 
 @pytest.mark.asyncio
@@ -129,8 +153,9 @@ async def test_a_failed_mint_is_reported_with_its_remedy(tmp_path: Path) -> None
         step, token = await mint(tokens, KEY, ROUTE, CredentialInfo(None, "x", "me"), google.clock())
         await tokens.close()
     assert (token, step.outcome, step.code) == (None, Outcome.FAILED, "token-unavailable")
+    assert "answered 500" in step.text
     assert step.remedy
-    assert "500" in step.remedy
+    assert step.remedy.startswith("If it does not end by itself, see that this machine reaches the server")
     assert step.details == {"audience": "https://svc.run.app"}
 
 

@@ -9,10 +9,13 @@ from proxy.doctor.report import (
     RouteReport,
     Step,
     as_json,
+    as_problem,
+    as_remedy,
     as_sentence,
     skipped,
     worst_outcome,
 )
+from proxy.errors import Failure, all_failures
 from proxy.quoting import one_line
 
 OK = Step(name="dns", outcome=Outcome.OK, text="127.0.0.1", details={"addresses": ["127.0.0.1"]})
@@ -153,3 +156,13 @@ def test_a_token_is_removed_before_the_text_is_shortened() -> None:
 )
 def test_the_text_of_a_failure_becomes_a_sentence(text: str, expected: str) -> None:
     assert as_sentence(text) == expected
+
+
+@pytest.mark.parametrize("kind", all_failures(), ids=lambda kind: kind.code)
+def test_each_failure_has_a_remedy_that_says_what_to_do(kind: type[Failure]) -> None:
+    plain = kind("it was lost: ConnectionResetError: [Errno 104] Connection reset by peer")
+    assert as_problem(plain) == "it was lost: Connection reset by peer"
+    assert as_remedy(plain).endswith(".")
+    assert "reset by peer" not in as_remedy(plain)
+    told = kind("it is gone", remedy="look for it")
+    assert (str(told), as_problem(told), as_remedy(told)) == ("it is gone; look for it", "it is gone", "Look for it.")
