@@ -54,6 +54,10 @@ class Reloads:
         self._loop = loop
         self._taking: asyncio.Task[None] | None = None
         """The last settings from the supervisor that are being taken."""
+        self._refused = False
+        """Whether the last settings that were read were refused."""
+        self._need_restart: tuple[str, ...] = ()
+        """What of the last settings that were read needs a restart."""
         self._reloader: Reloader | None = None
         if command_line is not None:
             self._reloader = Reloader(command_line, worker.settings, self._deliver, begin=self._manager.reloading)
@@ -106,8 +110,13 @@ class Reloads:
         try:
             if isinstance(outcome, Refused):
                 log_refused(outcome.problems, config=self._worker.settings.config)
+                self._refused = True
                 self._worker.refuse(outcome.problems)
             else:
-                log_reloaded(self._worker.apply(outcome), requested=requested)
+                changes = self._worker.apply(outcome)
+                # What has been reported is over: that is told even where nothing else has changed.
+                mended = self._refused or (bool(self._need_restart) and not changes.need_restart)
+                self._refused, self._need_restart = False, changes.need_restart
+                log_reloaded(changes, requested=requested or mended)
         finally:
             self._manager.ready("serving")

@@ -136,11 +136,13 @@ class Reloading:
         changes = Changes.between(self.settings, read)
         self.settings = changes.in_force
         self.routes_removed = changes.routes_removed
+        # What has been reported is over: that is told even where nothing else has changed.
+        mended = self.state["refused_at"] is not None or (self.state["need_restart"] and not changes.need_restart)
         self.state |= {"read_at": time.time(), "reloaded": self.state["reloaded"] + 1, "refused_at": None}
         self.state |= {"problems": (), "need_restart": changes.need_restart}
         self._config.payload = changes.in_force.to_json()
         configure_logging(self.settings.log_level, self.settings.log_format)
-        self._unanswered = changes, requested
+        self._unanswered = changes, requested or bool(mended)
         self.due = time.monotonic() + _ANSWER_SECONDS
 
     def _refuse(self, problems: tuple[str, ...], channels: list[WorkerChannel]) -> None:

@@ -191,6 +191,24 @@ async def test_sighup_reloads_the_file(workers: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("changed", "reported"),
+    [("stream_window = true\n", "settings refused"), ("stream_window = 65536\n", "changed settings need a restart")],
+)
+@one_or_two
+async def test_what_was_refused_or_needed_a_restart_is_reported_when_it_is_put_back(
+    workers: int, changed: str, reported: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "routes.toml"
+    save(config, table("svc", 1))
+    async with sidecar("--config", config, "--workers", str(workers), "--admin", "off") as it:
+        save(config, changed, table("svc", 1))
+        await it.program.line(f'"message": "{reported}')
+        save(config, table("svc", 1))
+        await it.program.line(f'"settings reloaded: nothing has changed", "file": "{config}"')
+
+
+@pytest.mark.asyncio
 async def test_sighup_without_a_file_says_that_nothing_can_have_changed() -> None:
     async with sidecar("--route", "svc=http://127.0.0.1:1", "--no-gcp-id-token") as it:
         it.program.send(signal.SIGHUP)
