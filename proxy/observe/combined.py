@@ -1,14 +1,16 @@
 """The states of all workers as one, in the shape that metrics and status page read of a single worker.
 
 Counters, connections, queues and what is in flight are added up. Of what has no sum, the value that tells most is
-taken: the latest expiry and mint, the greatest clock difference, the newest trouble. Quantiles cannot be added: p50 is
-the mean of those of the workers, weighted by requests, and p99 the greatest of them.
+taken: the latest expiry and mint, the greatest clock difference, the newest trouble, whose failures are counted with
+those of the others. Quantiles cannot be added: p50 is the mean of those of the workers, weighted by requests, and p99
+the greatest of them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from proxy.observe.counters import RouteMetrics
@@ -72,6 +74,10 @@ class Combined:
         self._own = own
         self._supervisor: Mapping[str, Any] = {}
         self._workers: list[Mapping[str, Any]] = []
+        self._running: dict[str, Trouble] = {}
+        """The troubles of the worker whose lines are being added, by label."""
+        self._failures: list[tuple[Iterable[Mapping[str, Any]], dict[str, Trouble]]] = []
+        """Of each worker, its last failures, and its troubles by label."""
         self._intervals: dict[str, dict[int, Interval]] = {}
         self._tokens: dict[str, TokenState] = {}
         self._minted_at: dict[str, float] = {}
@@ -87,6 +93,7 @@ class Combined:
     def add(self, states: Iterable[Iterable[bytes]]) -> Iterator[str]:
         """Add the lines of all workers and of the supervisor; yields after each, so that others may run."""
         for lines in states:
+            self._running = {}
             for line in lines:
                 self._add_line(line)
                 yield ""
@@ -239,6 +246,7 @@ class Combined:
             self.process[name] = value if before is None else min(before, value) if least else before + value
         if now is not None:
             self._workers.append(now)
+            self._failures.append((now["failures"], self._running))
             queues, (connections, octets, largest) = self._queues, now["client_queues"]
             queues.client_connections += connections
             queues.client_octets += octets
@@ -252,9 +260,8 @@ class Combined:
         if now["minted_at"] is not None:
             self._minted_at[label] = max(self._minted_at.get(label, 0.0), now["minted_at"])
         for found, values in ((self._unwell, "unwell"), (self._trouble, "trouble"), (self._minting, "minting")):
-            trouble = _trouble(now[values])
-            if trouble is not None and (label not in found or trouble.at > found[label].at):
-                found[label] = trouble
+            _note(found, label, _trouble(now[values]))
+        self._run(label, now["trouble"])
 
     def _add_open(self, label: str, now: Mapping[str, Any]) -> None:
         uses = self._open.setdefault(label, {})
@@ -262,9 +269,13 @@ class Combined:
             use = OpenUse(host, signed, audience, impersonate, tuple(delegates), None)
             token, before = TokenState(*fields) if fields is not None else None, uses.get(use)
             uses[use] = before if before and (not token or before.expires_at >= token.expires_at) else token
-        trouble, known = _trouble(now["trouble"]), self._open_trouble.get(label)
-        if trouble is not None and (known is None or trouble.at > known.at):
-            self._open_trouble[label] = trouble
+        _note(self._open_trouble, label, _trouble(now["trouble"]))
+        self._run(label, now["trouble"])
+
+    def _run(self, label: str, fields: Mapping[str, Any] | None) -> None:
+        trouble = _trouble(fields)
+        if trouble is not None:
+            self._running[label] = trouble
 
     def _finish(self) -> Iterator[str]:
         """Bring together what needs all lines."""
@@ -275,8 +286,7 @@ class Combined:
                 identity = token_identity(route)
                 metrics.minted_at[identity] = max(metrics.minted_at.get(identity, 0.0), at)
             yield ""
-        failures = [failure for worker in workers for failure in map(_trouble, worker["failures"]) if failure]
-        self.last_failures = sorted(failures, key=lambda failure: failure.at)[-LAST_FAILURES:]
+        self.last_failures = self._count_together()[-LAST_FAILURES:]
         if workers:
             metrics.engine = workers[0]["engine"]
             metrics.clock_ahead_seconds = max((worker["clock_ahead_seconds"] for worker in workers), key=abs)
@@ -284,6 +294,27 @@ class Combined:
         self.queued_octets = sum(worker["queued_octets"] for worker in workers)
         self.queued_octets_limit = sum(worker["queued_octets_limit"] for worker in workers)
         self._finish_settings()
+
+    def _count_together(self) -> list[Trouble]:
+        """Return the failures of all workers, oldest first; those without a success since are counted together."""
+        happened: list[tuple[Trouble, int, bool]] = []
+        for worker, (listed, running) in enumerate(self._failures):
+            # Those that are not in the list any more are in the count of their trouble.
+            happened += [(trouble, worker, False) for trouble in running.values()]
+            happened += [(failure, worker, True) for failure in map(_trouble, listed) if failure]
+        happened.sort(key=lambda one: (one[0].at, one[2]))
+        last: dict[str, dict[int, Trouble]] = {}
+        found = []
+        for failure, worker, is_listed in happened:
+            trouble = self._failures[worker][1].get(failure.route)
+            if trouble is not None and trouble.since == failure.since:
+                known = last.setdefault(failure.route, {})
+                known[worker] = failure
+                count, since = sum(one.count for one in known.values()), min(one.since for one in known.values())
+                failure = replace(failure, count=count, since=since)
+            if is_listed:
+                found.append(failure)
+        return found
 
     def _finish_settings(self) -> None:
         """Take the reloads from the supervisor, which makes them for all workers."""
@@ -298,6 +329,17 @@ def _together(one: Interval, other: Interval) -> Interval:
         return one
     p50 = (one.p50 * one.requests + other.p50 * other.requests) / requests
     return Interval(requests, one.errors + other.errors, p50, max(one.p99, other.p99))
+
+
+def _note(found: dict[str, Trouble], label: str, trouble: Trouble | None) -> None:
+    """Note the trouble of one more worker: the newest is told, and what the others have is counted with it."""
+    if trouble is None:
+        return
+    known = found.get(label)
+    if known is not None:
+        newest = trouble if trouble.at > known.at else known
+        trouble = replace(newest, count=trouble.count + known.count, since=min(trouble.since, known.since))
+    found[label] = trouble
 
 
 def _trouble(fields: Mapping[str, Any] | None) -> Trouble | None:

@@ -99,12 +99,30 @@ async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, widt
         overflow = """[...document.querySelectorAll("main *")].filter(
             each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
         assert await browser.evaluate(overflow) == 0
+        wide = """[...document.querySelectorAll("figcaption")].filter(each => {
+            each.lastChild.textContent = "175 ms · 249 ms";
+            return each.scrollWidth > each.clientWidth;
+        }).length"""
+        assert await browser.evaluate(wide) == 0, "a caption sticks out of its column"
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         ground = await browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(16, 20, 28)") == dark
         assert browser.errors == []
         picture = await browser.picture()
         assert picture.startswith(b"\x89PNG")
+
+
+@needs_chromium
+@pytest.mark.asyncio
+async def test_a_route_without_a_token_says_why(tmp_path: Path) -> None:
+    async with stage(tokens=2) as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=1280, dark=False)
+        found = await texts(browser, ".route > :nth-child(2)")
+    by_route = dict(zip([route.name for route in ROUTES], found, strict=True))
+    assert re.fullmatch(r"no token now\n+the last mint failed \d+ s ago", by_route["broken"])
+    assert re.fullmatch(
+        r"no token now\n+one was minted \d+ \w+ ago; a discovery's is not kept", by_route["payments"]
+    ), by_route
 
 
 @needs_chromium
@@ -132,6 +150,11 @@ async def test_several_workers_have_a_row_each_and_everything_is_of_all_of_them(
     async with stage() as plane, stage() as other, supervised(plane, other), page(tmp_path) as browser:
         await loaded(browser, plane.address, width=width, dark=False)
         await browser.until("document.querySelectorAll('#workers .row').length === 2")
+        high = """new Set([...document.querySelectorAll("#workers .row > span")].map(each => {
+            if (each.textContent.startsWith("connections")) each.lastChild.textContent = "1,000";
+            return each.offsetHeight;
+        })).size"""
+        assert await browser.evaluate(high) == 1, "a part of a row breaks into two lines"
         for row in await texts(browser, "#workers .row"):
             assert row.startswith("process ")
             assert "ready" in row

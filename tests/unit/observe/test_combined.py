@@ -186,6 +186,39 @@ def test_failures_of_all_workers_are_listed_newest_last() -> None:
     assert len(failures) == 4
 
 
+def test_failures_without_a_success_in_between_are_counted_together() -> None:
+    one, other = Worker(), Worker()
+    for worker in (one, other, one, other, other):
+        worker.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    together = combined(one.state(), other.state())
+    assert [failure.count for failure in together.last_failures] == [1, 2, 3, 4, 5]
+    first = together.last_failures[0].since
+    assert {failure.since for failure in together.last_failures} == {first}
+    found = together.trouble(ROUTES[0])
+    assert found is not None
+    assert (found.count, found.since) == (5, first)
+    # The trouble of one worker ends: what it had is history.
+    one.routes[0].started(Observed())
+    one.routes[0].ended(Observed(), 200, 0.1)
+    other.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    together = combined(one.state(), other.state())
+    assert together.last_failures[-1].count == 4
+    found = together.trouble(ROUTES[0])
+    assert found is not None
+    assert found.count == 4
+
+
+def test_failures_that_are_not_listed_any_more_are_counted_all_the_same() -> None:
+    one, other = Worker(), Worker()
+    for _ in range(5):
+        one.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    for _ in range(20):
+        one.observed[1].local_reply(Observed(status=503), Internal("broken"))
+    other.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    newest = combined(one.state(), other.state()).last_failures[-1]
+    assert (newest.route, newest.count) == ("greeter", 6)
+
+
 def test_the_last_minutes_of_all_workers_are_summed() -> None:
     one, other = Worker(), Worker()
     for worker, seconds in ((one, 0.02), (other, 2.0)):
