@@ -6,21 +6,23 @@ import asyncio
 import os
 import ssl
 from collections.abc import Mapping
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import aiohttp
 from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
+from proxy.network.authorities import state_of_authorities, unusable
 from proxy.network.resolver import CHECK_NAME_SERVERS
-from proxy.quoting import quoted, secrets_of_request
+from proxy.quoting import secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of
 from proxy.tokens.gate import Gate
 from proxy.tokens.http_proxies import Proxy, proxy_for
-from proxy.tokens.regular_files import FileTooLarge, NotRegularFile, read_regular
+from proxy.tokens.regular_files import read_regular
 
 __all__ = ["HttpClient"]
 
@@ -30,8 +32,19 @@ _MOST_OCTETS: Final = 256 * 1024
 _MOST_TRUST_OCTETS: Final = 16 << 20
 
 
+class _Trust(NamedTuple):
+    """A context, and the state of the file of its authorities before it was read."""
+
+    context: ssl.SSLContext
+    state: tuple[tuple[int, ...], ...]
+
+
 class HttpClient:
-    """An HTTP client whose session is opened by the first call. `direct` means without a proxy and without TLS."""
+    """An HTTP client whose session is opened by the first call. `direct` means without a proxy and without TLS.
+
+    The trusted authorities are read by the first call, and again where a certificate did not verify since and their
+    file has changed.
+    """
 
     def __init__(
         self,
@@ -48,6 +61,9 @@ class HttpClient:
         self._gate = Gate(_CALLS_AT_ONCE)
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
+        self._trust: _Trust | None = None
+        self._doubted = False
+        """Whether a certificate did not verify since the authorities were read."""
         self._closed = False
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Reply:
@@ -76,6 +92,7 @@ class HttpClient:
                 allow_redirects=False,
                 proxy=proxy.url if proxy is not None else None,
                 proxy_headers=proxy.headers if proxy is not None else None,
+                ssl=self._trust.context if self._trust is not None else True,
             ) as response:
                 content = bytearray()
                 async for chunk in response.content.iter_any():
@@ -91,6 +108,8 @@ class HttpClient:
         except TimeoutError:
             failure = TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
+            if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+                self._doubted = True
             kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
             failure = kind(f"{host} could not be asked: {_reason(exc)}")
         hop = host if proxy is None else proxy.url.host or ""
@@ -119,40 +138,48 @@ class HttpClient:
         async with self._opening:
             if self._closed:
                 raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
+            if not self._direct and (self._trust is None or self._doubted):
+                await self._read_authorities()
             if self._session is None:
-                context: ssl.SSLContext | bool = True
-                if not self._direct:
-                    # Milliseconds of disk and CPU at best, so not on the loop.
-                    context = await self._blocking.run(
-                        _trusting_context, resource="the file of trusted certificates", seconds=FILE_SECONDS
-                    )
                 self._session = aiohttp.ClientSession(
                     # The resolver decides the order of addresses for each connection, so there is no cache before it.
-                    connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, ssl=context, limit=0),
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, limit=0),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"user-agent": f"cloudrun-sidecar/{__version__}", "accept-encoding": "identity"},
                     timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, connect=self._connect_seconds),
                 )
             return self._session
 
+    async def _read_authorities(self) -> None:
+        """Read the trusted authorities if their file has changed. If it cannot be read, what was read before stays."""
+        try:
+            # Milliseconds of disk and CPU at best, so not on the loop.
+            self._trust = await self._blocking.run(
+                partial(_trusted, self._trust), resource="the file of trusted certificates", seconds=FILE_SECONDS
+            )
+        except Failure:
+            if self._trust is None:
+                raise
+        else:
+            self._doubted = False
 
-def _trusting_context() -> ssl.SSLContext:
-    """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE.
 
-    OpenSSL would wait for a writer of a named pipe, and read a device without end. It treats any other bad file as one
-    without authorities.
+def _trusted(known: _Trust | None) -> _Trust:
+    """Return a context that trusts the system's authorities, or those in $SSL_CERT_FILE; `known` if it is as good.
+
+    OpenSSL would wait for a writer of a named pipe, and read a device without end. It treats a missing file, and any
+    other bad one, as one without authorities.
     """
+    state = state_of_authorities()
+    if known is not None and known.state == state:
+        return known
     named = os.environ.get("SSL_CERT_FILE")
     if named:
         try:
             read_regular(named, _MOST_TRUST_OCTETS)
-        except (NotRegularFile, FileTooLarge) as exc:
-            raise TokenUnavailable(
-                f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {exc.strerror}"
-            ) from None
-        except OSError:
-            pass
-    return ssl.create_default_context()
+        except OSError as exc:
+            raise TokenUnavailable(unusable(named, exc.strerror or type(exc).__name__)) from None
+    return _Trust(ssl.create_default_context(), state)
 
 
 def _reason(exc: Exception) -> str:

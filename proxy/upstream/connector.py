@@ -28,6 +28,7 @@ from proxy.errors import (
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
+from proxy.network.authorities import named_file_problem, state_of_authorities
 from proxy.network.descriptors import is_reserved
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
@@ -67,7 +68,11 @@ def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
 
 
 class Connector:
-    """Opens connections. The TLS context is made at the first need: it reads the system's authorities."""
+    """Opens connections.
+
+    The TLS context is made at the first need: it reads the system's authorities. It is made anew where a certificate
+    did not verify since, and the files of authorities have changed.
+    """
 
     def __init__(
         self,
@@ -92,6 +97,10 @@ class Connector:
         self._resolver = resolver or Resolver()
         self._observer = observer or UpstreamObserver()
         self._tls: ssl.SSLContext | None = None
+        self._authorities: tuple[tuple[int, ...], ...] = ()
+        """The state of the files of authorities before that context was made."""
+        self._doubted = False
+        """Whether a certificate did not verify since."""
         self._addresses = Addresses(flusher.loop.time)
 
     def change(
@@ -129,6 +138,8 @@ class Connector:
             cause = attempts.failure if isinstance(attempts.failure, OSError | Failure) else exc
             if isinstance(cause, Failure):
                 raise cause from exc
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                self._doubted = True
             raise self._explained(origin, cause, proxy, resolved=bool(addresses)) from exc
 
     def delay(self, origin: Origin) -> str:
@@ -171,15 +182,33 @@ class Connector:
         return connection
 
     def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            try:
-                self._tls = tls_context(self._upstream_ca)
-            except OSError as exc:
-                what = "TLS cannot be set up"
-                if self._upstream_ca is not None:
-                    what = f"{self._upstream_ca} (upstream_ca) cannot be used as a certificate authority"
-                raise UpstreamTlsFailed(f"{what}: {_reason(exc)}") from exc
+        if self._tls is not None and not self._doubted:
+            return self._tls
+        state = state_of_authorities(*([] if self._upstream_ca is None else [self._upstream_ca]))
+        if self._tls is not None and state == self._authorities:
+            self._doubted = False
+            return self._tls
+        try:
+            self._tls = self._new_context()
+        except UpstreamTlsFailed:
+            if self._tls is None:
+                raise
+            return self._tls  # What was read before is better than nothing.
+        self._authorities = state
+        self._doubted = False
         return self._tls
+
+    def _new_context(self) -> ssl.SSLContext:
+        problem = named_file_problem() if self._upstream_ca is None else ""
+        if problem:
+            raise UpstreamTlsFailed(problem)
+        try:
+            return tls_context(self._upstream_ca)
+        except OSError as exc:
+            what = "TLS cannot be set up"
+            if self._upstream_ca is not None:
+                what = f"{self._upstream_ca} (upstream_ca) cannot be used as a certificate authority"
+            raise UpstreamTlsFailed(f"{what}: {_reason(exc)}") from exc
 
     def _explained(self, origin: Origin, exc: OSError, proxy: HttpProxy | None, *, resolved: bool) -> Failure:
         """Return what a person needs to know about this error; `resolved` tells that the addresses were known."""

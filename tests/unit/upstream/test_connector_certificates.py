@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import re
+import shutil
 import ssl
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from proxy.errors import UpstreamTlsFailed
 from proxy.routes import Origin
 from proxy.upstream.connector import tls_context
 from tests.support.peers.sockets import server, server_context
-from tests.unit.upstream.connecting import connector
+from tests.unit.upstream.connecting import connector, left
 
 
 def test_verification_is_never_off(certificates: Certificates) -> None:
@@ -49,6 +50,45 @@ async def test_a_certificate_of_an_unknown_authority_is_refused_and_the_flag_nam
             await connector().connect(origin)
         assert str(origin) in str(failure.value)
         assert not far.peers, "no octet of HTTP was sent"
+
+
+@pytest.mark.asyncio
+async def test_a_missing_file_of_the_system_is_named_and_trusted_once_it_has_come(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    connecting = connector()
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
+        origin = Origin("https", "127.0.0.1", far.port)
+        for _ in range(2):
+            with pytest.raises(UpstreamTlsFailed, match=f"SSL_CERT_FILE names .*{bundle.name}.*No such file"):
+                await connecting.connect(origin)
+        shutil.copy(certificates.ca_file, bundle)
+        await left(await connecting.connect(origin))
+
+
+@pytest.mark.parametrize("which", ["system", "upstream_ca"])
+@pytest.mark.asyncio
+async def test_a_file_that_is_replaced_is_read_again_after_a_certificate_that_does_not_verify(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    other = Certificates.create(tmp_path / "other")
+    shutil.copy(other.ca_file, bundle)
+    if which == "system":
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    connecting = connector(upstream_ca=bundle if which == "upstream_ca" else None)
+    far_tls, other_tls = (server_context(*ca.server_files("127.0.0.1")) for ca in (certificates, other))
+    async with server(far_tls) as far, server(other_tls) as trusted:
+        origin, good = Origin("https", "127.0.0.1", far.port), Origin("https", "127.0.0.1", trusted.port)
+        for _ in range(2):
+            with pytest.raises(UpstreamTlsFailed, match="does not verify"):
+                await connecting.connect(origin)
+        bundle.unlink()
+        await left(await connecting.connect(good))  # What was read is used while there is nothing else.
+        shutil.copy(certificates.ca_file, bundle)
+        await left(await connecting.connect(origin))
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,54 @@
+"""The file of trusted certificate authorities: that of the system, or the one that `SSL_CERT_FILE` names.
+
+A TLS context has what the file held when the context was made. The file may come later, as a volume of a container
+does, or be replaced. OpenSSL takes a missing file for an empty one, and does not say so.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+
+from proxy.quoting import quoted
+
+__all__ = ["named_file_problem", "state_of_authorities", "unusable"]
+
+
+def named_file_problem() -> str:
+    """Return what is wrong with the file that SSL_CERT_FILE names, and what to do; empty if it can be read."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if not named:
+        return ""
+    try:
+        if not stat.S_ISREG(os.stat(named).st_mode):
+            return unusable(named, "it is not a regular file")
+        os.close(os.open(named, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as exc:
+        return unusable(named, exc.strerror or type(exc).__name__)
+    return ""
+
+
+def unusable(named: str, why: str) -> str:
+    """Return the sentence about a file that SSL_CERT_FILE names and that cannot be used."""
+    return (
+        f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {why}; "
+        "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
+    )
+
+
+def state_of_authorities(*more: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the state of the file, and of `more` files, by which a change is noticed without reading them.
+
+    That of a missing file is `()`. It may wait for a file system.
+    """
+    system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().openssl_cafile
+    return tuple([_state(path) for path in (system, *more)])
+
+
+def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy.network.authorities import named_file_problem, state_of_authorities
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path that SSL_CERT_FILE names. There is nothing at it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return tmp_path / "ca.pem"
+
+
+def test_a_missing_file_is_named_with_what_to_do(file: Path) -> None:
+    said = named_file_problem()
+    assert str(file) in said
+    assert "No such file" in said
+    assert "put the trusted certificates there" in said
+    file.touch()
+    assert named_file_problem() == ""
+
+
+def test_a_named_pipe_is_a_problem_and_is_not_opened(file: Path) -> None:
+    os.mkfifo(file)
+    assert "it is not a regular file" in named_file_problem()
+
+
+def test_the_file_of_the_system_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    assert named_file_problem() == ""
+    assert len(state_of_authorities()) == 1
+
+
+def test_a_file_that_comes_is_written_to_or_is_replaced_has_another_state(file: Path, tmp_path: Path) -> None:
+    states = [state_of_authorities()]
+    assert states == [((),)]
+    file.write_text("some")
+    states.append(state_of_authorities())
+    assert state_of_authorities() == states[-1]
+    file.write_text("more of it")
+    states.append(state_of_authorities())
+    (tmp_path / "new").write_text("more of it")
+    (tmp_path / "new").replace(file)
+    states.append(state_of_authorities())
+    assert len(set(states)) == 4
+
+
+def test_other_files_count_too(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    before = state_of_authorities(other)
+    other.touch()
+    assert state_of_authorities(other) != before
