@@ -35,6 +35,8 @@ __all__ = ["Peers"]
 
 _COLLECT_SECONDS: Final = 8.0
 """How long the supervisor may take for the states of all workers."""
+_MOST_COLLECTIONS: Final = 3
+"""Collections in memory at once: one has megabytes, and a slow client needs it for a minute. At least two."""
 _REPORT_SECONDS: Final = 1.0
 """How often the state is reported unasked: what a killed worker counted since then is lost."""
 _SECONDS_A_LINE: Final = 0.0015
@@ -48,6 +50,16 @@ _READINESS: Final = {
     WORKERS_DRAINING: (False, "draining: a worker finishes its live exchanges and refuses new ones"),
 }
 _REPLACING: Final = (True, "ready: the sidecar before this one takes requests until all workers do")
+
+
+class _Collection:
+    """The state of all workers, for several who read it."""
+
+    def __init__(self, combined: Combined, made: asyncio.Task[None]) -> None:
+        self.combined = combined
+        self.made = made
+        """Ends when it is complete."""
+        self.users = 0
 
 
 class Peers:
@@ -82,6 +94,8 @@ class Peers:
         self._incoming: list[FileIO | None] = []
         """What has come of the next collection."""
         self._collected: asyncio.Future[list[FileIO]] | None = None
+        self._in_use: list[_Collection] = []
+        """The newest is the last one."""
 
     def start(self) -> None:
         """Begin to report."""
@@ -96,26 +110,47 @@ class Peers:
 
     @asynccontextmanager
     async def collected(self) -> AsyncIterator[Combined]:
-        """Collect the state of all workers, for the time of a `with`. Raises TimeoutError."""
-        async with self._lock:
-            self._collected = self._loop.create_future()
-            self._channel.report(COLLECT)
-            try:
-                async with asyncio.timeout(_COLLECT_SECONDS):
-                    states = await self._collected
-            finally:
-                self._collected = None
-        with collector_paused():
+        """Collect the state of all workers, for the time of a `with`. Raises TimeoutError.
+
+        While `_MOST_COLLECTIONS` are in use, those who ask share the newest one. It never is much older than the time
+        that a slow client gets: nobody joins the others, and when the first of them is free, a new one is made.
+        """
+        if len(self._in_use) < _MOST_COLLECTIONS:
             combined = Combined(self._live)
-            try:
-                async for _ in in_slices(combined.add(map(_lines, states))):
+            self._in_use.append(_Collection(combined, self._loop.create_task(self._make(combined))))
+        collection = self._in_use[-1]
+        collection.users += 1
+        try:
+            await asyncio.shield(collection.made)
+            yield collection.combined
+        finally:
+            collection.users -= 1
+            if not collection.users:
+                self._in_use.remove(collection)
+                collection.made.cancel()
+                with collector_paused():
+                    async for _ in in_slices(collection.combined.release()):
+                        pass
+
+    async def _make(self, combined: Combined) -> None:
+        """Collect. Raises TimeoutError."""
+        collected: asyncio.Future[list[FileIO]] = self._loop.create_future()
+        try:
+            async with self._lock:
+                self._collected = collected
+                self._channel.report(COLLECT)
+                try:
+                    async with asyncio.timeout(_COLLECT_SECONDS):
+                        await collected
+                finally:
+                    self._collected = None
+            with collector_paused():
+                async for _ in in_slices(combined.add(map(_lines, collected.result()))):
                     pass
-                yield combined
-            finally:
-                for state in states:
+        finally:  # the files may have come even if this was cancelled
+            if collected.done() and not collected.cancelled():
+                for state in collected.result():
                     state.close()
-                async for _ in in_slices(combined.release()):
-                    pass
 
     # ---- messages
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+from contextlib import AsyncExitStack
 from io import FileIO
 from typing import cast
 
 import pytest
 
+from proxy.admin import peers as peers_module
 from proxy.admin.peers import Peers
 from proxy.downstream.channel import COLLECT, COLLECTED, STATE, Channel, file_in_memory
 from proxy.observe.live import Live
@@ -28,8 +31,11 @@ class Supervisor:
         self.peers = peers_of(self)
         self.lost: bytes | None = None
         """The message whose file is lost; `COLLECT` loses the whole collection."""
+        self.asked = asyncio.Event()
 
     def report(self, message: bytes) -> None:
+        if message == COLLECT:
+            self.asked.set()
         if message == COLLECT and self.lost != COLLECT:
             asyncio.get_running_loop().call_soon(self.answer)
 
@@ -90,3 +96,49 @@ async def test_a_collection_that_comes_after_its_time_is_not_added_to_the_next(m
     channel.lost = None
     channel.answer()
     assert await channel.opened() == 2
+
+
+async def test_the_collector_runs_while_an_answer_is_read() -> None:
+    async with Supervisor().peers.collected():
+        assert gc.isenabled()
+
+
+async def test_few_collections_are_in_memory_however_many_clients_read_slowly() -> None:
+    peers = Supervisor().peers
+    async with AsyncExitStack() as clients:
+        first = await clients.enter_async_context(peers.collected())
+        others = [await clients.enter_async_context(peers.collected()) for _ in range(20)]
+        assert len({id(one) for one in (first, *others)}) == peers_module._MOST_COLLECTIONS
+        assert first not in others
+        assert {one.metrics.upstream_connections["https://a"].ever for one in (first, *others)} == {2}
+
+
+async def test_a_new_collection_is_made_once_one_is_read() -> None:
+    peers = Supervisor().peers
+    async with AsyncExitStack() as clients:
+        async with peers.collected():
+            slow = [await clients.enter_async_context(peers.collected()) for _ in range(20)]
+        later = await clients.enter_async_context(peers.collected())
+        assert later not in slow
+        assert await clients.enter_async_context(peers.collected()) is later
+
+
+async def test_those_who_share_a_collection_that_does_not_come_are_all_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.admin.peers._COLLECT_SECONDS", 0.05)
+    channel = Supervisor()
+    channel.lost = COLLECT
+    told = await asyncio.gather(*(channel.opened() for _ in range(10)), return_exceptions=True)
+    assert [type(one) for one in told] == [TimeoutError] * 10
+    channel.lost = None
+    monkeypatch.undo()
+    assert await channel.opened() == 2
+
+
+async def test_a_client_that_leaves_early_takes_the_collection_from_no_other() -> None:
+    channel = Supervisor()
+    async with asyncio.TaskGroup() as clients:
+        asking = [clients.create_task(channel.opened()) for _ in range(10)]
+        await channel.asked.wait()
+        for impatient in asking[::2]:
+            impatient.cancel()
+    assert [one.result() for one in asking[1::2]] == [2] * 5
