@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -109,9 +109,9 @@ class Collecting:
         for line in content.splitlines():
             self._totals.add(line)
 
-    def forget_routes(self, names: Sequence[str]) -> None:
+    def forget_routes(self, labels: Collection[str]) -> None:
         """Drop the totals of routes that were removed."""
-        self._totals.forget("route", names)
+        self._totals.forget("route", labels)
 
     def _ask(self, workers: Sequence[Supervised]) -> None:
         self.due = time.monotonic() + _REPORT_SECONDS

@@ -62,8 +62,8 @@ class Reloading:
             "need_restart": (),
         }
         """What metrics and status page show of it (`observe.metrics.SettingsMetrics`)."""
-        self.routes_removed: tuple[str, ...] = ()
-        """Names of the routes that the last settings that were read no longer have."""
+        self.labels_removed: set[str] = set()
+        """Labels of the routes that the last `take` has removed."""
         self.socket, self._written = socket.socketpair()
         """Readable when `take` must be called."""
         self.socket.setblocking(False)
@@ -92,6 +92,7 @@ class Reloading:
         with contextlib.suppress(BlockingIOError):
             self.socket.recv(64)
         live = [channel for channel in channels if not channel.gone]
+        self.labels_removed = set()
         while self._outcomes:
             outcome, requested = self._outcomes.popleft()
             if draining:
@@ -134,8 +135,9 @@ class Reloading:
         if self._unanswered is not None:  # the workers answer in order: one line will do for what is overtaken
             log_reloaded(self._unanswered[0], requested=False)
         changes = Changes.between(self.settings, read)
+        before = {route.label for route in self.settings.routes}
         self.settings = changes.in_force
-        self.routes_removed = changes.routes_removed
+        self.labels_removed = (self.labels_removed | before) - {route.label for route in self.settings.routes}
         # What has been reported is over: that is told even where nothing else has changed.
         mended = self.state["refused_at"] is not None or (self.state["need_restart"] and not changes.need_restart)
         self.state |= {"read_at": time.time(), "reloaded": self.state["reloaded"] + 1, "refused_at": None}

@@ -200,14 +200,14 @@ async def test_a_worker_that_drains_leaves_its_exact_totals(chain: StartChain) -
 
 @pytest.mark.asyncio
 async def test_a_reload_is_counted_once_and_totals_of_removed_routes_are_dropped(chain: StartChain) -> None:
-    async with two_workers(chain, settings='[routes.other]\nurl = "{upstream}"\ngcp_id_token = false\n') as (
-        started,
-        pids,
-        peers,
-    ):
+    removed = "".join(f'[routes.{name}]\nurl = "{{upstream}}"\ngcp_id_token = false\n' for name in ("other", '""'))
+    async with two_workers(chain, settings=removed) as (started, pids, peers):
         running = started.sidecar
         for peer in peers:
             assert await ask(peer, "/other/invoke/S/h") == 200
+            assert await ask(peer, "/invoke/S/h") == 200
+        counted = (await scrape(running)).samples
+        assert all([name for name in counted if f'route="{label}"' in name] for label in ("other", "/"))
         os.kill(pids[0], signal.SIGKILL)
         await running.program.answers(f"http://{running.admin}/readyz")
         config = chain.folder / "routes.toml"
@@ -226,7 +226,7 @@ async def test_a_reload_is_counted_once_and_totals_of_removed_routes_are_dropped
         (problem,) = settings["problems"]
         assert problem.startswith(f"{config}: routes.svc.url")
         assert settings["read_at"] < settings["refused_at"]
-        assert not [name for name in samples if 'route="other"' in name]
+        assert not [name for name in samples if 'route="other"' in name or 'route="/"' in name]
 
 
 def _svc(text: str) -> str:

@@ -1,0 +1,30 @@
+"""What the supervisor does with settings that were read again."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from proxy.downstream.config import ListenerConfig
+from proxy.network.service_manager import ServiceManager
+from proxy.settings import RouteSettings
+from proxy.settings.plain import PlainSettings
+from proxy.settings.reading import CommandLine
+from proxy.supervisor.reloading import Reloading
+from tests.support.settings import plain_settings
+
+
+def settings_with(*names: str) -> PlainSettings:
+    return plain_settings(routes={name: RouteSettings(url="https://a-123456789012.run.app") for name in names})
+
+
+def test_labels_that_several_reloads_at_once_remove_are_all_known_until_the_next() -> None:
+    before = settings_with("", "a", "b")
+    config = ListenerConfig((), 2, before.to_json())
+    command_line = CommandLine.of_this_process("proxy.cli.settings_process")
+    with closing(Reloading(command_line, before, config, ServiceManager({}))) as reloading:
+        for read in (settings_with("a", "b"), settings_with("b")):
+            reloading._deliver(read, True)
+        reloading.take([], draining=False)
+        assert reloading.labels_removed == {"/", "a"}
+        reloading.take([], draining=False)
+        assert reloading.labels_removed == set()
