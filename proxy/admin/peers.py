@@ -9,10 +9,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
+from errno import ENOSPC
 from functools import partial
 from hashlib import blake2b
 from io import FileIO
 from typing import Any, Final
+
+import structlog
 
 from proxy.admin.slices import collector_paused, in_slices
 from proxy.downstream.channel import (
@@ -32,6 +35,8 @@ from proxy.observe.live import Live
 from proxy.observe.worker_state import WorkerState
 
 __all__ = ["Peers"]
+
+_log: Final = structlog.get_logger("admin")
 
 _COLLECT_SECONDS: Final = 8.0
 """How long the supervisor may take for the states of all workers."""
@@ -90,6 +95,8 @@ class Peers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported = b""
         """Digest of the last report."""
+        self._failing = False
+        """True if the last report could not be made."""
         self._lock = asyncio.Lock()
         self._incoming: list[FileIO | None] = []
         """What has come of the next collection."""
@@ -192,22 +199,29 @@ class Peers:
             await asyncio.sleep(max(_REPORT_SECONDS, lines * _SECONDS_A_LINE))
 
     async def _report(self, message: bytes, *, unchanged: bool) -> int:
-        """Send the state, also `unchanged`, or only if the last report was another; return how many lines it has."""
+        """Send the state, also `unchanged`, or only if the last report was another; return how many lines it has.
+
+        If it cannot be written (EMFILE, ENOMEM, ENOSPC), the supervisor goes on with the last report.
+        """
         lines = 0
         digest = blake2b()
         try:
-            file = file_in_memory()
-        except OSError:  # EMFILE, ENOMEM: the supervisor goes on with the last report
-            return lines
-        with file:
-            async for text in in_slices(self._state.lines()):
-                octets = text.encode()
-                file.write(octets)
-                digest.update(octets)
-                lines += octets.count(b"\n")
-            if unchanged or digest.digest() != self._reported:
-                self._reported = digest.digest()
-                self._channel.send_file(message, file)
+            with file_in_memory() as file:
+                async for text in in_slices(self._state.lines()):
+                    octets = text.encode()
+                    if file.write(octets) != len(octets):
+                        raise OSError(ENOSPC, os.strerror(ENOSPC))
+                    digest.update(octets)
+                    lines += octets.count(b"\n")
+                if unchanged or digest.digest() != self._reported:
+                    self._reported = digest.digest()
+                    self._channel.send_file(message, file)
+        except OSError as exc:
+            if not self._failing:
+                _log.error("what this worker counts cannot be reported: trying again", reason=exc.strerror)
+            self._failing = True
+        else:
+            self._failing = False
         return lines
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from pkgutil import get_data
 from typing import Final, Protocol
 
+import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -49,6 +50,8 @@ from proxy.observe.process import process_metrics
 from proxy.observe.worker_state import WorkerState
 
 __all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
+
+_log: Final = structlog.get_logger("admin")
 
 PATHS: Final = ("/", "/livez", "/readyz", "/startupz", "/metrics", "/routes", "/status", "/openapi.json")
 """All paths of the admin port."""
@@ -206,8 +209,11 @@ class AdminPlane:
     async def _record_history(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
-            async for _ in in_slices(self.history.sample()):
-                pass
+            try:
+                async for _ in in_slices(self.history.sample()):
+                    pass
+            except Exception as exc:  # noqa: BLE001 - the next interval may be recorded
+                _log.error("internal error: an interval of the history is missing", exc_info=exc)
 
     def _readiness(self) -> tuple[bool, str]:
         if self._health.draining:

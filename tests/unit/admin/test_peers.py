@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from io import FileIO
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.admin import peers as peers_module
 from proxy.admin.peers import Peers
@@ -51,11 +54,11 @@ class Supervisor:
             return combined.metrics.upstream_connections["https://a"].ever
 
 
-def peers_of(channel: object) -> Peers:
+def peers_of(channel: object, state: object = None) -> Peers:
     async def no_metrics() -> str:
         return ""
 
-    return Peers(cast(Channel, channel), cast(WorkerState, None), cast(Live, StillState(())), no_metrics)
+    return Peers(cast(Channel, channel), cast(WorkerState, state), cast(Live, StillState(())), no_metrics)
 
 
 def known() -> bytes:
@@ -142,3 +145,72 @@ async def test_a_client_that_leaves_early_takes_the_collection_from_no_other() -
         for impatient in asking[::2]:
             impatient.cancel()
     assert [one.result() for one in asking[1::2]] == [2] * 5
+
+
+# ---- reports
+
+
+class Full(FileIO):
+    """A file in memory, of which there is none left."""
+
+    def write(self, _: object, /) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Short(FileIO):
+    """A file in memory, of which there is but an octet left."""
+
+    def write(self, _: object, /) -> int:
+        return 1
+
+
+class Listener:
+    """The channel of a worker whose reports are kept."""
+
+    replacing = False
+
+    def __init__(self) -> None:
+        self.reports: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def send_file(self, _: bytes, file: FileIO) -> None:
+        with file:
+            self.reports.put_nowait(os.pread(file.fileno(), 1_000, 0))
+
+
+class Counted:
+    """What this worker has counted: another count in each report."""
+
+    def __init__(self) -> None:
+        self.reports = 0
+
+    def lines(self) -> Iterator[str]:
+        self.reports += 1
+        yield f"{self.reports}\n"
+
+
+@pytest.mark.parametrize("kind", [None, Full, Short])
+async def test_a_report_that_cannot_be_made_does_not_end_all_later_ones(
+    kind: type[FileIO] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 3
+
+    def scarce() -> FileIO:
+        nonlocal failures
+        if not failures:
+            return file_in_memory()
+        failures -= 1
+        if kind is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        with file_in_memory() as file:
+            return kind(os.dup(file.fileno()), "r+b")
+
+    monkeypatch.setattr(peers_module, "file_in_memory", scarce)
+    monkeypatch.setattr(peers_module, "_REPORT_SECONDS", 0.0)
+    channel = Listener()
+    peers = peers_of(channel, Counted())
+    with capture_logs() as lines:
+        peers.start()
+        first = await asyncio.wait_for(channel.reports.get(), 20)
+        await peers.close()
+    assert first == (b"1\n" if kind is None else b"4\n")
+    assert [line["reason"] for line in lines] == [os.strerror(errno.ENOSPC if kind else errno.EMFILE)]

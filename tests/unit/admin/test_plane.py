@@ -5,7 +5,7 @@ import contextlib
 import errno
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from proxy.admin import AdminPlane, Health
 from proxy.admin.guard import Deadlines
@@ -23,6 +24,7 @@ from proxy.errors import TokenTimeout
 from proxy.network.address import Address, parse_address
 from proxy.observe.exposition import CONTENT_TYPE
 from proxy.observe.health import RouteHealth
+from proxy.observe.history import History
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
 from proxy.tokens.model import TokenKey
@@ -370,3 +372,24 @@ async def test_closing_does_not_wait_for_an_idle_client() -> None:
             assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.asyncio
+async def test_an_interval_that_cannot_be_recorded_does_not_end_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: asyncio.Queue[None] = asyncio.Queue()
+
+    def failing(_: History) -> Iterator[str]:
+        tried.put_nowait(None)
+        yield ""
+        raise MemoryError
+
+    monkeypatch.setattr("proxy.admin.plane.INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(History, "sample", failing)
+    metrics = Metrics()
+    plane = AdminPlane("127.0.0.1:0", State(), metrics, RouteHealth(metrics), StillState(()))
+    with capture_logs() as lines:
+        await plane.start()
+        for _ in range(2):
+            await asyncio.wait_for(tried.get(), 20)
+        await plane.close()
+    assert {line["event"] for line in lines} == {"internal error: an interval of the history is missing"}
