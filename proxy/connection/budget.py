@@ -92,11 +92,15 @@ class Budget:
         return octets > noticeable and octets * sharing * 2 > self.limit_octets
 
     def change(self, octets: int) -> None:
-        """Note that so many more (or fewer) octets are queued; wake the waiting once a quarter is free again."""
+        """Note that so many more (or fewer) octets are queued, or with 0 that the limit was changed.
+
+        The waiting are woken once a quarter is free again; or as soon as there is room, if the holders have been told
+        and could not give up so much: what is left need not become fewer.
+        """
         self.queued_octets += octets
-        if self._waiting and self.queued_octets <= self._relieved_octets():
+        if self._waiting and self._has_room():
             self._wake()
-        if octets <= 0 or self.queued_octets < self.limit_octets or self._relief_scheduled:
+        if octets < 0 or self.queued_octets < self.limit_octets or self._relief_scheduled:
             return
         if self._call_soon is not None:
             self._relief_scheduled = True
@@ -124,6 +128,12 @@ class Budget:
             self._holders.discard(holder)
             self._known.pop(holder.key, None)
 
+    def _has_room(self) -> bool:
+        """Return True if the waiting are to be woken."""
+        if self._relief_scheduled or self._call_soon is None:
+            return self.queued_octets <= self._relieved_octets()
+        return self.queued_octets < self.limit_octets
+
     def _relieved_octets(self) -> int:
         return self.limit_octets - self.limit_octets // 4
 
@@ -142,14 +152,16 @@ class Budget:
                     left.discard(largest)
         finally:
             self._relief_scheduled = False
-        if not self.is_used_up():
-            # Nobody may have been asked, because octets left in between; they need not become fewer now.
-            self._wake()
+            if not self.is_used_up():
+                # Nobody may have been asked, because octets left in between; they need not become fewer now.
+                self._wake()
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for wake in waiting:
-            wake()
+        """Call all that wait. If one fails, the others still wait; one that waits again is called the next time."""
+        for wake in tuple(self._waiting):
+            if wake in self._waiting:
+                self._waiting.discard(wake)
+                wake()
 
     def _ask(self, holder: Holder, octets: int) -> None:
         """Have a holder give up so many octets, if it has them: large exchanges of all its connections first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -60,6 +61,44 @@ def test_a_woken_waiter_may_wait_again_at_once() -> None:
     assert woken == [0]
     budget.change(-10)
     assert woken == [0, 0]
+
+
+def test_a_waiter_that_fails_does_not_keep_the_others_from_being_woken() -> None:
+    budget = Budget(10)
+    woken: list[int] = []
+
+    def fail() -> None:
+        woken.append(-1)
+        raise ZeroDivisionError
+
+    budget.change(10)
+    for number in range(3):
+        budget.wait(partial(woken.append, number))
+    budget.wait(fail)
+    with pytest.raises(ZeroDivisionError):
+        budget.change(-10)
+    budget.change(0)
+    budget.change(0)
+    assert sorted(woken) == [-1, 0, 1, 2]
+
+
+def test_a_waiter_that_another_one_removes_is_not_woken() -> None:
+    budget = Budget(10)
+    woken: list[str] = []
+
+    def first() -> None:
+        woken.append("first")
+        budget.leave(second)
+
+    def second() -> None:
+        woken.append("second")
+        budget.leave(first)
+
+    budget.change(10)
+    budget.wait(first)
+    budget.wait(second)
+    budget.change(-10)
+    assert len(woken) == 1
 
 
 # ---- owners
@@ -147,6 +186,52 @@ def test_waiters_are_woken_if_nobody_has_to_be_asked_any_more() -> None:
     assert not woken
     owners.turn()
     assert not owners.asked
+    assert woken == ["a"]
+
+
+@pytest.mark.parametrize("way", ["octets leave", "the limit is raised"])
+def test_waiters_are_woken_as_soon_as_there_is_room_if_nobody_could_give_anything_up(way: str) -> None:
+    """What is left may stay, and nobody is asked again below the limit."""
+    owners = Owners(1000)
+    woken: list[str] = []
+    account = owners.open("stubborn", 1000, most_freed=0)
+    owners.budget.wait(lambda: woken.append("a"))
+    owners.turn()
+    assert not woken
+    if way == "octets leave":
+        account.change(-1)
+    else:
+        owners.budget.limit_octets = 1001
+        account.change(0)
+    assert woken == ["a"]
+
+
+def test_owners_give_up_what_exceeds_a_limit_that_was_lowered() -> None:
+    owners = Owners(1000)
+    woken: list[str] = []
+    account = owners.open("large", 900)
+    owners.budget.limit_octets = 800
+    owners.budget.change(0)
+    owners.budget.wait(lambda: woken.append("a"))
+    owners.turn()
+    assert account.octets == 600
+    assert woken == ["a"]
+
+
+def test_waiters_are_woken_if_there_is_room_after_an_owner_has_failed_to_give_up() -> None:
+    calls: list[Callable[[], None]] = []
+    budget = Budget(1000, calls.append)
+    woken: list[str] = []
+
+    def fail(octets: int, least_octets: int) -> None:
+        account.change(-100)
+        raise ZeroDivisionError
+
+    account = budget.open_account(fail)
+    account.change(1000)
+    budget.wait(lambda: woken.append("a"))
+    with pytest.raises(ZeroDivisionError):
+        calls.pop()()
     assert woken == ["a"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import structlog
 
 from proxy.errors import ERROR_FIELD
 from proxy.http2.choice import EngineFactory
+from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, StreamId
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
@@ -18,15 +20,17 @@ from tests.unit.relay.stage import EXCHANGE_OCTETS, SMALL, WINDOW
 LIMIT = 200_000
 
 
-def shared(make: EngineFactory, *, queued_octets: int = LIMIT) -> World:
+def shared(
+    make: EngineFactory, *, queued_octets: int = LIMIT, limits: Limits = SMALL, service_limits: Limits = SMALL
+) -> World:
     """Return a world with two services, in which each stream's content waits in the sidecar up to a small window."""
     return World(
         route("svc"),
         route("other"),
         make=make,
-        limits=SMALL,
+        limits=limits,
         client_limits=SMALL,
-        service_limits=SMALL,
+        service_limits=service_limits,
         queued_octets=queued_octets,
     )
 
@@ -92,6 +96,29 @@ def test_a_complete_response_that_is_not_read_is_aborted_too(make: EngineFactory
         streams = unread(world, slow, 12, 2 * WINDOW)
         assert ErrorCode.ENHANCE_YOUR_CALM in [slow.streams[stream].reset for stream in streams]
         assert exchange(world, neighbour, "/svc/x") == 200
+        slow.acknowledge_all()
+        world.settle()
+        world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_limit_that_is_lowered_below_what_is_held_stops_no_other_client(make: EngineFactory) -> None:
+    narrow = replace(SMALL, connection_window_octets=100_000)
+    with shared(make, limits=narrow, service_limits=Limits()) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        upload = neighbour.request("/other/upload")
+        neighbour.engine.send_data(upload, bytes(5_000), end_stream=False)  # more than is kept for another attempt
+        world.settle()
+        unread(world, slow, 3)
+        world.budget.limit_octets = world.budget.queued_octets - 1
+        world.budget.change(0)
+        for _ in range(200):
+            neighbour.engine.send_data(upload, bytes(1_000), end_stream=False)
+            world.settle()
+        service, stream = world.latest("/upload")
+        assert len(service.streams[stream].content) == 205_000
+        neighbour.engine.send_data(upload, b"", end_stream=True)
+        answer(world, "/upload")
         slow.acknowledge_all()
         world.settle()
         world.assert_at_rest()
