@@ -127,7 +127,10 @@ class Attempts(Generic[_Connection]):
                     self.failure = self.failure or failure
                     self._failed.append((self._running.pop(task), failure))
         finally:
-            await self._cancel_all()
+            # Nothing is waited for here: a cancellation meanwhile would lose the connection that is returned.
+            for task in self._running:
+                task.cancel()
+                task.add_done_callback(self._drop_spare)
 
     def _start_next(self, addresses: Sequence[AddressInfo]) -> None:
         """Start an attempt on the addresses that none has tried, if there are any."""
@@ -151,9 +154,6 @@ class Attempts(Generic[_Connection]):
             if attempt.accepted:
                 self._known.has_failed(attempt.candidates[0], f"no answer within {_PATIENCE_SECONDS:g} s")
 
-    async def _cancel_all(self) -> None:
-        for task in self._running:
-            task.cancel()
-        for spare in await asyncio.gather(*self._running, return_exceptions=True):
-            if not isinstance(spare, BaseException):
-                self._drop(spare)
+    def _drop_spare(self, task: asyncio.Task[_Connection]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._drop(task.result())

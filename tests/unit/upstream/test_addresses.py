@@ -20,7 +20,7 @@ from proxy.errors import UpstreamConnectTimeout, UpstreamTlsFailed
 from proxy.http2.choice import EngineFactory
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.routes import Origin
-from proxy.upstream.addresses import Addresses
+from proxy.upstream.addresses import Addresses, Attempts
 from proxy.upstream.connection import UpstreamConnection
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import Peer, server_context
@@ -212,6 +212,64 @@ async def test_a_service_that_refuses_tls_on_all_of_many_addresses_is_dialled_fo
         with pytest.raises(UpstreamTlsFailed):
             await connector(resolver=Names(*hosts)).connect(Origin("https", NAME, it.port))
         assert it.broken == 4
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_while_spare_attempts_end_loses_no_connection() -> None:
+    """Both addresses accept; the second is ready first, and the attempt on the first one takes long to end."""
+    loop = asyncio.get_running_loop()
+    ending, may_end = asyncio.Event(), asyncio.Event()
+    made: list[str] = []
+    dropped: list[str] = []
+
+    async def handshake(connected: socket.socket) -> str:
+        with connected:
+            made.append(connected.getpeername()[0])
+            if len(made) > 1:
+                return "ready"
+            try:
+                await loop.create_future()
+            finally:
+                ending.set()
+                await may_end.wait()
+            raise AssertionError
+
+    async with service(None, {V6: "is silent", V4: "is silent"}) as it:
+        attempts = Attempts(Addresses(loop.time), handshake, dropped.append)
+        task = loop.create_task(attempts.first_ready(await Names(V6, V4).resolve(NAME, it.port)))
+        await ending.wait()
+        task.cancel()
+        may_end.set()
+        [result] = await asyncio.gather(task, return_exceptions=True)
+        assert dropped == ["ready"] if isinstance(result, BaseException) else result == "ready"
+
+
+@pytest.mark.asyncio
+async def test_a_spare_connection_that_is_ready_in_the_same_turn_is_dropped() -> None:
+    loop = asyncio.get_running_loop()
+    both = asyncio.Event()
+    made: list[int] = []
+    dropped: list[int] = []
+    gone = asyncio.Event()
+
+    def drop(connection: int) -> None:
+        dropped.append(connection)
+        gone.set()
+
+    async def handshake(connected: socket.socket) -> int:
+        with connected:
+            made.append(len(made))
+            number = made[-1]
+            if number:
+                both.set()
+            await both.wait()
+            return number
+
+    async with service(None, {V6: "is silent", V4: "is silent"}) as it:
+        addresses = await Names(V6, V4).resolve(NAME, it.port)
+        won = await Attempts(Addresses(loop.time), handshake, drop).first_ready(addresses)
+        await gone.wait()
+        assert [won, *dropped] in ([0, 1], [1, 0])
 
 
 def test_addresses_are_avoided_for_ten_minutes_and_not_without_bound() -> None:
