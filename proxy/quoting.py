@@ -8,6 +8,7 @@ People paste a key where its path belongs, and servers repeat what they were sen
 * **prose** (of an answer, an exception, a log line) is shown on one line of bounded length without whatever has the
   form of a credential: `one_line`, `masked`;
 * a **log line** has no value of a key that names a secret: `redacted`. That is the last net; nothing should reach it;
+* a **header** of a deployment is shown without its value by the same rule: `names_secret`;
 * an **answer** may repeat what its request had in secret: `secrets_of_request` lists that, for `one_line`.
 
 No form tells a password such as `hunter2` from a name.
@@ -28,6 +29,7 @@ __all__ = [
     "REDACTED",
     "holds_credential",
     "masked",
+    "names_secret",
     "one_line",
     "plain",
     "quoted",
@@ -83,9 +85,10 @@ _SECRET_MEMBER: Final = re.compile(
     r"|assertion|password|secret_?access_?key|(?<=[\"'])token)[\"']?\s*(?:[:=]|%3D)\s*))(?P<value>\"[^\"]*\"?|'[^']*'?|[^\s&,;\"']+)"
 )
 
-# Keys of log lines whose values are secret.
+# Keys of log lines, and names of headers, whose values are secret.
 _SECRET_KEY: Final = re.compile(
-    r"(?i:(?:^|[_.-])(?:authorization|token|jwt|assertion|password|secret|private[_-]?key|api[_-]?key|cookie)$)"
+    r"(?i:(?:^|[_.-])(?:authorization|auth|token|jwt|assertion|signature|credentials?|password|passwd|secret"
+    r"|(?:private|api|access|secret)?[_-]?key|cookie)$)"
 )
 
 # What is secret of a request for a token: fields by lower-case name, parameters of a form.
@@ -175,12 +178,17 @@ def one_line(text: str, most_characters: int = 160, secrets: Iterable[str] = ())
     return line if len(line) <= most_characters else line[: most_characters - 1] + "…"
 
 
+def names_secret(name: str) -> bool:
+    """Return whether a key of a log line, or the name of a header, says that its value is secret."""
+    return _SECRET_KEY.search(name) is not None
+
+
 def redacted(value: Any, key: str = "") -> Any:
     """Return a value of a log line as plain data, without secrets; all of it is one if its `key` names a secret.
 
     A value that is no plain data becomes its masked `repr`, so that a renderer sees no more than this function.
     """
-    if _SECRET_KEY.search(key):
+    if names_secret(key):
         return REDACTED
     if value is None or isinstance(value, bool | int | float):
         return value

@@ -175,7 +175,8 @@ def register(
     authentication = take_authentication(flags)
     settings = settings_from(config, flags).settings
     access = restate_access(restate_admin, restate_token_file)
-    (target,) = find_targets((deployment,), settings, sidecar_of(settings, sidecar), authentication, extra_header)
+    place = sidecar_of(settings, sidecar)
+    (target,) = find_targets((deployment,), settings, place, authentication, extra_header)
     if http1 and target.authority:
         raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
     yes = yes or bool(os.environ.get("CI"))
@@ -183,7 +184,9 @@ def register(
         raise Unusable("register asks before it changes anything, and there is no terminal; add --yes or --dry-run")
     configure_logging("critical", "auto")  # The report has everything that would be logged.
     screen = Screen([subject_of(target).name])
-    registration = _Registration(access, target, force=force, breaking=breaking, http1=http1, timeout=answer_timeout)
+    registration = _Registration(
+        access, target, place, force=force, breaking=breaking, http1=http1, timeout=answer_timeout
+    )
     try:
         with asyncio.Runner() as runner:
             if not no_check:
@@ -202,7 +205,8 @@ def register(
         kind = CommandFailed if failure.exit_code is ExitCode.FAILED else Unusable
         raise kind(str(failure)) from None
     token_file = None if restate_token_file is None else str(restate_token_file)
-    screen.write(f"\nThe same with Restate's CLI:\n  {registration.plain_command(token_file, yes=yes)}\n")
+    same = "Restate's CLI has no --dry-run; this registers" if dry_run else "The same with Restate's CLI"
+    screen.write(f"\n{same}:\n  {registration.plain_command(token_file, yes=yes)}\n")
 
 
 class _Plan(NamedTuple):
@@ -217,13 +221,17 @@ class _Plan(NamedTuple):
 
 
 class _Registration:
-    """One registration with Restate; `timeout` is the deadline of each call, in seconds."""
+    """One registration with Restate.
+
+    `sidecar` is the URL at which Restate reaches the sidecar, `timeout` the deadline of each call, in seconds.
+    """
 
     def __init__(
-        self, access: Access, target: Target, *, force: bool, breaking: bool, http1: bool, timeout: float
+        self, access: Access, target: Target, sidecar: str, *, force: bool, breaking: bool, http1: bool, timeout: float
     ) -> None:
         self._access = access
         self._target = target
+        self._proxy = sidecar if target.authority else None
         self._force = force
         self._breaking = breaking
         self._http1 = http1
@@ -249,6 +257,7 @@ class _Registration:
                 breaking=self._breaking,
                 http1=self._http1,
                 dry_run=dry_run,
+                proxy=self._proxy,
             )
 
     def changed_calls(self, known: Deployment) -> list[str]:

@@ -22,8 +22,9 @@ from proxy.deployments.records import (
     read_registered,
     read_service,
 )
+from proxy.deployments.target import may_be_secret
 from proxy.exit_codes import ExitCode
-from proxy.quoting import one_line, plain, text_of
+from proxy.quoting import one_line, text_of
 
 __all__ = ["AdminFailure", "RestateAdmin"]
 
@@ -33,6 +34,8 @@ _CONNECT_SECONDS: Final = 5.0
 _MOST_OCTETS: Final = 64 << 20
 """Of an answer: schemas of many services are large."""
 _MOST_CHARACTERS: Final = 1_500
+_LEAST_SECRET: Final = 4
+"""Characters; of a shorter value nothing would be left of a sentence."""
 
 _DEPLOYMENT_EXISTS: Final = "META0004"
 _DISCOVERY_FAILED: Final = "META0003"
@@ -84,12 +87,21 @@ class RestateAdmin:
         return self._read(lambda: {service.name: service for service in map(read_service, data["services"])})
 
     async def register(
-        self, url: str, headers: Mapping[str, str], *, force: bool, breaking: bool, http1: bool, dry_run: bool
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        force: bool,
+        breaking: bool,
+        http1: bool,
+        dry_run: bool,
+        proxy: str | None = None,
     ) -> Registered:
         """Register a deployment, or with `dry_run` only discover it; return what Restate answers.
 
         Without `force`, a deployment that Restate has is left as it is and returned. With `http1` Restate calls it over
-        HTTP/1.1. Raises AdminFailure.
+        HTTP/1.1. `proxy` is the URL of the sidecar if Restate reaches the deployment only with it as its proxy. Raises
+        AdminFailure.
         """
         wish: dict[str, Any] = {"uri": url, "force": force, "dry_run": dry_run}
         if headers:
@@ -98,10 +110,12 @@ class RestateAdmin:
             wish["use_http_11"] = True
         if breaking:  # Servers before 1.6 do not know the word.
             wish["breaking"] = True
-        status, data = await self._call("POST", "/deployments", wish)
+        status, data = await self._call("POST", "/deployments", wish, proxy)
         return self._read(lambda: read_registered(data, status))
 
-    async def _call(self, method: str, path: str, wish: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+    async def _call(
+        self, method: str, path: str, wish: Mapping[str, Any] | None = None, proxy: str | None = None
+    ) -> tuple[int, Any]:
         try:
             async with self._http.request(method, self.url + path, json=wish, allow_redirects=False) as response:
                 status, body = response.status, bytearray()
@@ -117,7 +131,7 @@ class RestateAdmin:
             what = f"Restate's admin API cannot be reached at {self.url} ({reason}): is Restate running? {_WHERE}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         if status not in (200, 201):
-            raise self._refusal(status, body, dict((wish or {}).get("additional_headers", {})))
+            raise self._refusal(status, body, dict((wish or {}).get("additional_headers", {})), proxy)
         try:
             return status, json.loads(body)
         except ValueError:
@@ -133,10 +147,14 @@ class RestateAdmin:
         text = f"what answers at {self.url} is not Restate's admin API ({what}); {_WHERE}"
         return AdminFailure(text, ExitCode.SETTINGS_UNUSABLE)
 
-    def _refusal(self, status: int, body: bytes | bytearray, headers: Mapping[str, str]) -> AdminFailure:
+    def _refusal(
+        self, status: int, body: bytes | bytearray, headers: Mapping[str, str], proxy: str | None
+    ) -> AdminFailure:
         """Return the failure for a status that is not success."""
         said, code = _error_of(body)
-        secrets = [value for value in headers.values() if plain(value) is None]
+        secrets = [
+            value for name, value in headers.items() if may_be_secret(name, value) and len(value) >= _LEAST_SECRET
+        ]
         secrets += [] if self._token is None else [self._token]
         message = one_line(_ERROR_PREFIX.sub("", said), _MOST_CHARACTERS, secrets).rstrip(".") or "without a reason"
         if status in (401, 403):
@@ -144,6 +162,8 @@ class RestateAdmin:
             text, unusable = f"Restate's admin API at {self.url} {given} ({status}): {_TOKEN}", True
         elif code == _DISCOVERY_FAILED:
             text, unusable = f"Restate cannot discover the deployment, nothing was changed: {message}", False
+            if proxy is not None:
+                text += f". It reaches this URL only if the Restate server has the variable RESTATE_HTTP_PROXY={proxy}"
         elif status == 409:
             flag = "--force" if code == _DEPLOYMENT_EXISTS else "--breaking"
             text, unusable = f"Restate refuses this change: {message}. Add {flag} to make it nevertheless", True

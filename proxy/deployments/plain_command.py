@@ -6,8 +6,7 @@ import re
 import shlex
 from typing import Final
 
-from proxy.deployments.target import Headers
-from proxy.quoting import plain
+from proxy.deployments.target import Headers, may_be_secret
 from proxy.routes.open_routes import FIELD_PREFIX
 
 __all__ = ["DEFAULT_ADMIN_URL", "plain_command"]
@@ -50,7 +49,7 @@ def plain_command(
 
 def _header(name: str, value: str) -> str:
     # The sidecar's own headers have been compared with the lists: they hold accounts and audiences.
-    if name.startswith(_OWN) or plain(value) is not None:
+    if name.startswith(_OWN) or not may_be_secret(name, value):
         return shlex.quote(f"{name}={value}")
     variable = re.sub(r"[^A-Z0-9]", "_", name.upper())
     return f'"{name}=${{{variable}:?}}"'

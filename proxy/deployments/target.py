@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from proxy.errors import RequestRefused
 from proxy.network.address import parse_address
-from proxy.quoting import plain, quoted
+from proxy.quoting import names_secret, plain, quoted
 from proxy.routes import Match, OpenMatch, Route, RouteTable
 from proxy.routes.locality import is_loopback
 from proxy.routes.open_routes import (
@@ -42,6 +42,7 @@ __all__ = [
     "checked_sidecar_url",
     "find_target",
     "leads_to_sidecar",
+    "may_be_secret",
     "own_lines",
     "read_headers",
     "sidecar_url",
@@ -151,6 +152,11 @@ def read_headers(pairs: Iterable[str]) -> Headers:
     if problems:
         raise TargetRefused(problems)
     return tuple(headers.items())
+
+
+def may_be_secret(name: str, value: str) -> bool:
+    """Return whether the value of a header must not be shown: its name says so, or it is not plainly no secret."""
+    return names_secret(name) or plain(value) is None
 
 
 def own_lines(headers: Iterable[tuple[str, str]]) -> FieldLines:

@@ -154,6 +154,22 @@ async def test_a_response_that_repeats_secrets_is_shown_without_them() -> None:
     failure = await failure_of(answering(400, message), authorization="Basic_of_s3cret_headers_1 x")
     assert "s3cret" not in str(await failure_of(answering(400, {"message": f"{TOKEN} x=a b!"}), x="a b!"))
     assert str(failure).count("[not shown]") >= 1
+    failure = await failure_of(answering(400, {"message": "bad hunter2pass of x"}), **{"x-api-key": "hunter2pass"})
+    assert "bad [not shown] of x" in str(failure)
+
+
+@pytest.mark.asyncio
+async def test_a_failed_discovery_by_authority_names_the_variable_that_restate_needs() -> None:
+    body = {"message": "failed to lookup address information", "restate_code": "META0003"}
+    async with admin_api(answering(500, body)) as admin:
+        with pytest.raises(AdminFailure) as caught:
+            await admin.register(
+                "http://svc.run.app/", {}, force=False, breaking=False, http1=False, dry_run=True, proxy="http://s:9081"
+            )
+    assert str(caught.value) == (
+        "Restate cannot discover the deployment, nothing was changed: failed to lookup address information. It reaches "
+        "this URL only if the Restate server has the variable RESTATE_HTTP_PROXY=http://s:9081"
+    )
 
 
 @pytest.mark.asyncio

@@ -271,7 +271,8 @@ def redacted(**event: Any) -> dict[str, Any]:
     "key",
     ["authorization", "Authorization", "x_serverless_authorization", "X-Serverless-Authorization",
      "token", "id_token", "access-token", "refresh_token", "jwt", "assertion", "client_assertion", "private_key",
-     "client_secret", "password", "cookie", "api_key", "proxy-authorization"],
+     "client_secret", "password", "cookie", "api_key", "proxy-authorization", "x-functions-key", "credential",
+     "signature"],
 )  # fmt: skip
 def test_the_value_of_a_secret_key_is_dropped_at_any_depth(key: str) -> None:
     for value in ("opaque", b"opaque", ["opaque"], {"a": "opaque"}, 7):
