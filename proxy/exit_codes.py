@@ -22,7 +22,8 @@ class ExitCode(IntEnum):
     """A failure that a restart may solve: a port in use, an address that does not exist yet, a worker that fails at the
     start. For `check`, `token`, `healthcheck` and `wait`: what they looked at does not work."""
     SETTINGS_UNUSABLE = 2
-    """The command line, the environment or a file has to be changed first; with the same ones it fails again."""
+    """The command line, the environment or a file has to be changed first; with the same ones it fails again. Never
+    from `healthcheck`: Docker reserves this code of a HEALTHCHECK, so there it is `FAILED`."""
     WARNINGS = 3
     """Only from `check --strict`: nothing failed, but there are warnings."""
 

@@ -35,7 +35,7 @@ _ARGUMENTS: Final = f"{__name__}.arguments"
 class _OnDemand(click.Group):
     """Imports a command when it is run, and lists all commands without importing them.
 
-    Possible secrets are removed from usage errors.
+    Possible secrets are removed from usage errors, which name the help of the command that was called.
     """
 
     def make_context(
@@ -44,6 +44,8 @@ class _OnDemand(click.Group):
         arguments = list(args)  # click takes them off the list as it reads them
         try:
             context = super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:  # it shows the help, which has no argument
+            raise
         except click.UsageError as exc:
             raise _redacted(exc, arguments) from None
         context.meta[_ARGUMENTS] = arguments
@@ -53,6 +55,8 @@ class _OnDemand(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
+            if exc.ctx is None and ctx.invoked_subcommand:  # click's parser does not know of contexts
+                exc.ctx = click.Context(self, ctx, ctx.invoked_subcommand)
             raise _redacted(exc, ctx.meta[_ARGUMENTS]) from None
         except (click.Abort, KeyboardInterrupt, EOFError):
             raise CommandFailed("interrupted") from None
@@ -82,7 +86,9 @@ def _redacted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
     if isinstance(exc, click.NoSuchOption):
         near = " or ".join(sorted(exc.possibilities or ()))
         text = f"There is no option {exc.option_name}{f'; did you mean {near}?' if near else ''}"
-    return UsageFailed(redact(text, arguments), exc.ctx)
+    failed = UsageFailed(redact(text, arguments), exc.ctx)
+    failed.exit_code = exc.exit_code  # type: ignore[misc]  # that of `healthcheck`
+    return failed
 
 
 @click.group(

@@ -72,10 +72,20 @@ class _Plan:
 
 
 HTTPS: Final = 443
+_EPILOG: Final = """\
+\b
+  cloudrun-sidecar emulate                        one service that describes each request
+  cloudrun-sidecar emulate --app service:app      your ASGI application behind Cloud Run
+  cloudrun-sidecar emulate --config project.toml  several services, accounts and grants
+  curl -X POST http://ADDRESS/emulator/faults …   make Google or Cloud Run fail while it runs
+
+The page docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's behaviour
+was read and not proven.
+"""
 
 
 # fmt: off
-@click.command(epilog="The page docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's behaviour was read and not proven.")  # noqa: E501 – one paragraph, one line
+@click.command(epilog=_EPILOG)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File (TOML) with services, accounts, users and grants, instead of the options for them.")  # noqa: E501 – one option, one line
 @click.option("--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]")  # noqa: E501 – as above
 @click.option("--url", callback=read_https, help="The service's URL and default audience. [default: its own address]")
@@ -113,17 +123,11 @@ def emulate(
     as_json: bool,
     **described: Any,
 ) -> None:
-    r"""Emulate Google locally, as strictly as the real one, until interrupted.
+    """Emulate Google locally, as strictly as the real one, until interrupted.
 
     A metadata server, IAM Credentials, the OAuth and token-exchange endpoints, and private Cloud Run services. The
     program that you test runs unmodified: variables (which this command prints), and host names where it has no
     variable for them, lead it here instead of to Google. What Google refuses is refused here, with Google's own answer.
-
-    \b
-      cloudrun-sidecar emulate                        one service that describes each request
-      cloudrun-sidecar emulate --app service:app      your ASGI application behind Cloud Run
-      cloudrun-sidecar emulate --config project.toml  several services, accounts and grants
-      curl -X POST http://ADDRESS/emulator/faults …   make Google or Cloud Run fail while it runs
 
     Read about Google, and not proven: windows of 1 MiB, 16 KiB of fields (64 KiB is reported, too), padded DATA, PING
     frames of its own, four minutes until an idle connection ends; the texts of Cloud Run's 429 and 5xx, the status of a

@@ -6,7 +6,7 @@ import http.client
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,7 @@ from proxy.cli import probe
 from proxy.cli.failures import CommandFailed
 from proxy.cli.output import tell_in_passing
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
+from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.settings.layers import SettingsInvalid
 
@@ -23,7 +24,20 @@ _PATHS: Final = ("/readyz", "/livez", "/startupz", "/readyz?routes")
 _PATH: Final = re.compile(r"[!-~]+")
 
 
-@click.command()
+class _HealthCommand(click.Command):
+    """A command without the exit code 2, which Docker reserves: that it cannot ask is unhealthy as well."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as exc:
+            exc.exit_code = ExitCode.FAILED  # type: ignore[misc]  # of this error alone
+            raise
+
+
+@click.command(cls=_HealthCommand)
 @click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file that `serve` was given.")
 @click.option(
@@ -34,7 +48,7 @@ _PATH: Final = re.compile(r"[!-~]+")
     help="What to ask: /readyz, /livez or /startupz.",
 )
 def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
-    """Ask a running sidecar how it is: exit code 0 if it is well, else 1.
+    """Ask a running sidecar how it is: exit code 0 if it is well, else 1; never 2, which Docker reserves.
 
     It finds the admin port as `serve` does: --admin, CLOUDRUN_SIDECAR_ADMIN, the settings file, the default. For
     HEALTHCHECK and exec probes of images without a shell.

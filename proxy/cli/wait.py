@@ -1,4 +1,4 @@
-"""`cloudrun-sidecar wait`: returns when a sidecar is ready; exit code 0, or 1 if it is not in time."""
+"""`cloudrun-sidecar wait`: returns when a sidecar is ready; exit code 0, 1 if not in time, 2 if it cannot be asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from proxy.cli.failures import CommandFailed
+from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import tell_in_passing
 from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
 from proxy.network.address import Address, parse_address
@@ -49,7 +49,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     try:
         address = parse_address(listener) if listener else admin_address(admin, config, os.environ)
     except (ValueError, SettingsInvalid) as exc:
-        raise CommandFailed(f"not ready: {exc}") from None
+        raise Unusable(str(exc)) from None
     while (state := _connect(address) if listener else _readiness(address)) is not None:
         left = deadline - time.monotonic()
         if left <= 0:

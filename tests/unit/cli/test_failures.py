@@ -93,6 +93,49 @@ def test_a_usage_error_names_the_help_of_its_command() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("check", "--strict=1"), "cloudrun-sidecar check"),
+        (("serve", "--config"), "cloudrun-sidecar serve"),
+        (("serve", "--route"), "cloudrun-sidecar serve"),
+        (("serve", "--access-log=yes"), "cloudrun-sidecar serve"),
+        (("healthcheck", "--admin"), "cloudrun-sidecar healthcheck"),
+        (("--version=1",), "cloudrun-sidecar"),
+        (("--nonsense", "check"), "cloudrun-sidecar"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_form_of_an_option_names_the_help_of_its_command(
+    arguments: Sequence[str], command: str
+) -> None:
+    assert CliRunner().invoke(commands, arguments).stderr.endswith(f"`{command} --help` has all there is\n")
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    told = CliRunner().invoke(commands, [])
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr == CliRunner().invoke(commands, ["--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--admin", "off"), ("--admin", "foo"), ("--listener", "foo"), ("--config", "/nope"), ("--nonsense",)],
+    ids=" ".join,
+)
+def test_what_cannot_be_asked_is_unusable_for_wait(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(commands, ["wait", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--admin", "foo"), ("--config", "/nope"), ("--path", "nope"), ("--nonsense",), ("--admin",), ("more",)],
+    ids=" ".join,
+)
+def test_a_health_check_never_has_the_exit_code_that_docker_reserves(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(commands, ["healthcheck", *arguments]).exit_code == 1
+
+
 def test_problems_are_listed_below_the_sentence(tmp_path: Path) -> None:
     config = tmp_path / "routes.toml"
     config.write_text('workers = "no"\n[routes.a]\nurl = "ftp://x"\n')

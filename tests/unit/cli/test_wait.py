@@ -127,5 +127,5 @@ def test_a_listener_without_http_is_not_ready() -> None:
 )
 def test_an_address_that_cannot_be_used_is_reported_at_once(arguments: list[str], said: str) -> None:
     told = wait_now(*arguments)
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert said in told.stderr

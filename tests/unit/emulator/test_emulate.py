@@ -329,6 +329,13 @@ def test_a_busy_port_is_named_with_its_option(option: str) -> None:
     )
 
 
+def test_the_examples_of_the_help_have_a_line_each() -> None:
+    text = CliRunner().invoke(commands, ["emulate", "--help"], terminal_width=100).stdout
+    assert "\\b" not in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert "cloudrun-sidecar emulate --app service:app      your ASGI application behind Cloud Run" in lines
+
+
 def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> None:
     config = tmp_path / "project.toml"
     config.write_text('[services.A]\ninvokers = ["nobody"]\n')
