@@ -7,7 +7,9 @@ headers of deployments, are in none of them, even if an answer repeats them.
 from __future__ import annotations
 
 import json
+import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -40,6 +42,8 @@ _LEAST_SECRET: Final = 4
 _DEPLOYMENT_EXISTS: Final = "META0004"
 _DISCOVERY_FAILED: Final = "META0003"
 _ERROR_PREFIX: Final = re.compile(r"^(?:\[META\d+\]\s*)+")
+
+_ERRNO: Final = re.compile(r"\[Errno ([0-9]+)\]")
 
 _WHERE: Final = "--restate-admin or the variable RESTATE_ADMIN_URL says where it is"
 _TOKEN: Final = "the variable RESTATE_AUTH_TOKEN or the file of --restate-token-file has it"  # noqa: S105 - no token
@@ -127,7 +131,7 @@ class RestateAdmin:
             what = f"Restate's admin API at {self.url} did not answer within {self._timeout_seconds:g} s; {_WHERE}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         except (aiohttp.ClientError, OSError) as exc:
-            reason = one_line(getattr(exc, "strerror", None) or str(exc) or type(exc).__name__)
+            reason = one_line(_reason(exc))
             what = f"Restate's admin API cannot be reached at {self.url} ({reason}): is Restate running? {_WHERE}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         if status not in (200, 201):
@@ -186,3 +190,14 @@ def _error_of(body: bytes | bytearray) -> tuple[str, str | None]:
         return text_of(bytes(body)), None
     code = data.get("restate_code")
     return data["message"], code if isinstance(code, str) else None
+
+
+def _reason(exc: Exception) -> str:
+    """Return why there is no connection, in the words of the system where it has any."""
+    cause = getattr(exc, "os_error", exc)
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
+        # Of several addresses, asyncio has one text, in which each has its error.
+        numbers = [cause.errno] if cause.errno else [int(number) for number in _ERRNO.findall(str(cause))]
+        if numbers and min(numbers) > 0:
+            return " and ".join(dict.fromkeys(map(os.strerror, numbers)))
+    return getattr(cause, "strerror", None) or str(exc) or "the connection ended"

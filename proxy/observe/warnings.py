@@ -134,7 +134,7 @@ class _RouteWarnings(ExchangeObserver):
 
     def __init__(self, route: Route | None, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._route = route
-        self._name = route.name if route is not None else ""
+        self._name = route.name if route is not None else None
         self._clock = clock
         self._monotonic = monotonic
         self._throttle = Throttle()

@@ -330,6 +330,7 @@ class Exchange(RequestContent):
             fields, body = self._owner.local_reply(self, failure)
             self.downstream.send_head(fields, not body)
             if body:
+                self.response_octets += len(body)
                 self.downstream.send_data(body, True)
         elif action == Action.RESET:
             self.failure_code = failure.code

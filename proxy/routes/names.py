@@ -12,6 +12,9 @@ _MOST_SHOWN_OCTETS: Final = 1_000
 _NEIGHBOURS: Final = 8
 """On either side; twice as many are compared as are shown."""
 
+_LIKE: Final = 0.5
+"""The least likeness of a name that may have been meant."""
+
 
 class SimilarNames:
     """Names of routes, to be searched for those that are like another one.
@@ -37,12 +40,18 @@ class SimilarNames:
                     likeness[name] = max(likeness.get(name, 0.0), _likeness(lowered, name.lower()))
         shown: list[str] = []
         octets = 0
-        for name in sorted(likeness, key=lambda name: (-likeness[name], name)):
+        unlike = not likeness or max(likeness.values()) < _LIKE
+        for name in sorted(likeness, key=lambda name: (0.0 if unlike else -likeness[name], name)):
             octets += len(name)
             if shown and (len(shown) == _MOST_SHOWN or octets > _MOST_SHOWN_OCTETS):
                 break
             shown.append(name)
         return shown
+
+    @staticmethod
+    def has_like(wanted: list[str], shown: list[str]) -> bool:
+        """Return whether the first of those that are shown is like what was wanted: half of it is the same."""
+        return any(_likeness(word.lower(), name.lower()) >= _LIKE for word in wanted for name in shown[:1])
 
 
 def _likeness(one: str, other: str) -> float:

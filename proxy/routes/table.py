@@ -99,8 +99,9 @@ class RouteTable:
             self._names = SimilarNames([route.name for route in self.routes])
         wanted = [b"/".join(parts[1 : depth + 1]).decode("ascii") for depth in self._depths if depth < len(parts)]
         shown = self._names.nearest(wanted)
-        listed = ", ".join(f"/{name}" for name in shown) or "none"
-        others = len(self.routes) - len(shown)
-        if not others:
+        are_all = len(shown) == len(self.routes)
+        listed = ", ".join(f"/{name}" for name in (sorted(shown) if are_all else shown)) or "none"
+        if are_all:
             return f"no route for this path; the routes are: {listed}"
-        return f"no route for this path; of {len(self.routes)} routes the nearest are: {listed}"
+        which = "the nearest" if self._names.has_like(wanted, shown) else "some"
+        return f"no route for this path; of {len(self.routes)} routes {which} are: {listed}"

@@ -192,7 +192,7 @@ async def test_a_refused_connection_is_reported_with_the_flag() -> None:
         async with RestateAdmin(url, None, 5.0) as admin:
             with pytest.raises(AdminFailure) as caught:
                 await admin.deployments()
-    assert f"cannot be reached at {url}" in str(caught.value)
+    assert f"cannot be reached at {url} (Connection refused): is Restate running?" in str(caught.value)
     assert "--restate-admin" in str(caught.value)
     assert caught.value.exit_code is ExitCode.FAILED
 

@@ -73,6 +73,14 @@ def test_the_route_without_a_name_takes_all_other_paths() -> None:
 def test_the_response_to_an_unknown_path_lists_the_routes() -> None:
     with pytest.raises(RouteNotFound, match=r"the routes are: /a, /b/c$"):
         RouteTable([route("a"), route("b/c")]).match(b"/x")
+    for path in (b"/x", b"/zeta/x", b"/alphs"):
+        with pytest.raises(RouteNotFound, match=r"the routes are: /alpha, /beta, /zet$"):
+            RouteTable([route("zet"), route("alpha"), route("beta")]).match(path)
+    many = [route(f"team/svc-{number:02}") for number in range(30)]
+    with pytest.raises(RouteNotFound, match=r"of 30 routes some are: /team/svc-\d\d, "):
+        RouteTable(many).match(b"/nope")
+    with pytest.raises(RouteNotFound, match=r"of 30 routes the nearest are: /team/svc-17, "):
+        RouteTable(many).match(b"/team/svc-177")
     with pytest.raises(RouteNotFound, match=r"the routes are: none$"):
         RouteTable([]).match(b"/x")
 
