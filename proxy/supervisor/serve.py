@@ -130,7 +130,12 @@ def work(config: ListenerConfig, channel: Channel) -> None:
     with lean_imports():
         from proxy.worker import run_worker
 
-    settings = PlainSettings.from_json(config.payload)
+    try:
+        settings = PlainSettings.from_json(config.payload)
+    except ValueError as exc:  # the package was upgraded in place since the supervisor started
+        what = f"the supervisor runs another version of cloudrun-sidecar, restart it: {exc}"
+        sys.stderr.write(error_line(what, sys.stderr))
+        sys.exit(ExitCode.FAILED)
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:

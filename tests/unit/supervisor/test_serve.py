@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.downstream.channel import Channel
+from proxy.downstream.config import ListenerConfig
+from proxy.exit_codes import ExitCode
 from proxy.settings.reading import CommandLine
-from proxy.supervisor.serve import serve
+from proxy.supervisor.serve import serve, work
 from tests.support.settings import plain_settings
 from tests.support.signals import signals_restored
 
@@ -65,3 +68,14 @@ def test_serving_exits_with_0_after_sigterm(tmp_path: Path) -> None:
     assert serve(plain_settings(listen=(f"unix:{path}",), admin="off", http2_engine="h2"), COMMAND_LINE) == 0
     ending.join()
     assert not path.exists()
+
+
+def test_a_worker_of_another_version_says_that_a_restart_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The package was upgraded in place, and a worker has died: the new one reads what the old supervisor wrote."""
+    ours, its = socket.socketpair()
+    with ours, its, pytest.raises(SystemExit) as ended:
+        work(ListenerConfig((), 2, '{"version": 0}'), Channel(its, []))
+    assert ended.value.code == ExitCode.FAILED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("cloudrun-sidecar: the supervisor runs another version of cloudrun-sidecar, restart it: ")
