@@ -193,7 +193,9 @@ def _refused(response: Response, request: RequestInfo) -> Finding:
         return Finding(
             "unsigned-refused",
             f"the service is private, but the route adds no token ({status})",
-            "Remove gcp_id_token = false from the route.",
+            "Register the deployment again without --no-gcp-id-token (its header x-cloudrun-sidecar-gcp-id-token)."
+            if route.is_open
+            else "Remove gcp_id_token = false from the route.",
         )
     if status == 401:
         return _token_refused(request)
@@ -243,7 +245,8 @@ def _token_refused(request: RequestInfo) -> Finding:
         "audience-refused",
         f"the token for the audience {route.audience} is not accepted (401)",
         remedy,
-        (gcloud.add_audience(request.service, route.audience),),
+        # A service accepts its own URLs without being told.
+        () if route.audience.endswith(".run.app") else (gcloud.add_audience(request.service, route.audience),),
     )
 
 

@@ -173,7 +173,10 @@ class Doctor:
     async def _identity_steps(self, context: RouteContext, name: str) -> tuple[tuple[Step, Step], Token | None]:
         route = context.route
         if not route.signed:
-            why = "not needed: the route adds no token (gcp_id_token = false)"
+            said = (
+                "the deployment wants no token" if route.is_open else "the route adds no token (gcp_id_token = false)"
+            )
+            why = f"not needed: {said}"
             return (skipped("credentials", why), skipped("token", why)), None
         self._progress(name, "credentials")
         credentials = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)

@@ -25,7 +25,7 @@ from proxy.errors import (
 from proxy.network.address import Address
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import AddressInfo, Resolver
-from proxy.quoting import one_line
+from proxy.quoting import one_line, quoted
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
@@ -40,6 +40,10 @@ _ADDRESSES_SHOWN: Final = 4
 
 _VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+_UNTRUSTED: Final = frozenset((2, 18, 19, 20, 21, 27))
+"""X509_V_ERR_… of a certificate whose authority is not known or not trusted (x509_vfy.h)."""
 
 
 class ConnectionResult(NamedTuple):
@@ -251,9 +255,20 @@ def _http2_step(origin: Origin, connection: UpstreamConnection) -> Step:
 def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] | None = None) -> Step:
     text, remedy = as_problem(failure), as_remedy(failure)
     cause = failure.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _UNTRUSTED:
+        remedy = _unreadable_trust() or remedy
+    elif isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
         remedy = "Set the clock of this machine (NTP) if it is wrong; otherwise the certificate has to be renewed."
     return _failed(name, failure.code, text, remedy, details)
+
+
+def _unreadable_trust() -> str | None:
+    """Return what to do where the environment names a file of authorities that OpenSSL cannot read, and ignores."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if not named or (os.path.isfile(named) and os.access(named, os.R_OK)):
+        return None
+    why = "cannot be read" if os.path.exists(named) else "does not exist"
+    return f"SSL_CERT_FILE names {quoted(named)}, which {why}: correct or unset it."
 
 
 def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[str, Any] | None = None) -> Step:

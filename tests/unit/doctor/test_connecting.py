@@ -184,6 +184,23 @@ async def test_a_certificate_outside_its_validity_suggests_a_wrong_clock(
     assert ("clock" in step.remedy) is asked
 
 
+@pytest.mark.asyncio
+async def test_a_file_of_authorities_that_is_not_there_is_named(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = server_context(*certificates.server_files("127.0.0.1"))
+    steps = []
+    for named in (tmp_path / "nope.pem", tmp_path, Certificates.create(tmp_path).ca_file):
+        monkeypatch.setenv("SSL_CERT_FILE", str(named))
+        async with server(tls) as far:
+            steps.append(by_name(await reached(Origin("https", "127.0.0.1", far.port)))["tls"])
+    assert [step.code for step in steps] == ["upstream-tls-failed"] * 3
+    missing, folder, readable = [step.remedy for step in steps]
+    assert missing == f"SSL_CERT_FILE names '{tmp_path}/nope.pem', which does not exist: correct or unset it."
+    assert folder == f"SSL_CERT_FILE names '{tmp_path}', which cannot be read: correct or unset it."
+    assert readable == "Check the host name of the url; set upstream_ca for a private authority."
+
+
 @pytest.mark.parametrize(("alpn", "chosen"), [(["http/1.1"], "http/1.1"), ([], None)])
 @pytest.mark.asyncio
 async def test_tls_without_h2_still_shows_the_certificate(

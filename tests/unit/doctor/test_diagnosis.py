@@ -9,7 +9,8 @@ from proxy.cloud_run.findings import RequestInfo
 from proxy.cloud_run.response import Response
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.report import Outcome
-from proxy.routes import Origin, Route
+from proxy.routes import AllowLists, OpenRoutes, Origin, Route
+from proxy.routes.open_routes import ID_TOKEN_FIELD
 
 HOST = "greeter-123456789012.europe-west1.run.app"
 WHO = "restate@project.iam.gserviceaccount.com"
@@ -226,7 +227,32 @@ def test_a_refused_token_with_a_wrong_clock_blames_the_clock(skew: float, code: 
 
 @pytest.mark.parametrize("refusal", [answer(403), Response(401, CHALLENGE, b"")])
 def test_an_unsigned_route_to_a_private_service_is_reported(refusal: Response) -> None:
-    assert discovery_step(refusal, call(route(signed=False))).code == "unsigned-refused"
+    step = discovery_step(refusal, call(route(signed=False)))
+    assert (step.code, step.remedy) == ("unsigned-refused", "Remove gcp_id_token = false from the route.")
+
+
+def test_an_unsigned_deployment_of_a_private_service_gets_the_flag_as_remedy() -> None:
+    opened = OpenRoutes(AllowLists((HOST,), (), ())).route(HOST, ((ID_TOKEN_FIELD.encode(), b"false"),))
+    step = discovery_step(answer(403), call(opened))
+    assert step.code == "unsigned-refused"
+    assert step.remedy
+    assert step.remedy.startswith("Register the deployment again without --no-gcp-id-token")
+
+
+@pytest.mark.parametrize(
+    ("of", "commands"),
+    [
+        (route(), 0),
+        (route("blue---greeter-abc-ew.a.run.app"), 0),
+        (route(audience="https://other-123456789012.europe-west1.run.app"), 0),
+        (route(audience="greeter"), 1),
+        (route("greeter.example.com"), 1),
+    ],
+)
+def test_only_a_custom_audience_is_to_be_added_to_the_service(of: Route, commands: int) -> None:
+    step = discovery_step(Response(401, CHALLENGE, b""), call(of))
+    assert len(step.commands) == commands
+    assert all(f"--add-custom-audiences={of.audience}" in command for command in step.commands)
 
 
 def test_not_found_names_the_path() -> None:
