@@ -95,12 +95,12 @@ profile: setup ## instructions of one exchange, layer by layer, beside nghttpx';
 	@$(BIN)/python -m tests.load.profile $(ARGS)
 
 .PHONY: image
-image: setup $(RESTATE) ## the README's lines for Docker run without Docker: image, compose services (root; minutes)
+image: setup $(RESTATE) ## the lines of docs/docker.md run without Docker: image, compose services (root; minutes)
 	@.ci/apt $(IMAGE_PACKAGES)
 	@$(BIN)/python -m tests.shipping.image $(ARGS)
 
 .PHONY: readme
-readme: setup ## every other target that the README names, in a new clone (root; an hour or more); ARGS='dist lock' for some
+readme: setup ## every other target that README and docs/ name, in a new clone (root; an hour or more); ARGS='dist lock' for some
 	@.ci/apt $(GIT)
 	@$(BIN)/python -m tests.readme.targets $(ARGS)
 

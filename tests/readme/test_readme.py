@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -45,6 +46,30 @@ def test_no_table_row_has_an_unknown_failure_code() -> None:
     table = TEXT.partition("| code | it is | do |")[2].partition("\n\n")[0]
     named = set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.MULTILINE))
     assert named == {kind.code for kind in all_failures()}
+
+
+def _codes_of_findings() -> set[str]:
+    """Return the codes that `check` gives to steps and findings, in the sources, besides those of failures."""
+    found = set()
+    for room in ("doctor", "cloud_run"):
+        for file in (REPOSITORY / "proxy" / room).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not isinstance(node, ast.Call):
+                    continue
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                # The place of the code among the arguments.
+                place = {"Finding": 0, "failed": 0, "_failed": 1}.get(ast.unparse(node.func))
+                if place is not None:
+                    given += node.args[place : place + 1]
+                found |= {value.value for value in given if isinstance(value, ast.Constant)}
+    return {str(code) for code in found}
+
+
+def test_each_finding_of_check_has_a_table_row_and_no_row_is_of_another() -> None:
+    table = TEXT.partition("| finding | it is | do |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.MULTILINE)
+    assert len(named) == len(set(named))
+    assert set(named) == _codes_of_findings()
 
 
 @pytest.mark.parametrize("text", [block.text for block in blocks() if block.language == "toml"])
