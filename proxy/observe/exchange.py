@@ -48,7 +48,7 @@ class ObservedExchange(Protocol):
 
     @property
     def response_octets(self) -> int:
-        """Octets of content that came from upstream so far."""
+        """Octets of content that came from upstream so far, or are in the local reply."""
 
     @property
     def attempts(self) -> int:

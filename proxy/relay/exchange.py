@@ -131,7 +131,7 @@ class Exchange(RequestContent):
         self._ended = False
         self._trailers: Fields | None = None
         self.response_octets = 0
-        """Octets of content that came from upstream."""
+        """Octets of content that came from upstream, or are in the local reply."""
         self.head_at = 0.0
         """When the final head came, in seconds on the loop's clock; 0 before."""
         self.upstream: Stream | None = None
