@@ -43,6 +43,7 @@ TESTS = (
     "tests/unit/downstream/test_hosts.py",
     "tests/unit/downstream/test_http1_syntax.py",
     "tests/unit/supervisor/test_restarts.py",
+    "tests/unit/supervisor/test_watchdog.py",
     "tests/unit/observe/test_lines.py",
     "tests/unit/relay/test_cancels.py",
     "tests/unit/relay/test_defects.py",
