@@ -163,7 +163,7 @@ def _finish(reports: list[RouteReport], restate: RestateReport | None, screen: S
     if for_programs:
         click.echo(json.dumps(as_json(reports, restate), indent=2))
         return
-    parts = [summary(reports, screen.style)] if reports else []
+    parts = [summary(reports, screen.style, restate)] if reports else []
     if restate is not None:
         parts.insert(0, render_restate(restate, screen.style))
     screen.write("\n" * bool(reports) + "\n".join(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ from proxy.emulator import (
     Limits,
     Pod,
     Services,
+    bind,
     description,
     echo,
     guide,
@@ -72,6 +74,7 @@ class _Plan:
 
 
 HTTPS: Final = 443
+PORT_OPTIONS: Final = ("--cloud-run-port", "--metadata-port", "--tls-port")
 _EPILOG: Final = """\
 \b
   cloudrun-sidecar emulate                        one service that describes each request
@@ -134,8 +137,7 @@ def emulate(
     wrong method or scheme, how a disabled account is refused, and the page of IAP's 403. That a connection ends after
     an hour, by GOAWAY in two steps, was written by an engineer of Google.
     """
-    if not unsafe_listen and not is_loopback(host.strip("[]")):
-        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
+    _check_place(host, unsafe_listen, (cloud_run_port, metadata_port, tls_port))
     google, services, accounts, users, limits = _described(context, config) if config else _from_options(**described)
     # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
@@ -327,12 +329,21 @@ def _is_account(caller: str) -> bool:
     return "@" in caller and not caller.startswith(("principal://", "principalSet://"))
 
 
+def _check_place(host: str, unsafe_listen: bool, ports: tuple[int, ...]) -> None:
+    """Raise CommandFailed if nothing can listen at this host, or not on all of these ports, or if it is not safe."""
+    for (one, port), (other, same) in itertools.combinations(zip(PORT_OPTIONS, ports, strict=True), 2):
+        if port and port == same:
+            raise Unusable(f"{one} and {other} have the same port, {port}; each needs its own")
+    try:
+        bind(host, 0).close()
+    except CannotListen as exc:
+        raise CommandFailed(f"--host {quoted(host)} is no address of this machine: {exc.why}") from exc
+    if not unsafe_listen and not is_loopback(host.strip("[]")):
+        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
+
+
 def _with_remedy(error: CannotListen, plan: _Plan) -> str:
-    ports = {
-        plan.cloud_run_port: "--cloud-run-port",
-        plan.metadata_port: "--metadata-port",
-        plan.tls_port: "--tls-port",
-    }
+    ports = dict(zip((plan.cloud_run_port, plan.metadata_port, plan.tls_port), PORT_OPTIONS, strict=True))
     option = ports[error.port] if error.port else "--host"
     said = redact(str(error), (plan.host,)).rstrip(".")
     return f"{said[:1].lower()}{said[1:]}; choose another with {option}"

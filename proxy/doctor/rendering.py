@@ -78,12 +78,23 @@ def render_restate(report: RestateReport, style: TerminalStyle) -> str:
     return to_ascii(text) if style.ascii_only else text
 
 
-def summary(reports: Sequence[RouteReport], style: TerminalStyle) -> str:
-    """Return the last line of the output: how many routes there are, by outcome."""
-    counts = Counter(report.outcome for report in reports)
+def summary(reports: Sequence[RouteReport], style: TerminalStyle, restate: RestateReport | None = None) -> str:
+    """Return the last line of the output: how many routes and, of Restate, deployments there are, by outcome."""
+    text = _counted("route", [report.outcome for report in reports], style)
+    if restate is not None and restate.problem is not None:
+        text += f"; {styled('Restate could not be asked', _COLOURS[Outcome.FAILED], style)}"
+    elif restate is not None and not restate.deployments:
+        text += "; Restate has no deployment at this sidecar"
+    elif restate is not None:
+        text += f"; Restate has {_counted('deployment', [one.outcome for one in restate.deployments], style)}"
+    return f"{text}\n"
+
+
+def _counted(what: str, outcomes: Sequence[Outcome], style: TerminalStyle) -> str:
+    counts = Counter(outcomes)
     words = {Outcome.OK: "well", Outcome.WARNING: "with a warning", Outcome.FAILED: "failing"}
     parts = [styled(f"{counts[kind]} {word}", _COLOURS[kind], style) for kind, word in words.items() if counts[kind]]
-    return f"{len(reports)} route{'s' * (len(reports) != 1)}: {', '.join(parts) or 'nothing to check'}\n"
+    return f"{len(outcomes)} {what}{'s' * (len(outcomes) != 1)}: {', '.join(parts) or 'nothing to check'}"
 
 
 def to_ascii(text: str) -> str:

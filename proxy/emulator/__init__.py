@@ -33,7 +33,7 @@ from proxy.emulator.limits import Limits
 from proxy.emulator.model import Access, Fault, Mint, Permission, Pod, Role
 from proxy.emulator.service_faults import ServiceFault
 from proxy.emulator.services import Services
-from proxy.emulator.sockets import CannotListen
+from proxy.emulator.sockets import CannotListen, bind
 from proxy.emulator.verdicts import RequestRecord, Verdict
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "ServiceFault",
     "Services",
     "Verdict",
+    "bind",
     "description",
     "echo",
     "guide",

@@ -32,7 +32,22 @@ from typing import Any, Final
 from aiohttp import web
 
 from proxy.emulator.cloud_run import CloudRun
-from proxy.emulator.description import CALLER, MAX_LIFETIME_SECONDS, ROLES, is_caller, is_email, is_member, is_principal
+from proxy.emulator.description import (
+    CALLER,
+    MAX_LIFETIME_SECONDS,
+    MOST_COUNT,
+    MOST_SECONDS,
+    ROLES,
+    SECONDS,
+    SOME_SECONDS,
+    is_caller,
+    is_email,
+    is_member,
+    is_number,
+    is_principal,
+    is_seconds,
+    is_some_seconds,
+)
 from proxy.emulator.google import Google
 from proxy.emulator.model import ENDPOINTS, Fault
 from proxy.emulator.service_faults import ServiceFault
@@ -46,12 +61,8 @@ RECENT_REQUESTS: Final = 20
 _Check = Callable[[Any], bool]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNT)
 
 
 def _is_text(value: Any) -> bool:
@@ -66,13 +77,10 @@ def _list_of(right: _Check) -> _Check:
     return lambda value: isinstance(value, list) and all(_is_text(entry) and right(entry) for entry in value)
 
 
-def _is_at_least_0(value: Any) -> bool:
-    return _is_number(value) and value >= 0
-
-
 MEMBERS: Final = (_list_of(is_member), "a list of members, such as user:a@example.com, group:a@example.com or allUsers")
 FLAG: Final = (_is_flag, "true or false")
-SECONDS: Final = (_is_at_least_0, "a number from 0")
+DURATION: Final = (is_seconds, SECONDS)
+COUNT: Final = f"null or a whole number from 0 to {MOST_COUNT:,}"
 EMAILS: Final = (
     lambda value: value is None or _list_of(is_email)(value),
     "null or a list of e-mail addresses",
@@ -89,9 +97,9 @@ SERVICE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
     "iap_accessors": MEMBERS,
     "iap_clients": (_list_of(_is_text), "a list of texts"),
     "http2": FLAG,
-    "request_timeout_seconds": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "max_requests": (_is_count, "null or a number from 0"),
-    "cold_start_seconds": SECONDS,
+    "request_timeout_seconds": (is_some_seconds, SOME_SECONDS),
+    "max_requests": (_is_count, COUNT),
+    "cold_start_seconds": DURATION,
 }
 """What can be changed of a service, and of which form it is."""
 
@@ -103,8 +111,8 @@ GOOGLE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
         lambda value: _is_count(value) and value is not None and 1 <= value <= MAX_LIFETIME_SECONDS,
         f"a whole number from 1 to {MAX_LIFETIME_SECONDS:,}",
     ),
-    "propagation_seconds": SECONDS,
-    "slow_seconds": SECONDS,
+    "propagation_seconds": DURATION,
+    "slow_seconds": DURATION,
     "accept_disabled_accounts": FLAG,
 }
 """What can be changed of Google as a whole, and of which form it is."""
@@ -202,7 +210,7 @@ class Control:
         if name is not None and (not isinstance(name, str) or name not in known):
             raise _Invalid(f"The fault is null or one of {', '.join(known)}.")
         if not _is_count(times):
-            raise _Invalid("The times are null or a number from 0.")
+            raise _Invalid(f"The times are {COUNT}.")
         fault = None if name is None else known[name]
         if endpoint == "cloud-run":
             self._service(wanted).fail(fault, times=times)
@@ -269,8 +277,8 @@ class Control:
 
     def _clock(self, wanted: dict[str, Any]) -> None:
         _only(wanted, {"ahead_seconds"})
-        if not _is_number(wanted.get("ahead_seconds")):
-            raise _Invalid("The field ahead_seconds is a number.")
+        if not is_number(wanted.get("ahead_seconds")):
+            raise _Invalid(f"The field ahead_seconds is a number from -{MOST_SECONDS:,} to {MOST_SECONDS:,}.")
         self._google.ahead_seconds = wanted["ahead_seconds"]
 
     def _service(self, wanted: Mapping[str, Any]) -> CloudRun:

@@ -18,7 +18,11 @@ from proxy.emulator.model import Pod, Role
 __all__ = [
     "CALLER",
     "MAX_LIFETIME_SECONDS",
+    "MOST_COUNT",
+    "MOST_SECONDS",
     "ROLES",
+    "SECONDS",
+    "SOME_SECONDS",
     "Description",
     "GrantDescription",
     "InvalidDescription",
@@ -26,7 +30,10 @@ __all__ = [
     "is_caller",
     "is_email",
     "is_member",
+    "is_number",
     "is_principal",
+    "is_seconds",
+    "is_some_seconds",
     "read",
 ]
 
@@ -39,6 +46,15 @@ ROLES: Final[Mapping[str, Role]] = {
 
 MAX_LIFETIME_SECONDS: Final = 43_200
 """The longest lifetime of a token, 12 hours."""
+
+MOST_SECONDS: Final = 1_000_000_000
+"""The most seconds of any setting, 31 years: no time becomes one that Python, TLS or HTTP cannot express."""
+MOST_COUNT: Final = 1 << 31
+"""The most of anything that is counted."""
+SECONDS: Final = f"a number from 0 to {MOST_SECONDS:,}"
+"""The form of `is_seconds`."""
+SOME_SECONDS: Final = f"a number above 0, at most {MOST_SECONDS:,}"
+"""The form of `is_some_seconds`."""
 
 EMAIL: Final = re.compile(r"[^@\s/:]+@[^@\s/:]+\.[^@\s/:]+")
 NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -231,7 +247,7 @@ def read(text: str) -> Description:
         pod=None if pod is None else _pod(_Table(pod, "pod", problems)),
         token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *_whole(1, MAX_LIFETIME_SECONDS)),
         accept_disabled_accounts=table.get("accept_disabled_accounts", False, _is_flag, "true or false"),
-        propagation_seconds=table.get("propagation_seconds", 0.0, _is_at_least_0, "a number from 0"),
+        propagation_seconds=table.get("propagation_seconds", 0.0, is_seconds, SECONDS),
         front_end=_limits(_Table(table.raw("front_end", {}), "front_end", problems)),
     )
     domains = Counter(domain for service in found.services for domain in service.domains)
@@ -271,9 +287,9 @@ def _service(table: _Table, name: str) -> ServiceDescription:
         iap=table.get("iap", False, _is_flag, "true or false"),
         iap_accessors=table.texts("iap_accessors", is_member, MEMBER),
         iap_clients=table.texts("iap_clients", bool, "an OAuth client, such as 1-a.apps.googleusercontent.com"),
-        request_timeout_seconds=table.get("request_timeout_seconds", 300.0, _is_positive, "a number above 0"),
-        max_requests=table.get("max_requests", None, *_whole(1, 1 << 31)),
-        cold_start_seconds=table.get("cold_start_seconds", 0.0, _is_at_least_0, "a number from 0"),
+        request_timeout_seconds=table.get("request_timeout_seconds", 300.0, is_some_seconds, SOME_SECONDS),
+        max_requests=table.get("max_requests", None, *_whole(1, MOST_COUNT)),
+        cold_start_seconds=table.get("cold_start_seconds", 0.0, is_seconds, SECONDS),
     )
     table.end()
     return found
@@ -295,8 +311,8 @@ def _grant(table: _Table) -> GrantDescription:
 
 def _limits(table: _Table) -> Limits:
     forms = {name: _whole(*RANGES[name]) for name in RANGES}
-    forms |= dict.fromkeys(("idle_seconds", "age_seconds"), (_is_positive, "a number above 0"))
-    forms |= {"notice_seconds": (_is_at_least_0, "a number from 0"), "pings": (_is_flag, "true or false")}
+    forms |= dict.fromkeys(("idle_seconds", "age_seconds"), (is_some_seconds, SOME_SECONDS))
+    forms |= {"notice_seconds": (is_seconds, SECONDS), "pings": (_is_flag, "true or false")}
     found = {name: table.get(name, getattr(DEFAULT_LIMITS, name), *form) for name, form in forms.items()}
     table.end()
     return Limits(**found)
@@ -349,16 +365,19 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Return True for a number of seconds, also before now: finite, and at most MOST_SECONDS either way."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST_SECONDS <= value <= MOST_SECONDS
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def is_some_seconds(value: Any) -> bool:
+    """Return True for a duration that is not 0."""
+    return is_number(value) and value > 0
 
 
-def _is_at_least_0(value: Any) -> bool:
-    return _is_number(value) and value >= 0
+def is_seconds(value: Any) -> bool:
+    """Return True for a duration."""
+    return is_number(value) and value >= 0
 
 
 def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -137,6 +137,10 @@ def parse(token: str) -> Unverified:
     )
 
 
+_LATEST: Final = 1 << 37
+"""Seconds since the epoch, more than 4,000 years: neither infinite nor NaN, and a time that Python has."""
+
+
 def check_times(claims: Mapping[str, Any], now: float, *, skew_seconds: float) -> tuple[float, float]:
     """Return `iat` and `exp` if `now` is between them, within the skew; raises TokenRefused otherwise."""
     issued, expires = claims.get("iat"), claims.get("exp")
@@ -150,7 +154,7 @@ def check_times(claims: Mapping[str, Any], now: float, *, skew_seconds: float) -
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LATEST
 
 
 def _object(segment: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class CannotListen(Exception):
         super().__init__(f"Cannot listen on {_join(host, port)}: {why}.")
         self.host = host
         self.port = port
+        self.why = why
+        """The reason alone."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -37,6 +39,8 @@ def bind(host: str, port: int) -> socket.socket:
         except BaseException:
             bound.close()
             raise
+    except UnicodeError as exc:  # of a name that is too long, or has an empty part
+        raise CannotListen(host, port, "this is no name of a host") from exc
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise CannotListen(host, port, "the port is in use by another program") from exc

@@ -69,7 +69,7 @@ async def test_a_service_is_registered_by_path_and_overwritten_with_force(tmp_pa
         tried = await register(here, f"https://{SAMPLES}", "--gcp-impersonate-service-account", ONE, "--dry-run")
         assert (tried.code, tried.err) == (0, "")
         assert "Nothing was changed (--dry-run)." in tried.out
-        assert "\nRestate's CLI has no --dry-run; this registers:\n  restate " in tried.out
+        assert "\nRestate's CLI has no --dry-run; this registers:\n  " in tried.out
         assert await here.deployments() == []
 
         done = await register(here, f"https://{SAMPLES}", "--gcp-impersonate-service-account", ONE, "--yes")

@@ -89,6 +89,19 @@ def test_the_summary_counts_routes() -> None:
     assert summary([REPORT], TerminalStyle(colour=True)) == "1 route: \x1b[31m1 failing\x1b[0m\n"
 
 
+def test_the_summary_says_how_restate_is() -> None:
+    well = replace(REPORT, steps=REPORT.steps[:1])
+    taken = DeploymentReport(id="dp_1", url="http://s/a", services=("A",), refusal=None)
+    orphaned = replace(taken, refusal="no route for this path")
+    for restate, words in (
+        (RestateReport(url="http://r", problem="nobody answers"), "Restate could not be asked"),
+        (RestateReport(url="http://r"), "Restate has no deployment at this sidecar"),
+        (RestateReport(url="http://r", deployments=(taken,)), "Restate has 1 deployment: 1 well"),
+        (RestateReport(url="http://r", deployments=(taken, orphaned)), "Restate has 2 deployments: 1 well, 1 failing"),
+    ):
+        assert summary([well], PLAIN, restate) == f"1 route: 1 well; {words}\n"
+
+
 def test_a_route_is_shown_as_its_path_prefix() -> None:
     assert (route_path("a/b"), route_path("")) == ("/a/b", "/")
 

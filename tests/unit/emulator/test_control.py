@@ -246,6 +246,32 @@ async def test_an_invalid_change_changes_nothing(control: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "1e15", "-1e15", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("clock", "ahead_seconds"),
+        ("google", "propagation_seconds"),
+        ("google", "slow_seconds"),
+        ("google", "token_lifetime_seconds"),
+        ("services", "request_timeout_seconds"),
+        ("services", "cold_start_seconds"),
+        ("services", "max_requests"),
+        ("faults", "times"),
+    ],
+)
+async def test_a_number_is_finite_and_not_too_large(control: str, path: str, field: str, number: str) -> None:
+    before = await _ask("GET", f"{control}/state")
+    more = '"endpoint": "iam", "fault": "server-error", ' if path == "faults" else ""
+    text = f'{{{more}"{field}": {number}}}'
+    headers = {"content-type": "application/json"}
+    async with aiohttp.ClientSession() as http, http.post(f"{control}/{path}", data=text, headers=headers) as answer:
+        assert answer.status == 400
+        assert " number from " in (await answer.text()) or " number above 0, at most " in (await answer.text())
+    assert await _ask("GET", f"{control}/state") == before
+
+
+@pytest.mark.asyncio
 async def test_invokers_and_grants_take_effect_after_a_delay(google: Google, cloud_run: CloudRun, clock: Clock) -> None:
     google.propagation_seconds = 60.0
     cloud_run.url = "https://greeter-abc.a.run.app"

@@ -196,7 +196,7 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "grants[1].target is missing",
             "pod has to be a table",
             "front_end.connection_window_octets has to be a whole number from 65,535 to 2,147,483,647",
-            "front_end.idle_seconds has to be a number above 0",
+            "front_end.idle_seconds has to be a number above 0, at most 1,000,000,000",
             "front_end.window is unknown",
             "groups.team is not the e-mail address of a group",
             "groups.team[0] has to be an e-mail address",
@@ -207,7 +207,7 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "services.blue---greeter is not the name of a service: lower-case letters, digits and hyphens, but not ---",
             "services.blue---greeter.domains[0] has to be a host name in lower case, and not below run.app",
             "services.Greeter.invokers has to be a list, each entry a member, such as user:a@example.com or allUsers",
-            "services.Greeter.request_timeout_seconds has to be a number above 0",
+            "services.Greeter.request_timeout_seconds has to be a number above 0, at most 1,000,000,000",
             "services.Greeter.iap_accessors[0] has to be a member, such as user:a@example.com or allUsers",
             "services.Greeter.iap_clients[0] has to be an OAuth client, such as 1-a.apps.googleusercontent.com",
             "services.Greeter.max_requests has to be a whole number from 1 to 2,147,483,648",
@@ -218,6 +218,17 @@ def test_all_problems_are_reported_at_once_with_their_places() -> None:
             "groups.team@example.com[0] has to be an e-mail address",
         ]
     )
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-inf", "1e400", "1e15"])
+def test_a_number_of_seconds_is_finite_and_not_too_large(number: str) -> None:
+    with pytest.raises(InvalidDescription) as caught:
+        read(
+            f"propagation_seconds = {number}\n[front_end]\nidle_seconds = {number}\nage_seconds = {number}\n"
+            f"notice_seconds = {number}\n[services.a]\nrequest_timeout_seconds = {number}\n"
+            f"cold_start_seconds = {number}\n"
+        )
+    assert len(caught.value.problems) == 6
 
 
 @pytest.mark.parametrize(

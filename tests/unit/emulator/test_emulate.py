@@ -329,6 +329,22 @@ def test_a_busy_port_is_named_with_its_option(option: str) -> None:
     )
 
 
+@pytest.mark.parametrize("host", ["nonsense.invalid", "192.0.2.1", "nonsense..invalid"])
+def test_a_host_that_is_not_this_machine_is_refused_as_that(host: str) -> None:
+    for more in ((), ("--unsafe-listen",)):
+        result = CliRunner().invoke(commands, ["emulate", "--host", host, *more])
+        assert (result.exit_code, result.stdout) == (1, "")  # it may become one
+        assert result.stderr.startswith(f"cloudrun-sidecar: --host '{host}' is no address of this machine: ")
+
+
+def test_two_options_with_one_port_are_named() -> None:
+    result = CliRunner().invoke(commands, ["emulate", "--cloud-run-port", "8443", "--tls-port", "8443"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "cloudrun-sidecar: --cloud-run-port and --tls-port have the same port, 8443; each needs its own\n",
+    )
+
+
 def test_the_examples_of_the_help_have_a_line_each() -> None:
     text = CliRunner().invoke(commands, ["emulate", "--help"], terminal_width=100).stdout
     assert "\\b" not in text
@@ -354,7 +370,6 @@ def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         (["--host", "0.0.0.0"], "--unsafe-listen"),
-        (["--host", "emulator.example"], "--unsafe-listen"),
         (["--app", "service"], "MODULE:ATTR"),
         (["--app", "no_such_module:app"], "no module 'no_such_module'"),
         (["--app", "json:app"], "has no 'app'"),
