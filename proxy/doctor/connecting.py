@@ -16,16 +16,17 @@ from typing import Any, Final, NamedTuple
 import aiohappyeyeballs
 
 from proxy.doctor.claims import format_time
-from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, skipped
+from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, as_sentence, skipped
 from proxy.errors import (
     Failure,
     UpstreamConnectionLost,
     UpstreamNotHttp2,
 )
 from proxy.network.address import Address
+from proxy.network.authorities import REMEDY, named_file_problem
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import AddressInfo, Resolver
-from proxy.quoting import one_line, quoted
+from proxy.quoting import one_line
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.connector import Connector, tls_context
@@ -256,19 +257,12 @@ def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] |
     text, remedy = as_problem(failure), as_remedy(failure)
     cause = failure.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _UNTRUSTED:
-        remedy = _unreadable_trust() or remedy
+        # Beside upstream_ca, OpenSSL takes it for an empty one.
+        unreadable = named_file_problem()
+        remedy = as_sentence(f"{unreadable}; {REMEDY}") if unreadable else remedy
     elif isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
         remedy = "Set the clock of this machine (NTP) if it is wrong; otherwise the certificate has to be renewed."
     return _failed(name, failure.code, text, remedy, details)
-
-
-def _unreadable_trust() -> str | None:
-    """Return what to do where the environment names a file of authorities that OpenSSL cannot read, and ignores."""
-    named = os.environ.get("SSL_CERT_FILE")
-    if not named or (os.path.isfile(named) and os.access(named, os.R_OK)):
-        return None
-    why = "cannot be read" if os.path.exists(named) else "does not exist"
-    return f"SSL_CERT_FILE names {quoted(named)}, which {why}: correct or unset it."
 
 
 def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[str, Any] | None = None) -> Step:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+from typing import Final
 
 from proxy.quoting import quoted
 
-__all__ = ["named_file_problem", "state_of_authorities", "unusable"]
+__all__ = ["REMEDY", "named_file_problem", "state_of_authorities", "unusable"]
+
+REMEDY: Final = "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
+"""What to do where a file that SSL_CERT_FILE names cannot be used."""
 
 
 def named_file_problem() -> str:
-    """Return what is wrong with the file that SSL_CERT_FILE names, and what to do; empty if it can be read."""
+    """Return what is wrong with the file that SSL_CERT_FILE names; empty if it can be read."""
     named = os.environ.get("SSL_CERT_FILE")
     if not named:
         return ""
@@ -30,11 +34,8 @@ def named_file_problem() -> str:
 
 
 def unusable(named: str, why: str) -> str:
-    """Return the sentence about a file that SSL_CERT_FILE names and that cannot be used."""
-    return (
-        f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {why}; "
-        "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
-    )
+    """Return what is wrong with a file that SSL_CERT_FILE names."""
+    return f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {why}"
 
 
 def state_of_authorities(*more: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...]:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
-from proxy.network.authorities import state_of_authorities, unusable
+from proxy.network.authorities import REMEDY, state_of_authorities, unusable
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
@@ -178,7 +178,7 @@ def _trusted(known: _Trust | None) -> _Trust:
         try:
             read_regular(named, _MOST_TRUST_OCTETS)
         except OSError as exc:
-            raise TokenUnavailable(unusable(named, exc.strerror or type(exc).__name__)) from None
+            raise TokenUnavailable(unusable(named, exc.strerror or type(exc).__name__), remedy=REMEDY) from None
     return _Trust(ssl.create_default_context(), state)
 
 

@@ -28,7 +28,7 @@ from proxy.errors import (
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
-from proxy.network.authorities import named_file_problem, state_of_authorities
+from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
 from proxy.network.descriptors import is_reserved
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
@@ -201,7 +201,7 @@ class Connector:
     def _new_context(self) -> ssl.SSLContext:
         problem = named_file_problem() if self._upstream_ca is None else ""
         if problem:
-            raise UpstreamTlsFailed(problem)
+            raise UpstreamTlsFailed(problem, remedy=REMEDY)
         try:
             return tls_context(self._upstream_ca)
         except OSError as exc:

@@ -195,10 +195,12 @@ async def test_a_file_of_authorities_that_is_not_there_is_named(
         async with server(tls) as far:
             steps.append(by_name(await reached(Origin("https", "127.0.0.1", far.port)))["tls"])
     assert [step.code for step in steps] == ["upstream-tls-failed"] * 3
-    missing, folder, readable = [step.remedy for step in steps]
-    assert missing == f"SSL_CERT_FILE names '{tmp_path}/nope.pem', which does not exist: correct or unset it."
-    assert folder == f"SSL_CERT_FILE names '{tmp_path}', which cannot be read: correct or unset it."
-    assert readable == "Check the host name of the url; set upstream_ca for a private authority."
+    missing, folder, readable = steps
+    begin = f"SSL_CERT_FILE names '{tmp_path}"
+    assert missing.text == f"{begin}/nope.pem', which cannot be used: No such file or directory"
+    assert folder.text == f"{begin}', which cannot be used: it is not a regular file"
+    assert {missing.remedy, folder.remedy} == {"Put the trusted certificates there (PEM), or unset SSL_CERT_FILE."}
+    assert readable.remedy == "Check the host name of the url; set upstream_ca for a private authority."
 
 
 @pytest.mark.parametrize(("alpn", "chosen"), [(["http/1.1"], "http/1.1"), ([], None)])
