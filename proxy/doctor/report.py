@@ -36,7 +36,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from proxy.errors import Failure
+from proxy.errors import (
+    AmbientUnsupported,
+    CredentialsInvalid,
+    CredentialsRejected,
+    Failure,
+    ImpersonationDenied,
+    MintRefused,
+    ProxyInvalid,
+)
 from proxy.observe.explanation import remedy_of
 from proxy.quoting import one_line
 
@@ -75,6 +83,16 @@ STEPS: Final[tuple[StepName, ...]] = (
 """All steps, in their order."""
 
 _MAX_CHARACTERS: Final = 2_000
+
+_ADVISING: Final = {
+    AmbientUnsupported.code: "these credentials cannot mint an ID token by themselves",
+    CredentialsInvalid.code: "the credentials cannot be used",
+    CredentialsRejected.code: "Google rejects these credentials",
+    ImpersonationDenied.code: "the impersonation is not allowed",
+    MintRefused.code: "Google refused to mint",
+    ProxyInvalid.code: "the proxy for calls to Google cannot be used",
+}
+"""What is wrong, by code, for kinds whose sentences say what to do, and with which role, command or file."""
 
 _PYTHON: Final = re.compile(r"\b[A-Z]\w+Error: (?:\[Errno -?[0-9]+\] )?")
 
@@ -253,11 +271,14 @@ def _step_as_json(step: Step) -> dict[str, Any]:
 
 def as_problem(failure: Failure) -> str:
     """Return what is wrong as one line, without names of Python's exceptions."""
-    return one_line(_PYTHON.sub("", failure.problem), _MAX_CHARACTERS)
+    text = failure.problem if failure.remedy else _ADVISING.get(failure.code, failure.problem)
+    return one_line(_PYTHON.sub("", text), _MAX_CHARACTERS)
 
 
 def as_remedy(failure: Failure) -> str:
     """Return what to do about a failure: what it says itself, else the remedy of its kind."""
+    if not failure.remedy and failure.code in _ADVISING:
+        return as_sentence(_PYTHON.sub("", str(failure)))  # it may begin with an e-mail
     text = as_sentence(failure.remedy or remedy_of(failure))
     return text[:1].upper() + text[1:]
 
