@@ -88,6 +88,7 @@ async def test_a_draining_sidecar_gives_one_line_and_exit_code_1() -> None:
 async def test_another_path_can_be_requested() -> None:
     async with admin(State(draining=True)) as address:
         assert (await ask("--admin", address, "--path", "/livez")).exit_code == 0
+        assert "(not shown)" not in (await ask("--admin", address, "--path", "/readyz?routes")).stderr
         assert "404 no such path" in (await ask("--admin", address, "--path", "/nope")).stderr
 
 
