@@ -13,7 +13,7 @@ from typing import Final
 
 from proxy.quoting import quoted
 
-__all__ = ["REMEDY", "named_file_problem", "state_of_authorities", "unusable"]
+__all__ = ["REMEDY", "named_file_problem", "state_of_authorities"]
 
 REMEDY: Final = "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
 """What to do where a file that SSL_CERT_FILE names cannot be used."""
@@ -26,16 +26,11 @@ def named_file_problem() -> str:
         return ""
     try:
         if not stat.S_ISREG(os.stat(named).st_mode):
-            return unusable(named, "it is not a regular file")
+            return _unusable(named, "it is not a regular file")
         os.close(os.open(named, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as exc:
-        return unusable(named, exc.strerror or type(exc).__name__)
+        return _unusable(named, exc.strerror or type(exc).__name__)
     return ""
-
-
-def unusable(named: str, why: str) -> str:
-    """Return what is wrong with a file that SSL_CERT_FILE names."""
-    return f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {why}"
 
 
 def state_of_authorities(*more: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...]:
@@ -53,3 +48,7 @@ def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _unusable(named: str, why: str) -> str:
+    return f"SSL_CERT_FILE names {quoted(named)}, which cannot be used: {why}"

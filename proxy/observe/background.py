@@ -27,7 +27,7 @@ from proxy.signals import threads_without_signals
 
 __all__ = ["background_output", "dropped_lines"]
 
-_log: Final = structlog.get_logger("telemetry")
+_log: Final = structlog.get_logger("observe")
 
 _MOST_QUEUED_OCTETS: Final = 1 << 20
 """About five thousand lines."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +13,7 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
-from proxy.network.authorities import REMEDY, state_of_authorities, unusable
+from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
@@ -22,14 +21,12 @@ from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of
 from proxy.tokens.gate import Gate
 from proxy.tokens.http_proxies import Proxy, proxy_for
-from proxy.tokens.regular_files import read_regular
 
 __all__ = ["HttpClient"]
 
 _TOTAL_SECONDS: Final = 10.0
 _CALLS_AT_ONCE: Final = 16
 _MOST_OCTETS: Final = 256 * 1024
-_MOST_TRUST_OCTETS: Final = 16 << 20
 
 
 class _Trust(NamedTuple):
@@ -173,12 +170,9 @@ def _trusted(known: _Trust | None) -> _Trust:
     state = state_of_authorities()
     if known is not None and known.state == state:
         return known
-    named = os.environ.get("SSL_CERT_FILE")
-    if named:
-        try:
-            read_regular(named, _MOST_TRUST_OCTETS)
-        except OSError as exc:
-            raise TokenUnavailable(unusable(named, exc.strerror or type(exc).__name__), remedy=REMEDY) from None
+    problem = named_file_problem()
+    if problem:
+        raise TokenUnavailable(problem, remedy=REMEDY)
     return _Trust(ssl.create_default_context(), state)
 
 

@@ -31,10 +31,6 @@ from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
 LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
 
-cdef enum:
-    # A greater frame saves nothing, and the library keeps room for the greatest that it ever sent.
-    _MOST_FRAME_OCTETS = 256 << 10
-
 
 cdef int _collect(Session session) except -1:
     return session.collect()
@@ -200,7 +196,6 @@ cdef class Nghttp2Engine(Engine):
         cdef Py_ssize_t most = nghttp2_session_get_remote_settings(self.session.handle, NGHTTP2_SETTINGS_MAX_FRAME_SIZE)
         cdef Py_ssize_t octets, room, total = 0, frames = 0
         cdef Nghttp2Stream stream
-        most = min(most, _MOST_FRAME_OCTETS)
         window = min(window, <Py_ssize_t>MAX_TAKEN_OCTETS)
         while window > 0 and self.first_turn is not None:
             stream = self.first_turn

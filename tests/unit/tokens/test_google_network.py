@@ -46,7 +46,7 @@ async def test_an_endless_trust_store_is_refused(
     monkeypatch.setenv("SSL_CERT_FILE", "/dev/zero" if kind == "a device" else str(home.folder / "pipe"))
     home.file(key_info)
     for _ in range(2):
-        with pytest.raises(TokenUnavailable, match=f"SSL_CERT_FILE names .*, which cannot be used: it is {kind}"):
+        with pytest.raises(TokenUnavailable, match=r"SSL_CERT_FILE names .*: it is not a regular file"):
             await mint(KEY)
     assert google.calls == []
 
