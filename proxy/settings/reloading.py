@@ -232,7 +232,12 @@ class Reloader:
                     return None
                 reading = self._reading = Reading(self._command_line, capture_errors=True)
             with reading:
-                return reading.result(self._seconds)
+                settings = reading.result(self._seconds)
+            missing = self._read_before.config
+            if missing is not None and settings.config is None:
+                # The default file, which nobody named, is gone: that is no wish to remove its routes.
+                return Refused((f"{missing}: there is no such file; put it back, or restart without it",))
+            return settings
         except SettingsNotRead as exc:
             return Refused(_problems(exc))
         except OSError as exc:  # EMFILE, ENFILE, ENOMEM

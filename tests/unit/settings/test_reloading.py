@@ -208,6 +208,21 @@ def test_a_relative_path_and_the_default_file_are_watched(tmp_path: Path, monkey
         assert delivered.names() == ["b", ""]
 
 
+def test_a_default_file_that_is_gone_when_it_is_requested_removes_no_routes_and_is_read_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config" / "routes.toml"
+    path.parent.mkdir()
+    path.write_text(routes("a"))
+    with reloader("--route", "flag=https://flag.run.app") as (running, delivered):
+        path.unlink()
+        running.request()
+        assert delivered.problems() == (f"{path}: there is no such file; put it back, or restart without it",)
+        save(path, routes("a", "b"))
+        assert delivered.names() == ["a", "b", "flag"]
+
+
 def test_anything_but_a_regular_file_is_not_reread(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
