@@ -58,6 +58,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,99}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
 _MOST_SHOWN_ROUTES: Final = 20
 _TOKEN_NAMES: Final = frozenset(("x-serverless-authorization", "x_serverless_authorization"))
+_BARE: Final = "must have neither a user name nor ? nor #"
 
 
 class TargetRefused(Exception):
@@ -188,7 +189,8 @@ def find_target(
     path, authority, needs_open = _requested(text, table, sidecar)
     target = path.rstrip("/")
     try:
-        found = table.find(authority.encode(), f"{target}/discover".encode("latin-1", "replace"))
+        # What is not latin-1 becomes a backslash, which no path may hold; a question mark would begin a query.
+        found = table.find(authority.encode(), f"{target}/discover".encode("latin-1", "backslashreplace"))
         if needs_open and isinstance(found, Match):
             raise TargetRefused([_not_open(text, table)])
         route = _route(found, table, authentication, headers)
@@ -238,6 +240,8 @@ def _requested(text: str, table: RouteTable, sidecar: str) -> tuple[str, str, bo
             known = any(route.name == name for route in table.routes)
             if not known and ("." not in segment or table.open_routes is None):
                 raise TargetRefused([unknown_route(name, [route.name for route in table.routes])])
+            if "?" in name or "#" in name:
+                raise TargetRefused([f"the URL {_BARE}"])
             return f"/{name}", "", not known
         text = f"http://{text}"  # Restate's CLI takes a URL without a scheme, too.
     try:
@@ -293,7 +297,7 @@ def _split(url: str) -> SplitResult:
     if parts is None:
         raise ValueError(f"must be http://… or https://… with a host, not {quoted(url)}")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must have neither a user name nor ? nor #")
+        raise ValueError(_BARE)
     return parts
 
 

@@ -134,10 +134,18 @@ def test_all_words_of_the_authentication_become_headers() -> None:
         (f"{SIDECAR}/nothing", "no route for this path"),
         (f"{SIDECAR}/evil.run.app", "'evil.run.app' is not in the list hosts of [deployments]"),
         (f"{HOST}/a/../b", "this path is not forwarded"),
+        (f"{HOST}/é", "this path is not forwarded"),
+        (f"{HOST}/日本", "this path is not forwarded"),
+        (f"https://{HOST}/日本", "this path is not forwarded"),
+        (f"http://{HOST}/日本", "this path is not forwarded"),
+        (f"{SIDECAR}/greeter/日本", "this path is not forwarded"),
+        (f"{SIDECAR}/greeter/\udcff", "this path is not forwarded"),
         ("ftp://greeter", "the URL must be http://… or https://… with a host, not 'ftp://greeter'"),
         ("http://host:port", "the URL must be"),
         ("https://ada@greeter.example.com", "must have neither a user name nor ? nor #"),
         (f"https://{HOST}?x=1", "must have neither a user name nor ? nor #"),
+        (f"{HOST}?x=1", "must have neither a user name nor ? nor #"),
+        (f"/{HOST}/a?x", "must have neither a user name nor ? nor #"),
     ],
 )
 def test_an_invalid_deployment_is_refused_with_the_reason(text: str, words: str) -> None:
