@@ -10,6 +10,7 @@ from typing import Final
 
 from proxy.network.address import Address, parse_address_or_off
 from proxy.quoting import one_line
+from proxy.routes.locality import is_loopback
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
 __all__ = ["DEFAULT_ADMIN", "TIMEOUT_SECONDS", "admin_address", "ask"]
@@ -55,8 +56,13 @@ def ask(address: Address, path: str) -> tuple[int, str]:
         connection = _UnixConnection(address.path)
     else:
         connection = http.client.HTTPConnection(address.connectable_host, address.port, timeout=TIMEOUT_SECONDS)
+    headers = {"Connection": "close"}
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
+        connection.connect()
+        if not address.path and is_loopback(connection.sock.getpeername()[0]):
+            # By a name of this machine a web page could call it, too, and the admin port refuses that.
+            headers["Host"] = "localhost"
+        connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         first, _, _ = response.read(_SHOWN_OCTETS).partition(b"\n")
         return response.status, one_line(first.decode("ascii", "replace"), _SHOWN_OCTETS)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -115,6 +116,19 @@ async def test_for_a_wildcard_address_it_connects_to_loopback() -> None:
     async with admin(State(), "0.0.0.0:0") as address:
         told = await ask("--admin", address)
         assert (told.exit_code, told.stdout) == (0, f"{address}/readyz: ready: taking requests\n")
+
+
+@pytest.mark.asyncio
+async def test_a_name_of_this_machine_is_asked_as_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def resolved(host: str, *more: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host == "sidecar.example.com" else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    async with admin(State()) as address:
+        told = await ask("--admin", f"sidecar.example.com:{address.rpartition(':')[2]}")
+        assert (told.exit_code, told.stderr) == (0, "")
 
 
 @pytest.mark.asyncio
