@@ -40,7 +40,9 @@ _NO_SETTINGS: Final = frozenset({CONFIG_VARIABLE, f"{PREFIX}BUILD"})
 DEFAULT_CONFIG: Final = Path("config/routes.toml")
 """Read if it exists and no other file is named; relative to the working directory."""
 
-# Kubernetes sets these in every container if there is a Service named `cloudrun-sidecar`. They are not settings.
+# Kubernetes sets these in every container if there is a Service named `cloudrun-sidecar`; for one that is named
+# `cloudrun-sidecar-admin`, they have `ADMIN_` before them. They are not settings.
+_SERVICE_HOST: Final = "SERVICE_HOST"
 _OF_KUBERNETES: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -173,13 +175,17 @@ def read_environment(environment: Mapping[str, str], known: Collection[str]) -> 
     """Return the values of the `CLOUDRUN_SIDECAR_…` variables by setting, and the problems with them.
 
     An empty variable counts as not set. A variable that names no setting is a problem: a misspelled one would silently
-    have no effect.
+    have no effect. Those of a Service of Kubernetes are left out, which its host tells.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []
-    for variable, text in environment.items():
-        setting = variable.removeprefix(PREFIX)
-        if setting == variable or variable in _NO_SETTINGS or not text or _OF_KUBERNETES.fullmatch(setting):
+    given = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
+    services = ["", *(name.removesuffix(_SERVICE_HOST) for name in given if name.endswith(f"_{_SERVICE_HOST}"))]
+    for setting, text in given.items():
+        variable = f"{PREFIX}{setting}"
+        if variable in _NO_SETTINGS or not text:
+            continue
+        if any(setting.startswith(name) and _OF_KUBERNETES.fullmatch(setting, len(name)) for name in services):
             continue
         if setting.lower() in known and setting == setting.upper():
             found[setting.lower()] = text

@@ -148,15 +148,23 @@ def test_booleans_in_the_environment_accept_the_usual_words(text: str, value: bo
     assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
 
 
-def test_variables_of_kubernetes_for_a_service_of_this_name_and_that_of_the_build_are_ignored() -> None:
+@pytest.mark.parametrize("service", ["", "ADMIN_", "CANARY_EU_"])
+def test_variables_of_kubernetes_for_services_of_this_name_and_that_of_the_build_are_ignored(service: str) -> None:
     environment = {"CLOUDRUN_SIDECAR_BUILD": "none"} | {
-        f"CLOUDRUN_SIDECAR_{name}": "tcp://10.0.0.1:9081"
+        f"CLOUDRUN_SIDECAR_{service}{name}": "tcp://10.0.0.1:9081"
         for name in (
             "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_H2C", "PORT", "PORT_9081_TCP", "PORT_9081_TCP_PROTO",
             "PORT_9081_TCP_PORT", "PORT_9081_TCP_ADDR",
         )
     }  # fmt: skip
     assert load(None, environment, {"upstream": URL}) == upstream()
+
+
+def test_a_variable_that_is_like_one_of_kubernetes_is_a_problem_without_the_host_of_its_service() -> None:
+    environment = {"CLOUDRUN_SIDECAR_ADMIN_PORT": "9091", "CLOUDRUN_SIDECAR_CANARY_SERVICE_HOST": "10.0.0.1"}
+    with pytest.raises(SettingsInvalid) as caught:
+        load(None, environment, {"upstream": URL})
+    assert [problem.where for problem in caught.value.problems] == ["environment: CLOUDRUN_SIDECAR_ADMIN_PORT"]
 
 
 # ---- routes
