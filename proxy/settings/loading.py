@@ -162,7 +162,8 @@ class _Draft:
                 if not (self.lost_routes and keys == ("routes",)):
                     self.add_problem(keys, what)
         if self.problems or settings is None:
-            raise SettingsInvalid(self.problems)
+            # What all inline routes have together is wrong once, not once for each route.
+            raise SettingsInvalid(dict.fromkeys(self.problems))
         return settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.settings import load
-from tests.unit.settings.given import KEY, OTHER_KEY, URL, problems, upstream, write
+from tests.unit.settings.given import ACCOUNT, KEY, OTHER_KEY, URL, problems, upstream, write
 
 
 def test_all_problems_of_all_layers_are_reported_together_with_their_places() -> None:
@@ -55,6 +55,12 @@ def test_all_problems_of_all_layers_are_reported_together_with_their_places() ->
         "--replay-octets": "must be a whole number, not 'many' (octets, default 65536)",
         "--upstream": "'ftp://x' must begin with https:// (or http:// for a local upstream)",
     }
+
+
+def test_what_all_inline_routes_have_together_is_one_problem() -> None:
+    routes = ("a=https://a.run.app", "b=https://b.run.app")
+    expected = "delegates lead to an impersonated account; set gcp_impersonate_service_account as well"
+    assert problems(route=routes, gcp_delegates=(ACCOUNT,)) == {"--gcp-delegates": expected}
 
 
 def test_names_with_a_dot_and_flags_of_routes_are_explained() -> None:
