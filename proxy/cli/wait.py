@@ -52,7 +52,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
         raise Unusable(str(exc)) from None
     while (state := _connect(address) if listener else _readiness(address)) is not None:
         left = deadline - time.monotonic()
-        if left <= 0:
+        if not left > 0:  # nan is neither less nor more
             raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
         time.sleep(min(_PAUSE_SECONDS, left))
     tell_in_passing(f"{address}: ready")
