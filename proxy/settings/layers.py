@@ -134,7 +134,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     """Read the settings file: `config`, else `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
 
     Problems are a file that was named and does not exist, a file that cannot be read, and one that is not valid TOML
-    (with line and column).
+    (with line and column), or too much for Python.
     """
     named = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
     path = named or DEFAULT_CONFIG
@@ -164,6 +164,8 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
         what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
         problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
+    except (ValueError, RecursionError):  # of Python, not of TOML
+        problems.append(Problem(str(path), "has a number of thousands of digits, or hundreds of lists in each other"))
     except IsADirectoryError:
         problems.append(Problem(str(path), "is a directory; name a file in it"))
     except OSError as exc:
