@@ -90,8 +90,12 @@ def _host(shown: str, parts: SplitResult) -> str:
             ipaddress.IPv6Address(host)
             return host
         name = host if host.isascii() else host.encode("idna").decode()
+        changed = not host.isascii() and name.encode().decode("idna") != host
     except ValueError:
         raise wrong from None
+    if changed:
+        # Python has the older IDNA (RFC 3490), for which `straße` means `strasse`, which may be somebody else's.
+        raise ValueError(f"{shown}: this host means another one to some programs; write it as DNS has it (xn--…)")
     if not _HOST.fullmatch(name):
         raise wrong
     return name

@@ -263,6 +263,8 @@ def test_a_path_under_any_valid_name_is_matched(name: str) -> None:
         ("http://[FD00::1]:8080/x", "http://[fd00::1]:8080", "/x"),
         ("http://my_service:8080", "http://my_service:8080", ""),
         ("https://bücher.example", "https://xn--bcher-kva.example", ""),
+        ("https://BÜCHER.example", "https://xn--bcher-kva.example", ""),
+        ("https://xn--strae-oqa.example", "https://xn--strae-oqa.example", ""),
         ("https://svc.run.app:", "https://svc.run.app", ""),
     ],
 )
@@ -304,6 +306,9 @@ def test_a_url_is_split_into_origin_base_path_and_host(url: str, origin: str, ba
         ("https://[fe80::1%25eth0]", "neither a host name nor an address"),
         ("https://[::1]x", "[::1]x"),  # what follows depends on the Python
         ("https://[v1.a:b]", "neither a host name nor an address"),
+        ("https://straße.example", "another one to some programs; write it as DNS has it (xn--…)"),
+        ("https://svc。run。app", "as DNS has it"),
+        ("https://\uff53vc.run.app", "as DNS has it"),
     ],
 )
 def test_a_url_that_cannot_be_an_upstream_says_why(url: str, why: str) -> None:
