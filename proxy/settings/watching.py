@@ -5,8 +5,8 @@ file in it, these folders themselves (they may be replaced), and the file (it ma
 writes in place, one that renames a new file over the old one, and a ConfigMap volume, which swaps a link in the middle
 of the chain, are noticed alike. Whether the content is another one is not known from events: `file_state` tells.
 
-Where there is no inotify, and on file systems whose changes come from other machines without an event (NFS, mounts of
-virtual machines), the caller must look every `POLL_SECONDS`.
+Where there is no inotify, where a folder may not be read, and on file systems whose changes come from other machines
+without an event (NFS, mounts of virtual machines), the caller must look every `POLL_SECONDS`.
 """
 
 from __future__ import annotations
@@ -97,12 +97,16 @@ class WatchedFile:
         }
         masks.setdefault(end, (_FILE, None))
         watches: dict[int, frozenset[str] | None] = {}
+        closed = False
         for place, (mask, names) in masks.items():
             try:
                 watch = self._inotify.add_watch(place, mask)
             except OSError as exc:
                 # It may be missing by now, or closed to us. At the limit of watches nothing more can be watched.
-                if not os.path.exists(place) or isinstance(exc, PermissionError):
+                if isinstance(exc, PermissionError):
+                    closed = True
+                    continue
+                if not os.path.exists(place):
                     continue
                 self._watch_by_polling(exc)
                 return
@@ -113,7 +117,8 @@ class WatchedFile:
             with contextlib.suppress(OSError):  # gone with its folder
                 self._inotify.rm_watch(watch)
         self._watches = watches
-        self.poll_seconds = None if _file_system(end) in _LOCAL_FILE_SYSTEMS else POLL_SECONDS
+        # That a folder is opened again, or what changes in one that can only be passed through, comes without an event.
+        self.poll_seconds = None if _file_system(end) in _LOCAL_FILE_SYSTEMS and not closed else POLL_SECONDS
 
     def read_events(self) -> bool:
         """Read the events there are; return whether one is about the file or the way to it."""

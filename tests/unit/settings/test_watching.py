@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import inotify_simple
 import pytest
 
 from proxy.settings.file_state import state_of_path
@@ -181,6 +182,37 @@ def test_unknown_file_systems_are_polled_and_local_ones_are_not(
         mounts.write_text(f"1 0 0:1 / / rw - ext4 x rw\n2 1 0:2 / {where} rw shared:1 - {kind} x rw\n")
         with WatchedFile(path) as file:
             assert file.poll_seconds == seconds
+
+
+def test_a_folder_that_may_not_be_read_is_polled_until_it_is_opened_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("1 0 0:1 / / rw - ext4 x rw\n")
+    monkeypatch.setattr("proxy.settings.watching._MOUNTS", str(mounts))
+    closed: list[str] = []
+
+    class ForOneUser(inotify_simple.INotify):  # type: ignore[misc]
+        """Obeys permissions, also for root."""
+
+        def add_watch(self, place: str, mask: int) -> int:
+            if place in closed:
+                raise PermissionError(13, os.strerror(13), place)
+            return int(super().add_watch(place, mask))
+
+    monkeypatch.setattr("proxy.settings.watching._new_inotify", lambda: ForOneUser(nonblocking=True))
+    with WatchedFile(path) as file:
+        assert file.poll_seconds is None
+        closed.append(str(path.parent))
+        path.parent.chmod(0o700)
+        assert noticed(file)
+        file.watch()
+        assert file.poll_seconds == POLL_SECONDS
+        closed.clear()
+        file.watch()
+        assert file.poll_seconds is None
+        renamed(path)
+        assert noticed(file)
 
 
 def test_without_inotify_the_file_is_polled(
