@@ -123,8 +123,8 @@ def sidecar_url(listen: Iterable[str]) -> str | None:
 def checked_sidecar_url(url: str) -> str:
     """Return the URL without a slash at its end; ValueError unless it can be where Restate reaches the sidecar."""
     parts = _split(url)
-    if parts.scheme != "http" or parts.path.strip("/"):
-        raise ValueError(f"must be http://HOST:PORT, without a path, not {quoted(url)}")
+    if parts.path.strip("/"):
+        raise ValueError(f"must be http://HOST:PORT, or with tls_listen https://…, without a path, not {quoted(url)}")
     return url.rstrip("/")
 
 

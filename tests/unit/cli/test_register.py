@@ -77,7 +77,7 @@ def test_the_authentication_is_that_of_routes_by_flag_if_there_are_any(nobody: s
     [
         (("--gcp-delegate", ACCOUNT), "delegates lead to an impersonated account"),
         (("--no-gcp-id-token", "--gcp-audience", "x"), "contradicts gcp_id_token = false"),
-        (("--sidecar", "https://sidecar.example"), "--sidecar must be http://HOST:PORT"),
+        (("--sidecar", "https://sidecar.example/x"), "--sidecar must be http://HOST:PORT"),
         (("--listen", "127.0.0.1:0"), "--sidecar says where Restate reaches the sidecar"),
         (("--restate-admin", "restate.example:9070"), "--restate-admin must be the URL of Restate's admin API"),
         (("--restate-admin", "http://ada@restate.example"), "must have neither a user name nor ? nor #"),

@@ -227,9 +227,16 @@ def test_the_sidecar_is_at_the_first_address_with_a_port(listen: list[str], url:
 
 def test_the_url_of_the_sidecar_has_no_path() -> None:
     assert checked_sidecar_url("http://sidecar.example:9081/") == "http://sidecar.example:9081"
-    for wrong in ("https://sidecar.example", "http://sidecar.example/x", "sidecar", "http://a@b"):
+    for wrong in ("http://sidecar.example/x", "https://sidecar.example/x", "sidecar", "ftp://sidecar", "http://a@b"):
         with pytest.raises(ValueError, match="must"):
             checked_sidecar_url(wrong)
+
+
+def test_a_sidecar_that_listens_with_tls_is_registered_by_https() -> None:
+    sidecar = checked_sidecar_url("https://sidecar.example:9443/")
+    assert found("greeter", sidecar=sidecar).url == "https://sidecar.example:9443/greeter"
+    assert found(HOST, sidecar=sidecar).url == f"https://sidecar.example:9443/{HOST}"
+    assert found(f"{sidecar}/greeter", sidecar=sidecar).route.name == "greeter"
 
 
 @pytest.mark.parametrize(
