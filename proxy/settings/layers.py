@@ -151,7 +151,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         with path.open(encoding="utf-8-sig") as file:
             state = file_state(file.fileno())
             text = file.read()
-        read = Path(os.path.abspath(path))
+        read = path.absolute()  # with its `..`, which a link before it makes another folder
         document = tomllib.loads(text)
     except FileNotFoundError:
         if named is not None:

@@ -208,6 +208,20 @@ def test_a_relative_path_and_the_default_file_are_watched(tmp_path: Path, monkey
         assert delivered.names() == ["b", ""]
 
 
+def test_the_parent_of_a_linked_folder_is_watched_where_the_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/sub")
+    (tmp_path / "real" / "routes.toml").write_text(routes("a"))
+    with reloader("--config", "link/../routes.toml") as (running, delivered):
+        save(tmp_path / "real" / "routes.toml", routes("b"))
+        assert delivered.names() == ["b"]
+        running.request()
+        assert delivered.names() == ["b"]
+
+
 def test_a_default_file_that_is_gone_when_it_is_requested_removes_no_routes_and_is_read_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
