@@ -30,7 +30,7 @@ POLL_SECONDS: Final = 5.0
 
 _MOST_LINKS: Final = 40  # as the kernel
 _MOUNTS: Final = "/proc/self/mountinfo"
-_SPECIAL: Final = ("/dev", "/proc")
+_SPECIAL: Final = ("/dev/fd", "/dev/stdin", "/proc")
 
 _LOCAL_FILE_SYSTEMS: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs")

@@ -233,3 +233,4 @@ def test_without_inotify_the_file_is_polled(
 def test_inherited_descriptors_cannot_be_watched(name: str) -> None:
     assert not can_be_watched(Path(name))
     assert can_be_watched(Path("/etc/routes.toml"))
+    assert can_be_watched(Path("/dev/shm/routes.toml"))  # a folder in memory, for files as any other
