@@ -93,7 +93,7 @@ def _no_address(text: str) -> str | None:
     if "@" in text:
         return f"has an @; an address to listen on has no user name: {_FORMS}"
     if "," in text or ";" in text:
-        return f"looks like several addresses; give one at a time, in a variable with blanks between: {_FORMS}"
+        return f"looks like several addresses; give one at a time: {_FORMS}"
     if _is_ipv6(text) and not text.startswith("["):
         return "is an IPv6 address without brackets, or without a port; write [ADDRESS]:PORT, as in [::1]:9081"
     if text.startswith("[") and text.endswith("]"):

@@ -36,7 +36,7 @@ def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
     if kind == "combination":
         return (*keys[:-1], context["at"]), context["what"]
     if kind == "value_error":
-        return keys, str(context["error"])
+        return keys, f"{context['error']}{_ONE_BY_ONE if _has_commas(error) else ''}"
     if kind == "extra_forbidden":
         return keys, _unknown(keys, error["input"])
     info = _field(keys)
@@ -47,6 +47,16 @@ def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
     expected = _EXPECTED.get(kind)
     what = expected(context) if expected else error["msg"]
     return keys, f"must be {what}, not {quoted(error['input'])}{_unit_and_default(info)}"
+
+
+_ONE_BY_ONE: Final = "; the values of a list are given one by one, in a variable with blanks between"
+
+
+def _has_commas(error: ErrorDetails) -> bool:
+    """Return whether a list, or the element of a list that is wrong, has text with a comma in it."""
+    given = error["input"]
+    listed = given if isinstance(given, tuple) else (given,) if isinstance(error["loc"][-1], int) else ()
+    return any(isinstance(one, str) and "," in one for one in listed)
 
 
 _EXPECTED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {

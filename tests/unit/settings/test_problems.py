@@ -63,6 +63,22 @@ def test_what_all_inline_routes_have_together_is_one_problem() -> None:
     assert problems(route=routes, gcp_delegates=(ACCOUNT,)) == {"--gcp-delegates": expected}
 
 
+def test_commas_between_the_values_of_a_list_are_explained() -> None:
+    environment = {
+        "CLOUDRUN_SIDECAR_LISTEN": "127.0.0.1:9081,127.0.0.1:9082",
+        "CLOUDRUN_SIDECAR_ALLOWED_HOSTS": "a.example,b.example",
+        "CLOUDRUN_SIDECAR_DEPLOYMENTS_HOSTS": "a.run.app,b.run.app",
+        "CLOUDRUN_SIDECAR_GCP_DELEGATES": f"{ACCOUNT},{ACCOUNT}",
+        "CLOUDRUN_SIDECAR_GCP_IMPERSONATE_SERVICE_ACCOUNT": ACCOUNT,
+        "CLOUDRUN_SIDECAR_ROUTE": "a=https://a.run.app",
+    }
+    found = problems(None, environment, admin="127.0.0.1:1,127.0.0.1:2")
+    assert "one by one" not in found.pop("--admin")
+    assert len(found) == 4
+    assert all(what.endswith("; the values of a list are given one by one, in a variable with blanks between")
+               for what in found.values())  # fmt: skip
+
+
 def test_names_with_a_dot_and_flags_of_routes_are_explained() -> None:
     found = problems(
         """
