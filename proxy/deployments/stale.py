@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from proxy.deployments.records import Deployment
-from proxy.deployments.target import leads_to_sidecar, own_lines
+from proxy.deployments.target import leads_to_sidecar, own_lines, split_url
 from proxy.errors import RequestRefused
 from proxy.quoting import plain
 from proxy.routes import OpenMatch, RouteTable
@@ -46,9 +45,9 @@ def examine(deployments: Iterable[Deployment], table: RouteTable, sidecar: str) 
 
 def _requested(url: str, table: RouteTable, sidecar: str) -> tuple[str, str] | None:
     """Return authority (empty if the path decides) and path of the deployment's requests; None if they do not come."""
-    if not url or plain(url) is None:
+    parts = split_url(url)
+    if parts is None or plain(url) is None:
         return None
-    parts = urlsplit(url)
     if leads_to_sidecar(url, sidecar):
         return "", parts.path
     host = (parts.hostname or "").lower()

@@ -277,7 +277,8 @@ def _not_open(text: str, table: RouteTable) -> str:
     """Return why no open route leads to this URL or host, with the named route that does."""
     url = text if "://" in text else f"https://{text}"
     near = [route.name for route in table.routes if f"{route.origin}{route.base_path}" == url.rstrip("/")]
-    host = urlsplit(url).netloc  # as it was written: in lower case a secret does not look like one
+    # As it was written: in lower case a secret does not look like one. It need not be a host: `HOST]` is none.
+    host = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
     hint = f"; the route /{near[0]} has this URL: register it by its name" if near else ""
     return f"{quoted(host)} is not in the list hosts of [deployments]{hint}"
 

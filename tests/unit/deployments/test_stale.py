@@ -49,6 +49,8 @@ def test_a_deployment_that_the_sidecar_accepts_is_not_refused(url: str) -> None:
         "http://service.internal/",
         "http://x.run.app:8080/",
         "http://a b/",
+        "http://[",
+        "http://x.run.app:99999/",
     ],
 )
 def test_deployments_that_are_called_elsewhere_are_left_out(url: str) -> None:

@@ -164,6 +164,12 @@ def test_a_host_outside_the_lists_is_not_served_by_the_default_route() -> None:
     assert "'other.example.com' is not in the list hosts" in refusal("other.example.com", table)
 
 
+@pytest.mark.parametrize("text", [f"{HOST}]", "[evil.run.app/x"])
+def test_a_bracket_too_much_is_a_host_outside_the_lists(text: str) -> None:
+    words = refusal(text, RouteTable([route("")], LISTS))
+    assert words.endswith("(not shown) is not in the list hosts of [deployments]")
+
+
 def test_a_named_route_wins_over_a_host_in_the_path_and_has_no_headers() -> None:
     table = RouteTable([route("greeter.example.com")], LISTS)
     assert found("greeter.example.com", table).route.is_open is False
