@@ -19,6 +19,8 @@ cdef class TlsTransport:
     cdef Py_ssize_t _records
     cdef int _header_octets
     cdef Py_ssize_t _body_octets
+    cdef bytes _delayed
+    cdef bint _blocked
     cdef bint _paused
     cdef bint _serve_scheduled
     cdef bint _ended
@@ -42,3 +44,4 @@ cdef class TlsTransport:
     cdef _serve(self)
     @cython.locals(room=Py_ssize_t, octets=Py_ssize_t, count=Py_ssize_t)
     cdef Py_ssize_t _decrypt(self, bytearray buffer) except -1
+    cdef _go_on_writing(self)

@@ -55,7 +55,9 @@ class TlsTransport:
 
     __slots__ = (
         "__weakref__",
+        "_blocked",
         "_body_octets",
+        "_delayed",
         "_ended",
         "_failure",
         "_header_octets",
@@ -84,6 +86,8 @@ class TlsTransport:
         self._records = 0  # complete ones that were not read
         self._header_octets = 0  # of the record that is not complete, and were received
         self._body_octets = 0  # of that record, and are missing
+        self._delayed = b""  # to be encrypted and written when a message of the handshake, begun by the peer, has ended
+        self._blocked = False  # the transport below takes nothing now
         self._paused = False
         self._serve_scheduled = False
         self._ended = False  # nothing more is written or read
@@ -124,8 +128,8 @@ class TlsTransport:
         self._transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
-        """Return how many encrypted octets wait to be written."""
-        return int(self._transport.get_write_buffer_size())
+        """Return how many octets wait to be written."""
+        return int(self._transport.get_write_buffer_size()) + len(self._delayed)
 
     def pause_reading(self) -> None:
         """Serve nothing until `resume_reading`."""
@@ -144,6 +148,10 @@ class TlsTransport:
     def write(self, data: bytes) -> None:
         """Encrypt and write."""
         size = len(data)
+        written = 0
+        if self._delayed:
+            self._delayed += data
+            return
         try:
             # A call encrypts one record.
             written = self._write(data)
@@ -151,6 +159,10 @@ class TlsTransport:
                 whole = memoryview(data)
                 while written < size:
                     written += self._write(whole[written:])
+        except ssl.SSLWantReadError:
+            # A message of the handshake, as a new ticket is, has come in part (RFC 8446, 5.1): TLS takes nothing yet.
+            self._delayed = data[written:]
+            self._protocol.pause_writing()
         except ssl.SSLError as exc:
             self._failure = exc
             self._transport.abort()
@@ -205,11 +217,14 @@ class TlsTransport:
 
     def pause_writing(self) -> None:
         """Pause the protocol."""
+        self._blocked = True
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Let the protocol write again."""
-        self._protocol.resume_writing()
+        """Let the protocol write again, unless something is delayed."""
+        self._blocked = False
+        if not self._delayed:
+            self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the protocol."""
@@ -275,7 +290,18 @@ class TlsTransport:
         except ssl.SSLWantReadError:
             # Records of the handshake, as new tickets are, have no content.
             self._records = 0
+            self._go_on_writing()
         except ssl.SSLError as exc:
             self._failure = exc
             self._records = 0
         return octets
+
+    def _go_on_writing(self) -> None:
+        """Write what TLS answers to a message of the handshake, and what was delayed by it."""
+        if self._delayed:
+            delayed, self._delayed = self._delayed, b""
+            self.write(delayed)
+            if not (self._delayed or self._blocked or self._transport.is_closing()):
+                self._protocol.resume_writing()
+        elif self._outgoing.pending:
+            self._transport.write(self._outgoing.read())
