@@ -61,6 +61,7 @@ def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # RFC 9113, 9.2.1
     if upstream_ca is not None:
         context.load_verify_locations(cafile=upstream_ca)
     context.set_alpn_protocols(["h2"])

@@ -18,11 +18,12 @@ from tests.support.peers.events import DataReceived, HeadReceived
 from tests.support.peers.raw import REQUEST
 from tests.support.peers.receivers import RecordingReceiver
 from tests.unit.upstream.test_tls import LAST, RESPONSE, SETTINGS, frame
-from tests.unit.upstream.tls_records import DATA, HANDSHAKE, RecordServer, record_server
+from tests.unit.upstream.tls_records import ALERT, DATA, HANDSHAKE, RecordServer, kinds, record_server
 
 TICKET_BODY: Final = bytes(8) + b"\x01\0" + b"\0\x40" + bytes(64) + b"\0\0"
 TICKET: Final = b"\x04" + len(TICKET_BODY).to_bytes(3) + TICKET_BODY
 KEY_UPDATE: Final = b"\x18\0\0\x01\0"
+HELLO_REQUEST: Final = bytes(4)
 WINDOW: Final = frame(8, 0, 0, (1 << 20).to_bytes(4)) + frame(8, 0, 1, (1 << 20).to_bytes(4))
 
 
@@ -117,3 +118,23 @@ async def test_a_socket_that_takes_octets_again_does_not_wake_what_waits_for_a_m
     assert receiver.sent_octets == 0, "TLS takes nothing"
     server.give(server.record(HANDSHAKE, TICKET[4:]))
     assert receiver.sent_octets == len(b"some")
+
+
+@pytest.mark.asyncio
+async def test_a_server_with_tls_1_2_that_wants_a_new_handshake_is_refused_that(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    async with record_server(certificates, tmp_path, ssl.TLSVersion.TLSv1_2) as server:
+        server.give(server.record(DATA, SETTINGS))
+        await turns()
+        receiver, stream = asked(server)
+        await turns()
+        server.read()
+        server.give(server.record(HANDSHAKE, HELLO_REQUEST))
+        assert kinds(server.read()) == [ALERT]
+        stream.send_data(b"content", True)
+        await turns()
+        assert kinds(server.read()) == [DATA]
+        server.give(server.record(DATA, RESPONSE + LAST))
+        await turns()
+        assert receiver.kinds == [HeadReceived, DataReceived]
