@@ -223,6 +223,15 @@ def test_settings_of_one_frame_apply_in_their_order(make: EventFactory) -> None:
 
 
 @each_engine
+def test_an_initial_window_is_applied_to_no_stream_if_the_same_frame_replaces_it(make: EventFactory) -> None:
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 1_000})
+    peer.send(peer.window(1, 0x7FFF_FFFF - 1_000))
+    pair = (4).to_bytes(2, "big")
+    frame = b"\0\0\xc0\x04\0\0\0\0\0" + 31 * (pair + (1_001).to_bytes(4, "big")) + pair + (1_000).to_bytes(4, "big")
+    assert peer.send(frame) == [SettingsReceived()], "1,001 would have been too much"
+
+
+@each_engine
 @pytest.mark.parametrize("increment", [1 << 31, 0x7FFF_FFFF])
 def test_a_stream_window_over_the_maximum_resets_the_stream(make: EventFactory, increment: int) -> None:
     peer = client(make, streams=2)

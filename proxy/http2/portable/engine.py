@@ -298,10 +298,13 @@ class PortableEngine(SendingEngine):
         _must(len(payload) % 6 == 0, "SETTINGS have a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         self.guard.charge_settings()
         _must(len(payload) <= _MOST_SETTINGS * 6, "too many settings in one frame", ErrorCode.ENHANCE_YOUR_CALM)
-        for code, value in iter_unpack(">HL", payload):  # one by one (RFC 9113, 6.5.3)
+        settings = list(iter_unpack(">HL", payload))
+        for code, value in settings:
             if code == SettingCodes.HEADER_TABLE_SIZE:
-                self.h2.encoder.resize(value)
-            elif 1 < code < 7:  # h2 would keep unknown ones for ever
+                self.h2.encoder.resize(value)  # the smallest must be told, too
+        # Only the last of each counts, as with libnghttp2: h2 adapts every stream to each initial window.
+        for code, value in dict(settings).items():
+            if 1 < code < 7:  # h2 would keep unknown ones for ever
                 self.show(SettingsFrame(settings={code: value}))
         self.write(SettingsFrame(flags=["ACK"]))
         remote = self.h2.remote_settings
