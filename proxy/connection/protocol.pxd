@@ -14,7 +14,7 @@ cdef class RequestAcceptor:
 
 cdef class Http2Protocol(Flushable):
     cdef object __weakref__
-    cdef Reads _reads
+    cdef public Reads _reads  # tests give it another clock
     cdef bint _reading_paused
     cdef bint _serve_scheduled
     cdef readonly Engine engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from proxy.connection.budget import Account, Budget
 from proxy.connection.flusher import Flusher
@@ -32,6 +32,7 @@ from tests.support.loops import ManualLoop
 from tests.support.peers.engines import assert_credit, owed
 from tests.support.peers.memory import Client, EnginePeer, Service
 from tests.support.peers.transport import MemoryTransport
+from tests.support.slices import serve_in_slices
 
 __all__ = ["NAME", "Wire", "World", "route"]
 
@@ -50,6 +51,12 @@ class Wire:
     cut: bool = False
     unread: bool = False
     """Whether the end reads nothing: what the sidecar writes stays in its transport."""
+    in_slices: ClassVar[bool] = False
+    """Whether what is read takes long, so that a few octets are served in each turn; else everything at once."""
+
+    def __post_init__(self) -> None:
+        if self.in_slices:
+            serve_in_slices(self.protocol)
 
     def move(self) -> bool:
         """Carry octets over, each way; return whether there were any."""
@@ -72,8 +79,8 @@ class Wire:
                 buffer[:octets] = left[:octets]
                 left = left[octets:]
                 self.protocol.buffer_updated(octets)
-                # How much of a read is served in a turn depends on the time that it takes: here, everything.
-                self.protocol.serve_all()
+                if not self.in_slices:
+                    self.protocol.serve_all()  # however long it has taken
         except Exception as exc:  # noqa: BLE001 - what a real transport does: it reports it, and the connection is lost
             self.transport.fail(exc)
 
