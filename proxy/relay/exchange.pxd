@@ -44,7 +44,6 @@ cdef class Exchange(RequestContent):
     cdef ExchangeOwner _owner
     cdef int _state
     cdef bint _ended
-    cdef list _trailers
     cdef readonly Py_ssize_t response_octets
     cdef public double head_at
     cdef readonly Stream upstream
@@ -68,7 +67,7 @@ cdef class Exchange(RequestContent):
 
     @cython.locals(action=cython.int, octets=cython.Py_ssize_t)
     cpdef on_request_data(self, bytes data, bint end_stream)
-    @cython.locals(action=cython.int)
+    @cython.locals(action=cython.int, trailers=list)
     cpdef on_request_trailers(self, list fields)
     @cython.locals(action=cython.int, upstream=Stream)
     cpdef on_request_reset(self, long code, bint by_peer)

@@ -103,7 +103,6 @@ class Exchange(RequestContent):
         "_ended",
         "_owner",
         "_state",
-        "_trailers",
         "attempts",
         "cancel_start",
         "context",
@@ -129,7 +128,6 @@ class Exchange(RequestContent):
         """Those of its route, once it has one."""
         self._state = 1 if end_stream else 0
         self._ended = False
-        self._trailers: Fields | None = None
         self.response_octets = 0
         """Octets of content that came from upstream, or are in the local reply."""
         self.head_at = 0.0
@@ -206,7 +204,9 @@ class Exchange(RequestContent):
     def on_request_trailers(self, fields: Fields) -> None:
         """Forward the trailer section that ends the request, or hold it."""
         action = self.on(_REQUEST_END)
-        self._trailers = trailers = end_to_end_trailers(fields)
+        trailers = end_to_end_trailers(fields)
+        if self._holding:
+            self.hold_trailers(trailers)
         if action == _FORWARD and self.upstream is not None:
             self.upstream.send_trailers(trailers)
         if self._state == _OVER:

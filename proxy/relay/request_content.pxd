@@ -19,6 +19,7 @@ cdef class RequestContent(StreamReceiver):
     cdef Py_ssize_t _held_octets
     cdef bytes _first_held
     cdef list _more_held
+    cdef list _trailers
     cdef readonly Py_ssize_t request_octets
     cdef Py_ssize_t _acknowledged_octets
     cdef Py_ssize_t _discarded_octets
@@ -27,6 +28,7 @@ cdef class RequestContent(StreamReceiver):
     cpdef begin_content(self, Stream downstream, list fields, Account account)
     @cython.locals(more=list)
     cpdef hold(self, bytes data)
+    cpdef hold_trailers(self, list trailers)
     cpdef list held(self)
     cpdef drop_held(self)
     cpdef release(self)

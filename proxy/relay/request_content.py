@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.connection.budget import Account
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import Fields
+from proxy.http2.policy.fields import section_octets
 from proxy.http2.policy.sending import JOINED_OCTETS
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class RequestContent(StreamReceiver):
         "_holding",
         "_more_held",
         "_sent_octets",
+        "_trailers",
         "account",
         "connection",
         "downstream",
@@ -72,6 +74,7 @@ class RequestContent(StreamReceiver):
         # Most requests have one piece, for which no list is made.
         self._first_held: bytes | None = None
         self._more_held: list[bytes] | None = None
+        self._trailers: Fields | None = None
         self.request_octets = 0
         """Octets of content that have come."""
         self._acknowledged_octets = 0
@@ -92,6 +95,13 @@ class RequestContent(StreamReceiver):
         self._held_octets += len(data)
         self.account.change(len(data))
 
+    def hold_trailers(self, trailers: Fields) -> None:
+        """Keep the trailer section that ends the request, too; it is charged with the head."""
+        self._trailers = trailers
+        octets = section_octets(trailers)
+        self._head_octets += octets
+        self.account.change(octets)
+
     def held(self) -> list[bytes]:
         """Return the content that is held, in pieces; there must be some."""
         assert self._first_held is not None  # noqa: S101 - the caller has asked for `_held_octets`
@@ -100,7 +110,7 @@ class RequestContent(StreamReceiver):
     def drop_held(self) -> None:
         """Keep nothing any more, except a small head: the request is not sent again."""
         self._holding = False
-        self._first_held = self._more_held = None
+        self._first_held = self._more_held = self._trailers = None
         if self._held_octets:
             self.account.change(-self._held_octets)
             self._held_octets = 0
@@ -141,7 +151,7 @@ class RequestContent(StreamReceiver):
         connection.cancels.cancel(stream, code, self.account)
 
     def count_held_octets(self) -> int:
-        """Return the octets of head and content that are held, with those of the exchange itself."""
+        """Return the octets of head, content and trailers that are held, with those of the exchange itself."""
         return self._held_octets + self._head_octets + _EXCHANGE_OCTETS
 
     def discard(self, octets: int) -> bool:

@@ -299,7 +299,8 @@ class Settings(PeerSettings):
         default=256 << 20,
         ge=64 << 10,
         description=(
-            "Cap on all octets that wait in one worker, the heads of requests and 4 KiB for each exchange included. "
+            "Cap on all octets that wait in one worker, the heads and trailers of requests and 4 KiB for each exchange "
+            "included. "
             "Near it, new requests of a client or service with more than its share get 503; "
             "at it, exchanges of the address or service with the most octets are ended."
         ),

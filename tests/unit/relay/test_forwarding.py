@@ -12,6 +12,7 @@ from hyperframe.frame import DataFrame, HeadersFrame
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.policy.fields import section_octets
 from tests.support.allocations import traced_octets
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
@@ -311,6 +312,32 @@ def test_content_in_tiny_frames_that_is_held_takes_little_more_memory_than_is_co
         world.settle()
         service, far = world.latest("/x")
         assert service.streams[far].content == content
+
+
+@each_bare_engine
+def test_trailers_that_are_held_are_charged_until_the_response_begins(make: EngineFactory) -> None:
+    trailers: Fields = [(b"x-long", b"%d" % number * 2_000, False) for number in range(8)]
+    octets = section_octets(trailers)
+    world, may_connect = waiting(make)
+    with world:
+        client = world.client()
+        stream = client.request("/svc/x")
+        world.settle()
+        before = world.budget.queued_octets
+        client.engine.send_trailers(stream, trailers)
+        world.settle()
+        assert world.budget.queued_octets == before + octets
+        may_connect.set()
+        world.settle()
+        service, far = world.latest("/x")
+        assert service.streams[far].trailers == trailers
+        assert world.budget.queued_octets == before + octets, "they may have to be sent again"
+        service.respond(far)
+        world.settle()
+        assert world.budget.queued_octets < before
+        service.engine.send_data(far, b"", end_stream=True)
+        world.settle()
+        world.assert_at_rest()
 
 
 CANCELS: dict[str, Callable[[World, Client, StreamId], None]] = {
