@@ -8,9 +8,11 @@ with less than half as many. All processes of a machine have one address: among 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 from collections import Counter
+from struct import pack
 from typing import Final
 
 import structlog
@@ -34,6 +36,8 @@ _LOOK_SECONDS: Final = 0.1
 """Between two looks at all connections: they are some thousands, and may be in the way of as many new ones."""
 _MOST_FOUND: Final = 64
 """How many connections that may give way are remembered after a look."""
+_NO_LINGER: Final = pack("ii", 1, 0)
+"""For SO_LINGER: the system resets the connection when it is closed."""
 _CLOSE_SECONDS: Final = 0.5
 """How long an idle connection that gives way may take to receive its GOAWAY."""
 
@@ -234,6 +238,13 @@ class AcceptedConnection:
             self.http1.close_after_response()
 
     def abort(self) -> None:
-        """Close it at once, and wake up a reader that waits at the gate."""
+        """Close it at once, and wake up a reader that waits at the gate.
+
+        Where the end of the connection would be that of a response, which is not complete, it is a reset (RST).
+        """
+        if self.http1 is not None and self.http1.end_looks_complete:
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # it is closed
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
         self.gate.set()

@@ -88,6 +88,11 @@ class Http1Protocol(H11Protocol):
         """True if a request was refused as malformed."""
         return self.connection.their_state is h11.ERROR
 
+    @property
+    def end_looks_complete(self) -> bool:
+        """True if an incomplete response would end with the connection, as over HTTP/1.0 (RFC 9112, 6.3)."""
+        return self.connection.our_state is h11.SEND_BODY and self.connection.their_http_version == b"1.0"
+
     def close_after_response(self) -> None:
         """Close the connection with the next response, which says so; at once would lose a request that is coming."""
         self.keep_alive_requests = self.config.keep_alive_max_requests

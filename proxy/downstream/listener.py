@@ -189,12 +189,12 @@ class Listener:
             self._observer.downstream_closed()
             self._changed.set()
 
-    def end_for_memory(self, transport: asyncio.Transport) -> None:
+    def end_for_memory(self, accepted: AcceptedConnection) -> None:
         """End the connection of an HTTP/1.1 client because of what it sends ahead of its turn."""
         self._observer.downstream_cut_off(
             ErrorCode.ENHANCE_YOUR_CALM, "memory is short (queued_octets), and it sends ahead of its turn"
         )
-        transport.abort()
+        accepted.abort()
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one HTTP/1.1 exchange."""

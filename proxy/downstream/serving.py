@@ -163,7 +163,7 @@ class _Server(TCPServer):
                 elif not self._is_http2(first):
                     self.reader.give_back(first)
                     del first  # it can be large, and would be kept as long as the connection
-                    abort = partial(listener.end_for_memory, transport)
+                    abort = partial(listener.end_for_memory, accepted)
                     with self.reader.charged(listener.budget, address_key(transport), abort):
                         await self._run_http1(accepted)
                 elif not self.reader.at_eof():  # HTTP/2 needs both halves
@@ -193,6 +193,7 @@ class _Server(TCPServer):
     async def _run_http1(self, accepted: AcceptedConnection) -> None:
         """Replace `TCPServer.run`, with an HTTP/1.1 protocol that never switches to another one."""
         connection = self.writer.get_extra_info("socket")
+        self._accepted = accepted
         self._gate = accepted.gate
         self._finished = False
         try:
@@ -310,6 +311,8 @@ class _Server(TCPServer):
         if isinstance(event, Closed) and self.protocol.refused:
             await self.protocol.handle(event)  # cancels the request
             await self._linger()
+        if isinstance(event, Closed) and self.protocol.end_looks_complete:
+            self._accepted.abort()
         # Hypercorn handles resets, but not errors of keep-alive and routing (ETIMEDOUT, EHOSTUNREACH).
         try:
             await super().protocol_send(event)
@@ -331,7 +334,14 @@ class _Server(TCPServer):
 
     async def _close(self) -> None:
         with contextlib.suppress(OSError):
-            await super()._close()
+            if not self.writer.transport.is_closing():
+                await super()._close()
+                return
+            # It is aborted, and uvloop would still send FIN before that takes effect.
+            try:
+                await self.writer.wait_closed()
+            finally:
+                await self.idle_task.stop()
 
 
 def _poll(connection: socket.socket, events: int) -> int:
