@@ -42,7 +42,8 @@ def configure_logging(
     if console:
         # Plain tracebacks: the pretty ones that structlog takes where it finds `rich` print local variables.
         plain = structlog.dev.plain_traceback
-        rendering = [structlog.dev.ConsoleRenderer(colors=terminal and _wants_colours(), exception_formatter=plain)]
+        colours = terminal and _wants_colours()
+        rendering = [_for_terminal, structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     structlog.configure(
         processors=[
             _name_room,
@@ -93,6 +94,18 @@ def _for_cloud_logging(_logger: Any, _method: str, event: MutableMapping[str, An
         head["logging.googleapis.com/spanId"] = event.pop(SPAN_ID, None)
         head["logging.googleapis.com/trace_sampled"] = event.pop(TRACE_SAMPLED, False)
     return {**head, **event, **head}
+
+
+def _for_terminal(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put U+FFFD in place of what a terminal obeys, such as escape sequences in the path of a request.
+
+    Line breaks stay in the text of an exception; in other values the renderer writes them as escapes.
+    """
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            kept = "" if key == "event" else "\n\t"
+            event[key] = "".join(mark if mark.isprintable() or mark in kept else "\ufffd" for mark in value)
+    return event
 
 
 def _http_request(event: MutableMapping[str, Any]) -> dict[str, Any]:

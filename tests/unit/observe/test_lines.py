@@ -217,6 +217,24 @@ def test_console_has_no_colours_without_a_terminal(capsys: pytest.CaptureFixture
     assert re.search(r"^\d{4}-\d\d-\d\dT\S+Z \[info +\] hello +room=x route=a$", text.strip())
 
 
+@pytest.mark.parametrize("mark", ["\x1b", "\x07", "\x7f", "\x9b", "\x9d", "\r", "\u202e"])
+def test_nothing_in_a_line_is_obeyed_by_a_terminal(mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "console")
+    hostile = f"/a{mark}31mb"
+    structlog.get_logger("access").info("exchange", path=hostile, both=f"{hostile} c", several=[hostile])
+    logging.getLogger("hypercorn").warning("refused %s\n%s", hostile, hostile)
+    try:
+        raise ValueError(hostile)
+    except ValueError as exc:
+        structlog.get_logger("x").error("oops", exc_info=exc)
+    exchange, refused, _, *traceback = capsys.readouterr().err.removesuffix("\n").split("\n")
+    for line in (exchange, refused, *traceback):
+        assert line.isprintable(), line
+    assert "path=/a\ufffd31mb " in exchange
+    assert "refused /a\ufffd31mb\ufffd/a\ufffd31mb" in refused
+    assert traceback[-1] == "ValueError: /a\ufffd31mb"
+
+
 def test_a_closed_stderr_affects_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
     configure_logging("info", "json")
