@@ -1,8 +1,8 @@
 """Warnings: what went wrong with exchanges and connections, in log lines that say what mends it.
 
 Restate shows neither fields nor body of an answer that stops an invocation, so this is where a person learns more. Of
-lines that repeat, one a second of each kind is written, and the next one says how many were not: an outage must not
-fill the disk.
+lines that repeat, one a second of each kind is written, and the next one says how many were not: neither an outage nor
+a client must fill the disk.
 """
 
 from __future__ import annotations
@@ -55,25 +55,33 @@ class Warnings(Observer):
         self._clock = clock
         self._monotonic = monotonic
         self._throttle = Throttle()
+        # Clients choose the hosts of open routes, so there may be any number of each.
+        self._mints, self._services, self._open_routes = Throttle(), Throttle(), Throttle()
 
     def route(self, route: Route | None) -> ExchangeObserver:
         """Return what writes the lines of one route."""
-        return _RouteWarnings(route, self._clock, self._monotonic)
+        throttle = self._open_routes if route is not None and route.is_open else Throttle()
+        return _RouteWarnings(route, throttle, self._clock, self._monotonic)
 
     def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
         """Write at the level `info`."""
-        _tokens.info(
-            "token minted",
-            principal=token.principal,
-            expires_at=datetime.fromtimestamp(token.expires_at, UTC).isoformat(timespec="seconds"),
-            remaining_seconds=round(token.local_expiry - self._clock()),
-            **_mint_fields(token.key, uncached),
-        )
+        added = self._mints.fields((*_identity(token.key), uncached, token.principal), self._monotonic())
+        if added is not None:
+            _tokens.info(
+                "token minted",
+                principal=token.principal,
+                expires_at=datetime.fromtimestamp(token.expires_at, UTC).isoformat(timespec="seconds"),
+                remaining_seconds=round(token.local_expiry - self._clock()),
+                **_mint_fields(token.key, uncached),
+                **added,
+            )
 
     def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
         """Write at the level of the failure."""
-        write = _tokens.error if failure.severity == "error" else _tokens.warning
-        write("token mint failed", code=failure.code, error=str(failure), **_mint_fields(key, uncached))
+        added = self._mints.fields((*_identity(key), uncached, str(failure)), self._monotonic())
+        if added is not None:
+            write = _tokens.error if failure.severity == "error" else _tokens.warning
+            write("token mint failed", code=failure.code, error=str(failure), **_mint_fields(key, uncached), **added)
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Write at the level `debug`."""
@@ -85,25 +93,30 @@ class Warnings(Observer):
 
     def upstream_not_connected(self, origin: str, failure: Failure) -> None:
         """Write at the level of the failure."""
-        write = _upstream.error if failure.severity == "error" else _upstream.warning
-        write("upstream not connected", origin=origin, code=failure.code, reason=str(failure))
+        added = self._services.fields((origin, failure.code), self._monotonic())
+        if added is not None:
+            write = _upstream.error if failure.severity == "error" else _upstream.warning
+            write("upstream not connected", origin=origin, code=failure.code, reason=str(failure), **added)
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
         """Write a warning; a line at the level `debug` for NO_ERROR, with which connections usually end."""
-        write = _upstream.warning if code else _upstream.debug
-        write(
-            "upstream said GOAWAY",
-            origin=origin,
-            code=error_code_name(code),
-            debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
-        )
+        added = self._services.fields((origin, "GOAWAY", code), self._monotonic()) if code else {}
+        if added is not None:
+            write = _upstream.warning if code else _upstream.debug
+            write(
+                "upstream said GOAWAY",
+                origin=origin,
+                code=error_code_name(code),
+                debug=debug[:_DEBUG_OCTETS].decode("ascii", "backslashreplace"),
+                **added,
+            )
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
         """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
         remedy = _LIMITS.get(reason)
         if remedy is None:
             _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
-        elif (added := self._throttle.fields((origin, reason), self._monotonic())) is not None:
+        elif (added := self._services.fields((origin, reason), self._monotonic())) is not None:
             _upstream.warning("response refused", origin=origin, reason=reason, remedy=remedy, **added)
 
     def downstream_cut_off(self, code: int, reason: str) -> None:
@@ -132,21 +145,31 @@ class Warnings(Observer):
 class _RouteWarnings(ExchangeObserver):
     __slots__ = ("_caller_token_told", "_clock", "_monotonic", "_name", "_route", "_throttle")
 
-    def __init__(self, route: Route | None, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        route: Route | None,
+        throttle: Throttle,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._route = route
         self._name = route.name if route is not None else None
         self._clock = clock
         self._monotonic = monotonic
-        self._throttle = Throttle()
+        self._throttle = throttle
         self._caller_token_told = False
 
     def caller_token_dropped(self, exchange: ObservedExchange) -> None:
-        if self._route is not None and not self._caller_token_told:
+        if self._route is None or self._caller_token_told:
+            return
+        added = self._throttle.fields((self._name, "caller-token"), self._monotonic())
+        if added is not None:
             self._caller_token_told = True
             _log.warning(
                 "dropping the caller's own Google token",
                 route=self._name,
                 remedy=caller_token_remedy(signed=self._route.signed),
+                **added,
             )
 
     def error_response(self, exchange: ObservedExchange, fields: Fields, content: bytes) -> None:
@@ -154,7 +177,7 @@ class _RouteWarnings(ExchangeObserver):
         status = exchange.status
         if self._route is None or not stops_work(status):
             return
-        added = self._throttle.fields(status, self._monotonic())
+        added = self._throttle.fields((self._name, status), self._monotonic())
         if added is None:
             return
         challenge, found = explain_response(self._route, exchange, fields, content, self._clock())
@@ -178,7 +201,7 @@ class _RouteWarnings(ExchangeObserver):
         self._write("exchange aborted", exchange, failure)
 
     def _write(self, what: str, exchange: ObservedExchange, failure: Failure) -> None:
-        added = self._throttle.fields(failure.code, self._monotonic())
+        added = self._throttle.fields((self._name, failure.code), self._monotonic())
         if added is not None:
             write = _log.error if failure.severity == "error" else _log.warning
             status = exchange.status or None
@@ -192,6 +215,10 @@ class _RouteWarnings(ExchangeObserver):
                 **request_context(exchange),
                 **added,
             )
+
+
+def _identity(key: ObservedKey) -> tuple[object, ...]:
+    return key.audience, key.impersonate, key.delegates
 
 
 def _mint_fields(key: ObservedKey, uncached: bool) -> dict[str, Any]:
