@@ -145,6 +145,27 @@ async def test_failing_routes_come_first_with_code_time_reason_remedy_and_comman
 
 @needs_chromium
 @pytest.mark.asyncio
+async def test_a_command_that_is_being_copied_stays_selected_while_the_page_asks_again(tmp_path: Path) -> None:
+    about = "document.getElementById('about').textContent"
+    async with stage() as plane, page(tmp_path) as browser:
+        await loaded(browser, plane.address, width=1280, dark=False)
+        await browser.evaluate("getSelection().selectAllChildren(document.querySelector('.trouble pre'))")
+        command = await browser.evaluate("document.querySelector('.trouble pre').textContent")
+        # When the page asks for the second time, it has shown what it was told the first time.
+        asked = "performance.getEntriesByName(new URL('status', location).href).length"
+        before = await browser.evaluate(asked)
+        await browser.until(f"{asked} > {before} + 1")
+        assert await browser.evaluate("String(getSelection())") == command
+        assert "while text is selected" in await browser.evaluate(about)
+        await browser.evaluate("document.querySelector('.trouble').setAttribute('data-old', '')")
+        await browser.evaluate("getSelection().removeAllRanges()")
+        await browser.until("!document.querySelector('[data-old]')")
+        assert "while text is selected" not in await browser.evaluate(about)
+        assert browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.asyncio
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_several_workers_have_a_row_each_and_everything_is_of_all_of_them(tmp_path: Path, width: int) -> None:
     async with stage() as plane, stage() as other, supervised(plane, other), page(tmp_path) as browser:
