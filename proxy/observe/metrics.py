@@ -10,17 +10,15 @@ from typing import Any, Final
 from proxy.errors import Failure
 from proxy.observe.counters import Connections, Durations, RouteMetrics, bounded_code_name
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
+from proxy.observe.totals import AMBIENT
 from proxy.routes import OTHER, UNMATCHED, Route
 
-__all__ = ["AMBIENT", "Metrics", "Mints", "SettingsMetrics", "TokenIdentity", "token_identity"]
+__all__ = ["Metrics", "Mints", "SettingsMetrics", "TokenIdentity", "token_identity"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 _MOST_OTHER_ORIGINS: Final = 100
 """Origins with a label of their own beside those of named routes and labelled open routes."""
-
-AMBIENT: Final = "ambient"
-"""The label in metrics of the account of the credentials themselves."""
 
 TokenIdentity = tuple[str | None, tuple[str, ...], str]
 """What a token is minted for: the impersonated account, its delegates, the audience."""

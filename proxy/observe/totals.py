@@ -9,11 +9,15 @@ of numbers; its sum over all workers, those that have ended among them, is what 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
-__all__ = ["Totals", "state_line"]
+from proxy.routes import Route
 
+__all__ = ["AMBIENT", "Totals", "counted_for", "state_line"]
+
+AMBIENT: Final = "ambient"
+"""The label in metrics of the account of the credentials themselves."""
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -21,6 +25,19 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).enc
 def state_line(kind: str, name: str, counted: object, now: object) -> str:
     """Return one line of a worker's state."""
     return _encode([kind, name, counted, now]) + "\n"
+
+
+def counted_for(routes: Iterable[Route]) -> set[tuple[str, str]]:
+    """Return what is counted because there are these routes: kind and name, of mints the account alone."""
+    return {
+        named
+        for route in routes
+        for named in (
+            ("route", route.label),
+            ("origin", str(route.origin)),
+            ("mints", route.impersonate or AMBIENT),
+        )
+    }
 
 
 class Totals:
@@ -37,10 +54,13 @@ class Totals:
             before = of_kind.get(name)
             of_kind[name] = counted if before is None else _sum(before, counted)
 
-    def forget(self, kind: str, names: Collection[str]) -> None:
-        """Drop the sums of things that are gone."""
-        for name in names:
+    def forget(self, gone: Collection[tuple[str, str]]) -> None:
+        """Drop the sums of things that are gone, named as `counted_for` names them."""
+        for kind, name in gone:
             self._counted.get(kind, {}).pop(name, None)
+        mints = self._counted.get("mints", {})
+        for name in [name for name in mints if ("mints", name.rpartition(" ")[2]) in gone]:
+            del mints[name]
 
     def lines(self) -> Iterator[str]:
         """Yield the sums as lines."""

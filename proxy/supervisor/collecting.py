@@ -109,9 +109,9 @@ class Collecting:
         for line in content.splitlines():
             self._totals.add(line)
 
-    def forget_routes(self, labels: Collection[str]) -> None:
-        """Drop the totals of routes that were removed."""
-        self._totals.forget("route", labels)
+    def forget(self, gone: Collection[tuple[str, str]]) -> None:
+        """Drop the totals of routes that were removed, and of origins and accounts that no other route has."""
+        self._totals.forget(gone)
 
     def _ask(self, workers: Sequence[Supervised]) -> None:
         self.due = time.monotonic() + _REPORT_SECONDS

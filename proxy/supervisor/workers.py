@@ -298,7 +298,7 @@ class _Supervisor:
         """Send the workers what was read."""
         reloading.take([worker.channel for worker in self._workers], draining=self._command is not None)
         self._drain_seconds = reloading.settings.drain_timeout
-        self._collecting.forget_routes(reloading.labels_removed)
+        self._collecting.forget(reloading.gone)
 
     def _hand_on(self) -> None:
         """Leave new connections to the sidecar that has the sockets, too, now."""

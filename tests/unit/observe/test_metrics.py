@@ -15,7 +15,8 @@ from proxy.observe.exposition import CONTENT_TYPE, Exposition
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import Queues, TokenState
-from proxy.observe.metrics import AMBIENT, Metrics
+from proxy.observe.metrics import Metrics
+from proxy.observe.totals import AMBIENT
 from proxy.routes import OTHER, UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
 from tests.support.live import StillState

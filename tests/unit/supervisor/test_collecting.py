@@ -164,7 +164,7 @@ def test_counters_of_an_ended_worker_are_kept(workers: list[Worker]) -> None:
         one.report(ANSWER, 1)
         found.check([one])
         assert one.received()["count"] == expected
-        found.forget_routes(["a"])
+        found.forget({("route", "a")})
 
 
 def test_an_ended_worker_is_not_waited_for(workers: list[Worker]) -> None:
