@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import threading
 import time
 import warnings
@@ -38,6 +39,7 @@ from proxy.observe.exchange import ExchangeObserver, ObservedExchange
 from proxy.observe.observer import Observer
 from proxy.observe.request_context import INVOCATION_ID, request_context
 from proxy.observe.throttle import Throttle
+from proxy.quoting import NOT_SHOWN, one_line
 from proxy.routes import Route
 from proxy.signals import threads_without_signals
 
@@ -56,6 +58,12 @@ _QUIET_SECONDS: Final = 60.0
 
 # Those that the conventions list; others are not to become attributes, of which there must be few.
 _METHODS: Final = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+
+_MOST_CHARACTERS: Final = 500
+"""Of what OpenTelemetry says of a problem; a receiver's answer may be in it."""
+
+_QUERY: Final = re.compile(r"\?[^\s\"')]+")
+"""Of the receiver's URL. Some receivers have their key there, and an error of a connection names the whole URL."""
 
 _propagator: Final = TraceContextTextMapPropagator()
 
@@ -249,6 +257,7 @@ class _Problems(logging.Handler):
         exporting = record.name.startswith("opentelemetry.exporter")
         # Without its arguments where it is about settings: these may be credentials (OTEL_EXPORTER_OTLP_HEADERS).
         text = record.getMessage() if exporting or not record.args else str(record.msg).partition(": %")[0]
+        text = one_line(_QUERY.sub(f"?{NOT_SHOWN}", text), _MOST_CHARACTERS)
         if exporting and record.levelno < logging.ERROR:
             self._cause = text  # It will be tried again.
             return

@@ -188,6 +188,21 @@ async def test_a_missing_receiver_stops_no_request_and_is_logged_once(chain: Sta
 
 
 @pytest.mark.asyncio
+async def test_a_key_in_the_url_of_the_receiver_is_in_no_line(chain: StartChain) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1/traces?api_key=hunter2"
+        env = exporting_to("", OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=url, OTEL_EXPORTER_OTLP_TIMEOUT="2")
+        async with chain("--log-level", "debug", env=env) as (running, far, near):
+            await call(near, far)
+            (line,) = await running.logged("spans are not exported")
+            await running.end()
+    assert "Connection refused" in str(line["cause"])
+    assert "/v1/traces?[not shown]" in str(line["cause"])
+    assert not [text for text in running.program.lines if "hunter2" in text]
+
+
+@pytest.mark.asyncio
 async def test_a_receiver_that_never_answers_delays_the_end_by_at_most_a_second(chain: StartChain) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env = exporting_to(f"http://127.0.0.1:{silent.getsockname()[1]}")
