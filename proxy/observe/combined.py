@@ -55,7 +55,7 @@ class Group(NamedTuple):
     restarts: int
     """How many were replaced because they had ended."""
     log_lines_dropped: int
-    """By all of them."""
+    """By all of them and their supervisor."""
 
 
 class Combined:
@@ -122,7 +122,7 @@ class Combined:
             WorkerRow(pid, state, started_at, connections, in_flight.get(pid, 0))
             for pid, state, started_at, connections in known.get("workers", ())
         ]
-        dropped = self._log_lines_dropped
+        dropped = self._log_lines_dropped + known.get("log_lines_dropped", 0)
         return Group(known.get("pid", 0), known.get("started_at", 0.0), rows, known.get("restarts", 0), dropped)
 
     # ---- as `observe.live.Live`

@@ -29,6 +29,7 @@ from proxy.downstream.channel import (
     WORKERS_READY,
     WORKERS_STARTING,
 )
+from proxy.observe.background import dropped_lines
 from proxy.observe.totals import Totals, state_line
 from proxy.supervisor.channel import WorkerChannel
 
@@ -129,6 +130,7 @@ class Collecting:
                 "started_at": self._started_at,
                 "workers": [_row(worker, late) for worker in workers],
                 "restarts": self.restarts,
+                "log_lines_dropped": dropped_lines(),
                 "settings": self.settings,
             }
             lines = [state_line("supervisor", "", None, known), *self._totals.lines()]

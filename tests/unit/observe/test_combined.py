@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Internal, TokenTimeout, UpstreamConnectFailed
+from proxy.observe.background import dropped_lines
 from proxy.observe.combined import Combined
 from proxy.observe.exposition import Exposition, with_values
 from proxy.observe.health import RouteHealth
@@ -235,7 +236,7 @@ def test_the_last_minutes_of_all_workers_are_summed() -> None:
     assert last.p99 > 1 > last.p50 > 0.01
 
 
-def test_reloads_are_those_of_the_supervisor() -> None:
+def test_reloads_and_lines_that_the_supervisor_has_dropped_are_known() -> None:
     one, other = Worker(), Worker()
     for worker in (one, other):
         worker.metrics.settings_reloaded(())
@@ -244,12 +245,14 @@ def test_reloads_are_those_of_the_supervisor() -> None:
         "started_at": 1.0,
         "workers": [[8, "ready", 2.0, 3]],
         "restarts": 4,
+        "log_lines_dropped": 6,
         "settings": {"reloaded": 1, "refused": 2, "problems": ["bad"], "refused_at": 5.0},
     }
     together = combined(one.state(), other.state(), state_line("supervisor", "", None, known).encode())
     settings = together.metrics.settings
     assert (settings.reloaded, settings.refused, settings.problems, settings.refused_at) == (1, 2, ("bad",), 5.0)
     assert (together.group.pid, together.group.restarts) == (7, 4)
+    assert together.group.log_lines_dropped == 6 + 2 * dropped_lines()
     assert [(row.pid, row.state, row.connections) for row in together.group.workers] == [(8, "ready", 3)]
 
 

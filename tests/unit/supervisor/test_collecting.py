@@ -93,7 +93,10 @@ def workers() -> Iterator[list[Worker]]:
             worker.channel.state.close()
 
 
-def test_a_request_gets_the_states_of_all_workers_once_all_have_reported(workers: list[Worker]) -> None:
+def test_a_request_gets_the_states_of_all_workers_once_all_have_reported(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "dropped_lines", lambda: 9)
     one, other = workers
     found = Collecting()
     found.restarts = 3
@@ -108,7 +111,7 @@ def test_a_request_gets_the_states_of_all_workers_once_all_have_reported(workers
     other.report(ANSWER, 7)
     found.check(workers)
     got = one.received()
-    assert (got["count"], got["restarts"]) == (12, 3)
+    assert (got["count"], got["restarts"], got["log_lines_dropped"]) == (12, 3, 9)
     assert [row[:2] for row in got["workers"]] == [[1, "ready"], [2, "ready"]]  # type: ignore[attr-defined]
     assert found.due == float("inf")
 
