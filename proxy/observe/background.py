@@ -5,6 +5,9 @@ handling of SIGTERM included. So `background_output` replaces `sys.stdout` and `
 a bounded queue, and one daemon thread for each stream writes it to the descriptor. Log lines, warnings, tracebacks and
 prints of libraries all come this way.
 
+Workers share a pipe, which takes a line that is longer than `PIPE_BUF` in pieces. So who writes holds a lock, or lines
+of others would stand in the middle of it, and neither could be read: clients choose how long a path is.
+
 A line that finds the queue full is dropped and counted; as soon as the reader has caught up, a line says how many were
 dropped. `dropped_lines` is the total for the metrics.
 """
@@ -12,9 +15,11 @@ dropped. `dropped_lines` is the total for the metrics.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import select
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +37,7 @@ _log: Final = structlog.get_logger("observe")
 _MOST_QUEUED_OCTETS: Final = 1 << 20
 """About five thousand lines."""
 _LONGEST_WRITE_OCTETS: Final = getattr(select, "PIPE_BUF", 512)
-"""POSIX writes this much to a pipe whole or not at all, so that the lines of several workers do not mix."""
+"""POSIX writes this much to a pipe whole or not at all: it does not mix with what programs write that hold no lock."""
 _EXIT_SECONDS: Final = 1.0
 """How long the exit waits for a reader that may have stopped."""
 
@@ -230,15 +235,33 @@ def _writer_to(target: TextIO) -> Callable[[bytes], None]:
         return write_text
 
     def write(octets: bytes) -> None:
-        while octets:
-            try:
-                octets = octets[os.write(descriptor, octets) :]
-            except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
-                poll = select.poll()
-                poll.register(descriptor, select.POLLOUT)
-                poll.poll()
+        with _alone(descriptor):
+            while octets:
+                try:
+                    octets = octets[os.write(descriptor, octets) :]
+                except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
+                    poll = select.poll()
+                    poll.register(descriptor, select.POLLOUT)
+                    poll.poll()
 
     return write
+
+
+@contextlib.contextmanager
+def _alone(descriptor: int) -> Iterator[None]:
+    """Wait while another process is in here with the same pipe or socket; other files take a line at once.
+
+    Linux ends the lock of a process that dies. Without locks for pipes, as on other systems, nobody waits.
+    """
+    with contextlib.suppress(OSError):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
 
 def _daemon(run: Callable[[], None]) -> threading.Thread:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,23 @@ def test_lines_arrive_in_order_and_whole() -> None:
     os.close(reading)
     assert got[0].decode().splitlines() == expected
     assert stream.dropped == 0
+
+
+def test_no_other_process_writes_to_a_pipe_in_the_middle_of_a_line() -> None:
+    reading, writing = os.pipe()
+    take_lock = "import fcntl; fcntl.lockf(1, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        stream.write("x" * 500_000 + "\n")
+        assert os.read(reading, 1)  # the pipe is smaller: the rest of the line waits
+        other = subprocess.run([sys.executable, "-c", take_lock], stdout=target, stderr=subprocess.PIPE, check=False)
+        assert b"BlockingIOError" in other.stderr
+        reader = threading.Thread(target=read_all, args=[reading])
+        reader.start()
+        assert stream.close_within(60)
+        subprocess.run([sys.executable, "-c", take_lock], stdout=target, check=True)
+    reader.join()
+    os.close(reading)
 
 
 def test_a_reader_that_stops_blocks_no_writer_and_dropped_lines_are_counted() -> None:
