@@ -2,8 +2,9 @@
 
 Counters, connections, queues and what is in flight are added up. Of what has no sum, the value that tells most is
 taken: the latest expiry and mint, the greatest clock difference, the newest trouble, whose failures are counted with
-those of the others. Quantiles cannot be added: p50 is the mean of those of the workers, weighted by requests, and p99
-the greatest of them.
+those of the others. A success in one worker ends what others had trouble with before, and a mint ends failed mints:
+they may get no more requests, and never see for themselves. Quantiles cannot be added: p50 is the mean of those of the
+workers, weighted by requests, and p99 the greatest of them.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class Combined:
         self._intervals: dict[str, dict[int, Interval]] = {}
         self._tokens: dict[str, TokenState] = {}
         self._minted_at: dict[str, float] = {}
+        self._succeeded: dict[str, float] = {}
+        """A time after which an exchange has succeeded, by label."""
+        self._troubles: list[tuple[dict[str, Trouble], str, Trouble]] = []
+        """Those of all workers, with where they belong, and label."""
         self._unwell: dict[str, Trouble] = {}
         self._trouble: dict[str, Trouble] = {}
         self._minting: dict[str, Trouble] = {}
@@ -104,7 +109,7 @@ class Combined:
         metrics, queues = self.metrics, self._queues
         tables: tuple[dict[Any, Any], ...] = (
             *(metrics.routes, metrics.upstream_connections, metrics.minted_at),
-            *(self._intervals, self._tokens, self._minted_at, self._origins),
+            *(self._intervals, self._tokens, self._minted_at, self._origins, self._succeeded),
             *(self._unwell, self._trouble, self._minting),
             *(queues.route_octets, queues.route_waiting),
         )
@@ -214,6 +219,8 @@ class Combined:
         route.add(counted, now["in_flight"])
         self._queues.route_octets[label] += now["queued_octets"]
         self._queues.route_waiting[label] += now["waiting"]
+        if now["succeeded"] is not None:
+            self._succeeded[label] = max(self._succeeded.get(label, 0.0), now["succeeded"])
         for age, values in now["history"]:
             intervals = self._intervals.setdefault(label, {})
             intervals[age] = _together(intervals.get(age, _NO_INTERVAL), Interval(*values))
@@ -260,7 +267,7 @@ class Combined:
         if now["minted_at"] is not None:
             self._minted_at[label] = max(self._minted_at.get(label, 0.0), now["minted_at"])
         for found, values in ((self._unwell, "unwell"), (self._trouble, "trouble"), (self._minting, "minting")):
-            _note(found, label, _trouble(now[values]))
+            self._hear(found, label, _trouble(now[values]))
         self._run(label, now["trouble"])
 
     def _add_open(self, label: str, now: Mapping[str, Any]) -> None:
@@ -269,8 +276,12 @@ class Combined:
             use = OpenUse(host, signed, audience, impersonate, tuple(delegates), None)
             token, before = TokenState(*fields) if fields is not None else None, uses.get(use)
             uses[use] = before if before and (not token or before.expires_at >= token.expires_at) else token
-        _note(self._open_trouble, label, _trouble(now["trouble"]))
+        self._hear(self._open_trouble, label, _trouble(now["trouble"]))
         self._run(label, now["trouble"])
+
+    def _hear(self, found: dict[str, Trouble], label: str, trouble: Trouble | None) -> None:
+        if trouble is not None:
+            self._troubles.append((found, label, trouble))
 
     def _run(self, label: str, fields: Mapping[str, Any] | None) -> None:
         trouble = _trouble(fields)
@@ -285,6 +296,13 @@ class Combined:
             if at is not None:
                 identity = token_identity(route)
                 metrics.minted_at[identity] = max(metrics.minted_at.get(identity, 0.0), at)
+            yield ""
+        while self._troubles:
+            found, label, trouble = self._troubles.pop()
+            minting = trouble.minting and found is not self._open_trouble
+            ended = (self._minted_at if minting else self._succeeded).get(label, 0.0)
+            if trouble.at >= ended:
+                _note(found, label, trouble)
             yield ""
         self.last_failures = self._count_together()[-LAST_FAILURES:]
         if workers:
@@ -331,10 +349,8 @@ def _together(one: Interval, other: Interval) -> Interval:
     return Interval(requests, one.errors + other.errors, p50, max(one.p99, other.p99))
 
 
-def _note(found: dict[str, Trouble], label: str, trouble: Trouble | None) -> None:
+def _note(found: dict[str, Trouble], label: str, trouble: Trouble) -> None:
     """Note the trouble of one more worker: the newest is told, and what the others have is counted with it."""
-    if trouble is None:
-        return
     known = found.get(label)
     if known is not None:
         newest = trouble if trouble.at > known.at else known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -22,14 +22,27 @@ __all__ = ["WorkerState"]
 
 
 class WorkerState:
-    """Renders the state; see `totals` for its lines."""
+    """Renders the state; see `totals` for its lines. `clock` is wall-clock time in seconds."""
 
-    def __init__(self, metrics: Metrics, health: RouteHealth, live: Live, history: History) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: RouteHealth,
+        live: Live,
+        history: History,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._metrics = metrics
         self._health = health
         self._live = live
         self._history = history
-        self._started_at = time.time()
+        self._clock = clock
+        self._started_at = clock()
+        self._seen: dict[str, tuple[int, float]] = {}
+        """How many exchanges of each route had succeeded when it was last looked at, and when that was."""
+        self._succeeded: dict[str, float] = {}
+        """A time, by route, after which one has succeeded."""
         self.process: dict[str, float] = {}
         """Metrics of the process by name. Reading them takes long, so they may be some time old."""
 
@@ -47,8 +60,12 @@ class WorkerState:
                 "queued_octets": queues.route_octets[label],
                 "waiting": queues.route_waiting[label],
                 "history": self._history.ages(label),
+                "succeeded": self._last_success(label, route.successes),
             }
             yield state_line("route", label, route.counted(), now)
+        for label in [label for label in self._seen if label not in metrics.routes]:
+            del self._seen[label]
+            self._succeeded.pop(label, None)
         for named in live.routes():
             yield state_line("named", named.label, None, self._named(named))
         for one in live.open_routes():
@@ -63,6 +80,14 @@ class WorkerState:
             yield state_line("mints", f"{source} {account}", counted, None)
         yield from self._origins()
         yield self._worker(in_flight, queues)
+
+    def _last_success(self, label: str, successes: int) -> float | None:
+        """Return the latest time that is known to be before the last success, in seconds since the epoch."""
+        before, at = self._seen.get(label, (successes, 0.0))
+        if successes > before:
+            self._succeeded[label] = at
+        self._seen[label] = successes, self._clock()
+        return self._succeeded.get(label)
 
     def _named(self, route: Route) -> dict[str, Any]:
         token = self._live.token(route)

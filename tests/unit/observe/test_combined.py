@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,13 +37,14 @@ EVENTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30)), max_size=30)
 class Worker:
     """What observes the traffic of one worker."""
 
-    def __init__(self) -> None:
-        self.metrics = Metrics("engine 1", credentials_kind=lambda: "service account")
-        self.health = RouteHealth(self.metrics)
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.metrics = Metrics("engine 1", credentials_kind=lambda: "service account", clock=clock)
+        self.health = RouteHealth(self.metrics, clock=clock)
         self.live = StillState(ROUTES)
         self.history = History(self.metrics)
         self.routes = [self.metrics.route(route) for route in (*ROUTES, None)]
         self.observed = [self.health.route(route) for route in (*ROUTES, None)]
+        self.reports = WorkerState(self.metrics, self.health, self.live, self.history, clock=clock)
 
     def happen(self, events: Iterable[tuple[int, int]]) -> None:
         for kind, number in events:
@@ -79,7 +81,7 @@ class Worker:
                     counted.caller_token_dropped(Observed())
 
     def state(self) -> bytes:
-        return "".join(WorkerState(self.metrics, self.health, self.live, self.history).lines()).encode()
+        return "".join(self.reports.lines()).encode()
 
 
 def combined(*states: bytes) -> Combined:
@@ -207,6 +209,74 @@ def test_failures_without_a_success_in_between_are_counted_together() -> None:
     found = together.trouble(ROUTES[0])
     assert found is not None
     assert found.count == 4
+
+
+def test_a_later_success_in_another_worker_ends_the_trouble_of_one_that_gets_no_more_requests() -> None:
+    now = 100.0
+    one, other = Worker(lambda: now), Worker(lambda: now)
+    other.state()
+
+    def succeed() -> None:
+        other.routes[0].started(Observed())
+        other.routes[0].ended(Observed(), 200, 0.1)
+
+    def count() -> int:
+        together = combined(*states) if now % 2 else combined(*reversed(states))
+        found = together.trouble(ROUTES[0], has_token=True)
+        assert together.trouble(ROUTES[0]) == found
+        return found.count if found is not None else 0
+
+    succeed()  # before the failure
+    now = 101.0
+    one.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    states = one.state(), other.state()
+    assert count() == 1
+    now = 102.0
+    states = one.state(), other.state()
+    assert count() == 1
+    succeed()
+    now = 103.0
+    states = one.state(), other.state()
+    assert count() == 0
+    # Without another success it is over, too, until the next failure.
+    now = 104.0
+    states = one.state(), other.state()
+    assert count() == 0
+    one.observed[0].local_reply(Observed(status=503), Internal("broken"))
+    states = one.state(), other.state()
+    assert count() == 2
+
+
+def test_a_later_mint_in_another_worker_ends_a_failed_one_and_a_success_with_an_older_token_does_not() -> None:
+    now = 100.0
+    one, other = Worker(lambda: now), Worker(lambda: now)
+    key = TokenKey.for_route(ROUTES[1])
+    token = Token(key=key, authorization=b"", expires_at=3700.0, principal=None)
+    other.metrics.minted(token, 0.1, False)
+    now = 101.0
+    one.health.mint_failed(key, TokenTimeout("late"), 5.0, False)
+    other.state()
+    now = 102.0
+    other.routes[1].started(Observed())
+    other.routes[1].ended(Observed(), 200, 0.1)
+    other.state()
+    for expected in ("token-timeout", None):
+        together = combined(one.state(), other.state())
+        for found in (together.mint_trouble(ROUTES[1]), together.trouble(ROUTES[1])):
+            assert (found.code if found is not None else None) == expected
+        other.metrics.minted(token, 0.1, False)
+
+
+def test_what_is_known_of_successes_goes_with_the_route() -> None:
+    one = Worker()
+    for _ in range(2):
+        one.state()
+        one.happen([(0, 1)])
+    one.state()
+    assert one.reports._succeeded.keys() == {"orders"}
+    one.metrics.route_removed(ROUTES[1])
+    one.state()
+    assert "orders" not in {*one.reports._seen, *one.reports._succeeded}
 
 
 def test_failures_that_are_not_listed_any_more_are_counted_all_the_same() -> None:
