@@ -29,7 +29,7 @@ from pkgutil import get_data
 from typing import Final, Protocol
 
 import structlog
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.admin.guard import Connections, Deadlines, host_check
@@ -302,15 +302,16 @@ class AdminPlane:
 
 
 def _quiet_logger() -> logging.Logger:
-    """Return a logger for aiohttp that says nothing of requests that are malformed: any client can send many."""
+    """Return a logger for aiohttp that says nothing of what clients do wrong: any client can do it often."""
     logger = logging.getLogger("aiohttp.server")
     logger.addFilter(_of_ours)
     return logger
 
 
 def _of_ours(record: logging.LogRecord) -> bool:
-    """Return False for a record about a malformed request."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """Return False for a record about a malformed request, or a client that left before it had its answer."""
+    theirs = (HttpProcessingError, web.RequestPayloadError, ClientConnectionResetError)
+    return not (record.exc_info and isinstance(record.exc_info[1], theirs))
 
 
 def _remove_file(socket: Path) -> None:

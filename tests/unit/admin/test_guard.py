@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 
 import pytest
 
 from proxy.admin import guard
 from proxy.network.address import parse_address
+from proxy.observe.exposition import Exposition
 from tests.unit.admin.test_plane import running
 
 
@@ -27,6 +29,41 @@ async def test_a_client_that_sends_more_than_a_request_is_cut_off_and_not_logged
             writer.close()
         assert (await site.get("/livez"))[0] == 200
     assert not caplog.records
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_leaves_before_its_answer_or_sends_broken_content_is_not_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running() as site:
+        address = parse_address(site.plane.address)
+
+        def leaving(_: Exposition) -> Iterator[str]:
+            for connection in [*site.plane._connections._by_handler.values()]:
+                connection.abort()
+            yield "a piece\n"
+
+        async def ask(path: str, fields: str = "", content: str = "") -> bytes:
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(
+                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n{content}".encode()
+            )
+            got = b""
+            with contextlib.suppress(ConnectionResetError):
+                got = await reader.read()
+            writer.close()
+            return got
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Exposition, "pieces", leaving)
+            assert b"a piece" not in await ask("/metrics")
+        await ask("/livez", "Content-Encoding: gzip\r\nContent-Length: 3\r\n", "abc")
+        assert (await site.get("/livez"))[0] == 200
+        # What goes wrong here is logged.
+        assert not caplog.records
+        monkeypatch.setattr(Exposition, "pieces", lambda _: 1 / 0)
+        assert (await site.get("/metrics"))[0] == 500
+        assert [record.name for record in caplog.records] == ["aiohttp.server"]
 
 
 @pytest.mark.asyncio
