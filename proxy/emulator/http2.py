@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, RequestReceived
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
@@ -126,6 +128,14 @@ class GoogleHttp2(H2Protocol):
         if self._last_stream != LARGEST and not self.streams and not self.stream_buffers:
             await self.send(Closed())
 
+    async def _send_data(self, stream_id: int) -> None:
+        with suppress(ProtocolError):  # the stream has ended
+            if self.stream_buffers[stream_id].buffer and self.connection.local_flow_control_window(stream_id) <= 0:
+                # Hypercorn would let the application go on, and keep all that it sends.
+                self.priority.block(stream_id)
+                return
+        await super()._send_data(stream_id)
+
     async def _create_stream(self, request: RequestReceived) -> None:
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
         stream = request.stream_id or 0
@@ -161,6 +171,12 @@ class GoogleHttp2(H2Protocol):
     async def _close_stream(self, stream_id: int) -> None:
         await super()._close_stream(stream_id)
         self._windows.closed(stream_id)
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is not None and not buffer.complete:
+            # Hypercorn would leave an application waiting that has sent more than the client takes.
+            await buffer.close()
+            self.priority.unblock(stream_id)
+            await self.has_data.set()
 
     async def reset(self, stream: int, code: ErrorCodes) -> None:
         """Reset a stream; its application gets a disconnect."""

@@ -20,12 +20,21 @@ from tests.support.peers.sockets import Peer, Reset, client
 pytestmark = pytest.mark.asyncio
 
 
+WINDOW = 65_535
+PARTS = 4
+
+
 class Service:
-    """Responds to `/open` when it is told to, to all else at once with ten octets; of `/read`, it reads before."""
+    """Responds to `/open` when it is told to, to all else at once with ten octets; of `/read`, it reads before.
+
+    `/large` has large parts before them. `/fails` and `/returns` end after a part, as their names say.
+    """
 
     def __init__(self) -> None:
         self.end = asyncio.Event()
         self.started = asyncio.Event()
+        self.parts_sent = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -36,7 +45,16 @@ class Service:
             await self.end.wait()
         while scope["path"] == "/read" and (await receive())["more_body"]:
             pass
-        await send({"type": "http.response.body", "body": b"0123456789"})
+        if scope["path"] in ("/large", "/fails", "/returns"):
+            part, count = (b"x" * WINDOW, PARTS) if scope["path"] == "/large" else (b"part", 1)
+            for _ in range(count):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            self.parts_sent.set()
+        if scope["path"] == "/fails":
+            raise RuntimeError("as the test demands")
+        if scope["path"] != "/returns":
+            await send({"type": "http.response.body", "body": b"0123456789"})
+        self.ended.set()
 
 
 @contextlib.asynccontextmanager
@@ -197,6 +215,32 @@ async def test_an_idle_connection_ends_with_goaway(certificates: Certificates) -
         assert (await peer.response(stream)).status == 200
         assert (await peer.went_away).last_stream_id == stream
         await peer.closed
+
+
+async def test_a_container_waits_for_a_client_that_does_not_read(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits.plain(), acknowledging=False) as (peer, service), asyncio.timeout(10):
+        stream = peer.open("/large", end=True)
+        while sum(peer.data_frames[stream]) < WINDOW:
+            await peer.data(stream)
+        for _ in range(16 * PARTS):  # as many rounds of the server's loop
+            await peer.ping()
+        assert not service.parts_sent.is_set()
+        peer.acknowledging = True
+        peer.acknowledge(stream)
+        await peer.rest(stream)
+        assert sum(peer.data_frames[stream]) == PARTS * WINDOW + 10
+
+
+@pytest.mark.parametrize("how", ["reset", "disconnect"])
+async def test_a_client_that_leaves_does_not_keep_the_container_waiting(certificates: Certificates, how: str) -> None:
+    async with _connected(certificates, Limits(), acknowledging=False) as (peer, service), asyncio.timeout(10):
+        stream = peer.open("/large", end=True)
+        await peer.data(stream)
+        if how == "reset":
+            peer.reset(stream, h2.errors.ErrorCodes.CANCEL)
+        else:
+            peer.transport.abort()
+        await service.ended.wait()
 
 
 async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
