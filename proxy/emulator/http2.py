@@ -19,6 +19,7 @@ from h2.events import DataReceived, Event, RequestReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import AppWrapper, ConnectionState
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
@@ -123,7 +124,15 @@ class GoogleHttp2(H2Protocol):
             await self.send(Closed())
 
     async def stream_send(self, event: Any) -> None:
-        """Send an event of a response; after the last stream of a connection that is going away, close it."""
+        """Send an event of a response. The stream is reset if its application has ended before its response.
+
+        After the last stream of a connection that is going away, close it.
+        """
+        buffer = self.stream_buffers.get(event.stream_id)
+        if isinstance(event, StreamClosed) and buffer is not None and not buffer.complete:
+            if buffer.buffer:
+                await buffer.drain()
+            await self.reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
         await super().stream_send(event)
         if self._last_stream != LARGEST and not self.streams and not self.stream_buffers:
             await self.send(Closed())
@@ -181,7 +190,8 @@ class GoogleHttp2(H2Protocol):
     async def reset(self, stream: int, code: ErrorCodes) -> None:
         """Reset a stream; its application gets a disconnect."""
         if stream in self.streams:
-            self.connection.reset_stream(stream, code)
+            with suppress(ProtocolError):  # the connection has ended
+                self.connection.reset_stream(stream, code)
             await self._flush()
             await self._close_stream(stream)
 

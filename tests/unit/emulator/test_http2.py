@@ -243,6 +243,17 @@ async def test_a_client_that_leaves_does_not_keep_the_container_waiting(certific
         await service.ended.wait()
 
 
+@pytest.mark.parametrize("path", ["/fails", "/returns"])
+async def test_a_response_that_the_container_does_not_end_is_reset(certificates: Certificates, path: str) -> None:
+    async with _connected(certificates, Limits()) as (peer, _), asyncio.timeout(10):
+        stream = peer.open(path, end=True)
+        assert await peer.data(stream) == b"part"
+        with pytest.raises(Reset) as caught:
+            await peer.body(stream)
+        assert caught.value.code == h2.errors.ErrorCodes.INTERNAL_ERROR
+        assert (await peer.response(peer.open("/", end=True))).content == b"0123456789"
+
+
 async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
