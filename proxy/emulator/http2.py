@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived
+from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, RequestReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hypercorn.events import Closed, RawData
@@ -39,6 +39,7 @@ MAX_DECODED_OCTETS: Final = 4 << 20
 
 PING_SECONDS: Final = 1.0
 PING_OCTETS: Final = b"emulated"
+LAST_PING_OCTETS: Final = b"all-read"
 
 
 class Exchange:
@@ -95,6 +96,7 @@ class GoogleHttp2(H2Protocol):
         self._pinged = time.monotonic()
         self._going_away = False
         self._last_stream = LARGEST
+        self._all_sent = False
         self.connection = _Connection(self.connection.config, limits.padding_octets, self._received)
         self._windows = ReceiveWindows(self.connection, limits)
         self.app = cast(AppWrapper, _Reading(self.app))
@@ -119,23 +121,28 @@ class GoogleHttp2(H2Protocol):
         if received and self._limits.pings and now - self._pinged >= PING_SECONDS:
             self._pinged = now
             await self._write(PingFrame(0, PING_OCTETS))
+        left = any(isinstance(event, ConnectionTerminated) for event in events)
+        if left:
+            # Hypercorn would close the connection, and its streams with it. This client only opens no more of them.
+            events = [event for event in events if not isinstance(event, ConnectionTerminated)]
+            self._last_stream = self.connection.highest_inbound_stream_id
         await super()._handle_events(events)
-        if self._going_away and not self.streams:
+        if (left and not self.streams and not self.stream_buffers) or any(
+            isinstance(event, PingAckReceived) and event.ping_data == LAST_PING_OCTETS for event in events
+        ):
             await self.send(Closed())
+        else:
+            await self._end_when_all_is_sent()
 
     async def stream_send(self, event: Any) -> None:
-        """Send an event of a response. The stream is reset if its application has ended before its response.
-
-        After the last stream of a connection that is going away, close it.
-        """
+        """Send an event of a response. The stream is reset if its application has ended before its response."""
         buffer = self.stream_buffers.get(event.stream_id)
         if isinstance(event, StreamClosed) and buffer is not None and not buffer.complete:
             if buffer.buffer:
                 await buffer.drain()
             await self.reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
         await super().stream_send(event)
-        if self._last_stream != LARGEST and not self.streams and not self.stream_buffers:
-            await self.send(Closed())
+        await self._end_when_all_is_sent()
 
     async def _send_data(self, stream_id: int) -> None:
         with suppress(ProtocolError):  # the stream has ended
@@ -144,6 +151,17 @@ class GoogleHttp2(H2Protocol):
                 self.priority.block(stream_id)
                 return
         await super()._send_data(stream_id)
+        await self._end_when_all_is_sent()
+
+    async def _end_when_all_is_sent(self) -> None:
+        """After the last response of a connection that is going away, send a PING. Its acknowledgement ends it.
+
+        A connection that is closed while its client is sending, as WINDOW_UPDATE, is reset, and the client loses all
+        that it has not read. If the client does not read, the connection ends as an idle one.
+        """
+        if self._last_stream != LARGEST and not (self._all_sent or self.streams or self.stream_buffers):
+            self._all_sent = True
+            await self._write(PingFrame(0, LAST_PING_OCTETS))
 
     async def _create_stream(self, request: RequestReceived) -> None:
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
@@ -196,7 +214,7 @@ class GoogleHttp2(H2Protocol):
             await self._close_stream(stream)
 
     async def go_away(self) -> None:
-        """Send GOAWAY in two steps (RFC 9113, 6.8), and close the connection after its last stream."""
+        """Send GOAWAY in two steps (RFC 9113, 6.8), and close the connection when its last response has been read."""
         if self._going_away:
             return
         self._going_away = True
@@ -213,8 +231,7 @@ class GoogleHttp2(H2Protocol):
     async def _end_after_notice(self) -> None:
         await asyncio.sleep(self._limits.notice_seconds)
         await self.say_last()
-        if not self.streams:
-            await self.send(Closed())
+        await self._end_when_all_is_sent()
 
     async def _write(self, frame: Frame) -> None:
         # Past h2, which would refuse to send anything after a GOAWAY.
@@ -260,6 +277,12 @@ class _Connection(H2Connection):
         super().__init__(config=config)
         self._padding_octets = padding_octets
         self._received = received
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        # h2 would end the connection, and with it the responses to a client that opens no more streams.
+        event = ConnectionTerminated()
+        event.error_code, event.last_stream_id = ErrorCodes(0), frame.last_stream_id
+        return [], [event]
 
     def acknowledge_received_data(self, acknowledged_size: int, stream_id: int) -> None:
         """Tell the owner instead of reopening the windows."""

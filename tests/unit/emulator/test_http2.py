@@ -254,6 +254,49 @@ async def test_a_response_that_the_container_does_not_end_is_reset(certificates:
         assert (await peer.response(peer.open("/", end=True))).content == b"0123456789"
 
 
+async def test_a_connection_that_is_going_away_is_open_until_its_last_goaway(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(age_seconds=0.0, notice_seconds=60)) as (peer, _), asyncio.timeout(10):
+        await peer.went_away
+        await peer.ping()
+        assert (await peer.response(peer.open("/", end=True))).content == b"0123456789"
+        await peer.ping()
+        await peer.ping()
+
+
+async def test_a_connection_that_is_going_away_ends_when_its_client_has_read_all(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(age_seconds=0.05, notice_seconds=0.0)) as (peer, service):
+        stream = peer.open("/open", end=True)
+        await peer.head(stream)
+        while len(_seen(peer, h2.events.ConnectionTerminated)) < 2:
+            await peer.ping()
+        service.end.set()
+        assert await peer.body(stream) == b"0123456789"
+        await peer.closed
+        # Its acknowledgement tells the front end that all before it was read.
+        assert isinstance(peer.seen[-1], h2.events.PingReceived)
+
+
+async def test_a_client_that_goes_away_gets_its_response(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits()) as (peer, service), asyncio.timeout(10):
+        stream = peer.open("/open", end=True)
+        await peer.head(stream)
+        peer.go_away(0)
+        await peer.ping()
+        late = peer.open("/late", end=True)
+        with pytest.raises(Reset) as caught:
+            await peer.response(late)
+        assert caught.value.code == h2.errors.ErrorCodes.REFUSED_STREAM
+        service.end.set()
+        assert await peer.body(stream) == b"0123456789"
+        await peer.closed
+
+
+async def test_a_client_that_goes_away_without_a_stream_ends_the_connection(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits()) as (peer, _), asyncio.timeout(10):
+        peer.go_away(0)
+        await peer.closed
+
+
 async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
