@@ -210,8 +210,17 @@ def _abort(writer: asyncio.StreamWriter) -> None:
 class _IdleTimer(AsyncioSingleTask):
     """The timer of an idle connection. It is not started on a connection that ends, where Hypercorn's would raise."""
 
+    _over = False
+
+    async def end(self) -> None:
+        """Stop it for good: the connection has ended, and would be kept as long as the timer runs."""
+        self._over = True
+        await self.stop()
+
     async def restart(self, task_group: Any, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         await self.stop()
+        if self._over:
+            return
         timer = action()
         try:
             self._handle = task_group._task_group.create_task(timer)
@@ -226,7 +235,7 @@ class _Connection(TCPServer):
         super().__init__(*arguments)
         self._owner = owner
         self._age: asyncio.TimerHandle | None = None
-        self.idle_task = _IdleTimer()
+        self.idle_task: _IdleTimer = _IdleTimer()
         self.state = {**self.state, EXCHANGE: Exchange(self._reset)}
 
     async def run(self) -> None:
@@ -262,6 +271,10 @@ class _Connection(TCPServer):
             if self._age is not None:
                 self._age.cancel()
             await self._close()
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.end()
 
     async def protocol_send(self, event: Event) -> None:
         # Python 3.11 raises AttributeError where a TLS transport that has closed is written to: when its peer has gone

@@ -15,10 +15,10 @@ from typing import Any, Final, cast
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, RequestReceived
+from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.typing import AppWrapper, ConnectionState
@@ -127,6 +127,9 @@ class GoogleHttp2(H2Protocol):
             events = [event for event in events if not isinstance(event, ConnectionTerminated)]
             self._last_stream = self.connection.highest_inbound_stream_id
         await super()._handle_events(events)
+        if not self.streams and any(isinstance(event, RequestReceived | StreamReset) for event in events):
+            # Hypercorn stops the timer for every request, and starts it only after a response.
+            await self.send(Updated(idle=True))
         if (left and not self.streams and not self.stream_buffers) or any(
             isinstance(event, PingAckReceived) and event.ping_data == LAST_PING_OCTETS for event in events
         ):
@@ -212,6 +215,8 @@ class GoogleHttp2(H2Protocol):
                 self.connection.reset_stream(stream, code)
             await self._flush()
             await self._close_stream(stream)
+            if not self.streams:
+                await self.send(Updated(idle=True))
 
     async def go_away(self) -> None:
         """Send GOAWAY in two steps (RFC 9113, 6.8), and close the connection when its last response has been read."""

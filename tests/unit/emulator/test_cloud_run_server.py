@@ -274,6 +274,22 @@ async def test_it_stops_at_once_when_connections_are_idle(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+async def test_nothing_is_left_of_a_connection_that_has_ended(certificates: Certificates, protocol: str) -> None:
+    async with CloudRunServer(Service(), certificates) as server:
+        host, _, port = server.url.removeprefix("https://").rpartition(":")
+        before = asyncio.all_tasks()
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting(certificates.ca_file, protocol))
+        if protocol == "http/1.1":
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert await reader.read(1)  # of h2, the settings
+        connection = asyncio.all_tasks() - before
+        writer.transport.abort()
+        _, running = await asyncio.wait(connection, timeout=10)
+        assert not running
+
+
+@pytest.mark.asyncio
 async def test_a_connection_that_breaks_hypercorn_is_logged_and_the_next_one_works(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:

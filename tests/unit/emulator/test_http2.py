@@ -297,6 +297,18 @@ async def test_a_client_that_goes_away_without_a_stream_ends_the_connection(cert
         await peer.closed
 
 
+@pytest.mark.parametrize("last", ["reset", "refusal"])
+async def test_a_connection_is_idle_after_a_reset_and_after_a_refusal(certificates: Certificates, last: str) -> None:
+    scheme = "https" if last == "reset" else "http"
+    async with _connected(certificates, Limits(idle_seconds=0.05), scheme) as (peer, _), asyncio.timeout(10):
+        stream = peer.open("/open", end=True)
+        await peer.head(stream)
+        if last == "reset":
+            peer.reset(stream, h2.errors.ErrorCodes.CANCEL)
+        assert (await peer.went_away).last_stream_id == stream
+        await peer.closed
+
+
 async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
