@@ -276,6 +276,11 @@ class _Connection(TCPServer):
         await super()._read_data()
         await self.idle_task.end()
 
+    async def _close(self) -> None:
+        # OSError: the client was still sending, as a request whose response has ended.
+        with contextlib.suppress(OSError):
+            await super()._close()
+
     async def protocol_send(self, event: Event) -> None:
         # Python 3.11 raises AttributeError where a TLS transport that has closed is written to: when its peer has gone
         # between the two GOAWAY frames.

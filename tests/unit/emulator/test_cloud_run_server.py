@@ -290,6 +290,24 @@ async def test_nothing_is_left_of_a_connection_that_has_ended(certificates: Cert
 
 
 @pytest.mark.asyncio
+async def test_a_refusal_during_an_upload_over_http11_is_no_failure(
+    google: Google, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CloudRunServer(CloudRun(Service(), google, invokers=[CALLER]), certificates) as server:
+        authority = server.url.removeprefix("https://")
+        host, _, port = authority.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting(certificates.ca_file, "http/1.1"))
+        writer.write(
+            f"POST / HTTP/1.1\r\nhost: {authority}\r\ncontent-length: 2000000\r\n\r\n".encode() + bytes(1_000_000)
+        )
+        assert b" 403 " in await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.transport.abort()
+    assert not caplog.records
+
+
+@pytest.mark.asyncio
 async def test_a_connection_that_breaks_hypercorn_is_logged_and_the_next_one_works(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
