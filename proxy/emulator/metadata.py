@@ -65,7 +65,8 @@ class MetadataServer:
         return web.Response(status=status, text=f"{text}\n", content_type="text/plain", charset="utf-8")
 
     def _handle(self, request: web.BaseRequest, *, expired: bool) -> web.Response:
-        if request.headers.getall(FLAVOR, []) != ["Google"]:
+        # The root answers without it: that is how Google's documentation and clients find out where they run.
+        if request.path != "/" and request.headers.getall(FLAVOR, []) != ["Google"]:
             raise _Refused(403, "The field Metadata-Flavor: Google is missing.")
         if "X-Forwarded-For" in request.headers:
             raise _Refused(403, "Forwarded requests (X-Forwarded-For) are refused.")

@@ -39,13 +39,21 @@ async def _identity(client: aiohttp.ClientSession, server: GoogleServer, **query
     "headers",
     [{}, {"Metadata-Flavor": "google"}, {"Metadata-Flavor": ""}, FLAVOR | {"X-Forwarded-For": "10.0.0.1"}],
 )
-@pytest.mark.parametrize("path", ["/", f"{ACCOUNT}/identity?audience=x", f"{ACCOUNT}/token"])
+@pytest.mark.parametrize("path", ["/computeMetadata/", f"{ACCOUNT}/identity?audience=x", f"{ACCOUNT}/token"])
 async def test_a_request_without_the_flavor_or_forwarded_is_refused(
     client: aiohttp.ClientSession, server: GoogleServer, headers: dict[str, str], path: str
 ) -> None:
     status, _ = await _get(client, server, path, headers=headers)
     assert status == 403
     assert server.google.mints == []
+
+
+@pytest.mark.asyncio
+async def test_its_root_tells_everybody_what_it_is(client: aiohttp.ClientSession, server: GoogleServer) -> None:
+    async with client.get(f"http://{server.metadata_address}") as response:
+        assert (response.status, await response.text()) == (200, "0.1/\ncomputeMetadata/\n")
+        assert response.headers["Metadata-Flavor"] == "Google"
+    assert (await _get(client, server, "/", headers={"X-Forwarded-For": "10.0.0.1"}))[0] == 403
 
 
 @pytest.mark.asyncio

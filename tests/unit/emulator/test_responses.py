@@ -183,7 +183,7 @@ async def test_a_fault_comes_before_any_check_and_every_call_is_counted(
 ) -> None:
     google.fail("metadata", Fault.SERVER_ERROR, times=1)
     for expected in (500, 403):
-        async with client.get(f"http://{server.metadata_address}/") as response:
+        async with client.get(f"http://{server.metadata_address}/computeMetadata/") as response:
             assert response.status == expected
     assert google.calls["metadata"] == 2
     assert google.mints == []
