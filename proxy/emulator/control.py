@@ -154,8 +154,8 @@ class Control:
         if request.content_type != "application/json":
             return _refused(415, "The content-type has to be application/json.")
         try:
-            wanted = json.loads(await request.text())
-        except ValueError:
+            wanted = json.loads((await request.read()).decode())
+        except (ValueError, RecursionError):
             return _refused(400, "The content is not JSON.")
         try:
             if not isinstance(wanted, dict):

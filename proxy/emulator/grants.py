@@ -41,8 +41,12 @@ async def read_form(request: web.BaseRequest) -> dict[str, str]:
         return _text_fields(await request.read())
     if request.content_type != FORM:
         raise GrantRefused("invalid_request", f"The content-type is neither {FORM} nor application/json.")
+    try:
+        posted = await request.post()
+    except (ValueError, LookupError):  # it is not of its charset, or that is unknown
+        raise GrantRefused("invalid_request", "The content cannot be decoded.") from None
     form: dict[str, str] = {}
-    for name, value in (await request.post()).items():
+    for name, value in posted.items():
         if name in form or not isinstance(value, str):
             raise GrantRefused("invalid_request", f"OAuth 2 parameters can only have a single value: {name}")
         form[name] = value

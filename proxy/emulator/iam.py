@@ -72,7 +72,7 @@ class IamCredentials:
             project, name, action = match.groups()
             if project != "-":
                 raise _InvalidArgument("The project in the resource name must be the wildcard '-'")
-            body = _object(await request.text())
+            body = _object(await request.read())
             if action == "generateIdToken":
                 return self._id_token(access, name, body, expired=expired)
             return self._access_token(access, name, body, expired=expired)
@@ -151,10 +151,10 @@ def _scopes_refusal(access: Access) -> web.Response | None:
     return api_error(403, "Request had insufficient authentication scopes.", reason="ACCESS_TOKEN_SCOPE_INSUFFICIENT")
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(content: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(text)
-    except ValueError:
+        body = json.loads(content.decode())
+    except (ValueError, RecursionError):
         raise _InvalidArgument("Invalid JSON payload received") from None
     if not isinstance(body, dict):
         raise _InvalidArgument("Invalid JSON payload received: an object is expected")

@@ -127,7 +127,10 @@ def _fields(headers: object) -> dict[str, str]:
 
 def _query(request: Mapping[str, Any], host: str) -> str:
     """Return the canonical query of the request; raises NotSigned unless it is a GetCallerIdentity request."""
-    parts = urlsplit(str(request.get("url")))
+    try:
+        parts = urlsplit(str(request.get("url")))
+    except ValueError:
+        raise NotSigned("its url is none") from None
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     right = parts.scheme == "https" and parts.netloc == host and HOST.fullmatch(host) and parts.path in ("", "/")
     if not right or len(pairs) != len(QUERY) or dict(pairs) != QUERY:

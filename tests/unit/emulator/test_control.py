@@ -84,6 +84,15 @@ async def test_an_invalid_fault_is_refused_with_a_sentence(control: str, google:
 
 
 @pytest.mark.asyncio
+async def test_content_that_is_not_json_is_refused(control: str) -> None:
+    async with aiohttp.ClientSession() as client:
+        for content in (b"{", b'{"endpoint": "\xff"}', b"[" * 100_000):
+            headers = {"content-type": "application/json"}
+            async with client.post(f"{control}/faults", data=content, headers=headers) as response:
+                assert (response.status, await response.json()) == (400, {"error": "The content is not JSON."})
+
+
+@pytest.mark.asyncio
 async def test_a_web_page_cannot_set_a_fault(control: str, google: Google) -> None:
     async with aiohttp.ClientSession() as client:
         body = b'{"endpoint": "iam", "fault": "hang"}'

@@ -195,6 +195,7 @@ def test_a_request_for_another_provider_is_refused(google: Google) -> None:
         ("url", "https://sts.eu-west-1.evil.example?Action=GetCallerIdentity&Version=2011-06-15", "regional STS"),
         ("url", "http://sts.eu-west-1.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15", "regional STS"),
         ("url", 5, "regional STS"),
+        ("url", "https://[x", "its url is none"),
         ("method", "GET", "not a POST"),
         ("body", "x", "not a POST without a body"),
         ("headers", "x", "not a list"),

@@ -162,8 +162,12 @@ async def test_an_invalid_field_is_an_invalid_argument(
 @pytest.mark.asyncio
 async def test_content_that_is_not_json_is_an_invalid_argument(client: aiohttp.ClientSession, bearer: str) -> None:
     url, headers = f"https://iamcredentials.googleapis.com{ID_TOKEN}", {"Authorization": f"Bearer {bearer}"}
-    async with client.post(url, data=b"audience=x", headers=headers) as response:
-        assert response.status == 400
+    for wrong in (b"audience=x", b'{"audience": "\xff"}', b"[" * 100_000):
+        async with client.post(url, data=wrong, headers=headers) as response:
+            assert (response.status, (await response.json())["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    headers |= {"content-type": "application/json; charset=unknown"}
+    async with client.post(url, data=b'{"audience": "x"}', headers=headers) as response:
+        assert response.status == 200
 
 
 @pytest.mark.asyncio

@@ -148,6 +148,10 @@ async def test_only_a_posted_form_is_accepted(client: aiohttp.ClientSession) -> 
     for wrong in ("[]", "{", '{"grant_type": 7}', '{"grant_type": "a", "grant_type": "a"}', "[" * 100_000):
         async with client.post(TOKEN, data=wrong, headers={"content-type": "application/json"}) as response:
             assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
+    form = "application/x-www-form-urlencoded"
+    for kind, content in ((form, b"grant_type=\xff"), (f"{form}; charset=unknown", b"grant_type=a")):
+        async with client.post(TOKEN, data=content, headers={"content-type": kind}) as response:
+            assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
     async with client.post(TOKEN, data="grant_type=a", headers={"content-type": "text/plain"}) as response:
         assert (response.status, (await response.json())["error"]) == (400, "invalid_request")
     async with client.get(TOKEN) as response:
