@@ -104,11 +104,18 @@ def port(name: str, default: int, what: str) -> Callable[[Callable[..., None]], 
     """Return the option for one port; `DEMO_…_PORT` in the environment sets it, too."""
     option = f"--{name.replace('_', '-')}-port"
     return click.option(
-        option, name, type=click.IntRange(0, 65535), default=default, show_default=True, help=f"Port of {what}."
+        option,
+        name,
+        type=click.IntRange(0, 65535),
+        default=default,
+        show_default=True,
+        envvar=f"DEMO_{name.upper()}_PORT",
+        show_envvar=True,
+        help=f"Port of {what}.",
     )
 
 
-@click.command(context_settings={"auto_envvar_prefix": "DEMO"})
+@click.command()
 @click.option("--once", is_flag=True, help="End after the answer.")
 @click.option("--free-ports", is_flag=True, help="Listen on any free ports, except where one is given.")
 @port("ingress", 8080, "Restate's ingress")

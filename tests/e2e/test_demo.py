@@ -50,11 +50,13 @@ async def test_the_commands_that_the_demo_prints_work_and_ctrl_c_stops_everythin
 
 
 @pytest.mark.asyncio
-async def test_a_busy_port_is_named() -> None:
+@pytest.mark.parametrize("how", ["flag", "variable"])
+async def test_a_busy_port_is_named(how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        flags = ["--once", "--free-ports", "--ingress-port", str(port)]
-        async with program("demo", [*DEMO, *flags]) as demo:
+        flags = ["--ingress-port", str(port)] if how == "flag" else []
+        env = {} if flags else {"DEMO_INGRESS_PORT": str(port)}
+        async with program("demo", [*DEMO, "--once", "--free-ports", *flags], env=env) as demo:
             assert await demo.ended(within_seconds=SECONDS) == 2
     assert len(demo.lines) == 1
     assert f"port {port} is taken by another program" in demo.lines[0]
