@@ -360,4 +360,6 @@ def _load(name: str) -> Any:
         raise Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones") from exc
     if not hasattr(found, attribute):
         raise Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}")
-    return getattr(found, attribute)
+    if not callable(application := getattr(found, attribute)):
+        raise Unusable(f"--app: {quoted(attribute)} of the module {quoted(module)} cannot be called")
+    return application

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 
@@ -16,6 +16,8 @@ __all__ = ["DESCRIBED", "PORT", "Grant", "limit_option", "read_grants", "read_ht
 
 PORT: Final = click.IntRange(0, 65535)
 """A port; 0 is a free one."""
+SERVICE_URL: Final = re.compile(r"(https://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)/?", re.IGNORECASE)
+"""The URL of a service; it is an audience as well."""
 _LIMITS: Final = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
 DESCRIBED: Final = (
     *("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime"),
@@ -57,18 +59,19 @@ def read_pod(context: click.Context, parameter: click.Parameter, value: str | No
         return None
     names, equals, account = value.partition("=")
     namespace, slash, name = names.partition("/")
-    if not (namespace and slash and name) or bool(equals) != bool(account):
+    if not (namespace and slash and name) or (equals and not description.is_email(account)):
         raise click.BadParameter(f"{quoted(value)} is not NAMESPACE/NAME or NAMESPACE/NAME=ACCOUNT.")
     return Pod(namespace=namespace, name=name, annotation=account or None)
 
 
 def read_https(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Return the value if it is an https:// URL."""
-    if value is not None and (
-        plain(value) is None or urlsplit(value).scheme != "https" or not urlsplit(value).hostname
-    ):
-        raise click.BadParameter(f"{quoted(value)} is not an https:// URL.")
-    return value
+    """Return the value as clients write it in an audience: in lower case, without default port and slash."""
+    if value is None:
+        return None
+    match = SERVICE_URL.fullmatch(value)
+    if plain(value) is None or match is None:
+        raise click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
+    return match[1].lower().removesuffix(":443")
 
 
 def limit_option(option: str, metavar: str, text: str) -> Callable[[Any], Any]:

@@ -212,7 +212,7 @@ async def test_application_and_url_can_be_set(tmp_path: Path) -> None:
         "--app",
         "service:app",
         "--url",
-        "https://greeter-abc.a.run.app",
+        "https://Greeter-abc.a.run.app:443/",  # which is no audience as it is
         "--audience",
         "custom",
     )
@@ -373,11 +373,14 @@ def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> Non
         (["--app", "service"], "MODULE:ATTR"),
         (["--app", "no_such_module:app"], "no module 'no_such_module'"),
         (["--app", "json:app"], "has no 'app'"),
+        (["--app", "json:__name__"], "cannot be called"),
         (["--url", "http://a.example"], "not an https:// URL"),
+        (["--url", "https://a.example/path"], "without a path"),
         (["--invoker", "nobody"], "not an e-mail address"),
         (["--may-impersonate", "a@b"], "CALLER=TARGET"),
         (["--may-impersonate", "a@b=c@d:owner"], "openIdTokenCreator"),
         (["--gke-pod", "restate"], "NAMESPACE/NAME"),
+        (["--gke-pod", "restate/server=nobody"], "NAMESPACE/NAME"),
         (["--user", "person"], "not an e-mail address"),
         (["--directory", "/dev/null/x"], "/dev/null/x"),
         (["--host", "192.0.2.1", "--unsafe-listen"], "--host"),
