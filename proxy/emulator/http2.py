@@ -126,6 +126,12 @@ class GoogleHttp2(H2Protocol):
             # Hypercorn would close the connection, and its streams with it. This client only opens no more of them.
             events = [event for event in events if not isinstance(event, ConnectionTerminated)]
             self._last_stream = self.connection.highest_inbound_stream_id
+        if self.context.terminated.is_set():
+            # Hypercorn would reset them with NO_ERROR, which does not tell that they may be sent again.
+            for event in events:
+                if isinstance(event, RequestReceived):
+                    self.connection.reset_stream(event.stream_id or 0, ErrorCodes.REFUSED_STREAM)
+            events = [event for event in events if not isinstance(event, RequestReceived)]
         await super()._handle_events(events)
         if not self.streams and any(isinstance(event, RequestReceived | StreamReset) for event in events):
             # Hypercorn stops the timer for every request, and starts it only after a response.

@@ -189,6 +189,28 @@ async def test_a_stream_above_the_limit_is_refused_and_the_others_are_answered(c
         assert not peer.went_away.done()
 
 
+async def test_a_request_that_comes_while_the_server_stops_is_refused(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.emulator.cloud_run_server.GRACE_SECONDS", 30.0)
+    service, stack = Service(), contextlib.AsyncExitStack()
+    server = await stack.enter_async_context(CloudRunServer(service, certificates))
+    host, _, port = server.url.removeprefix("https://").rpartition(":")
+    tls = trusting(certificates.ca_file, "h2")
+    async with client(host, int(port), tls=tls, scheme="https", authority=f"{host}:{port}") as peer:
+        stream = peer.open("/open", end=True)
+        await peer.head(stream)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stack.aclose())
+            await peer.ping()
+            late = peer.open("/late", end=True)
+            with pytest.raises(Reset) as caught:
+                await peer.response(late)
+            assert caught.value.code == h2.errors.ErrorCodes.REFUSED_STREAM
+            service.end.set()
+            assert await peer.body(stream) == b"0123456789"
+
+
 async def test_an_old_connection_ends_in_two_steps_and_its_stream_is_answered(certificates: Certificates) -> None:
     async with _connected(certificates, Limits(age_seconds=0.05, notice_seconds=0.05)) as (peer, service):
         stream = peer.open("/open", end=True)
