@@ -130,7 +130,7 @@ class GoogleHttp2(H2Protocol):
             # Hypercorn would reset them with NO_ERROR, which does not tell that they may be sent again.
             for event in events:
                 if isinstance(event, RequestReceived):
-                    self.connection.reset_stream(event.stream_id or 0, ErrorCodes.REFUSED_STREAM)
+                    self._refuse(event.stream_id or 0)
             events = [event for event in events if not isinstance(event, RequestReceived)]
         await super()._handle_events(events)
         if not self.streams and any(isinstance(event, RequestReceived | StreamReset) for event in events):
@@ -177,7 +177,7 @@ class GoogleHttp2(H2Protocol):
         stream = request.stream_id or 0
         # h2 counts the streams of a whole read: an earlier one of it would be refused instead of the last.
         if stream > self._last_stream or len(self.streams) >= self._limits.concurrent_streams:
-            self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
+            self._refuse(stream)
             await self._flush()
             return
         verdict = Verdict.ACCEPTED
@@ -188,13 +188,18 @@ class GoogleHttp2(H2Protocol):
         if verdict.status is not None:
             self._on_refusal(pseudo[b":method"].decode("latin-1"), pseudo.get(b":path", b"").decode("latin-1"), verdict)
             fields, body = refusal_of(verdict.status)
-            self.connection.send_headers(stream, [(b":status", b"%d" % verdict.status), *fields])
-            self.connection.send_data(stream, body, end_stream=True)
+            with suppress(ProtocolError):  # as in `_refuse`
+                self.connection.send_headers(stream, [(b":status", b"%d" % verdict.status), *fields])
+                self.connection.send_data(stream, body, end_stream=True)
             await self._flush()
             return
         exchange = Exchange(self._reset_connection, self, stream)
         self.connection_state = ConnectionState({**self._shared_state, EXCHANGE: exchange})
         await super()._create_stream(request)
+
+    def _refuse(self, stream: int) -> None:
+        with suppress(ProtocolError):  # its client has reset it in the same read
+            self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
 
     def _received(self, octets: int, stream: int) -> None:
         self._windows.received(stream, octets, read_later=stream in self.streams)

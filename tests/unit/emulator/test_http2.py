@@ -189,6 +189,23 @@ async def test_a_stream_above_the_limit_is_refused_and_the_others_are_answered(c
         assert not peer.went_away.done()
 
 
+@pytest.mark.parametrize("why", ["limit", "scheme"])
+async def test_a_refused_stream_that_its_client_resets_at_once_is_no_failure(
+    certificates: Certificates, why: str
+) -> None:
+    scheme = "https" if why == "limit" else "http"
+    async with _connected(certificates, Limits(concurrent_streams=1), scheme) as (peer, service), asyncio.timeout(10):
+        other = peer.open("/open", end=True)  # which is open, or refused with 400
+        await peer.head(other)
+        peer.h2.remote_settings.update({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1_000})
+        peer.h2.remote_settings.acknowledge()
+        refused = peer.queue("/")
+        peer.reset(refused, h2.errors.ErrorCodes.CANCEL)  # in the same packet
+        await peer.ping()
+        service.end.set()
+        assert await peer.body(other)
+
+
 async def test_a_request_that_comes_while_the_server_stops_is_refused(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
