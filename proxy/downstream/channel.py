@@ -35,6 +35,7 @@ __all__ = [
     "WORKERS_READY",
     "WORKERS_STARTING",
     "Channel",
+    "content_of",
     "file_in_memory",
 ]
 
@@ -148,3 +149,12 @@ def file_in_memory() -> FileIO:
         return FileIO(os.memfd_create("cloudrun-sidecar"), "r+b")
     with tempfile.TemporaryFile(buffering=0) as file:
         return FileIO(os.dup(file.fileno()), "r+b")
+
+
+def content_of(descriptor: int | None) -> bytes:
+    """Return the content of a file in memory, and close it; b"" if the kernel had no descriptor for it."""
+    if descriptor is None:
+        return b""
+    with open(descriptor, "rb", buffering=0) as file:
+        # All processes share the position in the file.
+        return os.pread(descriptor, os.fstat(file.fileno()).st_size, 0)

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import CONNECTION, LEAVING, TLS_CONNECTION, Channel
+from proxy.downstream.channel import CONNECTION, LEAVING, TLS_CONNECTION, Channel, content_of
 from proxy.downstream.tls import Handshakes
 
 __all__ = ["HandoverServer", "accept_from"]
@@ -94,7 +94,7 @@ class HandoverServer:
                         self._orphan()
                     return
                 if message in self._documents:
-                    self._documents[message](_content(descriptor))
+                    self._documents[message](content_of(descriptor))
                 elif message in self._commands:
                     self._commands[message]()
                 elif message in self._files:
@@ -168,12 +168,3 @@ def accept_from(
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop
-
-
-def _content(descriptor: int | None) -> bytes:
-    """Return the content of a file in memory, and close it; b"" if the kernel had no descriptor for it."""
-    if descriptor is None:
-        return b""
-    with open(descriptor, "rb", buffering=0) as file:
-        # All workers share the position in the file.
-        return os.pread(descriptor, os.fstat(file.fileno()).st_size, 0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any
 
-from proxy.downstream.channel import Channel
+from proxy.downstream.channel import Channel, content_of, file_in_memory
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import signal_name
 from proxy.supervisor.channel import WorkerChannel
@@ -50,8 +54,10 @@ class WorkerProcess:
         then.
         """
         supervisor_end, worker_end = socket.socketpair()
-        with worker_end, ExitStack() as unless_started:
+        with worker_end, ExitStack() as unless_started, ExitStack() as once_started:
             unless_started.enter_context(supervisor_end)
+            settings = once_started.enter_context(file_in_memory())
+            settings.write(config.payload.encode())
             channel = Channel(
                 worker_end,
                 [bound.getsockname() for bound in listening],
@@ -60,11 +66,38 @@ class WorkerProcess:
                 heartbeat_seconds=heartbeat_seconds,
                 replacing=replacing,
             )
-            process = get_context("spawn").Process(target=work, args=(config, channel))
+            # multiprocessing writes what it pickles to a pipe of 64 KiB, and has both of its ends open: with more, it
+            # would wait for ever for a process that has died before it reads. So the settings are in a file.
+            small = copy.copy(config)
+            small.payload = ""
+            process = get_context("spawn").Process(target=_run, args=(work, small, channel, _Inherited(settings)))
             process.daemon = True
             process.start()
             unless_started.pop_all()
         return cls(process, WorkerChannel(supervisor_end))
+
+
+class _Inherited:
+    """A file of which the process that is being started gets a copy: its descriptor, once it is pickled."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _descriptor, (DupFd(self._file.fileno()),)
+
+
+def _descriptor(inherited: Any) -> int:
+    """Return the descriptor, in the process that was started."""
+    return int(inherited.detach())
+
+
+def _run(
+    work: Callable[[ListenerConfig, Channel], None], config: ListenerConfig, channel: Channel, settings: int
+) -> None:
+    """Run the work of a worker, whose settings are in the file with this descriptor."""
+    config.payload = content_of(settings).decode()
+    work(config, channel)
 
 
 def exit_reason(code: int) -> dict[str, object]:

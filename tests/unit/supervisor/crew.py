@@ -43,6 +43,13 @@ def obedient(config: ListenerConfig, channel: Channel) -> None:
     _wait_for(channel, DRAIN)
 
 
+def measuring(config: ListenerConfig, channel: Channel) -> None:
+    """End the supervisor if the payload is half a million times the same letter, and exit on `DRAIN`."""
+    assert config.payload == "ä" * 500_000
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+
+
 def signalling(config: ListenerConfig, channel: Channel) -> None:
     """Send the supervisor a signal that must not end it, and then SIGTERM; exit on a single `DRAIN`."""
     os.kill(os.getppid(), getattr(signal, config.payload))

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker, spawn
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def test_a_first_worker_that_cannot_be_started_ends_the_supervisor(monkeypatch: 
     monkeypatch.setattr(SpawnProcess, "start", refused)
     with pytest.raises(BlockingIOError):
         run(crew.failing, "7")
+
+
+def test_a_worker_that_dies_before_it_reads_its_settings_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource_tracker.ensure_running()  # while there is an interpreter
+    monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+    assert run(crew.failing, "many routes" * 20_000) == 1
+
+
+def test_a_worker_has_its_settings_however_long_they_are() -> None:
+    assert run(crew.measuring, "ä" * 500_000, count=1) == 0
 
 
 def connected_to(path: str) -> socket.socket:
