@@ -279,8 +279,7 @@ def as_remedy(failure: Failure) -> str:
     """Return what to do about a failure: what it says itself, else the remedy of its kind."""
     if not failure.remedy and failure.code in _ADVISING:
         return as_sentence(_PYTHON.sub("", str(failure)))  # it may begin with an e-mail
-    text = as_sentence(failure.remedy or remedy_of(failure))
-    return text[:1].upper() + text[1:]
+    return as_sentence(remedy_of(failure))
 
 
 def as_sentence(text: str) -> str:

@@ -50,7 +50,9 @@ def explain_response(
 
 
 def remedy_of(failure: Failure) -> str:
-    """Return what mends a failure: the remedy of its kind, as its class describes it."""
+    """Return what mends a failure, in a sentence: what it says itself, else the remedy of its kind."""
+    if failure.remedy:
+        return f"{failure.remedy[:1].upper()}{failure.remedy[1:]}."
     return remedy_of_code(failure.code) or ""
 
 

@@ -177,7 +177,7 @@ def clock_remark(reply: Reply, now: float) -> str:
     skew = skew_seconds(reply.headers.get("date"), now)
     if skew is None or abs(skew) <= NEGLIGIBLE_SKEW_SECONDS:
         return ""
-    return skew_in_words(skew, "Google's") + "; set it"
+    return skew_in_words(skew, "Google's")
 
 
 def failure_of_reply(what: str, reply: Reply, advice: str = "") -> Failure:

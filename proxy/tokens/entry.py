@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Final, Protocol
 
 from proxy.errors import Failure
@@ -70,7 +71,7 @@ class TokenEntry(Slot):
     def remember_failure(self, failure: Failure, now: float, retry_seconds: float) -> None:
         """Answer with this failure for `retry_seconds`, without another mint."""
         # A copy: a traceback would keep the frames of the mint, and this entry, in memory.
-        self.failure = type(failure)(*failure.args)
+        self.failure = copy.copy(failure)
         self.failed_at = now
         self.retry_seconds = retry_seconds
 
@@ -78,7 +79,7 @@ class TokenEntry(Slot):
         """Return a copy of the last failure while it is remembered. Setting the clock back ends that."""
         if self.failure is None or not self.failed_at <= now < self.failed_at + self.retry_seconds:
             return None
-        return type(self.failure)(*self.failure.args)
+        return copy.copy(self.failure)
 
     def forget_failure(self) -> None:
         """Let the next request mint."""

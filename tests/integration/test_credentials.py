@@ -93,7 +93,9 @@ async def test_only_a_service_account_mints_for_itself(place: Place, kind: str) 
 async def test_a_wrong_clock_is_recognised(place: Place) -> None:
     place.take("service-account-key")
     place.google.clock = lambda: time.time() + 7200
-    with pytest.raises(CredentialsRejected, match=r"the clock of this machine is 7\d\d\d s behind Google's; set it"):
+    with pytest.raises(
+        CredentialsRejected, match=r"the clock of this machine is 7\d\d\d s behind Google's; set the clock"
+    ):
         await place.mint(AMBIENT)
 
 

@@ -79,7 +79,10 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
     said = error_message(reply)
     answer = f" ({said})" if said else ""
     if error_reasons(reply) & _REJECTED:
-        return CredentialsRejected(file.rejection(answer, clock_remark(reply, now)))
+        clock = clock_remark(reply, now)
+        rejection = file.rejection(answer, clock)
+        is_cause = bool(clock) and clock in rejection
+        return CredentialsRejected(rejection, remedy="set the clock of this machine" if is_cause else "")
     if "invalid_target" in error_reasons(reply):
         audience = file.info.get("audience")
         provider = f"{audience} " if isinstance(audience, str) and plain(audience) is not None else ""

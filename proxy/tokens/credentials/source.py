@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class AccessTokenCache:
                 return kept
             if self._attempts != attempts and self._failure is not None:
                 # It failed while this call waited for the lock: do not repeat it at once.
-                raise type(self._failure)(*self._failure.args)
+                raise copy.copy(self._failure)
             self._failure = None
             try:
                 self._bearer = await self._fetch()

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.errors import BadRequest, Draining, Failure, TokenTimeout, UpstreamConnectFailed, all_failures
+from proxy.errors import (
+    BadRequest,
+    CredentialsNotFound,
+    Draining,
+    Failure,
+    TokenTimeout,
+    UpstreamConnectFailed,
+    all_failures,
+)
 from proxy.observe.explanation import remedy_of
 from proxy.observe.health import LAST_FAILURES, RouteHealth
 from proxy.observe.metrics import Metrics
@@ -131,6 +139,11 @@ def test_every_failure_has_a_remedy(kind: type[Failure]) -> None:
     assert remedy
     assert remedy[0].isupper()
     assert "\n" not in remedy
+
+
+def test_the_remedy_of_a_failure_itself_comes_before_that_of_its_kind() -> None:
+    failure = CredentialsNotFound("nothing answers there", remedy="correct or unset GCE_METADATA_HOST")
+    assert remedy_of(failure) == "Correct or unset GCE_METADATA_HOST."
 
 
 def test_failed_mints_are_kept_for_named_routes_alone() -> None:

@@ -170,8 +170,8 @@ def test_a_url_without_a_valid_host_is_called_the_endpoint() -> None:
     [
         ("Fri, 15 Jan 2027 08:00:00 GMT", ""),
         ("Fri, 15 Jan 2027 08:00:30 GMT", ""),
-        ("Fri, 15 Jan 2027 08:00:31 GMT", "the clock of this machine is 31 s behind Google's; set it"),
-        ("Fri, 15 Jan 2027 07:00:00 GMT", "the clock of this machine is 3600 s ahead of Google's; set it"),
+        ("Fri, 15 Jan 2027 08:00:31 GMT", "the clock of this machine is 31 s behind Google's"),
+        ("Fri, 15 Jan 2027 07:00:00 GMT", "the clock of this machine is 3600 s ahead of Google's"),
         ("junk", ""),
         ("", ""),
     ],

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.errors import MintRefused, TokenTimeout, TokenUnavailable
+from proxy.errors import CredentialsNotFound, MintRefused, TokenTimeout, TokenUnavailable
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.loops import loop_idle
@@ -74,6 +74,16 @@ async def test_a_permanent_failure_is_remembered_for_30_seconds(bench: Bench) ->
     assert bench.minted == 1
     await bench.time.advance(0.2)
     assert (await bench.source.token(KEY)).expires_at > bench.time.now
+
+
+@pytest.mark.asyncio
+async def test_a_remembered_failure_keeps_its_remedy(bench: Bench) -> None:
+    bench.mint.failure = CredentialsNotFound("nothing answers there", remedy="unset GCE_METADATA_HOST")
+    for _ in range(2):
+        with pytest.raises(CredentialsNotFound) as caught:
+            await bench.source.token(KEY)
+        assert (caught.value.problem, caught.value.remedy) == ("nothing answers there", "unset GCE_METADATA_HOST")
+    assert bench.minted == 1
 
 
 @pytest.mark.asyncio

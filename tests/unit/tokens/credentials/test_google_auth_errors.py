@@ -151,14 +151,22 @@ LATE, EARLY = "Fri, 15 Jan 2027 09:00:00 GMT", "Fri, 15 Jan 2027 07:00:00 GMT"
     ("kind", "date", "what"),
     [
         ("service_account", "", "it was deleted or disabled; create a new key"),
-        ("service_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
-        ("service_account", EARLY, "the clock of this machine is 3600 s ahead of Google's; set it"),
+        ("service_account", LATE, "the clock of this machine is 3600 s behind Google's; set the clock of this machine"),
+        (
+            "service_account",
+            EARLY,
+            "the clock of this machine is 3600 s ahead of Google's; set the clock of this machine",
+        ),
         (
             "external_account",
             "",
             "does not accept the subject token of the identity provider in file.json (invalid_grant: no)",
         ),
-        ("external_account", LATE, "the clock of this machine is 3600 s behind Google's; set it"),
+        (
+            "external_account",
+            LATE,
+            "the clock of this machine is 3600 s behind Google's; set the clock of this machine",
+        ),
         ("authorized_user", LATE, "run `gcloud auth application-default login`"),
         ("external_account_authorized_user", "", "run `gcloud auth application-default login`"),
     ],
@@ -168,6 +176,7 @@ def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
     failure = told(file(kind), status=400, body=body, date=date)
     assert type(failure) is CredentialsRejected
     assert what in str(failure)
+    assert failure.remedy == ("set the clock of this machine" if "clock" in what else "")
 
 
 @pytest.mark.parametrize(
