@@ -142,7 +142,8 @@ class Executable:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             process.stdout.close()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_REAP_SECONDS)
+                killed = process.wait(_REAP_SECONDS) < 0
+                _reap_group(process.pid, _REAP_SECONDS if killed else 0.0)
         if process.returncode != 0:
             raise CredentialsInvalid(
                 f"{self._what} ended with exit code {process.returncode}; run it by hand to see why"
@@ -228,6 +229,18 @@ class Executable:
     @staticmethod
     def _unexpired(expires_at: object) -> bool:
         return isinstance(expires_at, int | float) and time.time() < expires_at
+
+
+def _reap_group(group: int, seconds: float) -> None:
+    """Wait for the processes that an executable has left, where they are ours now, so many seconds at most.
+
+    The process with number 1 of a container, as which the sidecar may run, inherits all orphans, and each would stay
+    as a zombie.
+    """
+    deadline = time.monotonic() + seconds
+    with suppress(ChildProcessError):  # none is left
+        while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,15 @@ def script(tmp_path: Path) -> Script:
         return Executable("/adc.json", info, account)
 
     return made
+
+
+@pytest.fixture
+def _inheriting_orphans() -> Iterator[None]:
+    """Inherit the children of children that exit, as process 1 does."""
+    set_child_subreaper = partial(ctypes.CDLL(None).prctl, 36)
+    set_child_subreaper(1, 0, 0, 0)
+    yield
+    set_child_subreaper(0, 0, 0, 0)
 
 
 def prints(answer: object) -> str:
@@ -204,6 +216,18 @@ def test_an_executable_that_ignores_sigterm_is_killed_at_its_deadline_with_its_c
         pid = int((tmp_path / name).read_text())
         if not gone(pid):
             wait_until_gone(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+@pytest.mark.usefixtures("_inheriting_orphans")
+def test_no_zombie_is_left_of_the_children_of_a_killed_executable(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executable_module, "_LEAST_MILLISECONDS", 1)
+    with pytest.raises(TokenTimeout):
+        script("sleep 600 & echo $! > first\nsleep 600 & echo $! > second\nwait", timeout_millis=500).run()
+    for name in ("first", "second"):
+        assert not Path(f"/proc/{(tmp_path / name).read_text().strip()}").exists()
 
 
 def test_an_executable_that_closes_its_output_and_keeps_running_is_killed_at_its_deadline(
