@@ -288,6 +288,8 @@ class _Connection(TCPServer):
             await super().protocol_send(event)
 
     def _reset(self) -> None:
+        if self.writer.is_closing():  # another request on this connection has come before
+            return
         bound = self.writer.get_extra_info("socket")
         # With a linger time of zero, closing sends RST instead of FIN (socket(7)).
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

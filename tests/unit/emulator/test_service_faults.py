@@ -118,6 +118,17 @@ async def test_a_dropped_connection_ends_without_goaway(google: Google, certific
         assert not here.peer.went_away.done()
 
 
+async def test_a_connection_with_many_requests_is_dropped_without_an_error(
+    google: Google, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _setup(google, certificates) as here:
+        here.cloud_run.fail(ServiceFault.DROP)
+        for _ in range(5):
+            here.open()
+        await here.peer.closed
+    assert not caplog.records
+
+
 async def test_a_fault_that_hangs_does_not_stop_others(google: Google, certificates: Certificates) -> None:
     async with _setup(google, certificates) as here:
         here.cloud_run.fail(ServiceFault.HANG, times=1)
