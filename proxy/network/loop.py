@@ -12,6 +12,7 @@ The fix is in the loop because every caller is affected, aiohttp included.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -33,8 +34,24 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     class DetachingLoop(uvloop.Loop):
         """uvloop that detaches the socket object from its closed descriptor after a failed call.
 
-        A call whose protocol closes the transport as soon as it is made has not failed, and does the same.
+        A call whose protocol closes the transport as soon as it is made has not failed, and does the same. No call
+        needs threads of libuv, which ends the process where they cannot be started (a limit on processes).
         """
+
+        async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+            """Connect a socket to an address, which is not a name: uvloop would look it up, on a thread of libuv."""
+            try:
+                sock.connect(address)
+                return
+            except BlockingIOError:
+                connected = self.create_future()
+            self.add_writer(sock, _finish, connected)
+            try:
+                await connected
+            finally:
+                self.remove_writer(sock)
+            if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(number, os.strerror(number))
 
         async def create_connection(self, *args: Any, sock: socket.socket | None = None, **kwargs: Any) -> Any:
             transport: Any
@@ -57,6 +74,11 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
                 raise
 
     return DetachingLoop
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def repeat(loop: asyncio.AbstractEventLoop, seconds: float, report: Callable[[], None]) -> Callable[[], None]:

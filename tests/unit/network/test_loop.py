@@ -97,3 +97,33 @@ async def test_a_descriptor_is_closed_once_if_the_protocol_closes_at_once() -> N
             await asyncio.sleep(0)
             del near
             assert not is_closed_again(number)
+
+
+@pytest.mark.asyncio
+async def test_a_socket_is_connected_without_a_look_up_and_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def looked_up(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(loop, "getaddrinfo", looked_up)
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as near, socket.socket() as late:
+        near.setblocking(False)
+        late.setblocking(False)
+        address = listening.getsockname()
+        await loop.sock_connect(near, address)
+        assert near.getpeername() == address
+        listening.close()
+        with pytest.raises(ConnectionRefusedError):
+            await loop.sock_connect(late, address)
+
+
+@pytest.mark.asyncio
+async def test_a_socket_whose_connecting_is_cancelled_is_not_watched_any_more() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as near:
+        near.setblocking(False)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await loop.sock_connect(near, listening.getsockname())
+        assert not loop.remove_writer(near)
