@@ -281,12 +281,15 @@ class AdminPlane:
             yield combined
 
     async def _process_metrics(self) -> str:
-        """Return the metrics of the process; all who ask while they are read share them."""
+        """Return the metrics of the process, "" without threads; all who ask while they are read share them."""
         if self._reading_process is None or self._reading_process.done():
             # In a thread, because it reads files, and every descriptor is one.
             reading = asyncio.to_thread(process_metrics)
             self._reading_process = asyncio.get_running_loop().create_task(reading)
-        return await asyncio.shield(self._reading_process)
+        try:
+            return await asyncio.shield(self._reading_process)
+        except RuntimeError:  # no thread can be started: a limit on processes
+            return ""
 
     async def _openapi(self, _request: web.Request) -> web.Response:
         return web.Response(text=OPENAPI, content_type="application/json")

@@ -1,10 +1,12 @@
-"""How many clients the admin port serves, and how much they may send."""
+"""How many clients the admin port serves, how much they may send, and what it shows at a limit of the process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,3 +85,18 @@ async def test_beyond_the_limit_the_connection_without_a_request_for_longest_is_
         assert (await site.get("/livez"))[0] == 200
         for _, writer in silent:
             writer.close()
+
+
+@pytest.mark.asyncio
+async def test_metrics_are_served_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with running() as site:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refused)
+            status, text, _ = await site.get("/metrics")
+    assert status == 200
+    assert "cloudrun_sidecar_requests_in_flight" in text
+    assert "process_resident_memory_bytes" not in text
