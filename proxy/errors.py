@@ -352,7 +352,7 @@ class UpstreamRefusedStream(UpstreamFailure):
 
 
 class UpstreamReset(UpstreamFailure):
-    """The upstream reset the stream before a response began. Only HTTP/1.1, which has no resets, needs this failure.
+    """The upstream reset the stream before a response began, or HTTP/1.1 cannot have what is in its head.
 
     Remedy: read the log of the service.
     """

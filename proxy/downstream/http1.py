@@ -11,6 +11,7 @@ unbounded, and the connection stops reading while its `Gate` is cleared.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
@@ -19,7 +20,7 @@ from proxy.connection.budget import Budget, memory_is_short
 from proxy.connection.protocol import RequestAcceptor
 from proxy.downstream.fields import from_http1
 from proxy.downstream.hosts import HostRules, parse_authority
-from proxy.errors import BrowserRefused, UpstreamReset
+from proxy.errors import BrowserRefused, Failure, UpstreamReset
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.http2.policy.fields import section_octets
@@ -44,6 +45,9 @@ _LINGER_SECONDS: Final = 1.0
 """How long the end of a response waits for the end of its request. Closing a socket with unread data resets the
 connection, and the client may lose the rest of the response (RFC 9112, 9.6)."""
 
+_UNSENDABLE: Final = re.compile(rb"[\v\f]")
+"""What field values may have over HTTP/2, and h11 refuses to send."""
+
 _STREAM_ID: Final = 1
 _ABORT: Final = "abort"
 
@@ -66,6 +70,7 @@ class Http1Stream(Stream):
         self._queued_octets = 0
         self._enqueued = asyncio.Event()
         self._head_sent = False
+        self._answered = False  # by the sidecar: what the exchange sends is dropped
         self._request_complete = asyncio.Event()
         self._is_head_request = False
         self._http_version = b"1.1"
@@ -93,7 +98,7 @@ class Http1Stream(Stream):
                 await self._write()
                 reading.cancel()
         finally:
-            self._cancel()
+            self._cancel(by_client=not self._answered)
             self._budget.close_account(self.account)
             self._gate.set()
 
@@ -108,14 +113,21 @@ class Http1Stream(Stream):
         status = int(fields[0][1])
         if status < 200:
             return
-        self._head_sent = True
         lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
+        for name, value in lines:
+            if _UNSENDABLE.search(value):
+                where = f"the response's field {name.decode()} has a vertical tab or a form feed"
+                self._answer(UpstreamReset(f"{where}, which cannot be sent over HTTP/1.1"))
+                return
+        self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": status, "headers": lines})
         if end_stream:
             self.send_data(b"", True)
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
+        if self._answered:
+            return
         self._queued_octets += len(data)
         self.account.change(len(data))
         last = self._outgoing[-1] if self._outgoing else None
@@ -134,11 +146,7 @@ class Http1Stream(Stream):
         if self._head_sent:
             self._enqueue({"type": _ABORT})
             return
-        failure = UpstreamReset(f"the upstream reset the stream ({error_code_name(code)})")
-        reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
-        self._head_sent = True
-        self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
-        self.send_data(reply.body, True)
+        self._answer(UpstreamReset(f"the upstream reset the stream ({error_code_name(code)})"))
 
     def reset_now(self, code: int) -> None:
         """Drop queued content; then as `reset`."""
@@ -172,18 +180,26 @@ class Http1Stream(Stream):
         self._outgoing.append(message)
         self._enqueued.set()
 
-    def _cancel(self) -> None:
-        """Cancel the exchange, unless it is over: the client is gone."""
+    def _answer(self, failure: Failure) -> None:
+        """Queue the whole response, in place of the exchange's, of which nothing was queued."""
+        reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
+        self._head_sent = True
+        self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
+        self.send_data(reply.body, True)
+        self._answered = True
+
+    def _cancel(self, *, by_client: bool) -> None:
+        """Cancel the exchange, unless it is over."""
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.on_request_reset(ErrorCode.CANCEL, True)
+            receiver.on_request_reset(ErrorCode.CANCEL if by_client else ErrorCode.PROTOCOL_ERROR, by_client)
 
     async def _read(self) -> None:
         """Pass the request to the exchange; drop its rest once the exchange is over."""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._cancel()
+                self._cancel(by_client=True)
                 self._request_complete.set()
                 self._enqueue({"type": _ABORT})
                 return
