@@ -48,6 +48,7 @@ connection, and the client may lose the rest of the response (RFC 9112, 9.6)."""
 _UNSENDABLE: Final = re.compile(rb"[\v\f]")
 """What field values may have over HTTP/2, and h11 refuses to send."""
 
+_NO_CONTENT: Final = 204
 _STREAM_ID: Final = 1
 _ABORT: Final = "abort"
 
@@ -114,6 +115,8 @@ class Http1Stream(Stream):
         if status < 200:
             return
         lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
+        if status == _NO_CONTENT:
+            lines = [line for line in lines if line[0] != b"content-length"]  # which it must not have (RFC 9110, 8.6)
         for name, value in lines:
             if _UNSENDABLE.search(value):
                 where = f"the response's field {name.decode()} has a vertical tab or a form feed"

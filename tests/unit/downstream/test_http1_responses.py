@@ -40,3 +40,15 @@ async def test_a_response_that_was_refused_is_cancelled_by_the_sidecar() -> None
         assert b"vertical tab" in (await answer_of(reader))[1]
         assert (await taken.reset, taken.reset_by_peer) == (ErrorCode.PROTOCOL_ERROR, False)
         await lives(it, reader, writer)
+
+
+@pytest.mark.parametrize(("status", "kept"), [(200, True), (204, False), (304, True)])
+async def test_a_response_without_content_has_a_length_only_where_that_is_allowed(status: int, kept: bool) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET.replace(b"GET", b"HEAD"))
+        taken = await it.relay.request()
+        taken.head(status, (b"content-length", b"5"), (b"x-a", b"1"), end=True)
+        head = await head_of(reader)
+        assert b"x-a: 1\r\n" in head
+        assert (b"content-length: 5\r\n" in head) == kept
+        await lives(it, reader, writer)
