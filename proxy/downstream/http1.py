@@ -20,7 +20,7 @@ from proxy.connection.budget import Budget, memory_is_short
 from proxy.connection.protocol import RequestAcceptor
 from proxy.downstream.fields import from_http1
 from proxy.downstream.hosts import HostRules, parse_authority
-from proxy.errors import BrowserRefused, Failure, UpstreamReset
+from proxy.errors import BrowserRefused, Failure, Internal, UpstreamReset
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.http2.policy.fields import section_octets
@@ -93,7 +93,7 @@ class Http1Stream(Stream):
         fields = from_http1(method, self.path, lines)
         self.head_octets = section_octets(fields)
         try:
-            self._acceptor.accept(self, fields, without_content, self.account)
+            self._call(self._acceptor.accept, self, fields, without_content, self.account)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
@@ -175,7 +175,7 @@ class Http1Stream(Stream):
         if self.account.octets < least_octets:
             return
         if self.receiver is not None:
-            self.receiver.on_evicted(memory_is_short())
+            self._call(self.receiver.on_evicted, memory_is_short())
         elif self._queued_octets:
             self.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
 
@@ -193,9 +193,25 @@ class Http1Stream(Stream):
 
     def _cancel(self, *, by_client: bool) -> None:
         """Cancel the exchange, unless it is over."""
-        receiver, self.receiver = self.receiver, None
-        if receiver is not None:
-            receiver.on_request_reset(ErrorCode.CANCEL if by_client else ErrorCode.PROTOCOL_ERROR, by_client)
+        if self.receiver is not None:
+            code = ErrorCode.CANCEL if by_client else ErrorCode.PROTOCOL_ERROR
+            self._call(self.receiver.on_request_reset, code, by_client)
+            self.receiver = None
+
+    def _call(self, tell: Callable[..., object], *args: object) -> None:
+        """Tell the exchange something. An exception is reported, and aborts it as an internal error."""
+        try:
+            tell(*args)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is a bug, and the client has to be answered
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "internal error while a request was served", "exception": exc})
+            receiver, self.receiver = self.receiver, None
+            if self._head_sent:
+                self.reset(ErrorCode.INTERNAL_ERROR, True)
+            else:
+                self._answer(Internal("internal error of the sidecar; the log says where"))
+            if receiver is not None:
+                self._call(receiver.on_internal_error)
 
     async def _read(self) -> None:
         """Pass the request to the exchange; drop its rest once the exchange is over."""
@@ -209,7 +225,7 @@ class Http1Stream(Stream):
             data, more_follows = message.get("body", b""), message.get("more_body", False)
             if (data or not more_follows) and not self._request_complete.is_set() and self.receiver is not None:
                 self._unacknowledged_octets += len(data)
-                self.receiver.on_request_data(bytes(data), not more_follows)
+                self._call(self.receiver.on_request_data, bytes(data), not more_follows)
                 if self._unacknowledged_octets >= _WINDOW_OCTETS and self.receiver is not None:
                     self._gate.clear()
             if not more_follows:
@@ -234,7 +250,7 @@ class Http1Stream(Stream):
             await self._send(message)
             self.account.change(-octets)
             if octets and self.receiver is not None:
-                self.receiver.on_response_sent(octets)
+                self._call(self.receiver.on_response_sent, octets)
 
     async def _finish(self, message: Message) -> None:
         """Send the last of the response; wait some time for the end of the request before the end of the response."""
