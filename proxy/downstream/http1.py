@@ -2,7 +2,7 @@
 
 `Http1Stream` is the downstream stream of an exchange for one request. HTTP/1.1 has no resets: before the response
 begins, a reset becomes a 502; afterwards, the connection is closed before the response is complete, which every
-HTTP/1.1 client distinguishes from a clean end. For HTTP/1.0, the connection is reset.
+HTTP/1.1 client distinguishes from a clean end. For HTTP/1.0, the connection is reset, which Unix sockets cannot be.
 
 Back-pressure does not use ASGI's queue, which deadlocks if an application ends before its request does. The queue is
 unbounded, and the connection stops reading while its `Gate` is cleared.
