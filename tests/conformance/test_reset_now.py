@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.http2.engine import Limits
+from proxy.http2.engine import Limits, Stream
+from tests.conformance.reacting import reacting, server
 from tests.support.peers.engines import EventFactory, each_engine
+from tests.support.peers.events import DataReceived
 from tests.support.peers.raw import REQUEST, RESPONSE, TRAILERS, RawPeer, codes
 
 INITIAL_WINDOW = 4
@@ -51,6 +53,29 @@ def test_an_immediate_reset_replaces_one_that_waits_for_content(make: EventFacto
     peer.engine.reset_now(1, 8)
     assert codes(peer.take(), "RstStream") == [8]
     assert peer.engine.queued_octets == peer.engine.open_streams == 0
+
+
+@each_engine
+@pytest.mark.parametrize("end", ["open", "ended", "trailers"])
+def test_what_is_queued_is_dropped_within_a_callback_too(make: EventFactory, end: str) -> None:
+    peer = server(make)
+    counted: list[int] = []
+
+    def act(stream: Stream) -> None:
+        stream.send_data(b"content", end == "ended")
+        if end == "trailers":
+            stream.send_trailers(TRAILERS)
+        stream.reset_now(8)
+        counted.extend((stream.count_queued_octets(), peer.engine.queued_octets))
+
+    peer.open(1)
+    peer.engine.send_head(1, RESPONSE, end_stream=False)
+    peer.take()
+    reacting(peer, DataReceived, act)
+    peer.send(peer.data(1, b"more"))
+    assert counted == [0, 0]
+    assert [(each.kind, *codes([each], "RstStream")) for each in peer.take()] == [("RstStream", 8)]
+    assert peer.engine.open_streams == 0
 
 
 @each_engine

@@ -33,5 +33,6 @@ cdef class Nghttp2Stream(Stream):
 
     cdef int leave(self) except -1
     cdef bint _can_send(self, bint behind_head) except -1
+    cdef int _drop_queue(self) except -1
     cdef int _queue_behind(self, bytes data) except -1
     cdef int pull(self, char *place, Py_ssize_t octets) except -1

@@ -100,6 +100,7 @@ cdef class Nghttp2Stream(Stream):
         self.reset_code = code
         self.muted = True
         if engine.session.calling_back:
+            self._drop_queue()
             engine.resets_to_send.append(self)
         else:
             engine.reset(self)
@@ -129,10 +130,7 @@ cdef class Nghttp2Stream(Stream):
     cdef int leave(self) except -1:
         """The stream is over: forget all that is queued, and leave the live streams of the engine."""
         cdef Nghttp2Engine engine = self.engine
-        engine.queued -= self.octets
-        self._chunk = None
-        self._more = self.trailers = None
-        self.octets = 0
+        self._drop_queue()
         self.reset_code = -1  # `Nghttp2Engine._send_frame` looks at it when the library has closed the stream
         if self.previous is None:
             engine.first = self.following
@@ -143,7 +141,6 @@ cdef class Nghttp2Stream(Stream):
         else:
             self.following.previous = self.previous
         self.previous = self.following = None
-        engine.unschedule(self)
         if engine.found is self:
             engine.found = None
         engine.open_streams -= 1
@@ -151,6 +148,17 @@ cdef class Nghttp2Stream(Stream):
         return 0
 
     # ---- the queue
+
+    cdef int _drop_queue(self) except -1:
+        """Forget the content and the end that are queued."""
+        cdef Nghttp2Engine engine = self.engine
+        engine.queued -= self.octets
+        self._chunk = None
+        self._more = self.trailers = None
+        self.octets = 0
+        self.ended = False
+        engine.unschedule(self)
+        return 0
 
     cdef int _queue_behind(self, bytes data) except -1:
         """Queue content behind what is queued; small pieces become one."""
