@@ -212,7 +212,10 @@ class Stream:
         raise NotImplementedError
 
     def count_queued_octets(self) -> int:
-        """Return the octets of content that were queued on this stream and have neither left nor been dropped."""
+        """Return the octets of content and trailers that were queued on this stream and have not left or been dropped.
+
+        Those of trailers are counted as in RFC 9113, 6.5.2.
+        """
         raise NotImplementedError
 
     def acknowledge(self, octets: int) -> None:
@@ -370,7 +373,7 @@ class Engine:
         raise NotImplementedError
 
     def count_queued_octets(self) -> int:
-        """Return the octets of content of all streams that were queued and have neither left nor been dropped."""
+        """Return the sum of `Stream.count_queued_octets` of all streams."""
         raise NotImplementedError
 
     def count_frame_octets(self) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.http2.engine import Limits
 from proxy.http2.events import Fields
+from proxy.http2.policy.fields import section_octets
 from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
 from tests.conformance.windows import DEFAULT_WINDOW, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, WIDE_WINDOWS, client, shape
 from tests.support.allocations import traced_octets
@@ -110,6 +111,40 @@ def test_a_larger_frame_size_applies_as_soon_as_it_is_received(make: EventFactor
     peer.take()
     peer.engine.send_data(1, bytes(40_000), end_stream=False)
     assert [len(one.body) for one in peer.take()] == [40_000]
+
+
+@each_engine
+@pytest.mark.parametrize("end", ["sent", "reset", "reset now", "reset by the peer"])
+def test_trailers_that_wait_are_counted_until_they_leave_or_are_dropped(make: EventFactory, end: str) -> None:
+    peer = client(make, settings={INITIAL_WINDOW_SIZE: 0})
+    stream = peer.engine.handler.streams[1]
+    octets = 7 + section_octets(TRAILERS)
+    peer.engine.send_data(1, b"content", end_stream=False)
+    peer.engine.send_trailers(1, TRAILERS)
+    assert (stream.count_queued_octets(), peer.engine.queued_octets) == (octets, octets)
+    assert peer.take() == []
+    peer.send(peer.window(1, 6))
+    assert shape(peer.take()) == [("Data", 1, 6, False)]
+    octets = 1 + section_octets(TRAILERS)
+    assert (stream.count_queued_octets(), peer.engine.queued_octets) == (octets, octets)
+    if end == "sent":
+        peer.send(peer.window(1, 1))
+    elif end == "reset":
+        peer.engine.reset(1, 8)
+    elif end == "reset now":
+        peer.engine.reset_now(1, 8)
+    else:
+        peer.send(peer.reset(1, 8))
+    peer.take()
+    assert (stream.count_queued_octets(), peer.engine.queued_octets) == (0, 0)
+
+
+@each_engine
+def test_trailers_alone_leave_with_the_next_take(make: EventFactory) -> None:
+    peer = client(make)
+    peer.engine.send_trailers(1, TRAILERS)
+    assert [each.kind for each in peer.take()] == ["Headers"]
+    assert peer.engine.queued_octets == peer.engine.handler.streams[1].count_queued_octets() == 0
 
 
 @each_engine

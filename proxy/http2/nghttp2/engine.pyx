@@ -335,6 +335,8 @@ cdef class Nghttp2Engine(Engine):
         trailers = stream.trailers
         stream.ended = False
         stream.trailers = None
+        self.queued -= stream.trailer_octets
+        stream.trailer_octets = 0
         stream.end_sent = True
         self.session.submit_section(<int32_t>stream.id, False, trailers, True, <void *>stream)
         return self.collect()

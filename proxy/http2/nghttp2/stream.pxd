@@ -22,6 +22,7 @@ cdef class Nghttp2Stream(Stream):
     cdef bint end_sent
     cdef bint scheduled
     cdef list trailers
+    cdef Py_ssize_t trailer_octets
     cdef int64_t reset_code
     cdef Py_ssize_t octets
     cdef Py_ssize_t leaving

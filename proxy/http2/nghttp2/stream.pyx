@@ -10,6 +10,7 @@ from proxy.http2.engine cimport Stream
 from proxy.http2.nghttp2.engine cimport Nghttp2Engine
 from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session_consume_stream
 
+from proxy.http2.policy.fields import section_octets
 from proxy.http2.policy.sending import JOINED_OCTETS as _JOINED_OCTETS
 
 cdef Py_ssize_t JOINED_OCTETS = _JOINED_OCTETS
@@ -24,7 +25,8 @@ cdef class Nghttp2Stream(Stream):
     `muted`, nothing more is reported, because we have reset it or are about to; `missing` octets of content that were
     announced, -1 where nothing was; `interims`, interim heads of the response.
 
-    What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any;
+    What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any, which
+    have `trailer_octets`;
     `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets` of content that
     are queued, and `leaving`, those that were taken and not yet reported.
     """
@@ -74,6 +76,8 @@ cdef class Nghttp2Stream(Stream):
         if PyList_GET_SIZE(fields):
             engine.session.writer.check(fields)
             self.trailers = fields[:]
+            self.trailer_octets = section_octets(fields)
+            engine.queued += self.trailer_octets
         self.ended = True
         if not self.octets:
             engine.finish(self)
@@ -107,7 +111,7 @@ cdef class Nghttp2Stream(Stream):
         engine.wake()
 
     cpdef Py_ssize_t count_queued_octets(self):
-        return self.octets
+        return self.octets + self.trailer_octets
 
     cpdef acknowledge(self, Py_ssize_t octets):
         cdef Nghttp2Engine engine = self.engine
@@ -152,10 +156,10 @@ cdef class Nghttp2Stream(Stream):
     cdef int _drop_queue(self) except -1:
         """Forget the content and the end that are queued."""
         cdef Nghttp2Engine engine = self.engine
-        engine.queued -= self.octets
+        engine.queued -= self.octets + self.trailer_octets
         self._chunk = None
         self._more = self.trailers = None
-        self.octets = 0
+        self.octets = self.trailer_octets = 0
         self.ended = False
         engine.unschedule(self)
         return 0

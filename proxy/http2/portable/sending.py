@@ -11,7 +11,7 @@ from hyperframe.frame import Frame, GoAwayFrame, PingFrame, RstStreamFrame, Sett
 
 from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
-from proxy.http2.policy.fields import check_sendable
+from proxy.http2.policy.fields import check_sendable, section_octets
 from proxy.http2.policy.flood import FloodGuard
 from proxy.http2.policy.sending import MAX_TAKEN_OCTETS, RoundRobin, SendQueue, Step
 from proxy.http2.policy.stream_history import StreamHistory
@@ -61,6 +61,8 @@ class PortableStream(Stream):
             if fields:
                 check_sendable(fields)
                 self.queue.trailers = fields
+                self.queue.trailer_octets = section_octets(fields)
+                self.engine.queued_octets += self.queue.trailer_octets
             self.queue.ended = True
             self.engine.queue_turn(self)
 
@@ -85,7 +87,7 @@ class PortableStream(Stream):
             self.engine.forget(self)
 
     def count_queued_octets(self) -> int:
-        return len(self.queue.content)
+        return len(self.queue.content) + self.queue.trailer_octets
 
     def acknowledge(self, octets: int) -> None:
         self.owed_octets -= octets
@@ -199,7 +201,10 @@ class SendingEngine(Engine):
             if step is Step.RESET:
                 stream.reset_now(stream.queue.reset_code or 0)
             elif step is Step.TRAILERS:
-                self.send_section(stream, stream.queue.trailers or [], end_stream=True)
+                trailers, stream.queue.trailers = stream.queue.trailers or [], None
+                self.queued_octets -= stream.queue.trailer_octets
+                stream.queue.trailer_octets = 0
+                self.send_section(stream, trailers, end_stream=True)
             elif step is Step.END:
                 h2.end_stream(stream_id)
             else:
@@ -233,7 +238,7 @@ class SendingEngine(Engine):
         if not self.failed:
             self.show(RstStreamFrame(stream.id))
         stream.receives = stream.sends = False
-        self.queued_octets -= len(stream.queue.content)
+        self.queued_octets -= stream.count_queued_octets()
         stream.queue = SendQueue()
         self.turns.remove(stream.id)
         del self.streams[stream.id]
