@@ -18,9 +18,9 @@ SPAN_ID: Final = "span_id"
 TRACE_SAMPLED: Final = "trace_sampled"
 """Key that says whether the client records the trace."""
 
-# W3C Trace Context, 3.2: later versions may have more behind the flags.
+# W3C Trace Context, 3.2: later versions than 00 may have more behind the flags.
 _TRACEPARENT: Final = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+    rb"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
 # What Restate sends there; anything else is not repeated.
 _INVOCATION: Final = re.compile(rb"inv_[A-Za-z0-9]{1,64}")

@@ -177,12 +177,18 @@ def test_a_line_is_tied_to_its_trace_and_its_invocation(
     assert line["invocation_id"] == INVOCATION.decode()
 
 
+def test_a_later_version_of_a_trace_may_have_more_behind_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    line = exchange_line(capsys, (b"traceparent", b"01" + TRACEPARENT.removeprefix(b"00") + b"-more"))
+    assert line["logging.googleapis.com/spanId"] == "00f067aa0ba902b7"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         (b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"),
         (b"traceparent", b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         (b"traceparent", b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"),
+        (b"traceparent", TRACEPARENT + b"-more"),
         (b"traceparent", JWT.encode()),
         (b"x-restate-invocation-id", JWT.encode()),
         (b"x-restate-invocation-id", b"inv_" + b"a" * 65),
