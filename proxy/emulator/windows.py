@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
 
 from h2.connection import H2Connection
@@ -18,14 +18,15 @@ CONNECTION = 0
 class ReceiveWindows:
     """What was received on a connection and not given back to the client yet.
 
-    A WINDOW_UPDATE is sent for half of a window at a time. A container that does not read its request stops the client.
+    A WINDOW_UPDATE is sent for half of a window at a time, and at once for a stream that nobody reads any more. A
+    container that does not read its request stops the client.
     """
 
     def __init__(self, connection: H2Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
         self._unread: dict[int, deque[int]] = {}
-        self._owed: Counter[int] = Counter()
+        self._owed: dict[int, int] = {}
 
     def received(self, stream: int, octets: int, *, read_later: bool) -> None:
         """Note one DATA frame; `read_later`: an application will `read` it."""
@@ -33,7 +34,7 @@ class ReceiveWindows:
         if read_later:
             self._unread.setdefault(stream, deque()).append(octets)
         else:
-            self._give_back(stream, octets)
+            self._give_back(stream, octets, at_once=True)
 
     def read(self, stream: int) -> None:
         """Give back the oldest unread DATA frame of a stream."""
@@ -43,15 +44,15 @@ class ReceiveWindows:
 
     def closed(self, stream: int) -> None:
         """Give back all of a stream that nobody reads any more; its client may still be sending."""
-        for octets in self._unread.pop(stream, ()):
-            self._give_back(stream, octets)
+        self._give_back(stream, sum(self._unread.pop(stream, ())), at_once=True)
 
-    def _give_back(self, stream: int, octets: int) -> None:
+    def _give_back(self, stream: int, octets: int, *, at_once: bool = False) -> None:
         limits = self._limits
         window = limits.stream_window_octets if stream else limits.connection_window_octets
-        self._owed[stream] += octets
-        if self._owed[stream] * 2 >= window:
+        octets += self._owed.pop(stream, 0)
+        if not at_once and octets * 2 < window:
+            self._owed[stream] = octets
+        elif octets:
             # The stream may have ended, and the connection, too.
             with suppress(ProtocolError):
-                self._connection.increment_flow_control_window(self._owed[stream], stream or None)
-            del self._owed[stream]
+                self._connection.increment_flow_control_window(octets, stream or None)
