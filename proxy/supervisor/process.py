@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -67,14 +68,26 @@ class WorkerProcess:
                 replacing=replacing,
             )
             # multiprocessing writes what it pickles to a pipe of 64 KiB, and has both of its ends open: with more, it
-            # would wait for ever for a process that has died before it reads. So the settings are in a file.
+            # would wait for ever for a process that has died before it reads. So the settings are in a file, and the
+            # arguments of this process, which it pickles, too, are left out: no worker reads them.
             small = copy.copy(config)
             small.payload = ""
             process = get_context("spawn").Process(target=_run, args=(work, small, channel, _Inherited(settings)))
             process.daemon = True
-            process.start()
+            with _no_arguments():
+                process.start()
             unless_started.pop_all()
         return cls(process, WorkerChannel(supervisor_end))
+
+
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    before = sys.argv
+    sys.argv = before[:1]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 class _Inherited:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,16 @@ def test_a_worker_that_dies_before_it_reads_its_settings_stops_nothing(monkeypat
     resource_tracker.ensure_running()  # while there is an interpreter
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
     assert run(crew.failing, "many routes" * 20_000) == 1
+
+
+def test_a_worker_that_dies_before_it_reads_a_long_command_line_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource_tracker.ensure_running()  # while there is an interpreter
+    monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+    monkeypatch.setattr(
+        sys, "argv", ["cloudrun-sidecar", "serve", *(f"--route={n}=https://a.example" for n in range(10_000))]
+    )
+    assert run(crew.failing) == 1
+    assert len(sys.argv) == 10_002
 
 
 def test_a_worker_has_its_settings_however_long_they_are() -> None:
