@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -31,6 +31,7 @@ from proxy.downstream.channel import (
 )
 from proxy.observe.background import dropped_lines
 from proxy.observe.totals import Totals, state_line
+from proxy.settings.plain import PlainSettings
 from proxy.supervisor.channel import WorkerChannel
 
 __all__ = ["Collecting", "Supervised"]
@@ -110,9 +111,9 @@ class Collecting:
         for line in content.splitlines():
             self._totals.add(line)
 
-    def forget(self, gone: Collection[tuple[str, str]]) -> None:
-        """Drop the totals of routes that were removed, and of origins and accounts that no other route has."""
-        self._totals.forget(gone)
+    def keep(self, settings: PlainSettings) -> None:
+        """Drop the totals of what these settings name no more; workers that end later may still have counted it."""
+        self._totals.keep(settings.routes, settings.deployments)
 
     def _ask(self, workers: Sequence[Supervised]) -> None:
         self.due = time.monotonic() + _REPORT_SECONDS

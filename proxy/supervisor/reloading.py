@@ -21,7 +21,6 @@ from proxy.downstream.channel import PROBLEMS, SETTINGS
 from proxy.downstream.config import ListenerConfig
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.lines import configure_logging
-from proxy.observe.totals import counted_for
 from proxy.settings.changes import Changes, log_refused, log_reloaded
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine
@@ -63,8 +62,6 @@ class Reloading:
             "need_restart": (),
         }
         """What metrics and status page show of it (`observe.metrics.SettingsMetrics`)."""
-        self.gone: set[tuple[str, str]] = set()
-        """What is counted for no route since the last `take` (`observe.totals.counted_for`)."""
         self.socket, self._written = socket.socketpair()
         """Readable when `take` must be called."""
         self.socket.setblocking(False)
@@ -93,7 +90,6 @@ class Reloading:
         with contextlib.suppress(BlockingIOError):
             self.socket.recv(64)
         live = [channel for channel in channels if not channel.gone]
-        self.gone = set()
         while self._outcomes:
             outcome, requested = self._outcomes.popleft()
             if draining:
@@ -136,9 +132,7 @@ class Reloading:
         if self._unanswered is not None:  # the workers answer in order: one line will do for what is overtaken
             log_reloaded(self._unanswered[0], requested=False)
         changes = Changes.between(self.settings, read)
-        before = counted_for(self.settings.routes)
         self.settings = changes.in_force
-        self.gone = (self.gone | before) - counted_for(self.settings.routes)
         # What has been reported is over: that is told even where nothing else has changed.
         mended = self.state["refused_at"] is not None or (self.state["need_restart"] and not changes.need_restart)
         self.state |= {"read_at": time.time(), "reloaded": self.state["reloaded"] + 1, "refused_at": None}

@@ -141,6 +141,7 @@ class _Supervisor:
         self._collecting = Collecting()
         if reloading is not None:
             self._collecting.settings = reloading.state
+            self._collecting.keep(reloading.settings)
         self._selector.register(signals, selectors.EVENT_READ, None)  # `run` reads it after every select
         if reloading is not None:
             self._selector.register(reloading.socket, selectors.EVENT_READ, partial(self._reload, reloading))
@@ -298,7 +299,7 @@ class _Supervisor:
         """Send the workers what was read."""
         reloading.take([worker.channel for worker in self._workers], draining=self._command is not None)
         self._drain_seconds = reloading.settings.drain_timeout
-        self._collecting.forget(reloading.gone)
+        self._collecting.keep(reloading.settings)
 
     def _hand_on(self) -> None:
         """Leave new connections to the sidecar that has the sockets, too, now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVALS, History
 from proxy.observe.live import OpenRoute, OpenUse, OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics
-from proxy.observe.totals import AMBIENT, Totals, counted_for, state_line
+from proxy.observe.totals import Totals, state_line
 from proxy.observe.worker_state import WorkerState
 from proxy.routes import AllowLists, OpenRoutes, Origin, Route
 from proxy.tokens.model import Token, TokenKey
@@ -346,28 +345,6 @@ def test_process_metrics_are_summed_and_counters_survive_an_ended_process() -> N
     assert process["process_open_fds"] == 5.0
     text = "# TYPE process_open_fds gauge\nprocess_open_fds 3.0\n"
     assert with_values(text, process) == "# TYPE process_open_fds gauge\nprocess_open_fds 5.0\n"
-
-
-def test_totals_of_what_is_gone_are_dropped() -> None:
-    totals = Totals()
-    for _ in range(2):
-        totals.add(state_line("route", "a", {"n": 1, "buckets": [[1, 0], 0.5]}, {"x": 1}))
-    totals.add(state_line("route", "b", {"n": 1}, None))
-    totals.add(state_line("route", "b", {"m": 1}, None))
-    totals.add(state_line("route", "idle", {}, {}))
-    assert [json.loads(line) for line in totals.lines()] == [
-        ["route", "a", {"n": 2, "buckets": [[2, 0], 1.0]}, None],
-        ["route", "b", {"n": 1, "m": 1}, None],
-    ]
-    totals.forget({("route", "a"), ("route", "none"), ("mints", "none")})
-    assert [json.loads(line)[1] for line in totals.lines()] == ["b"]
-    for account in (AMBIENT, "invoker@p.iam.gserviceaccount.com"):
-        totals.add(state_line("mints", f"service account {account}", {"failures": {"token-timeout": 1}}, None))
-    for route in ROUTES:
-        totals.add(state_line("origin", str(route.origin), {"opened": 1}, None))
-    totals.forget(counted_for(ROUTES[:1]))
-    kept = ["b", "service account invoker@p.iam.gserviceaccount.com", "https://orders.example"]
-    assert [json.loads(line)[1] for line in totals.lines()] == kept
 
 
 def test_hosts_of_open_routes_are_those_of_all_workers_with_the_token_that_expires_last() -> None:

@@ -25,9 +25,11 @@ from proxy.downstream.channel import (
     file_in_memory,
 )
 from proxy.observe.totals import state_line
+from proxy.settings import RouteSettings
 from proxy.supervisor import collecting
 from proxy.supervisor.channel import WorkerChannel
 from proxy.supervisor.collecting import Collecting
+from tests.support.settings import plain_settings
 
 
 @dataclass
@@ -167,7 +169,22 @@ def test_counters_of_an_ended_worker_are_kept(workers: list[Worker]) -> None:
         one.report(ANSWER, 1)
         found.check([one])
         assert one.received()["count"] == expected
-        found.forget({("route", "a")})
+        found.keep(plain_settings())
+
+
+def test_an_ended_worker_brings_no_counters_of_a_removed_route_back(workers: list[Worker]) -> None:
+    one, other = workers
+    found = Collecting()
+    found.keep(plain_settings(routes={"a": RouteSettings(url="https://a-123456789012.run.app")}))
+    other.report(STATE, 6)
+    found.keep(plain_settings())
+    found.retire(other.channel)
+    one.report(COLLECT)
+    found.check([one])
+    assert one.receive()[0] == REPORT
+    one.report(ANSWER, 1)
+    found.check([one])
+    assert one.received()["count"] == 1
 
 
 def test_an_ended_worker_is_not_waited_for(workers: list[Worker]) -> None:
