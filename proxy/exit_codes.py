@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from typing import TextIO
+from typing import Final, TextIO
 
-__all__ = ["ExitCode", "error_line", "shows_colours"]
+__all__ = ["PROCESSES_REMEDY", "ExitCode", "error_line", "no_thread", "shows_colours"]
+
+
+PROCESSES_REMEDY: Final = "raise the limit of processes and threads (ulimit -u, --pids-limit, TasksMax)"
+"""What to do where the system starts no more of them."""
 
 
 class ExitCode(IntEnum):
@@ -33,6 +37,11 @@ def error_line(text: str, stream: TextIO) -> str:
     name = "cloudrun-sidecar:"
     # SGR (ECMA-48, 8.3.117): red and bold.
     return f"\x1b[31;1m{name}\x1b[0m {text}\n" if shows_colours(stream) else f"{name} {text}\n"
+
+
+def no_thread(exc: RuntimeError) -> str:
+    """Return a sentence if this says that the system starts no more threads; else ""."""
+    return f"cannot start a thread: {PROCESSES_REMEDY}" if str(exc) == "can't start new thread" else ""
 
 
 def shows_colours(stream: TextIO) -> bool:

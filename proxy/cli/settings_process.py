@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from functools import partial
 
 from proxy.cli.commands import commands
 from proxy.cli.output import open_standard_streams, run
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import ExitCode, error_line, no_thread
 from proxy.settings import PlainSettings
 
 __all__ = ["main"]
@@ -22,8 +23,14 @@ __all__ = ["main"]
 def main(descriptor: int) -> None:
     """Read the settings that `sys.argv` results in, and send them to the socket `descriptor`; ends in SystemExit."""
     answer = socket.socket(fileno=descriptor)
-    threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
     open_standard_streams()
+    try:
+        threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
+    except RuntimeError as exc:
+        if not (said := no_thread(exc)):
+            raise
+        sys.stderr.write(error_line(said, sys.stderr))
+        sys.exit(ExitCode.FAILED)
     run(partial(commands, obj=partial(_send, answer)))
 
 

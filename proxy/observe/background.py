@@ -10,6 +10,9 @@ of others would stand in the middle of it, and neither could be read: clients ch
 
 A line that finds the queue full is dropped and counted; as soon as the reader has caught up, a line says how many were
 dropped. `dropped_lines` is the total for the metrics.
+
+Where no thread can be started (a limit on processes), who writes a line writes what is queued to the descriptor, as
+far as its reader takes it at once. The next line tries to start the thread again.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ def background_output() -> Iterator[None]:
 
 
 class BackgroundStream(io.TextIOBase):
-    """A text stream that never blocks and never raises; its thread starts with the first line.
+    """A text stream that never raises, and does not wait for a reader; its thread starts with the first line.
 
     Text is queued by whole lines. Any thread may write.
     """
@@ -145,8 +148,9 @@ class BackgroundStream(io.TextIOBase):
         self.flush()
         with self._lock:
             self._over = True
-        if self._thread is None:
-            return not self._failing
+            if self._thread is None:
+                self._write_here(seconds)
+                return not self._failing and not self._queued_octets
         self._lines.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive() and not self._failing
@@ -155,11 +159,13 @@ class BackgroundStream(io.TextIOBase):
 
     def _put(self, line: str) -> None:
         octets = line.encode("utf-8", "backslashreplace")
-        if self._over or self._queued_octets + len(octets) > self._max_queued_octets or not self._started():
+        if self._over or self._queued_octets + len(octets) > self._max_queued_octets:
             self._drop(1)
             return
         self._queued_octets += len(octets)
         self._lines.put(octets)
+        if not self._started():
+            self._write_here(0.0)
 
     def _started(self) -> bool:
         """Start the thread unless it runs; return False where the system has no thread for us."""
@@ -167,9 +173,13 @@ class BackgroundStream(io.TextIOBase):
             try:
                 self._thread = _daemon(self._run)
             except RuntimeError:
-                self._failing = True
                 return False
         return True
+
+    def _write_here(self, seconds: float) -> None:
+        """Write what is queued in this thread, while there is no other, and the reader takes more within this time."""
+        while self._queued_octets and _takes_more(self._target, seconds):
+            self._deliver(self._lines.get_nowait() or b"", 1)
 
     def _drop(self, lines: int) -> None:
         with self._lock:
@@ -245,6 +255,16 @@ def _writer_to(target: TextIO) -> Callable[[bytes], None]:
                     poll.poll()
 
     return write
+
+
+def _takes_more(target: TextIO, seconds: float) -> bool:
+    """Return True if a short write to a stream does not block, at once or within this time."""
+    try:
+        poll = select.poll()
+        poll.register(target.fileno(), select.POLLOUT)
+        return bool(poll.poll(seconds * 1_000))
+    except (OSError, ValueError):  # it has no descriptor, or is closed
+        return True
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
 from proxy.downstream.tls import TlsFiles, TlsUnusable, server_context
-from proxy.exit_codes import ExitCode, error_line
+from proxy.exit_codes import ExitCode, error_line, no_thread
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import Address, parse_address_or_off
 from proxy.network.descriptors import raise_descriptor_limit
@@ -60,6 +60,8 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
             return _serve(settings, config, command_line, inherited, unix_access)
         except (ListenFailed, EngineUnavailable, TlsUnusable) as exc:
             return _report(exc)
+        except RuntimeError as exc:
+            return _report_no_thread(exc)
 
 
 def _serve(
@@ -142,12 +144,22 @@ def work(config: ListenerConfig, channel: Channel) -> None:
             run_worker(settings, config, channel)
         except (ListenFailed, TlsUnusable) as exc:
             sys.exit(_report(exc))
+        except RuntimeError as exc:
+            sys.exit(_report_no_thread(exc))
 
 
 def _report(exc: ListenFailed | EngineUnavailable | TlsUnusable) -> ExitCode:
     """Write the reason to standard error, and return the exit code."""
     sys.stderr.write(error_line(str(exc), sys.stderr))
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
+
+
+def _report_no_thread(exc: RuntimeError) -> ExitCode:
+    """Write it to standard error that no thread can be started, and return the exit code; raise any other error."""
+    if not (said := no_thread(exc)):
+        raise exc
+    sys.stderr.write(error_line(said, sys.stderr))
+    return ExitCode.FAILED
 
 
 @contextmanager

@@ -9,7 +9,7 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 * A signal to a worker only drains it, even if repeated: Ctrl-C in a terminal reaches supervisor and workers at once,
   and service managers signal whole process groups.
 * If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
-  while the first ones start, the others drain, and the exit code is not 0.
+  while the first ones start, or cannot be started, the others drain, and the exit code is not 0.
 * If another one cannot be started (no descriptors, processes or memory), the others go on, and it is tried again.
 * A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
 * If a worker is still running when its time is over, it is killed, and the exit code is not 0.
@@ -33,7 +33,7 @@ from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import ABORT, DRAIN, HAND_ON, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.inherited import InheritedSockets
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import PROCESSES_REMEDY, ExitCode
 from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
 from proxy.supervisor.accepting import Accepting
@@ -54,7 +54,7 @@ _log: Final = structlog.get_logger("supervisor")
 _ABORT_SECONDS: Final = 5.0
 """Time for workers to exit once they must abort what is live."""
 
-_NOT_STARTED_REMEDY: Final = "raise the limits of open files (ulimit -n) and processes (ulimit -u), or free memory"
+_NOT_STARTED_REMEDY: Final = f"{PROCESSES_REMEDY} or of open files (ulimit -n), or free memory"
 
 _NOT_INHERITED: Final = InheritedSockets()
 
@@ -185,11 +185,14 @@ class _Supervisor:
                 try:
                     self._start_worker()
                 except OSError as exc:  # EMFILE, EAGAIN, ENOMEM
+                    said = {"reason": exc.strerror, "remedy": _NOT_STARTED_REMEDY}
                     if not self._all_ready:
-                        raise
+                        _log.error("worker could not be started: draining the others", **said)
+                        self._exit_code = ExitCode.FAILED
+                        self._end(DRAIN)
+                        return
                     delay = self._restarts.add(time.monotonic(), 0.0)
-                    said = {"reason": exc.strerror, "remedy": _NOT_STARTED_REMEDY, "after_seconds": delay}
-                    _log.error("worker could not be started: trying again", **said)
+                    _log.error("worker could not be started: trying again", **said, after_seconds=delay)
 
     def _start_worker(self) -> None:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""

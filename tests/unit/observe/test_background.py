@@ -183,6 +183,55 @@ def test_no_thread_is_started_for_a_stream_without_writes(capsys: pytest.Capture
     assert threading.active_count() == before
 
 
+def no_thread(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_without_a_thread_a_line_is_written_by_its_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        stream.write("one\ntwo\nthree")
+        assert os.read(reading, 100) == b"one\ntwo\n"
+        assert stream.close_within(10)
+        assert os.read(reading, 100) == b"three"
+    os.close(reading)
+
+
+def test_without_a_thread_no_writer_waits_for_a_reader_and_a_later_thread_writes_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = os.pipe()
+    fill(writing)
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_thread)
+            stream.write("one\n")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+        reader.start()
+        stream.write("two\n")
+        assert stream.close_within(10)
+    reader.join()
+    os.close(reading)
+    assert got[0].lstrip(bytes(1)) == b"one\ntwo\n"
+
+
+def test_without_a_thread_the_end_waits_for_a_stopped_reader_no_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = os.pipe()
+    fill(writing)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with open(writing, "w", encoding="utf-8") as target:
+        stream = BackgroundStream(target)
+        stream.write("one\n")
+        assert not stream.close_within(0.01)
+    os.close(reading)
+
+
 def test_a_write_from_a_destructor_does_not_deadlock(capsys: pytest.CaptureFixture[str]) -> None:
     class Noisy:
         def __del__(self) -> None:

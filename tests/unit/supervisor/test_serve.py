@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import ExitCode
 from proxy.settings.reading import CommandLine
+from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.serve import serve, work
 from tests.support.settings import plain_settings
 from tests.support.signals import signals_restored
@@ -50,6 +53,44 @@ def test_an_unusable_address_exits_with_2(workers: int, tmp_path: Path, capsys: 
     (tmp_path / "file").touch()
     assert serve(plain_settings(workers=workers, listen=(f"unix:{tmp_path}/file",), admin="off"), COMMAND_LINE) == 2
     assert f"cloudrun-sidecar: cannot listen on unix:{tmp_path}/file" in capsys.readouterr().err
+
+
+NO_THREAD = """
+import sys, threading
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_limit_on_threads_exits_with_1_and_a_sentence(workers: int, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", f"{NO_THREAD}from proxy.cli import main; main()", "serve", f"--workers={workers}"]
+    program += [f"--listen=unix:{tmp_path}/s", "--admin=off", "--upstream=https://a-123456789012.europe-west1.run.app"]
+    ran = subprocess.run(program, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == ExitCode.FAILED
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("cloudrun-sidecar: cannot start a thread: raise the limit of processes and threads")
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_reading_of_settings_exits_with_1_at_a_limit_on_threads() -> None:
+    ours, its = socket.socketpair()
+    with ours, its:
+        code = f"{NO_THREAD}from proxy.cli.settings_process import main; main({its.fileno()})"
+        program = [sys.executable, "-c", code, "serve"]
+        ran = subprocess.run(program, stderr=subprocess.PIPE, text=True, check=False, pass_fds=[its.fileno()])
+    assert ran.returncode == ExitCode.FAILED
+    assert ran.stderr.startswith("cloudrun-sidecar: cannot start a thread: raise the limit of processes")
+
+
+def test_another_error_is_not_taken_for_a_limit_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: threading.Thread) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Reloading, "start", failing)
+    with pytest.raises(RuntimeError, match="something else"):
+        serve(plain_settings(workers=2), COMMAND_LINE)
 
 
 def test_serving_exits_with_0_after_sigterm(tmp_path: Path) -> None:

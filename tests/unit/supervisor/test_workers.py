@@ -131,8 +131,11 @@ def test_a_first_worker_that_cannot_be_started_ends_the_supervisor(monkeypatch: 
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(SpawnProcess, "start", refused)
-    with pytest.raises(BlockingIOError):
-        run(crew.failing, "7")
+    with capture_logs() as lines:
+        assert run(crew.failing, "7") == 1
+    (line,) = [line for line in lines if line["event"] == "worker could not be started: draining the others"]
+    assert line["reason"] == os.strerror(errno.EAGAIN)
+    assert "ulimit -u" in line["remedy"]
 
 
 def test_a_worker_that_dies_before_it_reads_its_settings_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
