@@ -12,7 +12,7 @@ from io import FileIO
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, Final
 
 from proxy.downstream.channel import Channel, content_of, file_in_memory
 from proxy.downstream.config import ListenerConfig
@@ -22,6 +22,10 @@ from proxy.supervisor.channel import WorkerChannel
 __all__ = ["WorkerProcess", "exit_reason"]
 
 
+_START_SECONDS: Final = 60.0
+"""How long a start may take that needs two seconds; machines may be slow or busy."""
+
+
 class WorkerProcess:
     """A worker process and its channel."""
 
@@ -29,6 +33,8 @@ class WorkerProcess:
         self.process = process
         self.channel = channel
         self.started_at = time.monotonic()
+        self.start_by = self.started_at + _START_SECONDS
+        """When it is killed, if it replaces another and is not ready, on the monotonic clock."""
         self.last_handed_over = 0
         """Serial number of the last connection that was sent to it."""
 

@@ -10,6 +10,7 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
   and service managers signal whole process groups.
 * If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
   while the first ones start, or cannot be started, the others drain, and the exit code is not 0.
+* If another one is not ready within a minute, it is killed, and the next one is started.
 * If another one cannot be started (no descriptors, processes or memory), the others go on, and it is tried again.
 * A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
 * If a worker is still running when its time is over, it is killed, and the exit code is not 0.
@@ -155,7 +156,7 @@ class _Supervisor:
                 self._start_workers(count)
             self._accepting.update(now)
             due = min(self._kill_at, self._restarts.next, self._watchdog.due, self._collecting.due)
-            due = min(due, self._accepting.due(now))
+            due = min(due, self._accepting.due(now), *(worker.start_by for worker in self._starting()))
             if self._reloading is not None:
                 due = min(due, self._reloading.due)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
@@ -174,10 +175,24 @@ class _Supervisor:
             now = time.monotonic()
             if now >= self._watchdog.due:
                 self._watch(now)
+            self._kill_late_starts(now)
             if now >= self._kill_at:
                 self._kill()
         self._accepting.close()
         return self._exit_code
+
+    def _starting(self) -> list[WorkerProcess]:
+        """Return the workers that replace others and are not ready; nobody waits for the first ones but their user."""
+        if not self._all_ready or self._command is not None:
+            return []
+        return [worker for worker in self._workers if not worker.channel.ready]
+
+    def _kill_late_starts(self, now: float) -> None:
+        for worker in self._starting():
+            if now >= worker.start_by:
+                _log.error("worker does not start: killing it", pid=worker.process.pid)
+                worker.start_by = math.inf
+                worker.process.kill()
 
     def _start_workers(self, count: int) -> None:
         with signals_blocked():

@@ -107,6 +107,12 @@ def dying(config: ListenerConfig, channel: Channel) -> None:
     _wait_for(channel, DRAIN)
 
 
+def hanging(config: ListenerConfig, channel: Channel) -> None:
+    """Never become ready, and never exit."""
+    while True:
+        signal.pause()
+
+
 def answering(config: ListenerConfig, channel: Channel) -> None:
     """Send the process id on every connection, and keep it open until the client closes it."""
     channel.report(READY)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker, spawn
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -97,6 +98,33 @@ def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: 
         connecting.result().close()
     died = [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"]
     assert died == [3, 4]
+
+
+def test_a_worker_that_hangs_while_it_starts_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = WorkerProcess.start
+    works = [crew.dying, crew.hanging, crew.dying]
+
+    def started(work: object, *args: Any, **more: Any) -> WorkerProcess:
+        work = works.pop(0)
+        worker = start(work, *args, **more)
+        if work is crew.hanging:
+            worker.start_by = worker.started_at
+        return worker
+
+    monkeypatch.setattr(WorkerProcess, "start", started)
+    (tmp_path / "second").touch()
+    with ThreadPoolExecutor(1) as threads, capture_logs() as lines:
+        connecting = threads.submit(connected_to, f"{tmp_path}/s")
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.dying, drain_seconds=30) == 0
+        connecting.result().close()
+    (killed,) = [line["pid"] for line in lines if line["event"] == "worker does not start: killing it"]
+    died = [line for line in lines if line["event"] == "worker died: starting another"]
+    assert [(line.get("exit_code"), line.get("signal")) for line in died] == [(3, None), (None, "SIGKILL")]
+    assert died[1]["pid"] == killed
+    assert not works
 
 
 def test_a_worker_that_cannot_be_started_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
