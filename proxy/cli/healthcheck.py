@@ -59,7 +59,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     except (ValueError, SettingsInvalid) as exc:
         raise CommandFailed(f"unhealthy: {exc}") from None
     try:
-        status, words = ask(address, path)
+        status, words = ask(address, path, probe.TIMEOUT_SECONDS)
     except TimeoutError:
         raise CommandFailed(f"unhealthy: {address}{path}: no answer within {probe.TIMEOUT_SECONDS:g} s") from None
     except OSError as exc:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ import click
 
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import tell_in_passing
-from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
+from proxy.cli.probe import DEFAULT_ADMIN, TIMEOUT_SECONDS, admin_address, ask, connect
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
 
@@ -21,6 +20,8 @@ __all__ = ["wait"]
 
 _PAUSE_SECONDS: Final = 0.1
 """Between two questions."""
+_LEAST_SECONDS: Final = 1.0
+"""For a question; less would not tell a sidecar that is slow from one that is not ready."""
 
 
 @click.command()
@@ -50,7 +51,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
         address = parse_address(listener) if listener else admin_address(admin, config, os.environ)
     except (ValueError, SettingsInvalid) as exc:
         raise Unusable(str(exc)) from None
-    while (state := _connect(address) if listener else _readiness(address)) is not None:
+    while (state := _connect(address) if listener else _readiness(address, deadline)) is not None:
         left = deadline - time.monotonic()
         if not left > 0:  # nan is neither less nor more
             raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
@@ -58,10 +59,11 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     tell_in_passing(f"{address}: ready")
 
 
-def _readiness(address: Address) -> str | None:
+def _readiness(address: Address, deadline: float) -> str | None:
     """Return None if the sidecar is ready, else what it is instead."""
+    seconds = min(TIMEOUT_SECONDS, max(_LEAST_SECONDS, deadline - time.monotonic()))
     try:
-        status, words = ask(address, "/readyz")
+        status, words = ask(address, "/readyz", seconds)
     except OSError as exc:
         return f"{address}: {exc.strerror or exc}"
     except http.client.HTTPException:
@@ -72,12 +74,7 @@ def _readiness(address: Address) -> str | None:
 def _connect(address: Address) -> str | None:
     """Return None if a connection can be made, else why not."""
     try:
-        if address.path:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1.0)
-                probe.connect(address.path)
-        else:
-            socket.create_connection((address.connectable_host, address.port), 1.0).close()
+        connect(address, _LEAST_SECONDS).close()
     except OSError as exc:
         return f"{address}: {exc.strerror or exc}"
     return None

@@ -69,6 +69,28 @@ def answering(octets: bytes) -> Iterator[str]:
         thread.join()
 
 
+@contextmanager
+def dripping(head: bytes, *, pause_seconds: float) -> Iterator[str]:
+    """A server that sends a head, and then an octet after each pause until its client has gone."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            connection.settimeout(pause_seconds)
+            with connection, suppress(ConnectionError):
+                connection.sendall(head)
+                while True:
+                    with suppress(TimeoutError):
+                        if not connection.recv(4096):
+                            return
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
 @pytest.mark.asyncio
 async def test_a_healthy_sidecar_gives_one_line_and_exit_code_0() -> None:
     async with admin(State()) as address:
@@ -192,6 +214,16 @@ def test_a_server_that_does_not_answer_is_unhealthy_after_the_deadline(monkeypat
     assert (told.exit_code, told.stderr) == (
         1,
         f"cloudrun-sidecar: unhealthy: {address}/readyz: no answer within 0.05 s\n",
+    )
+
+
+def test_a_server_whose_answer_never_ends_is_unhealthy_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", pause_seconds=0.05) as address:
+        told = ask_now("--admin", address)
+    assert (told.exit_code, told.stderr) == (
+        1,
+        f"cloudrun-sidecar: unhealthy: {address}/readyz: no answer within 0.3 s\n",
     )
 
 

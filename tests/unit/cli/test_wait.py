@@ -121,6 +121,19 @@ def test_a_listener_without_http_is_not_ready() -> None:
     assert "what answers there does not speak HTTP" in told.stderr
 
 
+def test_a_question_gets_the_time_that_is_left_but_at_least_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def ask(address: object, path: str, seconds: float) -> tuple[int, str]:
+        given.append(seconds)
+        return 200, "ready"
+
+    monkeypatch.setattr("proxy.cli.wait.ask", ask)
+    for timeout in ("0", "2", "60"):
+        assert wait_now("--timeout", timeout).exit_code == 0
+    assert given == [1.0, pytest.approx(2.0, abs=0.9), probe.TIMEOUT_SECONDS]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
