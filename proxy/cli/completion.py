@@ -89,4 +89,4 @@ def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _texts(values: Any) -> list[str]:
-    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list | tuple) else []

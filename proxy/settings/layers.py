@@ -30,6 +30,7 @@ __all__ = [
     "read_environment",
     "read_file",
     "toml_key",
+    "tuples",
 ]
 
 PREFIX: Final = "CLOUDRUN_SIDECAR_"
@@ -93,7 +94,7 @@ class FileLayer(NamedTuple):
     """The content of a settings file; an empty document if there is none, or if it cannot be read."""
 
     document: dict[str, Any]
-    """The parsed TOML."""
+    """The parsed TOML, with tuples instead of lists."""
     name: str
     """The path of the file, as given."""
     directory: Path
@@ -152,7 +153,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
             state = file_state(file.fileno())
             text = file.read()
         read = path.absolute()  # with its `..`, which a link before it makes another folder
-        document = tomllib.loads(text)
+        document = tuples(tomllib.loads(text))
     except FileNotFoundError:
         if named is not None:
             problems.append(Problem(str(path), "there is no such file; name one that exists"))
@@ -165,12 +166,22 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
         problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
     except (ValueError, RecursionError):  # of Python, not of TOML
-        problems.append(Problem(str(path), "has a number of thousands of digits, or hundreds of lists in each other"))
+        what = "has a number of thousands of digits, or hundreds of lists or tables in each other"
+        problems.append(Problem(str(path), what))
     except IsADirectoryError:
         problems.append(Problem(str(path), "is a directory; name a file in it"))
     except OSError as exc:
         problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
     return FileLayer(document, str(path), path.parent, problems, read, state)
+
+
+def tuples(value: Any) -> Any:
+    """Return a value of TOML or of a flag with tuples instead of lists: settings are immutable."""
+    if isinstance(value, list):
+        return tuple(map(tuples, value))
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return value
 
 
 def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:

@@ -37,6 +37,7 @@ from proxy.settings.layers import (
     flag_name,
     read_environment,
     read_file,
+    tuples,
 )
 from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 from proxy.settings.plain import PlainSettings
@@ -174,15 +175,15 @@ def _take_file(draft: _Draft, file: FileLayer) -> None:
             draft.lost_routes = True
         elif name == "routes":
             for route, table in value.items():
-                draft.put(("routes", route), _tuples(table), Place(file.name, ("routes", route)))
+                draft.put(("routes", route), table, Place(file.name, ("routes", route)))
         elif name == "deployments" and isinstance(value, dict):
             for key, listed in value.items():
-                draft.put((name, key), _tuples(listed), Place(file.name, (name, key)))
+                draft.put((name, key), listed, Place(file.name, (name, key)))
         elif name == "deployments":
             draft.problems.append(Problem(Place(file.name, (name,)).at(), DEPLOYMENTS_IS_TABLE))
             draft.lost_routes = True
         else:
-            draft.put((name,), _tuples(value), Place(file.name, (name,)))
+            draft.put((name,), value, Place(file.name, (name,)))
 
 
 def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapping[str, Any]) -> None:
@@ -282,7 +283,7 @@ def _file_problem(path: Path, *, is_ca: bool) -> str | None:
 
 
 def _from_flag(name: str, value: Any, model: type[BaseModel] = Settings) -> Any:
-    return _from_text(name, value, model) if isinstance(value, str) else _tuples(value)
+    return _from_text(name, value, model) if isinstance(value, str) else tuples(value)
 
 
 def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
@@ -300,12 +301,3 @@ def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
         # Words of a pasted key must not be quoted either, so such text is reported as a whole.
         return tuple(words) if all(plain(word) is not None for word in words) else (text,)
     return text
-
-
-def _tuples(value: Any) -> Any:
-    """Return a TOML value with tuples instead of lists: settings are immutable."""
-    if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
