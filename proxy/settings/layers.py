@@ -107,9 +107,9 @@ class FileLayer(NamedTuple):
     """The state (`file_state`) in which it was read."""
 
 
-def flag_name(setting: str) -> str:
-    """Return `--drain-timeout` for `drain_timeout`."""
-    return "--" + setting.replace("_", "-")
+def flag_name(setting: str, value: object = None) -> str:
+    """Return `--drain-timeout` for `drain_timeout`, and `--no-access-log` for `access_log` that is False."""
+    return ("--no-" if value is False else "--") + setting.replace("_", "-")
 
 
 def environment_name(setting: str) -> str:
@@ -169,7 +169,8 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         what = "has a number of thousands of digits, or hundreds of lists or tables in each other"
         problems.append(Problem(str(path), what))
     except IsADirectoryError:
-        problems.append(Problem(str(path), "is a directory; name a file in it"))
+        also = ", as an empty path is" if path == Path() else ""
+        problems.append(Problem(str(path), f"is a directory{also}; name a file in it"))
     except OSError as exc:
         problems.append(Problem(str(path), f"cannot be read: {exc.strerror}"))
     return FileLayer(document, str(path), path.parent, problems, read, state)

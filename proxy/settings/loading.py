@@ -108,7 +108,7 @@ def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapp
         if name in variables:
             draft.put((name,), _from_text(name, variables[name]), Place(f"environment: {environment_name(name)}"))
         if name in given:
-            draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name)))
+            draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name, given[name])))
     for option, name in DEPLOYMENT_OPTIONS.items():
         if option in variables:
             value = _from_text(name, variables[option], DeploymentSettings)
@@ -193,7 +193,7 @@ def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapp
             place = Place(f"environment: {environment_name(name)}")
             options[name] = (_from_text(name, variables[name], RouteSettings), place)
         if name in flags:
-            options[name] = (_from_flag(name, flags[name], RouteSettings), Place(flag_name(name)))
+            options[name] = (_from_flag(name, flags[name], RouteSettings), Place(flag_name(name, flags[name])))
     from_variables = _inline(draft, _pairs(variables.get("route", "")), variables.get("upstream"), "environment: ")
     from_flags = _inline(draft, flags.get("route", ()), flags.get("upstream"), "")
     for name, (url, place) in {**from_variables, **from_flags}.items():

@@ -81,6 +81,8 @@ def test_a_file_that_cannot_be_read_is_a_problem_not_a_traceback() -> None:
         Problem("latin.toml", "is not UTF-8, as TOML must be (at octet 12)")
     ]
     assert read_file(Path("folder"), {}).problems == [Problem("folder", "is a directory; name a file in it")]
+    empty = "is a directory, as an empty path is; name a file in it"
+    assert read_file(Path(""), {}).problems == [Problem(".", empty)]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:

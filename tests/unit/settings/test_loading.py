@@ -251,8 +251,8 @@ def test_a_route_given_twice_in_one_layer_is_refused() -> None:
 
 def test_options_of_inline_routes_need_an_inline_route() -> None:
     found = problems(f'[routes.a]\nurl = "{URL}"', {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "x"}, gcp_id_token=False)
-    assert found.keys() == {"environment: CLOUDRUN_SIDECAR_GCP_AUDIENCE", "--gcp-id-token"}
-    assert "[routes.NAME]" in found["--gcp-id-token"]
+    assert found.keys() == {"environment: CLOUDRUN_SIDECAR_GCP_AUDIENCE", "--no-gcp-id-token"}
+    assert "[routes.NAME]" in found["--no-gcp-id-token"]
 
 
 # ---- the certificate authority
