@@ -67,7 +67,9 @@ def _refusal(deployment: Deployment, table: RouteTable, authority: str, path: st
         return f"{authority} is not in the list hosts of [deployments]"
     lines = own_lines(deployment.headers.items())
     try:
-        match = table.find(authority.encode(), f"{path.rstrip('/')}/discover".encode("latin-1", "backslashreplace"))
+        match = table.find(
+            authority.encode(), f"{path.removesuffix('/')}/discover".encode("latin-1", "backslashreplace")
+        )
         if isinstance(match, OpenMatch):
             assert table.open_routes is not None  # noqa: S101 - tells the type checker
             table.open_routes.route(match.host, lines)

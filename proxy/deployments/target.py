@@ -101,7 +101,7 @@ class Target:
     route: Route
     """The route that its requests take."""
     path: str
-    """The path of `url` without a slash at its end: `/NAME`, `/HOST/base`, or by authority `/base`."""
+    """The path of `url` without the slash at its end, to which Restate adds: `/NAME`, `/HOST/base`, or `/base`."""
     authority: str = ""
     """The host that requests name as their authority; `""` if the path says where they go."""
     headers: Headers = ()
@@ -187,7 +187,7 @@ def find_target(
         )
     headers = (*headers, *authentication.headers())
     path, authority, needs_open = _requested(text, table, sidecar)
-    target = path.rstrip("/")
+    target = path.removesuffix("/")  # Of several, Restate keeps the others.
     try:
         # What is not latin-1 becomes a backslash, which no path may hold; a question mark would begin a query.
         found = table.find(authority.encode(), f"{target}/discover".encode("latin-1", "backslashreplace"))

@@ -64,6 +64,7 @@ def test_deployments_that_are_called_elsewhere_are_left_out(url: str) -> None:
         (f"{SIDECAR}/other.run.app", "'other.run.app' is not in the list hosts of [deployments]"),
         ("http://other.run.app/", "'other.run.app' is not in the list hosts of [deployments]"),
         (f"{SIDECAR}/greeter/日本", "this path is not forwarded"),
+        (f"{SIDECAR}/greeter//", "this path is not forwarded"),
     ],
 )
 def test_a_removed_route_and_a_host_that_is_not_allowed_are_reported(url: str, words: str) -> None:

@@ -140,6 +140,8 @@ def test_all_words_of_the_authentication_become_headers() -> None:
         (f"http://{HOST}/日本", "this path is not forwarded"),
         (f"{SIDECAR}/greeter/日本", "this path is not forwarded"),
         (f"{SIDECAR}/greeter/\udcff", "this path is not forwarded"),
+        (f"{SIDECAR}/greeter//", "this path is not forwarded"),  # Restate asks it for /greeter//discover.
+        (f"http://{HOST}//", "this path is not forwarded"),
         ("ftp://greeter", "the URL must be http://… or https://… with a host, not 'ftp://greeter'"),
         ("http://host:port", "the URL must be"),
         ("https://ada@greeter.example.com", "must have neither a user name nor ? nor #"),
