@@ -29,6 +29,7 @@ from proxy.settings.layers import environment_name
 from proxy.settings.loading import INLINE_OPTIONS
 
 __all__ = [
+    "ADMIN_VARIABLE",
     "Access",
     "deployment_flags",
     "find_targets",
@@ -39,6 +40,8 @@ __all__ = [
     "take_authentication",
 ]
 
+ADMIN_VARIABLE: Final = "RESTATE_ADMIN_URL"
+"""Variable with the URL of Restate's admin API; Restate's CLI has it, too."""
 TOKEN_VARIABLE: Final = "RESTATE_AUTH_TOKEN"  # noqa: S105 - a name; Restate's CLI has it
 _DEPLOYMENT: Final = "The deployment"
 _RESTATE: Final = "Restate"
@@ -82,7 +85,7 @@ def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]
             heading=_RESTATE,
             metavar="URL",
             help=admin_help,
-            envvar=None if default is None else "RESTATE_ADMIN_URL",
+            envvar=None if default is None else ADMIN_VARIABLE,
             default=default,
         ),
         HeadedOption(
@@ -97,13 +100,13 @@ def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]
 
 def restate_access(url: str, token_file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
     """Return where the admin API is and its token; raises Unusable, which quotes neither the token nor a login."""
+    source = click.get_current_context().get_parameter_source("restate_admin")
+    flag = ADMIN_VARIABLE if source is click.core.ParameterSource.ENVIRONMENT else "--restate-admin"
     parts = split_url(url)
     if parts is None or holds_credential(url):
-        raise Unusable(
-            f"--restate-admin must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}"
-        )
+        raise Unusable(f"{flag} must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}")
     if parts.username is not None or parts.query or parts.fragment:
-        raise Unusable(f"--restate-admin must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
+        raise Unusable(f"{flag} must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
     where, token = TOKEN_VARIABLE, environment.get(TOKEN_VARIABLE) or None
     if token_file is not None:
         where = f"--restate-token-file {quoted(token_file)}"

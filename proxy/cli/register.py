@@ -12,6 +12,7 @@ import click
 
 from proxy.cli.completion import complete_accounts, complete_audiences, complete_subjects
 from proxy.cli.deployment_options import (
+    ADMIN_VARIABLE,
     Access,
     deployment_flags,
     find_targets,
@@ -132,7 +133,7 @@ def _how_flags() -> list[click.Parameter]:
         *_how_flags(),
         *_authentication_flags(),
         *deployment_flags(),
-        *restate_flags(f"Restate's admin API. [default: RESTATE_ADMIN_URL, {DEFAULT_ADMIN_URL}]", DEFAULT_ADMIN_URL),
+        *restate_flags(f"Restate's admin API. [default: {ADMIN_VARIABLE}, {DEFAULT_ADMIN_URL}]", DEFAULT_ADMIN_URL),
         *settings_flags(shown=_SHOWN, authentication=False),
     ],
     epilog=_EPILOG,
@@ -278,7 +279,8 @@ class _Registration:
         )
 
     def _admin(self) -> RestateAdmin:
-        return RestateAdmin(self._access.url, self._access.token, self._timeout_seconds)
+        set_by = f"--restate-admin or the variable {ADMIN_VARIABLE}"
+        return RestateAdmin(self._access.url, self._access.token, self._timeout_seconds, set_by=set_by)
 
 
 async def _look(settings: Settings, target: Target, answer_timeout: float, screen: Screen) -> None:

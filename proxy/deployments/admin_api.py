@@ -45,7 +45,6 @@ _ERROR_PREFIX: Final = re.compile(r"^(?:\[META\d+\]\s*)+")
 
 _ERRNO: Final = re.compile(r"\[Errno ([0-9]+)\]")
 
-_WHERE: Final = "--restate-admin or the variable RESTATE_ADMIN_URL says where it is"
 _TOKEN: Final = "the variable RESTATE_AUTH_TOKEN or the file of --restate-token-file has it"  # noqa: S105 - no token
 
 
@@ -61,11 +60,13 @@ class AdminFailure(Exception):
 class RestateAdmin:
     """Restate's admin API at a URL; an async context manager. Redirects are not followed, they would get the token.
 
-    `timeout_seconds` is the deadline of one call, a discovery included. `token` is sent as a bearer token.
+    `timeout_seconds` is the deadline of one call, a discovery included. `token` is sent as a bearer token. `set_by` is
+    what sets the URL, in the words of a sentence.
     """
 
-    def __init__(self, url: str, token: str | None, timeout_seconds: float) -> None:
+    def __init__(self, url: str, token: str | None, timeout_seconds: float, *, set_by: str = "--restate-admin") -> None:
         self.url = url
+        self._where = f"{set_by} says where it is"
         self._token = token
         headers = {"accept": "application/json"} | ({} if token is None else {"authorization": f"Bearer {token}"})
         self._timeout_seconds = timeout_seconds
@@ -128,11 +129,11 @@ class RestateAdmin:
                     if len(body) > _MOST_OCTETS:
                         raise self._not_restate(f"an answer of more than {_MOST_OCTETS >> 20} MiB")
         except TimeoutError:
-            what = f"Restate's admin API at {self.url} did not answer within {self._timeout_seconds:g} s; {_WHERE}"
+            what = f"Restate's admin API at {self.url} did not answer within {self._timeout_seconds:g} s; {self._where}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         except (aiohttp.ClientError, OSError) as exc:
             reason = one_line(_reason(exc))
-            what = f"Restate's admin API cannot be reached at {self.url} ({reason}): is Restate running? {_WHERE}"
+            what = f"Restate's admin API cannot be reached at {self.url} ({reason}): is Restate running? {self._where}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         if status not in (200, 201):
             raise self._refusal(status, body, dict((wish or {}).get("additional_headers", {})), proxy)
@@ -148,7 +149,7 @@ class RestateAdmin:
             raise self._not_restate("an answer of another shape") from None
 
     def _not_restate(self, what: str) -> AdminFailure:
-        text = f"what answers at {self.url} is not Restate's admin API ({what}); {_WHERE}"
+        text = f"what answers at {self.url} is not Restate's admin API ({what}); {self._where}"
         return AdminFailure(text, ExitCode.SETTINGS_UNUSABLE)
 
     def _refusal(

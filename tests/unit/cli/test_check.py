@@ -78,6 +78,13 @@ def test_a_route_is_checked_where_no_address_has_a_port(closed_port: int, tmp_pa
     assert (told.exit_code, "--sidecar says where Restate reaches the sidecar" in told.stderr) == (2, True)
 
 
+def test_restate_that_cannot_be_asked_is_not_said_to_be_named_by_variable(closed_port: int) -> None:
+    told = run("--deployments-hosts", "svc.example.com", "--restate-admin", f"http://127.0.0.1:{closed_port}")
+    assert told.exit_code == 1
+    text = " ".join(told.stdout.split())
+    assert "is Restate running? --restate-admin says where it is" in text
+
+
 @pytest.mark.parametrize("flag", ["--gcp-delegate", "--gcp-delegates"])
 def test_the_words_of_register_are_taken_for_a_host(flag: str) -> None:
     told = run("svc.example.com", "--deployments-hosts", "svc.example.com", flag, "a@p.iam.gserviceaccount.com")

@@ -72,6 +72,22 @@ def test_the_authentication_is_that_of_routes_by_flag_if_there_are_any(nobody: s
     assert (told.exit_code, "leave the --gcp-… flags out" in told.stderr) == (2, True)
 
 
+def test_an_admin_api_that_is_wrong_is_named_as_it_was_given() -> None:
+    for url, wrong in (
+        ("nowhere", "must be the URL of Restate's admin API"),
+        ("http://a@b", "must have neither a user"),
+    ):
+        told = run(HOST, *OPEN, "--yes", env={"RESTATE_ADMIN_URL": url})
+        assert told.stderr.startswith(f"cloudrun-sidecar: RESTATE_ADMIN_URL {wrong}")
+        told = run(HOST, *OPEN, "--yes", "--restate-admin", url, env={"RESTATE_ADMIN_URL": "http://other"})
+        assert told.stderr.startswith(f"cloudrun-sidecar: --restate-admin {wrong}")
+
+
+def test_an_admin_api_that_cannot_be_reached_may_be_named_by_variable(nobody: str) -> None:
+    told = run(HOST, *OPEN, "--no-check", "--yes", "--restate-admin", nobody)
+    assert told.stderr.endswith("? --restate-admin or the variable RESTATE_ADMIN_URL says where it is\n")
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
