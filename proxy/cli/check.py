@@ -44,7 +44,7 @@ Exit code: 0 all is well, or nothing worse than warnings; 1 something fails; 2 t
 no such route; 3 with --strict, there are warnings.
 
 The --gcp-… flags are the authentication of the deployments at the hosts that are named; if routes are given by --route
-or --upstream, they are those of these routes.
+or --upstream, or by their variables, they are those of these routes, and a host is refused together with them.
 
 All other flags and variables of `serve` are taken as well and change nothing here: a command line that serves can be
 checked by writing `check` in the place of `serve`.
@@ -98,7 +98,7 @@ def check(
     access = None if restate_admin is None else restate_access(restate_admin, restate_token_file)
     place = sidecar_of(settings, sidecar, required=access is not None)
     if names:
-        targets = find_targets(names, settings, place, authentication, extra_header)
+        targets = find_targets(names, settings, place, authentication, extra_header, flags)
         subjects = [subject_of(target) for target in targets]
     elif extra_header:
         raise Unusable("--extra-header belongs to a deployment; name the host or the route that it is at")

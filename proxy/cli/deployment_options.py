@@ -24,8 +24,9 @@ from proxy.deployments.target import (
 )
 from proxy.doctor.checking import Subject
 from proxy.quoting import holds_credential, quoted
+from proxy.routes.open_routes import FIELD_PREFIX
 from proxy.settings import Settings
-from proxy.settings.layers import environment_name
+from proxy.settings.layers import environment_name, flag_name
 from proxy.settings.loading import INLINE_OPTIONS
 
 __all__ = [
@@ -158,9 +159,17 @@ def take_authentication(flags: dict[str, Any], environment: Mapping[str, str] = 
 
 
 def find_targets(
-    names: Sequence[str], settings: Settings, sidecar: str, authentication: Authentication, extra_headers: Sequence[str]
+    names: Sequence[str],
+    settings: Settings,
+    sidecar: str,
+    authentication: Authentication,
+    extra_headers: Sequence[str],
+    flags: Mapping[str, Any],
 ) -> list[Target]:
-    """Return the deployments that names, hosts or URLs stand for, each once; raises Unusable with all problems."""
+    """Return the deployments that names, hosts or URLs stand for, each once; raises Unusable with all problems.
+
+    `flags` are those that `take_authentication` has left: with a `gcp_…` flag there are no open routes.
+    """
     table = settings.route_table()
     targets: dict[tuple[str, str], Target] = {}
     problems: list[str] = []
@@ -169,6 +178,7 @@ def find_targets(
         headers = read_headers(extra_headers)
     except TargetRefused as exc:
         problems += exc.problems
+    lost = [name for name in INLINE_OPTIONS if name.startswith("gcp_") and flags.get(name) not in (None, ())]
     for name in names:
         try:
             target = find_target(name, table, sidecar, authentication, headers)
@@ -176,11 +186,21 @@ def find_targets(
             problems += exc.problems
         else:
             targets[target.authority, target.path] = target
+            if lost and target.route.is_open:
+                problems.append(_not_its_own(lost[0], flags[lost[0]], subject_of(target).name))
     if len(problems) == 1:
         raise Unusable(problems[0])
     if problems:
         raise Unusable.listing("the deployment", problems)
     return list(targets.values())
+
+
+def _not_its_own(option: str, value: object, host: str) -> str:
+    header = f"{FIELD_PREFIX.decode()}{option.replace('_', '-')}"
+    return (
+        f"{flag_name(option, value)} is of the routes that --route and --upstream or their variables give, and {host} "
+        f"is none of them: leave these routes out, or give it as --extra-header {header}=…"
+    )
 
 
 def subject_of(target: Target) -> Subject:

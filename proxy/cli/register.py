@@ -56,8 +56,8 @@ lists of [deployments] do not allow the deployment), the token of the admin API.
   cloudrun-sidecar register https://greeter-….run.app --gcp-impersonate-service-account EMAIL
   cloudrun-sidecar register --force https://greeter-….run.app --gcp-impersonate-service-account OTHER
 
-Flags and variables of `serve` are taken as well; with routes that are given by --route or --upstream, the --gcp-… flags
-are those of these routes.
+Flags and variables of `serve` are taken as well; with routes that are given by --route or --upstream, or by their
+variables, the --gcp-… flags are those of these routes, and an open route is refused together with them.
 """
 
 _GREEN, _YELLOW, _RED, _BOLD, _FAINT = "32", "33", "31", "1", "2"  # SGR (ECMA-48, 8.3.117)
@@ -177,7 +177,7 @@ def register(
     settings = settings_from(config, flags).settings
     access = restate_access(restate_admin, restate_token_file)
     place = sidecar_of(settings, sidecar)
-    (target,) = find_targets((deployment,), settings, place, authentication, extra_header)
+    (target,) = find_targets((deployment,), settings, place, authentication, extra_header, flags)
     if http1 and target.authority:
         raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
     yes = yes or bool(os.environ.get("CI"))

@@ -52,7 +52,7 @@ def token(
     authentication = take_authentication(flags)
     settings = settings_from(config, flags).settings
     (target,) = find_targets(
-        (name,), settings, sidecar_of(settings, sidecar, required=False), authentication, extra_header
+        (name,), settings, sidecar_of(settings, sidecar, required=False), authentication, extra_header, flags
     )
     chosen = target.route
     if not chosen.signed:

@@ -17,7 +17,7 @@ SETTINGS = Settings(
 
 
 def chosen(names: tuple[str, ...], settings: Settings = SETTINGS) -> list[str]:
-    targets = find_targets(names, settings, "http://127.0.0.1:9081", Authentication(), ())
+    targets = find_targets(names, settings, "http://127.0.0.1:9081", Authentication(), (), {})
     return [target.route.name for target in targets]
 
 

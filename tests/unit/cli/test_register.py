@@ -72,6 +72,28 @@ def test_the_authentication_is_that_of_routes_by_flag_if_there_are_any(nobody: s
     assert (told.exit_code, "leave the --gcp-… flags out" in told.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("command", [("register", "--no-check", "--yes"), ("check",), ("token",)])
+@pytest.mark.parametrize(
+    ("flags", "header"),
+    [
+        (("--gcp-impersonate-service-account", ACCOUNT), "gcp-impersonate-service-account"),
+        (("--gcp-audience", "x"), "gcp-audience"),
+        (("--no-gcp-id-token",), "gcp-id-token"),
+    ],
+)
+def test_a_host_does_not_go_without_the_authentication_that_routes_by_variable_have(
+    command: tuple[str, ...], flags: tuple[str, ...], header: str
+) -> None:
+    env = {**NO_CREDENTIALS, "CLOUDRUN_SIDECAR_ROUTE": "a=https://svc.run.app"}
+    told = CliRunner().invoke(commands, [*command, HOST, *OPEN, *flags], env=env)
+    assert (told.exit_code, told.stdout) == (2, "")
+    given = "the routes that --route and --upstream or their variables give"
+    assert told.stderr == (
+        f"cloudrun-sidecar: {flags[0]} is of {given}, and {HOST} is none of them: leave these routes out, or give it "
+        f"as --extra-header x-cloudrun-sidecar-{header}=…\n"
+    )
+
+
 def test_an_admin_api_that_is_wrong_is_named_as_it_was_given() -> None:
     for url, wrong in (
         ("nowhere", "must be the URL of Restate's admin API"),
