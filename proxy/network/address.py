@@ -31,7 +31,7 @@ class Address(NamedTuple):
     """Address of a TCP or Unix socket. A Unix socket has a `path` and no host; a TCP socket has a host and no path."""
 
     host: str
-    """Host name or address, without brackets; `""` for a Unix socket."""
+    """Host name in lower case, or address in its shortest form without brackets; `""` for a Unix socket."""
     port: int
     """0 … 65535; 0 takes a free port. 0 for a Unix socket."""
     path: str
@@ -131,7 +131,7 @@ def _host(text: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         if not _is_ipv6(host[1:-1]):
             raise ValueError(f"{quoted(text)}: the text in brackets is not an IPv6 address")
-        return host[1:-1]
+        return ipaddress.IPv6Address(host[1:-1]).compressed
     if ":" in host:
         raise ValueError(f"{quoted(text)}: an IPv6 address stands in brackets, as in [::1]:9081")
     if not _HOST_NAME.fullmatch(host) or plain(host) is None:
@@ -141,4 +141,4 @@ def _host(text: str, host: str) -> str:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"{quoted(text)}: {host} is not an IPv4 address; it has four numbers up to 255") from None
-    return host
+    return host.lower()

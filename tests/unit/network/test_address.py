@@ -66,9 +66,23 @@ def test_a_password_in_an_invalid_address_is_not_quoted() -> None:
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("[0:0:0:0:0:0:0:1]:9081", "[::1]:9081"),
+        ("[FE80::0001%lo]:9081", "[fe80::1%lo]:9081"),
+        ("LocalHost:9081", "localhost:9081"),
+    ],
+)
+def test_one_address_in_two_forms_is_one(text: str, other: str) -> None:
+    assert parse_address(text) == parse_address(other)
+    assert str(parse_address(text)) == other
+
+
 def test_a_wildcard_address_is_connected_to_by_loopback_of_its_family() -> None:
     assert parse_address("0.0.0.0:1").connectable_host == "127.0.0.1"
     assert parse_address("[::]:1").connectable_host == "::1"
+    assert parse_address("[0::0]:1").connectable_host == "::1"
     assert parse_address("10.0.0.1:1").connectable_host == "10.0.0.1"
 
 

@@ -30,6 +30,7 @@ def test_the_admin_port_may_be_anywhere_or_off() -> None:
 
 def test_two_listeners_cannot_share_an_address_unless_the_port_is_0() -> None:
     assert "twice" in problems(upstream=URL, listen=("127.0.0.1:1", "127.0.0.1:1"))["--listen"]
+    assert "twice" in problems(upstream=URL, listen=("[::1]:1", "[0:0:0:0:0:0:0:1]:1"))["--listen"]
     assert "taken by `listen`" in problems(upstream=URL, admin="127.0.0.1:9081")["--admin"]
     assert upstream(listen=("127.0.0.1:0", "127.0.0.1:0"), admin="127.0.0.1:0").admin == "127.0.0.1:0"
 
