@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import itertools
 import json
 import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
@@ -358,8 +360,27 @@ def _load(name: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         raise Unusable(f"--app: there is no module {quoted(exc.name)} here or among the installed ones") from exc
+    except (Exception, SystemExit) as exc:
+        traceback.print_exc()
+        raise Unusable(f"--app: the module {quoted(module)} fails when it is imported, as shown above") from exc
     if not hasattr(found, attribute):
         raise Unusable(f"--app: the module {quoted(module)} has no {quoted(attribute)}")
     if not callable(application := getattr(found, attribute)):
         raise Unusable(f"--app: {quoted(attribute)} of the module {quoted(module)} cannot be called")
+    if not _takes_three(application):
+        raise Unusable(
+            f"--app: {quoted(attribute)} of the module {quoted(module)} is no ASGI application, which takes scope, "
+            "receive and send; one of WSGI needs an adapter, such as a2wsgi"
+        )
     return application
+
+
+def _takes_three(application: Callable[..., Any]) -> bool:
+    """Return whether it can be called with three arguments; True if that is not known."""
+    try:
+        inspect.signature(application).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # It is not written in Python.
+        pass
+    return True
