@@ -102,6 +102,15 @@ async def test_an_interrupted_demo_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_demo_that_is_interrupted_before_it_has_begun_says_nothing(tmp_path: Path) -> None:
+    # One of the first modules that it imports.
+    (tmp_path / "aiohttp.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    async with program("demo", DEMO, env={"PYTHONPATH": str(tmp_path)}) as demo:
+        assert await demo.ended(within_seconds=SECONDS) == 130
+    assert demo.lines == []
+
+
+@pytest.mark.asyncio
 async def test_a_demo_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     # But its folder: no process is left to remove it.
     async with program("demo", [*DEMO, "--free-ports"], env={"TMPDIR": str(tmp_path)}) as demo:
