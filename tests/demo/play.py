@@ -85,7 +85,11 @@ def run(ports: Ports, *, once: bool) -> int:
     try:
         find_restate_server()
         ports.check()
-        asyncio.run(Play(ports, once=once).run())
+        try:
+            asyncio.run(Play(ports, once=once).run())
+        except ProgramFailed:
+            ports.check()  # Another program may have been faster; what ours say of it has their options.
+            raise
     except (PortTaken, FileNotFoundError) as exc:
         click.echo(f"cannot start the demo: {exc}", err=True)
         return 2

@@ -111,6 +111,24 @@ async def test_a_demo_that_is_interrupted_before_it_has_begun_says_nothing(tmp_p
 
 
 @pytest.mark.asyncio
+async def test_a_port_that_another_program_takes_meanwhile_is_named(tmp_path: Path) -> None:
+    late = tmp_path / "restate-server"
+    late.write_text(f"#!/bin/sh\nread line < {tmp_path}/fifo\nexit 7\n")
+    late.chmod(0o755)
+    os.mkfifo(tmp_path / "fifo")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [*DEMO, "--once", "--free-ports", "--ingress-port", str(port)]
+    async with program("demo", words, env={"RESTATE_SERVER": str(late)}) as demo:
+        await demo.line("cloudrun-sidecar ", within_seconds=SECONDS)
+        with socket.create_server(("127.0.0.1", port)):
+            (tmp_path / "fifo").write_text("taken\n")
+            assert await demo.ended(within_seconds=SECONDS) == 2
+    assert f"port {port} is taken by another program" in demo.lines[-1]
+    assert "--ingress-port" in demo.lines[-1]
+
+
+@pytest.mark.asyncio
 async def test_a_demo_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     # But its folder: no process is left to remove it.
     async with program("demo", [*DEMO, "--free-ports"], env={"TMPDIR": str(tmp_path)}) as demo:
