@@ -94,7 +94,9 @@ async def emulated_google(folder: Path, ports: Ports, app: str) -> AsyncIterator
 @asynccontextmanager
 async def greeter_sidecar(folder: Path, ports: Ports, places: dict[str, Any]) -> AsyncIterator[Sidecar]:
     """Run the sidecar with one route, `greeter`; yield it when it is ready."""
-    flags = ["--route", f"greeter={places['cloud_run']}"]
+    settings = folder / "routes.toml"
+    settings.touch()  # Without it, the user's own settings would be those of the demo.
+    flags = ["--config", str(settings), "--route", f"greeter={places['cloud_run']}"]
     flags += ["--listen", f"127.0.0.1:{ports.sidecar}", "--admin", f"127.0.0.1:{ports.sidecar_admin}"]
     async with sidecar(*flags, env=places["environment"], log=folder / "sidecar.log") as running:
         await running.program.answers(f"http://{running.admin}/readyz", within_seconds=START_SECONDS)

@@ -129,6 +129,19 @@ async def test_a_port_that_another_program_takes_meanwhile_is_named(tmp_path: Pa
 
 
 @pytest.mark.asyncio
+async def test_the_settings_of_a_sidecar_of_the_user_are_not_those_of_the_demo(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("nonsense = 1\n")
+    env = {
+        "CLOUDRUN_SIDECAR_CONFIG": str(mine),
+        "CLOUDRUN_SIDECAR_LISTEN": "nonsense",
+        "CLOUDRUN_SIDECAR_NONSENSE": "1",
+    }
+    async with program("demo", [*DEMO, "--once", "--free-ports"], env=env) as demo:
+        assert await demo.ended(within_seconds=SECONDS) == 0, demo.tail()
+
+
+@pytest.mark.asyncio
 async def test_a_demo_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     # But its folder: no process is left to remove it.
     async with program("demo", [*DEMO, "--free-ports"], env={"TMPDIR": str(tmp_path)}) as demo:

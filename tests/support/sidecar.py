@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -71,7 +72,8 @@ async def sidecar(
         argv += ["--listen", "127.0.0.1:0"]
     if "--admin" not in given:
         argv += ["--admin", "127.0.0.1:0"]
-    clean = {"GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent", **(env or {})}
+    own = {name: None for name in os.environ if name.startswith("CLOUDRUN_SIDECAR_")}
+    clean = {**own, "GOOGLE_APPLICATION_CREDENTIALS": None, "CLOUDSDK_CONFIG": "/nonexistent", **(env or {})}
     async with program("cloudrun-sidecar", [*argv, *given], env=clean, log=log, pass_fds=pass_fds) as running:
         line = (await running.line(r'^\{.*"listening".*$')).group(0)
         said = json.loads(line)
