@@ -22,9 +22,6 @@ cdef class Budget:
     cpdef change(self, Py_ssize_t octets)
     @cython.locals(holder=Holder)
     cdef _leave(self, Account account)
-    cdef bint _has_room(self)
-    cpdef Py_ssize_t _relieved_octets(self)
-    cdef _wake(self)
 
 @cython.final
 cdef class Holder:

@@ -9,8 +9,6 @@ cdef class Flushable(ConnectionHandler):
     cdef Flushable due_before
 
     cpdef flush(self)
-    cpdef report_error(self, exc)
-    cpdef abort(self)
 
 cdef class Flusher:
     cdef readonly object loop

@@ -36,8 +36,6 @@ cdef class Dispatcher(ExchangeOwner):
     cdef bytes _name
     cdef tuple _via_http2
 
-    @cython.locals(before=Snapshot, after=Snapshot, context=RouteContext)
-    cpdef swap(self, routes, bint new_observers=*)
     @cython.locals(exchange=Exchange)
     cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)

@@ -12,8 +12,6 @@ cdef class OpenContexts:
     cdef readonly dict destinations
     cdef dict _authorities
 
-    cpdef adopt(self, OpenContexts before)
     cpdef bint is_allowed(self, bytes authority)
     @cython.locals(context=RouteContext)
     cpdef Destination destination(self, bytes authority, bytes path, tuple lines, match)
-    cpdef str _shared_label(self, str host)

@@ -16,11 +16,7 @@ cdef class Snapshot:
     cdef object _pools
     cdef object _observed
 
-    cpdef list all_contexts(self)
-    cpdef list all_routes(self)
     @cython.locals(open_contexts=OpenContexts, authority=bytes, known=Destination)
     cpdef Destination known(self, bytes path, list head, bint by_authority)
     @cython.locals(open_contexts=OpenContexts, authority=bytes)
     cpdef Destination destination(self, bytes path, list head, bint by_authority)
-    cpdef Destination _keep(self, bytes path, match)
-    cpdef RouteContext _context(self, route)
