@@ -36,7 +36,6 @@ from proxy.relay.signing import (
     has_token,
     method_line,
     signed_head,
-    values_of,
 )
 from proxy.relay.snapshot import Snapshot
 from proxy.relay.waiting import Waiting
@@ -344,10 +343,10 @@ class Dispatcher(ExchangeOwner):
 
         Raises LoopDetected; where a person waits, TokenFromCaller, and DeploymentRefused on a named route.
         """
-        passed = values_of(head, b"via")
+        passed = [line for line in head if line[0] == b"via"]
         if passed:
-            via.check(passed, self._name)
-            exchange.fields += [(b"via", value, False) for value in passed]
+            via.check([value for _, value, _ in passed], self._name)
+            exchange.fields += passed
         if has_token(head):
             if exchange.kind is _INTERACTIVE:
                 raise TokenFromCaller(caller_token_remedy(signed=context.route.signed))

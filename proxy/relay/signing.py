@@ -32,7 +32,6 @@ __all__ = [
     "request_authority",
     "signed_head",
     "token_line",
-    "values_of",
 ]
 
 TOKEN_FIELD: Final = b"x-serverless-authorization"
@@ -150,11 +149,6 @@ def end_to_end_trailers(trailers: Fields) -> Fields:
 def has_token(head: Fields) -> bool:
     """Return whether the token field is there, in any spelling."""
     return any(name in _TOKEN_SPELLINGS for name, _, _ in head)
-
-
-def values_of(head: Fields, wanted: bytes) -> list[bytes]:
-    """Return the values of all lines of this name."""
-    return [value for name, value, _ in head if name == wanted]
 
 
 def token_line(authorization: bytes) -> FieldLine:

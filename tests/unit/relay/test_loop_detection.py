@@ -30,6 +30,18 @@ def test_the_via_field_of_this_sidecar_is_added_after_the_existing_ones(make: En
 
 
 @each_bare_engine
+def test_the_never_indexed_mark_of_a_via_field_is_kept(make: EngineFactory) -> None:
+    with World(make=make) as world:
+        client = world.client()
+        line = (b"via", b"1.1 secret-proxy", True)
+        head = [(b":method", b"GET", False), (b":scheme", b"http", False), (b":path", b"/svc/x", False)]
+        client.engine.send_request([*head, (b"host", b"sidecar", False), line], end_stream=True)
+        world.settle()
+        service, far = world.latest("/x")
+        assert line in (service.streams[far].head or [])
+
+
+@each_bare_engine
 @pytest.mark.parametrize(
     "via",
     [
