@@ -9,7 +9,7 @@ from proxy.http2.engine import ConnectionHandler
 
 __all__ = ["Flushable", "Flusher"]
 
-# So many turns of the loop with one read must follow each other before a flush does not wait for the end of its turn.
+# After more than so many turns in a row with one read at most, a flush does not wait for the end of its turn.
 _TURNS_TO_BE_SURE: Final = 16
 
 # A larger read is one of many messages, so that others are likely to follow.
@@ -55,7 +55,7 @@ class Flusher:
         self._now = -1.0  # not asked in this turn
         self._reading = False
         self._reads = 0  # in this turn
-        self._single_reads = 0  # turns in a row, so far, in which one connection has read
+        self._single_reads = 0  # turns in a row, so far, with one read at most
 
     def add(self, connection: Flushable) -> None:
         """Flush this connection at the end of the loop turn, or of the read that is being served."""

@@ -5,8 +5,6 @@ from proxy.connection.flusher cimport Flushable, Flusher
 from proxy.connection.reads cimport Reads
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
 
-cdef long _INTERNAL_ERROR
-cdef long _ENHANCE_YOUR_CALM
 cdef bytearray _READ_BUFFER
 
 cdef class RequestAcceptor:

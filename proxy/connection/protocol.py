@@ -1,4 +1,4 @@
-"""One HTTP/2 connection on a transport: octets in, octets out, written once a loop turn or read.
+"""One HTTP/2 connection on a transport. What is queued is written once in a turn of the loop, or after each read.
 
 Credit (receive windows) follows two rules. A stream's credit is given back when its octets have been written to the
 other connection's transport and that transport is not paused: the engine remembers what was written, and reports it
@@ -32,9 +32,6 @@ _WRITE_HIGH_WATER_OCTETS: Final = 256 << 10
 # How long a closed connection may take to deliver its last octets.
 _CLOSE_SECONDS: Final = 5.0
 
-_INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
-_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
-
 # One for all connections, so that it stays in the processor's cache.
 _READ_BUFFER: Final = bytearray(64 << 10)
 
@@ -56,8 +53,8 @@ class RequestAcceptor:
 class Http2Protocol(Flushable):
     """An engine on a transport. Subclasses decide what happens to requests, and when the connection ends.
 
-    Everything is synchronous. Commands may be given at any time; what they queue is written at once, at the end of the
-    loop turn at the latest, unless the transport is paused.
+    Everything is synchronous. Commands may be given at any time. What they queue is written at the end of the turn,
+    or of the read that is being served, unless the transport is paused.
 
     It has the methods of `asyncio.Protocol` without deriving from it: a compiled class has no interpreted base.
     """
@@ -159,7 +156,7 @@ class Http2Protocol(Flushable):
                 self.report_error(again)
                 aborts = True
         # If the exchange had ended already, what it queued is still sent.
-        stream.reset(_INTERNAL_ERROR, not aborts)
+        stream.reset(ErrorCode.INTERNAL_ERROR, not aborts)
 
     # ---- called by the transport
 
@@ -230,10 +227,7 @@ class Http2Protocol(Flushable):
             self._has_read()
 
     def eof_received(self) -> bool | None:
-        """Close: a half-closed TCP connection cannot carry HTTP/2.
-
-        A transport that the peer does not read from closes only when it is aborted.
-        """
+        """Close: a half-closed TCP connection cannot carry HTTP/2."""
         self.close("closed by the peer")
         return False
 
@@ -345,7 +339,7 @@ class Http2Protocol(Flushable):
             octets -= held
             receiver = stream.receiver
             if receiver is None:
-                stream.reset_now(_ENHANCE_YOUR_CALM)
+                stream.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
                 continue
             try:
                 receiver.on_evicted(memory_is_short())
@@ -354,8 +348,8 @@ class Http2Protocol(Flushable):
         self.schedule_flush()
         self._count_queued_octets()
         if octets > 0 and self._paused and 2 * self._counted_octets >= self.account.octets:
-            self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
-            self.on_failed(_ENHANCE_YOUR_CALM, "too much is queued for a peer that does not read")
+            self.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"")
+            self.on_failed(ErrorCode.ENHANCE_YOUR_CALM, "too much is queued for a peer that does not read")
             self.abort()
 
     def _count_queued_octets(self) -> None:

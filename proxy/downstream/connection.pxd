@@ -3,7 +3,6 @@ cimport cython
 from proxy.connection.protocol cimport Http2Protocol, RequestAcceptor
 from proxy.http2.engine cimport Stream, StreamReceiver
 
-cdef long _ENHANCE_YOUR_CALM
 cdef Py_ssize_t _MOST_CANCELLED
 
 cdef class DownstreamConnection(Http2Protocol):

@@ -26,8 +26,6 @@ from proxy.http2.events import ErrorCode, Fields, StreamId
 
 __all__ = ["DownstreamConnection"]
 
-_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
-
 _MOST_CANCELLED: Final = 8
 """A connection may cancel one of so many requests, however many its address cancels."""
 _ALL_STEPS: Final = 3
@@ -155,15 +153,15 @@ class DownstreamConnection(Http2Protocol):
         if overdrawn and not (self._cut_off or self.closed) and self._cancelled * _MOST_CANCELLED > self.requests:
             self._cut_off = True
             # The engine may be calling. It refuses new streams from here on.
-            self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
+            self.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"")
             self.loop.call_soon(self.cut_off, "too many requests are cancelled (cancels_per_minute)")
 
     def cut_off(self, reason: str) -> None:
         """End the connection with ENHANCE_YOUR_CALM; not to be called while the engine calls."""
         if not self.closed:
             if not self._cut_off:
-                self.engine.go_away(_ENHANCE_YOUR_CALM, b"")
-            self.on_failed(_ENHANCE_YOUR_CALM, reason)
+                self.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"")
+            self.on_failed(ErrorCode.ENHANCE_YOUR_CALM, reason)
 
     def retire(self) -> None:
         """Have the client open no more streams here, and close after the last one; see the module."""

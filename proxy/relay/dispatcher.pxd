@@ -12,11 +12,8 @@ from proxy.tokens.slot cimport Slot
 from proxy.upstream.connection cimport UpstreamConnection
 
 cdef object _INTERACTIVE
-cdef bytes _GET
-cdef bytes _POST
 cdef bytes _HTTP_2
 cdef int _PSEUDO_FIELDS
-cdef int _SERVER_ERRORS
 cdef Py_ssize_t _MOST_ADDED_OCTETS
 
 cdef class Dispatcher(ExchangeOwner):
@@ -64,5 +61,4 @@ cdef class Dispatcher(ExchangeOwner):
     )
     cdef RouteContext _find(self, Exchange exchange)
     cdef _verify(self, list head, bytes path)
-    cdef _minted_before(self, Exchange exchange)
     cdef list _error_head(self, Exchange exchange, int status, list fields)

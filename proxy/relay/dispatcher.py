@@ -59,11 +59,8 @@ _REFUSED_METHODS: Final = {
 # The only kind for which a person waits. (To ask each request's kind costs a look-up of the attribute.)
 (_INTERACTIVE,) = [kind for kind in RequestKind if kind.interactive]
 
-_GET: Final = b"GET"
-_POST: Final = b"POST"
 _HTTP_2: Final = b"2.0"
 _PSEUDO_FIELDS: Final = 4
-_SERVER_ERRORS: Final = 500
 _MOST_ADDED_OCTETS: Final = 8 << 10
 """A head grows by less than this between the streams: token, `via`, base path."""
 
@@ -181,8 +178,10 @@ class Dispatcher(ExchangeOwner):
         token = None
         if slot is not None:
             # Also when it is sent again: its first token may have been rejected meanwhile.
-            interactive = exchange.kind is _INTERACTIVE
-            token = self._minted_before(exchange) if interactive else slot.usable_token(self._clock())
+            if exchange.kind is not _INTERACTIVE:
+                token = slot.usable_token(self._clock())
+            elif exchange.token is not None and exchange.token.local_expiry > self._clock():
+                token = exchange.token  # minted for this very request, which was not processed then
         if token is not None or slot is None:
             connection = context.pool.ready()
             if connection is not None:
@@ -286,8 +285,8 @@ class Dispatcher(ExchangeOwner):
         snapshot = self.snapshot
         # A browser can reach a listener by HTTP/1.1 under any name that leads here: only HTTP/2 goes by authority.
         destination = snapshot.known(path, head, over_http2)
-        is_post = method == _POST
-        is_get = not is_post and method == _GET
+        is_post = method == b"POST"
+        is_get = not is_post and method == b"GET"
         if destination is not None and is_post:
             exchange.kind = destination.post_kind
         elif destination is not None and is_get:
@@ -354,17 +353,12 @@ class Dispatcher(ExchangeOwner):
         if exchange.kind is _INTERACTIVE and not context.is_open and (lines := deployment_lines(head)):
             raise DeploymentRefused(named_route_refusal(lines))
 
-    def _minted_before(self, exchange: Exchange) -> Token | None:
-        """Return the token that was minted for this interactive request, if it was not processed then."""
-        token = exchange.token
-        return token if token is not None and token.local_expiry > self._clock() else None
-
     def _error_head(self, exchange: Exchange, status: int, fields: Fields) -> Fields:
         """Return the head to send downstream in place of one that is no success."""
         if status == 401 and exchange.token is not None:
             self._tokens.reject(exchange.token)
         exchange.error_head = fields
-        if status < _SERVER_ERRORS:  # The front end of Cloud Run says in the content of the others what is wrong.
+        if status < 500:  # The front end of Cloud Run says in the content of the others what is wrong.
             self.error_answered(exchange, b"")
         # Cloud Run says 429 and 503 while it has no instance: that must not use up an invocation's attempts.
         added = missing_retry_after(status, fields, self._random_fraction()) if self.add_retry_after else None

@@ -13,7 +13,6 @@ cdef int _MOVES
 cdef int _MAX_ATTEMPTS
 cdef int _REQUEST_DATA
 cdef int _REQUEST_END
-cdef int _REQUEST_RESET
 cdef int _START
 cdef int _COMMIT
 cdef int _RESPONSE_HEAD
@@ -23,11 +22,6 @@ cdef int _FORWARD
 cdef int _HOLD
 cdef int _REPLAYABLE_ENDED
 cdef int _OVER
-cdef int _NO_ERROR
-cdef int _INTERNAL_ERROR
-cdef int _REFUSED_STREAM
-cdef int _CANCEL
-cdef int _ENHANCE_YOUR_CALM
 cdef bytes _TABLE
 cdef object _OTHER
 
@@ -42,6 +36,7 @@ cdef class ExchangeOwner(RequestAcceptor):
 
 cdef class Exchange(RequestContent):
     cdef ExchangeOwner _owner
+    cdef UpstreamConnection _connection
     cdef int _state
     cdef bint _ended
     cdef readonly Py_ssize_t response_octets

@@ -42,16 +42,9 @@ __all__ = ["Exchange", "ExchangeOwner"]
 
 _MAX_ATTEMPTS: Final = 3
 
-_NO_ERROR: Final = int(ErrorCode.NO_ERROR)
-_INTERNAL_ERROR: Final = int(ErrorCode.INTERNAL_ERROR)
-_REFUSED_STREAM: Final = int(ErrorCode.REFUSED_STREAM)
-_CANCEL: Final = int(ErrorCode.CANCEL)
-_ENHANCE_YOUR_CALM: Final = int(ErrorCode.ENHANCE_YOUR_CALM)
-
-# The moves and states of every exchange, as numbers of C where this is compiled.
+# The moves, actions and states of most exchanges, as numbers of C where this is compiled.
 _REQUEST_DATA: Final = int(Move.REQUEST_DATA)
 _REQUEST_END: Final = int(Move.REQUEST_END)
-_REQUEST_RESET: Final = int(Move.REQUEST_RESET)
 _START: Final = int(Move.START)
 _COMMIT: Final = int(Move.COMMIT)
 _RESPONSE_HEAD: Final = int(Move.RESPONSE_HEAD)
@@ -100,6 +93,7 @@ class Exchange(RequestContent):
     """A request and its response; see the module."""
 
     __slots__ = (
+        "_connection",
         "_ended",
         "_owner",
         "_state",
@@ -134,6 +128,7 @@ class Exchange(RequestContent):
         """When the final head came, in seconds on the loop's clock; 0 before."""
         self.upstream: Stream | None = None
         """None before it is opened, and when it has ended."""
+        self._connection: UpstreamConnection | None = None  # on which the request was started last
         self.started_at = started_at
         """Seconds on the loop's clock."""
         self.method = b""
@@ -195,7 +190,7 @@ class Exchange(RequestContent):
             if not self.discard(len(data)):
                 # It is too much: reset after the response (RFC 9113, 8.1).
                 self.on(Move.DISCARDED_ENOUGH)
-                self.downstream.reset(_NO_ERROR, True)
+                self.downstream.reset(ErrorCode.NO_ERROR, True)
                 self._end()
             return
         if self._state == _OVER:
@@ -214,13 +209,14 @@ class Exchange(RequestContent):
 
     def on_request_reset(self, code: int, by_peer: bool) -> None:
         """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
-        action = self.on(_REQUEST_RESET)
+        action = self.on(Move.REQUEST_RESET)
         self.observers.stream_reset(self, "downstream" if by_peer else "sidecar", code)
         if not self.status and self.account.on_cancel is not None:
             self.account.on_cancel()
-        if action == _FORWARD and self.upstream is not None:
+        if action == _FORWARD and self.upstream is not None and self._connection is not None:
             upstream, self.upstream = self.upstream, None
-            self.cancel_upstream(upstream, code if by_peer else _CANCEL)
+            # Now, or when the connection has not had too many resets.
+            self._connection.cancels.cancel(upstream, code if by_peer else ErrorCode.CANCEL, self.account)
         self._end()
 
     def on_response_sent(self, octets: int) -> None:
@@ -267,12 +263,12 @@ class Exchange(RequestContent):
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
         self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
-        if by_peer and code == _REFUSED_STREAM:
+        if by_peer and code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
             return
         self._forget_upstream()
-        if self.on(Move.UNWANTED if by_peer and code == _NO_ERROR else Move.RESPONSE_RESET) == _FORWARD:
-            self.downstream.reset(code if by_peer else _INTERNAL_ERROR, True)
+        if self.on(Move.UNWANTED if by_peer and code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET) == _FORWARD:
+            self.downstream.reset(code if by_peer else ErrorCode.INTERNAL_ERROR, True)
         self._end_or_discard()
 
     def on_unprocessed(self) -> None:
@@ -300,10 +296,11 @@ class Exchange(RequestContent):
         trailers = self._trailers
         ended = self._state == _REPLAYABLE_ENDED
         bare = ended and trailers is None and not self._held_octets
-        self.connection = connection
+        self._connection = connection
         self.upstream = upstream = connection.open(fields, bare, self)
-        if self._held_octets:
-            for data in self.held():
+        if self._first_held is not None:
+            upstream.send_data(self._first_held, False)
+            for data in self._more_held or ():
                 upstream.send_data(data, False)
         if trailers is not None:
             upstream.send_trailers(trailers)
@@ -318,7 +315,7 @@ class Exchange(RequestContent):
     def on_evicted(self, failure: Failure) -> None:
         """Give way, because something is scarce and the owner of this exchange holds most of it."""
         if self.upstream is not None:
-            self.upstream.reset_now(_CANCEL)
+            self.upstream.reset_now(ErrorCode.CANCEL)
             self._forget_upstream()
         self._failed(self.on(Move.EVICTED), failure, True)
 
@@ -335,9 +332,9 @@ class Exchange(RequestContent):
         elif action == Action.RESET:
             self.failure_code = failure.code
             if evicted:
-                self.downstream.reset_now(_ENHANCE_YOUR_CALM)
+                self.downstream.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
             else:
-                self.downstream.reset(_INTERNAL_ERROR, True)
+                self.downstream.reset(ErrorCode.INTERNAL_ERROR, True)
             self.observers.aborted(self, failure)
         self._end_or_discard()
 
@@ -346,9 +343,9 @@ class Exchange(RequestContent):
         if self._ended:
             return False
         self.on(Move.INTERNAL_ERROR)
-        self.downstream.reset(_INTERNAL_ERROR, False)
+        self.downstream.reset(ErrorCode.INTERNAL_ERROR, False)
         if self.upstream is not None:
-            self.upstream.reset(_INTERNAL_ERROR, False)
+            self.upstream.reset(ErrorCode.INTERNAL_ERROR, False)
         self.failure_code = Internal.code
         self.observers.aborted(self, Internal("internal error of the sidecar; the log says where"))
         self._end()

@@ -2,7 +2,6 @@ cimport cython
 
 from proxy.connection.budget cimport Account
 from proxy.http2.engine cimport Stream, StreamReceiver
-from proxy.upstream.connection cimport UpstreamConnection
 
 cdef Py_ssize_t _JOINED_OCTETS
 cdef Py_ssize_t _MOST_DISCARDED_OCTETS
@@ -12,7 +11,6 @@ cdef Py_ssize_t _EXCHANGE_OCTETS
 cdef class RequestContent(StreamReceiver):
     cdef readonly Stream downstream
     cdef public list fields
-    cdef public UpstreamConnection connection
     cdef readonly Account account
     cdef Py_ssize_t _head_octets
     cdef bint _holding
@@ -28,12 +26,9 @@ cdef class RequestContent(StreamReceiver):
     cpdef begin_content(self, Stream downstream, list fields, Account account)
     @cython.locals(more=list)
     cpdef hold(self, bytes data)
-    cpdef list held(self)
     cpdef drop_held(self)
     cpdef release(self)
     cpdef object owner(self)
-    @cython.locals(connection=UpstreamConnection)
-    cpdef cancel_upstream(self, Stream stream, long code)
     cpdef Py_ssize_t count_held_octets(self)
     cpdef bint drop_held_beyond(self, Py_ssize_t most_octets)
     @cython.locals(fresh=cython.Py_ssize_t)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from proxy.connection.budget import Account
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import Fields
 from proxy.http2.policy.fields import section_octets
 from proxy.http2.policy.sending import JOINED_OCTETS
-
-if TYPE_CHECKING:
-    from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["RequestContent"]
 
@@ -48,7 +45,6 @@ class RequestContent(StreamReceiver):
         "_sent_octets",
         "_trailers",
         "account",
-        "connection",
         "downstream",
         "fields",
         "request_octets",
@@ -63,8 +59,6 @@ class RequestContent(StreamReceiver):
 
         Most of a large head is dropped as soon as the request cannot be sent again.
         """
-        self.connection: UpstreamConnection | None = None
-        """The upstream connection on which the request was started last."""
         self.account = account
         """Of the client."""
         self._head_octets = downstream.head_octets
@@ -102,11 +96,6 @@ class RequestContent(StreamReceiver):
         self._head_octets += octets
         self.account.change(octets)
 
-    def held(self) -> list[bytes]:
-        """Return the content that is held, in pieces; there must be some."""
-        assert self._first_held is not None  # noqa: S101 - the caller has asked for `_held_octets`
-        return [self._first_held, *(self._more_held or ())]
-
     def drop_held(self) -> None:
         """Keep nothing any more, except a small head: the request is not sent again."""
         self._holding = False
@@ -143,12 +132,6 @@ class RequestContent(StreamReceiver):
     def owner(self) -> Account:
         """Return the account of the client."""
         return self.account
-
-    def cancel_upstream(self, stream: Stream, code: int) -> None:
-        """Reset the upstream stream, now or when its connection has not had too many resets."""
-        connection = self.connection
-        assert connection is not None  # noqa: S101 - tells the type checker
-        connection.cancels.cancel(stream, code, self.account)
 
     def count_held_octets(self) -> int:
         """Return the octets of head, content and trailers that are held, with those of the exchange itself."""
