@@ -34,6 +34,7 @@ __all__ = [
     "tls_context",
     "tls_files",
     "unix_access",
+    "upstream_proxy",
     "verifier",
 ]
 

@@ -335,8 +335,7 @@ def run_worker(
     Settings are read again from `command_line`; without one, only a supervisor sends new ones. `admin_socket` is a
     listening socket for the admin port instead of the one in the settings. `manager` is told when the worker is ready,
     and when it drains. `takeover` has the sockets handed on. Raises ListenFailed for its admin port, or if it is too
-    late to take over. When this returns or raises, `HANDLED_SIGNALS` are
-    ignored.
+    late to take over. When this returns or raises, `HANDLED_SIGNALS` are ignored.
     """
     if isinstance(accepts, Channel):
         admin_socket = accepts.admin

@@ -28,8 +28,9 @@ from proxy.http2.nghttp2.libnghttp2 cimport (
 )
 from proxy.http2.nghttp2.outbox cimport Outbox
 
+from proxy.http2.policy.compression import MOST_TABLE_OCTETS
+
 cdef Py_ssize_t _DEFAULT_TABLE_OCTETS = 4096
-cdef Py_ssize_t _MOST_TABLE_OCTETS = 16384  # the peer may allow gigabytes; our memory is not its to give
 cdef Py_ssize_t _STATIC_ENTRIES = 61
 
 cdef dict _STATIC_LINES = {}
@@ -123,7 +124,7 @@ cdef class SectionWriter:
 
     cdef int resize(self, uint32_t octets) except -1:
         """The peer's decoder keeps a table of at most so many octets from now on."""
-        self._table_octets = min(<Py_ssize_t>octets, _MOST_TABLE_OCTETS)
+        self._table_octets = min(<Py_ssize_t>octets, <Py_ssize_t>MOST_TABLE_OCTETS)
         self._smallest = min(self._smallest, self._table_octets)
         return self._evict()
 

@@ -33,11 +33,10 @@ _REASONS = {
 @cython.final
 @cython.no_gc
 cdef class Session:
-    """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, its compressor.
+    """`handle` is the library's session, NULL once it is closed; `outbox`, what is to leave; `writer`, the compressor.
 
-    `calling_back`: the library must not be asked for what it has to send.
-    `content_octets`: the length of the DATA frame that it is to send. `max_interims`: interim heads taken of a
-    response.
+    `calling_back`: the library must not be asked for what it has to send. `content_octets`: the length of the DATA
+    frame that it is to send. `max_streams`: what SETTINGS offer. `max_interims`: interim heads taken of a response.
     """
 
     def __cinit__(self, *, bint client):

@@ -5,20 +5,19 @@ from __future__ import annotations
 __all__ = ["ConnectionFault", "StreamFault"]
 
 
-class ConnectionFault(Exception):
+class _Fault(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionFault(_Fault):
     """The peer broke a rule of the connection, which is to end with this error code (RFC 9113, 5.4.1)."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
+class StreamFault(_Fault):
+    """The peer broke a rule of one stream, which is to be reset with this error code (RFC 9113, 5.4.2).
 
-class StreamFault(Exception):
-    """The peer broke a rule of one stream, which is to be reset with this error code (RFC 9113, 5.4.2)."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-        """One of `refusals`."""
+    `reason` is one of `refusals`.
+    """

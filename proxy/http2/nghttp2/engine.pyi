@@ -1,7 +1,0 @@
-from typing import Final
-
-from proxy.http2.engine import Engine
-
-LIBRARY: Final[str]
-
-class Nghttp2Engine(Engine): ...
