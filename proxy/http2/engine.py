@@ -283,9 +283,6 @@ class Engine:
 
     __slots__ = ("handler", "owed_octets", "peer_max_concurrent_streams", "peer_max_section_octets")
 
-    name = ""
-    """"h2" or "nghttp2"."""
-
     def __init__(
         self,
         *,

@@ -52,8 +52,6 @@ cdef class Nghttp2Engine(Engine):
     acknowledged. `content`: of the DATA that is being read. `found`: the stream that was looked up last.
     """
 
-    name = "nghttp2"
-
     def __cinit__(self, *, bint client, limits, handler, frozenset watched_names=frozenset()):
         self.client = client
         self.guard = FloodGuard()

@@ -98,8 +98,6 @@ class PortableStream(Stream):
 class SendingEngine(Engine):
     """The sending half of an engine on h2."""
 
-    name = "h2"
-
     def __init__(
         self, *, client: bool, limits: Limits, handler: ConnectionHandler, watched_names: frozenset[bytes] = frozenset()
     ) -> None:

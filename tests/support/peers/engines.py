@@ -144,7 +144,6 @@ class EventEngine:
     def __init__(self, make: EngineFactory, *, client: bool, limits: Limits) -> None:
         self.handler = Handler()
         self.engine: Engine = make(client=client, limits=limits, handler=self.handler)
-        self.name = self.engine.name
         self.client = client
         self.strict = True
         """Whether errors of receivers are raised and what is owed is compared; not where a test acts in callbacks."""

@@ -85,5 +85,5 @@ def test_h2_is_chosen_by_name_even_beside_the_compiled_engine(compiled: EngineFa
 @pytest.mark.parametrize("client", [True, False])
 def test_the_choice_makes_engines(absent: None, client: bool) -> None:
     engine = engine_choice("auto").make(client=client, limits=Limits(), handler=Handler())
-    assert engine.name == "h2"
+    assert isinstance(engine, PortableEngine)
     assert engine.wants_to_send()
