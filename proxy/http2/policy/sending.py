@@ -65,7 +65,7 @@ class Step(Enum):
 class SendQueue:
     """What one stream has still to send: content, then its end, then perhaps a reset."""
 
-    __slots__ = ("content", "ended", "reset_code", "reset_waits", "trailer_octets", "trailers")
+    __slots__ = ("content", "ended", "reset_code", "reset_waits", "trailers")
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -73,8 +73,6 @@ class SendQueue:
         """The end is queued behind the content; false again once it has left."""
         self.trailers: Fields | None = None
         """The section that carries the end, where it is not on DATA."""
-        self.trailer_octets = 0
-        """Its size (RFC 9113, 6.5.2)."""
         self.reset_code: int | None = None
         """A reset is queued behind all this."""
         self.reset_waits = False

@@ -207,8 +207,7 @@ class PortableEngine(SendingEngine):
             stream.method = b"HEAD" if values.get(b":method") == b"HEAD" else b""
             self.tell(stream, "on_large_request", stream, end, to=self.handler)
             return self.guard.charge_reset()
-        stream.method, stream.path = values[b":method"], values.get(b":path", b"")
-        stream.head_octets = octets
+        stream.method, stream.path, stream.head_octets = values[b":method"], values.get(b":path", b""), octets
         stream.has_watched = not self.watched_names.isdisjoint(values)
         self.guard.credit_head()
         return self.tell(stream, "on_request", stream, fields, end, to=self.handler)
@@ -222,8 +221,7 @@ class PortableEngine(SendingEngine):
             if stream.interims > self.limits.max_interim_heads:
                 raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
             return self._report(stream, "on_interim", fields)
-        stream.has_head, stream.missing = True, head.content_length
-        stream.status = int(values[b":status"])
+        stream.has_head, stream.missing, stream.status = True, head.content_length, int(values[b":status"])
         self.guard.credit_head()
         self.guard.credit_response()
         self._on_end(stream, end)
@@ -298,14 +296,11 @@ class PortableEngine(SendingEngine):
         _must(len(payload) % 6 == 0, "SETTINGS have a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         self.guard.charge_settings()
         _must(len(payload) <= _MOST_SETTINGS * 6, "too many settings in one frame", ErrorCode.ENHANCE_YOUR_CALM)
-        settings = list(iter_unpack(">HL", payload))
-        for code, value in settings:
+        for code, value in iter_unpack(">HL", payload):
             if code == SettingCodes.HEADER_TABLE_SIZE:
                 self.h2.encoder.resize(value)  # the smallest must be told, too
-        # Only the last of each counts, as with libnghttp2: h2 adapts every stream to each initial window.
-        for code, value in dict(settings).items():
-            if 1 < code < 7:  # h2 would keep unknown ones for ever
-                self.show(SettingsFrame(settings={code: value}))
+        # The last of each: h2 adapts every stream to each initial window. And it would keep unknown ones for ever.
+        self.show(SettingsFrame(settings={code: value for code, value in iter_unpack(">HL", payload) if 1 < code < 7}))
         self.write(SettingsFrame(flags=["ACK"]))
         remote = self.h2.remote_settings
         self.peer_max_concurrent_streams = remote.get(SettingCodes.MAX_CONCURRENT_STREAMS, UNLIMITED)
@@ -314,9 +309,8 @@ class PortableEngine(SendingEngine):
         self.handler.on_settings()
 
     def _on_ping(self, flags: int, _: StreamId, payload: bytes) -> None:
-        if flags & ACK:
-            return self.handler.on_ping_acknowledged(payload)
-        return self.write(PingFrame(opaque_data=payload, flags=["ACK"]))
+        answer = PingFrame(opaque_data=payload, flags=["ACK"])
+        return self.handler.on_ping_acknowledged(payload) if flags & ACK else self.write(answer)
 
     def _on_go_away(self, _: int, __: StreamId, payload: bytes) -> None:
         _must(len(payload) >= 8, "GOAWAY is shorter than eight octets", ErrorCode.FRAME_SIZE_ERROR)

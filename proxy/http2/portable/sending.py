@@ -61,8 +61,7 @@ class PortableStream(Stream):
             if fields:
                 check_sendable(fields)
                 self.queue.trailers = fields
-                self.queue.trailer_octets = section_octets(fields)
-                self.engine.queued_octets += self.queue.trailer_octets
+                self.engine.queued_octets += section_octets(fields)
             self.queue.ended = True
             self.engine.queue_turn(self)
 
@@ -87,7 +86,7 @@ class PortableStream(Stream):
             self.engine.forget(self)
 
     def count_queued_octets(self) -> int:
-        return len(self.queue.content) + self.queue.trailer_octets
+        return len(self.queue.content) + section_octets(self.queue.trailers or [])
 
     def acknowledge(self, octets: int) -> None:
         self.owed_octets -= octets
@@ -200,8 +199,7 @@ class SendingEngine(Engine):
                 stream.reset_now(stream.queue.reset_code or 0)
             elif step is Step.TRAILERS:
                 trailers, stream.queue.trailers = stream.queue.trailers or [], None
-                self.queued_octets -= stream.queue.trailer_octets
-                stream.queue.trailer_octets = 0
+                self.queued_octets -= section_octets(trailers)
                 self.send_section(stream, trailers, end_stream=True)
             elif step is Step.END:
                 h2.end_stream(stream_id)
