@@ -12,7 +12,8 @@ cdef class RequestAcceptor:
 
 cdef class Http2Protocol(Flushable):
     cdef object __weakref__
-    cdef public Reads _reads  # tests give it another clock
+    # Public, because tests give it another clock.
+    cdef public Reads _reads
     cdef bint _reading_paused
     cdef bint _serve_scheduled
     cdef readonly Engine engine

@@ -52,7 +52,7 @@ class ReceiveWindows:
         octets += self._owed.pop(stream, 0)
         if not at_once and octets * 2 < window:
             self._owed[stream] = octets
-        elif octets:
+        elif octets and (not stream or stream in self._connection.streams):  # h2 forgets those that have ended
             # The stream may have ended, and the connection, too.
             with suppress(ProtocolError):
                 self._connection.increment_flow_control_window(octets, stream or None)
