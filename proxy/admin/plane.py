@@ -39,6 +39,7 @@ from proxy.admin.slices import in_slices, send_in_slices
 from proxy.admin.status import JSON, Status, json_list, open_route_settings, route_settings
 from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
+from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address
 from proxy.observe import exposition
 from proxy.observe.combined import Combined
@@ -288,7 +289,9 @@ class AdminPlane:
             self._reading_process = asyncio.get_running_loop().create_task(reading)
         try:
             return await asyncio.shield(self._reading_process)
-        except RuntimeError:  # no thread can be started: a limit on processes
+        except RuntimeError as exc:
+            if not no_thread(exc):
+                raise
             return ""
 
     async def _openapi(self, _request: web.Request) -> web.Response:

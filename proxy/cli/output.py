@@ -42,16 +42,18 @@ def open_standard_streams() -> None:
 
 def output_problem() -> str | None:
     """Return why something could not be written to standard output; None if all was, or if its reader has gone."""
-    sink = _sink()
-    return None if sink is None or isinstance(sink.problem, ConnectionError | None) else str(sink.problem.strerror)
+    output = _standard_output()
+    return (
+        None if output is None or isinstance(output.problem, ConnectionError | None) else str(output.problem.strerror)
+    )
 
 
 def tell_in_passing(text: str) -> None:
     """Print a line of a command whose result is its exit code: that it cannot be written is said, and fails nothing."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-    if (sink := _sink()) is not None:
-        sink.fails_command = False
+    if (output := _standard_output()) is not None:
+        output.fails_command = False
 
 
 def run(command: Callable[[], object]) -> None:
@@ -60,15 +62,15 @@ def run(command: Callable[[], object]) -> None:
         command()
     except SystemExit as end:
         sys.stdout.flush()
-        problem, sink = output_problem(), _sink()
+        problem, output = output_problem(), _standard_output()
         if problem is not None:
             sys.stderr.write(error_line(f"standard output cannot be written: {problem}", sys.stderr))
-            if not end.code and sink is not None and sink.fails_command:
+            if not end.code and output is not None and output.fails_command:
                 raise SystemExit(ExitCode.FAILED) from None
         raise
 
 
-class _Sink(io.FileIO):
+class _StandardOutput(io.FileIO):
     """A descriptor that drops everything after the first write that fails."""
 
     def __init__(self, descriptor: int) -> None:
@@ -98,7 +100,7 @@ def _opened(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is not None and not (isinstance(stream, io.TextIOWrapper) and stream.fileno() == descriptor):
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(_Sink(descriptor)),
+        io.BufferedWriter(_StandardOutput(descriptor)),
         encoding="utf-8" if stream is None else stream.encoding,
         errors=_ENCODING_ERRORS,
         line_buffering=descriptor == 2 or (stream is not None and stream.line_buffering),
@@ -106,7 +108,7 @@ def _opened(stream: TextIO | None, descriptor: int) -> TextIO:
     )
 
 
-def _sink() -> _Sink | None:
+def _standard_output() -> _StandardOutput | None:
     """Return what standard output writes to; None where it is another stream, as in tests."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return raw if isinstance(raw, _Sink) else None
+    return raw if isinstance(raw, _StandardOutput) else None

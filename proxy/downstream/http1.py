@@ -71,7 +71,7 @@ class Http1Stream(Stream):
         self._queued_octets = 0
         self._enqueued = asyncio.Event()
         self._head_sent = False
-        self._answered = False  # by the sidecar: what the exchange sends is dropped
+        self._replied_locally = False  # what the exchange sends is dropped
         self._request_complete = asyncio.Event()
         self._is_head_request = False
         self._http_version = b"1.1"
@@ -99,7 +99,7 @@ class Http1Stream(Stream):
                 await self._write()
                 reading.cancel()
         finally:
-            self._cancel(by_client=not self._answered)
+            self._cancel(by_client=not self._replied_locally)
             self._budget.close_account(self.account)
             self._gate.set()
 
@@ -120,7 +120,7 @@ class Http1Stream(Stream):
         for name, value in lines:
             if _UNSENDABLE.search(value):
                 where = f"the response's field {name.decode()} has a vertical tab or a form feed"
-                self._answer(UpstreamReset(f"{where}, which cannot be sent over HTTP/1.1"))
+                self._reply_locally(UpstreamReset(f"{where}, which cannot be sent over HTTP/1.1"))
                 return
         self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": status, "headers": lines})
@@ -129,7 +129,7 @@ class Http1Stream(Stream):
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
-        if self._answered:
+        if self._replied_locally:
             return
         self._queued_octets += len(data)
         self.account.change(len(data))
@@ -149,7 +149,7 @@ class Http1Stream(Stream):
         if self._head_sent:
             self._enqueue({"type": _ABORT})
             return
-        self._answer(UpstreamReset(f"the upstream reset the stream ({error_code_name(code)})"))
+        self._reply_locally(UpstreamReset(f"the upstream reset the stream ({error_code_name(code)})"))
 
     def reset_now(self, code: int) -> None:
         """Drop queued content; then as `reset`."""
@@ -183,13 +183,13 @@ class Http1Stream(Stream):
         self._outgoing.append(message)
         self._enqueued.set()
 
-    def _answer(self, failure: Failure) -> None:
+    def _reply_locally(self, failure: Failure) -> None:
         """Queue the whole response, in place of the exchange's, of which nothing was queued."""
         reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
         self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
         self.send_data(reply.body, True)
-        self._answered = True
+        self._replied_locally = True
 
     def _cancel(self, *, by_client: bool) -> None:
         """Cancel the exchange, unless it is over."""
@@ -209,7 +209,7 @@ class Http1Stream(Stream):
             if self._head_sent:
                 self.reset(ErrorCode.INTERNAL_ERROR, True)
             else:
-                self._answer(Internal("internal error of the sidecar; the log says where"))
+                self._reply_locally(Internal("internal error of the sidecar; the log says where"))
             if receiver is not None:
                 self._call(receiver.on_internal_error)
 

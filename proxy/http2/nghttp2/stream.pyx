@@ -25,10 +25,9 @@ cdef class Nghttp2Stream(Stream):
     `muted`, nothing more is reported, because we have reset it or are about to; `missing` octets of content that were
     announced, -1 where nothing was; `interims`, interim heads of the response.
 
-    What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` if there are any, which
-    have `trailer_octets`;
-    `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets` of content that
-    are queued, and `leaving`, those that were taken and not yet reported.
+    What is to go: `has_sent_head`; `ended`, the end is queued behind the content, as `trailers` of `trailer_octets` if
+    there are any; `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets`
+    of content that are queued, and `leaving`, those that were taken and not yet reported.
     """
 
     def __cinit__(self):
