@@ -353,9 +353,16 @@ def _service_lines(change: ServiceChange, style: TerminalStyle) -> list[str]:
     moved = f", until now at {one_line(change.moved_from)}" if change.moved_from else ""
     lines = [f"  {styled(one_line(service.name), _BOLD, style)}  {kind}{revision}{moved}"]
     columns = max((len(one.handler.name) for one in change.handlers), default=0)
-    for handler, what in change.handlers:
+    for handler, what, was in change.handlers:
         mark, colour = _MARKS[what]
-        types = f"{one_line(handler.takes) or '-'} → {one_line(handler.returns) or '-'}"
-        text = f"{mark} {one_line(handler.name):{columns}}  {types}"
+        takes = _type("takes", handler.takes, None if was is None else was.takes)
+        returns = _type("returns", handler.returns, None if was is None else was.returns)
+        text = f"{mark} {one_line(handler.name):{columns}}  {takes}, {returns}"
         lines.append(f"    {styled(text, colour, style) if colour else text}")
     return lines
+
+
+def _type(verb: str, described: str, before: str | None) -> str:
+    """Return in words what a handler takes or returns, and what it did before if that is something else."""
+    changed = "" if before is None or before == described else f" (until now {one_line(before) or 'unknown'})"
+    return f"{verb} {one_line(described) or 'unknown'}{changed}"

@@ -22,6 +22,8 @@ class HandlerChange(NamedTuple):
     """As it will be; as it was if it is removed."""
     change: Change
     """What happens to it."""
+    before: Handler | None = None
+    """As it was, if it is changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,5 +113,6 @@ def _handlers(before: Iterable[Handler], after: Iterable[Handler], *, is_new: bo
             change = "same" if is_new else "added"
         elif old[name] != new[name]:
             change = "changed"
-        changes.append(HandlerChange(new.get(name) or old[name], change))
+        before_it = old[name] if change == "changed" else None
+        changes.append(HandlerChange(new.get(name) or old[name], change, before_it))
     return tuple(changes)

@@ -57,6 +57,17 @@ def counter_as_a_service() -> Application:
     return cast(Application, restate.app(services=[counter]))
 
 
+def counter_of_words() -> Application:
+    """Return a service in which the handler of one of the samples takes something else."""
+    counter = restate.VirtualObject("Counter")
+
+    @counter.handler()
+    async def add(ctx: restate.ObjectContext, amount: str) -> int:
+        return len(amount)
+
+    return cast(Application, restate.app(services=[counter]))
+
+
 def named(config: Path, name: str, impersonate: str) -> None:
     """Add a named route to the samples."""
     lines = [f"[routes.{name}]", f'url = "https://{SAMPLES}"', f'gcp_impersonate_service_account = "{impersonate}"']
@@ -75,7 +86,7 @@ async def test_a_service_is_registered_by_path_and_overwritten_with_force(tmp_pa
         done = await register(here, f"https://{SAMPLES}", "--gcp-impersonate-service-account", ONE, "--yes")
         assert (done.code, done.err) == (0, "")
         assert "Services that will be added:\n" in done.out
-        assert "  Counter  virtual object\n      add  JSON integer → JSON integer\n" in done.out
+        assert "  Counter  virtual object\n      add  takes JSON integer, returns JSON integer\n" in done.out
         assert re.search(r"^Registered as dp_\w+: Counter \(revision 1\), ", done.out, re.MULTILINE)
         (deployment,) = await here.deployments()
         assert deployment["uri"] == f"{here.sidecar.url}/{SAMPLES}"
@@ -269,6 +280,16 @@ async def test_services_that_an_overwritten_deployment_loses_are_listed(tmp_path
         assert done.code == 0
         removed = done.out.partition("Services that will be removed:\n")[2].partition("Registered")[0]
         assert set(removed.split()) == ALL - {"Counter"}
+
+
+@pytest.mark.asyncio
+async def test_of_a_changed_handler_it_is_said_what_changes(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        assert (await register(here, SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes")).code == 0
+        here.container.app = counter_of_words()
+        done = await register(here, SAMPLES, "--gcp-impersonate-service-account", ONE, "--yes", "--force")
+        assert done.code == 0
+        assert "\n    ~ add  takes JSON string (until now JSON integer), returns JSON integer\n" in done.out
 
 
 @pytest.mark.asyncio

@@ -31,12 +31,12 @@ def test_each_handler_of_an_updated_service_says_what_happens_to_it() -> None:
     old = service("Greeter", Handler("a", "x"), Handler("gone"), Handler("same"), deployment="dp_old")
     new = service("Greeter", Handler("a", "y"), Handler("new"), Handler("same"), revision=2)
     (updated,) = compared([new], [old]).updated
-    assert [(one.handler, one.change) for one in updated.handlers] == [
-        (Handler("a", "y"), "changed"),
-        (Handler("gone"), "removed"),
-        (Handler("new"), "added"),
-        (Handler("same"), "same"),
-    ]
+    assert updated.handlers == (
+        (Handler("a", "y"), "changed", Handler("a", "x")),
+        (Handler("gone"), "removed", None),
+        (Handler("new"), "added", None),
+        (Handler("same"), "same", None),
+    )
     assert (updated.before, updated.moved_from) == (old, "http://old/")
 
 
