@@ -78,9 +78,9 @@ class ExternalAccount(GoogleAuthFile):
             def get_subject_token(self, context: object, request: object) -> str | None:
                 return subject_token
 
-        return identity_pool.Credentials.from_info(  # type: ignore[no-untyped-call]
-            {**info, "credential_source": None}, subject_token_supplier=Supplier(), scopes=scopes
-        )
+        # As a member: before 2.55, google-auth takes no supplier as an argument here.
+        given = {**info, "credential_source": None, "subject_token_supplier": Supplier()}
+        return identity_pool.Credentials.from_info(given, scopes=scopes)  # type: ignore[no-untyped-call]
 
     def rejection(self, answer: str, clock: str) -> str:
         what = f"Google does not accept the subject token of the identity provider in {self.path}{answer}"
