@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import click
 from proxy.cli import probe
 from proxy.cli.failures import CommandFailed
 from proxy.cli.output import tell_in_passing
-from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask
+from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask, within
 from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.settings.layers import SettingsInvalid
@@ -59,7 +60,8 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
     except (ValueError, SettingsInvalid) as exc:
         raise CommandFailed(f"unhealthy: {exc}") from None
     try:
-        status, words = ask(address, path, probe.TIMEOUT_SECONDS)
+        seconds = probe.TIMEOUT_SECONDS
+        status, words = within(seconds, partial(ask, address, path, seconds))
     except TimeoutError:
         raise CommandFailed(f"unhealthy: {address}{path}: no answer within {probe.TIMEOUT_SECONDS:g} s") from None
     except OSError as exc:

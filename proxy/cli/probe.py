@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
+from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address_or_off
 from proxy.quoting import one_line
 from proxy.routes.locality import is_loopback
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
-__all__ = ["DEFAULT_ADMIN", "TIMEOUT_SECONDS", "admin_address", "ask", "connect"]
+__all__ = ["DEFAULT_ADMIN", "TIMEOUT_SECONDS", "admin_address", "ask", "connect", "within"]
+
+T = TypeVar("T")
 
 DEFAULT_ADMIN: Final = "127.0.0.1:9091"
 """Default of the setting `admin`; a test compares it with the model, which is not imported here."""
 TIMEOUT_SECONDS: Final = 3.0
-"""Time for a request: from connecting to the last octet of its answer that is read."""
+"""Time for a request: from the look-up of the name to the last octet of its answer that is read."""
 _SHOWN_OCTETS: Final = 200
 
 
@@ -37,32 +42,37 @@ def admin_address(flag: str | None, config: Path | None, environment: Mapping[st
     return address
 
 
-class _DeadlineSocket(socket.socket):
-    """A socket that sends and receives until `deadline` (`time.monotonic`); a timeout holds for each read by itself."""
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what `call` returns, or raise what it raises; TimeoutError after so many seconds.
 
-    deadline: float
+    It runs on a thread, which is left behind then: the look-up of a name cannot be interrupted, and the timeout of a
+    socket holds for each read by itself.
+    """
+    outcome: Future[T] = Future()
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all octets; TimeoutError at the deadline."""
-        self._set_rest_as_timeout()
-        super().sendall(data, flags)
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as exc:  # noqa: BLE001 - the caller gets it
+            outcome.set_exception(exc)
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive octets into `buffer`, and return how many; TimeoutError at the deadline."""
-        self._set_rest_as_timeout()
-        return super().recv_into(buffer, nbytes, flags)
-
-    def _set_rest_as_timeout(self) -> None:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self.settimeout(left)
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as exc:
+        raise OSError(errno.EAGAIN, no_thread(exc) or str(exc)) from None
+    return outcome.result(seconds)
 
 
 def connect(address: Address, seconds: float) -> socket.socket:
-    """Return a socket that is connected to an address; raises OSError. `seconds` hold for each address of a name."""
+    """Return a socket that is connected to an address; raises OSError.
+
+    `seconds` hold for each address of a name, and then for each read; the look-up of the name may take any time.
+    """
     if not address.path:
-        return socket.create_connection((address.connectable_host, address.port), seconds)
+        try:
+            return socket.create_connection((address.connectable_host, address.port), seconds)
+        except UnicodeError:  # a label that is empty or too long
+            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connected.settimeout(seconds)
@@ -76,12 +86,9 @@ def connect(address: Address, seconds: float) -> socket.socket:
 def ask(address: Address, path: str, seconds: float) -> tuple[int, str]:
     """Make a GET request; return the status and the first line of the body. Raises OSError and HTTPException.
 
-    TimeoutError after `seconds`, however slowly the answer comes.
+    `seconds` are as for `connect`.
     """
-    deadline = time.monotonic() + seconds
-    connected = connect(address, seconds)
-    asking = _DeadlineSocket(connected.family, connected.type, connected.proto, connected.detach())
-    asking.deadline = deadline
+    asking = connect(address, seconds)
     connection = http.client.HTTPConnection(address.connectable_host, address.port)
     connection.sock = asking
     headers = {"Connection": "close"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ import click
 
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import tell_in_passing
-from proxy.cli.probe import DEFAULT_ADMIN, TIMEOUT_SECONDS, admin_address, ask, connect
+from proxy.cli.probe import DEFAULT_ADMIN, TIMEOUT_SECONDS, admin_address, ask, connect, within
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
 
@@ -46,17 +48,27 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     It asks /readyz of the admin port, which it finds as `serve` does: --admin, CLOUDRUN_SIDECAR_ADMIN, the settings
     file, the default.
     """
+    timeout = max(0.0, timeout)  # of nan, 0
     deadline = time.monotonic() + timeout
     try:
         address = parse_address(listener) if listener else admin_address(admin, config, os.environ)
     except (ValueError, SettingsInvalid) as exc:
         raise Unusable(str(exc)) from None
-    while (state := _connect(address) if listener else _readiness(address, deadline)) is not None:
-        left = deadline - time.monotonic()
-        if not left > 0:  # nan is neither less nor more
-            raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
-        time.sleep(min(_PAUSE_SECONDS, left))
+    question = partial(_connect, address) if listener else partial(_readiness, address, deadline)
+    try:
+        state = within(timeout + _LEAST_SECONDS, partial(_last_state, question, deadline))
+    except OSError as exc:
+        state = f"{address}: {exc.strerror or 'no answer'}"
+    if state is not None:
+        raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
     tell_in_passing(f"{address}: ready")
+
+
+def _last_state(question: Callable[[], str | None], deadline: float) -> str | None:
+    """Ask until the sidecar is ready, and return None; or until the deadline, and return what it is instead."""
+    while (state := question()) is not None and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(_PAUSE_SECONDS, left))
+    return state
 
 
 def _readiness(address: Address, deadline: float) -> str | None:

@@ -11,13 +11,16 @@ import asyncio
 import random
 import socket
 import struct
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["NameServer", "name_server"]
+import pytest
+
+__all__ = ["NameServer", "name_server", "silent_name_servers"]
 
 _ADDRESSES_TRIED: Final = 20
 _HEAD: Final = struct.Struct("!6H")
@@ -122,6 +125,23 @@ async def name_server(
         yield server
     finally:
         transport.close()
+
+
+@contextmanager
+def silent_name_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have no look-up of this process end before the end of a `with`."""
+    over = threading.Event()
+
+    def look_up(*_: Any, **__: Any) -> Any:
+        over.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "the test is over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", look_up)
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def _bound() -> socket.socket:

@@ -19,6 +19,7 @@ from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.settings import Settings
 from tests.support.live import StillState
+from tests.support.names import silent_name_servers
 
 
 @dataclass
@@ -171,10 +172,11 @@ def test_a_refused_connection_gives_one_line() -> None:
     )
 
 
-def test_an_unknown_host_gives_one_line() -> None:
-    told = ask_now("--admin", "no-such-host.invalid:1")
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "no..label", "x" * 64])
+def test_an_unknown_host_gives_one_line(host: str) -> None:
+    told = ask_now("--admin", f"{host}:1")
     assert told.exit_code == 1
-    assert told.stderr.startswith("cloudrun-sidecar: unhealthy: no-such-host.invalid:1/readyz: ")
+    assert told.stderr.startswith(f"cloudrun-sidecar: unhealthy: {host}:1/readyz: ")
     assert told.stderr.count("\n") == 1
 
 
@@ -224,6 +226,16 @@ def test_a_server_whose_answer_never_ends_is_unhealthy_after_the_deadline(monkey
     assert (told.exit_code, told.stderr) == (
         1,
         f"cloudrun-sidecar: unhealthy: {address}/readyz: no answer within 0.3 s\n",
+    )
+
+
+def test_name_servers_that_do_not_answer_are_unhealthy_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
+    with silent_name_servers(monkeypatch):
+        told = ask_now("--admin", "sidecar.example.com:9091")
+    assert (told.exit_code, told.stderr) == (
+        1,
+        "cloudrun-sidecar: unhealthy: sidecar.example.com:9091/readyz: no answer within 0.05 s\n",
     )
 
 

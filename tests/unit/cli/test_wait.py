@@ -16,6 +16,7 @@ from proxy.cli.commands import commands
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from tests.support.live import StillState
+from tests.support.names import silent_name_servers
 
 
 @dataclass
@@ -132,6 +133,16 @@ def test_a_question_gets_the_time_that_is_left_but_at_least_a_second(monkeypatch
     for timeout in ("0", "2", "60"):
         assert wait_now("--timeout", timeout).exit_code == 0
     assert given == [1.0, pytest.approx(2.0, abs=0.9), probe.TIMEOUT_SECONDS]
+
+
+@pytest.mark.parametrize("option", ["--admin", "--listener"])
+def test_name_servers_that_do_not_answer_do_not_make_it_wait_longer(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    with silent_name_servers(monkeypatch):
+        told = wait_now(option, "sidecar.example.com:9091", "--timeout", "0.1")
+    said = "cloudrun-sidecar: not ready: sidecar.example.com:9091: no answer, after 0.1 s\n"
+    assert (told.exit_code, told.stderr) == (1, said)
 
 
 @pytest.mark.parametrize(
