@@ -54,8 +54,9 @@ class ServiceManager:
         self._send("STOPPING=1", f"STATUS={status}")
 
     def alive(self) -> None:
-        """Say that the process works; to be called at least twice in `watchdog_seconds`."""
-        self._send("WATCHDOG=1")
+        """Say that the process works, if that is watched; to be called at least twice in `watchdog_seconds`."""
+        if self.watchdog_seconds:
+            self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -1,8 +1,9 @@
 """When to judge whether the event loops of workers run. Pure: the time is an argument.
 
-Workers report that they live four times in the service manager's time (WatchdogSec), and are judged twice in it. If the
-whole machine or container stands still for a while, no worker had a chance to report. The supervisor notices that by
-its own lateness: it looks eight times, and if a look comes too late, it gives the workers all their time again.
+Workers report that they live four times in the time that they may be silent (the service manager's WatchdogSec, or a
+minute), and are judged twice in it. If the whole machine or container stands still for a while, no worker had a chance
+to report. The supervisor notices that by its own lateness: it looks eight times, and if a look comes too late, it gives
+the workers all their time again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 __all__ = ["Watchdog"]
 
 _LOOKS: Final = 8
-"""Looks in the service manager's time."""
+"""Looks in the time that a worker may be silent."""
 
 
 class Watchdog:
@@ -26,7 +27,7 @@ class Watchdog:
         self._looks = 0
 
     def start(self, now: float, seconds: float) -> None:
-        """Begin; `seconds` is the service manager's time."""
+        """Begin; `seconds` is how long a worker may be silent."""
         self._period = seconds / _LOOKS
         self._looks = 0
         self.due = now + self._period

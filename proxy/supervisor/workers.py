@@ -55,6 +55,10 @@ _log: Final = structlog.get_logger("supervisor")
 _ABORT_SECONDS: Final = 5.0
 """Time for workers to exit once they must abort what is live."""
 
+_SILENCE_SECONDS: Final = 60.0
+"""How long a worker may report nothing, if the service manager sets no time; Restate gives up a silent connection then.
+"""
+
 _NOT_STARTED_REMEDY: Final = f"{PROCESSES_REMEDY} or of open files (ulimit -n), or free memory"
 
 _NOT_INHERITED: Final = InheritedSockets()
@@ -74,9 +78,9 @@ def run_workers(
 
     `work` is pickled by name, and starts with `HANDLED_SIGNALS` blocked. A worker that still runs some seconds after
     `drain_seconds`, which a reload may change, is killed. Without `reloading`, settings stay as they are. `inherited`
-    sockets replace those of `config`. `manager` is told when all workers are ready, and when they drain; if it watches,
-    a worker whose event loop stands still is killed and replaced. With `takeover`, sockets are taken over once all
-    workers are ready, and handed on.
+    sockets replace those of `config`. `manager` is told when all workers are ready, and when they drain. A worker whose
+    event loop stands still, for as long as that allows or for a minute, is killed and replaced. With `takeover`,
+    sockets are taken over once all workers are ready, and handed on.
 
     Returns OK after an orderly end, SETTINGS_UNUSABLE if the first worker that failed exited with it, else FAILED.
     Raises ListenFailed.
@@ -211,13 +215,12 @@ class _Supervisor:
 
     def _start_worker(self) -> None:
         """Start one worker. `HANDLED_SIGNALS` must be blocked."""
-        heartbeat = self.manager.watchdog_seconds / 4
         worker = WorkerProcess.start(
             self._work,
             self._config,
             self._listening,
             admin=self.admin,
-            heartbeat_seconds=heartbeat,
+            heartbeat_seconds=self._silence_seconds / 4,
             replacing=self.takeover is not None and self.takeover.replacing,
         )
         self._workers.append(worker)
@@ -239,9 +242,12 @@ class _Supervisor:
                 return
             self.takeover.start(self._watch_socket, self._selector.unregister, self._hand_on)
         self.manager.ready("serving")
-        if self.manager.watchdog_seconds:
-            self.manager.alive()
-            self._watchdog.start(time.monotonic(), self.manager.watchdog_seconds)
+        self.manager.alive()
+        self._watchdog.start(time.monotonic(), self._silence_seconds)
+
+    @property
+    def _silence_seconds(self) -> float:
+        return self.manager.watchdog_seconds or _SILENCE_SECONDS
 
     def _watch_socket(self, watched: socket.socket, call: Callable[[], None]) -> None:
         self._selector.register(watched, selectors.EVENT_READ, call)

@@ -27,7 +27,7 @@ def lines(receiving: socket.socket) -> list[str]:
 
 
 def test_each_state_is_one_datagram(notified: socket.socket) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname()})
+    manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname(), "WATCHDOG_USEC": "1000000"})
     manager.ready("serving")
     assert lines(notified) == ["READY=1", "STATUS=serving"]
     manager.reloading()
@@ -40,11 +40,17 @@ def test_each_state_is_one_datagram(notified: socket.socket) -> None:
     assert lines(notified) == ["WATCHDOG=1"]
 
 
+def test_a_service_manager_that_does_not_watch_is_not_told_that_the_process_lives(notified: socket.socket) -> None:
+    ServiceManager({"NOTIFY_SOCKET": notified.getsockname()}).alive()
+    with pytest.raises(BlockingIOError):
+        notified.recv(64, socket.MSG_DONTWAIT)
+
+
 def test_an_abstract_socket_is_written_with_an_at_sign() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(f"\0notify-{os.getpid()}")
-        ServiceManager({"NOTIFY_SOCKET": f"@notify-{os.getpid()}"}).alive()
-        assert lines(receiving) == ["WATCHDOG=1"]
+        ServiceManager({"NOTIFY_SOCKET": f"@notify-{os.getpid()}"}).ready("serving")
+        assert lines(receiving) == ["READY=1", "STATUS=serving"]
 
 
 @pytest.mark.parametrize("path", ["", "vsock:2:1", "/nonexistent/notify"])
@@ -53,7 +59,7 @@ def test_nothing_happens_without_a_service_manager(path: str) -> None:
 
 
 def test_a_manager_that_does_not_read_blocks_nothing(notified: socket.socket) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname()})
+    manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname(), "WATCHDOG_USEC": "1000000"})
     for _ in range(10_000):
         manager.alive()
 

@@ -113,6 +113,17 @@ def hanging(config: ListenerConfig, channel: Channel) -> None:
         signal.pause()
 
 
+def standing(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker becomes ready and reports nothing more; its successor sends the supervisor SIGTERM, and exits on
+    `DRAIN`.
+    """
+    channel.report(READY)
+    if _first(config):
+        hanging(config, channel)
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+
+
 def answering(config: ListenerConfig, channel: Channel) -> None:
     """Send the process id on every connection, and keep it open until the client closes it."""
     channel.report(READY)

@@ -24,6 +24,7 @@ from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
 from proxy.supervisor import accepting, workers
 from proxy.supervisor.process import WorkerProcess
+from proxy.supervisor.watchdog import Watchdog
 from proxy.supervisor.workers import run_workers
 from tests.support.signals import signals_restored
 from tests.unit.supervisor import crew
@@ -125,6 +126,24 @@ def test_a_worker_that_hangs_while_it_starts_is_killed_and_replaced(
     assert [(line.get("exit_code"), line.get("signal")) for line in died] == [(3, None), (None, "SIGKILL")]
     assert died[1]["pid"] == killed
     assert not works
+
+
+def test_a_worker_that_stands_still_is_killed_and_replaced_without_a_service_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Watchdog.look
+
+    def first_only(self: Watchdog, now: float) -> bool:
+        return look(self, now) and not [line for line in lines if "stands still" in line["event"]]
+
+    monkeypatch.setattr(Watchdog, "look", first_only)
+    monkeypatch.setattr(workers, "_SILENCE_SECONDS", 0.1)
+    with capture_logs() as lines:
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.standing, drain_seconds=30) == 0
+    (killed,) = [line["pid"] for line in lines if line["event"] == "worker's event loop stands still: killing it"]
+    (died,) = [line for line in lines if line["event"] == "worker died: starting another"]
+    assert (died["pid"], died["signal"]) == (killed, "SIGKILL")
 
 
 def test_a_worker_that_cannot_be_started_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
