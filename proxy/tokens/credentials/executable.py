@@ -38,6 +38,9 @@ _CHUNK_OCTETS: Final = 1 << 16
 
 _CODE: Final = re.compile(r"[\w.-]{1,40}")
 
+_ended_groups: Final[set[int]] = set()
+"""Process groups of executables that have ended, of which processes may be left."""
+
 _TOKEN_FIELDS: Final = {
     "urn:ietf:params:oauth:token-type:jwt": "id_token",
     "urn:ietf:params:oauth:token-type:id_token": "id_token",
@@ -129,6 +132,7 @@ class Executable:
         except (OSError, ValueError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "there is a null character in its command"
             raise CredentialsInvalid(f"{self._what} cannot be started: {why}") from None
+        _ended_groups.discard(process.pid)  # the number is free again
         with self._lock:
             self._process = process
             if self._stopped:
@@ -143,7 +147,8 @@ class Executable:
             process.stdout.close()
             with suppress(subprocess.TimeoutExpired):
                 killed = process.wait(_REAP_SECONDS) < 0
-                _reap_group(process.pid, _REAP_SECONDS if killed else 0.0)
+                _ended_groups.add(process.pid)
+                _reap_groups(_REAP_SECONDS if killed else 0.0)
         if process.returncode != 0:
             raise CredentialsInvalid(
                 f"{self._what} ended with exit code {process.returncode}; run it by hand to see why"
@@ -231,16 +236,19 @@ class Executable:
         return isinstance(expires_at, int | float) and time.time() < expires_at
 
 
-def _reap_group(group: int, seconds: float) -> None:
-    """Wait for the processes that an executable has left, where they are ours now, so many seconds at most.
+def _reap_groups(seconds: float) -> None:
+    """Wait for the processes that executables have left, where they are ours now, so many seconds at most.
 
     The process with number 1 of a container, as which the sidecar may run, inherits all orphans, and each would stay
-    as a zombie.
+    as a zombie. Those that live longer are waited for after the next run.
     """
     deadline = time.monotonic() + seconds
-    with suppress(ChildProcessError):  # none is left
-        while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
+    for group in list(_ended_groups):
+        try:
+            while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+        except ChildProcessError:  # none is left
+            _ended_groups.discard(group)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

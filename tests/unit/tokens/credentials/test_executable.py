@@ -230,6 +230,18 @@ def test_no_zombie_is_left_of_the_children_of_a_killed_executable(
         assert not Path(f"/proc/{(tmp_path / name).read_text().strip()}").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+@pytest.mark.usefixtures("_inheriting_orphans")
+def test_children_that_outlive_an_executable_are_waited_for_after_the_next_run(script: Script, tmp_path: Path) -> None:
+    assert script(f"sleep 600 & echo $! > child\n{prints(GOOD)}").run() == "the-token"
+    child = int((tmp_path / "child").read_text())
+    os.kill(child, 9)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert script(prints(GOOD)).run() == "the-token"
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, os.WNOHANG)
+
+
 def test_an_executable_that_closes_its_output_and_keeps_running_is_killed_at_its_deadline(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
