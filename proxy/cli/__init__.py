@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -27,6 +28,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run what the command line says; ends in SystemExit."""
+    if os.getpid() == 1:
+        # The kernel drops a signal for which process 1 has no handler: a container would run on until it is killed.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     open_standard_streams()
     # click takes one `--` before a command.
     if sys.argv[1:2] == ["serve"] or sys.argv[1:3] == ["--", "serve"]:

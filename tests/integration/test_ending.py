@@ -135,6 +135,23 @@ async def endless(peer: Peer, stream: int) -> None:
             await peer.send(stream, bytes(65_536))
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("command", ["serve", "wait"])
+async def test_process_1_of_a_container_can_be_ended_before_it_serves(tmp_path: Path, command: str) -> None:
+    """The kernel drops signals for which process 1 has no handler."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    argv: list[str | Path] = ["unshare", "--pid", "--fork", "--kill-child"]
+    async with program(command, [*argv, sys.executable, "-m", "proxy", command, "--config", fifo]) as child:
+        with await asyncio.to_thread(open, fifo, "wb"):  # returns when the program opens it, too
+            os.kill(only_child(child.pid), signal.SIGTERM)
+            assert await child.ended() == 128 + signal.SIGTERM
+
+
+def only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
 # ---- signals that do not end the program
 
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE)
