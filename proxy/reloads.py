@@ -119,4 +119,4 @@ class Reloads:
                 self._refused, self._need_restart = False, changes.need_restart
                 log_reloaded(changes, requested=requested or mended)
         finally:
-            self._manager.ready("serving")
+            self._manager.reloaded("serving")

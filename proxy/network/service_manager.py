@@ -30,23 +30,27 @@ class ServiceManager:
         self._address = f"\0{path[1:]}" if path.startswith("@") else path if path.startswith("/") else ""
         self.watchdog_seconds = _watchdog_seconds(environment) if self._address else 0.0
         """The service manager restarts the process if `alive` is not called for this long; 0: it does not watch."""
+        self._started = False
         self._stopping = False
 
     def ready(self, status: str) -> None:
-        """Say that the process has started, or has finished a reload; `status` is a line for people.
-
-        After `stopping` nothing is said: the reload was under way when the process was told to end.
-        """
+        """Say that the process has started; `status` is a line for people. After `stopping` nothing is said."""
+        self._started = True
         if not self._stopping:
             self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the process reads its settings again. `ready` must follow, whatever comes of it.
+        """Say that the process reads its settings again. `reloaded` must follow, whatever comes of it.
 
-        It may be called from any thread. After `stopping` nothing is said.
+        It may be called from any thread. Before `ready` and after `stopping` nothing is said.
         """
-        if not self._stopping:
+        if self._started and not self._stopping:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading settings")
+
+    def reloaded(self, status: str) -> None:
+        """Say that a reload is over. Before `ready` nothing is said: that would be taken for the end of the start."""
+        if self._started:
+            self.ready(status)
 
     def stopping(self, status: str) -> None:
         """Say that the process is ending."""

@@ -111,7 +111,7 @@ class Reloading:
         kept = sum(channel.settings_kept > 0 for channel in live)
         self._unanswered, self.due = None, math.inf
         log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
-        self._manager.ready("serving")
+        self._manager.reloaded("serving")
         if late or kept:
             _log.error("workers without the new settings: restart to have them in all", failed=kept, unanswered=late)
 
@@ -148,4 +148,4 @@ class Reloading:
         with contextlib.suppress(OSError):  # only the metrics of the workers lack it
             for channel in channels:
                 channel.send_document(PROBLEMS, json.dumps(problems).encode())
-        self._manager.ready("serving")
+        self._manager.reloaded("serving")

@@ -46,6 +46,18 @@ def test_a_service_manager_that_does_not_watch_is_not_told_that_the_process_live
         notified.recv(64, socket.MSG_DONTWAIT)
 
 
+def test_a_reload_before_the_end_of_the_start_does_not_end_it(notified: socket.socket) -> None:
+    manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname()})
+    manager.reloading()
+    manager.reloaded("serving")
+    manager.ready("all workers serve")
+    assert lines(notified) == ["READY=1", "STATUS=all workers serve"]
+    manager.reloading()
+    assert lines(notified)[0] == "RELOADING=1"
+    manager.reloaded("serving")
+    assert lines(notified) == ["READY=1", "STATUS=serving"]
+
+
 def test_an_abstract_socket_is_written_with_an_at_sign() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(f"\0notify-{os.getpid()}")
