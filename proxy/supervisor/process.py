@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import socket
 import sys
 import time
@@ -80,10 +81,19 @@ class WorkerProcess:
             small.payload = ""
             process = get_context("spawn").Process(target=_run, args=(work, small, channel, _Inherited(settings)))
             process.daemon = True
+            _leave_removed_folder()
             with _no_arguments():
                 process.start()
             unless_started.pop_all()
         return cls(process, WorkerChannel(supervisor_end))
+
+
+def _leave_removed_folder() -> None:
+    """Go to the root folder if the working directory was removed: multiprocessing starts no process there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # relative paths have led nowhere already
+        os.chdir("/")
 
 
 @contextmanager

@@ -185,6 +185,14 @@ def test_a_first_worker_that_cannot_be_started_ends_the_supervisor(monkeypatch: 
     assert "ulimit -u" in line["remedy"]
 
 
+def test_workers_are_started_though_the_working_directory_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert run(crew.obedient, "SIGTERM") == 0
+
+
 def test_a_worker_that_dies_before_it_reads_its_settings_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     resource_tracker.ensure_running()  # while there is an interpreter
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
