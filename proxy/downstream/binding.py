@@ -82,7 +82,7 @@ class ListenFailed(Exception):
         """True if a later attempt may succeed, as with a port that another program uses."""
 
 
-def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+def bind_tcp(host: str, port: int) -> socket.socket:
     """Return a TCP socket that is bound to this address and does not listen yet. Raises OSError.
 
     If a name has several addresses, the first that can be bound is used, IPv4 first: so `localhost` works on machines
@@ -102,8 +102,6 @@ def bind_tcp(host: str, port: int, *, reuse_port: bool = False) -> socket.socket
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if reuse_port:
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound.setblocking(False)
             bound.bind(address)
         except OSError as exc:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _log: Final = structlog.get_logger("sidecar")
+
+_ORPHANS_SECONDS: Final = 2.0
+"""How long workers whose supervisor was killed may take to leave the admin port."""
+_PAUSE_SECONDS: Final = 0.05
+"""Between two attempts to bind it."""
 
 
 def serve(settings: PlainSettings, command_line: CommandLine) -> int:
@@ -195,12 +202,23 @@ def _admin_socket(
 
 
 def _bind(address: Address, unix_access: UnixAccess) -> socket.socket:
-    """Return a listening socket. Raises OSError."""
-    if address.path:
-        bound = bind_unix(address.path, unix_access)
-    else:
-        # Workers of a supervisor that was killed may have the port for a moment.
-        bound = bind_tcp(address.host, address.port, reuse_port=True)
+    """Return a listening socket. Raises OSError.
+
+    Workers of a supervisor that was killed may have the address for a moment: it is tried again for so long. Not with
+    SO_REUSEPORT: two sidecars would share the port, and each get some of the requests for the other.
+    """
+    give_up = time.monotonic() + _ORPHANS_SECONDS
+    while True:
+        try:
+            return _listening(address, unix_access)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or time.monotonic() >= give_up:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _listening(address: Address, unix_access: UnixAccess) -> socket.socket:
+    bound = bind_unix(address.path, unix_access) if address.path else bind_tcp(address.host, address.port)
     try:
         bound.listen()
     except OSError:

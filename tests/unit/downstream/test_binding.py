@@ -38,15 +38,6 @@ def test_an_ipv6_wildcard_accepts_ipv4_too() -> None:
             pass
 
 
-def test_processes_share_a_port_only_if_all_set_reuse_port() -> None:
-    with bind_tcp("127.0.0.1", 0, reuse_port=True) as one:
-        one.listen()
-        port = one.getsockname()[1]
-        with bind_tcp("127.0.0.1", port, reuse_port=True):
-            pass
-        assert "already in use" in str(failure("127.0.0.1", port))
-
-
 def test_a_port_in_use_is_a_transient_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         failed = failure("127.0.0.1", taken.getsockname()[1])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import ExitCode
 from proxy.settings.reading import CommandLine
+from proxy.supervisor import workers as workers_module
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.serve import serve, work
 from tests.support.settings import plain_settings
@@ -38,6 +40,7 @@ def test_an_address_in_use_exits_with_1_and_a_sentence(
     workers: int, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # another sidecar would get requests for this one
         taken.bind((HOST, 0))
         taken.listen()
         busy = f"{HOST}:{taken.getsockname()[1]}"
@@ -46,6 +49,20 @@ def test_an_address_in_use_exits_with_1_and_a_sentence(
     said = capsys.readouterr().err
     assert f"cloudrun-sidecar: cannot listen on {busy}" in said
     assert "Address already in use" in said
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_a_supervisor_waits_until_the_workers_of_a_killed_one_have_left_the_admin_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unix: bool
+) -> None:
+    with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as taken:
+        taken.bind(f"{tmp_path}/s" if unix else (HOST, 0))
+        taken.listen()
+        busy = f"unix:{tmp_path}/s" if unix else f"{HOST}:{taken.getsockname()[1]}"
+        monkeypatch.setattr(time, "sleep", lambda _: taken.close())
+        monkeypatch.setattr(workers_module, "run_workers", lambda *_, inherited, **__: inherited.admin.listen() or 0)
+        assert serve(plain_settings(workers=2, listen=(f"{HOST}:0",), admin=busy), COMMAND_LINE) == 0
+        assert taken.fileno() < 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
