@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from proxy.errors import TokenMalformed
@@ -65,6 +65,14 @@ class Token:
     def local_expiry(self) -> float:
         """What this machine's clock will show when the token expires, in seconds since the epoch."""
         return self.expires_at + self.clock_ahead_seconds
+
+    def after_clock_step(self, seconds: float) -> Token:
+        """Return the token as it may be used after this machine's clock was set by so many seconds.
+
+        Nobody knows whether the clock was right before, or is now, or whether the machine slept, which looks like a
+        step forward. So `local_expiry` is the earliest that any of these allows.
+        """
+        return replace(self, clock_ahead_seconds=min(0.0, self.clock_ahead_seconds + min(0.0, seconds)))
 
 
 def read_claims(jwt: str) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class ChangingCredentials(Protocol):
 class CredentialPoller:
     """Polls from `start` on, as long as `needed` returns True.
 
-    `tokens_kept` returns whether any token is cached. `clock_was_set` is called when the wall clock made a step:
-    the expiry by this machine's clock is wrong then.
+    `tokens_kept` returns whether any token is cached. `clock_was_set` is called with the seconds of a step that
+    the wall clock made: the expiry by this machine's clock is wrong then.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CredentialPoller:
         needed: Callable[[], bool],
         tokens_kept: Callable[[], bool],
         clock: Callable[[], float],
-        clock_was_set: Callable[[], None],
+        clock_was_set: Callable[[float], None],
     ) -> None:
         self._credentials = credentials
         self._needed = needed
@@ -73,10 +73,9 @@ class CredentialPoller:
                 await asyncio.sleep(_POLL_SECONDS)
                 before, offset = offset, self._clock() - time.monotonic()
                 # A machine that slept looks the same, and costs a mint without need.
-                if abs(offset - before) > _STEP_SECONDS:
-                    log.warning(
-                        "the clock of this machine was set: new tokens are minted", by_seconds=round(offset - before)
-                    )
-                    self._clock_was_set()
+                step = offset - before
+                if abs(step) > _STEP_SECONDS:
+                    log.warning("the clock of this machine was set: new tokens are minted", by_seconds=round(step))
+                    self._clock_was_set(step)
         finally:
             self._task = None

@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import structlog
 
+from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
 from proxy.observe.observer import MintObserver
 from proxy.tokens.cache import TokenCache
@@ -96,7 +97,7 @@ class TokenSource:
                 needed=self._has_anything,
                 tokens_kept=self._has_tokens,
                 clock=clock,
-                clock_was_set=self._clear_tokens,
+                clock_was_set=self._clock_was_set,
             )
         self._closed = False
 
@@ -249,6 +250,17 @@ class TokenSource:
             entry.stop_timer()
             entry.clear()
 
+    def _clock_was_set(self, seconds: float) -> None:
+        """Mint what is used anew, in the background; until then, a token is used if it cannot have expired."""
+        for entry in self._cache.entries():
+            if entry.token is not None:
+                entry.stop_timer()
+                used = entry.used
+                entry.fill(entry.token.after_clock_step(seconds))
+                entry.used = used
+                if entry.usable_seconds(self._clock()) > 0:
+                    self._refresh_if_used(entry)
+
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise TokenUnavailable("the sidecar is shutting down and mints no more tokens")
@@ -319,7 +331,11 @@ class TokenSource:
         now = self._clock()
         usable = usable_seconds(token.local_expiry, now)
         previous = entry.token
-        unchanged = previous is not None and token.expires_at <= previous.expires_at
+        unchanged = (
+            previous is not None
+            and token.expires_at <= previous.expires_at
+            and abs(token.clock_ahead_seconds - previous.clock_ahead_seconds) <= NEGLIGIBLE_SKEW_SECONDS
+        )
         if unchanged and entry.usable_seconds(now) > 0:
             refresh = refresh_in(entry.usable_seconds(now), self._random_fraction())
             self._set_timer(entry, max(UNCHANGED_SECONDS * (1 + self._random_fraction() / 5), refresh))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from proxy.errors import TokenMalformed
 from proxy.routes import Origin, Route
 from proxy.tokens.model import TokenKey, is_account, read_claims, token_from_jwt
-from tests.unit.tokens.values import AUDIENCE, KEY, encode, jwt_of, token_of
+from tests.unit.tokens.values import AUDIENCE, KEY, START, encode, jwt_of, token_of
 
 
 def test_a_token_has_the_field_value_the_expiry_and_the_principal_of_its_jwt() -> None:
@@ -123,3 +124,19 @@ def test_the_key_of_a_route_has_its_impersonated_account_delegates_and_audience(
     assert TokenKey.for_route(Route(name="a", origin=origin)) == (None, (), "https://greeter.example")
     route = Route(name="a", origin=origin, audience="https://other", impersonate="a@b", delegates=("c@d",))
     assert TokenKey.for_route(route) == TokenKey("a@b", ("c@d",), "https://other")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "step", "then"),
+    [
+        (0.0, -7200.0, -7200.0),  # set wrong
+        (0.0, 7200.0, 0.0),  # set wrong, or the machine slept
+        (7200.0, -7200.0, 0.0),  # set right
+        (7200.0, -3600.0, 0.0),  # still wrong: expires too early
+        (-7200.0, 7200.0, -7200.0),  # set right, or the machine slept and the clock is as wrong as before
+        (-7200.0, -3600.0, -10800.0),  # more wrong than before
+    ],
+)
+def test_a_token_never_lives_longer_because_the_clock_was_set(ahead: float, step: float, then: float) -> None:
+    token = replace(token_of(KEY, START), clock_ahead_seconds=ahead)
+    assert token.after_clock_step(step) == replace(token, clock_ahead_seconds=then)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import MintRefused, TokenTimeout
+from proxy.errors import MintRefused, TokenTimeout, TokenUnavailable
 from proxy.tokens import polling
 from proxy.tokens.model import Token, TokenKey
+from proxy.tokens.slot import Slot
 from tests.support.loops import loop_idle
 from tests.unit.tokens.source_stage import HOUR, Bench, gather
 from tests.unit.tokens.values import AUDIENCE, KEY, START
@@ -222,20 +223,68 @@ async def test_credentials_are_checked_only_while_one_of_their_tokens_is_cached(
     await bench.source.close()
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize("seconds", [-7200.0, 60.0])
-async def test_new_tokens_are_minted_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+async def polled() -> tuple[Bench, PolledCredentials, Slot]:
+    """Return a token source that polls all the time, its credentials, and its slot, with a token that was used."""
     credentials = PolledCredentials()
     bench = Bench(credentials=credentials)
     slot = bench.source.slot(KEY)
     await bench.source.token(KEY)
     await credentials.next_checks(2)
     assert slot.usable_token(bench.time.now) is not None
+    return bench, credentials, slot
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seconds", [-2 * HOUR, 1200.0])
+async def test_a_token_is_replaced_after_the_clock_was_set_and_used_until_then(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    bench, credentials, slot = await polled()
+    first = slot.token
+    bench.mint.failure = TokenUnavailable("Google does not answer")
     bench.time.now += seconds
+    await credentials.next_checks(3)
+    assert len(bench.counted.failures) == 1
+    kept = slot.usable_token(bench.time.now)
+    assert kept is not None
+    assert first is not None
+    assert kept.authorization == first.authorization
+    assert slot.usable_seconds(bench.time.now) == pytest.approx(HOUR - 60.0 - max(0.0, seconds), abs=30.0)
+    bench.mint.failure = None
+    bench.time.now += 10.0
+    await credentials.next_checks(3)
+    assert bench.minted == 3
+    replaced = slot.usable_token(bench.time.now)
+    assert replaced is not None
+    assert replaced.authorization != first.authorization
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_may_have_expired_is_not_used_after_the_clock_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    bench, _, slot = await polled()
+    bench.time.now += HOUR
     await loop_idle()  # no token, no checks
     assert slot.usable_token(bench.time.now) is None
-    assert slot.usable_token(bench.time.now + seconds) is None
+    assert bench.minted == 1
     await bench.source.token(KEY)
     assert bench.minted == 2
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_the_same_token_brings_the_right_expiry_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metadata server returns the same token until 4 to 5 minutes before it expires."""
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    bench, credentials, slot = await polled()
+    bench.mint.expires_at = START + HOUR
+    bench.mint.behind = 1200.0
+    bench.time.now += 1200.0
+    await credentials.next_checks(3)
+    assert bench.minted == 2
+    assert slot.usable_seconds(bench.time.now) == HOUR - 60.0
     await bench.source.close()
