@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
 from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
 from proxy.network.resolver import CHECK_NAME_SERVERS
-from proxy.quoting import secrets_of_request
+from proxy.quoting import one_line, secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, host_of
@@ -108,7 +109,7 @@ class HttpClient:
             if isinstance(exc, aiohttp.ClientConnectorCertificateError):
                 self._doubted = True
             kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
-            failure = kind(f"{host} could not be asked: {_reason(exc)}")
+            failure = kind(f"{host} could not be asked{_way(proxy)}: {_reason(exc, proxy)}")
         hop = host if proxy is None else proxy.url.host or ""
         has_others = isinstance(self._resolver, AiohttpResolver) and self._resolver.has_failed(hop.lower(), began)
         if has_others and may_repeat and isinstance(failure, NotConnected):
@@ -117,13 +118,11 @@ class HttpClient:
 
     def _late(self, host: str, proxy: Proxy | None) -> str:
         """Return why there was no connection in time."""
-        name, whose = host, "its name"
-        if proxy is not None:
-            name, whose = proxy.url.host or "", "the name of the proxy that the environment names"
+        name = host if proxy is None else proxy.url.host or ""
         within = f"within {self._connect_seconds:g} s"
         if isinstance(self._resolver, AiohttpResolver) and self._resolver.is_unanswered(name):
-            return f"{host}: {whose} was not answered {within}; {CHECK_NAME_SERVERS}"
-        return f"{host}: no connection {within}"
+            return f"{host}{_way(proxy)}: {_named(proxy)} was not answered {within}; {CHECK_NAME_SERVERS}"
+        return f"{host}{_way(proxy)}: no connection {within}"
 
     async def close(self) -> None:
         """Close all connections; a call after this raises TokenUnavailable."""
@@ -176,7 +175,24 @@ def _trusted(known: _Trust | None) -> _Trust:
     return _Trust(ssl.create_default_context(), state)
 
 
-def _reason(exc: Exception) -> str:
+def _way(proxy: Proxy | None) -> str:
+    """Return what is between this machine and the host: with a proxy, a failure may be that of either."""
+    return "" if proxy is None else " through the proxy that the environment names"
+
+
+def _named(proxy: Proxy | None) -> str:
+    """Return whose name is looked up."""
+    return "its name" if proxy is None else "the name of the proxy"
+
+
+def _refusal(exc: aiohttp.ClientHttpProxyError, *, has_login: bool) -> str:
+    if exc.status == 407:
+        what = "refuses the login in its URL" if has_login else "requires a login"
+        return f"the proxy {what} (407); write http://USER:PASSWORD@HOST:PORT, percent-encoded"
+    return f"the proxy does not let it through ({one_line(f'{exc.status} {exc.message}'.strip())})"
+
+
+def _reason(exc: Exception, proxy: Proxy | None) -> str:
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             why = getattr(exc.certificate_error, "verify_message", "") or "TLS failed"
@@ -184,17 +200,22 @@ def _reason(exc: Exception) -> str:
                 return f"its certificate does not verify ({why}); is the clock of this machine right?"
             return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
         case aiohttp.ClientProxyConnectionError():
-            return "the proxy that the environment names cannot be reached"
-        case aiohttp.ClientHttpProxyError(status=407):
-            return "the proxy that the environment names wants a login (407); put USER:PASSWORD@ into its URL"
-        case aiohttp.ClientHttpProxyError(status=status):
-            return f"the proxy that the environment names does not let it through ({status})"
+            return "the proxy cannot be reached"
+        case aiohttp.ClientHttpProxyError():
+            return _refusal(exc, has_login=proxy is not None and bool(proxy.headers))
         case aiohttp.ClientConnectorDNSError():
-            return "its name does not resolve"
-        case aiohttp.ClientConnectorError():
-            return exc.os_error.strerror or type(exc.os_error).__name__
+            return f"{_named(proxy)} does not resolve"
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError() as cause):
+            return f"TLS failed ({cause.reason})"
+        case aiohttp.ClientConnectorError(os_error=cause):
+            # Of several addresses, `strerror` has all failures in Python's words.
+            return os.strerror(cause.errno) if cause.errno else str(cause) or "the connection was closed"
         case aiohttp.ServerDisconnectedError():
-            return "it closed the connection without an answer"
+            return "the connection was closed without an answer"
+        case aiohttp.ClientResponseError():
+            return "the answer is not HTTP"
+        case aiohttp.ClientPayloadError():
+            return "the answer broke off"
         case OSError(strerror=str() as text) if text:
             return text
         case _:

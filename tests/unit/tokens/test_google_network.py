@@ -71,7 +71,9 @@ async def test_calls_to_google_go_through_the_proxy_of_the_environment(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     home.file(key_info)
-    with pytest.raises(TokenUnavailable, match="the proxy that the environment names cannot be reached"):
+    with pytest.raises(
+        TokenUnavailable, match="through the proxy that the environment names: the proxy cannot be reached"
+    ):
         await mint(KEY)
 
 
@@ -88,7 +90,7 @@ async def test_an_unusable_proxy_is_reported_at_the_first_call(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("status", "why"), [(407, r"wants a login \(407\)"), (403, r"does not let it through \(403\)")]
+    ("status", "why"), [(407, r"requires a login \(407\)"), (403, r"does not let it through \(403 No\)")]
 )
 async def test_a_refusal_of_the_proxy_differs_from_one_of_google(
     google: FakeGoogle,

@@ -1,16 +1,19 @@
-"""The authorities that calls to Google trust: the file that names them may come late, and may be replaced."""
+"""Calls to Google: the authorities that they trust, whose file may come late and be replaced, and why a call failed."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp.abc import ResolveResult
 
 from proxy.emulator.certificates import Certificates
 from proxy.errors import TokenUnavailable
@@ -114,3 +117,99 @@ async def test_what_was_read_is_used_while_the_file_is_as_it_was_or_is_missing(
         assert await ask(client, trusted) == 200
         shutil.copy(other.ca_file, bundle)
         assert await ask(client, untrusted) == 200
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[int]:
+    """Read what comes first, answer these octets, and close; the port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("login", "answer", "why"),
+    [
+        ("", b"", "the connection was closed without an answer"),
+        ("", b"SSH-2.0-OpenSSH\r\n", "the answer is not HTTP"),
+        ("", b"HTTP/1.1 407 No\r\n\r\n", "the proxy requires a login (407)"),
+        ("ada:hunter2@", b"HTTP/1.1 407 No\r\n\r\n", "the proxy refuses the login in its URL (407)"),
+        ("", b"HTTP/1.1 403 Not on the list\r\n\r\n", "the proxy does not let it through (403 Not on the list)"),
+        ("", b"HTTP/1.1 200 OK\r\n\r\n", "the connection was closed"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_failure_on_the_way_through_a_proxy_names_the_proxy_and_no_login(
+    client: HttpClient, bundle: Path, monkeypatch: pytest.MonkeyPatch, login: str, answer: bytes, why: str
+) -> None:
+    put(bundle, "")
+    async with saying(answer) as port:
+        monkeypatch.setenv("https_proxy", f"http://{login}127.0.0.1:{port}")
+        with pytest.raises(TokenUnavailable) as failed:
+            await ask(client, "https://oauth2.googleapis.com/token")
+    sentence = str(failed.value)
+    assert sentence.startswith(
+        f"oauth2.googleapis.com could not be asked through the proxy that the environment names: {why}"
+    )
+    assert "hunter2" not in sentence
+
+
+@pytest.mark.asyncio
+async def test_the_name_of_a_proxy_that_does_not_resolve_is_not_googles(
+    client: HttpClient, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bundle, "")
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    with pytest.raises(TokenUnavailable, match="the name of the proxy does not resolve"):
+        await ask(client, "https://oauth2.googleapis.com/token")
+
+
+@pytest.mark.asyncio
+async def test_a_proxy_that_says_nothing_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(bundle, "")
+    client = HttpClient(AiohttpResolver(), BlockingCalls(), direct=False, connect_seconds=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(
+            TokenUnavailable, match=r"through the proxy that the environment names: no connection within"
+        ):
+            await ask(client, "https://oauth2.googleapis.com/token")
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "why"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", "the answer broke off"),
+        ("http", b"220 ready\r\n", "the answer is not HTTP"),
+        ("https", b"HTTP/1.1 400 No\r\n\r\n", "TLS failed (WRONG_VERSION_NUMBER)"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_broken_answer_is_described_in_words(
+    client: HttpClient, bundle: Path, scheme: str, answer: bytes, why: str
+) -> None:
+    put(bundle, "")
+    async with saying(answer) as port:
+        with pytest.raises(TokenUnavailable, match=f"^127.0.0.1 could not be asked: {re.escape(why)}$"):
+            await ask(client, f"{scheme}://127.0.0.1:{port}/")
+
+
+@pytest.mark.asyncio
+async def test_addresses_that_all_refuse_are_one_reason() -> None:
+    class TwoAddresses(AiohttpResolver):
+        async def resolve(self, *_: Any, **__: Any) -> list[ResolveResult]:
+            return [
+                ResolveResult(hostname="", host=host, port=9, family=socket.AF_INET, proto=0, flags=0)
+                for host in ("127.0.0.1", "127.0.0.2")
+            ]
+
+    client = HttpClient(TwoAddresses(), BlockingCalls(), direct=True, connect_seconds=4)
+    with pytest.raises(TokenUnavailable, match=r"google could not be asked: Connection refused$"):
+        await ask(client, "http://google/")
+    await client.close()
