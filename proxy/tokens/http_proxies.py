@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
+from urllib.request import getproxies_environment
 
 from yarl import URL
 
 from proxy.errors import ProxyInvalid
+from proxy.network.no_proxy import is_in_no_proxy
 
 __all__ = ["Proxy", "proxy_for"]
 
@@ -34,7 +35,7 @@ def proxy_for(url: str) -> Proxy | None:
     """
     parts = urlsplit(url)
     named = getproxies_environment().get(parts.scheme)
-    if not named or proxy_bypass(parts.hostname or ""):
+    if not named or is_in_no_proxy(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)):
         return None
     wrong = f"the variable {_variable(parts.scheme)}, the proxy for calls to {parts.hostname},"
     remedy = "write http://HOST:PORT, or unset it, or name the host in no_proxy"

@@ -9,6 +9,7 @@ from typing import Final
 
 from proxy.errors import UpstreamConnectFailed
 from proxy.network.http_proxy import HttpProxy
+from proxy.network.no_proxy import is_in_no_proxy
 from proxy.quoting import one_line
 from proxy.routes import Origin
 from proxy.routes.locality import is_loopback
@@ -25,11 +26,8 @@ def tunnels_to(origin: Origin) -> bool:
     An `http://` upstream (which is loopback or private), a loopback host and a host in the environment's `no_proxy` are
     not.
     """
-    # Here, since only sidecars with a proxy need it: it is a fifth of a MiB.
-    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
-
     direct = origin.scheme == "http" or is_loopback(origin.host)
-    return not direct and not proxy_bypass_environment(f"{origin.host}:{origin.port}")
+    return not direct and not is_in_no_proxy(origin.host, origin.port)
 
 
 async def open_tunnel(connected: socket.socket, proxy: HttpProxy, origin: Origin) -> None:

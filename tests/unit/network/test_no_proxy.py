@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from proxy.network.no_proxy import is_in_no_proxy
+from proxy.routes import Origin
+from proxy.tokens.http_proxies import proxy_for
+from proxy.upstream.tunnel import tunnels_to
+
+HOST = "oauth2.googleapis.com"
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+@pytest.mark.parametrize(
+    ("value", "excepted"),
+    [
+        ("", False),
+        ("*", True),
+        (HOST, True),
+        (HOST.upper(), True),
+        (f"{HOST}:443", True),
+        (f"{HOST}:8443", False),
+        ("other.example, googleapis.com", True),
+        (".googleapis.com", True),
+        ("*.googleapis.com", True),
+        ("apis.com", False),
+        ("*apis.com", False),
+        (f"*.{HOST}", True),
+    ],
+)
+def test_the_exceptions_are_the_same_for_upstreams_and_for_google(
+    value: str, excepted: bool, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert is_in_no_proxy(HOST, 443) == excepted
+    assert (proxy_for(f"https://{HOST}/token") is None) == excepted
+    assert tunnels_to(Origin("https", HOST, 443)) != excepted
