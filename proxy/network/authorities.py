@@ -1,7 +1,8 @@
-"""The file of trusted certificate authorities: that of the system, or the one that `SSL_CERT_FILE` names.
+"""The trusted certificate authorities: a file and directories of the system, or `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
-A TLS context has what the file held when the context was made. The file may come later, as a volume of a container
-does, or be replaced. OpenSSL takes a missing file for an empty one, and does not say so.
+A TLS context has what the file held when the context was made, and what it has found in the directories since. The file
+may come later, as a volume of a container does, or be replaced. OpenSSL takes a missing file for an empty one, and does
+not say so.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def named_file_problem() -> str:
 
 
 def state_of_authorities(*more: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the state of the file, and of `more` files, by which a change is noticed without reading them.
+    """Return the state of the file, of the directories beside it, and of `more` files: it shows a change of them.
 
-    That of a missing file is `()`. It may wait for a file system.
+    That of a missing one is `()`. It may wait for a file system.
     """
-    system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().openssl_cafile
-    return tuple([_state(path) for path in (system, *more)])
+    system = ssl.get_default_verify_paths()
+    file = os.environ.get("SSL_CERT_FILE") or system.openssl_cafile
+    directories = (os.environ.get("SSL_CERT_DIR") or system.openssl_capath).split(os.pathsep)
+    return tuple([_state(path) for path in (file, *directories, *more)])
 
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:

@@ -71,8 +71,8 @@ def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
 class Connector:
     """Opens connections.
 
-    The TLS context is made at the first need: it reads the system's authorities. It is made anew where a certificate
-    did not verify since, and the files of authorities have changed.
+    The TLS context is made at the first need: it reads the system's authorities. It is made anew if the files of
+    authorities have changed, and a certificate did not verify since, or the settings were read again.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Connector:
         self._authorities: tuple[tuple[int, ...], ...] = ()
         """The state of the files of authorities before that context was made."""
         self._doubted = False
-        """Whether a certificate did not verify since."""
+        """Whether a certificate did not verify since, or the settings were read again."""
         self._addresses = Addresses(flusher.loop.time)
 
     def change(
@@ -112,9 +112,10 @@ class Connector:
         upstream_proxy: HttpProxy | None,
         connect_timeout_seconds: float,
     ) -> None:
-        """Open connections in another way from now on. The file of a certificate authority is read again."""
-        if upstream_ca is not None or self._upstream_ca is not None:
+        """Open connections in another way from now on. The files of authorities are read again if they have changed."""
+        if upstream_ca != self._upstream_ca:
             self._tls = None
+        self._doubted = True
         self._timing = timing
         self._upstream_ca = upstream_ca
         self._upstream_proxy = upstream_proxy

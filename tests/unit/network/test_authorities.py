@@ -31,12 +31,12 @@ def test_a_named_pipe_is_a_problem_and_is_not_opened(file: Path) -> None:
 def test_the_file_of_the_system_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     assert named_file_problem() == ""
-    assert len(state_of_authorities()) == 1
+    assert state_of_authorities() == state_of_authorities()
 
 
 def test_a_file_that_comes_is_written_to_or_is_replaced_has_another_state(file: Path, tmp_path: Path) -> None:
     states = [state_of_authorities()]
-    assert states == [((),)]
+    assert states[0][0] == ()
     file.write_text("some")
     states.append(state_of_authorities())
     assert state_of_authorities() == states[-1]
@@ -44,6 +44,21 @@ def test_a_file_that_comes_is_written_to_or_is_replaced_has_another_state(file: 
     states.append(state_of_authorities())
     (tmp_path / "new").write_text("more of it")
     (tmp_path / "new").replace(file)
+    states.append(state_of_authorities())
+    assert len(set(states)) == 4
+
+
+def test_a_directory_that_gets_or_loses_an_authority_has_another_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("SSL_CERT_DIR", f"{first}:{second}")
+    states = [state_of_authorities()]
+    second.mkdir()
+    states.append(state_of_authorities())
+    (second / "0a1b2c3d.0").touch()
+    states.append(state_of_authorities())
+    (second / "0a1b2c3d.0").rename(second / "0a1b2c3d.1")
     states.append(state_of_authorities())
     assert len(set(states)) == 4
 

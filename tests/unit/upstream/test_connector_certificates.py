@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from proxy.emulator import Certificates
 from proxy.errors import UpstreamTlsFailed
 from proxy.routes import Origin
+from proxy.upstream.connection import Timing
 from proxy.upstream.connector import tls_context
 from tests.support.peers.sockets import server, server_context
 from tests.unit.upstream.connecting import connector, left
@@ -89,6 +90,27 @@ async def test_a_file_that_is_replaced_is_read_again_after_a_certificate_that_do
         await left(await connecting.connect(good))  # What was read is used while there is nothing else.
         shutil.copy(certificates.ca_file, bundle)
         await left(await connecting.connect(origin))
+
+
+@pytest.mark.parametrize("which", ["system", "upstream_ca"])
+@pytest.mark.asyncio
+async def test_an_authority_that_was_removed_from_its_file_is_not_trusted_after_the_settings_were_read_again(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    shutil.copy(certificates.ca_file, bundle)
+    if which == "system":
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    upstream_ca = bundle if which == "upstream_ca" else None
+    connecting = connector(upstream_ca=upstream_ca)
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
+        origin = Origin("https", "127.0.0.1", far.port)
+        await left(await connecting.connect(origin))
+        shutil.copy(Certificates.create(tmp_path / "other").ca_file, bundle)
+        await left(await connecting.connect(origin))
+        connecting.change(timing=Timing(), upstream_ca=upstream_ca, upstream_proxy=None, connect_timeout_seconds=5.0)
+        with pytest.raises(UpstreamTlsFailed, match="does not verify"):
+            await connecting.connect(origin)
 
 
 @pytest.mark.asyncio
