@@ -54,7 +54,7 @@ _MARKUP: Final = re.compile(
 
 # A bearer credential (but not the challenge in a `www-authenticate`), the login of HTTP's Basic scheme, a JWT or
 # another base64 JSON object, Google's tokens, keys and client secrets, an AWS signature, a private key as PEM, as DER
-# or as base64 of either, the login in a URL.
+# or as base64 of either, the login in a URL (but not the words in its place that a remedy has).
 _CREDENTIAL: Final = re.compile(
     r"(?i:(?:bearer(?:\s|%20|\+)+)+(?!(?:realm|scope|error\w*)=))[^\s\"',;]+"
     r"|(?i:\bbasic(?:\s|%20|\+)+)(?=[\w+/]*[0-9=])[\w+/]{8,}={0,2}"
@@ -70,7 +70,7 @@ _CREDENTIAL: Final = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|\bLS0tLS1CRUdJTi[\w+/=-]*"
     r"|\bMII[\w+/]{24,}"
-    r"|(?<=://)[^\s/@\"':]{0,256}:[^\s/@\"']{0,256}@"
+    r"|(?<=://)(?!USER:PASSWORD@)[^\s/@\"':]{0,256}:[^\s/@\"']{0,256}@"
 )
 
 # In lower case, what each of these forms has in it; a login in a URL has an `@`.

@@ -136,6 +136,8 @@ def test_a_quoted_value_is_one_printable_line(value: str) -> None:
         ("assertion=abc&grant_type=x", "assertion=[not shown]&grant_type=x"),
         ("subject_token: 'a b' is bad", "subject_token: [not shown] is bad"),
         ("see https://me:hunter2@svc/x", "see https://[not shown]svc/x"),
+        ("write http://USER:PASSWORD@HOST:PORT", "write http://USER:PASSWORD@HOST:PORT"),
+        ("see http://USER:PASSWORD1@HOST:PORT", "see http://[not shown]HOST:PORT"),
         ("key Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5 is bad", f"key {NOT_SHOWN} is bad"),
         (
             "Permission 'iam.serviceAccounts.getOpenIdToken' denied on resource (or it may not exist).",

@@ -10,6 +10,7 @@ import pytest
 from proxy.emulator import Certificates
 from proxy.errors import UpstreamConnectFailed, UpstreamConnectTimeout, UpstreamTlsFailed
 from proxy.network.http_proxy import HttpProxy
+from proxy.quoting import masked
 from proxy.routes import Origin
 from proxy.upstream.tunnel import tunnels_to
 from tests.support.peers.connect_proxy import connect_proxy
@@ -106,6 +107,7 @@ async def test_a_proxy_that_asks_for_another_login_is_named_without_the_login(gi
         with pytest.raises(UpstreamConnectFailed, match=sentence) as failure:
             await connector(upstream_proxy=proxy_at(proxy.port, given)).connect(ORIGIN)
     assert "hunter2" not in str(failure.value)
+    assert masked(str(failure.value)) == str(failure.value), "a log line has all of the remedy"
 
 
 @pytest.mark.asyncio
