@@ -43,7 +43,7 @@ def _read(path: str, named_in: str, format_: Any) -> str:
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise CredentialsInvalid(f"the subject token's file in {named_in} cannot be read: {why}") from None
-    token = _from_json(content, path, named_in, format_) if _is_json(format_, named_in) else content
+    token = _from_json(content, path, named_in, format_) if _is_json(format_, named_in) else content.strip()
     if not token:
         raise CredentialsInvalid(f"the subject token's file in {named_in} ({quoted(path)}) has no subject token")
     return token

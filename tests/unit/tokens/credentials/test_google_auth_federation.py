@@ -89,6 +89,7 @@ async def test_a_subject_token_file_that_is_missing_is_named(
         (None, None, r"\('/.*/pipe'\) cannot be used: it is a named pipe"),
         (b"\xff", None, "is not text"),
         (b"", None, "has no subject token"),
+        (b"  \n", None, "has no subject token"),
         (b"x" * (1 << 20) + b"x", None, "larger than 1024 KiB"),
         (b'{"a": "eyJzZWNyZXQi"}', {"type": "json", "subject_token_field_name": "b"}, "Unable to parse subject_token"),
         (b'["eyJzZWNyZXQi"]', {"type": "json", "subject_token_field_name": "b"}, "Unable to parse subject_token"),
@@ -120,6 +121,17 @@ async def test_an_unusable_subject_token_file_is_named_and_not_quoted(
     assert str(named) in str(caught.value)
     assert "eyJzZWNyZXQi" not in told(caught.value)
     assert google.calls == []
+
+
+@pytest.mark.asyncio
+async def test_blanks_around_a_subject_token_are_not_sent(
+    google: FakeGoogle, home: Home, mint: GoogleMint, federated_info: dict[str, Any]
+) -> None:
+    """An editor and `echo` end a file with a newline; Google's library for Go removes it, too."""
+    (home.folder / "subject").write_text(" subject-token-of-the-pod\r\n\n")
+    home.file(federated_info)
+    google.allow_impersonation(("principal://pool/subject/pod", TARGET))
+    assert (await mint(IMPERSONATED)).principal == TARGET
 
 
 @pytest.mark.asyncio
