@@ -225,7 +225,7 @@ class CredentialsNotFound(TokenFailure):
 class CredentialsRejected(TokenFailure):
     """Google rejects the credential (`invalid_grant`): it is revoked, deleted or expired.
 
-    Remedy: run `gcloud auth application-default login`, or make a new key.
+    Remedy: run `gcloud auth application-default login`, or make a new key; with federation, see what its pool accepts.
     """
 
     code = "credentials-rejected"

@@ -43,6 +43,9 @@ _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,99}")
 
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
+# Errors of OAuth that google-auth, too, expects to pass, and that come with 400.
+_TRANSIENT_REASONS: Final = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -184,6 +187,7 @@ def failure_of_reply(what: str, reply: Reply, advice: str = "") -> Failure:
     """Return the failure for an answer other than 200: TokenUnavailable if it is transient, else MintRefused."""
     said = error_message(reply)
     text = f"{what} answered {reply.status}" + (f" ({said})" if said else "")
-    if 400 <= reply.status < 500 and reply.status not in _TRANSIENT:
+    transient = reply.status in _TRANSIENT or error_reasons(reply) & _TRANSIENT_REASONS
+    if 400 <= reply.status < 500 and not transient:
         return MintRefused(f"{text}{advice and f': {advice}'}")
     return TokenUnavailable(text)

@@ -36,6 +36,10 @@ class ExternalAccount(GoogleAuthFile):
     label = "workload identity federation"
     required_fields = ("audience", "subject_token_type", "credential_source")
     object_fields = frozenset({"credential_source"})
+    rejection_remedy = (
+        "see that the identity provider's token has not expired, and that the provider of the pool, as `gcloud iam "
+        "workload-identity-pools providers describe` shows it, accepts its issuer, audience and attributes"
+    )
 
     @property
     def subject_token_source(self) -> SubjectTokenSource | None:

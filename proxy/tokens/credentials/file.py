@@ -73,6 +73,8 @@ class CredentialFile(ABC):
     """Those of them that are JSON objects; the others are strings."""
     supported: ClassVar[bool] = True
     """False if `check` refuses every file of this kind."""
+    rejection_remedy: ClassVar[str] = ""
+    """What to do where Google rejects the credential; `""` if the sentence of `rejection` says it."""
     mints_id_tokens: ClassVar[bool] = False
     """True if it can mint an ID token for itself, without impersonation."""
 

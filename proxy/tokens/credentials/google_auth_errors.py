@@ -82,7 +82,8 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         clock = clock_remark(reply, now)
         rejection = file.rejection(answer, clock)
         is_cause = bool(clock) and clock in rejection
-        return CredentialsRejected(rejection, remedy="set the clock of this machine" if is_cause else "")
+        remedy = "set the clock of this machine" if is_cause else file.rejection_remedy
+        return CredentialsRejected(rejection, remedy=remedy)
     if "invalid_target" in error_reasons(reply):
         audience = file.info.get("audience")
         provider = f"{audience} " if isinstance(audience, str) and plain(audience) is not None else ""

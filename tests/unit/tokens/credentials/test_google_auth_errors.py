@@ -160,7 +160,7 @@ LATE, EARLY = "Fri, 15 Jan 2027 09:00:00 GMT", "Fri, 15 Jan 2027 07:00:00 GMT"
         (
             "external_account",
             "",
-            "does not accept the subject token of the identity provider in file.json (invalid_grant: no)",
+            "does not accept the subject token of the identity provider in file.json (invalid_grant: no); see that the",
         ),
         (
             "external_account",
@@ -176,7 +176,16 @@ def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
     failure = told(file(kind), status=400, body=body, date=date)
     assert type(failure) is CredentialsRejected
     assert what in str(failure)
-    assert failure.remedy == ("set the clock of this machine" if "clock" in what else "")
+    # Without one, log and status page show that of the kind of failure, which is for keys and users.
+    assert ("set the clock" in failure.remedy) == ("clock" in what)
+    assert ("providers describe" in failure.remedy) == (kind == "external_account" and not date)
+
+
+@pytest.mark.parametrize("error", ["internal_failure", "server_error", "temporarily_unavailable"])
+def test_an_error_of_google_that_passes_is_transient_whatever_its_status(error: str) -> None:
+    failure = told(file(), status=400, body={"error": error, "error_description": "try again"})
+    assert type(failure) is TokenUnavailable
+    assert str(failure) == f"sts.googleapis.com answered 400 ({error}: try again)"
 
 
 @pytest.mark.parametrize(
