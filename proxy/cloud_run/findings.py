@@ -138,7 +138,7 @@ def _behind_iap(response: Response, request: RequestInfo) -> Finding:
     if request.route.origin.host.endswith(".run.app"):
         advice = (
             "IAP is enabled on the service itself, so it covers the run.app URLs too. If nobody signs in there with a "
-            "browser, disable it (`gcloud run services update … --no-iap`) and leave the service private: "
+            "browser, disable it (`gcloud beta run services update … --no-iap`) and leave the service private: "
             "roles/run.invoker then decides who may call. Otherwise deploy the endpoint as a service of its own."
         )
     else:

@@ -54,11 +54,6 @@ class Service(NamedTuple):
     project: str | None = None
     """Number of its project; None: gcloud uses its configured project."""
 
-    def options(self) -> list[str]:
-        """Return the arguments that select the service: name, region and project."""
-        project = [f"--project={self.project}"] if self.project else []
-        return [self.name, f"--region={self.region}", *project]
-
 
 def service_of(host: str) -> Service:
     """Return the service that a run.app host name belongs to; placeholders for any other host."""
@@ -113,7 +108,10 @@ def grant_chain(caller: str | None, delegates: Sequence[str], account: str, role
 
 
 def _services(verb: str, service: Service, *words: str) -> str:
-    return shlex.join(["gcloud", "run", "services", *verb.split(), *service.options(), *words])
+    known = ["gcloud", "run", "services", *verb.split(), service.name, f"--region={service.region}", *words]
+    # `gcloud run` takes the ID of a project only, and a URL has the number.
+    found = f" --project=$(gcloud projects describe {service.project} --format='value(projectId)')"
+    return shlex.join(known) + (found if service.project else "")
 
 
 def _member(principal: str | None) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 
 import pytest
 
@@ -31,19 +32,43 @@ def test_a_host_name_of_cloud_run_contains_the_service(host: str, expected: Serv
 
 def test_commands_about_a_service_name_it_with_region_and_project() -> None:
     service = service_of("greeter-123456789012.europe-west1.run.app")
-    options = "greeter --region=europe-west1 --project=123456789012"
-    assert gcloud.grant_invoker(service, CALLER) == (
-        f"gcloud run services add-iam-policy-binding {options} --member=serviceAccount:{CALLER} "
-        "--role=roles/run.invoker"
-    )
-    assert gcloud.revoke_public(service) == (
-        f"gcloud run services remove-iam-policy-binding {options} --member=allUsers --role=roles/run.invoker"
-    )
-    assert gcloud.use_http2(service) == f"gcloud run services update {options} --use-http2"
-    assert gcloud.add_audience(service, "https://x.example.com") == (
-        f"gcloud run services update {options} --add-custom-audiences=https://x.example.com"
-    )
-    assert gcloud.logs(service) == f"gcloud run services logs read {options} --limit=50"
+    greeter = ["greeter", "--region=europe-west1"]
+    assert run_in_a_shell(gcloud.grant_invoker(service, CALLER)) == [
+        *("run", "services", "add-iam-policy-binding", *greeter),
+        *(f"--member=serviceAccount:{CALLER}", "--role=roles/run.invoker", "--project=my-project"),
+    ]
+    assert run_in_a_shell(gcloud.revoke_public(service)) == [
+        *("run", "services", "remove-iam-policy-binding", *greeter),
+        *("--member=allUsers", "--role=roles/run.invoker", "--project=my-project"),
+    ]
+    assert run_in_a_shell(gcloud.use_http2(service)) == [
+        *("run", "services", "update", *greeter, "--use-http2", "--project=my-project")
+    ]
+    audience = "x; rm -rf $HOME"
+    assert run_in_a_shell(gcloud.add_audience(service, audience)) == [
+        *("run", "services", "update", *greeter, f"--add-custom-audiences={audience}", "--project=my-project")
+    ]
+    assert run_in_a_shell(gcloud.logs(service)) == [
+        *("run", "services", "logs", "read", *greeter, "--limit=50", "--project=my-project")
+    ]
+
+
+def test_without_a_project_in_the_host_name_gcloud_uses_its_own() -> None:
+    assert "--project" not in gcloud.logs(service_of("greeter-x7zq2ab3cd-ew.a.run.app"))
+
+
+def run_in_a_shell(command: str) -> list[str]:
+    """Return the arguments that a command gives gcloud, which knows the project 123456789012 as my-project."""
+    gcloud = """
+        gcloud() {
+            case $* in
+            "projects describe 123456789012 --format=value(projectId)") echo my-project ;;
+            *) printf '%s\\n' "$@" ;;
+            esac
+        }
+    """
+    told = subprocess.run(["sh", "-euc", f"{gcloud}\n{command}"], capture_output=True, text=True, check=True)
+    return told.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from proxy.routes import AllowLists, OpenRoutes, Origin, Route
 from proxy.routes.open_routes import ID_TOKEN_FIELD
 
 HOST = "greeter-123456789012.europe-west1.run.app"
+PROJECT = "--project=$(gcloud projects describe 123456789012 --format='value(projectId)')"
 WHO = "restate@project.iam.gserviceaccount.com"
 MANIFEST = "application/vnd.restate.endpointmanifest.v4+json"
 OF_SDK = {"x-restate-server": "restate-sdk/1"}
@@ -54,8 +55,8 @@ def test_any_response_of_the_container_to_an_unsigned_request_means_public(open_
     step = private_step(open_, call())
     assert (step.outcome, step.code) == (Outcome.WARNING, "public")
     assert step.commands == (
-        "gcloud run services remove-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
-        "--member=allUsers --role=roles/run.invoker",
+        "gcloud run services remove-iam-policy-binding greeter --region=europe-west1 --member=allUsers "
+        f"--role=roles/run.invoker {PROJECT}",
     )
 
 
@@ -192,8 +193,8 @@ def test_each_response_has_its_finding(given: Response, code: str, words: str) -
 def test_the_command_for_a_missing_role_is_complete() -> None:
     step = discovery_step(answer(403), call())
     assert step.commands == (
-        "gcloud run services add-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
-        f"--member=serviceAccount:{WHO} --role=roles/run.invoker",
+        "gcloud run services add-iam-policy-binding greeter --region=europe-west1 "
+        f"--member=serviceAccount:{WHO} --role=roles/run.invoker {PROJECT}",
     )
 
 

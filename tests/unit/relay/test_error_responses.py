@@ -153,6 +153,7 @@ def test_the_log_of_a_403_names_the_account_and_the_command(make: EngineFactory)
         (line,) = [line for line in log if line["event"] == "upstream answered an error"]
         assert line["reason"] == "me@project.iam.gserviceaccount.com may not call the service (403)"
         assert line["commands"] == [
-            "gcloud run services add-iam-policy-binding greeter --region=europe-west1 --project=123456789012 "
-            "--member=serviceAccount:me@project.iam.gserviceaccount.com --role=roles/run.invoker"
+            "gcloud run services add-iam-policy-binding greeter --region=europe-west1 "
+            "--member=serviceAccount:me@project.iam.gserviceaccount.com --role=roles/run.invoker "
+            "--project=$(gcloud projects describe 123456789012 --format='value(projectId)')"
         ]
