@@ -104,6 +104,11 @@ async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, widt
             return each.scrollWidth > each.clientWidth;
         }).length"""
         assert await browser.evaluate(wide) == 0, "a caption sticks out of its column"
+        long = """[...document.querySelectorAll(".trouble p, .failure p")].filter(each => {
+            each.textContent = "there is no /home/nonroot/.config/gcloud/application_default_credentials.json";
+            return each.scrollWidth > each.clientWidth;
+        }).length"""
+        assert await browser.evaluate(long) == 0, "a path in a sentence sticks out of its card"
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         ground = await browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(16, 20, 28)") == dark
