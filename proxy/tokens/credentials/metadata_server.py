@@ -198,8 +198,8 @@ class MetadataServer:
             )
         return CredentialsNotFound(
             f"{begin} no metadata server can be asked ({why})",
-            remedy="set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, or run on "
-            "Google Cloud",
+            remedy="set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login` (enough only "
+            "with gcp_impersonate_service_account), or run on Google Cloud",
         )
 
     async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:

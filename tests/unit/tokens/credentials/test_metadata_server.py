@@ -107,7 +107,7 @@ async def test_the_error_without_credentials_says_what_was_searched(home: Home) 
     assert "GOOGLE_APPLICATION_CREDENTIALS is not set" in text
     assert f"{home.folder}/.config/gcloud/application_default_credentials.json" in text
     assert "metadata.google.internal could not be asked: its name does not resolve" in text
-    assert "gcloud auth application-default login" in text
+    assert "gcloud auth application-default login` (enough only with gcp_impersonate_service_account)" in text
     await mint.close()
 
 
