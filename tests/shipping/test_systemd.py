@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_the_sockets_are_those_of_the_service_at_the_default_addresses() -> None
     assert sockets == {"listen": defaults["listen"][0], ADMIN_NAME: defaults["admin"]}
     assert value("Also") == value("Sockets")
     assert {unit.name for unit in FOLDER.glob("*.socket")} == set(value("Sockets").split())
+
+
+def test_a_reload_needs_no_program_but_the_shell() -> None:
+    program, option, command = shlex.split(value("ExecReload"))
+    assert (program, option) == ("/bin/sh", "-c")
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as service:
+        environment = {"PATH": "/nonexistent", "MAINPID": str(service.pid)}
+        subprocess.run([program, option, command], env=environment, check=True)
+        assert service.wait() == -signal.SIGHUP
 
 
 def test_no_core_file_has_tokens_in_it() -> None:
