@@ -10,7 +10,8 @@ A small request is held until the response begins, and sent again if the upstrea
 
 A reset from either side ends the exchange and is forwarded with its code. RST_STREAM(NO_ERROR) after a complete
 response only says that the rest of the request is not wanted (RFC 9113, 8.1): some of it is discarded, because most
-requests end soon; if more follows, the client gets the same reset, after the whole response.
+requests end soon; if more follows, the client gets the same reset, after the whole response. Before, it gets another
+code: hyper, and so Restate, takes NO_ERROR for the end of a message.
 
 An upstream failure before the response head becomes a local reply; after it, a reset, never a clean end. An internal
 error is a reset at any time.
@@ -216,7 +217,7 @@ class Exchange(RequestContent):
         if action == _FORWARD and self.upstream is not None and self._connection is not None:
             upstream, self.upstream = self.upstream, None
             # Now, or when the connection has not had too many resets.
-            self._connection.cancels.cancel(upstream, code if by_peer else ErrorCode.CANCEL, self.account)
+            self._connection.cancels.cancel(upstream, code if by_peer and code else ErrorCode.CANCEL, self.account)
         self._end()
 
     def on_response_sent(self, octets: int) -> None:
@@ -268,7 +269,7 @@ class Exchange(RequestContent):
             return
         self._forget_upstream()
         if self.on(Move.UNWANTED if by_peer and code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET) == _FORWARD:
-            self.downstream.reset(code if by_peer else ErrorCode.INTERNAL_ERROR, True)
+            self.downstream.reset(code if by_peer and code else ErrorCode.INTERNAL_ERROR, True)
         self._end_or_discard()
 
     def on_unprocessed(self) -> None:

@@ -355,9 +355,9 @@ def check_response(script: Script, trial: Trial) -> None:
         assert seen.ended
         assert seen.content == answer.content
     if seen.reset is not None:
-        reasons = {answer.reset} | ({ErrorCode.INTERNAL_ERROR} if id(service) in script.lost else set())
-        assert seen.reset in reasons
-        if seen.reset == answer.reset and id(service) not in script.lost:
+        expected = ErrorCode.INTERNAL_ERROR if answer.reset == ErrorCode.NO_ERROR else answer.reset
+        assert seen.reset in {expected} | ({ErrorCode.INTERNAL_ERROR} if id(service) in script.lost else set())
+        if seen.reset == expected and id(service) not in script.lost:
             assert seen.content == answer.content
 
 
