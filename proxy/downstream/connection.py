@@ -198,7 +198,7 @@ class DownstreamConnection(Http2Protocol):
             return
         for stream in self.engine.live_streams():
             receiver, stream.receiver = stream.receiver, None
-            stream.reset(ErrorCode.CANCEL, False)
+            stream.reset(ErrorCode.INTERNAL_ERROR, False)  # hyper 1.7 takes CANCEL for a clean end
             if receiver is not None:
                 try:
                     receiver.on_request_reset(ErrorCode.CANCEL, False)

@@ -174,7 +174,7 @@ async def test_after_the_drain_timeout_live_streams_are_reset_on_both_sides(make
         it.end.set()
         with pytest.raises(Reset) as reset:
             await near.body(stream)
-        assert reset.value.code == 0x8
+        assert reset.value.code == 0x2, "some clients take CANCEL for the end of a response"
         assert await taken.reset == 0x8
         assert not await it.drained
 
