@@ -46,7 +46,7 @@ _LINGER_SECONDS: Final = 1.0
 connection, and the client may lose the rest of the response (RFC 9112, 9.6)."""
 
 _UNSENDABLE: Final = re.compile(rb"[\v\f]")
-"""What field values may have over HTTP/2, and h11 refuses to send."""
+"""What field values may have over HTTP/2, and h11 refuses to send: white space, sent as a space (RFC 9110, 5.5)."""
 
 _NO_CONTENT: Final = 204
 _STREAM_ID: Final = 1
@@ -71,7 +71,6 @@ class Http1Stream(Stream):
         self._queued_octets = 0
         self._enqueued = asyncio.Event()
         self._head_sent = False
-        self._replied_locally = False  # what the exchange sends is dropped
         self._request_complete = asyncio.Event()
         self._is_head_request = False
         self._http_version = b"1.1"
@@ -99,7 +98,7 @@ class Http1Stream(Stream):
                 await self._write()
                 reading.cancel()
         finally:
-            self._cancel(by_client=not self._replied_locally)
+            self._cancel()
             self._budget.close_account(self.account)
             self._gate.set()
 
@@ -114,14 +113,11 @@ class Http1Stream(Stream):
         status = int(fields[0][1])
         if status < 200:
             return
-        lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
+        lines = [
+            (name, _UNSENDABLE.sub(b" ", value).strip(b" \t")) for name, value, _ in fields if not name.startswith(b":")
+        ]
         if status == _NO_CONTENT:
             lines = [line for line in lines if line[0] != b"content-length"]  # which it must not have (RFC 9110, 8.6)
-        for name, value in lines:
-            if _UNSENDABLE.search(value):
-                where = f"the response's field {name.decode()} has a vertical tab or a form feed"
-                self._reply_locally(UpstreamReset(f"{where}, which cannot be sent over HTTP/1.1"))
-                return
         self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": status, "headers": lines})
         if end_stream:
@@ -129,8 +125,6 @@ class Http1Stream(Stream):
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Queue content."""
-        if self._replied_locally:
-            return
         self._queued_octets += len(data)
         self.account.change(len(data))
         last = self._outgoing[-1] if self._outgoing else None
@@ -184,18 +178,16 @@ class Http1Stream(Stream):
         self._enqueued.set()
 
     def _reply_locally(self, failure: Failure) -> None:
-        """Queue the whole response, in place of the exchange's, of which nothing was queued."""
+        """Queue the whole response of an exchange that has failed and queued nothing."""
         reply = local_reply(failure, RequestKind.OTHER, random_fraction=0.0)
         self._head_sent = True
         self._enqueue({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
         self.send_data(reply.body, True)
-        self._replied_locally = True
 
-    def _cancel(self, *, by_client: bool) -> None:
+    def _cancel(self) -> None:
         """Cancel the exchange, unless it is over."""
         if self.receiver is not None:
-            code = ErrorCode.CANCEL if by_client else ErrorCode.PROTOCOL_ERROR
-            self._call(self.receiver.on_request_reset, code, by_client)
+            self._call(self.receiver.on_request_reset, ErrorCode.CANCEL, True)
             self.receiver = None
 
     def _call(self, tell: Callable[..., object], *args: object) -> None:
@@ -218,7 +210,7 @@ class Http1Stream(Stream):
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._cancel(by_client=True)
+                self._cancel()
                 self._request_complete.set()
                 self._enqueue({"type": _ABORT})
                 return
