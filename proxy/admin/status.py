@@ -108,7 +108,8 @@ class Status:
             yield f"{route.label}: {found.code}: {found.reason}\n" if found is not None else ""
 
     def _alone(self, state: str, in_flight: int) -> Group:
-        row = WorkerRow(os.getpid(), state, self._started_at, self._metrics.downstream_connections.now, in_flight)
+        connections, queued = self._metrics.downstream_connections.now, self._live.queued_octets
+        row = WorkerRow(os.getpid(), state, self._started_at, connections, in_flight, queued)
         return Group(os.getpid(), self._started_at, [row], 0, dropped_lines())
 
     def _origins(self) -> Iterator[dict[str, Any] | None]:

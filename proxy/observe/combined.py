@@ -42,6 +42,8 @@ class WorkerRow(NamedTuple):
     """Connections of clients that it has."""
     in_flight: int
     """Exchanges that have not ended."""
+    queued_octets: int
+    """Octets queued for readers that are slower than their senders."""
 
 
 class Group(NamedTuple):
@@ -122,9 +124,9 @@ class Combined:
     def group(self) -> Group:
         """The workers."""
         known = self._supervisor
-        in_flight = {worker["pid"]: worker["in_flight"] for worker in self._workers}
+        told = {worker["pid"]: (worker["in_flight"], worker["queued_octets"]) for worker in self._workers}
         rows = [
-            WorkerRow(pid, state, started_at, connections, in_flight.get(pid, 0))
+            WorkerRow(pid, state, started_at, connections, *told.get(pid, (0, 0)))
             for pid, state, started_at, connections in known.get("workers", ())
         ]
         dropped = self._log_lines_dropped + known.get("log_lines_dropped", 0)

@@ -41,7 +41,9 @@ class Exposition:
         self._metrics = metrics
         self._health = health
         self._live = live
+        queued = [worker.queued_octets for worker in group.workers] if group is not None else [live.queued_octets]
         self._workers, self._restarts, self._dropped = workers, restarts, dropped
+        self._largest_queued_octets = max(queued, default=0)
         self._queues = Queues()
 
     def _samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
@@ -112,6 +114,7 @@ class Exposition:
             "requests_waiting": lambda name: self._by_label(name, queues.route_waiting),
             "queued_bytes": lambda name: _one(name, live.queued_octets),
             "queued_bytes_limit": lambda name: _one(name, live.queued_octets_limit),
+            "worker_queued_bytes_largest": lambda name: _one(name, self._largest_queued_octets),
             "route_queued_bytes": lambda name: self._by_label(name, queues.route_octets),
             "upstream_queued_bytes": lambda name: self._origins(name, lambda origin: origin.queued_octets),
             "downstream_queued_bytes": lambda name: _one(name, queues.client_octets),

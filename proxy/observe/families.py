@@ -122,6 +122,7 @@ FAMILIES: Final = (
     Family("downstream_tls_failures_total", "counter", (), "TLS handshakes of clients that failed"),
     Family("queued_bytes", "gauge", (), "What is queued for readers that are slower than their senders"),
     Family("queued_bytes_limit", "gauge", (), "How much of it there may be (queued_octets)"),
+    Family("worker_queued_bytes_largest", "gauge", (), "Queued octets of the worker that has most"),
     Family("route_queued_bytes", "gauge", ("route",), "Queued octets of exchanges in flight, of both directions"),
     Family("upstream_queued_bytes", "gauge", ("origin",), "Queued octets that services have not taken yet"),
     Family("downstream_queued_bytes", "gauge", (), "Queued octets that are charged to connections of clients"),

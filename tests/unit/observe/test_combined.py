@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -323,6 +324,21 @@ def test_reloads_and_lines_that_the_supervisor_has_dropped_are_known() -> None:
     assert (together.group.pid, together.group.restarts) == (7, 4)
     assert together.group.log_lines_dropped == 6 + 2 * dropped_lines()
     assert [(row.pid, row.state, row.connections) for row in together.group.workers] == [(8, "ready", 3)]
+
+
+def test_the_worker_that_queues_most_is_seen_beside_the_sum() -> None:
+    states = []
+    for pid, queued_octets in ((8, 5), (9, 30)):
+        worker = Worker()
+        worker.live.queued_octets = queued_octets
+        states.append(worker.state().replace(b'"pid":%d,' % os.getpid(), b'"pid":%d,' % pid))
+    rows = [[8, "ready", 2.0, 3], [9, "ready", 2.0, 3], [10, "starting", 3.0, 0]]
+    known = {"pid": 7, "started_at": 1.0, "workers": rows, "restarts": 0, "log_lines_dropped": 0, "settings": {}}
+    together = combined(*states, state_line("supervisor", "", None, known).encode())
+    assert [(row.pid, row.queued_octets) for row in together.group.workers] == [(8, 5), (9, 30), (10, 0)]
+    told = samples(Exposition(together.metrics, together, together, together.group))
+    assert told["cloudrun_sidecar_queued_bytes"] == 35
+    assert told["cloudrun_sidecar_worker_queued_bytes_largest"] == 30
 
 
 def test_process_metrics_are_summed_and_counters_survive_an_ended_process() -> None:

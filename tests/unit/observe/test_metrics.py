@@ -357,6 +357,7 @@ def test_the_state_of_the_worker_is_exposed() -> None:
     clients = ("downstream_connections_queued{}", "downstream_queued_bytes{}", "downstream_queued_bytes_largest{}")
     assert [told[name] for name in clients] == [4, 30, 20]
     assert (told["draining{}"], told["queued_bytes{}"], told["queued_bytes_limit{}"]) == (1, 7, 8)
+    assert told["worker_queued_bytes_largest{}"] == 7
     assert told["upstream_requests_waiting{origin=https://greeter.run.app}"] == 3
     assert told["upstream_connections_opening{origin=https://greeter.run.app}"] == 2
 
