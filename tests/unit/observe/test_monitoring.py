@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from proxy.observe.families import FAMILIES, PREFIX
+from proxy.routes import UNMATCHED
 
 CONFIG: Final = Path(__file__).parents[3] / "config"
 MONITORING: Final = CONFIG / "monitoring"
@@ -83,6 +84,12 @@ def test_every_alert_has_a_severity_a_summary_and_a_description_whose_labels_it_
         kept = {label.strip() for label in grouped[0].split(",")} if grouped else {"instance"}
         used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
         assert used <= kept
+
+
+def test_requests_without_a_route_count_among_no_errors_of_routes() -> None:
+    expressions_of = {rule["alert"]: rule["expr"] for rule in rules()}
+    assert f'{{route!="{UNMATCHED}",status' in expressions_of["CloudRunSidecarErrors"]
+    assert f'{{route="{UNMATCHED}"}}' in expressions_of["CloudRunSidecarRequestsWithoutRoute"]
 
 
 def fires(alert: str, **samples: float) -> bool:
