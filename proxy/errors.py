@@ -352,7 +352,7 @@ class UpstreamRefusedStream(UpstreamFailure):
 
 
 class UpstreamReset(UpstreamFailure):
-    """The upstream reset the stream before a response began, or HTTP/1.1 cannot have what is in its head.
+    """The upstream reset the stream, or HTTP/1.1 cannot have what is in the head of its response.
 
     Remedy: read the log of the service.
     """

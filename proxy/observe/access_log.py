@@ -6,8 +6,9 @@ from typing import Final
 
 import structlog
 
+from proxy.observe.counters import bounded_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import remedy_of_code
+from proxy.observe.explanation import is_premature, remedy_of_code
 from proxy.observe.observer import Observer
 from proxy.observe.request_context import request_context
 from proxy.routes import Route
@@ -30,12 +31,18 @@ class AccessLog(Observer):
 
 
 class _RouteLines(ExchangeObserver):
-    __slots__ = ("_route",)
+    __slots__ = ("_resets", "_route")
 
     def __init__(self, route: str | None) -> None:
         self._route = route
+        self._resets: dict[ObservedExchange, tuple[str, int]] = {}
+
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        if is_premature(exchange, by, code):
+            self._resets[exchange] = by, code
 
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
+        reset = self._resets.pop(exchange, None)
         _log.info(
             "exchange",
             route=self._route,
@@ -48,5 +55,7 @@ class _RouteLines(ExchangeObserver):
             response_octets=exchange.response_octets,
             code=exchange.failure_code or None,
             remedy=remedy_of_code(exchange.failure_code),
+            reset_by=reset[0] if reset is not None else None,
+            reset_code=bounded_code_name(reset[1]) if reset is not None else None,
             **request_context(exchange),
         )

@@ -1,8 +1,9 @@
 """Whether every route works, and the last failures: an observer for the status page, `/readyz?routes` and a metric.
 
 A route is unwell from a failure that stops work until an exchange on it succeeds: an error response that stops an
-invocation or a registration, a failure of its token or of the way to the service. A request at fault makes no route
-unwell. A route whose token cannot be minted is unwell from the failed mint on, requests or not, while no token is left.
+invocation or a registration, a reset by the service, a failure of its token or of the way to the service. A response
+that breaks off is no success. A request at fault makes no route unwell. A route whose token cannot be minted is unwell
+from the failed mint on, requests or not, while no token is left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from proxy.errors import Draining, Failure, RequestRefused, TokenFailure
 from proxy.http2.events import Fields
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import explain_response, remedy_of
+from proxy.observe.explanation import explain_reset, explain_response, remedy_of
 from proxy.observe.metrics import Metrics, TokenIdentity, token_identity
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.restate import stops_work
@@ -148,15 +149,17 @@ class _Noted:
         self._counted = counted
         self._trouble: Trouble | None = None
         self._successes = 0
-        """How many exchanges had succeeded when the trouble was noted."""
+        """How many exchanges had succeeded when the one with the trouble had ended."""
 
     def current(self) -> Trouble | None:
         """Return the last failure if no exchange has succeeded since."""
-        return self._trouble if self._counted.successes == self._successes else None
+        return self._trouble if self._counted.successes <= self._successes else None
 
     def note(self, trouble: Trouble) -> None:
         """Note a failure that stops work."""
-        self._trouble, self._successes = trouble, self._counted.successes
+        # One that breaks off after the head of a good response is counted among them by its status.
+        good = trouble.status is not None and 200 <= trouble.status < 300
+        self._trouble, self._successes = trouble, self._counted.successes + good
 
 
 class _RouteTrouble(ExchangeObserver):
@@ -187,6 +190,11 @@ class _RouteTrouble(ExchangeObserver):
 
     def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
         self._failed(exchange, failure)
+
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        failure = explain_reset(exchange, by, code)
+        if failure is not None:
+            self._failed(exchange, failure)
 
     def _failed(self, exchange: ObservedExchange, failure: Failure) -> None:
         self._note(

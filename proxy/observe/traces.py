@@ -33,9 +33,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from proxy import __version__
 from proxy.errors import Failure
-from proxy.http2.events import ErrorCode, Fields
+from proxy.http2.events import Fields
 from proxy.observe.counters import bounded_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
+from proxy.observe.explanation import is_premature
 from proxy.observe.observer import Observer
 from proxy.observe.request_context import INVOCATION_ID, request_context
 from proxy.observe.throttle import Throttle
@@ -173,8 +174,7 @@ class _RouteTraces(ExchangeObserver):
         self._note_event(exchange, name, seconds, failure, {"server.address": self._static["server.address"]})
 
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
-        # A stream that was refused unprocessed is opened again, or becomes a failure.
-        if code != ErrorCode.REFUSED_STREAM or by != "upstream":
+        if is_premature(exchange, by, code):
             self._note(exchange).reset = by, code
 
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
@@ -220,9 +220,6 @@ def _describe(span: Span, exchange: ObservedExchange, status: int, noted: _Noted
     if exchange.attempts > 1:
         span.set_attribute("http.request.resend_count", exchange.attempts - 1)
     reset = noted.reset if noted is not None else None
-    # The service may reset a stream with NO_ERROR once its response is complete (RFC 9113, 8.1).
-    if reset is not None and status and reset[1] == ErrorCode.NO_ERROR:
-        reset = None
     if reset is not None:
         span.set_attribute("cloudrun_sidecar.reset_by", reset[0])
     for name, at, attributes in noted.events if noted is not None else ():

@@ -18,7 +18,7 @@ from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
 from proxy.http2.policy import refusals
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import explain_response, remedy_of
+from proxy.observe.explanation import explain_reset, explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.observe.request_context import request_context
 from proxy.observe.throttle import Throttle
@@ -199,6 +199,11 @@ class _RouteWarnings(ExchangeObserver):
 
     def aborted(self, exchange: ObservedExchange, failure: Failure) -> None:
         self._write("exchange aborted", exchange, failure)
+
+    def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
+        failure = explain_reset(exchange, by, code)
+        if failure is not None:
+            self._write("exchange reset", exchange, failure)
 
     def _write(self, what: str, exchange: ObservedExchange, failure: Failure) -> None:
         added = self._throttle.fields((self._name, failure.code), self._monotonic())

@@ -27,7 +27,7 @@ ANSWERS: dict[ServiceFault, tuple[int, str | None]] = {
     ServiceFault.REJECTED: (401, "audience-refused"),
     ServiceFault.IAP: (302, "iap"),
     ServiceFault.SLOW: (200, None),
-    ServiceFault.STREAM_RESET: (502, None),
+    ServiceFault.STREAM_RESET: (502, "upstream-reset"),
     ServiceFault.STREAM_REFUSED: (200, None),
     ServiceFault.GO_AWAY: (200, None),
     ServiceFault.DROP: (503, "upstream-connection-lost"),

@@ -9,7 +9,7 @@ from proxy.http2.events import FieldLine, Fields
 __all__ = ["Observed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observed:
     """What `ObservedExchange` promises; the defaults are a successful POST."""
 

@@ -11,8 +11,10 @@ from proxy.errors import (
     Failure,
     TokenTimeout,
     UpstreamConnectFailed,
+    UpstreamConnectionLost,
     all_failures,
 )
+from proxy.http2.events import ErrorCode
 from proxy.observe.explanation import remedy_of
 from proxy.observe.health import LAST_FAILURES, RouteHealth
 from proxy.observe.metrics import Metrics
@@ -59,6 +61,50 @@ def test_a_route_is_failing_from_a_failure_to_the_next_success() -> None:
     found = stage.health.trouble(ROUTE)
     assert found is not None
     assert (found.code, found.since, found.count) == ("upstream-connect-failed", 2000, 1)
+
+
+def test_a_response_that_breaks_off_is_a_failure_whatever_its_status() -> None:
+    stage = Stage()
+    begun = Observed(status=200)
+    for count in (1, 2):
+        stage.now += 1.0
+        stage.counted.started(begun)
+        stage.observed.aborted(begun, UpstreamConnectionLost("closed"))
+        stage.counted.ended(begun, 200, 0.1)
+        found = stage.health.trouble(ROUTE)
+        assert found is not None
+        assert (found.code, found.since, found.count) == ("upstream-connection-lost", 1001, count)
+    stage.succeed()
+    assert stage.health.trouble(ROUTE) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "by", "code", "fails"),
+    [
+        (0, "upstream", ErrorCode.INTERNAL_ERROR, True),
+        (200, "upstream", ErrorCode.INTERNAL_ERROR, True),
+        (0, "upstream", ErrorCode.CANCEL, True),
+        (0, "upstream", ErrorCode.NO_ERROR, True),
+        (200, "upstream", ErrorCode.NO_ERROR, False),
+        (200, "upstream", ErrorCode.CANCEL, False),
+        (0, "upstream", ErrorCode.REFUSED_STREAM, False),
+        (200, "downstream", ErrorCode.INTERNAL_ERROR, False),
+        (0, "sidecar", ErrorCode.PROTOCOL_ERROR, False),
+    ],
+)
+def test_a_reset_by_the_service_is_a_failure_unless_it_may_follow_a_response(
+    status: int, by: str, code: ErrorCode, fails: bool
+) -> None:
+    stage = Stage()
+    reset = Observed(status=status)
+    stage.counted.started(reset)
+    stage.observed.stream_reset(reset, by, code)
+    stage.counted.ended(reset, status, 0.1)
+    found = stage.health.trouble(ROUTE)
+    assert (found is not None) == fails
+    if found is not None:
+        assert found.code == "upstream-reset"
+        assert code.name in found.reason
 
 
 @pytest.mark.parametrize("failure", [BadRequest("a rule is broken"), Draining("over")])
