@@ -29,16 +29,16 @@ _INVOCATION: Final = re.compile(rb"inv_[A-Za-z0-9]{1,64}")
 def request_context(exchange: ObservedExchange) -> dict[str, Any]:
     """Return fields for a log line: `TRACE`, `SPAN_ID`, `TRACE_SAMPLED`, `INVOCATION_ID`; those that the request has.
 
-    They come from `traceparent` and `x-restate-invocation-id`.
+    They come from `traceparent` and `x-restate-invocation-id`. Two of `traceparent` are no trace, as for spans.
     """
     context: dict[str, Any] = {}
+    parents = [value for name, value, _ in exchange.fields if name == b"traceparent"]
+    found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if found is not None:
+        context[TRACE] = found[1].decode()
+        context[SPAN_ID] = found[2].decode()
+        context[TRACE_SAMPLED] = bool(int(found[3], 16) & 1)
     for name, value, _ in exchange.fields:
-        if name == b"traceparent":
-            found = _TRACEPARENT.fullmatch(value)
-            if found is not None:
-                context[TRACE] = found[1].decode()
-                context[SPAN_ID] = found[2].decode()
-                context[TRACE_SAMPLED] = bool(int(found[3], 16) & 1)
-        elif name == b"x-restate-invocation-id" and _INVOCATION.fullmatch(value):
+        if name == b"x-restate-invocation-id" and _INVOCATION.fullmatch(value):
             context[INVOCATION_ID] = value.decode()
     return context

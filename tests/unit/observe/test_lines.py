@@ -203,6 +203,12 @@ def test_an_invalid_trace_or_invocation_id_is_not_logged(
     assert not [name for name in line if name.startswith("logging.googleapis.com/")]
 
 
+def test_two_traces_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    other = TRACEPARENT.replace(b"4bf9", b"aaaa")
+    line = exchange_line(capsys, (b"traceparent", TRACEPARENT), (b"traceparent", other))
+    assert not [name for name in line if name.startswith("logging.googleapis.com/")]
+
+
 def test_a_warning_has_the_remedy_and_the_invocation(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     observer = Warnings().route(Route(name="greeter", origin=Origin("https", "svc.run.app", 443)))
