@@ -81,7 +81,8 @@ class Warnings(Observer):
         added = self._mints.fields((*_identity(key), uncached, str(failure)), self._monotonic())
         if added is not None:
             write = _tokens.error if failure.severity == "error" else _tokens.warning
-            write("token mint failed", code=failure.code, error=str(failure), **_mint_fields(key, uncached), **added)
+            said = {"code": failure.code, "error": str(failure), "remedy": remedy_of(failure)}
+            write("token mint failed", **said, **_mint_fields(key, uncached), **added)
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Write at the level `debug`."""
@@ -96,7 +97,8 @@ class Warnings(Observer):
         added = self._services.fields((origin, failure.code), self._monotonic())
         if added is not None:
             write = _upstream.error if failure.severity == "error" else _upstream.warning
-            write("upstream not connected", origin=origin, code=failure.code, reason=str(failure), **added)
+            said = {"code": failure.code, "reason": str(failure), "remedy": remedy_of(failure)}
+            write("upstream not connected", origin=origin, **said, **added)
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
         """Write a warning; a line at the level `debug` for NO_ERROR, with which connections usually end."""

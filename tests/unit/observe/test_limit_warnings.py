@@ -9,6 +9,7 @@ from proxy.errors import RouteNotFound, TokenTimeout, UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.observe.access_log import AccessLog
+from proxy.observe.explanation import remedy_of_code
 from proxy.observe.warnings import Warnings
 from proxy.routes import AllowLists, OpenRoutes, Origin, Route
 from proxy.tokens.model import Token, TokenKey
@@ -82,6 +83,19 @@ def test_a_mint_that_fails_again_and_again_is_one_line_a_second() -> None:
     found = [(line["audience"], line["fresh"], line.get("repeats_dropped")) for line in log]
     greeter, orders = "https://greeter.run.app", "https://orders.run.app"
     assert found == [(greeter, True, None), (orders, True, None), (orders, False, None), (greeter, True, 2)]
+
+
+def test_a_failed_mint_and_a_failed_connection_say_what_to_do_without_a_request() -> None:
+    warnings = Warnings()
+    with capture_logs() as log:
+        warnings.mint_failed(
+            TokenKey.for_route(Route(name="greeter", origin=Origin("https", "greeter.run.app", 443))),
+            TokenTimeout("late"),
+            1.0,
+            False,
+        )
+        warnings.upstream_not_connected("https://greeter.run.app", UpstreamConnectFailed("refused", remedy="try again"))
+    assert [line["remedy"] for line in log] == [remedy_of_code("token-timeout"), "Try again."]
 
 
 def test_a_request_without_a_route_has_no_name_of_one_in_any_line() -> None:
