@@ -152,8 +152,9 @@ class CloudRun:
                 verdict, refusal = Verdict.IAP, exc
         if verdict is Verdict.ACCEPTED:
             verdict, fields = self._authenticate(fields)
-        # After the check of the token, as with a service whose containers fail.
-        fault = self._next_fault() if verdict is Verdict.ACCEPTED else None
+        # After the check of the token, as with a service whose containers fail. A WebSocket has refusals only.
+        failing = scope["type"] == "http" or (self._faults is not None and self._faults[0] in FORCED)
+        fault = self._next_fault() if verdict is Verdict.ACCEPTED and failing else None
         if fault is not None:
             verdict = FORCED.get(fault, verdict)
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)

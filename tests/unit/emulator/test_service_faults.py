@@ -110,6 +110,32 @@ async def test_a_fault_has_its_response_and_ends_after_so_many_requests(
         await here.peer.closed
 
 
+async def test_a_websocket_uses_up_no_fault_that_it_cannot_have(google: Google) -> None:
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def accept(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+
+    cloud_run = CloudRun(accept, google, url="https://svc.example", invokers=["allUsers"])
+    websocket: dict[str, Any] = {
+        "type": "websocket",
+        "path": "/",
+        "headers": [(b"host", b"svc.example")],
+        "client": None,
+    }
+    for fault in ServiceFault:
+        cloud_run.fail(fault, times=1)
+        await cloud_run({**websocket, "state": {}}, receive, send)
+        refused = fault in (ServiceFault.DENIED, ServiceFault.REJECTED, ServiceFault.IAP)
+        assert (sent.pop(), cloud_run.fault is None) == ("websocket.close" if refused else "websocket.accept", refused)
+
+
 async def test_a_dropped_connection_ends_without_goaway(google: Google, certificates: Certificates) -> None:
     async with _setup(google, certificates) as here:
         here.cloud_run.fail(ServiceFault.DROP)
