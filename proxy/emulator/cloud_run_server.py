@@ -16,17 +16,20 @@ import logging
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, cast
 
+import h11
 from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import AsyncioSingleTask, WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
@@ -195,6 +198,10 @@ class CloudRunServer:
         if isinstance(self._app, CloudRun | Services):
             self._app.record(method, path, verdict)
 
+    def now(self) -> float:
+        """Return the time of the emulated Google, in seconds since the epoch."""
+        return self._app.now() if isinstance(self._app, CloudRun | Services) else time.time()
+
     @property
     def limits(self) -> Limits:
         """The limits of each HTTP/2 connection."""
@@ -228,6 +235,13 @@ class _IdleTimer(AsyncioSingleTask):
             timer.close()
 
 
+class GoogleHttp1(H11Protocol):
+    """HTTP/1.1. A client gets HTTP/2 by ALPN alone: an upgrade to `h2c` is not for TLS (RFC 9113, 3.1), and ignored."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Do not look for HTTP/2."""
+
+
 class _Connection(TCPServer):
     """A Hypercorn connection with Google's HTTP/2, and an `Exchange` in the state of each request."""
 
@@ -239,22 +253,18 @@ class _Connection(TCPServer):
         self.state = {**self.state, EXCHANGE: Exchange(self._reset)}
 
     async def run(self) -> None:
-        tls = self.writer.get_extra_info("ssl_object")
-        if tls is None or tls.selected_alpn_protocol() != "h2":
-            await super().run()
-            return
+        http2 = self.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
         bound = self.writer.get_extra_info("socket")
         try:
             peer, own = (parse_socket_addr(bound.family, end) for end in (bound.getpeername(), bound.getsockname()))
             async with TaskGroup(self.loop) as tasks:
                 self._task_group = tasks
-                protocol = GoogleHttp2(
+                given = (
                     self.app, self.config, self.context, tasks, ConnectionState(self.state), True, peer, own,
-                    self.protocol_send, limits=self._owner.limits, reset_connection=self._reset,
-                    on_refusal=self._owner.refused,
+                    self.protocol_send,
                 )  # fmt: skip
+                protocol = self._http2(tasks, given) if http2 else GoogleHttp1(*given)
                 self.protocol = cast(Any, protocol)
-                self._age = self.loop.call_later(self._owner.limits.age_seconds, lambda: tasks.spawn(protocol.go_away))
                 try:
                     await protocol.initiate()
                     await self.idle_task.restart(tasks, self._idle_timeout)
@@ -271,6 +281,14 @@ class _Connection(TCPServer):
             if self._age is not None:
                 self._age.cancel()
             await self._close()
+
+    def _http2(self, tasks: TaskGroup, given: tuple[Any, ...]) -> GoogleHttp2:
+        limits = self._owner.limits
+        protocol = GoogleHttp2(
+            *given, limits=limits, reset_connection=self._reset, on_refusal=self._owner.refused, clock=self._owner.now
+        )
+        self._age = self.loop.call_later(limits.age_seconds, lambda: tasks.spawn(protocol.go_away))
+        return protocol
 
     async def _read_data(self) -> None:
         await super()._read_data()

@@ -114,16 +114,19 @@ def answering(send: Send, now: float, trace: Trace) -> Send:
     async def send_with_fields(message: Message) -> None:
         if message["type"] == "http.response.start":
             kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in SET_IN_RESPONSES]
-            own = [
-                (b"x-cloud-trace-context", f"{trace.trace_id};o={int(trace.flags, 16) & 1}".encode()),
-                (b"date", formatdate(now, usegmt=True).encode()),
-                (b"server", b"Google Frontend"),
-                (b"alt-svc", b'h3=":443"; ma=2592000,h3-29=":443"; ma=2592000'),
-            ]
-            message = {**message, "headers": [*kept, *own]}
+            message = {**message, "headers": [*kept, *_own_fields(now, trace)]}
         await send(message)
 
     return send_with_fields
+
+
+def _own_fields(now: float, trace: Trace) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-cloud-trace-context", f"{trace.trace_id};o={int(trace.flags, 16) & 1}".encode()),
+        (b"date", formatdate(now, usegmt=True).encode()),
+        (b"server", b"Google Frontend"),
+        (b"alt-svc", b'h3=":443"; ma=2592000,h3-29=":443"; ma=2592000'),
+    ]
 
 
 def check(scope: Scope, field_section_octets: int) -> Verdict:
@@ -151,8 +154,15 @@ def host_of_url(url: str | None) -> str | None:
         return None
 
 
-def refusal_of(status: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return fields and content of the front end's own response with this status."""
+def refusal_of(
+    status: int, request: Iterable[tuple[bytes, bytes]], now: float
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return all fields and the content of the front end's own response to a request with these fields."""
+    fields, body = _refusal(status)
+    return [*fields, *_own_fields(now, Trace.of(request))], body
+
+
+def _refusal(status: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
     body = page(status, TEXTS[status]).encode()
     fields = [(b"content-type", b"text/html; charset=UTF-8"), (b"content-length", str(len(body)).encode())]
     if status == 401:
@@ -165,6 +175,6 @@ async def refuse(status: int, scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close"})
         return
-    fields, body = refusal_of(status)
+    fields, body = _refusal(status)
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})

@@ -78,7 +78,8 @@ class GoogleHttp2(H2Protocol):
     """One HTTP/2 connection of the front end.
 
     `limits` are what it advertises. `reset_connection` resets the TCP connection. `on_refusal` is called with method,
-    path and verdict of a request that is refused before it becomes an ASGI scope.
+    path and verdict of a request that is refused before it becomes an ASGI scope; `clock` returns seconds since the
+    epoch, for the `date` of the response.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class GoogleHttp2(H2Protocol):
         limits: Limits,
         reset_connection: Callable[[], None],
         on_refusal: Callable[[str, str, Verdict], None],
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(*arguments)
         self._limits = limits
         self._reset_connection = reset_connection
         self._on_refusal = on_refusal
+        self._clock = clock
         self._shared_state = self.connection_state
         self._pinged = time.monotonic()
         self._going_away = False
@@ -187,7 +190,7 @@ class GoogleHttp2(H2Protocol):
             verdict = Verdict.SCHEME
         if verdict.status is not None:
             self._on_refusal(pseudo[b":method"].decode("latin-1"), pseudo.get(b":path", b"").decode("latin-1"), verdict)
-            fields, body = refusal_of(verdict.status)
+            fields, body = refusal_of(verdict.status, request.headers, self._clock())
             with suppress(ProtocolError):  # as in `_refuse`
                 self.connection.send_headers(stream, [(b":status", b"%d" % verdict.status), *fields])
                 self.connection.send_data(stream, body, end_stream=True)

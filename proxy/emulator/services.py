@@ -51,6 +51,10 @@ class Services:
         """Count a request that belongs to no service."""
         self.unknown_hosts[verdict] += 1
 
+    def now(self) -> float:
+        """Return the time of the emulated Google, in seconds since the epoch."""
+        return self.services[0].now()
+
     def service_of(self, host: str | None) -> CloudRun | None:
         """Return the service with this host name; None if there is none."""
         return next((service for service in self.services if host in service.names), None)
@@ -63,7 +67,7 @@ class Services:
         if service is not None:
             await service(scope, receive, send)
             return
-        send = front_end.answering(send, self.services[0].now(), front_end.Trace.of(scope["headers"]))
+        send = front_end.answering(send, self.now(), front_end.Trace.of(scope["headers"]))
         verdict = front_end.check(scope, self.field_section_octets)
         verdict = verdict if verdict in (Verdict.TOO_LARGE, Verdict.METHOD) else Verdict.UNKNOWN_HOST
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)

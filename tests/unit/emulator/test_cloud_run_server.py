@@ -105,6 +105,28 @@ async def test_http11_works_as_well(google: Google, certificates: Certificates) 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+        b"http2-settings: \r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    ],
+)
+async def test_a_client_of_http11_gets_no_http2_whatever_it_asks_for(
+    google: Google, certificates: Certificates, request_: bytes
+) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates) as server:
+        host, _, port = server.url.removeprefix("https://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting(certificates.ca_file, "http/1.1"))
+        writer.write(request_)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 4")
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.asyncio
 async def test_a_service_without_http2_does_not_offer_it(google: Google, certificates: Certificates) -> None:
     async with CloudRunServer(Service(), certificates, alpn_protocols=("http/1.1",)) as server:
         host, _, port = server.url.removeprefix("https://").rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import h2.errors
@@ -158,7 +159,10 @@ async def test_it_pings_while_content_is_received(certificates: Certificates, mo
 
 async def test_a_foreign_scheme_and_connect_are_refused(certificates: Certificates) -> None:
     async with _connected(certificates, Limits(), "http") as (peer, _):
-        assert (await peer.response(peer.open("/", end=True))).status == 400
+        malformed = await peer.response(peer.open("/", end=True))
+        assert (malformed.status, malformed.fields[b"server"]) == (400, b"Google Frontend")
+        assert parsedate_to_datetime(malformed.fields[b"date"].decode()).year > 2000
+        assert malformed.fields.keys() >= {b"alt-svc", b"x-cloud-trace-context", b"content-type"}
         refused = peer.h2.get_next_available_stream_id()
         peer.h2.send_headers(refused, [(b":method", b"CONNECT"), (b":authority", b"other.example:443")])
         await peer.send(refused, b"x", end=True)
