@@ -54,6 +54,9 @@ _SCHEMA: Final = "https://opentelemetry.io/schemas/1.27.0"
 _FLUSH_SECONDS: Final = 1.0
 """How long the last spans may take at the end."""
 
+_QUEUE: Final = "opentelemetry.sdk._shared_internal"
+"""The logger of what hands spans to the exporter."""
+
 _QUIET_SECONDS: Final = 60.0
 """Between two log lines about the same problem."""
 
@@ -253,7 +256,8 @@ class _Problems(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         exporting = record.name.startswith("opentelemetry.exporter")
         # Without its arguments where it is about settings: these may be credentials (OTEL_EXPORTER_OTLP_HEADERS).
-        text = record.getMessage() if exporting or not record.args else str(record.msg).partition(": %")[0]
+        whole = exporting or not record.args or record.name == _QUEUE
+        text = record.getMessage() if whole else str(record.msg).partition(": %")[0]
         text = one_line(_QUERY.sub(f"?{NOT_SHOWN}", text), _MOST_CHARACTERS)
         if exporting and record.levelno < logging.ERROR:
             self._cause = text  # It will be tried again.

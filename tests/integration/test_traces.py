@@ -217,6 +217,20 @@ async def test_a_receiver_that_never_answers_delays_the_end_by_at_most_a_second(
 
 
 @pytest.mark.asyncio
+async def test_spans_that_find_the_queue_full_are_told_in_words(chain: StartChain) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        full = {"OTEL_BSP_MAX_QUEUE_SIZE": "2", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}
+        env = exporting_to(f"http://127.0.0.1:{silent.getsockname()[1]}", **full)
+        async with chain(env=env) as (running, far, near):
+            for _ in range(6):
+                await call(near, far)
+            (line,) = await running.logged("OpenTelemetry has a problem")
+    assert line["severity"] == "WARNING"
+    assert str(line["reason"]).startswith("Queue full, dropping")
+    assert "%" not in str(line["reason"])
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
