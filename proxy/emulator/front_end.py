@@ -57,7 +57,9 @@ REPLACED: Final = re.compile(
 """Fields of requests that the front end sets or removes."""
 
 SET_IN_RESPONSES: Final = frozenset({b"date", b"server", b"alt-svc", b"x-cloud-trace-context"})
-TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+TRACEPARENT: Final = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+CLOUD_TRACE: Final = re.compile(rb"(?!0{32})([0-9a-f]{32})(?:/[0-9]+)?(?:;o=([01]))?")
+"""Google's own field: trace, decimal span, and whether it is sampled; without that, Google decides."""
 
 INVALID_TOKEN: Final = b'Bearer error="invalid_token" error_description="The access token could not be verified"'
 
@@ -72,7 +74,10 @@ TEXTS: Final = {
 
 
 class Trace(NamedTuple):
-    """The trace of a request: that of the caller, if it has a valid `traceparent`, and a span of the front end."""
+    """The trace of a request, and a span of the front end.
+
+    It is that of the caller's `traceparent`, or else of its `x-cloud-trace-context`; a new one if neither is valid.
+    """
 
     trace_id: str
     """32 hexadecimal digits."""
@@ -84,10 +89,13 @@ class Trace(NamedTuple):
     @classmethod
     def of(cls, fields: Iterable[tuple[bytes, bytes]]) -> Trace:
         """Return the trace of a request with these fields."""
-        values = [bytes(value) for name, value in fields if bytes(name).lower() == b"traceparent"]
-        match = TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
-        found = (match[1].decode(), match[2].decode()) if match else (secrets.token_hex(16), "01")
-        return cls(found[0], secrets.token_hex(8), found[1])
+        lower = [(bytes(name).lower(), bytes(value)) for name, value in fields]
+        for name, pattern in ((b"traceparent", TRACEPARENT), (b"x-cloud-trace-context", CLOUD_TRACE)):
+            values = [value for known, value in lower if known == name]
+            match = pattern.fullmatch(values[0]) if len(values) == 1 else None
+            if match is not None:
+                return cls(match[1].decode(), secrets.token_hex(8), f"{int(match[2] or b'1', 16):02x}")
+        return cls(secrets.token_hex(16), secrets.token_hex(8), "01")
 
 
 def passed_on(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.emulator import GCLOUD_CLIENT, CloudRun, Google, Verdict
+from proxy.emulator import GCLOUD_CLIENT, CloudRun, Google, Verdict, front_end
 from tests.support.emulated import AUDIENCE, CALLER, Clock
 from tests.support.front_end import ADDED, Application, bearer, call, claims
 
@@ -67,6 +67,33 @@ async def test_invokers_are_members_as_in_iam(
     token = None if email is None else google.id_token("oauth", email, AUDIENCE)[0]
     sent = await call(cloud_run, [] if token is None else [(AUTHORIZATION, bearer(token))])
     assert sent[0]["status"] == status
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+OTHER = "105445aa7843bc8bf206b12000100000"
+PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-00")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ([("X-Cloud-Trace-Context", f"{OTHER}/1;o=1")], (OTHER, "01")),
+        ([("x-cloud-trace-context", f"{OTHER}/1;o=0")], (OTHER, "00")),
+        ([("x-cloud-trace-context", OTHER)], (OTHER, "01")),
+        ([PARENT, ("x-cloud-trace-context", f"{OTHER}/1;o=1")], (TRACE, "00")),
+        ([PARENT, PARENT, ("x-cloud-trace-context", f"{OTHER}/1;o=1")], (OTHER, "01")),
+        ([("traceparent", "00-" + "0" * 32 + "-00f067aa0ba902b7-01")], None),
+        ([("traceparent", f"00-{TRACE}-{'0' * 16}-01")], None),
+        ([("x-cloud-trace-context", f"{OTHER}/x;o=1")], None),
+        ([("x-cloud-trace-context", "0" * 32)], None),
+    ],
+)
+def test_the_trace_of_a_caller_is_continued(fields: list[tuple[str, str]], expected: tuple[str, str] | None) -> None:
+    trace = front_end.Trace.of((name.encode(), value.encode()) for name, value in fields)
+    if expected is None:
+        assert (trace.trace_id not in (TRACE, OTHER, "0" * 32), trace.flags) == (True, "01")
+    else:
+        assert (trace.trace_id, trace.flags) == expected
 
 
 @pytest.mark.asyncio
