@@ -7,7 +7,6 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -48,19 +47,26 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     It runs on a thread, which is left behind then: the look-up of a name cannot be interrupted, and the timeout of a
     socket holds for each read by itself.
     """
-    outcome: Future[T] = Future()
+    returned: list[T] = []
+    raised: list[Exception] = []
 
     def work() -> None:
         try:
-            outcome.set_result(call())
+            returned.append(call())
         except Exception as exc:  # noqa: BLE001 - the caller gets it
-            outcome.set_exception(exc)
+            raised.append(exc)
 
+    thread = threading.Thread(target=work, daemon=True)
     try:
-        threading.Thread(target=work, daemon=True).start()
+        thread.start()
     except RuntimeError as exc:
         raise OSError(errno.EAGAIN, no_thread(exc) or str(exc)) from None
-    return outcome.result(seconds)
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    if not returned:
+        raise TimeoutError("no answer")
+    return returned[0]
 
 
 def connect(address: Address, seconds: float) -> socket.socket:

@@ -58,7 +58,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     try:
         state = within(timeout + _LEAST_SECONDS, partial(_last_state, question, deadline))
     except OSError as exc:
-        state = f"{address}: {exc.strerror or 'no answer'}"
+        state = f"{address}: {exc.strerror or exc}"
     if state is not None:
         raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
     tell_in_passing(f"{address}: ready")
