@@ -26,6 +26,12 @@ __all__ = ["WorkerProcess", "exit_reason"]
 _START_SECONDS: Final = 60.0
 """How long a start may take that needs two seconds; machines may be slow or busy."""
 
+_UNREAD_OCTETS: Final = 6 << 10
+"""Room for sixteen messages that a worker has not read (Linux doubles it, and takes 768 octets for each).
+
+A worker that stands still gets no more connections once it is full, and those in it are lost when the worker is killed.
+"""
+
 
 class WorkerProcess:
     """A worker process and its channel."""
@@ -62,6 +68,7 @@ class WorkerProcess:
         then.
         """
         supervisor_end, worker_end = socket.socketpair()
+        supervisor_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_OCTETS)
         with worker_end, ExitStack() as unless_started, ExitStack() as once_started:
             unless_started.enter_context(supervisor_end)
             settings = once_started.enter_context(file_in_memory())

@@ -249,6 +249,7 @@ def handing(
         try:
             for _ in range(connections):
                 made.append(socket.socket(socket.AF_UNIX))
+                made[-1].settimeout(60)  # the test fails then, and does not hang
                 while made[-1].connect_ex(path):  # until it listens
                     pass
                 if one_by_one:
@@ -290,19 +291,11 @@ def test_a_worker_whose_connections_have_closed_gets_the_next_ones(tmp_path: Pat
         connection.close()
 
 
-def test_a_worker_that_does_not_read_gets_no_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = socket.socketpair
-
-    def small() -> tuple[socket.socket, socket.socket]:
-        both = pair()
-        for end in both:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        return both
-
-    monkeypatch.setattr(socket, "socketpair", small)
+def test_a_worker_that_does_not_read_gets_no_connections(tmp_path: Path) -> None:
     code, made = handing(tmp_path, crew.deaf, 60)
     assert code == 0
-    assert len({connection.recv(32) for connection in made[-20:]} - {b""}) == 1
+    (answered,) = {connection.recv(32) for connection in made[-20:]}  # all by the other worker
+    assert answered
     for connection in made:
         connection.close()
 
