@@ -12,7 +12,7 @@ from urllib.request import getproxies_environment
 from yarl import URL
 
 from proxy.errors import ProxyInvalid
-from proxy.network.no_proxy import is_in_no_proxy
+from proxy.network.no_proxy import is_reached_directly
 
 __all__ = ["Proxy", "proxy_for"]
 
@@ -35,7 +35,7 @@ def proxy_for(url: str) -> Proxy | None:
     """
     parts = urlsplit(url)
     named = getproxies_environment().get(parts.scheme)
-    if not named or is_in_no_proxy(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)):
+    if not named or is_reached_directly(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)):
         return None
     wrong = f"the variable {_variable(parts.scheme)}, the proxy for calls to {parts.hostname},"
     remedy = "write http://HOST:PORT, or unset it, or name the host in no_proxy"

@@ -9,10 +9,9 @@ from typing import Final
 
 from proxy.errors import UpstreamConnectFailed
 from proxy.network.http_proxy import HttpProxy
-from proxy.network.no_proxy import is_in_no_proxy
+from proxy.network.no_proxy import is_reached_directly
 from proxy.quoting import one_line
 from proxy.routes import Origin
-from proxy.routes.locality import is_loopback
 
 __all__ = ["open_tunnel", "tunnels_to"]
 
@@ -26,8 +25,7 @@ def tunnels_to(origin: Origin) -> bool:
     An `http://` upstream (which is loopback or private), a loopback host and a host in the environment's `no_proxy` are
     not.
     """
-    direct = origin.scheme == "http" or is_loopback(origin.host)
-    return not direct and not is_in_no_proxy(origin.host, origin.port)
+    return origin.scheme != "http" and not is_reached_directly(origin.host, origin.port)
 
 
 async def open_tunnel(connected: socket.socket, proxy: HttpProxy, origin: Origin) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.network.no_proxy import is_in_no_proxy
+from proxy.network.no_proxy import is_reached_directly
 from proxy.routes import Origin
 from proxy.tokens.http_proxies import proxy_for
 from proxy.upstream.tunnel import tunnels_to
@@ -35,6 +35,15 @@ def test_the_exceptions_are_the_same_for_upstreams_and_for_google(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    assert is_in_no_proxy(HOST, 443) == excepted
+    assert is_reached_directly(HOST, 443) == excepted
     assert (proxy_for(f"https://{HOST}/token") is None) == excepted
     assert tunnels_to(Origin("https", HOST, 443)) != excepted
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_this_machine_is_reached_without_the_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert proxy_for(f"https://{f'[{host}]' if ':' in host else host}:8443/token") is None
+    assert not tunnels_to(Origin("https", host, 8443))
