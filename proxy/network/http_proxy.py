@@ -1,15 +1,23 @@
-"""The URL of an HTTP proxy: `http://[USER:PASSWORD@]HOST[:PORT]`. Pure; no error quotes the login."""
+"""The URL of an HTTP proxy: `http://[USER:PASSWORD@]HOST[:PORT]`, and its answer to a login. Pure.
+
+No error quotes the login.
+"""
 
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["HttpProxy", "parse_http_proxy"]
+__all__ = ["HttpProxy", "login_refusal", "parse_http_proxy"]
 
 _FORM: Final = "write http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
+
+# A challenge begins with its scheme; its parameters have `=` (RFC 9110, 11.6.1). Any other word could be a secret.
+_SCHEME: Final = re.compile(r"(?i)(?:^|,)\s*(Basic|Bearer|Digest|Kerberos|Negotiate|NTLM)(?=\s+[^\s=]|\s*(?:,|$))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +66,15 @@ def parse_http_proxy(text: str) -> HttpProxy:
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return HttpProxy(host=host, port=port, login=login)
+
+
+def login_refusal(challenges: Iterable[str], form: str, *, has_login: bool) -> str:
+    """Return what a proxy does that answers 407, and the remedy; `form` is how to write a login.
+
+    `challenges` are the values of its `proxy-authenticate` fields.
+    """
+    schemes = dict.fromkeys(scheme for challenge in challenges for scheme in _SCHEME.findall(challenge))
+    if schemes and not any(scheme.lower() == "basic" for scheme in schemes):
+        return f"wants a login by {', '.join(schemes)} (407), and only Basic is supported; let it take Basic"
+    what = "refuses the login in its URL" if has_login else "requires a login"
+    return f"{what} (407); write {form}, percent-encoded"

@@ -15,6 +15,7 @@ from yarl import URL
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
 from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
+from proxy.network.http_proxy import login_refusal
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import one_line, secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
@@ -187,8 +188,9 @@ def _named(proxy: Proxy | None) -> str:
 
 def _refusal(exc: aiohttp.ClientHttpProxyError, *, has_login: bool) -> str:
     if exc.status == 407:
-        what = "refuses the login in its URL" if has_login else "requires a login"
-        return f"the proxy {what} (407); write http://USER:PASSWORD@HOST:PORT, percent-encoded"
+        challenges = exc.headers.getall("proxy-authenticate", ()) if exc.headers is not None else ()
+        refusal = login_refusal(challenges, "http://USER:PASSWORD@HOST:PORT", has_login=has_login)
+        return f"the proxy {refusal}"
     return f"the proxy does not let it through ({one_line(f'{exc.status} {exc.message}'.strip())})"
 
 

@@ -8,7 +8,7 @@ import socket
 from typing import Final
 
 from proxy.errors import UpstreamConnectFailed
-from proxy.network.http_proxy import HttpProxy
+from proxy.network.http_proxy import HttpProxy, login_refusal
 from proxy.network.no_proxy import is_reached_directly
 from proxy.quoting import one_line
 from proxy.routes import Origin
@@ -17,6 +17,8 @@ __all__ = ["open_tunnel", "tunnels_to"]
 
 _MAX_HEAD_OCTETS: Final = 16 << 10
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([^\r\n]*))?\r?\n")
+
+_CHALLENGE: Final = re.compile(rb"(?im)^proxy-authenticate:[ \t]*([^\r\n]*)")
 
 
 def tunnels_to(origin: Origin) -> bool:
@@ -52,10 +54,9 @@ async def open_tunnel(connected: socket.socket, proxy: HttpProxy, origin: Origin
     if status is None:
         raise UpstreamConnectFailed(f"{named} does not answer as an HTTP proxy does; check upstream_proxy")
     if status[1] == b"407":
-        what = "refuses the login of upstream_proxy" if proxy.login else "requires a login"
-        raise UpstreamConnectFailed(
-            f"{named} {what} (407); write it into the setting: http://USER:PASSWORD@{proxy}, percent-encoded"
-        )
+        challenges = [value.decode("latin-1") for value in _CHALLENGE.findall(head)]
+        form = f"http://USER:PASSWORD@{proxy} into the setting"
+        raise UpstreamConnectFailed(f"{named} {login_refusal(challenges, form, has_login=bool(proxy.login))}")
     if not status[1].startswith(b"2"):
         said = one_line(f"{status[1].decode()} {(status[2] or b'').decode('latin-1')}".strip())
         raise UpstreamConnectFailed(

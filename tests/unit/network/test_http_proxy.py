@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.network.http_proxy import HttpProxy, parse_http_proxy
+from proxy.network.http_proxy import HttpProxy, login_refusal, parse_http_proxy
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,29 @@ def test_what_is_wrong_is_said_with_the_right_form_and_without_the_value(text: s
         parse_http_proxy(text)
     assert what in str(wrong.value)
     assert "hunter2" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("challenges", "wanted"),
+    [
+        ([], ""),
+        ([""], ""),
+        (['Basic realm="a, b"'], ""),
+        (["BASIC"], ""),
+        (["YWRhOmh1bnRlcjI"], ""),
+        (["Negotiate", 'basic realm="x"'], ""),
+        (['Digest realm="Basic, in", nonce=x, qop="auth", Basic realm="x"'], ""),
+        (["Negotiate"], "Negotiate"),
+        (["Negotiate YII=, NTLM"], "Negotiate, NTLM"),
+        (["NTLM", "NTLM"], "NTLM"),
+        (['Digest realm="in", nonce="x", qop="auth", algorithm=MD5'], "Digest"),
+    ],
+)
+@pytest.mark.parametrize("has_login", [False, True])
+def test_a_proxy_without_basic_is_not_blamed_on_the_login(challenges: list[str], wanted: str, has_login: bool) -> None:
+    said = login_refusal(challenges, "http://…", has_login=has_login)
+    if wanted:
+        assert said == f"wants a login by {wanted} (407), and only Basic is supported; let it take Basic"
+    else:
+        assert said.startswith("refuses the login in its URL (407)" if has_login else "requires a login (407)")
+        assert said.endswith("; write http://…, percent-encoded")

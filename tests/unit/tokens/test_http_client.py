@@ -139,6 +139,11 @@ async def saying(answer: bytes) -> AsyncIterator[int]:
         ("", b"SSH-2.0-OpenSSH\r\n", "the answer is not HTTP"),
         ("", b"HTTP/1.1 407 No\r\n\r\n", "the proxy requires a login (407)"),
         ("ada:hunter2@", b"HTTP/1.1 407 No\r\n\r\n", "the proxy refuses the login in its URL (407)"),
+        (
+            "ada:hunter2@",
+            b"HTTP/1.1 407 No\r\nproxy-authenticate: Negotiate\r\n\r\n",
+            "the proxy wants a login by Negotiate (407), and only Basic is supported",
+        ),
         ("", b"HTTP/1.1 403 Not on the list\r\n\r\n", "the proxy does not let it through (403 Not on the list)"),
         ("", b"HTTP/1.1 200 OK\r\n\r\n", "the connection was closed"),
     ],

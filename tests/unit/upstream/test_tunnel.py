@@ -98,8 +98,8 @@ async def test_a_change_of_the_proxy_counts_for_the_next_connection(certificates
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (None, r"the proxy \S+ \(upstream_proxy\) requires a login \(407\); write it into the setting"),
-        ("ada:hunter2", r"the proxy \S+ \(upstream_proxy\) refuses the login of upstream_proxy \(407\)"),
+        (None, r"the proxy \S+ \(upstream_proxy\) requires a login \(407\); write \S+ into the setting"),
+        ("ada:hunter2", r"the proxy \S+ \(upstream_proxy\) refuses the login in its URL \(407\)"),
     ],
 )
 async def test_a_proxy_that_asks_for_another_login_is_named_without_the_login(given: str | None, sentence: str) -> None:
@@ -115,6 +115,10 @@ async def test_a_proxy_that_asks_for_another_login_is_named_without_the_login(gi
     ("answer", "sentence"),
     [
         (b"HTTP/1.1 403 Not on the list\r\n\r\n", r"does not connect to greeter\.example:443 \(403 Not on the list\)"),
+        (
+            b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\nproxy-authenticate: NTLM\r\n\r\n",
+            r"wants a login by Negotiate, NTLM \(407\), and only Basic is supported",
+        ),
         (b"HTTP/1.0 504\r\n\r\n", r"does not connect to greeter\.example:443 \(504\); allow it there, or list"),
         (b"SSH-2.0-OpenSSH_9\r\n", r"does not answer as an HTTP proxy does; check upstream_proxy"),
         (b"HTTP/1.1 OK\r\n\r\n", r"does not answer as an HTTP proxy does"),
