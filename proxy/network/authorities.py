@@ -14,10 +14,16 @@ from typing import Final
 
 from proxy.quoting import quoted
 
-__all__ = ["REMEDY", "named_file_problem", "state_of_authorities"]
+__all__ = ["NONE", "NONE_REMEDY", "REMEDY", "named_file_problem", "state_of_authorities", "trusts_none"]
 
 REMEDY: Final = "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
 """What to do where a file that SSL_CERT_FILE names cannot be used."""
+
+NONE: Final = "this machine has no trusted certificate authorities"
+"""Why nothing verifies where `trusts_none`."""
+
+NONE_REMEDY: Final = "install them (Debian and Alpine: ca-certificates), or name a file of them in SSL_CERT_FILE"
+"""What to do about it."""
 
 
 def named_file_problem() -> str:
@@ -39,10 +45,27 @@ def state_of_authorities(*more: str | os.PathLike[str]) -> tuple[tuple[int, ...]
 
     That of a missing one is `()`. It may wait for a file system.
     """
-    system = ssl.get_default_verify_paths()
-    file = os.environ.get("SSL_CERT_FILE") or system.openssl_cafile
-    directories = (os.environ.get("SSL_CERT_DIR") or system.openssl_capath).split(os.pathsep)
-    return tuple([_state(path) for path in (file, *directories, *more)])
+    file = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().openssl_cafile
+    return tuple([_state(path) for path in (file, *_directories(), *more)])
+
+
+def trusts_none(context: ssl.SSLContext) -> bool:
+    """Return True if a context has no authority, as in an image without them, and would not find one.
+
+    It may wait for a file system.
+    """
+    return not context.cert_store_stats()["x509"] and not any(map(_has_entries, _directories()))
+
+
+def _directories() -> list[str]:
+    return (os.environ.get("SSL_CERT_DIR") or ssl.get_default_verify_paths().openssl_capath).split(os.pathsep)
+
+
+def _has_entries(directory: str) -> bool:
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return False
 
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:

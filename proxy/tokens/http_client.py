@@ -14,7 +14,7 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
-from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
+from proxy.network.authorities import NONE, NONE_REMEDY, REMEDY, named_file_problem, state_of_authorities, trusts_none
 from proxy.network.http_proxy import login_refusal
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import one_line, secrets_of_request
@@ -107,10 +107,13 @@ class HttpClient:
         except TimeoutError:
             failure = TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
+            why, remedy = _reason(exc, proxy), ""
             if isinstance(exc, aiohttp.ClientConnectorCertificateError):
                 self._doubted = True
+                if self._trust is not None and trusts_none(self._trust.context):
+                    why, remedy = f"its certificate does not verify: {NONE}", NONE_REMEDY
             kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
-            failure = kind(f"{host} could not be asked{_way(proxy)}: {_reason(exc, proxy)}")
+            failure = kind(f"{host} could not be asked{_way(proxy)}: {why}", remedy=remedy)
         hop = host if proxy is None else proxy.url.host or ""
         has_others = isinstance(self._resolver, AiohttpResolver) and self._resolver.has_failed(hop.lower(), began)
         if has_others and may_repeat and isinstance(failure, NotConnected):

@@ -28,7 +28,7 @@ from proxy.errors import (
     UpstreamNotHttp2,
     UpstreamTlsFailed,
 )
-from proxy.network.authorities import REMEDY, named_file_problem, state_of_authorities
+from proxy.network.authorities import NONE, NONE_REMEDY, REMEDY, named_file_problem, state_of_authorities, trusts_none
 from proxy.network.descriptors import is_reserved
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import CHECK_NAME_SERVERS, AddressInfo, Resolver
@@ -217,9 +217,10 @@ class Connector:
         hop, check = (origin, "the url of the route") if proxy is None else (f"the proxy {proxy}", "upstream_proxy")
         match exc:
             case ssl.SSLCertVerificationError():
-                message = exc.verify_message.rstrip(".")
-                remedy = self._remedy(exc.verify_code)
-                return UpstreamTlsFailed(f"the certificate of {origin} does not verify: {message}; {remedy}")
+                what = f"the certificate of {origin} does not verify"
+                if exc.verify_code in _UNTRUSTED and self._tls is not None and trusts_none(self._tls):
+                    return UpstreamTlsFailed(f"{what}: {NONE}", remedy=NONE_REMEDY)
+                return UpstreamTlsFailed(f"{what}: {exc.verify_message.rstrip('.')}; {self._remedy(exc.verify_code)}")
             case ssl.SSLError() if "no application protocol" in _alert(exc):
                 return UpstreamNotHttp2(
                     f"{origin} does not offer HTTP/2 (ALPN h2); deploy the service with `gcloud run deploy --use-http2`"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 
 import pytest
 
-from proxy.network.authorities import named_file_problem, state_of_authorities
+from proxy.emulator import Certificates
+from proxy.network.authorities import named_file_problem, state_of_authorities, trusts_none
 
 
 @pytest.fixture
@@ -68,3 +70,17 @@ def test_other_files_count_too(file: Path, tmp_path: Path) -> None:
     before = state_of_authorities(other)
     other.touch()
     assert state_of_authorities(other) != before
+
+
+def test_a_context_trusts_none_unless_the_file_or_a_directory_has_an_authority(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path / 'nowhere'}:{tmp_path / 'there'}")
+    assert trusts_none(ssl.create_default_context())
+    (tmp_path / "there").mkdir()
+    assert trusts_none(ssl.create_default_context())
+    file.write_text(Certificates.create(tmp_path / "ca").ca_file.read_text())
+    assert not trusts_none(ssl.create_default_context())
+    file.unlink()
+    (tmp_path / "there" / "0a1b2c3d.0").touch()
+    assert not trusts_none(ssl.create_default_context())

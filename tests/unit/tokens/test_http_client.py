@@ -119,6 +119,18 @@ async def test_what_was_read_is_used_while_the_file_is_as_it_was_or_is_missing(
         assert await ask(client, untrusted) == 200
 
 
+@pytest.mark.asyncio
+async def test_a_machine_without_authorities_is_told_to_install_them(
+    client: HttpClient, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bundle, "")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "nowhere"))
+    async with answering(Certificates.create(tmp_path / "ca")) as url:
+        with pytest.raises(TokenUnavailable, match="does not verify: this machine has no trusted") as failed:
+            await ask(client, url)
+    assert "ca-certificates" in failed.value.remedy
+
+
 @asynccontextmanager
 async def saying(answer: bytes) -> AsyncIterator[int]:
     """Read what comes first, answer these octets, and close; the port."""

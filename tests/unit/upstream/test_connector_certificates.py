@@ -114,6 +114,19 @@ async def test_an_authority_that_was_removed_from_its_file_is_not_trusted_after_
 
 
 @pytest.mark.asyncio
+async def test_a_machine_without_authorities_is_told_to_install_them(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "nowhere"))
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
+        with pytest.raises(UpstreamTlsFailed, match="does not verify: this machine has no trusted") as failure:
+            await connector().connect(Origin("https", "127.0.0.1", far.port))
+    assert "ca-certificates" in failure.value.remedy
+
+
+@pytest.mark.asyncio
 async def test_the_file_of_a_wrong_upstream_ca_is_named(certificates: Certificates, tmp_path: Path) -> None:
     other = Certificates.create(tmp_path / "other")
     async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
