@@ -334,7 +334,11 @@ class TokenSource:
         unchanged = (
             previous is not None
             and token.expires_at <= previous.expires_at
-            and abs(token.clock_ahead_seconds - previous.clock_ahead_seconds) <= NEGLIGIBLE_SKEW_SECONDS
+            # Without a date, nothing new is known of a clock that was set.
+            and (
+                token.dated_at is None
+                or abs(token.clock_ahead_seconds - previous.clock_ahead_seconds) <= NEGLIGIBLE_SKEW_SECONDS
+            )
         )
         if unchanged and entry.usable_seconds(now) > 0:
             refresh = refresh_in(entry.usable_seconds(now), self._random_fraction())

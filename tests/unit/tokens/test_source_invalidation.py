@@ -288,3 +288,18 @@ async def test_the_same_token_brings_the_right_expiry_after_the_clock_was_set(mo
     assert bench.minted == 2
     assert slot.usable_seconds(bench.time.now) == HOUR - 60.0
     await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_the_same_token_without_a_date_does_not_live_longer_after_the_clock_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polling, "_POLL_SECONDS", 0.0)
+    bench, credentials, slot = await polled()
+    bench.mint.expires_at = START + HOUR
+    bench.mint.dated = False
+    bench.time.now -= 2 * HOUR
+    await credentials.next_checks(3)
+    assert bench.minted == 2
+    assert slot.usable_seconds(bench.time.now) == pytest.approx(HOUR - 60.0, abs=30.0)
+    await bench.source.close()
