@@ -94,6 +94,8 @@ def test_a_release_has_wheels_for_three_platforms_provenance_and_an_image_for_tw
     jobs = workflow("release.yml")["jobs"]
     runners = [entry["runner"] for entry in jobs["wheels"]["strategy"]["matrix"]["include"]]
     assert runners == ["ubuntu-24.04", "ubuntu-24.04-arm", "macos-14"]
+    promised = "on Linux (manylinux, musllinux; x86_64 and aarch64) and macOS (arm64)"
+    assert promised in (REPOSITORY / "docs/installing.md").read_text()
     for name in ("files", "image"):
         assert jobs[name]["permissions"]["attestations"] == "write"
         assert any(step.get("uses", "").startswith("actions/attest-build-provenance@") for step in jobs[name]["steps"])
