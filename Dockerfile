@@ -69,7 +69,8 @@ RUN locked restate-sdk > sample.lock \
         --target /sample --requirement sample.lock
 COPY tests/demo/service.py /sample/tests/demo/
 COPY tests/support/container.py /sample/tests/support/
-RUN mkdir /google && chown 65532:65532 /google
+# What is copied has the permissions that it has in the clone, and the umask there may keep it from the image's user.
+RUN chmod -R a+rX /sample && mkdir /google && chown 65532:65532 /google
 
 FROM sidecar AS dev
 COPY --from=sample /sample /sample

@@ -50,6 +50,13 @@ def test_all_imports_of_the_sample_service_are_copied() -> None:
                 assert f"{str(node.module).replace('.', '/')}.py" in sample
 
 
+def test_the_user_of_the_image_can_read_what_is_copied_from_a_clone_of_a_strict_umask() -> None:
+    begin = next(at for at, line in enumerate(INSTRUCTIONS) if line.endswith(" AS sample"))
+    stage = list(itertools.takewhile(lambda line: not line.startswith("FROM "), INSTRUCTIONS[begin + 1 :]))
+    last_copy = max(at for at, line in enumerate(stage) if line.startswith("COPY "))
+    assert any("chmod -R a+rX /sample" in line for line in stage[last_copy:] if line.startswith("RUN "))
+
+
 def test_entries_that_are_taken_from_the_lock_exist() -> None:
     lock = (REPOSITORY / "requirements-dev.lock").read_text()
     taken = [names.split() for line in instructions("RUN") for names in re.findall(r"\blocked ([a-z -]+) >", line)]
