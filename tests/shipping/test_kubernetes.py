@@ -362,8 +362,7 @@ def test_only_the_autoscaler_sets_replicas() -> None:
     assert requested * target / 100 < 1000
 
 
-COLLECTORS = ["monitoring", "gmp-system", "gke-gmp-system"]
-"""Namespaces of a Prometheus of one's own, and of the one that reads PodMonitoring."""
+COLLECTORS = ["monitoring", "gmp-system", "gke-gmp-system"]  # one's own Prometheus, or the one that reads PodMonitoring
 
 
 def test_the_network_policy_allows_restate_in_and_metadata_google_and_dns_out() -> None:
@@ -377,8 +376,10 @@ def test_the_network_policy_allows_restate_in_and_metadata_google_and_dns_out() 
     assert caller["podSelector"]["matchLabels"].items() <= workload("beside")["metadata"]["labels"].items()
     assert (restate["ports"], metrics["ports"]) == ([{"port": "h2c"}], [{"port": "admin"}])
     assert metrics["from"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == COLLECTORS
-    out = {(rule["to"][0].get("ipBlock", {}).get("cidr", "dns"), rule["ports"][0]["port"]) for rule in policy["egress"]}
-    assert {("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("0.0.0.0/0", 443), ("dns", 53)} <= out
+    out = {port["port"]: {to.get("ipBlock", {}).get("cidr", "pods") for rule in policy["egress"] for to in rule["to"]
+           if port in rule["ports"]} for rule in policy["egress"] for port in rule["ports"]}  # fmt: skip
+    assert out[53] == {"pods", "169.254.20.10/32", "169.254.169.254/32"}
+    assert (out[80], out[988], out[443]) == ({"169.254.169.254/32"}, {"169.254.169.252/32"}, {"0.0.0.0/0", "::/0"})
 
 
 def test_the_network_policy_beside_restate_opens_the_admin_ports_to_few_and_the_listener_to_nobody(
@@ -389,8 +390,7 @@ def test_the_network_policy_beside_restate_opens_the_admin_ports_to_few_and_the_
     assert policy["podSelector"]["matchLabels"].items() <= workload("beside")["metadata"]["labels"].items()
     opened = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
     assert opened["ingress"] is None
-    (collectors,) = opened["sidecar-admin"] or []
-    assert collectors["namespaceSelector"]["matchExpressions"][0]["values"] == COLLECTORS
+    assert opened["sidecar-admin"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == COLLECTORS
     for rule in policy["ingress"]:
         if {"port": "admin"} in rule["ports"]:
             assert rule["from"] == [{"podSelector": {}}]
