@@ -103,12 +103,18 @@ class Docker:
 
     async def _run(self, call: Call, words: Sequence[str]) -> str:
         """Run a container until it is stopped."""
-        plain, options = read(words, flags=("--rm", "--read-only"), valued=("--cap-drop", "--network"), then=True)
+        valued = ("--cap-drop", "--network", "--stop-timeout")
+        plain, options = read(words, flags=("--rm", "--read-only"), valued=valued, then=True)
         wanted = {"--rm": "", "--cap-drop": "ALL", "--network": "host"}
         if {name: options.get(name) for name in wanted} != wanted or not plain:
             raise Refused("here a container is removed, has no rights, and is in the one network that there is")
         image, *command = plain
-        arguments = {"image": image, "command": command or None, "read_only": "--read-only" in options}
+        arguments = {
+            "image": image,
+            "command": command or None,
+            "read_only": "--read-only" in options,
+            "stop_grace_period": f"{options.get('--stop-timeout', 10)}s",
+        }
         one = self._made(service(image, arguments, {}))
         self.up[image] = one
         try:

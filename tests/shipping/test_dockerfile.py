@@ -96,6 +96,11 @@ def test_the_image_runs_the_sidecar_without_a_shell_and_unprivileged() -> None:
     assert settings([*json.loads(command), "--upstream", "https://a.run.app"])["listen"] == ["127.0.0.1:9081"]
 
 
+def test_the_page_lets_the_sidecar_drain_before_docker_kills_it() -> None:
+    (seconds,) = re.findall(r"docker run .*--stop-timeout (\d+) ", (REPOSITORY / "docs/docker.md").read_text())
+    assert int(seconds) > Settings.model_fields["drain_timeout"].default
+
+
 def test_the_images_health_check_uses_the_admin_port() -> None:
     (health,) = instructions("HEALTHCHECK")
     program, *words = json.loads(health.partition("CMD ")[2])
