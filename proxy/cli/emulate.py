@@ -84,8 +84,8 @@ _EPILOG: Final = """\
   cloudrun-sidecar emulate --config project.toml  several services, accounts and grants
   curl -X POST http://ADDRESS/emulator/faults …   make Google or Cloud Run fail while it runs
 
-The page docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's behaviour
-was read and not proven.
+In the repository, docs/emulator.md shows a file for --config, what can be changed while it runs, and what of Google's
+behaviour was read and not proven.
 """
 
 

@@ -14,9 +14,9 @@ from proxy.settings import PlainSettings
 __all__ = ["serve"]
 
 _EPILOG: Final = """\
-config/routes.example.toml says more about every setting. Every flag is also a variable (--drain-timeout is
-CLOUDRUN_SIDECAR_DRAIN_TIMEOUT), and a setting of the file (drain_timeout), where routes are tables. Flags win over
-variables, and those over the file; routes of all three are joined by name.
+In the repository, config/routes.example.toml says more about every setting. Every flag is also a variable
+(--drain-timeout is CLOUDRUN_SIDECAR_DRAIN_TIMEOUT), and a setting of the file (drain_timeout), where routes are tables.
+Flags win over variables, and those over the file; routes of all three are joined by name.
 """
 
 
