@@ -132,6 +132,11 @@ RESPONSES = [
     Vector("an unknown status", _lines((b":status", b"999"))),
     Vector("interim", _lines((b":status", b"103"), (b"link", b"</a>"))),
     Vector("interim, ended", _lines((b":status", b"103")), "stream-order", end=True),
+    Vector(
+        "interim, content-length that is none",
+        _lines((b":status", b"103"), (b"content-length", b"x")),
+        "content-length",
+    ),
     Vector("nothing", [], "pseudo-field"),
     Vector("no status", _lines((b"server", b"a")), "pseudo-field"),
     Vector("status twice", _lines(_STATUS, _STATUS), "field"),

@@ -31,6 +31,9 @@ def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_returned(octets
     assert checked.fault.status == status, checked.fault
     assert passed in (b"", checked_prefix(octets))
     assert checked.feed(GET) == b""
+    later = syntax()
+    assert later.feed(GET + octets) == GET + passed, "it is refused behind another request, too"
+    assert later.fault == checked.fault
 
 
 @each_fault
