@@ -17,10 +17,7 @@ from proxy.routes import OTHER, AllowLists, Origin, Route
 from proxy.tokens.slot import Slot
 from proxy.upstream.pool import Pool
 
-__all__ = ["Clients", "DispatcherState"]
-
-Clients = Callable[[], Iterable[tuple[Account, Iterable[Stream]]]]
-"""Yields the account and the live streams of every connection of a client; connections may come and go meanwhile."""
+__all__ = ["DispatcherState"]
 
 _STEP: Final = 64
 """How many streams or connections are counted at a time; one takes up to a microsecond."""
@@ -29,6 +26,7 @@ _STEP: Final = 64
 class DispatcherState:
     """The state of one dispatcher, its budget, pool and clients, as `observe.live.Live` describes it.
 
+    `clients` yields account and live streams of every connection of a client; connections may come and go meanwhile.
     `origin_label` returns the label of an origin in metrics. `clock` is wall-clock time in seconds.
     """
 
@@ -37,7 +35,7 @@ class DispatcherState:
         dispatcher: Dispatcher,
         budget: Budget,
         pool: Pool,
-        clients: Clients,
+        clients: Callable[[], Iterable[tuple[Account, Iterable[Stream]]]],
         *,
         origin_label: Callable[[str], str] = str,
         clock: Callable[[], float] = time.time,
