@@ -247,27 +247,25 @@ class Dispatcher(ExchangeOwner):
 
     def ended(self, exchange: Exchange) -> None:
         """Tell the observers, and release the context if its snapshot was replaced."""
-        if exchange.error_head is not None:
-            self.error_answered(exchange, b"")
         context = exchange.context
         observers = exchange.observers
         seconds = self._flusher.now() - exchange.started_at
-        if context is None:
-            observers.ended(exchange, exchange.status, seconds)
-            return
-        head_at = exchange.head_at
-        observers.measured(
-            exchange,
-            exchange.request_octets,
-            exchange.response_octets,
-            head_at - exchange.started_at if head_at else -1.0,
-        )
+        if context is not None:
+            context.exchanges -= 1
+            if context.retired and context.exchanges == 0:
+                self._retired.discard(context)
+                # Not now: the connection that this closes may be the one that is calling.
+                self._flusher.loop.call_soon(self._release, (context.route,))
+            if exchange.error_head is not None:
+                self.error_answered(exchange, b"")
+            head_at = exchange.head_at
+            observers.measured(
+                exchange,
+                exchange.request_octets,
+                exchange.response_octets,
+                head_at - exchange.started_at if head_at else -1.0,
+            )
         observers.ended(exchange, exchange.status, seconds)
-        context.exchanges -= 1
-        if context.retired and context.exchanges == 0:
-            self._retired.discard(context)
-            # Not now: the connection that this closes may be the one that is calling.
-            self._flusher.loop.call_soon(self._release, (context.route,))
 
     # ---- inside
 

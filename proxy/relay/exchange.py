@@ -344,12 +344,14 @@ class Exchange(RequestContent):
         if self._ended:
             return False
         self.on(Move.INTERNAL_ERROR)
-        self.downstream.reset(ErrorCode.INTERNAL_ERROR, False)
-        if self.upstream is not None:
-            self.upstream.reset(ErrorCode.INTERNAL_ERROR, False)
         self.failure_code = Internal.code
-        self.observers.aborted(self, Internal("internal error of the sidecar; the log says where"))
-        self._end()
+        try:
+            self.downstream.reset(ErrorCode.INTERNAL_ERROR, False)
+            if self.upstream is not None:
+                self.upstream.reset(ErrorCode.INTERNAL_ERROR, False)
+            self.observers.aborted(self, Internal("internal error of the sidecar; the log says where"))
+        finally:
+            self._end()
         return True
 
     # ---- inside

@@ -135,6 +135,25 @@ def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineF
 
 
 @each_bare_engine
+@pytest.mark.parametrize("path", ["/nowhere", "/svc/x"])
+def test_an_internal_error_that_cannot_be_logged_leaves_nothing_behind(make: EngineFactory, path: str) -> None:
+    random_fraction = Chance()
+    with World(make=make, random_fraction=random_fraction, replay_octets=0) as world:
+        client = world.client()
+        stream = client.request(path)
+        if path != "/nowhere":
+            client.engine.send_data(stream, b"content", end_stream=False)
+            world.settle()
+            world.wire(world.latest("/x")[0]).lose()
+        random_fraction.fails = True
+        with no_log():
+            world.settle()
+        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        assert set(defects(world)) == {Defect}
+        world.assert_at_rest()
+
+
+@each_bare_engine
 @pytest.mark.parametrize("how", ["go away", "refused", "lost"])
 def test_an_internal_error_during_a_connection_loss_affects_its_stream_only(make: EngineFactory, how: str) -> None:
     random_fraction = Chance()
