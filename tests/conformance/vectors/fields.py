@@ -62,6 +62,9 @@ REQUESTS = [
     Vector("path without slash", _lines(_METHOD, _SCHEME, _AUTHORITY, (b":path", b"invoke")), "pseudo-field"),
     Vector("space in the path", _lines(_METHOD, _SCHEME, _AUTHORITY, (b":path", b"/a b")), "pseudo-field"),
     Vector("POST *", _lines(_METHOD, _SCHEME, _AUTHORITY, (b":path", b"*")), "pseudo-field"),
+    Vector(
+        "OPTIONS of no path", _lines((b":method", b"OPTIONS"), _SCHEME, _AUTHORITY, (b":path", b"x")), "pseudo-field"
+    ),
     Vector("method twice", _lines(_METHOD, *_HEAD), "field"),
     Vector("path twice", _lines(*_HEAD, _PATH), "field"),
     Vector("authority twice", _lines(_METHOD, _SCHEME, _AUTHORITY, _AUTHORITY, _PATH), "field"),
@@ -164,3 +167,11 @@ TRAILERS = [
     Vector("LF in a value", _lines((b"x", b"a\nb")), "field", end=True),
     Vector("connection", _lines((b"connection", b"close")), "field", end=True),
 ]
+
+# What follows a fault does not mend it.
+for vectors in (REQUESTS, RESPONSES, TRAILERS):
+    vectors += [
+        Vector(f"{each.name}, before a good field", [*each.fields, (b"x-good", b"1", False)], each.reason, each.end)
+        for each in vectors
+        if each.reason is not None
+    ]
