@@ -244,7 +244,7 @@ class AcceptedConnection:
         """
         if self.http1 is not None and self.http1.end_looks_complete:
             connection: socket.socket = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # it is closed
+            with contextlib.suppress(OSError, ValueError):  # it is closed; uvloop raises ValueError
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
         self.gate.set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -65,3 +67,16 @@ async def test_a_complete_response_over_http_1_0_ends_in_order() -> None:
         (await it.relay.request()).answer(b"x" * 300_000)
         await head_of(reader)
         assert len(await reader.read()) == 300_000
+
+
+@on_each_loop
+async def test_a_connection_that_its_client_has_closed_can_still_be_aborted() -> None:
+    async with listening() as it:
+        _, taken = await begun(it)
+        (accepted,) = it.listener.admission.accepted
+        it.clients[-1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        it.clients[-1].transport.abort()
+        assert await taken.reset == 0x8
+        assert accepted.http1 is not None
+        assert accepted.http1.end_looks_complete
+        accepted.abort()
