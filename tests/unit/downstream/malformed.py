@@ -158,6 +158,7 @@ FAULTS: list[tuple[str, bytes, int]] = [
     # length
     ("a long first line", b"GET /" + b"a" * 1_100, 414),
     ("a long target", b"GET /" + b"a" * 1_100 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+    ("OPTIONS of no path", head(start=b"OPTIONS g HTTP/1.1"), 400),
     ("a long field", head(b"X: " + b"y" * 1_100), 431),
     ("a long field without an end", START + b"X: " + b"y" * 1_100, 431),
     ("many fields", head(*[b"X:"] * 32), 431),

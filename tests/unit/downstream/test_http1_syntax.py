@@ -89,6 +89,10 @@ def checked_prefix(octets: bytes) -> bytes:
             head(start=b"GET /?q HTTP/1.1", host=b"host: sidecar.example:80"),
         ),
         (
+            head(b"X: y", start=b"GET http://localhost/ HTTP/1.1"),
+            head(b"X: y", start=b"GET / HTTP/1.1", host=b"host: localhost"),
+        ),
+        (
             head(start=b"GET http://[::1]:7/ HTTP/1.1", host=b"Host: [0:0::1]:7"),
             head(start=b"GET / HTTP/1.1", host=b"host: [::1]:7"),
         ),
@@ -101,6 +105,16 @@ def test_a_valid_request_is_returned_in_canonical_form(octets: bytes, passed: by
     assert not checked.head_incomplete
     byte_by_byte = syntax()
     assert b"".join(byte_by_byte.feed(bytes((octet,))) for octet in octets) == passed
+
+
+def test_the_size_of_a_head_is_that_of_target_names_and_values_and_32_octets_a_field() -> None:
+    octets = len(b"/g/v") + len(b"Host" + b"localhost") + 32 + 10 * (1 + 20 + 32)
+    large = head(*[b"X: " + b"y" * 20] * 10)
+    assert syntax(octets).feed(large) == large
+    checked = syntax(octets - 1)
+    assert checked.feed(large) == b""
+    assert checked.fault is not None
+    assert checked.fault.status == 431
 
 
 def test_small_chunks_that_came_together_are_joined() -> None:

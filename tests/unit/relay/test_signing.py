@@ -78,12 +78,17 @@ def test_exactly_one_token_field_is_sent_whatever_the_client_sends(extra: Fields
     assert tokens == [b"Bearer ours"]
 
 
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"PROPFIND", b"get"])
+def test_a_method_is_forwarded_as_it_is(method: bytes) -> None:
+    assert method_line(method) == (b":method", method, False)
+
+
 def test_host_does_not_contradict_the_new_authority() -> None:
     assert b"host" not in [name for name, _, _ in upstream([*HEAD, (b"host", b"sidecar:9081", False)])]
 
 
-@pytest.mark.parametrize("name", [*PROXY_FIELDS, b"proxy-connection"])
-def test_proxy_authorization_is_not_forwarded(name: bytes) -> None:
+@pytest.mark.parametrize("name", [*PROXY_FIELDS, b"proxy-connection", b"http2-settings"])
+def test_what_is_between_the_client_and_its_proxy_is_not_forwarded(name: bytes) -> None:
     assert name not in [field[0] for field in upstream([*HEAD, (name, b"Basic c2VjcmV0", True)])]
     assert end_to_end_trailers([(name, b"Basic c2VjcmV0", True)]) == []
 
@@ -108,7 +113,7 @@ def test_a_response_head_without_such_fields_is_forwarded_as_the_same_object() -
         *("authorization", "cookie", "set-cookie", "www-authenticate"),
         *("cache-control", "expect", "pragma", "range"),
         *("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"),
-        *("accept", "accept-encoding", "accept-language"),
+        *("accept", "accept-charset", "accept-encoding", "accept-language"),
         *("age", "date", "expires", "location", "retry-after", "vary", "warning"),
         *("content-encoding", "content-type", "content-range"),
     ],
