@@ -34,7 +34,7 @@ from proxy.network.http_proxy import parse_http_proxy
 from proxy.network.resolver import Resolver
 from proxy.observe.observer import Observers, UpstreamObserver
 from proxy.relay.context import Destination, RouteContext
-from proxy.relay.signing import end_to_end, end_to_end_open, method_line, signed_head
+from proxy.relay.signing import end_to_end, method_line, signed_head
 from proxy.relay.snapshot import Snapshot
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routes import Route
@@ -155,9 +155,8 @@ class Doctor:
         if connected.connection is None:
             requested = _not_checked("not reached: there is no connection")
         else:
-            own = end_to_end_open(lines) if route.is_open else end_to_end(lines)
             requests = _RouteRequests(
-                self._connector, connected.connection, destination, own, self._answer_timeout_seconds
+                self._connector, connected.connection, destination, end_to_end(lines), self._answer_timeout_seconds
             )
             try:
                 requested = await self._request_steps(requests, token, subject.name)

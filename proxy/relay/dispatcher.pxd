@@ -6,7 +6,7 @@ from proxy.http2.engine cimport Stream
 from proxy.observe.exchange cimport RouteObservers
 from proxy.relay.context cimport Destination, RouteContext
 from proxy.relay.exchange cimport Exchange, ExchangeOwner
-from proxy.relay.signing cimport deployment_lines, end_to_end, end_to_end_open, method_line, signed_head
+from proxy.relay.signing cimport deployment_lines, end_to_end, method_line, signed_head
 from proxy.relay.snapshot cimport Snapshot
 from proxy.tokens.slot cimport Slot
 from proxy.upstream.connection cimport UpstreamConnection

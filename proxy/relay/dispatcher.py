@@ -32,7 +32,6 @@ from proxy.relay.exchange import Exchange, ExchangeOwner
 from proxy.relay.signing import (
     deployment_lines,
     end_to_end,
-    end_to_end_open,
     has_token,
     method_line,
     signed_head,
@@ -314,9 +313,7 @@ class Dispatcher(ExchangeOwner):
             raise Overloaded("memory is short (queued_octets), and this service holds more than its share of it")
         if context.is_open:
             context.used = True
-            exchange.fields = end_to_end_open(head)
-            self._inspect(exchange, head, context)
-        elif stream.has_watched or exchange.kind is _INTERACTIVE:
+        if context.is_open or stream.has_watched or exchange.kind is _INTERACTIVE:
             exchange.fields = end_to_end(head)
             self._inspect(exchange, head, context)
         else:

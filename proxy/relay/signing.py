@@ -24,7 +24,6 @@ __all__ = [
     "WATCHED_IN_RESPONSES",
     "deployment_lines",
     "end_to_end",
-    "end_to_end_open",
     "end_to_end_response",
     "end_to_end_trailers",
     "has_token",
@@ -119,13 +118,11 @@ def end_to_end(head: Fields) -> Fields:
     return [line for line in head if line[0] not in _NOT_FOR_UPSTREAM]
 
 
-def end_to_end_open(head: Fields) -> Fields:
-    """Return the lines that are forwarded on an open route: those of `end_to_end` without the sidecar's own."""
-    return [line for line in head if line[0] not in _NOT_FOR_UPSTREAM and not _is_own(line[0])]
-
-
 def deployment_lines(head: Fields) -> FieldLines:
-    """Return name and value of each line of a request head that is meant for the sidecar, misspelled ones included."""
+    """Return name and value of each line of a request head that is meant for the sidecar, misspelled ones included.
+
+    On an open route a request with a misspelled one is refused, so that none of them is ever sent there.
+    """
     return tuple([(line[0], line[1]) for line in head if _is_own(line[0])])
 
 

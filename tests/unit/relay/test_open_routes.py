@@ -98,6 +98,19 @@ def test_headers_choose_the_token_and_are_never_sent_upstream(make: EngineFactor
 
 
 @each_bare_engine
+@pytest.mark.parametrize(
+    "name", [b"x-cloudrun-sidecar-other", b"x_cloudrun_sidecar_gcp_audience", b"x-cloudrun_sidecar-gcp-id-token"]
+)
+def test_a_request_with_a_misspelled_header_of_the_sidecar_is_not_sent(make: EngineFactory, name: bytes) -> None:
+    with Signed(make, allowed=LISTS) as world, structlog.testing.capture_logs():
+        assert ask(world, f"/{GREETER}{INVOKE}").status == 200
+        for authority, path in ((b"sidecar:9081", f"/{GREETER}"), (GREETER.encode(), "")):
+            answer = ask(world, path + INVOKE, [(name, b"true")], authority=authority)
+            assert answer.status >= 400
+            assert answer.service is None
+
+
+@each_bare_engine
 def test_without_a_token_the_request_is_sent_as_it_is(make: EngineFactory) -> None:
     with Signed(make, allowed=LISTS) as world:
         spoofed = [*words(id_token="false"), (b"x-serverless-authorization", b"Bearer spoofed")]
