@@ -49,6 +49,18 @@ def test_skipped_ids_cannot_be_opened_later() -> None:
     assert fault(history, 9) is None
 
 
+def test_a_skipped_id_has_nothing_of_an_earlier_stream_in_its_place() -> None:
+    history = StreamHistory(client=False)
+    for stream_id in range(1, 2 * REMEMBERED, 2):
+        history.section(stream_id, end=True)
+    history.section(2 * REMEMBERED + 5, end=False)
+    for skipped in (1, 3):
+        assert fault(history, skipped) is None, "it is forgotten"
+        assert fault(history, 2 * REMEMBERED + skipped) == PROTOCOL_ERROR
+    assert fault(history, 5) is None
+    assert fault(history, 7) == STREAM_CLOSED
+
+
 def test_frames_on_idle_streams_and_even_ids_are_left_to_the_engine() -> None:
     history = StreamHistory(client=False)
     history.section(2, end=False)
