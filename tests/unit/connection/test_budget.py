@@ -101,6 +101,51 @@ def test_a_waiter_that_another_one_removes_is_not_woken() -> None:
     assert len(woken) == 1
 
 
+# ---- shares
+
+
+def joined(budget: Budget, *keys: str) -> list[Account]:
+    """Return an account of each of these holders."""
+    accounts = [budget.open_account(lambda *_: None) for _ in keys]
+    for account, key in zip(accounts, keys, strict=True):
+        budget.join(account, key)
+    return accounts
+
+
+def test_nobody_exceeds_a_share_while_half_is_free() -> None:
+    budget = Budget(1000)
+    most, other, _ = accounts = joined(budget, "a", "b", "c")
+    for account, octets in zip(accounts, (400, 50, 50), strict=True):
+        account.change(octets)
+    assert not most.exceeds_share()
+    other.change(1)
+    assert most.exceeds_share()
+    assert not other.exceeds_share()
+
+
+def test_each_connection_counts_once_among_those_that_share() -> None:
+    budget = Budget(1000)
+    one, other = joined(budget, "a", "b")
+    one.change(240)
+    other.change(300)
+    assert not one.exceeds_share(), "it may have 250"
+    one.change(11)
+    assert one.exceeds_share()
+
+
+def test_a_holder_without_an_account_is_forgotten() -> None:
+    budget = Budget(1000)
+    one, other = joined(budget, "a", "a")
+    holder = one.holder
+    assert other.holder is holder
+    budget.close_account(one)
+    assert joined(budget, "a")[0].holder is holder
+    budget.close_account(other)
+    for account in tuple(holder.accounts):
+        budget.close_account(account)
+    assert joined(budget, "a")[0].holder is not holder
+
+
 # ---- owners
 
 
