@@ -17,14 +17,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from proxy.connection.budget import Account
 from proxy.connection.rate_limit import RateLimit
 
-__all__ = ["CancelBudget", "CancelBudgets", "address_key"]
+__all__ = ["CancelBudget", "CancelBudgets", "address_key", "client_of"]
 
 _log: Final = structlog.get_logger("downstream")
 
@@ -153,10 +153,12 @@ def address_key(transport: asyncio.BaseTransport) -> str:
 
     An IPv4 address, a network of 64 bits for IPv6 (what one customer is given), or the path of a Unix socket.
     """
-    peer: Any = transport.get_extra_info("peername")
-    if isinstance(peer, tuple) and peer:
-        return _network(str(peer[0]))
-    return f"unix:{transport.get_extra_info('sockname') or ''}"
+    return client_of(transport.get_extra_info("peername")) or f"unix:{transport.get_extra_info('sockname') or ''}"
+
+
+def client_of(peer: object) -> str:
+    """Return the client's address, or network for IPv6, from the name of its socket; "" if that has none."""
+    return _network(str(peer[0])) if isinstance(peer, tuple) and peer else ""
 
 
 def _network(host: str) -> str:

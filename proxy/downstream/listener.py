@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import Final, cast
 
 import structlog
@@ -18,7 +19,7 @@ from proxy.connection.flusher import Flusher
 from proxy.connection.protocol import MakeEngine, RequestAcceptor
 from proxy.downstream.admission import AcceptedConnection, Admission
 from proxy.downstream.ages import ConnectionAges
-from proxy.downstream.cancels import CancelBudgets, address_key
+from proxy.downstream.cancels import CancelBudgets, client_of
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
@@ -125,10 +126,13 @@ class Listener:
             self.on_closed()
             self._changed.set()
 
-    def handshake_failed(self, reason: str, accepted: bool) -> None:
-        """Tell the observer of a TLS handshake that failed; `accepted` says that it was counted in `untracked`."""
+    def handshake_failed(self, peer: object, reason: str, accepted: bool) -> None:
+        """Tell the observer of a TLS handshake that failed; `accepted` says that it was counted in `untracked`.
+
+        `peer` is the name of the client's socket.
+        """
         self.untracked -= accepted
-        self._observer.handshake_failed(reason)
+        self._observer.handshake_failed(client_of(peer), reason)
 
     async def end_late(self) -> None:
         """End connections that are too late, until cancelled (`deadlines`). HTTP/1.1 is ended by `serving`."""
@@ -163,9 +167,9 @@ class Listener:
             replaced=replaced,
         )
         connection.on_refused = self._stream_refused
-        connection.on_cut_off = self._observer.downstream_cut_off
         accepted.h2c = connection
-        address = address_key(transport)
+        address = accepted.address
+        connection.on_cut_off = partial(self._observer.downstream_cut_off, address)
         self.budget.join(connection.account, address)
         budget = self.cancels.of(address)
         budget.open(connection.account, connection.on_cancelled)
@@ -191,9 +195,8 @@ class Listener:
 
     def end_for_memory(self, accepted: AcceptedConnection) -> None:
         """End the connection of an HTTP/1.1 client because of what it sends ahead of its turn."""
-        self._observer.downstream_cut_off(
-            ErrorCode.ENHANCE_YOUR_CALM, "memory is short (queued_octets), and it sends ahead of its turn"
-        )
+        why = "memory is short (queued_octets), and it sends ahead of its turn"
+        self._observer.downstream_cut_off(accepted.address, ErrorCode.ENHANCE_YOUR_CALM, why)
         accepted.abort()
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:

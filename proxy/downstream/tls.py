@@ -152,7 +152,7 @@ class Handshakes:
     """Makes TLS connections of accepted sockets.
 
     `admits` is asked with the socket and the number of handshakes under way; one that is not admitted is closed.
-    `on_failed` is told of each that failed, and whether its protocol had been made.
+    `on_failed` is told of each that failed: the client's socket name, why, and whether its protocol had been made.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Handshakes:
         tls: TlsContext,
         *,
         admits: Callable[[socket.socket, int], bool],
-        on_failed: Callable[[str, bool], None],
+        on_failed: Callable[[object, str, bool], None],
     ) -> None:
         self._loop = loop
         self._tls = tls
@@ -205,6 +205,7 @@ class Handshakes:
         on_closed: Callable[[], None],
     ) -> None:
         made = False
+        peer = _peer_of(connection)
 
         def make() -> asyncio.BaseProtocol:
             nonlocal made
@@ -220,7 +221,7 @@ class Handshakes:
                     await asyncio.sleep(0)
             await connecting
         except OSError as exc:  # ssl.SSLError is one
-            self._on_failed(_words(exc), made)
+            self._on_failed(peer, _words(exc), made)
             on_closed()
 
     async def _connect(self, make: Callable[[], asyncio.BaseProtocol], connection: socket.socket) -> None:
@@ -255,6 +256,14 @@ class Handshakes:
             self._loop.remove_reader(connection)
             if not complete:
                 connection.close()
+
+
+def _peer_of(connection: socket.socket) -> object:
+    """Return the name of the client's socket; None if it has gone already."""
+    try:
+        return connection.getpeername()
+    except OSError:
+        return None
 
 
 class TlsServer:

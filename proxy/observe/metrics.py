@@ -181,11 +181,11 @@ class Metrics(Observer):
         """Count by reason."""
         self.connections_refused[reason] += 1
 
-    def downstream_cut_off(self, code: int, reason: str) -> None:
+    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         """Count by code."""
         self.downstream_cut_offs[bounded_code_name(code)] += 1
 
-    def handshake_failed(self, reason: str) -> None:
+    def handshake_failed(self, client: str, reason: str) -> None:
         """Count it."""
         self.handshakes_failed += 1
 

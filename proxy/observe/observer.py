@@ -116,14 +116,14 @@ class DownstreamObserver:
         `reason` is `open-files`, `max-connections`, or `unused` for one that gave way because it had sent no request.
         """
 
-    def downstream_cut_off(self, code: int, reason: str) -> None:
+    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         """A client's HTTP/2 connection is ended because of what the client does; `code` is the error code it is told.
 
-        There are few reasons.
+        `client` is its address. There are few reasons.
         """
 
-    def handshake_failed(self, reason: str) -> None:
-        """The TLS handshake of a client failed, for a reason in the words of OpenSSL."""
+    def handshake_failed(self, client: str, reason: str) -> None:
+        """The TLS handshake of a client failed, for a reason in the words of OpenSSL; `client` is its address."""
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """A request broke a rule of HTTP before it had a route.
@@ -226,13 +226,13 @@ class Observers(Observer):
         """Tell all."""
         self._tell(lambda observer: observer.connection_refused(reason))
 
-    def downstream_cut_off(self, code: int, reason: str) -> None:
+    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         """Tell all."""
-        self._tell(lambda observer: observer.downstream_cut_off(code, reason))
+        self._tell(lambda observer: observer.downstream_cut_off(client, code, reason))
 
-    def handshake_failed(self, reason: str) -> None:
+    def handshake_failed(self, client: str, reason: str) -> None:
         """Tell all."""
-        self._tell(lambda observer: observer.handshake_failed(reason))
+        self._tell(lambda observer: observer.handshake_failed(client, reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Tell all."""

@@ -121,19 +121,18 @@ class Warnings(Observer):
         elif (added := self._services.fields((origin, reason), self._monotonic())) is not None:
             _upstream.warning("response refused", origin=origin, reason=reason, remedy=remedy, **added)
 
-    def downstream_cut_off(self, code: int, reason: str) -> None:
+    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         """Write a warning, one a second for each code."""
         added = self._throttle.fields(code, self._monotonic())
         if added is not None:
-            _downstream.warning(
-                "closing the connection of a client", code=error_code_name(code), reason=reason, **added
-            )
+            said = {"client": client, "code": error_code_name(code), "reason": reason}
+            _downstream.warning("closing the connection of a client", **said, **added)
 
-    def handshake_failed(self, reason: str) -> None:
+    def handshake_failed(self, client: str, reason: str) -> None:
         """Write a warning, once a second at most."""
         added = self._throttle.fields("handshake", self._monotonic())
         if added is not None:
-            _downstream.warning("TLS handshake failed", reason=reason, **added)
+            _downstream.warning("TLS handshake failed", client=client, reason=reason, **added)
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""

@@ -72,7 +72,8 @@ async def test_a_client_that_resets_rapidly_and_reconnects_is_cut_off_and_its_ne
             (told, *_) = await at.sidecar.logged(f'a client cancels too many requests.*"client": "{address}"')
             assert (told["severity"], told["cancels_per_minute"]) == ("WARNING", CANCELS)
         line = (await at.sidecar.logged("closing the connection of a client"))[0]
-        assert (line["code"], line["reason"]) == (
+        assert (line["client"], line["code"], line["reason"]) == (
+            "127.0.0.2",
             "ENHANCE_YOUR_CALM",
             "too many requests are cancelled (cancels_per_minute)",
         )

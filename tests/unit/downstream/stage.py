@@ -40,7 +40,7 @@ class Counts(DownstreamObserver):
     def connection_refused(self, reason: str) -> None:
         self.connections_refused.append(reason)
 
-    def downstream_cut_off(self, code: int, reason: str) -> None:
+    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         self.cut_off.append((code, reason))
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:

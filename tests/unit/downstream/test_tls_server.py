@@ -85,7 +85,7 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
 async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(context: TlsContext) -> None:
     loop = asyncio.get_running_loop()
     failed: list[str] = []
-    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda why, _: failed.append(why))
+    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda _, why, __: failed.append(why))
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as silent:
         server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
         silent.connect(listening.getsockname())

@@ -74,8 +74,8 @@ class Worker:
                     self.metrics.request_refused("bad-request", {})
                     self.metrics.caller_unverified(("missing", "expired")[number % 2])
                     self.metrics.connection_refused(("unused", "max-connections")[number % 2])
-                    self.metrics.downstream_cut_off(number, "why")
-                    self.metrics.handshake_failed("why")
+                    self.metrics.downstream_cut_off("127.0.0.1", number, "why")
+                    self.metrics.handshake_failed("127.0.0.1", "why")
                 case _:
                     counted.started(Observed())
                     counted.caller_token_dropped(Observed())

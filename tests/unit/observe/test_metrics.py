@@ -211,7 +211,7 @@ def test_refused_requests_are_counted_by_reason() -> None:
 def test_connections_that_are_cut_off_are_counted_by_code() -> None:
     metrics = Metrics()
     for code in (0xB, 0xB, 0x1, 0xDEAD):
-        metrics.downstream_cut_off(code, "a reason")
+        metrics.downstream_cut_off("127.0.0.1", code, "a reason")
     told = samples(metrics)
     assert told["downstream_connections_cut_off_total{code=ENHANCE_YOUR_CALM}"] == 2
     assert told["downstream_connections_cut_off_total{code=PROTOCOL_ERROR}"] == 1
@@ -258,7 +258,7 @@ def everything() -> tuple[Metrics, StillState, RouteHealth]:
     metrics.response_refused(str(one.origin), 1, "field")
     metrics.caller_unverified("unsigned")
     metrics.connection_refused("unused")
-    metrics.downstream_cut_off(0xB, "a reason")
+    metrics.downstream_cut_off("127.0.0.1", 0xB, "a reason")
     metrics.request_refused("host-differs", {})
     return metrics, StillState([one], tokens={"a": TokenState("i@p.com", 1.0, 3601.0)}), health
 
