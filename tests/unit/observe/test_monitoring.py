@@ -99,6 +99,11 @@ def fires(alert: str, **samples: float) -> bool:
     return bool(eval(" ".join(expression.split()), {"__builtins__": {}}, given))
 
 
+def test_settings_that_would_not_start_are_alerted() -> None:
+    assert fires("CloudRunSidecarSettingsRefused", settings_last_reload_successful=0)
+    assert not fires("CloudRunSidecarSettingsRefused", settings_last_reload_successful=1)
+
+
 @pytest.mark.parametrize("workers", [1, 4, 16])
 def test_a_client_that_fills_the_queue_of_its_worker_is_alerted_however_many_workers_there_are(workers: int) -> None:
     for part, expected in ((0.17, False), (0.26, True), (0.85, True)):
