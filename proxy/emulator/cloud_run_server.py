@@ -35,8 +35,8 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 
 from proxy.emulator.certificates import Certificates
 from proxy.emulator.cloud_run import CloudRun
-from proxy.emulator.front_end import Application
-from proxy.emulator.http2 import EXCHANGE, Exchange, GoogleHttp2
+from proxy.emulator.front_end import Application, refusal_of
+from proxy.emulator.http2 import EXCHANGE, MAX_DECODED_OCTETS, Exchange, GoogleHttp2
 from proxy.emulator.limits import FIELD_SECTION_OCTETS, Limits
 from proxy.emulator.services import Services
 from proxy.emulator.sockets import address, bind
@@ -236,10 +236,26 @@ class _IdleTimer(AsyncioSingleTask):
 
 
 class GoogleHttp1(H11Protocol):
-    """HTTP/1.1. A client gets HTTP/2 by ALPN alone: an upgrade to `h2c` is not for TLS (RFC 9113, 3.1), and ignored."""
+    """HTTP/1.1 as Google's front end speaks it. `clock` returns seconds since the epoch.
+
+    A client gets HTTP/2 by ALPN alone: an upgrade to `h2c` is not for TLS (RFC 9113, 3.1), and ignored.
+    """
+
+    def __init__(self, *given: Any, clock: Callable[[], float]) -> None:
+        super().__init__(*given)
+        self._clock = clock
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Do not look for HTTP/2."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Answer what is no HTTP/1.1; there is no application for it."""
+        status = 431 if status_code == 431 else 400
+        fields, body = refusal_of(status, (), self._clock())
+        close = (b"connection", b"close")
+        for event in (h11.Response(status_code=status, headers=[*fields, close]), h11.Data(data=body)):
+            await self._send_h11_event(event)
+        await self._send_h11_event(h11.EndOfMessage())
 
 
 class _Connection(TCPServer):
@@ -263,7 +279,7 @@ class _Connection(TCPServer):
                     self.app, self.config, self.context, tasks, ConnectionState(self.state), True, peer, own,
                     self.protocol_send,
                 )  # fmt: skip
-                protocol = self._http2(tasks, given) if http2 else GoogleHttp1(*given)
+                protocol = self._http2(tasks, given) if http2 else GoogleHttp1(*given, clock=self._owner.now)
                 self.protocol = cast(Any, protocol)
                 try:
                     await protocol.initiate()
@@ -333,6 +349,8 @@ def _config(alpn_protocols: tuple[str, ...], limits: Limits) -> Config:
     config.shutdown_timeout = 2
     # A bounded queue would block the connection's reader, PING included, while one application does not read.
     config.max_app_queue_size = 0
+    # The front end refuses what is larger than its limit, over HTTP/1.1 as over HTTP/2.
+    config.h11_max_incomplete_size = MAX_DECODED_OCTETS
     config.include_server_header = False
     config.include_date_header = False
     config.errorlog = logging.getLogger(f"{__name__}.hypercorn")

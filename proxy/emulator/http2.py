@@ -29,13 +29,13 @@ from proxy.emulator.limits import INITIAL_WINDOW_OCTETS, LARGEST, Limits
 from proxy.emulator.verdicts import Verdict
 from proxy.emulator.windows import ReceiveWindows
 
-__all__ = ["EXCHANGE", "Exchange", "GoogleHttp2"]
+__all__ = ["EXCHANGE", "MAX_DECODED_OCTETS", "Exchange", "GoogleHttp2"]
 
 EXCHANGE: Final = "proxy.emulator.exchange"
 """Key of the `Exchange` in the `state` of an ASGI scope."""
 
 MAX_DECODED_OCTETS: Final = 4 << 20
-"""Size of a request's fields that h2 decodes. Its own limit, 64 KiB, would end the connection instead of a 431."""
+"""Size of a request's fields that is read. h2's own limit, 64 KiB, would end the connection instead of a 431."""
 
 PING_SECONDS: Final = 1.0
 PING_OCTETS: Final = b"emulated"

@@ -127,6 +127,31 @@ async def test_a_client_of_http11_gets_no_http2_whatever_it_asks_for(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nhost : a\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\na: " + b"a" * 100_000 + b"\r\n\r\n", b"403"),
+        (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\na: " + b"a" * 140_000 + b"\r\n\r\n", b"431"),
+    ],
+)
+async def test_requests_of_http11_are_refused_by_the_front_end_and_its_limits(
+    google: Google, certificates: Certificates, request_: bytes, status: bytes
+) -> None:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER], field_section_octets=131_072)
+    async with CloudRunServer(cloud_run, certificates) as server:
+        host, _, port = server.url.removeprefix("https://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting(certificates.ca_file, "http/1.1"))
+        writer.write(request_)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert head.startswith(b"http/1.1 " + status)
+        for field in (b"\r\nserver: google frontend\r\n", b"\r\ndate: ", b"\r\ncontent-type: text/html"):
+            assert field in head
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.asyncio
 async def test_a_service_without_http2_does_not_offer_it(google: Google, certificates: Certificates) -> None:
     async with CloudRunServer(Service(), certificates, alpn_protocols=("http/1.1",)) as server:
         host, _, port = server.url.removeprefix("https://").rpartition(":")
