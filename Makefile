@@ -65,6 +65,17 @@ test: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) $(ENVOY) ## all tests,
 	@.ci/apt $(TEST_PACKAGES)
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
+.PHONY: oldest
+oldest: setup ## unit tests with the oldest packages that pyproject.toml allows (needs uv)
+	@.ci/apt $(COVERAGE_PACKAGES)
+	$(UV) pip compile --quiet --resolution lowest-direct --no-header --no-annotate --extra otel -o $(VENV)/oldest.txt pyproject.toml
+	$(UV) venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(UV) pip install --quiet --python $(OLDEST) --requirement $(VENV)/oldest.txt --group dev
+	echo '$(CURDIR)' > "$$(echo $(OLDEST)/lib/python*/site-packages)/checkout.pth"
+	$(OLDEST)/bin/pytest -n $(PROCESSES) --dist worksteal $(or $(ARGS),tests/unit)
+
+OLDEST := $(VENV)/oldest
+
 .PHONY: fuzz
 fuzz: setup ## random octets from both sides against the relay and its engines, for SECONDS=3600; new cases are kept
 	$(BIN)/python -m tests.fuzz --relay --keep --seconds $$(( $(SECONDS) * 3 / 4 )) $(ARGS)

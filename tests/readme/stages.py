@@ -46,8 +46,8 @@ class Stage(enum.Enum):
 LONG: Final = frozenset(
     f"make {target}"
     for target in (
-        "bench", "check", "clean", "cluster", "coverage", "dist", "fuzz", "image", "lock", "profile", "readme",
-        "release-check", "soak", "test", "wheels",
+        "bench", "check", "clean", "cluster", "coverage", "dist", "fuzz", "image", "lock", "oldest", "profile",
+        "readme", "release-check", "soak", "test", "wheels",
     )
 )  # fmt: skip
 MEANT: Final = (

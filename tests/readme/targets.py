@@ -41,8 +41,9 @@ async def follow(place: Path, commands: Sequence[str]) -> None:
     clone = Shell(place / "clone", environment, within_seconds=LONGEST_SECONDS)
     with step("git clone"):
         await around.type(f"git clone --quiet {REPOSITORY} clone")
-    if {"make lock", "make release-check"} & set(commands):
-        with step("install uv, which `make lock` and `make release-check` need"):
+    needing_uv = {"make lock", "make oldest", "make release-check"} & set(commands)
+    if needing_uv:
+        with step(f"install uv, which {', '.join(sorted(needing_uv))} need"):
             await around.type("python3 -m venv uv && uv/bin/pip install --quiet uv")
     for command in commands:
         with step(f"$ {command}"):
