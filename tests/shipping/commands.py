@@ -28,7 +28,7 @@ def settings(arguments: Sequence[str], environment: Mapping[str, str] | None = N
     assert arguments[0] == "serve", arguments
     done = subprocess.run(
         [sys.executable, "-m", "proxy", *arguments, "--print-config"],
-        cwd=REPOSITORY,
+        cwd=Path(__file__).parent,  # in the repository, a reader may have a config/routes.toml
         env=dict(environment or {}),
         capture_output=True,
         text=True,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.shipping.commands import REPOSITORY, read_yaml
+from proxy.settings.layers import DEFAULT_CONFIG
+from tests.shipping.commands import REPOSITORY, read_yaml, settings
 from tests.support.readme import anchors, links
 
 
@@ -65,3 +66,9 @@ def test_the_page_on_security_links_to_what_exists() -> None:
         path, _, anchor = link.partition("#")
         assert (REPOSITORY / path).exists()
         assert not anchor or anchor in anchors((REPOSITORY / path).read_text())
+
+
+def test_the_settings_that_the_readme_has_a_reader_write_are_no_part_of_the_repository() -> None:
+    file = str(DEFAULT_CONFIG)
+    assert f"/{file}" in (REPOSITORY / ".gitignore").read_text().splitlines()
+    assert settings(["serve", "--upstream", "https://a.run.app"])["routes"].keys() == {""}
