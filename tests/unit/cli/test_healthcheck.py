@@ -72,7 +72,8 @@ def answering(octets: bytes) -> Iterator[str]:
 
 @contextmanager
 def dripping(head: bytes, *, pause_seconds: float) -> Iterator[str]:
-    """A server that sends a head, and then an octet after each pause until its client has gone."""
+    """A server that sends a head, and then an octet after each pause until its client has gone, or the block ends."""
+    over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -80,7 +81,7 @@ def dripping(head: bytes, *, pause_seconds: float) -> Iterator[str]:
             connection.settimeout(pause_seconds)
             with connection, suppress(ConnectionError):
                 connection.sendall(head)
-                while True:
+                while not over.is_set():
                     with suppress(TimeoutError):
                         if not connection.recv(4096):
                             return
@@ -89,6 +90,7 @@ def dripping(head: bytes, *, pause_seconds: float) -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+        over.set()
         thread.join()
 
 
