@@ -82,11 +82,12 @@ class ListenFailed(Exception):
         """True if a later attempt may succeed, as with a port that another program uses."""
 
 
-def bind_tcp(host: str, port: int) -> socket.socket:
+def bind_tcp(host: str, port: int, *, ipv6_only: bool = False) -> socket.socket:
     """Return a TCP socket that is bound to this address and does not listen yet. Raises OSError.
 
-    If a name has several addresses, the first that can be bound is used, IPv4 first: so `localhost` works on machines
-    without IPv6 and on machines without IPv4. Blocks while the name is looked up.
+    `[::]` takes IPv4, too, as the system is set up, unless `ipv6_only`. If a name has several addresses, the first that
+    can be bound is used, IPv4 first: so `localhost` works on machines without IPv6 and on machines without IPv4. Blocks
+    while the name is looked up.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -102,6 +103,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if ipv6_only and family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.setblocking(False)
             bound.bind(address)
         except OSError as exc:

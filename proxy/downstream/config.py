@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hypercorn.config import Config, Sockets
@@ -14,6 +14,7 @@ from hypercorn.config import Config, Sockets
 from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
 from proxy.network.address import parse_address
 from proxy.restate import KEEP_ALIVE_SECONDS
+from proxy.routes.locality import address_of
 
 if TYPE_CHECKING:
     from proxy.downstream.takeover import Takeover
@@ -82,9 +83,11 @@ class ListenerConfig(Config):
             bound += inherited
         plain = () if inherited else self.bind
         named = [("listen", address) for address in plain] + [("tls_listen", address) for address in self.tls_addresses]
+        # There, `[::]` must leave IPv4 to the address that names it.
+        ipv4_ports = {one.port for _, text in named if _is_ipv4((one := parse_address(text)).host)} - {0}
         for setting, address in named:
             try:
-                bound.append(self._listening(setting, address, takeover))
+                bound.append(self._listening(setting, address, ipv4_ports, takeover))
             except OSError as exc:
                 self.release(Sockets([], bound, []), remove_files=takeover is None or takeover.owns_files)
                 raise ListenFailed(address, exc) from exc
@@ -105,13 +108,15 @@ class ListenerConfig(Config):
                 if (found.st_dev, found.st_ino) == (device, inode):
                     os.remove(path)
 
-    def _listening(self, setting: str, address: str, takeover: Takeover | None) -> socket.socket:
+    def _listening(
+        self, setting: str, address: str, ipv4_ports: Container[int], takeover: Takeover | None
+    ) -> socket.socket:
         host, port, path = parse_address(address)
         bound = takeover.socket_for(setting, address) if takeover is not None else None
         # Not by Hypercorn: with several workers it would set SO_REUSEPORT, and share the port with any program that
         # does, such as a second sidecar started by mistake.
         if bound is None:
-            bound = bind_unix(path, self._unix_access) if path else bind_tcp(host, port)
+            bound = bind_unix(path, self._unix_access) if path else bind_tcp(host, port, ipv6_only=port in ipv4_ports)
         elif path:
             self._unix_access.apply(path)
         try:
@@ -128,6 +133,11 @@ class ListenerConfig(Config):
         if takeover is not None:
             takeover.offer(setting, address, bound)
         return bound
+
+
+def _is_ipv4(host: str) -> bool:
+    literal = address_of(host)
+    return literal is not None and literal.version == 4
 
 
 def _keep_alive(bound: socket.socket) -> None:

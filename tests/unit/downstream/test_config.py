@@ -16,6 +16,7 @@ import pytest
 
 from proxy.downstream.binding import ListenFailed, UnixAccess, bind_unix
 from proxy.downstream.config import ListenerConfig
+from tests.support.ports import free_port
 
 
 def test_no_limit_of_hypercorn_closes_a_connection_of_restate() -> None:
@@ -49,6 +50,33 @@ def test_every_address_is_bound_and_listens(workers: int, tmp_path: Path) -> Non
     finally:
         config.release(sockets)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ipv4", ["0.0.0.0", "127.0.0.1"])
+@pytest.mark.parametrize("first", ["IPv4", "IPv6"])
+def test_all_of_ipv6_leaves_ipv4_to_the_address_that_names_it(ipv4: str, first: str) -> None:
+    port = free_port()
+    addresses = (f"{ipv4}:{port}", f"[::]:{port}")
+    config = ListenerConfig(addresses if first == "IPv4" else addresses[::-1], 1)
+    sockets = config.create_sockets()
+    try:
+        for bound in sockets.insecure_sockets:
+            host = "127.0.0.1" if bound.family == socket.AF_INET else "::1"
+            with socket.create_connection((host, port)), bound.accept()[0]:
+                pass
+    finally:
+        config.release(sockets)
+
+
+def test_all_of_ipv6_takes_ipv4_where_no_address_names_that() -> None:
+    config = ListenerConfig(("[::]:0", "127.0.0.1:0"), 1)
+    sockets = config.create_sockets()
+    try:
+        bound = sockets.insecure_sockets[0]
+        with socket.create_connection(("127.0.0.1", bound.getsockname()[1])), bound.accept()[0]:
+            pass
+    finally:
+        config.release(sockets)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
