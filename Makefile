@@ -71,7 +71,7 @@ oldest: setup ## unit tests with the oldest packages that pyproject.toml allows 
 	$(UV) pip compile --quiet --resolution lowest-direct --no-header --no-annotate --extra otel -o $(VENV)/oldest.txt pyproject.toml
 	$(UV) venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(UV) pip install --quiet --python $(OLDEST) --requirement $(VENV)/oldest.txt --group dev
-	echo '$(CURDIR)' > "$$(echo $(OLDEST)/lib/python*/site-packages)/checkout.pth"
+	$(UV) pip install --quiet --python $(OLDEST) --no-deps --no-build-isolation --editable .
 	$(OLDEST)/bin/pytest -n $(PROCESSES) --dist worksteal $(or $(ARGS),tests/unit)
 
 OLDEST := $(VENV)/oldest
