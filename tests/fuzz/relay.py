@@ -6,6 +6,7 @@ it is the same case with every engine, and stays the same when the generator cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 
@@ -31,6 +32,9 @@ TOKEN: Final = b"Bearer minted"
 LIMITS: Final = Limits(stream_window_octets=40_000, max_concurrent_streams=20)
 QUEUED_OCTETS: Final = 200_000
 OPEN_HOST: Final = "orders.example.com"
+
+_TOKEN_NAME: Final = re.compile(rb"(?i)x[-_]serverless[-_]authorization")
+"""The token's field as a service may read it: for CGI and WSGI, `-` and `_` are the same. Others are no tokens."""
 
 KINDS: Final = (
     "client",  # octets of the client
@@ -87,7 +91,7 @@ class End:
         if not self.is_service:
             self.features.add(f"client is sent {fields.get(b':status')!r} {fields.get(ERROR_FIELD)!r}")
             return
-        tokens = [(name, value) for name, value, _ in lines if b"serverless" in name.lower()]
+        tokens = [(name, value) for name, value, _ in lines if _TOKEN_NAME.fullmatch(name)]
         if stream_id in self.streams:
             assert tokens == [], "a token in trailers"
             self.features.add("service is sent trailers")
