@@ -8,7 +8,7 @@ import structlog
 
 from proxy.observe.counters import bounded_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import is_premature, remedy_of_code
+from proxy.observe.explanation import ends_exchange, remedy_of_code
 from proxy.observe.observer import Observer
 from proxy.observe.request_context import request_context
 from proxy.routes import Route
@@ -38,7 +38,7 @@ class _RouteLines(ExchangeObserver):
         self._resets: dict[ObservedExchange, tuple[str, int]] = {}
 
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
-        if is_premature(exchange, by, code):
+        if ends_exchange(by, code):
             self._resets[exchange] = by, code
 
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:

@@ -14,7 +14,7 @@ from proxy.http2.events import ErrorCode, Fields, error_code_name
 from proxy.observe.exchange import ObservedExchange
 from proxy.routes import Route
 
-__all__ = ["ErrorResponse", "explain_reset", "explain_response", "is_premature", "remedy_of", "remedy_of_code"]
+__all__ = ["ErrorResponse", "ends_exchange", "explain_reset", "explain_response", "remedy_of", "remedy_of_code"]
 
 _REMEDY: Final = "Remedy:"
 
@@ -49,23 +49,20 @@ def explain_response(
     return ErrorResponse(by_name.get("www-authenticate", ""), finding)
 
 
-def is_premature(exchange: ObservedExchange, by: str, code: int) -> bool:
-    """Return True if a reset (`ExchangeObserver.stream_reset`) ends an exchange before its time.
+def ends_exchange(by: str, code: int) -> bool:
+    """Return True if a reset (`ExchangeObserver.stream_reset`) ends its exchange.
 
-    A stream that the service refused unprocessed is opened again, or becomes a failure. After a complete response, the
-    service may reset the stream with NO_ERROR (RFC 9113, 8.1).
+    A request that the service refused unprocessed is sent again, or becomes a failure.
     """
-    if code == ErrorCode.REFUSED_STREAM and by == "upstream":
-        return False
-    return code != ErrorCode.NO_ERROR or not exchange.status
+    return code != ErrorCode.REFUSED_STREAM or by != "upstream"
 
 
 def explain_reset(exchange: ObservedExchange, by: str, code: int) -> UpstreamReset | None:
     """Return the failure of a service that resets a stream; None for other resets.
 
-    After the head of a response, CANCEL is none: some services send it where NO_ERROR is meant.
+    After the head of a response, CANCEL is none: some services send it after their response, where NO_ERROR is meant.
     """
-    if by != "upstream" or not is_premature(exchange, by, code) or (code == ErrorCode.CANCEL and exchange.status):
+    if by != "upstream" or not ends_exchange(by, code) or (code == ErrorCode.CANCEL and exchange.status):
         return None
     when = "during its response" if exchange.status else "before it answered"
     return UpstreamReset(f"the service reset the stream with {error_code_name(code)} {when}")

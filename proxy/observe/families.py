@@ -47,7 +47,7 @@ FAMILIES: Final = (
         "stream_resets_total",
         "counter",
         ("route", "by", "code"),
-        "Streams reset by the downstream, the upstream or the sidecar, by HTTP/2 error code",
+        "Streams reset by downstream, upstream or the sidecar, by HTTP/2 error code; not NO_ERROR after a response",
     ),
     Family("caller_tokens_dropped_total", "counter", ("route",), "Requests that had a Google token of their own"),
     Family("requests_refused_total", "counter", ("reason",), "Requests without a route that broke a rule of HTTP"),

@@ -36,7 +36,7 @@ from proxy.errors import Failure
 from proxy.http2.events import Fields
 from proxy.observe.counters import bounded_code_name
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import is_premature
+from proxy.observe.explanation import ends_exchange
 from proxy.observe.observer import Observer
 from proxy.observe.request_context import INVOCATION_ID, request_context
 from proxy.observe.throttle import Throttle
@@ -177,7 +177,7 @@ class _RouteTraces(ExchangeObserver):
         self._note_event(exchange, name, seconds, failure, {"server.address": self._static["server.address"]})
 
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
-        if is_premature(exchange, by, code):
+        if ends_exchange(by, code):
             self._note(exchange).reset = by, code
 
     def ended(self, exchange: ObservedExchange, status: int, seconds: float) -> None:
@@ -241,8 +241,7 @@ def _parent(fields: Fields) -> Context:
     if len(traceparents) != 1:
         return Context()
     states = [value.decode("latin-1") for name, value, _ in fields if name == b"tracestate"]
-    carrier = {"traceparent": traceparents[0], "tracestate": ",".join(states)}
-    return _propagator.extract(carrier, Context())
+    return _propagator.extract({"traceparent": traceparents[0], "tracestate": ",".join(states)}, Context())
 
 
 class _Problems(logging.Handler):

@@ -10,8 +10,8 @@ A small request is held until the response begins, and sent again if the upstrea
 
 A reset from either side ends the exchange and is forwarded with its code. RST_STREAM(NO_ERROR) after a complete
 response only says that the rest of the request is not wanted (RFC 9113, 8.1): some of it is discarded, because most
-requests end soon; if more follows, the client gets the same reset, after the whole response. Before, it gets another
-code: hyper, and so Restate, takes NO_ERROR for the end of a message.
+requests end soon; if more follows, the client gets the same reset, after the whole response. NO_ERROR amid a message is
+forwarded as another code: hyper, and so Restate, takes it for the end of the message.
 
 An upstream failure before the response head becomes a local reply; after it, a reset, never a clean end. An internal
 error is a reset at any time.
@@ -263,12 +263,14 @@ class Exchange(RequestContent):
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
-        self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
+        unwanted = by_peer and code == ErrorCode.NO_ERROR and self._state == State.RESPONSE_DONE
+        if not unwanted:
+            self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
         if by_peer and code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
             return
         self._forget_upstream()
-        if self.on(Move.UNWANTED if by_peer and code == ErrorCode.NO_ERROR else Move.RESPONSE_RESET) == _FORWARD:
+        if self.on(Move.UNWANTED if unwanted else Move.RESPONSE_RESET) == _FORWARD:
             self.downstream.reset(code if by_peer and code else ErrorCode.INTERNAL_ERROR, True)
         self._end_or_discard()
 

@@ -82,7 +82,7 @@ class Move(IntEnum):
     RESPONSE_RESET = 9
     """Upstream reset the stream."""
     UNWANTED = 10
-    """Upstream reset the stream with NO_ERROR."""
+    """Upstream reset the stream with NO_ERROR after its response."""
     UNPROCESSED = 11
     """Upstream provably did not process the request, and attempts are left."""
     DISCARDED_ENOUGH = 12
@@ -160,7 +160,6 @@ def _transitions() -> dict[tuple[State, Move], tuple[State, Action]]:
     # Resets.
     for before in (_S.REPLAYABLE, _S.REPLAYABLE_ENDED, _S.REQUESTING, _S.AWAITING, _S.STREAMING, _S.RECEIVING):
         table[before, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
-        table[before, _M.UNWANTED] = (_S.OVER, _A.FORWARD)
         table[before, _M.REQUEST_RESET] = (_S.OVER, _A.FORWARD)
     table[_S.RESPONSE_DONE, _M.RESPONSE_RESET] = (_S.OVER, _A.FORWARD)
     table[_S.RESPONSE_DONE, _M.UNWANTED] = (_S.DISCARDING, _A.NOTHING)

@@ -251,7 +251,7 @@ class TokenSource:
             entry.clear()
 
     def _clock_was_set(self, seconds: float) -> None:
-        """Mint what is used anew, in the background; until then, a token is used if it cannot have expired."""
+        """Mint again, in the background, what is used; until then, a token is used if it cannot have expired."""
         for entry in self._cache.entries():
             if entry.token is not None:
                 entry.stop_timer()

@@ -71,7 +71,7 @@ def tls_context(upstream_ca: Path | None) -> ssl.SSLContext:
 class Connector:
     """Opens connections.
 
-    The TLS context is made at the first need: it reads the system's authorities. It is made anew if the files of
+    The TLS context is made at the first need: it reads the system's authorities. It is made again if the files of
     authorities have changed, and a certificate did not verify since, or the settings were read again.
     """
 

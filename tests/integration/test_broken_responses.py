@@ -10,9 +10,10 @@ from tests.support.peers.sockets import Reset
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR])
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_service_that_resets_streams_is_named_in_the_log_and_on_the_status_page(
-    chain: StartChain, begun: bool
+    chain: StartChain, begun: bool, code: ErrorCodes
 ) -> None:
     async with chain("--access-log") as (running, far, near):
         stream = near.open("/svc/invoke/S/h", end=True)
@@ -20,16 +21,16 @@ async def test_a_service_that_resets_streams_is_named_in_the_log_and_on_the_stat
         if begun:
             peer.respond(far_stream)
             await near.head(stream)
-        peer.reset(far_stream, ErrorCodes.INTERNAL_ERROR)
+        peer.reset(far_stream, code)
         with pytest.raises(Reset):
             await near.response(stream)
         (warning,) = await running.logged("exchange reset")
         (access,) = await running.logged('"message": "exchange"')
         page = await running.program.answers(f"http://{running.admin}/metrics")
     assert (warning["severity"], warning["route"], warning["code"]) == ("WARNING", "svc", "upstream-reset")
-    assert "INTERNAL_ERROR" in str(warning["reason"])
+    assert code.name in str(warning["reason"])
     assert warning["remedy"] == "Read the log of the service."
-    assert (access["reset_by"], access["reset_code"]) == ("upstream", "INTERNAL_ERROR")
+    assert (access["reset_by"], access["reset_code"]) == ("upstream", code.name)
     assert 'cloudrun_sidecar_route_well{route="svc"} 0\n' in page
 
 

@@ -85,7 +85,7 @@ def test_a_response_that_breaks_off_is_a_failure_whatever_its_status() -> None:
         (200, "upstream", ErrorCode.INTERNAL_ERROR, True),
         (0, "upstream", ErrorCode.CANCEL, True),
         (0, "upstream", ErrorCode.NO_ERROR, True),
-        (200, "upstream", ErrorCode.NO_ERROR, False),
+        (200, "upstream", ErrorCode.NO_ERROR, True),
         (200, "upstream", ErrorCode.CANCEL, False),
         (0, "upstream", ErrorCode.REFUSED_STREAM, False),
         (200, "downstream", ErrorCode.INTERNAL_ERROR, False),

@@ -87,13 +87,6 @@ def test_no_error_after_a_complete_response_is_success_and_the_rest_is_discarded
     assert is_over(exchange)
 
 
-def test_no_error_before_a_complete_response_is_a_reset_like_any_other() -> None:
-    for moves in ([], [Move.REQUEST_END], [Move.RESPONSE_HEAD], [Move.REQUEST_END, Move.RESPONSE_HEAD]):
-        exchange = sent(*moves)
-        assert exchange.on(Move.UNWANTED) == Action.FORWARD
-        assert is_over(exchange)
-
-
 def test_a_failure_before_the_head_is_answered_and_after_it_is_a_reset() -> None:
     assert exchange_after().on(Move.FAILED) == Action.REPLY
     assert exchange_after(Move.REQUEST_END).on(Move.FAILED) == Action.REPLY
@@ -188,7 +181,7 @@ class Oracle:
             return not self.head
         if move in (Move.RESPONSE_DATA, Move.RESPONSE_END):
             return self.head and not self.response_ended
-        return True
+        return self.response_ended or move is not Move.UNWANTED
 
     def apply(self, move: Move) -> None:
         if move is Move.REQUEST_END:
@@ -204,7 +197,7 @@ class Oracle:
         elif move in (Move.REQUEST_RESET, Move.RESPONSE_RESET, Move.INTERNAL_ERROR, Move.DISCARDED_ENOUGH):
             self.dead = True
         elif move is Move.UNWANTED:
-            self.unwanted, self.dead = self.response_ended, not self.response_ended
+            self.unwanted = True
         elif move is Move.UNPROCESSED and not self.committed and not self.head:
             self.started = False
         elif move is Move.EVICTED and self.head:
