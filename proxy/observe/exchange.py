@@ -43,6 +43,10 @@ class ObservedExchange(Protocol):
         """Status of the response that was sent downstream; 0 before its head, and for an exchange that was reset."""
 
     @property
+    def response_done(self) -> bool:
+        """True while the response has ended and the request has not."""
+
+    @property
     def request_octets(self) -> int:
         """Octets of content that came from the client so far."""
 

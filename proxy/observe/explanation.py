@@ -60,11 +60,13 @@ def ends_exchange(by: str, code: int) -> bool:
 def explain_reset(exchange: ObservedExchange, by: str, code: int) -> UpstreamReset | None:
     """Return the failure of a service that resets a stream; None for other resets.
 
-    After the head of a response, CANCEL is none: some services send it after their response, where NO_ERROR is meant.
+    After a whole response, CANCEL is none: some services send it where NO_ERROR is meant.
     """
-    if by != "upstream" or not ends_exchange(by, code) or (code == ErrorCode.CANCEL and exchange.status):
+    if by != "upstream" or not ends_exchange(by, code) or (code == ErrorCode.CANCEL and exchange.response_done):
         return None
-    when = "during its response" if exchange.status else "before it answered"
+    when = "before it answered"
+    if exchange.status:
+        when = "after its response" if exchange.response_done else "during its response"
     return UpstreamReset(f"the service reset the stream with {error_code_name(code)} {when}")
 
 

@@ -161,6 +161,11 @@ class Exchange(RequestContent):
         return State(self._state)
 
     @property
+    def response_done(self) -> bool:
+        """True while the response has ended and the request has not."""
+        return self._state in (State.RESPONSE_DONE, State.DISCARDING)
+
+    @property
     def principal(self) -> str | None:
         """Account of the token that the request was sent with; None if it had none."""
         return None if self.token is None else self.token.principal
@@ -263,7 +268,7 @@ class Exchange(RequestContent):
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
-        unwanted = by_peer and code == ErrorCode.NO_ERROR and self._state == State.RESPONSE_DONE
+        unwanted = by_peer and code == ErrorCode.NO_ERROR and self.response_done
         if not unwanted:
             self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
         if by_peer and code == ErrorCode.REFUSED_STREAM:

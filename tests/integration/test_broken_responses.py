@@ -10,7 +10,7 @@ from tests.support.peers.sockets import Reset
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR])
+@pytest.mark.parametrize("code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.CANCEL, ErrorCodes.NO_ERROR])
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_service_that_resets_streams_is_named_in_the_log_and_on_the_status_page(
     chain: StartChain, begun: bool, code: ErrorCodes
@@ -32,6 +32,27 @@ async def test_a_service_that_resets_streams_is_named_in_the_log_and_on_the_stat
     assert warning["remedy"] == "Read the log of the service."
     assert (access["reset_by"], access["reset_code"]) == ("upstream", code.name)
     assert 'cloudrun_sidecar_route_well{route="svc"} 0\n' in page
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("code", "well"), [(ErrorCodes.NO_ERROR, True), (ErrorCodes.CANCEL, True), (ErrorCodes.INTERNAL_ERROR, False)]
+)
+async def test_a_service_may_say_after_its_response_that_it_wants_no_more_of_the_request(
+    chain: StartChain, code: ErrorCodes, well: bool
+) -> None:
+    async with chain("--access-log") as (running, far, near):
+        stream = near.open("/svc/invoke/S/h")
+        peer, far_stream, _, _ = await far.request()
+        peer.respond(far_stream)
+        await peer.send(far_stream, b"whole", end=True)
+        assert (await near.response(stream)).content == b"whole"
+        peer.reset(far_stream, code)
+        await peer.ping()
+        await near.close()
+        await running.logged('"message": "exchange"')
+        page = await running.program.answers(f"http://{running.admin}/metrics")
+    assert f'cloudrun_sidecar_route_well{{route="svc"}} {int(well)}\n' in page
 
 
 @pytest.mark.asyncio

@@ -21,5 +21,6 @@ class Observed:
     attempts: int = 1
     failure_code: str = ""
     principal: str | None = None
+    response_done: bool = False
     request_octets: int = 0
     response_octets: int = 0

@@ -86,7 +86,7 @@ def test_a_response_that_breaks_off_is_a_failure_whatever_its_status() -> None:
         (0, "upstream", ErrorCode.CANCEL, True),
         (0, "upstream", ErrorCode.NO_ERROR, True),
         (200, "upstream", ErrorCode.NO_ERROR, True),
-        (200, "upstream", ErrorCode.CANCEL, False),
+        (200, "upstream", ErrorCode.CANCEL, True),
         (0, "upstream", ErrorCode.REFUSED_STREAM, False),
         (200, "downstream", ErrorCode.INTERNAL_ERROR, False),
         (0, "sidecar", ErrorCode.PROTOCOL_ERROR, False),
