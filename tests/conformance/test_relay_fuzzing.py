@@ -15,7 +15,7 @@ from tests.support.peers.engines import FACTORIES
 from tests.support.peers.raw import PREFACE
 
 MAKES = list(FACTORIES.values())
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 def test_random_octets_from_both_sides_harm_neither_the_relay_nor_a_neighbour() -> None:
