@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from proxy.quoting import plain, quoted
+from proxy.quoting import holds_credential, plain, quoted
 from proxy.settings.groups import TABLES
 from proxy.settings.layers import (
     FileLayer,
@@ -297,7 +297,6 @@ def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
         except ValueError:
             return text
     if get_origin(kind) is tuple:
-        words = text.split()
         # Words of a pasted key must not be quoted either, so such text is reported as a whole.
-        return tuple(words) if all(plain(word) is not None for word in words) else (text,)
+        return (text,) if holds_credential(text) else tuple(text.split())
     return text

@@ -79,7 +79,11 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
 
 
 def test_deployments_can_be_given_in_every_layer_and_each_list_replaces_that_of_the_layer_below() -> None:
-    lists = {"hosts": ("a.example", "b.example"), "accounts": (ACCOUNT,), "audiences": ("a.example=https://x",)}
+    lists = {
+        "hosts": ("a.example", "*-123456789012.europe-west1.run.app", "b.example"),
+        "accounts": (ACCOUNT,),
+        "audiences": ("a.example=https://x", "b.example=1-a1b2c3d4e5f6g7h8i9j0k1l2.apps.googleusercontent.com"),
+    }
     expected = Settings(deployments=DeploymentSettings(**lists))
     file = write("[deployments]\n" + "".join(f"{name} = {toml_value(value)}\n" for name, value in lists.items()))
     texts = {environment_name(f"deployments_{name}"): " ".join(value) for name, value in lists.items()}
