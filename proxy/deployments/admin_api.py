@@ -131,15 +131,17 @@ class RestateAdmin:
         except TimeoutError:
             what = f"Restate's admin API at {self.url} did not answer within {self._timeout_seconds:g} s; {self._where}"
             raise AdminFailure(what, ExitCode.FAILED) from None
+        except aiohttp.ClientResponseError:
+            raise self._not_restate("an answer that cannot be read") from None
         except (aiohttp.ClientError, OSError) as exc:
             reason = one_line(_reason(exc))
             what = f"Restate's admin API cannot be reached at {self.url} ({reason}): is Restate running? {self._where}"
             raise AdminFailure(what, ExitCode.FAILED) from None
         if status not in (200, 201):
-            raise self._refusal(status, body, dict((wish or {}).get("additional_headers", {})), proxy)
+            raise self._refusal(status, body, wish, proxy)
         try:
             return status, json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._not_restate(f"status {status} without JSON") from None
 
     def _read(self, read: Callable[[], _Read]) -> _Read:
@@ -153,10 +155,11 @@ class RestateAdmin:
         return AdminFailure(text, ExitCode.SETTINGS_UNUSABLE)
 
     def _refusal(
-        self, status: int, body: bytes | bytearray, headers: Mapping[str, str], proxy: str | None
+        self, status: int, body: bytes | bytearray, wish: Mapping[str, Any] | None, proxy: str | None
     ) -> AdminFailure:
-        """Return the failure for a status that is not success."""
+        """Return the failure for a status that is not success; `wish` is the registration, None for a question."""
         said, code = _error_of(body)
+        headers: dict[str, str] = (wish or {}).get("additional_headers", {})
         secrets = [
             value for name, value in headers.items() if may_be_secret(name, value) and len(value) >= _LEAST_SECRET
         ]
@@ -173,8 +176,8 @@ class RestateAdmin:
             flag = "--force" if code == _DEPLOYMENT_EXISTS else "--breaking"
             text, unusable = f"Restate refuses this change: {message}. Add {flag} to make it nevertheless", True
         elif status >= 500:
-            text, unusable = f"Restate failed ({status}), nothing was changed: {message}", False
-        elif code is None and status not in (400, 422):
+            text, unusable = f"Restate failed ({status}): {message}", False
+        elif code is None and (wish is None or status not in (400, 422)):
             return self._not_restate(f"status {status}")
         else:
             text, unusable = f"Restate refuses the registration ({status}): {message}", True
@@ -185,7 +188,7 @@ def _error_of(body: bytes | bytearray) -> tuple[str, str | None]:
     """Return message and code of an error of Restate; the text itself where it is none."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text_of(bytes(body)), None
     if not isinstance(data, dict) or not isinstance(data.get("message"), str):
         return text_of(bytes(body)), None
@@ -195,6 +198,8 @@ def _error_of(body: bytes | bytearray) -> tuple[str, str | None]:
 
 def _reason(exc: Exception) -> str:
     """Return why there is no connection, in the words of the system where it has any."""
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "its answer breaks off"
     cause = getattr(exc, "os_error", exc)
     if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
         # Of several addresses, asyncio has one text, in which each has its error.

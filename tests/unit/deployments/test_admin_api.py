@@ -16,6 +16,8 @@ from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.exit_codes import ExitCode
 
 TOKEN = "s3cret-token-of-the-admin-api"
+DEEP = "[" * 100_000
+"""More lists in each other than Python's parser takes."""
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -120,9 +122,10 @@ async def test_no_authorization_is_sent_without_a_token() -> None:
             ExitCode.FAILED,
             "Restate cannot discover the deployment, nothing was changed: error: refused",
         ),
-        (500, {"message": "out of disk"}, ExitCode.FAILED, "Restate failed (500), nothing was changed: out of disk"),
-        (502, "<h1>Bad gateway</h1>", ExitCode.FAILED, "Restate failed (502), nothing was changed: Bad gateway"),
+        (500, {"message": "out of disk"}, ExitCode.FAILED, "Restate failed (500): out of disk"),
+        (502, "<h1>Bad gateway</h1>", ExitCode.FAILED, "Restate failed (502): Bad gateway"),
         (503, "", ExitCode.FAILED, "without a reason"),
+        (500, DEEP, ExitCode.FAILED, "Restate failed (500): [[["),
         (
             400,
             {"message": "The request field 'uri' is invalid.", "restate_code": None},
@@ -132,6 +135,7 @@ async def test_no_authorization_is_sent_without_a_token() -> None:
         (404, "not found", ExitCode.SETTINGS_UNUSABLE, "is not Restate's admin API (status 404)"),
         (302, "", ExitCode.SETTINGS_UNUSABLE, "is not Restate's admin API (status 302)"),
         (200, "hello", ExitCode.SETTINGS_UNUSABLE, "is not Restate's admin API (status 200 without JSON)"),
+        (200, DEEP, ExitCode.SETTINGS_UNUSABLE, "is not Restate's admin API (status 200 without JSON)"),
         (200, [1], ExitCode.SETTINGS_UNUSABLE, "is not Restate's admin API (an answer of another shape)"),
     ],
 )
@@ -141,6 +145,39 @@ async def test_each_refusal_is_a_sentence_with_a_remedy(
     failure = await failure_of(answering(status, body))
     assert words in str(failure)
     assert failure.exit_code is exit_code
+
+
+@pytest.mark.asyncio
+async def test_restates_ingress_is_not_its_admin_api() -> None:
+    said = {"code": 400, "message": "bad path: /deployments", "source": "ingress"}
+    async with admin_api(answering(400, said)) as admin:
+        with pytest.raises(AdminFailure, match=r"is not Restate's admin API \(status 400\)"):
+            await admin.deployments()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("octets", "words"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "is not Restate's admin API (an answer that cannot be read)"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: x\r\n" * 999, "(an answer that cannot be read)"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", "(its answer breaks off): is Restate running?"),
+    ],
+)
+async def test_an_answer_of_another_protocol_and_half_an_answer_are_no_errors_of_python(
+    octets: bytes, words: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(octets)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with RestateAdmin(f"http://{host}:{port}", None, 5.0) as admin:
+            with pytest.raises(AdminFailure) as caught:
+                await admin.services()
+    assert words in str(caught.value)
 
 
 @pytest.mark.asyncio
