@@ -137,7 +137,7 @@ def read_headers(pairs: Iterable[str]) -> Headers:
     problems = []
     for pair in pairs:
         given, equals, value = pair.partition("=")
-        name = given.strip().lower()
+        name, value = given.strip().lower(), value.strip(" \t")
         if not equals or not _NAME.fullmatch(name) or plain(name) is None:
             problems.append(
                 "--extra-header must be NAME=VALUE, where NAME is the name of a header, as in x-team=payments"
@@ -242,6 +242,9 @@ def _requested(text: str, table: RouteTable, sidecar: str) -> tuple[str, str, bo
                 raise TargetRefused([unknown_route(name, [route.name for route in table.routes])])
             if "?" in name or "#" in name:
                 raise TargetRefused([f"the URL {_BARE}"])
+            host = segment.lower()
+            if not known and table.open_routes is not None and table.open_routes.allowed.allows_host(host):
+                name = f"{host}{name[len(segment) :]}"  # Restate would take another spelling for another deployment.
             return f"/{name}", "", not known
         text = f"http://{text}"  # Restate's CLI takes a URL without a scheme, too.
     try:
@@ -287,6 +290,7 @@ def split_url(url: str) -> SplitResult | None:
     """Return the parts of an http:// or https:// URL with a host and without a wrong port; None for other text."""
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # as getaddrinfo does: a label can be empty or too long
         return parts if parts.scheme in _DEFAULT_PORTS and parts.hostname and parts.port != 0 else None
     except ValueError:
         return None

@@ -77,8 +77,11 @@ def test_the_route_for_all_paths_is_a_slash() -> None:
 @pytest.mark.parametrize("table", [BOTH, OPEN])
 @pytest.mark.parametrize(
     "text",
-    [HOST, f"/{HOST}/", f"https://{HOST}", f"https://{HOST}:443/", f"{SIDECAR}/{HOST}", f"localhost:9081/{HOST}"],
-)
+    [
+        HOST, f"/{HOST}/", HOST.upper(), f"https://{HOST}", f"https://{HOST.upper()}:443/", f"{SIDECAR}/{HOST}",
+        f"localhost:9081/{HOST}",
+    ],
+)  # fmt: skip
 def test_a_host_is_an_open_route_by_path(table: RouteTable, text: str) -> None:
     target = found(text, table, impersonate=ONE)
     assert target.url.rstrip("/") == f"{SIDECAR}/{HOST}"
@@ -87,7 +90,7 @@ def test_a_host_is_an_open_route_by_path(table: RouteTable, text: str) -> None:
     assert target.headers == ((IMPERSONATE, ONE),)
 
 
-@pytest.mark.parametrize("text", [f"{HOST}/a/b", f"https://{HOST}/a/b/", f"{SIDECAR}/{HOST}/a/b"])
+@pytest.mark.parametrize("text", [f"{HOST.upper()}/a/b", f"https://{HOST}/a/b/", f"{SIDECAR}/{HOST}/a/b"])
 def test_a_path_below_the_host_is_kept(text: str) -> None:
     assert found(text).url.rstrip("/") == f"{SIDECAR}/{HOST}/a/b"
 
@@ -189,7 +192,7 @@ def test_headers_are_checked_as_the_sidecar_checks_them() -> None:
 
 
 def test_extra_headers_are_parsed_and_all_their_mistakes_reported_without_values() -> None:
-    assert read_headers(["X-Team=payments", "x-a=b=c", "x-empty="]) == (
+    assert read_headers(["X-Team = payments ", "x-a=b=c", "x-empty="]) == (
         ("x-team", "payments"),
         ("x-a", "b=c"),
         ("x-empty", ""),
@@ -266,6 +269,7 @@ def test_names_of_this_machine_are_the_same_host(url: str, sidecar: str, same: b
 def test_only_valid_http_urls_are_split() -> None:
     assert split_url("http://a:0") is None
     assert split_url("http://") is None
+    assert split_url("http://restate..svc:9070") is None
     parts = split_url("https://a/b")
     assert parts is not None
     assert parts.path == "/b"
