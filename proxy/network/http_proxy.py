@@ -55,13 +55,15 @@ def parse_http_proxy(text: str) -> HttpProxy:
     if scheme.lower() != "http":
         kind = "a SOCKS proxy" if scheme.lower().startswith("socks") else "a proxy that is not reached by http://"
         raise ValueError(f"names {kind}, and only HTTP proxies without TLS to the proxy itself can be used; {_FORM}")
+    wrong = ValueError(f"must have a host, a port of 1 to 65535, and no path; {_FORM}")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, 80 if parts.port is None else parts.port
-    except ValueError as exc:
-        raise ValueError(f"must have a port of 1 to 65535; {_FORM}") from exc
+        (host or "").encode("idna")  # as getaddrinfo does: a label can be empty or too long
+    except ValueError:
+        raise wrong from None
     if not host or not port or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"must have a host, a port of 1 to 65535, and no path; {_FORM}")
+        raise wrong
     login = None
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
