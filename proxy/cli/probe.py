@@ -7,6 +7,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -31,7 +32,11 @@ def admin_address(flag: str | None, config: Path | None, environment: Mapping[st
     """Return the admin address, found as `serve` finds it; ValueError or SettingsInvalid if there is none."""
     given = flag or environment.get(environment_name("admin"))
     if not given:
-        file = read_file(config, environment)
+        try:
+            file = within(TIMEOUT_SECONDS, partial(read_file, config, environment))  # a pipe, or a mount that hangs
+        except OSError as exc:
+            why = exc.strerror or f"it takes more than {TIMEOUT_SECONDS:g} s"
+            raise ValueError(f"the settings file was not read: {why}") from None
         if file.problems:
             raise SettingsInvalid(file.problems)
         given = str(file.document.get("admin", DEFAULT_ADMIN))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -199,6 +200,15 @@ def test_a_settings_file_that_cannot_be_read_is_unhealthy_not_a_traceback() -> N
         assert told.exit_code == 1
         assert told.stderr.startswith(f"cloudrun-sidecar: unhealthy: {name}: ")
         assert why in told.stderr
+
+
+def test_a_settings_file_that_hangs_is_unhealthy_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
+    os.mkfifo("pipe.toml")
+    told = ask_now("--config", "pipe.toml")
+    os.close(os.open("pipe.toml", os.O_RDWR))  # ends the thread that opens it
+    said = "cloudrun-sidecar: unhealthy: the settings file was not read: it takes more than 0.05 s\n"
+    assert (told.exit_code, told.stderr) == (1, said)
 
 
 def test_another_protocol_on_the_port_is_reported() -> None:
