@@ -182,7 +182,7 @@ def _described(context: click.Context, config: Path) -> _Emulated:
     if given:
         raise Unusable(f"{', '.join(given)} cannot be used with --config: the file says it")
     try:
-        found = description.read(config.read_text("utf-8"))
+        found = description.read(config.read_text("utf-8-sig"))
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise Unusable(f"cannot read {quoted(str(config))}: {reason}") from exc

@@ -217,7 +217,7 @@ def read(text: str) -> Description:
     """Return the description in the text of a file; raises InvalidDescription with all problems."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # also of Python: a number of thousands of digits, lists in each other
         raise InvalidDescription([f"it is not TOML: {exc}"]) from None
     problems: list[str] = []
     table = _Table(document, "", problems)

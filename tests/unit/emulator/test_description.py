@@ -235,11 +235,14 @@ def test_a_number_of_seconds_is_finite_and_not_too_large(number: str) -> None:
     ("text", "problem"),
     [
         ("services =", "it is not TOML"),
+        (f"services = {'[' * 5_000}", "it is not TOML"),
+        (f"port = {'9' * 5_000}", "it is not TOML"),
         ("", "services has to have at least one table"),
         ("services = 3", "services has to have at least one table"),
         ("grants = 3\n[services.a]", "grants has to be a list of tables"),
         ("groups = 3\n[services.a]", "groups has to be a table"),
     ],
+    ids=range(7),
 )
 def test_a_file_of_the_wrong_form_is_refused(text: str, problem: str) -> None:
     with pytest.raises(InvalidDescription, match=problem):

@@ -354,7 +354,7 @@ def test_the_examples_of_the_help_have_a_line_each() -> None:
 
 def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> None:
     config = tmp_path / "project.toml"
-    config.write_text('[services.A]\ninvokers = ["nobody"]\n')
+    config.write_text('[services.A]\ninvokers = ["nobody"]\n', "utf-8-sig")
     result = CliRunner().invoke(commands, ["emulate", "--config", str(config)])
     assert result.exit_code == 2
     assert "2 problems with the file" in result.stderr
