@@ -17,6 +17,7 @@ Each of these would be a source class of our own, so nothing of the library's wo
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from typing import Any, Final, NamedTuple, get_origin
 from pydantic import BaseModel, ValidationError
 
 from proxy.quoting import holds_credential, plain, quoted
+from proxy.settings.file_state import state_of_path
 from proxy.settings.groups import TABLES
 from proxy.settings.layers import (
     FileLayer,
@@ -266,12 +268,12 @@ def _check_files(draft: _Draft, directory: Path) -> None:
 def _file_problem(path: Path, *, is_ca: bool) -> str | None:
     """Return what is wrong with a PEM file; None if it can be used.
 
-    Only that of a certificate authority is read: a private key is, by the process that serves.
+    Only that of a certificate authority is read: others are, by the process that serves.
     """
     try:
         if not is_ca:
-            path.stat()
-            return None
+            state_of_path(path)  # opens it, unless it is a pipe
+            return f"{path} cannot be read: {os.strerror(errno.EISDIR)}" if path.is_dir() else None
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except ssl.SSLError:
         return f"{path} has no PEM certificate; it must be that of the certificate authority"

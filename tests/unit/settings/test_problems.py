@@ -142,6 +142,7 @@ def test_access_to_unix_sockets_is_checked_as_far_as_it_can_be(setting: str, val
         ('tls_certificate = "a.pem"\ntls_key = "a.pem"', "settings", "nothing uses tls_certificate and tls_key"),
         ('tls_client_ca = "a.pem"', "settings", "nothing uses tls_client_ca"),
         ('tls_key = "none.pem"', "tls_key", "No such file"),
+        ('tls_key = "."', "tls_key", "cannot be read: Is a directory"),
         ('listen = ["[::1]:1"]\ntls_listen = ["[::1]:1"]', "tls_listen", "names an address that is named before"),
         ('tls_listen = ["127.0.0.1:1", "127.0.0.1:1"]', "tls_listen", "names an address that is named before"),
         ('tls_listen = ["0.0.0.0:1"]', "tls_listen", "unsafe_listen"),
