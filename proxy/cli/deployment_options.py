@@ -92,7 +92,7 @@ def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]
         HeadedOption(
             "--restate-token-file",
             heading=_RESTATE,
-            type=click.Path(path_type=Path),
+            type=click.Path(readable=False, path_type=Path),
             metavar="FILE",
             help=f"File with the token of the admin API, if it needs one. [default: the variable {TOKEN_VARIABLE}]",
         ),

@@ -40,7 +40,12 @@ class _HealthCommand(click.Command):
 
 @click.command(cls=_HealthCommand)
 @click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file that `serve` was given.")
+@click.option(
+    "--config",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Settings file that `serve` was given.",
+)
 @click.option(
     "--path",
     default="/readyz",

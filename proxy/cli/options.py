@@ -71,7 +71,8 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
     yield HeadedOption(
         "--config",
         heading=_ROUTES,
-        type=click.Path(path_type=Path),
+        # click would end the command for a file that cannot be read, without the other mistakes.
+        type=click.Path(readable=False, path_type=Path),
         help="Settings file (TOML). [default: config/routes.toml if there is one]",
         metavar="FILE",
     )

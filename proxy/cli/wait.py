@@ -28,7 +28,12 @@ _LEAST_SECONDS: Final = 1.0
 
 @click.command()
 @click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file that `serve` was given.")
+@click.option(
+    "--config",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Settings file that `serve` was given.",
+)
 @click.option(
     "--listener",
     metavar="ADDR",

@@ -33,6 +33,22 @@ FAILING = (
 )
 
 
+@pytest.mark.parametrize("command", ["serve", "check", "healthcheck", "wait"])
+def test_a_settings_file_that_may_not_be_read_hides_no_other_mistake(command: str) -> None:
+    closed = Path("closed.toml")
+    closed.touch(0o000)
+    as_anybody: list[str | Path] = []
+    if os.geteuid() == 0:  # whom permissions stop only without these two capabilities
+        os.chown(closed, 65_534, -1)
+        dropped = "-dac_override,-dac_read_search"
+        as_anybody = ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}"]
+    argv = [*as_anybody, sys.executable, "-m", "proxy", command, "--config", closed]
+    argv += ["--workers", "no"] if command in ("serve", "check") else []
+    ran = subprocess.run(argv, capture_output=True, check=False, text=True)
+    assert f"{closed}: cannot be read: Permission denied\n" in ran.stderr
+    assert ("--workers: must be a whole number" in ran.stderr) is (command in ("serve", "check"))
+
+
 @pytest.mark.parametrize("arguments", FAILING, ids=" ".join)
 def test_an_error_begins_with_the_name_of_the_program_and_shows_no_usage(arguments: tuple[str, ...]) -> None:
     argv = [sys.executable, "-m", "proxy", *arguments]
