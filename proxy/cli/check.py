@@ -33,6 +33,7 @@ from proxy.doctor.report import DeploymentReport, Outcome, RestateReport, RouteR
 from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.observe.lines import configure_logging
+from proxy.quoting import one_line
 from proxy.settings import Settings
 
 __all__ = ["check"]
@@ -148,9 +149,9 @@ async def _ask_restate(access: Access, settings: Settings, sidecar: str, answer_
         url=access.url,
         deployments=tuple(
             DeploymentReport(
-                id=one.deployment.id,
+                id=one_line(one.deployment.id),
                 url=one.deployment.url,
-                services=tuple(name for name, _ in one.deployment.services),
+                services=tuple(one_line(name) for name, _ in one.deployment.services),
                 refusal=one.refusal,
             )
             for one in found

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from proxy.cli.commands import commands
 from proxy.cli.screen import terminal_style
 from proxy.settings.layers import PREFIX
+from tests.support.pasted import PASTED
 from tests.unit.cli.conftest import NO_CREDENTIALS
 
 
@@ -83,6 +85,30 @@ def test_restate_that_cannot_be_asked_is_not_said_to_be_named_by_variable(closed
     assert told.exit_code == 1
     text = " ".join(told.stdout.split())
     assert "is Restate running? --restate-admin says where it is" in text
+
+
+def test_what_restate_calls_its_deployments_is_shown_as_printable_text_without_secrets() -> None:
+    deployment = {
+        "id": "dp_1\x1b[31m",
+        "uri": "http://127.0.0.1:9081/x",
+        "services": [{"name": PASTED["a JWT"], "revision": 1}],
+    }
+    body = json.dumps({"deployments": [deployment]}).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        admin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        told = run("--deployments-hosts", "svc.example.com", "--restate-admin", admin)
+        thread.join()
+    assert "\x1b" not in told.stdout
+    assert "dp_1 [31m  http://127.0.0.1:9081/x ([not shown])" in told.stdout
 
 
 @pytest.mark.parametrize("flag", ["--gcp-delegate", "--gcp-delegates"])
