@@ -298,6 +298,7 @@ class Settings(PeerSettings):
     queued_octets: Octets = Field(
         default=256 << 20,
         ge=64 << 10,
+        le=1 << 40,
         description=(
             "Cap on all octets that wait in one worker, the heads and trailers of requests and 4 KiB for each exchange "
             "included. "

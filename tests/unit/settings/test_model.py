@@ -54,13 +54,14 @@ def test_the_directory_of_a_unix_socket_must_exist() -> None:
         ("max_upstream_connections", 1, 4096),
         ("max_concurrent_streams", 128, 65_535),
         ("stream_window", 16_384, (1 << 31) - 1),
+        ("queued_octets", 1 << 20, 1 << 40),
         ("replay_octets", 0, 16 << 20),
         ("max_field_section", 16_384, 1 << 20),
     ],
 )
 def test_the_bounds_of_numbers_are_allowed_values(setting: str, least: int, most: int) -> None:
     for allowed in (least, most):
-        flags = {setting: str(allowed), "queued_octets": str(1 << 31)}
+        flags = {"queued_octets": str(1 << 31), setting: str(allowed)}
         assert getattr(upstream(**flags), setting) == allowed
     assert "at least" in problems(upstream=URL, **{setting: str(least - 1)})[f"--{setting.replace('_', '-')}"]
     assert "at most" in problems(upstream=URL, **{setting: str(most + 1)})[f"--{setting.replace('_', '-')}"]
