@@ -1,4 +1,4 @@
-"""The check of subjects: all steps in order for each one, all at the same time. A subject is a route, named or open.
+"""The check of subjects: all steps in order for each one, many at the same time. A subject is a route, named or open.
 
 One run reports all problems: without credentials the connection is still checked, and without a connection the token is
 still minted.
@@ -50,6 +50,9 @@ __all__ = ["Doctor", "Progress", "Subject"]
 
 Progress = Callable[[str, StepName], None]
 """Called with the name of the subject and the step that begins."""
+
+_MOST_AT_ONCE: Final = 64
+"""Subjects. Thousands would find the limits of this machine (open files, CPU for TLS) and of the metadata server."""
 
 _NO_PROGRESS: Final[Progress] = lambda name, step: None  # noqa: E731 - a default
 
@@ -129,8 +132,14 @@ class Doctor:
     ) -> list[RouteReport]:
         """Return the reports in the order of `subjects`; `on_report` gets each in that order, as soon as possible."""
         reports = []
+        turns = asyncio.Semaphore(_MOST_AT_ONCE)
+
+        async def check(subject: Subject) -> RouteReport:
+            async with turns:
+                return await self.check(subject)
+
         async with asyncio.TaskGroup() as group:
-            for task in [group.create_task(self.check(subject)) for subject in subjects]:
+            for task in [group.create_task(check(subject)) for subject in subjects]:
                 reports.append(await task)
                 on_report(reports[-1])
         return reports

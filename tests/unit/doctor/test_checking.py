@@ -77,6 +77,16 @@ async def test_reports_come_in_the_order_of_routes(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_of_many_routes_so_many_are_checked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.doctor.checking._MOST_AT_ONCE", 1, raising=False)
+    begun: list[str] = []
+    async with emulated_setup(tmp_path) as here:
+        routes = {"one": here.url, "two": here.url}
+        await examined(here, settings(here, routes), progress=lambda name, step: begun.append(name))
+    assert begun == ["one"] * 5 + ["two"] * 5
+
+
+@pytest.mark.asyncio
 async def test_without_a_token_the_service_is_still_checked(tmp_path: Path) -> None:
     async with emulated_setup(tmp_path) as here:
         here.environment["GOOGLE_APPLICATION_CREDENTIALS"] = "/nonexistent"
