@@ -69,6 +69,7 @@ _ADMIN_HELP: Final = (
     "--timeout",
     "answer_timeout",
     type=click.FloatRange(0.1, 3600),
+    callback=lambda context, parameter, seconds: max(0.1, seconds),  # of nan, 0.1
     default=30.0,
     show_default=True,
     metavar="SECONDS",
