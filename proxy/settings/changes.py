@@ -14,8 +14,8 @@ __all__ = ["GO_WITH", "RELOADABLE", "Changes", "log_refused", "log_reloaded"]
 
 _log: Final = structlog.get_logger("settings")
 
-_MOST_SHOWN_ROUTES: Final = 100
-"""In one line; log collectors cut lines of some 100 KiB."""
+_MOST_SHOWN: Final = 100
+"""Routes, or problems, in one line: log collectors cut lines of some 100 KiB, and one of MiB is dropped here."""
 
 RELOADABLE: Final = frozenset(
     {
@@ -140,7 +140,7 @@ def log_reloaded(changes: Changes, *, requested: bool, **more: Any) -> None:
 
 def log_refused(problems: tuple[str, ...], *, config: Path | None, **more: Any) -> None:
     """Write why the settings in force stay."""
-    _log.error("settings refused: those in force stay", **_file(config), problems=list(problems), **more)
+    _log.error("settings refused: those in force stay", **_file(config), **_names("problems", problems), **more)
 
 
 def _file(config: Path | None) -> dict[str, str]:
@@ -149,6 +149,6 @@ def _file(config: Path | None) -> dict[str, str]:
 
 
 def _names(field: str, names: tuple[str, ...]) -> dict[str, list[str]]:
-    shown = list(names[:_MOST_SHOWN_ROUTES])
+    shown = list(names[:_MOST_SHOWN])
     more = len(names) - len(shown)
     return {field: [*shown, f"and {more} more"] if more else shown} if names else {}

@@ -8,7 +8,7 @@ import structlog
 
 from proxy.routes import Route, parse_upstream
 from proxy.settings import PlainSettings
-from proxy.settings.changes import GO_WITH, RELOADABLE, Changes, log_reloaded
+from proxy.settings.changes import GO_WITH, RELOADABLE, Changes, log_refused, log_reloaded
 from tests.support.settings import plain_settings
 
 
@@ -97,3 +97,6 @@ def test_a_removed_route_is_named_and_long_lists_are_cut() -> None:
     assert [line["log_level"] for line in lines] == ["info", "warning"]
     assert lines[1]["routes"][:2] == ["0", "1"]
     assert lines[1]["routes"][100:] == ["and 150 more"]
+    with structlog.testing.capture_logs() as lines:
+        log_refused(many.routes_removed, config=None)
+    assert lines[0]["problems"][99:] == ["99", "and 150 more"]
