@@ -7,6 +7,7 @@ Differences from Hypercorn and h11:
 * `Upgrade` has no effect: neither h2c, which RFC 9113, 3.1 has withdrawn, nor WebSocket.
 * Methods keep their case (RFC 9110, 9.1); Hypercorn converts them to upper case.
 * Status lines have a reason phrase, because some clients, such as h2load, reject status lines without one.
+* What follows the last request of a connection is ignored (RFC 9112, 9.6); to h11 it is an error.
 * An event tells when a response is complete, so that a client that has closed its half gets the whole response.
 """
 
@@ -174,6 +175,8 @@ class _StrictConnection(h11.Connection):
         self.check_seconds = 0.0
 
     def receive_data(self, data: bytes) -> None:
+        if self.their_state is h11.MUST_CLOSE:
+            return  # it would never be read
         if not data:
             self.syntax.feed_eof()
             super().receive_data(b"")
@@ -185,6 +188,8 @@ class _StrictConnection(h11.Connection):
             super().receive_data(passed)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA  # what follows the last request is ignored, and it is answered (RFC 9112, 9.6)
         fault = self.syntax.fault
         if fault is None or self.their_state is h11.ERROR:
             return super().next_event()

@@ -82,6 +82,24 @@ async def test_a_request_is_answered_before_the_malformed_one_behind_it() -> Non
         assert it.relay.requests.empty()
 
 
+@pytest.mark.parametrize("more", [GET, b"\n", b"GET /svc/y", b"x" * (300 << 10)], ids=["request", "LF", "part", "much"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        GET.replace(b"1.1", b"1.0"),
+        GET.replace(b"1.1", b"1.0")[:-2] + b"Connection: keep-alive\r\n\r\n",
+        GET[:-2] + b"Connection: close\r\n\r\n",
+    ],
+    ids=["HTTP/1.0", "keep-alive", "close"],
+)
+async def test_what_follows_the_last_request_of_a_connection_is_ignored(last: bytes, more: bytes) -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(last + more)
+        (await it.relay.request()).answer(b"hello", (b"content-length", b"5"))
+        assert (await read_until_gone(reader)).endswith(b"\r\n\r\nhello")
+        assert it.counts.refused == []
+
+
 async def test_a_response_is_aborted_when_the_rest_of_its_request_is_malformed() -> None:
     async with listening() as it:
         reader, writer = await it.raw(CHUNKED + b"1\r\na\r\n")
