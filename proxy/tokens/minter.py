@@ -7,7 +7,8 @@ that decides:
 * otherwise it is valid, even if our clock is hours ahead and says that it has expired. `clock_ahead_seconds` then
   translates its expiry to our clock, by which it is kept and refreshed as usual: otherwise every request would mint;
 * a `date` within 30 s of our clock changes nothing: a token is not used in its last minute anyway;
-* without a `date`, a token that expired by our clock is used once, by the requests that wait for it, and not cached.
+* without a `date`, or with one from before the token was issued, a token that expired by our clock is used once, by the
+  requests that wait for it, and not cached.
 
 A `date` is only as good as the clock it comes from: GKE's metadata server has the node's.
 """

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from proxy.clock_skew import NEGLIGIBLE_SKEW_SECONDS
 from proxy.errors import TokenMalformed
 from proxy.routes import Route
 
@@ -51,7 +52,7 @@ class Token:
     expires_at: float
     """`exp`, in seconds since the epoch."""
     principal: str | None
-    """The `email` claim, or `sub`; None if it has neither."""
+    """The `email` claim, or `sub`; None if it has neither, or one that cannot be shown."""
     issued_at: float | None = None
     """`iat`, in seconds since the epoch; None if it has none."""
     dated_at: float | None = None
@@ -102,6 +103,8 @@ def read_claims(jwt: str) -> dict[str, Any]:
 def token_from_jwt(key: TokenKey, jwt: str, dated_at: float | None = None) -> Token:
     """Return the token that was minted for `key`; `dated_at` is the `date` of the answer that it was in.
 
+    That date is ignored if the token was issued after it: a token would be used long after its end by such a clock.
+
     Raises TokenMalformed, as `read_claims` does, and for a character that a JWT cannot have: the value goes into
     an HTTP field.
     """
@@ -110,12 +113,15 @@ def token_from_jwt(key: TokenKey, jwt: str, dated_at: float | None = None) -> To
         raise TokenMalformed("the answer to the mint is not a JWT (characters that are not base64url)")
     name = claims.get("email") or claims.get("sub")
     issued = claims.get("iat")
+    issued_at = float(issued) if isinstance(issued, int | float) and 0 < issued <= _LAST_SECOND else None
+    if dated_at is not None and issued_at is not None and dated_at < issued_at - NEGLIGIBLE_SKEW_SECONDS:
+        dated_at = None
     return Token(
         key=key,
         authorization=b"Bearer " + jwt.encode("ascii"),
         expires_at=float(claims["exp"]),
-        principal=name if isinstance(name, str) else None,
-        issued_at=float(issued) if isinstance(issued, int | float) and 0 < issued <= _LAST_SECOND else None,
+        principal=name if isinstance(name, str) and name.isprintable() else None,
+        issued_at=issued_at,
         dated_at=dated_at,
     )
 

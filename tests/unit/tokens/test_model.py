@@ -22,11 +22,36 @@ def test_a_token_has_the_field_value_the_expiry_and_the_principal_of_its_jwt() -
     assert token.key.audience == AUDIENCE
 
 
-@pytest.mark.parametrize(("claims", "principal"), [({"sub": "1"}, "1"), ({}, None), ({"email": 5}, None)])
+@pytest.mark.parametrize(
+    ("claims", "principal"),
+    [
+        ({"sub": "1"}, "1"),
+        ({}, None),
+        ({"email": 5}, None),
+        ({"email": "a\x1b[31m@b"}, None),
+        ({"email": "\ud800@b"}, None),
+    ],
+)
 def test_the_principal_is_the_subject_without_an_email_and_none_without_both(
     claims: dict[str, Any], principal: str | None
 ) -> None:
     assert token_from_jwt(KEY, jwt_of({"exp": 1_800_000_000.5, **claims})).principal == principal
+
+
+@pytest.mark.parametrize(
+    ("claims", "dated_at", "kept"),
+    [
+        ({}, 0.0, True),
+        ({"iat": START}, START, True),
+        ({"iat": START}, START - 30, True),
+        ({"iat": START}, START - 31, False),
+        ({"iat": START}, 0.0, False),
+        ({"iat": "x"}, 0.0, True),
+    ],
+)
+def test_a_date_before_the_token_was_issued_is_ignored(claims: dict[str, Any], dated_at: float, kept: bool) -> None:
+    token = token_from_jwt(KEY, jwt_of({"exp": START + 3600, **claims}), dated_at)
+    assert token.dated_at == (dated_at if kept else None)
 
 
 def test_the_value_of_a_token_is_not_in_its_repr() -> None:
