@@ -90,16 +90,23 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         return MintRefused(
             f"the workload identity provider {provider}that {file.path} names does not exist, or it is disabled{answer}"
         )
-    if reply.status in (400, 403) and call.url.endswith(":generateAccessToken"):
-        account = file.impersonated_account() or "the service account that the file names"
-        # Not `principal`, which is that account.
-        caller = f"the federated identity of {file.path}{file.pool_members()}"
-        refusal = refusal_without_role(reply, caller, (account,))
-        if refusal is not None:
-            return refusal
-    if reply.status == 403 and call.url.endswith(":generateAccessToken"):
+    refusal = _impersonation_refused(file, reply, answer) if call.url.endswith(":generateAccessToken") else None
+    return refusal or failure_of_reply(call.host, reply, f"look at {file.path}")
+
+
+def _impersonation_refused(file: CredentialFile, reply: Reply, answer: str) -> Failure | None:
+    """Return why IAM lets a federated identity not become its service account; None if that is not known."""
+    # Not `principal`, which is that account.
+    caller = f"the federated identity of {file.path}"
+    if reply.status == 401:
+        return CredentialsRejected(f"IAM does not accept the access token of {caller}{answer}")
+    if reply.status not in (400, 403):
+        return None
+    account = file.impersonated_account() or "the service account that the file names"
+    refusal = refusal_without_role(reply, f"{caller}{file.pool_members()}", (account,))
+    if refusal is None and reply.status == 403:
         return ImpersonationDenied(
-            f"the federated identity of {file.path} may not impersonate the service account that the file names: "
-            f"grant it roles/iam.workloadIdentityUser on that account{answer}"
+            f"{caller} may not impersonate the service account that the file names: grant it "
+            f"roles/iam.workloadIdentityUser on that account{answer}"
         )
-    return failure_of_reply(call.host, reply, f"look at {file.path}")
+    return refusal

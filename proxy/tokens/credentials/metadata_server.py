@@ -49,6 +49,9 @@ _NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy bindin
 # GKE's metadata server does not accept many calls at once.
 _CALLS_AT_ONCE: Final = 4
 
+_ANY_LIFE_SECONDS: Final = 1e9
+"""Longer than any access token lives."""
+
 _UNNAMED: Final = "the attached service account"
 
 
@@ -142,7 +145,7 @@ class MetadataServer:
             raise await self._refused(reply, impersonating=True)
         document = read_object(reply.body)
         lifetime = document.get("expires_in")
-        if isinstance(lifetime, bool) or not isinstance(lifetime, int | float):
+        if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or not lifetime < _ANY_LIFE_SECONDS:
             raise TokenMalformed("the metadata server answered 200 without an access token")
         quota_project = self._environment.get("GOOGLE_CLOUD_QUOTA_PROJECT")
         return bearer(document.get("access_token"), self._clock() + lifetime, quota_project)

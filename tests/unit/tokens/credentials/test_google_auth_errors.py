@@ -225,6 +225,12 @@ def test_federation_that_may_not_become_its_account_names_the_role() -> None:
     assert type(told(file(), status=403)) is MintRefused
 
 
+def test_federation_whose_access_token_iam_does_not_accept_is_rejected() -> None:
+    failure = told(file(), url="https://iamcredentials.googleapis.com/x:generateAccessToken", status=401)
+    assert type(failure) is CredentialsRejected
+    assert "IAM does not accept the access token of the federated identity of file.json" in str(failure)
+
+
 @pytest.mark.parametrize(
     ("status", "message", "reason", "what"),
     [

@@ -370,6 +370,9 @@ async def test_the_quota_project_of_the_environment_is_sent_to_iam(
         '{"access_token": "ya29.x"}',
         '{"access_token": "a\\r\\nb", "expires_in": 9}',
         '{"expires_in": 9}',
+        '{"access_token": "ya29.x", "expires_in": 1e400}',
+        '{"access_token": "ya29.x", "expires_in": NaN}',
+        f'{{"access_token": "ya29.x", "expires_in": 1{"0" * 400}}}',
     ],
 )
 async def test_a_junk_access_token_is_malformed(google: FakeGoogle, mint: GoogleMint, body: str) -> None:
