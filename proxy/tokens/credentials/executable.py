@@ -88,7 +88,7 @@ class Executable:
     def run(self) -> str:
         """Return the subject token: the one that its output file still has, or one that it prints.
 
-        Whether the latter has expired is left to Google: only this machine's clock could tell here, and may be wrong.
+        Google decides whether the latter has expired: this machine's clock may be wrong.
         Raises CredentialsInvalid, TokenTimeout after `timeout_seconds`, or TokenUnavailable once stopped. Nothing that
         it printed is in their sentences.
         """

@@ -40,6 +40,32 @@ def test_the_exceptions_are_the_same_for_upstreams_and_for_google(
     assert tunnels_to(Origin("https", HOST, 443)) != excepted
 
 
+@pytest.mark.parametrize(
+    ("value", "host", "excepted"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("other.example, 10.1.2.3/8 ", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("10.0.0.0/8", "fd00::1", False),
+        ("10.0.0.0/33", "10.1.2.3", False),
+        ("10.0.0.0/8", HOST, False),
+        ("fd00::/8", "fd00::1", True),
+        ("[fd00::1]", "fd00::1", True),
+        ("[fd00::1]:443", "fd00::1", True),
+        ("[fd00::1]:8443", "fd00::1", False),
+        ("fd00:0:0::1", "fd00::1", True),
+    ],
+)
+def test_addresses_are_excepted_by_themselves_and_by_their_networks(
+    value: str, host: str, excepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", value)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert (proxy_for(f"https://{f'[{host}]' if ':' in host else host}/token") is None) == excepted
+    assert tunnels_to(Origin("https", host, 443)) != excepted
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
 def test_this_machine_is_reached_without_the_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
