@@ -11,7 +11,6 @@ unbounded, and the connection stops reading while its `Gate` is cleared.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
@@ -44,9 +43,6 @@ _WINDOW_OCTETS: Final = 256 << 10
 _LINGER_SECONDS: Final = 1.0
 """How long the end of a response waits for the end of its request. Closing a socket with unread data resets the
 connection, and the client may lose the rest of the response (RFC 9112, 9.6)."""
-
-_UNSENDABLE: Final = re.compile(rb"[\v\f]")
-"""What field values may have over HTTP/2, and h11 refuses to send: white space, sent as a space (RFC 9110, 5.5)."""
 
 _NO_CONTENT: Final = 204
 _STREAM_ID: Final = 1
@@ -113,9 +109,7 @@ class Http1Stream(Stream):
         status = int(fields[0][1])
         if status < 200:
             return
-        lines = [
-            (name, _UNSENDABLE.sub(b" ", value).strip(b" \t")) for name, value, _ in fields if not name.startswith(b":")
-        ]
+        lines = [(name, value) for name, value, _ in fields if not name.startswith(b":")]
         if status == _NO_CONTENT:
             lines = [line for line in lines if line[0] != b"content-length"]  # which it must not have (RFC 9110, 8.6)
         self._head_sent = True

@@ -54,16 +54,17 @@ async def test_refused_requests_are_counted_and_logged_by_reason(routes: Routes,
         await send_http2(running, (b":authority", b"sidecar"), (b"host", b"elsewhere-s3cret"))
         await send_http2(running, (b":authority", b"ada:s3cret@sidecar"))
         await send_http2(running, (b":authority", b"sidecar"), (b"connection", b"close"))
+        await send_http2(running, (b":authority", b"sidecar"), (b"x-a", b"a\x01b"))
         assert (await send_http1(running, b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n")).startswith(b"HTTP/1.1 400")
         page = b"GET / HTTP/1.1\r\nhost: localhost\r\norigin: https://page.example\r\n\r\n"
         assert (await send_http1(running, page)).startswith(b"HTTP/1.1 403")
         assert await refused(running) == {
             "host-differs": 1,
             "user-info": 1,
-            "field": 1,
+            "field": 2,
             "bad-request": 1,
             "browser": 1,
         }
         told = [line["reason"] for line in await running.end() if line["message"] == "request refused"]
-        assert told == ["host-differs", "user-info", "field", "bad-request", "browser"]
+        assert told == ["host-differs", "user-info", "field", "field", "bad-request", "browser"]
         assert not [line for line in running.program.lines if "s3cret" in line]

@@ -6,6 +6,8 @@ values at once where that will do.
 
 Three rules are stricter than RFC 9113, against request smuggling: `host` must agree with
 `:authority`, repeated `content-length` and `host` are refused even when equal, and `:path` has visible octets only.
+Two are those of RFC 9110, 5.5 and 9.1, for the sake of the others on a connection: no value has a control character but
+HTAB, and `:method` is a token. Envoy and hyper end a connection, with all its streams, on which such a field comes.
 
 Each rule that refuses a section has one of the words in `refusals`, by which metrics count. No text here quotes a
 value.
@@ -38,6 +40,8 @@ CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 """Names of fields that HTTP/2 forbids (RFC 9113, 8.2.2)."""
+_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROLS: Final = bytes(octet for octet in range(0x80) if (octet < 0x20 and octet != 0x09) or octet == 0x7F)
 _VISIBLE: Final = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 _MOST_LENGTH_DIGITS: Final = 18
 _MOST_SHAPES: Final = 512
@@ -112,8 +116,8 @@ def check_request(fields: Fields, *, ends: bool = False) -> int | None:
     shape = _checked(fields, _REQUESTS)
     method, scheme = _value(fields, shape.method), _value(fields, shape.scheme)
     authority, path = _value(fields, shape.authority), _value(fields, shape.path)
-    if not method or not _is_visible(method):
-        raise Malformed("no :method", refusals.PSEUDO_FIELD)
+    if not method or not _METHOD.fullmatch(method):
+        raise Malformed("a :method that is missing or no token", refusals.PSEUDO_FIELD)
     if method == b"CONNECT":
         if scheme is not None or path is not None:
             raise Malformed("CONNECT with :scheme or :path", refusals.PSEUDO_FIELD)
@@ -227,10 +231,10 @@ def _checked(fields: Fields, shapes: _Shapes) -> _Shape:
 
 
 def _check_values(values: list[bytes]) -> None:
-    """RFC 9113, 8.2.1: no NUL, CR or LF anywhere; no white space at either end."""
+    """RFC 9110, 5.5: no control character but HTAB; RFC 9113, 8.2.1: no white space at either end."""
     text = b"".join(values)
-    if b"\r" in text or b"\n" in text or b"\0" in text:
-        raise Malformed("a field value with CR, LF or NUL")
+    if len(text.translate(None, _CONTROLS)) != len(text):
+        raise Malformed("a field value with a control character")
     if [value for value in values if value != value.strip(b" \t")]:
         raise Malformed("a field value that starts or ends with white space")
 

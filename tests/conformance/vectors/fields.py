@@ -65,6 +65,9 @@ REQUESTS = [
     Vector(
         "OPTIONS of no path", _lines((b":method", b"OPTIONS"), _SCHEME, _AUTHORITY, (b":path", b"x")), "pseudo-field"
     ),
+    Vector("method in lower case", _lines((b":method", b"m-search"), *_HEAD[1:])),
+    Vector("method that is no token", _lines((b":method", b"GET/"), *_HEAD[1:]), "pseudo-field"),
+    Vector("method beyond ASCII", _lines((b":method", b"G\xc9T"), *_HEAD[1:]), "pseudo-field"),
     Vector("method twice", _lines(_METHOD, *_HEAD), "field"),
     Vector("path twice", _lines(*_HEAD, _PATH), "field"),
     Vector("authority twice", _lines(_METHOD, _SCHEME, _AUTHORITY, _AUTHORITY, _PATH), "field"),
@@ -102,6 +105,8 @@ REQUESTS = [
     _request("NUL in a value", (b"x", b"a\0b"), reason="field"),
     _request("CR in a value", (b"x", b"a\rb"), reason="field"),
     _request("LF in a value", (b"x", b"a\nb"), reason="field"),
+    *(_request(f"{mark!r} in a value", (b"x", b"a%cb" % mark), reason="field") for mark in b"\x01\x08\v\f\x1f\x7f"),
+    _request("tab in a value", (b"x", b"a\tb")),
     _request("space before a value", (b"x", b" a"), reason="field"),
     _request("tab after a value", (b"x", b"a\t"), reason="field"),
     # fields of HTTP/1.1's connections
@@ -152,6 +157,7 @@ RESPONSES = [
     Vector("status after a field", _lines((b"server", b"a"), _STATUS), "field"),
     Vector("upper case", _lines(_STATUS, (b"Server", b"a")), "field"),
     Vector("LF in a value", _lines(_STATUS, (b"server", b"a\nb")), "field"),
+    Vector("control character in a value", _lines(_STATUS, (b"server", b"a\x01b")), "field"),
     Vector("connection", _lines(_STATUS, (b"connection", b"close")), "field"),
     Vector("transfer-encoding", _lines(_STATUS, (b"transfer-encoding", b"chunked")), "field"),
     Vector("content-length that is none", _lines(_STATUS, (b"content-length", b"")), "content-length"),
@@ -165,6 +171,7 @@ TRAILERS = [
     Vector("pseudo-field", _lines(_STATUS), "field", end=True),
     Vector("upper case", _lines((b"Grpc-Status", b"0")), "field", end=True),
     Vector("LF in a value", _lines((b"x", b"a\nb")), "field", end=True),
+    Vector("control character in a value", _lines((b"x", b"a\x7fb")), "field", end=True),
     Vector("connection", _lines((b"connection", b"close")), "field", end=True),
 ]
 

@@ -79,7 +79,7 @@ def test_an_authority_of_any_host_is_accepted(authority: bytes) -> None:
     check_request(request(authority=authority))
 
 
-@pytest.mark.parametrize("authority", [b"", b"user@a", b"a b", b"a\x01"])
+@pytest.mark.parametrize("authority", [b"", b"user@a", b"a b"])
 def test_an_authority_without_a_host_is_malformed(authority: bytes) -> None:
     with pytest.raises(Malformed, match="authority"):
         check_request(request(authority=authority))
@@ -105,7 +105,7 @@ def test_connect_has_only_an_authority() -> None:
             check_request(fields)
 
 
-@pytest.mark.parametrize("method", [None, b"", b"GE T", b"G\x7fT"])
+@pytest.mark.parametrize("method", [None, b"", b"GE T", b"G(T", b"GET/x", b"G\x80T"])
 def test_an_invalid_method_is_malformed(method: bytes | None) -> None:
     with pytest.raises(Malformed, match="method"):
         check_request(request(method=method))
@@ -128,12 +128,12 @@ def test_any_other_te_is_malformed(lines: list[bytes]) -> None:
         check_request([*REQUEST, *(line(b"te", value) for value in lines)])
 
 
-@pytest.mark.parametrize("value", [b"a\0", b"\ra", b"a\nb", b"\r\n"])
-def test_values_must_not_have_line_breaks_or_nul(value: bytes) -> None:
+@pytest.mark.parametrize("value", [b"a\0", b"\ra", b"a\nb", b"\r\n", b"\x01", b"a\x08", b"\v", b"\x1fa", b"a\x7fb"])
+def test_values_must_not_have_control_characters(value: bytes) -> None:
     for place in range(3):
         fields = [line(b"x-a", b"fine"), line(b"x-b", b"fine"), line(b"x-c", b"fine")]
         fields[place] = line(b"x-bad", value)
-        with pytest.raises(Malformed, match="CR, LF or NUL"):
+        with pytest.raises(Malformed, match="control character"):
             check_request([*REQUEST, *fields])
 
 
@@ -143,7 +143,7 @@ def test_values_must_not_have_white_space_at_their_ends(value: bytes) -> None:
         check_request([*REQUEST, line(b"x", value), line(b"y", b"z")])
 
 
-@pytest.mark.parametrize("value", [b"", b"a b", b"a\tb", b"\x01", b"\xff\x80", b"\x7f"])
+@pytest.mark.parametrize("value", [b"", b"a b", b"a\tb", b"~", b"\xff\x80"])
 def test_any_other_value_is_accepted(value: bytes) -> None:
     check_request([*REQUEST, line(b"x", value)])
 
