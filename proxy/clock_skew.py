@@ -5,6 +5,7 @@ A skew is in seconds, positive where this machine's clock is ahead.
 
 from __future__ import annotations
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -19,8 +20,12 @@ MAX_SKEW_SECONDS: Final = 60.0
 
 def read_date(value: str | None) -> float | None:
     """Return a `date` field's time in seconds since the epoch (RFC 9110, 6.6.1); None without one, or a bad one."""
+    if not value:
+        return None
     try:
-        return parsedate_to_datetime(value).timestamp() if value else None
+        date = parsedate_to_datetime(value)
+        # Without a zone, it is in UTC (RFC 9110, 5.6.7: `asctime-date`), which Python takes for local time.
+        return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
 
