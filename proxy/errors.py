@@ -352,7 +352,7 @@ class UpstreamRefusedStream(UpstreamFailure):
 
 
 class UpstreamReset(UpstreamFailure):
-    """The upstream reset the stream, or HTTP/1.1 cannot have what is in the head of its response.
+    """The upstream reset the stream, or its response broke a rule of HTTP.
 
     Remedy: read the log of the service.
     """

@@ -82,7 +82,7 @@ async def test_a_request_is_answered_before_the_malformed_one_behind_it() -> Non
         assert it.relay.requests.empty()
 
 
-@pytest.mark.parametrize("more", [GET, b"\n", b"GET /svc/y", b"x" * (300 << 10)], ids=["request", "LF", "part", "much"])
+@pytest.mark.parametrize("more", [GET, b"\n", b"GET /svc/y"], ids=["request", "LF", "part"])
 @pytest.mark.parametrize(
     "last",
     [
