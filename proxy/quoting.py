@@ -45,6 +45,8 @@ REDACTED: Final = "[redacted]"
 """Stands for a secret in a log line, where the last net caught it."""
 
 _MOST_CHARACTERS: Final = 300
+_MOST_BITS: Final = 996
+"""Of a number, which has 300 digits then. Python raises ValueError where it is to write one of thousands of digits."""
 _MOST_OCTETS: Final = 64 << 10
 _MOST_PROSE: Final = 16 << 10
 
@@ -136,9 +138,10 @@ def plain(value: object) -> str | None:
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return None
     if isinstance(value, int | float):
-        text = str(value)
-        return text if len(text) <= _MOST_CHARACTERS else None
+        return str(value)
     if not isinstance(value, str | PurePath):
         return None
     text = str(value)
@@ -280,4 +283,6 @@ def _described(value: object) -> str:
         return "a table"
     if isinstance(value, list | tuple):
         return "a list"
+    if isinstance(value, int):
+        return f"a number of {value.bit_length()} bits"
     return f"a {type(value).__name__}"
