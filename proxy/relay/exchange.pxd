@@ -62,9 +62,9 @@ cdef class Exchange(RequestContent):
 
     @cython.locals(action=cython.int, octets=cython.Py_ssize_t)
     cpdef on_request_data(self, bytes data, bint end_stream)
-    @cython.locals(action=cython.int, trailers=list)
+    @cython.locals(trailers=list)
     cpdef on_request_trailers(self, list fields)
-    @cython.locals(action=cython.int, upstream=Stream)
+    @cython.locals(upstream=Stream)
     cpdef on_request_reset(self, long code, bint by_peer)
     cpdef on_response_sent(self, Py_ssize_t octets)
     cpdef on_interim(self, list fields)

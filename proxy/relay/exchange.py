@@ -190,36 +190,33 @@ class Exchange(RequestContent):
                 self.hold(data)
                 if self.upstream is not None:
                     self._commit_if_large()
-            if action == _FORWARD and self.upstream is not None:
+            if self.upstream is not None:
                 self.upstream.send_data(data, end_stream)
-        elif data and not end_stream:
-            if not self.discard(len(data)):
-                # It is too much: reset after the response (RFC 9113, 8.1).
-                self.on(Move.DISCARDED_ENOUGH)
-                self.downstream.reset(ErrorCode.NO_ERROR, True)
-                self._end()
-            return
+        elif not end_stream and not self.discard(len(data)):
+            # It is too much: reset after the response (RFC 9113, 8.1).
+            self.on(Move.DISCARDED_ENOUGH)
+            self.downstream.reset(ErrorCode.NO_ERROR, True)
         if self._state == _OVER:
             self._end()
 
     def on_request_trailers(self, fields: Fields) -> None:
         """Forward the trailer section that ends the request, or hold it."""
-        action = self.on(_REQUEST_END)
+        self.on(_REQUEST_END)
         trailers = end_to_end_trailers(fields)
         if self._holding:
             self.hold_trailers(trailers)
-        if action == _FORWARD and self.upstream is not None:
+        if self.upstream is not None:
             self.upstream.send_trailers(trailers)
         if self._state == _OVER:
             self._end()
 
     def on_request_reset(self, code: int, by_peer: bool) -> None:
         """Reset the upstream stream. A rule that the client broke is not the upstream's business: CANCEL tells it."""
-        action = self.on(Move.REQUEST_RESET)
+        self.on(Move.REQUEST_RESET)
         self.observers.stream_reset(self, "downstream" if by_peer else "sidecar", code)
         if not self.status and self.account.on_cancel is not None:
             self.account.on_cancel()
-        if action == _FORWARD and self.upstream is not None and self._connection is not None:
+        if self.upstream is not None and self._connection is not None:
             upstream, self.upstream = self.upstream, None
             # Now, or when the connection has not had too many resets.
             self._connection.cancels.cancel(upstream, code if by_peer and code else ErrorCode.CANCEL, self.account)
@@ -253,7 +250,7 @@ class Exchange(RequestContent):
         """Forward content of the response."""
         self.on(_RESPONSE_END if end_stream else _RESPONSE_DATA)
         self.response_octets += len(data)
-        if self.error_head is not None and data:
+        if self.error_head is not None:
             self._owner.error_answered(self, data)
         self.downstream.send_data(data, end_stream)
         if self._state == _OVER:
@@ -271,7 +268,7 @@ class Exchange(RequestContent):
         unwanted = by_peer and code == ErrorCode.NO_ERROR and self.response_done
         if not unwanted:
             self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
-        if by_peer and code == ErrorCode.REFUSED_STREAM:
+        if code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
             return
         self._forget_upstream()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from sys import getrefcount
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.connection.budget import Budget
 from proxy.http2.engine import Stream
+from proxy.http2.events import Fields
 from proxy.observe.exchange import RouteObservers
 from proxy.relay.exchange import Exchange, ExchangeOwner
 from proxy.relay.states import TRANSITIONS, Action, IllegalMove, Move, State
@@ -69,6 +72,18 @@ def test_a_held_request_can_be_sent_again_and_any_other_fails(ended: bool) -> No
 
 def test_an_interim_head_commits_the_request() -> None:
     assert sent(Move.INTERIM).on(Move.UNPROCESSED) == Action.REPLY
+
+
+def test_held_content_that_is_dropped_is_freed() -> None:
+    exchange = exchange_after()
+    first, more = bytes(2_000), bytes(2_001)
+    trailers: Fields = [(b"x-checksum", b"1", False)]
+    references = [getrefcount(held) for held in (first, more, trailers)]
+    exchange.hold(first)
+    exchange.hold(more)
+    exchange.hold_trailers(trailers)
+    exchange.drop_held()
+    assert [getrefcount(held) for held in (first, more, trailers)] == references
 
 
 def test_the_response_may_end_before_the_request_which_goes_on() -> None:
@@ -141,7 +156,13 @@ def test_an_illegal_move_raises_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "moves", [[Move.REQUEST_RESET], [Move.RESPONSE_RESET], [Move.RESPONSE_HEAD, Move.RESPONSE_RESET]]
+    "moves",
+    [
+        [Move.REQUEST_RESET],
+        [Move.RESPONSE_RESET],
+        [Move.RESPONSE_HEAD, Move.RESPONSE_RESET],
+        [Move.RESPONSE_HEAD, Move.RESPONSE_END, Move.RESPONSE_RESET],
+    ],
 )
 def test_a_reset_is_forwarded_and_ends_the_exchange(moves: list[Move]) -> None:
     exchange = sent(*moves[:-1])
