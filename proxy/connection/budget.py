@@ -144,11 +144,9 @@ class Budget:
         try:
             while left and (excess := self.queued_octets - self._relieved_octets()) > 0:
                 largest = max(left, key=lambda holder: holder.octets)
-                if not largest.octets:
-                    break
                 before = self.queued_octets
                 self._ask(largest, excess)
-                if self.queued_octets >= before or largest not in self._holders:
+                if self.queued_octets >= before:
                     left.discard(largest)
         finally:
             self._relief_scheduled = False

@@ -345,7 +345,6 @@ class Http2Protocol(Flushable):
                 receiver.on_evicted(memory_is_short())
             except Exception as exc:  # noqa: BLE001 - the octets must be freed all the same
                 self.on_internal_error(stream, exc)
-        self.schedule_flush()
         self._count_queued_octets()
         if octets > 0 and self._paused and 2 * self._counted_octets >= self.account.octets:
             self.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"")
