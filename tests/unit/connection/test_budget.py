@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from sys import getrefcount
 
 import pytest
 
@@ -141,8 +142,10 @@ def test_a_holder_without_an_account_is_forgotten() -> None:
     budget.close_account(one)
     assert joined(budget, "a")[0].holder is holder
     budget.close_account(other)
-    for account in tuple(holder.accounts):
-        budget.close_account(account)
+    (last,) = holder.accounts
+    references = getrefcount(holder)
+    budget.close_account(last)
+    assert getrefcount(holder) == references - 2, "the budget has none by name, and none among all"
     assert joined(budget, "a")[0].holder is not holder
 
 
@@ -325,6 +328,14 @@ def test_large_exchanges_of_an_owner_give_way_before_a_larger_account_with_small
     assert calm.octets == half
     assert {name.partition(" ")[0] for name, _ in owners.asked} == {"large"}
     assert owners.budget.queued_octets == (1 << 20) // 4 * 3
+
+
+def test_the_largest_account_of_an_owner_gives_up_first() -> None:
+    owners = Owners(1000)
+    for name, octets in (("small", 100), ("large", 600), ("medium", 300)):
+        owners.open(name, octets, owner="it")
+    owners.turn()
+    assert owners.asked == [("large", 250)]
 
 
 def test_an_owner_whose_accounts_are_closed_is_forgotten() -> None:

@@ -205,3 +205,6 @@ def test_the_time_of_a_turn_is_asked_anew_after_a_flush_at_once() -> None:
         flusher.end_read(100)
         loop.turn()
         assert flusher.now() == first + 5.0
+        loop.advance(5.0)
+        loop.turn()
+        assert flusher.now() == first + 10.0, "without a read, too"

@@ -134,6 +134,25 @@ def test_a_receiver_that_raises_when_told_of_an_error_is_reported_and_detached(m
 
 
 @each_bare_engine
+def test_an_exchange_that_raises_when_it_has_to_give_way_is_reset_and_the_connection_goes_on(
+    make: EngineFactory,
+) -> None:
+    with Pair(make) as pair:
+        small, large = pair.answered(bytes(100_000)), pair.answered(bytes(110_000))
+        pair.settle()
+        held = {stream: pair.server.streams[stream].count_queued_octets() for stream in (small, large)}
+        pair.server.give_up(held[large], 1)  # a receiver of these tests does not know how
+        pair.settle()
+        assert pair.reset_codes(small, large) == [None, ErrorCode.INTERNAL_ERROR], "that was enough"
+        pair.server.give_up(1 << 20, held[small])
+        pair.settle()
+        assert pair.reset_codes(small) == [ErrorCode.INTERNAL_ERROR]
+        assert pair.budget.queued_octets == 0
+        assert pair.errors() == [NotImplementedError] * 2
+        assert not pair.server.closed
+
+
+@each_bare_engine
 def test_an_internal_error_without_a_stream_ends_the_connection(make: EngineFactory) -> None:
     with Pair(make) as pair:
         pair.client.engine.go_away(ErrorCode.NO_ERROR)

@@ -171,6 +171,7 @@ def test_an_ended_connection_leaves_nothing_charged_to_the_budget(make: EngineFa
         for _ in range(3):
             pair.down()
         assert pair.budget.queued_octets == 0
+        assert not pair.server.account.holder.accounts
         assert len(pair.server.lost) == 1
 
 

@@ -59,6 +59,7 @@ def test_a_request_that_is_held_back_and_cancelled_does_not_reach_the_upstream(m
         patient = client.request("/svc/patient", end=True)
         world.settle()
         assert not world.arrivals("/patient")
+        assert world.dispatcher.waiting.count == 2
         client.engine.reset(cancelled, ErrorCode.CANCEL)
         world.settle()
         assert len(charges) == 1

@@ -17,6 +17,7 @@ from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine, stream_of
+from tests.unit.relay.stage import SMALL, WINDOW
 
 Clock = Callable[[], float]
 
@@ -112,13 +113,15 @@ def test_a_request_that_cannot_be_answered_is_reset_and_the_others_continue(make
 @each_bare_engine
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_broken_exchange_is_reset_on_both_sides_and_counted_once(make: EngineFactory, answered: bool) -> None:
-    with World(make=make) as world, structlog.testing.capture_logs() as log:
+    with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs() as log:
         client = world.client()
+        client.acknowledging = False
         stream = client.request("/svc/x")
         world.settle()
         service, far = world.latest("/x")
         if answered:
-            service.respond(far, end=True)
+            service.respond(far)
+            service.engine.send_data(far, bytes(2 * WINDOW), end_stream=True)
             world.settle()
         served = stream_of(world.wire(client).protocol.engine, stream)
         assert served is not None

@@ -54,7 +54,7 @@ def test_a_connection_lost_before_the_response_is_a_local_reply_and_the_rest_is_
 def test_a_connection_lost_after_the_response_began_is_a_reset_after_its_content(
     make: EngineFactory, ended: bool
 ) -> None:
-    with World(make=make, client_limits=SMALL) as world, structlog.testing.capture_logs() as log:
+    with World(make=make, client_limits=SMALL, access_log=True) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world, end=ended)
         client.acknowledging = False
         service.respond(far)
@@ -67,7 +67,8 @@ def test_a_connection_lost_after_the_response_began_is_a_reset_after_its_content
         world.settle()
         assert len(client.streams[stream].content) == 2 * WINDOW
         assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
-        assert [line["code"] for line in log if line["event"] == "exchange aborted"] == ["upstream-connection-lost"]
+        for event in ("exchange aborted", "exchange"):
+            assert [line["code"] for line in log if line["event"] == event] == ["upstream-connection-lost"]
         assert world.metrics.routes["svc"].failures == 1
         world.assert_at_rest()
 

@@ -96,6 +96,28 @@ def test_octets_that_are_sent_again_are_acknowledged_once(make: EngineFactory) -
         world.assert_at_rest()
 
 
+@each_bare_engine
+def test_octets_of_an_earlier_attempt_that_leave_late_acknowledge_nothing(make: EngineFactory) -> None:
+    with World(make=make, replay_octets=10_000) as world:
+        client, stream, service, far = begun(world)
+        paused = world.wire(service).transport
+        paused.stalls_at_next_write = True
+        client.engine.send_data(stream, bytes(5_000), end_stream=False)
+        world.settle()
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        assert world.wire(client).owed(stream) == 5_000
+        paused.resume()
+        world.settle()
+        assert world.wire(client).owed(stream) == 0
+        service, far = world.latest("/x")
+        assert len(service.streams[far].content) == 5_000
+        client.engine.send_data(stream, b"", end_stream=True)
+        service.respond(far, end=True)
+        world.settle()
+        world.assert_at_rest()
+
+
 # ---- resets
 
 
@@ -120,16 +142,15 @@ def test_a_reset_by_the_client_reaches_the_upstream_with_its_code(make: EngineFa
 
 @each_bare_engine
 @pytest.mark.parametrize("code", [ErrorCode.NO_ERROR, ErrorCode.CANCEL, 0x77])
-@pytest.mark.parametrize("answered", [True, False])
-def test_a_reset_by_the_upstream_reaches_the_client_with_its_code(
-    make: EngineFactory, code: int, answered: bool
-) -> None:
+@pytest.mark.parametrize("when", ["no response", "response open", "response ended"])
+def test_a_reset_by_the_upstream_reaches_the_client_with_its_code(make: EngineFactory, code: int, when: str) -> None:
     with World(make=make, client_limits=SMALL) as world:
         client, stream, service, far = begun(world)
         client.acknowledging = False
+        answered, ended = when != "no response", when == "response ended"
         if answered:
             service.respond(far)
-            service.engine.send_data(far, bytes(2 * WINDOW), end_stream=False)
+            service.engine.send_data(far, bytes(2 * WINDOW), end_stream=ended)
         service.engine.reset(far, code, after_data=True)
         world.settle()
         if answered:
@@ -137,8 +158,10 @@ def test_a_reset_by_the_upstream_reaches_the_client_with_its_code(
         client.acknowledge_all()
         world.settle()
         # NO_ERROR would say that nothing is missing: hyper takes it for the end of the response.
-        assert client.streams[stream].reset == (code or ErrorCode.INTERNAL_ERROR)
+        assert client.streams[stream].reset == (code or (None if ended else ErrorCode.INTERNAL_ERROR))
         assert len(client.streams[stream].content) == (2 * WINDOW if answered else 0)
+        client.engine.send_data(stream, b"", end_stream=True)
+        world.settle()
         world.assert_at_rest()
 
 

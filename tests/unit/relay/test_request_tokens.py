@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import structlog
+from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 from proxy.errors import ERROR_FIELD, AmbientUnsupported, Failure, ImpersonationDenied, TokenTimeout
 from proxy.http2.choice import EngineFactory
@@ -136,12 +137,12 @@ def test_a_request_is_not_sent_again_with_a_token_that_was_refused_meanwhile(mak
 
 
 @each_bare_engine
-def test_a_discovery_that_was_not_processed_is_sent_again_with_its_own_token(make: EngineFactory) -> None:
+@pytest.mark.parametrize("frame", [RstStreamFrame(1, ErrorCode.REFUSED_STREAM), GoAwayFrame(0, last_stream_id=0)])
+def test_a_discovery_that_was_not_processed_is_sent_again_with_its_own_token(make: EngineFactory, frame: Frame) -> None:
     with Signed(make) as world:
         client = world.client()
         stream = get(world, client, "/svc/discover")
-        service, far = world.latest("/discover")
-        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.latest("/discover")[0].raw(frame)
         world.settle()
         assert world.tokens_of("/discover") == [b"Bearer 1"] * 2
         assert len(world.mints) == 1

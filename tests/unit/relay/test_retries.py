@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import structlog
 from hyperframe.frame import GoAwayFrame
@@ -37,6 +39,29 @@ def test_a_request_that_was_not_processed_is_sent_again_with_its_end(
         world.settle()
         assert client.streams[stream].status == 200
         world.assert_at_rest()
+
+
+@each_bare_engine
+def test_a_request_that_waits_to_be_sent_again_takes_more_content(make: EngineFactory) -> None:
+    may_connect = asyncio.Event()
+
+    async def connecting() -> None:
+        await may_connect.wait()
+
+    with World(make=make) as world:
+        client, stream, service, far = begun(world)
+        world.connecting = connecting
+        client.engine.send_data(stream, b"journal", end_stream=False)
+        world.settle()
+        service.raw(GoAwayFrame(0, last_stream_id=0))
+        world.settle()
+        client.engine.send_data(stream, bytes(2_000), end_stream=True)
+        world.settle()
+        may_connect.set()
+        world.settle()
+        again, far = world.latest("/x")
+        assert again.streams[far].content == b"journal" + bytes(2_000)
+        assert again.streams[far].ended
 
 
 @each_bare_engine

@@ -12,6 +12,7 @@ from proxy.errors import ERROR_FIELD
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
 from proxy.http2.events import ErrorCode, StreamId
+from proxy.relay.exchange import Exchange
 from tests.support.data_path import World, route
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
@@ -261,6 +262,7 @@ def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: Engi
     with shared(make) as world, structlog.testing.capture_logs():
         client = world.client()
         large = [(f"x-field-{number}".encode(), b"v" * 4_000) for number in range(10)]
+        large.append((b"traceparent", b"v" * 4_000))
         stream = client.request("/svc/x", fields=large)
         world.settle()
         assert world.budget.queued_octets >= 40_000
@@ -268,6 +270,9 @@ def test_large_heads_are_charged_and_dropped_once_the_response_begins(make: Engi
         service.respond(far)
         world.settle()
         assert world.budget.queued_octets == EXCHANGE_OCTETS
+        (live,) = world.wire(client).protocol.engine.live_streams()
+        assert isinstance(live.receiver, Exchange)
+        assert not live.receiver.fields
         assert service.streams[far].value(b"x-field-9") == b"v" * 4_000
         client.engine.send_data(stream, b"", end_stream=True)
         service.engine.send_data(far, b"", end_stream=True)
@@ -291,6 +296,27 @@ def test_the_access_log_names_trace_and_invocation_of_a_request_whose_large_head
         answer(world, "/x")
         (line,) = [line for line in log if line["event"] == "exchange"]
         assert (line["trace"], line["invocation_id"]) == ("a" * 32, "inv_1abc")
+        world.assert_at_rest()
+
+
+@each_bare_engine
+@pytest.mark.parametrize(("head_octets", "status"), [(10, 200), (8_000, 503)])
+def test_a_request_without_content_can_be_sent_again_while_memory_is_short_unless_its_head_is_large(
+    make: EngineFactory, head_octets: int, status: int
+) -> None:
+    with shared(make) as world, structlog.testing.capture_logs():
+        slow, neighbour = world.client(), world.client()
+        unread(world, slow, 3)
+        assert world.budget.is_crowded()
+        stream = neighbour.request("/other/x", fields=[(b"x-field", b"v" * head_octets)], end=True)
+        world.settle()
+        service, far = world.latest("/x")
+        service.engine.reset(far, ErrorCode.REFUSED_STREAM)
+        world.settle()
+        if status == 200:
+            answer(world, "/x")
+        assert len(world.arrivals("/x")) == (2 if status == 200 else 1)
+        assert neighbour.streams[stream].status == status
 
 
 @each_bare_engine

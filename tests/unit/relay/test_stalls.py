@@ -135,6 +135,8 @@ def test_a_client_that_reads_nothing_is_ended_with_its_connection(make: EngineFa
     with watched(make, large, 1 << 20) as world:
         client, neighbour = world.client(), world.client()
         wire = world.wire(client)
+        told: list[tuple[int, str]] = []
+        wire.protocol.on_cut_off = lambda code, reason: told.append((code, reason))
         stream = client.request("/svc/large", end=True)
         world.settle()
         wire.unread = True
@@ -143,8 +145,13 @@ def test_a_client_that_reads_nothing_is_ended_with_its_connection(make: EngineFa
         service.engine.send_data(far, bytes(900_000), end_stream=True)
         world.settle()
         assert world.budget.is_crowded()
-        spend(world, 90)
+        spend(world, 59)
+        assert not wire.protocol.closed
+        spend(world, 17)
         assert wire.protocol.closed
+        assert wire.transport.aborted
+        reason = "the client has read nothing for 60 s, and memory is short"
+        assert told == [(ErrorCode.ENHANCE_YOUR_CALM, reason)]
         assert not world.budget.is_crowded()
         assert not world.wire(neighbour).protocol.closed
         assert not client.streams[stream].ended
