@@ -313,7 +313,7 @@ class Dispatcher(ExchangeOwner):
             raise Overloaded("memory is short (queued_octets), and this service holds more than its share of it")
         if context.is_open:
             context.used = True
-        if context.is_open or stream.has_watched or exchange.kind is _INTERACTIVE:
+        if stream.has_watched or exchange.kind is _INTERACTIVE:
             exchange.fields = end_to_end(head)
             self._inspect(exchange, head, context)
         else:
