@@ -347,7 +347,6 @@ class Http2Protocol(Flushable):
                 self.on_internal_error(stream, exc)
         self._count_queued_octets()
         if octets > 0 and self._paused and 2 * self._counted_octets >= self.account.octets:
-            self.engine.go_away(ErrorCode.ENHANCE_YOUR_CALM, b"")
             self.on_failed(ErrorCode.ENHANCE_YOUR_CALM, "too much is queued for a peer that does not read")
             self.abort()
 
