@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+from hyperframe.frame import PingFrame
+
 from proxy.connection.flusher import Flushable, Flusher
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import StreamReceiver
@@ -163,6 +165,22 @@ def quiet_worker() -> Iterator[tuple[ManualLoop, Flusher, Noting]]:
 def test_a_read_that_is_alone_in_its_turn_is_not_flushed_at_once_before_many_such_turns() -> None:
     with quiet_worker() as (_, _, connection):
         assert connection.flushes > 16
+
+
+@each_bare_engine
+def test_what_a_connection_answers_is_written_at_once_while_it_reads_alone(make: EngineFactory) -> None:
+    with connections(make, 1) as (_, _, (pair,)):
+        at_once = []
+        for _ in range(40):
+            pair.client.raw(PingFrame(0, b"12345678"))
+            written = pair.transport.written
+            pair.up()
+            at_once.append(pair.transport.written > written)
+            pair.transport.read()
+            pair.loop.turn()
+            pair.transport.read()
+        assert not any(at_once[:10])
+        assert sum(at_once[20:]) > 15
 
 
 def test_one_flush_follows_all_reads_of_a_turn_as_soon_as_there_are_several() -> None:

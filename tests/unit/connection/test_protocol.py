@@ -129,6 +129,17 @@ def test_a_read_that_needs_no_answer_causes_no_flush(make: EngineFactory) -> Non
 
 
 @each_bare_engine
+def test_content_of_a_stream_that_the_client_resets_is_not_charged_any_more(make: EngineFactory) -> None:
+    with Pair(make) as pair:
+        stream = pair.answered(bytes(100_000))
+        pair.settle()
+        assert pair.budget.queued_octets > 0
+        pair.client.engine.reset(stream, ErrorCode.CANCEL)
+        pair.settle()
+        assert pair.budget.queued_octets == 0
+
+
+@each_bare_engine
 def test_credit_waits_while_the_budget_is_used_up(make: EngineFactory) -> None:
     limits = Limits(stream_window_octets=200_000, connection_window_octets=65_535)
     with Pair(make, limits, queued_octets=1_000) as pair:

@@ -341,6 +341,8 @@ def test_a_client_that_reads_nothing_loses_its_connection_if_its_transport_holds
     with World(make=make, queued_octets=300_000) as world, structlog.testing.capture_logs():
         slow, neighbour = world.client(), world.client()
         wire = world.wire(slow)
+        told: list[int] = []
+        wire.protocol.on_cut_off = lambda code, reason: told.append(code)
         stream = slow.request("/svc/large", end=True)
         world.settle()
         wire.unread = True
@@ -350,6 +352,7 @@ def test_a_client_that_reads_nothing_loses_its_connection_if_its_transport_holds
         world.settle()
         assert wire.protocol.closed
         assert wire.transport.aborted
+        assert told == [ErrorCode.ENHANCE_YOUR_CALM]
         assert world.budget.queued_octets < 300_000
         assert not slow.streams[stream].ended
         assert exchange(world, neighbour, "/svc/x") == 200

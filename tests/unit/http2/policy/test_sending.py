@@ -111,6 +111,8 @@ def test_blocked_streams_continue_in_the_order_in_which_they_stopped() -> None:
         made.block(made.next() or 0)
     made.unblock_all()
     assert drained(made) == [1, 3, 5]
+    made.unblock_all()
+    assert not made
 
 
 def test_a_blocked_stream_is_unblocked_when_more_is_queued() -> None:
