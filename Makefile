@@ -166,7 +166,7 @@ $(VENV)/.packages: requirements-dev.lock tests/shipping/schemas.txt $(VENV)/.pyt
 	@touch $@
 
 # What is compiled, and what that was compiled against.
-COMPILED := $(shell find proxy -name '*.py' -o -name '*.pyx' -o -name '*.pxd')
+COMPILED := $(shell find proxy -name '*.py' -o -name '*.pyx' -o -name '*.px[di]')
 
 $(VENV)/.installed: pyproject.toml setup.py $(COMPILED) $(VENV)/.packages
 	@.ci/engine $(VENV)

@@ -1,9 +1,9 @@
 """Builds what is compiled, where that can be done; everything else is in pyproject.toml.
 
-Cython compiles two things: the HTTP/2 engine on libnghttp2 (`ENGINE`, .pyx), and the modules that every exchange runs
-through (`DATA_PATH`, plain Python with the C types in a .pxd beside it, which run interpreted as they are). Without a C
-compiler, Cython, or the headers of Python and libnghttp2, the package is installed all the same, with the portable
-engine and everything interpreted.
+Cython compiles two things: the HTTP/2 engine on libnghttp2 (`ENGINE`, one module of several files), and the modules
+that every exchange runs through (`DATA_PATH`, plain Python with the C types in a .pxd beside it, which run interpreted
+as they are). Without a C compiler, Cython, or the headers of Python and libnghttp2, the package is installed all the
+same, with the portable engine and everything interpreted.
 
 `CLOUDRUN_SIDECAR_BUILD` says what is compiled: `all` (the default), `engine` (the engine and the seam that it is built
 upon), or `none`. What has been compiled of the same contents before is not compiled again.
@@ -31,10 +31,7 @@ from setuptools.command.sdist import sdist
 from setuptools.errors import CCompilerError
 
 SEAM = ("proxy/http2/engine.py", "proxy/http2/policy/flood.py", "proxy/http2/policy/stream_history.py")
-ENGINE = tuple(
-    f"proxy/http2/nghttp2/{name}.pyx"
-    for name in ("frames", "outbox", "section_reader", "section_writer", "session", "stream", "receiving", "engine")
-)
+ENGINE = ("proxy/http2/nghttp2/engine.pyx",)
 DATA_PATH = (
     "proxy/connection/budget.py",
     "proxy/connection/flusher.py",
@@ -108,7 +105,7 @@ class BuildFast(build_ext):
 
     def get_source_files(self) -> list[str]:
         """Have source distributions contain all that is compiled; Python they contain anyway."""
-        return [str(path) for pattern in ("*.pxd", "*.pyx") for path in sorted(Path("proxy").rglob(pattern))]
+        return [str(path) for pattern in ("*.pxd", "*.pxi", "*.pyx") for path in sorted(Path("proxy").rglob(pattern))]
 
     def _build(self) -> None:
         from Cython.Build import cythonize

@@ -46,7 +46,7 @@ Rooms, in the order in which they may import one another (to the right, never ba
 The head of a request, from socket to socket, in six files:
 
 1. `connection/protocol.py`    `Http2Protocol.buffer_updated`: a whole read goes to the engine
-2. `http2/nghttp2/receiving.pyx`   a section is complete; a `Stream` is made and handed on (`on_request`)
+2. `http2/nghttp2/receiving.pxi`   a section is complete; a `Stream` is made and handed on (`on_request`)
 3. `downstream/connection.py`  hands it to the dispatcher
 4. `relay/dispatcher.py`       route, token, connection: all from memory, and the `Exchange` starts
 5. `relay/exchange.py`         opens the upstream stream; from now on both streams tell it what comes, by direct call

@@ -111,7 +111,7 @@ def held_by_wheel(wheel: Path, *others: str) -> None:
     roots = {name.partition("/")[0] for name in names}
     information = {root for root in roots if root.endswith(".dist-info")}
     check(len(information) == 1 and roots - information == {"proxy", *others}, f"the wheel has {sorted(roots)}")
-    sources = [name for name in names if name.endswith((".pyx", ".pxd", ".c"))]
+    sources = [name for name in names if name.endswith((".pyx", ".pxi", ".pxd", ".c"))]
     check(not sources, f"the wheel has {sources}")
 
 

@@ -50,7 +50,7 @@ def python_files() -> list[Path]:
 
 def source_files() -> list[Path]:
     """Return the Python and Cython files of the package."""
-    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxd"))
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxi", ".pxd"))
 
 
 def build_and_test_files() -> list[Path]:

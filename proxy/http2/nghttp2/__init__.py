@@ -1,8 +1,8 @@
 """The engine on libnghttp2, compiled (Cython): what the library is asked, what it is not, and what is done instead.
 
-`engine` has commands, turns and questions, `stream` one stream and its queue, `receiving` the library's callbacks,
-`frames` the cutting and counting of frames before the library sees any, `section_reader` and `section_writer` field
-sections, `outbox` the octets that leave.
+One module, `engine`, of several files: it has commands and questions, `stream` one stream, its turns and its queue,
+`receiving` the library's callbacks, `session` what the library gets and gives, `frames` the cutting and counting of
+frames before the library sees any, `section_reader` and `section_writer` field sections, `outbox` the octets to send.
 
 The library has the checks of frames, the decompression, the states of streams, the windows and the settings. Where it
 would do something else than the contract (`proxy.http2.engine`) says, it is not asked:

@@ -10,26 +10,48 @@ calls back, when it has returned. Content waits here, in a queue a stream, and `
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem, PyDict_GetItemWithError
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject, PyObject_Hash
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memchr, memcmp, memcpy
 
 from proxy.http2.engine cimport Engine, Stream, StreamReceiver
-from proxy.http2.nghttp2.frames cimport *
 from proxy.http2.nghttp2.libnghttp2 cimport *
-from proxy.http2.nghttp2.receiving cimport ON_SENT, callbacks, handle_frame, tell
-from proxy.http2.nghttp2.section_reader cimport SectionReader
-from proxy.http2.nghttp2.session cimport DEFAULT_WINDOW, Session, raise_pending
-from proxy.http2.nghttp2.stream cimport Nghttp2Stream
+from proxy.http2.nghttp2.options cimport python_memory, set_optional_limits
+from proxy.http2.policy cimport flood
 from proxy.http2.policy.flood cimport FloodGuard
 from proxy.http2.policy.stream_history cimport StreamHistory
 
+from proxy.http2.policy import compression, refusals, sending
 from proxy.http2.policy.faults import ConnectionFault
-from proxy.http2.policy.sending import MAX_TAKEN_OCTETS
+from proxy.http2.policy.fields import (
+    CONNECTION_SPECIFIC,
+    Malformed,
+    check_request,
+    check_response,
+    check_trailers,
+    section_octets,
+)
+
+cdef class Nghttp2Engine(Engine)
+
+include "outbox.pxi"
+include "frames.pxi"
+include "section_reader.pxi"
+include "section_writer.pxi"
+include "session.pxi"
+include "stream.pxi"
+include "receiving.pxi"
 
 LIBRARY = f"libnghttp2 {nghttp2_version(0).version_str.decode()}"
 """Name and version of what is underneath, for the log."""
+
+cdef Py_ssize_t _MAX_TAKEN_OCTETS = sending.MAX_TAKEN_OCTETS
 
 
 cdef int _collect(Session session) except -1:
@@ -52,6 +74,33 @@ cdef class Nghttp2Engine(Engine):
     acknowledged. `content`: of the DATA that is being read. `found`: the stream that was looked up last.
     """
 
+    cdef Session session
+    cdef bint client
+    cdef FloodGuard guard
+    cdef StreamHistory history
+    cdef FrameReader frames
+    cdef SectionReader reader
+    cdef Nghttp2Stream first
+    cdef Nghttp2Stream last
+    cdef Py_ssize_t open_streams
+    cdef bint going_away
+    cdef bint peer_going_away
+    cdef int32_t last_processed
+    cdef uint32_t max_streams
+    cdef Py_ssize_t sure_window
+    cdef Py_ssize_t queued
+    cdef Nghttp2Stream first_turn
+    cdef Nghttp2Stream last_turn
+    cdef list resets_to_send
+    cdef list ends_to_send
+    cdef Nghttp2Stream turn
+    cdef bytes content
+    cdef Nghttp2Stream found
+
+    cdef list _senders
+    cdef list _left
+    cdef object _failure
+
     def __cinit__(self, *, bint client, limits, handler, frozenset watched_names=frozenset()):
         self.client = client
         self.guard = FloodGuard()
@@ -60,10 +109,10 @@ cdef class Nghttp2Engine(Engine):
         self.reader = SectionReader(limits.max_field_section_octets, watched_names)
         self.session = Session(client=client)
         self.max_streams = limits.max_concurrent_streams
-        self.sure_window = min(limits.stream_window_octets, DEFAULT_WINDOW) // 2
+        self.sure_window = min(limits.stream_window_octets, _DEFAULT_WINDOW) // 2
         self.resets_to_send, self.ends_to_send = [], []
         self._senders, self._left = [], []
-        self.session.open(limits, callbacks(), <void *>self)
+        self.session.open(limits, _CALLBACKS, <void *>self)
 
     # ---- receiving
 
@@ -166,14 +215,14 @@ cdef class Nghttp2Engine(Engine):
                 ends_to_send, self.ends_to_send = self.ends_to_send, []
                 for stream in ends_to_send:
                     if stream.engine is not None and stream.ended:
-                        self.finish(stream)
+                        stream.finish()
             if self.first_turn is not None:
                 self._take_turns()
             if PyList_GET_SIZE(self.resets_to_send):
                 resets_to_send, self.resets_to_send = self.resets_to_send, []
                 for stream in resets_to_send:
                     if stream.engine is not None:
-                        self.reset(stream)
+                        stream.send_reset()
         self.frames.unsent_acks = 0
         return self.session.outbox.take()
 
@@ -194,10 +243,10 @@ cdef class Nghttp2Engine(Engine):
         cdef Py_ssize_t most = nghttp2_session_get_remote_settings(self.session.handle, NGHTTP2_SETTINGS_MAX_FRAME_SIZE)
         cdef Py_ssize_t octets, room, total = 0, frames = 0
         cdef Nghttp2Stream stream
-        window = min(window, <Py_ssize_t>MAX_TAKEN_OCTETS)
+        window = min(window, _MAX_TAKEN_OCTETS)
         while window > 0 and self.first_turn is not None:
             stream = self.first_turn
-            self.unschedule(stream)
+            stream.unschedule()
             room = nghttp2_session_get_stream_remote_window_size(self.session.handle, <int32_t>stream.id)
             octets = min(stream.octets, room, window, most)
             if octets <= 0:
@@ -212,7 +261,7 @@ cdef class Nghttp2Engine(Engine):
             if self.session.handle == NULL:
                 return 0
             if room > octets:
-                self.schedule(stream)
+                stream.schedule()
         if total:
             self.guard.credit_content(total, frames)
         return 0
@@ -232,9 +281,9 @@ cdef class Nghttp2Engine(Engine):
             stream.end_sent = True
         if last and stream.engine is not None:
             if stream.ended:
-                self.finish(stream)
+                stream.finish()
             if stream.reset_code >= 0:
-                self.reset(stream)
+                stream.send_reset()
         return 0
 
     # ---- questions
@@ -290,59 +339,6 @@ cdef class Nghttp2Engine(Engine):
         self.last = stream
         self.open_streams += 1
         return stream
-
-    cdef int forget(self, Nghttp2Stream stream) except -1:
-        """The stream is over: let go of it, and have the library know it no more."""
-        nghttp2_session_set_stream_user_data(self.session.handle, <int32_t>stream.id, NULL)
-        return stream.leave()
-
-    cdef int schedule(self, Nghttp2Stream stream) except -1:
-        """Give the stream a turn if it has content to send."""
-        if stream.octets and not stream.scheduled:
-            stream.scheduled = True
-            stream.turn_before = self.last_turn
-            if self.last_turn is None:
-                self.first_turn = stream
-            else:
-                self.last_turn.turn_after = stream
-            self.last_turn = stream
-        return 0
-
-    cdef int unschedule(self, Nghttp2Stream stream) except -1:
-        """Take the turn of the stream away, if it has one."""
-        if stream.scheduled:
-            stream.scheduled = False
-            if stream.turn_before is None:
-                self.first_turn = stream.turn_after
-            else:
-                stream.turn_before.turn_after = stream.turn_after
-            if stream.turn_after is None:
-                self.last_turn = stream.turn_before
-            else:
-                stream.turn_after.turn_before = stream.turn_before
-            stream.turn_before = stream.turn_after = None
-        return 0
-
-    cdef int finish(self, Nghttp2Stream stream) except -1:
-        """Send the end, alone or as trailers."""
-        cdef list trailers
-        if self.session.calling_back:
-            # The library would send it before the head of a request that is queued, and so not at all.
-            self.ends_to_send.append(stream)
-            return 0
-        trailers = stream.trailers
-        stream.ended = False
-        stream.trailers = None
-        self.queued -= stream.trailer_octets
-        stream.trailer_octets = 0
-        stream.end_sent = True
-        self.session.submit_section(<int32_t>stream.id, False, trailers, True, <void *>stream)
-        return self.collect()
-
-    cdef int reset(self, Nghttp2Stream stream) except -1:
-        nghttp2_submit_rst_stream(self.session.handle, NGHTTP2_FLAG_NONE, <int32_t>stream.id, stream.reset_code)
-        self.forget(stream)
-        return self.collect()
 
     # ---- octets, from and for the library
 

@@ -3,20 +3,14 @@
 The library sends HEADERS without fields, in order, and the section that each stands for is written in their place.
 """
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, uint8_t, uint32_t
-
-from proxy.http2.nghttp2.frames cimport *
-from proxy.http2.nghttp2.libnghttp2 cimport *
-from proxy.http2.nghttp2.options cimport python_memory, set_optional_limits
-from proxy.http2.nghttp2.outbox cimport Outbox, put_frame_header
-from proxy.http2.nghttp2.section_writer cimport SectionWriter
-from proxy.http2.policy cimport flood
-
-from proxy.http2.policy.faults import ConnectionFault
+cdef extern from *:
+    """
+    static inline void raise_pending(void) {}
+    """
+    void raise_pending() except *  # raises the exception that a callback has left, if it has
 
 cdef enum:
+    _DEFAULT_WINDOW = 65535  # of a stream, before SETTINGS come, and of the connection
     _NO_RFC7540_PRIORITIES = 9  # headers of libnghttp2 before 1.48 do not name it
     _MOST_SETTINGS = 32  # entries of one SETTINGS frame: each may touch every stream
     _SECONDS = 100  # the library counts by the clock: its limits are a second line, far behind `flood`
@@ -38,6 +32,18 @@ cdef class Session:
     `calling_back`: the library must not be asked for what it has to send. `content_octets`: the length of the DATA
     frame that it is to send. `max_streams`: what SETTINGS offer. `max_interims`: interim heads taken of a response.
     """
+
+    cdef nghttp2_session *handle
+    cdef bint client
+    cdef bint calling_back
+    cdef Outbox outbox
+    cdef SectionWriter writer
+    cdef uint32_t max_streams
+    cdef Py_ssize_t max_interims
+    cdef Py_ssize_t content_octets
+
+    cdef list _section
+    cdef dict _deferred
 
     def __cinit__(self, *, bint client):
         self.client = client
@@ -95,7 +101,7 @@ cdef class Session:
             raise MemoryError
         if nghttp2_submit_settings(self.handle, NGHTTP2_FLAG_NONE, entries, count) != 0:
             raise MemoryError
-        if connection_window > DEFAULT_WINDOW:
+        if connection_window > _DEFAULT_WINDOW:
             if nghttp2_session_set_local_window_size(self.handle, NGHTTP2_FLAG_NONE, 0, connection_window) != 0:
                 raise MemoryError
         return self.collect()

@@ -10,29 +10,25 @@ connection looks it up in its own table. Lines that most compressors leave out o
 have a name that is in it. They are kept by that name, for a sender that repeats the value.
 """
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
-from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_GET_ITEM
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
-from libc.string cimport memchr, memcmp
+cdef enum:
+    REQUEST
+    RESPONSE
+    TRAILERS
 
-from proxy.http2.nghttp2.frames cimport ENHANCE_YOUR_CALM
-from proxy.http2.nghttp2.libnghttp2 cimport (
-    nghttp2_rcbuf,
-    nghttp2_rcbuf_decref,
-    nghttp2_rcbuf_get_buf,
-    nghttp2_rcbuf_incref,
-    nghttp2_vec,
-)
+cdef enum:
+    KEPT_LINES = 64
+    KEPT_WAYS = 4  # places that a line can have
+    KEPT_NAMES = 32
+    FIRST_LINES = 32
 
-from proxy.http2.policy import refusals
-from proxy.http2.policy.faults import ConnectionFault
-from proxy.http2.policy.fields import CONNECTION_SPECIFIC, Malformed, check_request, check_response, check_trailers
+cdef struct Line:
+    nghttp2_rcbuf *name
+    nghttp2_rcbuf *value
+    PyObject *field
+    bint never
+    Py_ssize_t octets
+    int kind
+    int64_t number
 
 cdef enum:
     # Kinds of lines, a bit each.
@@ -84,6 +80,28 @@ cdef class SectionReader:
     -1 where nothing is announced, 0 where there can be no content. `method` and `path` of a request; `path` is empty
     for CONNECT. `interim` and `status` of a response.
     """
+
+    cdef str refusal
+    cdef bint too_great
+    cdef bint interim
+    cdef bint has_watched
+    cdef Py_ssize_t octets
+    cdef int status
+    cdef int64_t content_length
+    cdef bytes method
+    cdef bytes path
+
+    cdef PyObject **_fields
+    cdef Py_ssize_t _count
+    cdef Py_ssize_t _capacity
+    cdef frozenset _watched_names
+    cdef int _section
+    cdef uint32_t _met
+    cdef Py_ssize_t _most_octets
+    cdef PyObject *_method
+    cdef PyObject *_path
+    cdef Line _by_buffers[KEPT_LINES]
+    cdef Line _by_name[KEPT_NAMES]
 
     def __cinit__(self, Py_ssize_t most_octets, frozenset watched_names):
         self._most_octets = most_octets

@@ -9,28 +9,18 @@ and what the other connection's decoder has kept are the same objects in every r
 object as before, as it is between `check` and `write`, its place is known without a look into the tables.
 """
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItemWithError
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.object cimport PyObject, PyObject_Hash
-from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libc.string cimport memchr
+cdef enum:
+    KNOWN_LINES = 256
+    KNOWN_WAYS = 4  # places that a line can have
+    SEEN_LINES = 256
+    CHECKED_LINES = 64
 
-from proxy.http2.nghttp2.libnghttp2 cimport (
-    nghttp2_hd_inflate_del,
-    nghttp2_hd_inflate_get_table_entry,
-    nghttp2_hd_inflate_new,
-    nghttp2_hd_inflater,
-    nghttp2_nv,
-)
-from proxy.http2.nghttp2.outbox cimport Outbox
-
-from proxy.http2.policy.compression import MOST_TABLE_OCTETS
+cdef struct Known:
+    PyObject *field
+    Py_ssize_t number
 
 cdef Py_ssize_t _DEFAULT_TABLE_OCTETS = 4096
+cdef Py_ssize_t _MOST_TABLE_OCTETS = compression.MOST_TABLE_OCTETS
 cdef Py_ssize_t _STATIC_ENTRIES = 61
 
 cdef dict _STATIC_LINES = {}
@@ -41,6 +31,19 @@ cdef dict _STATIC_NAMES = {}
 @cython.no_gc
 cdef class SectionWriter:
     """The compressor of one connection: sections must leave in the order they are written."""
+
+    cdef dict _lines
+    cdef dict _names
+    cdef Py_ssize_t _added
+    cdef Py_ssize_t _evicted
+    cdef Py_ssize_t _octets
+    cdef Py_ssize_t _table_octets
+    cdef Py_ssize_t _smallest
+    cdef Py_ssize_t _told
+    cdef uint64_t _seen[SEEN_LINES]
+    cdef Known _known[KNOWN_LINES]
+    cdef list _checked
+    cdef Py_ssize_t _numbers[CHECKED_LINES]
 
     def __cinit__(self):
         self._lines = {}
@@ -124,7 +127,7 @@ cdef class SectionWriter:
 
     cdef int resize(self, uint32_t octets) except -1:
         """The peer's decoder keeps a table of at most so many octets from now on."""
-        self._table_octets = min(<Py_ssize_t>octets, <Py_ssize_t>MOST_TABLE_OCTETS)
+        self._table_octets = min(<Py_ssize_t>octets, _MOST_TABLE_OCTETS)
         self._smallest = min(self._smallest, self._table_octets)
         return self._evict()
 

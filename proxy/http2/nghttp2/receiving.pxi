@@ -6,20 +6,14 @@ before a response head and (1.70 does, 1.64 does not) over content beyond the st
 An engine's own state is complete before a receiver is told, because the receiver may command any stream at once.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, uint8_t, uint32_t
-from libc.string cimport memcpy
-
-from proxy.http2.engine cimport StreamReceiver
-from proxy.http2.nghttp2.engine cimport Nghttp2Engine
-from proxy.http2.nghttp2.frames cimport *
-from proxy.http2.nghttp2.libnghttp2 cimport *
-from proxy.http2.nghttp2.section_reader cimport REQUEST, RESPONSE, TRAILERS
-from proxy.http2.nghttp2.session cimport raise_pending
-from proxy.http2.nghttp2.stream cimport Nghttp2Stream
-
-from proxy.http2.policy import refusals
-from proxy.http2.policy.faults import ConnectionFault
+cdef enum:  # what `tell` tells
+    ON_REQUEST
+    ON_RESPONSE
+    ON_INTERIM
+    ON_DATA
+    ON_TRAILERS
+    ON_RESET
+    ON_SENT
 
 
 cdef inline Nghttp2Stream _find(Nghttp2Engine engine, int32_t stream_id):
@@ -114,7 +108,7 @@ cdef int _on_section_begins(nghttp2_session *session, const nghttp2_frame *frame
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     elif engine.going_away or engine.open_streams >= engine.max_streams:
         reason = refusals.GOING_AWAY if engine.going_away else refusals.TOO_MANY_STREAMS
-        _fault(engine, frame.hd.stream_id, REFUSED_STREAM, reason)
+        _reset_over(engine, frame.hd.stream_id, REFUSED_STREAM, reason)
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     else:
         engine.reader.begin(REQUEST)
@@ -137,7 +131,7 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
     if refusal is None and stream.has_head and stream.missing > 0:
         refusal = refusals.CONTENT_LENGTH
     if refusal is not None:
-        return _fault(engine, stream_id, ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR, refusal)
+        return _reset_over(engine, stream_id, ENHANCE_YOUR_CALM if engine.reader.too_great else PROTOCOL_ERROR, refusal)
     if stream.has_head:
         stream.ended_by_peer = True
         return 0 if stream.muted else tell(engine, stream, ON_TRAILERS, fields, True, 0)
@@ -145,7 +139,7 @@ cdef int _on_section(Nghttp2Engine engine, int32_t stream_id, bint end) except F
     if engine.reader.interim:
         stream.interims += 1
         if stream.interims > engine.session.max_interims:
-            return _fault(engine, stream_id, ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
+            return _reset_over(engine, stream_id, ENHANCE_YOUR_CALM, refusals.TOO_MANY_INTERIM)
         return 0 if stream.muted else tell(engine, stream, ON_INTERIM, fields, False, 0)
     stream.missing = engine.reader.content_length
     stream.has_head = True
@@ -160,9 +154,9 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     cdef Nghttp2Stream stream
     if engine.going_away:
         # GOAWAY was written while the block was coming in, and named a stream before this one.
-        return _fault(engine, stream_id, REFUSED_STREAM, refusals.GOING_AWAY)
+        return _reset_over(engine, stream_id, REFUSED_STREAM, refusals.GOING_AWAY)
     if engine.reader.refusal is not None and not engine.reader.too_great:
-        return _fault(engine, stream_id, PROTOCOL_ERROR, engine.reader.refusal)
+        return _reset_over(engine, stream_id, PROTOCOL_ERROR, engine.reader.refusal)
     stream = engine.new_stream(stream_id)
     nghttp2_session_set_stream_user_data(engine.session.handle, stream_id, <void *>stream)
     stream.missing = engine.reader.content_length
@@ -194,13 +188,13 @@ cdef int _on_frame_begins(nghttp2_session *session, const nghttp2_frame_hd *head
     if stream is None:
         return 0
     if not stream.has_head:
-        return _fault(engine, header.stream_id, PROTOCOL_ERROR, refusals.STREAM_ORDER)
+        return _reset_over(engine, header.stream_id, PROTOCOL_ERROR, refusals.STREAM_ORDER)
     # The library gives a window back when half of it was acknowledged: less than that needs no look at it.
     if <Py_ssize_t>header.length + stream.owed_octets <= engine.sure_window:
         return 0
     if <Py_ssize_t>header.length > nghttp2_session_get_stream_local_window_size(session, header.stream_id):
         if <Py_ssize_t>header.length <= nghttp2_session_get_local_window_size(session):
-            return _fault(engine, header.stream_id, FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
+            return _reset_over(engine, header.stream_id, FLOW_CONTROL_ERROR, refusals.FLOW_CONTROL)
     return 0
 
 
@@ -229,7 +223,7 @@ cdef int _on_data(Nghttp2Engine engine, int32_t stream_id, bint end) except FAIL
         stream.missing -= count
         if stream.missing < 0 or (end and stream.missing):
             nghttp2_session_consume_connection(engine.session.handle, <size_t>count)
-            return _fault(engine, stream_id, PROTOCOL_ERROR, refusals.CONTENT_LENGTH)
+            return _reset_over(engine, stream_id, PROTOCOL_ERROR, refusals.CONTENT_LENGTH)
     stream.ended_by_peer = end
     if stream.muted:
         nghttp2_session_consume_connection(engine.session.handle, <size_t>count)
@@ -261,14 +255,14 @@ cdef int _write_content(
 # ---- ends
 
 
-cdef int _fault(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str reason) except -1:
+cdef int _reset_over(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str reason) except -1:
     """Reset a stream on which the peer broke a rule, whether the handler has been told of it or not."""
     cdef Nghttp2Stream stream
     engine.handler.on_stream_refused(stream_id, reason)
     nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, stream_id, code)
     stream = _find(engine, stream_id)
     if stream is not None:
-        engine.forget(stream)
+        stream.forget()
         if not stream.muted:
             tell(engine, stream, ON_RESET, None, False, code)
     return engine.guard.charge_reset()
@@ -302,12 +296,12 @@ cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *o
     if kind == WINDOW_UPDATE:
         stream = _find(engine, frame.hd.stream_id) if frame.hd.stream_id else None
         if stream is not None:
-            engine.schedule(stream)
+            stream.schedule()
     elif kind == RST_STREAM:
         stream = _find(engine, frame.hd.stream_id)
         if stream is None:
             return engine.guard.charge_control_frame()
-        engine.forget(stream)
+        stream.forget()
         tell(engine, stream, ON_RESET, None, True, frame.rst_stream.error_code)
         if not stream.has_sent_head:
             return engine.guard.charge_reset()
@@ -330,7 +324,7 @@ cdef int _on_settings(Nghttp2Engine engine, const nghttp2_frame *frame) except -
     )
     engine.peer_max_section_octets = nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE)
     for stream in engine.live_streams():
-        engine.schedule(stream)
+        stream.schedule()
     engine.handler.on_settings()
     return 0
 
@@ -366,7 +360,7 @@ cdef int _on_suspicious_update(Nghttp2Engine engine, const uint8_t *frame) excep
     if stream is not None:
         window = nghttp2_session_get_stream_remote_window_size(engine.session.handle, <int32_t>stream.id)
         if not increment or <uint32_t>window > MAX_STREAM_ID - increment:
-            return _fault(
+            return _reset_over(
                 engine, stream_of(frame), FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR, refusals.FLOW_CONTROL
             )
     return engine.session.feed(frame, FRAME_HEADER_OCTETS + 4)
@@ -391,8 +385,3 @@ nghttp2_session_callbacks_set_on_frame_recv_callback(_CALLBACKS, _on_frame)
 nghttp2_session_callbacks_set_on_stream_close_callback(_CALLBACKS, _on_closed)
 nghttp2_session_callbacks_set_send_data_callback(_CALLBACKS, _write_content)
 nghttp2_session_callbacks_set_data_source_read_length_callback(_CALLBACKS, _on_length_asked)
-
-
-cdef nghttp2_session_callbacks *callbacks() noexcept:
-    """Return the library's callbacks, whose owner is an Nghttp2Engine."""
-    return _CALLBACKS

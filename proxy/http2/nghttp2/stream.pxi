@@ -1,19 +1,6 @@
 """One stream of `Nghttp2Engine`: its commands, what the library does not know about it, and what waits to be sent."""
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_SIZE
-from libc.stdint cimport int32_t
-from libc.string cimport memcpy
-
-from proxy.http2.engine cimport Stream
-from proxy.http2.nghttp2.engine cimport Nghttp2Engine
-from proxy.http2.nghttp2.libnghttp2 cimport nghttp2_session_consume_stream
-
-from proxy.http2.policy.fields import section_octets
-from proxy.http2.policy.sending import JOINED_OCTETS as _JOINED_OCTETS
-
-cdef Py_ssize_t JOINED_OCTETS = _JOINED_OCTETS
+cdef Py_ssize_t _JOINED_OCTETS = sending.JOINED_OCTETS
 
 
 @cython.final
@@ -29,6 +16,34 @@ cdef class Nghttp2Stream(Stream):
     there are any; `end_sent`; `scheduled`, it has a turn; `reset_code` to send behind all that, -1 for none; `octets`
     of content that are queued, and `leaving`, those that were taken and not yet reported.
     """
+
+    cdef Nghttp2Engine engine
+    cdef Nghttp2Stream previous
+    cdef Nghttp2Stream following
+    cdef Nghttp2Stream turn_before
+    cdef Nghttp2Stream turn_after
+
+    cdef bint has_head
+    cdef bint to_head
+    cdef bint ended_by_peer
+    cdef bint muted
+    cdef int64_t missing
+    cdef Py_ssize_t interims
+
+    cdef bint has_sent_head
+    cdef bint ended
+    cdef bint end_sent
+    cdef bint scheduled
+    cdef list trailers
+    cdef Py_ssize_t trailer_octets
+    cdef int64_t reset_code
+    cdef Py_ssize_t octets
+    cdef Py_ssize_t leaving
+
+    cdef bytes _chunk
+    cdef Py_ssize_t _offset
+    cdef list _more
+    cdef Py_ssize_t _next
 
     def __cinit__(self):
         self.missing = self.reset_code = -1
@@ -61,11 +76,11 @@ cdef class Nghttp2Stream(Stream):
                 self._queue_behind(data)
             self.octets += PyBytes_GET_SIZE(data)
             engine.queued += PyBytes_GET_SIZE(data)
-            engine.schedule(self)
+            self.schedule()
         if end_stream:
             self.ended = True
             if not self.octets:
-                engine.finish(self)
+                self.finish()
         engine.wake()
 
     cpdef send_trailers(self, list fields):
@@ -79,7 +94,7 @@ cdef class Nghttp2Stream(Stream):
             engine.queued += self.trailer_octets
         self.ended = True
         if not self.octets:
-            engine.finish(self)
+            self.finish()
         engine.wake()
 
     cpdef reset(self, long code, bint after_data):
@@ -90,7 +105,7 @@ cdef class Nghttp2Stream(Stream):
             self.reset_code = code
         self.muted = True
         if not self.octets and not engine.session.calling_back:
-            engine.reset(self)
+            self.send_reset()
         elif not after_data or not self.octets:
             # Sections that are queued while the library calls back have not been written yet.
             engine.resets_to_send.append(self)
@@ -106,7 +121,7 @@ cdef class Nghttp2Stream(Stream):
             self._drop_queue()
             engine.resets_to_send.append(self)
         else:
-            engine.reset(self)
+            self.send_reset()
         engine.wake()
 
     cpdef Py_ssize_t count_queued_octets(self):
@@ -130,6 +145,34 @@ cdef class Nghttp2Stream(Stream):
 
     # ---- its end
 
+    cdef int finish(self) except -1:
+        """Send the end, alone or as trailers."""
+        cdef Nghttp2Engine engine = self.engine
+        cdef list trailers = self.trailers
+        if engine.session.calling_back:
+            # The library would send it before the head of a request that is queued, and so not at all.
+            engine.ends_to_send.append(self)
+            return 0
+        engine.queued -= self.trailer_octets
+        self.trailers = None
+        self.trailer_octets = 0
+        self.ended = False
+        self.end_sent = True
+        engine.session.submit_section(<int32_t>self.id, False, trailers, True, <void *>self)
+        return engine.collect()
+
+    cdef int send_reset(self) except -1:
+        """Send RST_STREAM with `reset_code`: the stream is over."""
+        cdef Nghttp2Engine engine = self.engine
+        nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, <int32_t>self.id, <uint32_t>self.reset_code)
+        self.forget()
+        return engine.collect()
+
+    cdef int forget(self) except -1:
+        """The stream is over: leave, and have the library know it no more."""
+        nghttp2_session_set_stream_user_data(self.engine.session.handle, <int32_t>self.id, NULL)
+        return self.leave()
+
     cdef int leave(self) except -1:
         """The stream is over: forget all that is queued, and leave the live streams of the engine."""
         cdef Nghttp2Engine engine = self.engine
@@ -150,6 +193,37 @@ cdef class Nghttp2Stream(Stream):
         self.engine = None
         return 0
 
+    # ---- its turn to send content
+
+    cdef int schedule(self) except -1:
+        """Have a turn if there is content to send."""
+        cdef Nghttp2Engine engine = self.engine
+        if self.octets and not self.scheduled:
+            self.scheduled = True
+            self.turn_before = engine.last_turn
+            if engine.last_turn is None:
+                engine.first_turn = self
+            else:
+                engine.last_turn.turn_after = self
+            engine.last_turn = self
+        return 0
+
+    cdef int unschedule(self) except -1:
+        """Have no turn any more."""
+        cdef Nghttp2Engine engine = self.engine
+        if self.scheduled:
+            self.scheduled = False
+            if self.turn_before is None:
+                engine.first_turn = self.turn_after
+            else:
+                self.turn_before.turn_after = self.turn_after
+            if self.turn_after is None:
+                engine.last_turn = self.turn_before
+            else:
+                self.turn_after.turn_before = self.turn_before
+            self.turn_before = self.turn_after = None
+        return 0
+
     # ---- the queue
 
     cdef int _drop_queue(self) except -1:
@@ -160,7 +234,7 @@ cdef class Nghttp2Stream(Stream):
         self._more = self.trailers = None
         self.octets = self.trailer_octets = 0
         self.ended = False
-        engine.unschedule(self)
+        self.unschedule()
         return 0
 
     cdef int _queue_behind(self, bytes data) except -1:
@@ -172,7 +246,7 @@ cdef class Nghttp2Stream(Stream):
             return 0
         last = PyList_GET_SIZE(self._more) - 1
         before = <bytes>self._more[last]
-        if PyBytes_GET_SIZE(before) + PyBytes_GET_SIZE(data) <= JOINED_OCTETS:
+        if PyBytes_GET_SIZE(before) + PyBytes_GET_SIZE(data) <= _JOINED_OCTETS:
             self._more[last] = before + data
         else:
             self._more.append(data)

@@ -9,19 +9,44 @@ from the library (the package says why), but not within a field block and not be
 fault that the library names. PUSH_PROMISE is a fault whenever it comes.
 """
 
-cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcpy
-
-from proxy.http2.policy.flood cimport FloodGuard
-from proxy.http2.policy.stream_history cimport StreamHistory
-
-from proxy.http2.policy.faults import ConnectionFault
+cdef extern from "nghttp2/nghttp2.h":
+    enum:
+        # types of frames (RFC 9113, 6)
+        DATA "NGHTTP2_DATA"
+        HEADERS "NGHTTP2_HEADERS"
+        PRIORITY "NGHTTP2_PRIORITY"
+        RST_STREAM "NGHTTP2_RST_STREAM"
+        SETTINGS "NGHTTP2_SETTINGS"
+        PUSH_PROMISE "NGHTTP2_PUSH_PROMISE"
+        PING "NGHTTP2_PING"
+        GOAWAY "NGHTTP2_GOAWAY"
+        WINDOW_UPDATE "NGHTTP2_WINDOW_UPDATE"
+        CONTINUATION "NGHTTP2_CONTINUATION"
+        # flags
+        ACK "NGHTTP2_FLAG_ACK"
+        END_STREAM "NGHTTP2_FLAG_END_STREAM"
+        END_HEADERS "NGHTTP2_FLAG_END_HEADERS"
+        PADDED "NGHTTP2_FLAG_PADDED"
+        # error codes (RFC 9113, 7)
+        PROTOCOL_ERROR "NGHTTP2_PROTOCOL_ERROR"
+        INTERNAL_ERROR "NGHTTP2_INTERNAL_ERROR"
+        FLOW_CONTROL_ERROR "NGHTTP2_FLOW_CONTROL_ERROR"
+        FRAME_SIZE_ERROR "NGHTTP2_FRAME_SIZE_ERROR"
+        REFUSED_STREAM "NGHTTP2_REFUSED_STREAM"
+        COMPRESSION_ERROR "NGHTTP2_COMPRESSION_ERROR"
+        ENHANCE_YOUR_CALM "NGHTTP2_ENHANCE_YOUR_CALM"
 
 cdef enum:
+    FRAME_HEADER_OCTETS = 9
+    MAX_STREAM_ID = 0x7FFFFFFF
+    MOST_UNSENT_ACKS = 1000
     _PREFACE_OCTETS = 24
     _HARMLESS_INCREMENT = 1 << 30  # a greater one may push a window past 2^31-1
+
+cdef enum:  # what `FrameReader.next` has found
+    NOTHING
+    FOR_LIBRARY
+    FOR_ENGINE
 
 
 @cython.final
@@ -33,6 +58,28 @@ cdef class FrameReader:
     `unsent_acks`: answers to PING and SETTINGS since the last flush; a peer that does not read must not make us keep
     them for ever (CVE-2019-9512). Faults raise ConnectionFault, after what came before them has been handed out.
     """
+
+    cdef const uint8_t *octets
+    cdef Py_ssize_t count
+    cdef int unsent_acks
+
+    cdef Py_ssize_t _max_frame
+    cdef Py_ssize_t _max_continuations
+    cdef const uint8_t *_data
+    cdef Py_ssize_t _left
+    cdef uint8_t *_held
+    cdef Py_ssize_t _held_octets
+    cdef bint _held_is_done
+    cdef bint _frame_is_ours
+    cdef object _fault
+    cdef Py_ssize_t _preface_left
+    cdef bint _started
+    cdef bint _acknowledged
+    cdef bint _in_block
+    cdef int32_t _block_stream
+    cdef Py_ssize_t _continuations
+    cdef FloodGuard _guard
+    cdef StreamHistory _history
 
     def __cinit__(
         self, FloodGuard guard, StreamHistory history, bint client, Py_ssize_t max_frame, Py_ssize_t max_continuations
@@ -199,3 +246,15 @@ cdef class FrameReader:
             self._acknowledged = True
             return surplus
         return kind == GOAWAY or kind == PRIORITY or kind > CONTINUATION
+
+
+cdef inline Py_ssize_t length_of(const uint8_t *frame) noexcept:
+    return <Py_ssize_t>frame[0] << 16 | <Py_ssize_t>frame[1] << 8 | frame[2]
+
+
+cdef inline int32_t stream_of(const uint8_t *frame) noexcept:
+    return <int32_t>(number_at(frame + 5) & MAX_STREAM_ID)
+
+
+cdef inline uint32_t number_at(const uint8_t *place) noexcept:
+    return <uint32_t>place[0] << 24 | <uint32_t>place[1] << 16 | <uint32_t>place[2] << 8 | place[3]

@@ -1,12 +1,5 @@
 """The octets that are to leave on one connection: a bytes object that grows, and is handed out without a copy."""
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_XDECREF
-from libc.stdint cimport int32_t, uint32_t
-from libc.string cimport memcpy
-
 cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
     PyObject *_new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
@@ -21,6 +14,11 @@ cdef Py_ssize_t _MOST_EXPECTED = 512 << 10
 @cython.no_gc
 cdef class Outbox:
     """Frames in the order they are to leave."""
+
+    cdef PyObject *_held
+    cdef Py_ssize_t _capacity
+    cdef Py_ssize_t _expected
+    cdef Py_ssize_t size
 
     def __cinit__(self):
         self._expected = _FIRST_CAPACITY
