@@ -21,7 +21,7 @@ cdef class Reads:
     cdef Slices _slices
     cdef readonly bytearray left
 
-    @cython.locals(began=double, waits=bint)
+    @cython.locals(began=double)
     cpdef take(self, bytearray buffer, Py_ssize_t octets)
     @cython.locals(left=bytearray, began=double, until=double, now=double, data=bytes)
     cpdef serve(self)

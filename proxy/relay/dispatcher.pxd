@@ -37,14 +37,13 @@ cdef class Dispatcher(ExchangeOwner):
     cpdef accept(self, Stream stream, list fields, bint end_stream, Account account)
     @cython.locals(context=RouteContext, slot=Slot, connection=UpstreamConnection)
     cpdef dispatch(self, Exchange exchange)
-    @cython.locals(line=tuple, path=tuple, head=list, most_octets=Py_ssize_t)
+    @cython.locals(line=tuple, path=tuple, head=list)
     cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
-    cpdef local_reply(self, Exchange exchange, failure)
     @cython.locals(context=RouteContext)
     cpdef error_answered(self, Exchange exchange, bytes content)
     @cython.locals(status=cython.int, upstream=Stream, context=RouteContext)
     cpdef list response_head(self, Exchange exchange, list fields)
-    @cython.locals(context=RouteContext, observers=RouteObservers, seconds=cython.double, head_at=cython.double)
+    @cython.locals(context=RouteContext, observers=RouteObservers, seconds=cython.double)
     cpdef ended(self, Exchange exchange)
     @cython.locals(
         stream=Stream,
