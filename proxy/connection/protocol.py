@@ -45,7 +45,7 @@ class RequestAcceptor:
         """Accept a request whose head was received on this stream; set `stream.receiver` for what follows.
 
         What is held of the request is charged to `account`, that of the client. `fields` is empty for a head over the
-        limit (`ConnectionHandler.on_large_request`).
+        limit (`ConnectionHandler.on_request`).
         """
         raise NotImplementedError
 

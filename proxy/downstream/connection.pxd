@@ -20,7 +20,6 @@ cdef class DownstreamConnection(Http2Protocol):
     cpdef Py_ssize_t unwritten_octets(self)
     cpdef Py_ssize_t held_octets(self, Stream stream)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
-    cpdef on_large_request(self, Stream stream, bint end_stream)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
     cpdef on_ping_acknowledged(self, bytes payload)
     cpdef on_stream_lost(self, StreamReceiver receiver, str reason)

@@ -95,10 +95,6 @@ class DownstreamConnection(Http2Protocol):
         self.requests += 1
         self._acceptor.accept(stream, fields, end_stream, self.account)
 
-    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
-        """Pass it to the acceptor without fields."""
-        self.on_request(stream, [], end_stream)
-
     def held_octets(self, stream: Stream) -> int:
         """Return what is queued of the response, and what is held of the request."""
         receiver = stream.receiver

@@ -40,7 +40,6 @@ cdef class ConnectionHandler:
 
     cpdef schedule_flush(self)
     cpdef on_request(self, Stream stream, list fields, bint end_stream)
-    cpdef on_large_request(self, Stream stream, bint end_stream)
     cpdef on_stream_refused(self, long stream_id, str reason)
     cpdef on_settings(self)
     cpdef on_go_away(self, long last_stream_id, long code, bytes debug)

@@ -237,13 +237,10 @@ class ConnectionHandler:
         raise NotImplementedError
 
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
-        """A request head has come on a new stream (server only); set `stream.receiver` for what follows."""
-        raise NotImplementedError
+        """A request head has come on a new stream (server only); set `stream.receiver` for what follows.
 
-    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
-        """A request head over `Limits.max_field_section_octets` has come on a new stream (server only); answer it.
-
-        Its lines were dropped. `stream.method` is HEAD or empty.
+        Of one over `Limits.max_field_section_octets` there are no fields, and `stream.method` is HEAD or empty: answer
+        it.
         """
         raise NotImplementedError
 

@@ -70,8 +70,6 @@ cdef int _call(
             receiver.on_request_sent(number)
         else:
             receiver.on_response_sent(number)
-    elif event == ON_REQUEST and content is None:
-        engine.handler.on_large_request(stream, flag)
     elif event == ON_REQUEST:
         engine.handler.on_request(stream, <list>content, flag)
     elif event == ON_RESPONSE:
@@ -168,7 +166,7 @@ cdef int _on_request(Nghttp2Engine engine, int32_t stream_id, list fields, bint 
     stream.has_watched = engine.reader.has_watched
     engine.last_processed = stream_id
     if engine.reader.too_great:
-        tell(engine, stream, ON_REQUEST, None, end, 0)
+        tell(engine, stream, ON_REQUEST, [], end, 0)
         return engine.guard.charge_reset()
     engine.guard.credit_head()
     return tell(engine, stream, ON_REQUEST, fields, end, 0)

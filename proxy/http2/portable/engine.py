@@ -205,7 +205,7 @@ class PortableEngine(SendingEngine):
         values = {name: value for name, value, _ in fields}
         if too_large:
             stream.method = b"HEAD" if values.get(b":method") == b"HEAD" else b""
-            self.tell(stream, "on_large_request", stream, end, to=self.handler)
+            self.tell(stream, "on_request", stream, [], end, to=self.handler)
             return self.guard.charge_reset()
         stream.method, stream.path, stream.head_octets = values[b":method"], values.get(b":path", b""), octets
         stream.has_watched = not self.watched_names.isdisjoint(values)

@@ -95,13 +95,13 @@ class Handler(ConnectionHandler):
         self.flush_scheduled = True
 
     def on_request(self, stream: Stream, fields: Fields, end_stream: bool) -> None:
+        if not fields:
+            self.on_stream_refused(stream.id, refusals.SECTION_TOO_LARGE)
+            stream.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
+            return
         self.streams[stream.id] = stream
         stream.receiver = Receiver(self, stream.id)
         self.note(HeadReceived(stream.id, fields, end_stream))
-
-    def on_large_request(self, stream: Stream, end_stream: bool) -> None:
-        self.on_stream_refused(stream.id, refusals.SECTION_TOO_LARGE)
-        stream.reset_now(ErrorCode.ENHANCE_YOUR_CALM)
 
     def on_stream_refused(self, stream_id: StreamId, reason: str) -> None:
         self.refused.append((stream_id, reason))
