@@ -292,14 +292,12 @@ class Http2Protocol(Flushable):
         self._end(reason)
 
     def abort(self) -> None:
-        """Close the transport at once; what it has not sent is lost."""
         if self.transport is not None:
             self.transport.abort()
 
     # ---- inside
 
     def report_error(self, exc: Exception) -> None:
-        """Report an internal error to the loop's exception handler."""
         self.loop.call_exception_handler(
             {"message": "internal error while a stream was served", "exception": exc, "protocol": self}
         )

@@ -8,10 +8,8 @@ What an engine guarantees:
 
 * `receive` never raises. A fault of the peer on one stream resets that stream (`on_…_reset` with `by_peer` False); a
   fault on the connection ends in `on_failed`, with GOAWAY queued. Nothing is reported after that.
-* HEADERS or DATA after the peer's own END_STREAM or RST_STREAM, or on an id below one that the peer has opened, are a
-  fault on the connection; after our RST_STREAM they are discarded (`policy.stream_history` has the table).
-* Two faults of a stream may end the connection instead, with the same code (allowed by RFC 9113, 5.4.1): DATA before a
-  response head, and DATA beyond the stream's window. No other does.
+* Which fault is one of the stream, and which one of the connection, is in the table of `policy`. Where the table has
+  both, the code is the same (RFC 9113, 5.4.1 allows it).
 * It validates what it receives (RFC 9113, 8.2 and 8.3: names, values, pseudo-fields, connection-specific fields,
   content-length) and enforces `Limits`, so that a head it reports is well formed.
 * It never sends an empty DATA frame but the final one, merges what is queued for a stream into as few frames as

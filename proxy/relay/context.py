@@ -15,10 +15,7 @@ __all__ = ["Destination", "RouteContext"]
 
 
 class RouteContext:
-    """One route of a snapshot: its token slot, its origin's pool, its observers, and the field lines that it adds.
-
-    `slot` is None for a route that is not signed.
-    """
+    """One route of a snapshot: its token slot, its origin's pool, its observers, and the field lines that it adds."""
 
     __slots__ = (
         "_token",

@@ -1,7 +1,7 @@
 """What the library reports of the frames that it has read, and what receivers are told of them.
 
-The rules are those of the portable engine, except that the library ends the connection, not the stream, over content
-before a response head and (1.70 does, 1.64 does not) over content beyond the stream's window, as `Engine` allows.
+The library ends the connection, not the stream, over content before a response head and (1.70 does, 1.64 does not) over
+content beyond the stream's window.
 
 An engine's own state is complete before a receiver is told, because the receiver may command any stream at once.
 """
