@@ -138,11 +138,8 @@ cdef class Nghttp2Engine(Engine):
                         self.collect()
                     else:
                         break
-            except ConnectionFault as exc:
-                self._fail(exc.code, exc.reason)
             except Exception as exc:
-                self.handler.on_internal_error(None, exc)
-                self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
+                self._fail(exc)
         self._report_failure()
         return 0
 
@@ -275,7 +272,7 @@ cdef class Nghttp2Engine(Engine):
             self.collect()
         if self.turn is not None:
             self.turn = None
-            return self._fail(INTERNAL_ERROR, "internal error: content that cannot be sent")
+            return self._fail(ConnectionFault(INTERNAL_ERROR, "internal error: content that cannot be sent"))
         if ends:
             stream.ended = False
             stream.end_sent = True
@@ -354,32 +351,32 @@ cdef class Nghttp2Engine(Engine):
             return 0
         try:
             raise_pending()
-        except ConnectionFault as exc:
-            return self._fail(exc.code, exc.reason)
         except Exception as exc:
-            self.handler.on_internal_error(None, exc)
-            return self._fail(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
+            return self._fail(exc)
 
-    cdef int _fail(self, long code, str reason) except -1:
-        """End the connection with GOAWAY; the handler is told when it can take it."""
+    cdef int _fail(self, exc) except -1:
+        """End the connection with GOAWAY, over a fault or an internal error; the handler is told later."""
         cdef Nghttp2Stream stream
         cdef list left
+        if not isinstance(exc, ConnectionFault):
+            self.handler.on_internal_error(None, exc)
+            exc = ConnectionFault(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")
         if self.session.handle == NULL:
             return 0
         left = self.live_streams()
         self.going_away = True
-        self.session.write_go_away(self.last_processed, <uint32_t>code, reason.encode())
+        self.session.write_go_away(self.last_processed, exc.code, exc.reason.encode())
         self.session.close()
         self._left = left
         for stream in left:
             stream.leave()
         self.resets_to_send, self.ends_to_send, self._senders = [], [], []
         self.frames.release()
-        self._failure = (code, reason)
+        self._failure = exc
         return self.wake()
 
     cdef int _report_failure(self) except -1:
         if self._failure is not None:
-            (code, reason), self._failure = self._failure, None
-            self.handler.on_failed(code, reason)
+            fault, self._failure = self._failure, None
+            self.handler.on_failed(fault.code, fault.reason)
         return 0

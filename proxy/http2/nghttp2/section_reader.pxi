@@ -20,6 +20,9 @@ cdef enum:
     KEPT_WAYS = 4  # places that a line can have
     KEPT_NAMES = 32
     FIRST_LINES = 32
+    _MOST_KEPT_OCTETS = 512  # of a line that is kept: what peers send must not decide how much memory we use
+    _FAR = 4  # each octet of a block may stand for 4 KiB: a section this much over the limit is not read to its end
+    _MOST_LENGTH_DIGITS = 18
 
 cdef struct Line:
     nghttp2_rcbuf *name
@@ -43,11 +46,6 @@ cdef enum:
     _WATCHED = 1 << 8  # the name is among those that the engine's owner asked for
     _PSEUDO_FIELDS = (1 << 5) - 1
     _ONCE = (1 << 6) - 1
-
-cdef enum:
-    _MOST_KEPT_OCTETS = 512  # of a line that is kept: what peers send must not decide how much memory we use
-    _FAR = 4  # each octet of a block may stand for 4 KiB: a section this much over the limit is not read to its end
-    _MOST_LENGTH_DIGITS = 18
 
 cdef uint32_t[3] _REQUIRED
 _REQUIRED[REQUEST] = _METHOD | _SCHEME | _AUTHORITY | _PATH
