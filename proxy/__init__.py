@@ -58,7 +58,7 @@ A stream has no task, no queue and no event objects. Only a token or a connectio
 The modules on this way (`DATA_PATH` in setup.py) are plain typed Python that also runs interpreted. Where there is a
 compiler, Cython compiles them with the types in the `.pxd` beside each: classes become C structures, and calls between
 them go through tables. So such a class has at most one base class, its attributes are declared in `__slots__` and in
-the `.pxd`, and its arguments must be of the declared classes.
+the `.pxd`, and its arguments must be of the declared classes. What overrides a method is declared with its base alone.
 
 Glossary; each word has one meaning:
 

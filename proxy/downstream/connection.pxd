@@ -18,13 +18,6 @@ cdef class DownstreamConnection(Http2Protocol):
     cdef int _steps_taken
 
     cpdef Py_ssize_t unwritten_octets(self)
-    cpdef Py_ssize_t held_octets(self, Stream stream)
-    cpdef on_request(self, Stream stream, list fields, bint end_stream)
-    cpdef on_go_away(self, long last_stream_id, long code, bytes debug)
-    cpdef on_ping_acknowledged(self, bytes payload)
-    cpdef on_stream_lost(self, StreamReceiver receiver, str reason)
-    cpdef on_lost(self, str reason)
-    cpdef after_turn(self)
     cpdef on_cancelled(self, bint overdrawn)
     @cython.locals(stream=Stream, receiver=StreamReceiver)
     cpdef abort_streams(self, str reason)
