@@ -17,11 +17,11 @@ What an exchange costs, in instructions (`make profile`: POST 1 KiB, one connect
 12.2 with -O3; it repeats within some percent, because how many requests come with one read does not)::
 
                                     sidecar    nghttpx
-    libnghttp2                       12,966     22,553
-    the sidecar's own modules        11,737
-    TLS                               6,278      7,108
-    Python                            4,335
-    C library                         3,059      1,701
-    event loop and the rest             174     14,576
-    all                              38,549     45,939
+    libnghttp2                       13,057     22,704
+    the sidecar's own modules        11,524
+    TLS                               6,278      7,186
+    Python                            4,574
+    C library                         3,080      1,712
+    event loop and the rest             191     14,612
+    all                              38,705     46,214
 """
