@@ -1,9 +1,5 @@
 """Whether a field section is well formed (RFC 9113, 8.1 to 8.3).
 
-What depends on names alone (which pseudo-fields, their order, forbidden fields) is worked out once per sequence of
-names and kept, because a peer's heads hardly differ in them; what depends on values is looked at every time, all
-values at once where that will do.
-
 Three rules are stricter than RFC 9113, against request smuggling: `host` must agree with
 `:authority`, repeated `content-length` and `host` are refused even when equal, and `:path` has visible octets only.
 Two are those of RFC 9110, 5.5 and 9.1, for the sake of the others on a connection: no value has a control character but
@@ -15,8 +11,6 @@ value.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from proxy.http2.events import ErrorCode, Fields
@@ -34,21 +28,15 @@ __all__ = [
     "section_octets",
 ]
 
-_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-"""A token without upper case (RFC 9110, 5.6.2; RFC 9113, 8.2.1)."""
+_IN_NAMES: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+"""The octets of a token, without upper case (RFC 9110, 5.6.2; RFC 9113, 8.2.1)."""
 CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 """Names of fields that HTTP/2 forbids (RFC 9113, 8.2.2)."""
-_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes(octet for octet in range(0x80) if (octet < 0x20 and octet != 0x09) or octet == 0x7F)
 _VISIBLE: Final = bytes(range(0x21, 0x7F)) + bytes(range(0x80, 0x100))
 _MOST_LENGTH_DIGITS: Final = 18
-_MOST_SHAPES: Final = 512
-_MOST_OCTETS_OF_NAMES: Final = 4_096
-"""Of a shape that is kept: what peers send must not decide how much memory we use."""
-_NAME_OCTETS: Final = 48
-"""What Python takes for a name beside its octets."""
 
 
 class Malformed(StreamFault):
@@ -68,43 +56,9 @@ class ResponseHead(NamedTuple):
     """Octets of content announced, 0 where there can be none, None where it is open."""
 
 
-class _Shape(NamedTuple):
-    """What the names of a section say: a fault, and where the fields are whose values matter (-1: nowhere)."""
-
-    fault: str | None
-    method: int
-    scheme: int
-    authority: int
-    path: int
-    status: int
-    host: int
-    content_length: int
-    te: tuple[int, ...]
-
-
-class _Shapes:
-    """The shapes of one kind of section that were seen before."""
-
-    __slots__ = ("_kept", "_pseudo")
-
-    def __init__(self, pseudo: Iterable[bytes] = ()) -> None:
-        self._pseudo = frozenset(pseudo)
-        self._kept: dict[tuple[bytes, ...], _Shape] = {}
-
-    def of(self, names: tuple[bytes, ...]) -> _Shape:
-        shape = self._kept.get(names)
-        if shape is None:
-            shape = _shape(names, self._pseudo)
-            if sum(map(len, names)) + _NAME_OCTETS * len(names) <= _MOST_OCTETS_OF_NAMES:
-                if len(self._kept) >= _MOST_SHAPES:
-                    self._kept.clear()
-                self._kept[names] = shape
-        return shape
-
-
-_REQUESTS: Final = _Shapes((b":method", b":scheme", b":authority", b":path"))
-_RESPONSES: Final = _Shapes((b":status",))
-_TRAILERS: Final = _Shapes()
+_OF_REQUESTS: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+_OF_RESPONSES: Final = frozenset((b":status",))
+_OF_TRAILERS: Final[frozenset[bytes]] = frozenset()
 
 
 def check_request(fields: Fields, *, ends: bool = False) -> int | None:
@@ -113,45 +67,44 @@ def check_request(fields: Fields, *, ends: bool = False) -> int | None:
     `ends`: the head ends its stream, so that no content may be announced. CONNECT without `:scheme` and `:path` is well
     formed (RFC 9113, 8.5) and announces nothing.
     """
-    shape = _checked(fields, _REQUESTS)
-    method, scheme = _value(fields, shape.method), _value(fields, shape.scheme)
-    authority, path = _value(fields, shape.authority), _value(fields, shape.path)
-    if not method or not _METHOD.fullmatch(method):
+    values = _checked(fields, _OF_REQUESTS)
+    method, scheme, path = values.get(b":method"), values.get(b":scheme"), values.get(b":path")
+    if not method or method.lower().translate(None, _IN_NAMES):
         raise Malformed("a :method that is missing or no token", refusals.PSEUDO_FIELD)
     if method == b"CONNECT":
         if scheme is not None or path is not None:
             raise Malformed("CONNECT with :scheme or :path", refusals.PSEUDO_FIELD)
-        if not authority:
+        if not values.get(b":authority"):
             raise Malformed("CONNECT without :authority", refusals.PSEUDO_FIELD)
         return None
     if not scheme:
         raise Malformed("no :scheme", refusals.PSEUDO_FIELD)
     if not path or not _is_visible(path) or not (path[0] == 0x2F or (path == b"*" and method == b"OPTIONS")):
         raise Malformed("a :path that is missing, empty or no path", refusals.PSEUDO_FIELD)
-    _check_authority(authority, _value(fields, shape.host))
-    return _content_length(fields, shape, ends=ends)
+    _check_authority(values.get(b":authority"), values.get(b"host"))
+    return _content_length(values, ends=ends)
 
 
 def check_response(fields: Fields, *, to_head: bool, ends: bool = False) -> ResponseHead:
     """Return what a response head says; raises Malformed. `to_head`: it answers a HEAD request."""
-    shape = _checked(fields, _RESPONSES)
-    status = _value(fields, shape.status)
+    values = _checked(fields, _OF_RESPONSES)
+    status = values.get(b":status")
     if status is None or len(status) != 3 or not status.isdigit() or status[:1] == b"0" or status == b"101":
         raise Malformed("a :status that is missing, not three digits or not for HTTP/2", refusals.PSEUDO_FIELD)
     if status[:1] == b"1":
-        _content_length(fields, shape, ends=False)
+        _content_length(values, ends=False)
         if ends:
             raise Malformed("an interim response that ends its stream", refusals.STREAM_ORDER)
         return ResponseHead(True, None)
     # RFC 9110, 6.4.1: no content, whatever content-length says.
     has_no_content = to_head or status in (b"204", b"304")
-    length = _content_length(fields, shape, ends=ends and not has_no_content)
+    length = _content_length(values, ends=ends and not has_no_content)
     return ResponseHead(False, 0 if has_no_content else length)
 
 
 def check_trailers(fields: Fields, *, ends: bool = True) -> None:
     """Raise Malformed unless this is a trailer section: no pseudo-fields (RFC 9113, 8.1); it may be empty."""
-    _checked(fields, _TRAILERS)
+    _checked(fields, _OF_TRAILERS)
     if not ends:
         raise Malformed("a trailer section that does not end its stream", refusals.STREAM_ORDER)
 
@@ -171,63 +124,26 @@ def check_sendable(fields: Fields) -> None:
         raise ValueError("fields that must not be sent: none at all, upper case in names, or CR, LF or NUL")
 
 
-# ---- names
+def _checked(fields: Fields, pseudo: frozenset[bytes]) -> dict[bytes, bytes]:
+    """Return the value of each name, the last one of those that repeat; raises Malformed for a name or value.
 
-
-def _shape(names: tuple[bytes, ...], pseudo: frozenset[bytes]) -> _Shape:
-    places: dict[bytes, int] = {}
-    te: list[int] = []
-    fault: str | None = None
-    regular = False
-    for place, name in enumerate(names):
-        if name.startswith(b":"):
-            if name not in pseudo:
-                fault = "a pseudo-field that is unknown here"
-            elif regular:
-                fault = "a pseudo-field after a regular field"
-            elif name in places:
-                fault = "a pseudo-field twice"
-        else:
-            regular = True
-            fault = _name_fault(name, places) or fault
-        places[name] = place
-        if name == b"te":
-            te.append(place)
-    return _Shape(
-        fault,
-        method=places.get(b":method", -1),
-        scheme=places.get(b":scheme", -1),
-        authority=places.get(b":authority", -1),
-        path=places.get(b":path", -1),
-        status=places.get(b":status", -1),
-        host=places.get(b"host", -1),
-        content_length=places.get(b"content-length", -1),
-        te=tuple(te),
-    )
-
-
-def _name_fault(name: bytes, before: dict[bytes, int]) -> str | None:
-    if not _NAME.fullmatch(name):
-        return "a field name that is empty, has upper case or is no token"
-    if name in CONNECTION_SPECIFIC:
-        return "a connection-specific field"
-    if name in (b"content-length", b"host") and name in before:
-        return f"{name.decode()} twice"
-    return None
-
-
-# ---- values
-
-
-def _checked(fields: Fields, shapes: _Shapes) -> _Shape:
-    shape = shapes.of(tuple([field[0] for field in fields]))
-    if shape.fault is not None:
-        raise Malformed(shape.fault)
-    _check_values([field[1] for field in fields])
-    for place in shape.te:
-        if fields[place][1].lower() != b"trailers":
-            raise Malformed("te other than trailers")
-    return shape
+    `pseudo`: the pseudo-fields that there may be in such a section.
+    """
+    names = [name for name, _, _ in fields]
+    values = {name: value for name, value, _ in fields}
+    regular = [name for name in names if name not in pseudo]
+    if b"" in values or b"".join(regular).translate(None, _IN_NAMES):
+        raise Malformed("a field name that is empty, has upper case, is no token, or a pseudo-field unknown here")
+    if names[len(names) - len(regular) :] != regular:
+        raise Malformed("a pseudo-field after a regular field")
+    if not CONNECTION_SPECIFIC.isdisjoint(values):
+        raise Malformed("a connection-specific field")
+    if len(values) < len(names) and any(names.count(name) > 1 for name in (*pseudo, b"content-length", b"host")):
+        raise Malformed("a field twice that there may be once")
+    if b"te" in values and any(name == b"te" and value.lower() != b"trailers" for name, value, _ in fields):
+        raise Malformed("te other than trailers")
+    _check_values([value for _, value, _ in fields])
+    return values
 
 
 def _check_values(values: list[bytes]) -> None:
@@ -250,8 +166,8 @@ def _check_authority(authority: bytes | None, host: bytes | None) -> None:
         raise Malformed("host is not :authority", refusals.HOST_DIFFERS)
 
 
-def _content_length(fields: Fields, shape: _Shape, *, ends: bool) -> int | None:
-    value = _value(fields, shape.content_length)
+def _content_length(values: dict[bytes, bytes], *, ends: bool) -> int | None:
+    value = values.get(b"content-length")
     if value is None:
         return None
     if not value.isdigit() or len(value) > _MOST_LENGTH_DIGITS:
@@ -260,10 +176,6 @@ def _content_length(fields: Fields, shape: _Shape, *, ends: bool) -> int | None:
     if ends and length:
         raise Malformed("content was announced and none follows", refusals.CONTENT_LENGTH)
     return length
-
-
-def _value(fields: Fields, place: int) -> bytes | None:
-    return fields[place][1] if place >= 0 else None
 
 
 def _is_visible(text: bytes) -> bool:
