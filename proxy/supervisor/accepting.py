@@ -24,6 +24,10 @@ _MOST_ACCEPTED: Final = 64
 _NO_DESCRIPTORS_SECONDS: Final = 1.0
 """Pause in accepting after the kernel could not make a descriptor."""
 
+_PATIENCE_SECONDS: Final = 0.1
+"""How long new connections wait for a worker that has the fewest and does not read: it may have been busy only. A burst
+of connections would go to the others, and they keep them."""
+
 
 class Accepting:
     """The listening sockets, and the connections that no worker has yet.
@@ -57,7 +61,8 @@ class Accepting:
 
     def due(self, now: float) -> float:
         """Return when a pause in accepting ends, on the monotonic clock; infinite if there is none."""
-        return self._accept_at if self._accept_at > now else math.inf
+        ends = (self._accept_at, *(_patient_until(worker) for worker in self._workers))
+        return min((end for end in ends if end > now), default=math.inf)
 
     def update(self, now: float) -> None:
         """Watch the listening sockets exactly while a worker can take a connection."""
@@ -130,18 +135,25 @@ class Accepting:
         return self._permitted() and self._least_loaded() is not None
 
     def _least_loaded(self) -> WorkerProcess | None:
-        """Return the worker with the fewest connections; None if no worker can take one now.
+        """Return the worker with the fewest connections; None if it cannot take one now, or no worker can.
 
-        It must have started, and have no unsent messages.
+        It must have started. One that has read nothing for a while is left out.
         """
-        return min(
+        now = time.monotonic()
+        least = min(
             (
                 worker
                 for worker in self._workers
                 if worker.channel.ready
                 and (self.draining or not worker.channel.draining)
-                and not (worker.channel.gone or worker.channel.leaving or worker.channel.has_unsent)
+                and not (worker.channel.gone or worker.channel.leaving)
+                and not (worker.channel.full_since and _patient_until(worker) <= now)
             ),
             key=lambda worker: (worker.channel.connections, worker.last_handed_over),
             default=None,
         )
+        return None if least is None or least.channel.has_unsent else least
+
+
+def _patient_until(worker: WorkerProcess) -> float:
+    return worker.channel.full_since + _PATIENCE_SECONDS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -70,6 +71,8 @@ class WorkerChannel:
         """True if the worker was told to report its state, and has not."""
         self.told = WORKERS_STARTING
         """What the worker was told last of all workers; at first it knows only that they start."""
+        self.full_since = 0.0
+        """When the socket took no more messages, on the monotonic clock; 0 while it takes them."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property
@@ -128,11 +131,13 @@ class WorkerChannel:
                 else:
                     socket.send_fds(self.socket, [message], [carried.fileno()])
             except BlockingIOError:
+                self.full_since = self.full_since or time.monotonic()
                 return
             except OSError:  # EPIPE, ECONNRESET
                 self.gone = True
                 return
             self._unsent.popleft()
+            self.full_since = 0.0
             if carried is not None:
                 carried.close()
         if self.leaving and not self.gone:

@@ -29,7 +29,7 @@ _START_SECONDS: Final = 60.0
 _UNREAD_OCTETS: Final = 6 << 10
 """Room for sixteen messages that a worker has not read (Linux doubles it, and takes 768 octets for each).
 
-A worker that stands still gets no more connections once it is full, and those in it are lost when the worker is killed.
+A worker that stands still soon gets no more connections, and those in it are lost when the worker is killed.
 """
 
 

@@ -174,6 +174,7 @@ class _Supervisor:
             self._collecting.check(self._workers)
             if self._command != HAND_ON:  # requests are taken then, until all clients have left
                 self._collecting.tell_readiness(self._workers, started=self._all_ready)
+            self._accepting.hand_over_waiting()
             for worker in self._workers:
                 self._update_registration(worker)
             now = time.monotonic()
@@ -293,7 +294,6 @@ class _Supervisor:
         worker.channel.flush()
         self._update_registration(worker)
         self._note_ready()
-        self._accepting.hand_over_waiting()
 
     def _update_registration(self, worker: WorkerProcess) -> None:
         """Register the channel for the events that it needs; close it if the worker has exited."""

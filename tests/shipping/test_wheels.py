@@ -46,7 +46,7 @@ def test_the_same_commit_gives_the_same_source_distribution_in_any_folder(tmp_pa
 
 
 def test_everything_in_a_wheel_with_the_library_has_the_time_of_the_commit(tmp_path: Path) -> None:
-    (module,) = (REPOSITORY / "proxy/http2/nghttp2").glob("session.*.so")
+    (module,) = (REPOSITORY / "proxy/http2/nghttp2").glob("engine.*.so")
     wheel = tmp_path / f"a-0-cp3{sys.version_info.minor}-cp3{sys.version_info.minor}-linux_{platform.machine()}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(module, module.name)
