@@ -24,6 +24,7 @@ from proxy.cli.deployment_options import (
 from proxy.cli.failures import Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.cli.screen import Screen
+from proxy.cli.seconds import Seconds
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.deployments.stale import examine
 from proxy.deployments.target import Authentication
@@ -68,8 +69,7 @@ _ADMIN_HELP: Final = (
 @click.option(
     "--timeout",
     "answer_timeout",
-    type=click.FloatRange(0.1, 3600),
-    callback=lambda context, parameter, seconds: max(0.1, seconds),  # of nan, 0.1
+    type=Seconds(0.1, 3600),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

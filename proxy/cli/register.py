@@ -26,6 +26,7 @@ from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.options import GroupedCommand, HeadedOption, settings_flags, settings_from
 from proxy.cli.output import output_problem
 from proxy.cli.screen import Screen
+from proxy.cli.seconds import Seconds
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.deployments.changes import Changes, ServiceChange, changed_calls, compare
 from proxy.deployments.plain_command import DEFAULT_ADMIN_URL, plain_command
@@ -142,8 +143,7 @@ def _how_flags() -> list[click.Parameter]:
 @click.option(
     "--timeout",
     "answer_timeout",
-    type=click.FloatRange(0.1, 3600),
-    callback=lambda context, parameter, seconds: max(0.1, seconds),  # of nan, 0.1
+    type=Seconds(0.1, 3600),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

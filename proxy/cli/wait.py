@@ -15,6 +15,7 @@ import click
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import tell_in_passing
 from proxy.cli.probe import DEFAULT_ADMIN, TIMEOUT_SECONDS, admin_address, ask, connect, within
+from proxy.cli.seconds import Seconds
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
 
@@ -41,7 +42,7 @@ _LEAST_SECONDS: Final = 1.0
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -53,7 +54,6 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
     It asks /readyz of the admin port, which it finds as `serve` does: --admin, CLOUDRUN_SIDECAR_ADMIN, the settings
     file, the default.
     """
-    timeout = max(0.0, timeout)  # of nan, 0
     deadline = time.monotonic() + timeout
     try:
         address = parse_address(listener) if listener else admin_address(admin, config, os.environ)

@@ -131,7 +131,7 @@ class Reloader:
                 try:
                     self._watch()
                 except Exception:  # noqa: BLE001 - nothing would be read any more, and nobody would know
-                    _log.exception("internal error while the settings were watched: they are watched anew")
+                    _log.exception("internal error while the settings were watched: they are watched again")
                     self._select(None, _AFTER_ERROR_SECONDS)
 
     def _watch(self) -> None:

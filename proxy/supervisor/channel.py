@@ -72,7 +72,7 @@ class WorkerChannel:
         self.told = WORKERS_STARTING
         """What the worker was told last of all workers; at first it knows only that they start."""
         self.full_since = 0.0
-        """When the socket took no more messages, on the monotonic clock; 0 while it takes them."""
+        """Since when the socket takes no more messages, on the monotonic clock; 0 while it does."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property

@@ -73,11 +73,6 @@ def test_it_ends_with_1_after_the_timeout() -> None:
     assert told.stderr == f"cloudrun-sidecar: not ready: {address}: Connection refused, after 0.1 s\n"
 
 
-def test_a_timeout_that_is_no_number_does_not_wait_for_ever() -> None:
-    told = wait_now("--admin", free_address(), "--timeout", "nan")
-    assert told.exit_code == 1
-
-
 @pytest.mark.asyncio
 async def test_it_says_that_the_sidecar_drains(tmp_path: Path) -> None:
     plane = admin_plane("127.0.0.1:0", State(started=True, draining=True))
