@@ -28,7 +28,7 @@ _HAPPY_EYEBALLS_DELAY_SECONDS: Final = 0.25  # RFC 8305, section 8
 _PATIENCE_SECONDS: Final = 1.0
 """How long an attempt may take before another address is tried beside it: two or three round trips around the world."""
 _MOST_ATTEMPTS: Final = 4
-"""Handshakes for one connection; a service with many addresses may fail on all of them."""
+"""Handshakes for one connection. If all of them fail, the next connection begins with other addresses."""
 _REMEMBERED_SECONDS: Final = 600.0
 _MOST_REMEMBERED: Final = 1_024
 
@@ -116,13 +116,15 @@ class Attempts(Generic[_Connection]):
             while True:
                 self._start_next(addresses)
                 if not self._running:
+                    self.none_served(addresses)
                     raise self.failure or AssertionError("there is no address")
                 done, _ = await asyncio.wait(
                     self._running, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
                     if (failure := task.exception()) is None:
-                        self._learn(self._running.pop(task))
+                        self._known.has_served(self._running.pop(task).candidates[0])
+                        self._learn()
                         return task.result()
                     self.failure = self.failure or failure
                     self._failed.append((self._running.pop(task), failure))
@@ -132,27 +134,40 @@ class Attempts(Generic[_Connection]):
                 task.cancel()
                 task.add_done_callback(self._drop_spare)
 
+    def none_served(self, addresses: Sequence[AddressInfo]) -> None:
+        """Let the next connection begin with the addresses that were not tried, if there are any.
+
+        Called where all attempts have failed, and at the deadline. If all addresses fail, the service may be at fault.
+        """
+        if self._untried(addresses):
+            self._learn()
+
+    @property
+    def _attempts(self) -> list[_Attempt[_Connection]]:
+        return [*(attempt for attempt, _ in self._failed), *self._running.values()]
+
+    def _untried(self, addresses: Sequence[AddressInfo]) -> list[AddressInfo]:
+        tried = [address for attempt in self._attempts for address in attempt.candidates]
+        return [address for address in addresses if address not in tried]
+
     def _start_next(self, addresses: Sequence[AddressInfo]) -> None:
         """Start an attempt on the addresses that none has tried, if there are any."""
-        attempts = [*(attempt for attempt, _ in self._failed), *self._running.values()]
-        tried = [address for attempt in attempts for address in attempt.candidates]
-        left = [address for address in addresses if address not in tried]
-        if not left or len(attempts) >= _MOST_ATTEMPTS:
+        left = self._untried(addresses)
+        if not left or len(self._attempts) >= _MOST_ATTEMPTS:
             return
-        families = {address.family for address in tried}
+        families = {address.family for attempt in self._attempts for address in attempt.candidates}
         candidates = [address for address in left if not self._known.is_avoided(address)] or left
         attempt = _Attempt(sorted(candidates, key=lambda address: address.family in families), self._handshake)
         self._running[asyncio.get_running_loop().create_task(attempt.run())] = attempt
 
-    def _learn(self, won: _Attempt[_Connection]) -> None:
-        """Remember which addresses did not serve, now that another one does: so it is not the service's fault."""
-        self._known.has_served(won.candidates[0])
+    def _learn(self) -> None:
+        """Remember which addresses accepted a connection and did not serve."""
         for attempt, failure in self._failed:
             if attempt.accepted and isinstance(failure, Failure | ssl.SSLError | ConnectionError):
                 self._known.has_failed(attempt.candidates[0], f"the handshake failed ({type(failure).__name__})")
         for attempt in self._running.values():
             if attempt.accepted:
-                self._known.has_failed(attempt.candidates[0], f"no answer within {_PATIENCE_SECONDS:g} s")
+                self._known.has_failed(attempt.candidates[0], "it is silent")
 
     def _drop_spare(self, task: asyncio.Task[_Connection]) -> None:
         if not task.cancelled() and task.exception() is None:

@@ -136,6 +136,7 @@ class Connector:
                 addresses = await self._resolver.resolve(*_first_hop(origin, proxy))
                 return await attempts.first_ready(addresses)
         except OSError as exc:  # TimeoutError and ssl.SSLError are among them
+            attempts.none_served(addresses)
             # Of two addresses, one may have failed and the other have been silent until the deadline.
             cause = attempts.failure if isinstance(attempts.failure, OSError | Failure) else exc
             if isinstance(cause, Failure):

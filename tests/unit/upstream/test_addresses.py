@@ -215,6 +215,24 @@ async def test_a_service_that_refuses_tls_on_all_of_many_addresses_is_dialled_fo
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(("way", "at_a_time", "seconds"), [("is silent", 1, 0.9), ("refuses TLS", 4, 10.0)])
+async def test_the_next_connection_begins_with_addresses_that_were_not_tried(
+    certificates: Certificates, way: str, at_a_time: int, seconds: float
+) -> None:
+    *broken, good = [f"127.0.0.{number}" for number in range(1, 2 * at_a_time + 2)]
+    tls = server_context(*certificates.server_files(NAME))
+    async with service(tls, {**dict.fromkeys(broken, way), good: "serves"}) as it:
+        connecting = connector(
+            upstream_ca=certificates.ca_file, resolver=Names(*broken, good), connect_timeout_seconds=seconds
+        )
+        for _ in range(2):
+            with pytest.raises((UpstreamTlsFailed, UpstreamConnectTimeout)):
+                await connecting.connect(Origin("https", NAME, it.port))
+        assert await connected_to(await connecting.connect(Origin("https", NAME, it.port))) == good
+        await it.none_open()
+
+
+@pytest.mark.asyncio
 async def test_a_cancellation_while_spare_attempts_end_loses_no_connection() -> None:
     """Both addresses accept; the second is ready first, and the attempt on the first one takes long to end."""
     loop = asyncio.get_running_loop()
