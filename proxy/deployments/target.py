@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from proxy.errors import RequestRefused
+from proxy.http2.policy.fields import CONNECTION_SPECIFIC
 from proxy.network.address import parse_address
 from proxy.quoting import names_secret, plain, quoted
 from proxy.routes import Match, OpenMatch, Route, RouteTable
@@ -57,6 +58,8 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,99}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
 _MOST_SHOWN_ROUTES: Final = 20
+_OF_THE_CONNECTION: Final = {name.decode() for name in CONNECTION_SPECIFIC} | {"te", "host", "content-length"}
+"""With one of these, restate-server sends no request, or the request is malformed (RFC 9113, 8.2.2 and 8.1.1)."""
 _TOKEN_NAMES: Final = frozenset(("x-serverless-authorization", "x_serverless_authorization"))
 _BARE: Final = "must have neither a user name nor ? nor #"
 
@@ -146,6 +149,10 @@ def read_headers(pairs: Iterable[str]) -> Headers:
             problems.append(f"--extra-header {name}: the value must be printable ASCII")
         elif name in headers:
             problems.append(f"--extra-header {name} is given twice; a deployment has one value for each header")
+        elif name in _OF_THE_CONNECTION:
+            problems.append(
+                f"--extra-header {name}: an HTTP/2 client sets this itself, or must not send it; leave it out"
+            )
         elif name in _TOKEN_NAMES:
             problems.append(f"--extra-header {name}: the sidecar adds this header itself; leave it out")
         else:

@@ -191,6 +191,12 @@ def test_headers_are_checked_as_the_sidecar_checks_them() -> None:
     assert "is given as a flag as well" in refusal(HOST, impersonate=ONE, headers=((IMPERSONATE, ONE),))
 
 
+@pytest.mark.parametrize("name", ["Connection", "keep-alive", "transfer-encoding", "te", "Host", "content-length"])
+def test_headers_with_which_restate_sends_no_request_are_refused(name: str) -> None:
+    with pytest.raises(TargetRefused, match=f"--extra-header {name.lower()}: an HTTP/2 client sets this itself"):
+        read_headers(["x-team=payments", f"{name}=5"])
+
+
 def test_extra_headers_are_parsed_and_all_their_mistakes_reported_without_values() -> None:
     assert read_headers(["X-Team = payments ", "x-a=b=c", "x-empty="]) == (
         ("x-team", "payments"),
