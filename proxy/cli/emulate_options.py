@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -10,14 +9,13 @@ import click
 
 from proxy.emulator import Limits, Pod, Role, description
 from proxy.emulator.limits import RANGES
-from proxy.quoting import plain, quoted
+from proxy.quoting import quoted
+from proxy.routes import parse_upstream
 
 __all__ = ["DESCRIBED", "PORT", "Grant", "limit_option", "read_grants", "read_https", "read_pod"]
 
 PORT: Final = click.IntRange(0, 65535)
 """A port; 0 is a free one."""
-SERVICE_URL: Final = re.compile(r"(https://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)/?", re.IGNORECASE)
-"""The URL of a service; it is an audience as well."""
 _LIMITS: Final = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
 DESCRIBED: Final = (
     *("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime"),
@@ -68,10 +66,13 @@ def read_https(context: click.Context, parameter: click.Parameter, value: str | 
     """Return the value as clients write it in an audience: in lower case, without default port and slash."""
     if value is None:
         return None
-    match = SERVICE_URL.fullmatch(value)
-    if plain(value) is None or match is None:
+    try:
+        origin, path = parse_upstream(value)
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc}.") from None
+    if origin.scheme != "https" or path:
         raise click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
-    return match[1].lower().removesuffix(":443")
+    return str(origin)
 
 
 def limit_option(option: str, metavar: str, text: str) -> Callable[[Any], Any]:

@@ -58,6 +58,7 @@ def _parsed(text: str) -> URL | None:
     """Return the URL of a proxy; None where there is more, or less, than scheme, login, host and port."""
     try:
         url = URL(text)
+        (url.host or "").encode("idna")  # as getaddrinfo does: a label can be empty or too long
         usable = url.host and url.port and url.path in ("", "/") and not (url.query_string or url.fragment)
     except ValueError:
         return None

@@ -376,6 +376,7 @@ def test_a_file_with_problems_is_refused_with_all_of_them(tmp_path: Path) -> Non
         (["--app", "json:__name__"], "cannot be called"),
         (["--url", "http://a.example"], "not an https:// URL"),
         (["--url", "https://a.example/path"], "without a path"),
+        (["--url", "https://a..example"], "'a..example' is neither a host name nor an address"),
         (["--invoker", "nobody"], "not an e-mail address"),
         (["--may-impersonate", "a@b"], "CALLER=TARGET"),
         (["--may-impersonate", "a@b=c@d:owner"], "openIdTokenCreator"),

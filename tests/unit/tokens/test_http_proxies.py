@@ -41,6 +41,8 @@ def test_a_proxy_is_a_host_and_a_port(value: str, monkeypatch: pytest.MonkeyPatc
         ("http://ada:hunter2@:3128", "is not the URL of a proxy"),
         ("http://ada:hunt er2@proxy:3128", "is not the URL of a proxy"),
         ("http://ada:hunter2@proxy:3128/a/path", "is not the URL of a proxy"),
+        ("http://proxy..example:3128", "is not the URL of a proxy"),
+        (f"http://{'x' * 64}:3128", "is not the URL of a proxy"),
         ("http://[::1", "is not the URL of a proxy"),
         ("true", None),
         ("not a proxy hunter2", "is not the URL of a proxy"),
