@@ -260,7 +260,7 @@ class Settings(PeerSettings):
     )
     upstream_idle_timeout: Seconds = Field(
         default=180.0,
-        gt=0,
+        ge=1,
         description=(
             "How long an upstream connection is kept without a stream. "
             "Google closes it after some four minutes: being first avoids sending into a closing connection."
