@@ -352,7 +352,7 @@ class UpstreamRefusedStream(UpstreamFailure):
 
 
 class UpstreamReset(UpstreamFailure):
-    """The upstream reset the stream, or its response broke a rule of HTTP.
+    """The upstream reset the stream, or its response broke a rule of HTTP/2.
 
     Remedy: read the log of the service.
     """

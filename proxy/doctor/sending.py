@@ -9,6 +9,7 @@ from proxy.cloud_run.response import Response
 from proxy.errors import Failure, Internal, UpstreamRefusedStream, UpstreamReset
 from proxy.http2.engine import Stream, StreamReceiver
 from proxy.http2.events import ErrorCode, Fields, error_code_name
+from proxy.observe.explanation import explain_broken_rule
 from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["MAX_OCTETS", "send_request"]
@@ -72,9 +73,10 @@ class _Collector(StreamReceiver):
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         if by_peer and code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
-            return
-        if code == ErrorCode.NO_ERROR and self._fields:
+        elif code == ErrorCode.NO_ERROR and self._fields:
             self._finish()
+        elif not by_peer and self.stream is not None:
+            self._fail(explain_broken_rule(self.stream.refusal))
         else:
             name = error_code_name(code)
             remedy = "the container failed, or does not speak HTTP/2 to its end: look at its log"

@@ -23,6 +23,7 @@ cdef class Stream:
     cdef public bytes method
     cdef public bytes path
     cdef public int status
+    cdef public str refusal
     cdef public bint has_watched
     cdef public Py_ssize_t head_octets
 

@@ -162,7 +162,7 @@ class StreamReceiver:
 class Stream:
     """One stream of an engine. Commands on a stream that is over do nothing."""
 
-    __slots__ = ("has_watched", "head_octets", "id", "method", "owed_octets", "path", "receiver", "status")
+    __slots__ = ("has_watched", "head_octets", "id", "method", "owed_octets", "path", "receiver", "refusal", "status")
 
     def __init__(self) -> None:
         self.id: StreamId = 0
@@ -172,6 +172,8 @@ class Stream:
         """Of the request that has come, with its query (server only); empty for CONNECT."""
         self.status = 0
         """Of the final response that has come (client only); 0 while there is none."""
+        self.refusal: str | None = None
+        """The rule that the peer has broken on it (`policy.refusals`); None if there is none."""
         self.has_watched = False
         """True if the latest head received has a line whose name is in the engine's `watched_names`."""
         self.head_octets = 0

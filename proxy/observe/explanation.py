@@ -11,10 +11,27 @@ from proxy.cloud_run.findings import Finding, RequestInfo, diagnose
 from proxy.cloud_run.response import Response
 from proxy.errors import Failure, UpstreamReset, all_failures
 from proxy.http2.events import ErrorCode, Fields, error_code_name
+from proxy.http2.policy import refusals
 from proxy.observe.exchange import ObservedExchange
 from proxy.routes import Route
 
-__all__ = ["ErrorResponse", "ends_exchange", "explain_reset", "explain_response", "remedy_of", "remedy_of_code"]
+__all__ = [
+    "LIMITS",
+    "ErrorResponse",
+    "ends_exchange",
+    "explain_broken_rule",
+    "explain_reset",
+    "explain_response",
+    "remedy_of",
+    "remedy_of_code",
+]
+
+LIMITS: Final = {
+    refusals.SECTION_TOO_LARGE: "its head or trailers are larger than max_field_section; send fewer or shorter fields, "
+    "or raise it",
+    refusals.TOO_MANY_INTERIM: "it sends more interim heads (1xx) than max_interim_heads; see why, or raise it",
+}
+"""What mends a refusal for which a setting is the limit, by reason."""
 
 _REMEDY: Final = "Remedy:"
 
@@ -68,6 +85,12 @@ def explain_reset(exchange: ObservedExchange, by: str, code: int) -> UpstreamRes
     if exchange.status:
         when = "after its response" if exchange.response_done else "during its response"
     return UpstreamReset(f"the service reset the stream with {error_code_name(code)} {when}")
+
+
+def explain_broken_rule(rule: str | None) -> UpstreamReset:
+    """Return the failure of a service whose response breaks a rule of HTTP/2, one of `policy.refusals`."""
+    remedy = LIMITS.get(rule or "", "see what makes such a response: the service, or what stands before it")
+    return UpstreamReset(f"the response breaks a rule of HTTP/2 ({rule})", remedy=remedy)
 
 
 def remedy_of(failure: Failure) -> str:

@@ -16,9 +16,8 @@ import structlog
 
 from proxy.errors import Failure
 from proxy.http2.events import Fields, error_code_name
-from proxy.http2.policy import refusals
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange
-from proxy.observe.explanation import explain_reset, explain_response, remedy_of
+from proxy.observe.explanation import LIMITS, explain_reset, explain_response, remedy_of
 from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.observe.request_context import request_context
 from proxy.observe.throttle import Throttle
@@ -31,13 +30,6 @@ _log: Final = structlog.get_logger("relay")
 _tokens: Final = structlog.get_logger("tokens")
 _upstream: Final = structlog.get_logger("upstream")
 _downstream: Final = structlog.get_logger("downstream")
-
-_LIMITS: Final = {
-    refusals.SECTION_TOO_LARGE: "its head or trailers are larger than max_field_section; send fewer or shorter fields, "
-    "or raise it",
-    refusals.TOO_MANY_INTERIM: "it sends more interim heads (1xx) than max_interim_heads; see why, or raise it",
-}
-"""What mends a refusal for which a setting is the limit, by reason."""
 
 _DEBUG_OCTETS: Final = 200
 """How much of GOAWAY's debug data is logged."""
@@ -114,12 +106,8 @@ class Warnings(Observer):
             )
 
     def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
-        """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
-        remedy = _LIMITS.get(reason)
-        if remedy is None:
-            _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
-        elif (added := self._services.fields((origin, reason), self._monotonic())) is not None:
-            _upstream.warning("response refused", origin=origin, reason=reason, remedy=remedy, **added)
+        """Write at the level `debug`: there is a warning about the exchange."""
+        _upstream.debug("response refused", origin=origin, reason=reason, stream=stream_id)
 
     def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
         """Write a warning, one a second for each code."""
@@ -136,7 +124,7 @@ class Warnings(Observer):
 
     def request_refused(self, reason: str, details: dict[str, Any]) -> None:
         """Write at the level `debug`; a warning, one a second for each reason, where a setting is the limit."""
-        remedy = _LIMITS.get(reason)
+        remedy = LIMITS.get(reason)
         if remedy is None:
             _downstream.debug("request refused", reason=reason, **details)
         elif (added := self._throttle.fields(reason, self._monotonic())) is not None:

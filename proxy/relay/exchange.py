@@ -5,7 +5,6 @@ waits here: until token and upstream stream are available, content of the reques
 window, because nothing is acknowledged before it was sent. `start` sends it when the dispatcher has found both.
 
 The state alone decides which step may come next: the table in `states` is asked before anything is done.
-
 A small request is held until the response begins, and sent again if the upstream provably did not process it.
 
 A reset from either side ends the exchange and is forwarded with its code. RST_STREAM(NO_ERROR) after a complete
@@ -13,8 +12,8 @@ response only says that the rest of the request is not wanted (RFC 9113, 8.1): s
 requests end soon; if more follows, the client gets the same reset, after the whole response. NO_ERROR amid a message is
 forwarded as another code: hyper, and so Restate, takes it for the end of the message.
 
-An upstream failure before the response head becomes a local reply; after it, a reset, never a clean end. An internal
-error is a reset at any time.
+An upstream failure, such as a response that breaks a rule of HTTP/2, becomes a local reply before the response head;
+after it, a reset, never a clean end. An internal error is a reset at any time.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from proxy.errors import Failure, Internal, UpstreamRefusedStream
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, FieldLine, Fields
 from proxy.observe.exchange import RouteObservers
+from proxy.observe.explanation import explain_broken_rule
 from proxy.relay.context import RouteContext
 from proxy.relay.request_content import RequestContent
 from proxy.relay.signing import end_to_end_response, end_to_end_trailers
@@ -264,16 +264,19 @@ class Exchange(RequestContent):
             self._end()
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
-        """Reset the downstream stream. A rule that the upstream broke is no fault of the caller: INTERNAL_ERROR."""
-        unwanted = by_peer and code == ErrorCode.NO_ERROR and self.response_done
+        """Reset the downstream stream. A rule that the upstream broke on its stream is a failure of the upstream."""
+        if not by_peer and self.upstream is not None:
+            self.on_connection_lost(explain_broken_rule(self.upstream.refusal))
+            return
+        unwanted = code == ErrorCode.NO_ERROR and self.response_done
         if not unwanted:
-            self.observers.stream_reset(self, "upstream" if by_peer else "sidecar", code)
+            self.observers.stream_reset(self, "upstream", code)
         if code == ErrorCode.REFUSED_STREAM:
             self.on_unprocessed()
             return
         self._forget_upstream()
         if self.on(Move.UNWANTED if unwanted else Move.RESPONSE_RESET) == _FORWARD:
-            self.downstream.reset(code if by_peer and code else ErrorCode.INTERNAL_ERROR, True)
+            self.downstream.reset(code or ErrorCode.INTERNAL_ERROR, True)
         self._end_or_discard()
 
     def on_unprocessed(self) -> None:
@@ -284,11 +287,10 @@ class Exchange(RequestContent):
             self._sent_octets = 0
             self._owner.dispatch(self)
         else:
-            refused = "the upstream refused the request unprocessed, and it could not be sent again"
-            self._failed(action, UpstreamRefusedStream(refused))
+            self._failed(action, UpstreamRefusedStream("the request was refused unprocessed, and cannot be sent again"))
 
     def on_connection_lost(self, failure: Failure) -> None:
-        """The upstream connection has ended."""
+        """The upstream stream has ended, with its connection or because of a fault on it."""
         self._forget_upstream()
         self.fail(failure)
 
@@ -361,9 +363,8 @@ class Exchange(RequestContent):
     # ---- inside
 
     def _commit_if_large(self) -> None:
-        """Stop holding a request that has grown too large to be sent again."""
+        """Stop holding a request that has grown too large to be sent again; until now it was replayable."""
         if self.drop_held_beyond(self._owner.replay_octets):
-            # While the request is being sent and is held, the state is one of the two replayable ones.
             self.on(_COMMIT)
 
     def _crossing(self, fields: Fields) -> Fields:
@@ -373,10 +374,9 @@ class Exchange(RequestContent):
 
     def _forget_upstream(self) -> None:
         """The upstream stream has ended."""
-        upstream = self.upstream
+        upstream, self.upstream = self.upstream, None
         assert upstream is not None  # noqa: S101 - it has just told this exchange of its end
         upstream.receiver = None
-        self.upstream = None
 
     def _end_or_discard(self) -> None:
         """The upstream stream has ended: the exchange is over, or the rest of the request is discarded."""

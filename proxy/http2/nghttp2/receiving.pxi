@@ -260,6 +260,7 @@ cdef int _reset_over(Nghttp2Engine engine, int32_t stream_id, uint32_t code, str
     nghttp2_submit_rst_stream(engine.session.handle, NGHTTP2_FLAG_NONE, stream_id, code)
     stream = _find(engine, stream_id)
     if stream is not None:
+        stream.refusal = reason
         stream.forget()
         if not stream.muted:
             tell(engine, stream, ON_RESET, None, False, code)

@@ -152,6 +152,7 @@ class PortableEngine(SendingEngine):
         self.write(RstStreamFrame(stream_id, fault.code))
         if (stream := self.streams.get(stream_id)) is not None:
             self.forget(stream)
+            stream.refusal = fault.reason
             self._report(stream, f"on_{self.incoming}_reset", int(fault.code), False)
         self.guard.charge_reset()
 

@@ -102,6 +102,18 @@ async def test_a_reset_without_error_after_the_head_ends_the_response() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_response_that_breaks_a_rule_is_not_called_a_reset_of_the_service() -> None:
+    async with connected() as (near, far), asyncio.TaskGroup() as group:
+        asked = group.create_task(_raised(near))
+        stream, _, _ = await far.request()
+        far.respond(stream, 200, [(b"content-length", b"1")])
+        await far.send(stream, b"two", end=True)
+        failure = await asked
+        assert isinstance(failure, UpstreamReset)
+        assert str(failure).startswith("the response breaks a rule of HTTP/2 (content-length)")
+
+
+@pytest.mark.asyncio
 async def test_a_refused_stream_and_a_lost_connection_are_different_failures() -> None:
     async with connected() as (near, far), asyncio.TaskGroup() as group:
         refused = group.create_task(_raised(near))

@@ -179,10 +179,10 @@ def test_a_client_that_breaks_a_rule_does_not_have_its_code_sent_upstream(make: 
 
 @each_bare_engine
 @pytest.mark.parametrize("answered", [True, False])
-def test_an_upstream_that_breaks_a_rule_does_not_have_its_code_sent_to_the_client(
+def test_an_upstream_that_breaks_a_rule_has_failed_and_the_client_is_told_which_rule(
     make: EngineFactory, answered: bool
 ) -> None:
-    with World(make=make) as world:
+    with World(make=make) as world, structlog.testing.capture_logs() as log:
         client, stream, service, far = begun(world)
         if answered:
             service.respond(far)
@@ -191,7 +191,17 @@ def test_an_upstream_that_breaks_a_rule_does_not_have_its_code_sent_to_the_clien
         service.raw(HeadersFrame(far, b"\x00\x01a\x01b", flags=["END_HEADERS"]))
         world.settle()
         assert service.streams[far].reset == ErrorCode.PROTOCOL_ERROR
-        assert client.streams[stream].reset == ErrorCode.INTERNAL_ERROR
+        got = client.streams[stream]
+        rule = "stream-order" if answered else "pseudo-field"
+        assert got.reset == (ErrorCode.INTERNAL_ERROR if answered else None)
+        assert got.status == (200 if answered else 502)
+        told = f"the response breaks a rule of HTTP/2 ({rule})"
+        assert answered or told.encode() in got.content
+        (line,) = [line for line in log if line["log_level"] == "warning"]
+        assert line["code"] == "upstream-reset"
+        assert line["reason"].startswith(told)
+        client.engine.send_data(stream, b"", end_stream=True)
+        world.settle()
         world.assert_at_rest()
 
 
