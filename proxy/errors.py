@@ -315,7 +315,7 @@ class UpstreamConnectFailed(UpstreamFailure):
 class UpstreamConnectTimeout(UpstreamFailure):
     """Resolution, TCP and TLS together took longer than `connect_timeout`.
 
-    Remedy: check the name servers if the sentence names them, else egress rules that drop packets.
+    Remedy: check the name servers or `upstream_proxy` if the sentence names them, else egress rules that drop packets.
     """
 
     code = "upstream-connect-timeout"

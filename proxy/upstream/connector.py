@@ -147,10 +147,11 @@ class Connector:
 
     def delay(self, origin: Origin) -> str:
         """Return what a running attempt to connect to `origin` waits for, and what to do about it."""
-        host, _ = _first_hop(origin, self.proxy_to(origin))
-        if self._resolver.is_unanswered(host):
-            return f"its host name is not answered; {CHECK_NAME_SERVERS}"
-        return "check the url of the route, and the network in between"
+        proxy = self.proxy_to(origin)
+        hop, check = _hop(origin, proxy)
+        if self._resolver.is_unanswered(_first_hop(origin, proxy)[0]):
+            return f"the host name of {hop} is not answered; {CHECK_NAME_SERVERS}"
+        return f"check {check}{'' if proxy is None else f' ({proxy})'}, and the network in between"
 
     async def _handshake(
         self, origin: Origin, tls: ssl.SSLContext | None, proxy: HttpProxy | None, connected: socket.socket
@@ -215,7 +216,7 @@ class Connector:
 
     def _explained(self, origin: Origin, exc: OSError, proxy: HttpProxy | None, *, resolved: bool) -> Failure:
         """Return what a person needs to know about this error; `resolved` tells that the addresses were known."""
-        hop, check = (origin, "the url of the route") if proxy is None else (f"the proxy {proxy}", "upstream_proxy")
+        hop, check = _hop(origin, proxy)
         match exc:
             case ssl.SSLCertVerificationError():
                 what = f"the certificate of {origin} does not verify"
@@ -263,6 +264,11 @@ class Connector:
 def _first_hop(origin: Origin, proxy: HttpProxy | None) -> tuple[str, int]:
     """Return host and port of what a TCP connection is opened to."""
     return (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
+
+
+def _hop(origin: Origin, proxy: HttpProxy | None) -> tuple[str, str]:
+    """Return what a TCP connection is opened to, and the setting that says so."""
+    return (f"{origin}", "the url of the route") if proxy is None else (f"the proxy {proxy}", "upstream_proxy")
 
 
 def _alert(exc: ssl.SSLError) -> str:

@@ -10,6 +10,7 @@ import pytest
 from proxy.emulator import Certificates
 from proxy.errors import UpstreamConnectFailed, UpstreamConnectTimeout, UpstreamTlsFailed
 from proxy.network.http_proxy import HttpProxy
+from proxy.network.resolver import Resolver
 from proxy.quoting import masked
 from proxy.routes import Origin
 from proxy.upstream.tunnel import tunnels_to
@@ -153,6 +154,17 @@ async def test_a_proxy_that_does_not_answer_costs_no_more_than_connect_timeout()
         with pytest.raises(UpstreamConnectTimeout, match=sentence):
             await connector(connect_timeout_seconds=0.3, upstream_proxy=proxy_at(port)).connect(ORIGIN)
         await gone.wait()
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_a_tunnel_is_told_of_the_proxy() -> None:
+    resolver = Resolver()
+    opener = connector(upstream_proxy=HttpProxy(host="proxy.example", port=3128), resolver=resolver)
+    assert opener.delay(ORIGIN) == "check upstream_proxy (proxy.example:3128), and the network in between"
+    looking_up = asyncio.get_running_loop().create_task(resolver.resolve("proxy.example", 3128))
+    await asyncio.sleep(0)
+    assert opener.delay(ORIGIN).startswith("the host name of the proxy proxy.example:3128 is not answered; check the")
+    looking_up.cancel()
 
 
 @pytest.mark.asyncio
