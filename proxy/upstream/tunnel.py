@@ -59,8 +59,9 @@ async def open_tunnel(connected: socket.socket, proxy: HttpProxy, origin: Origin
         raise UpstreamConnectFailed(f"{named} {login_refusal(challenges, form, has_login=bool(proxy.login))}")
     if not status[1].startswith(b"2"):
         said = one_line(f"{status[1].decode()} {(status[2] or b'').decode('latin-1')}".strip())
+        remedy = "see its log" if status[1].startswith(b"5") else "allow it there"
         raise UpstreamConnectFailed(
-            f"{named} does not connect to {target} ({said}); allow it there, or list the host in no_proxy "
+            f"{named} does not connect to {target} ({said}); {remedy}, or list the host in no_proxy "
             "if this machine reaches it directly"
         )
     # TLS begins with its client, so nothing of the service can stand behind the head.

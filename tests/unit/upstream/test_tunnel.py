@@ -115,12 +115,16 @@ async def test_a_proxy_that_asks_for_another_login_is_named_without_the_login(gi
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (b"HTTP/1.1 403 Not on the list\r\n\r\n", r"does not connect to greeter\.example:443 \(403 Not on the list\)"),
+        (
+            b"HTTP/1.1 403 Not on the list\r\n\r\n",
+            r"does not connect to greeter\.example:443 \(403 Not on the list\); allow it there",
+        ),
         (
             b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\nproxy-authenticate: NTLM\r\n\r\n",
             r"wants a login by Negotiate, NTLM \(407\), and only Basic is supported",
         ),
-        (b"HTTP/1.0 504\r\n\r\n", r"does not connect to greeter\.example:443 \(504\); allow it there, or list"),
+        (b"HTTP/1.0 504\r\n\r\n", r"does not connect to greeter\.example:443 \(504\); see its log, or list"),
+        (b"HTTP/1.0 403 Bare line feeds\n\n", r"does not connect to greeter\.example:443 \(403 Bare line feeds\)"),
         (b"SSH-2.0-OpenSSH_9\r\n", r"does not answer as an HTTP proxy does; check upstream_proxy"),
         (b"HTTP/1.1 OK\r\n\r\n", r"does not answer as an HTTP proxy does"),
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 4000, r"does not answer as an HTTP proxy does"),
