@@ -30,20 +30,22 @@ def proxy_at(port: int, login: str | None = None) -> HttpProxy:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("login", [None, "ada:s3cret"])
+@pytest.mark.parametrize(("host", "target"), [(HOST, f"{HOST}:443"), ("2001:db8::1", "[2001:db8::1]:443")])
 async def test_a_service_is_reached_through_the_proxy_which_resolves_its_name(
-    certificates: Certificates, login: str | None
+    certificates: Certificates, login: str | None, host: str, target: str
 ) -> None:
-    tls = server_context(*certificates.server_files(HOST))
-    async with server(tls) as far, connect_proxy({f"{HOST}:443": far.port}, login=login) as proxy:
+    tls = server_context(*certificates.server_files(host))
+    async with server(tls) as far, connect_proxy({target: far.port}, login=login) as proxy:
         opener = connector(upstream_ca=certificates.ca_file, upstream_proxy=proxy_at(proxy.port, login))
-        connection = await opener.connect(ORIGIN)
+        connection = await opener.connect(Origin("https", host, 443))
         connection.open(REQUEST, True, RecordingReceiver())
         _, _, fields, _ = await far.request()
         assert (b":path", b"/invoke/Greeter/greet") in fields
         await left(connection)
-    assert proxy.targets() == [f"{HOST}:443"]
-    assert (b"\r\nproxy-authorization: Basic YWRhOnMzY3JldA==\r\n" in proxy.heads[0]) == (login is not None)
-    assert f"\r\nhost: {HOST}:443\r\n".encode() in proxy.heads[0]
+    assert proxy.targets() == [target]
+    sent = re.findall(rb"\r\n(proxy-authorization:[^\r]*)\r\n", proxy.heads[0])
+    assert sent == ([] if login is None else [b"proxy-authorization: Basic YWRhOnMzY3JldA=="])
+    assert f"\r\nhost: {target}\r\n".encode() in proxy.heads[0]
 
 
 @pytest.mark.asyncio
