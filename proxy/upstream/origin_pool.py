@@ -115,12 +115,13 @@ class OriginPool(ConnectionOwner):
 
     def connection_changed(self, connection: UpstreamConnection) -> None:
         """Remove a connection that accepts no more streams, and serve the requests that wait."""
+        fruitless = connection.fruitless or connection is self._barren
         if connection is self._barren and (connection.retiring or has_streams(connection)):
             self._barren = None
         if connection.retiring and connection in self.connections:
             self.connections.remove(connection)
             self._observer.upstream_retired(str(self.origin))
-            if connection.fruitless and self.on_fruitless is not None:
+            if fruitless and self.on_fruitless is not None:
                 self.on_fruitless(self, connection.loop)
         if self.waiting and self.on_wanted is not None:
             self.on_wanted(self)

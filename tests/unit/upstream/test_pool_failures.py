@@ -191,6 +191,30 @@ async def test_an_upstream_that_refuses_at_once_is_dialled_after_pauses_and_not_
     await stage.close()
 
 
+@each_bare_engine
+@pytest.mark.parametrize("way", ["goaway", "end"])
+@with_manual_clock
+async def test_an_upstream_that_ends_each_connection_without_a_stream_is_dialled_after_pauses(
+    make: EngineFactory, way: str
+) -> None:
+    stage = PoolStage(make)
+    [task] = await stage.ask("first")
+    for seconds in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0):
+        await skip(seconds + 0.01)
+        far = await stage.service.accept(0)
+        dials = stage.service.dials
+        if way == "goaway":
+            far.send(far.go_away((1 << 31) - 1))
+        else:
+            far.connection.eof_received()
+        await loop_idle()
+        assert (stage.service.dials > dials) == (seconds == 0.0), "the first one may be an accident"
+    await skip(1.01)
+    await stage.service.accept(100)
+    await task
+    await stage.close()
+
+
 @with_manual_clock
 async def test_an_attempt_that_took_long_is_followed_by_another_without_a_pause() -> None:
     stage = PoolStage()
