@@ -342,9 +342,10 @@ class UpstreamNotHttp2(UpstreamFailure):
 
 
 class UpstreamRefusedStream(UpstreamFailure):
-    """The upstream did not process the request (REFUSED_STREAM, GOAWAY), and the request is not held any more.
+    """The upstream did not process the request (REFUSED_STREAM, GOAWAY): three times, or one that is not held any more.
 
-    Remedy: if it is not rare, raise `replay_octets`, so that larger requests are held.
+    Remedy: if it is not rare, see in the log of the service why it refuses requests; with a larger `replay_octets`,
+    larger ones are held and sent again.
     """
 
     code = "upstream-refused-stream"

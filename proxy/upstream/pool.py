@@ -314,18 +314,22 @@ class Pool:
             return UpstreamConnectTimeout(
                 f"{pool.origin} was not connected within {waited}: {self._delay(pool.origin)}"
             )
+        remedy = ""
         if pool.failure is not None:
             why = f"all {len(pool.connections)} connections are in use, and no other could be opened: {pool.failure}"
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
         elif pool.offers_none():
-            why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS); check the service"
+            why, remedy = (
+                "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS)",
+                "check the service",
+            )
         else:
             why = (
                 f"{len(pool.connections)} connections are in use, {self.max_connections} are allowed "
                 "(max_upstream_connections)"
             )
-        return UpstreamSaturated(f"no stream to {pool.origin} became free within {waited}: {why}")
+        return UpstreamSaturated(f"no stream to {pool.origin} became free within {waited}: {why}", remedy=remedy)
 
 
 def _closing() -> Draining:

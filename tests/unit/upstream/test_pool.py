@@ -129,8 +129,9 @@ async def test_a_peer_that_offers_no_streams_is_not_connected_to_repeatedly(make
     assert stage.service.dials == 1
     await skip(5.1)
     assert await failures_of(tasks + more) == {"upstream-saturated": 3}
-    with pytest.raises(UpstreamSaturated, match="SETTINGS_MAX_CONCURRENT_STREAMS"):
+    with pytest.raises(UpstreamSaturated, match="SETTINGS_MAX_CONCURRENT_STREAMS") as failure:
         await tasks[0]
+    assert failure.value.remedy == "check the service", "more connections would not help"
     [late] = await stage.ask("d")
     far.limit(1)
     await late
