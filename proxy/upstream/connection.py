@@ -101,7 +101,7 @@ class UpstreamConnection(Http2Protocol):
         Http2Protocol.__init__(self, make_engine, budget, flusher)
         self.origin = origin
         self.ready: asyncio.Future[None] = self.loop.create_future()
-        """Done when the peer's SETTINGS have come; fails with UpstreamNotHttp2 or UpstreamConnectionLost."""
+        """Done when the peer's SETTINGS have come; UpstreamNotHttp2, UpstreamConnectionLost or SSLError if it fails."""
         self.reserved = 0
         """Streams promised to requests that are about to open them."""
         self.retiring = False
@@ -237,6 +237,9 @@ class UpstreamConnection(Http2Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Serve what was read before, and end the connection: the transport is closed."""
         self.serve_all()
+        if isinstance(exc, ssl.SSLError) and not self.ready.done():
+            # With TLS 1.3, a server refuses a client when the client's handshake is done.
+            self.ready.set_exception(exc)
         Http2Protocol.connection_lost(self, exc)
 
     def drain(self) -> None:

@@ -227,6 +227,11 @@ class Connector:
                 return UpstreamNotHttp2(
                     f"{origin} does not offer HTTP/2 (ALPN h2); deploy the service with `gcloud run deploy --use-http2`"
                 )
+            case ssl.SSLError() if "certificate required" in _alert(exc):
+                return UpstreamTlsFailed(
+                    f"{origin} requires a certificate of its clients (mTLS), and the sidecar has none",
+                    remedy="set the url of the route to one that does not, such as the service's own (run.app)",
+                )
             case ssl.SSLError():
                 return UpstreamTlsFailed(
                     f"TLS with {origin} failed: {_reason(exc)}; check that it is an https:// service, and its port"

@@ -16,6 +16,7 @@ import pytest
 from proxy.connection.budget import Budget
 from proxy.connection.flusher import Flusher
 from proxy.emulator import Certificates
+from proxy.errors import UpstreamTlsFailed
 from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
@@ -366,3 +367,23 @@ async def test_a_record_that_was_changed_on_its_way_ends_the_connection(certific
         await receiver.over.wait()
         assert [type(event) for event in receiver.events] == [HeadReceived, ConnectionLost]
         assert "SSLError" in str(receiver.failure)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_requires_a_certificate_of_its_clients_is_reported(certificates: Certificates) -> None:
+    context = server_context(*certificates.server_files("localhost"))
+    context.load_verify_locations(certificates.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(context, reader, writer)
+        with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+            await peer.shake_hands()
+        await peer.send(peer.encrypted(b""))
+        await reader.read()
+
+    async with listening(refuse) as port:
+        with pytest.raises(UpstreamTlsFailed, match=r"requires a certificate of its clients \(mTLS\)"):
+            await connector(PortableEngine, upstream_ca=certificates.ca_file).connect(
+                Origin("https", "localhost", port)
+            )
