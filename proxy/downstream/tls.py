@@ -89,11 +89,12 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     except OSError as exc:
         raise TlsUnusable(f"the certificate cannot be used: {exc.strerror}") from None
     if files.client_ca is not None:
-        _read(files.client_ca, "tls_client_ca")
         try:
             context.load_verify_locations(cafile=files.client_ca)
         except ssl.SSLError:
             raise TlsUnusable(f"{files.client_ca} (tls_client_ca) holds no PEM certificate") from None
+        except OSError as exc:
+            raise TlsUnusable(f"{files.client_ca} (tls_client_ca) cannot be read: {exc.strerror}") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 

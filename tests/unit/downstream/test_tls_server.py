@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles, TlsServer
+from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles, TlsServer, TlsUnusable, server_context
 from proxy.emulator import Certificates
 
 
@@ -95,3 +96,24 @@ async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(c
         assert loop.time() - began < 5
         assert failed == ["the client has sent nothing for 1 s"]
         assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize("name", ["certificate.pem", "key.pem", "clients.pem"])
+def test_a_file_that_goes_away_behind_a_look_at_it_is_unusable_and_no_other_error(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Certificates.create(tmp_path / "authority")
+    files = [tmp_path / "certificate.pem", tmp_path / "key.pem", tmp_path / "clients.pem"]
+    for file, origin in zip(files, (*authority.server_files("localhost"), authority.ca_file), strict=True):
+        file.write_bytes(origin.read_bytes())
+    read = Path.read_bytes
+
+    def read_once(path: Path) -> bytes:
+        content = read(path)
+        if path.name == name:
+            path.unlink()
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_once)
+    with contextlib.suppress(TlsUnusable):
+        server_context(TlsFiles(*files))
