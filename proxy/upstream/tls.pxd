@@ -22,7 +22,6 @@ cdef class TlsTransport:
     cdef bytes _delayed
     cdef bint _blocked
     cdef bint _paused
-    cdef bint _serve_scheduled
     cdef bint _ended
     cdef bint _peer_ended
     cdef object _failure

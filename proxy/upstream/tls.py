@@ -68,7 +68,6 @@ class TlsTransport:
         "_protocol",
         "_read",
         "_records",
-        "_serve_scheduled",
         "_tls",
         "_transport",
         "_write",
@@ -89,7 +88,6 @@ class TlsTransport:
         self._delayed = b""  # to be encrypted and written when a message of the handshake, begun by the peer, has ended
         self._blocked = False  # the transport below takes nothing now
         self._paused = False
-        self._serve_scheduled = False
         self._ended = False  # nothing more is written or read
         self._peer_ended = False
         self._failure: ssl.SSLError | None = None
@@ -133,27 +131,20 @@ class TlsTransport:
 
     def pause_reading(self) -> None:
         """Serve nothing until `resume_reading`."""
-        if not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        self._paused = True
+        self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Serve what was read, in the next loop turn, and then read again."""
-        if self._paused:
-            self._paused = False
-            if not self._serve_scheduled:
-                self._serve_scheduled = True
-                self._protocol.loop.call_soon(self._serve_and_read)
+        self._paused = False
+        self._protocol.loop.call_soon(self._serve_and_read)
 
     def write(self, data: bytes) -> None:
         """Encrypt and write."""
         size = len(data)
         written = 0
-        if self._delayed:
-            self._delayed += data
-            return
         try:
-            # A call encrypts one record.
+            # All of it with OpenSSL 3.0 and Python 3.11; the interface allows less.
             written = self._write(data)
             if written < size:
                 whole = memoryview(data)
@@ -161,7 +152,7 @@ class TlsTransport:
                     written += self._write(whole[written:])
         except ssl.SSLWantReadError:
             # A message of the handshake, as a new ticket is, has come in part (RFC 8446, 5.1): TLS takes nothing yet.
-            self._delayed = data[written:]
+            self._delayed += data[written:]
             self._protocol.pause_writing()
         except ssl.SSLError as exc:
             self._failure = exc
@@ -251,7 +242,6 @@ class TlsTransport:
         return records
 
     def _serve_and_read(self) -> None:
-        self._serve_scheduled = False
         self._serve()
         # Not before: the end of the TCP connection, which may come next, would be served before what precedes it.
         if not self._paused and not self._transport.is_closing():

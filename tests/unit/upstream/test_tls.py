@@ -16,7 +16,6 @@ import pytest
 from proxy.connection.budget import Budget
 from proxy.connection.flusher import Flusher
 from proxy.emulator import Certificates
-from proxy.errors import UpstreamTlsFailed
 from proxy.http2.engine import Limits
 from proxy.http2.portable.engine import PortableEngine
 from proxy.routes import Origin
@@ -116,10 +115,13 @@ class Peer:
 
 @asynccontextmanager
 async def connected(
-    certificates: Certificates, script: Callable[[Peer], Awaitable[None]]
+    certificates: Certificates,
+    script: Callable[[Peer], Awaitable[None]],
+    version: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
 ) -> AsyncIterator[UpstreamConnection]:
-    """A connection to a peer that follows a script once TLS stands."""
+    """A connection to a peer that follows a script once TLS stands; `version` is the newest that it speaks."""
     context = server_context(*certificates.server_files("localhost"))
+    context.maximum_version = version
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(context, reader, writer)
@@ -196,14 +198,17 @@ async def test_content_arrives_in_whatever_pieces_its_records_come(certificates:
         await left(connection)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.asyncio
-async def test_what_comes_with_the_end_of_the_handshake_is_served(certificates: Certificates) -> None:
+async def test_what_comes_with_the_end_of_the_handshake_is_served(
+    certificates: Certificates, version: ssl.TLSVersion
+) -> None:
     async def answer(peer: Peer) -> None:
-        # Nothing has been sent since the client's last octets: new tickets, SETTINGS, and no more.
+        # Nothing has been sent since the client's last octets: Finished (with TLS 1.3, tickets), SETTINGS, and no more.
         await peer.send(peer.encrypted(SETTINGS))
         await the_end(peer)
 
-    async with connected(certificates, answer) as connection:
+    async with connected(certificates, answer, version) as connection:
         await left(connection)
 
 
@@ -367,23 +372,3 @@ async def test_a_record_that_was_changed_on_its_way_ends_the_connection(certific
         await receiver.over.wait()
         assert [type(event) for event in receiver.events] == [HeadReceived, ConnectionLost]
         assert "SSLError" in str(receiver.failure)
-
-
-@pytest.mark.asyncio
-async def test_a_server_that_requires_a_certificate_of_its_clients_is_reported(certificates: Certificates) -> None:
-    context = server_context(*certificates.server_files("localhost"))
-    context.load_verify_locations(certificates.ca_file)
-    context.verify_mode = ssl.CERT_REQUIRED
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(context, reader, writer)
-        with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
-            await peer.shake_hands()
-        await peer.send(peer.encrypted(b""))
-        await reader.read()
-
-    async with listening(refuse) as port:
-        with pytest.raises(UpstreamTlsFailed, match=r"requires a certificate of its clients \(mTLS\)"):
-            await connector(PortableEngine, upstream_ca=certificates.ca_file).connect(
-                Origin("https", "localhost", port)
-            )
