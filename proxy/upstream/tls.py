@@ -155,7 +155,8 @@ class TlsTransport:
             self._delayed += data[written:]
             self._protocol.pause_writing()
         except ssl.SSLError as exc:
-            self._failure = exc
+            # What was read in this turn may have been an alert, which says more.
+            self._failure = self._failure or exc
             self._transport.abort()
             return
         self._transport.write(self._outgoing.read())

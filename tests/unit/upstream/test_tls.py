@@ -332,11 +332,11 @@ async def test_a_closed_connection_says_goodbye_behind_its_last_frames(certifica
         # It takes no harm from what the peer still sends, and waits until the peer closes, too.
         await peer.send(peer.encrypted(frame(PING, 0, 0, bytes(8))))
         await the_end(peer)
-        ended.set_result([kind for kind, _, _ in peer.frames()][-1])
+        ended.set_result((peer.frames()[-1][0], peer.said_goodbye))
 
     async with connected(certificates, answer) as connection:
         await left(connection)
-        assert await ended == GOAWAY
+        assert await ended == (GOAWAY, True)
 
 
 @pytest.mark.parametrize("politely", [True, False], ids=["close_notify", "no close_notify"])

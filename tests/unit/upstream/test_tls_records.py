@@ -121,6 +121,19 @@ async def test_a_socket_that_takes_octets_again_does_not_wake_what_waits_for_a_m
 
 
 @pytest.mark.asyncio
+async def test_an_alert_is_the_reason_also_where_something_is_written_before_the_end(server: RecordServer) -> None:
+    receiver, _ = asked(server)
+    ping = frame(6, 0, 0, bytes(8))
+    for _ in range(21):  # one read a turn, until its answer is written at once
+        await turns()
+        server.give(server.record(DATA, ping))
+    await turns()
+    server.give(server.record(DATA, ping), server.record(ALERT, b"\2\x50"))
+    await turns()
+    assert "ALERT_INTERNAL_ERROR" in str(receiver.failure)
+
+
+@pytest.mark.asyncio
 async def test_a_server_with_tls_1_2_that_wants_a_new_handshake_is_refused_that(
     certificates: Certificates, tmp_path: Path
 ) -> None:
