@@ -122,8 +122,10 @@ def bind_unix(path: str, access: UnixAccess) -> socket.socket:
 
     A socket that another process has left there is removed, but not one that listens. Raises OSError.
     """
-    _check_unused(path)
-    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+    if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "a file of that name exists, and is not a socket")
+        _check_unused(path)
         os.remove(path)
     bound = socket.socket(socket.AF_UNIX)
     try:
@@ -143,8 +145,6 @@ def bind_unix(path: str, access: UnixAccess) -> socket.socket:
 def _check_unused(path: str) -> None:
     """Raise OSError if another process listens there."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file of that name exists, and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
             probe.connect(path)
@@ -180,7 +180,7 @@ def _reason(exc: OSError) -> str:
         return str(exc)
     if isinstance(exc, socket.gaierror):
         return f"the name does not resolve ({exc.strerror})"
-    # asyncio puts a sentence of its own into `strerror`; `_check_unused` raises EEXIST with the reason there.
+    # asyncio puts a sentence of its own into `strerror`; for EEXIST the reason stands there.
     reason = os.strerror(exc.errno) if exc.errno and exc.errno != errno.EEXIST else str(exc.strerror or exc)
     if exc.errno == errno.EACCES:
         return f"{reason}; a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to"

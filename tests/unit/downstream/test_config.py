@@ -127,12 +127,14 @@ def test_an_address_in_use_is_named_and_the_others_are_released(tmp_path: Path, 
     [
         ("unix:{folder}/none/s", "No such file or directory"),
         ("unix:{folder}/file", "a file of that name exists, and is not a socket"),
+        ("unix:{folder}/link", "a file of that name exists, and is not a socket"),
         ("unix:{folder}/file/s", "Not a directory"),
         ("192.0.2.1:0", "Cannot assign requested address; no interface of this machine has this address now"),
     ],
 )
 def test_an_address_that_cannot_be_bound_is_named_with_the_reason(tmp_path: Path, address: str, reason: str) -> None:
     (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("socket that is not there any more")
     address = address.format(folder=tmp_path)
     with pytest.raises(ListenFailed, match=rf"^cannot listen on {re.escape(address)}: {re.escape(reason)}$"):
         ListenerConfig((address,), 1).create_sockets()
