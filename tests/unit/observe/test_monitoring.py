@@ -92,6 +92,12 @@ def test_requests_without_a_route_count_among_no_errors_of_routes() -> None:
     assert f'{{route="{UNMATCHED}"}}' in expressions_of["CloudRunSidecarRequestsWithoutRoute"]
 
 
+def test_exchanges_that_the_service_resets_count_among_the_errors_of_their_route() -> None:
+    # They have no status of their own: 200 after a head, else "reset", as those that a client has cancelled.
+    (expression,) = (rule["expr"] for rule in rules() if rule["alert"] == "CloudRunSidecarErrors")
+    assert f'{PREFIX}stream_resets_total{{by="upstream",code!="REFUSED_STREAM"}}' in expression
+
+
 def fires(alert: str, **samples: float) -> bool:
     """Return whether the condition of an alert of arithmetic alone holds for these samples of one sidecar."""
     (expression,) = (rule["expr"] for rule in rules() if rule["alert"] == alert)
