@@ -245,7 +245,9 @@ class Http2Protocol(Flushable):
         """End the connection: the transport is closed."""
         if self._abort_timer is not None:
             self._abort_timer.cancel()
-        self._end(f"{type(exc).__name__}: {exc}" if exc else "closed by the peer")
+        # The system's words, without Python's class and number.
+        reason = getattr(exc, "strerror", None) or f"{type(exc).__name__}: {exc}"
+        self._end(reason if exc else "closed by the peer")
         if not self.gone.done():
             self.gone.set_result(None)
 

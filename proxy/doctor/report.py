@@ -31,7 +31,6 @@ No text contains a token: all text from outside passes through `one_line`.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -93,8 +92,6 @@ _ADVISING: Final = {
     ProxyInvalid.code: "the proxy for calls to Google cannot be used",
 }
 """What is wrong, by code, for kinds whose sentences say what to do, and with which role, command or file."""
-
-_PYTHON: Final = re.compile(r"\b[A-Z]\w+Error: (?:\[Errno -?[0-9]+\] )?")
 
 
 class Outcome(enum.Enum):
@@ -270,15 +267,15 @@ def _step_as_json(step: Step) -> dict[str, Any]:
 
 
 def as_problem(failure: Failure) -> str:
-    """Return what is wrong as one line, without names of Python's exceptions."""
+    """Return what is wrong as one line."""
     text = failure.problem if failure.remedy else _ADVISING.get(failure.code, failure.problem)
-    return one_line(_PYTHON.sub("", text), _MAX_CHARACTERS)
+    return one_line(text, _MAX_CHARACTERS)
 
 
 def as_remedy(failure: Failure) -> str:
     """Return what to do about a failure: what it says itself, else the remedy of its kind."""
     if not failure.remedy and failure.code in _ADVISING:
-        return as_sentence(_PYTHON.sub("", str(failure)))  # it may begin with an e-mail
+        return as_sentence(str(failure))  # it may begin with an e-mail
     return as_sentence(remedy_of(failure))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -219,11 +220,13 @@ def test_a_receiver_that_raises_at_the_end_gets_an_internal_error_and_the_others
 
 @each_bare_engine
 def test_a_connection_that_is_lost_says_why(make: EngineFactory) -> None:
-    with Pair(make) as pair:
-        pair.transport.lose(ConnectionResetError("by peer"))
-        pair.loop.turn()
-        assert pair.server.lost == ["ConnectionResetError: by peer"]
-        assert pair.server.closed
+    reset = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    for exc, words in ((reset, "Connection reset by peer"), (ValueError("odd"), "ValueError: odd")):
+        with Pair(make) as pair:
+            pair.transport.lose(exc)
+            pair.loop.turn()
+            assert pair.server.lost == [words]
+            assert pair.server.closed
     with Pair(make) as pair:
         assert pair.server.eof_received() is False
         pair.transport.lose(None)

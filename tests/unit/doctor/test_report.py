@@ -167,8 +167,8 @@ ADVISING = {
 
 @pytest.mark.parametrize("kind", all_failures(), ids=lambda kind: kind.code)
 def test_each_failure_has_a_remedy_that_says_what_to_do(kind: type[Failure]) -> None:
-    plain = kind("it was lost: ConnectionResetError: [Errno 104] Connection reset by peer")
     sentence = "it was lost: Connection reset by peer"
+    plain = kind(sentence)
     if kind.code in ADVISING:
         assert as_remedy(plain) == f"{sentence}."
         assert "it was lost" not in as_problem(plain)

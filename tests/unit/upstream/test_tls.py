@@ -371,4 +371,4 @@ async def test_a_record_that_was_changed_on_its_way_ends_the_connection(certific
         connection.open(REQUEST, True, receiver)
         await receiver.over.wait()
         assert [type(event) for event in receiver.events] == [HeadReceived, ConnectionLost]
-        assert "SSLError" in str(receiver.failure)
+        assert "BAD_RECORD_MAC" in str(receiver.failure)
