@@ -66,6 +66,10 @@ def parse_upstream(url: str) -> tuple[Origin, str]:
         raise ValueError(f"{shown} must begin with https:// (or http:// for a local upstream)")
     if "?" in url or "#" in url:
         raise ValueError(f"{shown} must end there, after the path: no query, no fragment")
+    if url.count("://") > 1:
+        raise ValueError(
+            f"{shown} looks like several URLs; routes are given one by one, in a variable with blanks between"
+        )
     if port == 0:
         raise ValueError(f"{shown}: port 0 cannot be connected to")
     if AMBIGUOUS_PATH.search(parts.path.encode()):

@@ -291,6 +291,7 @@ def test_a_url_is_split_into_origin_base_path_and_host(url: str, origin: str, ba
         ("https://svc?a=b", "no query"),
         ("https://svc/#part", "no fragment"),
         ("https://svc/a/../b", "dot segments"),
+        ("https://a.run.app,b=https://b.run.app", "given one by one"),
         ("https://svc/a//", "doubled"),
         ("https://svc/a%2fb", "encoded slashes"),
         ("https://svc/é", "to be encoded"),
