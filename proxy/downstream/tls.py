@@ -83,8 +83,10 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
                 f"the private key in {files.key} (tls_key) is not that of the certificate in {files.certificate} "
                 "(tls_certificate)"
             ) from None
+        # OpenSSL gives no reason where it cannot read a PEM file.
+        why = _words(exc) if exc.reason else "one of the two is damaged"
         raise TlsUnusable(
-            f"{files.certificate} (tls_certificate) and {files.key} (tls_key) cannot be used: {_words(exc)}"
+            f"{files.certificate} (tls_certificate) and {files.key} (tls_key) cannot be used: {why}"
         ) from None
     except OSError as exc:
         raise TlsUnusable(f"the certificate cannot be used: {exc.strerror}") from None

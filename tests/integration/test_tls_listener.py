@@ -225,7 +225,7 @@ async def test_only_clients_with_a_certificate_are_served_where_that_is_set(
         ("other", "key", "is not that of the certificate in"),
         ("empty", "key", "holds no PEM certificate"),
         ("certificate", "empty", "holds no private key in PEM form"),
-        ("broken", "key", "cannot be used: "),
+        ("broken", "key", "cannot be used: one of the two is damaged"),
         ("certificate", "none", "No such file or directory"),
     ],
 )
