@@ -264,7 +264,7 @@ class _Registration:
 
     def changed_calls(self, known: Deployment) -> list[str]:
         """Return a phrase for everything in which it changes how Restate calls the deployment."""
-        return changed_calls(known, dict(self._target.headers), http1=self._http1)
+        return changed_calls(known, self._target.url, dict(self._target.headers), http1=self._http1)
 
     def plain_command(self, token_file: str | None, *, yes: bool) -> str:
         """Return the command of Restate's CLI that does the same."""

@@ -81,12 +81,16 @@ def compare(
     return Changes(added=tuple(added), updated=tuple(updated), removed=tuple(removed))
 
 
-def changed_calls(known: Deployment, headers: Mapping[str, str], *, http1: bool) -> list[str]:
+def changed_calls(known: Deployment, url: str, headers: Mapping[str, str], *, http1: bool) -> list[str]:
     """Return a phrase for everything in which a registration changes how Restate calls a deployment.
 
-    `headers` and `http1` are those of the registration. No value of a header is in the phrases.
+    `url`, `headers` and `http1` are those of the registration. No value of a header is in the phrases.
     """
     phrases = []
+    # To Restate, http:// and https:// with the same host and path are one deployment.
+    was, will = (of.partition("://")[0] for of in (known.url, url))
+    if was != will:
+        phrases.append(f"{will}:// is used instead of {was}://")
     for name in sorted(known.headers.keys() | headers.keys()):
         shown = name if plain(name) is not None else NOT_SHOWN
         if name not in headers:

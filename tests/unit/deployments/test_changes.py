@@ -4,6 +4,9 @@ from proxy.deployments.changes import Changes, changed_calls, compare
 from proxy.deployments.records import Deployment, Handler, Registered, Service
 
 
+URL = "http://greeter.run.app/path"
+
+
 def service(name: str, *handlers: Handler, revision: int = 1, deployment: str = "dp_new") -> Service:
     return Service(name=name, kind="Service", revision=revision, deployment=deployment, handlers=handlers)
 
@@ -52,19 +55,29 @@ def test_services_that_an_overwritten_deployment_lost_are_removed() -> None:
 
 
 def known(headers: dict[str, str] | None = None, *, http1: bool = False, own: bool = False) -> Deployment:
-    return Deployment(id="dp_1", url="", headers=headers or {}, services=(), is_http1=http1, has_own_authentication=own)
+    return Deployment(
+        id="dp_1", url=URL, headers=headers or {}, services=(), is_http1=http1, has_own_authentication=own
+    )
 
 
 def test_headers_that_differ_are_named_without_their_values() -> None:
-    phrases = changed_calls(known({"a": "1", "b": "s3cret", "c": "3"}), {"b": "other", "c": "3", "d": "4"}, http1=False)
+    phrases = changed_calls(
+        known({"a": "1", "b": "s3cret", "c": "3"}), URL, {"b": "other", "c": "3", "d": "4"}, http1=False
+    )
     assert phrases == ["a is removed", "b is changed", "d is added"]
     pasted = known({"eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJo.c2ln": ""})
-    assert changed_calls(pasted, {}, http1=False) == ["[not shown] is removed"]
+    assert changed_calls(pasted, URL, {}, http1=False) == ["[not shown] is removed"]
 
 
 def test_the_version_of_http_and_restates_own_authentication_are_changes() -> None:
-    assert changed_calls(known(), {}, http1=True) == ["HTTP/1.1 is used"]
-    assert changed_calls(known(http1=True), {}, http1=False) == ["HTTP/1.1 is no longer used"]
-    assert changed_calls(known(http1=True, own=True), {}, http1=True) == [
+    assert changed_calls(known(), URL, {}, http1=True) == ["HTTP/1.1 is used"]
+    assert changed_calls(known(http1=True), URL, {}, http1=False) == ["HTTP/1.1 is no longer used"]
+    assert changed_calls(known(http1=True, own=True), URL, {}, http1=True) == [
         "Restate's own Google authentication is removed"
+    ]
+
+
+def test_a_scheme_that_differs_is_a_change() -> None:
+    assert changed_calls(known(), "https://greeter.run.app/path", {}, http1=False) == [
+        "https:// is used instead of http://"
     ]
