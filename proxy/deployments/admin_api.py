@@ -41,6 +41,7 @@ _LEAST_SECRET: Final = 4
 
 _DEPLOYMENT_EXISTS: Final = "META0004"
 _DISCOVERY_FAILED: Final = "META0003"
+_NOT_HTTP2: Final = "META0014"
 _ERROR_PREFIX: Final = re.compile(r"^(?:\[META\d+\]\s*)+")
 
 _ERRNO: Final = re.compile(r"\[Errno ([0-9]+)\]")
@@ -168,10 +169,12 @@ class RestateAdmin:
         if status in (401, 403):
             given = "refuses the token" if self._token is not None else "requires a token"
             text, unusable = f"Restate's admin API at {self.url} {given} ({status}): {_TOKEN}", True
-        elif code == _DISCOVERY_FAILED:
+        elif code in (_DISCOVERY_FAILED, _NOT_HTTP2):
             text, unusable = f"Restate cannot discover the deployment, nothing was changed: {message}", False
             if proxy is not None:
                 text += f". It reaches this URL only if the Restate server has the variable RESTATE_HTTP_PROXY={proxy}"
+            elif code == _NOT_HTTP2:
+                text += ". The sidecar speaks HTTP/2 there: does its admin port answer? --sidecar says where it listens"
         elif status == 409:
             flag = "--force" if code == _DEPLOYMENT_EXISTS else "--breaking"
             text, unusable = f"Restate refuses this change: {message}. Add {flag} to make it nevertheless", True

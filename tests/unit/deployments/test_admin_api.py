@@ -122,6 +122,12 @@ async def test_no_authorization_is_sent_without_a_token() -> None:
             ExitCode.FAILED,
             "Restate cannot discover the deployment, nothing was changed: error: refused",
         ),
+        (
+            500,
+            {"message": "[META0014] only HTTP1.1, consider --use-http1.1", "restate_code": "META0014"},
+            ExitCode.FAILED,
+            "consider --use-http1.1. The sidecar speaks HTTP/2 there: does its admin port answer? --sidecar says where",
+        ),
         (500, {"message": "out of disk"}, ExitCode.FAILED, "Restate failed (500): out of disk"),
         (502, "<h1>Bad gateway</h1>", ExitCode.FAILED, "Restate failed (502): Bad gateway"),
         (503, "", ExitCode.FAILED, "without a reason"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 from proxy.deployments.changes import Changes, changed_calls, compare
 from proxy.deployments.records import Deployment, Handler, Registered, Service
 
-
 URL = "http://greeter.run.app/path"
 
 
