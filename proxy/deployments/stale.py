@@ -1,6 +1,7 @@
 """Deployments that Restate has and the sidecar refuses: their route is gone, or the lists do not allow them. Pure.
 
-Restate goes on calling such a deployment, and its invocations wait until it is removed, or allowed again.
+Restate goes on calling such a deployment until it is removed, or allowed again. Where the route is gone, that uses up
+attempts of its invocations.
 """
 
 from __future__ import annotations

@@ -174,8 +174,8 @@ class DeploymentReport:
         if self.refusal is None:
             return None
         return (
-            "Its invocations wait. Allow it again in the settings, register its services at another URL, or remove it "
-            "when nothing is in flight."
+            "Invocations wait if a list refuses them, and use up their attempts if the route is gone. Allow it again "
+            "in the settings, register its services at another URL, or remove it when nothing is in flight."
         )
 
     @property

@@ -120,8 +120,9 @@ def test_deployments_of_restate_are_listed_with_what_is_wrong() -> None:
         "Restate  http://r:9070\n"
         "  ✔ dp_1  http://s/a (A)\n"
         "  ✘ dp_2  http://s/b (B): no route for this path\n"
-        "          → Its invocations wait. Allow it again in the settings, register its services at another\n"
-        "            URL, or remove it when nothing is in flight.\n"
+        "          → Invocations wait if a list refuses them, and use up their attempts if the route is gone.\n"
+        "            Allow it again in the settings, register its services at another URL, or remove it when\n"
+        "            nothing is in flight.\n"
         "            $ restate deployments remove dp_2\n"
     )
     assert render_restate(RestateReport(url="http://r:9070"), replace(PLAIN, ascii_only=True)) == (

@@ -127,7 +127,7 @@ def test_deployments_of_restate_are_a_member_of_their_own() -> None:
             "commands": ["restate deployments remove dp_2"],
         },
     ]
-    assert "Its invocations wait" in str(gone.remedy)
+    assert "use up their attempts if the route is gone" in str(gone.remedy)
     assert RestateReport(url="http://r:9070", deployments=(well,)).outcome is Outcome.OK
     assert RestateReport(url="http://r:9070", problem="nobody answers").outcome is Outcome.FAILED
 
