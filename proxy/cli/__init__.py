@@ -21,10 +21,16 @@ import os
 import signal
 import sys
 
+import proxy
 from proxy.cli.output import open_standard_streams, run
 from proxy.exit_codes import ExitCode, error_line
 
 __all__ = ["main"]
+
+_REPLACED = (
+    "another distribution with a package named proxy, such as proxy.py, has replaced files of this one; install "
+    "cloudrun-sidecar into an environment of its own"
+)
 
 
 def main() -> None:
@@ -33,6 +39,9 @@ def main() -> None:
         # The kernel drops a signal for which process 1 has no handler: a container would run on until it is killed.
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     open_standard_streams()
+    if not hasattr(proxy, "__version__"):
+        sys.stderr.write(error_line(_REPLACED, sys.stderr))
+        sys.exit(ExitCode.SETTINGS_UNUSABLE)
     # click takes one `--` before a command.
     if sys.argv[1:2] == ["serve"] or sys.argv[1:3] == ["--", "serve"]:
         sys.exit(_serve())

@@ -74,3 +74,12 @@ def test_print_config_imports_no_heavy_module() -> None:
 def test_the_package_runs_as_a_module() -> None:
     ran = subprocess.run([sys.executable, "-m", "proxy", "--version"], capture_output=True, check=True, text=True)
     assert ran.stdout == f"cloudrun-sidecar {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_package_of_the_same_name_in_the_environment_is_named(command: str) -> None:
+    code = f"import proxy, sys\ndel proxy.__version__\nfrom proxy.cli import main\nsys.argv[1:] = [{command!r}]\nmain()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("cloudrun-sidecar: another distribution with a package named proxy, such as proxy.py")
+    assert "Traceback" not in ran.stderr
