@@ -190,4 +190,8 @@ def failure_of_reply(what: str, reply: Reply, advice: str = "") -> Failure:
     transient = reply.status in _TRANSIENT or error_reasons(reply) & _TRANSIENT_REASONS
     if 400 <= reply.status < 500 and not transient:
         return MintRefused(f"{text}{advice and f': {advice}'}")
-    return TokenUnavailable(text)
+    if not 400 <= reply.status < 600:
+        return TokenUnavailable(text)
+    # It was reached: the remedy of the kind, which is about the way to it, would mislead.
+    look = "raise its quota" if reply.status == 429 else "see whether that server has an incident"
+    return TokenUnavailable(text, remedy=f"if it does not end by itself, {look}")

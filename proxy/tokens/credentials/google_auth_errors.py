@@ -21,7 +21,7 @@ from proxy.errors import (
 from proxy.quoting import plain
 from proxy.tokens.calls import Reply, clock_remark, error_message, error_reasons, failure_of_reply, host_of
 from proxy.tokens.credentials.file import CredentialFile
-from proxy.tokens.credentials.iam_refusals import refusal_without_role
+from proxy.tokens.credentials.iam_refusals import access_token_refused, refusal_without_role
 
 __all__ = ["LastCall", "failure_of", "load_failure"]
 
@@ -99,7 +99,7 @@ def _impersonation_refused(file: CredentialFile, reply: Reply, answer: str) -> F
     # Not `principal`, which is that account.
     caller = f"the federated identity of {file.path}"
     if reply.status == 401:
-        return CredentialsRejected(f"IAM does not accept the access token of {caller}{answer}")
+        return access_token_refused(caller, answer)
     if reply.status not in (400, 403):
         return None
     account = file.impersonated_account() or "the service account that the file names"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from proxy.errors import CredentialsRejected, Failure, ImpersonationDenied, MintRefused, TokenMalformed
+from proxy.errors import Failure, ImpersonationDenied, MintRefused, TokenMalformed
 from proxy.quoting import quoted
 from proxy.tokens.calls import (
     Bearer,
@@ -19,7 +19,7 @@ from proxy.tokens.calls import (
     failure_of_reply,
     read_object,
 )
-from proxy.tokens.credentials.iam_refusals import named_account, refusal_without_role
+from proxy.tokens.credentials.iam_refusals import access_token_refused, named_account, refusal_without_role
 from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.model import Token, TokenKey, is_account, token_from_jwt
 
@@ -101,7 +101,7 @@ async def _failure(
     chain = (*delegates, account)
     match reply.status:
         case 401:
-            return CredentialsRejected(f"IAM does not accept the access token of {await source.principal()}{answer}")
+            return access_token_refused(await source.principal(), answer)
         case 403:
             caller = await source.principal()
             return refusal_without_role(reply, caller, chain) or _denied(caller, method, chain, said)

@@ -16,10 +16,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.errors import MintRefused
+from proxy.errors import CredentialsRejected, MintRefused
 from proxy.tokens.calls import Reply, error_message, error_reasons, read_object
 
-__all__ = ["enable_account", "named_account", "refusal_without_role"]
+__all__ = ["access_token_refused", "enable_account", "named_account", "refusal_without_role"]
 
 _EMAIL: Final = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _CONSUMER: Final = re.compile(r"projects/([a-z0-9.:-]{1,63})")
@@ -60,6 +60,14 @@ def refusal_without_role(reply: Reply, caller: str, chain: Sequence[str]) -> Min
             "service-accounts enable ACCOUNT"
         )
     return MintRefused(f"the service account {named} is disabled{answer}: {enable_account(named)}")
+
+
+def access_token_refused(caller: str, answer: str) -> CredentialsRejected:
+    """Return the failure for a 401: IAM does not take the access token of the identity that called."""
+    return CredentialsRejected(
+        f"IAM does not accept the access token of {caller}{answer}",
+        remedy="see whether that identity is disabled or deleted, or has to sign in again",
+    )
 
 
 def enable_account(email: str) -> str:

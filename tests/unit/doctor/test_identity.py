@@ -155,7 +155,7 @@ async def test_a_failed_mint_is_reported_with_its_remedy(tmp_path: Path) -> None
     assert (token, step.outcome, step.code) == (None, Outcome.FAILED, "token-unavailable")
     assert "answered 500" in step.text
     assert step.remedy
-    assert step.remedy.startswith("If it does not end by itself, see that this machine reaches the server")
+    assert step.remedy.startswith("If it does not end by itself, see whether that server has an incident")
     assert step.details == {"audience": "https://svc.run.app"}
 
 

@@ -185,7 +185,7 @@ def test_a_rejection_says_what_to_do(kind: str, date: str, what: str) -> None:
 def test_an_error_of_google_that_passes_is_transient_whatever_its_status(error: str) -> None:
     failure = told(file(), status=400, body={"error": error, "error_description": "try again"})
     assert type(failure) is TokenUnavailable
-    assert str(failure) == f"sts.googleapis.com answered 400 ({error}: try again)"
+    assert failure.problem == f"sts.googleapis.com answered 400 ({error}: try again)"
 
 
 @pytest.mark.parametrize(

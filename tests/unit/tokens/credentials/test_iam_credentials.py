@@ -175,16 +175,23 @@ async def test_a_rejected_access_token_is_replaced_once_and_then_the_mint_fails(
 ) -> None:
     for _ in range(2):
         allowed.break_next(METHOD, error_answer(lambda: api_error(401, "invalid authentication credentials")))
-    with pytest.raises(CredentialsRejected, match=f"does not accept the access token of {ATTACHED}"):
+    with pytest.raises(
+        CredentialsRejected, match=f"access token of {ATTACHED} .*; see whether that identity is disabled"
+    ):
         await mint(IMPERSONATED)
     assert allowed.called(METHOD) == 2
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 302])
-async def test_transient_statuses_are_unavailable(allowed: FakeGoogle, mint: GoogleMint, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(429, "; .* raise its quota"), *((status, "; .* incident") for status in (500, 502, 503, 504)), (302, "")],
+)
+async def test_transient_statuses_are_unavailable(
+    allowed: FakeGoogle, mint: GoogleMint, status: int, remedy: str
+) -> None:
     allowed.break_next(METHOD, answers(status, "<html>eyJzZWNyZXQi</html>", Location="https://elsewhere/"))
-    with pytest.raises(TokenUnavailable, match=rf"IAM answered {status} \(\[not shown\]\)$"):
+    with pytest.raises(TokenUnavailable, match=rf"IAM answered {status} \(\[not shown\]\){remedy}$"):
         await mint(IMPERSONATED)
     assert allowed.called(METHOD) == 1
 
