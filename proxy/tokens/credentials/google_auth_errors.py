@@ -29,7 +29,7 @@ _REJECTED: Final = frozenset({"invalid_grant", "invalid_client", "unauthorized_c
 
 # Messages of google-auth with a path or the name of a setting, and nothing that was received.
 _TELLABLE: Final = re.compile(
-    r"File '.*' was not found\.|Executables need to be explicitly allowed.*|Unable to determine (?:the )?AWS [a-z ]+"
+    r"File '.*' was not found\.|Executables need to be explicitly allowed.*"
     r"|Unable to parse subject_token from JSON file .*|Missing subject_token in .*|Timeout must be between .*"
     r"|No valid AWS 'credential_source' provided|The token returned by the executable is expired\."
     r"|The executable response is missing the \w+ field\.|Executable returned unsupported token type\."

@@ -94,7 +94,6 @@ def test_a_failed_executable_is_described_by_how_it_ended(exc: Exception, leaf: 
         (PermissionError(13, "Permission denied", SECRET), "cannot be read: Permission denied"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, SECRET), "is not text"),
         (ValueError("File '/var/run/token' was not found."), "File '/var/run/token' was not found."),
-        (ValueError("Unable to determine AWS region"), "Unable to determine AWS region"),
         (ValueError(f"Unable to retrieve AWS region: {SECRET}"), "cannot be used (ValueError)"),
     ],
 )
@@ -103,6 +102,13 @@ def test_an_unreadable_subject_token_file_is_described(exc: Exception, what: str
     assert type(failure) is CredentialsInvalid
     assert what in str(failure)
     assert SECRET not in str(failure)
+
+
+@pytest.mark.parametrize("what", ["AWS region", "the AWS metadata server security credentials endpoint"])
+def test_without_a_metadata_server_of_aws_the_variables_are_named(what: str) -> None:
+    failure = told(file(credential_source={"environment_id": "aws1"}), ValueError(f"Unable to determine {what}"))
+    assert type(failure) is CredentialsInvalid
+    assert "file.json names no metadata server of AWS, so set AWS_REGION, AWS_ACCESS_KEY_ID" in str(failure)
 
 
 def test_a_load_failure_does_not_quote_the_content() -> None:
