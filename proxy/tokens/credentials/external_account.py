@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 from proxy.errors import CredentialsInvalid, Failure
@@ -25,9 +26,6 @@ SUBJECT_TOKEN_SOURCES: Final[tuple[type[SubjectTokenSource], ...]] = (
 )
 """In the order in which they are looked for: a `credential_source` of AWS has a `url`, too."""
 
-_QUOTED_MEMBERS: Final = ("file", "url", "environment_id", "subject_token_field_name")
-"""Members of a `credential_source`, and of its `format`, that google-auth's messages quote."""
-
 
 class ExternalAccount(GoogleAuthFile):
     """A federated identity, which may impersonate a service account."""
@@ -41,14 +39,14 @@ class ExternalAccount(GoogleAuthFile):
         "workload-identity-pools providers describe` shows it, accepts its issuer, audience and attributes"
     )
 
-    @property
-    def subject_token_source(self) -> SubjectTokenSource | None:
-        """Where the subject token comes from; None if the file names no source."""
-        settings = self.info.get("credential_source") or {}
+    @cached_property
+    def subject_token_source(self) -> SubjectTokenSource:
+        """Where the subject token comes from. Raises CredentialsInvalid if the file names no source."""
         for source in SUBJECT_TOKEN_SOURCES:
-            if source.member in settings:
+            if source.member in self.info["credential_source"]:
                 return source(self.path, self.info, self.impersonated_account())
-        return None
+        known = ", ".join(source.member for source in SUBJECT_TOKEN_SOURCES)
+        raise CredentialsInvalid(f"{self.path}: its credential_source has none of {known}; create the file again")
 
     def check(self) -> None:
         super().check()
@@ -57,15 +55,10 @@ class ExternalAccount(GoogleAuthFile):
                 f"{self.path}: X.509 workload identity federation is not supported; use a file, url, executable or AWS "
                 "source"
             )
-        source = self.subject_token_source
-        if source is None:
-            known = ", ".join(kind.member for kind in SUBJECT_TOKEN_SOURCES)
-            raise CredentialsInvalid(f"{self.path}: its credential_source has none of {known}; create the file again")
-        source.check()
+        self.subject_token_source.check()
 
     async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
-        source = self.subject_token_source
-        return await source.local_subject_token(blocking) if source is not None else None
+        return await self.subject_token_source.local_subject_token(blocking)
 
     def load(self, subject_token: str | None) -> Any:
         info, scopes = self.google_auth_info(), [CLOUD_PLATFORM]
@@ -90,24 +83,16 @@ class ExternalAccount(GoogleAuthFile):
         what = f"Google does not accept the subject token of the identity provider in {self.path}{answer}"
         return f"{what}: {clock}" if clock else what
 
-    def local_failure(self, exc: Exception) -> Failure | None:
-        source = self.subject_token_source
-        return source.local_failure(exc) if source is not None else None
-
     def asks_source_at(self, url: str) -> bool:
-        source = self.subject_token_source
-        return source is not None and source.is_asked_at(url)
+        return self.subject_token_source.is_asked_at(url)
 
     def source_failed(self, cause: Failure) -> Failure:
-        source = self.subject_token_source
-        return source.failed(cause) if source is not None else cause
+        return self.subject_token_source.failed(cause)
 
     def source_refused(self, host: str, reply: Reply) -> Failure:
-        source = self.subject_token_source
-        assert source is not None  # noqa: S101 - only called where `asks_source_at`
-        return source.refused(host, reply)
+        return self.subject_token_source.refused(host, reply)
 
     def quoted_values(self) -> list[object]:
-        settings = self.info.get("credential_source")
-        form = settings.get("format") if isinstance(settings, dict) else None
-        return [part.get(name) for part in (settings, form) if isinstance(part, dict) for name in _QUOTED_MEMBERS]
+        source = self.info["credential_source"]
+        form = source.get("format")
+        return [source.get("url"), form.get("subject_token_field_name") if isinstance(form, dict) else None]

@@ -160,10 +160,6 @@ class CredentialFile(ABC):
             "application-default login`"
         )
 
-    def local_failure(self, exc: Exception) -> Failure | None:
-        """Return what is wrong on this machine where google-auth made no call; None if this kind cannot tell."""
-        return None
-
     def asks_source_at(self, url: str) -> bool:
         """Return whether a call to this URL was for a subject token."""
         return False

@@ -27,12 +27,10 @@ __all__ = ["LastCall", "failure_of", "load_failure"]
 
 _REJECTED: Final = frozenset({"invalid_grant", "invalid_client", "unauthorized_client", "deleted_client"})
 
-# Messages of google-auth with a path or the name of a setting, and nothing that was received.
+# Messages of google-auth with a URL or the name of a setting, and nothing that was received.
 _TELLABLE: Final = re.compile(
-    r"File '.*' was not found\.|Executables need to be explicitly allowed.*"
-    r"|Unable to parse subject_token from JSON file .*|Missing subject_token in .*|Timeout must be between .*"
-    r"|No valid AWS 'credential_source' provided|The token returned by the executable is expired\."
-    r"|The executable response is missing the \w+ field\.|Executable returned unsupported token type\."
+    r"Unable to determine (?:the )?AWS [a-z ]+|No valid AWS 'credential_source' provided"
+    r"|Unable to parse subject_token from JSON file .*|Missing subject_token in .*"
 )
 
 
@@ -57,6 +55,10 @@ def load_failure(file: CredentialFile, exc: Exception) -> CredentialsInvalid:
     tellable = _TELLABLE.fullmatch(text) and all(
         value is None or plain(value) is not None for value in file.quoted_values()
     )
+    if text.startswith("Unable to determine"):
+        text += (
+            " without a metadata server: set AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+        )
     return file.load_failure(f": {text}" if tellable else f" ({type(exc).__name__})")
 
 
@@ -69,7 +71,7 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         cause = cause.__cause__
     reply = call.reply
     if reply is None:
-        return file.local_failure(exc) or load_failure(file, exc)
+        return load_failure(file, exc)
     if 200 <= reply.status < 300:
         if _TELLABLE.fullmatch(str(exc)):
             return load_failure(file, exc)

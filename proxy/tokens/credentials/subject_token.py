@@ -56,14 +56,6 @@ class SubjectTokenSource(ABC):
         """
         return None
 
-    def local_failure(self, exc: Exception) -> Failure | None:
-        """Return what is wrong on this machine where google-auth made no call; None if that is not known."""
-        if isinstance(exc, OSError):
-            return CredentialsInvalid(f"the subject token's file in {self.path} cannot be read: {exc.strerror}")
-        if isinstance(exc, UnicodeDecodeError):
-            return CredentialsInvalid(f"the subject token's file in {self.path} is not text")
-        return None
-
     def is_asked_at(self, url: str) -> bool:
         """Return whether a call to this URL was for a subject token."""
         urls = [self.settings.get(name) for name in _SUBJECT_TOKEN_URLS]

@@ -18,13 +18,6 @@ class AwsSource(SubjectTokenSource):
 
     member = "environment_id"
 
-    def local_failure(self, exc: Exception) -> Failure | None:
-        if str(exc).startswith("Unable to determine"):
-            return CredentialsInvalid(
-                f"{self.path} names no metadata server of AWS, so set {_VARIABLES} (the last for temporary keys)"
-            )
-        return super().local_failure(exc)
-
     def failed(self, cause: Failure) -> Failure:
         what = (
             f"{self.path} takes the identity of this machine from AWS' metadata server (EC2), which gave none: {cause}"

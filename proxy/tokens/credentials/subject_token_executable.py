@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Final
 
-from proxy.errors import CredentialsInvalid, Failure, TokenTimeout
+from proxy.errors import CredentialsInvalid, TokenTimeout
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.credentials.executable import Executable
 from proxy.tokens.credentials.file import is_filled
@@ -15,9 +14,6 @@ from proxy.tokens.credentials.subject_token import SubjectTokenSource
 __all__ = ["ExecutableSource"]
 
 _GRACE_SECONDS: Final = 3.0
-
-_EXIT_CODE: Final = re.compile(r"Executable exited with non-zero return code (-?\d{1,5})\.")
-_REPORTED: Final = re.compile(r"Executable returned unsuccessful response: code: ([\w.-]{1,40}),")
 
 
 class ExecutableSource(SubjectTokenSource):
@@ -38,17 +34,3 @@ class ExecutableSource(SubjectTokenSource):
         except (asyncio.CancelledError, TokenTimeout):
             executable.stop()
             raise
-
-    def local_failure(self, exc: Exception) -> Failure | None:
-        what = f"the executable in {self.path}"
-        if type(exc).__name__ == "TimeoutExpired":
-            return TokenTimeout(f"{what} gave no subject token in time")
-        if isinstance(exc, OSError):
-            return CredentialsInvalid(f"{what} cannot be started: {exc.strerror}")
-        if isinstance(exc, ValueError) and type(exc).__name__ in ("JSONDecodeError", "UnicodeDecodeError"):
-            return CredentialsInvalid(f"{what} printed something other than JSON")
-        if ended := _EXIT_CODE.match(str(exc)):
-            return CredentialsInvalid(f"{what} ended with exit code {ended[1]}; run it by hand to see why")
-        if reported := _REPORTED.match(str(exc)):
-            return CredentialsInvalid(f"{what} reports a failure (code {reported[1]}); run it by hand to see why")
-        return None
