@@ -25,9 +25,9 @@ from proxy.deployments.target import (
 from proxy.doctor.checking import Subject
 from proxy.quoting import holds_credential, quoted
 from proxy.routes.open_routes import FIELD_PREFIX
-from proxy.settings import Settings
 from proxy.settings.layers import environment_name, flag_name
 from proxy.settings.loading import INLINE_OPTIONS
+from proxy.settings.model import Settings
 
 __all__ = [
     "ADMIN_VARIABLE",

@@ -12,12 +12,11 @@ from pydantic.fields import FieldInfo
 
 from proxy.cli.completion import Complete, complete_accounts, complete_audiences, complete_file, one_of
 from proxy.cli.failures import Unusable
-from proxy.settings import Loaded, RouteSettings, Settings, SettingsInvalid, load_traced
 from proxy.settings.field_texts import default_text, summary, unit_of
 from proxy.settings.groups import GROUPS
-from proxy.settings.layers import flag_name
-from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
-from proxy.settings.model import DeploymentSettings
+from proxy.settings.layers import SettingsInvalid, flag_name
+from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS, Loaded, load
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 
 __all__ = ["GroupedCommand", "HeadedOption", "settings_flags", "settings_from"]
 
@@ -62,7 +61,7 @@ def settings_flags(*, shown: frozenset[str] | None = None, authentication: bool 
 def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
     """Load the settings from file, environment and flags; raises Unusable with all problems."""
     try:
-        return load_traced(config, os.environ, flags)
+        return load(config, os.environ, flags)
     except SettingsInvalid as exc:
         raise Unusable.listing("the settings", exc.problems) from None
 

@@ -39,7 +39,7 @@ from proxy.exit_codes import ExitCode
 from proxy.http2.choice import EngineUnavailable
 from proxy.observe.lines import configure_logging
 from proxy.quoting import one_line
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 
 __all__ = ["register"]
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
-from proxy.settings import PlainSettings
+from proxy.settings.plain import PlainSettings
 
 __all__ = ["serve"]
 
@@ -33,7 +33,7 @@ def serve(send: Callable[[PlainSettings], None], /, config: Path | None, print_c
     """
     loaded = settings_from(config, flags)
     if print_config:
-        from proxy.settings import dump_toml  # with its library, a tenth of a second of the start
+        from proxy.settings.printing import dump_toml  # with its library, a tenth of a second of the start
 
         click.echo(dump_toml(loaded.settings, loaded.places), nl=False)
         return

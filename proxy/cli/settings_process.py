@@ -15,7 +15,7 @@ from functools import partial
 from proxy.cli.commands import commands
 from proxy.cli.output import open_standard_streams, run
 from proxy.exit_codes import ExitCode, error_line, no_thread
-from proxy.settings import PlainSettings
+from proxy.settings.plain import PlainSettings
 
 __all__ = ["main"]
 

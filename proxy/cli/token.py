@@ -21,7 +21,7 @@ from proxy.errors import Failure
 from proxy.http2.choice import EngineUnavailable
 from proxy.observe.lines import configure_logging
 from proxy.routes import Route
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 from proxy.tokens.model import Token
 
 __all__ = ["token"]

@@ -38,7 +38,7 @@ from proxy.relay.signing import end_to_end, method_line, signed_head
 from proxy.relay.snapshot import Snapshot
 from proxy.restate import DISCOVERY_ACCEPT
 from proxy.routes import Route
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 from proxy.tokens.google import GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource

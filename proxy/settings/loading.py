@@ -45,7 +45,7 @@ from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 from proxy.settings.plain import PlainSettings
 from proxy.settings.validation_errors import DEPLOYMENTS_IS_TABLE, ROUTE_IS_TABLE, describe
 
-__all__ = ["DEPLOYMENT_OPTIONS", "INLINE_OPTIONS", "Loaded", "load", "load_traced"]
+__all__ = ["DEPLOYMENT_OPTIONS", "INLINE_OPTIONS", "Loaded", "load"]
 
 INLINE_OPTIONS: Final = tuple(name for name in RouteSettings.model_fields if name != "url")
 """Settings that apply to all inline routes together, by flag or in the environment."""
@@ -85,19 +85,14 @@ class Loaded(NamedTuple):
         return self.settings.plain(config=self.file.path, config_state=self.file.state)
 
 
-def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Return the effective settings; SettingsInvalid with all problems there are.
+def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    """Return the effective settings and the origin of each value; SettingsInvalid with all problems there are.
 
     `config` is the path of the file; None means `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
     `flags` has values by setting, those of `[deployments]` as `deployments_hosts`. Besides, `route` is a sequence of
     `NAME=URL`, `upstream` is the URL of the route for all other paths, and the keys of RouteSettings except `url` apply
     to all inline routes. A flag that is None or empty was not given; text is parsed as in the environment.
     """
-    return load_traced(config, environment, flags).settings
-
-
-def load_traced(config: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
-    """Return the same settings as `load`, and the origin of each value."""
     draft = _Draft()
     file = read_file(config, environment)
     draft.problems += file.problems

@@ -1,7 +1,7 @@
 """The settings as plain values: what a sidecar runs on, and their JSON form between processes.
 
 pydantic validates settings (`model`) in a process of its own (`reading`). pydantic and its dependencies take 9 MiB of
-resident memory, so a process that serves imports this module and `reading`, and nothing else of this room.
+resident memory, so a process that serves does not import them.
 """
 
 from __future__ import annotations

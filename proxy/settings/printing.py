@@ -50,7 +50,7 @@ _DEPLOYMENTS: Final = """\
 def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None = None) -> str:
     """Return the settings as TOML that can be loaded again, each with its origin as a comment.
 
-    `places` are those of `load_traced`; without them there are no origins. A setting without a value is a comment. The
+    `places` are those of `load`; without them there are no origins. A setting without a value is a comment. The
     login of a proxy is left out.
     """
     lines: list[str] = []

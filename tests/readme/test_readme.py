@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import all_failures
-from proxy.settings import load
 from proxy.settings.__main__ import main
+from proxy.settings.loading import load
 from tests.readme.stages import Stage, assigned, complete, program_of, stage_of
 from tests.support.compose import load as load_compose
 from tests.support.readme import PAGES, REPOSITORY, TEXT, Block, anchors, blocks, commands, inline_commands, links
@@ -76,7 +76,7 @@ def test_each_finding_of_check_has_a_table_row_and_no_row_is_of_another() -> Non
 def test_every_settings_file_is_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     file.write_text(text)
-    assert list(load(file, {}, {}).routes) == list(tomllib.loads(text).get("routes", {}))
+    assert list(load(file, {}, {}).settings.routes) == list(tomllib.loads(text).get("routes", {}))
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", TEXT))))

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 from tests.shipping.commands import REPOSITORY, accepted, settings
 
 # One line for each instruction.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.settings import PlainSettings, RouteSettings, Settings
+from proxy.settings.model import RouteSettings, Settings
+from proxy.settings.plain import PlainSettings
 
 __all__ = ["plain_settings"]
 

@@ -20,7 +20,8 @@ from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.network.loop import report_unexpected
 from proxy.network.service_manager import ServiceManager
 from proxy.reloads import Reloads
-from proxy.settings import PlainSettings, RouteSettings
+from proxy.settings.model import RouteSettings
+from proxy.settings.plain import PlainSettings
 from proxy.supervisor.channel import WorkerChannel
 from proxy.worker import Worker
 from tests.support.peers.sockets import Peer, Reset, Server, client, server

@@ -18,7 +18,7 @@ from proxy.cli import probe as module
 from proxy.cli.commands import commands
 from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
-from proxy.settings import Settings
+from proxy.settings.model import Settings
 from tests.support.live import StillState
 from tests.support.names import silent_name_servers
 

@@ -6,10 +6,9 @@ from proxy.cli.deployment_options import find_targets
 from proxy.cli.failures import Unusable
 from proxy.cli.options import settings_flags
 from proxy.deployments.target import Authentication
-from proxy.settings import RouteSettings, Settings
 from proxy.settings.groups import TABLES
 from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
-from proxy.settings.model import DeploymentSettings
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 
 SETTINGS = Settings(
     routes={name: RouteSettings(url=f"https://{name or 'rest'}.run.app") for name in ("b", "team/a", "")}

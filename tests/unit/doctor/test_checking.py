@@ -11,7 +11,7 @@ from proxy.doctor.checking import Doctor, Subject
 from proxy.doctor.report import STEPS, Outcome, RouteReport, StepName
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from proxy.errors import TokenUnavailable
-from proxy.settings import RouteSettings, Settings
+from proxy.settings.model import RouteSettings, Settings
 from tests.support.emulated_setup import EmulatedSetup, emulated_setup
 from tests.support.peers.sockets import server
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from proxy.settings import Settings, SettingsInvalid, load
+from proxy.settings.layers import SettingsInvalid
+from proxy.settings.loading import load
+from proxy.settings.model import Settings
 from tests.support.signing_restate import SigningKey
 
 URL = "https://svc.run.app"
@@ -26,7 +28,7 @@ def write(text: str, name: str = "my.toml") -> Path:
 
 def upstream(**flags: Any) -> Settings:
     """Load flags together with one upstream."""
-    return load(None, {}, {"upstream": URL, **flags})
+    return load(None, {}, {"upstream": URL, **flags}).settings
 
 
 def problems(toml: str | None = None, environment: Mapping[str, str] | None = None, /, **flags: Any) -> dict[str, str]:

@@ -7,8 +7,8 @@ import pytest
 import structlog
 
 from proxy.routes import Route, parse_upstream
-from proxy.settings import PlainSettings
 from proxy.settings.changes import GO_WITH, RELOADABLE, Changes, log_refused, log_reloaded
+from proxy.settings.plain import PlainSettings
 from tests.support.settings import plain_settings
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from proxy.emulator import Certificates
 from proxy.routes import AllowLists
-from proxy.settings import RouteSettings, Settings, SettingsInvalid, load, load_traced
-from proxy.settings.layers import environment_name
-from proxy.settings.model import DeploymentSettings
+from proxy.settings.layers import SettingsInvalid, environment_name
+from proxy.settings.loading import load
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 from proxy.settings.printing import toml_value
 from tests.unit.settings.given import ACCOUNT, KEY, OTHER_KEY, URL, problems, upstream, write
 
@@ -25,7 +25,7 @@ def test_only_a_route_is_required() -> None:
 def test_flags_win_over_the_environment_and_the_environment_over_the_file() -> None:
     file = write('workers = 2\ndrain_timeout = 2\nlog_level = "debug"\n[routes.a]\nurl = "https://svc.run.app"')
     environment = {"CLOUDRUN_SIDECAR_DRAIN_TIMEOUT": "3", "CLOUDRUN_SIDECAR_LOG_LEVEL": "error"}
-    settings, places, _ = load_traced(file, environment, {"log_level": "warning"})
+    settings, places, _ = load(file, environment, {"log_level": "warning"})
     assert (settings.workers, settings.drain_timeout, settings.log_level) == (2, 3.0, "warning")
     assert places["workers",] == "my.toml: workers"
     assert places["drain_timeout",] == "environment: CLOUDRUN_SIDECAR_DRAIN_TIMEOUT"
@@ -34,20 +34,21 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file() -> N
 
 
 def test_an_invalid_value_that_is_overridden_is_no_problem() -> None:
-    assert load(write("workers = 0"), {"CLOUDRUN_SIDECAR_WORKERS": "x"}, {"workers": "3", "upstream": URL}).workers == 3
+    loaded = load(write("workers = 0"), {"CLOUDRUN_SIDECAR_WORKERS": "x"}, {"workers": "3", "upstream": URL})
+    assert loaded.settings.workers == 3
 
 
 def test_the_default_file_is_read_if_it_exists() -> None:
     write('workers = 7\n[routes.a]\nurl = "https://svc.run.app"', "config/routes.toml")
-    assert load(None, {}, {}).workers == 7
+    assert load(None, {}, {}).settings.workers == 7
 
 
 def test_the_environment_can_name_the_file_and_the_flag_wins() -> None:
     write("workers = 7", "seven.toml")
     write("workers = 8", "eight.toml")
     environment = {"CLOUDRUN_SIDECAR_CONFIG": "seven.toml"}
-    assert load(None, environment, {"upstream": URL}).workers == 7
-    assert load(Path("eight.toml"), environment, {"upstream": URL}).workers == 8
+    assert load(None, environment, {"upstream": URL}).settings.workers == 7
+    assert load(Path("eight.toml"), environment, {"upstream": URL}).settings.workers == 8
 
 
 def test_every_setting_can_be_given_in_every_layer() -> None:
@@ -72,10 +73,10 @@ def test_every_setting_can_be_given_in_every_layer() -> None:
     expected = Settings(routes={"": RouteSettings(url=URL)}, **values)
     file = "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
     texts = {name: " ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
-    assert load(write(file), {}, {"upstream": URL}) == expected
-    assert load(None, {environment_name(n): text for n, text in texts.items()}, {"upstream": URL}) == expected
-    assert load(None, {}, {**values, "upstream": URL}) == expected
-    assert load(None, {}, {**texts, "listen": values["listen"], "upstream": URL}) == expected
+    assert load(write(file), {}, {"upstream": URL}).settings == expected
+    assert load(None, {environment_name(n): text for n, text in texts.items()}, {"upstream": URL}).settings == expected
+    assert load(None, {}, {**values, "upstream": URL}).settings == expected
+    assert load(None, {}, {**texts, "listen": values["listen"], "upstream": URL}).settings == expected
 
 
 def test_deployments_can_be_given_in_every_layer_and_each_list_replaces_that_of_the_layer_below() -> None:
@@ -87,10 +88,10 @@ def test_deployments_can_be_given_in_every_layer_and_each_list_replaces_that_of_
     expected = Settings(deployments=DeploymentSettings(**lists))
     file = write("[deployments]\n" + "".join(f"{name} = {toml_value(value)}\n" for name, value in lists.items()))
     texts = {environment_name(f"deployments_{name}"): " ".join(value) for name, value in lists.items()}
-    assert load(file, {}, {}) == expected
-    assert load(None, texts, {}) == expected
-    assert load(None, {}, {f"deployments_{name}": value for name, value in lists.items()}) == expected
-    settings, places, _ = load_traced(
+    assert load(file, {}, {}).settings == expected
+    assert load(None, texts, {}).settings == expected
+    assert load(None, {}, {f"deployments_{name}": value for name, value in lists.items()}).settings == expected
+    settings, places, _ = load(
         file, {"CLOUDRUN_SIDECAR_DEPLOYMENTS_ACCOUNTS": "b@x.example"}, {"deployments_audiences": ("b.example=y",)}
     )
     assert settings.deployments.allow_lists() == AllowLists(lists["hosts"], ("b@x.example",), ("b.example=y",))
@@ -135,12 +136,12 @@ def test_each_problem_with_deployments_names_its_place(text: str, where: str, wh
 
 
 def test_hosts_of_deployments_are_enough_without_a_route() -> None:
-    assert load(None, {}, {"deployments_hosts": ("a.example",)}).routes == {}
+    assert load(None, {}, {"deployments_hosts": ("a.example",)}).settings.routes == {}
 
 
 def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None:
     environment = {"CLOUDRUN_SIDECAR_WORKERS": "", "CLOUDRUN_SIDECAR_CONFIG": "", "CLOUDRUN_SIDECAR_ROUTE": ""}
-    settings = load(None, environment, {"upstream": URL, "workers": None, "listen": (), "route": ()})
+    settings = load(None, environment, {"upstream": URL, "workers": None, "listen": (), "route": ()}).settings
     assert settings == upstream()
 
 
@@ -149,7 +150,7 @@ def test_flags_that_were_not_given_and_empty_variables_count_as_absent() -> None
     [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("0", False), ("No", False)],
 )
 def test_booleans_in_the_environment_accept_the_usual_words(text: str, value: bool) -> None:
-    assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).access_log is value
+    assert load(None, {"CLOUDRUN_SIDECAR_ACCESS_LOG": text}, {"upstream": URL}).settings.access_log is value
 
 
 @pytest.mark.parametrize("service", ["", "ADMIN_", "CANARY_EU_"])
@@ -161,7 +162,7 @@ def test_variables_of_kubernetes_for_services_of_this_name_and_that_of_the_build
             "PORT_9081_TCP_PORT", "PORT_9081_TCP_ADDR",
         )
     }  # fmt: skip
-    assert load(None, environment, {"upstream": URL}) == upstream()
+    assert load(None, environment, {"upstream": URL}).settings == upstream()
 
 
 def test_a_variable_that_is_like_one_of_kubernetes_is_a_problem_without_the_host_of_its_service() -> None:
@@ -187,7 +188,7 @@ def test_routes_come_from_tables_named_by_path_prefix() -> None:
         url = "http://127.0.0.1:8080"
         gcp_id_token = false
     """)
-    table = load(file, {}, {}).route_table()
+    table = load(file, {}, {}).settings.route_table()
     greeter, orders, rest = table.routes
     assert (greeter.name, str(greeter.origin), greeter.base_path) == ("greeter", "https://greeter.run.app", "/base")
     assert (greeter.signed, greeter.audience, greeter.impersonate) == (True, "https://greeter.run.app", None)
@@ -202,7 +203,7 @@ def test_inline_routes_share_their_options() -> None:
         "route": ("a=https://a.run.app", "b=https://b.run.app/x?".rstrip("?")),
         "gcp_impersonate_service_account": ACCOUNT,
     }
-    settings = load(None, {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "aud"}, flags)
+    settings = load(None, {"CLOUDRUN_SIDECAR_GCP_AUDIENCE": "aud"}, flags).settings
     assert list(settings.routes) == ["a", "b"]
     for route in settings.routes.values():
         assert (route.gcp_audience, route.gcp_impersonate_service_account) == ("aud", ACCOUNT)
@@ -214,7 +215,7 @@ def test_routes_of_all_layers_are_merged_by_name_and_replaced_as_a_whole() -> No
         "CLOUDRUN_SIDECAR_ROUTE": "a=https://svc.run.app/env c=https://svc.run.app/env",
         "CLOUDRUN_SIDECAR_UPSTREAM": "https://svc.run.app/env",
     }
-    settings, places, _ = load_traced(file, environment, {"route": ("c=https://svc.run.app/flag",)})
+    settings, places, _ = load(file, environment, {"route": ("c=https://svc.run.app/flag",)})
     paths = {name: route.url.removeprefix(URL) for name, route in settings.routes.items()}
     assert paths == {"a": "/env", "b": "/file", "c": "/flag", "": "/env"}
     assert settings.routes["a"].gcp_audience is None
@@ -266,7 +267,7 @@ def test_a_relative_upstream_ca_is_relative_to_its_settings_file(tmp_path: Path)
     certificates = Certificates.create(tmp_path / "deep")
     write(f'upstream_ca = "{certificates.ca_file.name}"', "deep/my.toml")
     expected = certificates.ca_file.resolve()
-    assert load(Path("deep/my.toml"), {}, {"upstream": URL}).upstream_ca == expected
+    assert load(Path("deep/my.toml"), {}, {"upstream": URL}).settings.upstream_ca == expected
     assert upstream(upstream_ca=f"deep/{certificates.ca_file.name}").upstream_ca == expected
     assert upstream(upstream_ca=certificates.ca_file).upstream_ca == expected
 

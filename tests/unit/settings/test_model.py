@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from proxy.settings import Settings, SettingsInvalid, load
+from proxy.settings.layers import SettingsInvalid
+from proxy.settings.loading import load
+from proxy.settings.model import Settings
 from tests.unit.settings.given import URL, problems, upstream
 
 

@@ -10,10 +10,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from proxy.routes import AllowLists, Origin, Route
-from proxy.settings import PlainSettings, RouteSettings, Settings
 from proxy.settings.groups import TABLES
-from proxy.settings.model import DeploymentSettings
-from proxy.settings.plain import FORMAT_VERSION
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
+from proxy.settings.plain import FORMAT_VERSION, PlainSettings
 from tests.unit.settings.given import ACCOUNT, KEY, URL, upstream
 
 

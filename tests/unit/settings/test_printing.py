@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from proxy.settings import RouteSettings, Settings, dump_toml, json_schema, load, load_traced
 from proxy.settings.__main__ import main
 from proxy.settings.field_texts import default_text, unit_of
 from proxy.settings.groups import GROUPS, TABLES
-from proxy.settings.model import DeploymentSettings
-from proxy.settings.printing import toml_value
+from proxy.settings.loading import load
+from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
+from proxy.settings.printing import dump_toml, json_schema, toml_value
 from tests.unit.settings.given import ACCOUNT, URL, upstream, write
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -55,7 +55,7 @@ def test_the_module_prints_the_schema_by_default() -> None:
 
 
 def test_the_sample_loads_and_changes_no_default() -> None:
-    settings = load(EXAMPLE, {}, {})
+    settings = load(EXAMPLE, {}, {}).settings
     assert settings == Settings(routes=settings.routes)
     assert list(settings.routes) == ["greeter"]
     assert settings.routes["greeter"] == RouteSettings(url=settings.routes["greeter"].url)
@@ -69,7 +69,7 @@ def test_the_sample_loads_with_every_line_uncommented() -> None:
     assert set(document) == set(Settings.model_fields) - {"upstream_ca"}
     assert set(document["routes"]["greeter"]) == set(RouteSettings.model_fields)
     assert set(document["deployments"]) == set(DeploymentSettings.model_fields)
-    assert load(write(text.replace("upstream_ca =", "#upstream_ca =")), {}, {}).workers == 1
+    assert load(write(text.replace("upstream_ca =", "#upstream_ca =")), {}, {}).settings.workers == 1
 
 
 @pytest.mark.parametrize(("model", "name"), FIELDS)
@@ -143,12 +143,12 @@ def test_printed_settings_load_as_the_same_settings() -> None:
         "b": RouteSettings.model_validate({"url": URL, **who}),
     }
     settings = Settings(routes=routes, listen=("127.0.0.1:1", "[::1]:2"), drain_timeout=0.25, admin="off")
-    assert load(write(dump_toml(settings)), {}, {}) == settings
+    assert load(write(dump_toml(settings)), {}, {}).settings == settings
 
 
 def test_printed_settings_have_their_origin_and_the_audience() -> None:
     file = write(f'workers = 2\n[routes.a]\nurl = "{URL}/base"')
-    text = dump_toml(*load_traced(file, {"CLOUDRUN_SIDECAR_ADMIN": "off"}, {"log_level": "debug", "upstream": URL})[:2])
+    text = dump_toml(*load(file, {"CLOUDRUN_SIDECAR_ADMIN": "off"}, {"log_level": "debug", "upstream": URL})[:2])
     assert "workers = 2  # my.toml: workers\n" in text
     assert 'admin = "off"  # environment: CLOUDRUN_SIDECAR_ADMIN\n' in text
     assert 'log_level = "debug"  # --log-level\n' in text

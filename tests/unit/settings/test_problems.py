@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.settings import load
+from proxy.settings.loading import load
 from tests.unit.settings.given import ACCOUNT, KEY, OTHER_KEY, URL, problems, upstream, write
 
 
@@ -114,7 +114,7 @@ def test_identity_keys_must_be_public_keys_and_any_other_value_is_not_quoted(key
 
 def test_several_identity_keys_may_be_in_one_variable() -> None:
     environment = {"CLOUDRUN_SIDECAR_RESTATE_IDENTITY_KEYS": f"{KEY} {OTHER_KEY}"}
-    assert load(None, environment, {"upstream": URL}).restate_identity_keys == (KEY, OTHER_KEY)
+    assert load(None, environment, {"upstream": URL}).settings.restate_identity_keys == (KEY, OTHER_KEY)
 
 
 @pytest.mark.parametrize(

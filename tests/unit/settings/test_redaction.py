@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy.settings import RouteSettings, Settings, SettingsInvalid, dump_toml, load_traced
 from proxy.settings.groups import TABLES
-from proxy.settings.layers import environment_name, flag_name
-from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS
-from proxy.settings.printing import toml_value
+from proxy.settings.layers import SettingsInvalid, environment_name, flag_name
+from proxy.settings.loading import DEPLOYMENT_OPTIONS, INLINE_OPTIONS, load
+from proxy.settings.model import RouteSettings, Settings
+from proxy.settings.printing import dump_toml, toml_value
 from tests.support.pasted import PASTED, told_of
 from tests.unit.settings.given import URL, write
 
@@ -27,7 +27,7 @@ GOOD = f'[routes.good]\nurl = "{URL}"\n'
 def told(toml: str | None, environment: dict[str, str], **flags: Any) -> str:
     """Return the text that loading these settings prints: the problems, or the effective settings."""
     try:
-        settings, places, _ = load_traced(None if toml is None else write(toml), environment, flags)
+        settings, places, _ = load(None if toml is None else write(toml), environment, flags)
     except SettingsInvalid as exc:
         return str(exc)
     return dump_toml(settings, places)
@@ -92,7 +92,7 @@ def test_a_secret_in_place_of_the_settings_file_is_not_quoted(pasted: str) -> No
         (None, {"CLOUDRUN_SIDECAR_CONFIG": pasted}, "environment: CLOUDRUN_SIDECAR_CONFIG"),
     ):
         with pytest.raises(SettingsInvalid) as caught:
-            load_traced(config, environment, {"upstream": URL})
+            load(config, environment, {"upstream": URL})
         assert f"{place}: must be the path of a settings file" in str(caught.value)
         assert told_of(pasted, str(caught.value)) == []
 
@@ -105,7 +105,7 @@ def test_a_secret_in_the_name_of_a_variable_is_not_quoted() -> None:
 
 def test_a_file_with_an_unusual_name_is_read() -> None:
     Path("it's {odd} & 'old'.toml").write_text(GOOD)
-    settings, *_ = load_traced(Path("it's {odd} & 'old'.toml"), {}, {})
+    settings, *_ = load(Path("it's {odd} & 'old'.toml"), {}, {})
     assert settings.routes == {"good": RouteSettings(url=URL)}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from proxy.settings import PlainSettings
+from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import CommandLine, read_settings
 from proxy.settings.reloading import Refused, Reloader
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.settings import load
+from proxy.settings.loading import load
 from tests.unit.settings.given import ACCOUNT, URL, problems, upstream
 
 
@@ -57,8 +57,8 @@ def test_a_token_goes_over_http_only_to_a_local_host_with_allow_http(host: str) 
     url = f"http://{host}:8080"
     assert "--allow-http" in problems(upstream=url)["--upstream"]
     assert "allow_http" in problems(f'[routes.a]\nurl = "{url}"')["my.toml: routes.a.url"]
-    assert load(None, {}, {"upstream": url, "allow_http": True}).routes[""].allow_http
-    assert not load(None, {}, {"upstream": url, "gcp_id_token": False}).routes[""].gcp_id_token
+    assert load(None, {}, {"upstream": url, "allow_http": True}).settings.routes[""].allow_http
+    assert not load(None, {}, {"upstream": url, "gcp_id_token": False}).settings.routes[""].gcp_id_token
 
 
 @pytest.mark.parametrize("host", ["svc.run.app", "8.8.8.8", "[::ffff:8.8.8.8]", "service"])

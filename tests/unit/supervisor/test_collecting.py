@@ -25,7 +25,7 @@ from proxy.downstream.channel import (
     file_in_memory,
 )
 from proxy.observe.totals import state_line
-from proxy.settings import RouteSettings
+from proxy.settings.model import RouteSettings
 from proxy.supervisor import collecting
 from proxy.supervisor.channel import WorkerChannel
 from proxy.supervisor.collecting import Collecting
