@@ -20,7 +20,8 @@ from __future__ import annotations
 import errno
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_origin
@@ -102,18 +103,11 @@ def load(config: Path | None, environment: Mapping[str, str], flags: Mapping[str
     draft.problems += problems
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     for name in _PLAIN:
-        if name in variables:
-            draft.put((name,), _from_text(name, variables[name]), Place(f"environment: {environment_name(name)}"))
-        if name in given:
-            draft.put((name,), _from_flag(name, given[name]), Place(flag_name(name, given[name])))
+        for value, place in _given(name, variables, given, Settings, name):
+            draft.put((name,), value, place)
     for option, name in DEPLOYMENT_OPTIONS.items():
-        if option in variables:
-            value = _from_text(name, variables[option], DeploymentSettings)
-            draft.put(("deployments", name), value, Place(f"environment: {environment_name(option)}"))
-        if option in given:
-            draft.put(
-                ("deployments", name), _from_flag(name, given[option], DeploymentSettings), Place(flag_name(option))
-            )
+        for value, place in _given(option, variables, given, DeploymentSettings, name):
+            draft.put(("deployments", name), value, place)
     _take_inline_routes(draft, variables, given)
     _check_files(draft, file.directory)
     settings = draft.validated()
@@ -186,11 +180,8 @@ def _take_file(draft: _Draft, file: FileLayer) -> None:
 def _take_inline_routes(draft: _Draft, variables: Mapping[str, str], flags: Mapping[str, Any]) -> None:
     options: dict[str, tuple[Any, Place]] = {}
     for name in INLINE_OPTIONS:
-        if name in variables:
-            place = Place(f"environment: {environment_name(name)}")
-            options[name] = (_from_text(name, variables[name], RouteSettings), place)
-        if name in flags:
-            options[name] = (_from_flag(name, flags[name], RouteSettings), Place(flag_name(name, flags[name])))
+        for value, place in _given(name, variables, flags, RouteSettings, name):
+            options[name] = value, place
     from_variables = _inline(draft, _pairs(variables.get("route", "")), variables.get("upstream"), "environment: ")
     from_flags = _inline(draft, flags.get("route", ()), flags.get("upstream"), "")
     for name, (url, place) in {**from_variables, **from_flags}.items():
@@ -279,20 +270,26 @@ def _file_problem(path: Path, *, is_ca: bool) -> str | None:
     return None
 
 
-def _from_flag(name: str, value: Any, model: type[BaseModel] = Settings) -> Any:
-    return _from_text(name, value, model) if isinstance(value, str) else tuples(value)
-
-
-def _from_text(name: str, text: str, model: type[BaseModel] = Settings) -> Any:
-    """Parse text as the type of a setting; text of another form is returned as it is, and the model reports it."""
+def _given(
+    option: str, variables: Mapping[str, str], flags: Mapping[str, Any], model: type[BaseModel], name: str
+) -> Iterator[tuple[Any, Place]]:
+    """Yield value and origin of an option, from the environment and then as a flag; it is `name` in the model."""
     kind = model.model_fields[name].annotation
+    if option in variables:
+        yield _from_text(variables[option], kind), Place(f"environment: {environment_name(option)}")
+    if option in flags:
+        value = flags[option]
+        parsed = _from_text(value, kind) if isinstance(value, str) else tuples(value)
+        yield parsed, Place(flag_name(option, value))
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """Parse text as the type of a setting; text of another form is returned as it is, and the model reports it."""
     if kind is bool:
         return _TRUTHS.get(text.strip().lower(), text)
     if kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            return text
     if get_origin(kind) is tuple:
         # Words of a pasted key must not be quoted either, so such text is reported as a whole.
         return (text,) if holds_credential(text) else tuple(text.split())

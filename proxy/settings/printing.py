@@ -47,25 +47,25 @@ _DEPLOYMENTS: Final = """\
 """
 
 
-def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str] | None = None) -> str:
-    """Return the settings as TOML that can be loaded again, each with its origin as a comment.
+def dump_toml(settings: Settings, places: Mapping[tuple[str, ...], str]) -> str:
+    """Return the settings as TOML that can be loaded again, each with its origin (`Loaded.places`) as a comment.
 
-    `places` are those of `load`; without them there are no origins. A setting without a value is a comment. The
-    login of a proxy is left out.
+    A setting without a value is a comment. The login of a proxy is left out.
     """
+
+    def origin(*keys: str) -> str:
+        return f"  # {places.get(keys, 'default')}"
+
     lines: list[str] = []
     for heading, names in GROUPS.items():
         lines += ["", f"# {heading}"]
         for name in names:
-            source = "" if places is None else f"  # {places.get((name,), 'default')}"
-            lines.append(_assignment(name, _without_login(name, getattr(settings, name))) + source)
+            lines.append(_assignment(name, _without_login(name, getattr(settings, name))) + origin(name))
     lines += ["", "[deployments]"]
     for name in DeploymentSettings.model_fields:
-        source = "" if places is None else f"  # {places.get(('deployments', name), 'default')}"
-        lines.append(_assignment(name, getattr(settings.deployments, name)) + source)
+        lines.append(_assignment(name, getattr(settings.deployments, name)) + origin("deployments", name))
     for name, route in settings.routes.items():
-        source = "" if places is None else f"  # {places.get(('routes', name), '')}"
-        lines += ["", f"[{tomlkit.key(['routes', name]).as_string()}]{source}"]
+        lines += ["", f"[{tomlkit.key(['routes', name]).as_string()}]{origin('routes', name)}"]
         lines += [_assignment(key, getattr(route, key)) for key in RouteSettings.model_fields]
         if route.gcp_audience is None and route.gcp_id_token:
             lines.append(f"# the audience is {route.route(name).audience}")
@@ -109,9 +109,11 @@ def json_schema() -> dict[str, Any]:
 def markdown_tables() -> str:
     """Return the tables of docs/configuration.md: the settings of the sidecar, of a route, and of open routes."""
     sidecar = [(name, Settings.model_fields[name]) for names in GROUPS.values() for name in names]
-    tables = [("setting", sidecar)]
-    tables.append(("of a route", list(RouteSettings.model_fields.items())))
-    tables.append(("in `[deployments]`", list(DeploymentSettings.model_fields.items())))
+    tables = [
+        ("setting", sidecar),
+        ("of a route", list(RouteSettings.model_fields.items())),
+        ("in `[deployments]`", list(DeploymentSettings.model_fields.items())),
+    ]
     return "\n\n".join("\n".join(_rows(head, fields)) for head, fields in tables)
 
 
@@ -132,7 +134,7 @@ def toml_value(value: Any) -> str:
 
 
 def _item(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_item(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -150,7 +152,7 @@ def _assignment(name: str, value: Any) -> str:
 
 def _explained(name: str, info: FieldInfo) -> Iterator[str]:
     yield from _comment(info.description or "")
-    example = toml_value(_tuple(info.examples[0] if info.examples else info.default))
+    example = toml_value(info.examples[0] if info.examples else info.default)
     if info.is_required():
         yield "# Required."
         yield f"{name} = {example}"
@@ -164,10 +166,6 @@ def _default(info: FieldInfo) -> str:
     """Return the default of a setting as TOML, octets also in MiB or KiB; `not set` if there is none."""
     text = default_text(info)
     return text if text == NOT_SET or not isinstance(info.default, str | tuple) else toml_value(info.default)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _comment(text: str) -> list[str]:

@@ -82,13 +82,11 @@ class Reloader:
         deliver: Callable[[PlainSettings | Refused, bool], None],
         *,
         begin: Callable[[], None] = lambda: None,
-        seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._command_line = command_line
         self._read_before = settings
         self._deliver = deliver
         self._begin = begin
-        self._seconds = seconds
         self._state: tuple[int, ...] | None = settings.config_state
         """State of the file when it was last dealt with; None if it could not be read."""
         self._ours, self._its = socket.socketpair()
@@ -232,7 +230,7 @@ class Reloader:
                     return None
                 reading = self._reading = Reading(self._command_line, capture_errors=True)
             with reading:
-                settings = reading.result(self._seconds)
+                settings = reading.result(DEADLINE_SECONDS)
             missing = self._read_before.config
             if missing is not None and settings.config is None:
                 # The default file, which nobody named, is gone: that is no wish to remove its routes.

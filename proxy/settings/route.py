@@ -19,9 +19,9 @@ FROZEN: Final = ConfigDict(frozen=True, strict=True, extra="forbid", validate_de
 """Strict, because TOML has types: text is not a number. Errors must not repeat their input, which may be a secret."""
 
 
-def _refuse(what: str, *, at: str) -> NoReturn:
-    """Raise an error about two settings together; `at` is the one to report, not always the one being validated."""
-    raise PydanticCustomError("combination", "{what}", {"what": what, "at": at})
+def _refuse_url(what: str) -> NoReturn:
+    """Raise an error that is reported at `url`, while another setting is validated."""
+    raise PydanticCustomError("combination", "{what}", {"what": what, "at": "url"})
 
 
 class RouteSettings(BaseModel):
@@ -107,11 +107,9 @@ class RouteSettings(BaseModel):
             return allow_http
         origin, _ = parse_upstream(url)
         if origin.scheme == "http" and not origin.is_private:
-            _refuse(
-                "a token may not leave over http:// to a host that is not loopback or private; use https://", at="url"
-            )
+            _refuse_url("a token may not leave over http:// to a host that is not loopback or private; use https://")
         if origin.scheme == "http" and not allow_http:
-            _refuse("a token would leave over http://; use https://, or say allow_http (--allow-http)", at="url")
+            _refuse_url("a token would leave over http://; use https://, or say allow_http (--allow-http)")
         return allow_http
 
     def route(self, name: str) -> Route:

@@ -19,10 +19,25 @@ __all__ = ["DEPLOYMENTS_IS_TABLE", "ROUTE_IS_TABLE", "describe"]
 ROUTE_IS_TABLE: Final = 'must be a table: write [routes.NAME] and below it url = "https://…"'
 """What is wrong with a route, or with `routes`, of another type."""
 
-_FLAGS_OF_ROUTES: Final = frozenset({"upstream", "route"})
-
 DEPLOYMENTS_IS_TABLE: Final = 'must be a table: write [deployments] and below it hosts = ["…run.app"]'
 """What is wrong with `deployments` of another type."""
+
+_ONE_BY_ONE: Final = "; the values of a list are given one by one, in a variable with blanks between"
+
+_EXPECTED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "bool_type": lambda _: "true or false",
+    "int_type": lambda _: "a whole number",
+    "float_type": lambda _: "a number",
+    "finite_number": lambda _: "a finite number",
+    "string_type": lambda _: "text",
+    "string_unicode": lambda _: "UTF-8 text",
+    "path_type": lambda _: "text that names a file",
+    "tuple_type": lambda _: "a list of texts",
+    "literal_error": lambda context: f"one of {context['expected'].replace(chr(39), '')}",
+    "greater_than": lambda context: f"more than {number_text(context['gt'])}",
+    "greater_than_equal": lambda context: f"at least {number_text(context['ge'])}",
+    "less_than_equal": lambda context: f"at most {number_text(context['le'])}",
+}
 
 
 def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
@@ -49,30 +64,11 @@ def describe(error: ErrorDetails) -> tuple[tuple[str, ...], str]:
     return keys, f"must be {what}, not {quoted(error['input'])}{_unit_and_default(info)}"
 
 
-_ONE_BY_ONE: Final = "; the values of a list are given one by one, in a variable with blanks between"
-
-
 def _has_commas(error: ErrorDetails) -> bool:
     """Return whether a list, or the element of a list that is wrong, has text with a comma in it."""
     given = error["input"]
     listed = given if isinstance(given, tuple) else (given,) if isinstance(error["loc"][-1], int) else ()
     return any(isinstance(one, str) and "," in one for one in listed)
-
-
-_EXPECTED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
-    "bool_type": lambda _: "true or false",
-    "int_type": lambda _: "a whole number",
-    "float_type": lambda _: "a number",
-    "finite_number": lambda _: "a finite number",
-    "string_type": lambda _: "text",
-    "string_unicode": lambda _: "UTF-8 text",
-    "path_type": lambda _: "text that names a file",
-    "tuple_type": lambda _: "a list of texts",
-    "literal_error": lambda context: f"one of {context['expected'].replace(chr(39), '')}",
-    "greater_than": lambda context: f"more than {number_text(context['gt'])}",
-    "greater_than_equal": lambda context: f"at least {number_text(context['ge'])}",
-    "less_than_equal": lambda context: f"at most {number_text(context['le'])}",
-}
 
 
 def _field(keys: tuple[str, ...]) -> FieldInfo | None:
@@ -90,10 +86,9 @@ def _unknown(keys: tuple[str, ...], value: object) -> str:
         within = DeploymentSettings if keys[0] == "deployments" else RouteSettings
     word = keys[-1]
     if within is not Settings and word.replace("-", "_") in Settings.model_fields:
-        table = "[deployments]" if within is DeploymentSettings else "[routes.…]"
-        what = "[deployments]" if within is DeploymentSettings else "a route"
+        what, table = ("a route", "[routes.…]") if within is RouteSettings else ("[deployments]", "[deployments]")
         return f"is a setting of the sidecar, not of {what}; put it above the first {table}"
-    if within is Settings and word in _FLAGS_OF_ROUTES:
+    if within is Settings and word in ("upstream", "route"):
         return (
             'is a flag, and no setting of a file: write [routes.NAME], or [routes.""] for all paths, and below it url'
         )

@@ -16,7 +16,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import structlog
@@ -36,21 +35,6 @@ _LOCAL_FILE_SYSTEMS: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs")
 )
 """File systems that change only by this machine's kernel, which reports it."""
-
-# linux/inotify.h; the numbers are the same on all architectures.
-_MODIFY: Final = 0x2
-_ATTRIBUTES: Final = 0x4
-_CLOSE_WRITE: Final = 0x8
-_MOVED_FROM: Final = 0x40
-_MOVED_TO: Final = 0x80
-_CREATE: Final = 0x100
-_DELETE: Final = 0x200
-_DELETE_SELF: Final = 0x400
-_MOVE_SELF: Final = 0x800
-
-_ITSELF: Final = _DELETE_SELF | _MOVE_SELF
-_ENTRIES: Final = _ITSELF | _MODIFY | _ATTRIBUTES | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
-_FILE: Final = _ITSELF | _MODIFY | _ATTRIBUTES | _CLOSE_WRITE
 
 
 def can_be_watched(path: Path) -> bool:
@@ -77,9 +61,7 @@ class WatchedFile:
         self.watch()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._inotify is not None:
             self._inotify.close()
 
@@ -91,11 +73,16 @@ class WatchedFile:
         """Watch what the path goes through now; call it after each event, and look at the file afterwards."""
         if self._inotify is None:
             return
+        from inotify_simple import flags  # only where a file is watched
+
+        itself = flags.DELETE_SELF | flags.MOVE_SELF
+        content = itself | flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE
+        entries = content | flags.MOVED_FROM | flags.MOVED_TO | flags.CREATE | flags.DELETE
         wanted, end = _on_the_way(self.path)
         masks: dict[str, tuple[int, frozenset[str] | None]] = {
-            folder: (_ENTRIES, frozenset(names)) if names else (_ITSELF, None) for folder, names in wanted.items()
+            folder: (entries, frozenset(names)) if names else (itself, None) for folder, names in wanted.items()
         }
-        masks.setdefault(end, (_FILE, None))
+        masks.setdefault(end, (content, None))
         watches: dict[int, frozenset[str] | None] = {}
         closed = False
         for place, (mask, names) in masks.items():
