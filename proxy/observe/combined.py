@@ -16,17 +16,15 @@ from typing import Any, Final, NamedTuple
 
 from proxy.observe.counters import RouteMetrics
 from proxy.observe.health import LAST_FAILURES, Trouble
-from proxy.observe.history import INTERVALS, Interval
+from proxy.observe.history import INTERVALS, NO_REQUESTS, Interval
 from proxy.observe.live import Live, OpenRoute, OpenUse, OriginState, Queues, TokenState
-from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.metrics import COUNTED_BY_ORIGIN, Metrics, token_identity
 from proxy.routes import AllowLists, Route
 
 __all__ = ["COUNTED_BY_REASON", "Combined", "Group", "WorkerRow"]
 
 COUNTED_BY_REASON: Final = ("requests_refused", "callers_unverified", "connections_refused", "downstream_cut_offs")
 """The counters of `Metrics` that a worker's line has as they are: by reason or code."""
-
-_NO_INTERVAL: Final = Interval(0, 0, 0.0, 0.0)
 
 
 class WorkerRow(NamedTuple):
@@ -185,7 +183,7 @@ class Combined:
     def of(self, label: str) -> Sequence[Interval]:
         """Return the intervals of a route, the oldest first; always `INTERVALS` of them."""
         known = self._intervals.get(label, {})
-        return [known.get(age, _NO_INTERVAL) for age in range(INTERVALS - 1, -1, -1)]
+        return [known.get(age, NO_REQUESTS) for age in range(INTERVALS - 1, -1, -1)]
 
     # ---- inside
 
@@ -225,7 +223,7 @@ class Combined:
             self._succeeded[label] = max(self._succeeded.get(label, 0.0), now["succeeded"])
         for age, values in now["history"]:
             intervals = self._intervals.setdefault(label, {})
-            intervals[age] = _together(intervals.get(age, _NO_INTERVAL), Interval(*values))
+            intervals[age] = _together(intervals.get(age, NO_REQUESTS), Interval(*values))
 
     def _add_origin(self, origin: str, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
         metrics = self.metrics
@@ -234,13 +232,9 @@ class Combined:
             self._origins[origin] = added if before is None else before.plus(added)
         if "opened" in counted:
             metrics.upstream_connections[origin].add(now["connections"] if now is not None else 0, counted["opened"])
-        for name, counter in (
-            ("connect_failures", metrics.connect_failures),
-            ("goaways", metrics.goaways),
-            ("responses_refused", metrics.responses_refused),
-        ):
+        for name in COUNTED_BY_ORIGIN:
             for what, count in counted.get(name, {}).items():
-                counter[origin, what] += count
+                getattr(metrics, name)[origin, what] += count
 
     def _add_worker(self, counted: Mapping[str, Any], now: Mapping[str, Any] | None) -> None:
         metrics = self.metrics

@@ -36,15 +36,16 @@ class Exposition:
     def __init__(
         self, metrics: Metrics, health: RouteHealth | Combined, live: Live, group: Group | None = None
     ) -> None:
-        workers, restarts = (len(group.workers), group.restarts) if group is not None else (1, 0)
-        dropped = group.log_lines_dropped if group is not None else dropped_lines()
         self._metrics = metrics
         self._health = health
         self._live = live
-        queued = [worker.queued_octets for worker in group.workers] if group is not None else [live.queued_octets]
-        self._workers, self._restarts, self._dropped = workers, restarts, dropped
-        self._largest_queued_octets = max(queued, default=0)
         self._queues = Queues()
+        if group is None:
+            self._workers, self._restarts, self._dropped = 1, 0, dropped_lines()
+            self._largest_queued_octets = live.queued_octets
+        else:
+            self._workers, self._restarts, self._dropped = len(group.workers), group.restarts, group.log_lines_dropped
+            self._largest_queued_octets = max((worker.queued_octets for worker in group.workers), default=0)
 
     def _samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
         """Return what renders the samples of each family. It is not kept: it refers to this object."""
@@ -61,12 +62,8 @@ class Exposition:
             "request_failures_total": self._failures,
             "stream_resets_total": self._resets,
             "caller_tokens_dropped_total": lambda name: self._by_route(name, lambda route: route.caller_tokens),
-            "requests_refused_total": lambda name: _counted(
-                name, ("reason",), {(reason,): n for reason, n in metrics.requests_refused.items()}
-            ),
-            "callers_unverified_total": lambda name: _counted(
-                name, ("reason",), {(reason,): n for reason, n in metrics.callers_unverified.items()}
-            ),
+            "requests_refused_total": lambda name: _counted_by(name, "reason", metrics.requests_refused),
+            "callers_unverified_total": lambda name: _counted_by(name, "reason", metrics.callers_unverified),
             "route_well": self._well,
             "token_expiry_timestamp_seconds": self._expiry,
             "token_last_mint_timestamp_seconds": self._last_mint,
@@ -99,12 +96,10 @@ class Exposition:
         return {
             "downstream_connections": lambda name: _one(name, metrics.downstream_connections.now),
             "downstream_connections_opened_total": lambda name: _one(name, metrics.downstream_connections.ever),
-            "downstream_connections_refused_total": lambda name: _counted(
-                name, ("reason",), {(reason,): n for reason, n in metrics.connections_refused.items()}
+            "downstream_connections_refused_total": lambda name: _counted_by(
+                name, "reason", metrics.connections_refused
             ),
-            "downstream_connections_cut_off_total": lambda name: _counted(
-                name, ("code",), {(code,): n for code, n in metrics.downstream_cut_offs.items()}
-            ),
+            "downstream_connections_cut_off_total": lambda name: _counted_by(name, "code", metrics.downstream_cut_offs),
             "downstream_tls_failures_total": lambda name: _one(name, metrics.handshakes_failed),
         }
 
@@ -127,10 +122,8 @@ class Exposition:
         return {
             "settings_last_reload_successful": lambda name: _one(name, int(settings.refused_at is None)),
             "settings_last_read_timestamp_seconds": lambda name: _one(name, settings.read_at),
-            "settings_reloads_total": lambda name: _counted(
-                name,
-                ("result",),
-                {("reloaded",): settings.reloaded, ("refused",): settings.refused},
+            "settings_reloads_total": lambda name: _counted_by(
+                name, "result", {"reloaded": settings.reloaded, "refused": settings.refused}
             ),
             "settings_need_restart": lambda name: _one(name, len(settings.need_restart)),
         }
@@ -237,6 +230,10 @@ def _one(name: str, value: float) -> Iterator[str]:
 def _counted(name: str, labels: tuple[str, ...], counted: Mapping[_Values, int]) -> Iterator[str]:
     for values, count in pairs(counted):
         yield f"{name}{_labels(labels, values)} {count}\n"
+
+
+def _counted_by(name: str, label: str, counted: Mapping[str, int]) -> Iterator[str]:
+    return _counted(name, (label,), {(value,): count for value, count in counted.items()})
 
 
 def _histogram(name: str, labels: str, durations: Durations) -> str:

@@ -10,7 +10,7 @@ from proxy.observe.counters import Durations, RouteMetrics
 from proxy.observe.metrics import Metrics
 from proxy.observe.pairs import pairs
 
-__all__ = ["INTERVALS", "INTERVAL_SECONDS", "History", "Interval"]
+__all__ = ["INTERVALS", "INTERVAL_SECONDS", "NO_REQUESTS", "History", "Interval"]
 
 INTERVAL_SECONDS: Final = 10.0
 """How much time one interval covers."""
@@ -31,7 +31,8 @@ class Interval(NamedTuple):
     """The duration that 99 % of them did not exceed, in seconds, likewise."""
 
 
-_NOTHING: Final = Interval(0, 0, 0.0, 0.0)
+NO_REQUESTS: Final = Interval(0, 0, 0.0, 0.0)
+"""An interval without any."""
 
 
 class _Counted(NamedTuple):
@@ -68,7 +69,7 @@ class History:
     def of(self, label: str) -> Sequence[Interval]:
         """Return the intervals of a route, the oldest first; always `INTERVALS` of them."""
         found = dict(self._intervals.get(label, ()))
-        return [found.get(number, _NOTHING) for number in range(self._number - INTERVALS + 1, self._number + 1)]
+        return [found.get(number, NO_REQUESTS) for number in range(self._number - INTERVALS + 1, self._number + 1)]
 
     def ages(self, label: str) -> list[tuple[int, Interval]]:
         """Return the intervals of a route in which it had requests, each with the number of later intervals."""

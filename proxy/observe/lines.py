@@ -16,6 +16,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import Processor
 
+from proxy.exit_codes import shows_colours
 from proxy.observe.request_context import SPAN_ID, TRACE, TRACE_SAMPLED
 from proxy.quoting import redacted
 
@@ -36,13 +37,12 @@ def configure_logging(
 
     Nothing is written at `critical`: that is for commands that tell by themselves what went wrong.
     """
-    terminal = sys.stderr.isatty()
-    console = log_format == "console" or (log_format == "auto" and terminal)
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     rendering: list[Processor] = [_for_cloud_logging, structlog.processors.JSONRenderer()]
     if console:
         # Plain tracebacks: the pretty ones that structlog takes where it finds `rich` print local variables.
         plain = structlog.dev.plain_traceback
-        colours = terminal and _wants_colours()
+        colours = shows_colours(sys.stderr)
         rendering = [_for_terminal, structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     structlog.configure(
         processors=[
@@ -120,11 +120,6 @@ def _http_request(event: MutableMapping[str, Any]) -> dict[str, Any]:
         "responseSize": str(event.pop("response_octets", 0)),
     }
     return {name: value for name, value in request.items() if value is not None}
-
-
-def _wants_colours() -> bool:
-    """Return False if the environment asks for none (https://no-color.org)."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class _Stderr:

@@ -13,9 +13,12 @@ from proxy.observe.observer import ObservedKey, ObservedToken, Observer
 from proxy.observe.totals import AMBIENT
 from proxy.routes import OTHER, UNMATCHED, Route
 
-__all__ = ["Metrics", "Mints", "SettingsMetrics", "TokenIdentity", "token_identity"]
+__all__ = ["COUNTED_BY_ORIGIN", "Metrics", "Mints", "SettingsMetrics", "TokenIdentity", "token_identity"]
 
 _MINT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+COUNTED_BY_ORIGIN: Final = ("connect_failures", "goaways", "responses_refused")
+"""The counters of `Metrics` by origin and code or reason."""
 
 _MOST_OTHER_ORIGINS: Final = 100
 """Origins with a label of their own beside those of named routes and labelled open routes."""
@@ -254,7 +257,7 @@ class Metrics(Observer):
     def _forget_origin(self, origin: str) -> None:
         if origin in self.upstream_connections and self.upstream_connections[origin].now == 0:
             del self.upstream_connections[origin]
-        for counter in (self.connect_failures, self.goaways, self.responses_refused):
+        for counter in (getattr(self, name) for name in COUNTED_BY_ORIGIN):
             for labels in [labels for labels in counter if labels[0] == origin]:
                 del counter[labels]
 

@@ -6,7 +6,8 @@ A new kind of observer (metrics, log lines, traces) is one file with a subclass 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -113,7 +114,8 @@ class DownstreamObserver:
     def connection_refused(self, reason: str) -> None:
         """A connection was closed because there were too many.
 
-        `reason` is `open-files`, `max-connections`, or `unused` for one that gave way because it had sent no request.
+        `reason` is `open-files` or `max-connections`; for one that gave way to another, `unused`, `idle` or
+        `most-connections`; for one whose first request did not come in time, `no-request`.
         """
 
     def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
@@ -162,11 +164,16 @@ class Observer(MintObserver, UpstreamObserver, DownstreamObserver, SettingsObser
         """Finish what is under way, within about a second: the process is ending."""
 
 
+_EVENTS: Final = [name for name in dir(Observer) if not name.startswith("_") and name not in ("close", "route")]
+
+
 class Observers(Observer):
     """Tells every observer of a list. A defect in one is logged, and the others are told all the same."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
+        for event in _EVENTS:
+            setattr(self, event, partial(self._tell, event))
 
     async def close(self) -> None:
         """Close all."""
@@ -178,81 +185,9 @@ class Observers(Observer):
         each = (observer.route(route) for observer in self._observers)
         return RouteObservers(one for one in each if one is not None)
 
-    def route_removed(self, route: Route) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.route_removed(route))
-
-    def minted(self, token: ObservedToken, seconds: float, uncached: bool) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.minted(token, seconds, uncached))
-
-    def mint_failed(self, key: ObservedKey, failure: Failure, seconds: float, uncached: bool) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.mint_failed(key, failure, seconds, uncached))
-
-    def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.upstream_opened(origin, max_concurrent_streams))
-
-    def upstream_closed(self, origin: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.upstream_closed(origin))
-
-    def upstream_retired(self, origin: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.upstream_retired(origin))
-
-    def upstream_not_connected(self, origin: str, failure: Failure) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.upstream_not_connected(origin, failure))
-
-    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.upstream_going_away(origin, code, debug))
-
-    def response_refused(self, origin: str, stream_id: int, reason: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.response_refused(origin, stream_id, reason))
-
-    def downstream_opened(self) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.downstream_opened())
-
-    def downstream_closed(self) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.downstream_closed())
-
-    def connection_refused(self, reason: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.connection_refused(reason))
-
-    def downstream_cut_off(self, client: str, code: int, reason: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.downstream_cut_off(client, code, reason))
-
-    def handshake_failed(self, client: str, reason: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.handshake_failed(client, reason))
-
-    def request_refused(self, reason: str, details: dict[str, Any]) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.request_refused(reason, details))
-
-    def caller_unverified(self, reason: str) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.caller_unverified(reason))
-
-    def settings_reloaded(self, need_restart: tuple[str, ...]) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.settings_reloaded(need_restart))
-
-    def settings_refused(self, problems: tuple[str, ...]) -> None:
-        """Tell all."""
-        self._tell(lambda observer: observer.settings_refused(problems))
-
-    def _tell(self, event: Callable[[Observer], None]) -> None:
+    def _tell(self, event: str, *about: object) -> None:
         for observer in self._observers:
             try:
-                event(observer)
+                getattr(observer, event)(*about)
             except Exception as exc:  # noqa: BLE001 - observing must not harm what is observed
                 _log.error("internal error in an observer", observer=type(observer).__name__, exc_info=exc)

@@ -13,7 +13,7 @@ from proxy.observe.combined import COUNTED_BY_REASON
 from proxy.observe.health import RouteHealth, Trouble
 from proxy.observe.history import History
 from proxy.observe.live import Live, Queues
-from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.metrics import COUNTED_BY_ORIGIN, Metrics, token_identity
 from proxy.observe.pairs import pairs
 from proxy.observe.totals import state_line
 from proxy.routes import Route
@@ -103,12 +103,8 @@ class WorkerState:
     def _origins(self) -> Iterator[str]:
         metrics = self._metrics
         by_origin: dict[str, dict[str, Any]] = {}
-        for name, counter in (
-            ("connect_failures", metrics.connect_failures),
-            ("goaways", metrics.goaways),
-            ("responses_refused", metrics.responses_refused),
-        ):
-            for (origin, what), count in counter.items():
+        for name in COUNTED_BY_ORIGIN:
+            for (origin, what), count in getattr(metrics, name).items():
                 by_origin.setdefault(origin, {}).setdefault(name, {})[what] = count
         live = set()
         for state in self._live.origins():

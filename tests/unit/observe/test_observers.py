@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -11,7 +12,16 @@ from proxy.errors import Failure, UpstreamConnectFailed
 from proxy.http2.choice import EngineFactory
 from proxy.http2.events import ErrorCode, Fields
 from proxy.observe.exchange import ExchangeObserver, ObservedExchange, RouteObservers
-from proxy.observe.observer import ObservedKey, ObservedToken, Observer, Observers
+from proxy.observe.observer import (
+    DownstreamObserver,
+    MintObserver,
+    ObservedKey,
+    ObservedToken,
+    Observer,
+    Observers,
+    SettingsObserver,
+    UpstreamObserver,
+)
 from proxy.observe.warnings import Warnings
 from proxy.routes import Route
 from proxy.tokens.model import Token, TokenKey
@@ -352,3 +362,20 @@ def test_every_observer_is_told_of_mints() -> None:
     ]
     assert [line["event"] for line in log] == ["token minted", "token mint failed"]
     assert "secret" not in str(log)
+
+
+def test_every_event_is_told_with_what_it_is_about() -> None:
+    told: list[tuple[object, ...]] = []
+
+    class Everything(Observer):
+        def __getattribute__(self, event: str) -> Any:
+            return lambda *about: told.append((event, *about))
+
+    observers = Observers([Everything()])
+    kinds = (MintObserver, UpstreamObserver, DownstreamObserver, SettingsObserver)
+    events = [event for kind in kinds for event in vars(kind) if not event.startswith("_")]
+    for event in (*events, "route_removed"):
+        about = range(len(inspect.signature(getattr(Observer, event)).parameters) - 1)
+        getattr(observers, event)(*about)
+        assert told.pop() == (event, *about)
+    assert not told
