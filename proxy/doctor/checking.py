@@ -24,7 +24,7 @@ from proxy.connection.flusher import Flusher
 from proxy.doctor.connecting import ConnectionCheck
 from proxy.doctor.diagnosis import clock_step, discovery_step, private_step
 from proxy.doctor.identity import check_credentials, mint
-from proxy.doctor.report import Outcome, RouteReport, Step, StepName, as_problem, as_remedy, skipped
+from proxy.doctor.report import RouteReport, Step, StepName, as_problem, as_remedy, failed, skipped
 from proxy.doctor.sending import send_request
 from proxy.errors import Failure, UpstreamRefusedStream, UpstreamSaturated
 from proxy.http2.choice import engine_choice
@@ -162,7 +162,8 @@ class Doctor:
         connected = await self._connection_check.connect(route.origin, self._clock())
         requested: tuple[Step, ...]
         if connected.connection is None:
-            requested = _not_checked("not reached: there is no connection")
+            why = "not reached: there is no connection"
+            requested = skipped("private", why), skipped("clock", why), skipped("discovery", why)
         else:
             requests = _RouteRequests(
                 self._connector, connected.connection, destination, end_to_end(lines), self._answer_timeout_seconds
@@ -248,15 +249,12 @@ class _RouteRequests:
                 # Nothing was processed: a GOAWAY crossed the request, or an instance was full. The relay sends again.
                 return await self._send(token)
         except TimeoutError:
-            return _no_answer(
-                f"no answer within {self._timeout_seconds:g} s",
-                "Is the container starting slowly, or stuck? Look at its logs; --timeout sets a longer deadline.",
-                gcloud.logs(gcloud.service_of(self.route.origin.host)),
-            )
+            text = f"no answer within {self._timeout_seconds:g} s"
+            remedy = "Is the container starting slowly, or stuck? Look at its logs; --timeout sets a longer deadline."
         except Failure as failure:
-            return _no_answer(
-                as_problem(failure), as_remedy(failure), gcloud.logs(gcloud.service_of(self.route.origin.host))
-            )
+            text, remedy = as_problem(failure), as_remedy(failure)
+        commands = (gcloud.logs(gcloud.service_of(self.route.origin.host)),)
+        return failed("discovery", "no-answer", text, remedy, commands)
 
     async def _send(self, token: Token | None) -> Response:
         if self._connection.count_free_streams() <= 0:
@@ -289,11 +287,3 @@ class _RouteRequests:
             self._destination.path,
             context.token_line(token) if token is not None else None,
         )
-
-
-def _not_checked(why: str) -> tuple[Step, Step, Step]:
-    return skipped("private", why), skipped("clock", why), skipped("discovery", why)
-
-
-def _no_answer(text: str, remedy: str, *commands: str) -> Step:
-    return Step(name="discovery", outcome=Outcome.FAILED, code="no-answer", text=text, remedy=remedy, commands=commands)

@@ -16,12 +16,8 @@ from typing import Any, Final, NamedTuple
 import aiohappyeyeballs
 
 from proxy.doctor.claims import format_time
-from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, as_sentence, skipped
-from proxy.errors import (
-    Failure,
-    UpstreamConnectionLost,
-    UpstreamNotHttp2,
-)
+from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, as_sentence, failed, skipped
+from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.network.address import Address
 from proxy.network.authorities import REMEDY, named_file_problem
 from proxy.network.http_proxy import HttpProxy
@@ -41,7 +37,6 @@ _ADDRESSES_SHOWN: Final = 4
 
 _VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
-
 
 _UNTRUSTED: Final = frozenset((2, 18, 19, 20, 21, 27))
 """X509_V_ERR_… of a certificate whose authority is not known or not trusted (x509_vfy.h)."""
@@ -95,11 +90,11 @@ class ConnectionCheck:
                 found = await self._resolver.resolve(host, port)
         except TimeoutError:
             text = f"no DNS answer for {host} within {self._timeout_seconds:g} s"
-            return _failed("dns", "dns-timeout", text, "Check the resolver of this machine (/etc/resolv.conf)."), []
+            return failed("dns", "dns-timeout", text, "Check the resolver of this machine (/etc/resolv.conf)."), []
         except OSError as exc:
             text = f"the name {host} does not resolve ({exc.strerror or exc})"
             remedy = f"Check {setting} for a typo, then the resolver of this machine."
-            return _failed("dns", "dns-failed", text, remedy), []
+            return failed("dns", "dns-failed", text, remedy), []
         addresses = list(dict.fromkeys(str(entry.sockaddr[0]) for entry in found))
         shown = ", ".join(addresses[:_ADDRESSES_SHOWN]) + (", …" if len(addresses) > _ADDRESSES_SHOWN else "")
         shown = shown if proxy is None else f"{shown}, of the proxy {proxy}"
@@ -125,7 +120,7 @@ class ConnectionCheck:
         except Failure as failure:
             assert connected is not None  # noqa: S101 - only the proxy's answer is one
             connected.close()
-            return _failed("tcp", "proxy-refused", as_problem(failure), as_remedy(failure)), None
+            return failed("tcp", "proxy-refused", as_problem(failure), as_remedy(failure)), None
         except OSError as exc:  # TimeoutError is one
             if connected is None or proxy is None:
                 return self._connect_failure(origin, proxy, exc), None
@@ -144,7 +139,7 @@ class ConnectionCheck:
         if proxy is not None:
             host, port, setting = proxy.host, proxy.port, "upstream_proxy, and whether the proxy is running"
         if isinstance(exc, TimeoutError) and exc.errno is None:
-            return _failed(
+            return failed(
                 "tcp",
                 "tcp-timeout",
                 f"{host} port {port} did not answer within {self._timeout_seconds:g} s",
@@ -152,7 +147,7 @@ class ConnectionCheck:
                 "Access).",
             )
         why = os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else exc.strerror or type(exc).__name__
-        return _failed(
+        return failed(
             "tcp",
             "tcp-failed",
             f"{host} port {port}: the connection failed ({why})",
@@ -163,9 +158,9 @@ class ConnectionCheck:
         """Return the step after the connection to the proxy failed before its answer."""
         if isinstance(exc, TimeoutError) and exc.errno is None:
             text = f"the proxy {proxy} did not open a tunnel within {self._timeout_seconds:g} s"
-            return _failed("tcp", "proxy-timeout", text, "Check whether the proxy reaches Google, and upstream_proxy.")
+            return failed("tcp", "proxy-timeout", text, "Check whether the proxy reaches Google, and upstream_proxy.")
         text = f"the proxy {proxy} ended the connection before it opened a tunnel"
-        return _failed("tcp", "proxy-failed", text, "Check upstream_proxy, and the log of the proxy.")
+        return failed("tcp", "proxy-failed", text, "Check upstream_proxy, and the log of the proxy.")
 
     async def _explain_failure(
         self, origin: Origin, failure: Failure, connected: socket.socket, now: float
@@ -178,9 +173,8 @@ class ConnectionCheck:
         tls = await self._handshake(origin, connected)
         if tls is None:
             return skipped("tls", "the handshake did not finish: see the next step"), _failure_step("http2", failure)
-        chosen = tls.selected_alpn_protocol()
-        step = _failure_step("http2", failure, details={"alpn": chosen})
-        return _tls_step(origin, tls, now), step
+        details = {"alpn": tls.selected_alpn_protocol()}
+        return _tls_step(origin, tls, now), _failure_step("http2", failure, details)
 
     async def _handshake(self, origin: Origin, connected: socket.socket) -> ssl.SSLObject | None:
         """Return the TLS session of a handshake that offers HTTP/1.1, too; None if that fails as well."""
@@ -262,11 +256,7 @@ def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] |
         remedy = as_sentence(f"{unreadable}; {REMEDY}") if unreadable else remedy
     elif isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
         remedy = "Set the clock of this machine (NTP) if it is wrong; otherwise the certificate has to be renewed."
-    return _failed(name, failure.code, text, remedy, details)
-
-
-def _failed(name: StepName, code: str, text: str, remedy: str, details: Mapping[str, Any] | None = None) -> Step:
-    return Step(name=name, outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details or {})
+    return failed(name, failure.code, text, remedy, details=details)
 
 
 def _stopped(what: str, *steps: Step) -> ConnectionResult:

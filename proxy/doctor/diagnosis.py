@@ -21,7 +21,7 @@ from proxy.clock_skew import MAX_SKEW_SECONDS, skew_in_words
 from proxy.cloud_run import gcloud
 from proxy.cloud_run.findings import CLOCK_REMEDY, RequestInfo, diagnose
 from proxy.cloud_run.response import Response
-from proxy.doctor.report import Outcome, Step, skipped
+from proxy.doctor.report import Outcome, Step, failed, skipped
 from proxy.quoting import one_line
 from proxy.restate import is_manifest, manifest_services
 
@@ -89,42 +89,29 @@ def discovery_step(response: Response, request: RequestInfo) -> Step:
     said = response.excerpt()
     if said:
         details["said"] = said
-    return Step(
-        name="discovery",
-        outcome=Outcome.FAILED,
-        code=found.code,
-        text=found.text,
-        remedy=found.remedy,
-        commands=found.commands,
-        details=details,
-    )
+    return failed("discovery", found.code, found.text, found.remedy, found.commands, details)
 
 
 def _manifest_step(response: Response, details: dict[str, Any]) -> Step:
     kind = one_line(response.fields.get("content-type", ""))
-
-    def failed(code: str, text: str, remedy: str) -> Step:
-        return Step(name="discovery", outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, details=details)
-
     details["content_type"] = kind
     if not is_manifest(kind):
-        return failed(
-            "not-restate",
-            f"this is not a Restate endpoint: 200 with {kind or 'no content type'}",
+        text = f"this is not a Restate endpoint: 200 with {kind or 'no content type'}"
+        remedy = (
             "Check the url of the route. If the endpoint is part of another application, add the path at which the "
-            "endpoint is mounted to the url.",
+            "endpoint is mounted to the url."
         )
+        return failed("discovery", "not-restate", text, remedy, details=details)
     try:
         services = manifest_services(response.body)
     except ValueError:
-        return failed(
-            "manifest-unreadable",
-            "the manifest cannot be parsed",
-            "Check the proxies between the sidecar and the service; upgrade the service's Restate SDK.",
-        )
+        text = "the manifest cannot be parsed"
+        remedy = "Check the proxies between the sidecar and the service; upgrade the service's Restate SDK."
+        return failed("discovery", "manifest-unreadable", text, remedy, details=details)
     shown = {one_line(name): [one_line(handler) for handler in handlers] for name, handlers in services.items()}
     details["services"] = shown
     if not shown:
-        return failed("no-services", "the endpoint lists no service", "Bind services to it, deploy, and check again.")
+        text, remedy = "the endpoint lists no service", "Bind services to it, deploy, and check again."
+        return failed("discovery", "no-services", text, remedy, details=details)
     text = " · ".join(f"{name} ({', '.join(handlers)})" for name, handlers in shown.items())
     return Step(name="discovery", outcome=Outcome.OK, text=text, details=details)

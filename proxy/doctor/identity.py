@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 
 from proxy.cloud_run import gcloud
 from proxy.doctor.claims import claims_of, format_duration, format_time
-from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy
+from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, failed
 from proxy.errors import Failure, ImpersonationDenied, TokenTimeout
 from proxy.quoting import one_line
 from proxy.routes import Route
+from proxy.tokens.credentials.metadata_server import HOST_VARIABLES
 from proxy.tokens.google import CredentialInfo, GoogleMint
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
@@ -73,18 +74,16 @@ async def mint(
         f"expires {details['expires_at']}, in {format_duration(remaining)}"
     )
     if remaining <= _SHORT_LIFETIME_SECONDS:
-        return (
-            Step(
-                name="token",
-                outcome=Outcome.WARNING,
-                code="token-short-lived",
-                text=text,
-                remedy="A token that expires within a minute is not cached, so every request mints. "
-                "Is the clock of this machine ahead?",
-                details=details,
-            ),
-            token,
+        step = Step(
+            name="token",
+            outcome=Outcome.WARNING,
+            code="token-short-lived",
+            text=text,
+            remedy="A token that expires within a minute is not cached, so every request mints. "
+            "Is the clock of this machine ahead?",
+            details=details,
         )
+        return step, token
     return Step(name="token", outcome=Outcome.OK, text=text, details=details), token
 
 
@@ -93,33 +92,24 @@ def grant_commands(failure: Failure, route: Route, info: CredentialInfo) -> tupl
     if not isinstance(failure, ImpersonationDenied) or "workloadIdentityUser" in str(failure):
         return ()
     commands: tuple[str, ...] = ()
-    caller: str | None = info.principal
     if info.file is not None and info.file.kind == "impersonated_service_account":
         # First, the credential inside the file impersonates the account of the file.
         role = gcloud.ID_TOKEN_CREATOR if route.impersonate is None else gcloud.TOKEN_CREATOR
         inner = info.file.info["source_credentials"].get("client_email")
         commands = gcloud.grant_chain(inner if isinstance(inner, str) else None, (), info.principal, role)
     if route.impersonate is not None:
-        commands += gcloud.grant_chain(caller, route.delegates, route.impersonate, gcloud.ID_TOKEN_CREATOR)
+        commands += gcloud.grant_chain(info.principal, route.delegates, route.impersonate, gcloud.ID_TOKEN_CREATOR)
     return commands
 
 
 def _failed(name: StepName, failure: Failure, commands: tuple[str, ...] = (), **details: Any) -> Step:
-    return Step(
-        name=name,
-        outcome=Outcome.FAILED,
-        code=failure.code,
-        text=as_problem(failure),
-        remedy=as_remedy(failure),
-        commands=commands,
-        details=details,
-    )
+    return failed(name, failure.code, as_problem(failure), as_remedy(failure), commands, details)
 
 
 def _named_by(info: CredentialInfo, environment: Mapping[str, str]) -> str:
     """Return why this source was chosen: the name of an environment variable, or a phrase."""
     if info.file is None:
-        named = next((name for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT") if environment.get(name)), None)
+        named = next((name for name in HOST_VARIABLES if environment.get(name)), None)
         return named or "there is no credential file"
     if environment.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return "GOOGLE_APPLICATION_CREDENTIALS"

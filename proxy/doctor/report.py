@@ -59,6 +59,7 @@ __all__ = [
     "as_problem",
     "as_remedy",
     "as_sentence",
+    "failed",
     "skipped",
     "worst_outcome",
 ]
@@ -206,6 +207,20 @@ class RestateReport:
 def skipped(name: StepName, why: str) -> Step:
     """Return a step that was not done; `why` becomes its text."""
     return Step(name=name, outcome=Outcome.SKIPPED, text=why)
+
+
+def failed(
+    name: StepName,
+    code: str,
+    text: str,
+    remedy: str,
+    commands: tuple[str, ...] = (),
+    details: Mapping[str, Any] | None = None,
+) -> Step:
+    """Return a step that failed; the arguments are its attributes."""
+    return Step(
+        name=name, outcome=Outcome.FAILED, code=code, text=text, remedy=remedy, commands=commands, details=details or {}
+    )
 
 
 def worst_outcome(outcomes: Iterable[Outcome]) -> Outcome:

@@ -30,7 +30,7 @@ from proxy.tokens.credentials.source import AccessTokenCache
 from proxy.tokens.gate import Gate
 from proxy.tokens.model import Token, TokenKey, token_from_jwt
 
-__all__ = ["MetadataServer"]
+__all__ = ["HOST_VARIABLES", "MetadataServer"]
 
 _ACCOUNT: Final = "instance/service-accounts/default/"
 
@@ -40,8 +40,8 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_
 
 _DEFAULT_HOST: Final = "metadata.google.internal"
 
-_HOST_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT")
-"""What names another one, the first that is set."""
+HOST_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT")
+"""Variables that name another metadata server than the default one; the first that is set counts."""
 
 # What GKE's metadata server says if the Kubernetes account may not use the account in its annotation.
 _NOT_A_USER: Final = re.compile(r"iam\.serviceAccounts\.get\w+|IAM policy binding|workloadIdentityUser", re.IGNORECASE)
@@ -91,14 +91,6 @@ class MetadataServer:
             return await self.email()
         except Failure:
             return _UNNAMED
-
-    @property
-    def host(self) -> str:
-        """Its address: host, or host and port.
-
-        Raises CredentialsNotFound if the environment says that there is none, or CredentialsInvalid.
-        """
-        return self._host()
 
     async def email(self) -> str:
         """Return the e-mail of the attached service account; raises a leaf of TokenFailure.
@@ -151,7 +143,7 @@ class MetadataServer:
         return bearer(document.get("access_token"), self._clock() + lifetime, quota_project)
 
     async def _ask(self, what: str, **query: str) -> Reply:
-        host = self._host()
+        host = self.host
         url = f"http://{host}/computeMetadata/v1/{what}" + (f"?{urlencode(query)}" if query else "")
         try:
             async with self._gate.place():
@@ -167,8 +159,12 @@ class MetadataServer:
         self._answered = True
         return reply
 
-    def _host(self) -> str:
-        # Read at each call, as google-auth reads its variables.
+    @property
+    def host(self) -> str:
+        """Its address, host or host and port, read from the environment each time, as google-auth does.
+
+        Raises CredentialsNotFound if the environment says that there is none, or CredentialsInvalid.
+        """
         environment = self._environment
         if environment.get("NO_GCE_CHECK", "").lower() == "true":
             raise self._not_found("NO_GCE_CHECK says not to look for one")
@@ -189,7 +185,7 @@ class MetadataServer:
 
     def _named_by(self) -> str | None:
         """Return the variable that names the metadata server; None if none does."""
-        return next((name for name in _HOST_VARIABLES if self._environment.get(name)), None)
+        return next((name for name in HOST_VARIABLES if self._environment.get(name)), None)
 
     def _not_found(self, why: str, named_by: str | None = None) -> CredentialsNotFound:
         begin = f"no Google credentials: {looked_for(self._environment)}, and"
