@@ -30,6 +30,7 @@ __all__ = [
     "error_reasons",
     "failure_of_reply",
     "host_of",
+    "in_parentheses",
     "read_object",
 ]
 
@@ -148,6 +149,12 @@ def error_message(reply: Reply) -> str:
     return one_line(_message(read_object(reply.body)) or text_of(reply.body), _COMPLAINT_CHARACTERS, reply.secrets)
 
 
+def in_parentheses(reply: Reply, who: str = "") -> str:
+    """Return ` (who: message)`, the error message of an answer for the end of a clause; `""` if it has none."""
+    said = error_message(reply)
+    return f" ({who and f'{who}: '}{said})" if said else ""
+
+
 def _message(document: Mapping[str, Any]) -> str:
     error, description = document.get("error"), document.get("error_description")
     if isinstance(error, str) and isinstance(description, str):
@@ -185,8 +192,7 @@ def clock_remark(reply: Reply, now: float) -> str:
 
 def failure_of_reply(what: str, reply: Reply, advice: str = "") -> Failure:
     """Return the failure for an answer other than 200: TokenUnavailable if it is transient, else MintRefused."""
-    said = error_message(reply)
-    text = f"{what} answered {reply.status}" + (f" ({said})" if said else "")
+    text = f"{what} answered {reply.status}{in_parentheses(reply)}"
     transient = reply.status in _TRANSIENT or error_reasons(reply) & _TRANSIENT_REASONS
     if 400 <= reply.status < 500 and not transient:
         return MintRefused(f"{text}{advice and f': {advice}'}")

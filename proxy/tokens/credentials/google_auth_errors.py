@@ -19,7 +19,7 @@ from proxy.errors import (
     TokenMalformed,
 )
 from proxy.quoting import plain
-from proxy.tokens.calls import Reply, clock_remark, error_message, error_reasons, failure_of_reply, host_of
+from proxy.tokens.calls import Reply, clock_remark, error_reasons, failure_of_reply, host_of, in_parentheses
 from proxy.tokens.credentials.file import CredentialFile
 from proxy.tokens.credentials.iam_refusals import access_token_refused, refusal_without_role
 
@@ -78,8 +78,7 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         return TokenMalformed(f"{call.host} answered {reply.status} without a token")
     if file.asks_source_at(call.url):
         return file.source_refused(call.host, reply)
-    said = error_message(reply)
-    answer = f" ({said})" if said else ""
+    answer = in_parentheses(reply)
     if error_reasons(reply) & _REJECTED:
         clock = clock_remark(reply, now)
         rejection = file.rejection(answer, clock)

@@ -17,6 +17,7 @@ from proxy.tokens.calls import (
     date_of,
     error_message,
     failure_of_reply,
+    in_parentheses,
     read_object,
 )
 from proxy.tokens.credentials.iam_refusals import access_token_refused, named_account, refusal_without_role
@@ -96,17 +97,16 @@ class IamCredentials:
 async def _failure(
     source: CredentialSource, method: str, account: str, delegates: Sequence[str], reply: Reply
 ) -> Failure:
-    said = error_message(reply)
-    answer = f" (IAM: {said})" if said else ""
+    answer = in_parentheses(reply, "IAM")
     chain = (*delegates, account)
     match reply.status:
         case 401:
             return access_token_refused(await source.principal(), answer)
         case 403:
             caller = await source.principal()
-            return refusal_without_role(reply, caller, chain) or _denied(caller, method, chain, said)
+            return refusal_without_role(reply, caller, chain) or _denied(caller, method, chain, reply)
         case 404:
-            return MintRefused(_account_missing(chain, said))
+            return MintRefused(_account_missing(chain, reply))
         case 400:
             advice = f"is the audience right, and {' and '.join(chain)} enabled?"
             refusal = refusal_without_role(reply, await source.principal(), chain)
@@ -115,29 +115,28 @@ async def _failure(
             return failure_of_reply("IAM", reply)
 
 
-def _account_missing(chain: Sequence[str], said: str) -> str:
-    answer = f" (IAM: {said})" if said else ""
-    named = named_account(chain, said)
+def _account_missing(chain: Sequence[str], reply: Reply) -> str:
+    named = named_account(chain, error_message(reply))
     if named is None and len(chain) > 1:
         what = f"one of the service accounts {', '.join(chain)} does not exist"
     else:
         what = f"the service account {named or chain[-1]} does not exist"
     return (
-        f"{what}{answer}: correct its name where it is set (gcp_impersonate_service_account, gcp_delegates, or the "
-        "credential file), or create it with `gcloud iam service-accounts create`"
+        f"{what}{in_parentheses(reply, 'IAM')}: correct its name where it is set (gcp_impersonate_service_account, "
+        "gcp_delegates, or the credential file), or create it with `gcloud iam service-accounts create`"
     )
 
 
-def _denied(caller: str, method: str, chain: Sequence[str], said: str) -> ImpersonationDenied:
+def _denied(caller: str, method: str, chain: Sequence[str], reply: Reply) -> ImpersonationDenied:
     """Return which role to grant on which account: for the link that IAM's message names, or the whole chain."""
-    end = f"wait some minutes (IAM: {said})" if said else "wait some minutes"
+    end = f"wait some minutes{in_parentheses(reply, 'IAM')}"
     *delegates, account = chain
     last = _ROLES[method]
     if delegates and last != TOKEN_CREATOR:
         # Google's reference wants Token Creator for every delegate; the permission that it names is in `last`, too.
         last = f"{last} (Google's reference asks for {TOKEN_CREATOR})"
     links = list(zip((caller, *delegates), chain, strict=True))
-    named = named_account(chain, said)
+    named = named_account(chain, error_message(reply))
     if named in delegates:
         link_caller, target = links[chain.index(named)]
         return ImpersonationDenied(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from proxy.errors import CredentialsRejected, MintRefused
-from proxy.tokens.calls import Reply, error_message, error_reasons, read_object
+from proxy.tokens.calls import Reply, error_message, error_reasons, in_parentheses, read_object
 
 __all__ = ["access_token_refused", "enable_account", "named_account", "refusal_without_role"]
 
@@ -32,7 +32,7 @@ def refusal_without_role(reply: Reply, caller: str, chain: Sequence[str]) -> Min
     `chain` are the delegates and the account that the call was about, `caller` is the identity that called.
     """
     said, reasons = error_message(reply), error_reasons(reply)
-    answer = f" (IAM: {said})" if said else ""
+    answer = in_parentheses(reply, "IAM")
     what = f"IAM refused to mint for {chain[-1]}{answer}"
     project = _consumer(reply)
     if "SERVICE_DISABLED" in reasons:

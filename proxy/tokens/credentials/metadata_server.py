@@ -22,7 +22,17 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.quoting import plain, quoted
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, date_of, error_message, failure_of_reply, read_object
+from proxy.tokens.calls import (
+    Bearer,
+    Reply,
+    Send,
+    bearer,
+    date_of,
+    error_message,
+    failure_of_reply,
+    in_parentheses,
+    read_object,
+)
 from proxy.tokens.credentials import gke
 from proxy.tokens.credentials.iam_refusals import enable_account
 from proxy.tokens.credentials.lookup import looked_for
@@ -108,13 +118,12 @@ class MetadataServer:
         Raises a Failure if it does not answer.
         """
         reply = await self._ask(f"{_ACCOUNT}email")
-        return "" if reply.status == 404 else self._name_in(reply)
+        if reply.status not in (200, 404):
+            raise _refusal(reply)
+        return _text(reply) if reply.status == 200 else ""
 
     async def _email(self) -> str:
-        return self._name_in(await self._ask(f"{_ACCOUNT}email"))
-
-    @staticmethod
-    def _name_in(reply: Reply) -> str:
+        reply = await self._ask(f"{_ACCOUNT}email")
         if reply.status != 200:
             raise _refusal(reply)
         return _text(reply)
@@ -204,7 +213,7 @@ class MetadataServer:
     async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:
         """Return why there is no token, and the remedy, which is another one on GKE."""
         said = error_message(reply)
-        answer = f" (it said: {said})" if said else ""
+        answer = in_parentheses(reply, "it said")
         if 400 <= reply.status < 500 and reply.status != 429:
             try:
                 email = await self._email()
@@ -213,12 +222,11 @@ class MetadataServer:
             if reply.status == 404 and (gke.is_federated(email) or gke.ANNOTATION in said):
                 principal = await self._federated_principal(email)
                 return AmbientUnsupported(gke.link_missing(principal, answer, impersonating=impersonating))
+            known = email if "@" in email and plain(email) is not None else ""
             if reply.status in (403, 404) and _NOT_A_USER.search(said):
-                account = email if "@" in email and plain(email) is not None else "the account that it names"
-                return ImpersonationDenied(gke.user_missing(account, answer))
+                return ImpersonationDenied(gke.user_missing(known or "the account that it names", answer))
             if "disabled" in said.lower():
-                known = email if "@" in email and plain(email) is not None else ""
-                named = f"{_UNNAMED} {known}" if known else _UNNAMED
+                named = f"{_UNNAMED} {known}".rstrip()
                 return MintRefused(f"{named} is disabled{answer}: {enable_account(known or 'ACCOUNT')}")
         return _refusal(reply)
 

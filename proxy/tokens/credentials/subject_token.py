@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from proxy.errors import CredentialsInvalid, Failure
 from proxy.quoting import plain
 from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.calls import NotConnected, Reply, error_message, failure_of_reply
+from proxy.tokens.calls import NotConnected, Reply, failure_of_reply
 from proxy.tokens.credentials.file import check_url, is_filled
 
 __all__ = ["SubjectTokenSource"]
@@ -74,9 +74,3 @@ class SubjectTokenSource(ABC):
         where = path if path and plain(path) is not None else "its URL"
         what = f"{host} (credential_source of {self.path})"
         return failure_of_reply(what, reply, f"is {where} right, and does this machine have an identity there?")
-
-    @staticmethod
-    def in_parentheses(reply: Reply) -> str:
-        """Return what an answer says, to be appended to a sentence; `""` if it says nothing."""
-        said = error_message(reply)
-        return f" ({said})" if said else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.errors import CredentialsInvalid, Failure, MintRefused
-from proxy.tokens.calls import NotConnected, Reply
+from proxy.tokens.calls import NotConnected, Reply, in_parentheses
 from proxy.tokens.credentials.subject_token import SubjectTokenSource
 
 __all__ = ["AwsSource"]
@@ -36,11 +36,11 @@ class AwsSource(SubjectTokenSource):
         if reply.status == 401 and "imdsv2_session_token_url" not in self.settings:
             return CredentialsInvalid(
                 f"AWS' metadata server wants a session token (IMDSv2): {self.path} lacks imdsv2_session_token_url; "
-                f"create it again with --enable-imdsv2{self.in_parentheses(reply)}"
+                f"create it again with --enable-imdsv2{in_parentheses(reply)}"
             )
         if reply.status == 404:
             return MintRefused(
                 f"AWS' metadata server has no credentials for {self.path} (404): attach an IAM role to this machine, "
-                f"or set {_VARIABLES}{self.in_parentheses(reply)}"
+                f"or set {_VARIABLES}{in_parentheses(reply)}"
             )
         return super().refused(host, reply)
