@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import os
 import re
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -60,6 +61,12 @@ class Certificates:
         if names not in self._issued:
             self._issued[names] = self._issue(names)
         return self._issued[names]
+
+    def server_context(self, *names: str) -> ssl.SSLContext:
+        """Return the context of a server with these names (`server_files`)."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self.server_files(*names))
+        return context
 
     def untrusted(self) -> Certificates:
         """Return another authority, which no client trusts; its files are in the directory `untrusted`."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -66,18 +65,17 @@ BEARER: Final = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 class CloudRun:
     """ASGI middleware for any application: checks the token of every request as Cloud Run does.
 
-    `google` is the emulated Google, or the keys that verify its tokens (key id → public key, PEM). `url` and
-    `other_urls` are the service's URLs; `tags` are names of traffic tags, each of which has a host of its own for every
-    URL; `domains` are custom domains. A token's audience has to be exactly one of the URLs or of `custom_audiences`, or
-    for a user the OAuth client of gcloud. `invokers` are the e-mails of accounts and users with `roles/run.invoker`.
-    `field_section_octets` limits the fields of a request. The other arguments are attributes, which can be changed
-    between requests. Lifespan events are passed on.
+    `url` and `other_urls` are the service's URLs; `tags` are names of traffic tags, each of which has a host of its own
+    for every URL; `domains` are custom domains. A token's audience has to be exactly one of the URLs or of
+    `custom_audiences`, or for a user the OAuth client of gcloud. `invokers` are the e-mails of accounts and users with
+    `roles/run.invoker`. `field_section_octets` limits the fields of a request. The other arguments are attributes,
+    which can be changed between requests. Lifespan events are passed on.
     """
 
     def __init__(
         self,
         app: Application,
-        google: Google | Mapping[str, str],
+        google: Google,
         *,
         url: str | None = None,
         other_urls: Sequence[str] = (),
@@ -167,7 +165,7 @@ class CloudRun:
         fields = front_end.passed_on(fields, trace, scope.get("client")) + added
         if scope["type"] == "websocket":
             await self.app({**scope, "headers": fields}, receive, send)
-        elif fault is None or not await apply_fault(fault, exchange, send, slow_seconds=self._slow_seconds):
+        elif fault is None or not await apply_fault(fault, exchange, send, slow_seconds=self._google.slow_seconds):
             await self._run({**scope, "headers": fields}, receive, send, exchange)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange | None) -> None:
@@ -205,8 +203,7 @@ class CloudRun:
 
     def set_invokers(self, members: Collection[str]) -> None:
         """Replace the invokers, after `Google.propagation_seconds`."""
-        delay = self._google.propagation_seconds if isinstance(self._google, Google) else 0.0
-        self._next_invokers = (self.now() + delay, set(members))
+        self._next_invokers = (self.now() + self._google.propagation_seconds, set(members))
 
     def fail(self, fault: ServiceFault | None, *, times: int | None = None) -> None:
         """Apply the fault to the next `times` requests (None: to all); fault None removes the active one."""
@@ -220,7 +217,7 @@ class CloudRun:
     def _gate(self) -> iap.Gate | None:
         """Return IAP if it is in front of the service; while it is a fault, nobody passes it."""
         failing = self._faults is not None and self._faults[0] is ServiceFault.IAP
-        if not isinstance(self._google, Google) or not (self.iap or failing):
+        if not (self.iap or failing):
             return None
         if failing:
             self._next_fault()
@@ -241,19 +238,15 @@ class CloudRun:
             self.fail(fault, times=times - 1)
         return fault
 
-    @property
-    def _slow_seconds(self) -> float:
-        return self._google.slow_seconds if isinstance(self._google, Google) else 0.0
-
     def now(self) -> float:
         """Return the time of the emulated Google, in seconds since the epoch."""
-        return self._google.clock() if isinstance(self._google, Google) else time.time()
+        return self._google.clock()
 
     @property
     def resource(self) -> str:
         """Its name for Identity-Aware Proxy, with the number of its project."""
         google = self._google
-        number = google.project_number(google.project_of(google.metadata_account)) if isinstance(google, Google) else 0
+        number = google.project_number(google.project_of(google.metadata_account))
         region = REGION.fullmatch(self.url or "")
         return f"/projects/{number}/locations/{region[1] if region else DEFAULT_REGION}/services/{self.name}"
 
@@ -296,18 +289,15 @@ class CloudRun:
             claims = self._verified(token)
         except TokenRefused as exc:
             return VERDICT_OF[exc.flaw], lower
-        if isinstance(self._google, Google) and self._google.is_disabled(claims["sub"]):
+        if self._google.is_disabled(claims["sub"]):
             return Verdict.DISABLED, lower
-        groups = self._google.groups if isinstance(self._google, Google) else {}
-        if not includes(self.invokers, claims, groups):
+        if not includes(self.invokers, claims, self._google.groups):
             return Verdict.NOT_INVOKER, lower
         unsigned = f"Bearer {token.rpartition('.')[0]}.{SIGNATURE_REMOVED}".encode("ascii")
         return Verdict.ACCEPTED, [(name, unsigned if name == checked else value) for name, value in lower]
 
     def _verified(self, token: str) -> dict[str, Any]:
-        now = self.now()
-        keys = self._google.certificates() if isinstance(self._google, Google) else self._google
-        claims = parse(token).verified(keys)
+        claims = parse(token).verified(self._google.certificates())
         if not isinstance(claims.get("sub"), str):
             raise TokenRefused(Flaw.CLAIMS)
         issuer, audience = claims.get("iss"), claims.get("aud")
@@ -318,7 +308,7 @@ class CloudRun:
         )
         if not isinstance(audience, str) or audience not in audiences:
             raise TokenRefused(Flaw.AUDIENCE)
-        check_times(claims, now, skew_seconds=SKEW_SECONDS)
+        check_times(claims, self.now(), skew_seconds=SKEW_SECONDS)
         return claims
 
 

@@ -13,13 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Any, Final, cast
 
 import h11
@@ -39,7 +36,7 @@ from proxy.emulator.front_end import Application, refusal_of
 from proxy.emulator.http2 import EXCHANGE, MAX_DECODED_OCTETS, Exchange, GoogleHttp2
 from proxy.emulator.limits import FIELD_SECTION_OCTETS, Limits
 from proxy.emulator.services import Services
-from proxy.emulator.sockets import address, bind
+from proxy.emulator.sockets import address, bind, reset_on_close
 from proxy.emulator.verdicts import Verdict
 
 __all__ = ["CloudRunServer"]
@@ -114,9 +111,7 @@ class CloudRunServer:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def _end_lifespan(self) -> None:
@@ -171,27 +166,20 @@ class CloudRunServer:
         return frozenset(name.strip("[]").lower() for name in self._names)
 
     def _tls(self) -> ssl.SSLContext:
-        own, strangers = self._context_for(*self._names), self._context_for(NO_SERVICE)
+        own = self._certificates.server_context(*self._names)
+        strangers = self._certificates.untrusted().server_context(NO_SERVICE)
+        for context in (own, strangers):
+            context.set_alpn_protocols(self._config.alpn_protocols)
         hosts = self._hosts
         # A client that was given an address has no name to send.
         nameless = any(":" in host or host.replace(".", "").isdigit() for host in hosts)
 
         def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            if name is None and nameless:
-                return
-            if name is None or name.lower() not in hosts:
+            if not nameless if name is None else name.lower() not in hosts:
                 connection.context = strangers
 
         own.sni_callback = choose
         return own
-
-    def _context_for(self, *names: str) -> ssl.SSLContext:
-        authority = self._certificates if names != (NO_SERVICE,) else self._certificates.untrusted()
-        chain, key = authority.server_files(*names)
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(chain, key)
-        context.set_alpn_protocols(self._config.alpn_protocols)
-        return context
 
     def refused(self, method: str, path: str, verdict: Verdict) -> None:
         """Record a request that was refused before it reached the application."""
@@ -324,9 +312,7 @@ class _Connection(TCPServer):
     def _reset(self) -> None:
         if self.writer.is_closing():  # another request on this connection has come before
             return
-        bound = self.writer.get_extra_info("socket")
-        # With a linger time of zero, closing sends RST instead of FIN (socket(7)).
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self.writer.get_extra_info("socket"))
         _abort(self.writer)
 
     async def _idle_timeout(self) -> None:

@@ -34,19 +34,20 @@ from aiohttp import web
 from proxy.emulator.cloud_run import CloudRun
 from proxy.emulator.description import (
     CALLER,
+    DURATION,
+    FLAG,
     MAX_LIFETIME_SECONDS,
     MOST_COUNT,
     MOST_SECONDS,
+    POSITIVE_DURATION,
     ROLES,
-    SECONDS,
-    SOME_SECONDS,
     is_caller,
     is_email,
+    is_flag,
     is_member,
     is_number,
     is_principal,
-    is_seconds,
-    is_some_seconds,
+    whole,
 )
 from proxy.emulator.google import Google
 from proxy.emulator.model import ENDPOINTS, Fault
@@ -61,16 +62,12 @@ RECENT_REQUESTS: Final = 20
 _Check = Callable[[Any], bool]
 
 
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNT)
+def _or_none(right: _Check) -> _Check:
+    return lambda value: value is None or right(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 def _list_of(right: _Check) -> _Check:
@@ -78,27 +75,23 @@ def _list_of(right: _Check) -> _Check:
 
 
 MEMBERS: Final = (_list_of(is_member), "a list of members, such as user:a@example.com, group:a@example.com or allUsers")
-FLAG: Final = (_is_flag, "true or false")
-DURATION: Final = (is_seconds, SECONDS)
-COUNT: Final = f"null or a whole number from 0 to {MOST_COUNT:,}"
-EMAILS: Final = (
-    lambda value: value is None or _list_of(is_email)(value),
-    "null or a list of e-mail addresses",
-)
+TEXTS: Final = (_list_of(_is_text), "a list of texts")
+COUNT: Final = (_or_none(whole(0, MOST_COUNT)[0]), f"null or a whole number from 0 to {MOST_COUNT:,}")
+EMAILS: Final = (_or_none(_list_of(is_email)), "null or a list of e-mail addresses")
 PRINCIPALS: Final = (
-    lambda value: value is None or _list_of(is_principal)(value),
+    _or_none(_list_of(is_principal)),
     "null or a list of e-mail addresses and federated principals",
 )
 
 SERVICE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
     "invokers": MEMBERS,
-    "audiences": (_list_of(_is_text), "a list of texts"),
+    "audiences": TEXTS,
     "iap": FLAG,
     "iap_accessors": MEMBERS,
-    "iap_clients": (_list_of(_is_text), "a list of texts"),
+    "iap_clients": TEXTS,
     "http2": FLAG,
-    "request_timeout_seconds": (is_some_seconds, SOME_SECONDS),
-    "max_requests": (_is_count, COUNT),
+    "request_timeout_seconds": POSITIVE_DURATION,
+    "max_requests": COUNT,
     "cold_start_seconds": DURATION,
 }
 """What can be changed of a service, and of which form it is."""
@@ -107,10 +100,7 @@ ATTRIBUTES: Final = {"audiences": "custom_audiences"}
 """Attributes of a `CloudRun` that have another name here."""
 
 GOOGLE_FIELDS: Final[Mapping[str, tuple[_Check, str]]] = {
-    "token_lifetime_seconds": (
-        lambda value: _is_count(value) and value is not None and 1 <= value <= MAX_LIFETIME_SECONDS,
-        f"a whole number from 1 to {MAX_LIFETIME_SECONDS:,}",
-    ),
+    "token_lifetime_seconds": whole(1, MAX_LIFETIME_SECONDS),
     "propagation_seconds": DURATION,
     "slow_seconds": DURATION,
     "accept_disabled_accounts": FLAG,
@@ -209,8 +199,8 @@ class Control:
         known: Mapping[str, Any] = SERVICE_FAULTS if endpoint == "cloud-run" else FAULTS
         if name is not None and (not isinstance(name, str) or name not in known):
             raise _Invalid(f"The fault is null or one of {', '.join(known)}.")
-        if not _is_count(times):
-            raise _Invalid(f"The times are {COUNT}.")
+        if not COUNT[0](times):
+            raise _Invalid(f"The times are {COUNT[1]}.")
         fault = None if name is None else known[name]
         if endpoint == "cloud-run":
             self._service(wanted).fail(fault, times=times)
@@ -271,7 +261,7 @@ class Control:
 
     def _toggle(self, wanted: dict[str, Any], name: str, disabled: set[str]) -> None:
         _only(wanted, {name, "disabled"})
-        if not _is_text(wanted.get(name)) or not _is_flag(wanted.get("disabled")):
+        if not _is_text(wanted.get(name)) or not is_flag(wanted.get("disabled")):
             raise _Invalid(f"The {name} and disabled (true or false) are required.")
         (disabled.add if wanted["disabled"] else disabled.discard)(wanted[name])
 

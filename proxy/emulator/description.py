@@ -17,24 +17,25 @@ from proxy.emulator.model import Pod, Role
 
 __all__ = [
     "CALLER",
+    "DURATION",
+    "FLAG",
     "MAX_LIFETIME_SECONDS",
     "MOST_COUNT",
     "MOST_SECONDS",
+    "POSITIVE_DURATION",
     "ROLES",
-    "SECONDS",
-    "SOME_SECONDS",
     "Description",
     "GrantDescription",
     "InvalidDescription",
     "ServiceDescription",
     "is_caller",
     "is_email",
+    "is_flag",
     "is_member",
     "is_number",
     "is_principal",
-    "is_seconds",
-    "is_some_seconds",
     "read",
+    "whole",
 ]
 
 ROLES: Final[Mapping[str, Role]] = {
@@ -51,10 +52,6 @@ MOST_SECONDS: Final = 1_000_000_000
 """The most seconds of any setting, 31 years: no time becomes one that Python, TLS or HTTP cannot express."""
 MOST_COUNT: Final = 1 << 31
 """The most of anything that is counted."""
-SECONDS: Final = f"a number from 0 to {MOST_SECONDS:,}"
-"""The form of `is_seconds`."""
-SOME_SECONDS: Final = f"a number above 0, at most {MOST_SECONDS:,}"
-"""The form of `is_some_seconds`."""
 
 EMAIL: Final = re.compile(r"[^@\s/:]+@[^@\s/:]+\.[^@\s/:]+")
 NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -245,9 +242,9 @@ def read(text: str) -> Description:
         ),
         grants=tuple(_grant(_Table(value, f"grants[{index}]", problems)) for index, value in enumerate(grants)),
         pod=None if pod is None else _pod(_Table(pod, "pod", problems)),
-        token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *_whole(1, MAX_LIFETIME_SECONDS)),
-        accept_disabled_accounts=table.get("accept_disabled_accounts", False, _is_flag, "true or false"),
-        propagation_seconds=table.get("propagation_seconds", 0.0, is_seconds, SECONDS),
+        token_lifetime_seconds=table.get("token_lifetime_seconds", 3600, *whole(1, MAX_LIFETIME_SECONDS)),
+        accept_disabled_accounts=table.get("accept_disabled_accounts", False, *FLAG),
+        propagation_seconds=table.get("propagation_seconds", 0.0, *DURATION),
         front_end=_limits(_Table(table.raw("front_end", {}), "front_end", problems)),
     )
     domains = Counter(domain for service in found.services for domain in service.domains)
@@ -283,13 +280,13 @@ def _service(table: _Table, name: str) -> ServiceDescription:
         tags=table.texts("tags", _matches(NAME), "a name of lower-case letters, digits and hyphens"),
         domains=table.texts("domains", _is_domain, "a host name in lower case, and not below run.app"),
         audiences=table.texts("audiences", bool, "a text that is not empty"),
-        http2=table.get("http2", True, _is_flag, "true or false"),
-        iap=table.get("iap", False, _is_flag, "true or false"),
+        http2=table.get("http2", True, *FLAG),
+        iap=table.get("iap", False, *FLAG),
         iap_accessors=table.texts("iap_accessors", is_member, MEMBER),
         iap_clients=table.texts("iap_clients", bool, "an OAuth client, such as 1-a.apps.googleusercontent.com"),
-        request_timeout_seconds=table.get("request_timeout_seconds", 300.0, is_some_seconds, SOME_SECONDS),
-        max_requests=table.get("max_requests", None, *_whole(1, MOST_COUNT)),
-        cold_start_seconds=table.get("cold_start_seconds", 0.0, is_seconds, SECONDS),
+        request_timeout_seconds=table.get("request_timeout_seconds", 300.0, *POSITIVE_DURATION),
+        max_requests=table.get("max_requests", None, *whole(1, MOST_COUNT)),
+        cold_start_seconds=table.get("cold_start_seconds", 0.0, *DURATION),
     )
     table.end()
     return found
@@ -310,9 +307,9 @@ def _grant(table: _Table) -> GrantDescription:
 
 
 def _limits(table: _Table) -> Limits:
-    forms = {name: _whole(*RANGES[name]) for name in RANGES}
-    forms |= dict.fromkeys(("idle_seconds", "age_seconds"), (is_some_seconds, SOME_SECONDS))
-    forms |= {"notice_seconds": (is_seconds, SECONDS), "pings": (_is_flag, "true or false")}
+    forms = {name: whole(*RANGES[name]) for name in RANGES}
+    forms |= dict.fromkeys(("idle_seconds", "age_seconds"), POSITIVE_DURATION)
+    forms |= {"notice_seconds": DURATION, "pings": FLAG}
     found = {name: table.get(name, getattr(DEFAULT_LIMITS, name), *form) for name, form in forms.items()}
     table.end()
     return Limits(**found)
@@ -361,7 +358,8 @@ def _is_domain(value: str) -> bool:
     return HOST.fullmatch(value) is not None and not value.endswith(".run.app")
 
 
-def _is_flag(value: Any) -> bool:
+def is_flag(value: Any) -> bool:
+    """Return True for true and false."""
     return isinstance(value, bool)
 
 
@@ -370,17 +368,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -MOST_SECONDS <= value <= MOST_SECONDS
 
 
-def is_some_seconds(value: Any) -> bool:
-    """Return True for a duration that is not 0."""
-    return is_number(value) and value > 0
+FLAG: Final = (is_flag, "true or false")
+"""What checks a flag, and its form in words; likewise the others."""
+DURATION: Final = (lambda value: is_number(value) and value >= 0, f"a number from 0 to {MOST_SECONDS:,}")
+POSITIVE_DURATION: Final = (
+    lambda value: is_number(value) and value > 0,
+    f"a number above 0, at most {MOST_SECONDS:,}",
+)
 
 
-def is_seconds(value: Any) -> bool:
-    """Return True for a duration."""
-    return is_number(value) and value >= 0
+def whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    """Return what checks a whole number in this range, and its form in words."""
 
-
-def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
     def right(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 

@@ -38,9 +38,8 @@ class Google:
     """The state of all endpoints. It opens no socket and reads only the given clock.
 
     `clock` returns seconds since the epoch. `token_lifetime_seconds` is the lifetime of ID tokens and access tokens.
-    `slow_seconds` is the delay of `Fault.SLOW`. The metadata server replaces its cached token when the remaining
-    lifetime is below `metadata_min_remaining_seconds` (Google: 300; serverless: 240). Grants and revocations take
-    effect after `propagation_seconds` (Google: minutes). `signing_key` signs ID tokens; None: a new one.
+    `slow_seconds` is the delay of `Fault.SLOW`. Grants and revocations take effect after `propagation_seconds` (Google:
+    minutes). `signing_key` signs ID tokens; None: a new one.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Google:
         clock: Callable[[], float] = time.time,
         token_lifetime_seconds: int = 3600,
         slow_seconds: float = 2.0,
-        metadata_min_remaining_seconds: int = 300,
         metadata_account: str = "metadata@emulated.iam.gserviceaccount.com",
         propagation_seconds: float = 0.0,
         signing_key: Key | None = None,
@@ -61,7 +59,6 @@ class Google:
         self.propagation_seconds = propagation_seconds
         self.token_lifetime_seconds = token_lifetime_seconds
         self.slow_seconds = slow_seconds
-        self.metadata_min_remaining_seconds = metadata_min_remaining_seconds
         self.metadata_account = metadata_account
         """E-mail of the metadata server's default account, which always exists."""
         self.pod: Pod | None = None

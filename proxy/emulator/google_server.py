@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from email.utils import formatdate
-from types import TracebackType
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -60,7 +59,7 @@ class GoogleServer:
     Entry binds the ports (0: free ones) and raises CannotListen. For a request to one of `API_HOSTS`, the TLS port is
     that host only. For a request to any other name or address, the path selects the host, for files with their own
     `token_uri` or `token_url`. The metadata servers of AWS and Azure have paths of their own on the metadata port.
-    The certificate is valid for `API_HOSTS`, `host` and `names`. `control` handles the paths below `/emulator/` on the
+    The certificate is valid for `API_HOSTS` and `host`. `control` handles the paths below `/emulator/` on the
     metadata port; faults do not apply to them, and they are not counted.
     """
 
@@ -72,7 +71,6 @@ class GoogleServer:
         host: str = "127.0.0.1",
         metadata_port: int = 0,
         tls_port: int = 0,
-        names: tuple[str, ...] = (),
         control: Handler | None = None,
     ) -> None:
         self.google = google
@@ -84,7 +82,6 @@ class GoogleServer:
         self._host = host
         self._metadata_port = metadata_port
         self._tls_port = tls_port
-        self._names = names
         self._control = control
         self._stack = AsyncExitStack()
         self._endpoints: dict[Endpoint, _Endpoint] = {
@@ -115,9 +112,7 @@ class GoogleServer:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def _listen(self, stack: AsyncExitStack, handler: Handler, port: int, tls: ssl.SSLContext | None) -> str:
@@ -131,11 +126,8 @@ class GoogleServer:
         return address(bound)
 
     def _tls(self) -> ssl.SSLContext:
-        names = dict.fromkeys((*API_HOSTS, "localhost", "127.0.0.1", "::1", self._host, *self._names))
-        chain, key = self._certificates.server_files(*names)
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(chain, key)
-        return context
+        names = dict.fromkeys((*API_HOSTS, "localhost", "127.0.0.1", "::1", self._host))
+        return self._certificates.server_context(*names)
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._control is not None and request.path.startswith("/emulator/"):

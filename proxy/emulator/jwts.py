@@ -18,6 +18,9 @@ from google.auth import crypt, jwt
 
 __all__ = ["EcKey", "Flaw", "Key", "TokenRefused", "Unverified", "check_times", "parse"]
 
+_LATEST: Final = 1 << 37
+"""Seconds since the epoch, more than 4,000 years: neither infinite nor NaN, and a time that Python has."""
+
 
 class Flaw(enum.Enum):
     """Why a token is refused, in the order of the checks."""
@@ -43,19 +46,31 @@ class TokenRefused(Exception):
         """The reason."""
 
 
-class Key:
-    """An RSA signing key with its id."""
+class _SigningKey:
+    """A key with its id, and what signs with it (a subclass sets that)."""
+
+    _signer: crypt.Signer
+
+    def __init__(self, public: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, id_characters: int) -> None:
+        self.public_pem: str = public.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ).decode()
+        """The public half in PEM."""
+        self.key_id: str = hashlib.sha256(self.public_pem.encode()).hexdigest()[:id_characters]
+        """The `kid` in the header of its tokens."""
+
+    def sign(self, claims: Mapping[str, object]) -> str:
+        """Return the claims as a signed token in compact form."""
+        token: bytes = jwt.encode(self._signer, dict(claims))  # type: ignore[no-untyped-call]  # google-auth
+        return token.decode("ascii")
+
+
+class Key(_SigningKey):
+    """An RSA signing key."""
 
     def __init__(self) -> None:
         self._private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self.public_pem: str = (
-            self._private.public_key()
-            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            .decode()
-        )
-        """The public half in PEM."""
-        self.key_id: str = hashlib.sha256(self.public_pem.encode()).hexdigest()[:40]
-        """The `kid` in the header of its tokens."""
+        super().__init__(self._private.public_key(), 40)
         self._signer = crypt.RSASigner(self._private, key_id=self.key_id)  # type: ignore[no-untyped-call]  # google-auth
 
     def private_pem(self) -> str:
@@ -64,31 +79,14 @@ class Key:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ).decode()
 
-    def sign(self, claims: Mapping[str, object]) -> str:
-        """Return the claims as a signed token in compact form."""
-        token: bytes = jwt.encode(self._signer, dict(claims))  # type: ignore[no-untyped-call]  # google-auth
-        return token.decode("ascii")
 
-
-class EcKey:
+class EcKey(_SigningKey):
     """A signing key of IAP: ES256, P-256."""
 
     def __init__(self) -> None:
         private = ec.generate_private_key(ec.SECP256R1())
-        self.public_pem: str = (
-            private.public_key()
-            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            .decode()
-        )
-        """The public half in PEM."""
-        self.key_id: str = hashlib.sha256(self.public_pem.encode()).hexdigest()[:6]
-        """The `kid` in the header of its tokens."""
+        super().__init__(private.public_key(), 6)
         self._signer = crypt.ES256Signer(private, key_id=self.key_id)
-
-    def sign(self, claims: Mapping[str, object]) -> str:
-        """Return the claims as a signed token in compact form."""
-        token: bytes = jwt.encode(self._signer, dict(claims))  # type: ignore[no-untyped-call]  # google-auth
-        return token.decode("ascii")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +133,6 @@ def parse(token: str) -> Unverified:
         signed=f"{header}.{claims}".encode("ascii"),
         signature=_octets(signature),
     )
-
-
-_LATEST: Final = 1 << 37
-"""Seconds since the epoch, more than 4,000 years: neither infinite nor NaN, and a time that Python has."""
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, skew_seconds: float) -> tuple[float, float]:

@@ -28,6 +28,8 @@ ZONE: Final = f"{REGION}-b"
 INSTANCE: Final = "emulated-instance"
 CLUSTER: Final = "emulated-cluster"
 ANNOTATION: Final = "iam.gke.io/gcp-service-account"
+MIN_REMAINING_SECONDS: Final = 300
+"""With less than this left, a cached token is replaced; serverless metadata servers wait until 240."""
 
 Leaf: TypeAlias = str | int | list[str]
 Directory: TypeAlias = Mapping[str, "Leaf | Directory | ValueHandler"]
@@ -201,7 +203,7 @@ class MetadataServer:
         return web.json_response({"access_token": token, "expires_in": remaining, "token_type": "Bearer"})
 
     def _fresh(self, expires: float) -> bool:
-        return expires - self._google.clock() > self._google.metadata_min_remaining_seconds
+        return expires - self._google.clock() > MIN_REMAINING_SECONDS
 
     def _instance(self) -> dict[str, Any]:
         project = self._google.project_of(self._google.metadata_account)

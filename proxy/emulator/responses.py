@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-import socket
-import struct
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -14,6 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from proxy.emulator.model import Endpoint, Fault
+from proxy.emulator.sockets import reset_on_close
 
 __all__ = ["FLAVOR", "api_error", "apply_fault", "oauth_error", "page", "web_page"]
 
@@ -110,19 +109,10 @@ async def apply_fault(
         return web_page(200, "Sign in to this network to continue.")
     if fault is Fault.SLOW:
         await asyncio.sleep(slow_seconds)
-    if fault is Fault.RESET:
-        _reset(request)
+    if fault is Fault.RESET and request.transport is not None:
+        reset_on_close(request.transport.get_extra_info("socket"))
+        request.transport.abort()
     if fault in (Fault.HANG, Fault.RESET):
         # The server cancels this task when the connection closes and when the server shuts down.
         await asyncio.get_running_loop().create_future()
     return None
-
-
-def _reset(request: web.BaseRequest) -> None:
-    transport = request.transport
-    if transport is None:
-        return
-    connection = transport.get_extra_info("socket")
-    # With a linger time of zero, closing sends RST instead of FIN (RFC 9293, 3.10.7.4 and socket(7)).
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

@@ -30,7 +30,6 @@ class Services:
         """The services, in the order in which they were given."""
         self.unknown_hosts: Counter[Verdict] = Counter()
         """The number of requests that belong to no service, by verdict."""
-        self._lifespans: list[_Lifespan] = []
 
     @property
     def names(self) -> frozenset[str]:

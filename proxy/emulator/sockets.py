@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import Final
 
-__all__ = ["CannotListen", "address", "bind"]
+__all__ = ["CannotListen", "address", "bind", "reset_on_close"]
 
 WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 – nothing is bound here
 
@@ -52,6 +53,11 @@ def address(bound: socket.socket) -> str:
     """Return the address of a bound socket: `host:port`, IPv6 in brackets, loopback instead of a wildcard."""
     host, port = bound.getsockname()[:2]
     return _join(WILDCARDS.get(host, host), port)
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    """Have a TCP connection end with RST instead of FIN: closing does that with a linger time of zero (socket(7))."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _join(host: str, port: int) -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -218,18 +217,6 @@ async def test_the_application_can_read_the_claims(
     assert read_claims(application.scopes[0]["headers"][0][1]) == claims(clock)
     with pytest.raises(TokenRefused):
         read_claims(b"Basic Zm9v")
-
-
-@pytest.mark.asyncio
-async def test_keys_alone_are_enough_and_use_the_real_clock(
-    application: Application, google: Google, clock: Clock
-) -> None:
-    cloud_run = CloudRun(application, google.certificates(), url=AUDIENCE, invokers=[CALLER])
-    clock.now = time.time()
-    await call(cloud_run, [(SERVERLESS_AUTHORIZATION, bearer(google.sign(claims(clock))))])
-    clock.now -= 7200
-    await call(cloud_run, [(SERVERLESS_AUTHORIZATION, bearer(google.sign(claims(clock))))])
-    assert [stream.verdict for stream in cloud_run.streams] == [Verdict.ACCEPTED, Verdict.EXPIRED]
 
 
 @pytest.mark.asyncio
