@@ -12,6 +12,7 @@ import click
 
 from proxy.cli.completion import complete_subjects
 from proxy.cli.deployment_options import (
+    CHECKED,
     Access,
     deployment_flags,
     find_targets,
@@ -20,11 +21,11 @@ from proxy.cli.deployment_options import (
     sidecar_of,
     subject_of,
     take_authentication,
+    timeout_option,
 )
 from proxy.cli.failures import Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.cli.screen import Screen
-from proxy.cli.seconds import Seconds
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.deployments.stale import examine
 from proxy.deployments.target import Authentication
@@ -38,8 +39,6 @@ from proxy.quoting import one_line
 from proxy.settings.model import Settings
 
 __all__ = ["check"]
-
-_SHOWN: Final = frozenset({"upstream_ca", "upstream_proxy", "connect_timeout", "mint_timeout", "http2_engine"})
 
 _EPILOG: Final = """\
 Exit code: 0 all is well, or nothing worse than warnings; 1 something fails; 2 the settings cannot be used, or there is
@@ -60,21 +59,13 @@ _ADMIN_HELP: Final = (
 
 @click.command(
     cls=GroupedCommand,
-    params=[*settings_flags(shown=_SHOWN), *deployment_flags(), *restate_flags(_ADMIN_HELP, None)],
+    params=[*settings_flags(shown=CHECKED), *deployment_flags(), *restate_flags(_ADMIN_HELP, None)],
     epilog=_EPILOG,
 )
 @click.argument("names", nargs=-1, metavar="[ROUTE|HOST]...", shell_complete=complete_subjects)
 @click.option("--json", "for_programs", is_flag=True, help="Print JSON (version 1) instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit with 3 if there are warnings.")
-@click.option(
-    "--timeout",
-    "answer_timeout",
-    type=Seconds(0.1, 3600),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a service may take over an answer, cold start included.",
-)
+@timeout_option("How long a service may take over an answer, cold start included.")
 def check(
     names: tuple[str, ...],
     config: Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +11,7 @@ import click
 
 from proxy.cli.failures import Unusable
 from proxy.cli.options import HeadedOption
+from proxy.cli.seconds import Seconds
 from proxy.deployments.target import (
     Authentication,
     Headers,
@@ -31,6 +32,7 @@ from proxy.settings.model import Settings
 
 __all__ = [
     "ADMIN_VARIABLE",
+    "CHECKED",
     "Access",
     "deployment_flags",
     "find_targets",
@@ -39,11 +41,14 @@ __all__ = [
     "sidecar_of",
     "subject_of",
     "take_authentication",
+    "timeout_option",
 ]
 
 ADMIN_VARIABLE: Final = "RESTATE_ADMIN_URL"
 """Variable with the URL of Restate's admin API; Restate's CLI has it, too."""
 TOKEN_VARIABLE: Final = "RESTATE_AUTH_TOKEN"  # noqa: S105 - a name; Restate's CLI has it
+CHECKED: Final = frozenset({"upstream_ca", "upstream_proxy", "connect_timeout", "mint_timeout", "http2_engine"})
+"""The settings of the sidecar that a check depends on."""
 _DEPLOYMENT: Final = "The deployment"
 _RESTATE: Final = "Restate"
 _MOST_TOKEN_OCTETS: Final = 64 << 10
@@ -78,6 +83,19 @@ def deployment_flags() -> list[click.Parameter]:
     ]
 
 
+def timeout_option(text: str) -> Callable[[Any], Any]:
+    """Return the option for the deadline of an answer, with this help."""
+    return click.option(
+        "--timeout",
+        "answer_timeout",
+        type=Seconds(0.1, 3600),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help=text,
+    )
+
+
 def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]:
     """Return the flags that say where Restate's admin API is; with a default, its variable is read, too."""
     return [
@@ -99,7 +117,7 @@ def restate_flags(admin_help: str, default: str | None) -> list[click.Parameter]
     ]
 
 
-def restate_access(url: str, token_file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
+def restate_access(url: str, token_file: Path | None) -> Access:
     """Return where the admin API is and its token; raises Unusable, which quotes neither the token nor a login."""
     source = click.get_current_context().get_parameter_source("restate_admin")
     flag = ADMIN_VARIABLE if source is click.core.ParameterSource.ENVIRONMENT else "--restate-admin"
@@ -108,7 +126,7 @@ def restate_access(url: str, token_file: Path | None, environment: Mapping[str, 
         raise Unusable(f"{flag} must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}")
     if parts.username is not None or parts.query or parts.fragment:
         raise Unusable(f"{flag} must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
-    where, token = TOKEN_VARIABLE, environment.get(TOKEN_VARIABLE) or None
+    where, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE) or None
     if token_file is not None:
         where = f"--restate-token-file {quoted(token_file)}"
         try:
@@ -141,13 +159,13 @@ def sidecar_of(settings: Settings, given: str | None, *, required: bool = True) 
         raise Unusable(f"--sidecar {exc}") from None
 
 
-def take_authentication(flags: dict[str, Any], environment: Mapping[str, str] = os.environ) -> Authentication:
+def take_authentication(flags: dict[str, Any]) -> Authentication:
     """Remove the `gcp_…` flags and return them as the authentication of a deployment.
 
     If routes are given by flag or variable, the flags are those of these routes, as for `serve`, and stay.
     """
     inline = (flags.get("route"), flags.get("upstream"))
-    if any(inline) or any(environment.get(environment_name(name)) for name in ("route", "upstream")):
+    if any(inline) or any(os.environ.get(environment_name(name)) for name in ("route", "upstream")):
         return Authentication()
     given = {name: flags.pop(name, None) for name in INLINE_OPTIONS if name.startswith("gcp_")}
     return Authentication(

@@ -15,13 +15,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import click
 
-from proxy.cli.emulate_options import DESCRIBED, PORT, Grant, limit_option, read_grants, read_https, read_pod
+from proxy.cli.emulate_options import DESCRIBED, PORT, limit_option, read_grants, read_https, read_pod
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import output_problem
 from proxy.cli.redaction import redact
@@ -200,7 +199,7 @@ def _from_options(
     url: str | None,
     audiences: tuple[str, ...],
     invokers: tuple[str, ...],
-    grants: tuple[Grant, ...],
+    grants: tuple[description.GrantDescription, ...],
     users: tuple[str, ...],
     pod: Pod | None,
     token_lifetime: int,
@@ -222,8 +221,8 @@ def _from_options(
         for caller, target, role in grants:
             google.allow_impersonation(caller, target, role)
     except ValueError as exc:
-        named = chain.from_iterable((caller, target) for caller, target, _ in grants)
-        raise Unusable(f"{redact(str(exc), (*members, *users, *named))}") from exc
+        named = [name for caller, target, _ in grants for name in (caller, target)]
+        raise Unusable(redact(str(exc), (*members, *users, *named))) from exc
     octets = limits["field_section_octets"]
     cloud_run = CloudRun(
         app, google, url=url, custom_audiences=audiences, invokers=members, field_section_octets=octets

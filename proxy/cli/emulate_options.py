@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 
-from proxy.emulator import Limits, Pod, Role, description
+from proxy.emulator import Limits, Pod, description
 from proxy.emulator.limits import RANGES
 from proxy.quoting import quoted
 from proxy.routes import parse_upstream
 
-__all__ = ["DESCRIBED", "PORT", "Grant", "limit_option", "read_grants", "read_https", "read_pod"]
+__all__ = ["DESCRIBED", "PORT", "limit_option", "read_grants", "read_https", "read_pod"]
 
 PORT: Final = click.IntRange(0, 65535)
 """A port; 0 is a free one."""
@@ -24,18 +24,9 @@ DESCRIBED: Final = (
 """Parameters that `--config` replaces."""
 
 
-class Grant(NamedTuple):
-    """A role of a caller on a service account."""
-
-    caller: str
-    """Who gets it."""
-    target: str
-    """E-mail of the account."""
-    role: Role
-    """The role."""
-
-
-def read_grants(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Grant, ...]:
+def read_grants(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[description.GrantDescription, ...]:
     """Return what CALLER=TARGET[:ROLE] stands for, each time that it is given."""
     grants = []
     for value in values:
@@ -47,7 +38,7 @@ def read_grants(context: click.Context, parameter: click.Parameter, values: tupl
                 f"{quoted(value)} is not CALLER=TARGET (two e-mail addresses) or CALLER=TARGET:ROLE, with a ROLE of "
                 f"{', '.join(description.ROLES)}."
             )
-        grants.append(Grant(caller, target, role))
+        grants.append(description.GrantDescription(caller, target, role))
     return tuple(grants)
 
 

@@ -13,8 +13,8 @@ import click
 
 from proxy.cli import probe
 from proxy.cli.failures import CommandFailed
-from proxy.cli.output import tell_in_passing
-from proxy.cli.probe import DEFAULT_ADMIN, admin_address, ask, within
+from proxy.cli.output import print_optional
+from proxy.cli.probe import admin_address, admin_option, ask, config_option, within
 from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
 from proxy.settings.layers import SettingsInvalid
@@ -39,13 +39,8 @@ class _HealthCommand(click.Command):
 
 
 @click.command(cls=_HealthCommand)
-@click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
-@click.option(
-    "--config",
-    type=click.Path(readable=False, path_type=Path),
-    metavar="FILE",
-    help="Settings file that `serve` was given.",
-)
+@admin_option
+@config_option
 @click.option(
     "--path",
     default="/readyz",
@@ -75,7 +70,7 @@ def healthcheck(admin: str | None, config: Path | None, path: str) -> None:
         raise CommandFailed(f"unhealthy: {address}{path}: what answers there does not speak HTTP") from None
     if status != 200:
         raise CommandFailed(f"unhealthy: {address}{path}: {status} {words}")
-    tell_in_passing(f"{address}{path}: {words}")
+    print_optional(f"{address}{path}: {words}")
 
 
 def _check_path(path: str) -> None:

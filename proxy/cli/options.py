@@ -20,6 +20,19 @@ from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
 
 __all__ = ["GroupedCommand", "HeadedOption", "settings_flags", "settings_from"]
 
+_PLACEHOLDERS: Final = {
+    **dict.fromkeys(("listen", "tls_listen", "admin", "takeover_socket"), "ADDR"),
+    **dict.fromkeys(("tls_certificate", "tls_key", "tls_client_ca", "upstream_ca"), "FILE"),
+    **dict.fromkeys(("allowed_hosts", "deployments_hosts"), "HOST"),
+    **dict.fromkeys(("socket_user", "socket_group"), "NAME"),
+    "socket_mode": "MODE",
+    "restate_identity_keys": "KEY",
+    "upstream_proxy": "URL",
+    "gcp_audience": "TEXT",
+    "deployments_audiences": "HOST=AUDIENCE",
+}
+"""What `--help` shows for the value of a setting without a unit; of all others, it is an e-mail."""
+
 _ROUTES: Final = "Routes"
 _INLINE: Final = "For all routes given by flag"
 _DEPLOYMENTS: Final = "What deployments may choose themselves"
@@ -135,9 +148,7 @@ def _completion(name: str, info: FieldInfo) -> Complete | None:
 
 def _default(info: FieldInfo) -> str:
     """Return the default as on the command line; `""` for false, empty and unset defaults."""
-    if not info.default:
-        return ""
-    return f" [default: {default_text(info)}]"
+    return f" [default: {default_text(info)}]" if info.default else ""
 
 
 def _placeholder(name: str, info: FieldInfo) -> str:
@@ -145,22 +156,4 @@ def _placeholder(name: str, info: FieldInfo) -> str:
         return f"[{'|'.join(get_args(info.annotation))}]"
     if unit := unit_of(info):
         return unit.upper()
-    named = {
-        "listen": "ADDR",
-        "allowed_hosts": "HOST",
-        "admin": "ADDR",
-        "upstream_ca": "FILE",
-        "upstream_proxy": "URL",
-        "gcp_audience": "TEXT",
-    }
-    named |= {"tls_certificate": "FILE", "tls_key": "FILE", "tls_client_ca": "FILE", "tls_listen": "ADDR"}
-    named |= {
-        "takeover_socket": "ADDR",
-        "socket_mode": "MODE",
-        "socket_user": "NAME",
-        "socket_group": "NAME",
-        "restate_identity_keys": "KEY",
-        "deployments_hosts": "HOST",
-        "deployments_audiences": "HOST=AUDIENCE",
-    }
-    return named.get(name, "EMAIL")
+    return _PLACEHOLDERS.get(name, "EMAIL")

@@ -19,7 +19,7 @@ from typing import Any, Final, TextIO
 
 from proxy.exit_codes import ExitCode, error_line
 
-__all__ = ["open_standard_streams", "output_problem", "run", "tell_in_passing"]
+__all__ = ["open_standard_streams", "output_problem", "print_optional", "run"]
 
 _ENCODING_ERRORS: Final = "backslashreplace"
 
@@ -48,8 +48,8 @@ def output_problem() -> str | None:
     )
 
 
-def tell_in_passing(text: str) -> None:
-    """Print a line of a command whose result is its exit code: that it cannot be written is said, and fails nothing."""
+def print_optional(text: str) -> None:
+    """Print a line of a command whose result is its exit code: a failed write is reported, and the command succeeds."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
     if (output := _standard_output()) is not None:

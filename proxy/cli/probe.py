@@ -11,13 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+import click
+
 from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address_or_off
 from proxy.quoting import one_line
 from proxy.routes.locality import is_loopback
 from proxy.settings.layers import SettingsInvalid, environment_name, read_file
 
-__all__ = ["DEFAULT_ADMIN", "TIMEOUT_SECONDS", "admin_address", "ask", "connect", "within"]
+__all__ = [
+    "DEFAULT_ADMIN",
+    "TIMEOUT_SECONDS",
+    "admin_address",
+    "admin_option",
+    "ask",
+    "config_option",
+    "connect",
+    "within",
+]
 
 T = TypeVar("T")
 
@@ -26,6 +37,18 @@ DEFAULT_ADMIN: Final = "127.0.0.1:9091"
 TIMEOUT_SECONDS: Final = 3.0
 """Time for a request: from the look-up of the name to the last octet of its answer that is read."""
 _SHOWN_OCTETS: Final = 200
+
+admin_option: Final = click.option(
+    "--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]"
+)
+"""The option with the flag of `admin_address`."""
+config_option: Final = click.option(
+    "--config",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Settings file that `serve` was given.",
+)
+"""The option with its settings file."""
 
 
 def admin_address(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> Address:

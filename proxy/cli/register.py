@@ -13,6 +13,7 @@ import click
 from proxy.cli.completion import complete_accounts, complete_audiences, complete_subjects
 from proxy.cli.deployment_options import (
     ADMIN_VARIABLE,
+    CHECKED,
     Access,
     deployment_flags,
     find_targets,
@@ -21,12 +22,12 @@ from proxy.cli.deployment_options import (
     sidecar_of,
     subject_of,
     take_authentication,
+    timeout_option,
 )
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.options import GroupedCommand, HeadedOption, settings_flags, settings_from
 from proxy.cli.output import output_problem
 from proxy.cli.screen import Screen
-from proxy.cli.seconds import Seconds
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
 from proxy.deployments.changes import Changes, ServiceChange, changed_calls, compare
 from proxy.deployments.plain_command import DEFAULT_ADMIN_URL, plain_command
@@ -43,7 +44,6 @@ from proxy.settings.model import Settings
 
 __all__ = ["register"]
 
-_SHOWN: Final = frozenset({"upstream_ca", "upstream_proxy", "connect_timeout", "mint_timeout", "http2_engine"})
 _AUTHENTICATION: Final = "Authentication of the deployment, on an open route"
 _HOW: Final = "How to register"
 
@@ -135,20 +135,12 @@ def _how_flags() -> list[click.Parameter]:
         *_authentication_flags(),
         *deployment_flags(),
         *restate_flags(f"Restate's admin API. [default: {ADMIN_VARIABLE}, {DEFAULT_ADMIN_URL}]", DEFAULT_ADMIN_URL),
-        *settings_flags(shown=_SHOWN, authentication=False),
+        *settings_flags(shown=CHECKED, authentication=False),
     ],
     epilog=_EPILOG,
 )
 @click.argument("deployment", metavar="URL|ROUTE", shell_complete=complete_subjects)
-@click.option(
-    "--timeout",
-    "answer_timeout",
-    type=Seconds(0.1, 3600),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a service may take over an answer, cold start included; Restate as well.",
-)
+@timeout_option("How long a service may take over an answer, cold start included; Restate as well.")
 def register(
     deployment: str,
     config: Path | None,

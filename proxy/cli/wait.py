@@ -13,8 +13,8 @@ from typing import Final
 import click
 
 from proxy.cli.failures import CommandFailed, Unusable
-from proxy.cli.output import tell_in_passing
-from proxy.cli.probe import DEFAULT_ADMIN, TIMEOUT_SECONDS, admin_address, ask, connect, within
+from proxy.cli.output import print_optional
+from proxy.cli.probe import TIMEOUT_SECONDS, admin_address, admin_option, ask, config_option, connect, within
 from proxy.cli.seconds import Seconds
 from proxy.network.address import Address, parse_address
 from proxy.settings.layers import SettingsInvalid
@@ -28,13 +28,8 @@ _LEAST_SECONDS: Final = 1.0
 
 
 @click.command()
-@click.option("--admin", metavar="ADDR", help=f"Where the sidecar's admin port is. [default: as set, {DEFAULT_ADMIN}]")
-@click.option(
-    "--config",
-    type=click.Path(readable=False, path_type=Path),
-    metavar="FILE",
-    help="Settings file that `serve` was given.",
-)
+@admin_option
+@config_option
 @click.option(
     "--listener",
     metavar="ADDR",
@@ -66,7 +61,7 @@ def wait(admin: str | None, config: Path | None, listener: str | None, timeout: 
         state = f"{address}: {exc.strerror or exc}"
     if state is not None:
         raise CommandFailed(f"not ready: {state}, after {timeout:g} s")
-    tell_in_passing(f"{address}: ready")
+    print_optional(f"{address}: ready")
 
 
 def _last_state(question: Callable[[], str | None], deadline: float) -> str | None:
