@@ -10,7 +10,7 @@ from typing import Final, TextIO
 
 import click
 
-from proxy.doctor.rendering import TerminalStyle, render, route_path, to_ascii
+from proxy.doctor.rendering import TerminalStyle, render, to_ascii
 from proxy.doctor.report import RouteReport, StepName
 from proxy.exit_codes import shows_colours
 
@@ -60,7 +60,7 @@ class Screen:
     def _draw(self) -> None:
         if not self._terminal or not self._open:
             return
-        busy = ", ".join(f"{route_path(name)}: {step}" for name, step in self._open.items())
+        busy = ", ".join(f"/{name}: {step}" for name, step in self._open.items())
         line = f"checking {busy}"
         columns = shutil.get_terminal_size().columns - 1
         if len(line) > columns:

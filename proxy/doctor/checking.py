@@ -10,7 +10,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -123,9 +122,10 @@ class Doctor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with AsyncExitStack() as closing:
-            closing.push_async_callback(self._google.close)
-            closing.push_async_callback(self._tokens.close)
+        try:
+            await self._tokens.close()
+        finally:
+            await self._google.close()
 
     async def check_all(
         self, subjects: Sequence[Subject], on_report: Callable[[RouteReport], None]
@@ -188,12 +188,12 @@ class Doctor:
             why = f"not needed: {said}"
             return (skipped("credentials", why), skipped("token", why)), None
         self._progress(name, "credentials")
-        credentials = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)
-        if credentials.info is None:
-            return (credentials.step, skipped("token", "not reached: there are no credentials")), None
+        credentials, info = await check_credentials(self._google, self._environment, self._mint_timeout_seconds)
+        if info is None:
+            return (credentials, skipped("token", "not reached: there are no credentials")), None
         self._progress(name, "token")
-        step, token = await mint(self._tokens, context.key, route, credentials.info, self._clock())
-        return (credentials.step, step), token
+        step, token = await mint(self._tokens, context.key, route, info, self._clock())
+        return (credentials, step), token
 
     async def _request_steps(self, requests: _RouteRequests, token: Token | None, name: str) -> tuple[Step, Step, Step]:
         route = requests.route

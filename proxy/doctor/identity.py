@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from proxy.cloud_run import gcloud
 from proxy.doctor.claims import claims_of, format_duration, format_time
@@ -22,27 +22,18 @@ __all__ = ["check_credentials", "grant_commands", "mint"]
 _SHORT_LIFETIME_SECONDS: Final = 60.0
 
 
-class CredentialsResult(NamedTuple):
-    """The result of the step `credentials`."""
-
-    step: Step
-    """The step for the report."""
-    info: CredentialInfo | None
-    """The credential source; None if the step failed."""
-
-
 async def check_credentials(
     google: GoogleMint, environment: Mapping[str, str], timeout_seconds: float
-) -> CredentialsResult:
-    """Return the step `credentials`: the credential source, its location, and its principal."""
+) -> tuple[Step, CredentialInfo | None]:
+    """Return the step `credentials`, and the credential source if it is known: what it is, where, and whose."""
     try:
         async with asyncio.timeout(timeout_seconds):
             info = await google.credential_info()
     except TimeoutError:
         failure = TokenTimeout(f"the credential source did not say whose it is within {timeout_seconds:g} s")
-        return CredentialsResult(_failed("credentials", failure), None)
+        return _failed("credentials", failure), None
     except Failure as failure:
-        return CredentialsResult(_failed("credentials", failure), None)
+        return _failed("credentials", failure), None
     named_by = _named_by(info, environment)
     where = f"{info.label} {info.place} ({named_by})"
     step = Step(
@@ -51,7 +42,7 @@ async def check_credentials(
         text=f"{one_line(info.principal)}, by the {where}" if _is_email(info.principal) else where,
         details={"source": info.kind, "place": info.place, "named_by": named_by, "principal": one_line(info.principal)},
     )
-    return CredentialsResult(step, info)
+    return step, info
 
 
 async def mint(

@@ -20,7 +20,7 @@ from typing import Final
 
 from proxy.doctor.report import STEPS, Outcome, RestateReport, RouteReport
 
-__all__ = ["TerminalStyle", "render", "render_restate", "route_path", "styled", "summary", "to_ascii"]
+__all__ = ["TerminalStyle", "render", "render_restate", "styled", "summary", "to_ascii"]
 
 _MARKS: Final = {Outcome.OK: "✔", Outcome.WARNING: "!", Outcome.FAILED: "✘", Outcome.SKIPPED: "–"}
 _WORDS: Final = {Outcome.OK: "ok  ", Outcome.WARNING: "WARN", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "-   "}
@@ -44,25 +44,19 @@ class TerminalStyle:
     colour: bool = False
     """True if the terminal shows colours (SGR)."""
     ascii_only: bool = False
-    """True if the terminal's encoding has ASCII only."""
-
-
-def route_path(route: str) -> str:
-    """Return the path prefix of the route with this name: `/greeter`."""
-    return f"/{route}"
+    """True if the terminal's encoding has ASCII only: marks are words then, and all else is for `to_ascii`."""
 
 
 def render(report: RouteReport, style: TerminalStyle) -> str:
     """Return the report of a route as lines of text, the last one with a line feed."""
-    lines = [styled(route_path(report.route), _BOLD, style) + "  " + report.url]
+    lines = [styled(f"/{report.route}", _BOLD, style) + "  " + report.url]
     for step in report.steps:
         said = step.details.get("said")
         more = (f'it said "{said}"',) if isinstance(said, str) else ()
         lines += _lines(
             step.name.ljust(_LABEL_COLUMNS), step.outcome, step.text, more, step.remedy, step.commands, style
         )
-    text = "\n".join(lines) + "\n"
-    return to_ascii(text) if style.ascii_only else text
+    return "\n".join(lines) + "\n"
 
 
 def render_restate(report: RestateReport, style: TerminalStyle) -> str:
@@ -74,8 +68,7 @@ def render_restate(report: RestateReport, style: TerminalStyle) -> str:
         lines += _lines("deployments", Outcome.OK, "none is called through this sidecar", (), None, (), style)
     for one in report.deployments:
         lines += _lines(one.id, one.outcome, one.text, (), one.remedy, one.commands, style)
-    text = "\n".join(lines) + "\n"
-    return to_ascii(text) if style.ascii_only else text
+    return "\n".join(lines) + "\n"
 
 
 def summary(reports: Sequence[RouteReport], style: TerminalStyle, restate: RestateReport | None = None) -> str:
