@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from proxy.emulator.google import METADATA_ACCOUNT
 from proxy.emulator.limits import RANGES, Limits
 from proxy.emulator.model import Pod, Role
 
@@ -127,7 +128,7 @@ class Description:
 
     services: tuple[ServiceDescription, ...]
     """The services."""
-    metadata_account: str = "metadata@emulated.iam.gserviceaccount.com"
+    metadata_account: str = METADATA_ACCOUNT
     """The account of the metadata server; its project is the project of everything."""
     accounts: tuple[str, ...] = ()
     """Further service accounts, each of which gets a key file."""
@@ -228,10 +229,9 @@ def read(text: str) -> Description:
         problems.append("grants has to be a list of tables: [[grants]]")
         grants = []
     email = "an e-mail address"
-    default = Description.__dataclass_fields__["metadata_account"].default
     found = Description(
         services=tuple(_service(_Table(value, f"services.{name}", problems), name) for name, value in services.items()),
-        metadata_account=table.get("metadata_account", default, is_email, email),
+        metadata_account=table.get("metadata_account", METADATA_ACCOUNT, is_email, email),
         accounts=table.texts("accounts", is_email, email),
         users=table.texts("users", is_email, email),
         disabled=table.texts("disabled", is_email, email),

@@ -14,7 +14,18 @@ from proxy.emulator.federation import POOL_PROJECT_NUMBER, Federation
 from proxy.emulator.jwts import EcKey, Key
 from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Pod, Role, unique_id
 
-__all__ = ["GCLOUD_CLIENT", "ISSUER", "TOKEN_ENDPOINT", "Google", "NoSuchAccount", "is_service_account"]
+__all__ = [
+    "GCLOUD_CLIENT",
+    "ISSUER",
+    "METADATA_ACCOUNT",
+    "TOKEN_ENDPOINT",
+    "Google",
+    "NoSuchAccount",
+    "is_service_account",
+]
+
+METADATA_ACCOUNT: Final = "metadata@emulated.iam.gserviceaccount.com"
+"""The account of the metadata server, unless another one is named."""
 
 ISSUER: Final = "https://accounts.google.com"
 """The `iss` of every ID token."""
@@ -48,7 +59,7 @@ class Google:
         clock: Callable[[], float] = time.time,
         token_lifetime_seconds: int = 3600,
         slow_seconds: float = 2.0,
-        metadata_account: str = "metadata@emulated.iam.gserviceaccount.com",
+        metadata_account: str = METADATA_ACCOUNT,
         propagation_seconds: float = 0.0,
         signing_key: Key | None = None,
     ) -> None:

@@ -35,9 +35,7 @@ def service_urls(name: str, region: str, project_number: int) -> tuple[str, str]
 def build(description: Description, apps: Mapping[str, Application]) -> tuple[Google, Services]:
     """Return the emulated project; `apps` are the applications by name of the service."""
     google = Google(
-        token_lifetime_seconds=description.token_lifetime_seconds,
-        propagation_seconds=0.0,
-        metadata_account=description.metadata_account,
+        token_lifetime_seconds=description.token_lifetime_seconds, metadata_account=description.metadata_account
     )
     for account in description.accounts:
         google.add_account(account)

@@ -44,10 +44,7 @@ class _GoogleAuthSource:
 
     def __init__(self, file: GoogleAuthFile, tools: SourceTools) -> None:
         self._file = file
-        self._threads = tools.threads
-        self._blocking = tools.blocking
-        self._clock = tools.clock
-        self._quota_project = tools.quota_project
+        self._tools = tools
         self._email: str | None = None
         self._fetch_on_thread: Callable[[BlockingSend], Bearer] | None = None
         self._cache = AccessTokenCache(self._access_token, tools.clock)
@@ -66,9 +63,9 @@ class _GoogleAuthSource:
             from proxy.tokens.credentials import google_auth
 
             credentials = google_auth.load(self._file, lambda: self._file.load_for_audience(key.audience))
-            return google_auth.id_token(self._file, credentials, key, send, self._clock)
+            return google_auth.id_token(self._file, credentials, key, send, self._tools.clock)
 
-        return await self._threads.run(mint)
+        return await self._tools.threads.run(mint)
 
     async def bearer(self, stale: Bearer | None = None) -> Bearer:
         return await self._cache.get(stale)
@@ -85,9 +82,9 @@ class _GoogleAuthSource:
         """
         fetch, self._fetch_on_thread = self._fetch_on_thread, None
         if fetch is None:
-            subject_token = await self._file.local_subject_token(self._blocking)
-            fetch = await self._threads.run(partial(self._load, subject_token))
-        fetched = await self._threads.run(fetch)
+            subject_token = await self._file.local_subject_token(self._tools.blocking)
+            fetch = await self._tools.threads.run(partial(self._load, subject_token))
+        fetched = await self._tools.threads.run(fetch)
         if "refresh_token" in self._file.info:
             self._fetch_on_thread = fetch
         self._email = fetched.principal
@@ -98,4 +95,4 @@ class _GoogleAuthSource:
         from proxy.tokens.credentials import google_auth
 
         credentials = google_auth.load(self._file, lambda: self._file.load(subject_token))
-        return partial(google_auth.access_token, self._file, credentials, self._quota_project, self._clock)
+        return partial(google_auth.access_token, self._file, credentials, self._tools.quota_project, self._tools.clock)

@@ -44,12 +44,11 @@ class _ImpersonatedSource:
         self._inner = inner
         self._account = account
         self._delegates = delegates
-        self._iam = tools.iam
-        self._quota_project = tools.quota_project
+        self._tools = tools
         self._cache = AccessTokenCache(self._access_token, tools.clock)
 
     async def identity(self, key: TokenKey) -> Token:
-        return await self._iam.identity(self._inner, key, self._account, self._delegates)
+        return await self._tools.iam.identity(self._inner, key, self._account, self._delegates)
 
     async def bearer(self, stale: Bearer | None = None) -> Bearer:
         return await self._cache.get(stale)
@@ -58,4 +57,6 @@ class _ImpersonatedSource:
         return self._account
 
     async def _access_token(self) -> Bearer:
-        return await self._iam.access_token(self._inner, self._account, self._delegates, self._quota_project)
+        return await self._tools.iam.access_token(
+            self._inner, self._account, self._delegates, self._tools.quota_project
+        )

@@ -22,17 +22,7 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.quoting import plain, quoted
-from proxy.tokens.calls import (
-    Bearer,
-    Reply,
-    Send,
-    bearer,
-    date_of,
-    error_message,
-    failure_of_reply,
-    in_parentheses,
-    read_object,
-)
+from proxy.tokens.calls import Bearer, Reply, Send, bearer, date_of, error_message, failure_of_reply, read_object
 from proxy.tokens.credentials import gke
 from proxy.tokens.credentials.iam_refusals import enable_account
 from proxy.tokens.credentials.lookup import looked_for
@@ -213,7 +203,7 @@ class MetadataServer:
     async def _refused(self, reply: Reply, *, impersonating: bool) -> Failure:
         """Return why there is no token, and the remedy, which is another one on GKE."""
         said = error_message(reply)
-        answer = in_parentheses(reply, "it said")
+        answer = f" (it said: {said})" if said else ""
         if 400 <= reply.status < 500 and reply.status != 429:
             try:
                 email = await self._email()
