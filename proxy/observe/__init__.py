@@ -8,6 +8,7 @@ No secret gets into a log line or a metric.
 * `families`     which metrics there are; `exposition` renders them for Prometheus; `process` are those of the process
 * `pairs`        how tables that change are read
 * `live`         what metrics and status page read from other rooms when they are asked
+* `startup`      the log line that says where the sidecar listens
 * `health`       an observer that knows which routes work, and the last failures
 * `history`      the last minutes of each route, for charts
 * `worker_state`  what a worker has counted, and its state, as text; `totals` adds up what several have counted;

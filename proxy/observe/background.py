@@ -5,14 +5,14 @@ handling of SIGTERM included. So `background_output` replaces `sys.stdout` and `
 a bounded queue, and one daemon thread for each stream writes it to the descriptor. Log lines, warnings, tracebacks and
 prints of libraries all come this way.
 
-Workers share a pipe, which takes a line that is longer than `PIPE_BUF` in pieces. So who writes holds a lock, or lines
-of others would stand in the middle of it, and neither could be read: clients choose how long a path is.
+Workers share a pipe, which takes a line that is longer than `PIPE_BUF` in pieces. So a writer holds a lock; without it,
+lines of other workers would be mixed into a long one, and clients choose how long a path is.
 
 A line that finds the queue full is dropped and counted; as soon as the reader has caught up, a line says how many were
 dropped. `dropped_lines` is the total for the metrics.
 
-Where no thread can be started (a limit on processes), who writes a line writes what is queued to the descriptor, as
-far as its reader takes it at once. The next line tries to start the thread again.
+Where no thread can be started (a limit on processes), the thread that writes a line also writes the queue to the
+descriptor, as far as that does not block. The next line tries to start the thread again.
 """
 
 from __future__ import annotations

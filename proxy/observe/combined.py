@@ -1,10 +1,10 @@
 """The states of all workers as one, in the shape that metrics and status page read of a single worker.
 
-Counters, connections, queues and what is in flight are added up. Of what has no sum, the value that tells most is
-taken: the latest expiry and mint, the greatest clock difference, the newest trouble, whose failures are counted with
-those of the others. A success in one worker ends what others had trouble with before, and a mint ends failed mints:
-they may get no more requests, and never see for themselves. Quantiles cannot be added: p50 is the mean of those of the
-workers, weighted by requests, and p99 the greatest of them.
+Counters, connections, queues and what is in flight are added up. Of what has no sum, the most telling value is taken:
+the latest expiry and mint, the greatest clock difference, the newest trouble, which counts the failures of all. A
+success in one worker ends what others had trouble with before, and a mint ends failed mints: they may get no more
+requests, and never see for themselves. Quantiles cannot be added: p50 is the mean of those of the workers, weighted by
+requests, and p99 the greatest of them.
 """
 
 from __future__ import annotations
@@ -171,11 +171,11 @@ class Combined:
         return (self._trouble if has_token else self._unwell).get(route.label)
 
     def open_trouble(self, label: str, *, has_tokens: bool) -> Trouble | None:
-        """Return the newest trouble that a worker has with the open routes of this label; `has_tokens` is not asked."""
+        """Return the newest trouble that a worker has with the open routes of this label; `has_tokens` is ignored."""
         return self._open_trouble.get(label)
 
     def mint_trouble(self, route: Route, *, has_token: bool = False) -> Trouble | None:
-        """Return the newest failed mint of a worker that has no token for the route; `has_token` is not asked."""
+        """Return the newest failed mint of a worker that has no token for the route; `has_token` is ignored."""
         return self._minting.get(route.label)
 
     # ---- as `observe.history.History`
@@ -263,8 +263,8 @@ class Combined:
         if now["minted_at"] is not None:
             self._minted_at[label] = max(self._minted_at.get(label, 0.0), now["minted_at"])
         for found, values in ((self._unwell, "unwell"), (self._trouble, "trouble"), (self._minting, "minting")):
-            self._hear(found, label, _trouble(now[values]))
-        self._run(label, now["trouble"])
+            self._add_trouble(found, label, _trouble(now[values]))
+        self._set_running(label, now["trouble"])
 
     def _add_open(self, label: str, now: Mapping[str, Any]) -> None:
         uses = self._open.setdefault(label, {})
@@ -272,14 +272,14 @@ class Combined:
             use = OpenUse(host, signed, audience, impersonate, tuple(delegates), None)
             token, before = TokenState(*fields) if fields is not None else None, uses.get(use)
             uses[use] = before if before and (not token or before.expires_at >= token.expires_at) else token
-        self._hear(self._open_trouble, label, _trouble(now["trouble"]))
-        self._run(label, now["trouble"])
+        self._add_trouble(self._open_trouble, label, _trouble(now["trouble"]))
+        self._set_running(label, now["trouble"])
 
-    def _hear(self, found: dict[str, Trouble], label: str, trouble: Trouble | None) -> None:
+    def _add_trouble(self, found: dict[str, Trouble], label: str, trouble: Trouble | None) -> None:
         if trouble is not None:
             self._troubles.append((found, label, trouble))
 
-    def _run(self, label: str, fields: Mapping[str, Any] | None) -> None:
+    def _set_running(self, label: str, fields: Mapping[str, Any] | None) -> None:
         trouble = _trouble(fields)
         if trouble is not None:
             self._running[label] = trouble

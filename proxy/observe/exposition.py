@@ -48,7 +48,7 @@ class Exposition:
             self._largest_queued_octets = max((worker.queued_octets for worker in group.workers), default=0)
 
     def _samples(self) -> dict[str, Callable[[str], Iterator[str]]]:
-        """Return what renders the samples of each family. It is not kept: it refers to this object."""
+        """Return what renders the samples of each family. Not kept, so that this object is not part of a cycle."""
         metrics, live = self._metrics, self._live
         return {
             "build_info": self._build_info,

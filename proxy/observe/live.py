@@ -1,4 +1,4 @@
-"""State that other rooms keep anyway, and metrics and status page read when they are asked."""
+"""State that other rooms keep, and that metrics and status page read when they are requested."""
 
 from __future__ import annotations
 

@@ -72,9 +72,8 @@ class Warnings(Observer):
         """Write at the level of the failure."""
         added = self._mints.fields((*_identity(key), uncached, str(failure)), self._monotonic())
         if added is not None:
-            write = _tokens.error if failure.severity == "error" else _tokens.warning
             said = {"code": failure.code, "error": str(failure), "remedy": remedy_of(failure)}
-            write("token mint failed", **said, **_mint_fields(key, uncached), **added)
+            getattr(_tokens, failure.severity)("token mint failed", **said, **_mint_fields(key, uncached), **added)
 
     def upstream_opened(self, origin: str, max_concurrent_streams: int) -> None:
         """Write at the level `debug`."""
@@ -88,9 +87,8 @@ class Warnings(Observer):
         """Write at the level of the failure."""
         added = self._services.fields((origin, failure.code), self._monotonic())
         if added is not None:
-            write = _upstream.error if failure.severity == "error" else _upstream.warning
             said = {"code": failure.code, "reason": str(failure), "remedy": remedy_of(failure)}
-            write("upstream not connected", origin=origin, **said, **added)
+            getattr(_upstream, failure.severity)("upstream not connected", origin=origin, **said, **added)
 
     def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
         """Write a warning; a line at the level `debug` for NO_ERROR, with which connections usually end."""
@@ -197,13 +195,11 @@ class _RouteWarnings(ExchangeObserver):
     def _write(self, what: str, exchange: ObservedExchange, failure: Failure) -> None:
         added = self._throttle.fields((self._name, failure.code), self._monotonic())
         if added is not None:
-            write = _log.error if failure.severity == "error" else _log.warning
-            status = exchange.status or None
-            write(
+            getattr(_log, failure.severity)(
                 what,
                 route=self._name,
                 code=failure.code,
-                status=status,
+                status=exchange.status or None,
                 reason=str(failure),
                 remedy=remedy_of(failure),
                 **request_context(exchange),

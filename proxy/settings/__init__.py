@@ -1,7 +1,8 @@
 """Settings: TOML file, environment and flags are merged and validated; all problems are reported at once.
 
 * `layers`     the sources of settings: file and environment
-* `model`      every setting with its rules; `route` has those of a route, `deployments` those of open routes
+* `model`      every setting with its rules; `route` has those of a route, `deployments` those of open routes, `peers`
+               the limits on clients and upstreams; `values` has rules for single values, `groups` the headings
 * `field_texts` the texts of a setting that help, files and errors have in common
 * `validation_errors` pydantic's errors as sentences
 * `loading`    merges the layers and validates the result

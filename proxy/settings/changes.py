@@ -68,7 +68,7 @@ GO_WITH: Final = {
 }
 """Settings that a reload changes only together with these, which need a restart.
 
-What was valid with the new addresses could open the old ones, which stay, to everybody.
+A value that is valid with the new addresses could open the old ones, which stay in force, to everybody.
 """
 
 _ORIGIN: Final = {"config", "config_state"}

@@ -189,7 +189,7 @@ def read_environment(environment: Mapping[str, str], known: Collection[str]) -> 
     """Return the values of the `CLOUDRUN_SIDECAR_…` variables by setting, and the problems with them.
 
     An empty variable counts as not set. A variable that names no setting is a problem: a misspelled one would silently
-    have no effect. Those of a Service of Kubernetes are left out, which its host tells.
+    have no effect. Variables that Kubernetes sets for a Service, which its `…_SERVICE_HOST` shows, are left out.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []

@@ -36,7 +36,6 @@ _ROUTES: Final = """\
 #   cloudrun-sidecar register greeter
 """
 
-
 _DEPLOYMENTS: Final = """\
 # Each is also a flag and a variable: --deployments-hosts, CLOUDRUN_SIDECAR_DEPLOYMENTS_HOSTS. With a host in the list:
 #   cloudrun-sidecar register https://greeter-123456789012.europe-west1.run.app \\
@@ -76,19 +75,14 @@ def example_toml() -> str:
     """Return the sample file, `config/routes.example.toml`."""
     parts = [_PREAMBLE]
     for heading, names in GROUPS.items():
-        parts.append(f"# ---- {heading} {'-' * (_COLUMNS - len(heading) - 8)}\n")
-        parts += ["\n".join(_explained(name, Settings.model_fields[name])) + "\n" for name in names]
-    parts.append(f"# ---- Deployments {'-' * (_COLUMNS - 19)}\n")
-    parts.append("\n".join(_comment(Settings.model_fields["deployments"].description or "")) + "\n")
-    parts.append(_DEPLOYMENTS.rstrip("\n"))
-    parts.append("[deployments]")
-    parts += ["\n".join(_explained(name, info)) + "\n" for name, info in DeploymentSettings.model_fields.items()]
-    parts.append(f"# ---- Routes {'-' * (_COLUMNS - 14)}\n")
-    parts.append("\n".join(_comment(Settings.model_fields["routes"].description or "")) + "\n")
-    parts.append(_ROUTES.rstrip("\n"))
-    parts.append("[routes.greeter]")
-    for name, info in RouteSettings.model_fields.items():
-        parts.append("\n".join(_explained(name, info)) + "\n")
+        parts += [_heading(heading), *(_explained(name, Settings.model_fields[name]) for name in names)]
+    for heading, more, table, model in (
+        ("Deployments", _DEPLOYMENTS, "[deployments]", DeploymentSettings),
+        ("Routes", _ROUTES, "[routes.greeter]", RouteSettings),
+    ):
+        description = _comment(Settings.model_fields[heading.lower()].description or "")
+        parts += [_heading(heading), f"{description}\n", f"{more}{table}"]
+        parts += [_explained(name, info) for name, info in model.model_fields.items()]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -150,16 +144,18 @@ def _assignment(name: str, value: Any) -> str:
     return f"#{name} =" if value is None else f"{name} = {toml_value(value)}"
 
 
-def _explained(name: str, info: FieldInfo) -> Iterator[str]:
-    yield from _comment(info.description or "")
+def _heading(text: str) -> str:
+    return f"# ---- {text} ".ljust(_COLUMNS, "-") + "\n"
+
+
+def _explained(name: str, info: FieldInfo) -> str:
+    """Return a setting with its description, unit, default and an example, and an empty line."""
+    description = _comment(info.description or "")
     example = toml_value(info.examples[0] if info.examples else info.default)
     if info.is_required():
-        yield "# Required."
-        yield f"{name} = {example}"
-        return
+        return f"{description}\n# Required.\n{name} = {example}\n"
     unit = f"Unit: {unit_of(info)}. " if unit_of(info) else ""
-    yield f"# {unit}Default: {_default(info)}."
-    yield f"#{name} = {example}"
+    return f"{description}\n# {unit}Default: {_default(info)}.\n#{name} = {example}\n"
 
 
 def _default(info: FieldInfo) -> str:
@@ -168,8 +164,8 @@ def _default(info: FieldInfo) -> str:
     return text if text == NOT_SET or not isinstance(info.default, str | tuple) else toml_value(info.default)
 
 
-def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, _COLUMNS, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+def _comment(text: str) -> str:
+    return textwrap.fill(text, _COLUMNS, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:

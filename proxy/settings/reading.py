@@ -148,7 +148,11 @@ class Reading:
                 if time.monotonic() >= deadline:
                     raise _too_late(seconds)
         if answer:
-            return _settings_of(answer)
+            try:
+                return PlainSettings.from_json(bytes(answer))
+            except ValueError as exc:
+                what = f"the settings were read by another version of cloudrun-sidecar, restart it: {exc}"
+                raise SettingsNotRead(ExitCode.FAILED, what) from exc
         try:
             exit_code = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -183,14 +187,6 @@ class Reading:
 def _too_late(seconds: float) -> SettingsNotRead:
     what = f"the settings were not read within {seconds:g} seconds: does a pipe or a network mount with them hang?"
     return SettingsNotRead(ExitCode.FAILED, what)
-
-
-def _settings_of(answer: bytearray) -> PlainSettings:
-    try:
-        return PlainSettings.from_json(bytes(answer))
-    except ValueError as exc:
-        what = f"the settings were read by another version of cloudrun-sidecar, restart it: {exc}"
-        raise SettingsNotRead(ExitCode.FAILED, what) from exc
 
 
 @contextlib.contextmanager

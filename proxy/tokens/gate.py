@@ -1,4 +1,4 @@
-"""So many calls at a time, and never all of them for discoveries: a refresh or first mint waits for no discovery.
+"""Limits how many calls run at a time, and to half of these those for discoveries, so that others never wait for them.
 
 A discovery wants a new token each time, so a client that asks for discoveries of many services would otherwise have
 every call to Google, and the tokens of all others would wait behind it.

@@ -191,8 +191,9 @@ class TokenSource:
         log.warning("the credentials have changed: tokens from the old ones are dropped", now=now_in_words)
         self._generation = generation
         self._uncached.drop_all()
-        self._clear_tokens()
         for entry in self._cache.entries():
+            entry.stop_timer()
+            entry.clear()
             entry.forget_failure()
 
     def retain(self, keys: Collection[TokenKey]) -> Coroutine[Any, Any, None]:
@@ -244,11 +245,6 @@ class TokenSource:
         self._superseded.add(mint)
         entry.mint = None
         mint.cancel()
-
-    def _clear_tokens(self) -> None:
-        for entry in self._cache.entries():
-            entry.stop_timer()
-            entry.clear()
 
     def _clock_was_set(self, seconds: float) -> None:
         """Mint again, in the background, what is used; until then, a token is used if it cannot have expired."""
