@@ -114,7 +114,7 @@ def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:
 def _flag(
     name: str, info: FieldInfo, heading: str, *, hidden: bool = False, also: tuple[str, ...] = ()
 ) -> click.Parameter:
-    text = f"{summary(info)}.{_default(info)}"
+    text = f"{summary(info)}.{f' [default: {default_text(info)}]' if info.default else ''}"
     complete = _completion(name, info)
     if info.annotation is bool:
         spelled = f"{flag_name(name)}/--no-{name.replace('_', '-')}"
@@ -144,11 +144,6 @@ def _completion(name: str, info: FieldInfo) -> Complete | None:
         "gcp_delegates": complete_accounts,
         "gcp_audience": complete_audiences,
     }.get(name)
-
-
-def _default(info: FieldInfo) -> str:
-    """Return the default as on the command line; `""` for false, empty and unset defaults."""
-    return f" [default: {default_text(info)}]" if info.default else ""
 
 
 def _placeholder(name: str, info: FieldInfo) -> str:

@@ -37,7 +37,7 @@ class Certificates:
         """Return a new authority, with its certificate in `directory`/ca.pem; the directory is created if missing."""
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "emulated Google, throw-away authority")])
+        name = _common_name("emulated Google, throw-away authority")
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         certificate = (
             _builder(name, name, key.public_key())
@@ -93,7 +93,12 @@ class Certificates:
             + self._certificate.public_bytes(serialization.Encoding.PEM)
         )
         key_file = self._directory / f"{stem}.key"
-        write_secret(key_file, _pem(key))
+        write_secret(
+            key_file,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+        )
         return chain_file, key_file
 
 
@@ -142,9 +147,3 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
     except ValueError:
         return x509.DNSName(name)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

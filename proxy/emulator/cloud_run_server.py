@@ -77,8 +77,9 @@ class CloudRunServer:
         self._host = host
         self._port = port
         octets = app.field_section_octets if isinstance(app, CloudRun | Services) else FIELD_SECTION_OCTETS
-        self._limits = limits or Limits(field_section_octets=octets)
-        self._config = _config(alpn_protocols, self._limits)
+        self.limits = limits or Limits(field_section_octets=octets)
+        """The limits of each HTTP/2 connection."""
+        self._config = _config(alpn_protocols, self.limits)
         self._certificates = certificates
         own = dict.fromkeys((*names, host, "localhost", "127.0.0.1", "::1"))
         if isinstance(app, Services) or (isinstance(app, CloudRun) and app.url is not None):
@@ -189,11 +190,6 @@ class CloudRunServer:
     def now(self) -> float:
         """Return the time of the emulated Google, in seconds since the epoch."""
         return self._app.now() if isinstance(self._app, CloudRun | Services) else time.time()
-
-    @property
-    def limits(self) -> Limits:
-        """The limits of each HTTP/2 connection."""
-        return self._limits
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

@@ -125,8 +125,8 @@ class Control:
             "/emulator/faults": self._faults,
             "/emulator/services": self._service_changes,
             "/emulator/grants": self._grants,
-            "/emulator/accounts": self._accounts,
-            "/emulator/apis": self._apis,
+            "/emulator/accounts": lambda wanted: _toggle(wanted, "account", google.disabled),
+            "/emulator/apis": lambda wanted: _toggle(wanted, "api", google.disabled_apis),
             "/emulator/clock": self._clock,
             "/emulator/groups": self._groups_changes,
             "/emulator/projects": self._projects,
@@ -253,18 +253,6 @@ class Control:
             raise _Invalid(f"The role is null or one of {', '.join(ROLES)}.")
         self._google.allow_impersonation(caller, target, ROLES[role])
 
-    def _accounts(self, wanted: dict[str, Any]) -> None:
-        self._toggle(wanted, "account", self._google.disabled)
-
-    def _apis(self, wanted: dict[str, Any]) -> None:
-        self._toggle(wanted, "api", self._google.disabled_apis)
-
-    def _toggle(self, wanted: dict[str, Any], name: str, disabled: set[str]) -> None:
-        _only(wanted, {name, "disabled"})
-        if not _is_text(wanted.get(name)) or not is_flag(wanted.get("disabled")):
-            raise _Invalid(f"The {name} and disabled (true or false) are required.")
-        (disabled.add if wanted["disabled"] else disabled.discard)(wanted[name])
-
     def _clock(self, wanted: dict[str, Any]) -> None:
         _only(wanted, {"ahead_seconds"})
         if not is_number(wanted.get("ahead_seconds")):
@@ -300,6 +288,13 @@ def _check(changes: Mapping[str, Any], fields: Mapping[str, tuple[_Check, str]])
         right, form = fields[name]
         if not right(value):
             raise _Invalid(f"The field {name} is {form}.")
+
+
+def _toggle(wanted: Mapping[str, Any], name: str, disabled: set[str]) -> None:
+    _only(wanted, {name, "disabled"})
+    if not _is_text(wanted.get(name)) or not is_flag(wanted.get("disabled")):
+        raise _Invalid(f"The {name} and disabled (true or false) are required.")
+    (disabled.add if wanted["disabled"] else disabled.discard)(wanted[name])
 
 
 def _replace(table: dict[str, set[str]], name: str, members: list[str] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +116,7 @@ class CredentialFiles:
     def _federated_impersonating(self, kind: CredentialKind) -> GeneratedCredentials:
         written = self._file(kind, **self._impersonating())
         self._google.allow_impersonation(written.principal, self._account)
-        return GeneratedCredentials(file=written.file, principal=self._account)
+        return replace(written, principal=self._account)
 
     def _url(self, kind: CredentialKind) -> GeneratedCredentials:
         azure = self._google.federation.azure
@@ -136,11 +136,7 @@ class CredentialFiles:
         script.chmod(0o700)
         source = {"executable": {"command": shlex.quote(str(script)), "timeout_millis": 5000}}
         written = self._federated(kind, self._google.federation.cluster, POD, ID_TOKEN, source)
-        return GeneratedCredentials(
-            file=written.file,
-            principal=written.principal,
-            environment={"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"},
-        )
+        return replace(written, environment={"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"})
 
     def _aws_metadata(self, kind: CredentialKind) -> GeneratedCredentials:
         aws = self._google.federation.aws
@@ -163,7 +159,7 @@ class CredentialFiles:
             "AWS_ACCESS_KEY_ID": key.access_key_id,
             "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
         }
-        return GeneratedCredentials(file=written.file, principal=written.principal, environment=environment)
+        return replace(written, environment=environment)
 
     def _federated(
         self,

@@ -369,12 +369,14 @@ def is_number(value: Any) -> bool:
 
 
 FLAG: Final = (is_flag, "true or false")
-"""What checks a flag, and its form in words; likewise the others."""
+"""What checks a flag, and its form in words."""
 DURATION: Final = (lambda value: is_number(value) and value >= 0, f"a number from 0 to {MOST_SECONDS:,}")
+"""What checks a duration in seconds, and its form."""
 POSITIVE_DURATION: Final = (
     lambda value: is_number(value) and value > 0,
     f"a number above 0, at most {MOST_SECONDS:,}",
 )
+"""What checks a duration that is not 0, and its form."""
 
 
 def whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:

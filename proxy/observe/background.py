@@ -170,10 +170,13 @@ class BackgroundStream(io.TextIOBase):
     def _started(self) -> bool:
         """Start the thread unless it runs; return False where the system has no thread for us."""
         if self._thread is None:
+            thread = threading.Thread(target=self._run, name="output", daemon=True)
             try:
-                self._thread = _daemon(self._run)
+                with threads_without_signals():
+                    thread.start()
             except RuntimeError:
                 return False
+            self._thread = thread
         return True
 
     def _write_here(self, seconds: float) -> None:
@@ -282,10 +285,3 @@ def _alone(descriptor: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             fcntl.lockf(descriptor, fcntl.LOCK_UN)
-
-
-def _daemon(run: Callable[[], None]) -> threading.Thread:
-    with threads_without_signals():
-        thread = threading.Thread(target=run, name="output", daemon=True)
-        thread.start()
-    return thread

@@ -307,7 +307,9 @@ class Combined:
         self.draining = bool(workers) and all(worker["draining"] for worker in workers)
         self.queued_octets = sum(worker["queued_octets"] for worker in workers)
         self.queued_octets_limit = sum(worker["queued_octets_limit"] for worker in workers)
-        self._finish_settings()
+        # The supervisor makes the reloads for all workers.
+        for name, value in self._supervisor.get("settings", {}).items():
+            setattr(metrics.settings, name, tuple(value) if isinstance(value, list) else value)
 
     def _count_together(self) -> list[Trouble]:
         """Return the failures of all workers, oldest first; those without a success since are counted together."""
@@ -329,12 +331,6 @@ class Combined:
             if is_listed:
                 found.append(failure)
         return found
-
-    def _finish_settings(self) -> None:
-        """Take the reloads from the supervisor, which makes them for all workers."""
-        settings = self.metrics.settings
-        for name, value in self._supervisor.get("settings", {}).items():
-            setattr(settings, name, tuple(value) if isinstance(value, list) else value)
 
 
 def _together(one: Interval, other: Interval) -> Interval:

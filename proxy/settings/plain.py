@@ -117,7 +117,10 @@ def _encode(value: Any) -> Any:
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Return `value`, of JSON, as the type `kind`; ValueError that names `where` if it is of another type."""
     if kind in (PlainSettings, AllowLists, Route, Origin):
-        return kind(**_decode_fields(kind, value, where))
+        hints = _hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise ValueError(f"{where} has other fields than {', '.join(hints)}")
+        return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
     if kind is Path and isinstance(value, str):
         return Path(value)
     origin = get_origin(kind)
@@ -135,10 +138,3 @@ def _hints(kind: Any) -> dict[str, Any]:
     """Return the types of the fields of a class, by name."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind) if field.init} if is_dataclass(kind) else hints
-
-
-def _decode_fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    hints = _hints(kind)
-    if not isinstance(value, dict) or value.keys() != hints.keys():
-        raise ValueError(f"{where} has other fields than {', '.join(hints)}")
-    return {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}

@@ -88,7 +88,9 @@ class ActiveCredentials:
             if ask_account and isinstance(source, MetadataServer):
                 account = await source.account()
                 if generation == self._generation:
-                    self._compare_account(account)
+                    if self._account is not None and self._account != account:
+                        self._begin_with_metadata_server()
+                    self._account = account
         except Failure:
             return
 
@@ -100,11 +102,6 @@ class ActiveCredentials:
             self._begin_with_metadata_server()
         self._principal = token.principal
         return self._generation
-
-    def _compare_account(self, account: str) -> None:
-        if self._account is not None and self._account != account:
-            self._begin_with_metadata_server()
-        self._account = account
 
     def _begin_with_metadata_server(self) -> None:
         """Begin a generation with the metadata server: its earlier tokens belong to another account."""

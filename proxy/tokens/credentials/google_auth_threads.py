@@ -56,7 +56,7 @@ class GoogleAuthThreads:
             outcome = start_daemon(lambda: job(calls.send), _THREAD_NAME)
             self._jobs[outcome] = calls
             # Called on the thread, where the job ends: that may be long after the caller has left.
-            outcome.add_done_callback(self._forget)
+            outcome.add_done_callback(lambda ended: self._jobs.pop(ended, None))
             try:
                 async with asyncio.timeout(_LONGEST_JOB_SECONDS):
                     return await outcome_of(outcome)
@@ -75,9 +75,6 @@ class GoogleAuthThreads:
             # A thread that is in compiled code when the interpreter ends could end the process with an error.
             jobs = [job for job, _ in running]
             await outcome_of(start_daemon(lambda: concurrent.futures.wait(jobs, _CLOSE_SECONDS), _THREAD_NAME))
-
-    def _forget(self, job: concurrent.futures.Future[Any]) -> None:
-        self._jobs.pop(job, None)
 
 
 class _JobCalls:
