@@ -143,6 +143,9 @@ class TlsTransport:
         """Encrypt and write."""
         size = len(data)
         written = 0
+        if self._delayed:  # TLS may take it again, but not before that
+            self._delayed += data
+            return
         try:
             # All of it with OpenSSL 3.0 and Python 3.11; the interface allows less.
             written = self._write(data)
@@ -152,7 +155,7 @@ class TlsTransport:
                     written += self._write(whole[written:])
         except ssl.SSLWantReadError:
             # A message of the handshake, as a new ticket is, has come in part (RFC 8446, 5.1): TLS takes nothing yet.
-            self._delayed += data[written:]
+            self._delayed = data[written:]
             self._protocol.pause_writing()
         except ssl.SSLError as exc:
             # What was read in this turn may have been an alert, which says more.
