@@ -215,6 +215,70 @@ async def test_an_upstream_that_ends_each_connection_without_a_stream_is_dialled
     await stage.close()
 
 
+@each_bare_engine
+@pytest.mark.parametrize("way", ["goaway", "end"])
+@with_manual_clock
+async def test_an_upstream_that_ends_each_connection_before_a_response_is_dialled_after_pauses(
+    make: EngineFactory, way: str
+) -> None:
+    stage = PoolStage(make)
+    await skip(100.0)
+    for seconds in (0.0, 0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
+        await stage.ask("one", "another")
+        if seconds:
+            await skip(seconds - 0.01)
+            assert not stage.service.dialling
+            await skip(0.02)
+        far = await stage.service.accept(100)
+        if way == "goaway":
+            far.send(far.go_away(0))
+        else:
+            far.connection.eof_received()
+        await loop_idle()
+    await stage.close()
+
+
+@each_bare_engine
+@pytest.mark.parametrize("reason", ["it is old", "it has served a request", "the peer serves the request"])
+@with_manual_clock
+async def test_a_connection_whose_end_is_usual_is_followed_by_another_without_a_pause(
+    make: EngineFactory, reason: str
+) -> None:
+    stage = PoolStage(make)
+    for dials in range(1, 5):
+        await stage.ask("first")
+        assert stage.service.dials == dials
+        far = await stage.service.accept(100)
+        if reason == "the peer serves the request":
+            far.send(far.go_away(1))
+            finish(far, 1)
+        elif reason == "it has served a request":
+            finish(far, 1)
+            await stage.ask("second")
+            far.connection.eof_received()
+        else:
+            await skip(1.01)
+            far.send(far.go_away(0))
+        await loop_idle()
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_connection_that_ends_early_now_and_then_is_followed_by_another_without_a_pause() -> None:
+    stage = PoolStage()
+    for dials in range(1, 7, 2):
+        await stage.ask("first")
+        far = await stage.service.accept(100)
+        far.connection.eof_received()
+        await stage.ask("again")
+        assert stage.service.dials == dials + 1
+        far = await stage.service.accept(100)
+        finish(far, 1)
+        far.send(far.go_away(1))
+        await skip(10.01)
+    await stage.close()
+
+
 @with_manual_clock
 async def test_an_attempt_that_took_long_is_followed_by_another_without_a_pause() -> None:
     stage = PoolStage()
