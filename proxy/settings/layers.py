@@ -155,7 +155,9 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         read = path.absolute()  # with its `..`, which a link before it makes another folder
         document = tuples(tomllib.loads(text))
     except FileNotFoundError:
-        if named is not None:
+        if path.is_symlink():
+            problems.append(Problem(str(path), "is a link to a file that does not exist"))
+        elif named is not None:
             problems.append(Problem(str(path), "there is no such file; name one that exists"))
     except UnicodeDecodeError as exc:
         problems.append(Problem(str(path), f"is not UTF-8, as TOML must be (at octet {exc.start})"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings.layers import (
+    DEFAULT_CONFIG,
     Place,
     Problem,
     SettingsInvalid,
@@ -49,6 +50,15 @@ def test_a_missing_file_is_a_problem_only_if_it_was_named() -> None:
     assert read_file(None, {}).problems == []
     for file in (read_file(Path("no.toml"), {}), read_file(None, {"CLOUDRUN_SIDECAR_CONFIG": "no.toml"})):
         assert file.problems == [Problem("no.toml", "there is no such file; name one that exists")]
+
+
+def test_a_link_to_a_missing_file_is_a_problem_though_nobody_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    DEFAULT_CONFIG.parent.mkdir()
+    DEFAULT_CONFIG.symlink_to("elsewhere.toml")
+    assert read_file(None, {}).problems == [Problem(str(DEFAULT_CONFIG), "is a link to a file that does not exist")]
 
 
 @pytest.mark.parametrize(
