@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from proxy.tokens.calls import Reply
-from proxy.tokens.credentials.iam_refusals import enable_account, named_account, refusal_without_role
+from proxy.tokens.credentials.iam_refusals import (
+    access_token_refused,
+    enable_account,
+    named_account,
+    refusal_without_role,
+)
 
 CALLER = "caller@shop.iam.gserviceaccount.com"
 MIDDLE = "middle@shop.iam.gserviceaccount.com"
@@ -92,3 +97,9 @@ def test_an_account_outside_the_chain_is_named_if_iam_names_no_other() -> None:
     assert named_account((TARGET,), f"{CALLER}. {TARGET}.") == TARGET
     assert named_account((TARGET,), f"{CALLER}.") == CALLER
     assert named_account((TARGET,), "nobody") is None
+
+
+def test_a_refused_access_token_has_a_remedy_apart_from_the_problem() -> None:
+    failure = access_token_refused(CALLER, " (IAM: no)")
+    assert failure.problem == f"IAM does not accept the access token of {CALLER} (IAM: no)"
+    assert failure.remedy == "see whether that identity is disabled or deleted, or has to sign in again"
