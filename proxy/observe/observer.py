@@ -172,6 +172,7 @@ class Observers(Observer):
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
+        # A method for each event, which tells it to all.
         for event in _EVENTS:
             setattr(self, event, partial(self._tell, event))
 
