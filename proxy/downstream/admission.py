@@ -1,8 +1,9 @@
 """Which connections may be open, and which give way to a new one where there are too many.
 
-In this order: the oldest that has sent no request; of those without a live request, the one that has been idle for
-longest, of the address that has most; the newest of the address that has most, if the new one comes from an address
-with less than half as many. All processes of a machine have one address: among them, those with live requests stay.
+In this order: the oldest that has sent no request (for one with TLS, the oldest handshake); of those without a live
+request, the one that has been idle for longest, of the address that has most; the newest of the address that has most,
+if the new one comes from an address with less than half as many. All processes of a machine have one address: among
+them, those with live requests stay.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import math
 import socket
 from collections import Counter
+from collections.abc import Callable
 from struct import pack
 from typing import Final
 
@@ -85,15 +87,23 @@ class Admission:
         self._log_refused("limit of connections reached (max_connections)", "max-connections")
         return False
 
-    def admits_handshake(self, connection: socket.socket, under_way: int) -> bool:
-        """Return True if a TLS handshake may begin, beside so many under way; otherwise log why not."""
+    def admits_handshake(self, connection: socket.socket, under_way: int, end_oldest: Callable[[float], bool]) -> bool:
+        """Return True if a TLS handshake may begin, beside so many under way; otherwise log why not.
+
+        `end_oldest` ends the oldest of these if it began before a time, and returns whether it has.
+        """
         now = asyncio.get_running_loop().time()
         if is_reserved(connection.fileno()):
             self._log_refused("limit of open files nearly reached (ulimit -n, LimitNOFILE)", "open-files")
-        elif len(self.accepted) + under_way >= self.most_connections and not self._make_room(now, None):
-            self._log_refused("limit of connections reached (max_connections)", "max-connections")
-        else:
+            return False
+        if len(self.accepted) + under_way < self.most_connections:
             return True
+        if end_oldest(now - _LEAST_SECONDS):
+            self._observer.connection_refused("unused")
+            return True
+        if self._make_room(now, None):
+            return True
+        self._log_refused("limit of connections reached (max_connections)", "max-connections")
         return False
 
     def _make_room(self, now: float, address: str | None) -> bool:

@@ -78,7 +78,8 @@ class Listener:
         self.on_closed: Callable[[], None] = lambda: None
         """Called when an accepted connection has closed."""
         self.untracked = 0
-        """Connections that were accepted, and whose task has not called `track` yet. Counted by `serving`."""
+        """Connections that were accepted, and whose task has not called `track` yet: also those whose TLS handshake is
+        under way. Counted by `serving`."""
         self.stop_accepting: Callable[[], Awaitable[None]] = _no_server
         """Accepts no more connections, after those that are this worker's already. Set by `serving`."""
         self._observer = observer
@@ -126,12 +127,10 @@ class Listener:
             self.on_closed()
             self._changed.set()
 
-    def handshake_failed(self, peer: object, reason: str, accepted: bool) -> None:
-        """Tell the observer of a TLS handshake that failed; `accepted` says that it was counted in `untracked`.
-
-        `peer` is the name of the client's socket.
-        """
-        self.untracked -= accepted
+    def handshake_failed(self, peer: object, reason: str) -> None:
+        """Tell the observer of a TLS handshake that failed; `peer` is the name of the client's socket."""
+        self.untracked -= 1
+        self._changed.set()
         self._observer.handshake_failed(client_of(peer), reason)
 
     async def end_late(self) -> None:

@@ -23,7 +23,7 @@ _log: Final = structlog.get_logger("downstream")
 HANDSHAKE_SECONDS: Final = 10.0
 """Time for a handshake."""
 _LAST_SECONDS: Final = 1.0
-"""Time for the first octets of a client that has sent none when the listener is closed."""
+"""Time for handshakes that are under way when the listener is closed."""
 _POLL_SECONDS: Final = 5.0
 """Between two looks at the files."""
 _SHUTDOWN_SECONDS: Final = 1.0
@@ -154,8 +154,9 @@ class TlsContext:
 class Handshakes:
     """Makes TLS connections of accepted sockets.
 
-    `admits` is asked with the socket and the number of handshakes under way; one that is not admitted is closed.
-    `on_failed` is told of each that failed: the client's socket name, why, and whether its protocol had been made.
+    `admits` is asked with the socket, the number of handshakes under way, and what ends the oldest of them if it began
+    before a time, and returns whether it has; one that is not admitted is closed. `on_failed` is told of each that
+    failed: the client's socket name, and why.
     """
 
     def __init__(
@@ -163,18 +164,16 @@ class Handshakes:
         loop: asyncio.AbstractEventLoop,
         tls: TlsContext,
         *,
-        admits: Callable[[socket.socket, int], bool],
-        on_failed: Callable[[object, str, bool], None],
+        admits: Callable[[socket.socket, int, Callable[[float], bool]], bool],
+        on_failed: Callable[[object, str], None],
     ) -> None:
         self._loop = loop
         self._tls = tls
         self._admits = admits
         self._on_failed = on_failed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent: set[asyncio.Timeout] = set()
-        """The deadlines of clients that have sent nothing yet."""
-        self._silent_until = math.inf
-        """No client may be silent for longer, as the event loop counts."""
+        self._began: dict[socket.socket, float] = {}
+        """When each handshake began that was not told to end, as the event loop counts; the oldest is the first."""
         self._turn = asyncio.Lock()
         """Held by the handshake that has its turn: to sign takes milliseconds, in which nothing else is served."""
 
@@ -184,52 +183,60 @@ class Handshakes:
         make_protocol: Callable[[], asyncio.BaseProtocol],
         on_closed: Callable[[], None],
     ) -> None:
-        """Serve the connection once its handshake is over; call `on_closed` if that fails."""
-        if not self._admits(connection, len(self._tasks)):
+        """Serve the connection once its handshake is over; call `on_closed` if that fails.
+
+        Its protocol is made at once, so that the listener counts the connection from its beginning.
+        """
+        if not self._admits(connection, len(self._began), self._end_oldest):
             connection.close()
             on_closed()
             return
-        task = self._loop.create_task(self._shake_hands(connection, make_protocol, on_closed))
+        self._began[connection] = self._loop.time()
+        task = self._loop.create_task(self._shake_hands(connection, make_protocol(), on_closed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def wait(self) -> None:
-        """Wait for all handshakes under way, for a second at most for those of which nothing has come."""
-        until = self._silent_until = self._loop.time() + _LAST_SECONDS
-        for deadline in self._silent:
-            if not deadline.expired():
-                deadline.reschedule(min(until, deadline.when() or until))
+        """Wait for all handshakes under way, for a second at most; those that are not over then are ended."""
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
+        finally:
+            while self._end_oldest(math.inf):
+                pass
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _end_oldest(self, before: float) -> bool:
+        """End the oldest handshake if it began before this time; return False if none did."""
+        connection, began = next(iter(self._began.items()), (None, before))
+        if connection is None or began >= before:
+            return False
+        del self._began[connection]
+        with contextlib.suppress(OSError):  # it has ended already
+            connection.shutdown(socket.SHUT_RDWR)
+        return True
+
     async def _shake_hands(
-        self,
-        connection: socket.socket,
-        make_protocol: Callable[[], asyncio.BaseProtocol],
-        on_closed: Callable[[], None],
+        self, connection: socket.socket, protocol: asyncio.BaseProtocol, on_closed: Callable[[], None]
     ) -> None:
-        made = False
         peer = _peer_of(connection)
-
-        def make() -> asyncio.BaseProtocol:
-            nonlocal made
-            made = True
-            return make_protocol()
-
         try:
             connection.setblocking(False)
             await self._first_octets(connection)
             async with self._turn:
-                connecting = self._loop.create_task(self._connect(make, connection))
+                connecting = self._loop.create_task(self._connect(protocol, connection))
                 for _ in range(_SIGNING_TURNS):
                     await asyncio.sleep(0)
             await connecting
         except OSError as exc:  # ssl.SSLError is one
-            self._on_failed(peer, _words(exc), made)
+            self._on_failed(peer, _words(exc))
             on_closed()
+        finally:
+            self._began.pop(connection, None)
 
-    async def _connect(self, make: Callable[[], asyncio.BaseProtocol], connection: socket.socket) -> None:
+    async def _connect(self, protocol: asyncio.BaseProtocol, connection: socket.socket) -> None:
         await self._loop.connect_accepted_socket(
-            make,
+            lambda: protocol,
             connection,
             ssl=self._tls.context,
             ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -244,18 +251,13 @@ class Handshakes:
         readable = asyncio.Event()
         complete = False
         self._loop.add_reader(connection, readable.set)
-        began = self._loop.time()
-        deadline = asyncio.timeout_at(min(began + HANDSHAKE_SECONDS, self._silent_until))
-        self._silent.add(deadline)
         try:
-            async with deadline:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
                 await readable.wait()
             complete = True
         except TimeoutError:
-            waited = self._loop.time() - began
-            raise ConnectionAbortedError(f"the client has sent nothing for {waited:.0f} s") from None
+            raise ConnectionAbortedError(f"the client has sent nothing for {HANDSHAKE_SECONDS:.0f} s") from None
         finally:
-            self._silent.discard(deadline)
             self._loop.remove_reader(connection)
             if not complete:
                 connection.close()

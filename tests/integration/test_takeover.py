@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
 
+from proxy.downstream.takeover import Takeover
+from proxy.emulator import Certificates
+from proxy.network.address import parse_address
 from tests.support.chain import StartChain
 from tests.support.peers.sockets import Gone, Peer, client
 from tests.support.processes import program
-from tests.support.sidecar import Sidecar, sidecar
+from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
 GOAWAY_TO_COME = (1 << 31) - 1
@@ -168,3 +173,33 @@ async def test_no_request_fails_while_one_sidecar_takes_over_from_another(
         assert set(it.outcomes) == {"new connection", "old connection", "HTTP/1.1", "admin"}
         assert [line["severity"] for line in first.log() if line["severity"] == "ERROR"] == []
         assert {"s", "t"}.isdisjoint(os.listdir(tmp_path))
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_a_tls_handshake_under_way_during_a_takeover_is_completed_and_its_request_served(
+    certificates: Certificates, tmp_path: Path, workers: int
+) -> None:
+    certificate, key = certificates.server_files("localhost")
+    flags: list[str | Path] = ["--takeover-socket", f"unix:{tmp_path}/t", "--workers", str(workers)]
+    flags += ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", "https://127.0.0.1:1"]
+    flags += ["--tls-listen", "127.0.0.1:0", "--tls-certificate", certificate, "--tls-key", key]
+    async with sidecar(*flags) as first:
+        if workers > 1:
+            await worker_pids(first.program)
+        (line, *_) = await first.logged('"listening"')
+        (address,) = cast(list[str], line["tls_listen"])
+        context = ssl.create_default_context(cafile=certificates.ca_file)
+        # The new sidecar is played by this test, which accepts nothing.
+        after = await asyncio.to_thread(Takeover.open, f"unix:{tmp_path}/t")
+        reader, writer = await asyncio.open_connection(*parse_address(address)[:2])
+        _, later = await asyncio.open_connection(*parse_address(address)[:2], ssl=context, server_hostname="localhost")
+        later.close()  # so the other one has been accepted, too
+        await asyncio.to_thread(after.complete)
+        await first.logged('"draining"', workers)
+        await writer.start_tls(context, server_hostname="localhost")
+        writer.write(b"GET /x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert await reader.readexactly(12) in (b"HTTP/1.1 502", b"HTTP/1.1 503")
+        assert await first.program.ended(within_seconds=30) == 0
+        writer.close()
+        after.close()

@@ -7,12 +7,16 @@ import contextlib
 import socket
 import ssl
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from proxy.downstream import admission
 from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles, TlsServer, TlsUnusable, server_context
 from proxy.emulator import Certificates
+from tests.unit.downstream.stage import Counts
 
 
 def client_hello() -> bytes:
@@ -48,7 +52,7 @@ async def test_all_connections_in_its_queue_are_accepted_before_it_closes(contex
 
 @pytest.mark.asyncio
 async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_client_has_spoken(
-    context: TlsContext,
+    context: TlsContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
     turn, begun, hello = 1, Counter[int](), client_hello()
@@ -60,15 +64,18 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
         if not complete.is_set():
             loop.call_soon(next_turn)
 
-    def make() -> asyncio.Protocol:
+    connect = loop.connect_accepted_socket
+
+    async def begin(*args: Any, **more: Any) -> Any:
         begun[turn] += 1
         if begun.total() == 20:
             complete.set()
-        return asyncio.Protocol()
+        return await connect(*args, **more)
 
+    monkeypatch.setattr(loop, "connect_accepted_socket", begin)
     handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda *_: None)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
-        server = TlsServer(loop, listening, handshakes, make, lambda: None)
+        server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
         clients = [socket.create_connection(listening.getsockname()) for _ in range(21)]
         for client in clients[1:]:
             client.sendall(hello)
@@ -83,19 +90,46 @@ async def test_one_handshake_begins_in_a_turn_of_the_loop_and_none_before_its_cl
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_has_sent_nothing_keeps_no_closed_listener_waiting(context: TlsContext) -> None:
+@pytest.mark.parametrize("sent", [0, 5])
+async def test_a_client_that_does_not_finish_its_handshake_keeps_no_closed_listener_waiting(
+    context: TlsContext, sent: int
+) -> None:
     loop = asyncio.get_running_loop()
     failed: list[str] = []
-    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda _, why, __: failed.append(why))
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as silent:
+    handshakes = Handshakes(loop, context, admits=lambda *_: True, on_failed=lambda _, why: failed.append(why))
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as slow:
         server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
-        silent.connect(listening.getsockname())
+        slow.connect(listening.getsockname())
+        slow.sendall(client_hello()[:sent])
         server.close()
         began = loop.time()
         await server.wait_closed()
         assert loop.time() - began < 5
-        assert failed == ["the client has sent nothing for 1 s"]
-        assert silent.recv(1) == b""
+        assert failed == ["the connection ended"]
+        assert slow.recv(1) == b""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sent", [0, 5])
+async def test_the_oldest_handshake_gives_way_where_there_are_too_many(
+    context: TlsContext, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_LEAST_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+    counts = Counts()
+    admits = admission.Admission(counts, 2).admits_handshake
+    ended = asyncio.Queue[str]()
+    handshakes = Handshakes(loop, context, admits=admits, on_failed=lambda _, why: ended.put_nowait(why))
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        server = TlsServer(loop, listening, handshakes, asyncio.Protocol, lambda: None)
+        clients = [stack.enter_context(socket.create_connection(listening.getsockname())) for _ in range(3)]
+        for client in clients:
+            client.sendall(client_hello()[:sent])
+        assert await ended.get() == "the connection ended"
+        assert clients[0].recv(1) == b""
+        assert counts.connections_refused == ["unused"]
+        server.close()
+        await server.wait_closed()
 
 
 @pytest.mark.parametrize("name", ["certificate.pem", "key.pem", "clients.pem"])
