@@ -18,13 +18,11 @@ Several workers share the listening socket, and each answers for all of them (`p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
-from pathlib import Path
 from pkgutil import get_data
 from typing import Final, Protocol
 
@@ -37,7 +35,7 @@ from proxy.admin.page import CONTENT_SECURITY_POLICY, PAGE
 from proxy.admin.peers import Peers
 from proxy.admin.slices import in_slices, send_in_slices
 from proxy.admin.status import JSON, Status, json_list, open_route_settings, route_settings
-from proxy.downstream.binding import UnixAccess, bind_tcp, bind_unix
+from proxy.downstream.binding import SocketFile, UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address
@@ -116,6 +114,8 @@ class AdminPlane:
         self._deadlines = deadlines or Deadlines()
         self._bound = bound
         self._unix_access = unix_access
+        self._file: SocketFile | None = None
+        """That of a Unix socket of its own."""
         self._connections = Connections()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -165,8 +165,8 @@ class AdminPlane:
         if self._server is not None:
             self._server.close()
         await runner.cleanup()
-        if self._configured.path and self._bound is None:
-            _remove_file(Path(self._configured.path))
+        if self._file is not None:  # asyncio leaves it before Python 3.13
+            self._file.remove()
 
     @property
     def address(self) -> str:
@@ -180,6 +180,7 @@ class AdminPlane:
             return self._bound
         if self._configured.path:
             unix = bind_unix(self._configured.path, self._unix_access)
+            self._file = SocketFile(self._configured.path)
             unix.listen(_BACKLOG)
             return unix
         # Bound like the listener, so that the same name means the same address.
@@ -318,12 +319,6 @@ def _of_ours(record: logging.LogRecord) -> bool:
     """Return False for a record about a malformed request, or a client that left before it had its answer."""
     theirs = (HttpProcessingError, web.RequestPayloadError, ClientConnectionResetError)
     return not (record.exc_info and isinstance(record.exc_info[1], theirs))
-
-
-def _remove_file(socket: Path) -> None:
-    """Remove the file of a closed Unix socket, which asyncio leaves before Python 3.13."""
-    with contextlib.suppress(OSError):
-        socket.unlink()
 
 
 def _probe_answer(good: bool, state: str) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ListenFailed", "UnixAccess", "bind_tcp", "bind_unix"]
+__all__ = ["ListenFailed", "SocketFile", "UnixAccess", "bind_tcp", "bind_unix"]
 
 # A restart does not help: a setting, a permission or a folder must be changed first.
 _SETTINGS_ERRORS: Final = frozenset(
@@ -82,6 +83,20 @@ class ListenFailed(Exception):
         """True if a later attempt may succeed, as with a port that another program uses."""
 
 
+class SocketFile:
+    """The file of a Unix socket that listens. Raises OSError if there is none."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = _identity(path)
+
+    def remove(self) -> None:
+        """Remove it, but no other file that has its place by now: another process may listen there."""
+        with contextlib.suppress(OSError):
+            if _identity(self._path) == self._identity:
+                os.remove(self._path)
+
+
 def bind_tcp(host: str, port: int, *, ipv6_only: bool = False) -> socket.socket:
     """Return a TCP socket that is bound to this address and does not listen yet. Raises OSError.
 
@@ -140,6 +155,12 @@ def bind_unix(path: str, access: UnixAccess) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Return what tells a file from the next one: ext4 gives that the number of one that was removed."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _check_unused(path: str) -> None:

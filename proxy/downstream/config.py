@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from hypercorn.config import Config, Sockets
 
-from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
+from proxy.downstream.binding import ListenFailed, SocketFile, UnixAccess, bind_tcp, bind_unix
 from proxy.network.address import parse_address
 from proxy.restate import KEEP_ALIVE_SECONDS
 from proxy.routes.locality import address_of
@@ -66,7 +65,7 @@ class ListenerConfig(Config):
         self.tls_descriptors: frozenset[int] = frozenset()
         """The descriptors of the sockets that listen there."""
         self._unix_access = unix_access
-        self._files: list[tuple[str, int, int]] = []
+        self._files: list[SocketFile] = []
 
     def create_sockets(self, inherited: Sequence[socket.socket] = (), takeover: Takeover | None = None) -> Sockets:
         """Bind every address and listen; inherited sockets replace those without TLS.
@@ -102,11 +101,8 @@ class ListenerConfig(Config):
         files, self._files = self._files, []
         if not remove_files:
             return
-        for path, device, inode in files:
-            with contextlib.suppress(OSError):
-                found = os.stat(path)
-                if (found.st_dev, found.st_ino) == (device, inode):
-                    os.remove(path)
+        for file in files:
+            file.remove()
 
     def _listening(
         self, setting: str, address: str, ipv4_ports: Container[int], takeover: Takeover | None
@@ -121,8 +117,7 @@ class ListenerConfig(Config):
             self._unix_access.apply(path)
         try:
             if path:
-                found = os.stat(path)
-                self._files.append((path, found.st_dev, found.st_ino))
+                self._files.append(SocketFile(path))
             else:
                 _keep_alive(bound)
             # From here on the kernel queues clients, so they can connect as soon as the log says that we listen.

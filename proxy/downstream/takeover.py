@@ -28,7 +28,7 @@ from typing import Final
 
 import structlog
 
-from proxy.downstream.binding import ListenFailed, UnixAccess, bind_unix
+from proxy.downstream.binding import ListenFailed, SocketFile, UnixAccess, bind_unix
 from proxy.network.address import Address, parse_address
 
 __all__ = ["Takeover"]
@@ -62,6 +62,7 @@ class Takeover:
         self.handed_on = False
         """True once another process has taken over."""
         self._path = path
+        self._file = SocketFile(path)
         self._control = control
         self._before = before
         """The connection to the sidecar before this one, until that drains."""
@@ -146,7 +147,7 @@ class Takeover:
     @property
     def owns_files(self) -> bool:
         """True if this process removes the files of its Unix sockets at its end: no other one has these sockets."""
-        return not self.replacing and not self.handed_on
+        return not (self.replacing or self.handed_on or self._next is not None)
 
     def socket_for(self, setting: str, address: str) -> socket.socket | None:
         """Return the socket of the sidecar before this one that listens at this address, once; None if it has none.
@@ -201,13 +202,12 @@ class Takeover:
 
     def close(self) -> None:
         """Stop waiting for the next sidecar, and release all but the sockets that were passed to `offer`."""
+        if self.owns_files:
+            self._file.remove()
         self._stop()
         self._close_received()
         if self._before is not None:
             self._before.close()
-        elif self.owns_files:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
 
     def _stop(self) -> None:
         self._drop_next(b"")

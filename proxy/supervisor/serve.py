@@ -8,14 +8,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from proxy.compiled import changed_sources
-from proxy.downstream.binding import ListenFailed, UnixAccess, bind_tcp, bind_unix
+from proxy.downstream.binding import ListenFailed, SocketFile, UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.downstream.inherited import InheritedSockets
@@ -188,6 +188,7 @@ def _admin_socket(
             bound = _bind(address, unix_access)
         elif address.path:
             unix_access.apply(address.path)
+        file = SocketFile(address.path) if address.path else None
     except OSError as exc:
         raise ListenFailed(f"{admin} (admin)", exc) from exc
     if takeover is not None:
@@ -196,9 +197,8 @@ def _admin_socket(
         try:
             yield bound
         finally:
-            if address.path and (takeover is None or takeover.owns_files):
-                with suppress(OSError):
-                    os.unlink(address.path)
+            if file is not None and (takeover is None or takeover.owns_files):
+                file.remove()
 
 
 def _bind(address: Address, unix_access: UnixAccess) -> socket.socket:

@@ -245,3 +245,20 @@ async def test_an_address_in_use_is_named_in_one_line(routes: Routes, tmp_path: 
             assert re.search("already in use", said)
             assert not any("Traceback" in line for line in child.lines)
         assert (tmp_path / "s").is_socket()
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_files_of_unix_sockets_that_belong_to_the_next_process_stay(
+    routes: Routes, tmp_path: Path, workers: int
+) -> None:
+    config = routes(svc="https://127.0.0.1:1")
+    files = [tmp_path / name for name in ("listen", "admin", "takeover-socket")]
+    flags = [text for file in files for text in (f"--{file.name}", f"unix:{file}")]
+    async with sidecar("--config", config, "--workers", str(workers), *flags) as running:
+        with contextlib.ExitStack() as stack:
+            for file in files:
+                file.unlink()
+                stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(file))
+            await running.end()
+            assert all(file.is_socket() for file in files)

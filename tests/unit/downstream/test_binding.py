@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from proxy.downstream.binding import ListenFailed, bind_tcp
+from proxy.downstream.binding import ListenFailed, SocketFile, bind_tcp
 from tests.support.readme import REPOSITORY
 
 
@@ -106,3 +107,18 @@ def test_localhost_is_bound_on_a_machine_without_ipv6() -> None:
     argv = ["unshare", "--net", sys.executable, "-c", WITHOUT_IPV6]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.stdout == "no IPv6, and localhost is bound\n", done.stderr
+
+
+def test_a_file_is_removed_but_not_the_next_one_that_the_file_system_has_given_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        file = SocketFile(str(path))
+        made = path.stat().st_mtime_ns
+        os.utime(path, ns=(made, made + 1))
+        file.remove()
+        assert path.is_socket()
+        os.utime(path, ns=(made, made))
+        file.remove()
+        assert not path.exists()
+        file.remove()

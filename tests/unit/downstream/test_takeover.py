@@ -110,6 +110,19 @@ def test_the_file_is_for_its_owner_and_is_removed_by_the_last_process(address: s
     assert not (tmp_path / "takeover").exists()
 
 
+def test_a_process_that_ends_while_the_next_one_starts_leaves_it_the_file(address: str, tmp_path: Path) -> None:
+    before = Takeover.open(address)
+    with running(before):
+        after = Takeover.open(address)
+        assert not before.owns_files
+    with capture_logs() as lines:
+        after.complete()
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert (tmp_path / "takeover").exists()
+    after.close()
+    assert not (tmp_path / "takeover").exists()
+
+
 def test_a_process_that_fails_leaves_everything_as_it_was(
     address: str, tmp_path: Path, listening: socket.socket
 ) -> None:
