@@ -16,5 +16,6 @@
 * `config`          Hypercorn's configuration, and the listening sockets
 * `inherited`       listening sockets that another process has opened
 * `tls`             certificates that are replaced while serving, and TLS handshakes
+* `tls_reading`     how much a TLS connection decrypts at a time
 * `binding`         binds sockets, and explains why one cannot be bound
 """

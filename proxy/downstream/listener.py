@@ -23,6 +23,7 @@ from proxy.downstream.cancels import CancelBudgets, client_of
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
+from proxy.downstream.tls_reading import SlicedReads
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, StreamId
 from proxy.observe.observer import DownstreamObserver
@@ -175,7 +176,10 @@ class Listener:
         self._connections.add(connection)
         self._observer.downstream_opened()
         try:
-            transport.set_protocol(connection.as_protocol())
+            protocol: asyncio.BaseProtocol = connection.as_protocol()
+            if isinstance(replaced, SlicedReads):
+                protocol = SlicedReads(connection.as_protocol(), connection.get_buffer(-1), connection.buffer_updated)
+            transport.set_protocol(protocol)
             connection.connection_made(transport)
             # The transport asks the new protocol for its buffer only after reading is resumed.
             transport.pause_reading()

@@ -16,6 +16,8 @@ from typing import Final
 
 import structlog
 
+from proxy.downstream.tls_reading import SlicedReads
+
 __all__ = ["HANDSHAKE_SECONDS", "Handshakes", "TlsContext", "TlsFiles", "TlsServer", "TlsUnusable", "server_context"]
 
 _log: Final = structlog.get_logger("downstream")
@@ -180,7 +182,7 @@ class Handshakes:
     def begin(
         self,
         connection: socket.socket,
-        make_protocol: Callable[[], asyncio.BaseProtocol],
+        make_protocol: Callable[[], asyncio.Protocol],
         on_closed: Callable[[], None],
     ) -> None:
         """Serve the connection once its handshake is over; call `on_closed` if that fails.
@@ -192,7 +194,7 @@ class Handshakes:
             on_closed()
             return
         self._began[connection] = self._loop.time()
-        task = self._loop.create_task(self._shake_hands(connection, make_protocol(), on_closed))
+        task = self._loop.create_task(self._shake_hands(connection, SlicedReads(make_protocol()), on_closed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -279,7 +281,7 @@ class TlsServer:
         loop: asyncio.AbstractEventLoop,
         listening: socket.socket,
         handshakes: Handshakes,
-        make_protocol: Callable[[], asyncio.BaseProtocol],
+        make_protocol: Callable[[], asyncio.Protocol],
         on_closed: Callable[[], None],
     ) -> None:
         self._loop = loop
