@@ -133,10 +133,14 @@ class DownstreamConnection(Http2Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the transport has closed."""
-        if self._replaced is not None:
+        replaced, self._replaced = self._replaced, None
+        if replaced is not None:
             # Hypercorn's StreamWriter waits for this.
-            self._replaced.connection_lost(exc)
+            replaced.connection_lost(exc)
         Http2Protocol.connection_lost(self, exc)
+        # Engine and connection refer to each other until the garbage collector comes. What a client has not read would
+        # stay for so long: TLS keeps it in the transport, to which the replaced protocol refers, too.
+        self.transport = None
 
     # ---- ending
 

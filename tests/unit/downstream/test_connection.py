@@ -45,6 +45,16 @@ async def test_settings_offer_the_streams_and_windows_that_restate_needs(make: E
         assert near.h2.outbound_flow_control_window >= 1 << 20
 
 
+async def test_a_connection_that_is_lost_lets_go_of_its_transport_and_of_what_that_holds(make: EngineFactory) -> None:
+    async with listening(make) as it:
+        async with client(HOST, it.port) as near:
+            await near.ping()
+            (connection,) = it.listener.connections()
+            assert connection.transport is not None
+        await connection.gone
+        assert connection.transport is None
+
+
 async def test_resets_are_forwarded_with_their_code_in_both_directions(make: EngineFactory) -> None:
     async with listening(make) as it, client(HOST, it.port) as near:
         stream = near.open("/svc/x")
