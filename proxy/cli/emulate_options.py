@@ -9,7 +9,7 @@ import click
 
 from proxy.emulator import Limits, Pod, description
 from proxy.emulator.limits import RANGES
-from proxy.quoting import quoted
+from proxy.quoting import plain, quoted
 from proxy.routes import parse_upstream
 
 __all__ = ["DESCRIBED", "PORT", "limit_option", "read_grants", "read_https", "read_pod"]
@@ -57,6 +57,8 @@ def read_https(context: click.Context, parameter: click.Parameter, value: str | 
     """Return the value as clients write it in an audience: in lower case, without default port and slash."""
     if value is None:
         return None
+    if plain(value) is None:
+        raise click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
     try:
         origin, path = parse_upstream(value)
     except ValueError as exc:

@@ -58,7 +58,7 @@ def _codes_of_findings() -> set[str]:
                     continue
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
                 # The place of the code among the arguments.
-                place = {"Finding": 0, "failed": 0, "_failed": 1}.get(ast.unparse(node.func))
+                place = {"Finding": 0, "failed": 1}.get(ast.unparse(node.func))
                 if place is not None:
                     given += node.args[place : place + 1]
                 found |= {value.value for value in given if isinstance(value, ast.Constant)}

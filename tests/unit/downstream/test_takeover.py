@@ -114,6 +114,8 @@ def test_a_process_that_ends_while_the_next_one_starts_leaves_it_the_file(addres
     before = Takeover.open(address)
     with running(before):
         after = Takeover.open(address)
+        with pytest.raises(ListenFailed, match="another process is about to take over"):
+            Takeover.open(address)  # so the other thread is done with the first one
         assert not before.owns_files
     with capture_logs() as lines:
         after.complete()
