@@ -57,14 +57,15 @@ def read_https(context: click.Context, parameter: click.Parameter, value: str | 
     """Return the value as clients write it in an audience: in lower case, without default port and slash."""
     if value is None:
         return None
+    wrong = click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
     if plain(value) is None:
-        raise click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
+        raise wrong
     try:
         origin, path = parse_upstream(value)
     except ValueError as exc:
         raise click.BadParameter(f"{exc}.") from None
     if origin.scheme != "https" or path:
-        raise click.BadParameter(f"{quoted(value)} is not an https:// URL of a host, without a path.")
+        raise wrong
     return str(origin)
 
 

@@ -112,8 +112,8 @@ class ExchangeObserver:
     def stream_reset(self, exchange: ObservedExchange, by: str, code: int) -> None:
         """A stream was reset with this error code (RFC 9113, 7).
 
-        `by` is `downstream` for the client, `upstream`, or `sidecar` where a peer broke a rule of HTTP/2, or the time
-        to drain was over. NO_ERROR of the upstream after its response is not told (RFC 9113, 8.1).
+        `by` is `downstream` for the client, `upstream`, or `sidecar` where the client broke a rule of HTTP/2, or the
+        time to drain was over. NO_ERROR of the upstream after its response is not told (RFC 9113, 8.1).
         """
 
     def measured(

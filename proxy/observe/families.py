@@ -111,7 +111,7 @@ FAMILIES: Final = (
         "downstream_connections_refused_total",
         "counter",
         ("reason",),
-        "Connections of clients closed because there were too many",
+        "Connections of clients closed because there were too many, or no request came",
     ),
     Family(
         "downstream_connections_cut_off_total",

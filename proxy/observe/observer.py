@@ -112,7 +112,7 @@ class DownstreamObserver:
         """It is gone."""
 
     def connection_refused(self, reason: str) -> None:
-        """A connection was closed because there were too many.
+        """A connection was closed because there were too many, or for want of a request.
 
         `reason` is `open-files` or `max-connections`; for one that gave way to another, `unused`, `idle` or
         `most-connections`; for one whose first request did not come in time, `no-request`.

@@ -116,7 +116,6 @@ class Attempts(Generic[_Connection]):
             while True:
                 self._start_next(addresses)
                 if not self._running:
-                    self.none_served(addresses)
                     raise self.failure or AssertionError("there is no address")
                 done, _ = await asyncio.wait(
                     self._running, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -137,7 +136,7 @@ class Attempts(Generic[_Connection]):
     def none_served(self, addresses: Sequence[AddressInfo]) -> None:
         """Let the next connection begin with the addresses that were not tried, if there are any.
 
-        Called where all attempts have failed, and at the deadline. If all addresses fail, the service may be at fault.
+        Called when all attempts have failed, or at the deadline. If all addresses fail, the service may be at fault.
         """
         if self._untried(addresses):
             self._learn()

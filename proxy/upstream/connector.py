@@ -135,12 +135,12 @@ class Connector:
             async with asyncio.timeout(self._timeout_seconds):
                 addresses = await self._resolver.resolve(*_first_hop(origin, proxy))
                 return await attempts.first_ready(addresses)
-        except OSError as exc:  # TimeoutError and ssl.SSLError are among them
+        except (OSError, Failure) as exc:  # TimeoutError and ssl.SSLError are OSErrors
             attempts.none_served(addresses)
             # Of two addresses, one may have failed and the other have been silent until the deadline.
             cause = attempts.failure if isinstance(attempts.failure, OSError | Failure) else exc
             if isinstance(cause, Failure):
-                raise cause from exc
+                raise cause from (None if cause is exc else exc)
             if isinstance(cause, ssl.SSLCertVerificationError):
                 self._doubted = True
             raise self._explained(origin, cause, proxy, resolved=bool(addresses)) from exc

@@ -320,10 +320,8 @@ class Pool:
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
         elif pool.offers_none():
-            why, remedy = (
-                "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS)",
-                "check the service",
-            )
+            why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS)"
+            remedy = "check the service"
         else:
             why = (
                 f"{len(pool.connections)} connections are in use, {self.max_connections} are allowed "
