@@ -3,12 +3,18 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
 
 import hypothesis
 import pytest
 
 from proxy.compiled import changed_sources
-from tests.support.loops import asyncio_loop
+from tests.support.loops import asyncio_loop, fast_loop
+
+TESTS: Final = Path(__file__).parent
+OF_OTHER_PROCESSES: Final = frozenset({"e2e", "integration", "isolation"})
+"""Folders of tests whose own process has nothing but what the program under test talks to."""
 
 # An example may take longer than hypothesis' 200 ms while other programs use the machine; pytest's timeout is enough.
 hypothesis.settings.register_profile("project", deadline=None)
@@ -30,6 +36,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run asynchronous tests on a loop of asyncio, unless a folder's own conftest.py says otherwise."""
-    return {"asyncio": asyncio_loop}
+    folder = item.path.relative_to(TESTS).parts[0]
+    return {"asyncio": fast_loop if folder in OF_OTHER_PROCESSES else asyncio_loop}

@@ -67,7 +67,11 @@ def test_the_sockets_are_those_of_the_service_at_the_default_addresses() -> None
 def test_a_reload_needs_no_program_but_the_shell() -> None:
     program, option, command = shlex.split(value("ExecReload"))
     assert (program, option) == ("/bin/sh", "-c")
-    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as service:
+    # Who started the tests may ignore SIGHUP, as nohup does, and a process would inherit that.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as service:
+        assert service.stdout is not None
+        service.stdout.readline()
         environment = {"PATH": "/nonexistent", "MAINPID": str(service.pid)}
         subprocess.run([program, option, command], env=environment, check=True)
         assert service.wait() == -signal.SIGHUP

@@ -16,6 +16,7 @@ __all__ = [
     "IdleLoop",
     "ManualLoop",
     "asyncio_loop",
+    "fast_loop",
     "loop_idle",
     "skip",
     "uvloop_loop",
@@ -125,6 +126,22 @@ async def skip(seconds: float) -> None:
 def asyncio_loop() -> asyncio.AbstractEventLoop:
     """Return a new loop of asyncio that does not report slow callbacks."""
     return _silent(IdleLoop())
+
+
+class _FastLoop(IdleLoop):
+    """Never in debug mode, in which each callback keeps the stack of its caller."""
+
+    def set_debug(self, enabled: bool) -> None:
+        """Stay as it is: pytest-asyncio has one setting for all tests."""
+        super().set_debug(False)
+
+
+def fast_loop() -> asyncio.AbstractEventLoop:
+    """Return a new loop for tests of other processes: all that runs on it are clients, services and an emulated Google.
+
+    Debug mode, meant for the code under test, more than doubles what these cost.
+    """
+    return _FastLoop()
 
 
 def uvloop_loop() -> asyncio.AbstractEventLoop:
