@@ -5,6 +5,7 @@
 * `completion`          what the shell completes: route names, hosts, accounts, values
 * `output`              standard streams that are always open, and whose writes never raise
 * `failures`            how every command says that it failed
+* `parsing`             reads a command line to its end, and says all its mistakes
 * `seconds`             the type of options that are times
 * `options`             the flags that are made of the settings
 * `deployment_options`  the flags of deployments and of Restate's admin API, and what they stand for

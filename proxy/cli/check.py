@@ -23,7 +23,7 @@ from proxy.cli.deployment_options import (
     take_authentication,
     timeout_option,
 )
-from proxy.cli.failures import Unusable
+from proxy.cli.failures import Gathered, Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.cli.screen import Screen
 from proxy.deployments.admin_api import AdminFailure, RestateAdmin
@@ -87,21 +87,26 @@ def check(
     is shown.
     """
     authentication = take_authentication(flags) if names else Authentication()
-    settings = settings_from(config, flags).settings
-    access = None if restate_admin is None else restate_access(restate_admin, restate_token_file)
-    place = sidecar_of(settings, sidecar, required=access is not None)
-    if names:
-        targets = find_targets(names, settings, place, authentication, extra_header, flags)
-        subjects = [subject_of(target) for target in targets]
-    elif extra_header:
-        raise Unusable("--extra-header belongs to a deployment; name the host or the route that it is at")
-    else:
-        subjects = [Subject.of_route(route) for route in settings.route_table().routes]
-        if not subjects and access is None:
-            raise Unusable(
-                "there is no named route, only [deployments]: name a host that the list allows, or let --restate-admin "
-                "say which deployments there are"
-            )
+    mistakes, access, place = Gathered(), None, ""
+    with mistakes:
+        access = None if restate_admin is None else restate_access(restate_admin, restate_token_file)
+    with mistakes:
+        settings = settings_from(config, flags).settings
+        with mistakes:
+            place = sidecar_of(settings, sidecar, required=restate_admin is not None)
+        if names:
+            targets = find_targets(names, settings, place, authentication, extra_header, flags)
+            subjects = [subject_of(target) for target in targets]
+        elif extra_header:
+            raise Unusable("--extra-header belongs to a deployment; name the host or the route that it is at")
+        else:
+            subjects = [Subject.of_route(route) for route in settings.route_table().routes]
+            if not subjects and restate_admin is None:
+                raise Unusable(
+                    "there is no named route, only [deployments]: name a host that the list allows, or let "
+                    "--restate-admin say which deployments there are"
+                )
+    mistakes.raise_found()
     configure_logging("critical", "auto")  # The report has everything that would be logged.
     screen = Screen([subject.name for subject in subjects], silent=for_programs)
     try:

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from proxy import __version__
 from proxy.cli.failures import CommandFailed, UsageFailed
+from proxy.cli.parsing import Mistakes
 from proxy.cli.redaction import redact
 
 __all__ = ["commands"]
@@ -82,13 +83,17 @@ class _OnDemand(click.Group):
 
 
 def _redacted(exc: click.UsageError, arguments: list[str]) -> click.UsageError:
-    text = exc.format_message()
-    if isinstance(exc, click.NoSuchOption):
-        near = " or ".join(sorted(exc.possibilities or ()))
-        text = f"There is no option {exc.option_name}{f'; did you mean {near}?' if near else ''}"
-    failed = UsageFailed(redact(text, arguments), exc.ctx)
+    mistakes = exc.mistakes if isinstance(exc, Mistakes) else [exc]
+    failed = UsageFailed([redact(_told(one), arguments) for one in mistakes], exc.ctx)
     failed.exit_code = exc.exit_code  # type: ignore[misc]  # that of `healthcheck`
     return failed
+
+
+def _told(exc: click.UsageError) -> str:
+    if not isinstance(exc, click.NoSuchOption):
+        return exc.format_message()
+    near = " or ".join(sorted(exc.possibilities or ()))
+    return f"There is no option {exc.option_name}{f'; did you mean {near}?' if near else ''}"
 
 
 @click.group(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import itertools
 import json
 import os
 import signal
@@ -20,9 +19,22 @@ from typing import Any, Final, TypeAlias
 
 import click
 
-from proxy.cli.emulate_options import DESCRIBED, PORT, limit_option, read_grants, read_https, read_pod
-from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.emulate_options import (
+    DESCRIBED,
+    PORT,
+    PORT_OPTIONS,
+    WholeNumber,
+    check_host,
+    check_names,
+    check_ports,
+    limit_option,
+    read_grants,
+    read_https,
+    read_pod,
+)
+from proxy.cli.failures import CommandFailed, Gathered, Unusable
 from proxy.cli.output import output_problem
+from proxy.cli.parsing import Command
 from proxy.cli.redaction import redact
 from proxy.emulator import (
     GCLOUD_CLIENT,
@@ -38,7 +50,6 @@ from proxy.emulator import (
     Limits,
     Pod,
     Services,
-    bind,
     description,
     echo,
     guide,
@@ -46,7 +57,6 @@ from proxy.emulator import (
     write_secret,
 )
 from proxy.quoting import quoted
-from proxy.routes.locality import is_loopback
 
 __all__ = ["emulate"]
 
@@ -75,7 +85,6 @@ class _Plan:
 
 
 HTTPS: Final = 443
-PORT_OPTIONS: Final = ("--cloud-run-port", "--metadata-port", "--tls-port")
 _EPILOG: Final = """\
 \b
   cloudrun-sidecar emulate                        one service that describes each request
@@ -89,7 +98,7 @@ behaviour was read and not proven.
 
 
 # fmt: off
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, epilog=_EPILOG)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File (TOML) with services, accounts, users and grants, instead of the options for them.")  # noqa: E501 – one option, one line
 @click.option("--app", "application", metavar="MODULE:ATTR", help="ASGI application behind Cloud Run. [default: an echo]")  # noqa: E501 – as above
 @click.option("--url", callback=read_https, help="The service's URL and default audience. [default: its own address]")
@@ -105,7 +114,7 @@ behaviour was read and not proven.
 @click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # noqa: E501 – as above
 @click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # noqa: E501 – as above
-@click.option("--token-lifetime", type=click.IntRange(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above
+@click.option("--token-lifetime", type=WholeNumber(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above
 @limit_option("--concurrent-streams", "NUMBER", "Requests at a time on a connection.")
 @limit_option("--field-section-octets", "OCTETS", "How large the fields of a request may be; 16384 and 65536 are both reported of Google.")  # noqa: E501 – as above
 @limit_option("--stream-window-octets", "OCTETS", "Receive window of each stream.")
@@ -138,8 +147,15 @@ def emulate(
     wrong method or scheme, how a disabled account is refused, and the page of IAP's 403. That a connection ends after
     an hour, by GOAWAY in two steps, was written by an engineer of Google.
     """
-    _check_place(host, unsafe_listen, (cloud_run_port, metadata_port, tls_port))
-    google, services, accounts, users, limits = _described(context, config) if config else _from_options(**described)
+    mistakes = Gathered()
+    with mistakes:
+        check_ports((cloud_run_port, metadata_port, tls_port))
+    with mistakes:
+        check_host(host, unsafe_listen)
+    with mistakes:
+        emulated = _described(context, config) if config else _from_options(**described)
+    mistakes.raise_found()
+    google, services, accounts, users, limits = emulated
     # Created last before signals are handled, so that it is removed however the command ends.
     with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
         plan = _Plan(
@@ -178,19 +194,28 @@ def _described(context: click.Context, config: Path) -> _Emulated:
         if parameter.name in DESCRIBED
         and context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
     ]
-    if given:
-        raise Unusable(f"{', '.join(given)} cannot be used with --config: the file says it")
+    mistakes = Gathered()
+    with mistakes:
+        if given:
+            raise Unusable(f"{', '.join(given)} cannot be used with --config: the file says it")
+    with mistakes:
+        found = _read(config)
+    mistakes.raise_found()
+    apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
+    google, services = project.build(found, apps)
+    callers = (grant.caller for grant in found.grants if _is_account(grant.caller))
+    return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users, found.front_end
+
+
+def _read(config: Path) -> description.Description:
+    """Return what is in a file; raises Unusable."""
     try:
-        found = description.read(config.read_text("utf-8-sig"))
+        return description.read(config.read_text("utf-8-sig"))
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise Unusable(f"cannot read {quoted(str(config))}: {reason}") from exc
     except description.InvalidDescription as exc:
         raise Unusable.listing(f"the file {quoted(str(config))}", exc.problems) from exc
-    apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
-    google, services = project.build(found, apps)
-    callers = (grant.caller for grant in found.grants if _is_account(grant.caller))
-    return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users, found.front_end
 
 
 def _from_options(
@@ -206,23 +231,21 @@ def _from_options(
     **limits: int,
 ) -> _Emulated:
     """Return what the options describe."""
-    app = echo if application is None else _load(application)
+    mistakes, app = Gathered(), echo
     google = Google(token_lifetime_seconds=token_lifetime)
     google.pod = pod
     members = invokers or (google.metadata_account,)
-    accounts = [member for member in members if ":" not in member and not member.startswith("all")]
+    accounts = [member for member in members if "@" in member and ":" not in member]
     callers = [grant.caller for grant in grants if _is_account(grant.caller)]
-    try:
-        for member in members:
-            if not description.is_member(member):
-                raise ValueError(f"{member!r} is not an e-mail address, nor a member such as group:a@example.com")
-        for account in (*accounts, *callers, *users):
-            google.add_account(account)
-        for caller, target, role in grants:
-            google.allow_impersonation(caller, target, role)
-    except ValueError as exc:
-        named = [name for caller, target, _ in grants for name in (caller, target)]
-        raise Unusable(redact(str(exc), (*members, *users, *named))) from exc
+    with mistakes:
+        app = echo if application is None else _load(application)
+    with mistakes:
+        check_names(members, (*accounts, *callers, *users, *(grant.target for grant in grants)))
+    mistakes.raise_found()
+    for account in (*accounts, *callers, *users):
+        google.add_account(account)
+    for caller, target, role in grants:
+        google.allow_impersonation(caller, target, role)
     octets = limits["field_section_octets"]
     cloud_run = CloudRun(
         app, google, url=url, custom_audiences=audiences, invokers=members, field_section_octets=octets
@@ -328,19 +351,6 @@ def _write_credentials(plan: _Plan, endpoints: GoogleServer) -> Mapping[str, Gen
 def _is_account(caller: str) -> bool:
     """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
     return "@" in caller and not caller.startswith(("principal://", "principalSet://"))
-
-
-def _check_place(host: str, unsafe_listen: bool, ports: tuple[int, ...]) -> None:
-    """Raise CommandFailed if nothing can listen at this host, or not on all of these ports, or if it is not safe."""
-    for (one, port), (other, same) in itertools.combinations(zip(PORT_OPTIONS, ports, strict=True), 2):
-        if port and port == same:
-            raise Unusable(f"{one} and {other} have the same port, {port}; each needs its own")
-    try:
-        bind(host, 0).close()
-    except CannotListen as exc:
-        raise CommandFailed(f"--host {quoted(host)} is no address of this machine: {exc.why}") from exc
-    if not unsafe_listen and not is_loopback(host.strip("[]")):
-        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
 
 
 def _with_remedy(error: CannotListen, plan: _Plan) -> str:

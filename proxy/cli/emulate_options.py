@@ -1,21 +1,46 @@
-"""What the options of `emulate` take: roles, a pod, a URL, limits."""
+"""What the options of `emulate` take: roles, a pod, a URL, names, addresses, limits."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from proxy.emulator import Limits, Pod, description
+from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.redaction import redact
+from proxy.emulator import CannotListen, Limits, Pod, bind, description
 from proxy.emulator.limits import RANGES
 from proxy.quoting import plain, quoted
 from proxy.routes import parse_upstream
+from proxy.routes.locality import is_loopback
 
-__all__ = ["DESCRIBED", "PORT", "limit_option", "read_grants", "read_https", "read_pod"]
+__all__ = [
+    "DESCRIBED",
+    "PORT",
+    "PORT_OPTIONS",
+    "WholeNumber",
+    "check_host",
+    "check_names",
+    "check_ports",
+    "limit_option",
+    "read_grants",
+    "read_https",
+    "read_pod",
+]
 
-PORT: Final = click.IntRange(0, 65535)
+
+class WholeNumber(click.IntRange):
+    """A whole number within a range; click calls it an integer range where it is none."""
+
+    name = "whole number"
+
+
+PORT: Final = WholeNumber(0, 65535)
 """A port; 0 is a free one."""
+PORT_OPTIONS: Final = ("--cloud-run-port", "--metadata-port", "--tls-port")
+"""The options that take a port."""
 _LIMITS: Final = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
 DESCRIBED: Final = (
     *("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime"),
@@ -72,7 +97,36 @@ def read_https(context: click.Context, parameter: click.Parameter, value: str | 
 def limit_option(option: str, metavar: str, text: str) -> Callable[[Any], Any]:
     """Return the option for a limit of the front end, with its default and its range."""
     name = option.removeprefix("--").replace("-", "_")
-    kind = click.IntRange(*RANGES[name])
+    kind = WholeNumber(*RANGES[name])
     return click.option(
         option, type=kind, default=getattr(Limits(), name), show_default=True, metavar=metavar, help=text
     )
+
+
+def check_ports(ports: tuple[int, ...]) -> None:
+    """Raise Unusable if two of the ports are the same."""
+    for (one, port), (other, same) in itertools.combinations(zip(PORT_OPTIONS, ports, strict=True), 2):
+        if port and port == same:
+            raise Unusable(f"{one} and {other} have the same port, {port}; each needs its own")
+
+
+def check_host(host: str, unsafe_listen: bool) -> None:
+    """Raise CommandFailed if nothing can listen at this host, or if it is not safe."""
+    try:
+        bind(host, 0).close()
+    except CannotListen as exc:
+        raise CommandFailed(f"--host {quoted(host)} is no address of this machine: {exc.why}") from exc
+    if not unsafe_listen and not is_loopback(host.strip("[]")):
+        raise Unusable(f"{quoted(host)} is reachable from other machines; add --unsafe-listen if that is meant")
+
+
+def check_names(members: tuple[str, ...], emails: tuple[str, ...]) -> None:
+    """Raise Unusable with all members and e-mail addresses that are none."""
+    neither = "is not an e-mail address, nor a member such as group:a@example.com"
+    wrong = {name: neither for name in members if not description.is_member(name)}
+    wrong |= {
+        name: "is not an e-mail address" for name in emails if name not in wrong and not description.is_email(name)
+    }
+    if wrong:
+        problems = [redact(f"{name!r} {why}", wrong) for name, why in wrong.items()]
+        raise Unusable.listing("the arguments", problems) if len(problems) > 1 else Unusable(*problems)

@@ -14,6 +14,7 @@ import click
 from proxy.cli import probe
 from proxy.cli.failures import CommandFailed
 from proxy.cli.output import print_optional
+from proxy.cli.parsing import Command
 from proxy.cli.probe import admin_address, admin_option, ask, config_option, within
 from proxy.exit_codes import ExitCode
 from proxy.quoting import plain, quoted
@@ -25,7 +26,7 @@ _PATHS: Final = ("/readyz", "/livez", "/startupz", "/readyz?routes")
 _PATH: Final = re.compile(r"[!-~]+")
 
 
-class _HealthCommand(click.Command):
+class _HealthCommand(Command):
     """A command without the exit code 2, which Docker reserves: that it cannot ask is unhealthy as well."""
 
     def make_context(

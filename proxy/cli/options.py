@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from proxy.cli.completion import Complete, complete_accounts, complete_audiences, complete_file, one_of
 from proxy.cli.failures import Unusable
+from proxy.cli.parsing import Command
 from proxy.settings.field_texts import default_text, summary, unit_of
 from proxy.settings.groups import GROUPS
 from proxy.settings.layers import SettingsInvalid, flag_name
@@ -46,7 +47,7 @@ class HeadedOption(click.Option):
         self.heading = heading
 
 
-class GroupedCommand(click.Command):
+class GroupedCommand(Command):
     """A command whose flags are listed under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,7 +77,7 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> Loaded:
     try:
         return load(config, os.environ, flags)
     except SettingsInvalid as exc:
-        raise Unusable.listing("the settings", exc.problems) from None
+        raise Unusable.listing("the settings", [str(problem) for problem in exc.problems]) from None
 
 
 def _flags(shown: frozenset[str] | None) -> Iterator[click.Parameter]:

@@ -24,7 +24,7 @@ from proxy.cli.deployment_options import (
     take_authentication,
     timeout_option,
 )
-from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.failures import CommandFailed, Gathered, Unusable
 from proxy.cli.options import GroupedCommand, HeadedOption, settings_flags, settings_from
 from proxy.cli.output import output_problem
 from proxy.cli.screen import Screen
@@ -166,28 +166,30 @@ def register(
     Before anything is changed, the services and handlers that would change are shown. The last line is the command of
     Restate's CLI that does the same.
     """
-    authentication = take_authentication(flags)
-    settings = settings_from(config, flags).settings
-    access = restate_access(restate_admin, restate_token_file)
-    place = sidecar_of(settings, sidecar)
-    (target,) = find_targets((deployment,), settings, place, authentication, extra_header, flags)
-    if http1 and target.authority:
-        raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
+    authentication, mistakes, place = take_authentication(flags), Gathered(), ""
     yes = yes or bool(os.environ.get("CI"))
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise Unusable("register asks before it changes anything, and there is no terminal; add --yes or --dry-run")
+    with mistakes:
+        settings = settings_from(config, flags).settings
+        with mistakes:
+            place = sidecar_of(settings, sidecar)
+        (target,) = find_targets((deployment,), settings, place, authentication, extra_header, flags)
+        if http1 and target.authority:
+            raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
+    with mistakes:
+        access = restate_access(restate_admin, restate_token_file)
+    with mistakes:
+        _check_terminal(needed=not (yes or dry_run))
+    mistakes.raise_found()
     configure_logging("critical", "auto")  # The report has everything that would be logged.
     screen = Screen([subject_of(target).name])
-    registration = _Registration(
-        access, target, place, force=force, breaking=breaking, http1=http1, timeout=answer_timeout
-    )
+    registration = _Registration(access, target, place, answer_timeout, force=force, breaking=breaking, http1=http1)
     try:
         with asyncio.Runner() as runner:
             if not no_check:
                 runner.run(_look(settings, target, answer_timeout, screen))
             planned = runner.run(registration.plan())
             if planned.known is not None and not force:
-                _tell_known(planned.known, registration.changed_calls(planned.known), screen)
+                _tell_known(planned.known, registration, screen)
             else:
                 _show(planned, registration, screen)
                 _confirm(yes=yes, dry_run=dry_run, screen=screen)
@@ -196,11 +198,15 @@ def register(
     except EngineUnavailable as exc:
         raise Unusable(str(exc)) from None
     except AdminFailure as failure:
-        kind = CommandFailed if failure.exit_code is ExitCode.FAILED else Unusable
-        raise kind(str(failure)) from None
-    token_file = None if restate_token_file is None else str(restate_token_file)
+        raise (CommandFailed if failure.exit_code is ExitCode.FAILED else Unusable)(str(failure)) from None
     same = "Restate's CLI has no --dry-run; this registers" if dry_run else "The same with Restate's CLI"
-    screen.write(f"\n{same}:\n  {registration.plain_command(token_file, yes=yes)}\n")
+    screen.write(f"\n{same}:\n  {registration.plain_command(restate_token_file, yes=yes)}\n")
+
+
+def _check_terminal(*, needed: bool) -> None:
+    """Raise Unusable if a question cannot be asked."""
+    if needed and not sys.stdin.isatty():
+        raise Unusable("register asks before it changes anything, and there is no terminal; add --yes or --dry-run")
 
 
 class _Plan(NamedTuple):
@@ -221,7 +227,7 @@ class _Registration:
     """
 
     def __init__(
-        self, access: Access, target: Target, sidecar: str, *, force: bool, breaking: bool, http1: bool, timeout: float
+        self, access: Access, target: Target, sidecar: str, timeout: float, *, force: bool, breaking: bool, http1: bool
     ) -> None:
         self._access = access
         self._target = target
@@ -258,13 +264,13 @@ class _Registration:
         """Return a phrase for everything in which it changes how Restate calls the deployment."""
         return changed_calls(known, self._target.url, dict(self._target.headers), http1=self._http1)
 
-    def plain_command(self, token_file: str | None, *, yes: bool) -> str:
+    def plain_command(self, token_file: Path | None, *, yes: bool) -> str:
         """Return the command of Restate's CLI that does the same."""
         return plain_command(
             self._target.url,
             self._target.headers,
             admin_url=self._access.url,
-            token_file=token_file,
+            token_file=None if token_file is None else str(token_file),
             force=self._force,
             breaking=self._breaking,
             http1=self._http1,
@@ -288,9 +294,9 @@ async def _look(settings: Settings, target: Target, answer_timeout: float, scree
         raise CommandFailed("the deployment does not work yet, so it was not registered")
 
 
-def _tell_known(known: Deployment, changed: list[str], screen: Screen) -> None:
+def _tell_known(known: Deployment, registration: _Registration, screen: Screen) -> None:
     """Say that Restate has the deployment; raises Unusable if the registration would change how it is called."""
-    if changed:
+    if changed := registration.changed_calls(known):
         raise Unusable(
             f"Restate has this deployment already ({one_line(known.id)}), and calls it in another way. Nothing was "
             f"changed; with --force {', '.join(changed)}"

@@ -13,6 +13,8 @@ __all__ = ["Seconds"]
 class Seconds(click.FloatRange):
     """Seconds within a range; click's own takes NaN, which is in no range and never over."""
 
+    name = "number of seconds"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number; a mistake on the command line raises click.BadParameter."""
         seconds = float(super().convert(value, param, ctx))

@@ -13,7 +13,7 @@ import click
 
 from proxy.cli.completion import complete_subjects
 from proxy.cli.deployment_options import deployment_flags, find_targets, sidecar_of, subject_of, take_authentication
-from proxy.cli.failures import CommandFailed, Unusable
+from proxy.cli.failures import CommandFailed, Gathered, Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.doctor.checking import Doctor
 from proxy.doctor.claims import decode_token, format_duration, jwt_of
@@ -49,14 +49,16 @@ def token(
 
     The signature is not printed, so what is shown is no credential; with --raw it is the whole token.
     """
-    authentication = take_authentication(flags)
+    authentication, mistakes, place = take_authentication(flags), Gathered(), ""
     settings = settings_from(config, flags).settings
-    (target,) = find_targets(
-        (name,), settings, sidecar_of(settings, sidecar, required=False), authentication, extra_header, flags
-    )
-    chosen = target.route
-    if not chosen.signed:
-        raise Unusable(f"the route /{subject_of(target).name} adds no token (gcp_id_token = false)")
+    with mistakes:
+        place = sidecar_of(settings, sidecar, required=False)
+    with mistakes:
+        (target,) = find_targets((name,), settings, place, authentication, extra_header, flags)
+        chosen = target.route
+        if not chosen.signed:
+            raise Unusable(f"the route /{subject_of(target).name} adds no token (gcp_id_token = false)")
+    mistakes.raise_found()
     configure_logging("critical", "auto")  # A failure is told below, once.
     try:
         with asyncio.Runner() as runner:

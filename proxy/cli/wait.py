@@ -14,6 +14,7 @@ import click
 
 from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.output import print_optional
+from proxy.cli.parsing import Command
 from proxy.cli.probe import TIMEOUT_SECONDS, admin_address, admin_option, ask, config_option, connect, within
 from proxy.cli.seconds import Seconds
 from proxy.network.address import Address, parse_address
@@ -27,7 +28,7 @@ _LEAST_SECONDS: Final = 1.0
 """For a question; less would not tell a sidecar that is slow from one that is not ready."""
 
 
-@click.command()
+@click.command(cls=Command)
 @admin_option
 @config_option
 @click.option(
