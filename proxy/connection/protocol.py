@@ -322,6 +322,9 @@ class Http2Protocol(Flushable):
                     self.on_internal_error(stream, exc)
         self.budget.close_account(self.account)
         self.on_lost(reason)
+        # This connection and its engine refer to each other: what is queued would wait for the garbage collector.
+        for stream in self.engine.live_streams():
+            stream.reset_now(ErrorCode.CANCEL)
 
     def held_octets(self, stream: Stream) -> int:
         """Return how many octets are charged to this connection for a live stream."""

@@ -185,6 +185,7 @@ def test_an_ended_connection_leaves_nothing_charged_to_the_budget(make: EngineFa
         assert pair.budget.queued_octets == 0
         assert not pair.server.account.holder.accounts
         assert len(pair.server.lost) == 1
+        assert pair.server.engine.count_queued_octets() == 0, "it would wait for the garbage collector"
 
 
 @each_bare_engine
