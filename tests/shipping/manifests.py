@@ -85,8 +85,8 @@ def _astray(resource: Resource, around: Sequence[Resource]) -> Iterator[str]:
         case "PodDisruptionBudget":
             yield from _selecting(spec["selector"]["matchLabels"], [], around)
         case "NetworkPolicy":
-            names = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
-            yield from _selecting(spec["podSelector"]["matchLabels"], names, around)
+            ports = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
+            yield from _selecting(spec["podSelector"]["matchLabels"], ports, around, by_policy=True)
         case "HorizontalPodAutoscaler":
             yield from _there(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"], around)
         case "Deployment" | "StatefulSet":
@@ -97,13 +97,22 @@ def _astray(resource: Resource, around: Sequence[Resource]) -> Iterator[str]:
             yield from _pod(spec["template"]["spec"], claims, around)
 
 
-def _selecting(labels: Mapping[str, str], ports: Sequence[object], around: Sequence[Resource]) -> Iterator[str]:
-    """Yield errors of a selector of pods, and of the names of their ports."""
+def _selecting(
+    labels: Mapping[str, str], ports: Sequence[object], around: Sequence[Resource], *, by_policy: bool = False
+) -> Iterator[str]:
+    """Yield errors of a selector of pods, and of their ports.
+
+    Network policies know the names of ports of ordinary containers only: for a native sidecar's, Cilium (Dataplane V2
+    of GKE) and older versions of Calico find no port (kubernetes/kubernetes#125285).
+    """
     templates = [one["spec"]["template"] for one in around if one["kind"] in _WORKLOADS]
     chosen = [template for template in templates if labels.items() <= template["metadata"]["labels"].items()]
     if not chosen:
         yield f"no pod has the labels {dict(labels)}"
-    there = {name for template in chosen for one in _containers(template["spec"]) for name in container_ports(one)}
+    there: set[object] = set()
+    for pod in (template["spec"] for template in chosen):
+        there.update(*map(container_ports, pod["containers"] if by_policy else _containers(pod)))
+        there.update(*(container_ports(container).values() for container in _containers(pod)))
     yield from (f"no container has a port {port}" for port in ports if port not in there)
 
 

@@ -237,12 +237,8 @@ def test_names_and_labels_refer_to_something(overlay: str) -> None:
         ),
         ("beside/restate.yaml", "serviceName: restate-nodes", "serviceName: a", "there is no Service a"),
         ("beside/restate.yaml", "app.kubernetes.io/name: restate\n  ports", "app: a\n  ports", "no pod has the labels"),
-        (
-            "beside/restate.yaml",
-            "configMap:\n            name: cloudrun-sidecar",
-            "configMap: {name: a}",
-            "no ConfigMap a",
-        ),
+        ("beside/restate.yaml", "cloudrun-sidecar\n        - name: s", "a\n        - name: s", "no ConfigMap a"),
+        ("beside/network-policy.yaml", "port: 9091", "port: sidecar-admin", "no container has a port sidecar-admin"),
     ],
 )
 def test_a_broken_reference_is_reported(file: str, text: str, instead: str, mistake: str, tmp_path: Path) -> None:
@@ -390,11 +386,11 @@ def test_the_network_policy_beside_restate_opens_the_admin_ports_to_few_and_the_
     assert policy["podSelector"]["matchLabels"].items() <= workload("beside")["metadata"]["labels"].items()
     opened = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
     assert opened["ingress"] is None
-    assert opened["sidecar-admin"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == COLLECTORS
+    assert opened[9091][0]["namespaceSelector"]["matchExpressions"][0]["values"] == COLLECTORS
     for rule in policy["ingress"]:
         if {"port": "admin"} in rule["ports"]:
             assert rule["from"] == [{"podSelector": {}}]
-    ports = {name for container in containers("beside") for name in container_ports(container)}
-    assert set(opened) == ports
+    (restate,) = pod("beside")["containers"]
+    assert set(opened) == {*container_ports(restate), *container_ports(sidecar("beside")).values()}
     (listening,) = sidecar_settings("beside", tmp_path)["listen"]
     assert listening.startswith("127.0.0.1:")
