@@ -14,6 +14,8 @@ from proxy.emulator.cloud_run_server import CloudRunServer
 from proxy.emulator.credential_files import GeneratedCredentials
 from proxy.emulator.google_server import API_HOSTS, GoogleServer
 from proxy.emulator.iap import account_of
+from proxy.emulator.members import includes
+from proxy.emulator.model import unique_id
 
 __all__ = ["Running", "as_json", "as_text"]
 
@@ -140,9 +142,10 @@ def as_text(running: Running) -> str:
 
 def _example_lines(running: Running) -> list[str]:
     """Return a request with curl to a service that the metadata server's account may call."""
-    account = running.endpoints.google.metadata_account
-    mine = [service for service in running.services if account in service.invokers and not service.iap]
-    if not mine or running.endpoints.google.pod is not None:
+    google = running.endpoints.google
+    caller = {"sub": unique_id(google.metadata_account)}
+    mine = [one for one in running.services if includes(one.invokers, caller, google.groups) and not one.iap]
+    if not mine or google.pod is not None:
         return []
     url, address = mine[0].url, running.server.url.removeprefix("https://")
     identity = f"http://{running.endpoints.metadata_address}{IDENTITY}?audience={url}"

@@ -289,7 +289,7 @@ async def test_a_pod_and_the_narrow_role_are_set_by_options() -> None:
 
 @pytest.mark.asyncio
 async def test_the_text_has_addresses_and_variables() -> None:
-    process = await _start("--credentials")
+    process = await _start("--credentials", "--invoker", f"serviceAccount:{METADATA}")
     assert process.stdout is not None
     text = ""
     while "so add --tls-port 443" not in text:
