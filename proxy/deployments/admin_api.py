@@ -42,6 +42,8 @@ _LEAST_SECRET: Final = 4
 _DEPLOYMENT_EXISTS: Final = "META0004"
 _DISCOVERY_FAILED: Final = "META0003"
 _NOT_HTTP2: Final = "META0014"
+_NO_ANSWER: Final = "error when calling"
+"""Restate's words for a failed discovery without a response (`got status code …` if there is one)."""
 _ERROR_PREFIX: Final = re.compile(r"^(?:\[META\d+\]\s*)+")
 
 _ERRNO: Final = re.compile(r"\[Errno ([0-9]+)\]")
@@ -175,6 +177,8 @@ class RestateAdmin:
                 text += f". It reaches this URL only if the Restate server has the variable RESTATE_HTTP_PROXY={proxy}"
             elif code == _NOT_HTTP2:
                 text += ". The sidecar speaks HTTP/2 there: does its admin port answer? --sidecar says where it listens"
+            elif _NO_ANSWER in message:
+                text += ". Does the sidecar run there? --sidecar says where Restate reaches it"
         elif status == 409:
             flag = "--force" if code == _DEPLOYMENT_EXISTS else "--breaking"
             text, unusable = f"Restate refuses this change: {message}. Add {flag} to make it nevertheless", True

@@ -198,6 +198,7 @@ async def test_failures_of_restate_are_reported_with_a_remedy(tmp_path: Path) ->
         lost = await register(here, *words, "--sidecar", "http://127.0.0.1:1")
         assert lost.code == 1
         assert "Restate cannot discover the deployment, nothing was changed" in lost.err
+        assert "Does the sidecar run there? --sidecar says where Restate reaches it" in lost.err
         not_restate = await register(here, *words, admin=here.sidecar.url)
         assert not_restate.code == 2
         assert "is not Restate's admin API" in not_restate.err

@@ -124,6 +124,12 @@ async def test_no_authorization_is_sent_without_a_token() -> None:
         ),
         (
             500,
+            {"message": "[META0003] error when calling 'http://a/b': refused", "restate_code": "META0003"},
+            ExitCode.FAILED,
+            "error when calling 'http://a/b': refused. Does the sidecar run there? --sidecar says where Restate",
+        ),
+        (
+            500,
             {"message": "[META0014] only HTTP1.1, consider --use-http1.1", "restate_code": "META0014"},
             ExitCode.FAILED,
             "consider --use-http1.1. The sidecar speaks HTTP/2 there: does its admin port answer? --sidecar says where",
