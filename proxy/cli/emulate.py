@@ -109,9 +109,9 @@ behaviour was read and not proven.
 @click.option("--gke-pod", "pod", metavar="NAMESPACE/NAME[=ACCOUNT]", callback=read_pod, help="The metadata server is that of GKE, for this Kubernetes account; ACCOUNT is in its annotation, and needs workloadIdentityUser.")  # noqa: E501 – as above
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--unsafe-listen", is_flag=True, help="Allow an address that other machines can reach. They can get tokens.")  # noqa: E501 – as above
-@click.option("--cloud-run-port", type=PORT, default=0, help="Port of the Cloud Run front end. [default: a free one]")
-@click.option("--metadata-port", type=PORT, default=0, help="Port of the metadata server. [default: a free one]")
-@click.option("--tls-port", type=PORT, default=0, help="Port of the API hosts. [default: a free one]")
+@click.option("--cloud-run-port", type=PORT, default=0, metavar="PORT", help="Port of the Cloud Run front end. [default: a free one]")  # noqa: E501 – as above
+@click.option("--metadata-port", type=PORT, default=0, metavar="PORT", help="Port of the metadata server. [default: a free one]")  # noqa: E501 – as above
+@click.option("--tls-port", type=PORT, default=0, metavar="PORT", help="Port of the API hosts. [default: a free one]")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Directory for ca.pem and key files. [default: a temporary one]")  # noqa: E501 – as above
 @click.option("--credentials", is_flag=True, help="Also write one credential file of each kind; their principals may impersonate the invokers.")  # noqa: E501 – as above
 @click.option("--token-lifetime", type=WholeNumber(1, 43_200), default=3600, show_default=True, metavar="SECONDS", help="Lifetime of tokens.")  # noqa: E501 – as above

@@ -159,3 +159,10 @@ def test_problems_are_listed_below_the_sentence(tmp_path: Path) -> None:
     first, *more = told.stderr.splitlines()
     assert first == "cloudrun-sidecar: 2 problems with the settings"
     assert all(line.startswith(f"  {config}: ") for line in more)
+
+
+@pytest.mark.parametrize("option", ["--tls-port", "--token-lifetime", "--concurrent-streams"])
+def test_an_option_of_the_emulator_that_is_no_number_is_refused(option: str) -> None:
+    told = CliRunner().invoke(commands, ["emulate", option, "many"])
+    assert told.exit_code == 2
+    assert f"'{option}': 'many' is not a valid whole number" in told.output

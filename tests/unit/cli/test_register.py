@@ -48,10 +48,13 @@ def test_a_check_that_fails_ends_it(nobody: str) -> None:
 
 
 @pytest.mark.parametrize("command", [("register", HOST), ("check",), ("wait",)])
-def test_a_timeout_that_is_no_number_is_refused(command: tuple[str, ...]) -> None:
-    told = CliRunner().invoke(commands, [*command, "--timeout", "nan"])
+@pytest.mark.parametrize(
+    ("given", "words"), [("nan", "nan is no number of seconds"), ("5s", "'5s' is not a valid number of seconds")]
+)
+def test_a_timeout_that_is_no_number_is_refused(command: tuple[str, ...], given: str, words: str) -> None:
+    told = CliRunner().invoke(commands, [*command, "--timeout", given])
     assert told.exit_code == 2
-    assert "nan is no number of seconds" in told.output
+    assert words in told.output
 
 
 def test_the_admin_api_is_named_by_flag_or_variable(nobody: str) -> None:
