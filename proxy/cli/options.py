@@ -138,9 +138,10 @@ def _completion(name: str, info: FieldInfo) -> Complete | None:
     """Return what completes the value of a setting; None if nothing does."""
     if get_origin(info.annotation) is Literal:
         return one_of(*get_args(info.annotation))
+    if _placeholder(name, info) == "FILE":
+        return complete_file
     return {
         "admin": one_of("off"),
-        "upstream_ca": complete_file,
         "gcp_impersonate_service_account": complete_accounts,
         "gcp_delegates": complete_accounts,
         "gcp_audience": complete_audiences,

@@ -101,8 +101,9 @@ def test_an_invalid_settings_file_does_not_fail_the_completion(settings: Path, t
     assert completed("cloudrun-sidecar register --gcp-impersonate-service-account ") == []
 
 
-def test_a_file_is_completed_by_the_shell() -> None:
-    argv = {"COMP_WORDS": "cloudrun-sidecar serve --upstream-ca ", "COMP_CWORD": "3"}
+@pytest.mark.parametrize("flag", ["--config", "--upstream-ca", "--tls-certificate", "--tls-key", "--tls-client-ca"])
+def test_a_file_is_completed_by_the_shell(flag: str) -> None:
+    argv = {"COMP_WORDS": f"cloudrun-sidecar serve {flag} ", "COMP_CWORD": "3"}
     asked = {**os.environ, **argv, "_CLOUDRUN_SIDECAR_COMPLETE": "bash_complete"}
     ran = subprocess.run([PROGRAM], env=asked, capture_output=True, check=True, text=True)
     assert ran.stdout == "file,\n"
