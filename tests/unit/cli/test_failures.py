@@ -66,7 +66,7 @@ def test_an_error_begins_with_the_name_of_the_program_and_shows_no_usage(argumen
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("sreve",), "no such command"),
+        (("sreve",), "there is no command"),
         (("serve", "--upstream", "ftp://x"), "1 problem with the settings"),
         ((*SERVE, "--config", "/nonexistent"), "1 problem with the settings"),
         (

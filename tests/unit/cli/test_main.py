@@ -54,7 +54,7 @@ def test_every_listed_command_exists() -> None:
 def test_an_unknown_command_is_a_usage_error() -> None:
     told = CliRunner().invoke(commands, ["sreve"])
     assert told.exit_code == 2
-    assert "no such command 'sreve'" in told.stderr
+    assert "there is no command 'sreve'; did you mean serve?" in told.stderr
 
 
 def test_help_and_version_import_no_heavy_module() -> None:

@@ -80,6 +80,6 @@ def test_the_health_check_names_the_variable_and_does_not_quote_it(variable: str
 
 
 def test_an_argument_that_is_no_secret_is_quoted() -> None:
-    assert "no such command 'sreve'" in CliRunner().invoke(commands, ["sreve"]).output
+    assert "there is no command 'sreve'; did you mean serve?" in CliRunner().invoke(commands, ["sreve"]).output
     assert "'soon' is not a valid" in CliRunner().invoke(commands, ["check", "--timeout", "soon"]).output
     assert "unexpected extra argument (greeter)" in CliRunner().invoke(commands, ["serve", "greeter"]).output
