@@ -11,9 +11,11 @@ import contextlib
 import resource
 from typing import Final
 
-__all__ = ["is_reserved", "raise_descriptor_limit"]
+__all__ = ["descriptors_refusal", "is_reserved", "raise_descriptor_limit"]
 
 _RESERVED: Final = 32
+_LEAST: Final = 32
+"""A sidecar with one worker has 18 open before it has a connection, and the last quarter is reserved."""
 
 
 def raise_descriptor_limit() -> None:
@@ -25,6 +27,17 @@ def raise_descriptor_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS takes less than its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def descriptors_refusal() -> str:
+    """Return why this process cannot serve with so few descriptors, in a sentence; "" if there are enough.
+
+    With a few less, libuv ends the process without a word.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _LEAST:
+        return ""
+    return f"the limit of open files is {soft}, and {_LEAST} are the least: raise it (ulimit -n, LimitNOFILE)"
 
 
 def is_reserved(descriptor: int) -> bool:

@@ -23,7 +23,7 @@ from proxy.downstream.tls import TlsFiles, TlsUnusable, server_context
 from proxy.exit_codes import ExitCode, error_line, no_thread
 from proxy.http2.choice import EngineUnavailable, engine_choice
 from proxy.network.address import Address, parse_address_or_off
-from proxy.network.descriptors import raise_descriptor_limit
+from proxy.network.descriptors import descriptors_refusal, raise_descriptor_limit
 from proxy.network.service_manager import ServiceManager
 from proxy.observe.background import background_output
 from proxy.observe.lines import configure_logging
@@ -60,6 +60,9 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
         tls_addresses=settings.tls_listen,
     )
     raise_descriptor_limit()
+    if refused := descriptors_refusal():
+        sys.stderr.write(error_line(refused, sys.stderr))
+        return ExitCode.SETTINGS_UNUSABLE
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.network.descriptors import is_reserved, raise_descriptor_limit
+from proxy.network.descriptors import descriptors_refusal, is_reserved, raise_descriptor_limit
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +30,10 @@ def test_the_last_descriptors_are_reserved(limit: int, first_reserved: int) -> N
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     assert not is_reserved(first_reserved - 1)
     assert is_reserved(first_reserved)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(31, True), (32, False)])
+def test_a_sidecar_needs_some_descriptors(limit: int, refused: bool) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert bool(descriptors_refusal()) is refused

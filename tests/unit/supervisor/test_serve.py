@@ -91,6 +91,16 @@ def test_a_limit_on_threads_exits_with_1_and_a_sentence(workers: int, tmp_path: 
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_low_limit_on_open_files_exits_with_2_and_a_sentence(workers: int) -> None:
+    program = ["prlimit", "--nofile=13:13", sys.executable, "-m", "proxy", "serve", f"--workers={workers}"]
+    program += ["--listen=127.0.0.1:0", "--admin=off", "--upstream=https://a-123456789012.europe-west1.run.app"]
+    ran = subprocess.run(program, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == ExitCode.SETTINGS_UNUSABLE
+    said = "the limit of open files is 13, and 32 are the least: raise it (ulimit -n, LimitNOFILE)"
+    assert ran.stderr == f"cloudrun-sidecar: {said}\n"
+
+
 def test_the_reading_of_settings_exits_with_1_at_a_limit_on_threads() -> None:
     ours, its = socket.socketpair()
     with ours, its:
