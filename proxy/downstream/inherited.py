@@ -62,6 +62,10 @@ def _check(name: str, passed: socket.socket, unsafe_listen: bool) -> None:
     if not (stream and passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
         raise _unusable(passed, "it is not a listening stream socket; use ListenStream= with Accept=no")
     address = Address.of_socket(passed.getsockname())
+    if passed.family == socket.AF_UNIX and not address.path.startswith("/"):
+        raise _unusable(
+            passed, "a Unix socket needs the absolute path of a file, whose permissions say who may connect"
+        )
     if name != ADMIN_NAME and not (address.is_local or unsafe_listen):
         raise _unusable(
             passed,

@@ -39,7 +39,12 @@ class Address(NamedTuple):
 
     @classmethod
     def of_socket(cls, name: Any) -> Address:
-        """Return the address that `getsockname` or `getpeername` gives as `name`; of a TCP or Unix socket."""
+        """Return the address that `getsockname` or `getpeername` gives as `name`; of a TCP or Unix socket.
+
+        Octets are the name of a Unix socket without a file (unix(7)), which is shown with @ for its leading zero.
+        """
+        if isinstance(name, bytes):
+            name = f"@{name[1:].decode(errors='backslashreplace')}"
         return cls("", 0, name) if isinstance(name, str) else cls(name[0], name[1], "")
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_a_socket_of_another_kind_is_refused() -> None:
         with pytest.raises(ListenFailed, match="not a listening stream socket"):
             InheritedSockets.sorted_by_name([("listen", wrong)], unsafe_listen=False)
         assert wrong.fileno() == -1
+
+
+@pytest.mark.parametrize("name", ["listen", "admin"])
+@pytest.mark.parametrize(("bound", "shown"), [("\0of-sidecar-tests-%s", "@of-sidecar-tests-%s"), ("s-%s", "s-%s")])
+def test_a_unix_socket_without_an_absolute_path_is_refused(
+    name: str, bound: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(bound % tmp_path.name)
+    unix.listen()
+    said = f"unix:{shown % tmp_path.name} (passed to this process): a Unix socket needs the absolute path of a file"
+    with pytest.raises(ListenFailed, match=re.escape(said)) as raised:
+        InheritedSockets.sorted_by_name([(name, unix)], unsafe_listen=False)
+    assert not raised.value.transient
+    assert unix.fileno() == -1
 
 
 def test_without_passed_sockets_the_settings_are_used() -> None:
