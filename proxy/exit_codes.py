@@ -41,7 +41,9 @@ def error_line(text: str, stream: TextIO) -> str:
 
 def no_thread(exc: RuntimeError) -> str:
     """Return a sentence if this says that the system starts no more threads; else ""."""
-    return f"cannot start a thread: {PROCESSES_REMEDY}" if str(exc) == "can't start new thread" else ""
+    if str(exc) != "can't start new thread":
+        return ""
+    return f"cannot start a thread: {PROCESSES_REMEDY} or of memory (ulimit -v)"
 
 
 def shows_colours(stream: TextIO) -> bool:

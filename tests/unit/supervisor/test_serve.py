@@ -88,6 +88,7 @@ def test_a_limit_on_threads_exits_with_1_and_a_sentence(workers: int, tmp_path: 
     assert ran.returncode == ExitCode.FAILED
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("cloudrun-sidecar: cannot start a thread: raise the limit of processes and threads")
+    assert last.endswith("or of memory (ulimit -v)")
     assert "Traceback" not in ran.stderr
 
 
