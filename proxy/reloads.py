@@ -20,6 +20,9 @@ __all__ = ["Reloadable", "Reloads"]
 
 _log: Final = structlog.get_logger("sidecar")
 
+_LOST: Final = "the settings were lost on their way to a worker: limit of open files reached (ulimit -n)"
+"""The kernel had no descriptor for their file."""
+
 
 class Reloadable(Protocol):
     """What new settings are put in force in: a worker."""
@@ -91,6 +94,11 @@ class Reloads:
     async def _take(self, channel: Channel, content: bytes, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
+        if not content:
+            _log.error("new settings are not in force", reason=_LOST)
+            self._worker.refuse((_LOST,))
+            channel.report(SETTINGS_KEPT)
+            return
         try:
             # In a thread: the settings of 5,000 routes take a tenth of a second.
             self._worker.apply(await asyncio.to_thread(PlainSettings.from_json, content))

@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.downstream.channel import ABORT, DRAIN, Channel
+from proxy.downstream.channel import ABORT, DRAIN, SETTINGS, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.network.loop import report_unexpected
 from proxy.network.service_manager import ServiceManager
@@ -161,6 +161,29 @@ async def test_a_worker_carries_out_the_commands_of_its_supervisor(capsys: pytes
         assert "192.0.2.1:9080" in said
     supervisor.read_reports()
     assert supervisor.connections == 0
+    supervisor.close()
+
+
+@pytest.mark.asyncio
+async def test_settings_without_their_file_are_not_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, its = socket.socketpair()
+    supervisor = WorkerChannel(ours)
+
+    async def look(worker: Worker, _: int) -> None:
+        supervisor.send_command(SETTINGS)  # the file is lost where the worker has no descriptor for it
+        readable = asyncio.Event()
+        asyncio.get_running_loop().add_reader(ours, readable.set)
+        while not supervisor.settings_kept:
+            await readable.wait()
+            readable.clear()
+            supervisor.read_reports()
+        asyncio.get_running_loop().remove_reader(ours)
+        supervisor.send_command(ABORT)
+
+    with its:
+        said = await running(settings(admin="off"), look, capsys, Channel(its, []))
+    assert "the settings were lost on their way to a worker: limit of open files reached (ulimit -n)" in said
+    assert "internal error" not in said
     supervisor.close()
 
 
