@@ -95,8 +95,8 @@ class Deadlines:
             self._until = {connection: self._until.get(connection, first) for connection in connections}
             for connection in connections:
                 until = self._until[connection]
-                # Not closed but aborted: closing waits for the client to read.
-                if now >= until and isinstance(connection.transport, asyncio.Transport):
+                # Not closed but aborted: closing waits for the client to read. uvloop's is no asyncio.Transport.
+                if now >= until and connection.transport is not None:
                     connection.transport.abort()
 
 

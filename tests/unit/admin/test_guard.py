@@ -12,6 +12,7 @@ import pytest
 
 from proxy.admin import guard
 from proxy.network.address import parse_address
+from proxy.network.loop import loop_factory
 from proxy.observe.exposition import Exposition
 from tests.unit.admin.test_plane import running
 
@@ -31,6 +32,26 @@ async def test_a_client_that_sends_more_than_a_request_is_cut_off_and_not_logged
             writer.close()
         assert (await site.get("/livez"))[0] == 200
     assert not caplog.records
+
+
+def test_a_slow_client_is_cut_off_on_the_loop_of_a_worker() -> None:
+    """uvloop's transports are not instances of `asyncio.Transport`."""
+
+    async def ask() -> bytes:
+        async with running(deadlines=guard.Deadlines(first_request_seconds=0.1)) as site:
+            address = parse_address(site.plane.address)
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"GET /li")
+            try:
+                async with asyncio.timeout(30):
+                    with contextlib.suppress(ConnectionResetError):
+                        return await reader.read()
+            finally:
+                writer.close()
+            return b""
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        assert runner.run(ask()) == b""
 
 
 @pytest.mark.asyncio
