@@ -114,10 +114,15 @@ class Connections:
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = self._by_handler.pop(request.protocol, None)
-            if connection is not None:
-                connection.unanswered_octets = 0
-                self._by_handler[request.protocol] = connection
-            return await handler(request)
+            if connection is None:
+                return await handler(request)
+            connection.unanswered_octets = 0
+            self._by_handler[request.protocol] = connection
+            connection.answering = True
+            try:
+                return await handler(request)
+            finally:
+                connection.answering = False
 
         return note
 
@@ -139,9 +144,10 @@ class Connections:
 class _Connection(asyncio.Protocol):
     """Passes what one client sends on to aiohttp, unless it is too much."""
 
-    def __init__(self, connections: Connections, handler: asyncio.Protocol) -> None:
+    def __init__(self, connections: Connections, handler: web.RequestHandler) -> None:
         self.handler = handler
         self.unanswered_octets = 0
+        self.answering = False
         self._connections = connections
         self._transport: asyncio.Transport | None = None
 
@@ -161,8 +167,13 @@ class _Connection(asyncio.Protocol):
         else:
             self.handler.data_received(data)
 
-    def eof_received(self) -> bool | None:
-        return self.handler.eof_received()
+    def eof_received(self) -> bool:
+        """Return True if the client, which has closed its half, gets an answer before the connection is closed."""
+        self.handler.eof_received()
+        if not (self.answering or self.unanswered_octets):
+            return False
+        self.handler.close()  # after the answer; `Deadlines` ends it if the head is incomplete
+        return True
 
     def pause_writing(self) -> None:
         self.handler.pause_writing()

@@ -55,6 +55,26 @@ def test_a_slow_client_is_cut_off_on_the_loop_of_a_worker() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["/livez", "/metrics"])
+async def test_a_client_that_closes_its_half_gets_its_answer(path: str) -> None:
+    async with running() as site:
+        address = parse_address(site.plane.address)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        writer.write_eof()
+        async with asyncio.timeout(30):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+            # One that has its answers is closed.
+            writer.close()
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"answering\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+
+
+@pytest.mark.asyncio
 async def test_a_client_that_leaves_before_its_answer_or_sends_broken_content_is_not_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
