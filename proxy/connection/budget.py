@@ -58,7 +58,7 @@ class Budget:
         return account
 
     def join(self, account: Account, key: Hashable) -> None:
-        """Let the account be one of the holder with this key."""
+        """Let the account, the only one of its holder until now, be one of the holder with this key."""
         self._leave(account)
         holder = self._known.get(key)
         if holder is None:
@@ -123,7 +123,6 @@ class Budget:
         """Take an account from its holder, and forget a holder without an account."""
         holder = account.holder
         holder.accounts.discard(account)
-        holder.octets -= account.octets
         if not holder.accounts:
             self._holders.discard(holder)
             self._known.pop(holder.key, None)
