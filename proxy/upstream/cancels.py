@@ -68,11 +68,8 @@ class Cancels:
         return False
 
     def close(self) -> None:
-        """The connection has ended."""
+        """The connection has ended. The timer, if it runs, finds nothing to reset."""
         self._held.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _arm(self) -> None:
         seconds = self.limit.seconds_until(1.0, self._loop.time())

@@ -48,6 +48,10 @@ async def test_resets_beyond_the_limit_are_sent_one_by_one_in_their_order(make: 
         await skip(1.0)
         assert resets(far) == [stream]
     assert far.connection.cancels.held == 0
+    cancel(far, [later := far.open()])
+    assert resets(far) == []
+    await skip(1.0)
+    assert resets(far) == [later]
     await skip(60.0)
     cancel(far, [late := far.open()])
     assert resets(far) == [late]
@@ -114,6 +118,7 @@ async def test_a_stream_whose_content_waits_is_reset_at_once_because_of_the_memo
     far.take()
     cancel(far, [*streams, *uploads])
     assert resets(far) == [*streams, uploads[1]]
+    assert all(far.streams[stream].receiver is None for stream in streams)
     assert far.connection.engine.count_queued_octets() <= 16 << 10
     far.connection.retire("enough")
 
