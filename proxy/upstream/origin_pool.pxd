@@ -23,7 +23,6 @@ cdef class OriginPool(ConnectionOwner):
     cdef public object on_wanted
     cdef readonly object queue
 
-    cpdef bint offers_none(self)
     cpdef bint has_fruitless(self)
     @cython.locals(connection=UpstreamConnection)
     cpdef bint exceeds_share(self)

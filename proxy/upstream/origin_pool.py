@@ -76,17 +76,13 @@ class OriginPool(ConnectionOwner):
         self.queue = WaitQueue()
         """Those requests; `waiting` of them have not given up."""
 
-    def offers_none(self) -> bool:
-        """Return True if the newest connection offers no stream although none is in use."""
-        return len(self.connections) > 0 and not has_streams(self.connections[-1])
-
     def has_fruitless(self) -> bool:
         """Return True if the newest connection has never offered a stream: another one would not offer any either.
 
         A server offers 0 streams for short durations only (RFC 9113, 5.1.2). One that has offered some may want no more
         of them on this connection, and says nothing of others.
         """
-        return self._barren is not None and self.connections[-1] is self._barren
+        return self._barren is not None
 
     def exceeds_share(self) -> bool:
         """Return True if memory is short, and the connections of this origin hold more than their share of it."""
@@ -108,7 +104,7 @@ class OriginPool(ConnectionOwner):
     def add(self, connection: UpstreamConnection) -> None:
         """Use the streams of this connection, too."""
         self.connections.append(connection)
-        self._barren = None if has_streams(connection) else connection
+        self._barren = connection
         connection.owner = self
         connection.budget.join(connection.account, self.origin)
         self.connection_changed(connection)

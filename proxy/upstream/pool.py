@@ -319,7 +319,7 @@ class Pool:
             why = f"all {len(pool.connections)} connections are in use, and no other could be opened: {pool.failure}"
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
-        elif pool.offers_none():
+        elif not has_streams(pool.connections[-1]):
             why = "it offers none on its newest connection (SETTINGS_MAX_CONCURRENT_STREAMS)"
             remedy = "check the service"
         else:

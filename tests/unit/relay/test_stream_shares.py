@@ -8,7 +8,8 @@ import structlog
 from proxy.errors import ERROR_FIELD
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Limits
-from proxy.http2.events import StreamId
+from proxy.http2.events import ErrorCode, StreamId
+from proxy.upstream.connection import UpstreamConnection
 from tests.support.data_path import World
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
@@ -65,6 +66,38 @@ def test_an_address_with_many_connections_gives_way_before_one_connection_with_m
         # Within an address, one stream is no less than half of one.
         assert bool(world.arrivals("/late0")) == (newcomer == "another")
         assert not any(calm.streams[stream].ended for stream in theirs)
+
+
+@each_bare_engine
+@pytest.mark.parametrize("most", [2, 3])
+@pytest.mark.parametrize("addresses", [1, 8])
+def test_who_has_less_than_half_as_many_streams_gets_one_from_who_has_most(
+    make: EngineFactory, addresses: int, most: int
+) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        *clients, late = [world.client(address=f"address {number % addresses}") for number in range(10 - most)]
+        streams = [hang(world, client, f"{number}-", 1) for number, client in enumerate(clients)]
+        streams[2] += hang(world, clients[2], "more", most - 1)
+        hang(world, late, "first", 1)
+        hang(world, late, "second", 1)
+        assert world.arrivals("/first0")
+        assert not world.arrivals("/second0"), "it has half as many now"
+        assert clients[2].streams[streams[2][-1]].ended
+
+
+@each_bare_engine
+def test_a_stream_whose_reset_is_held_back_is_taken_before_one_in_use(make: EngineFactory) -> None:
+    with scarce(make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        streams = hang(world, client, "hang", 8)
+        (upstream,) = [wire.protocol for wire in world.wires if isinstance(wire.protocol, UpstreamConnection)]
+        upstream.cancels.limit.per_minute = 1
+        for stream in streams[:2]:
+            client.engine.reset(stream, ErrorCode.CANCEL)
+        world.settle()
+        hang(world, world.client(), "late", 2)
+        assert world.arrivals("/late1")
+        assert not any(client.streams[stream].ended for stream in streams[2:])
 
 
 @each_bare_engine

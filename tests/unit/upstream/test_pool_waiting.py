@@ -26,7 +26,8 @@ async def test_requests_are_served_first_come_first_served(make: EngineFactory) 
     far = await stage.service.accept(1)
     await stage.ask("b")
     await stage.ask("c")
-    far.send(far.headers(1, RESPONSE, end=True))
+    far.connection.schedule_flush()  # those that wait are served then, at the end of this turn
+    far.connection.data_received(far.headers(1, RESPONSE, end=True).serialize())
     assert stage.pool.origin_pool(ORIGIN).ready() is None, "the stream that is free is for b"
     await stage.ask("d")
     for stream in (3, 5):
