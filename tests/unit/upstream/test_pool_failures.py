@@ -70,6 +70,34 @@ async def test_a_failure_beside_a_connection_that_works_is_tried_again_after_a_p
 
 
 @with_manual_clock
+async def test_a_connection_that_opens_after_a_failure_ends_the_pause() -> None:
+    stage = PoolStage()
+    await stage.ask("a")
+    await stage.service.accept(1)
+    [_, c] = await stage.ask("b", "c")
+    await stage.service.refuse(REFUSED)
+    assert stage.service.dials == 3
+    await stage.service.accept(1)
+    assert stage.service.dials == 4
+    await stage.service.accept(1)
+    await c
+    await stage.close()
+
+
+@with_manual_clock
+async def test_a_request_that_gives_up_as_an_attempt_fails_keeps_no_other_waiting() -> None:
+    stage = PoolStage()
+    gone, other = await stage.ask("a", "b")
+    stage.service.dialling.popleft()[1].set_exception(REFUSED)
+    gone.cancel()
+    await loop_idle()
+    assert gone.cancelled()
+    assert other.done()
+    assert await failures_of([other]) == {"upstream-connect-failed": 1}
+    await stage.close()
+
+
+@with_manual_clock
 async def test_a_timed_out_request_says_why_no_other_connection_was_opened() -> None:
     stage = PoolStage(wait_timeout_seconds=5.0)
     await stage.ask("a")

@@ -73,6 +73,20 @@ async def test_a_stream_given_to_a_request_that_was_cancelled_is_given_to_the_ne
 
 
 @with_manual_clock
+async def test_a_request_that_is_cancelled_as_soon_as_it_waits_is_forgotten() -> None:
+    stage = PoolStage(max_connections=1)
+    await stage.ask("a")
+    await stage.service.accept(1)
+    b = stage.task(stage.pool.acquire(ORIGIN))
+    await asyncio.sleep(0)
+    b.cancel()
+    await loop_idle()
+    assert b.cancelled()
+    assert stage.pool.origin_pool(ORIGIN).waiting == 0
+    await stage.close()
+
+
+@with_manual_clock
 async def test_no_connection_is_opened_for_cancelled_requests() -> None:
     stage = PoolStage()
     tasks = await stage.ask(*(str(number) for number in range(20)))
