@@ -239,15 +239,15 @@ def test_waiters_are_woken_if_nobody_has_to_be_asked_any_more() -> None:
     woken: list[str] = []
     account = owners.open("quick", 1000)
     owners.budget.wait(lambda: woken.append("a"))
-    account.change(-100)
+    account.change(-1)
     assert not woken
     owners.turn()
     assert not owners.asked
     assert woken == ["a"]
 
 
-@pytest.mark.parametrize("way", ["octets leave", "the limit is raised"])
-def test_waiters_are_woken_as_soon_as_there_is_room_if_nobody_could_give_anything_up(way: str) -> None:
+@pytest.mark.parametrize(("limit", "octets"), [(1000, -1), (1001, 0)], ids=["octets leave", "the limit is raised"])
+def test_waiters_are_woken_as_soon_as_there_is_room_if_nobody_could_give_anything_up(limit: int, octets: int) -> None:
     """What is left may stay, and nobody is asked again below the limit."""
     owners = Owners(1000)
     woken: list[str] = []
@@ -256,11 +256,8 @@ def test_waiters_are_woken_as_soon_as_there_is_room_if_nobody_could_give_anythin
     owners.turn()
     account.change(-1)
     assert not woken
-    if way == "octets leave":
-        account.change(-1)
-    else:
-        owners.budget.limit_octets = 1001
-        account.change(0)
+    owners.budget.limit_octets = limit
+    account.change(octets)
     assert woken == ["a"]
 
 
@@ -309,14 +306,6 @@ def test_an_owner_that_fails_to_give_up_does_not_end_the_asking() -> None:
     assert not calls
 
 
-def test_no_owner_is_asked_if_there_is_room_again_before_the_next_turn() -> None:
-    owners = Owners(1000)
-    account = owners.open("quick", 1000)
-    account.change(-1)
-    owners.turn()
-    assert not owners.asked
-
-
 def test_an_owner_with_many_small_accounts_gives_way_before_a_larger_account_of_another() -> None:
     owners = Owners(1000)
     for number in range(8):
@@ -340,13 +329,6 @@ def test_large_exchanges_of_an_owner_give_way_before_a_larger_account_with_small
     assert owners.budget.queued_octets == (1 << 20) // 4 * 3
 
 
-def test_exchanges_that_hold_nothing_do_not_give_way() -> None:
-    owners = Owners(1000)
-    owners.open("it", 1000, largest=0)
-    owners.turn()
-    assert not owners.asked
-
-
 def test_the_largest_account_of_an_owner_gives_up_first() -> None:
     owners = Owners(1000)
     for name, octets in (*((f"small {number}", 40) for number in range(10)), ("large", 600)):
@@ -368,12 +350,12 @@ def test_an_owner_whose_accounts_are_closed_is_forgotten() -> None:
     assert owners.budget.queued_octets == 1
 
 
-def test_octets_without_an_owner_evict_no_owner() -> None:
+def test_octets_without_an_owner_evict_no_owner_nor_exchanges_that_hold_nothing() -> None:
     owners = Owners(1000)
     owners.budget.change(1000)
     owners.turn()
     owners.open("empty", 0)
-    owners.budget.change(1)
+    owners.open("frames", 1, largest=0)
     owners.turn()
     assert not owners.asked
 
