@@ -127,17 +127,21 @@ def test_an_error_that_stops_an_invocation_is_logged_with_its_remedy(
 
 
 @each_bare_engine
-def test_an_error_without_content_is_logged_when_its_exchange_ends(make: EngineFactory) -> None:
+@pytest.mark.parametrize(("status", "codes"), [(403, ["unsigned-refused"]), (502, [])])
+def test_an_error_whose_content_decides_nothing_is_logged_at_once_and_others_at_the_end_at_the_latest(
+    make: EngineFactory, status: int, codes: list[str]
+) -> None:
     with World(make=make) as world, structlog.testing.capture_logs() as log:
         client = world.client()
         get(world, client, "/svc/x")
         service, far = world.latest("/x")
-        service.respond(far, 502)
+        service.respond(far, status)
         world.settle()
+        assert [line["code"] for line in log if line["event"] == "upstream answered an error"] == codes
         service.engine.reset(far, ErrorCode.INTERNAL_ERROR)
         world.settle()
         told = [line for line in log if line["event"] == "upstream answered an error"]
-        assert [line["code"] for line in told] == ["service-failed"]
+        assert [line["code"] for line in told] == (codes or ["service-failed"])
         world.assert_at_rest()
 
 
