@@ -125,7 +125,6 @@ class OriginPool(ConnectionOwner):
     def close(self, failure: Failure) -> None:
         """Fail all requests that wait, and close the connections; live streams are lost."""
         self.closed = True
-        self.end_pause()
         self.fail(failure)
         for connection in list(self.connections):
             connection.retire("no route leads there any more")

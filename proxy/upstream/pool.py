@@ -140,7 +140,6 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for pool in self._origin_pools.values():
-            pool.end_pause()
             pool.fail(_closing())
         leaving = list(self._connections)
         for connection in leaving:
@@ -220,7 +219,6 @@ class Pool:
                 self._add(pool, connection)
                 return True
             # A peer that closes every new connection at once has failed, too: it would be dialled again and again.
-            connection.retire("closed by the peer as soon as it was open")
         self._failed(pool, failure, began)
         return False
 
