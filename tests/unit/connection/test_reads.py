@@ -10,7 +10,7 @@ from proxy.connection.reads import Reads
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import Engine
 from proxy.http2.events import ErrorCode
-from tests.support.data_path import World
+from tests.support.data_path import Wire, World
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.memory import Client
 
@@ -97,6 +97,12 @@ def test_more_octets_than_the_buffer_has_are_refused(octets: int, left: bool) ->
 # ---- on a connection
 
 
+@pytest.fixture(autouse=True)
+def in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to the connections how much they serve in a turn."""
+    monkeypatch.setattr(Wire, "in_slices", True)
+
+
 def tiny_frames(world: World, client: Client, frames: int) -> int:
     """Send a request whose content comes in DATA frames of one octet; return its stream."""
     stream = client.request("/svc/tiny")
@@ -114,6 +120,7 @@ def test_reading_pauses_until_what_was_read_is_served_and_nothing_is_lost(make: 
     with World(make=make) as world:
         client = world.client()
         stream = tiny_frames(world, client, 20_000)
+        assert world.wire(client).transport.reading_paused
         world.settle()
         assert not world.wire(client).transport.reading_paused
         service, far = world.latest("/tiny")
