@@ -68,8 +68,10 @@ class Cancels:
         return False
 
     def close(self) -> None:
-        """The connection has ended. The timer, if it runs, finds nothing to reset."""
+        """The connection has ended."""
         self._held.clear()
+        if self._timer is not None:
+            self._timer.cancel()  # With a low limit it would keep the connection in memory for a minute.
 
     def _arm(self) -> None:
         seconds = self.limit.seconds_until(1.0, self._loop.time())
