@@ -36,6 +36,7 @@ from proxy.errors import (
     UpstreamConnectTimeout,
     UpstreamSaturated,
 )
+from proxy.observe.explanation import remedy_of
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.connection import UpstreamConnection
@@ -314,7 +315,12 @@ class Pool:
             )
         remedy = ""
         if pool.failure is not None:
-            why = f"all {len(pool.connections)} connections are in use, and no other could be opened: {pool.failure}"
+            why = (
+                f"all {len(pool.connections)} connections are in use, and no other could be opened: "
+                f"{pool.failure.problem}"
+            )
+            remedy = remedy_of(pool.failure).removesuffix(".")
+            remedy = remedy[:1].lower() + remedy[1:]
         elif pool.opening:
             why = f"all {len(pool.connections)} connections are in use, and another is still being opened"
         elif not has_streams(pool.connections[-1]):

@@ -108,7 +108,7 @@ async def test_a_timed_out_request_says_why_no_other_connection_was_opened() -> 
         await skip(1.1)
     assert stage.service.dials == 6, "one a second"
     await skip(1.0)
-    with pytest.raises(UpstreamSaturated, match="Connection refused"):
+    with pytest.raises(UpstreamSaturated, match=r"\(Connection refused\); check the url of the route, DNS"):
         await b
     await stage.close()
 
