@@ -6,6 +6,8 @@ waits without using the processor, and costs some 20 KiB.
 * Changes in quick succession are one: the file must have been left alone for `_QUIET_SECONDS`.
 * A file that is missing or closed to us is no change, for `_MISSING_SECONDS`: editors and mounts replace files. After
   that it is reported, once.
+* Where not the settings are at fault, such as for a reading process that was killed, they are read again after
+  `_AGAIN_SECONDS`.
 * What is read is what is applied: the settings carry the state of the file that they were read from. If the file is in
   another state by then, it is read again before anything is reported.
 """
@@ -26,6 +28,7 @@ from typing import Final
 
 import structlog
 
+from proxy.exit_codes import ExitCode
 from proxy.settings.file_state import state_of_path
 from proxy.settings.plain import PlainSettings
 from proxy.settings.reading import DEADLINE_SECONDS, CommandLine, Reading, SettingsNotRead
@@ -48,6 +51,10 @@ _MOST_READINGS: Final = 3
 _MOST_REQUESTS: Final = 1024
 """Requests that have come until one is served; they are one."""
 
+_AGAIN_SECONDS: Final = 30.0
+_NOT_READ: Final = (-1,)
+"""The state of no file."""
+
 _CLOSE_SECONDS: Final = 1.0
 _AFTER_ERROR_SECONDS: Final = 5.0
 
@@ -66,6 +73,8 @@ class Refused:
 
     problems: tuple[str, ...]
     """A sentence each."""
+    passing: bool = False
+    """Whether the same settings may be read another time: they could not be looked at."""
 
 
 class Reloader:
@@ -94,6 +103,8 @@ class Reloader:
         self._its.setblocking(False)
         self._missing_since = math.inf
         """Since when the file cannot be read, on the monotonic clock; infinite if it can, or if that was reported."""
+        self._again_at = math.inf
+        """When to look at the file though nothing has happened, on the monotonic clock; infinite for never."""
         self._reading: Reading | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -147,7 +158,9 @@ class Reloader:
         while not self._closed and path == self._read_before.config:
             if self._wait(file):
                 self._read(requested=True)
-            elif file is not None:
+                continue
+            self._again_at = math.inf
+            if file is not None:
                 self._look(file)
 
     def _look(self, file: WatchedFile) -> None:
@@ -170,8 +183,8 @@ class Reloader:
     def _wait(self, file: WatchedFile | None) -> bool:
         """Wait for a reason to look at the file, and until it is left alone; return whether there is a request."""
         polling = file.poll_seconds if file is not None else None
-        missing = self._missing_since + _MISSING_SECONDS - time.monotonic()
-        happened = self._select(file, min(missing, math.inf if polling is None else polling))
+        due = min(self._missing_since + _MISSING_SECONDS, self._again_at) - time.monotonic()
+        happened = self._select(file, min(due, math.inf if polling is None else polling))
         give_up = time.monotonic() + _LONGEST_WAIT_SECONDS
         while happened is _Happened.EVENT and file is not None and time.monotonic() < give_up:
             file.watch()
@@ -216,9 +229,11 @@ class Reloader:
             self._state = before if settings is None else settings.config_state
             if self._state == _state(path if settings is None else settings.config):
                 break
-        self._missing_since = math.inf
+        self._missing_since = self._again_at = math.inf
         if isinstance(outcome, PlainSettings):
             self._read_before = outcome
+        elif outcome is not None and outcome.passing:
+            self._state, self._again_at = _NOT_READ, time.monotonic() + _AGAIN_SECONDS
         if outcome is not None:
             self._deliver(outcome, requested)
 
@@ -237,7 +252,7 @@ class Reloader:
                 return Refused((f"{missing}: there is no such file; put it back, or restart without it",))
             return settings
         except SettingsNotRead as exc:
-            return Refused(_problems(exc))
+            return Refused(_problems(exc), passing=exc.exit_code == ExitCode.FAILED)
         except OSError as exc:  # EMFILE, ENFILE, ENOMEM
             return Refused((f"the settings cannot be read: {exc.strerror}",))
         finally:

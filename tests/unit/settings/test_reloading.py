@@ -62,9 +62,9 @@ class Deliveries:
         return self._queue.empty()
 
 
-def command_line(*arguments: str) -> CommandLine:
+def command_line(*arguments: str, reader: str = "proxy.cli.settings_process") -> CommandLine:
     return CommandLine(
-        reader="proxy.cli.settings_process",
+        reader=reader,
         program="cloudrun-sidecar",
         package=None,
         arguments=("serve", *arguments),
@@ -75,10 +75,13 @@ def command_line(*arguments: str) -> CommandLine:
 
 @contextmanager
 def reloader(
-    *arguments: str, before_start: Callable[[], None] = lambda: None, begin: Callable[[], None] = lambda: None
+    *arguments: str,
+    before_start: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
+    reader: str = "proxy.cli.settings_process",
 ) -> Iterator[tuple[Reloader, Deliveries]]:
     """Read the settings, watch their file, and see that nothing is left behind at the end."""
-    given = command_line(*arguments)
+    given = command_line(*arguments, reader=reader)
     settings = read_settings(given)
     descriptors = len(os.listdir("/proc/self/fd"))
     delivered = Deliveries()
@@ -154,6 +157,36 @@ def test_all_problems_of_a_change_are_reported_and_the_next_valid_change_is_read
         assert problem.startswith(f"{path}: is not valid TOML: ")
         save(path, routes("b"))
         assert delivered.names() == ["b"]
+
+
+KILLED_ONCE = """
+import os, signal
+from pathlib import Path
+from proxy.cli import settings_process
+
+def main(descriptor):
+    if Path(__file__).with_name("kill").exists():
+        Path(__file__).with_name("kill").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    settings_process.main(descriptor)
+"""
+
+
+def test_settings_whose_reading_was_killed_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.settings.reloading._AGAIN_SECONDS", 0.1)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
+    path = tmp_path / "routes.toml"
+    path.write_text(routes("a"))
+    with reloader("--config", str(path), reader="killed_once") as (_, delivered):
+        (tmp_path / "kill").touch()
+        save(path, routes("a", "b"))
+        assert delivered.problems() == ("the process that reads the settings was ended by SIGKILL",)
+        assert delivered.names() == ["a", "b"]
+        save(path, "broken")
+        assert len(delivered.problems()) == 1
+        save(path, routes("c"))
+        assert delivered.names() == ["c"]
 
 
 def test_a_file_that_is_missing_for_a_moment_is_no_change(tmp_path: Path) -> None:
