@@ -130,6 +130,10 @@ def test_the_address_of_a_bound_socket_is_one_that_clients_can_use(tmp_path: Pat
         assert str(Address.of_socket(bound.getsockname())) == f"unix:{tmp_path}/s"
 
 
+def test_a_unix_socket_without_a_file_is_shown_with_an_at_sign() -> None:
+    assert str(Address.of_socket(b"\0name\xff")) == "unix:@name\\xff"
+
+
 def test_the_path_of_a_socket_with_a_credential_in_it_is_refused_and_not_quoted() -> None:
     token = "ya29.a0AfH6SMBxK3jD8fQ2pLr7TnV4wY6zB1cE5gH9"
     with pytest.raises(ValueError, match="shown to everybody") as refused:
