@@ -20,7 +20,10 @@ __all__ = ["Reloadable", "Reloads"]
 
 _log: Final = structlog.get_logger("sidecar")
 
-_LOST: Final = "the settings were lost on their way to a worker: limit of open files reached (ulimit -n)"
+_LOST: Final = (
+    "the settings were lost on their way to a worker: limit of open files reached; raise it (ulimit -n), then send "
+    "SIGHUP"
+)
 """The kernel had no descriptor for their file."""
 
 

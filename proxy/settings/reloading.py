@@ -6,8 +6,8 @@ waits without using the processor, and costs some 20 KiB.
 * Changes in quick succession are one: the file must have been left alone for `_QUIET_SECONDS`.
 * A file that is missing or closed to us is no change, for `_MISSING_SECONDS`: editors and mounts replace files. After
   that it is reported, once.
-* Where not the settings are at fault, such as for a reading process that was killed, they are read again after
-  `_AGAIN_SECONDS`.
+* If the reading failed, and not the settings are at fault (its process was killed, there was no descriptor), they are
+  read again after `_AGAIN_SECONDS`.
 * What is read is what is applied: the settings carry the state of the file that they were read from. If the file is in
   another state by then, it is read again before anything is reported.
 """
@@ -53,7 +53,7 @@ _MOST_REQUESTS: Final = 1024
 
 _AGAIN_SECONDS: Final = 30.0
 _NOT_READ: Final = (-1,)
-"""The state of no file."""
+"""Differs from the state of every file, so that the file counts as changed."""
 
 _CLOSE_SECONDS: Final = 1.0
 _AFTER_ERROR_SECONDS: Final = 5.0
@@ -74,7 +74,7 @@ class Refused:
     problems: tuple[str, ...]
     """A sentence each."""
     passing: bool = False
-    """Whether the same settings may be read another time: they could not be looked at."""
+    """Whether the same settings may be taken another time: what failed was their reading."""
 
 
 class Reloader:
@@ -254,7 +254,7 @@ class Reloader:
         except SettingsNotRead as exc:
             return Refused(_problems(exc), passing=exc.exit_code == ExitCode.FAILED)
         except OSError as exc:  # EMFILE, ENFILE, ENOMEM
-            return Refused((f"the settings cannot be read: {exc.strerror}",))
+            return Refused((f"the settings cannot be read: {exc.strerror}",), passing=True)
         finally:
             with self._lock:
                 self._reading = None

@@ -219,7 +219,7 @@ class Pool:
             if not connection.retiring:
                 self._add(pool, connection)
                 return True
-            # A peer that closes every new connection at once has failed, too: it would be dialled again and again.
+        # A peer that closes every new connection at once has failed, too: it would be dialled again and again.
         self._failed(pool, failure, began)
         return False
 

@@ -182,7 +182,7 @@ async def test_settings_without_their_file_are_not_in_force(capsys: pytest.Captu
 
     with its:
         said = await running(settings(admin="off"), look, capsys, Channel(its, []))
-    assert "the settings were lost on their way to a worker: limit of open files reached (ulimit -n)" in said
+    assert "the settings were lost on their way to a worker: limit of open files reached; raise it (ulimit -n)" in said
     assert "internal error" not in said
     supervisor.close()
 

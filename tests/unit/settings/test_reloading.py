@@ -5,19 +5,22 @@ The reader is that of `serve`, in a process of its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from proxy.settings.plain import PlainSettings
-from proxy.settings.reading import CommandLine, read_settings
+from proxy.settings.reading import CommandLine, Reading, read_settings
 from proxy.settings.reloading import Refused, Reloader
 
 WAIT_SECONDS = 60.0
@@ -187,6 +190,26 @@ def test_settings_whose_reading_was_killed_are_read_again(tmp_path: Path, monkey
         assert len(delivered.problems()) == 1
         save(path, routes("c"))
         assert delivered.names() == ["c"]
+
+
+def test_settings_that_could_not_be_read_for_want_of_a_descriptor_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.settings.reloading._AGAIN_SECONDS", 0.1)
+    attempts = count()
+
+    def reading(*given: Any, **options: Any) -> Reading:
+        if next(attempts) == 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return Reading(*given, **options)
+
+    path = tmp_path / "routes.toml"
+    path.write_text(routes("a"))
+    with reloader("--config", str(path)) as (_, delivered):
+        monkeypatch.setattr("proxy.settings.reloading.Reading", reading)
+        save(path, routes("a", "b"))
+        assert delivered.problems() == ("the settings cannot be read: Too many open files",)
+        assert delivered.names() == ["a", "b"]
 
 
 def test_a_file_that_is_missing_for_a_moment_is_no_change(tmp_path: Path) -> None:
