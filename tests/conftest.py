@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,12 @@ TESTS: Final = Path(__file__).parent
 OF_OTHER_PROCESSES: Final = frozenset({"e2e", "integration", "isolation"})
 """Folders of tests whose own process has nothing but what the program under test talks to."""
 
+DECIDES: Final = re.compile(
+    r"(_?CLOUDRUN_SIDECAR|CLOUDSDK|GCE|GCLOUD|GOOGLE|LISTEN|OTEL|RESTATE|WATCHDOG)_(?!SERVER$)\w+"
+    r"|CI|CLICOLOR|CLICOLOR_FORCE|COLUMNS|FORCE_COLOR|LINES|NOTIFY_SOCKET|NO_COLOR|NO_GCE_CHECK|TTY_COMPATIBLE"
+)
+"""Variables by which a shell, a CI or a service manager would decide what the program under test does."""
+
 # An example may take longer than hypothesis' 200 ms while other programs use the machine; pytest's timeout is enough.
 hypothesis.settings.register_profile("project", deadline=None)
 # For runs of the same tests under other conditions: as many examples are tried anyway.
@@ -24,10 +32,15 @@ hypothesis.settings.load_profile("project")
 
 
 def pytest_configure() -> None:
-    """Refuse to test what is not there any more: of a compiled module, the source does not count."""
+    """Refuse to test what is not there any more, and forget what the environment says of other things.
+
+    Of a compiled module, the source does not count.
+    """
     changed = changed_sources()
     if changed:
         raise pytest.UsageError(f"changed since it was compiled: {', '.join(changed)}; run `make setup`")
+    for name in filter(DECIDES.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 def pytest_collection_finish() -> None:

@@ -24,7 +24,7 @@ _MOST_ACCEPTED: Final = 64
 _NO_DESCRIPTORS_SECONDS: Final = 1.0
 """Pause in accepting after the kernel could not make a descriptor."""
 
-_PATIENCE_SECONDS: Final = 0.1
+_PATIENCE_SECONDS: Final = 1.0
 """How long new connections wait for a worker that has the fewest and does not read: it may have been busy only. A burst
 of connections would go to the others, and they keep them."""
 
@@ -61,7 +61,8 @@ class Accepting:
 
     def due(self, now: float) -> float:
         """Return when a pause in accepting ends, on the monotonic clock; infinite if there is none."""
-        ends = (self._accept_at, *(_patient_until(worker) for worker in self._workers))
+        full = (worker for worker in self._workers if worker.channel.full_since)
+        ends = (self._accept_at, *(_patient_until(worker) for worker in full))
         return min((end for end in ends if end > now), default=math.inf)
 
     def update(self, now: float) -> None:

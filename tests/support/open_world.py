@@ -91,7 +91,7 @@ class World:
                 "-m",
                 "proxy",
                 *arguments,
-                env={**_without_ci(), **self._variables()},
+                env={**os.environ, **self._variables()},
                 stdin=its,
                 stdout=its,
                 stderr=its,
@@ -124,11 +124,6 @@ class World:
         return self.container.invocations("Greeter")[-1]
 
 
-def _without_ci() -> dict[str, str]:
-    """Return the environment without the variable by which programs know that nobody can be asked."""
-    return {name: value for name, value in os.environ.items() if name != "CI"}
-
-
 def _read_all(terminal: int) -> str:
     """Return all that is written to a terminal until no program has it open."""
     shown = bytearray()
@@ -141,7 +136,7 @@ def _read_all(terminal: int) -> str:
 async def _ran(argv: Sequence[str | Path], variables: Mapping[str, str]) -> CommandResult:
     program = await asyncio.create_subprocess_exec(
         *argv,
-        env={**_without_ci(), **variables},
+        env={**os.environ, **variables},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -88,9 +88,8 @@ def test_a_terminal_with_colours_shows_the_name_in_red(
     variables: dict[str, str], begin: str, arguments: Sequence[str], text: str
 ) -> None:
     ours, its = os.openpty()
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     argv = [sys.executable, "-m", "proxy", *arguments]
-    with subprocess.Popen(argv, stderr=its, env={**environment, **variables}):
+    with subprocess.Popen(argv, stderr=its, env={**os.environ, **variables}):
         os.close(its)
         shown = os.read(ours, 65_536).decode()
     os.close(ours)

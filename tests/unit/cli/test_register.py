@@ -25,9 +25,8 @@ def nobody() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def run(*arguments: str, env: dict[str, str | None] | None = None) -> Result:
-    variables = {**NO_CREDENTIALS, "CI": None, "RESTATE_ADMIN_URL": None, "RESTATE_AUTH_TOKEN": None, **(env or {})}
-    return CliRunner().invoke(commands, ["register", *arguments], env=variables)
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(commands, ["register", *arguments], env={**NO_CREDENTIALS, **(env or {})})
 
 
 def reached_restate(told: Result, admin: str) -> bool:
