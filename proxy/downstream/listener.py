@@ -74,6 +74,8 @@ class Listener:
         """How long clients may take. It may be changed."""
         self.ages = ages or ConnectionAges(0.0)
         """Ends connections that are old."""
+        self.retiring = False
+        """True from `retire` on: clients are asked to leave."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = lambda: None
@@ -231,6 +233,7 @@ class Listener:
 
     async def retire(self, timeout_seconds: float) -> None:
         """Have all clients leave, and serve them until they have; return after this long at most. `abort` ends it."""
+        self.retiring = True
         now = asyncio.get_running_loop().time
         deadline = now() + timeout_seconds - _LAST_SECONDS
         while (self._accepted or self.untracked) and not self._aborting and now() < deadline:
