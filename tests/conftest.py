@@ -18,6 +18,9 @@ TESTS: Final = Path(__file__).parent
 OF_OTHER_PROCESSES: Final = frozenset({"e2e", "integration", "isolation"})
 """Folders of tests whose own process has nothing but what the program under test talks to."""
 
+LONG: Final = OF_OTHER_PROCESSES | {"coverage", "load", "readme", "shipping"}
+"""Folders of tests that take seconds."""
+
 DECIDES: Final = re.compile(
     r"(_?CLOUDRUN_SIDECAR|CLOUDSDK|GCE|GCLOUD|GOOGLE|LISTEN|OTEL|RESTATE|WATCHDOG)_(?!SERVER$)\w+"
     r"|CI|CLICOLOR|CLICOLOR_FORCE|COLUMNS|FORCE_COLOR|LINES|NOTIFY_SOCKET|NO_COLOR|NO_GCE_CHECK|TTY_COMPATIBLE"
@@ -41,6 +44,11 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"changed since it was compiled: {', '.join(changed)}; run `make setup`")
     for name in filter(DECIDES.fullmatch, list(os.environ)):
         del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start programs: the last of the short ones end together, and no processor is idle."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
 
 
 def pytest_collection_finish() -> None:

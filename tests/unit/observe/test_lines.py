@@ -95,6 +95,7 @@ def test_a_logger_made_before_the_configuration_follows_it(capsys: pytest.Captur
 
 
 def test_the_format_auto_is_console_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     for stream, is_json in ((io.StringIO(), True), (Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         configure_logging("info", "auto")
