@@ -181,6 +181,7 @@ class AcceptedConnection:
         "gate",
         "h2c",
         "http1",
+        "leaving",
         "protocol_unknown",
         "transport",
     )
@@ -201,6 +202,8 @@ class AcceptedConnection:
         self.gate.set()
         self.protocol_unknown = True
         """True until the first octets tell HTTP/2 from HTTP/1.1."""
+        self.leaving = False
+        """True after `retire`: whatever protocol it turns out to speak, it is to end gracefully."""
         self._block, self._block_since = 0, 0.0
 
     @property
@@ -240,8 +243,15 @@ class AcceptedConnection:
             self._block, self._block_since = block, now
         return block != 0 and now >= self._block_since + seconds
 
+    def speaks_http1(self, protocol: Http1Protocol) -> None:
+        """Take note of what serves it, before that has a request."""
+        self.http1 = protocol
+        if self.leaving:
+            protocol.close_after_response()
+
     def retire(self) -> None:
         """End it gracefully: with GOAWAY, or over HTTP/1.1 with the next response."""
+        self.leaving = True
         if self.h2c is not None:
             self.h2c.retire()
         elif self.http1 is not None:

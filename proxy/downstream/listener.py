@@ -74,8 +74,6 @@ class Listener:
         """How long clients may take. It may be changed."""
         self.ages = ages or ConnectionAges(0.0)
         """Ends connections that are old."""
-        self.retiring = False
-        """True from `retire` on: clients are asked to leave."""
         self.drained = False
         """True after `drain`: new connections are dropped."""
         self.on_closed: Callable[[], None] = lambda: None
@@ -94,6 +92,7 @@ class Listener:
         self._accepted = self.admission.accepted
         self._http1: set[Http1Stream] = set()
         self._changed = asyncio.Event()
+        self._retiring = False
         self._aborting = False
 
     @property
@@ -121,6 +120,8 @@ class Listener:
         accepted = AcceptedConnection(transport, asyncio.get_running_loop().time())
         self.admission.add(accepted)
         self.ages.watch(accepted)
+        if self._retiring:
+            accepted.retire()
         self.untracked -= 1
         try:
             yield accepted
@@ -187,6 +188,8 @@ class Listener:
             transport.pause_reading()
             transport.resume_reading()
             connection.data_received(first)
+            if accepted.leaving:  # it may serve what its client has been connecting for
+                self._flusher.loop.call_later(_RETIRE_SECONDS, connection.retire)
             await connection.gone
         except asyncio.CancelledError:
             connection.abort_streams("the sidecar is shutting down")
@@ -233,7 +236,7 @@ class Listener:
 
     async def retire(self, timeout_seconds: float) -> None:
         """Have all clients leave, and serve them until they have; return after this long at most. `abort` ends it."""
-        self.retiring = True
+        self._retiring = True
         now = asyncio.get_running_loop().time
         deadline = now() + timeout_seconds - _LAST_SECONDS
         while (self._accepted or self.untracked) and not self._aborting and now() < deadline:

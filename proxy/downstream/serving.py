@@ -214,9 +214,7 @@ class _Server(TCPServer):
                     allowed_hosts=listener.allowed_hosts,
                     on_refused=lambda fault: listener.refused("bad-request", protocol="HTTP/1.1", fault=fault),
                 )
-                accepted.http1 = self.protocol
-                if listener.retiring:
-                    accepted.retire()  # before its first response, which may be its last
+                accepted.speaks_http1(self.protocol)
                 self.protocol.can_read = NextRequest(self._client_sends)
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import h2.events
 import pytest
 
-from proxy.downstream.ages import ConnectionAges
+from proxy.downstream.ages import Ageing, ConnectionAges
 from proxy.http2.choice import EngineFactory
 from tests.support.loops import skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
@@ -112,6 +112,40 @@ async def test_over_http_1_1_an_old_connection_closes_with_its_next_response() -
         assert b"connection: close" in (await head_of(reader)).lower()
         await reader.readuntil(b"0\r\n\r\n")
         assert await reader.read() == b""
+
+
+class Reached(ConnectionAges):
+    """Connections are old as soon as they are accepted, before their protocol is known."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.accepted = asyncio.Event()
+
+    def watch(self, connection: Ageing) -> None:
+        connection.retire()
+        self.accepted.set()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_old_before_its_first_request_closes_with_the_response_over_http_1_1() -> None:
+    ages = Reached()
+    async with listening(ages=ages) as it:
+        reader, writer = await it.raw()
+        await ages.accepted.wait()
+        writer.write(GET)
+        (await it.relay.request()).answer(b"first")
+        assert b"connection: close" in (await head_of(reader)).lower()
+        await reader.readuntil(b"0\r\n\r\n")
+        assert await reader.read() == b""
+
+
+@each_bare_engine
+@pytest.mark.asyncio
+async def test_a_connection_that_is_old_before_its_first_request_serves_it_over_http_2(make: EngineFactory) -> None:
+    async with listening(make, ages=Reached()) as it, client(HOST, it.port) as near:
+        await served(it, near)
+        await near.closed
+        assert goaways(near) == [HIGHEST, 1]
 
 
 class Old:
