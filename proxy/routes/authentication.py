@@ -12,6 +12,11 @@ __all__ = ["NEEDS_ACCOUNT", "UNSIGNED", "check_account", "check_audience"]
 # Account names, project names and domains of service accounts; the e-mail becomes a part of a URL's path.
 _EMAIL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*\.[A-Za-z]{2,}")
 
+# As IAM policies and resource names have it, or as it was copied.
+_EMAIL_AMONG_OTHERS: Final = re.compile(
+    rf"\s*(?:serviceAccount:|mailto:|(?:[\w./-]*/)?serviceAccounts/)?({_EMAIL.pattern})\s*"
+)
+
 _AUDIENCE: Final = re.compile(r"[!-~]{1,2048}")
 
 UNSIGNED: Final = "contradicts gcp_id_token = false; remove one of the two"
@@ -24,6 +29,8 @@ NEEDS_ACCOUNT: Final = "delegates lead to an impersonated account; set gcp_imper
 def check_account(email: str) -> str:
     """Return `email`; ValueError with a sentence unless it can be the e-mail of a service account."""
     if not _EMAIL.fullmatch(email):
+        if (copied := _EMAIL_AMONG_OTHERS.fullmatch(email)) is not None:
+            raise ValueError(f"write {copied[1]} alone, without what is before or after it")
         raise ValueError(
             f"{quoted(email)} is not the e-mail of a service account; write NAME@PROJECT.iam.gserviceaccount.com"
         )

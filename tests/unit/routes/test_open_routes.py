@@ -255,6 +255,17 @@ def test_an_audience_of_the_list_is_refused_for_another_host() -> None:
         ({"gcp_impersonate_service_account": "invoker"}, "is not the e-mail of a service account"),
         ({"gcp_impersonate_service_account": f"{INVOKER}, {RELAY}"}, "is not the e-mail of a service account"),
         ({"gcp_impersonate_service_account": f"{INVOKER}:generateIdToken?x"}, "is not the e-mail"),
+        *(
+            ({"gcp_impersonate_service_account": copied}, f"write {INVOKER} alone")
+            for copied in (
+                f"serviceAccount:{INVOKER}",
+                f"mailto:{INVOKER}",
+                f"projects/-/serviceAccounts/{INVOKER}",
+                f"//iam.googleapis.com/projects/my-project/serviceAccounts/{INVOKER}",
+                f"serviceAccounts/{INVOKER}",
+            )
+        ),
+        ({"gcp_impersonate_service_account": f"user:{INVOKER}"}, "is not the e-mail"),
         ({"gcp_impersonate_service_account": ""}, "is empty"),
         ({"gcp_delegates": RELAY}, "set gcp_impersonate_service_account as well"),
         (

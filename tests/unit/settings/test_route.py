@@ -26,11 +26,19 @@ def test_delegates_need_an_impersonated_account() -> None:
 @pytest.mark.parametrize(
     "email",
     ["bob", "bob@", "@project.iam.gserviceaccount.com", "a/b@c.com", "a@b", "a b@c.com", "a@b.com/../x", "a@b.com:x",
-     "", "a@b.com\n", "serviceAccount:a@b.com"],
+     "", "user:a@b.com"],
 )  # fmt: skip
 def test_an_impersonated_account_must_be_an_e_mail(email: str) -> None:
     found = problems(upstream=URL, gcp_impersonate_service_account=email)
     assert "NAME@PROJECT.iam.gserviceaccount.com" in found["--gcp-impersonate-service-account"]
+
+
+@pytest.mark.parametrize(
+    "copied", ["a@b.com\n", " a@b.com", "serviceAccount:a@b.com", "projects/p/serviceAccounts/a@b.com"]
+)
+def test_an_impersonated_account_is_its_e_mail_alone(copied: str) -> None:
+    found = problems(upstream=URL, gcp_impersonate_service_account=copied)
+    assert found["--gcp-impersonate-service-account"].startswith("write a@b.com alone")
 
 
 @pytest.mark.parametrize(
