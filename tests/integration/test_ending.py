@@ -15,7 +15,9 @@ import pytest
 
 from tests.integration.live_exchange import live, one_or_two, tell
 from tests.support.chain import Routes, StartChain
+from tests.support.namespaces import unshared
 from tests.support.peers.sockets import Gone, Peer
+from tests.support.pipes import open_with
 from tests.support.processes import program
 from tests.support.sidecar import sidecar, worker_pids
 
@@ -141,9 +143,9 @@ async def test_process_1_of_a_container_can_be_ended_before_it_serves(tmp_path: 
     """The kernel drops signals for which process 1 has no handler."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    argv: list[str | Path] = ["unshare", "--pid", "--fork", "--kill-child"]
+    argv: list[str | Path] = [*unshared("--pid", "--fork", "--kill-child")]
     async with program(command, [*argv, sys.executable, "-m", "proxy", command, "--config", fifo]) as child:
-        with await asyncio.to_thread(open, fifo, "wb"):  # returns when the program opens it, too
+        with await open_with(child.ended(within_seconds=None), fifo, "w"):
             os.kill(only_child(child.pid), signal.SIGTERM)
             assert await child.ended() == 128 + signal.SIGTERM
 
@@ -184,7 +186,7 @@ async def test_other_signals_at_any_time_change_nothing(routes: Routes, tmp_path
     flags = ["--workers", str(workers), "--listen", "127.0.0.1:0", "--admin", "off", "--log-format", "json"]
     argv: list[str | Path] = [sys.executable, "-m", "proxy", "serve", "--config", fifo, *flags]
     async with program("serve", argv) as child, asyncio.TaskGroup() as tasks:
-        settings = await asyncio.to_thread(open, fifo, "wb")  # returns when the program opens it, too
+        settings = await open_with(child.ended(within_seconds=None), fifo, "w")
 
         async def signal_all() -> None:
             while child.returncode is None:

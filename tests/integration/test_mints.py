@@ -19,6 +19,7 @@ from proxy.emulator import Fault, Google, GoogleServer
 from tests.support.chain import UPSTREAM, StartChain
 from tests.support.emulated import signing_key
 from tests.support.peers.sockets import Peer, Server
+from tests.support.pipes import open_with
 from tests.support.sidecar import Sidecar
 
 TOKEN = b"x-serverless-authorization"
@@ -163,6 +164,12 @@ async def test_an_unreadable_subject_token_delays_neither_a_good_key_nor_the_exi
         assert await at.end() < 5
 
 
+async def started(at: Stage, pipe: Path) -> bytes:
+    """Return what an executable writes to this pipe."""
+    with await open_with(at.running.program.ended(within_seconds=None), pipe, "r") as opened:
+        return await asyncio.to_thread(opened.read)
+
+
 @pytest.mark.asyncio
 async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(chain: StartChain, tmp_path: Path) -> None:
     async with stage(chain, "--mint-timeout", "1") as at:
@@ -171,7 +178,7 @@ async def test_a_hanging_executable_delays_neither_a_good_key_nor_the_exit(chain
         at.put(script(tmp_path, lines))
         async with asyncio.TaskGroup() as group:
             waits = group.create_task(at.call("/imp/invoke/S/h"))
-            pids = await asyncio.to_thread((tmp_path / "started").read_text)
+            pids = await started(at, tmp_path / "started")
         assert waits.result() == (503, "token-timeout")
         at.put_key(FIRST)
         assert set(await at.calls_until((200, FIRST), "/svc/discover")) <= {(503, "token-timeout")}
@@ -186,7 +193,7 @@ async def test_an_executable_does_not_outlive_the_sidecar(chain: StartChain, tmp
         at.put(script(tmp_path, f"trap '' TERM\nsleep 600 &\necho $$ $! > '{tmp_path}/started'\nwait"))
         async with asyncio.TaskGroup() as group:
             waits = group.create_task(at.call("/imp/discover"))
-            pids = await asyncio.to_thread((tmp_path / "started").read_text)
+            pids = await started(at, tmp_path / "started")
         assert waits.result() == (503, "token-timeout")
         assert await at.end() < 5
         for pid in pids.split():

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from tests.support.peers.sockets import Peer, Server, client, server
+from tests.support.pipes import open_with
 from tests.support.processes import connections_to
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
@@ -232,7 +233,8 @@ async def test_settings_from_a_pipe_cannot_be_read_again_and_sighup_says_so(name
         running.stdin.write(text.encode())
         running.stdin.close()
     else:
-        await asyncio.to_thread(Path(name).write_text, text)
+        with await open_with(running.wait(), Path(name), "w") as pipe:
+            pipe.write(text.encode())
     assert b"listening" in await running.stderr.readline()
     running.send_signal(signal.SIGHUP)
     assert (

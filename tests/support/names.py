@@ -20,6 +20,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.namespaces import skip_unless_permitted, unshared
+
 __all__ = ["NameServer", "name_server", "silent_name_servers"]
 
 _ADDRESSES_TRIED: Final = 20
@@ -76,7 +78,7 @@ class NameServer(asyncio.DatagramProtocol):
             file = folder / Path(path).name
             file.write_text(text)
             script.append(f"mount --bind '{file}' {path}")
-        return ["unshare", "--mount", "sh", "-c", " && ".join([*script, 'exec "$@"']), "sh"]
+        return [*unshared("--mount"), "sh", "-c", " && ".join([*script, 'exec "$@"']), "sh"]
 
     # What asyncio calls.
 
@@ -146,6 +148,7 @@ def silent_name_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _bound() -> socket.socket:
     """Return a datagram socket at port 53 of a loopback address that no other program uses."""
+    skip_unless_permitted(53)
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.setblocking(False)
     tried = 0

@@ -22,6 +22,7 @@ from proxy.emulator.cloud_run import Application
 from tests.support.container import Recorder, Seen
 from tests.support.emulated import signing_key
 from tests.support.emulated_setup import CommandResult
+from tests.support.namespaces import skip_unless_permitted
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
@@ -149,6 +150,7 @@ async def _ran(argv: Sequence[str | Path], variables: Mapping[str, str]) -> Comm
 @asynccontextmanager
 async def served(app: Application, certificates: Certificates, name: str) -> AsyncIterator[str]:
     """Run a service of this name at port 443 of a spare loopback address, which is returned."""
+    skip_unless_permitted(443)
     for _ in range(ADDRESSES_TRIED):
         address = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
         server = CloudRunServer(app, certificates, host=address, port=443, names=(name,))

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from tests.support.namespaces import unshared
 from tests.support.processes import Program, program
 
 __all__ = ["Invoked", "Registered", "RestateServer", "find_restate_server"]
@@ -95,7 +96,7 @@ class RestateServer:
         Restate's own, tokens come from the metadata server at `metadata_address`; services are trusted whose
         certificates are of `ca_file`. Requests to all `http://` deployments go to the proxy at the URL `http_proxy`.
         All requests are signed with the private key in `identity_key_file`. `env` are further variables. `hosts` takes
-        the place of /etc/hosts, as root: the server is linked statically, so that nothing else changes its DNS.
+        the place of /etc/hosts (`unshared`): the server is linked statically, so that nothing else changes its DNS.
         """
         configuration = folder / "restate.toml"
         text = _CONFIGURATION.format(
@@ -107,7 +108,7 @@ class RestateServer:
         argv: list[str | Path] = [find_restate_server(), "--config-file", configuration, "--base-dir", folder / "data"]
         argv += ["--node-name", node_name, "--listen-mode", "tcp", "--no-logo"]
         if hosts is not None:
-            argv = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, *argv]
+            argv = [*unshared("--mount"), "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, *argv]
         # A proxy meant for the way out would otherwise get the invocations of local deployments.
         environment: dict[str, str | None] = {"DO_NOT_TRACK": "1", "HTTP_PROXY": None, "http_proxy": None}
         environment["GCE_METADATA_HOST"] = metadata_address

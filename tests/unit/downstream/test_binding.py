@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.downstream.binding import ListenFailed, SocketFile, bind_tcp
+from tests.support.namespaces import unshared
 from tests.support.readme import REPOSITORY
 
 
@@ -103,8 +104,7 @@ WITHOUT_IPV6 = textwrap.dedent(
 
 
 def test_localhost_is_bound_on_a_machine_without_ipv6() -> None:
-    """Needs root, for a network namespace."""
-    argv = ["unshare", "--net", sys.executable, "-c", WITHOUT_IPV6]
+    argv = [*unshared("--net"), sys.executable, "-c", WITHOUT_IPV6]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.stdout == "no IPv6, and localhost is bound\n", done.stderr
 
