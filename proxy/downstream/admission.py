@@ -257,6 +257,19 @@ class AcceptedConnection:
         elif self.http1 is not None:
             self.http1.close_after_response()
 
+    def close_idle_http1(self) -> bool:
+        """Close it if it speaks HTTP/1.1 and no response is due, after what its client has not read yet.
+
+        Return True if that is delivered before it has closed. TLS would wait for an answer of the client, too.
+        """
+        if self.http1 is None or self.http1.refused or not self.http1.response_complete.is_set():
+            return False
+        if self.transport.is_closing():  # asyncio's TLS takes `close` once, and has no information after that
+            return False
+        tls = self.transport.get_extra_info("ssl_object") is not None
+        self.transport.close()
+        return not tls
+
     def abort(self) -> None:
         """Close it at once, and wake up a reader that waits at the gate.
 

@@ -257,10 +257,11 @@ class Listener:
         await self._until(lambda: not self.live_exchanges and not self._fresh(until), until)
         complete = not self.live_exchanges
         closing = self._close_all()
+        http1 = {accepted for accepted in self._accepted if accepted.close_idle_http1()}
         # Responses may still be in a transport's buffer, because their client reads slowly.
         soon = loop.time() + _LAST_SECONDS
         await self._until(
-            lambda: all(connection.gone.done() for connection in closing),
+            lambda: all(connection.gone.done() for connection in closing) and http1.isdisjoint(self._accepted),
             max(soon, deadline) if complete else soon,
             abortable=complete,
         )
@@ -271,7 +272,6 @@ class Listener:
         for accepted in list(self._accepted):
             if accepted.protocol_unknown:
                 accepted.abort()
-        # Hypercorn closes idle HTTP/1.1 connections in order meanwhile.
         loop.call_later(_LAST_SECONDS if complete else 0.0, self._abort_accepted)
         return complete
 

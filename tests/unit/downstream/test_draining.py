@@ -1,0 +1,38 @@
+"""The end of HTTP/1.1 connections when the listener drains."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from tests.support.loops import loop_idle, skip, with_manual_clock
+from tests.unit.downstream.http1_requests import GET, read_until_gone
+from tests.unit.downstream.stage import listening
+
+
+@with_manual_clock
+async def test_draining_delivers_the_end_of_an_http_1_1_response_to_a_slow_client() -> None:
+    """The exchange is over, and a part of the response in the transport, when the drain begins."""
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    async with listening() as it:
+        loop = asyncio.get_running_loop()
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", it.port))
+        await loop.sock_sendall(slow, GET)
+        taken = await it.relay.request()
+        (accepted,) = it.listener.admission.accepted
+        accepted.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        taken.answer(bytes(60_000))
+        await loop_idle()
+        assert accepted.transport.get_write_buffer_size() > 0
+        assert not it.listener.live_exchanges
+        it.end.set()
+        for _ in range(4):  # longer than any wait of the drain but its timeout
+            await skip(1.0)
+        reader, writer = await asyncio.open_connection(sock=slow)
+        it.clients.append(writer)
+        head, _, content = (await read_until_gone(reader)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert content.endswith(b"\r\n0\r\n\r\n")
+        assert await it.drained
