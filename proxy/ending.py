@@ -44,7 +44,8 @@ class Ending:
         self._leaving_ports: asyncio.Task[None] | None = None
 
     def drain(self) -> None:
-        """Begin to drain; called again, change nothing."""
+        """Begin to drain, and wait no longer for clients without a request; called again, change nothing."""
+        self._listener.end_retiring()
         self._begun.set()
 
     def abort(self) -> None:
@@ -69,7 +70,7 @@ class Ending:
         """Leave the ports to another sidecar, which serves now; serve clients that are here until they have left."""
         self._handed_on = True
         self._leave_ports()
-        self.drain()
+        self._begun.set()
 
     async def wait(self) -> None:
         """Wait until draining was requested and is over."""

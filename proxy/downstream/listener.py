@@ -93,6 +93,7 @@ class Listener:
         self._http1: set[Http1Stream] = set()
         self._changed = asyncio.Event()
         self._retiring = False
+        self._retiring_ends = False
         self._aborting = False
 
     @property
@@ -235,14 +236,26 @@ class Listener:
     # ---- ending
 
     async def retire(self, timeout_seconds: float) -> None:
-        """Have all clients leave, and serve them until they have; return after this long at most. `abort` ends it."""
+        """Have all clients leave, and serve them until they have; return after this long at most.
+
+        `end_retiring` and `abort` end it.
+        """
         self._retiring = True
         now = asyncio.get_running_loop().time
         deadline = now() + timeout_seconds - _LAST_SECONDS
-        while (self._accepted or self.untracked) and not self._aborting and now() < deadline:
+
+        def over() -> bool:
+            return self._retiring_ends or not (self._accepted or self.untracked)
+
+        while not (over() or self._aborting) and now() < deadline:
             for accepted in list(self._accepted):  # those that were accepted lately are among them
                 accepted.retire()
-            await self._until(lambda: not (self._accepted or self.untracked), min(deadline, now() + _RETIRE_SECONDS))
+            await self._until(over, min(deadline, now() + _RETIRE_SECONDS))
+
+    def end_retiring(self) -> None:
+        """Make `retire` return now: `drain` need not wait for clients without a live exchange."""
+        self._retiring_ends = True
+        self._changed.set()
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no exchange is live, then send GOAWAY on every connection and close; False if some were aborted.

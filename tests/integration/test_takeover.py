@@ -207,3 +207,28 @@ async def test_a_tls_handshake_under_way_during_a_takeover_is_completed_and_its_
         assert await first.program.ended(within_seconds=20) == 0
         writer.close()
         after.close()
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_a_signal_after_a_takeover_ends_the_wait_for_clients_without_a_request(
+    chain: StartChain, tmp_path: Path, workers: int
+) -> None:
+    flags = ["--takeover-socket", f"unix:{tmp_path}/t", "--workers", str(workers), "--drain-timeout", "600"]
+    async with chain(*flags) as (first, upstream, near):
+        reader, writer = await asyncio.open_connection(*first.address)
+        writer.write(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        stream = near.open("/svc/live", end=True)
+        peer, there, _, _ = await upstream.request()
+        # The new sidecar is played by this test, which accepts nothing.
+        after = await asyncio.to_thread(Takeover.open, f"unix:{tmp_path}/t")
+        await asyncio.to_thread(after.complete)
+        await first.logged('"draining"', workers)
+        first.program.send(signal.SIGTERM)
+        peer.respond(there)
+        await peer.send(there, b"answer", end=True)
+        assert await near.body(stream) == b"answer"
+        assert await first.program.ended(within_seconds=30) == 0
+        writer.close()
+        after.close()

@@ -1,12 +1,14 @@
-"""The end of HTTP/1.1 connections when the listener drains."""
+"""The end of HTTP/1.1 connections when the listener drains, or has its clients leave."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 
+import pytest
+
 from tests.support.loops import loop_idle, skip, with_manual_clock
-from tests.unit.downstream.http1_requests import GET, read_until_gone
+from tests.unit.downstream.http1_requests import GET, lives, read_until_gone
 from tests.unit.downstream.stage import listening
 
 
@@ -36,3 +38,15 @@ async def test_draining_delivers_the_end_of_an_http_1_1_response_to_a_slow_clien
         assert head.startswith(b"HTTP/1.1 200")
         assert content.endswith(b"\r\n0\r\n\r\n")
         assert await it.drained
+
+
+@pytest.mark.asyncio
+async def test_clients_without_a_request_are_waited_for_until_that_is_ended() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw()
+        await lives(it, reader, writer)
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(1_000_000.0))
+        await loop_idle()
+        assert not leaving.done()
+        it.listener.end_retiring()
+        await leaving
