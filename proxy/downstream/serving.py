@@ -49,6 +49,10 @@ _PROBE_SECONDS: Final = 1.0
 _GREATEST_PROBE_SECONDS: Final = 30.0
 _PROBE_ANSWER_SECONDS: Final = 0.1
 """Time for an RST in reply to a probe."""
+_WRITING_SECONDS: Final = 0.1
+"""Between two looks whether a client has read."""
+_WRITING_TURNS: Final = 3
+"""Turns of the loop in which the transport writes what the socket takes."""
 _CLOSED_HALF: Final = getattr(select, "POLLRDHUP", 0)  # which Linux has
 _LISTENER: Final = "listener"
 
@@ -332,8 +336,25 @@ class _Server(TCPServer):
                 while await self.reader.read(MAX_RECV):
                     pass
 
+    async def _deliver_tls(self) -> None:
+        """Wait until the kernel has all that was written to a TLS connection, or it has ended.
+
+        The end of TLS waits for the client, for a short time, in which a slow one would have to read all of that.
+        The transport does not say what it holds below TLS: but while it holds something, the socket takes no more.
+        """
+        transport = self.writer.transport
+        if transport.is_closing() or self.writer.get_extra_info("ssl_object") is None:
+            return
+        connection = self.writer.get_extra_info("socket")
+        turns = 0
+        while turns < _WRITING_TURNS and not transport.is_closing() and connection.fileno() >= 0:
+            takes_more = transport.get_write_buffer_size() == 0 and _poll(connection, select.POLLOUT)
+            turns = turns + 1 if takes_more else 0
+            await asyncio.sleep(0 if takes_more else _WRITING_SECONDS)
+
     async def _close(self) -> None:
         with contextlib.suppress(OSError):
+            await self._deliver_tls()
             if not self.writer.transport.is_closing():
                 await super()._close()
                 return

@@ -15,6 +15,7 @@ from proxy.downstream.config import ListenerConfig
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.listener import Listener
 from proxy.downstream.serving import listen
+from proxy.downstream.tls import Handshakes, TlsContext, TlsFiles
 from proxy.http2.choice import EngineFactory
 from proxy.http2.engine import ConnectionHandler, Engine, Limits
 from proxy.http2.portable.engine import PortableEngine
@@ -85,15 +86,18 @@ async def listening(
     cancels_per_minute: int = 12_000,
     deadlines: Deadlines | None = None,
     ages: ConnectionAges | None = None,
+    tls: TlsFiles | None = None,
 ) -> AsyncIterator[Listening]:
-    """Serve during a `with`; at its end, drain within five seconds."""
+    """Serve during a `with`, over TLS if there is a certificate; at its end, drain within five seconds."""
     relay, counts, budget = RequestQueue(acknowledging=acknowledging), Counts(), Budget(1 << 30)
 
     def engine(handler: ConnectionHandler) -> Engine:
         return make(client=False, limits=limits or Limits(), handler=handler)
 
     flusher = Flusher(asyncio.get_running_loop())
-    config = ListenerConfig(("127.0.0.1:0",), 1, max_head_octets=max_head_octets)
+    address = ("127.0.0.1:0",)
+    plain, over_tls = ((), address) if tls is not None else (address, ())
+    config = ListenerConfig(plain, 1, max_head_octets=max_head_octets, tls_addresses=over_tls)
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
     it = Listening(
@@ -115,8 +119,16 @@ async def listening(
         port,
         asyncio.Event(),
     )
+    handshakes = None
+    if tls is not None:
+        handshakes = Handshakes(
+            asyncio.get_running_loop(),
+            TlsContext(tls),
+            admits=it.listener.admission.admits_handshake,
+            on_failed=it.listener.handshake_failed,
+        )
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(listen(it.listener, config, sockets, it.shutdown))
+        tasks.create_task(listen(it.listener, config, sockets, it.shutdown, handshakes))
         try:
             yield it
         finally:

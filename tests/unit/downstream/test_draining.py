@@ -1,12 +1,16 @@
-"""The end of HTTP/1.1 connections when the listener drains, or has its clients leave."""
+"""The end of HTTP/1.1 connections: what clients that read slowly get, and how long idle ones are waited for."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
 
+from proxy.downstream.tls import TlsFiles
+from proxy.emulator import Certificates
 from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.unit.downstream.http1_requests import GET, lives, read_until_gone
 from tests.unit.downstream.stage import listening
@@ -50,3 +54,35 @@ async def test_clients_without_a_request_are_waited_for_until_that_is_ended() ->
         assert not leaving.done()
         it.listener.end_retiring()
         await leaving
+
+
+def _all_octets(connection: socket.socket) -> bytes:
+    received = b""
+    while octets := connection.recv(1 << 16):
+        received += octets
+    return received
+
+
+@with_manual_clock
+async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_tls_ends(tmp_path: Path) -> None:
+    certificates = Certificates.create(tmp_path)
+    context = ssl.create_default_context(cafile=certificates.ca_file)
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    async with listening(tls=TlsFiles(*certificates.server_files("localhost"))) as it:
+        slow.connect(("127.0.0.1", it.port))
+        with await asyncio.to_thread(context.wrap_socket, slow, server_hostname="localhost") as client:
+            client.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            taken = await it.relay.request()
+            (accepted,) = it.listener.admission.accepted
+            accepted.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            taken.answer(bytes(60_000))
+            await loop_idle()
+            for _ in range(4):  # longer than the end of TLS may take
+                await skip(1.0)
+            reading = asyncio.get_running_loop().run_in_executor(None, _all_octets, client)
+            while not reading.done():
+                await skip(0.1)
+            head, _, content = (await reading).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert content.endswith(b"\r\n0\r\n\r\n")
