@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
@@ -31,6 +30,7 @@ from proxy.cli.emulate_options import (
     read_grants,
     read_https,
     read_pod,
+    temporary_directory,
 )
 from proxy.cli.failures import CommandFailed, Gathered, Unusable
 from proxy.cli.output import output_problem
@@ -157,7 +157,7 @@ def emulate(
     mistakes.raise_found()
     google, services, accounts, users, limits = emulated
     # Created last before signals are handled, so that it is removed however the command ends.
-    with nullcontext(directory) if directory else tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-") as folder:
+    with nullcontext(directory) if directory else temporary_directory() as folder:
         plan = _Plan(
             google=google,
             services=services,

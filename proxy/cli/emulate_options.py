@@ -1,8 +1,9 @@
-"""What the options of `emulate` take: roles, a pod, a URL, names, addresses, limits."""
+"""What the options of `emulate` take: roles, a pod, a URL, names, addresses, limits, a directory."""
 
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ __all__ = [
     "read_grants",
     "read_https",
     "read_pod",
+    "temporary_directory",
 ]
 
 
@@ -130,3 +132,18 @@ def check_names(members: tuple[str, ...], emails: tuple[str, ...]) -> None:
     if wrong:
         problems = [redact(f"{name!r} {why}", wrong) for name, why in wrong.items()]
         raise Unusable.listing("the arguments", problems) if len(problems) > 1 else Unusable(*problems)
+
+
+def temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory, the default of --directory; as a context manager it is removed at the end.
+
+    Raises Unusable.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="cloudrun-sidecar-")
+    except OSError as exc:
+        # Its text may be a list of all folders that Python has tried.
+        raise Unusable(
+            "no temporary directory can be made on this machine; name one that can be written to with --directory, or "
+            "mount a writable one at /tmp"
+        ) from exc
