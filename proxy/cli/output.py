@@ -1,6 +1,6 @@
 r"""Standard streams that are always open, and whose writes never raise.
 
-* A stream that is closed (`>&-`) becomes /dev/null.
+* A stream that is closed (`>&-`) becomes /dev/null, or where that is missing a socket without another end.
 * A character that the encoding of a stream does not have is written as an escape, as in `\u2026`.
 * What cannot be written is dropped. `run` says so at the end of a command, in one sentence, and then the command has
   failed. That a reader has gone (`| head -1`) is no failure, and nothing is said of it.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TextIO
@@ -31,7 +32,7 @@ def open_standard_streams() -> None:
     for stderr would be written there.
     """
     if None in (sys.stdin, sys.stdout, sys.stderr):
-        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        while (descriptor := _nothing()) <= 2:
             os.set_inheritable(descriptor, True)
         os.close(descriptor)
     if sys.stdin is None:
@@ -68,6 +69,16 @@ def run(command: Callable[[], object]) -> None:
             if not end.code and output is not None and output.fails_command:
                 raise SystemExit(ExitCode.FAILED) from None
         raise
+
+
+def _nothing() -> int:
+    """Return a new descriptor of /dev/null; without one, of a socket whose other end is closed."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:  # a container without devices, or a user who may not write to this one
+        ours, other = socket.socketpair()
+        other.close()
+        return ours.detach()
 
 
 class _StandardOutput(io.FileIO):

@@ -89,6 +89,13 @@ def test_a_command_ends_as_ever_with_stdout_closed(arguments: tuple[str, ...], c
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_need_no_dev_null(closed: str) -> None:
+    code = "import os; os.devnull = '/dev/nowhere'; from proxy.cli import main; main()"
+    ran = run(["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "-c", code, "check", *UNREACHABLE])
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
 # ---- full
 
 
