@@ -10,11 +10,14 @@ import os
 from enum import IntEnum
 from typing import Final, TextIO
 
-__all__ = ["PROCESSES_REMEDY", "ExitCode", "error_line", "no_thread", "shows_colours"]
+__all__ = ["KILLED_REMEDY", "PROCESSES_REMEDY", "ExitCode", "error_line", "no_thread", "shows_colours"]
 
 
 PROCESSES_REMEDY: Final = "raise the limit of processes and threads (ulimit -u, --pids-limit, TasksMax)"
 """What to do where the system starts no more of them."""
+
+KILLED_REMEDY: Final = "if the kernel ended it for want of memory (its log, dmesg, says so), raise the limit of memory"
+"""What to do where SIGKILL ended a process, and nobody says why."""
 
 
 class ExitCode(IntEnum):

@@ -15,6 +15,7 @@ The process that serves never imports click, pydantic or the model: Python does 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.exit_codes import ExitCode
+from proxy.exit_codes import KILLED_REMEDY, PROCESSES_REMEDY, ExitCode
 from proxy.settings.plain import PlainSettings
 from proxy.signals import block_signals, signal_name
 
@@ -109,6 +110,8 @@ class Reading:
         except OSError as exc:
             self._ours.close()
             what = f"cannot start {sys.executable or 'Python'} to read the settings: {exc.strerror or exc}"
+            if exc.errno in (errno.EAGAIN, errno.ENOMEM):
+                what = f"{what}; {PROCESSES_REMEDY} or of memory"
             raise SettingsNotRead(ExitCode.FAILED, what) from exc
         except BaseException:  # KeyboardInterrupt, as the signals are unblocked
             self.__exit__()
@@ -159,6 +162,8 @@ class Reading:
             raise _too_late(seconds) from None
         if exit_code < 0:
             what = f"the process that reads the settings was ended by {signal_name(-exit_code)}"
+            if exit_code == -signal.SIGKILL:
+                what = f"{what}; {KILLED_REMEDY}"
             raise SettingsNotRead(ExitCode.FAILED, what)
         raise SettingsNotRead(exit_code, errors.decode(errors="replace"))
 

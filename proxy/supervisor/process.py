@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,10 +18,11 @@ from typing import Any, Final
 
 from proxy.downstream.channel import Channel, content_of, file_in_memory
 from proxy.downstream.config import ListenerConfig
+from proxy.exit_codes import KILLED_REMEDY
 from proxy.signals import signal_name
 from proxy.supervisor.channel import WorkerChannel
 
-__all__ = ["WorkerProcess", "exit_reason"]
+__all__ = ["WorkerProcess"]
 
 
 _START_SECONDS: Final = 60.0
@@ -44,11 +46,27 @@ class WorkerProcess:
         """When it is killed, if it replaces another and is not ready, on the monotonic clock."""
         self.last_handed_over = 0
         """Serial number of the last connection that was sent to it."""
+        self._killed = False
 
     @property
     def pid(self) -> int:
         """Its process."""
         return self.process.pid or 0
+
+    def kill(self) -> None:
+        """End it at once. The caller says why."""
+        self._killed = True
+        self.process.kill()
+
+    def exit_reason(self) -> dict[str, object]:
+        """Return why it has exited, for the log, and what to do about it if that is not said elsewhere."""
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return {"exit_code": code}
+        said: dict[str, object] = {"signal": signal_name(-code)}
+        if code == -signal.SIGKILL and not self._killed:
+            said["remedy"] = f"{KILLED_REMEDY}, or serve with fewer workers"
+        return said
 
     @classmethod
     def start(
@@ -134,8 +152,3 @@ def _run(
     """Run the work of a worker, whose settings are in the file with this descriptor."""
     config.payload = content_of(settings).decode()
     work(config, channel)
-
-
-def exit_reason(code: int) -> dict[str, object]:
-    """Return why a process has exited, for the log; `code` is negative if a signal ended it."""
-    return {"exit_code": code} if code >= 0 else {"signal": signal_name(-code)}

@@ -39,7 +39,7 @@ from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
 from proxy.supervisor.accepting import Accepting
 from proxy.supervisor.collecting import Collecting
-from proxy.supervisor.process import WorkerProcess, exit_reason
+from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
@@ -197,7 +197,7 @@ class _Supervisor:
             if now >= worker.start_by:
                 _log.error("worker does not start: killing it", pid=worker.process.pid)
                 worker.start_by = math.inf
-                worker.process.kill()
+                worker.kill()
 
     def _start_workers(self, count: int) -> None:
         with signals_blocked():
@@ -260,7 +260,7 @@ class _Supervisor:
             for worker in self._workers:
                 if worker.channel.ready and not worker.channel.alive:
                     _log.error("worker's event loop stands still: killing it", pid=worker.process.pid)
-                    worker.process.kill()
+                    worker.kill()
                 worker.channel.alive = False
         self.manager.alive()
 
@@ -355,7 +355,7 @@ class _Supervisor:
         self._update_registration(worker)
         worker.process.join()  # reap it
         code = worker.process.exitcode or 0
-        said = {"pid": worker.process.pid, **exit_reason(code)}
+        said = {"pid": worker.process.pid, **worker.exit_reason()}
         if self._command is None and self._all_ready:
             now = time.monotonic()
             delay = self._restarts.add(now, now - worker.started_at)
@@ -376,4 +376,4 @@ class _Supervisor:
         self._kill_at = math.inf
         for worker in self._workers:
             _log.error("worker still running after its time to drain: killing it", pid=worker.process.pid)
-            worker.process.kill()
+            worker.kill()

@@ -5,6 +5,7 @@ The readers here are small modules in the working directory; that of `serve` has
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -187,8 +188,9 @@ def test_the_process_is_killed_after_the_deadline(reader: str) -> None:
     assert ended.value.exit_code == 1
 
 
-def test_the_error_names_the_signal_that_ended_the_process() -> None:
-    with pytest.raises(SettingsNotRead, match=r"^the process that reads the settings was ended by SIGKILL$") as ended:
+def test_the_error_names_the_signal_that_ended_the_process_and_what_to_do() -> None:
+    said = r"^the process that reads the settings was ended by SIGKILL; if .* raise the limit of memory$"
+    with pytest.raises(SettingsNotRead, match=said) as ended:
         read_settings(command_line("dies"))
     assert ended.value.exit_code == 1
 
@@ -207,5 +209,16 @@ def test_the_error_names_an_interpreter_that_cannot_be_started(
     with pytest.raises(
         SettingsNotRead, match=f"^cannot start {executable or 'Python'} to read the settings: "
     ) as ended:
+        read_settings(command_line("reports"))
+    assert ended.value.exit_code == 1
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_where_no_process_can_be_started_the_limits_are_named(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    with pytest.raises(SettingsNotRead, match=rf"{os.strerror(number)}; raise the limit of processes") as ended:
         read_settings(command_line("reports"))
     assert ended.value.exit_code == 1

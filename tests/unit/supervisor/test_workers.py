@@ -88,7 +88,11 @@ def test_workers_that_exit_without_a_command_are_a_failure_even_with_0() -> None
 
 
 def test_after_the_death_of_a_worker_at_the_start_the_others_exit(tmp_path: Path) -> None:
-    assert run(crew.killed, str(tmp_path)) == 1
+    with capture_logs() as lines:
+        assert run(crew.killed, str(tmp_path)) == 1
+    (failed,) = [line for line in lines if line["event"] == "worker failed: draining the others"]
+    assert failed["signal"] == "SIGKILL"
+    assert failed["remedy"].endswith("raise the limit of memory, or serve with fewer workers")
 
 
 def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: Path) -> None:
@@ -144,6 +148,7 @@ def test_a_worker_that_stands_still_is_killed_and_replaced_without_a_service_man
     (killed,) = [line["pid"] for line in lines if line["event"] == "worker's event loop stands still: killing it"]
     (died,) = [line for line in lines if line["event"] == "worker died: starting another"]
     assert (died["pid"], died["signal"]) == (killed, "SIGKILL")
+    assert "remedy" not in died
 
 
 def test_a_worker_that_cannot_be_started_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
