@@ -274,6 +274,7 @@ class Worker:
                     },
                     files=peers.files if peers else {},
                     orphan=self.ending.orphan,
+                    lost=self.listener.admission.lost,
                     handshakes=self._handshakes,
                 )
                 closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))

@@ -87,6 +87,10 @@ class Admission:
         self._log_refused("limit of connections reached (max_connections)", "max-connections")
         return False
 
+    def lost(self) -> None:
+        """The kernel had no descriptor for a connection, and has closed it: count it, and log it as those above."""
+        self._log_refused("limit of open files reached (ulimit -n, LimitNOFILE)", "open-files")
+
     def admits_handshake(self, connection: socket.socket, under_way: int, end_oldest: Callable[[float], bool]) -> bool:
         """Return True if a TLS handshake may begin, beside so many under way; otherwise log why not.
 

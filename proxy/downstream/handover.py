@@ -48,6 +48,7 @@ class HandoverServer:
         documents: Mapping[bytes, Callable[[bytes], None]],
         files: Mapping[bytes, Callable[[FileIO | None], None]],
         orphan: Callable[[], None],
+        lost: Callable[[], None],
         handshakes: Handshakes | None = None,
     ) -> None:
         self._loop = loop
@@ -57,6 +58,7 @@ class HandoverServer:
         self._documents = documents
         self._files = files
         self._orphan = orphan
+        self._lost = lost
         self._handshakes = handshakes
         self._ended = asyncio.Event()
         self._leaving = False
@@ -108,7 +110,7 @@ class HandoverServer:
                     self._accepting.add(accepting)
                     accepting.add_done_callback(self._accepting.discard)
                 else:  # the kernel had no descriptor for it
-                    _log.error("connection lost: limit of open files reached (ulimit -n)")
+                    self._lost()
                     self._channel.connection_closed()
 
     def _begin_tls(self, connection: socket.socket) -> None:
@@ -142,14 +144,15 @@ def accept_from(
     documents: Mapping[bytes, Callable[[bytes], None]],
     files: Mapping[bytes, Callable[[FileIO | None], None]],
     orphan: Callable[[], None],
+    lost: Callable[[], None],
     handshakes: Handshakes | None = None,
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
 
     `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
     empty if it was lost, `files` with the file in memory, which they own; None if it was lost. Other processes may read
-    it, and share its position. `orphan` is called when the supervisor has exited. `handshakes` begins those of TLS
-    connections.
+    it, and share its position. `orphan` is called when the supervisor has exited, `lost` when there was no descriptor
+    for a connection. `handshakes` begins those of TLS connections.
     """
     create_server = loop.create_server
 
@@ -163,6 +166,7 @@ def accept_from(
                 documents=documents,
                 files=files,
                 orphan=orphan,
+                lost=lost,
                 handshakes=handshakes,
             )
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)

@@ -38,7 +38,8 @@ async def supervised(*planes: AdminPlane) -> AsyncIterator[None]:
         for plane, channel in zip(planes, channels, strict=True):
             peers = plane.join(channel)
             messages: dict[str, Any] = {"commands": peers.commands, "documents": {}, "files": peers.files}
-            servers.append(HandoverServer(loop, channel, asyncio.Protocol, **messages, orphan=channel.socket.close))
+            ends: dict[str, Any] = {"orphan": channel.socket.close, "lost": channel.socket.close}
+            servers.append(HandoverServer(loop, channel, asyncio.Protocol, **messages, **ends))
             channel.report(READY)
         try:
             yield

@@ -47,6 +47,17 @@ async def test_a_connection_over_the_limit_is_closed_and_used_ones_stay(make: En
 
 
 @each_bare_engine
+async def test_each_of_many_lost_connections_is_counted_and_one_line_logged(make: EngineFactory) -> None:
+    with capture_logs() as log:
+        async with listening(make) as it:
+            for _ in range(3):
+                it.listener.admission.lost()
+            assert it.counts.connections_refused == ["open-files"] * 3
+    (line,) = [line["event"] for line in log if "open files" in line["event"]]
+    assert line == "closing new connections: limit of open files reached (ulimit -n, LimitNOFILE)"
+
+
+@each_bare_engine
 async def test_a_new_connection_is_accepted_after_another_has_closed(make: EngineFactory) -> None:
     async with listening(make, most_connections=1) as it:
         async with client("127.0.0.1", it.port) as first:
