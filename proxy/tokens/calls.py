@@ -20,6 +20,7 @@ from proxy.quoting import one_line, plain, quoted, text_of
 __all__ = [
     "Bearer",
     "BlockingSend",
+    "NoDescriptor",
     "NotConnected",
     "Reply",
     "Send",
@@ -60,6 +61,10 @@ class Reply:
     """The content; that of an error answer may be cut."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Secrets of the request, which the answer may repeat (`quoting.secrets_of_request`)."""
+
+
+class NoDescriptor(TokenUnavailable):
+    """The limit of open files is reached on this machine, which says nothing about the server."""
 
 
 class NotConnected(TokenUnavailable):

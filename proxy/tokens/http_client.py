@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import ssl
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import one_line, secrets_of_request
 from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.blocking import FILE_SECONDS, BlockingCalls
-from proxy.tokens.calls import NotConnected, Reply, host_of
+from proxy.tokens.calls import NoDescriptor, NotConnected, Reply, host_of
 from proxy.tokens.gate import Gate
 from proxy.tokens.http_proxies import Proxy, proxy_for
 
@@ -29,6 +30,7 @@ __all__ = ["HttpClient"]
 _TOTAL_SECONDS: Final = 10.0
 _CALLS_AT_ONCE: Final = 16
 _MOST_OCTETS: Final = 256 * 1024
+_DESCRIPTORS_REMEDY: Final = "raise the limit of open files (ulimit -n, LimitNOFILE)"
 
 
 class _Trust(NamedTuple):
@@ -107,12 +109,11 @@ class HttpClient:
         except TimeoutError:
             failure = TokenTimeout(f"{host} did not answer within {_TOTAL_SECONDS:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            why, remedy = _reason(exc, proxy), ""
+            why, (kind, remedy) = _reason(exc, proxy), _kind(exc)
             if isinstance(exc, aiohttp.ClientConnectorCertificateError):
                 self._doubted = True
                 if self._trust is not None and trusts_none(self._trust.context):
                     why, remedy = f"its certificate does not verify: {NONE}", NONE_REMEDY
-            kind = NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable
             failure = kind(f"{host} could not be asked{_way(proxy)}: {why}", remedy=remedy)
         hop = host if proxy is None else proxy.url.host or ""
         has_others = isinstance(self._resolver, AiohttpResolver) and self._resolver.has_failed(hop.lower(), began)
@@ -177,6 +178,13 @@ def _trusted(known: _Trust | None) -> _Trust:
     if problem:
         raise TokenUnavailable(problem, remedy=REMEDY)
     return _Trust(ssl.create_default_context(), state)
+
+
+def _kind(exc: Exception) -> tuple[type[TokenUnavailable], str]:
+    """Return the failure that an exception means, and its remedy; "" for that of the failure."""
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return NoDescriptor, _DESCRIPTORS_REMEDY
+    return (NotConnected if isinstance(exc, aiohttp.ClientConnectorError) else TokenUnavailable), ""
 
 
 def _way(proxy: Proxy | None) -> str:

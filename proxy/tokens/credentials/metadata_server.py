@@ -22,7 +22,17 @@ from proxy.errors import (
     TokenUnavailable,
 )
 from proxy.quoting import plain, quoted
-from proxy.tokens.calls import Bearer, Reply, Send, bearer, date_of, error_message, failure_of_reply, read_object
+from proxy.tokens.calls import (
+    Bearer,
+    NoDescriptor,
+    Reply,
+    Send,
+    bearer,
+    date_of,
+    error_message,
+    failure_of_reply,
+    read_object,
+)
 from proxy.tokens.credentials import gke
 from proxy.tokens.credentials.iam_refusals import enable_account
 from proxy.tokens.credentials.lookup import looked_for
@@ -148,7 +158,7 @@ class MetadataServer:
             async with self._gate.place():
                 reply = await self._send("GET", url, {"metadata-flavor": "Google"})
         except TokenUnavailable as exc:
-            if self._answered:
+            if self._answered or isinstance(exc, NoDescriptor):
                 raise
             raise self._not_found(str(exc), self._named_by()) from exc
         if reply.status < 500 and reply.status != 429 and reply.headers.get("metadata-flavor") != "Google":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,22 @@ async def test_a_silent_google_fails_at_the_deadline(
     with pytest.raises(Failure, match=r"oauth2\.googleapis\.com did not answer within 0\.3 s"):
         await mint(KEY)
     await mint.close()
+
+
+@pytest.mark.asyncio
+async def test_a_metadata_server_that_there_is_no_descriptor_for_is_not_missing(google: FakeGoogle, home: Home) -> None:
+    home.environment["GCE_METADATA_HOST"] = f"127.0.0.1:{google.metadata_port}"
+    before, mint = GoogleMint(environment=home.environment), GoogleMint(environment=home.environment)
+    await before(KEY)  # everything is imported
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    try:
+        with pytest.raises(TokenUnavailable, match=r"^127\.0\.0\.1 could not be asked: .*; raise .*\(ulimit -n, "):
+            await mint(KEY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (await mint(KEY)).principal == ATTACHED
+    await mint.close()
+    await before.close()
