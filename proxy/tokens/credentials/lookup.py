@@ -42,6 +42,8 @@ def find(environment: Mapping[str, str], known: CredentialFile | None = None) ->
     named = environment.get(_VARIABLE)
     if named:
         return _load(named, known, lambda why: _unusable(named, why))
+    if _is_homeless(environment):
+        return None
     where = _shown_well_known_path(environment)
 
     def unusable(why: str) -> CredentialsInvalid:
@@ -127,7 +129,14 @@ def looked_for(environment: Mapping[str, str]) -> str:
     return f"{_VARIABLE} is not set and there is no {_shown_well_known_path(environment)}"
 
 
+def _is_homeless(environment: Mapping[str, str]) -> bool:
+    """Return True if the user has no home directory: `~` would be a folder of the working directory."""
+    return not (environment.get("HOME") or environment.get(_FOLDER_VARIABLE)) and os.path.expanduser("~") == "~"
+
+
 def _shown_well_known_path(environment: Mapping[str, str]) -> str:
+    if _is_homeless(environment):
+        return f"{_WELL_KNOWN} of gcloud, because HOME is not set and the user has no home directory"
     path = well_known_path(environment)
     if plain(path) is not None:
         return path

@@ -56,6 +56,19 @@ def test_the_home_of_the_user_is_used_without_the_variable() -> None:
     assert well_known_path({}).startswith(os.path.expanduser("~"))
 
 
+def test_a_user_without_a_home_directory_has_no_file_of_gcloud(
+    home: Home, user_info: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)
+    monkeypatch.chdir(home.folder)
+    folder = home.folder / "~" / ".config" / "gcloud"  # not where `~` leads
+    folder.mkdir(parents=True)
+    home.file(user_info).rename(folder / "application_default_credentials.json")
+    assert find({}) is None
+    assert looked_for({}).endswith("because HOME is not set and the user has no home directory")
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Run as an unprivileged user: permissions do not apply to root."""
