@@ -196,6 +196,23 @@ async def test_where_no_address_serves_the_first_failure_is_reported(certificate
 
 
 @pytest.mark.asyncio
+async def test_of_several_failures_the_first_is_reported() -> None:
+    async with service(None, {V6: "refuses TLS", V4: "closes"}) as it:
+        with pytest.raises(UpstreamTlsFailed, match="HANDSHAKE"):
+            await connector(resolver=Names(V6, V4)).connect(Origin("https", NAME, it.port))
+
+
+@pytest.mark.asyncio
+async def test_the_other_family_is_tried_before_another_address_of_the_same(certificates: Certificates) -> None:
+    hosts = ("127.0.0.1", "127.0.0.2", V6)
+    tls = server_context(*certificates.server_files(NAME))
+    async with service(tls, {**dict.fromkeys(hosts[:2], "refuses TLS"), V6: "serves"}) as it:
+        connecting = connector(upstream_ca=certificates.ca_file, resolver=Names(*hosts))
+        connection = await connecting.connect(Origin("https", NAME, it.port))
+        assert (await connected_to(connection), it.broken) == (V6, 1)
+
+
+@pytest.mark.asyncio
 async def test_where_all_addresses_are_silent_the_deadline_ends_all_attempts() -> None:
     async with service(None, {V6: "is silent", V4: "is silent"}) as it:
         connecting = connector(resolver=Names(V6, V4), connect_timeout_seconds=1.3)
@@ -290,6 +307,47 @@ async def test_a_spare_connection_that_is_ready_in_the_same_turn_is_dropped() ->
         assert [won, *dropped] in ([0, 1], [1, 0])
 
 
+@pytest.mark.asyncio
+async def test_an_address_is_not_blamed_for_what_this_machine_lacks() -> None:
+    known = Addresses(asyncio.get_running_loop().time)
+    dropped: list[str] = []
+
+    async def handshake(connected: socket.socket) -> str:
+        with connected:
+            if connected.family == socket.AF_INET6:
+                raise OSError(errno.EMFILE, "no descriptor is left")
+            return "ready"
+
+    async with service(None, {V6: "is silent", V4: "is silent"}) as it:
+        addresses = await Names(V6, V4).resolve(NAME, it.port)
+        assert await Attempts(known, handshake, dropped.append).first_ready(addresses) == "ready"
+    assert not any(map(known.is_avoided, addresses))
+
+
+@pytest.mark.asyncio
+async def test_an_address_that_accepts_no_connection_is_not_remembered() -> None:
+    """Nothing is lost by trying it first: the system says at once that it refuses."""
+    known = Addresses(asyncio.get_running_loop().time)
+    dropped: list[str] = []
+    refused = asyncio.Event()
+
+    class Watched(Attempts[str]):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "failure" and value is not None:
+                refused.set()
+
+    async def handshake(connected: socket.socket) -> str:
+        with connected:
+            await refused.wait()
+            return "ready"
+
+    async with service(None, {V6: "is silent"}) as it:
+        addresses = await Names(V6, V4).resolve(NAME, it.port)
+        assert await Watched(known, handshake, dropped.append).first_ready(addresses) == "ready"
+    assert not any(map(known.is_avoided, addresses))
+
+
 def test_addresses_are_avoided_for_ten_minutes_and_not_without_bound() -> None:
     now = 1_000.0
     known = Addresses(lambda: now)
@@ -301,6 +359,12 @@ def test_addresses_are_avoided_for_ten_minutes_and_not_without_bound() -> None:
         known.has_failed(address, "closed")
     assert known.is_avoided(addresses[-1])
     assert not known.is_avoided(addresses[0]), "the oldest are forgotten"
+    oldest, following = addresses[-1_024:][:2]
+    assert known.is_avoided(oldest)
+    known.has_failed(oldest, "closed")
+    known.has_failed(addresses[0], "closed")
+    assert known.is_avoided(oldest), "it has failed again"
+    assert not known.is_avoided(following)
     now += 599
     assert known.is_avoided(addresses[-1])
     known.has_failed(addresses[-1], "closed")

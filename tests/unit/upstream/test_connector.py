@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import struct
+from typing import Any
 
 import pytest
 from h2.settings import SettingCodes
@@ -20,8 +21,10 @@ from proxy.errors import (
     UpstreamTlsFailed,
 )
 from proxy.http2.choice import EngineFactory
+from proxy.network.resolver import AddressInfo, Resolver
+from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
-from proxy.upstream.connection import UpstreamConnection
+from proxy.upstream.connection import Timing, UpstreamConnection
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import Unprocessed
 from tests.support.peers.raw import REQUEST
@@ -30,6 +33,16 @@ from tests.support.peers.sockets import server, server_context
 from tests.unit.upstream.connecting import connector, left, listening
 
 # ---- what works
+
+
+class Observing(UpstreamObserver):
+    """Keeps the origins whose connections are going away."""
+
+    def __init__(self) -> None:
+        self.going_away: list[str] = []
+
+    def upstream_going_away(self, origin: str, code: int, debug: bytes) -> None:
+        self.going_away.append(origin)
 
 
 @each_bare_engine
@@ -41,9 +54,8 @@ async def test_a_connection_over_tls_is_ready_when_it_is_returned(
     asked_for: list[str | None] = []
     tls.sni_callback = lambda _, name, __: asked_for.append(name)
     async with server(tls, settings={SettingCodes.MAX_CONCURRENT_STREAMS: 7}) as far:
-        connection = await connector(make, upstream_ca=certificates.ca_file).connect(
-            Origin("https", "localhost", far.port)
-        )
+        observer, origin = Observing(), Origin("https", "localhost", far.port)
+        connection = await connector(make, upstream_ca=certificates.ca_file, observer=observer).connect(origin)
         assert connection.count_free_streams() == 7
         assert asked_for == ["localhost"]
         assert connection.transport is not None
@@ -55,6 +67,7 @@ async def test_a_connection_over_tls_is_ready_when_it_is_returned(
         assert ended
         peer.go_away(0)
         await connection.gone
+        assert observer.going_away == [str(origin)]
         assert receiver.kinds == [Unprocessed]
 
 
@@ -145,6 +158,42 @@ async def test_a_name_that_does_not_resolve_is_reported() -> None:
         await connector(connect_timeout_seconds=30.0).connect(Origin("https", "nowhere.invalid", 443))
 
 
+@pytest.mark.asyncio
+async def test_a_resolvers_own_words_are_reported() -> None:
+    class Refusing(Resolver):
+        async def resolve(self, host: str, port: int) -> list[AddressInfo]:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    with pytest.raises(UpstreamConnectFailed, match=r"does not resolve \(no such name\); check the url of the route"):
+        await connector(resolver=Refusing()).connect(Origin("https", "greeter.example", 443))
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_is_not_answered_is_told_from_a_connection_that_is_not() -> None:
+    class Silent(Resolver):
+        async def resolve(self, host: str, port: int) -> list[AddressInfo]:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+    sentence = r"the host name of https://greeter\.example was not answered within 0\.1 s; check the name servers"
+    with pytest.raises(UpstreamConnectTimeout, match=sentence):
+        await connector(resolver=Silent(), connect_timeout_seconds=0.1).connect(Origin("https", "greeter.example", 443))
+
+
+@pytest.mark.asyncio
+async def test_a_descriptor_that_is_reserved_is_not_used_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream.connector.is_reserved", lambda descriptor: True)
+    left_behind = asyncio.get_running_loop().create_future()
+
+    async def nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        left_behind.set_result(await reader.read())
+
+    async with listening(nothing) as port:
+        with pytest.raises(UpstreamConnectFailed, match="the limit of open files is nearly reached; raise it"):
+            await connector().connect(Origin("http", "127.0.0.1", port))
+        assert await left_behind == b""
+
+
 @pytest.mark.parametrize("how", ["closes", "resets"])
 @pytest.mark.asyncio
 async def test_a_peer_that_closes_during_the_handshake_is_reported(how: str) -> None:
@@ -204,6 +253,21 @@ async def test_a_peer_that_closes_before_its_settings_is_reported() -> None:
             await connector().connect(Origin("http", "127.0.0.1", port))
 
 
+@pytest.mark.asyncio
+async def test_what_was_changed_holds_for_the_next_connection() -> None:
+    async def nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with server() as far, listening(nothing) as silent:
+        connecting, timing = connector(), Timing(idle_timeout_seconds=0.1)
+        connecting.change(timing=timing, upstream_ca=None, upstream_proxy=None, connect_timeout_seconds=0.2)
+        with pytest.raises(UpstreamConnectTimeout, match=r"was not connected within 0\.2 s"):
+            await connecting.connect(Origin("http", "127.0.0.1", silent))
+        connection = await connecting.connect(Origin("http", "127.0.0.1", far.port))
+        async with asyncio.timeout(30.0):
+            await connection.gone
+
+
 @pytest.mark.parametrize("scheme", ["https", "http"])
 @pytest.mark.asyncio
 async def test_a_cancelled_connect_leaves_nothing_behind(scheme: str) -> None:
@@ -235,6 +299,8 @@ def count_connections() -> int:
 async def test_a_connection_that_fails_is_not_kept(certificates: Certificates, peer: str) -> None:
     """The budget would keep it for ever, because no transport tells it of its end."""
     before, arrived = count_connections(), asyncio.Event()
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -256,3 +322,6 @@ async def test_a_connection_that_fails_is_not_kept(certificates: Certificates, p
                 await attempt
         # The frames of the last exception may have one.
         assert count_connections() <= before + 1
+    assert not [context for context in reported if "never retrieved" in context["message"]], (
+        "the failure is raised, and no future reports it again"
+    )

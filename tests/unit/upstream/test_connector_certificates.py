@@ -31,6 +31,7 @@ def test_verification_is_never_off(certificates: Certificates) -> None:
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.check_hostname
         assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+        assert context.options & ssl.OP_NO_RENEGOTIATION, "RFC 9113, 9.2.1"
 
 
 def test_upstream_ca_is_added_to_the_system_authorities(
@@ -111,6 +112,46 @@ async def test_an_authority_that_was_removed_from_its_file_is_not_trusted_after_
         connecting.change(timing=Timing(), upstream_ca=upstream_ca, upstream_proxy=None, connect_timeout_seconds=5.0)
         with pytest.raises(UpstreamTlsFailed, match="does not verify"):
             await connecting.connect(origin)
+
+
+@pytest.mark.asyncio
+async def test_another_upstream_ca_holds_at_once_and_the_one_before_no_more(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    other = Certificates.create(tmp_path / "other")
+    connecting = connector(upstream_ca=other.ca_file)
+
+    def change(upstream_ca: Path) -> None:
+        connecting.change(timing=Timing(), upstream_ca=upstream_ca, upstream_proxy=None, connect_timeout_seconds=5.0)
+
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
+        origin = Origin("https", "127.0.0.1", far.port)
+        with pytest.raises(UpstreamTlsFailed, match=re.escape(str(other.ca_file))):
+            await connecting.connect(origin)
+        change(certificates.ca_file)
+        await left(await connecting.connect(origin))
+        change(tmp_path / "nowhere.pem")
+        with pytest.raises(UpstreamTlsFailed, match=r"nowhere\.pem \(upstream_ca\) cannot be used"):
+            await connecting.connect(origin)
+
+
+@pytest.mark.asyncio
+async def test_authorities_that_have_not_changed_are_read_once(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path | None] = []
+
+    def reading(upstream_ca: Path | None) -> ssl.SSLContext:
+        read.append(upstream_ca)
+        return tls_context(upstream_ca)
+
+    monkeypatch.setattr("proxy.upstream.connector.tls_context", reading)
+    connecting = connector()
+    async with server(server_context(*certificates.server_files("127.0.0.1"))) as far:
+        for _ in range(3):
+            with pytest.raises(UpstreamTlsFailed, match="does not verify"):
+                await connecting.connect(Origin("https", "127.0.0.1", far.port))
+    assert read == [None]
 
 
 @pytest.mark.asyncio

@@ -78,6 +78,14 @@ def test_loopback_http_upstreams_and_hosts_in_no_proxy_are_reached_directly(
 
 
 @pytest.mark.asyncio
+async def test_an_upstream_that_is_reached_directly_is_not_connected_through_the_proxy() -> None:
+    async with server() as far, connect_proxy({}) as proxy:
+        connection = await connector(upstream_proxy=proxy_at(proxy.port)).connect(Origin("http", "127.0.0.1", far.port))
+        await left(connection)
+        assert not proxy.heads
+
+
+@pytest.mark.asyncio
 async def test_a_change_of_the_proxy_counts_for_the_next_connection(certificates: Certificates) -> None:
     tls = server_context(*certificates.server_files(HOST))
     async with (
