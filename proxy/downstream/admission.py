@@ -124,7 +124,7 @@ class Admission:
             idle = self._idle.pop()
             if idle in self.accepted and idle.has_been_idle(now - _LEAST_SECONDS):
                 self._observer.connection_refused("idle")
-                self._counts[idle.address] -= 1
+                self._count_in_place_of(idle, address)
                 idle.give_way()
                 return True
         if address is None or self._counts[self._most] < 2 * self._counts[address]:
@@ -133,11 +133,16 @@ class Admission:
             newest = self._of_most.pop()
             if newest in self.accepted:
                 self._observer.connection_refused("most-connections")
-                self._counts[self._most] -= 1
-                self._counts[address] += 1
+                self._count_in_place_of(newest, address)
                 newest.cut_off()
                 return True
         return False
+
+    def _count_in_place_of(self, ended: AcceptedConnection, address: str | None) -> None:
+        """Count a new connection from this address instead of one, so that the next new one is judged by both."""
+        self._counts[ended.address] -= 1
+        if address is not None:
+            self._counts[address] += 1
 
     def _look(self, now: float) -> None:
         """Find the connections that may give way, and who has how many."""

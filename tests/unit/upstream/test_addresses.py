@@ -361,10 +361,12 @@ def test_addresses_are_avoided_for_ten_minutes_and_not_without_bound() -> None:
     assert not known.is_avoided(addresses[0]), "the oldest are forgotten"
     oldest, following = addresses[-1_024:][:2]
     assert known.is_avoided(oldest)
-    known.has_failed(oldest, "closed")
+    known.has_failed(following, "closed")
+    assert known.is_avoided(oldest), "nothing is forgotten for one that is known"
     known.has_failed(addresses[0], "closed")
-    assert known.is_avoided(oldest), "it has failed again"
-    assert not known.is_avoided(following)
+    assert not known.is_avoided(oldest)
+    known.has_failed(addresses[1], "closed")
+    assert known.is_avoided(following), "it has failed again, so it is not the oldest"
     now += 599
     assert known.is_avoided(addresses[-1])
     known.has_failed(addresses[-1], "closed")
