@@ -92,3 +92,64 @@ def test_a_worker_that_stands_still_holds_up_connections_for_a_moment_only(crew:
     crew.workers[1].channel.full_since -= 3600.0
     assert crew.accepting.due(time.monotonic()) == math.inf
     assert crew.accept() == [CONNECTIONS - sent, sent]
+
+
+def test_connections_wait_in_order_while_no_worker_can_take_them(crew: Crew) -> None:
+    first, second = (worker.channel for worker in crew.workers)
+    first.ready, second.draining = False, True
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for connection, peer in pairs:
+            stack.enter_context(peer)
+            crew.accepting.hand_over(connection, tls=False)
+        crew.accepting.hand_over_waiting()
+        assert (first.connections, second.connections) == (0, 0)
+        first.ready = True
+        crew.accepting.hand_over_waiting()
+        assert (first.connections, second.connections) == (3, 0)
+        for number, (_, peer) in enumerate(pairs):
+            peer.send(bytes([number]))
+        for number in range(3):
+            descriptor = crew.ends[0].receive()[1]
+            assert descriptor is not None
+            with socket.socket(fileno=descriptor) as received:
+                assert received.recv(1) == bytes([number])
+
+
+@pytest.mark.parametrize("state", ["gone", "leaving", "draining"])
+def test_a_worker_that_leaves_gets_no_connection_and_one_that_drains_only_with_all_others(
+    crew: Crew, state: str
+) -> None:
+    setattr(crew.workers[0].channel, state, True)
+    assert crew.accepting._least_loaded() is crew.workers[1]
+    setattr(crew.workers[1].channel, state, True)
+    assert crew.accepting._least_loaded() is None
+    crew.accepting.draining = True
+    assert crew.accepting._least_loaded() is (crew.workers[0] if state == "draining" else None)
+
+
+def test_the_last_worker_gets_what_waits_and_what_the_kernel_has(crew: Crew, tmp_path: Path) -> None:
+    first, second = (worker.channel for worker in crew.workers)
+    crew.accepting.update(time.monotonic())
+    first.ready = second.ready = False
+    ours, peer = socket.socketpair()
+    with peer:
+        crew.accepting.hand_over(ours, tls=False)
+        crew.accepting.stop(crew.workers[1])
+        assert (first.connections, second.connections) == (0, CONNECTIONS + 1)
+        assert not crew.selector.get_map()
+        first.ready = True
+        crew.accepting.update(time.monotonic())  # there is no socket to watch any more
+        assert not crew.selector.get_map()
+    with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+        late.connect(str(tmp_path / "listening"))
+
+
+def test_connections_that_no_worker_has_taken_are_closed_at_the_end(crew: Crew) -> None:
+    for worker in crew.workers:
+        worker.channel.ready = False
+    ours, peer = socket.socketpair()
+    with peer:
+        crew.accepting.hand_over(ours, tls=False)
+        crew.accepting.close()
+        assert peer.recv(1) == b""

@@ -6,19 +6,28 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from proxy.downstream import channel as messages
 from proxy.downstream.channel import (
     ABORT,
+    ANSWER,
+    CLOSED,
+    COLLECT,
     CONNECTION,
     DRAIN,
+    DRAINING,
+    LEAVING,
     PROBLEMS,
+    READY,
     SETTINGS,
     SETTINGS_KEPT,
     SETTINGS_TAKEN,
+    TLS_CONNECTION,
     Channel,
+    file_in_memory,
 )
 from proxy.supervisor.channel import WorkerChannel
 
@@ -214,3 +223,67 @@ def test_no_two_messages_to_a_worker_are_the_same_octet() -> None:
     to_a_worker = [getattr(messages, name) for name in names]
     assert len({*to_a_worker}) == len(names)
     assert {len(message) for message in to_a_worker} == {1}
+
+
+def test_what_a_worker_has_reported_holds_after_its_next_report() -> None:
+    said = ("ready", "draining", "leaving", "wants_states")
+    ours, its = socket.socketpair()
+    with its:
+        reported = WorkerChannel(ours)
+        assert not any(getattr(reported, name) for name in said)
+        reported.alive = False
+        for name, report in zip(said, (READY, DRAINING, LEAVING, COLLECT), strict=True):
+            its.send(report)
+            assert reported.read_reports()
+            assert getattr(reported, name)
+        its.send(CLOSED)
+        assert reported.read_reports()
+        assert all(getattr(reported, name) for name in said)
+        assert reported.alive
+    assert not reported.read_reports()
+    assert reported.gone
+    reported.close()
+
+
+def test_the_last_state_is_kept_and_no_other_program_inherits_it() -> None:
+    ours, its = socket.socketpair()
+    with its:
+        channel = WorkerChannel(ours)
+        channel.answer_awaited = True
+        kept = []
+        for _ in range(2):
+            with file_in_memory() as file:
+                socket.send_fds(its, [ANSWER], [file.fileno()])
+            channel.read_reports()
+            assert channel.state is not None
+            kept.append(channel.state)
+        assert not channel.answer_awaited
+        assert kept[0].closed
+        assert not kept[1].closed
+        assert not os.get_inheritable(kept[1].fileno())
+        kept[1].close()
+        channel.close()
+
+
+def test_a_worker_that_leaves_is_sent_the_last_connections_and_then_the_end() -> None:
+    ours, its = socket.socketpair()
+    with its, ExitStack() as stack:
+        channel = WorkerChannel(ours)
+        channel.leaving = True
+        pairs = [socket.socketpair() for _ in range(2)]
+        for _, peer in pairs:
+            stack.enter_context(peer)
+        channel.hand_over_last([(pairs[0][0], False), (pairs[1][0], True)])
+        assert channel.connections == 2
+        channel.flush()
+        assert not channel.has_unsent
+        messages = b""
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(its, 1, 1)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if not message:
+                break
+            messages += message
+        assert messages == CONNECTION + TLS_CONNECTION
+        channel.close()
