@@ -21,6 +21,7 @@ import structlog
 
 from proxy.downstream.cancels import address_key
 from proxy.downstream.connection import DownstreamConnection
+from proxy.downstream.delivery import is_tls, tls_delivered
 from proxy.downstream.http1 import Gate
 from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.network.descriptors import is_reserved
@@ -266,18 +267,18 @@ class AcceptedConnection:
         elif self.http1 is not None:
             self.http1.close_after_response()
 
-    def close_idle_http1(self) -> bool:
-        """Close it if it speaks HTTP/1.1 and no response is due, after what its client has not read yet.
+    @property
+    def is_idle_http1(self) -> bool:
+        """True if it speaks HTTP/1.1 and no response is due; its client may still have to read some of the last one."""
+        http1 = self.http1
+        return http1 is not None and not http1.refused and http1.response_complete.is_set()
 
-        Return True if that is delivered before it has closed. TLS would wait for an answer of the client, too.
-        """
-        if self.http1 is None or self.http1.refused or not self.http1.response_complete.is_set():
-            return False
-        if self.transport.is_closing():  # asyncio's TLS takes `close` once, and has no information after that
-            return False
-        tls = self.transport.get_extra_info("ssl_object") is not None
-        self.transport.close()
-        return not tls
+    async def close_delivered(self) -> None:
+        """Close it after what its client has not read yet: over TLS, that is waited for here."""
+        if is_tls(self.transport):
+            await tls_delivered(self.transport)
+        if not self.transport.is_closing():  # asyncio's TLS takes `close` once, and has no information after that
+            self.transport.close()
 
     def abort(self) -> None:
         """Close it at once, and wake up a reader that waits at the gate.

@@ -22,6 +22,7 @@ from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, client_of
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
+from proxy.downstream.delivery import is_tls
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.downstream.tls_reading import SlicedReads
 from proxy.http2.engine import Stream
@@ -270,14 +271,21 @@ class Listener:
         await self._until(lambda: not self.live_exchanges and not self._fresh(until), until)
         complete = not self.live_exchanges
         closing = self._close_all()
-        http1 = {accepted for accepted in self._accepted if accepted.close_idle_http1()}
+        idle = [accepted for accepted in self._accepted if accepted.is_idle_http1]
+        plain = {accepted for accepted in idle if not is_tls(accepted.transport)}
+        deliveries = [loop.create_task(accepted.close_delivered()) for accepted in idle]
+        for delivery in deliveries:
+            delivery.add_done_callback(lambda _: self._changed.set())
+
+        def delivered() -> bool:
+            ends = (*deliveries, *(connection.gone for connection in closing))
+            return all(end.done() for end in ends) and plain.isdisjoint(self._accepted)
+
         # Responses may still be in a transport's buffer, because their client reads slowly.
         soon = loop.time() + _LAST_SECONDS
-        await self._until(
-            lambda: all(connection.gone.done() for connection in closing) and http1.isdisjoint(self._accepted),
-            max(soon, deadline) if complete else soon,
-            abortable=complete,
-        )
+        await self._until(delivered, max(soon, deadline) if complete else soon, abortable=complete)
+        for delivery in deliveries:
+            delivery.cancel()
         for connection in closing:
             connection.abort()
         self.drained = True

@@ -31,6 +31,7 @@ from proxy.downstream.admission import AcceptedConnection
 from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.deadlines import ContentClock
+from proxy.downstream.delivery import events_of, is_tls, tls_delivered
 from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.downstream.http1_reading import NextRequest, Pushback
@@ -49,10 +50,6 @@ _PROBE_SECONDS: Final = 1.0
 _GREATEST_PROBE_SECONDS: Final = 30.0
 _PROBE_ANSWER_SECONDS: Final = 0.1
 """Time for an RST in reply to a probe."""
-_WRITING_SECONDS: Final = 0.1
-"""Between two looks whether a client has read."""
-_WRITING_TURNS: Final = 3
-"""Turns of the loop in which the transport writes what the socket takes."""
 _CLOSED_HALF: Final = getattr(select, "POLLRDHUP", 0)  # which Linux has
 _LISTENER: Final = "listener"
 
@@ -196,7 +193,8 @@ class _Server(TCPServer):
 
     async def _run_http1(self, accepted: AcceptedConnection) -> None:
         """Replace `TCPServer.run`, with an HTTP/1.1 protocol that never switches to another one."""
-        connection = self.writer.get_extra_info("socket")
+        # Later, asyncio's TLS may know it no more.
+        connection = self._connection = self.writer.get_extra_info("socket")
         self._accepted = accepted
         self._gate = accepted.gate
         self._finished = False
@@ -278,11 +276,11 @@ class _Server(TCPServer):
 
     async def _client_stays(self, until: asyncio.Event) -> bool:
         """Wait until the event, while nothing is read; return False as soon as it turns out that the client is gone."""
-        connection = self.writer.get_extra_info("socket")
+        connection = self._connection
         while not await _is_set_within(until, _PROBE_SECONDS):
             if self._is_gone(connection):
                 return False
-            if _poll(connection, _CLOSED_HALF):
+            if events_of(connection, _CLOSED_HALF):
                 return await self._client_waits(until)
         return True
 
@@ -293,7 +291,7 @@ class _Server(TCPServer):
         waits long is sent a probe that it ignores. Where no probe can be sent, TCP's keep-alive detects a lost client
         after a minute or two.
         """
-        connection = self.writer.get_extra_info("socket")
+        connection = self._connection
         seconds = _PROBE_SECONDS
         while not self._is_gone(connection):
             if await _is_set_within(answered, seconds):
@@ -307,7 +305,7 @@ class _Server(TCPServer):
     def _is_gone(self, connection: socket.socket) -> bool:
         """Return True if both halves of the connection are closed, by either side."""
         closed = self.writer.transport.is_closing() or connection.fileno() < 0
-        return closed or bool(_poll(connection, 0))  # POLLHUP or POLLERR
+        return closed or bool(events_of(connection, 0))  # POLLHUP or POLLERR
 
     async def protocol_send(self, event: Event) -> None:
         if self._finished and isinstance(event, Updated):
@@ -336,25 +334,10 @@ class _Server(TCPServer):
                 while await self.reader.read(MAX_RECV):
                     pass
 
-    async def _deliver_tls(self) -> None:
-        """Wait until the kernel has all that was written to a TLS connection, or it has ended.
-
-        The end of TLS waits for the client, for a short time, in which a slow one would have to read all of that.
-        The transport does not say what it holds below TLS: but while it holds something, the socket takes no more.
-        """
-        transport = self.writer.transport
-        if transport.is_closing() or self.writer.get_extra_info("ssl_object") is None:
-            return
-        connection = self.writer.get_extra_info("socket")
-        turns = 0
-        while turns < _WRITING_TURNS and not transport.is_closing() and connection.fileno() >= 0:
-            takes_more = transport.get_write_buffer_size() == 0 and _poll(connection, select.POLLOUT)
-            turns = turns + 1 if takes_more else 0
-            await asyncio.sleep(0 if takes_more else _WRITING_SECONDS)
-
     async def _close(self) -> None:
         with contextlib.suppress(OSError):
-            await self._deliver_tls()
+            if not self.writer.transport.is_closing() and is_tls(self.writer.transport):
+                await tls_delivered(self.writer.transport)
             if not self.writer.transport.is_closing():
                 await super()._close()
                 return
@@ -363,14 +346,6 @@ class _Server(TCPServer):
                 await self.writer.wait_closed()
             finally:
                 await self.idle_task.stop()
-
-
-def _poll(connection: socket.socket, events: int) -> int:
-    """Return which of these events there are on a socket, or POLLHUP or POLLERR; 0 for none."""
-    poll = select.poll()
-    poll.register(connection.fileno(), events)
-    found = poll.poll(0)
-    return found[0][1] if found else 0
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

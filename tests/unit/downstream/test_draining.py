@@ -64,7 +64,10 @@ def _all_octets(connection: socket.socket) -> bytes:
 
 
 @with_manual_clock
-async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_tls_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("draining", [False, True])
+async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_tls_ends(
+    tmp_path: Path, draining: bool
+) -> None:
     certificates = Certificates.create(tmp_path)
     context = ssl.create_default_context(cafile=certificates.ca_file)
     slow = socket.socket()
@@ -72,13 +75,15 @@ async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_t
     async with listening(tls=TlsFiles(*certificates.server_files("localhost"))) as it:
         slow.connect(("127.0.0.1", it.port))
         with await asyncio.to_thread(context.wrap_socket, slow, server_hostname="localhost") as client:
-            client.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            client.sendall(GET if draining else GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
             taken = await it.relay.request()
             (accepted,) = it.listener.admission.accepted
             accepted.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
             taken.answer(bytes(60_000))
             await loop_idle()
-            for _ in range(4):  # longer than the end of TLS may take
+            if draining:
+                it.end.set()
+            for _ in range(4):  # longer than the end of TLS may take, or any wait of the drain but its timeout
                 await skip(1.0)
             reading = asyncio.get_running_loop().run_in_executor(None, _all_octets, client)
             while not reading.done():
