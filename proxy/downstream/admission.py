@@ -191,6 +191,7 @@ class AcceptedConnection:
         "gate",
         "h2c",
         "http1",
+        "is_tls",
         "leaving",
         "protocol_unknown",
         "transport",
@@ -201,6 +202,8 @@ class AcceptedConnection:
         """The transport that asyncio made for it."""
         self.accepted_at = accepted_at
         """When it was accepted, as the event loop counts."""
+        self.is_tls = is_tls(transport)
+        """Whether it speaks TLS, which asyncio's transport cannot say after its end."""
         self.address = address_key(transport)
         """What it has in common with the other connections of its client."""
         self.h2c: DownstreamConnection | None = None
@@ -275,9 +278,9 @@ class AcceptedConnection:
 
     async def close_delivered(self) -> None:
         """Close it after what its client has not read yet: over TLS, that is waited for here."""
-        if is_tls(self.transport):
+        if self.is_tls and not self.transport.is_closing():
             await tls_delivered(self.transport)
-        if not self.transport.is_closing():  # asyncio's TLS takes `close` once, and has no information after that
+        if not self.transport.is_closing():  # asyncio's TLS takes `close` once
             self.transport.close()
 
     def abort(self) -> None:

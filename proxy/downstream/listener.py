@@ -22,7 +22,6 @@ from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, client_of
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
-from proxy.downstream.delivery import is_tls
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.downstream.tls_reading import SlicedReads
 from proxy.http2.engine import Stream
@@ -272,7 +271,7 @@ class Listener:
         complete = not self.live_exchanges
         closing = self._close_all()
         idle = [accepted for accepted in self._accepted if accepted.is_idle_http1]
-        plain = {accepted for accepted in idle if not is_tls(accepted.transport)}
+        plain = {accepted for accepted in idle if not accepted.is_tls}
         deliveries = [loop.create_task(accepted.close_delivered()) for accepted in idle]
         for delivery in deliveries:
             delivery.add_done_callback(lambda _: self._changed.set())

@@ -15,6 +15,8 @@ from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.unit.downstream.http1_requests import GET, lives, read_until_gone
 from tests.unit.downstream.stage import listening
 
+LAST = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
 
 @with_manual_clock
 async def test_draining_delivers_the_end_of_an_http_1_1_response_to_a_slow_client() -> None:
@@ -64,9 +66,11 @@ def _all_octets(connection: socket.socket) -> bytes:
 
 
 @with_manual_clock
-@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(
+    ("request_", "draining"), [(LAST, False), (GET, True), (LAST, True)], ids=["last", "draining", "last-draining"]
+)
 async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_tls_ends(
-    tmp_path: Path, draining: bool
+    tmp_path: Path, request_: bytes, draining: bool
 ) -> None:
     certificates = Certificates.create(tmp_path)
     context = ssl.create_default_context(cafile=certificates.ca_file)
@@ -75,7 +79,7 @@ async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_t
     async with listening(tls=TlsFiles(*certificates.server_files("localhost"))) as it:
         slow.connect(("127.0.0.1", it.port))
         with await asyncio.to_thread(context.wrap_socket, slow, server_hostname="localhost") as client:
-            client.sendall(GET if draining else GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            client.sendall(request_)
             taken = await it.relay.request()
             (accepted,) = it.listener.admission.accepted
             accepted.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
