@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -60,9 +61,9 @@ def test_a_unix_socket_without_an_absolute_path_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     unix = socket.socket(socket.AF_UNIX)
-    unix.bind(bound % tmp_path.name)
+    unix.bind(bound % os.getpid())  # the machine has each abstract name once
     unix.listen()
-    said = f"unix:{shown % tmp_path.name} (passed to this process): a Unix socket needs the absolute path of a file"
+    said = f"unix:{shown % os.getpid()} (passed to this process): a Unix socket needs the absolute path of a file"
     with pytest.raises(ListenFailed, match=re.escape(said)) as raised:
         InheritedSockets.sorted_by_name([(name, unix)], unsafe_listen=False)
     assert not raised.value.transient
