@@ -278,8 +278,7 @@ class AcceptedConnection:
 
     async def close_delivered(self) -> None:
         """Close it after what its client has not read yet: over TLS, that is waited for here."""
-        if self.is_tls and not self.transport.is_closing():
-            await tls_delivered(self.transport)
+        await tls_delivered(self.transport)
         if not self.transport.is_closing():  # asyncio's TLS takes `close` once
             self.transport.close()
 

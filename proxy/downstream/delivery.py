@@ -30,11 +30,13 @@ def events_of(connection: socket.socket, asked: int) -> int:
 
 
 async def tls_delivered(transport: asyncio.WriteTransport) -> None:
-    """Return when the kernel has all that was written to a TLS connection, or it has ended.
+    """Return when the kernel has all that was written to a TLS connection, or it has ended; at once without TLS.
 
     The end of TLS waits for the client, for a short time, in which a slow one would have to read all of that. The
     transport does not say what it holds below TLS: but while it holds something, the socket takes no more.
     """
+    if transport.is_closing() or not is_tls(transport):
+        return
     connection: socket.socket = transport.get_extra_info("socket")
     turns, pause = 0, _PAUSE_SECONDS
     while turns < _TURNS and not transport.is_closing() and connection.fileno() >= 0:

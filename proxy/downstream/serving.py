@@ -31,7 +31,7 @@ from proxy.downstream.admission import AcceptedConnection
 from proxy.downstream.cancels import address_key
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.deadlines import ContentClock
-from proxy.downstream.delivery import events_of, is_tls, tls_delivered
+from proxy.downstream.delivery import events_of, tls_delivered
 from proxy.downstream.handover import HandoverServer
 from proxy.downstream.http1_protocol import Http1Protocol
 from proxy.downstream.http1_reading import NextRequest, Pushback
@@ -336,8 +336,7 @@ class _Server(TCPServer):
 
     async def _close(self) -> None:
         with contextlib.suppress(OSError):
-            if not self.writer.transport.is_closing() and is_tls(self.writer.transport):
-                await tls_delivered(self.writer.transport)
+            await tls_delivered(self.writer.transport)
             if not self.writer.transport.is_closing():
                 await super()._close()
                 return
