@@ -347,6 +347,7 @@ class _Supervisor:
         """Replace a worker that has exited without a command, or drain the others if the first ones still start."""
         while worker.channel.read_reports():  # it may have been ready before
             pass
+        self._read_reports()  # and the others are, perhaps
         self._note_ready()
         self._selector.unregister(worker.process.sentinel)
         self._workers.remove(worker)

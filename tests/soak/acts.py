@@ -59,7 +59,7 @@ class Acts:
             "sidecar killed": self.sidecars.kill,
         }
         if self.workers > 1:
-            acts["worker killed"] = self.sidecars.kill_worker
+            acts["worker killed"] = partial(self.sidecars.kill_worker, self.workers)
         return acts
 
     def _others(self) -> dict[str, Act]:

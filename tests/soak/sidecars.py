@@ -80,8 +80,10 @@ class Sidecars:
         await self._judge(before, status)
         await contexts.aclose()
 
-    async def kill_worker(self) -> None:
-        """Kill one of several workers, and wait until another one listens."""
+    async def kill_worker(self, workers: int) -> None:
+        """Kill one of so many workers, and wait until another one listens."""
+        # Not before all have started: a worker that dies sooner ends its sidecar.
+        await self.current.logged('"listening"', workers)
         told = [line for line in self.current.log() if line.get("message") == "listening"]
         # The last one that started lives: nothing kills it but this.
         os.kill(int(str(told[-1]["worker"])), signal.SIGKILL)
@@ -102,7 +104,7 @@ class Sidecars:
 
     async def _judge(self, ended: Sidecar, status: int) -> None:
         if status not in (0, *_EXPECTED_DEATHS):
-            self.wrong.append(f"the sidecar ended with {status}")
+            self.wrong.append(f"the sidecar ended with {status}; its last lines:\n{ended.program.tail()}")
         await asyncio.sleep(0)
         for line in ended.program.lines:
             if "internal error" in line or "Traceback" in line:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from proxy.downstream.channel import (
@@ -105,6 +106,22 @@ def dying(config: ListenerConfig, channel: Channel) -> None:
     channel.report(READY)
     os.kill(os.getppid(), signal.SIGTERM)
     _wait_for(channel, DRAIN)
+
+
+def brief(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker exits with 3 once both are ready, its successor sends the supervisor SIGTERM; all but the first
+    one exit on `DRAIN`.
+    """
+    channel.report(READY)
+    if not _first(config):
+        if (second := Path(config.payload, "second")).exists():
+            os.kill(os.getppid(), signal.SIGTERM)
+        second.touch()
+        _wait_for(channel, DRAIN)
+        return
+    while not Path(config.payload, "second").exists():
+        time.sleep(0.01)
+    sys.exit(3)
 
 
 def hanging(config: ListenerConfig, channel: Channel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -103,6 +104,30 @@ def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: 
         connecting.result().close()
     died = [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"]
     assert died == [3, 4]
+
+
+def test_a_worker_is_replaced_though_its_end_is_seen_before_another_ones_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(selectors.DefaultSelector):
+        """Returns nothing until a worker has exited, and that first."""
+
+        _waits = True
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            events = super().select(timeout)
+            while self._waits:
+                exits = [(key, event) for key, event in events if isinstance(key.fileobj, int)]
+                if exits:
+                    self._waits = False
+                    return exits
+                events = super().select(None)
+            return events
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Late)
+    with capture_logs() as lines:
+        assert run(crew.brief, str(tmp_path)) == 0
+    assert [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"] == [3]
 
 
 def test_a_worker_that_hangs_while_it_starts_is_killed_and_replaced(
