@@ -163,7 +163,7 @@ class TokenFromCaller(RequestRefused):
 
 
 class Draining(SidecarFailure):
-    """The sidecar is shutting down and starts no exchange.
+    """The sidecar is shutting down: it starts no exchange, and ends an unanswered one when its drain timeout is over.
 
     Remedy: none; the next sidecar takes the request.
     """

@@ -156,6 +156,19 @@ class Http1Stream(Stream):
         if self._unacknowledged_octets < _WINDOW_OCTETS:
             self._gate.set()
 
+    # ---- for the listener
+
+    def end(self, failure: Failure) -> None:
+        """Cancel the exchange: answer with this failure if no head was sent, else abort the connection."""
+        receiver, self.receiver = self.receiver, None
+        if receiver is None:  # its response is complete
+            return
+        if self._head_sent:
+            self._enqueue({"type": _ABORT})
+        else:
+            self._reply_locally(failure)
+        self._call(receiver.on_request_reset, ErrorCode.CANCEL, False)
+
     # ---- both directions
 
     def _give_up(self, octets: int, least_octets: int) -> None:

@@ -24,6 +24,7 @@ from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
 from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
 from proxy.downstream.tls_reading import SlicedReads
+from proxy.errors import Draining
 from proxy.http2.engine import Stream
 from proxy.http2.events import ErrorCode, StreamId
 from proxy.observe.observer import DownstreamObserver
@@ -270,6 +271,8 @@ class Listener:
         await self._until(lambda: not self.live_exchanges and not self._fresh(until), until)
         complete = not self.live_exchanges
         closing = self._close_all()
+        if not complete:
+            self._end_http1()
         idle = [accepted for accepted in self._accepted if accepted.is_idle_http1]
         plain = {accepted for accepted in idle if not accepted.is_tls}
         deliveries = [loop.create_task(accepted.close_delivered()) for accepted in idle]
@@ -278,7 +281,9 @@ class Listener:
 
         def delivered() -> bool:
             ends = (*deliveries, *(connection.gone for connection in closing))
-            return all(end.done() for end in ends) and plain.isdisjoint(self._accepted)
+            return (
+                all(end.done() for end in ends) and plain.isdisjoint(self._accepted) and (complete or not self._http1)
+            )
 
         # Responses may still be in a transport's buffer, because their client reads slowly.
         soon = loop.time() + _LAST_SECONDS
@@ -322,6 +327,15 @@ class Listener:
             else:
                 connection.go_away("the sidecar is shutting down")
         return connections
+
+    def _end_http1(self) -> None:
+        """End all exchanges by HTTP/1.1, which has no resets."""
+        for accepted in self._accepted:
+            if accepted.http1 is not None:
+                accepted.retire()
+        failure = Draining("the sidecar is shutting down, and waits no longer for the service")
+        for stream in list(self._http1):
+            stream.end(failure)
 
     def _abort_accepted(self) -> None:
         for accepted in list(self._accepted):

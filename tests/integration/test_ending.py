@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,10 @@ import pytest
 from tests.integration.live_exchange import live, one_or_two, tell
 from tests.support.chain import Routes, StartChain
 from tests.support.namespaces import unshared
-from tests.support.peers.sockets import Gone, Peer
+from tests.support.peers.sockets import Gone, Peer, Server
 from tests.support.pipes import open_with
 from tests.support.processes import program
-from tests.support.sidecar import sidecar, worker_pids
+from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
 # ---- draining
 
@@ -106,6 +108,62 @@ async def test_the_sidecar_drains_without_uvloop(chain: StartChain, tmp_path: Pa
         assert await it.sidecar.program.ended(within_seconds=5) == 0
         silent.close()
         http1.close()
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize("second_signal", [False, True])
+async def test_an_http1_request_without_a_response_is_answered_when_it_is_aborted(
+    chain: StartChain, workers: int, second_signal: bool
+) -> None:
+    async with http1_exchange(chain, workers, second_signal) as (running, upstream, reader):
+        await upstream.request()
+        await end(running, second_signal)
+        answer = (await reader.read()).lower()
+        assert answer.startswith(b"http/1.1 503 service unavailable\r\n")
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.endswith(b"the sidecar is shutting down, and waits no longer for the service\n")
+        assert await running.program.ended() == 0
+
+
+@pytest.mark.asyncio
+@one_or_two
+@pytest.mark.parametrize("second_signal", [False, True])
+async def test_an_http1_response_that_has_begun_does_not_end_when_it_is_aborted(
+    chain: StartChain, workers: int, second_signal: bool
+) -> None:
+    async with http1_exchange(chain, workers, second_signal) as (running, upstream, reader):
+        peer, stream, _, _ = await upstream.request()
+        peer.respond(stream)
+        await peer.send(stream, b"some")
+        assert (await reader.readuntil(b"some")).startswith(b"HTTP/1.1 200")
+        await end(running, second_signal)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() in (b"", b"\r\n")  # the end of the chunk, and none of the content
+        assert await running.program.ended() == 0
+
+
+@asynccontextmanager
+async def http1_exchange(
+    chain: StartChain, workers: int, second_signal: bool
+) -> AsyncIterator[tuple[Sidecar, Server, asyncio.StreamReader]]:
+    """Send a request by HTTP/1.1 to a sidecar that drains for a second, or for a minute if a second signal comes."""
+    async with chain("--workers", str(workers), "--drain-timeout", "60" if second_signal else "1") as (
+        running,
+        upstream,
+        _,
+    ):
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"POST /svc/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nhi")
+        yield running, upstream, reader
+        writer.close()
+
+
+async def end(running: Sidecar, second_signal: bool) -> None:
+    running.program.send(signal.SIGTERM)
+    if second_signal:
+        await running.program.line('"draining"')
+        running.program.send(signal.SIGTERM)
 
 
 @pytest.mark.asyncio
