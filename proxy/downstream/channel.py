@@ -22,6 +22,7 @@ __all__ = [
     "DRAIN",
     "DRAINING",
     "HAND_ON",
+    "LAST",
     "LEAVING",
     "PROBLEMS",
     "READY",
@@ -49,6 +50,8 @@ HAND_ON: Final = b"h"
 """To a worker: another sidecar serves now; let clients leave, and exit."""
 ABORT: Final = b"x"
 """To a worker: abort all live requests, and exit."""
+LAST: Final = b"z"
+"""To a worker that has reported `LEAVING`: no connection follows."""
 SETTINGS: Final = b"s"
 """To a worker: new settings, in a file whose descriptor comes with this octet. Each is answered."""
 PROBLEMS: Final = b"p"
@@ -84,7 +87,7 @@ READY: Final = b"+"
 DRAINING: Final = b"."
 """To the supervisor: the worker refuses new requests, and will exit."""
 LEAVING: Final = b"/"
-"""To the supervisor: end the channel; the worker serves what was sent before that, and exits."""
+"""To the supervisor: send `LAST`; the worker serves what was sent before that, and exits."""
 
 
 class Channel:

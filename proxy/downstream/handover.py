@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import CONNECTION, LEAVING, TLS_CONNECTION, Channel, content_of
+from proxy.downstream.channel import CONNECTION, LAST, LEAVING, TLS_CONNECTION, Channel, content_of
 from proxy.downstream.tls import Handshakes
 
 __all__ = ["HandoverServer", "accept_from"]
@@ -32,7 +32,7 @@ _log: Final = structlog.get_logger("downstream")
 _MOST_MESSAGES: Final = 64
 """Messages read in a row before other events are served."""
 _LEAVE_SECONDS: Final = 1.0
-"""How long the supervisor may take to end the channel."""
+"""How long the supervisor may take to send the last connections."""
 
 
 class HandoverServer:
@@ -60,19 +60,17 @@ class HandoverServer:
         self._orphan = orphan
         self._lost = lost
         self._handshakes = handshakes
-        self._ended = asyncio.Event()
-        self._leaving = False
+        self._last_sent = asyncio.Event()
         self._accepting: set[asyncio.Task[None]] = set()
         channel.socket.setblocking(False)
         loop.add_reader(channel.socket, self._read)
 
     async def leave(self) -> None:
         """Have the supervisor send no more, and accept what it has sent; wait a while at most."""
-        self._leaving = True
         self._channel.report(LEAVING)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVE_SECONDS):
-                await self._ended.wait()
+                await self._last_sent.wait()
                 await self.wait_closed()
 
     def close(self) -> None:
@@ -91,9 +89,8 @@ class HandoverServer:
                 message, descriptor = self._channel.receive()
                 if not message:
                     self.close()
-                    self._ended.set()
-                    if not self._leaving:
-                        self._orphan()
+                    self._last_sent.set()
+                    self._orphan()
                     return
                 if message in self._documents:
                     self._documents[message](content_of(descriptor))
@@ -101,6 +98,8 @@ class HandoverServer:
                     self._commands[message]()
                 elif message in self._files:
                     self._files[message](FileIO(descriptor, "rb") if descriptor is not None else None)
+                elif message == LAST:
+                    self._last_sent.set()
                 elif message not in (CONNECTION, TLS_CONNECTION):
                     self._ignore(descriptor)
                 elif descriptor is not None and message == TLS_CONNECTION:

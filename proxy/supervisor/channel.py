@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -54,7 +53,7 @@ class WorkerChannel:
         self.draining = False
         """True if the worker refuses new requests."""
         self.leaving = False
-        """True if the worker wants no more connections: it is sent the last ones, and then the end of the channel."""
+        """True if the worker wants no more connections: it is sent the last ones, and then `LAST`."""
         self.alive = True
         """True if the worker has reported something since this was set to False."""
         self.gone = False
@@ -87,9 +86,10 @@ class WorkerChannel:
         self.flush()
 
     def hand_over_last(self, connections: Sequence[tuple[socket.socket, bool]]) -> None:
-        """Send a worker that leaves its last connections, each with whether it is for TLS, before `flush` ends it."""
+        """Send a worker that leaves its last connections, each with whether it is for TLS."""
         self.connections += len(connections)
         self._unsent += [(TLS_CONNECTION if tls else CONNECTION, connection) for connection, tls in connections]
+        self.flush()
 
     def send_command(self, message: bytes) -> None:
         """Send the worker `DRAIN` or `ABORT`."""
@@ -133,16 +133,15 @@ class WorkerChannel:
             except BlockingIOError:
                 self.full_since = self.full_since or time.monotonic()
                 return
-            except OSError:  # EPIPE, ECONNRESET
+            except OSError:  # EPIPE, ECONNRESET: what it has reported before is still there
+                while self.read_reports():
+                    pass
                 self.gone = True
                 return
             self._unsent.popleft()
             self.full_since = 0.0
             if carried is not None:
                 carried.close()
-        if self.leaving and not self.gone:
-            with contextlib.suppress(OSError):  # it has exited
-                self.socket.shutdown(socket.SHUT_WR)
 
     def read_reports(self) -> bool:
         """Read what the worker has reported, and return True if there may be more.

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import ABORT, DRAIN, HAND_ON, Channel
+from proxy.downstream.channel import ABORT, DRAIN, HAND_ON, LAST, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.inherited import InheritedSockets
 from proxy.exit_codes import PROCESSES_REMEDY, ExitCode
@@ -289,8 +289,10 @@ class _Supervisor:
             return
         was_leaving = worker.channel.leaving
         worker.channel.read_reports()
-        if worker.channel.leaving and not was_leaving and self._is_last(worker):
-            self._accepting.stop(worker)
+        if worker.channel.leaving and not was_leaving:
+            if self._is_last(worker):
+                self._accepting.stop(worker)
+            worker.channel.send_command(LAST)
         worker.channel.flush()
         self._update_registration(worker)
         self._note_ready()
@@ -339,7 +341,7 @@ class _Supervisor:
         seconds = _ABORT_SECONDS + (0.0 if command == ABORT else self._drain_seconds)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
         for worker in self._workers:
-            if not (worker.channel.gone or worker.channel.leaving):
+            if not worker.channel.gone:
                 worker.channel.send_command(command)
                 self._update_registration(worker)
 

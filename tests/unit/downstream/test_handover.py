@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.downstream.channel import ABORT, DRAIN, PROBLEMS, SETTINGS, STATE, Channel
-from proxy.downstream.handover import accept_from
+from proxy.downstream.channel import ABORT, DRAIN, LAST, PROBLEMS, SETTINGS, STATE, Channel
+from proxy.downstream.handover import HandoverServer, accept_from
 from proxy.supervisor.channel import WorkerChannel
 from tests.support.loops import LOOPS
 
@@ -30,10 +30,16 @@ class Greeting(asyncio.Protocol):
 
 Commands = asyncio.Queue[str]
 Use = Callable[[WorkerChannel, Commands], Coroutine[Any, Any, None]]
+UseServer = Callable[[WorkerChannel, Commands, HandoverServer], Coroutine[Any, Any, None]]
 
 
 def run(loop: str, use: Use) -> None:
     """Run `use` on this loop, with the supervisor's end of a served channel and the commands received from it."""
+    run_with_server(loop, lambda supervisor, commands, _: use(supervisor, commands))
+
+
+def run_with_server(loop: str, use: UseServer) -> None:
+    """As `run`, with the server of the channel, too."""
     ours, its = socket.socketpair()
 
     async def serve() -> None:
@@ -58,7 +64,7 @@ def run(loop: str, use: Use) -> None:
         server = await running.create_server(Greeting, sock=its)
         supervisor = WorkerChannel(ours)
         try:
-            await use(supervisor, commands)
+            await use(supervisor, commands, cast(HandoverServer, server))
         finally:
             server.close()
             await server.wait_closed()
@@ -129,6 +135,20 @@ def test_a_file_that_the_kernel_had_no_descriptor_for_is_missed(loop: str) -> No
         assert await commands.get() == "state: None"
 
     run(loop, use)
+
+
+@every_loop
+def test_a_worker_that_has_its_last_connections_still_carries_out_commands(loop: str) -> None:
+    async def use(supervisor: WorkerChannel, commands: Commands, server: HandoverServer) -> None:
+        leaving = asyncio.get_running_loop().create_task(server.leave())
+        supervisor.send_command(LAST)
+        await leaving
+        supervisor.send_command(ABORT)
+        assert await commands.get() == "abort"
+        supervisor.close()
+        assert await commands.get() == "orphan"
+
+    run_with_server(loop, use)
 
 
 @every_loop

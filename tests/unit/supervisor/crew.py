@@ -13,6 +13,7 @@ from proxy.downstream.channel import (
     ABORT,
     CONNECTION,
     DRAIN,
+    LAST,
     LEAVING,
     READY,
     WORKERS_DRAINING,
@@ -184,11 +185,23 @@ def leaving(config: ListenerConfig, channel: Channel) -> None:
     while _receive(channel)[0] != DRAIN:
         pass
     channel.report(LEAVING)
-    while (received := _receive(channel))[0]:
+    while (received := _receive(channel))[0] != LAST:
         assert received[1] is not None
         with socket.socket(fileno=received[1]) as connection:
             connection.setblocking(True)
             connection.sendall(str(os.getpid()).encode())
+
+
+def lingering(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker has the supervisor drain, leaves, and sends it another SIGTERM; both exit on `ABORT`."""
+    channel.report(READY)
+    if _first(config):
+        os.kill(os.getppid(), signal.SIGTERM)
+        _wait_for(channel, DRAIN)
+        channel.report(LEAVING)
+        _wait_for(channel, LAST)
+        os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, ABORT)
 
 
 def deaf(config: ListenerConfig, channel: Channel) -> None:

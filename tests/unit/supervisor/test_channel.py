@@ -19,12 +19,14 @@ from proxy.downstream.channel import (
     CONNECTION,
     DRAIN,
     DRAINING,
+    LAST,
     LEAVING,
     PROBLEMS,
     READY,
     SETTINGS,
     SETTINGS_KEPT,
     SETTINGS_TAKEN,
+    STATE,
     TLS_CONNECTION,
     Channel,
     file_in_memory,
@@ -265,7 +267,7 @@ def test_the_last_state_is_kept_and_no_other_program_inherits_it() -> None:
         channel.close()
 
 
-def test_a_worker_that_leaves_is_sent_the_last_connections_and_then_the_end() -> None:
+def test_a_worker_that_leaves_is_sent_the_last_connections_and_commands_after_them() -> None:
     ours, its = socket.socketpair()
     with its, ExitStack() as stack:
         channel = WorkerChannel(ours)
@@ -275,15 +277,31 @@ def test_a_worker_that_leaves_is_sent_the_last_connections_and_then_the_end() ->
             stack.enter_context(peer)
         channel.hand_over_last([(pairs[0][0], False), (pairs[1][0], True)])
         assert channel.connections == 2
-        channel.flush()
+        channel.send_command(LAST)
+        channel.send_command(ABORT)
         assert not channel.has_unsent
         messages = b""
-        while True:
+        while not messages.endswith(ABORT):
             message, descriptors, _, _ = socket.recv_fds(its, 1, 1)
             for descriptor in descriptors:
                 os.close(descriptor)
-            if not message:
-                break
             messages += message
-        assert messages == CONNECTION + TLS_CONNECTION
+        assert messages == CONNECTION + TLS_CONNECTION + LAST + ABORT
         channel.close()
+
+
+def test_what_a_worker_has_reported_before_its_exit_is_kept_though_it_is_sent_something_first() -> None:
+    ours, its = socket.socketpair()
+    channel = WorkerChannel(ours)
+    with its, file_in_memory() as file:
+        file.write(b"its last state")
+        its.send(DRAINING + LEAVING + CLOSED)
+        socket.send_fds(its, [STATE], [file.fileno()])
+    channel.connections = 1
+    channel.send_command(DRAIN)
+    assert channel.gone
+    assert (channel.draining, channel.leaving, channel.connections) == (True, True, 0)
+    assert channel.state is not None
+    assert os.pread(channel.state.fileno(), 100, 0) == b"its last state"
+    channel.state.close()
+    channel.close()

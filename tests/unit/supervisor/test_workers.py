@@ -63,6 +63,11 @@ def test_a_second_signal_makes_the_workers_abort() -> None:
     assert run(crew.reluctant, count=1) == 0
 
 
+def test_a_second_signal_reaches_workers_that_take_no_more_connections(tmp_path: Path) -> None:
+    config = ListenerConfig(("127.0.0.1:0",), 2, str(tmp_path))
+    assert run_workers(config, crew.lingering, drain_seconds=60) == 0
+
+
 def test_a_signal_during_the_start_of_workers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     start = workers._Supervisor._start_worker
 
