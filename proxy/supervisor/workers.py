@@ -323,7 +323,8 @@ class _Supervisor:
 
     def _reload(self, reloading: Reloading) -> None:
         """Send the workers what was read."""
-        reloading.take([worker.channel for worker in self._workers], draining=self._command is not None)
+        draining = self._command not in (None, HAND_ON)  # after a takeover, requests are taken until clients have left
+        reloading.take([worker.channel for worker in self._workers], draining=draining)
         self._drain_seconds = reloading.settings.drain_timeout
         self._collecting.keep(reloading.settings)
 

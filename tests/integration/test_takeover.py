@@ -20,7 +20,7 @@ import pytest
 from proxy.downstream.takeover import Takeover
 from proxy.emulator import Certificates
 from proxy.network.address import parse_address
-from tests.support.chain import StartChain
+from tests.support.chain import UPSTREAM, StartChain
 from tests.support.peers.sockets import Gone, Peer, client
 from tests.support.processes import program
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
@@ -229,6 +229,33 @@ async def test_a_signal_after_a_takeover_ends_the_wait_for_clients_without_a_req
         peer.respond(there)
         await peer.send(there, b"answer", end=True)
         assert await near.body(stream) == b"answer"
+        assert await first.program.ended(within_seconds=30) == 0
+        writer.close()
+        after.close()
+
+
+@pytest.mark.asyncio
+@one_or_two
+async def test_new_settings_hold_for_clients_that_have_not_left_after_a_takeover(
+    chain: StartChain, tmp_path: Path, workers: int
+) -> None:
+    flags = ["--takeover-socket", f"unix:{tmp_path}/t", "--workers", str(workers), "--drain-timeout", "600"]
+    async with chain(*flags, routes={"svc": UPSTREAM, "other": UPSTREAM}) as (first, _, _):
+        reader, writer = await asyncio.open_connection(*first.address)
+        writer.write(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        # The new sidecar is played by this test, which accepts nothing.
+        after = await asyncio.to_thread(Takeover.open, f"unix:{tmp_path}/t")
+        await asyncio.to_thread(after.complete)
+        await first.logged('"draining"', workers)
+        config = tmp_path / "routes.toml"
+        config.write_text(config.read_text().replace('[routes."svc"]', '[routes."renamed"]'))
+        await first.logged('"routes removed')
+        writer.write(b"GET /svc/x HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        first.program.send(signal.SIGTERM)
         assert await first.program.ended(within_seconds=30) == 0
         writer.close()
         after.close()
