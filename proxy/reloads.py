@@ -115,9 +115,9 @@ class Reloads:
     def _deliver(self, outcome: PlainSettings | Refused, requested: bool) -> None:
         """Pass what was read to the event loop; it is called in the thread of the reloader."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._on_read, outcome, requested)
+            self._loop.call_soon_threadsafe(self._on_read, outcome, requested, self._manager.reloads)
 
-    def _on_read(self, outcome: PlainSettings | Refused, requested: bool) -> None:
+    def _on_read(self, outcome: PlainSettings | Refused, requested: bool, reload: int) -> None:
         try:
             if isinstance(outcome, Refused):
                 log_refused(outcome.problems, config=self._worker.settings.config)
@@ -130,4 +130,4 @@ class Reloads:
                 self._refused, self._need_restart = False, changes.need_restart
                 log_reloaded(changes, requested=requested or mended)
         finally:
-            self._manager.reloaded("serving")
+            self._manager.reloaded("serving", reload)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -30,37 +31,53 @@ class ServiceManager:
         self._address = f"\0{path[1:]}" if path.startswith("@") else path if path.startswith("/") else ""
         self.watchdog_seconds = _watchdog_seconds(environment) if self._address else 0.0
         """The service manager restarts the process if `alive` is not called for this long; 0: it does not watch."""
+        self.reloads = 0
+        """Number of reloads that have begun."""
         self._started = False
         self._stopping = False
+        self._lock = threading.Lock()
+        """Held while something is said that must be in order with what other threads say. Nothing waits meanwhile."""
 
     def ready(self, status: str) -> None:
         """Say that the process has started; `status` is a line for people. After `stopping` nothing is said."""
-        self._started = True
-        if not self._stopping:
-            self._send("READY=1", f"STATUS={status}")
+        with self._lock:
+            self._started = True
+            self._ready(status)
 
     def reloading(self) -> None:
         """Say that the process reads its settings again. `reloaded` must follow, whatever comes of it.
 
         It may be called from any thread. Before `ready` and after `stopping` nothing is said.
         """
-        if self._started and not self._stopping:
-            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading settings")
+        with self._lock:
+            self.reloads += 1
+            if self._started and not self._stopping:
+                self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading settings")
 
-    def reloaded(self, status: str) -> None:
-        """Say that a reload is over. Before `ready` nothing is said: that would be taken for the end of the start."""
-        if self._started:
-            self.ready(status)
+    def reloaded(self, status: str, reload: int) -> None:
+        """Say that a reload is over; `reload` is what `reloads` was after it had begun.
+
+        If another one has begun since, nothing is said before that is over: the service manager would take this for its
+        end. Before `ready` nothing is said: that would be taken for the end of the start.
+        """
+        with self._lock:
+            if self._started and reload == self.reloads:
+                self._ready(status)
 
     def stopping(self, status: str) -> None:
         """Say that the process is ending."""
-        self._stopping = True
-        self._send("STOPPING=1", f"STATUS={status}")
+        with self._lock:
+            self._stopping = True
+            self._send("STOPPING=1", f"STATUS={status}")
 
     def alive(self) -> None:
         """Say that the process works, if that is watched; to be called at least twice in `watchdog_seconds`."""
         if self.watchdog_seconds:
             self._send("WATCHDOG=1")
+
+    def _ready(self, status: str) -> None:
+        if not self._stopping:
+            self._send("READY=1", f"STATUS={status}")
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -67,8 +67,10 @@ class Reloading:
         self.socket.setblocking(False)
         self._written.setblocking(False)
         self._config = config
-        self._outcomes: deque[tuple[PlainSettings | Refused, bool]] = deque()
+        self._outcomes: deque[tuple[PlainSettings | Refused, bool, int]] = deque()
         self._unanswered: tuple[Changes, bool] | None = None
+        self._reload = 0
+        """The last reload that was taken, as the service manager counts them."""
         self._reloader = Reloader(command_line, settings, self._deliver, begin=self._manager.reloading)
 
     def start(self) -> None:
@@ -91,7 +93,7 @@ class Reloading:
             self.socket.recv(64)
         live = [channel for channel in channels if not channel.gone]
         while self._outcomes:
-            outcome, requested = self._outcomes.popleft()
+            outcome, requested, self._reload = self._outcomes.popleft()
             if draining:
                 continue
             if isinstance(outcome, Refused):
@@ -111,13 +113,13 @@ class Reloading:
         kept = sum(channel.settings_kept > 0 for channel in live)
         self._unanswered, self.due = None, math.inf
         log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
-        self._manager.reloaded("serving")
+        self._manager.reloaded("serving", self._reload)
         if late or kept:
             _log.error("workers without the new settings: restart to have them in all", failed=kept, unanswered=late)
 
     def _deliver(self, outcome: PlainSettings | Refused, requested: bool) -> None:
         """Note what was read; it is called in the thread of the reloader."""
-        self._outcomes.append((outcome, requested))
+        self._outcomes.append((outcome, requested, self._manager.reloads))
         with contextlib.suppress(OSError):  # readable already, or closed
             self._written.send(b"r")
 
@@ -148,4 +150,5 @@ class Reloading:
         with contextlib.suppress(OSError):  # only the metrics of the workers lack it
             for channel in channels:
                 channel.send_document(PROBLEMS, json.dumps(problems).encode())
-        self._manager.reloaded("serving")
+        if self._unanswered is None:  # else once workers have answered what was sent before
+            self._manager.reloaded("serving", self._reload)

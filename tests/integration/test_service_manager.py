@@ -121,6 +121,22 @@ async def test_systemd_is_notified_of_each_reload_and_of_its_end(
 
 @pytest.mark.asyncio
 @one_or_two
+async def test_systemd_is_told_of_no_end_of_a_reload_before_the_next_one_that_has_begun_is_over(
+    routes: Routes, manager: Manager, workers: int
+) -> None:
+    flags: list[str | Path] = ["--config", routes(svc="https://127.0.0.1:1"), "--workers", str(workers)]
+    async with sidecar(*flags, env={"NOTIFY_SOCKET": manager.path}) as running:
+        await manager.told("READY=1")
+        for _ in range(2):
+            running.program.send(signal.SIGHUP)
+            await manager.told("RELOADING=1")
+        await manager.told("READY=1")
+        async with aiohttp.ClientSession() as http, http.get(f"http://{running.admin}/metrics") as page:
+            assert 'settings_reloads_total{result="reloaded"} 2\n' in await page.text()
+
+
+@pytest.mark.asyncio
+@one_or_two
 async def test_the_watchdog_is_notified_while_the_sidecar_runs(routes: Routes, manager: Manager, workers: int) -> None:
     flags: list[str | Path] = [
         "--config",
