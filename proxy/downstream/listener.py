@@ -95,6 +95,7 @@ class Listener:
         self._changed = asyncio.Event()
         self._retiring = False
         self._retiring_ends = False
+        self._draining = False
         self._aborting = False
 
     @property
@@ -124,6 +125,8 @@ class Listener:
         self.ages.watch(accepted)
         if self._retiring:
             accepted.retire()
+        if self._draining:
+            accepted.retire_http1()
         self.untracked -= 1
         try:
             yield accepted
@@ -261,10 +264,15 @@ class Listener:
     async def drain(self, timeout_seconds: float) -> bool:
         """Wait until no exchange is live, then send GOAWAY on every connection and close; False if some were aborted.
 
-        Takes at most `timeout_seconds`, but always long enough to deliver the last frames. `abort` ends the wait.
+        Takes at most `timeout_seconds`, but always long enough to deliver the last frames. `abort` ends the wait. Until
+        then a connection over HTTP/1.1 ends with its next response, which says so: a new one may lead to the next
+        sidecar.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
+        self._draining = True
+        for accepted in list(self._accepted):
+            accepted.retire_http1()
         await self._until(lambda: not self.live_exchanges, deadline - _LAST_SECONDS)
         await self.stop_accepting()
         until = loop.time() + _FRESH_SECONDS

@@ -47,6 +47,27 @@ async def test_draining_delivers_the_end_of_an_http_1_1_response_to_a_slow_clien
 
 
 @pytest.mark.asyncio
+async def test_a_response_over_http_1_1_during_a_drain_says_that_its_connection_ends() -> None:
+    async with listening() as it:
+        it.drain_seconds = 600.0
+        await it.raw(GET)
+        live = await it.relay.request()
+        kept_reader, kept = await it.raw()
+        await lives(it, kept_reader, kept)
+        it.end.set()
+        await loop_idle()
+        new_reader, new = await it.raw()
+        for reader, writer in ((kept_reader, kept), (new_reader, new)):
+            writer.write(GET)
+            (await it.relay.request()).answer(b"refused")
+            response = await read_until_gone(reader)
+            assert b"\r\nconnection: close\r\n" in response
+            assert response.endswith(b"refused\r\n0\r\n\r\n")
+        live.answer(b"")
+        assert await it.drained
+
+
+@pytest.mark.asyncio
 async def test_clients_without_a_request_are_waited_for_until_that_is_ended() -> None:
     async with listening() as it:
         reader, writer = await it.raw()
