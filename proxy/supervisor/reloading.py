@@ -114,8 +114,11 @@ class Reloading:
         self._unanswered, self.due = None, math.inf
         log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
         self._manager.reloaded("serving", self._reload)
-        if late or kept:
-            _log.error("workers without the new settings: restart to have them in all", failed=kept, unanswered=late)
+        if kept:
+            _log.error("workers without the new settings: restart to have them in all", failed=kept)
+        if late:
+            what = "workers have not answered: each takes the new settings when its event loop goes on, or is replaced"
+            _log.warning(what, workers=late)
 
     def _deliver(self, outcome: PlainSettings | Refused, requested: bool) -> None:
         """Note what was read; it is called in the thread of the reloader."""

@@ -163,6 +163,26 @@ async def test_a_stream_in_flight_keeps_its_route_and_then_its_connection_is_clo
 
 
 @pytest.mark.asyncio
+async def test_a_worker_that_stands_still_takes_new_settings_when_it_goes_on(tmp_path: Path) -> None:
+    config = tmp_path / "routes.toml"
+    async with service(b"one") as one:
+        one.allow(4)
+        save(config, table("svc", one.port))
+        async with sidecar("--config", config, "--workers", "2", "--admin", "off") as it:
+            (still, _) = await worker_pids(it.program)
+            os.kill(still, signal.SIGSTOP)
+            try:
+                save(config, table("svc", one.port), table("other", one.port))
+                await it.program.line('"workers have not answered: .*"workers": 1')
+            finally:
+                os.kill(still, signal.SIGCONT)
+            it.program.send(signal.SIGHUP)  # each worker takes settings in their order
+            await it.program.line('nothing has changed.*"workers": 2')
+            assert await answers(it, "/other/x", 4) == [(b"200", b"one")] * 4
+            assert [line for line in await it.end() if line["severity"] == "ERROR"] == []
+
+
+@pytest.mark.asyncio
 @one_or_two
 async def test_log_settings_change_and_what_needs_a_restart_is_named(workers: int, tmp_path: Path) -> None:
     config = tmp_path / "routes.toml"
