@@ -279,8 +279,8 @@ class Listener:
         await self._until(lambda: not self.live_exchanges and not self._fresh(until), until)
         complete = not self.live_exchanges
         closing = self._close_all()
-        if not complete:
-            self._end_http1()
+        for stream in list(self._http1):
+            stream.end(Draining("the sidecar is shutting down, and waits no longer for the service"))
         idle = [accepted for accepted in self._accepted if accepted.is_idle_http1]
         plain = {accepted for accepted in idle if not accepted.is_tls}
         deliveries = [loop.create_task(accepted.close_delivered()) for accepted in idle]
@@ -335,15 +335,6 @@ class Listener:
             else:
                 connection.go_away("the sidecar is shutting down")
         return connections
-
-    def _end_http1(self) -> None:
-        """End all exchanges by HTTP/1.1, which has no resets."""
-        for accepted in self._accepted:
-            if accepted.http1 is not None:
-                accepted.retire()
-        failure = Draining("the sidecar is shutting down, and waits no longer for the service")
-        for stream in list(self._http1):
-            stream.end(failure)
 
     def _abort_accepted(self) -> None:
         for accepted in list(self._accepted):
