@@ -14,9 +14,11 @@ from proxy.http2.engine import Engine, EngineName
 __all__ = ["EngineChoice", "EngineFactory", "EngineUnavailable", "engine_choice"]
 
 _COMPILED: Final = "proxy.http2.nghttp2.engine"
+# pip and uv keep a wheel that they have built, and would install the one without the engine again.
 _REMEDY: Final = (
-    "install libnghttp2-dev and a C compiler and reinstall cloudrun-sidecar, "
-    "or choose the engine h2, which needs neither"
+    "install a C compiler, libnghttp2-dev and python3-dev, and reinstall cloudrun-sidecar without a cache "
+    "(pip: --force-reinstall --no-cache-dir, uv: --reinstall --no-cache), "
+    "or choose the engine h2, which needs none of them"
 )
 
 
