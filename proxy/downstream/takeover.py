@@ -50,6 +50,7 @@ _CREDENTIALS: Final = struct.Struct("3i")
 """`struct ucred`: process, user, group."""
 _OWNER: Final = UnixAccess(mode=0o600)
 _CONTROL: Final = "takeover_socket"
+_UNKNOWN: Final = "it is another program or version; end it, then start this one"
 
 Watch = Callable[[socket.socket, Callable[[], None]], object]
 Unwatch = Callable[[socket.socket], object]
@@ -95,7 +96,7 @@ class Takeover:
             return cls(path, _listening(address, path))
         except OSError as exc:
             connection.close()
-            raise ListenFailed(f"{address} (takeover_socket)", exc) from exc
+            raise _not_connected(address, path, exc) from exc
         try:
             return cls._received_from(connection, path)
         except (OSError, ValueError) as exc:
@@ -107,7 +108,7 @@ class Takeover:
         """Receive what the running sidecar sends; raises OSError or ValueError, with the reason."""
         _, user = _peer(connection)
         if user != os.geteuid():
-            raise ValueError(f"it runs as user {user}, and this one as user {os.geteuid()}")
+            raise ValueError(f"it runs as user {user}, and this one as user {os.geteuid()}; both must be the same")
         text = b""
         descriptors: list[int] = []
         try:
@@ -119,12 +120,7 @@ class Takeover:
                 if not octets:
                     raise ValueError("it has closed the connection")
                 text += octets
-            said = json.loads(text)
-            if refused := said.get("refused"):
-                raise ValueError(refused)
-            names = said["sockets"]
-            if len(names) != len(descriptors) or names[:1] != [[_CONTROL, path]]:
-                raise ValueError("it is another version")
+            before, names = _named(text, len(descriptors), path)
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -133,7 +129,7 @@ class Takeover:
         for one in received:
             one.set_inheritable(False)  # `recv_fds` ignores MSG_CMSG_CLOEXEC
             one.setblocking(False)
-        takeover = cls(path, received[0], connection, said["pid"])
+        takeover = cls(path, received[0], connection, before)
         takeover._received = [(*name, one) for name, one in zip(names[1:], received[1:], strict=True)]
         return takeover
 
@@ -285,6 +281,35 @@ class Takeover:
         received, self._received = self._received, []
         for *_, one in received:
             one.close()
+
+
+def _named(text: bytes, sockets: int, path: str) -> tuple[int, list[tuple[str, str]]]:
+    """Return the process of the running sidecar, and of each of its sockets the setting and the address in it.
+
+    Raises ValueError, with the reason.
+    """
+    try:
+        said = json.loads(text)
+        refused, pid = said.get("refused"), int(said.get("pid", 0))
+        names = [(str(setting), str(address)) for setting, address in said.get("sockets", ())]
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise ValueError(_UNKNOWN) from exc
+    if refused:
+        raise ValueError(refused)
+    if not names or len(names) != sockets or names[0][0] != _CONTROL:
+        raise ValueError(_UNKNOWN)
+    if names[0][1] != path:
+        raise ValueError(f"its takeover_socket is unix:{names[0][1]}; write it in the same way")
+    return pid, names
+
+
+def _not_connected(address: str, path: str, exc: OSError) -> ListenFailed:
+    """Return what to say if nobody answers at this path, although its file is there."""
+    if isinstance(exc, PermissionError) and os.path.exists(path):
+        owner, user = os.stat(path).st_uid, os.geteuid()
+        reason = f"it belongs to user {owner}, and this process runs as user {user}; both must be the same"
+        return ListenFailed(f"{address} (takeover_socket)", OSError(reason), transient=False)
+    return ListenFailed(f"{address} (takeover_socket)", exc)
 
 
 def _listening(address: str, path: str) -> socket.socket:

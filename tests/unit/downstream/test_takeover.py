@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -205,8 +206,13 @@ def test_another_user_gets_no_socket(address: str, monkeypatch: pytest.MonkeyPat
     ("answer", "reason"),
     [
         (b"", "it has closed the connection"),
-        (b"HTTP/1.1 400 Bad Request\r\n\n", "Expecting value"),
-        (b'{"pid": 1, "sockets": [["takeover_socket", "/elsewhere"]]}\n', "it is another version"),
+        (b"HTTP/1.1 400 Bad Request\r\n\n", "it is another program or version; end it, then start this one"),
+        (b'{"pid": 1, "sockets": [["takeover_socket", "/elsewhere"]]}\n', "it is another program or version"),
+        (b"[]\n", "it is another program or version"),
+        (b"{}\n", "it is another program or version"),
+        (b'{"pid": 1, "sockets": null}\n', "it is another program or version"),
+        (b'{"pid": null, "sockets": []}\n', "it is another program or version"),
+        (b'{"pid": 1, "sockets": ["takeover_socket"]}\n', "it is another program or version"),
         (None, "timed out"),
     ],
 )
@@ -230,6 +236,28 @@ def test_what_does_not_hand_over_sockets_is_named(
             Takeover.open(address)
         if answer is not None:
             thread.join()
+
+
+def test_a_path_that_is_written_in_another_way_is_named(address: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with running(Takeover.open(address)) as taken:
+        with pytest.raises(ListenFailed, match=f"its takeover_socket is {address}; write it in the same way"):
+            Takeover.open(f"unix:{tmp_path}/link/takeover")
+        assert not taken.is_set()
+
+
+def test_a_file_of_another_user_is_named_with_both_users(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(connection: socket.socket, path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    Path(address.removeprefix("unix:")).touch()
+    user = os.geteuid()
+    monkeypatch.setattr(socket, "socket", type("Refused", (socket.socket,), {"connect": refuse}))
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    expected = f"it belongs to user {user}, and this process runs as user {user + 1}; both must be the same"
+    with pytest.raises(ListenFailed, match=expected) as failed:
+        Takeover.open(address)
+    assert not failed.value.transient
 
 
 def test_after_the_death_of_the_process_before_the_new_one_serves(address: str, listening: socket.socket) -> None:
