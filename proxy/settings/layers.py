@@ -48,8 +48,11 @@ _OF_KUBERNETES: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
-# tomllib quotes single characters, which help, and keys, which may be pasted secrets.
-_QUOTED_KEY: Final = re.compile(r"\('.*'(?:,\)|\))|\(\".*\"(?:,\)|\))|'[^']{2,}'|\"[^\"]{2,}\"", re.DOTALL)
+# tomllib quotes single characters (also as `\n` and `\x01`), which help, and keys, which may be pasted secrets.
+_QUOTED_KEY: Final = re.compile(
+    r"\('.*'(?:,\)|\))|\(\".*\"(?:,\)|\))|'(?!\\(?:[a-z]|x..|u.{4})')[^']{2,}'|\"[^\"]{2,}\"", re.DOTALL
+)
+_LINE_ENDS_IN_TEXT: Final = r"Illegal character '\n'"
 
 
 class Problem(NamedTuple):
@@ -166,6 +169,7 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
         lines = text.split("\n")
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}, the end of the file"
         what = _QUOTED_KEY.sub("a key", str(exc)).replace("at end of document", end)
+        what = what.replace(_LINE_ENDS_IN_TEXT, "a quote is missing before the end of the line")
         problems.append(Problem(str(path), f"is not valid TOML: {one_line(what)}"))
     except (ValueError, RecursionError):  # of Python, not of TOML
         what = "has a number of thousands of digits, or hundreds of lists or tables in each other"

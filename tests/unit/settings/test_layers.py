@@ -84,6 +84,19 @@ def test_invalid_toml_is_reported_with_line_and_column(text: str, place: str) ->
     assert re.search(f"is not valid TOML: .*{place}", problem.what)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('url = "https://a.run.app\n', "a quote is missing before the end of the line (at line 1, column 25)"),
+        ('url = "https://a.run.app\r\n', "a quote is missing before the end of the line (at line 1, column 25)"),
+        ('url = "https\x01"\n', r"Illegal character '\x01' (at line 1, column 13)"),
+        ("[secret]\n[secret]\n", "Cannot declare a key twice (at line 2, column 8)"),
+    ],
+)
+def test_invalid_toml_names_a_character_that_is_wrong_and_no_key(text: str, what: str) -> None:
+    assert read_file(write(text), {}).problems == [Problem("my.toml", f"is not valid TOML: {what}")]
+
+
 def test_a_file_that_cannot_be_read_is_a_problem_not_a_traceback() -> None:
     Path("latin.toml").write_bytes(b'admin = "caf\xe9"')
     Path("folder").mkdir()
