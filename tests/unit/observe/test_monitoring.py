@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from proxy.errors import CallerUnverified, RouteNotFound
 from proxy.observe.families import FAMILIES, PREFIX
 from proxy.routes import UNMATCHED
 
@@ -79,9 +80,15 @@ def test_every_alert_has_a_severity_a_summary_and_a_description_whose_labels_it_
         assert re.fullmatch(r"[0-9]+m", rule["for"])
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert set(rule["annotations"]) == {"summary", "description"}
-        grouped = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
-        assert len(set(grouped)) <= 1, "operands match by the labels that they keep"
-        kept = {label.strip() for label in grouped[0].split(",")} if grouped else {"instance"}
+        expression = rule["expr"]
+        grouped = [
+            {label.strip() for label in group.split(",")} for group in re.findall(r"\bby \(([^)]*)\)", expression)
+        ]
+        if matched := re.search(r"/ on \((\w+)\) group_left sum by \(\1\)", expression):
+            assert grouped.pop() == {matched[1]}
+            assert matched[1] in grouped[0]
+        assert all(group == grouped[0] for group in grouped), "operands match by the labels that they keep"
+        kept = grouped[0] if grouped else set() if "absent(" in expression else {"instance"}
         used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
         assert used <= kept
 
@@ -89,7 +96,22 @@ def test_every_alert_has_a_severity_a_summary_and_a_description_whose_labels_it_
 def test_requests_without_a_route_count_among_no_errors_of_routes() -> None:
     expressions_of = {rule["alert"]: rule["expr"] for rule in rules()}
     assert f'{{route!="{UNMATCHED}",status' in expressions_of["CloudRunSidecarErrors"]
-    assert f'{{route="{UNMATCHED}"}}' in expressions_of["CloudRunSidecarRequestsWithoutRoute"]
+    assert f'{{route="{UNMATCHED}"}}' in expressions_of["CloudRunSidecarRequestsRefused"]
+
+
+def test_a_refusal_is_alerted_by_its_code_since_most_have_nothing_to_do_with_a_missing_route() -> None:
+    (rule,) = (rule for rule in rules() if rule["alert"] == "CloudRunSidecarRequestsRefused")
+    assert rule["expr"].startswith(f"sum by (instance, code) (rate({PREFIX}request_failures_total")
+    assert "{{ $labels.code }}" in rule["annotations"]["summary"]
+    assert {RouteNotFound.code, CallerUnverified.code} <= set(
+        re.findall(r"`([a-z-]+)`", rule["annotations"]["description"])
+    )
+
+
+def test_a_sidecar_that_does_not_run_is_alerted() -> None:
+    assert [rule["expr"] for rule in rules() if rule["alert"] == "CloudRunSidecarAbsent"] == [
+        f"absent({PREFIX}build_info)"
+    ]
 
 
 def test_exchanges_that_the_service_resets_count_among_the_errors_of_their_route() -> None:
