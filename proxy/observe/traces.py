@@ -254,9 +254,8 @@ class _Problems(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         exporting = record.name.startswith("opentelemetry.exporter")
-        # Without its arguments where it is about settings: these may be credentials (OTEL_EXPORTER_OTLP_HEADERS).
         whole = exporting or not record.args or record.name == _QUEUE
-        text = record.getMessage() if whole else str(record.msg).partition(": %")[0]
+        text = record.getMessage() if whole else _about_settings(record)
         text = one_line(_QUERY.sub(f"?{NOT_SHOWN}", text), _MOST_CHARACTERS)
         if exporting and record.levelno < logging.ERROR:
             self._cause = text  # It will be tried again.
@@ -267,4 +266,17 @@ class _Problems(logging.Handler):
         if exporting:
             added["cause"], self._cause = self._cause or None, ""
         what = "spans are not exported" if exporting else "OpenTelemetry has a problem"
-        _log.warning(what, reason=text, library=record.name, exc_info=record.exc_info or None, **added)
+        exc_info = (record.exc_info or None) if whole else None
+        _log.warning(what, reason=text, library=record.name, exc_info=exc_info, **added)
+
+
+def _about_settings(record: logging.LogRecord) -> str:
+    """Return the text of a line about settings, without values: these may be credentials (OTEL_EXPORTER_OTLP_HEADERS).
+
+    Of its arguments, only names of variables and numbers are shown; an exception would have the value, too.
+    """
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    shown = [one if isinstance(one, int | float) or str(one).startswith("OTEL_") else NOT_SHOWN for one in arguments]
+    with contextlib.suppress(TypeError, ValueError):
+        return str(record.msg) % tuple(shown)
+    return str(record.msg)

@@ -217,6 +217,19 @@ async def test_a_receiver_that_never_answers_delays_the_end_by_at_most_a_second(
 
 
 @pytest.mark.asyncio
+async def test_a_variable_that_opentelemetry_cannot_read_is_named_without_its_value(chain: StartChain) -> None:
+    wrong = {"OTEL_BSP_MAX_QUEUE_SIZE": "pasted-1", "OTEL_EXPORTER_OTLP_HEADERS": "authorization pasted-2"}
+    async with chain(env=exporting_to("http://127.0.0.1:1", **wrong)) as (running, _, near):
+        await near.close()
+        log = await running.end()
+    lines = [line for line in log if line["message"] == "OpenTelemetry has a problem"]
+    reasons = [str(line["reason"]) for line in lines]
+    assert "Unable to parse value for OTEL_BSP_MAX_QUEUE_SIZE as integer. Defaulting to 2048." in reasons
+    assert any(reason.startswith("Header format invalid!") for reason in reasons)
+    assert "pasted" not in str(lines)
+
+
+@pytest.mark.asyncio
 async def test_spans_that_find_the_queue_full_are_told_in_words(chain: StartChain) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         full = {"OTEL_BSP_MAX_QUEUE_SIZE": "2", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}
