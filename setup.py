@@ -71,17 +71,26 @@ class BuildFast(build_ext):
     """Builds all that was chosen, or nothing of it."""
 
     def run(self) -> None:
-        """Build; where it is done among the sources, leave nothing there that was compiled of others."""
+        """Build, and leave nothing that an earlier build has made of other sources or for another choice."""
         self.among_sources = bool(self.inplace)  # which setuptools takes back while it builds
         super().run()
+        kept = {self.get_ext_filename(extension.name) for extension in self.extensions}
         if self.among_sources:
-            kept = {self.get_ext_filename(extension.name) for extension in self.extensions}
             for old in Path("proxy").rglob("*.so"):
                 if str(old) not in kept:
                     old.unlink()
             Path(RECORD).unlink(missing_ok=True)
             if self.extensions:
                 shutil.copy2(Path(self.build_lib, RECORD), RECORD)
+            return
+        # All that is there becomes part of the wheel. A compiled module would be imported in the place of its source,
+        # and a package that is a module by now in the place of that.
+        kept |= {RECORD} if self.extensions else set()
+        for old in Path(self.build_lib, "proxy").rglob("*"):
+            name = old.relative_to(self.build_lib)
+            made = old.suffix == ".so" or str(name) == RECORD
+            if not old.is_dir() and str(name) not in kept and (made or not name.exists()):
+                old.unlink()
 
     def build_extensions(self) -> None:
         """Compile what can be compiled; say in one line why not, otherwise."""

@@ -102,6 +102,34 @@ def test_nothing_is_compiled_if_the_variable_says_none(tmp_path: Path) -> None:
     assert commands(log) == []
 
 
+def test_a_wheel_has_nothing_of_an_earlier_build_of_other_sources(tmp_path: Path) -> None:
+    """Otherwise `pip install .` in a clone that has been updated would install modules that are gone."""
+    tree = tracked(tmp_path)
+    environment, _ = compiler(tmp_path)
+    package = tree / "proxy/became_a_module"
+    package.mkdir()
+    (package / "__init__.py").touch()
+
+    def built(choice: str) -> set[str]:
+        run(
+            sys.executable, "setup.py", "build", cwd=tree, environment={**environment, "CLOUDRUN_SIDECAR_BUILD": choice}
+        )
+        (library,) = (tree / "build").glob("lib*")
+        return {str(path.relative_to(library)) for path in library.rglob("*") if path.is_file()}
+
+    suffix = get_config_var("EXT_SUFFIX")
+    everything = built("all")
+    assert {"proxy/became_a_module/__init__.py", "proxy/compiled.json", f"proxy/relay/exchange{suffix}"} <= everything
+    (package / "__init__.py").unlink()
+    (tree / "proxy/became_a_module.py").touch()
+    engine = built("engine")
+    assert {"proxy/became_a_module.py", "proxy/compiled.json", f"proxy/http2/nghttp2/engine{suffix}"} <= engine
+    assert not {"proxy/became_a_module/__init__.py", f"proxy/relay/exchange{suffix}"} & engine
+    nothing = built("none")
+    assert not any(name.endswith(".so") or name == "proxy/compiled.json" for name in nothing)
+    assert {name for name in everything if name.endswith(".py")} - {"proxy/became_a_module/__init__.py"} <= nothing
+
+
 def test_an_invalid_choice_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="CLOUDRUN_SIDECAR_BUILD must be one of none, engine, all; it is 'some'"):
         build(tracked(tmp_path), {"CLOUDRUN_SIDECAR_BUILD": "some"})
