@@ -103,6 +103,8 @@ def _told(exc: click.UsageError) -> str:
     if not isinstance(exc, click.NoSuchOption):
         return exc.format_message()
     near = " or ".join(sorted(exc.possibilities or ()))
+    if not near and (exc.ctx is None or exc.ctx.parent is None):
+        return f"There is no option {exc.option_name} before the command; the options of a command come after its name"
     return f"There is no option {exc.option_name}{f'; did you mean {near}?' if near else ''}"
 
 

@@ -108,6 +108,14 @@ def test_a_usage_error_names_the_help_of_its_command() -> None:
     )
 
 
+def test_an_option_before_the_command_is_told_where_it_belongs() -> None:
+    told = CliRunner().invoke(commands, ["--config", "my.toml", "serve"])
+    assert told.stderr == (
+        "cloudrun-sidecar: there is no option --config before the command; "
+        "the options of a command come after its name; `cloudrun-sidecar --help` has all there is\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
