@@ -140,7 +140,8 @@ def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     Problems are a file that was named and does not exist, a file that cannot be read, and one that is not valid TOML
     (with line and column), or too much for Python.
     """
-    named = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    variable = environment.get(CONFIG_VARIABLE, "")
+    named = config or (Path(variable.strip() or variable) if variable else None)
     path = named or DEFAULT_CONFIG
     document: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -194,15 +195,17 @@ def tuples(value: Any) -> Any:
 def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:
     """Return the values of the `CLOUDRUN_SIDECAR_…` variables by setting, and the problems with them.
 
-    An empty variable counts as not set. A variable that names no setting is a problem: a misspelled one would silently
-    have no effect. Variables that Kubernetes sets for a Service, which its `…_SERVICE_HOST` shows, are left out.
+    Blanks and line ends around a value do not count: one from a file or a Secret often has a line end. An empty
+    variable counts as not set; one of blanks alone does not. A variable that names no setting is a problem: a
+    misspelled one would silently have no effect. Variables that Kubernetes sets for a Service, which its
+    `…_SERVICE_HOST` shows, are left out.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []
     given = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     services = ["", *(name.removesuffix(_SERVICE_HOST) for name in given if name.endswith(f"_{_SERVICE_HOST}"))]
-    for setting, text in given.items():
-        variable = f"{PREFIX}{setting}"
+    for setting, padded in given.items():
+        variable, text = f"{PREFIX}{setting}", padded.strip() or padded
         if variable in _NO_SETTINGS or not text:
             continue
         if any(setting.startswith(name) and _OF_KUBERNETES.fullmatch(setting, len(name)) for name in services):

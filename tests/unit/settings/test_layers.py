@@ -119,6 +119,19 @@ def test_variables_without_the_prefix_are_ignored() -> None:
     assert read_environment(environment, ["workers"]) == ({}, [])
 
 
+def test_line_ends_and_blanks_around_a_value_do_not_count() -> None:
+    environment = {"CLOUDRUN_SIDECAR_LOG_LEVEL": "info\n", "CLOUDRUN_SIDECAR_ADMIN": " off\r\n"}
+    assert read_environment(environment, ["log_level", "admin"]) == ({"log_level": "info", "admin": "off"}, [])
+    write("workers = 1\n")
+    assert read_file(None, {"CLOUDRUN_SIDECAR_CONFIG": "my.toml\n"}).document == {"workers": 1}
+
+
+def test_a_variable_of_blanks_alone_is_no_empty_one() -> None:
+    # It may be meant to close something: the rules of its setting report it.
+    environment = {"CLOUDRUN_SIDECAR_TLS_CLIENT_CA": " \n"}
+    assert read_environment(environment, ["tls_client_ca"]) == ({"tls_client_ca": " \n"}, [])
+
+
 def test_a_variable_that_names_no_setting_is_a_problem() -> None:
     found, problems = read_environment({"CLOUDRUN_SIDECAR_Workers": "1", "CLOUDRUN_SIDECAR_QQ": "1"}, ["workers"])
     assert found == {}
