@@ -245,19 +245,22 @@ class _Server(TCPServer):
             if self.protocol.content_incomplete:
                 left = content.seconds_left()
                 until = None if left is None else began + left
+            stream, reading = self.protocol.stream, asyncio.timeout_at(until)
             try:
-                async with asyncio.timeout_at(until):
+                async with reading:
                     data = await self.reader.read(slices.octets)
-                content.add(len(data), self.loop.time() - began)
+                waited = self.loop.time() - began
                 await self.protocol.handle(RawData(data))
+                if self.protocol.stream is not stream:  # the time before a request is not its content's
+                    content.restart()
+                    waited = 0.0
+                content.add(len(data), waited)
                 if slices.adapt(len(data), self.protocol.check_seconds):
                     await asyncio.sleep(0)
             except OSError:  # TimeoutError is one
-                if until is not None and self.loop.time() >= until:
+                if reading.expired():
                     listener.refused("too-slow", protocol="HTTP/1.1")
                 break
-            if not self.protocol.content_incomplete:
-                content.restart()
             if not self.protocol.head_incomplete:
                 until = None
             elif until is None:

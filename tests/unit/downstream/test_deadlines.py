@@ -7,8 +7,10 @@ from hyperframe.frame import ContinuationFrame, HeadersFrame, SettingsFrame
 
 from proxy.downstream.deadlines import ContentClock, Deadlines
 from proxy.http2.choice import EngineFactory
+from tests.support.loops import skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import client
+from tests.unit.downstream.http1_requests import GET, POST, head_of, lives
 from tests.unit.downstream.stage import listening
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
@@ -99,3 +101,51 @@ async def test_the_time_in_which_the_sidecar_does_not_read_is_free() -> None:
         await taken.ended.wait()
         taken.answer(b"")
         assert at.counts.refused == ["too-slow"]
+
+
+@with_manual_clock
+async def test_the_time_before_a_request_is_not_that_of_its_content() -> None:
+    async with listening() as at:
+        reader, writer = await at.raw()
+        await lives(at, reader, writer)
+        await skip(600.0)  # the connection is kept for twelve minutes
+        writer.write(POST + b"Content-Length: 2\r\n\r\n")
+        taken = await at.relay.request()
+        await skip(1.0)
+        writer.write(b"ab")
+        await taken.ended.wait()
+        taken.answer(b"")
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 ")
+
+
+@with_manual_clock
+async def test_the_content_of_a_request_has_its_own_time_also_if_it_begins_with_the_end_of_another() -> None:
+    head = POST + b"Content-Length: 2\r\n\r\n"
+    async with listening(deadlines=Deadlines(head_seconds=30.0, content_octets_per_second=500)) as at:
+        _, writer = await at.raw(head + b"a")
+        first = await at.relay.request()
+        await skip(25.0)
+        writer.write(b"b" + head + b"c")
+        await first.ended.wait()
+        first.answer(b"")
+        second = await at.relay.request()
+        await skip(25.0)
+        writer.write(b"d")
+        await second.ended.wait()
+        second.answer(b"")
+        assert at.counts.refused == []
+
+
+@with_manual_clock
+async def test_a_client_that_leaves_while_its_response_is_due_was_not_too_slow() -> None:
+    async with listening() as at:
+        _, writer = await at.raw(POST + b"Content-Length: 2\r\n\r\n")
+        taken = await at.relay.request()
+        writer.write(b"ab" + GET)
+        await taken.ended.wait()
+        await skip(60.0)
+        writer.transport.abort()
+        while not taken.reset.done():
+            await skip(1.0)
+        await skip(0.0)
+        assert at.counts.refused == []
