@@ -142,6 +142,7 @@ class Http1Protocol(H11Protocol):
 
     async def _close_stream(self) -> None:
         await super()._close_stream()
+        self._is_head_request = False
         self.response_complete.set()
         self.idle_since = asyncio.get_running_loop().time()
 

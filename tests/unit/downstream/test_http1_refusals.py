@@ -130,6 +130,17 @@ async def test_a_refused_head_request_is_answered_without_content() -> None:
         assert answer.endswith(b"\r\n\r\n")
 
 
+async def test_a_malformed_request_behind_a_head_request_is_answered_with_the_reason() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET.replace(b"GET", b"HEAD"))
+        (await it.relay.request()).answer(b"", (b"content-length", b"5"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.write(GET.replace(b"Host:", b"Host :"))
+        answer = await read_until_gone(reader)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"\r\n\r\ncloudrun-sidecar: " in answer
+
+
 @pytest.mark.parametrize(
     "says", [b"Origin: https://evil.example\r\n", b"Origin: null\r\n", b"Sec-Fetch-Site: cross-site\r\n"]
 )
