@@ -266,7 +266,9 @@ class Http1Stream(Stream):
         await self._send(message)
 
 
-async def refuse_browser(scope: Message, send: Send, allowed_hosts: frozenset[str] = frozenset()) -> bool:
+async def refuse_browser(
+    scope: Message, receive: Receive, send: Send, allowed_hosts: frozenset[str] = frozenset()
+) -> bool:
     """Answer 403 to a request of a web page, and return True; return False for any other request.
 
     Browsers can reach loopback by HTTP/1.1 without TLS. They name the page in `origin` (Fetch, 3.1), or its relation in
@@ -285,7 +287,18 @@ async def refuse_browser(scope: Message, send: Send, allowed_hosts: frozenset[st
         return False
     reply = local_reply(refusal, RequestKind.OTHER, random_fraction=0.0)
     await send({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+    content = b"" if scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+    # As in `_finish`: with unread data, the client may lose the reason.
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while (message := await receive()).get("more_body", False):
+                pass
+        if message["type"] == "http.disconnect":
+            return True
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
     return True
 
 

@@ -214,7 +214,7 @@ class Listener:
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one HTTP/1.1 exchange."""
-        if await refuse_browser(scope, send, self.allowed_hosts):
+        if await refuse_browser(scope, receive, send, self.allowed_hosts):
             self.refused("browser", protocol="HTTP/1.1")
             return
         stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self.budget)

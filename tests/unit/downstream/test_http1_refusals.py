@@ -179,8 +179,11 @@ async def test_loopback_is_recognised_in_any_notation(server: str, refused: bool
     async def send(message: Message) -> None:
         sent.append(message)
 
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
     scope = {"method": "GET", "headers": [(b"host", b"evil.example")], "server": (server, 9081)}
-    assert await refuse_browser(scope, send) is refused
+    assert await refuse_browser(scope, receive, send) is refused
     assert bool(sent) is refused
 
 
