@@ -7,7 +7,7 @@ from hyperframe.frame import ContinuationFrame, HeadersFrame, SettingsFrame
 
 from proxy.downstream.deadlines import ContentClock, Deadlines
 from proxy.http2.choice import EngineFactory
-from tests.support.loops import skip, with_manual_clock
+from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import client
 from tests.unit.downstream.http1_requests import GET, POST, head_of, lives
@@ -120,17 +120,19 @@ async def test_the_time_before_a_request_is_not_that_of_its_content() -> None:
 
 @with_manual_clock
 async def test_the_content_of_a_request_has_its_own_time_also_if_it_begins_with_the_end_of_another() -> None:
-    head = POST + b"Content-Length: 2\r\n\r\n"
+    head = POST + b"Content-Length: 3\r\n\r\n"
     async with listening(deadlines=Deadlines(head_seconds=30.0, content_octets_per_second=500)) as at:
         _, writer = await at.raw(head + b"a")
         first = await at.relay.request()
         await skip(25.0)
-        writer.write(b"b" + head + b"c")
+        writer.write(b"b")
+        await first.received(2)
+        writer.write(b"c" + head + b"de")
         await first.ended.wait()
         first.answer(b"")
         second = await at.relay.request()
         await skip(25.0)
-        writer.write(b"d")
+        writer.write(b"f")
         await second.ended.wait()
         second.answer(b"")
         assert at.counts.refused == []
@@ -149,3 +151,16 @@ async def test_a_client_that_leaves_while_its_response_is_due_was_not_too_slow()
             await skip(1.0)
         await skip(0.0)
         assert at.counts.refused == []
+
+
+@with_manual_clock
+async def test_a_head_over_http1_that_dribbles_has_no_more_time_than_one_that_stops() -> None:
+    async with listening(deadlines=Deadlines(head_seconds=30.0)) as at:
+        reader, writer = await at.raw(b"GET /svc/x HTTP/1.1\r\nHost: localhost\r\n")
+        await loop_idle()
+        for _ in range(3):
+            assert not reader.at_eof()
+            writer.write(b"a: b\r\n")
+            await skip(10.0)
+        assert await reader.read() == b""
+        assert at.counts.refused == ["too-slow"]

@@ -79,6 +79,105 @@ async def test_clients_without_a_request_are_waited_for_until_that_is_ended() ->
         await leaving
 
 
+@with_manual_clock
+async def test_leaving_ends_with_the_last_client_also_of_those_that_came_meanwhile() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw()
+        await lives(it, reader, writer)
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(1_000_000.0))
+        await loop_idle()
+        later, _ = await it.raw(GET)
+        writer.write(GET)
+        for _ in range(2):
+            (await it.relay.request()).answer(b"last")
+        for client in (reader, later):
+            assert b"\r\nconnection: close\r\n" in (await client.read()).lower()
+        await loop_idle()
+        assert leaving.done()
+
+
+@with_manual_clock
+@pytest.mark.parametrize("says", [b"", b"no TLS"])
+async def test_leaving_waits_for_a_handshake_until_it_has_failed(tmp_path: Path, says: bytes) -> None:
+    certificates = Certificates.create(tmp_path)
+    async with listening(tls=TlsFiles(*certificates.server_files("localhost"))) as it:
+        reader, writer = await it.raw()
+        await loop_idle()
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(1_000_000.0))
+        await loop_idle()
+        assert not leaving.done()
+        if says:
+            writer.write(says)
+        else:
+            writer.close()
+        await read_until_gone(reader)
+        await loop_idle()
+        assert leaving.done()
+
+
+@with_manual_clock
+async def test_a_client_that_does_not_leave_is_waited_for_only_so_long() -> None:
+    async with listening() as it:
+        await lives(it, *await it.raw())
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(60.0))
+        await loop_idle()
+        await skip(59.0)
+        assert not leaving.done()
+        await skip(1.0)
+        assert leaving.done()
+
+
+@with_manual_clock
+async def test_a_second_signal_ends_the_wait_for_clients_and_their_requests() -> None:
+    async with listening() as it:
+        reader, _ = await it.raw(GET)
+        taken = await it.relay.request()
+        leaving = asyncio.get_running_loop().create_task(it.listener.retire(1_000_000.0))
+        await loop_idle()
+        it.listener.abort()
+        await loop_idle()
+        assert leaving.done()
+        it.end.set()
+        await skip(1.0)
+        assert await taken.reset == 0x8
+        assert (await read_until_gone(reader)).startswith(b"HTTP/1.1 503 ")
+        assert not await it.drained
+
+
+@with_manual_clock
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_connection_that_was_accepted_just_before_the_end_may_send_its_first_request(asks: bool) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw()
+        await loop_idle()
+        it.end.set()
+        await loop_idle()
+        await skip(0.4)
+        assert not it.drained.done()
+        if asks:
+            writer.write(GET)
+            taken = await it.relay.request()
+            await loop_idle()
+            taken.answer(b"in time")
+            assert b"in time" in await reader.readuntil(b"0\r\n\r\n")
+        await skip(0.2)
+        await read_until_gone(reader)
+        assert await it.drained
+
+
+@with_manual_clock
+async def test_the_end_waits_for_no_client_that_is_silent_after_its_last_response() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw()
+        await lives(it, reader, writer)
+        await skip(2.0)
+        it.end.set()
+        await loop_idle()
+        assert await reader.read() == b""
+        await loop_idle()
+        assert it.drained.result()
+
+
 def _all_octets(connection: socket.socket) -> bytes:
     received = b""
     while octets := connection.recv(1 << 16):
