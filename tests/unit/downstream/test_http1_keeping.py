@@ -70,3 +70,39 @@ async def test_a_client_that_resets_its_connection_is_no_error(said: bytes) -> N
         writer.transport.abort()
         await loop_idle()
         assert not it.listener.admission.accepted
+
+
+@with_manual_clock
+@pytest.mark.parametrize(("version", "begun"), [(b"1.0", False), (b"1.0", True), (b"1.1", True)])
+async def test_a_client_with_a_closed_half_is_not_probed_where_that_would_break_its_response(
+    version: bytes, begun: bool
+) -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET.replace(b"1.1", version))
+        writer.write_eof()
+        taken = await it.relay.request()
+        if begun:
+            taken.head(200, (b"content-length", b"4"))
+        for _ in range(5):
+            await skip(10.0)
+        if not begun:
+            taken.head(200, (b"content-length", b"4"))
+        taken.data(b"late", end=True)
+        answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.endswith(b"\r\n\r\nlate")
+
+
+@with_manual_clock
+async def test_a_part_of_the_next_head_ends_no_response_that_takes_long() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET)
+        taken = await it.relay.request()
+        writer.write(GET[:20])
+        await loop_idle()
+        await skip(KEPT_SECONDS)
+        taken.answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.write(GET[20:])
+        (await it.relay.request()).answer(b"", (b"content-length", b"0"))
+        assert (await head_of(reader)).startswith(b"HTTP/1.1 200 ")
