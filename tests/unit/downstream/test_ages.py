@@ -11,7 +11,7 @@ import pytest
 
 from proxy.downstream.ages import Ageing, ConnectionAges
 from proxy.http2.choice import EngineFactory
-from tests.support.loops import skip, with_manual_clock
+from tests.support.loops import loop_idle, skip, with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.sockets import Peer, Reset, client
 from tests.unit.downstream.http1_requests import GET, head_of
@@ -193,3 +193,35 @@ async def test_without_a_greatest_age_no_connection_ends() -> None:
     ages.watch(Old(ended.append))
     await skip(1e6)
     assert not ended
+
+
+class Watched(ConnectionAges):
+    """Knows which connections are watched."""
+
+    def __init__(self) -> None:
+        super().__init__(1e6)
+        self.connections: set[Ageing] = set()
+
+    def watch(self, connection: Ageing) -> None:
+        self.connections.add(connection)
+        super().watch(connection)
+
+    def forget(self, connection: Ageing) -> None:
+        self.connections.remove(connection)
+        super().forget(connection)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "said", [b"", GET[:20], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], ids=["unknown", "HTTP/1.1", "HTTP/2"]
+)
+async def test_nothing_is_kept_of_a_connection_that_has_closed(said: bytes) -> None:
+    ages = Watched()
+    async with listening(ages=ages) as it:
+        _, writer = await it.raw(said)
+        await loop_idle()
+        assert len(ages.connections) == 1
+        writer.transport.abort()
+        while it.listener.admission.accepted:
+            await loop_idle()
+        assert not ages.connections

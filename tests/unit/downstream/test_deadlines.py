@@ -51,6 +51,24 @@ async def test_a_connection_without_a_request_is_ended_and_one_that_has_had_one_
 
 
 @each_bare_engine
+@pytest.mark.parametrize("said", [b"", GET], ids=["unknown", "HTTP/1.1"])
+@with_manual_clock
+async def test_a_silent_connection_is_ended_whatever_protocol_the_others_speak(
+    make: EngineFactory, said: bytes
+) -> None:
+    async with listening(make, deadlines=Deadlines(first_request_seconds=8.0)) as at:
+        await at.raw(said)
+        if said:
+            (await at.relay.request()).answer(b"")
+        silent, _ = await at.raw(PREFACE)
+        await loop_idle()
+        for _ in range(9):
+            await skip(1.0)
+        await silent.read()
+        assert at.counts.connections_refused == ["no-request"]
+
+
+@each_bare_engine
 @pytest.mark.parametrize("dribbled", [False, True])
 @pytest.mark.asyncio
 async def test_a_field_block_that_does_not_end_ends_the_connection(make: EngineFactory, dribbled: bool) -> None:

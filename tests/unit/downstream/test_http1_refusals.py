@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from proxy.downstream.http1 import Message, refuse_browser
+from tests.support.allocations import traced_octets
+from tests.support.loops import loop_idle
 from tests.unit.downstream.http1_requests import GET, POST, head_of, lives, read_until_gone
 from tests.unit.downstream.malformed import CHUNKED, FAULTS
 from tests.unit.downstream.stage import listening
@@ -98,6 +100,19 @@ async def test_what_follows_the_last_request_of_a_connection_is_ignored(last: by
         (await it.relay.request()).answer(b"hello", (b"content-length", b"5"))
         assert (await read_until_gone(reader)).endswith(b"\r\n\r\nhello")
         assert it.counts.refused == []
+
+
+async def test_what_follows_the_last_request_of_a_connection_is_not_kept_while_its_response_is_due() -> None:
+    async with listening() as it:
+        reader, writer = await it.raw(GET[:-2] + b"Connection: close\r\n\r\n")
+        taken = await it.relay.request()
+        with traced_octets() as kept:
+            for _ in range(50):
+                writer.write(GET * 1_000)
+                await loop_idle()
+            assert kept() < 500_000
+        taken.answer(b"hello", (b"content-length", b"5"))
+        assert (await read_until_gone(reader)).endswith(b"\r\n\r\nhello")
 
 
 async def test_a_response_is_aborted_when_the_rest_of_its_request_is_malformed() -> None:
