@@ -197,6 +197,7 @@ async def test_the_last_response_over_tls_is_delivered_to_a_slow_client_before_t
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     async with listening(tls=TlsFiles(*certificates.server_files("localhost"))) as it:
+        it.drain_seconds = 1_000_000.0  # the client reads in a thread, and knows no manual clock
         slow.connect(("127.0.0.1", it.port))
         with await asyncio.to_thread(context.wrap_socket, slow, server_hostname="localhost") as client:
             client.sendall(request_)
