@@ -6,7 +6,7 @@
 * `admission`       which connections may be open, and which give way where there are too many
 * `connection`      an h2c connection
 * `ages`            ends connections that are old
-* `delivery`        what a client has read of the last response
+* `delivery`        when the kernel has all of a response over TLS
 * `http1`           an HTTP/1.1 request as a `Stream`
 * `http1_protocol`  Hypercorn's HTTP/1.1 with a strict parser
 * `http1_reading`   when its octets are read

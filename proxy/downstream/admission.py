@@ -219,7 +219,7 @@ class AcceptedConnection:
         self.leaving = False
         """True after `retire`: whatever protocol it turns out to speak, it is to end gracefully."""
         self.http1_leaving = False
-        """True after `retire_http1`: if it turns out to speak HTTP/1.1."""
+        """True after `retire_http1`: it is to end with its next response if it turns out to speak HTTP/1.1."""
         self._block, self._block_since = 0, 0.0
 
     @property
@@ -262,7 +262,7 @@ class AcceptedConnection:
     def speaks_http1(self, protocol: Http1Protocol) -> None:
         """Take note of what serves it, before that has a request."""
         self.http1 = protocol
-        if self.leaving or self.http1_leaving:
+        if self.http1_leaving:
             protocol.close_after_response()
 
     def retire(self) -> None:
@@ -270,8 +270,7 @@ class AcceptedConnection:
         self.leaving = True
         if self.h2c is not None:
             self.h2c.retire()
-        elif self.http1 is not None:
-            self.http1.close_after_response()
+        self.retire_http1()
 
     def retire_http1(self) -> None:
         """Over HTTP/1.1, end it with the next response; over HTTP/2, do nothing (see `connection`)."""

@@ -1,4 +1,4 @@
-"""What clients have taken of what was written to them, where the transport does not say it: below TLS."""
+"""When the kernel has all that was written to a client, where the transport does not say it: below TLS."""
 
 from __future__ import annotations
 

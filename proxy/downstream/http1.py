@@ -26,7 +26,7 @@ from proxy.http2.policy.fields import section_octets
 from proxy.http2.policy.sending import JOINED_OCTETS
 from proxy.restate import RequestKind, local_reply
 
-__all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "refuse_browser"]
+__all__ = ["Gate", "Http1Stream", "Message", "Receive", "Send", "browser_refusal"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 """A scope, or an event, of ASGI."""
@@ -71,8 +71,8 @@ class Http1Stream(Stream):
         self._is_head_request = False
         self._http_version = b"1.1"
 
-    async def run(self, scope: Message) -> None:
-        """Serve the exchange; returns when the response is complete or aborted."""
+    async def run(self, scope: Message, refusal: Failure | None = None) -> None:
+        """Serve the exchange, or answer with the refusal; returns when the response is complete or aborted."""
         method = scope["method"].encode("ascii")
         self.method = method
         query = scope["query_string"]
@@ -88,7 +88,10 @@ class Http1Stream(Stream):
         fields = from_http1(method, self.path, lines)
         self.head_octets = section_octets(fields)
         try:
-            self._call(self._acceptor.accept, self, fields, without_content, self.account)
+            if refusal is not None:
+                self._reply_locally(refusal)
+            else:
+                self._call(self._acceptor.accept, self, fields, without_content, self.account)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read())
                 await self._write()
@@ -266,10 +269,8 @@ class Http1Stream(Stream):
         await self._send(message)
 
 
-async def refuse_browser(
-    scope: Message, receive: Receive, send: Send, allowed_hosts: frozenset[str] = frozenset()
-) -> bool:
-    """Answer 403 to a request of a web page, and return True; return False for any other request.
+def browser_refusal(scope: Message, allowed_hosts: frozenset[str] = frozenset()) -> BrowserRefused | None:
+    """Return why a request of a web page is refused; None for any other request.
 
     Browsers can reach loopback by HTTP/1.1 without TLS. They name the page in `origin` (Fetch, 3.1), or its relation in
     `sec-fetch-site` (Fetch Metadata, 2.3), where `none` means that the address was typed. Restate sends neither. With
@@ -277,29 +278,13 @@ async def refuse_browser(
     """
     fields = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
     if b"origin" in fields or fields.get(b"sec-fetch-site", b"none") != b"none":
-        refusal = BrowserRefused("requests of web pages are refused: they would be signed with the sidecar's identity")
-    elif not _may_call_by(fields.get(b"host", b""), HostRules(scope["server"], allowed_hosts)):
-        refusal = BrowserRefused(
+        return BrowserRefused("requests of web pages are refused: they would be signed with the sidecar's identity")
+    if not _may_call_by(fields.get(b"host", b""), HostRules(scope["server"], allowed_hosts)):
+        return BrowserRefused(
             "the Host of this request could be the name of a web page that leads to loopback (DNS rebinding): "
             "call 127.0.0.1 or localhost, or list the name in allowed_hosts (--allowed-hosts) if it is yours"
         )
-    else:
-        return False
-    reply = local_reply(refusal, RequestKind.OTHER, random_fraction=0.0)
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.fields})
-    content = b"" if scope["method"] == "HEAD" else reply.body
-    await send({"type": "http.response.body", "body": content, "more_body": True})
-    # As in `_finish`: with unread data, the client may lose the reason.
-    try:
-        async with asyncio.timeout(_LINGER_SECONDS):
-            while (message := await receive()).get("more_body", False):
-                pass
-        if message["type"] == "http.disconnect":
-            return True
-    except TimeoutError:
-        pass
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-    return True
+    return None
 
 
 def _may_call_by(host: bytes, rules: HostRules) -> bool:

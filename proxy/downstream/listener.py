@@ -22,7 +22,7 @@ from proxy.downstream.ages import ConnectionAges
 from proxy.downstream.cancels import CancelBudgets, client_of
 from proxy.downstream.connection import DownstreamConnection
 from proxy.downstream.deadlines import Deadlines
-from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, refuse_browser
+from proxy.downstream.http1 import Http1Stream, Message, Receive, Send, browser_refusal
 from proxy.downstream.tls_reading import SlicedReads
 from proxy.errors import Draining
 from proxy.http2.engine import Stream
@@ -214,9 +214,8 @@ class Listener:
 
     async def serve_http1(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one HTTP/1.1 exchange."""
-        if await refuse_browser(scope, receive, send, self.allowed_hosts):
+        if (refusal := browser_refusal(scope, self.allowed_hosts)) is not None:
             self.refused("browser", protocol="HTTP/1.1")
-            return
         stream = Http1Stream(self.acceptor, receive, send, scope["state"][GATE], self.budget)
         address = scope["state"][CLIENT]
         self.budget.join(stream.account, address)
@@ -224,7 +223,7 @@ class Listener:
         budget.open(stream.account)
         self._http1.add(stream)
         try:
-            await stream.run(scope)
+            await stream.run(scope, refusal)
         finally:
             budget.close(stream.account)
             self._http1.discard(stream)
