@@ -26,7 +26,7 @@ from proxy.deployments.target import (
 from proxy.doctor.checking import Subject
 from proxy.quoting import holds_credential, quoted
 from proxy.routes.open_routes import FIELD_PREFIX
-from proxy.settings.layers import environment_name, flag_name
+from proxy.settings.layers import environment_name, flag_name, variable_value
 from proxy.settings.loading import INLINE_OPTIONS
 from proxy.settings.model import Settings
 
@@ -126,7 +126,7 @@ def restate_access(url: str, token_file: Path | None) -> Access:
         raise Unusable(f"{flag} must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}")
     if parts.username is not None or parts.query or parts.fragment:
         raise Unusable(f"{flag} must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
-    where, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE) or None
+    where, token = TOKEN_VARIABLE, variable_value(os.environ, TOKEN_VARIABLE) or None
     if token_file is not None:
         where = f"--restate-token-file {quoted(token_file)}"
         try:

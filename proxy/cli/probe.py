@@ -17,7 +17,7 @@ from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address_or_off
 from proxy.quoting import one_line
 from proxy.routes.locality import is_loopback
-from proxy.settings.layers import SettingsInvalid, environment_name, read_file
+from proxy.settings.layers import SettingsInvalid, environment_name, read_file, variable_value
 
 __all__ = [
     "DEFAULT_ADMIN",
@@ -53,7 +53,7 @@ config_option: Final = click.option(
 
 def admin_address(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> Address:
     """Return the admin address, found as `serve` finds it; ValueError or SettingsInvalid if there is none."""
-    given = flag or environment.get(environment_name("admin"))
+    given = flag or variable_value(environment, environment_name("admin"))
     if not given:
         try:
             file = within(TIMEOUT_SECONDS, partial(read_file, config, environment))  # a pipe, or a mount that hangs

@@ -31,6 +31,7 @@ __all__ = [
     "read_file",
     "toml_key",
     "tuples",
+    "variable_value",
 ]
 
 PREFIX: Final = "CLOUDRUN_SIDECAR_"
@@ -134,14 +135,23 @@ def did_you_mean(word: str, known: Collection[str], spelled: Callable[[str], str
     return f"; did you mean {spelled(near[0])}?" if near else ""
 
 
+def variable_value(environment: Mapping[str, str], name: str) -> str:
+    """Return the value of a variable, "" if it is not set, without blanks and line ends around it.
+
+    A value from a file or a Secret often has a line end. One of blanks alone stays as it is.
+    """
+    text = environment.get(name, "")
+    return text.strip() or text
+
+
 def read_file(config: Path | None, environment: Mapping[str, str]) -> FileLayer:
     """Read the settings file: `config`, else `$CLOUDRUN_SIDECAR_CONFIG`, else `config/routes.toml` if that exists.
 
     Problems are a file that was named and does not exist, a file that cannot be read, and one that is not valid TOML
     (with line and column), or too much for Python.
     """
-    variable = environment.get(CONFIG_VARIABLE, "")
-    named = config or (Path(variable.strip() or variable) if variable else None)
+    variable = variable_value(environment, CONFIG_VARIABLE)
+    named = config or (Path(variable) if variable else None)
     path = named or DEFAULT_CONFIG
     document: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -195,17 +205,17 @@ def tuples(value: Any) -> Any:
 def read_environment(environment: Mapping[str, str], known: Collection[str]) -> tuple[dict[str, str], list[Problem]]:
     """Return the values of the `CLOUDRUN_SIDECAR_…` variables by setting, and the problems with them.
 
-    Blanks and line ends around a value do not count: one from a file or a Secret often has a line end. An empty
-    variable counts as not set; one of blanks alone does not. A variable that names no setting is a problem: a
+    An empty variable counts as not set; one of blanks alone does not. A variable that names no setting is a problem: a
     misspelled one would silently have no effect. Variables that Kubernetes sets for a Service, which its
     `…_SERVICE_HOST` shows, are left out.
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []
-    given = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
+    given = [name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX)]
     services = ["", *(name.removesuffix(_SERVICE_HOST) for name in given if name.endswith(f"_{_SERVICE_HOST}"))]
-    for setting, padded in given.items():
-        variable, text = f"{PREFIX}{setting}", padded.strip() or padded
+    for setting in given:
+        variable = f"{PREFIX}{setting}"
+        text = variable_value(environment, variable)
         if variable in _NO_SETTINGS or not text:
             continue
         if any(setting.startswith(name) and _OF_KUBERNETES.fullmatch(setting, len(name)) for name in services):

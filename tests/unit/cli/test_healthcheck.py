@@ -128,6 +128,8 @@ async def test_it_finds_the_port_as_serve_does() -> None:
         assert (await ask("--config", "my.toml", env={"CLOUDRUN_SIDECAR_ADMIN": address})).exit_code == 0
         assert (await ask("--config", "my.toml")).exit_code == 0
         assert (await ask(env={"CLOUDRUN_SIDECAR_CONFIG": "my.toml"})).exit_code == 0
+        assert (await ask(env={"CLOUDRUN_SIDECAR_CONFIG": "my.toml\n"})).exit_code == 0
+        assert (await ask(env={"CLOUDRUN_SIDECAR_ADMIN": f" {address}\r\n"})).exit_code == 0
         assert (await ask("--config", "my.toml", env=wrong)).exit_code == 1
         write("config/routes.toml", f'admin = "{address}"')
         assert (await ask()).exit_code == 0
