@@ -92,7 +92,7 @@ class WorkerChannel:
         self.flush()
 
     def send_command(self, message: bytes) -> None:
-        """Send the worker `DRAIN` or `ABORT`."""
+        """Send the worker a message without a file, such as `DRAIN`."""
         self._unsent.append((message, None))
         self.flush()
 

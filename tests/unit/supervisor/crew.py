@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 from proxy.downstream.channel import (
@@ -110,19 +109,20 @@ def dying(config: ListenerConfig, channel: Channel) -> None:
 
 
 def brief(config: ListenerConfig, channel: Channel) -> None:
-    """The first worker exits with 3 once both are ready, its successor sends the supervisor SIGTERM; all but the first
-    one exit on `DRAIN`.
+    """The first worker exits with 3 once both are ready, which the other tells it by the FIFO `ready` in the payload's
+    folder; its successor sends the supervisor SIGTERM, and all but the first one exit on `DRAIN`.
     """
     channel.report(READY)
-    if not _first(config):
-        if (second := Path(config.payload, "second")).exists():
-            os.kill(os.getppid(), signal.SIGTERM)
-        second.touch()
-        _wait_for(channel, DRAIN)
-        return
-    while not Path(config.payload, "second").exists():
-        time.sleep(0.01)
-    sys.exit(3)
+    ready = Path(config.payload, "ready")
+    if _first(config):
+        ready.read_bytes()
+        ready.unlink()
+        sys.exit(3)
+    if ready.exists():
+        ready.write_bytes(b"")
+    else:
+        os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
 
 
 def hanging(config: ListenerConfig, channel: Channel) -> None:

@@ -130,6 +130,7 @@ def test_a_worker_is_replaced_though_its_end_is_seen_before_another_ones_report(
             return events
 
     monkeypatch.setattr(selectors, "DefaultSelector", Late)
+    os.mkfifo(tmp_path / "ready")
     with capture_logs() as lines:
         assert run(crew.brief, str(tmp_path)) == 0
     assert [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"] == [3]
