@@ -215,6 +215,7 @@ class GoogleHttp2(H2Protocol):
     async def _close_stream(self, stream_id: int) -> None:
         await super()._close_stream(stream_id)
         self._windows.closed(stream_id)
+        await self._flush()
         buffer = self.stream_buffers.get(stream_id)
         if buffer is not None and not buffer.complete:
             # Hypercorn would leave an application waiting that has sent more than the client takes.

@@ -131,6 +131,17 @@ async def test_a_client_can_finish_a_request_whose_response_has_ended(certificat
         assert not peer.went_away.done()
 
 
+async def test_what_was_received_before_the_end_of_a_response_is_given_back(certificates: Certificates) -> None:
+    async with _connected(certificates, Limits(stream_window_octets=1_000)) as (peer, service):
+        await peer.ping()
+        stream = peer.open("/open")
+        await peer.send(stream, b"x" * 1_000)
+        await peer.ping()
+        service.end.set()
+        assert (await peer.response(stream)).status == 200
+        await peer.send(stream, b"x" * 5_000, end=True)
+
+
 async def test_a_smaller_window_holds_from_the_acknowledgement_of_the_settings(certificates: Certificates) -> None:
     limits = Limits(stream_window_octets=1_000, connection_window_octets=200_000)
     async with _connected(certificates, limits, made=lambda peer: peer.transport.pause_reading()) as (peer, service):
