@@ -11,6 +11,7 @@ from proxy.emulator import echo
 from proxy.emulator.cloud_run import Receive, Scope, Send
 from tests.e2e.diagnoses import assert_diagnosed
 from tests.support.emulated_setup import answering, emulated_setup
+from tests.support.names import name_server
 
 ENVOY_PROTOCOL_ERROR = "upstream connect error or disconnect/reset before headers. reset reason: protocol error"
 
@@ -46,7 +47,8 @@ async def test_a_redirect_to_another_site_is_diagnosed(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_host_that_does_not_resolve_is_diagnosed(tmp_path: Path) -> None:
-    async with emulated_setup(tmp_path) as here:
+    async with name_server() as names, emulated_setup(tmp_path) as here:
+        here.under.extend(names.under(tmp_path))
         ran = await here.check(url="https://nowhere.invalid")
         assert_diagnosed(ran, "dns", "dns-failed", "nowhere.invalid does not resolve", "url of the route")
         assert ran.steps()["token"]["outcome"] == "ok"

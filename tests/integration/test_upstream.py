@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from h2.settings import SettingCodes
 
 from tests.support.chain import UPSTREAM, StartChain
+from tests.support.names import name_server
 from tests.support.peers.sockets import Gone, Peer, Reset
 
 
@@ -133,15 +135,22 @@ async def test_a_request_beyond_all_connections_waits_and_then_gets_503(chain: S
 
 @pytest.mark.asyncio
 async def test_an_upstream_that_cannot_be_reached_is_named(chain: StartChain, free_port: int) -> None:
-    routes = {"svc": f"https://127.0.0.1:{free_port}", "nowhere": "https://nowhere.invalid"}
-    async with chain(routes=routes) as (_, _, client):
+    async with chain(routes={"svc": f"https://127.0.0.1:{free_port}"}) as (_, _, client):
         head, text = await refused(client, "/svc/invoke/S/h")
         assert (head[b":status"], head[b"x-cloudrun-sidecar-error"]) == (b"503", b"upstream-connect-failed")
         assert 1 <= int(head[b"retry-after"]) <= 5
         assert f"https://127.0.0.1:{free_port}" in text
-        head, text = await refused(client, "/nowhere/invoke/S/h")
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_does_not_exist_is_named(chain: StartChain, tmp_path: Path) -> None:
+    async with (
+        name_server() as names,
+        chain(routes={"svc": "https://nowhere.invalid"}, under=names.under(tmp_path)) as (_, _, client),
+    ):
+        head, text = await refused(client, "/svc/invoke/S/h")
         assert head[b"x-cloudrun-sidecar-error"] == b"upstream-connect-failed"
-        assert "nowhere.invalid" in text
+        assert "the host name of https://nowhere.invalid does not resolve" in text
 
 
 @pytest.mark.asyncio
