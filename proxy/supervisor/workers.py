@@ -211,7 +211,7 @@ class _Supervisor:
                         self._exit_code = ExitCode.FAILED
                         self._end(DRAIN)
                         return
-                    delay = self._restarts.add(time.monotonic(), 0.0)
+                    delay = self._plan_start(0.0)
                     _log.error("worker could not be started: trying again", **said, after_seconds=delay)
 
     def _start_worker(self) -> None:
@@ -361,12 +361,12 @@ class _Supervisor:
         code = worker.process.exitcode or 0
         said = {"pid": worker.process.pid, **worker.exit_reason()}
         if self._command is None and self._all_ready:
-            now = time.monotonic()
-            delay = self._restarts.add(now, now - worker.started_at)
             self._collecting.restarts += 1
             if worker.channel.draining and code == 0:
+                self._plan_start(math.inf)  # it has not failed, however soon it was told
                 _log.info("worker was told to end: starting another", **said)
             else:
+                delay = self._plan_start(time.monotonic() - worker.started_at)
                 _log.error("worker died: starting another", **said, after_seconds=delay)
             return
         if self._command is None or code:
@@ -375,6 +375,11 @@ class _Supervisor:
             self._exit_code = self._exit_code or failure
         if self._command is None:
             self._end(DRAIN)
+
+    def _plan_start(self, lived_seconds: float) -> float:
+        """Plan the start of another worker after one that lived this long; return in how many seconds."""
+        served = any(not (worker.channel.draining or worker.channel.gone) for worker in self._workers)
+        return self._restarts.add(time.monotonic(), lived_seconds, served=served)
 
     def _kill(self) -> None:
         self._kill_at = math.inf

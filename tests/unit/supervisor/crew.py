@@ -12,6 +12,7 @@ from proxy.downstream.channel import (
     ABORT,
     CONNECTION,
     DRAIN,
+    DRAINING,
     LAST,
     LEAVING,
     READY,
@@ -106,6 +107,19 @@ def dying(config: ListenerConfig, channel: Channel) -> None:
     channel.report(READY)
     os.kill(os.getppid(), signal.SIGTERM)
     _wait_for(channel, DRAIN)
+
+
+def told(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker and its successor become ready, report that they drain, and exit with 0; the third one sends the
+    supervisor SIGTERM, and exits on `DRAIN`.
+    """
+    channel.report(READY)
+    if not _first(config):
+        if (second := Path(config.payload, "second")).exists():
+            os.kill(os.getppid(), signal.SIGTERM)
+            _wait_for(channel, DRAIN)
+        second.touch()
+    channel.report(DRAINING)
 
 
 def brief(config: ListenerConfig, channel: Channel) -> None:

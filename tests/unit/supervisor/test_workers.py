@@ -23,7 +23,7 @@ from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import Channel
 from proxy.downstream.config import ListenerConfig
 from proxy.signals import HANDLED_SIGNALS
-from proxy.supervisor import accepting, workers
+from proxy.supervisor import accepting, restarts, workers
 from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.watchdog import Watchdog
 from proxy.supervisor.workers import run_workers
@@ -101,14 +101,28 @@ def test_after_the_death_of_a_worker_at_the_start_the_others_exit(tmp_path: Path
     assert failed["remedy"].endswith("raise the limit of memory, or serve with fewer workers")
 
 
-def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(tmp_path: Path) -> None:
+def test_a_worker_that_was_ready_is_replaced_until_one_is_ready_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "_LONGEST_DELAY_UNSERVED_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as threads, capture_logs() as lines:
         connecting = threads.submit(connected_to, f"{tmp_path}/s")
         config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
         assert run_workers(config, crew.dying, drain_seconds=30) == 0
         connecting.result().close()
-    died = [line["exit_code"] for line in lines if line["event"] == "worker died: starting another"]
-    assert died == [3, 4]
+    died = [line for line in lines if line["event"] == "worker died: starting another"]
+    assert [(line["exit_code"], line["after_seconds"]) for line in died] == [(3, 0.0), (4, 0.1)]
+
+
+def test_a_worker_that_was_told_to_end_has_not_failed_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "_FIRST_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(restarts, "_LONGEST_DELAY_UNSERVED_SECONDS", 3600.0)
+    with capture_logs() as lines:
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.told, drain_seconds=30) == 0
+    assert len([line for line in lines if line["event"] == "worker was told to end: starting another"]) == 2
 
 
 def test_a_worker_is_replaced_though_its_end_is_seen_before_another_ones_report(
