@@ -25,8 +25,8 @@ _NO_DESCRIPTORS_SECONDS: Final = 1.0
 """Pause in accepting after the kernel could not make a descriptor."""
 
 _PATIENCE_SECONDS: Final = 1.0
-"""How long new connections wait for a worker that has the fewest and does not read: it may have been busy only. A burst
-of connections would go to the others, and they keep them."""
+"""How long a worker that has the fewest connections gets new ones, and these wait for it, although it does not read: it
+may have been busy only. A burst of connections would go to the others, and they keep them."""
 
 
 class Accepting:
@@ -138,7 +138,8 @@ class Accepting:
     def _least_loaded(self) -> WorkerProcess | None:
         """Return the worker with the fewest connections; None if it cannot take one now, or no worker can.
 
-        It must have started. One that has read nothing for a while is left out.
+        It must have started. One that has left something unread for a while comes after those that read, and is left
+        out once it can be sent nothing more.
         """
         now = time.monotonic()
         least = min(
@@ -150,7 +151,11 @@ class Accepting:
                 and not (worker.channel.gone or worker.channel.leaving)
                 and not (worker.channel.full_since and _patient_until(worker) <= now)
             ),
-            key=lambda worker: (worker.channel.connections, worker.last_handed_over),
+            key=lambda worker: (
+                worker.channel.unread_seconds(now) >= _PATIENCE_SECONDS,
+                worker.channel.connections,
+                worker.last_handed_over,
+            ),
             default=None,
         )
         return None if least is None or least.channel.has_unsent else least

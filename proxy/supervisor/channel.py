@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import termios
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -72,12 +74,18 @@ class WorkerChannel:
         """What the worker was told last of all workers; at first it knows only that they start."""
         self.full_since = 0.0
         """Since when the socket takes no more messages, on the monotonic clock; 0 while it does."""
+        self.unread_since = 0.0
+        """When the first of the messages was sent that the worker may not have read, on the monotonic clock."""
         self._unsent: deque[tuple[bytes, socket.socket | FileIO | None]] = deque()
 
     @property
     def has_unsent(self) -> bool:
         """True if messages wait until the worker has read earlier ones."""
         return bool(self._unsent)
+
+    def unread_seconds(self, now: float) -> float:
+        """Return for how long the worker has left something unread that it was sent; 0 if it has read everything."""
+        return now - self.unread_since if _has_unread(self.socket) else 0.0
 
     def hand_over(self, connection: socket.socket, *, tls: bool = False) -> None:
         """Send the worker a connection, and close our copy of it."""
@@ -125,6 +133,8 @@ class WorkerChannel:
         """Send queued messages, as far as the socket takes them."""
         while self._unsent and not self.gone:
             message, carried = self._unsent[0]
+            if not _has_unread(self.socket):
+                self.unread_since = time.monotonic()
             try:
                 if carried is None:
                     self.socket.send(message)
@@ -191,3 +201,13 @@ class WorkerChannel:
             if isinstance(carried, FileIO):
                 carried.close()
         return [(carried, kind == TLS_CONNECTION) for kind, carried in unsent if isinstance(carried, socket.socket)]
+
+
+def _has_unread(end: socket.socket) -> bool:
+    """Return True if the other end has not read all that was sent; False where the system does not say."""
+    octets = bytearray(4)
+    try:
+        fcntl.ioctl(end, termios.TIOCOUTQ, octets)
+    except OSError:
+        return False
+    return any(octets)

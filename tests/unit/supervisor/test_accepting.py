@@ -94,6 +94,24 @@ def test_a_worker_that_stands_still_holds_up_connections_for_a_moment_only(crew:
     assert crew.accept() == [CONNECTIONS - sent, sent]
 
 
+def test_a_worker_that_leaves_one_connection_unread_gets_no_other_while_one_reads(crew: Crew) -> None:
+    first, second = (worker.channel for worker in crew.workers)
+
+    def hand_over(connections: int) -> tuple[int, int]:
+        for _ in range(connections):
+            ours, peer = socket.socketpair()
+            peer.close()
+            crew.accepting.hand_over(ours, tls=False)
+            crew.read(0)
+        return first.connections, second.connections
+
+    assert hand_over(2) == (1, 1)
+    second.unread_since -= 3600.0
+    assert hand_over(3) == (4, 1)
+    crew.read(1)
+    assert hand_over(1) == (4, 2)
+
+
 def test_connections_wait_in_order_while_no_worker_can_take_them(crew: Crew) -> None:
     first, second = (worker.channel for worker in crew.workers)
     first.ready, second.draining = False, True
