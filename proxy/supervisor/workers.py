@@ -369,8 +369,13 @@ class _Supervisor:
                 delay = self._plan_start(time.monotonic() - worker.started_at)
                 _log.error("worker died: starting another", **said, after_seconds=delay)
             return
-        if self._command is None or code:
+        if self._command is None:
             _log.error("worker failed: draining the others", **said)
+        elif code:
+            _log.error("worker failed while draining", **said)
+        # What fails may be started again: it would take the sockets back from the sidecar that has taken them over.
+        handed_on = self.takeover is not None and self.takeover.handed_on
+        if (self._command is None or code) and not handed_on:
             failure = ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
             self._exit_code = self._exit_code or failure
         if self._command is None:

@@ -22,7 +22,7 @@ from proxy.emulator import Certificates
 from proxy.network.address import parse_address
 from tests.support.chain import UPSTREAM, StartChain
 from tests.support.peers.sockets import Gone, Peer, client
-from tests.support.processes import program
+from tests.support.processes import connections_on, program
 from tests.support.sidecar import Sidecar, sidecar, worker_pids
 
 one_or_two = pytest.mark.parametrize("workers", [1, 2])
@@ -258,4 +258,24 @@ async def test_new_settings_hold_for_clients_that_have_not_left_after_a_takeover
         first.program.send(signal.SIGTERM)
         assert await first.program.ended(within_seconds=30) == 0
         writer.close()
+        after.close()
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_fails_after_a_takeover_does_not_have_the_sidecar_started_again(
+    chain: StartChain, tmp_path: Path
+) -> None:
+    flags = ["--takeover-socket", f"unix:{tmp_path}/t", "--workers", "2", "--drain-timeout", "600"]
+    async with chain(*flags) as (first, upstream, near):
+        near.open("/svc/live", end=True)
+        await upstream.request()
+        (pid,) = [pid for pid in await worker_pids(first.program) if connections_on(pid, first.address[1])]
+        # The new sidecar is played by this test, which accepts nothing.
+        after = await asyncio.to_thread(Takeover.open, f"unix:{tmp_path}/t")
+        await asyncio.to_thread(after.complete)
+        await first.logged('"draining"', 2)
+        os.kill(pid, signal.SIGKILL)
+        await near.closed
+        await first.logged("worker failed while draining")
+        assert await first.program.ended(within_seconds=30) == 0
         after.close()
