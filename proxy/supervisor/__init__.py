@@ -6,6 +6,7 @@
 * `accepting` accepts connections, and sends each to the worker with the fewest
 * `process`  one worker process
 * `restarts` when to start another worker in place of one that has exited
+* `installed` whether another version has been installed since the start
 * `watchdog` when to judge whether the event loops of workers run
 * `signals`  blocked while workers start, and received as octets of a socket
 * `reloading` sends new settings to all workers

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy import __version__
 from proxy.downstream.binding import ListenFailed
 from proxy.downstream.channel import ABORT, DRAIN, HAND_ON, LAST, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
@@ -39,6 +40,7 @@ from proxy.network.service_manager import ServiceManager
 from proxy.signals import ENDING_SIGNALS, RELOAD_SIGNAL
 from proxy.supervisor.accepting import Accepting
 from proxy.supervisor.collecting import Collecting
+from proxy.supervisor.installed import other_version
 from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.restarts import Restarts
@@ -200,6 +202,9 @@ class _Supervisor:
                 worker.kill()
 
     def _start_workers(self, count: int) -> None:
+        if self._all_ready and (installed := other_version()):
+            what = "the worker that starts is of another version, and may fail: the package was replaced meanwhile"
+            _log.error(what, running=__version__, installed=installed, remedy="restart the sidecar")
         with signals_blocked():
             for _ in range(count):
                 try:
