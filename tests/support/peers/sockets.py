@@ -183,7 +183,8 @@ class Peer(asyncio.Protocol):
             room = min(self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
             if room <= 0:
                 self.windows.clear()
-                await self.windows.wait()
+                if not self.closed.done():
+                    await self.windows.wait()
                 if self.closed.done():
                     raise Gone
                 continue
@@ -220,7 +221,10 @@ class Peer(asyncio.Protocol):
 
     async def event(self, stream_id: int) -> h2.events.Event:
         """Return the stream's next event; Reset or Gone where it is over."""
-        event = await self.streams[stream_id].get()
+        events = self.streams[stream_id]
+        if self.closed.done() and events.empty():  # opened after the end, or asked again
+            raise Gone
+        event = await events.get()
         if event is None:
             raise Gone
         if isinstance(event, h2.events.StreamReset):
