@@ -253,7 +253,9 @@ class ConnectionHandler:
     def on_go_away(self, last_stream_id: StreamId, code: int, debug: bytes) -> None:
         """The peer takes no new streams (RFC 9113, 6.8); those above `last_stream_id` were not processed.
 
-        No reset is reported for those: the handler decides what becomes of them (`Engine.live_streams`). Others go on.
+        No reset is reported for those: the handler decides what becomes of them (`Engine.live_streams`). Their reset
+        sends nothing: the peer ignores frames on them, or takes RST_STREAM on an idle stream for a violation (5.1).
+        Others go on.
         """
 
     def on_ping_acknowledged(self, payload: bytes) -> None:

@@ -149,7 +149,7 @@ class UpstreamConnection(Http2Protocol):
         for stream in self.engine.live_streams():
             if stream.id > last_stream_id:
                 receiver, stream.receiver = stream.receiver, None
-                stream.reset(ErrorCode.CANCEL, False)
+                stream.reset_now(ErrorCode.CANCEL)
                 if receiver is not None:
                     try:
                         receiver.on_unprocessed()

@@ -121,7 +121,7 @@ def test_unprocessed_streams_may_be_reset_within_the_goaway_callback(make: Event
 
     peer.engine.handler.react = react
     peer.send(peer.go_away(1), peer.headers(3, RESPONSE), peer.headers(1, RESPONSE))
-    assert [one.stream_id for one in of(peer.take(), "RstStream")] == [3, 5]
+    assert of(peer.take(), "RstStream") == []
     assert peer.engine.open_streams == 1
 
 

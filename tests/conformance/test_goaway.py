@@ -47,9 +47,26 @@ def test_unprocessed_streams_stay_open_until_they_are_reset(make: EventFactory) 
     peer.asked()
     peer.asked()
     assert peer.send(peer.go_away(1)) == [GoAwayReceived(1, 0, b"")]
+    assert peer.engine.open_streams == 2
     peer.engine.reset(3, 8)
     peer.take()
     assert peer.engine.open_streams == 1
+
+
+@each_engine
+def test_the_reset_of_an_unprocessed_stream_sends_nothing(make: EventFactory) -> None:
+    # Go before 1.20 takes it for a reset of an idle stream, and ends the connection with all other streams.
+    peer = RawPeer(make, engine_is_client=True)
+    for _ in range(4):
+        peer.asked()
+    peer.send(peer.go_away(5))
+    peer.engine.reset(7, 8)
+    peer.engine.reset(5, 8)
+    peer.send(peer.go_away(1))
+    peer.engine.reset(3, 8)
+    peer.engine.reset(1, 8)
+    assert [one.stream_id for one in of(peer.take(), "RstStream")] == [5, 1]
+    assert peer.engine.open_streams == 0
 
 
 @each_engine
@@ -60,6 +77,16 @@ def test_a_server_continues_its_streams_after_goaway_of_the_client(make: EventFa
     assert peer.send(peer.data(1, b"x", end=True)) == [DataReceived(1, b"x", True)]
     peer.engine.send_head(1, RESPONSE, end_stream=True)
     assert [one.ends for one in of(peer.take(), "Headers")] == [True]
+
+
+@each_engine
+def test_a_server_resets_its_streams_after_goaway_of_the_client(make: EventFactory) -> None:
+    # The last stream that a client names is one of the server's: of its requests it says nothing.
+    peer = RawPeer(make, engine_is_client=False)
+    peer.open()
+    peer.send(peer.go_away(0))
+    peer.engine.reset(1, 2)
+    assert codes(of(peer.take(), "RstStream", 1), "RstStream") == [2]
 
 
 @each_engine

@@ -347,6 +347,8 @@ cdef int handle_frame(Nghttp2Engine engine, const uint8_t *frame, Py_ssize_t cou
             raise ConnectionFault(FRAME_SIZE_ERROR, "GOAWAY is shorter than eight octets")
         engine.peer_going_away = True
         debug = PyBytes_FromStringAndSize(<const char *>frame + 17, length - 8)
+        if engine.client:
+            engine.session.last_taken = number_at(frame + 9) & MAX_STREAM_ID
         engine.handler.on_go_away(number_at(frame + 9) & MAX_STREAM_ID, number_at(frame + 13), debug)
     return 0
 

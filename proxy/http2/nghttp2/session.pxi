@@ -31,6 +31,7 @@ cdef class Session:
 
     `calling_back`: the library must not be asked for what it has to send. `content_octets`: the length of the DATA
     frame that it is to send. `max_streams`: what SETTINGS offer. `max_interims`: interim heads taken of a response.
+    `last_taken`: the last stream of a client that its server takes, as GOAWAY says; it ignores those above.
     """
 
     cdef nghttp2_session *handle
@@ -40,6 +41,7 @@ cdef class Session:
     cdef SectionWriter writer
     cdef uint32_t max_streams
     cdef Py_ssize_t max_interims
+    cdef int32_t last_taken
     cdef Py_ssize_t content_octets
 
     cdef list _section
@@ -47,6 +49,7 @@ cdef class Session:
 
     def __cinit__(self, *, bint client):
         self.client = client
+        self.last_taken = MAX_STREAM_ID
         self.outbox = Outbox()
         self.writer = SectionWriter()
         self._deferred = {}
@@ -137,7 +140,7 @@ cdef class Session:
                 code = number_at(frame + 13)
                 reason = frame[17:count].decode() or _REASONS.get(code, "a rule of HTTP/2 was broken")
                 raise ConnectionFault(code, reason)
-            else:
+            elif frame[3] != RST_STREAM or stream_of(frame) <= self.last_taken:
                 self.outbox.write(frame, count)
         if count < 0:
             raise_pending()

@@ -315,9 +315,8 @@ class PortableEngine(SendingEngine):
 
     def _on_go_away(self, _: int, __: StreamId, payload: bytes) -> None:
         _must(len(payload) >= 8, "GOAWAY is shorter than eight octets", ErrorCode.FRAME_SIZE_ERROR)
-        self.peer_going_away = True
-        last = int.from_bytes(payload[:4], "big") & 0x7FFF_FFFF
-        self.handler.on_go_away(last, int.from_bytes(payload[4:8], "big"), payload[8:])
+        self.last_taken = int.from_bytes(payload[:4], "big") & 0x7FFF_FFFF
+        self.handler.on_go_away(self.last_taken, int.from_bytes(payload[4:8], "big"), payload[8:])
 
 
 _ON_FRAME: Final = {

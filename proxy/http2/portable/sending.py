@@ -9,7 +9,7 @@ from h2.windows import WindowManager
 from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
-from proxy.http2.engine import ConnectionHandler, Engine, Limits, Stream, StreamReceiver
+from proxy.http2.engine import UNLIMITED, ConnectionHandler, Engine, Limits, Stream, StreamReceiver
 from proxy.http2.events import Fields, StreamId
 from proxy.http2.policy.fields import check_sendable, section_octets
 from proxy.http2.policy.flood import FloodGuard
@@ -82,7 +82,8 @@ class PortableStream(Stream):
 
     def reset_now(self, code: int) -> None:
         if self.receives or self.sends:
-            self.engine.write(RstStreamFrame(self.id, code))
+            if self.id <= self.engine.last_taken or not self.engine.client:
+                self.engine.write(RstStreamFrame(self.id, code))
             self.engine.forget(self)
 
     def count_queued_octets(self) -> int:
@@ -111,8 +112,8 @@ class SendingEngine(Engine):
         self.unfinished: list[PortableStream] = []  # those that were live when the connection failed
         self.turns = RoundRobin()
         self.queued_octets = 0
-        self.failed = self.going_away = self.peer_going_away = False
-        self.last_processed: StreamId = 0  # that the handler has heard of; GOAWAY names it
+        self.failed = self.going_away = False
+        self.last_processed, self.last_taken = 0, UNLIMITED  # the last stream of our GOAWAY; of the peer's, or none
         self._sent: dict[PortableStream, int] = {}
         self.stream_window_octets = max(limits.stream_window_octets, DEFAULT_WINDOW)  # until it is acknowledged
         self.h2 = Connection(client=client, limits=limits)
@@ -259,7 +260,7 @@ class SendingEngine(Engine):
         return len(self.streams)
 
     def count_free_streams(self) -> int:
-        if not self.client or self.going_away or self.peer_going_away or self.failed:
+        if not self.client or self.going_away or self.last_taken < UNLIMITED or self.failed:
             return 0
         ids_left = (0x7FFF_FFFF - self.history.highest + 1) // 2
         return max(0, min(self.peer_max_concurrent_streams - len(self.streams), ids_left))
