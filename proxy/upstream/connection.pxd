@@ -21,6 +21,7 @@ cdef class UpstreamConnection(Http2Protocol):
     cdef object _is_closing
     cdef double _heard_at
     cdef double _ready_at
+    cdef str _go_away_error
     cdef object _pinged_at
     cdef object _stalled_at
     cdef Py_ssize_t _stalled_octets

@@ -20,7 +20,7 @@ from proxy.connection.flusher import Flusher
 from proxy.connection.protocol import Http2Protocol, MakeEngine
 from proxy.errors import UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.http2.engine import Stream, StreamReceiver
-from proxy.http2.events import ErrorCode, Fields, StreamId
+from proxy.http2.events import ErrorCode, Fields, StreamId, error_code_name
 from proxy.observe.observer import UpstreamObserver
 from proxy.routes import Origin
 from proxy.upstream.cancels import Cancels
@@ -68,6 +68,7 @@ class UpstreamConnection(Http2Protocol):
     """A client connection; usable once `ready` is done."""
 
     __slots__ = (
+        "_go_away_error",
         "_heard_at",
         "_is_closing",
         "_last_stream_id",
@@ -121,6 +122,7 @@ class UpstreamConnection(Http2Protocol):
         self._heard_at = self._ready_at = self.loop.time()
         self._pinged_at: float | None = None
         self._stalled_at: float | None = None
+        self._go_away_error = ""  # what the peer's GOAWAY says of the end of the connection, if anything
         self._stalled_octets = 0
 
     # ---- streams
@@ -145,6 +147,8 @@ class UpstreamConnection(Http2Protocol):
         """Open no more streams here, and have unprocessed requests sent on another connection."""
         self.retiring = True
         self.fruitless = last_stream_id == 0 and self._is_young()
+        if code:
+            self._go_away_error = f", after GOAWAY with {error_code_name(code)}"
         self._observer.upstream_going_away(str(self.origin), code, debug)
         for stream in self.engine.live_streams():
             if stream.id > last_stream_id:
@@ -173,7 +177,8 @@ class UpstreamConnection(Http2Protocol):
 
     def on_stream_lost(self, receiver: StreamReceiver, reason: str) -> None:
         """Tell the exchange of a live stream."""
-        receiver.on_connection_lost(UpstreamConnectionLost(f"the connection to {self.origin} was lost: {reason}"))
+        why = reason + self._go_away_error
+        receiver.on_connection_lost(UpstreamConnectionLost(f"the connection to {self.origin} was lost: {why}"))
 
     def on_lost(self, reason: str) -> None:
         """The connection is not usable any more."""

@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from proxy.http2.choice import EngineFactory
+from proxy.http2.events import ErrorCode
 from tests.support.loops import with_manual_clock
 from tests.support.peers.engines import each_bare_engine
 from tests.support.peers.events import DataReceived, HeadReceived, Unprocessed
@@ -93,6 +94,17 @@ async def test_a_goaway_with_an_error_code_is_logged_with_its_debug_data(
     assert [line["code"] for line in warnings] == [name]
     assert warnings[0]["debug"].startswith("too_many_pings\\xff\n")
     assert len(warnings[0]["debug"]) < 1000
+
+
+@each_bare_engine
+@with_manual_clock
+async def test_requests_that_are_lost_after_goaway_with_an_error_name_it(make: EngineFactory) -> None:
+    # As nginx 1.22 answers trailers of a request, and then closes.
+    far, receiver = settled(make), RecordingReceiver()
+    stream = far.open(receiver)
+    far.send(far.go_away(stream, ErrorCode.PROTOCOL_ERROR), far.go_away(stream))
+    far.connection.eof_received()
+    assert str(receiver.failure).endswith("was lost: closed by the peer, after GOAWAY with PROTOCOL_ERROR")
 
 
 @each_bare_engine
