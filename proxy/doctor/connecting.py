@@ -19,7 +19,7 @@ from proxy.doctor.claims import format_time
 from proxy.doctor.report import Outcome, Step, StepName, as_problem, as_remedy, as_sentence, failed, skipped
 from proxy.errors import Failure, UpstreamConnectionLost, UpstreamNotHttp2
 from proxy.network.address import Address
-from proxy.network.authorities import REMEDY, named_file_problem
+from proxy.network.authorities import REMEDY, VALIDITY_PERIOD_ERRORS, named_file_problem
 from proxy.network.http_proxy import HttpProxy
 from proxy.network.resolver import AddressInfo, Resolver
 from proxy.quoting import one_line
@@ -34,9 +34,6 @@ _HAPPY_EYEBALLS_DELAY_SECONDS: Final = 0.25  # RFC 8305, section 8
 _DAY_SECONDS: Final = 86_400
 _EXPIRY_WARNING_DAYS: Final = 7
 _ADDRESSES_SHOWN: Final = 4
-
-_VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _UNTRUSTED: Final = frozenset((2, 18, 19, 20, 21, 27))
 """X509_V_ERR_… of a certificate whose authority is not known or not trusted (x509_vfy.h)."""
@@ -254,7 +251,7 @@ def _failure_step(name: StepName, failure: Failure, details: Mapping[str, Any] |
         # Beside upstream_ca, OpenSSL takes it for an empty one.
         unreadable = named_file_problem()
         remedy = as_sentence(f"{unreadable}; {REMEDY}") if unreadable else remedy
-    elif isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _VALIDITY_PERIOD_ERRORS:
+    elif isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in VALIDITY_PERIOD_ERRORS:
         remedy = "Set the clock of this machine (NTP) if it is wrong; otherwise the certificate has to be renewed."
     return failed(name, failure.code, text, remedy, details=details)
 

@@ -14,7 +14,15 @@ from typing import Final
 
 from proxy.quoting import quoted
 
-__all__ = ["NONE", "NONE_REMEDY", "REMEDY", "named_file_problem", "state_of_authorities", "trusts_none"]
+__all__ = [
+    "NONE",
+    "NONE_REMEDY",
+    "REMEDY",
+    "VALIDITY_PERIOD_ERRORS",
+    "named_file_problem",
+    "state_of_authorities",
+    "trusts_none",
+]
 
 REMEDY: Final = "put the trusted certificates there (PEM), or unset SSL_CERT_FILE"
 """What to do where a file that SSL_CERT_FILE names cannot be used."""
@@ -24,6 +32,9 @@ NONE: Final = "this machine has no trusted certificate authorities"
 
 NONE_REMEDY: Final = "install them (Debian and Alpine: ca-certificates), or name a file of them in SSL_CERT_FILE"
 """What to do about it."""
+
+VALIDITY_PERIOD_ERRORS: Final = frozenset((9, 10))
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED. OpenSSL words them in other ways since 3.6."""
 
 
 def named_file_problem() -> str:

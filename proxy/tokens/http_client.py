@@ -15,7 +15,15 @@ from yarl import URL
 
 from proxy import __version__
 from proxy.errors import Failure, TokenTimeout, TokenUnavailable
-from proxy.network.authorities import NONE, NONE_REMEDY, REMEDY, named_file_problem, state_of_authorities, trusts_none
+from proxy.network.authorities import (
+    NONE,
+    NONE_REMEDY,
+    REMEDY,
+    VALIDITY_PERIOD_ERRORS,
+    named_file_problem,
+    state_of_authorities,
+    trusts_none,
+)
 from proxy.network.http_proxy import login_refusal
 from proxy.network.resolver import CHECK_NAME_SERVERS
 from proxy.quoting import one_line, secrets_of_request
@@ -207,9 +215,9 @@ def _refusal(exc: aiohttp.ClientHttpProxyError, *, has_login: bool) -> str:
 
 def _reason(exc: Exception, proxy: Proxy | None) -> str:
     match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            why = getattr(exc.certificate_error, "verify_message", "") or "TLS failed"
-            if why in ("certificate is not yet valid", "certificate has expired"):
+        case aiohttp.ClientConnectorCertificateError(certificate_error=cause):
+            why = getattr(cause, "verify_message", "") or "TLS failed"
+            if getattr(cause, "verify_code", None) in VALIDITY_PERIOD_ERRORS:
                 return f"its certificate does not verify ({why}); is the clock of this machine right?"
             return f"its certificate does not verify ({why}); $SSL_CERT_FILE names the trusted ones, if set"
         case aiohttp.ClientProxyConnectionError():

@@ -63,6 +63,12 @@ class Traffic:
             while not self.stop.is_set():
                 await self._get(http, f"http://{self.address[0]}:{self.address[1]}/nowhere", "HTTP/1.1", 404)
 
+    async def ready(self) -> None:
+        """Wait until all workers take requests: the last one has said that it listens, and the others hear of it."""
+        async with aiohttp.ClientSession() as http, asyncio.timeout(20):
+            while (await http.get(f"http://{self.admin}/readyz")).status != 200:
+                pass
+
     async def of_the_admin_port(self) -> None:
         """Ask whether it is ready, on new connections."""
         while not self.stop.is_set():
@@ -111,6 +117,7 @@ def _takes_streams(peer: Peer) -> bool:
 @asynccontextmanager
 async def traffic(running: Sidecar) -> AsyncIterator[Traffic]:
     it = Traffic(running.address, running.admin)
+    await it.ready()
     async with asyncio.TaskGroup() as tasks:
         for clients in (it.on_new_connections, it.on_one_connection, it.over_http1, it.of_the_admin_port):
             it.clients += [tasks.create_task(clients()) for _ in range(2)]

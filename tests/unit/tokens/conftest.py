@@ -32,6 +32,7 @@ class Authority:
     ca_file: Path
     server: ssl.SSLContext
     expired: ssl.SSLContext
+    not_yet_valid: ssl.SSLContext
 
 
 def _certificate(
@@ -41,7 +42,7 @@ def _certificate(
     issuer_key: ec.EllipticCurvePrivateKey,
     *,
     is_ca: bool,
-    days: int = 1,
+    valid_days: tuple[int, int] = (-2, 1),
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -50,8 +51,8 @@ def _certificate(
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_before(now + datetime.timedelta(days=valid_days[0]))
+        .not_valid_after(now + datetime.timedelta(days=valid_days[1]))
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
@@ -79,15 +80,17 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     ca = _certificate("test authority", ca_key, "test authority", ca_key, is_ca=True)
     (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
 
-    def server(days: int) -> ssl.SSLContext:
-        certificate = _certificate("server", server_key, "test authority", ca_key, is_ca=False, days=days)
-        file = folder / f"server{days}.pem"
+    def server(first_day: int, last_day: int) -> ssl.SSLContext:
+        certificate = _certificate(
+            "server", server_key, "test authority", ca_key, is_ca=False, valid_days=(first_day, last_day)
+        )
+        file = folder / f"server{first_day}.pem"
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + _pem(server_key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(file)
         return context
 
-    return Authority(folder / "ca.pem", server(1), server(-1))
+    return Authority(folder / "ca.pem", server(-2, 1), server(-3, -1), server(1, 2))
 
 
 @pytest.fixture(scope="session")

@@ -52,15 +52,16 @@ async def test_an_endless_trust_store_is_refused(
     assert google.calls == []
 
 
+@pytest.mark.parametrize("state", ["expired", "not_yet_valid"])
 @pytest.mark.asyncio
-async def test_an_expired_certificate_is_reported_with_the_clock_as_a_possible_cause(
-    google: FakeGoogle, home: Home, key_info: dict[str, Any], authority: Authority
+async def test_a_certificate_of_another_time_is_reported_with_the_clock_as_a_possible_cause(
+    google: FakeGoogle, home: Home, key_info: dict[str, Any], authority: Authority, state: str
 ) -> None:
     over = FakeGoogle()
-    await over.start(authority.expired)
+    await over.start(getattr(authority, state))
     mint = GoogleMint(environment=home.environment, resolver=over.names())
     home.file(key_info)
-    with pytest.raises(TokenUnavailable, match=r"\(certificate has expired\); is the clock of this machine right\?"):
+    with pytest.raises(TokenUnavailable, match=r"\(certificate .*\); is the clock of this machine right\?"):
         await mint(KEY)
     await mint.close()
     await over.stop()
