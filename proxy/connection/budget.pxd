@@ -20,6 +20,7 @@ cdef class Budget:
     @cython.locals(holder=Holder, account=Account, noticeable=Py_ssize_t, sharing=Py_ssize_t)
     cpdef bint exceeds_share(self, Py_ssize_t octets)
     cpdef change(self, Py_ssize_t octets)
+    cpdef close_account(self, Account account)
     @cython.locals(holder=Holder)
     cdef _leave(self, Account account)
 

@@ -20,6 +20,10 @@ _LARGE_EXCHANGE_OCTETS: Final = 16 << 10
 """An exchange with so many gives way before all smaller ones of its holder: those may just wait for an answer."""
 
 
+def _give_up_nothing(octets: int, least_octets: int) -> None:
+    """Do nothing: the account is closed."""
+
+
 def memory_is_short() -> Overloaded:
     """Return the failure of an exchange that gives way."""
     return Overloaded("memory is short (queued_octets), and most of it is held for this client or service")
@@ -118,6 +122,9 @@ class Budget:
         """Forget an account; what it still holds is not charged any more."""
         account.change(-account.octets)
         self._leave(account)
+        # The account is still the owner of requests whose reset is held back (`upstream.cancels`), for minutes, and
+        # would keep a connection that has ended in memory with all that its engine has.
+        account.give_up = _give_up_nothing
 
     def _leave(self, account: Account) -> None:
         """Take an account from its holder, and forget a holder without an account."""

@@ -104,6 +104,7 @@ class CancelBudget:
 
     def close(self, account: Account) -> None:
         """The owner is gone."""
+        account.on_cancel = None  # it refers to the owner
         self.connections -= 1
         self._held_back.discard(account)
 

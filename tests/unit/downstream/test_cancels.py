@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -148,3 +150,32 @@ async def test_new_streams_of_a_connection_that_is_ended_are_refused(make: Engin
         await bad.closed
         assert at.relay.requests.empty()
         assert len(at.counts.cut_off) == 1
+
+
+@each_bare_engine
+@pytest.mark.asyncio
+async def test_an_account_keeps_no_connection_in_memory_that_has_ended(make: EngineFactory) -> None:
+    """A request that is cancelled may have its account as owner for minutes: its reset waits for its turn."""
+    async with listening(make) as at, client("127.0.0.1", at.port) as peer:
+        peer.open("/svc/x", end=True)
+        await at.relay.request()
+        [account] = [one for one, _ in at.listener.clients()]
+        ended = [weakref.ref(connection) for connection in at.listener.connections()]
+    gc.collect()
+    assert [one() for one in ended] == [None]
+    assert account.octets == 0
+
+
+@pytest.mark.asyncio
+async def test_an_account_keeps_no_exchange_of_http1_in_memory_that_has_ended() -> None:
+    async with listening() as at:
+        _, writer = await at.raw(b"POST /svc/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nthere")
+        request = await at.relay.request()
+        [account] = [one for one, _ in at.listener.clients()]
+        ended = [weakref.ref(stream) for _, (stream,) in at.listener.clients()]
+        writer.transport.abort()
+        await request.reset
+        del request
+    gc.collect()
+    assert [one() for one in ended] == [None]
+    assert account.octets == 0
