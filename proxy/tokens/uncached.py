@@ -25,22 +25,27 @@ _KEPT_SECONDS: Final = 60.0
 class _AbandonedMint:
     """A mint that its requests have left."""
 
-    __slots__ = ("ended_at", "task")
+    __slots__ = ("_now", "ended_at", "task")
 
     def __init__(self, task: asyncio.Task[Token], now: Callable[[], float]) -> None:
         self.task = task
         self.ended_at: float | None = None
+        self._now = now
+        task.add_done_callback(self._note_end)
 
-        def note_end(_: asyncio.Task[Token]) -> None:
-            self.ended_at = now()
-
-        task.add_done_callback(note_end)
+    def adopt(self) -> asyncio.Task[Token]:
+        """Return the mint for a request that waits for it again. A mint that hangs may be adopted very often."""
+        self.task.remove_done_callback(self._note_end)
+        return self.task
 
     def usable(self, now: float) -> bool:
         """Return whether it runs, or has returned a token lately."""
         if not self.task.done():
             return True
         return _succeeded(self.task) and (self.ended_at is None or now - self.ended_at < _KEPT_SECONDS)
+
+    def _note_end(self, _: asyncio.Task[Token]) -> None:
+        self.ended_at = self._now()
 
 
 class _SharedMint:
@@ -88,7 +93,7 @@ class UncachedMints:
             if abandoned is not None and abandoned.usable(loop.time()):
                 if abandoned.task.done():
                     return abandoned.task.result()
-                mints.append(abandoned.task)
+                mints.append(abandoned.adopt())
         state = self._keys.setdefault(key, _Key())
         shared = state.following
         if shared is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
 from proxy.errors import CredentialsNotFound, MintRefused, TokenTimeout, TokenUnavailable
 from proxy.tokens.model import Token, TokenKey
 from proxy.tokens.source import TokenSource
+from proxy.tokens.uncached import _AbandonedMint
 from tests.support.loops import loop_idle
 from tests.unit.tokens.source_stage import HOUR, Bench, gather
 from tests.unit.tokens.values import AUDIENCE, KEY, START
@@ -180,6 +182,21 @@ async def test_a_discovery_takes_the_first_token_of_its_own_mint_and_an_abandone
     await loop_idle()
     assert bench.counted.minted_tokens == [second]
     assert len(bench.source._tasks) == 0
+    await bench.source.close()
+
+
+@pytest.mark.asyncio
+async def test_what_a_mint_that_hangs_keeps_does_not_grow_with_the_discoveries_that_leave_it() -> None:
+    bench = Bench(mint_timeout_seconds=0.01)
+    bench.mint.gate = asyncio.Event()
+    bench.source.slot(KEY)
+    kept = []
+    for _ in range(6):
+        with pytest.raises(TokenTimeout):
+            await bench.source.mint_uncached(KEY)
+        gc.collect()
+        kept.append(sum(type(one) is _AbandonedMint for one in gc.get_objects()))
+    assert kept[-1] == kept[2]
     await bench.source.close()
 
 
