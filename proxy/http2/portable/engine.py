@@ -102,7 +102,7 @@ class FrameReader:
             self._block_flags = flags
         self._fragments.append(payload)
         within = len(self._fragments) <= self._most_fragments and sum(map(len, self._fragments)) <= self._most_octets
-        _must(within, "too many CONTINUATION frames, or too much in them", ErrorCode.ENHANCE_YOUR_CALM)
+        _must(within, "a field section in too many frames, or far above max_field_section", ErrorCode.ENHANCE_YOUR_CALM)
         self._block_stream = 0 if flags & END_HEADERS else stream_id
         return not self._block_stream
 
