@@ -26,7 +26,7 @@ from proxy.allocator import return_large_blocks
 from proxy.connection.budget import Budget
 from proxy.connection.flusher import Flusher
 from proxy.downstream.binding import ListenFailed
-from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, HAND_ON, PROBLEMS, READY, SETTINGS, Channel
+from proxy.downstream.channel import ABORT, ALIVE, DRAIN, DRAINING, HAND_ON, PROBLEMS, SETTINGS, Channel
 from proxy.downstream.config import ListenerConfig, Sockets
 from proxy.downstream.handover import accept_from
 from proxy.downstream.serving import listen
@@ -242,14 +242,11 @@ class Worker:
         signals only start draining.
         """
         loop = asyncio.get_running_loop()
-        channel = accepts if isinstance(accepts, Channel) else None
-        self._handle_signals(loop, reloads, alone=channel is None)
+        self._handle_signals(loop, reloads, alone=not isinstance(accepts, Channel))
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.close)
             closing.push_async_callback(reloads.close)
             await self.start()
-            if channel is not None:
-                channel.report(READY)
             self._log_listening(config, accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()

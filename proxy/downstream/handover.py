@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.downstream.channel import CONNECTION, LAST, LEAVING, TLS_CONNECTION, Channel, content_of
+from proxy.downstream.channel import CONNECTION, LAST, LEAVING, READY, TLS_CONNECTION, Channel, content_of
 from proxy.downstream.tls import Handshakes
 
 __all__ = ["HandoverServer", "accept_from"]
@@ -146,7 +146,7 @@ def accept_from(
     lost: Callable[[], None],
     handshakes: Handshakes | None = None,
 ) -> None:
-    """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel.
+    """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel, and report READY.
 
     `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
     empty if it was lost, `files` with the file in memory, which they own; None if it was lost. Other processes may read
@@ -157,7 +157,7 @@ def accept_from(
 
     async def create(make_protocol: Any, *args: Any, sock: socket.socket | None = None, **more: Any) -> Any:
         if sock is channel.socket:
-            return HandoverServer(
+            server = HandoverServer(
                 loop,
                 channel,
                 make_protocol,
@@ -168,6 +168,9 @@ def accept_from(
                 lost=lost,
                 handshakes=handshakes,
             )
+            # Not before: what the supervisor says then, that all workers are ready, would be read some time later.
+            channel.report(READY)
+            return server
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 
     setattr(loop, "create_server", create)  # noqa: B010 - a method of this one loop

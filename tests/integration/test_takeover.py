@@ -78,8 +78,8 @@ class Traffic:
     async def _get(self, http: aiohttp.ClientSession, url: str, kind: str, status: int) -> None:
         try:
             async with http.get(url) as answer:
-                await answer.read()
-                self._count(kind if answer.status == status else f"{kind}: {answer.status}")
+                text = await answer.text()
+                self._count(kind if answer.status == status else f"{kind}: {answer.status} {text}")
         except aiohttp.ClientError as exc:
             self._count(f"{kind}: {exc}")
 

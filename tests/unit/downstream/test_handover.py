@@ -76,6 +76,27 @@ def run_with_server(loop: str, use: UseServer) -> None:
 
 
 @every_loop
+def test_the_worker_is_ready_once_it_reads_the_channel(loop: str) -> None:
+    ours, its = socket.socketpair()
+
+    async def serve() -> None:
+        running = asyncio.get_running_loop()
+        supervisor = WorkerChannel(ours)
+        fail = pytest.fail
+        accept_from(Channel(its, []), running, commands={}, documents={}, files={}, orphan=fail, lost=fail)
+        supervisor.read_reports()
+        assert not supervisor.ready
+        server = await running.create_server(Greeting, sock=its)
+        supervisor.read_reports()
+        assert supervisor.ready
+        server.close()
+        supervisor.close()
+
+    with its, asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(serve())
+
+
+@every_loop
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
 def test_each_connection_gets_a_protocol(loop: str, family: int) -> None:
     async def use(supervisor: WorkerChannel, commands: Commands) -> None:
@@ -187,11 +208,12 @@ def test_a_connection_without_a_descriptor_is_reported_as_closed_and_lost(loop: 
             taken = [os.dup(0)]
             resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
             try:
-                await asyncio.get_running_loop().sock_recv(supervisor.socket, 1)  # a report
+                assert await commands.get() == "lost"
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
                 os.close(taken[0])
-        assert await commands.get() == "lost"
+        supervisor.read_reports()
+        assert supervisor.connections == 0
 
     run(loop, use)
 
