@@ -247,7 +247,8 @@ class Worker:
             closing.push_async_callback(self.close)
             closing.push_async_callback(reloads.close)
             await self.start()
-            self._log_listening(config, accepts)
+            if not isinstance(accepts, Channel):
+                self._log_listening(config, accepts)
             # What was made so far lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -272,6 +273,7 @@ class Worker:
                     files=peers.files if peers else {},
                     orphan=self.ending.orphan,
                     lost=self.listener.admission.lost,
+                    on_ready=partial(self._log_listening, config, accepts),
                     handshakes=self._handshakes,
                 )
                 closing.callback(repeat(loop, accepts.heartbeat_seconds, partial(accepts.report, ALIVE)))

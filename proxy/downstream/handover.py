@@ -144,14 +144,15 @@ def accept_from(
     files: Mapping[bytes, Callable[[FileIO | None], None]],
     orphan: Callable[[], None],
     lost: Callable[[], None],
+    on_ready: Callable[[], object] = bool,
     handshakes: Handshakes | None = None,
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel, and report READY.
 
-    `commands` are called on the messages that are their keys, `documents` with the content that theirs have, which is
-    empty if it was lost, `files` with the file in memory, which they own; None if it was lost. Other processes may read
-    it, and share its position. `orphan` is called when the supervisor has exited, `lost` when there was no descriptor
-    for a connection. `handshakes` begins those of TLS connections.
+    `on_ready` is called with that, `commands` on the messages that are their keys, `documents` with the content that
+    theirs have, which is empty if it was lost, `files` with the file in memory, which they own; None if it was lost.
+    Other processes may read it, and share its position. `orphan` is called when the supervisor has exited, `lost` when
+    there was no descriptor for a connection. `handshakes` begins those of TLS connections.
     """
     create_server = loop.create_server
 
@@ -170,6 +171,7 @@ def accept_from(
             )
             # Not before: what the supervisor says then, that all workers are ready, would be read some time later.
             channel.report(READY)
+            on_ready()
             return server
         return await create_server(make_protocol, *args, sock=cast(socket.socket, sock), **more)
 

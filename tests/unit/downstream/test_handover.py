@@ -82,13 +82,22 @@ def test_the_worker_is_ready_once_it_reads_the_channel(loop: str) -> None:
     async def serve() -> None:
         running = asyncio.get_running_loop()
         supervisor = WorkerChannel(ours)
-        fail = pytest.fail
-        accept_from(Channel(its, []), running, commands={}, documents={}, files={}, orphan=fail, lost=fail)
+        said: list[str] = []
+        accept_from(
+            Channel(its, []),
+            running,
+            commands={},
+            documents={},
+            files={},
+            orphan=pytest.fail,
+            lost=pytest.fail,
+            on_ready=partial(said.append, "listening"),
+        )
         supervisor.read_reports()
-        assert not supervisor.ready
+        assert (supervisor.ready, said) == (False, [])
         server = await running.create_server(Greeting, sock=its)
         supervisor.read_reports()
-        assert supervisor.ready
+        assert (supervisor.ready, said) == (True, ["listening"])
         server.close()
         supervisor.close()
 
