@@ -149,7 +149,7 @@ def accept_from(
 ) -> None:
     """Make `loop.create_server(…, sock=channel.socket)` accept connections from the channel, and report READY.
 
-    `on_ready` is called with that, `commands` on the messages that are their keys, `documents` with the content that
+    `on_ready` is called after that, `commands` on the messages that are their keys, `documents` with the content that
     theirs have, which is empty if it was lost, `files` with the file in memory, which they own; None if it was lost.
     Other processes may read it, and share its position. `orphan` is called when the supervisor has exited, `lost` when
     there was no descriptor for a connection. `handshakes` begins those of TLS connections.

@@ -64,10 +64,12 @@ class Traffic:
                 await self._get(http, f"http://{self.address[0]}:{self.address[1]}/nowhere", "HTTP/1.1", 404)
 
     async def ready(self) -> None:
-        """Wait until all workers take requests: the last one has said that it listens, and the others hear of it."""
+        """Wait until it is ready, which is a moment after the last worker has said that it listens."""
+        status = 0
         async with aiohttp.ClientSession() as http, asyncio.timeout(20):
-            while (await http.get(f"http://{self.admin}/readyz")).status != 200:
-                pass
+            while status != 200:
+                async with http.get(f"http://{self.admin}/readyz") as answer:
+                    status = answer.status
 
     async def of_the_admin_port(self) -> None:
         """Ask whether it is ready, on new connections."""
