@@ -342,7 +342,7 @@ class UpstreamNotHttp2(UpstreamFailure):
 
 
 class UpstreamRefusedStream(UpstreamFailure):
-    """The upstream did not process the request (REFUSED_STREAM, GOAWAY): three times, or one that is not held any more.
+    """The upstream refused the request unprocessed: three times, for `stream_wait_timeout`, or when it was not held.
 
     Remedy: if it is not rare, see in the log of the service why it refuses requests; with a larger `replay_octets`,
     larger ones are held and sent again.

@@ -72,7 +72,7 @@ class _Collector(StreamReceiver):
 
     def on_response_reset(self, code: int, by_peer: bool) -> None:
         if by_peer and code == ErrorCode.REFUSED_STREAM:
-            self.on_unprocessed()
+            self.on_unprocessed(False)
         elif code == ErrorCode.NO_ERROR and self._fields:
             self._finish()
         elif not by_peer and self.stream is not None:
@@ -82,7 +82,7 @@ class _Collector(StreamReceiver):
             remedy = "the container failed, or does not speak HTTP/2 to its end: look at its log"
             self._fail(UpstreamReset(f"the service reset the stream ({name})", remedy=remedy))
 
-    def on_unprocessed(self) -> None:
+    def on_unprocessed(self, spent: bool) -> None:
         self._fail(
             UpstreamRefusedStream(
                 "the service refused the stream without processing it",

@@ -9,7 +9,7 @@ cdef class StreamReceiver:
     cpdef on_response_trailers(self, list fields)
     cpdef on_response_reset(self, long code, bint by_peer)
     cpdef on_request_sent(self, Py_ssize_t octets)
-    cpdef on_unprocessed(self)
+    cpdef on_unprocessed(self, bint spent)
     cpdef on_connection_lost(self, failure)
     cpdef Py_ssize_t count_held_octets(self)
     cpdef object owner(self)

@@ -129,8 +129,11 @@ class StreamReceiver:
         """So many octets of the request's content have left, and the transport takes more."""
         raise NotImplementedError
 
-    def on_unprocessed(self) -> None:
-        """The server has provably not processed the request (GOAWAY, RFC 9113, 8.7); the stream is over."""
+    def on_unprocessed(self, spent: bool) -> None:
+        """The server has provably not processed the request (GOAWAY, RFC 9113, 8.7); the stream is over.
+
+        The connection is `spent` if it has taken other requests, and ends without an error.
+        """
         raise NotImplementedError
 
     def on_connection_lost(self, failure: Failure) -> None:

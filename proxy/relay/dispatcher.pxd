@@ -14,6 +14,7 @@ from proxy.upstream.connection cimport UpstreamConnection
 cdef object _INTERACTIVE
 cdef bytes _HTTP_2
 cdef int _PSEUDO_FIELDS
+cdef int _MOST_REFUSALS
 cdef Py_ssize_t _MOST_ADDED_OCTETS
 
 cdef class Dispatcher(ExchangeOwner):
@@ -39,6 +40,7 @@ cdef class Dispatcher(ExchangeOwner):
     cpdef dispatch(self, Exchange exchange)
     @cython.locals(line=tuple, path=tuple, head=list)
     cpdef start(self, Exchange exchange, RouteContext context, UpstreamConnection connection, token)
+    cpdef bint may_resend(self, Exchange exchange, bint spent)
     @cython.locals(context=RouteContext)
     cpdef error_answered(self, Exchange exchange, bytes content)
     @cython.locals(status=cython.int, upstream=Stream, context=RouteContext)

@@ -58,6 +58,7 @@ _REFUSED_METHODS: Final = {
 # The only kind for which a person waits. (To ask each request's kind costs a look-up of the attribute.)
 (_INTERACTIVE,) = [kind for kind in RequestKind if kind.interactive]
 
+_MOST_REFUSALS: Final = 3
 _HTTP_2: Final = b"2.0"
 _PSEUDO_FIELDS: Final = 4
 _MOST_ADDED_OCTETS: Final = 8 << 10
@@ -215,6 +216,20 @@ class Dispatcher(ExchangeOwner):
             return
         exchange.start(connection, head)
         context.observers.dispatched(exchange)
+
+    def may_resend(self, exchange: Exchange, spent: bool) -> bool:
+        """Return True if a request that was not processed may be sent again.
+
+        A service that ends connections after a few requests each processes some of those that wait at any time: they
+        are sent again as long as they might have waited for a stream. What is refused otherwise is sent three times.
+        """
+        now = self._flusher.now()
+        exchange.refused_at = exchange.refused_at or now
+        if spent:
+            may: bool = now < exchange.refused_at + self._pool.wait_timeout_seconds
+            return may
+        exchange.refusals += 1
+        return exchange.refusals < _MOST_REFUSALS
 
     def local_reply(self, exchange: Exchange, failure: Failure) -> tuple[Fields, bytes]:
         """Return head and content of the local reply to this failure."""

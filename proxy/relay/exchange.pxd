@@ -10,7 +10,6 @@ from proxy.upstream.connection cimport UpstreamConnection
 
 cdef int _ILLEGAL
 cdef int _MOVES
-cdef int _MAX_ATTEMPTS
 cdef int _REQUEST_DATA
 cdef int _REQUEST_END
 cdef int _START
@@ -29,6 +28,7 @@ cdef class ExchangeOwner(RequestAcceptor):
     cdef public Py_ssize_t replay_octets
 
     cpdef dispatch(self, Exchange exchange)
+    cpdef bint may_resend(self, Exchange exchange, bint spent)
     cpdef list response_head(self, Exchange exchange, list fields)
     cpdef error_answered(self, Exchange exchange, bytes content)
     cpdef local_reply(self, Exchange exchange, failure)
@@ -50,7 +50,6 @@ cdef class Exchange(RequestContent):
     cdef public tuple upstream_path
     cdef public object kind
     cdef public object token
-    cdef readonly int attempts
     cdef public int status
     cdef public str failure_code
     cdef public list error_head

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "ExchangeOwner"]
 
-_MAX_ATTEMPTS: Final = 3
-
 # The moves, actions and states of most exchanges, as numbers of C where this is compiled.
 _REQUEST_DATA: Final = int(Move.REQUEST_DATA)
 _REQUEST_END: Final = int(Move.REQUEST_END)
@@ -73,6 +71,10 @@ class ExchangeOwner(RequestAcceptor):
         """Start the exchange, now or later, or fail it; called again when the request has to be sent again."""
         raise NotImplementedError
 
+    def may_resend(self, exchange: Exchange, spent: bool) -> bool:
+        """Return True if the request, which was not processed, may be sent again; for `spent` see `on_unprocessed`."""
+        raise NotImplementedError
+
     def response_head(self, exchange: Exchange, fields: Fields) -> Fields:
         """Take note of a final head, and return what is sent downstream in its place."""
         raise NotImplementedError
@@ -98,7 +100,6 @@ class Exchange(RequestContent):
         "_ended",
         "_owner",
         "_state",
-        "attempts",
         "cancel_start",
         "context",
         "error_head",
@@ -144,8 +145,6 @@ class Exchange(RequestContent):
         """What the request is to the client; `OTHER` until it is dispatched."""
         self.token: Token | None = None
         """The token that this request was given."""
-        self.attempts = 0
-        """How often it was started."""
         self.status = 0
         """Of the response that went downstream; 0 while there is none."""
         self.failure_code = ""
@@ -272,17 +271,17 @@ class Exchange(RequestContent):
         if not unwanted:
             self.observers.stream_reset(self, "upstream", code)
         if code == ErrorCode.REFUSED_STREAM:
-            self.on_unprocessed()
+            self.on_unprocessed(False)
             return
         self._forget_upstream()
         if self.on(Move.UNWANTED if unwanted else Move.RESPONSE_RESET) == _FORWARD:
             self.downstream.reset(code or ErrorCode.INTERNAL_ERROR, True)
         self._end_or_discard()
 
-    def on_unprocessed(self) -> None:
+    def on_unprocessed(self, spent: bool) -> None:
         """Send the request again if that can be done."""
         self._forget_upstream()
-        action = self.on(Move.UNPROCESSED if self.attempts < _MAX_ATTEMPTS else Move.FAILED)
+        action = self.on(Move.UNPROCESSED if self._owner.may_resend(self, spent) else Move.FAILED)
         if action == Action.RESEND:
             self._sent_octets = 0
             self._owner.dispatch(self)

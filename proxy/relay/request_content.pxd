@@ -22,6 +22,9 @@ cdef class RequestContent(StreamReceiver):
     cdef Py_ssize_t _acknowledged_octets
     cdef Py_ssize_t _discarded_octets
     cdef Py_ssize_t _sent_octets
+    cdef readonly int attempts
+    cdef public int refusals
+    cdef public double refused_at
 
     cpdef begin_content(self, Stream downstream, list fields, Account account)
     @cython.locals(more=list)

@@ -45,8 +45,11 @@ class RequestContent(StreamReceiver):
         "_sent_octets",
         "_trailers",
         "account",
+        "attempts",
         "downstream",
         "fields",
+        "refusals",
+        "refused_at",
         "request_octets",
     )
 
@@ -74,6 +77,12 @@ class RequestContent(StreamReceiver):
         self._acknowledged_octets = 0
         self._discarded_octets = 0
         self._sent_octets = 0
+        self.attempts = 0
+        """How often it was sent."""
+        self.refusals = 0
+        """How often it was not processed, and other requests on the same connection neither, or not in good order."""
+        self.refused_at = 0.0
+        """When it was not processed for the first time, in seconds on the loop's clock; 0 before."""
 
     def hold(self, data: bytes) -> None:
         """Keep a copy for sending the request again; not to be called after `drop_held`."""

@@ -123,7 +123,7 @@ class _Held(StreamReceiver):
     def on_request_sent(self, octets: int) -> None:
         pass
 
-    def on_unprocessed(self) -> None:
+    def on_unprocessed(self, spent: bool) -> None:
         pass
 
     def on_connection_lost(self, failure: Failure) -> None:

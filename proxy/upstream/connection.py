@@ -156,7 +156,7 @@ class UpstreamConnection(Http2Protocol):
                 stream.reset_now(ErrorCode.CANCEL)
                 if receiver is not None:
                     try:
-                        receiver.on_unprocessed()
+                        receiver.on_unprocessed(last_stream_id > 0 and not code)
                     except Exception as exc:  # noqa: BLE001 - the other streams must be told, too
                         stream.receiver = receiver
                         self.on_internal_error(stream, exc)

@@ -58,7 +58,7 @@ class EventReceiver(StreamReceiver):
     on_response_reset = on_request_reset
     on_request_sent = on_response_sent
 
-    def on_unprocessed(self) -> None:
+    def on_unprocessed(self, spent: bool) -> None:
         self.note(Unprocessed(self.stream_id))
 
     def on_connection_lost(self, failure: Failure) -> None:

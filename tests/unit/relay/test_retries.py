@@ -80,6 +80,43 @@ def test_a_request_is_tried_three_times(make: EngineFactory) -> None:
 
 
 @each_bare_engine
+def test_requests_are_all_answered_by_connections_that_take_one_each(make: EngineFactory) -> None:
+    with World(make=make) as world:
+        client = world.client()
+        streams = [client.request("/svc/x", end=True) for _ in range(8)]
+        world.settle()
+        for answered in range(8):
+            assert len(world.services) == answered + 1, "one connection at a time"
+            service = world.services[-1]
+            assert len(service.requests) == 8 - answered
+            service.raw(GoAwayFrame(0, last_stream_id=1))
+            service.respond(1, end=True)
+            world.settle()
+        assert [client.streams[stream].status for stream in streams] == [200] * 8
+        world.assert_at_rest()
+
+
+@each_bare_engine
+@pytest.mark.parametrize("why", ["time is up", "an error", "nothing is taken"])
+def test_a_request_is_not_sent_again_without_end(make: EngineFactory, why: str) -> None:
+    go_away = GoAwayFrame(0, last_stream_id=1, error_code=ErrorCode.PROTOCOL_ERROR if why == "an error" else 0)
+    with World(make=make) as world, structlog.testing.capture_logs():
+        client = world.client()
+        streams = [client.request("/svc/x", end=True) for _ in range(12)]
+        world.settle()
+        for _ in range(8):
+            world.services[-1].raw(GoAwayFrame(0) if why == "nothing is taken" else go_away)
+            world.loop.advance(world.pool.wait_timeout_seconds / 4)
+            world.settle()
+        refused = [stream for stream in streams if client.streams[stream].ended]
+        assert {client.streams[stream].value(ERROR_FIELD) for stream in refused} == {b"upstream-refused-stream"}
+        # Every connection has taken one, which still waits for its response; the last refusal was one too many.
+        connections = 5 if why == "time is up" else 3
+        assert len(world.services) == connections
+        assert len(refused) == 12 - (0 if why == "nothing is taken" else connections)
+
+
+@each_bare_engine
 @pytest.mark.parametrize("why", ["too large", "interim", "not allowed"])
 @pytest.mark.parametrize("more", [DISCARDED, 3 << 20])
 def test_a_request_that_cannot_be_sent_again_gets_503(make: EngineFactory, why: str, more: int) -> None:

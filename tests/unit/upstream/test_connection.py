@@ -287,7 +287,7 @@ class Defective(RecordingReceiver):
     def on_response_head(self, fields: Fields, end_stream: bool) -> None:
         raise ZeroDivisionError
 
-    def on_unprocessed(self) -> None:
+    def on_unprocessed(self, spent: bool) -> None:
         raise ZeroDivisionError
 
     def on_connection_lost(self, failure: Failure) -> None:
