@@ -5,6 +5,7 @@
 * `workers`  the supervisor: starts workers, watches them, and ends them
 * `accepting` accepts connections, and sends each to the worker with the fewest
 * `process`  one worker process
+* `replacing` starts workers in the place of others
 * `restarts` when to start another worker in place of one that has exited
 * `installed` whether another version has been installed since the start
 * `watchdog` when to judge whether the event loops of workers run

@@ -46,6 +46,8 @@ class WorkerProcess:
         """When it is killed, if it replaces another and is not ready, on the monotonic clock."""
         self.last_handed_over = 0
         """Serial number of the last connection that was sent to it."""
+        self.replaced = False
+        """Whether another one was started, or is about to be, in its place."""
         self._killed = False
 
     @property

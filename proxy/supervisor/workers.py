@@ -8,8 +8,8 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 * SIGHUP to the supervisor reloads the settings of all workers (`reloading`).
 * A signal to a worker only drains it, even if repeated: Ctrl-C in a terminal reaches supervisor and workers at once,
   and service managers signal whole process groups.
-* If a worker exits without a command, another one takes its place (`restarts`), and the others go on. Only if one exits
-  while the first ones start, or cannot be started, the others drain, and the exit code is not 0.
+* If a worker exits without a command, another one takes its place (`replacing`), and the others go on. Only if one
+  exits while the first ones start, or cannot be started, the others drain, and the exit code is not 0.
 * If another one is not ready within a minute, it is killed, and the next one is started.
 * If another one cannot be started (no descriptors, processes or memory), the others go on, and it is tried again.
 * A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
@@ -43,7 +43,7 @@ from proxy.supervisor.collecting import Collecting
 from proxy.supervisor.installed import other_version
 from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.reloading import Reloading
-from proxy.supervisor.restarts import Restarts
+from proxy.supervisor.replacing import Replacing
 from proxy.supervisor.signals import signals_blocked, signals_to_socket
 from proxy.supervisor.watchdog import Watchdog
 
@@ -140,7 +140,7 @@ class _Supervisor:
         )
         self._all_ready = False
         self._watchdog = Watchdog()
-        self._restarts = Restarts()
+        self._replacing = Replacing(self._workers)
         self._command: bytes | None = None
         self._kill_at = math.inf
         self._exit_code = ExitCode.OK
@@ -156,13 +156,13 @@ class _Supervisor:
     def run(self) -> ExitCode:
         """Start the workers, and serve until the last one has exited; return the exit code."""
         self._start_workers(self._config.workers)
-        while self._workers or self._restarts.next < math.inf:
+        while self._workers or self._replacing.starts.next < math.inf:
             now = time.monotonic()
-            if (count := self._restarts.take_due(now)) > 0:
+            if (count := self._replacing.starts.take_due(now)) > 0:
                 self._start_workers(count)
             self._accepting.update(now)
-            due = min(self._kill_at, self._restarts.next, self._watchdog.due, self._collecting.due)
-            due = min(due, self._accepting.due(now), *(worker.start_by for worker in self._starting()))
+            due = min(self._kill_at, self._replacing.starts.next, self._watchdog.due, self._collecting.due)
+            due = min(due, self._accepting.due(now), self._replacing.due if self._replaces else math.inf)
             if self._reloading is not None:
                 due = min(due, self._reloading.due)
             events = self._selector.select(None if due == math.inf else max(0.0, due - now))
@@ -182,24 +182,17 @@ class _Supervisor:
             now = time.monotonic()
             if now >= self._watchdog.due:
                 self._watch(now)
-            self._kill_late_starts(now)
+            if self._replaces:
+                self._replacing.check(now)
             if now >= self._kill_at:
                 self._kill()
         self._accepting.close()
         return self._exit_code
 
-    def _starting(self) -> list[WorkerProcess]:
-        """Return the workers that replace others and are not ready; nobody waits for the first ones but their user."""
-        if not self._all_ready or self._command is not None:
-            return []
-        return [worker for worker in self._workers if not worker.channel.ready]
-
-    def _kill_late_starts(self, now: float) -> None:
-        for worker in self._starting():
-            if now >= worker.start_by:
-                _log.error("worker does not start: killing it", pid=worker.process.pid)
-                worker.start_by = math.inf
-                worker.kill()
+    @property
+    def _replaces(self) -> bool:
+        """Whether workers are replaced; nobody waits for the first ones but their user."""
+        return self._all_ready and self._command is None
 
     def _start_workers(self, count: int) -> None:
         if self._all_ready and (installed := other_version()):
@@ -216,7 +209,7 @@ class _Supervisor:
                         self._exit_code = ExitCode.FAILED
                         self._end(DRAIN)
                         return
-                    delay = self._plan_start(0.0)
+                    delay = self._replacing.plan(0.0)
                     _log.error("worker could not be started: trying again", **said, after_seconds=delay)
 
     def _start_worker(self) -> None:
@@ -342,7 +335,7 @@ class _Supervisor:
         """Send all workers the command to end, and set the time at which those that still run are killed."""
         self._command = command
         self._accepting.draining = True
-        self._restarts.clear()
+        self._replacing.starts.clear()
         self.manager.stopping("draining")
         seconds = _ABORT_SECONDS + (0.0 if command == ABORT else self._drain_seconds)
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
@@ -365,14 +358,9 @@ class _Supervisor:
         worker.process.join()  # reap it
         code = worker.process.exitcode or 0
         said = {"pid": worker.process.pid, **worker.exit_reason()}
-        if self._command is None and self._all_ready:
+        if self._replaces:
             self._collecting.restarts += 1
-            if worker.channel.draining and code == 0:
-                self._plan_start(math.inf)  # it has not failed, however soon it was told
-                _log.info("worker was told to end: starting another", **said)
-            else:
-                delay = self._plan_start(time.monotonic() - worker.started_at)
-                _log.error("worker died: starting another", **said, after_seconds=delay)
+            self._replacing.replace(worker)
             return
         if self._command is None:
             _log.error("worker failed: draining the others", **said)
@@ -385,11 +373,6 @@ class _Supervisor:
             self._exit_code = self._exit_code or failure
         if self._command is None:
             self._end(DRAIN)
-
-    def _plan_start(self, lived_seconds: float) -> float:
-        """Plan the start of another worker after one that lived this long; return in how many seconds."""
-        served = any(not (worker.channel.draining or worker.channel.gone) for worker in self._workers)
-        return self._restarts.add(time.monotonic(), lived_seconds, served=served)
 
     def _kill(self) -> None:
         self._kill_at = math.inf

@@ -139,6 +139,16 @@ def brief(config: ListenerConfig, channel: Channel) -> None:
     _wait_for(channel, DRAIN)
 
 
+def told_together(config: ListenerConfig, channel: Channel) -> None:
+    """The first two workers become ready and drain; a third one sends the supervisor SIGTERM. All exit on `DRAIN`."""
+    channel.report(READY)
+    if _first(config) or _second(config):
+        channel.report(DRAINING)
+    else:
+        os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+
+
 def hanging(config: ListenerConfig, channel: Channel) -> None:
     """Never become ready, and never exit."""
     while True:
@@ -226,6 +236,15 @@ def deaf(config: ListenerConfig, channel: Channel) -> None:
     else:
         answering(config, channel)
         os.kill(int(Path(config.payload, "pid").read_text()), signal.SIGUSR1)
+
+
+def _second(config: ListenerConfig) -> bool:
+    """Return True in one worker."""
+    try:
+        os.mkdir(f"{config.payload}/second")
+    except FileExistsError:
+        return False
+    return True
 
 
 def _first(config: ListenerConfig) -> bool:

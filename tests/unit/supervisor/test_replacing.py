@@ -1,0 +1,27 @@
+"""Workers that take the place of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from proxy.downstream.config import ListenerConfig
+from proxy.supervisor.workers import run_workers
+from tests.support.signals import signals_restored
+from tests.unit.supervisor import crew
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with signals_restored():
+        yield
+
+
+def test_one_more_worker_starts_while_all_others_drain_that_were_told_to(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 2, str(tmp_path))
+        assert run_workers(config, crew.told_together, drain_seconds=30) == 0
+    assert len([line for line in lines if line["event"] == "worker was told to end: starting another"]) == 1
