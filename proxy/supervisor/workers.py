@@ -14,6 +14,7 @@ get all of sixteen. So only the supervisor listens. It accepts, and sends each c
 * If another one cannot be started (no descriptors, processes or memory), the others go on, and it is tried again.
 * A worker gets connections once it is ready. Until all of the first ones are, connections wait in the kernel's queue.
 * If a worker is still running when its time is over, it is killed, and the exit code is not 0.
+* A worker that replaces another one, and ends before it is ready, changes no exit code.
 * If the supervisor dies, its workers drain and exit.
 """
 
@@ -368,7 +369,9 @@ class _Supervisor:
             _log.error("worker failed while draining", **said)
         # What fails may be started again: it would take the sockets back from the sidecar that has taken them over.
         handed_on = self.takeover is not None and self.takeover.handed_on
-        if (self._command is None or code) and not handed_on:
+        # A replacement that was not ready yet has served nothing.
+        spare = self._all_ready and not worker.channel.ready
+        if (self._command is None or (code and not spare)) and not handed_on:
             failure = ExitCode.SETTINGS_UNUSABLE if code == ExitCode.SETTINGS_UNUSABLE else ExitCode.FAILED
             self._exit_code = self._exit_code or failure
         if self._command is None:

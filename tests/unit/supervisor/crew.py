@@ -149,6 +149,18 @@ def told_together(config: ListenerConfig, channel: Channel) -> None:
     _wait_for(channel, DRAIN)
 
 
+def late(config: ListenerConfig, channel: Channel) -> None:
+    """The first worker becomes ready and exits with 3; its successor sends the supervisor SIGTERM before it is ready,
+    and exits with 4 on `DRAIN`.
+    """
+    if _first(config):
+        channel.report(READY)
+        sys.exit(3)
+    os.kill(os.getppid(), signal.SIGTERM)
+    _wait_for(channel, DRAIN)
+    sys.exit(4)
+
+
 def hanging(config: ListenerConfig, channel: Channel) -> None:
     """Never become ready, and never exit."""
     while True:

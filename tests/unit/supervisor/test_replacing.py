@@ -25,3 +25,11 @@ def test_one_more_worker_starts_while_all_others_drain_that_were_told_to(tmp_pat
         config = ListenerConfig((f"unix:{tmp_path}/s",), 2, str(tmp_path))
         assert run_workers(config, crew.told_together, drain_seconds=30) == 0
     assert len([line for line in lines if line["event"] == "worker was told to end: starting another"]) == 1
+
+
+def test_a_replacement_that_fails_at_its_start_does_not_spoil_an_orderly_end(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        config = ListenerConfig((f"unix:{tmp_path}/s",), 1, str(tmp_path))
+        assert run_workers(config, crew.late, drain_seconds=30) == 0
+    codes = [(line["event"], line["exit_code"]) for line in lines if "exit_code" in line]
+    assert codes == [("worker died: starting another", 3), ("worker failed while draining", 4)]
