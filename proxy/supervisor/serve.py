@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 
@@ -69,9 +69,13 @@ def serve(settings: PlainSettings, command_line: CommandLine) -> int:
             inherited = InheritedSockets.from_service_manager(os.environ, unsafe_listen=settings.unsafe_listen)
             return _serve(settings, config, command_line, inherited, unix_access)
         except (ListenFailed, EngineUnavailable, TlsUnusable) as exc:
-            return _report(exc)
+            sys.stderr.write(error_line(str(exc), sys.stderr))
+            return _exit_code(exc)
         except RuntimeError as exc:
-            return _report_no_thread(exc)
+            if not (said := no_thread(exc)):
+                raise
+            sys.stderr.write(error_line(said, sys.stderr))
+            return ExitCode.FAILED
 
 
 def _serve(
@@ -138,38 +142,35 @@ def _takeover(settings: PlainSettings, inherited: InheritedSockets, stack: ExitS
 
 
 def work(config: ListenerConfig, channel: Channel) -> None:
-    """Run one of several workers, in a process of its own."""
+    """Run one of several workers, in a process of its own; a log line says why it cannot serve."""
     with lean_imports():
         from proxy.worker import run_worker
 
     try:
         settings = PlainSettings.from_json(config.payload)
     except ValueError as exc:  # the package was upgraded in place since the supervisor started
-        what = f"the supervisor runs another version of cloudrun-sidecar, restart it: {exc}"
-        sys.stderr.write(error_line(what, sys.stderr))
-        sys.exit(ExitCode.FAILED)
+        configure_logging("error", "auto")
+        _end_worker(f"the supervisor runs another version of cloudrun-sidecar, restart it: {exc}", ExitCode.FAILED)
     with background_output():
         configure_logging(settings.log_level, settings.log_format)
         try:
             run_worker(settings, config, channel)
         except (ListenFailed, TlsUnusable) as exc:
-            sys.exit(_report(exc))
+            _end_worker(str(exc), _exit_code(exc))
         except RuntimeError as exc:
-            sys.exit(_report_no_thread(exc))
+            if not (said := no_thread(exc)):
+                raise
+            _end_worker(said, ExitCode.FAILED)
 
 
-def _report(exc: ListenFailed | EngineUnavailable | TlsUnusable) -> ExitCode:
-    """Write the reason to standard error, and return the exit code."""
-    sys.stderr.write(error_line(str(exc), sys.stderr))
+def _end_worker(reason: str, code: ExitCode) -> NoReturn:
+    """Say it as all log lines do: the sidecar goes on, and starts another worker."""
+    _log.error("worker cannot serve", pid=os.getpid(), reason=reason)
+    sys.exit(code)
+
+
+def _exit_code(exc: ListenFailed | EngineUnavailable | TlsUnusable) -> ExitCode:
     return ExitCode.FAILED if isinstance(exc, ListenFailed) and exc.transient else ExitCode.SETTINGS_UNUSABLE
-
-
-def _report_no_thread(exc: RuntimeError) -> ExitCode:
-    """Write it to standard error that no thread can be started, and return the exit code; raise any other error."""
-    if not (said := no_thread(exc)):
-        raise exc
-    sys.stderr.write(error_line(said, sys.stderr))
-    return ExitCode.FAILED
 
 
 @contextmanager

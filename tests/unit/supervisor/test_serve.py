@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -145,6 +146,21 @@ def test_a_worker_of_another_version_says_that_a_restart_is_needed(capsys: pytes
     with ours, its, pytest.raises(SystemExit) as ended:
         work(ListenerConfig((), 2, '{"version": 0}'), Channel(its, []))
     assert ended.value.code == ExitCode.FAILED
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith("cloudrun-sidecar: the supervisor runs another version of cloudrun-sidecar, restart it: ")
+    said = json.loads(capsys.readouterr().err)
+    assert said["reason"].startswith("the supervisor runs another version of cloudrun-sidecar, restart it: ")
+    assert said["pid"] == os.getpid()
+
+
+def test_a_worker_says_in_a_log_line_why_it_cannot_serve(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file was damaged since the supervisor tried it, and a worker has died."""
+    (tmp_path / "broken").touch()
+    settings = plain_settings(
+        workers=2, tls_listen=(f"{HOST}:0",), tls_certificate=tmp_path / "broken", tls_key=tmp_path / "broken"
+    )
+    ours, its = socket.socketpair()
+    with ours, its, pytest.raises(SystemExit) as ended:
+        work(ListenerConfig((), 2, settings.to_json()), Channel(its, []))
+    assert ended.value.code == ExitCode.SETTINGS_UNUSABLE
+    said = json.loads(capfd.readouterr().err)
+    assert (said["message"], said["severity"], said["pid"]) == ("worker cannot serve", "ERROR", os.getpid())
+    assert f"{tmp_path}/broken" in said["reason"]
