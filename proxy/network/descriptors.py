@@ -11,22 +11,50 @@ import contextlib
 import resource
 from typing import Final
 
-__all__ = ["descriptors_refusal", "is_reserved", "raise_descriptor_limit"]
+__all__ = [
+    "descriptors_refusal",
+    "first_descriptor_limit",
+    "is_reserved",
+    "lower_descriptor_limit",
+    "raise_descriptor_limit",
+    "take_first_descriptor_limit",
+]
 
 _RESERVED: Final = 32
 _LEAST: Final = 32
 """A sidecar with one worker has 18 open before it has a connection, and the last quarter is reserved."""
 
+_first: int | None = None
+
 
 def raise_descriptor_limit() -> None:
     """Raise the soft limit to the hard one; child processes inherit it.
 
-    The soft limit is 1,024 on most systems, for the sake of programs that use select(2).
+    The soft limit is 1,024 on most systems, for the sake of programs that use select(2), or close each number below it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
+        take_first_descriptor_limit(soft)
         with contextlib.suppress(ValueError, OSError):  # macOS takes less than its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def first_descriptor_limit() -> int | None:
+    """Return the soft limit before `raise_descriptor_limit`, in a worker that of the supervisor; None: not raised."""
+    return _first
+
+
+def take_first_descriptor_limit(soft: int | None) -> None:
+    """Take the soft limit that `first_descriptor_limit` returned in the supervisor."""
+    global _first
+    _first = soft
+
+
+def lower_descriptor_limit(pid: int) -> None:
+    """Give a program that was just started the soft limit of this one before it was raised; only on Linux."""
+    if _first is not None and hasattr(resource, "prlimit"):
+        with contextlib.suppress(OSError):  # it has ended already
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_first, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def descriptors_refusal() -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from proxy.downstream.channel import Channel, content_of, file_in_memory
 from proxy.downstream.config import ListenerConfig
 from proxy.exit_codes import KILLED_REMEDY
+from proxy.network.descriptors import first_descriptor_limit, take_first_descriptor_limit
 from proxy.signals import signal_name
 from proxy.supervisor.channel import WorkerChannel
 
@@ -106,7 +107,9 @@ class WorkerProcess:
             # arguments of this process, which it pickles, too, are left out: no worker reads them.
             small = copy.copy(config)
             small.payload = ""
-            process = get_context("spawn").Process(target=_run, args=(work, small, channel, _Inherited(settings)))
+            process = get_context("spawn").Process(
+                target=_run, args=(work, small, channel, _Inherited(settings), first_descriptor_limit())
+            )
             process.daemon = True
             _leave_removed_folder()
             with _no_arguments():
@@ -149,8 +152,13 @@ def _descriptor(inherited: Any) -> int:
 
 
 def _run(
-    work: Callable[[ListenerConfig, Channel], None], config: ListenerConfig, channel: Channel, settings: int
+    work: Callable[[ListenerConfig, Channel], None],
+    config: ListenerConfig,
+    channel: Channel,
+    settings: int,
+    descriptor_limit: int | None,
 ) -> None:
     """Run the work of a worker, whose settings are in the file with this descriptor."""
+    take_first_descriptor_limit(descriptor_limit)
     config.payload = content_of(settings).decode()
     work(config, channel)

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from proxy.errors import CredentialsInvalid, TokenTimeout, TokenUnavailable
+from proxy.network.descriptors import lower_descriptor_limit
 from proxy.tokens.regular_files import MOST_OCTETS, read_regular
 
 __all__ = ["Executable"]
@@ -133,6 +134,7 @@ class Executable:
         except (OSError, ValueError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "there is a null character in its command"
             raise CredentialsInvalid(f"{self._what} cannot be started: {why}") from None
+        lower_descriptor_limit(process.pid)
         _ended_groups.discard(process.pid)  # the number is free again
         with self._lock:
             self._process = process

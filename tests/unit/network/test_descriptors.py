@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.network.descriptors import descriptors_refusal, is_reserved, raise_descriptor_limit
+from proxy.network.descriptors import (
+    descriptors_refusal,
+    is_reserved,
+    raise_descriptor_limit,
+    take_first_descriptor_limit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +20,7 @@ def _limits() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    take_first_descriptor_limit(None)
 
 
 def test_the_soft_limit_is_raised() -> None:

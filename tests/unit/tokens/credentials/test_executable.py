@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import select
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import CredentialsInvalid, TokenTimeout, TokenUnavailable
+from proxy.network import descriptors
 from proxy.tokens.credentials import executable as executable_module
 from proxy.tokens.credentials.executable import Executable
 
@@ -79,6 +81,30 @@ def wait_until_gone(pid: int) -> None:
         assert select.select([descriptor], [], [], 10)[0]
     finally:
         os.close(descriptor)
+
+
+def test_it_has_the_limit_of_open_files_that_the_sidecar_was_started_with(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some programs close every number up to the limit, and the hard one may be a thousand millions."""
+    lowered = tmp_path / "lowered"
+    os.mkfifo(lowered)
+
+    def lower(pid: int) -> None:
+        descriptors.lower_descriptor_limit(pid)
+        lowered.write_bytes(b"")
+
+    monkeypatch.setattr(executable_module, "lower_descriptor_limit", lower)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+        descriptors.raise_descriptor_limit()
+        answer = json.dumps({**GOOD, "id_token": "$(ulimit -Sn)/$(ulimit -Hn)"}).replace('"', '\\"')
+        assert script(f'cat lowered\necho "{answer}"').run() == f"{hard - 1}/{hard}"
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        descriptors.take_first_descriptor_limit(None)
 
 
 def test_only_standard_output_of_the_executable_is_its_response(script: Script) -> None:
