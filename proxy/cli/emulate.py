@@ -23,6 +23,7 @@ from proxy.cli.emulate_options import (
     PORT,
     PORT_OPTIONS,
     WholeNumber,
+    check_descriptors,
     check_host,
     check_names,
     check_ports,
@@ -147,6 +148,7 @@ def emulate(
     wrong method or scheme, how a disabled account is refused, and the page of IAP's 403. That a connection ends after
     an hour, by GOAWAY in two steps, was written by an engineer of Google.
     """
+    check_descriptors()
     mistakes = Gathered()
     with mistakes:
         check_ports((cloud_run_port, metadata_port, tls_port))

@@ -13,6 +13,7 @@ from proxy.cli.failures import CommandFailed, Unusable
 from proxy.cli.redaction import redact
 from proxy.emulator import CannotListen, Limits, Pod, bind, description
 from proxy.emulator.limits import RANGES
+from proxy.network.descriptors import descriptors_refusal
 from proxy.quoting import plain, quoted
 from proxy.routes import parse_upstream
 from proxy.routes.locality import is_loopback
@@ -22,6 +23,7 @@ __all__ = [
     "PORT",
     "PORT_OPTIONS",
     "WholeNumber",
+    "check_descriptors",
     "check_host",
     "check_names",
     "check_ports",
@@ -110,6 +112,12 @@ def check_ports(ports: tuple[int, ...]) -> None:
     for (one, port), (other, same) in itertools.combinations(zip(PORT_OPTIONS, ports, strict=True), 2):
         if port and port == same:
             raise Unusable(f"{one} and {other} have the same port, {port}; each needs its own")
+
+
+def check_descriptors() -> None:
+    """Raise Unusable if there are too few descriptors to serve."""
+    if refused := descriptors_refusal():
+        raise Unusable(refused)
 
 
 def check_host(host: str, unsafe_listen: bool) -> None:
