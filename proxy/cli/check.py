@@ -16,6 +16,7 @@ from proxy.cli.deployment_options import (
     Access,
     deployment_flags,
     find_targets,
+    given_for,
     restate_access,
     restate_flags,
     sidecar_of,
@@ -87,15 +88,16 @@ def check(
     is shown.
     """
     authentication = take_authentication(flags) if names else Authentication()
-    mistakes, access, place = Gathered(), None, ""
+    mistakes, access = Gathered(), None
     with mistakes:
         access = None if restate_admin is None else restate_access(restate_admin, restate_token_file)
+    place, headers = given_for(sidecar, extra_header, mistakes)
     with mistakes:
         settings = settings_from(config, flags).settings
         with mistakes:
-            place = sidecar_of(settings, sidecar, required=restate_admin is not None)
+            place = place if sidecar is not None else sidecar_of(settings, required=restate_admin is not None)
         if names:
-            targets = find_targets(names, settings, place, authentication, extra_header, flags)
+            targets = find_targets(names, settings, place, authentication, headers, flags)
             subjects = [subject_of(target) for target in targets]
         elif extra_header:
             raise Unusable("--extra-header belongs to a deployment; name the host or the route that it is at")

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from proxy.cli.failures import Unusable
+from proxy.cli.failures import Gathered, Unusable
 from proxy.cli.options import HeadedOption
 from proxy.cli.seconds import Seconds
 from proxy.deployments.target import (
@@ -36,6 +36,7 @@ __all__ = [
     "Access",
     "deployment_flags",
     "find_targets",
+    "given_for",
     "restate_access",
     "restate_flags",
     "sidecar_of",
@@ -122,10 +123,20 @@ def restate_access(url: str, token_file: Path | None) -> Access:
     source = click.get_current_context().get_parameter_source("restate_admin")
     flag = ADMIN_VARIABLE if source is click.core.ParameterSource.ENVIRONMENT else "--restate-admin"
     parts = split_url(url)
-    if parts is None or holds_credential(url):
-        raise Unusable(f"{flag} must be the URL of Restate's admin API, as in http://127.0.0.1:9070, not {quoted(url)}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise Unusable(f"{flag} must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
+    mistakes = Gathered()
+    with mistakes:
+        if parts is None or holds_credential(url):
+            what = f"{flag} must be the URL of Restate's admin API, as in http://127.0.0.1:9070"
+            raise Unusable(f"{what}, not {quoted(url)}")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise Unusable(f"{flag} must have neither a user name nor ? nor #; a token stands in {TOKEN_VARIABLE}")
+    with mistakes:
+        token = _admin_token(token_file)
+    mistakes.raise_found()
+    return Access(url.rstrip("/"), token)
+
+
+def _admin_token(token_file: Path | None) -> str | None:
     where, token = TOKEN_VARIABLE, variable_value(os.environ, TOKEN_VARIABLE) or None
     if token_file is not None:
         where = f"--restate-token-file {quoted(token_file)}"
@@ -138,25 +149,37 @@ def restate_access(url: str, token_file: Path | None) -> Access:
             raise Unusable(f"{where} is empty; it must have the token of Restate's admin API")
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise Unusable(f"{where} must have one token, of visible ASCII characters (it is not shown)")
-    return Access(url.rstrip("/"), token)
+    return token
 
 
-def sidecar_of(settings: Settings, given: str | None, *, required: bool = True) -> str:
-    """Return where Restate reaches the sidecar: what was given, else the first address of `listen`.
+def given_for(sidecar: str | None, extra_headers: Sequence[str], mistakes: Gathered) -> tuple[str, Headers]:
+    """Return where Restate reaches the sidecar, and the headers of a deployment; nothing of what is wrong or missing.
+
+    What is wrong is gathered. It is asked before the settings are read, which may be wrong, too.
+    """
+    place, headers = "", Headers()
+    with mistakes:
+        try:
+            place = "" if sidecar is None else checked_sidecar_url(sidecar)
+        except ValueError as exc:
+            raise Unusable(f"--sidecar {exc}") from None
+    with mistakes:
+        try:
+            headers = read_headers(extra_headers)
+        except TargetRefused as exc:
+            raise _unusable(exc.problems) from None
+    return place, headers
+
+
+def sidecar_of(settings: Settings, *, required: bool = True) -> str:
+    """Return where Restate reaches the sidecar if that is not given: the first address of `listen`.
 
     If there is no such address, raises Unusable, or returns `""` where it is not required.
     """
-    if given is None:
-        found = sidecar_url(settings.listen)
-        if found is None and not required:
-            return ""
-        if found is None:
-            raise Unusable("listen has no address with a port; --sidecar says where Restate reaches the sidecar")
-        return found
-    try:
-        return checked_sidecar_url(given)
-    except ValueError as exc:
-        raise Unusable(f"--sidecar {exc}") from None
+    found = sidecar_url(settings.listen)
+    if found is None and required:
+        raise Unusable("listen has no address with a port; --sidecar says where Restate reaches the sidecar")
+    return found or ""
 
 
 def take_authentication(flags: dict[str, Any]) -> Authentication:
@@ -181,7 +204,7 @@ def find_targets(
     settings: Settings,
     sidecar: str,
     authentication: Authentication,
-    extra_headers: Sequence[str],
+    headers: Headers,
     flags: Mapping[str, Any],
 ) -> list[Target]:
     """Return the deployments that names, hosts or URLs stand for, each once; raises Unusable with all problems.
@@ -191,11 +214,6 @@ def find_targets(
     table = settings.route_table()
     targets: dict[tuple[str, str], Target] = {}
     problems: list[str] = []
-    headers: Headers = ()
-    try:
-        headers = read_headers(extra_headers)
-    except TargetRefused as exc:
-        problems += exc.problems
     lost = [name for name in INLINE_OPTIONS if name.startswith("gcp_") and flags.get(name) not in (None, ())]
     for name in names:
         try:
@@ -206,11 +224,13 @@ def find_targets(
             targets[target.authority, target.path] = target
             if lost and target.route.is_open:
                 problems.append(_not_its_own(lost[0], flags[lost[0]], subject_of(target).name))
-    if len(problems) == 1:
-        raise Unusable(problems[0])
     if problems:
-        raise Unusable.listing("the deployment", problems)
+        raise _unusable(problems)
     return list(targets.values())
+
+
+def _unusable(problems: Sequence[str]) -> Unusable:
+    return Unusable(*problems) if len(problems) == 1 else Unusable.listing("the deployment", problems)
 
 
 def _not_its_own(option: str, value: object, host: str) -> str:

@@ -17,6 +17,7 @@ from proxy.cli.deployment_options import (
     Access,
     deployment_flags,
     find_targets,
+    given_for,
     restate_access,
     restate_flags,
     sidecar_of,
@@ -166,13 +167,13 @@ def register(
     Before anything is changed, the services and handlers that would change are shown. The last line is the command of
     Restate's CLI that does the same.
     """
-    authentication, mistakes, place = take_authentication(flags), Gathered(), ""
-    yes = yes or bool(os.environ.get("CI"))
+    authentication, mistakes, yes = take_authentication(flags), Gathered(), yes or bool(os.environ.get("CI"))
+    place, headers = given_for(sidecar, extra_header, mistakes)
     with mistakes:
         settings = settings_from(config, flags).settings
         with mistakes:
-            place = sidecar_of(settings, sidecar)
-        (target,) = find_targets((deployment,), settings, place, authentication, extra_header, flags)
+            place = place if sidecar is not None else sidecar_of(settings)
+        (target,) = find_targets((deployment,), settings, place, authentication, headers, flags)
         if http1 and target.authority:
             raise Unusable("--use-http1.1 needs the host in the path; write https:// or the host alone")
     with mistakes:

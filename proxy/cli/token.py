@@ -12,7 +12,14 @@ from typing import Any, Final
 import click
 
 from proxy.cli.completion import complete_subjects
-from proxy.cli.deployment_options import deployment_flags, find_targets, sidecar_of, subject_of, take_authentication
+from proxy.cli.deployment_options import (
+    deployment_flags,
+    find_targets,
+    given_for,
+    sidecar_of,
+    subject_of,
+    take_authentication,
+)
 from proxy.cli.failures import CommandFailed, Gathered, Unusable
 from proxy.cli.options import GroupedCommand, settings_flags, settings_from
 from proxy.doctor.checking import Doctor
@@ -49,12 +56,13 @@ def token(
 
     The signature is not printed, so what is shown is no credential; with --raw it is the whole token.
     """
-    authentication, mistakes, place = take_authentication(flags), Gathered(), ""
-    settings = settings_from(config, flags).settings
+    authentication, mistakes = take_authentication(flags), Gathered()
+    place, headers = given_for(sidecar, extra_header, mistakes)
     with mistakes:
-        place = sidecar_of(settings, sidecar, required=False)
-    with mistakes:
-        (target,) = find_targets((name,), settings, place, authentication, extra_header, flags)
+        settings = settings_from(config, flags).settings
+        if sidecar is None:
+            place = sidecar_of(settings, required=False)
+        (target,) = find_targets((name,), settings, place, authentication, headers, flags)
         chosen = target.route
         if not chosen.signed:
             raise Unusable(f"the route /{subject_of(target).name} adds no token (gcp_id_token = false)")

@@ -78,8 +78,13 @@ def test_mistakes_in_what_the_options_say_are_listed() -> None:
     assert problems("register", *wrong, *UPSTREAM, "--extra-header", "q") == [sidecar, header, route, admin, TERMINAL]
     assert problems("check", *wrong, *UPSTREAM) == [admin, sidecar, route]
     assert problems("token", "--sidecar", "a", "nope", *UPSTREAM) == [sidecar, route]
-    settings, *others = problems("register", *wrong, *UPSTREAM, "--connect-timeout", "q")
-    assert (settings.startswith("--connect-timeout: "), others) == (True, [admin, TERMINAL])
+    unusable = (*wrong, *UPSTREAM, "--connect-timeout", "q", "--extra-header", "q", "--restate-token-file", "/nowhere")
+    access = [admin, "--restate-token-file '/nowhere' cannot be read: No such file or directory"]
+    found = problems("register", *unusable)
+    (setting,) = [problem for problem in found if problem.startswith("--connect-timeout: ")]
+    assert found == [sidecar, header, setting, *access, TERMINAL]
+    assert problems("check", *unusable) == [*access, sidecar, header, setting]
+    assert problems("token", *unusable[2:-2]) == [sidecar, header, setting]
 
 
 def test_mistakes_in_what_an_emulated_google_gets_are_listed() -> None:
