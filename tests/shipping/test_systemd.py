@@ -87,6 +87,10 @@ def test_the_memory_limit_allows_the_queued_octets_of_two_workers() -> None:
     assert 2 * (1.25 * queued + (64 << 20)) <= 1 << 30
 
 
+def test_the_service_outlives_a_worker_that_the_kernel_ends_for_want_of_memory() -> None:
+    assert value("OOMPolicy") == "continue"
+
+
 def test_systemd_finds_a_mistake(tmp_path: Path) -> None:
     text = UNIT.read_text().replace("NoNewPrivileges=yes", "NoNewPriviliges=yes")
     assert "NoNewPriviliges" in systemd_analyze("verify", with_a_program(tmp_path / UNIT.name, text))
