@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,22 @@ def test_a_start_with_wrong_settings_is_not_repeated(tmp_path: Path) -> None:
         settings(["serve", "--config", str(file)])
     done = subprocess.run([sys.executable, "-m", "proxy", "serve", "--config", file], capture_output=True, check=False)
     assert done.returncode == int(value("RestartPreventExitStatus"))
+
+
+@pytest.mark.parametrize(("status", "closed"), [("2", True), ("1", False), ("0", False), ("KILL", False)])
+def test_wrong_settings_close_the_sockets_that_would_start_the_service_again(
+    tmp_path: Path, status: str, closed: bool
+) -> None:
+    program, option, command = shlex.split(value("ExecStopPost").removeprefix("+"))
+    told = tmp_path / "told"
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{told}\n')
+    systemctl.chmod(0o755)
+    environment = {"PATH": str(tmp_path), "EXIT_STATUS": status}
+    subprocess.run([program, option, command], env=environment, cwd=FOLDER, check=True)
+    assert told.exists() == closed
+    if closed:
+        *words, pattern = told.read_text().split()
+        assert words == ["stop", "--no-block"]
+        assert all(fnmatch(name, pattern) for name in value("Sockets").split())
+        assert not fnmatch(UNIT.name, pattern)
