@@ -130,4 +130,4 @@ class Reloads:
                 self._refused, self._need_restart = False, changes.need_restart
                 log_reloaded(changes, requested=requested or mended)
         finally:
-            self._manager.reloaded("serving", reload)
+            self._manager.reloaded(reload, refused=self._refused)

@@ -21,6 +21,8 @@ __all__ = ["ServiceManager", "inherited_sockets"]
 _FIRST_DESCRIPTOR: Final = 3
 """SD_LISTEN_FDS_START: the first of the descriptors that are passed."""
 
+_REFUSED: Final = "serving with the old settings: the new ones were refused, see the log"
+
 
 class ServiceManager:
     """Sends notifications to the service manager that started this process, if it wants them. It never blocks."""
@@ -54,15 +56,16 @@ class ServiceManager:
             if self._started and not self._stopping:
                 self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading settings")
 
-    def reloaded(self, status: str, reload: int) -> None:
-        """Say that a reload is over; `reload` is what `reloads` was after it had begun.
+    def reloaded(self, reload: int, *, refused: bool = False) -> None:
+        """Say that a reload is over, and whether its settings were `refused`; `reload` is what `reloads` was after it
+        had begun.
 
         If another one has begun since, nothing is said before that is over: the service manager would take this for its
         end. Before `ready` nothing is said: that would be taken for the end of the start.
         """
         with self._lock:
             if self._started and reload == self.reloads:
-                self._ready(status)
+                self._ready(_REFUSED if refused else "serving")
 
     def stopping(self, status: str) -> None:
         """Say that the process is ending."""

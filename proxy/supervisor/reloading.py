@@ -113,7 +113,7 @@ class Reloading:
         kept = sum(channel.settings_kept > 0 for channel in live)
         self._unanswered, self.due = None, math.inf
         log_reloaded(changes, requested=requested, workers=len(live) - late - kept)
-        self._manager.reloaded("serving", self._reload)
+        self._manager.reloaded(self._reload, refused=self.state["refused_at"] is not None)
         if kept:
             _log.error("workers without the new settings: restart to have them in all", failed=kept)
         if late:
@@ -154,4 +154,4 @@ class Reloading:
             for channel in channels:
                 channel.send_document(PROBLEMS, json.dumps(problems).encode())
         if self._unanswered is None:  # else once workers have answered what was sent before
-            self._manager.reloaded("serving", self._reload)
+            self._manager.reloaded(self._reload, refused=True)

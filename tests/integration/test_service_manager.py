@@ -111,10 +111,16 @@ async def test_systemd_is_notified_of_each_reload_and_of_its_end(
         assert before <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
         # The next notification: nothing is left out in between.
         assert (await manager.next())["READY"] == "1"
+        before_mistake = config.read_text()
         config.write_text("[routes.svc]\n")
         assert (await manager.next())["RELOADING"] == "1"
-        assert (await manager.next())["READY"] == "1"
+        told = await manager.next()
+        assert told["READY"] == "1"
+        assert "refused" in told["STATUS"]
         await running.logged("settings refused")
+        config.write_text(before_mistake)
+        assert (await manager.next())["RELOADING"] == "1"
+        assert await manager.next() == {"READY": "1", "STATUS": "serving"}
         running.program.send(signal.SIGTERM)
         assert (await manager.next())["STOPPING"] == "1"
 

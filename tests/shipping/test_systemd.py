@@ -18,7 +18,8 @@ from tests.shipping.commands import REPOSITORY, settings
 
 FOLDER = REPOSITORY / "config/systemd"
 UNIT = FOLDER / "cloudrun-sidecar.service"
-LINES = UNIT.read_text().splitlines()
+LINES = UNIT.read_text().replace("\\\n", "").splitlines()
+SIDECAR = "/opt/cloudrun-sidecar/bin/cloudrun-sidecar"
 MAX_EXPOSURE = 1.5
 """Limit of the exposure, of 10; `systemd-analyze security` rates up to 2 as OK, and a plain service as 9.6."""
 
@@ -65,17 +66,31 @@ def test_the_sockets_are_those_of_the_service_at_the_default_addresses() -> None
     assert {unit.name for unit in FOLDER.glob("*.socket")} == set(value("Sockets").split())
 
 
-def test_a_reload_needs_no_program_but_the_shell() -> None:
+@pytest.mark.parametrize(
+    ("settings_file", "status"), [("[routes.a]\nurl = 'https://a.run.app'\n", 0), ("nonsense = 1\n", 2)]
+)
+def test_a_reload_needs_only_sidecar_and_shell_and_fails_with_wrong_settings(
+    tmp_path: Path, settings_file: str, status: int
+) -> None:
+    file = tmp_path / "routes.toml"
+    file.write_text(settings_file)
     program, option, command = shlex.split(value("ExecReload"))
     assert (program, option) == ("/bin/sh", "-c")
+    checked, _, _ = command.partition(" --print-config")
+    assert checked.split() == value("ExecStart").split()
+    command = command.replace(SIDECAR, f"{sys.executable} -m proxy").replace(value("AssertPathExists"), str(file))
     # Who started the tests may ignore SIGHUP, as nohup does, and a process would inherit that.
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as service:
         assert service.stdout is not None
         service.stdout.readline()
         environment = {"PATH": "/nonexistent", "MAINPID": str(service.pid)}
-        subprocess.run([program, option, command], env=environment, check=True)
-        assert service.wait() == -signal.SIGHUP
+        done = subprocess.run([program, option, command], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert ("nonsense: is not a setting" in done.stderr) == bool(status)
+        if status:
+            service.terminate()
+        assert service.wait() == -(signal.SIGTERM if status else signal.SIGHUP)
 
 
 def test_no_core_file_has_tokens_in_it() -> None:
@@ -108,7 +123,7 @@ def test_the_settings_are_valid_and_the_sidecar_can_drain_before_it_is_killed(tm
     file = tmp_path / "routes.toml"
     shutil.copy(REPOSITORY / "config/routes.example.toml", file)
     program, *words = shlex.split(value("ExecStart"))
-    assert program == "/opt/cloudrun-sidecar/bin/cloudrun-sidecar"
+    assert program == SIDECAR
     result = settings([str(file) if word == value("AssertPathExists") else word for word in words])
     assert "greeter" in result["routes"]
     assert int(value("TimeoutStopSec")) > result["drain_timeout"]

@@ -49,12 +49,12 @@ def test_a_service_manager_that_does_not_watch_is_not_told_that_the_process_live
 def test_a_reload_before_the_end_of_the_start_does_not_end_it(notified: socket.socket) -> None:
     manager = ServiceManager({"NOTIFY_SOCKET": notified.getsockname()})
     manager.reloading()
-    manager.reloaded("serving", manager.reloads)
+    manager.reloaded(manager.reloads)
     manager.ready("all workers serve")
     assert lines(notified) == ["READY=1", "STATUS=all workers serve"]
     manager.reloading()
     assert lines(notified)[0] == "RELOADING=1"
-    manager.reloaded("serving", manager.reloads)
+    manager.reloaded(manager.reloads)
     assert lines(notified) == ["READY=1", "STATUS=serving"]
 
 
@@ -65,10 +65,10 @@ def test_the_end_of_a_reload_is_not_taken_for_that_of_the_next_one(notified: soc
     first = manager.reloads
     manager.reloading()
     assert [lines(notified)[0] for _ in range(3)] == ["READY=1", "RELOADING=1", "RELOADING=1"]
-    manager.reloaded("serving", first)
+    manager.reloaded(first)
     with pytest.raises(BlockingIOError):
         lines(notified)
-    manager.reloaded("serving", manager.reloads)
+    manager.reloaded(manager.reloads)
     assert lines(notified) == ["READY=1", "STATUS=serving"]
 
 
