@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -21,6 +21,9 @@ from proxy.observe.request_context import SPAN_ID, TRACE, TRACE_SAMPLED
 from proxy.quoting import redacted
 
 __all__ = ["configure_logging", "redact"]
+
+_PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""The levels of syslog(3)."""
 
 
 def configure_logging(
@@ -33,7 +36,7 @@ def configure_logging(
     `json` gives one object a line, as Cloud Logging reads it: `time` (ISO 8601, UTC), `severity` and `message`, for an
     exchange `httpRequest`, and its trace (of the project in GOOGLE_CLOUD_PROJECT, if that is set). `console` is for
     people, in colour on a terminal only, unless NO_COLOR is set or TERM is `dumb`; `auto` is `console` on a terminal
-    and `json` elsewhere.
+    and `json` elsewhere. If systemd's journal reads stderr, lines also begin with their priority, which it takes off.
 
     Nothing is written at `critical`: that is for commands that tell by themselves what went wrong.
     """
@@ -44,6 +47,8 @@ def configure_logging(
         plain = structlog.dev.plain_traceback
         colours = shows_colours(sys.stderr)
         rendering = [_for_terminal, structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
+    if _is_journal(sys.stderr):
+        rendering.append(_for_journal)
     structlog.configure(
         processors=[
             _name_room,
@@ -106,6 +111,21 @@ def _for_terminal(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
             kept = "" if key == "event" else "\n\t"
             event[key] = "".join(mark if mark.isprintable() or mark in kept else "\ufffd" for mark in value)
     return event
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Return True if systemd's journal reads the stream: JOURNAL_STREAM, in systemd.exec(5)."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _for_journal(_logger: Any, method: str, line: Any) -> str:
+    """Begin each line with its priority: SyslogLevelPrefix= in systemd.exec(5)."""
+    start = f"<{_PRIORITIES[method]}>"
+    return start + str(line).replace("\n", f"\n{start}")
 
 
 def _http_request(event: MutableMapping[str, Any]) -> dict[str, Any]:
