@@ -144,9 +144,9 @@ check: setup ## format, lint, types, and who may import whom
 	$(BIN)/lint-imports
 
 .PHONY: lock
-lock: ## both lock files anew from pyproject.toml (needs uv; UV='uv --flag' to say how)
-	$(UV) pip compile $(LOCK_FLAGS) -o requirements.lock pyproject.toml
-	$(UV) pip compile $(LOCK_FLAGS) -o requirements-dev.lock --constraint requirements.lock --group dev pyproject.toml
+lock: ## both lock files from pyproject.toml (needs uv); ARGS=--upgrade takes the newest versions, not those in the files
+	$(UV) pip compile $(LOCK_FLAGS) $(ARGS) -o requirements.lock pyproject.toml
+	$(UV) pip compile $(LOCK_FLAGS) $(ARGS) -o requirements-dev.lock --constraint requirements.lock --group dev pyproject.toml
 
 LOCK_FLAGS := --quiet --universal --generate-hashes --no-header --no-annotate --extra otel
 
