@@ -41,9 +41,9 @@ class Replacing:
                 _log.error("worker does not start: killing it", pid=worker.pid)
                 worker.start_by = math.inf
                 worker.kill()
-        draining = [worker for worker in self._workers if worker.channel.draining]
-        if draining and self.starts.next == math.inf and not self._is_served():
-            self._replace_told(draining[0])
+        told = [worker for worker in self._workers if worker.channel.draining and not worker.replaced]
+        if told and self.starts.next == math.inf and not self._is_served():
+            self._replace_told(told[0])
 
     def replace(self, worker: WorkerProcess) -> None:
         """Plan the start of another one after this worker has exited, unless it was replaced before."""
