@@ -16,7 +16,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import hypercorn.asyncio.run
 from hypercorn.app_wrappers import ASGIWrapper
@@ -53,6 +53,8 @@ _PROBE_ANSWER_SECONDS: Final = 0.1
 _CLOSED_HALF: Final = getattr(select, "POLLRDHUP", 0)  # which Linux has
 _LISTENER: Final = "listener"
 
+_AnyServer: TypeAlias = asyncio.Server | HandoverServer | TlsServer
+
 
 class Application:
     """The ASGI application: its lifespan passes the listener to the connections, and it serves HTTP/1.1 requests."""
@@ -82,20 +84,18 @@ async def listen(
     setattr(hypercorn.asyncio.run, "TCPServer", _Server)  # noqa: B010 - see the module; the name is not exported
     loop = asyncio.get_running_loop()
     create_server = loop.create_server
-    servers: list[
-        tuple[asyncio.Server | HandoverServer | TlsServer, socket.socket, Callable[[], asyncio.Protocol]]
-    ] = []
+    servers: list[tuple[_AnyServer, socket.socket, Callable[[], asyncio.Protocol]]] = []
 
     async def create(
         make_protocol: Callable[[], asyncio.Protocol], *args: Any, sock: socket.socket, **more: Any
-    ) -> asyncio.Server | HandoverServer | TlsServer:
+    ) -> _AnyServer:
         """Note the servers that Hypercorn makes: it gives no access to them, and closes them only at the end."""
 
         def make() -> asyncio.Protocol:
             listener.untracked += 1
             return make_protocol()
 
-        server: asyncio.Server | HandoverServer | TlsServer
+        server: _AnyServer
         if handshakes is not None and sock.fileno() in config.tls_descriptors:
             server = TlsServer(loop, sock, handshakes, make, listener.on_closed)
         else:
@@ -131,6 +131,17 @@ async def listen(
     finally:
         ending_late.cancel()
         setattr(loop, "create_server", create_server)  # noqa: B010 - as above
+    _take_back_cancellation()
+
+
+def _take_back_cancellation() -> None:
+    """Take back the request to cancel this task that a task group leaves when it ends with an exception.
+
+    With that, early releases of Python 3.11 (Debian 12) end each later `asyncio.timeout` with CancelledError.
+    """
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _waiting(listening: socket.socket) -> list[socket.socket]:

@@ -60,6 +60,7 @@ class Listening:
     end: asyncio.Event
     drain_seconds: float = 5.0
     drained: asyncio.Future[bool] = field(default_factory=asyncio.Future)
+    serving: asyncio.Task[None] | None = None
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def shutdown(self) -> None:
@@ -128,7 +129,7 @@ async def listening(
             on_failed=it.listener.handshake_failed,
         )
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(listen(it.listener, config, sockets, it.shutdown, handshakes))
+        it.serving = tasks.create_task(listen(it.listener, config, sockets, it.shutdown, handshakes))
         try:
             yield it
         finally:

@@ -157,3 +157,12 @@ async def test_connections_that_wait_in_the_queue_when_it_stops_accepting_are_an
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         with pytest.raises(ConnectionRefusedError):
             await it.raw()
+
+
+@pytest.mark.asyncio
+async def test_the_task_that_has_served_can_wait_with_a_time_limit() -> None:
+    """Python 3.11.2 takes a time limit for a cancellation if one was asked for before, and was not taken back."""
+    async with listening() as it:
+        pass
+    assert it.serving is not None
+    assert it.serving.cancelling() == 0
