@@ -18,6 +18,7 @@ from pathlib import Path
 from proxy.emulator import API_HOSTS, CannotListen, Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from tests.support.container import Recorder
 from tests.support.emulated import signing_key
+from tests.support.namespaces import skip_unless_permitted
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
@@ -149,7 +150,11 @@ def resolving(folder: Path, address: str, others: Mapping[str, str] | None = Non
 
 @asynccontextmanager
 async def google_by_name(google: Google, certificates: Certificates) -> AsyncIterator[GoogleServer]:
-    """Run Google's endpoints where their real names can lead to them: on port 443 of a spare loopback address."""
+    """Run Google's endpoints where their real names can lead to them: on port 443 of a spare loopback address.
+
+    A test is skipped where this user may not open it.
+    """
+    skip_unless_permitted(HTTPS)
     tried = 0
     while True:
         host = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"

@@ -238,11 +238,11 @@ def test_a_path_with_a_null_character_is_an_error(home: Home) -> None:
 
 def test_a_named_file_that_may_not_be_read_is_an_error(home: Home, key_info: dict[str, Any]) -> None:
     path = home.file(key_info)
+    path.chmod(0)
     with (
         as_nobody(),
         pytest.raises(CredentialsInvalid, match=f"names '{path}', which cannot be read: Permission denied"),
     ):
-        # Another user may not even enter the folder.
         find(home.environment)
 
 
