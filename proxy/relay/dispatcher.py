@@ -226,8 +226,7 @@ class Dispatcher(ExchangeOwner):
         now = self._flusher.now()
         exchange.refused_at = exchange.refused_at or now
         if spent:
-            may: bool = now < exchange.refused_at + self._pool.wait_timeout_seconds
-            return may
+            return now < exchange.refused_at + self._pool.wait_timeout_seconds
         exchange.refusals += 1
         return exchange.refusals < _MOST_REFUSALS
 

@@ -80,7 +80,7 @@ class RequestContent(StreamReceiver):
         self.attempts = 0
         """How often it was sent."""
         self.refusals = 0
-        """How often it was not processed, and other requests on the same connection neither, or not in good order."""
+        """How often it was not processed by a connection that was not `spent` (`StreamReceiver.on_unprocessed`)."""
         self.refused_at = 0.0
         """When it was not processed for the first time, in seconds on the loop's clock; 0 before."""
 

@@ -48,12 +48,12 @@ class Replacing:
     def replace(self, worker: WorkerProcess) -> None:
         """Plan the start of another one after this worker has exited, unless it was replaced before."""
         said = {"pid": worker.pid, **worker.exit_reason()}
-        told = worker.channel.draining and not worker.process.exitcode
-        if worker.replaced and not told:
+        if worker.channel.draining and not worker.process.exitcode:
+            if not worker.replaced:
+                self._replace_told(worker)
+        elif worker.replaced:
             _log.error("worker failed while draining", **said)
-        elif told and not worker.replaced:
-            self._replace_told(worker)
-        elif not told:
+        else:
             delay = self.plan(time.monotonic() - worker.started_at)
             _log.error("worker died: starting another", **said, after_seconds=delay)
 

@@ -307,6 +307,7 @@ def check_requests(script: Script, trial: Trial) -> None:
     """Each attempt has a beginning of what was sent; the last one has all of it unless it was aborted."""
     arrivals = script.world.arrivals(trial.path)
     last = {id(service): script.away.get(id(service), LAST_STREAM) for service, _ in arrivals}
+    # A connection that ends after it has taken other requests does not count.
     assert sum(not 0 < last[id(service)] < stream_id for service, stream_id in arrivals) <= 3
     for service, stream_id in arrivals:
         came = service.streams[stream_id]
@@ -326,6 +327,7 @@ def check_requests(script: Script, trial: Trial) -> None:
         return
     service, stream_id = arrivals[-1]
     answer = trial.answers.get((id(service), stream_id), Answer())
+    # On a stream above a GOAWAY's last nothing more is sent, not even a reset; what cannot be sent again fails.
     if id(service) in script.lost or stream_id > last[id(service)]:
         return
     if answer.reset is None and service.streams[stream_id].reset is None:
