@@ -29,10 +29,11 @@ from proxy.tokens.aiohttp_resolver import AiohttpResolver
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import Reply
 from proxy.tokens.credentials.active import ActiveCredentials
-from proxy.tokens.credentials.file import CredentialFile, SourceTools, is_near
+from proxy.tokens.credentials.file import CredentialFile, SourceTools
 from proxy.tokens.credentials.google_auth_threads import GoogleAuthThreads
 from proxy.tokens.credentials.iam_credentials import IamCredentials
 from proxy.tokens.credentials.kinds import credential
+from proxy.tokens.credentials.members import is_near
 from proxy.tokens.credentials.metadata_server import MetadataServer
 from proxy.tokens.credentials.source import CredentialSource
 from proxy.tokens.http_client import HttpClient

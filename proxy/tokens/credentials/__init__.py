@@ -11,7 +11,7 @@ subject tokens, with the table in `external_account`.
 * `kinds`                             the table of kinds
 * `lookup`                            where Application Default Credentials are
 * `active`                            which credentials there are now, and when they change
-* `file`, `google_auth_file`, `subject_token`   what kinds have in common
+* `file`, `google_auth_file`, `subject_token`   what kinds have in common; `members` checks single members of a file
 * `source`                            what a credential source can do; access tokens are cached
 * `iam_credentials`                   impersonation
 * `google_auth`, `google_auth_errors`, `google_auth_threads`   google-auth, its exceptions in words, its threads

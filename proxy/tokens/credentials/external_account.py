@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, Final
 
-from proxy.errors import CredentialsInvalid, Failure
-from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.calls import Reply
+from proxy.errors import CredentialsInvalid
 from proxy.tokens.credentials.google_auth_file import GoogleAuthFile
 from proxy.tokens.credentials.iam_credentials import CLOUD_PLATFORM
 from proxy.tokens.credentials.subject_token import SubjectTokenSource
@@ -57,9 +55,6 @@ class ExternalAccount(GoogleAuthFile):
             )
         self.subject_token_source.check()
 
-    async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
-        return await self.subject_token_source.local_subject_token(blocking)
-
     def load(self, subject_token: str | None) -> Any:
         info, scopes = self.google_auth_info(), [CLOUD_PLATFORM]
         if str(info["subject_token_type"]).startswith("urn:ietf:params:aws"):
@@ -82,17 +77,3 @@ class ExternalAccount(GoogleAuthFile):
     def rejection(self, answer: str, clock: str) -> str:
         what = f"Google does not accept the subject token of the identity provider in {self.path}{answer}"
         return f"{what}: {clock}" if clock else what
-
-    def asks_source_at(self, url: str) -> bool:
-        return self.subject_token_source.is_asked_at(url)
-
-    def source_failed(self, cause: Failure) -> Failure:
-        return self.subject_token_source.failed(cause)
-
-    def source_refused(self, host: str, reply: Reply) -> Failure:
-        return self.subject_token_source.refused(host, reply)
-
-    def quoted_values(self) -> list[object]:
-        source = self.info["credential_source"]
-        form = source.get("format")
-        return [source.get("url"), form.get("subject_token_field_name") if isinstance(form, dict) else None]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
-from proxy.errors import CredentialsInvalid, Failure
+from proxy.errors import CredentialsInvalid
 from proxy.quoting import plain
-from proxy.routes.locality import address_of, is_link_local, is_loopback
 from proxy.tokens.blocking import BlockingCalls
-from proxy.tokens.calls import Reply
 from proxy.tokens.credentials.google_auth_threads import GoogleAuthThreads
 from proxy.tokens.credentials.iam_credentials import IamCredentials
+from proxy.tokens.credentials.members import check_url, is_filled
 from proxy.tokens.credentials.source import CredentialSource
+from proxy.tokens.credentials.subject_token import SubjectTokenSource
 from proxy.tokens.model import is_account
 
-__all__ = ["UNIVERSE", "UNSUPPORTED_UNIVERSE", "CredentialFile", "SourceTools", "check_url", "is_filled", "is_near"]
+__all__ = ["UNIVERSE", "UNSUPPORTED_UNIVERSE", "CredentialFile", "SourceTools"]
 
 UNIVERSE: Final = "googleapis.com"
 """The only universe domain whose credentials can be used."""
@@ -28,14 +26,8 @@ UNIVERSE: Final = "googleapis.com"
 UNSUPPORTED_UNIVERSE: Final = "only Google's public cloud is supported"
 """The end of a sentence about another universe."""
 
-# RFC 3986 has no other character, but for the names in braces that google-auth fills in.
-_VISIBLE: Final = re.compile(r"[!-\[\]-~]+")
-
 _URL_FIELDS: Final = ("token_uri", "token_url", "token_info_url", "revoke_url", "service_account_impersonation_url")
 """Members that say where tokens, keys or proofs of them are sent."""
-
-# IPv6 addresses of AWS' metadata servers: EC2's fd00:ec2::254, EKS' fd00:ec2::23. Link-local but for their prefix.
-_METADATA_OF_AWS: Final = ipaddress.IPv6Network("fd00:ec2::/32")
 
 _POOL: Final = re.compile(r"//iam\.googleapis\.com/(?P<pool>[\w./-]{1,200})/providers/")
 
@@ -109,6 +101,11 @@ class CredentialFile(ABC):
     def source(self, tools: SourceTools) -> CredentialSource:
         """Return the credential source of this file; CredentialsInvalid if the file contradicts itself."""
 
+    @property
+    def subject_token_source(self) -> SubjectTokenSource | None:
+        """Where its subject token comes from; None for a kind without one."""
+        return None
+
     def principal(self, email: str | None) -> str:
         """Return the name of its identity, for a sentence; `email` is what the last access token came with."""
         name = self.principal_name() or email or self.impersonated_account()
@@ -158,55 +155,4 @@ class CredentialFile(ABC):
         return (
             f"Google does not accept the user credentials in {self.path}{answer}: run `gcloud auth "
             "application-default login`"
-        )
-
-    def asks_source_at(self, url: str) -> bool:
-        """Return whether a call to this URL was for a subject token."""
-        return False
-
-    def source_failed(self, cause: Failure) -> Failure:
-        """Return what to do where the subject token's source gives no answer."""
-        return cause
-
-    def source_refused(self, host: str, reply: Reply) -> Failure:
-        """Return what to do where the subject token's source refuses."""
-        raise NotImplementedError
-
-    def quoted_values(self) -> list[object]:
-        """Return the values of the file that google-auth quotes in its messages."""
-        return []
-
-
-def is_filled(value: object, is_object: bool) -> bool:
-    """Return whether a member has content, of the type that it must have."""
-    return bool(value) and isinstance(value, dict if is_object else str)
-
-
-def is_near(url: str) -> bool:
-    """Return whether a URL leads to this machine, or to a metadata server: by its address, loopback or link-local."""
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError:
-        return False
-    address = address_of(host)
-    return is_loopback(host) or is_link_local(host) or (address is not None and address in _METADATA_OF_AWS)
-
-
-def check_url(url: object, name: str, where: str) -> None:
-    """Raise CredentialsInvalid unless a secret may be sent to a URL (None or `""` is no URL, and nothing is sent)."""
-    if url is None or url == "":
-        return
-    text = url if isinstance(url, str) else ""
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("https", "http") or not parts.hostname or not _VISIBLE.fullmatch(text):
-        raise CredentialsInvalid(f"{where}: its {name} is not an http(s) URL")
-    if "@" in parts.netloc:
-        raise CredentialsInvalid(f"{where}: its {name} has a user name or password, which is not sent; remove it")
-    if parts.scheme == "http" and not is_near(text):
-        raise CredentialsInvalid(
-            f"{where}: its {name} is plain http:// to another machine, but secrets are sent there or come from "
-            "there; it has to be https://"
         )

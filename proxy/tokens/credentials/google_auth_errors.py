@@ -52,9 +52,9 @@ class LastCall:
 def load_failure(file: CredentialFile, exc: Exception) -> CredentialsInvalid:
     """Return the failure for a file that google-auth cannot load."""
     text = str(exc)
-    tellable = _TELLABLE.fullmatch(text) and all(
-        value is None or plain(value) is not None for value in file.quoted_values()
-    )
+    source = file.subject_token_source
+    quoted = source.quoted_values() if source is not None else []
+    tellable = _TELLABLE.fullmatch(text) and all(value is None or plain(value) is not None for value in quoted)
     if text.startswith("Unable to determine"):
         text += (
             " without a metadata server: set AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
@@ -64,10 +64,12 @@ def load_failure(file: CredentialFile, exc: Exception) -> CredentialsInvalid:
 
 def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float) -> Failure:
     """Return what happened when google-auth raised `exc`; `now` is compared with the clock of Google."""
+    source = file.subject_token_source
+    asked_source = source if source is not None and source.is_asked_at(call.url) else None
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, Failure):
-            return file.source_failed(cause) if file.asks_source_at(call.url) else cause
+            return asked_source.failed(cause) if asked_source is not None else cause
         cause = cause.__cause__
     reply = call.reply
     if reply is None:
@@ -76,8 +78,8 @@ def failure_of(file: CredentialFile, call: LastCall, exc: Exception, now: float)
         if _TELLABLE.fullmatch(str(exc)):
             return load_failure(file, exc)
         return TokenMalformed(f"{call.host} answered {reply.status} without a token")
-    if file.asks_source_at(call.url):
-        return file.source_refused(call.host, reply)
+    if asked_source is not None:
+        return asked_source.refused(call.host, reply)
     answer = in_parentheses(reply)
     if error_reasons(reply) & _REJECTED:
         clock = clock_remark(reply, now)

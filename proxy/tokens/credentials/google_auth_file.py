@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from proxy.errors import AmbientUnsupported
-from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import Bearer, BlockingSend
 from proxy.tokens.credentials.file import CredentialFile, SourceTools
 from proxy.tokens.credentials.source import AccessTokenCache, CredentialSource
@@ -24,16 +23,12 @@ class GoogleAuthFile(CredentialFile):
     def load(self, subject_token: str | None) -> Any:
         """Return google-auth's credentials for access tokens; any exception means that they cannot be loaded.
 
-        `subject_token` is what `local_subject_token` returned.
+        `subject_token` comes from this machine; None if there is none, or google-auth fetches it.
         """
 
     def load_for_audience(self, audience: str) -> Any:
         """Return google-auth's credentials for ID tokens; called only if `mints_id_tokens`."""
         raise NotImplementedError
-
-    async def local_subject_token(self, blocking: BlockingCalls) -> str | None:
-        """Return the subject token that comes from this machine; None if there is none, or google-auth fetches it."""
-        return None
 
     def source(self, tools: SourceTools) -> CredentialSource:
         return _GoogleAuthSource(self, tools)
@@ -82,7 +77,8 @@ class _GoogleAuthSource:
         """
         fetch, self._fetch_on_thread = self._fetch_on_thread, None
         if fetch is None:
-            subject_token = await self._file.local_subject_token(self._tools.blocking)
+            subject_tokens = self._file.subject_token_source
+            subject_token = await subject_tokens.local_subject_token(self._tools.blocking) if subject_tokens else None
             fetch = await self._tools.threads.run(partial(self._load, subject_token))
         fetched = await self._tools.threads.run(fetch)
         if "refresh_token" in self._file.info:

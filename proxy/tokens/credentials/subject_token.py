@@ -11,7 +11,7 @@ from proxy.errors import CredentialsInvalid, Failure
 from proxy.quoting import plain
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.calls import NotConnected, Reply, failure_of_reply
-from proxy.tokens.credentials.file import check_url, is_filled
+from proxy.tokens.credentials.members import check_url, is_filled
 
 __all__ = ["SubjectTokenSource"]
 
@@ -74,3 +74,8 @@ class SubjectTokenSource(ABC):
         where = path if path and plain(path) is not None else "its URL"
         what = f"{host} (credential_source of {self.path})"
         return failure_of_reply(what, reply, f"is {where} right, and does this machine have an identity there?")
+
+    def quoted_values(self) -> list[object]:
+        """Return the values of the `credential_source` that google-auth quotes in its messages."""
+        form = self.settings.get("format")
+        return [self.settings.get("url"), form.get("subject_token_field_name") if isinstance(form, dict) else None]

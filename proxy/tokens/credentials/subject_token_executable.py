@@ -8,7 +8,7 @@ from typing import Final
 from proxy.errors import CredentialsInvalid, TokenTimeout
 from proxy.tokens.blocking import BlockingCalls
 from proxy.tokens.credentials.executable import Executable
-from proxy.tokens.credentials.file import is_filled
+from proxy.tokens.credentials.members import is_filled
 from proxy.tokens.credentials.subject_token import SubjectTokenSource
 
 __all__ = ["ExecutableSource"]
