@@ -68,10 +68,10 @@ class _Collection:
 
 
 class Peers:
-    """This worker among the others. `read_process` returns metrics of the process in Prometheus' text format."""
+    """This worker among the others. `read_process` returns the metrics of the process by name."""
 
     def __init__(
-        self, channel: Channel, state: WorkerState, live: Live, read_process: Callable[[], Awaitable[str]]
+        self, channel: Channel, state: WorkerState, live: Live, read_process: Callable[[], Awaitable[dict[str, float]]]
     ) -> None:
         self.readiness = _REPLACING if channel.replacing else _READINESS[WORKERS_STARTING]
         """Whether all workers take requests, and that in words."""
@@ -190,7 +190,7 @@ class Peers:
         task.add_done_callback(self._tasks.discard)
 
     async def _report_once(self) -> None:
-        self._state.process = _numbers(await self._read_process())
+        self._state.process = await self._read_process()
         await self._report(ANSWER, unchanged=True)
 
     async def _report_repeatedly(self) -> None:
@@ -232,9 +232,3 @@ def _lines(state: FileIO) -> Iterator[bytes]:
         offset += len(octets)
         *lines, rest = (rest + octets).split(b"\n")
         yield from lines
-
-
-def _numbers(exposition: str) -> dict[str, float]:
-    """Return the samples of an exposition without labels, by name."""
-    lines = [line.split() for line in exposition.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in lines}

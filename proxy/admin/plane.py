@@ -39,8 +39,8 @@ from proxy.downstream.binding import SocketFile, UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address
-from proxy.observe import exposition
 from proxy.observe.combined import Combined
+from proxy.observe.exposition import CONTENT_TYPE, Exposition
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live
@@ -120,7 +120,7 @@ class AdminPlane:
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._address = ""
-        self._reading_process: asyncio.Task[str] | None = None
+        self._reading_process: asyncio.Task[dict[str, float]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def join(self, channel: Channel) -> Peers:
@@ -245,11 +245,11 @@ class AdminPlane:
         process = await self._process_metrics()
         async with self._combined() as combined:
             if combined is None:
-                pieces = exposition.Exposition(self._metrics, self._routes_health, self._live).pieces()
+                pieces = Exposition(self._metrics, self._routes_health, self._live).pieces(process)
             else:
-                pieces = exposition.Exposition(combined.metrics, combined, combined, combined.group).pieces()
-                process = exposition.with_values(process, combined.process)
-            return await send_in_slices(request, chain(pieces, (process,)), exposition.CONTENT_TYPE)
+                every = Exposition(combined.metrics, combined, combined, combined.group)
+                pieces = every.pieces({**process, **combined.process})
+            return await send_in_slices(request, pieces, CONTENT_TYPE)
 
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
         named = map(route_settings, self._live.routes())
@@ -282,8 +282,8 @@ class AdminPlane:
                 raise web.HTTPServiceUnavailable(text=text) from None
             yield combined
 
-    async def _process_metrics(self) -> str:
-        """Return the metrics of the process, "" without threads; all who ask while they are read share them."""
+    async def _process_metrics(self) -> dict[str, float]:
+        """Return the metrics of the process, none without threads. Concurrent callers share one reading."""
         if self._reading_process is None or self._reading_process.done():
             # In a thread, because it reads files, and every descriptor is one.
             reading = asyncio.to_thread(process_metrics)
@@ -293,7 +293,7 @@ class AdminPlane:
         except RuntimeError as exc:
             if not no_thread(exc):
                 raise
-            return ""
+            return {}
 
     async def _openapi(self, _request: web.Request) -> web.Response:
         return web.Response(text=OPENAPI, content_type="application/json")

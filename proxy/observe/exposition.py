@@ -14,13 +14,13 @@ from proxy import __version__
 from proxy.observe.background import dropped_lines
 from proxy.observe.combined import Combined, Group
 from proxy.observe.counters import Durations, RouteMetrics
-from proxy.observe.families import FAMILIES, PREFIX
+from proxy.observe.families import FAMILIES, PREFIX, PROCESS_FAMILIES, Family
 from proxy.observe.health import RouteHealth
 from proxy.observe.live import Live, OriginState, Queues
 from proxy.observe.metrics import Metrics, token_identity
 from proxy.observe.pairs import pairs
 
-__all__ = ["CONTENT_TYPE", "Exposition", "with_values"]
+__all__ = ["CONTENT_TYPE", "Exposition"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of the text format."""
@@ -128,8 +128,8 @@ class Exposition:
             "settings_need_restart": lambda name: _one(name, len(settings.need_restart)),
         }
 
-    def pieces(self) -> Iterator[str]:
-        """Yield all but the metrics of the process; what belongs to one route and one metric is one piece.
+    def pieces(self, process: Mapping[str, float]) -> Iterator[str]:
+        """Yield all metrics; what belongs to one route and one metric is one piece. `process` are those of the process.
 
         A piece may be empty, so that a loop over routes without samples can be left, too.
         """
@@ -137,8 +137,11 @@ class Exposition:
             yield ""
         samples = self._samples()
         for family in FAMILIES:
-            yield f"# HELP {PREFIX}{family.name} {family.meaning}\n# TYPE {PREFIX}{family.name} {family.kind}\n"
+            yield _head(PREFIX, family)
             yield from samples[family.name](PREFIX + family.name)
+        for family in PROCESS_FAMILIES:
+            if family.name in process:
+                yield f"{_head('', family)}{family.name} {process[family.name]}\n"
 
     # ---- the samples of one metric, each called with its full name
 
@@ -214,13 +217,8 @@ class Exposition:
             yield f"{name}{_labels(('origin',), (state.origin,))} {value(state)}\n" if state is not None else ""
 
 
-def with_values(exposition: str, values: Mapping[str, float]) -> str:
-    """Return the metrics of several processes: those of one, with these values of all."""
-    lines = exposition.splitlines(keepends=True)
-    names = [line.partition(" ")[0] for line in lines]
-    return "".join(
-        f"{name} {values[name]}\n" if name in values else line for name, line in zip(names, lines, strict=True)
-    )
+def _head(prefix: str, family: Family) -> str:
+    return f"# HELP {prefix}{family.name} {family.meaning}\n# TYPE {prefix}{family.name} {family.kind}\n"
 
 
 def _one(name: str, value: float) -> Iterator[str]:

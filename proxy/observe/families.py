@@ -1,10 +1,10 @@
-"""The metrics that there are: name, type, labels, meaning. docs/metrics.md has the same table."""
+"""The metrics that there are: name, type, labels, meaning. docs/metrics.md has the table `FAMILIES`, too."""
 
 from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["FAMILIES", "PREFIX", "Family"]
+__all__ = ["FAMILIES", "PREFIX", "PROCESS_FAMILIES", "Family"]
 
 PREFIX: Final = "cloudrun_sidecar_"
 """What all names begin with."""
@@ -141,4 +141,14 @@ FAMILIES: Final = (
     Family("worker_restarts_total", "counter", (), "Workers that were replaced because they had ended"),
     Family("log_lines_dropped_total", "counter", (), "Log lines dropped because their reader did not keep up"),
 )
-"""In the order in which they are exposed, without the `process_…` metrics."""
+"""In the order in which they are exposed; then come `PROCESS_FAMILIES`."""
+
+PROCESS_FAMILIES: Final = (
+    Family("process_cpu_seconds_total", "counter", (), "Processor time, user and system"),
+    Family("process_virtual_memory_bytes", "gauge", (), "Virtual memory"),
+    Family("process_resident_memory_bytes", "gauge", (), "Resident memory"),
+    Family("process_start_time_seconds", "gauge", (), "When the process started, in seconds since the epoch"),
+    Family("process_open_fds", "gauge", (), "Open file descriptors"),
+    Family("process_max_fds", "gauge", (), "Limit of open file descriptors"),
+)
+"""The metrics of the process, whose names have no `PREFIX`: other programs have the same."""

@@ -1,4 +1,4 @@
-"""The metrics of a process that Prometheus' clients have in common, read from Linux' /proc."""
+"""The values of `PROCESS_FAMILIES`: metrics that Prometheus' clients have in common, read from Linux' /proc."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_OCTETS: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def process_metrics() -> str:
-    """Return them in the text format of Prometheus; those that cannot be read are left out. It takes long."""
-    return "".join(
-        f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n{name} {value}\n"
-        for name, kind, meaning, value in (*_from_stat(), *_descriptors())
-    )
+def process_metrics() -> dict[str, float]:
+    """Return the metrics of this process by name; those that cannot be read are left out. It takes long."""
+    return {**_from_stat(), **_descriptors()}
 
 
-def _from_stat() -> list[tuple[str, str, str, float]]:
+def _from_stat() -> dict[str, float]:
     try:
         with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
             # The name of the program may contain anything, so fields are counted from the third one (proc_pid_stat(5)).
@@ -29,35 +26,21 @@ def _from_stat() -> list[tuple[str, str, str, float]]:
         user, system, started, virtual, resident = (int(fields[number - 3]) for number in (14, 15, 22, 23, 24))
         booted_at = _booted_at()
     except (OSError, ValueError, IndexError):
-        return []
-    return [
-        (
-            "process_cpu_seconds_total",
-            "counter",
-            "Processor time, user and system",
-            (user + system) / _TICKS_A_SECOND,
-        ),
-        ("process_virtual_memory_bytes", "gauge", "Virtual memory", virtual),
-        ("process_resident_memory_bytes", "gauge", "Resident memory", resident * _PAGE_OCTETS),
-        (
-            "process_start_time_seconds",
-            "gauge",
-            "When the process started, in seconds since the epoch",
-            booted_at + started / _TICKS_A_SECOND,
-        ),
-    ]
+        return {}
+    return {
+        "process_cpu_seconds_total": (user + system) / _TICKS_A_SECOND,
+        "process_virtual_memory_bytes": virtual,
+        "process_resident_memory_bytes": resident * _PAGE_OCTETS,
+        "process_start_time_seconds": booted_at + started / _TICKS_A_SECOND,
+    }
 
 
-def _descriptors() -> list[tuple[str, str, str, float]]:
+def _descriptors() -> dict[str, float]:
     try:
         count = len(os.listdir("/proc/self/fd"))
     except OSError:
-        return []
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return [
-        ("process_open_fds", "gauge", "Open file descriptors", count),
-        ("process_max_fds", "gauge", "Limit of open file descriptors", limit),
-    ]
+        return {}
+    return {"process_open_fds": count, "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
 
 @cache

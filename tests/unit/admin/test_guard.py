@@ -81,7 +81,7 @@ async def test_a_client_that_leaves_before_its_answer_or_sends_broken_content_is
     async with running() as site:
         address = parse_address(site.plane.address)
 
-        def leaving(_: Exposition) -> Iterator[str]:
+        def leaving(_: Exposition, process: object) -> Iterator[str]:
             for connection in [*site.plane._connections._by_handler.values()]:
                 connection.abort()
             yield "a piece\n"
@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_before_its_answer_or_sends_broken_content_is
         assert (await site.get("/livez"))[0] == 200
         # What goes wrong here is logged.
         assert not caplog.records
-        monkeypatch.setattr(Exposition, "pieces", lambda _: 1 / 0)
+        monkeypatch.setattr(Exposition, "pieces", lambda *_: 1 / 0)
         assert (await site.get("/metrics"))[0] == 500
         assert [record.name for record in caplog.records] == ["aiohttp.server"]
 

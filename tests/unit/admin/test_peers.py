@@ -55,8 +55,8 @@ class Supervisor:
 
 
 def peers_of(channel: object, state: object = None) -> Peers:
-    async def no_metrics() -> str:
-        return ""
+    async def no_metrics() -> dict[str, float]:
+        return {}
 
     return Peers(cast(Channel, channel), cast(WorkerState, state), cast(Live, StillState(())), no_metrics)
 

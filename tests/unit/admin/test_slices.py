@@ -193,7 +193,7 @@ def test_rendering_keeps_nothing_that_the_collector_looks_at_and_leaves_no_cycle
     young = gc.get_stats()[0]["collections"]
     match what:
         case "metrics":
-            octets = sum(map(len, Exposition(metrics, health, live).pieces()))
+            octets = sum(map(len, Exposition(metrics, health, live).pieces({})))
         case "status":
             octets = sum(map(len, Status(metrics, health, history, live).pieces("ready", "")))
         case _:

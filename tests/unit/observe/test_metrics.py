@@ -32,7 +32,7 @@ def route(name: str) -> Route:
 
 
 def rendered(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> str:
-    return "".join(Exposition(metrics, health or RouteHealth(metrics), live or StillState()).pieces())
+    return "".join(Exposition(metrics, health or RouteHealth(metrics), live or StillState()).pieces({}))
 
 
 def samples(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> dict[str, float]:
