@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
@@ -39,13 +40,13 @@ from proxy.downstream.binding import SocketFile, UnixAccess, bind_tcp, bind_unix
 from proxy.downstream.channel import Channel
 from proxy.exit_codes import no_thread
 from proxy.network.address import Address, parse_address
-from proxy.observe.combined import Combined
 from proxy.observe.exposition import CONTENT_TYPE, Exposition
 from proxy.observe.health import RouteHealth
 from proxy.observe.history import INTERVAL_SECONDS, History
 from proxy.observe.live import Live
 from proxy.observe.metrics import Metrics
 from proxy.observe.process import process_metrics
+from proxy.observe.view import View
 from proxy.observe.worker_state import WorkerState
 
 __all__ = ["OPENAPI", "PATHS", "AdminPlane", "Health"]
@@ -103,12 +104,12 @@ class AdminPlane:
     ) -> None:
         self._configured = parse_address(address)
         self._health = health
-        self._metrics = metrics
-        self._routes_health = routes_health
-        self._live = live
         self.history = History(metrics)
         """The last minutes, recorded from `start` to `close`."""
-        self._status = Status(metrics, routes_health, self.history, live)
+        self._own = View(metrics=metrics, health=routes_health, history=self.history, live=live, started_at=time.time())
+        """The state of this worker."""
+        self._state = WorkerState(metrics, routes_health, live, self.history)
+        """The same for other workers."""
         self._peers: Peers | None = None
         self._allowed_hosts = tuple(allowed_hosts)
         self._deadlines = deadlines or Deadlines()
@@ -125,8 +126,7 @@ class AdminPlane:
 
     def join(self, channel: Channel) -> Peers:
         """Show all workers of this one's supervisor from now on; `close` ends it."""
-        state = WorkerState(self._metrics, self._routes_health, self._live, self.history)
-        self._peers = Peers(channel, state, self._live, self._process_metrics)
+        self._peers = Peers(channel, self._state, self._own.live, self._process_metrics)
         self._peers.start()
         return self._peers
 
@@ -230,9 +230,8 @@ class AdminPlane:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, state = self._readiness()
         if ready and "routes" in request.query:
-            async with self._combined() as combined:
-                status = self._status if combined is None else Status.of(combined)
-                failing = "".join([text async for text in in_slices(status.cannot_mint())])
+            async with self._shown() as view:
+                failing = "".join([text async for text in in_slices(Status(view).cannot_mint())])
             if failing:
                 return _probe_answer(False, f"not ready: routes without a token\n{failing.rstrip()}")
         return _probe_answer(ready, state)
@@ -243,36 +242,28 @@ class AdminPlane:
 
     async def _exposition(self, request: web.Request) -> web.StreamResponse:
         process = await self._process_metrics()
-        async with self._combined() as combined:
-            if combined is None:
-                pieces = Exposition(self._metrics, self._routes_health, self._live).pieces(process)
-            else:
-                every = Exposition(combined.metrics, combined, combined, combined.group)
-                pieces = every.pieces({**process, **combined.process})
-            return await send_in_slices(request, pieces, CONTENT_TYPE)
+        async with self._shown() as view:
+            return await send_in_slices(request, Exposition(view).pieces({**process, **view.process}), CONTENT_TYPE)
 
     async def _list_routes(self, request: web.Request) -> web.StreamResponse:
-        named = map(route_settings, self._live.routes())
-        if self._live.allowed() is None:
+        live = self._own.live
+        named = map(route_settings, live.routes())
+        if live.allowed() is None:
             return await send_in_slices(request, json_list(named), JSON)
-        async with self._combined() as combined:
-            opened = open_route_settings(combined or self._live)
+        async with self._shown() as view:
+            opened = open_route_settings(view.live)
             return await send_in_slices(request, json_list(chain(named, opened)), JSON)
 
     async def _show_status(self, request: web.Request) -> web.StreamResponse:
-        async with self._combined() as combined:
+        async with self._shown() as view:
             state, _, reason = self._readiness()[1].partition(": ")
-            if combined is None:
-                pieces = self._status.pieces(state, reason)
-            else:
-                pieces = Status.of(combined).pieces(state, reason, combined.group)
-            return await send_in_slices(request, pieces, JSON)
+            return await send_in_slices(request, Status(view).pieces(state, reason), JSON)
 
     @asynccontextmanager
-    async def _combined(self) -> AsyncIterator[Combined | None]:
-        """Collect the state of all workers; None if there is but this one. Raises HTTPServiceUnavailable."""
+    async def _shown(self) -> AsyncIterator[View]:
+        """Yield the state of this worker, or collect that of all workers. Raises HTTPServiceUnavailable."""
         if self._peers is None:
-            yield None
+            yield self._own
             return
         async with AsyncExitStack() as stack:
             try:
@@ -280,7 +271,7 @@ class AdminPlane:
             except TimeoutError:
                 text = "the main process does not collect from its workers\n"
                 raise web.HTTPServiceUnavailable(text=text) from None
-            yield combined
+            yield View.of(combined)
 
     async def _process_metrics(self) -> dict[str, float]:
         """Return the metrics of the process, none without threads. Concurrent callers share one reading."""

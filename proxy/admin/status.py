@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from proxy import __version__
 from proxy.observe.background import dropped_lines
-from proxy.observe.combined import Combined, Group, WorkerRow
+from proxy.observe.combined import Group, WorkerRow
 from proxy.observe.counters import RouteMetrics
-from proxy.observe.health import RouteHealth, Trouble
-from proxy.observe.history import INTERVAL_SECONDS, History
+from proxy.observe.health import Trouble
+from proxy.observe.history import INTERVAL_SECONDS
 from proxy.observe.live import Live, OpenRoute, OpenUse, Queues
-from proxy.observe.metrics import Metrics, SettingsMetrics, token_identity
+from proxy.observe.metrics import SettingsMetrics, token_identity
 from proxy.observe.pairs import pairs
+from proxy.observe.view import View
 from proxy.routes import AllowLists, Route
 
 __all__ = ["JSON", "Status", "json_list", "open_route_settings", "route_settings"]
@@ -31,32 +32,16 @@ _NOTHING_COUNTED: Final = RouteMetrics()
 class Status:
     """The state of one worker, or of several together. `clock` is wall-clock time in seconds."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        health: RouteHealth | Combined,
-        history: History | Combined,
-        live: Live,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._history = history
-        self._live = live
+    def __init__(self, view: View, *, clock: Callable[[], float] = time.time) -> None:
+        self._view = view
+        self._metrics = view.metrics
+        self._health = view.health
+        self._history = view.history
+        self._live = view.live
         self._clock = clock
-        self._started_at = clock()
 
-    @classmethod
-    def of(cls, combined: Combined) -> Status:
-        """Return the state of several workers."""
-        return cls(combined.metrics, combined, combined, combined)
-
-    def pieces(self, state: str, reason: str, group: Group | None = None) -> Iterator[str]:
-        """Yield the text of a JSON object, one route a piece. `state` and `reason` are those of `/readyz`.
-
-        `group` are the workers if there may be several.
-        """
+    def pieces(self, state: str, reason: str) -> Iterator[str]:
+        """Yield the text of a JSON object, one route a piece. `state` and `reason` are those of `/readyz`."""
         metrics, live = self._metrics, self._live
         queues = Queues()
         for _ in live.count_queues(queues):
@@ -65,7 +50,7 @@ class Status:
         for _, counted in pairs(metrics.routes):
             in_flight += counted.in_flight
             yield ""
-        group = group or self._alone(state, in_flight)
+        group = self._view.group or self._alone(state, in_flight)
         head = {
             "version": __version__,
             "engine": metrics.engine,
@@ -109,8 +94,9 @@ class Status:
 
     def _alone(self, state: str, in_flight: int) -> Group:
         connections, queued = self._metrics.downstream_connections.now, self._live.queued_octets
-        row = WorkerRow(os.getpid(), state, self._started_at, connections, in_flight, queued)
-        return Group(os.getpid(), self._started_at, [row], 0, dropped_lines())
+        started_at = self._view.started_at
+        row = WorkerRow(os.getpid(), state, started_at, connections, in_flight, queued)
+        return Group(os.getpid(), started_at, [row], 0, dropped_lines())
 
     def _origins(self) -> Iterator[dict[str, Any] | None]:
         goaways: dict[str, dict[str, int]] = {}
@@ -190,10 +176,7 @@ def route_settings(route: Route) -> dict[str, Any]:
     return {
         "name": route.name,
         "url": f"{route.origin}{route.base_path}",
-        "gcp_id_token": route.signed,
-        "gcp_audience": route.audience if route.signed else None,
-        "gcp_impersonate_service_account": route.impersonate,
-        "gcp_delegates": list(route.delegates),
+        **_authentication(route),
     }
 
 
@@ -205,12 +188,12 @@ def open_route_settings(live: Live) -> Iterator[dict[str, Any]]:
             yield {"name": url, "url": url, **_authentication(use), "open": True}
 
 
-def _authentication(use: OpenUse) -> dict[str, Any]:
+def _authentication(of: Route | OpenUse) -> dict[str, Any]:
     return {
-        "gcp_id_token": use.signed,
-        "gcp_audience": use.audience if use.signed else None,
-        "gcp_impersonate_service_account": use.impersonate,
-        "gcp_delegates": list(use.delegates),
+        "gcp_id_token": of.signed,
+        "gcp_audience": of.audience if of.signed else None,
+        "gcp_impersonate_service_account": of.impersonate,
+        "gcp_delegates": list(of.delegates),
     }
 
 

@@ -12,7 +12,7 @@ No secret gets into a log line or a metric.
 * `health`       an observer that knows which routes work, and the last failures
 * `history`      the last minutes of each route, for charts
 * `worker_state`  what a worker has counted, and its state, as text; `totals` adds up what several have counted;
-                 `combined` is several workers as one
+                 `combined` is several workers as one; `view` is one worker, or several as one, for what shows it
 * `explanation`  what an error response or a failure means, in the words of `check`
 * `access_log`   an observer that writes one line an exchange
 * `warnings`     an observer that writes what went wrong, and what mends it

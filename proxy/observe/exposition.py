@@ -12,13 +12,12 @@ from typing import Final, TypeVar
 
 from proxy import __version__
 from proxy.observe.background import dropped_lines
-from proxy.observe.combined import Combined, Group
 from proxy.observe.counters import Durations, RouteMetrics
 from proxy.observe.families import FAMILIES, PREFIX, PROCESS_FAMILIES, Family
-from proxy.observe.health import RouteHealth
-from proxy.observe.live import Live, OriginState, Queues
-from proxy.observe.metrics import Metrics, token_identity
+from proxy.observe.live import OriginState, Queues
+from proxy.observe.metrics import token_identity
 from proxy.observe.pairs import pairs
+from proxy.observe.view import View
 
 __all__ = ["CONTENT_TYPE", "Exposition"]
 
@@ -31,18 +30,17 @@ _Values = TypeVar("_Values", bound=tuple[str, ...])
 
 
 class Exposition:
-    """The metrics of one worker, or of several together, whose `group` is given then."""
+    """The metrics of one worker, or of several together."""
 
-    def __init__(
-        self, metrics: Metrics, health: RouteHealth | Combined, live: Live, group: Group | None = None
-    ) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._live = live
+    def __init__(self, view: View) -> None:
+        self._metrics = view.metrics
+        self._health = view.health
+        self._live = view.live
         self._queues = Queues()
+        group = view.group
         if group is None:
             self._workers, self._restarts, self._dropped = 1, 0, dropped_lines()
-            self._largest_queued_octets = live.queued_octets
+            self._largest_queued_octets = view.live.queued_octets
         else:
             self._workers, self._restarts, self._dropped = len(group.workers), group.restarts, group.log_lines_dropped
             self._largest_queued_octets = max((worker.queued_octets for worker in group.workers), default=0)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from proxy.observe.health import RouteHealth
+from proxy.observe.history import History
 from proxy.observe.live import OpenRoute, OriginState, Queues, TokenState
+from proxy.observe.metrics import Metrics
+from proxy.observe.view import View
 from proxy.routes import AllowLists, Route
 
-__all__ = ["StillState"]
+__all__ = ["StillState", "view_of"]
 
 
 @dataclass
@@ -54,3 +58,19 @@ class StillState:
         queues.route_octets.update(self.queues.route_octets)
         queues.route_waiting.update(self.queues.route_waiting)
         yield
+
+
+def view_of(
+    metrics: Metrics,
+    live: StillState | None = None,
+    health: RouteHealth | None = None,
+    history: History | None = None,
+) -> View:
+    """Return the view of a worker that has counted this; of what is not given, nothing is known."""
+    return View(
+        metrics=metrics,
+        health=health or RouteHealth(metrics),
+        history=history or History(metrics),
+        live=live or StillState(),
+        started_at=0.0,
+    )

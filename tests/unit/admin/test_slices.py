@@ -25,7 +25,7 @@ from proxy.observe.metrics import Metrics
 from proxy.observe.worker_state import WorkerState
 from proxy.routes import Origin, Route
 from proxy.supervisor import collecting
-from tests.support.live import StillState
+from tests.support.live import StillState, view_of
 from tests.support.observed import Observed
 from tests.support.supervised import supervised
 
@@ -193,9 +193,9 @@ def test_rendering_keeps_nothing_that_the_collector_looks_at_and_leaves_no_cycle
     young = gc.get_stats()[0]["collections"]
     match what:
         case "metrics":
-            octets = sum(map(len, Exposition(metrics, health, live).pieces({})))
+            octets = sum(map(len, Exposition(view_of(metrics, live, health)).pieces({})))
         case "status":
-            octets = sum(map(len, Status(metrics, health, history, live).pieces("ready", "")))
+            octets = sum(map(len, Status(view_of(metrics, live, health, history)).pieces("ready", "")))
         case _:
             octets = sum(map(len, WorkerState(metrics, health, live, history).lines()))
     assert octets > 100_000

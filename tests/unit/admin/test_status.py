@@ -19,7 +19,7 @@ from proxy.observe.live import TokenState
 from proxy.observe.metrics import Metrics
 from proxy.routes import Origin, Route
 from proxy.tokens.model import TokenKey
-from tests.support.live import StillState
+from tests.support.live import StillState, view_of
 from tests.support.observed import Observed
 from tests.unit.admin.stage import HOSTS, LISTS, ROUTES, stage
 
@@ -137,7 +137,7 @@ async def test_routes_and_status_show_what_deployments_have_named_and_may_choose
 def test_an_origin_of_several_routes_is_listed_once() -> None:
     routes = [Route(name=name, origin=Origin("https", "svc.run.app", 443)) for name in ("a", "b")]
     metrics = Metrics()
-    status = Status(metrics, RouteHealth(metrics), History(metrics), StillState(routes, waiting=2))
+    status = Status(view_of(metrics, StillState(routes, waiting=2)))
     told = json.loads("".join(status.pieces("ready", "taking requests")))
     assert [(origin["origin"], origin["waiting"]) for origin in told["origins"]] == [("https://svc.run.app", 2)]
 
@@ -181,7 +181,7 @@ def test_a_route_that_cannot_mint_is_named_unless_a_token_is_left() -> None:
     metrics = Metrics()
     health = RouteHealth(metrics)
     live = StillState(ROUTES)
-    status = Status(metrics, health, History(metrics), live)
+    status = Status(view_of(metrics, live, health))
     assert "".join(status.cannot_mint()) == ""
     health.mint_failed(TokenKey.for_route(ROUTES[0]), TokenTimeout("no answer"), 5.0, False)
     assert "".join(status.cannot_mint()) == "greeter: token-timeout: no answer\n"

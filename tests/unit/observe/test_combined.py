@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +20,11 @@ from proxy.observe.history import INTERVALS, History
 from proxy.observe.live import OpenRoute, OpenUse, OriginState, Queues, TokenState
 from proxy.observe.metrics import Metrics
 from proxy.observe.totals import Totals, state_line
+from proxy.observe.view import View
 from proxy.observe.worker_state import WorkerState
 from proxy.routes import AllowLists, OpenRoutes, Origin, Route
 from proxy.tokens.model import Token, TokenKey
-from tests.support.live import StillState
+from tests.support.live import StillState, view_of
 from tests.support.observed import Observed
 
 ROUTES = tuple(
@@ -121,8 +123,8 @@ def test_the_metrics_of_several_workers_are_those_of_one_with_all_their_traffic(
     for line in dead.state().splitlines():
         totals.add(line)
     together = combined(one.state(), other.state(), "".join(totals.lines()).encode())
-    expected = samples(Exposition(alone.metrics, alone.health, alone.live))
-    found = samples(Exposition(together.metrics, together, together))
+    expected = samples(Exposition(view_of(alone.metrics, alone.live, alone.health)))
+    found = samples(Exposition(replace(View.of(together), group=None)))
     # What is open or in flight has ended with the worker.
     gauges = ("cloudrun_sidecar_requests_in_flight", "cloudrun_sidecar_upstream_connections{")
     now = (*gauges, "cloudrun_sidecar_downstream_connections ")
@@ -336,7 +338,7 @@ def test_the_worker_that_queues_most_is_seen_beside_the_sum() -> None:
     known = {"pid": 7, "started_at": 1.0, "workers": rows, "restarts": 0, "log_lines_dropped": 0, "settings": {}}
     together = combined(*states, state_line("supervisor", "", None, known).encode())
     assert [(row.pid, row.queued_octets) for row in together.group.workers] == [(8, 5), (9, 30), (10, 0)]
-    told = samples(Exposition(together.metrics, together, together, together.group))
+    told = samples(Exposition(View.of(together)))
     assert told["cloudrun_sidecar_queued_bytes"] == 35
     assert told["cloudrun_sidecar_worker_queued_bytes_largest"] == 30
 

@@ -19,7 +19,7 @@ from proxy.observe.metrics import Metrics
 from proxy.observe.totals import AMBIENT
 from proxy.routes import OTHER, UNMATCHED, Origin, Route
 from proxy.tokens.model import Token, TokenKey
-from tests.support.live import StillState
+from tests.support.live import StillState, view_of
 from tests.support.observed import Observed
 
 EXCHANGE = Observed()
@@ -32,7 +32,7 @@ def route(name: str) -> Route:
 
 
 def rendered(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> str:
-    return "".join(Exposition(metrics, health or RouteHealth(metrics), live or StillState()).pieces({}))
+    return "".join(Exposition(view_of(metrics, live, health)).pieces({}))
 
 
 def samples(metrics: Metrics, live: StillState | None = None, health: RouteHealth | None = None) -> dict[str, float]:

@@ -9,10 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.observe.exposition import Exposition
 from proxy.observe.families import PROCESS_FAMILIES
-from proxy.observe.health import RouteHealth
 from proxy.observe.metrics import Metrics
 from proxy.observe.process import process_metrics
-from tests.support.live import StillState
+from tests.support.live import view_of
 
 
 def values(exposition: str) -> dict[tuple[str, str], float]:
@@ -29,8 +28,7 @@ def test_they_have_the_names_types_and_values_of_prometheus_own_client() -> None
     ProcessCollector(registry=registry)
     expected = values(generate_latest(registry).decode())
     assert len(expected) == 6
-    metrics = Metrics()
-    exposed = "".join(Exposition(metrics, RouteHealth(metrics), StillState()).pieces(process_metrics()))
+    exposed = "".join(Exposition(view_of(Metrics())).pieces(process_metrics()))
     own = {key: value for key, value in values(exposed).items() if key[1].startswith("process_")}
     assert own == pytest.approx(expected, rel=0.2)
 
