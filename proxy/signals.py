@@ -28,6 +28,7 @@ __all__ = [
     "defer_signals",
     "ignore_signals",
     "signal_name",
+    "signals_blocked",
     "threads_without_signals",
 ]
 
@@ -68,10 +69,15 @@ def ignore_signals() -> None:
 
 
 @contextlib.contextmanager
-def threads_without_signals() -> Iterator[None]:
-    """Threads that are started in this context get no signals: the main thread may block some of them for a while."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def signals_blocked(numbers: Iterable[signal.Signals] = HANDLED_SIGNALS) -> Iterator[None]:
+    """Block signals in this context, for this thread and for threads and processes that are started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def threads_without_signals() -> contextlib.AbstractContextManager[None]:
+    """Return a context whose threads get no signals: the main thread may block some of them for a while."""
+    return signals_blocked(signal.valid_signals())

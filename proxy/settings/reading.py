@@ -23,13 +23,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.exit_codes import KILLED_REMEDY, PROCESSES_REMEDY, ExitCode
 from proxy.settings.plain import PlainSettings
-from proxy.signals import block_signals, signal_name
+from proxy.signals import signal_name, signals_blocked
 
 __all__ = ["DEADLINE_SECONDS", "CommandLine", "Reading", "SettingsNotRead", "read_settings"]
 
@@ -105,7 +105,7 @@ class Reading:
 
     def __enter__(self) -> Reading:
         try:
-            with self._its, _signals_blocked():
+            with self._its, signals_blocked():
                 self._process = self._start(self._its.fileno())
         except OSError as exc:
             self._ours.close()
@@ -192,17 +192,6 @@ class Reading:
 def _too_late(seconds: float) -> SettingsNotRead:
     what = f"the settings were not read within {seconds:g} seconds: does a pipe or a network mount with them hang?"
     return SettingsNotRead(ExitCode.FAILED, what)
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block signals in this thread, so that a process that is started meanwhile begins with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    block_signals()
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _inheritable_descriptors() -> list[int]:

@@ -8,26 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, block_signals, ignore_signals
+from proxy.signals import ENDING_SIGNALS, HANDLED_SIGNALS, block_signals, ignore_signals, signals_blocked
 
-__all__ = ["signals_blocked", "signals_to_socket"]
+__all__ = ["blocked_for_workers", "signals_to_socket"]
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
+def blocked_for_workers() -> Iterator[None]:
     """Start child processes with `HANDLED_SIGNALS` blocked; meanwhile, they stay pending in this process too.
 
     Otherwise a signal between the start of a worker and its first handler would kill the worker.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(HANDLED_SIGNALS) - set(ENDING_SIGNALS[:2]))
-    # Otherwise multiprocessing starts it with the first worker; it then unblocks SIGTERM and SIGINT, which it ignores.
-    # Other signals to the group stay pending in it until it exits.
-    resource_tracker.ensure_running()
-    block_signals()
-    try:
+    with signals_blocked(set(HANDLED_SIGNALS) - set(ENDING_SIGNALS[:2])):
+        # Otherwise multiprocessing starts it with the first worker; it then unblocks SIGTERM and SIGINT, which it
+        # ignores. Other signals to the group stay pending in it until it exits.
+        resource_tracker.ensure_running()
+        block_signals()
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from proxy.supervisor.installed import other_version
 from proxy.supervisor.process import WorkerProcess
 from proxy.supervisor.reloading import Reloading
 from proxy.supervisor.replacing import Replacing
-from proxy.supervisor.signals import signals_blocked, signals_to_socket
+from proxy.supervisor.signals import blocked_for_workers, signals_to_socket
 from proxy.supervisor.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class _Supervisor:
         if self._all_ready and (installed := other_version()):
             what = "the worker that starts is of another version, and may fail: the package was replaced meanwhile"
             _log.error(what, running=__version__, installed=installed, remedy="restart the sidecar")
-        with signals_blocked():
+        with blocked_for_workers():
             for _ in range(count):
                 try:
                     self._start_worker()
