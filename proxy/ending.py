@@ -18,7 +18,7 @@ _log: Final = structlog.get_logger("sidecar")
 
 
 class Requests(Protocol):
-    """What takes requests: the dispatcher."""
+    """The part of the dispatcher that is used here."""
 
     draining: bool
     """True if new requests are refused."""
@@ -30,38 +30,39 @@ class Ending:
     def __init__(
         self, listener: Listener, requests: Requests, admin: AdminPlane | None, drain_timeout: Callable[[], float]
     ) -> None:
-        self.on_draining: Callable[[], object] = bool
+        self.on_draining: Callable[[], object] = lambda: None
         """Called when new requests begin to be refused."""
-        self.leaves_sockets: Callable[[], bool] = bool
-        """True if another process has the listening sockets, too: what is not accepted waits for that."""
+        self.are_sockets_shared: Callable[[], bool] = lambda: False
+        """Returns whether another process listens on the same sockets: it gets the connections not accepted here."""
         self._listener = listener
         self._requests = requests
         self._admin = admin
         self._drain_timeout = drain_timeout
-        self._begun = asyncio.Event()
-        self._told_to_end = False
+        self._ending = asyncio.Event()
+        """Set once the end has begun: draining, or leaving the ports."""
+        self._signalled = False
         self._handed_on = False
         self._leaving_ports: asyncio.Task[None] | None = None
 
     def drain(self) -> None:
         """Begin to drain, and wait no longer for clients without a request; called again, change nothing."""
         self._listener.end_retiring()
-        self._begun.set()
+        self._ending.set()
 
     def abort(self) -> None:
         """Drain, and abort all live exchanges now."""
         _log.warning("second signal: aborting live exchanges", live=self._listener.live_exchanges)
         self._listener.abort()
-        self._begun.set()
+        self._ending.set()
 
-    def end(self) -> None:
-        """Begin to drain; called again, abort what is left."""
-        if self._told_to_end:
+    def on_ending_signal(self) -> None:
+        """Begin to drain; at the second signal, abort what is left."""
+        if self._signalled:
             self.abort()
-        self._told_to_end = True
+        self._signalled = True
         self.drain()
 
-    def orphan(self) -> None:
+    def on_supervisor_lost(self) -> None:
         """Drain, and give up the admin port at once: the supervisor is gone, and the next one needs the port."""
         self._leave_ports()
         self.drain()
@@ -70,11 +71,11 @@ class Ending:
         """Leave the ports to another sidecar, which serves now; serve clients that are here until they have left."""
         self._handed_on = True
         self._leave_ports()
-        self._begun.set()
+        self._ending.set()
 
     async def wait(self) -> None:
         """Wait until draining was requested and is over."""
-        await self._begun.wait()
+        await self._ending.wait()
         started = time.monotonic()
         timeout = self._drain_timeout()
         _log.info("draining", live=self._listener.live_exchanges, timeout_seconds=timeout)
@@ -84,7 +85,7 @@ class Ending:
             await self.close()  # the ports have been left
         self._requests.draining = True
         self.on_draining()
-        if not self._handed_on and self.leaves_sockets():
+        if not self._handed_on and self.are_sockets_shared():
             await self._listener.stop_accepting()
         complete = await self._listener.drain(max(0.0, timeout - (time.monotonic() - started)))
         seconds = round(time.monotonic() - started, 1)
@@ -102,7 +103,7 @@ class Ending:
         self._leaving_ports = asyncio.get_running_loop().create_task(self._stop_listening())
 
     async def _stop_listening(self) -> None:
-        if self.leaves_sockets():
+        if self.are_sockets_shared():
             await self._listener.stop_accepting()
         if self._admin is not None:
             await self._admin.close()

@@ -271,7 +271,7 @@ class Worker:
                         PROBLEMS: reloads.take_problems,
                     },
                     files=peers.files if peers else {},
-                    orphan=self.ending.orphan,
+                    orphan=self.ending.on_supervisor_lost,
                     lost=self.listener.admission.lost,
                     on_ready=partial(self._log_listening, config, accepts),
                     handshakes=self._handshakes,
@@ -280,7 +280,7 @@ class Worker:
                 await listen(self.listener, config, Sockets([], [accepts.socket], []), self.ending.wait)
             else:
                 self.ending.on_draining = partial(manager.stopping, "draining")
-                self.ending.leaves_sockets = lambda: config.shared
+                self.ending.are_sockets_shared = lambda: config.shared
                 if takeover is not None:
                     await asyncio.to_thread(takeover.complete)
                     takeover.start(loop.add_reader, loop.remove_reader, partial(self._hand_on, config))
@@ -291,7 +291,7 @@ class Worker:
     def _handle_signals(self, loop: asyncio.AbstractEventLoop, reloads: Reloads, *, alone: bool) -> None:
         for number in HANDLED_SIGNALS:
             if number in ENDING_SIGNALS:
-                loop.add_signal_handler(number, self.ending.end if alone else self.ending.drain)
+                loop.add_signal_handler(number, self.ending.on_ending_signal if alone else self.ending.drain)
             elif number == RELOAD_SIGNAL:
                 loop.add_signal_handler(number, reloads.request)
             else:

@@ -74,7 +74,7 @@ class Takeover:
         self._offered: list[tuple[str, str, socket.socket]] = [(_CONTROL, path, control)]
         self._watch: Watch | None = None
         self._unwatch: Unwatch | None = None
-        self._on_taken: Callable[[], object] = bool
+        self._on_taken: Callable[[], object] = lambda: None
         self._next: socket.socket | None = None
         """The connection from the sidecar after this one, until it is ready."""
         self._next_pid = 0

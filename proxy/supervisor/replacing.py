@@ -1,7 +1,7 @@
-"""Workers in the place of others: those that have exited, and the last one that takes requests when it is told to end.
+"""Starts workers in the place of others: of those that have exited, and of the last one that begins to drain.
 
-Somebody may signal all workers, and not the supervisor. Then none takes requests until the first has drained, which may
-take the whole `drain_timeout`: so another one starts beside them.
+If all workers are signalled, and not the supervisor, none takes requests until the first has drained, which may take
+the whole `drain_timeout`. So another one starts beside them.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Replacing:
                 _log.error("worker does not start: killing it", pid=worker.pid)
                 worker.start_by = math.inf
                 worker.kill()
-        told = [worker for worker in self._workers if worker.channel.draining and not worker.replaced]
-        if told and self.starts.next == math.inf and not self._is_served():
-            self._replace_told(told[0])
+        draining = [worker for worker in self._workers if worker.channel.draining and not worker.replaced]
+        if draining and self.starts.next == math.inf and not self._is_served():
+            self._replace_draining(draining[0])
 
     def replace(self, worker: WorkerProcess) -> None:
         """Plan the start of another one after this worker has exited, unless it was replaced before."""
         said = {"pid": worker.pid, **worker.exit_reason()}
         if worker.channel.draining and not worker.process.exitcode:
             if not worker.replaced:
-                self._replace_told(worker)
+                self._replace_draining(worker)
         elif worker.replaced:
             _log.error("worker failed while draining", **said)
         else:
@@ -61,9 +61,9 @@ class Replacing:
         """Plan the start of another worker after one that lived this long; return in how many seconds."""
         return self.starts.add(time.monotonic(), lived_seconds, served=self._is_served())
 
-    def _replace_told(self, worker: WorkerProcess) -> None:
+    def _replace_draining(self, worker: WorkerProcess) -> None:
         worker.replaced = True
-        self.plan(math.inf)  # it has not failed, however soon it was told
+        self.plan(math.inf)  # as after a long life: it has not failed
         _log.info("worker was told to end: starting another", pid=worker.pid)
 
     def _starting(self) -> list[WorkerProcess]:

@@ -98,7 +98,7 @@ async def test_a_worker_answers_and_drains(capsys: pytest.CaptureFixture[str]) -
             assert head[b":status"] == b"404"
             assert worker.started
             assert not worker.draining
-            worker.ending.end()
+            worker.ending.on_ending_signal()
             assert (await near.went_away).error_code == 0
             assert worker.draining
 
@@ -288,7 +288,7 @@ async def test_routes_swapped_under_load_fail_no_exchange_and_leave_nothing_behi
             assert b"status codes: 600 2xx, 0 3xx, 0 4xx, 0 5xx" in out
             left = (one, other)[1 - swaps % 2]
             await asyncio.gather(*(peer.closed for peer in left.peers))
-            worker.ending.end()
+            worker.ending.on_ending_signal()
 
         await running(settings_for(one.port), look, capsys)
         for task in answers:
