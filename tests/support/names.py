@@ -8,7 +8,6 @@ the program runs in a mount namespace with other files in the places of /etc/res
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import struct
 import threading
@@ -20,11 +19,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.namespaces import skip_unless_permitted, unshared
+from tests.support.namespaces import unshared
+from tests.support.ports import spare_addresses
 
 __all__ = ["NameServer", "name_server", "silent_name_servers"]
 
-_ADDRESSES_TRIED: Final = 20
 _HEAD: Final = struct.Struct("!6H")
 _RECORD: Final = struct.Struct("!3HIH4s")
 _POINTER_TO_QUESTION: Final = 0xC00C
@@ -148,17 +147,12 @@ def silent_name_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _bound() -> socket.socket:
     """Return a datagram socket at port 53 of a loopback address that no other program uses."""
-    skip_unless_permitted(53)
-    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    bound.setblocking(False)
-    tried = 0
-    while True:
+    for address in spare_addresses(53):
+        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            bound.bind((f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}", 53))
+            bound.bind((address, 53))
         except OSError:
-            tried += 1
-            if tried == _ADDRESSES_TRIED:
-                bound.close()
-                raise
+            bound.close()
         else:
             return bound
+    raise AssertionError("no loopback address has port 53 free")

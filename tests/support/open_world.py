@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google
+from proxy.emulator import Certificates, CloudRun, CloudRunServer, Google
 from proxy.emulator.cloud_run import Application
 from tests.support.container import Recorder, Seen
 from tests.support.emulated import signing_key
 from tests.support.emulated_setup import CommandResult
-from tests.support.namespaces import skip_unless_permitted
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
-from tests.support.world import google_by_name, resolving
+from tests.support.world import HTTPS, at_spare_address, google_by_name, resolving
 
 __all__ = [
     "AUDIENCE", "BROKEN", "CUSTOM", "ID_TOKEN", "IMPERSONATE", "ONE", "OTHER", "OWNER", "PROJECT", "PUBLIC", "SAMPLES",
@@ -40,7 +38,6 @@ ONE, TWO, BROKEN, OWNER = (f"{name}@p.iam.gserviceaccount.com" for name in ("one
 IMPERSONATE: Final = "x-cloudrun-sidecar-gcp-impersonate-service-account"
 AUDIENCE: Final = "x-cloudrun-sidecar-gcp-audience"
 ID_TOKEN: Final = "x-cloudrun-sidecar-gcp-id-token"
-ADDRESSES_TRIED: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,20 +147,11 @@ async def _ran(argv: Sequence[str | Path], variables: Mapping[str, str]) -> Comm
 @asynccontextmanager
 async def served(app: Application, certificates: Certificates, name: str) -> AsyncIterator[str]:
     """Run a service of this name at port 443 of a spare loopback address, which is returned."""
-    skip_unless_permitted(443)
-    for _ in range(ADDRESSES_TRIED):
-        address = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
-        server = CloudRunServer(app, certificates, host=address, port=443, names=(name,))
-        try:
-            await server.__aenter__()
-        except CannotListen:
-            continue
-        try:
-            yield address
-        finally:
-            await server.__aexit__(None, None, None)
-        return
-    raise AssertionError("no loopback address has port 443 free")
+    async with AsyncExitStack() as stack:
+        server = await at_spare_address(
+            stack, lambda host: CloudRunServer(app, certificates, host=host, port=HTTPS, names=(name,))
+        )
+        yield server.url.removeprefix("https://").partition(":")[0]
 
 
 @asynccontextmanager

@@ -1,10 +1,16 @@
-"""Ports for programs that cannot listen on port 0 and say which one they got."""
+"""Ports and addresses for programs that cannot listen on port 0 and say which one they got."""
 
 from __future__ import annotations
 
+import random
 import socket
+from collections.abc import Iterator
 
-__all__ = ["free_port"]
+from tests.support.namespaces import skip_unless_permitted
+
+__all__ = ["free_port", "spare_addresses"]
+
+_ADDRESSES_TRIED = 20
 
 
 def free_port() -> int:
@@ -18,3 +24,13 @@ def free_port() -> int:
             accepted, _ = listening.accept()
             accepted.close()  # the side that closes first has TIME-WAIT
     return port
+
+
+def spare_addresses(port: int) -> Iterator[str]:
+    """Yield loopback addresses of which hardly another program uses this port.
+
+    The test is skipped where this user may not open the port.
+    """
+    skip_unless_permitted(port)
+    for _ in range(_ADDRESSES_TRIED):
+        yield f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"

@@ -6,24 +6,36 @@ The programs do not know.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import glob
 import json
-import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from proxy.emulator import API_HOSTS, CannotListen, Certificates, CloudRun, CloudRunServer, Google, GoogleServer
 from tests.support.container import Recorder
 from tests.support.emulated import signing_key
-from tests.support.namespaces import skip_unless_permitted
+from tests.support.ports import spare_addresses
 from tests.support.restate_server import RestateServer
 from tests.support.services import sample_services
 from tests.support.sidecar import Sidecar, sidecar
 
-__all__ = ["AUTHORIZATION", "ROUTE", "TARGET", "Identity", "World", "google_by_name", "resolving", "world"]
+__all__ = [
+    "AUTHORIZATION",
+    "HTTPS",
+    "ROUTE",
+    "TARGET",
+    "Identity",
+    "World",
+    "at_spare_address",
+    "google_by_name",
+    "resolving",
+    "world",
+]
 
 AUTHORIZATION = "Bearer of-the-application"
 """What the deployment's requests carry for the application itself."""
@@ -33,7 +45,6 @@ TARGET = "invoker@samples.iam.gserviceaccount.com"
 
 ROUTE = "team/samples"
 HTTPS = 443
-ADDRESSES_TRIED = 20
 
 
 class Identity(enum.Enum):
@@ -150,26 +161,20 @@ def resolving(folder: Path, address: str, others: Mapping[str, str] | None = Non
 
 @asynccontextmanager
 async def google_by_name(google: Google, certificates: Certificates) -> AsyncIterator[GoogleServer]:
-    """Run Google's endpoints where their real names can lead to them: on port 443 of a spare loopback address.
+    """Run Google's endpoints where their real names can lead to them: on port 443 of a spare loopback address."""
+    async with AsyncExitStack() as stack:
+        yield await at_spare_address(stack, lambda host: GoogleServer(google, certificates, host=host, tls_port=HTTPS))
 
-    A test is skipped where this user may not open it.
-    """
-    skip_unless_permitted(HTTPS)
-    tried = 0
-    while True:
-        host = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
-        server = GoogleServer(google, certificates, host=host, tls_port=HTTPS)
-        try:
-            await server.__aenter__()
-            break
-        except CannotListen:
-            tried += 1
-            if tried == ADDRESSES_TRIED:
-                raise
-    try:
-        yield server
-    finally:
-        await server.__aexit__(None, None, None)
+
+Server = TypeVar("Server")
+
+
+async def at_spare_address(stack: AsyncExitStack, make: Callable[[str], AbstractAsyncContextManager[Server]]) -> Server:
+    """Enter what `make` returns for a loopback address of which no other program uses port 443, and return it."""
+    for host in spare_addresses(HTTPS):
+        with contextlib.suppress(CannotListen):
+            return await stack.enter_async_context(make(host))
+    raise AssertionError("no loopback address has port 443 free")
 
 
 def _routes(url: str, *, impersonate: str | None) -> str:
