@@ -27,7 +27,8 @@ from proxy.emulator.http2 import EXCHANGE, Exchange
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.limits import FIELD_SECTION_OCTETS
 from proxy.emulator.members import includes
-from proxy.emulator.service_faults import PROTOCOL_ERROR, ServiceFault, apply_fault, respond
+from proxy.emulator.model import PendingFault
+from proxy.emulator.service_faults import RESPONSES, ServiceFault, apply_fault, respond
 from proxy.emulator.verdicts import VERDICT_OF, RequestRecord, Verdict
 
 __all__ = [
@@ -127,7 +128,7 @@ class CloudRun:
         self.verdicts: Counter[Verdict] = Counter()
         """The number of requests by verdict; never reset."""
         self._next_invokers: tuple[float, set[str]] | None = None
-        self._faults: tuple[ServiceFault, int | None] | None = None
+        self.pending_fault: PendingFault[ServiceFault] = PendingFault()
         self._open = 0
         self.app = app
         """The application."""
@@ -151,8 +152,8 @@ class CloudRun:
         if verdict is Verdict.ACCEPTED:
             verdict, fields = self._authenticate(fields)
         # After the check of the token, as with a service whose containers fail. A WebSocket has refusals only.
-        failing = scope["type"] == "http" or (self._faults is not None and self._faults[0] in FORCED)
-        fault = self._next_fault() if verdict is Verdict.ACCEPTED and failing else None
+        failing = scope["type"] == "http" or self.pending_fault.fault in FORCED
+        fault = self.pending_fault.take() if verdict is Verdict.ACCEPTED and failing else None
         if fault is not None:
             verdict = FORCED.get(fault, verdict)
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)
@@ -171,10 +172,10 @@ class CloudRun:
     async def _run(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange | None) -> None:
         """Pass a request to the container, within the limits of the service."""
         if not self.http2:
-            await respond(send, 502, *PROTOCOL_ERROR)
+            await respond(send, *RESPONSES[ServiceFault.PROTOCOL_ERROR])
             return
         if self.max_requests is not None and self._open >= self.max_requests:
-            await apply_fault(ServiceFault.TOO_MANY_REQUESTS, exchange, send, slow_seconds=0)
+            await respond(send, *RESPONSES[ServiceFault.TOO_MANY_REQUESTS])
             return
         cold = not self._open
         started = False
@@ -195,7 +196,7 @@ class CloudRun:
             if not limit.expired():
                 raise
             if not started:
-                await apply_fault(ServiceFault.TIMEOUT, exchange, send, slow_seconds=0)
+                await respond(send, *RESPONSES[ServiceFault.TIMEOUT])
             elif exchange is not None:
                 await exchange.reset(ErrorCodes.INTERNAL_ERROR)
         finally:
@@ -207,20 +208,15 @@ class CloudRun:
 
     def fail(self, fault: ServiceFault | None, *, times: int | None = None) -> None:
         """Apply the fault to the next `times` requests (None: to all); fault None removes the active one."""
-        self._faults = None if fault is None or times == 0 else (fault, times)
-
-    @property
-    def fault(self) -> tuple[ServiceFault, int | None] | None:
-        """The active fault, and for how many more requests (None: until removed)."""
-        return self._faults
+        self.pending_fault.set(fault, times)
 
     def _gate(self) -> iap.Gate | None:
         """Return IAP if it is in front of the service; while it is a fault, nobody passes it."""
-        failing = self._faults is not None and self._faults[0] is ServiceFault.IAP
+        failing = self.pending_fault.fault is ServiceFault.IAP
         if not (self.iap or failing):
             return None
         if failing:
-            self._next_fault()
+            self.pending_fault.take()
         return iap.Gate(
             google=self._google,
             resource=self.resource,
@@ -229,14 +225,6 @@ class CloudRun:
             clients=() if failing else self.iap_clients,
             accessors=() if failing else self.iap_accessors,
         )
-
-    def _next_fault(self) -> ServiceFault | None:
-        if self._faults is None:
-            return None
-        fault, times = self._faults
-        if times is not None:
-            self.fail(fault, times=times - 1)
-        return fault
 
     def now(self) -> float:
         """Return the time of the emulated Google, in seconds since the epoch."""

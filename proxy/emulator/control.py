@@ -163,7 +163,6 @@ class Control:
         """
         google = self._google
         mints = Counter(mint.endpoint for mint in self._google.mints)
-        faults = self._google.faults()
         streams: Counter[str] = Counter()
         for group in self._groups:
             streams.update({verdict.value: count for verdict, count in group.verdicts.items()})
@@ -171,7 +170,7 @@ class Control:
             "calls": {endpoint: self._google.calls[endpoint] for endpoint in ENDPOINTS},
             "mints": {endpoint: mints[endpoint] for endpoint in ENDPOINTS},
             "streams": dict(streams),
-            "faults": {endpoint: {"fault": fault.value, "times": times} for endpoint, (fault, times) in faults.items()},
+            "faults": {name: state for name, fault in google.pending_faults.items() if (state := fault.state())},
             "services": {service.name: _state_of(service) for service in self._services},
             "requests": [
                 {"service": service.name, "method": record.method, "path": record.path, "result": record.verdict.value}
@@ -268,11 +267,10 @@ class Control:
 
 
 def _state_of(service: CloudRun) -> dict[str, Any]:
-    fault = service.fault
     return {
         "url": service.url,
         "invokers": sorted(service.invokers),
-        "fault": None if fault is None else {"fault": fault[0].value, "times": fault[1]},
+        "fault": service.pending_fault.state(),
         **{
             name: _listed(getattr(service, ATTRIBUTES.get(name, name))) for name in SERVICE_FIELDS if name != "invokers"
         },

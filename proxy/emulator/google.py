@@ -12,7 +12,19 @@ from typing import Any, Final
 
 from proxy.emulator.federation import POOL_PROJECT_NUMBER, Federation
 from proxy.emulator.jwts import EcKey, Key
-from proxy.emulator.model import SCOPE, Access, Endpoint, Fault, Mint, Permission, Pod, Role, unique_id
+from proxy.emulator.model import (
+    ENDPOINTS,
+    SCOPE,
+    Access,
+    Endpoint,
+    Fault,
+    Mint,
+    PendingFault,
+    Permission,
+    Pod,
+    Role,
+    unique_id,
+)
 
 __all__ = [
     "GCLOUD_CLIENT",
@@ -101,7 +113,8 @@ class Google:
         self._workforce: dict[str, Mapping[str, str]] = {}
         self._grants: dict[tuple[str, str], list[tuple[float, frozenset[Permission]]]] = {}
         self._access: dict[str, Access] = {}
-        self._faults: dict[Endpoint, tuple[Fault, int | None]] = {}
+        self.pending_faults: Mapping[Endpoint, PendingFault[Fault]] = {name: PendingFault() for name in ENDPOINTS}
+        """The faults for the next requests, by endpoint."""
         self.add_account(metadata_account)
 
     # Accounts, users and grants
@@ -332,23 +345,7 @@ class Google:
 
     def fail(self, endpoint: Endpoint, fault: Fault | None, *, times: int | None = None) -> None:
         """Apply the fault to the endpoint's next `times` requests (None: to all); fault None removes the active one."""
-        if fault is None or times == 0:
-            self._faults.pop(endpoint, None)
-        else:
-            self._faults[endpoint] = (fault, times)
-
-    def faults(self) -> dict[Endpoint, tuple[Fault, int | None]]:
-        """Return the active faults, and for how many more requests (None: until removed)."""
-        return dict(self._faults)
-
-    def next_fault(self, endpoint: Endpoint) -> Fault | None:
-        """Return the fault for the current request, and count it; None if there is none."""
-        if endpoint not in self._faults:
-            return None
-        fault, times = self._faults[endpoint]
-        if times is not None:
-            self.fail(endpoint, fault, times=times - 1)
-        return fault
+        self.pending_faults[endpoint].set(fault, times)
 
 
 def is_service_account(email: str) -> bool:

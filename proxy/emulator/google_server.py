@@ -146,7 +146,7 @@ class GoogleServer:
 
     async def _serve(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         self.google.calls[endpoint] += 1
-        fault = self.google.next_fault(endpoint)
+        fault = self.google.pending_faults[endpoint].take()
         if fault is not None:
             response = await apply_fault(fault, endpoint, request, slow_seconds=self.google.slow_seconds)
             if response is not None:

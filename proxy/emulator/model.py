@@ -6,7 +6,7 @@ import enum
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 __all__ = [
     "ENDPOINTS",
@@ -15,6 +15,7 @@ __all__ = [
     "Endpoint",
     "Fault",
     "Mint",
+    "PendingFault",
     "Permission",
     "Pod",
     "Role",
@@ -26,7 +27,7 @@ Endpoint: TypeAlias = Literal["metadata", "iam", "oauth", "sts", "projects", "ke
 """What a client calls: the metadata server, IAM Credentials, the OAuth token endpoint, the token exchange, Resource
 Manager, the public keys of tokens, and for federation the metadata servers of AWS and Azure."""
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = ("metadata", "iam", "oauth", "sts", "projects", "keys", "aws", "azure")
+ENDPOINTS: Final[tuple[Endpoint, ...]] = get_args(Endpoint)
 """All endpoints."""
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
@@ -34,6 +35,8 @@ SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 
 SCOPE_PREFIX: Final = "https://www.googleapis.com/auth/"
 OPEN_ID_SCOPES: Final = frozenset({"openid", "email", "profile"})
+
+AnyFault = TypeVar("AnyFault", bound=enum.Enum)
 
 
 class Fault(enum.Enum):
@@ -59,6 +62,31 @@ class Fault(enum.Enum):
     """The normal response, but its token expired an hour ago."""
     SLOW = "slow"
     """The normal response, after `Google.slow_seconds`."""
+
+
+class PendingFault(Generic[AnyFault]):
+    """A fault for the next requests."""
+
+    def __init__(self) -> None:
+        self.fault: AnyFault | None = None
+        """The fault; None if there is none."""
+        self.times: int | None = None
+        """For how many more requests; None: until it is removed."""
+
+    def set(self, fault: AnyFault | None, times: int | None) -> None:
+        """Replace the fault; None or 0 times removes it."""
+        self.fault, self.times = (None, None) if fault is None or times == 0 else (fault, times)
+
+    def take(self) -> AnyFault | None:
+        """Return the fault for the current request, and count it; None if there is none."""
+        fault = self.fault
+        if self.times is not None:
+            self.set(fault, self.times - 1)
+        return fault
+
+    def state(self) -> dict[str, str | int | None] | None:
+        """Return name and times as JSON data; None if there is none."""
+        return None if self.fault is None else {"fault": self.fault.value, "times": self.times}
 
 
 class Permission(enum.Enum):

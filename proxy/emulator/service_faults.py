@@ -15,7 +15,7 @@ from h2.errors import ErrorCodes
 from proxy.emulator.front_end import Send
 from proxy.emulator.http2 import Exchange
 
-__all__ = ["PROTOCOL_ERROR", "ServiceFault", "apply_fault", "respond"]
+__all__ = ["RESPONSES", "ServiceFault", "apply_fault", "respond"]
 
 
 class ServiceFault(enum.Enum):
@@ -51,19 +51,18 @@ class ServiceFault(enum.Enum):
     """The TCP connection is reset."""
 
 
-PROTOCOL_ERROR: Final = (
-    "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
-    "text/plain",
-)
-"""Content and its type, of a service that is deployed without `--use-http2` and whose container speaks only HTTP/2."""
-
 RESPONSES: Final[Mapping[ServiceFault, tuple[int, str, str]]] = {
     ServiceFault.TOO_MANY_REQUESTS: (429, "Rate exceeded.", "text/html; charset=UTF-8"),
     ServiceFault.NO_INSTANCE: (503, "Service Unavailable", "text/plain"),
     ServiceFault.SERVER_ERROR: (500, "Internal Server Error", "text/plain"),
-    ServiceFault.PROTOCOL_ERROR: (502, *PROTOCOL_ERROR),
+    ServiceFault.PROTOCOL_ERROR: (
+        502,
+        "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
+        "text/plain",
+    ),
     ServiceFault.TIMEOUT: (504, "upstream request timeout", "text/plain"),
 }
+"""Status, content and its type of the faults that are responses."""
 
 RESETS: Final = {
     ServiceFault.STREAM_RESET: ErrorCodes.INTERNAL_ERROR,

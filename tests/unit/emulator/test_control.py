@@ -40,22 +40,26 @@ async def _ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
         return response.status, await response.json(content_type=None)
 
 
+def pending(google: Google) -> dict[str, tuple[Fault, int | None]]:
+    return {name: (one.fault, one.times) for name, one in google.pending_faults.items() if one.fault is not None}
+
+
 @pytest.mark.asyncio
 async def test_a_fault_is_set_and_removed(control: str, google: Google) -> None:
     body = {"endpoint": "metadata", "fault": "server-error", "times": 2}
     assert await _ask("POST", f"{control}/faults", body) == (204, None)
-    assert google.faults() == {"metadata": (Fault.SERVER_ERROR, 2)}
+    assert pending(google) == {"metadata": (Fault.SERVER_ERROR, 2)}
     _, state = await _ask("GET", f"{control}/state")
     assert state["faults"] == {"metadata": {"fault": "server-error", "times": 2}}
     assert (await _ask("POST", f"{control}/faults", {"endpoint": "metadata", "fault": None}))[0] == 204
-    assert google.faults() == {}
+    assert pending(google) == {}
 
 
 @pytest.mark.asyncio
 async def test_every_fault_has_a_name(control: str, google: Google) -> None:
     for fault in Fault:
         await _ask("POST", f"{control}/faults", {"endpoint": "iam", "fault": fault.value})
-        assert google.faults() == {"iam": (fault, None)}
+        assert pending(google) == {"iam": (fault, None)}
 
 
 INVALID_FAULTS: list[object] = [
@@ -80,7 +84,7 @@ async def test_an_invalid_fault_is_refused_with_a_sentence(control: str, google:
         status, answer = await _ask("POST", f"{control}/faults", body)
         assert status == 400, body
         assert answer["error"].endswith("."), body
-        assert google.faults() == {}, body
+        assert pending(google) == {}, body
 
 
 @pytest.mark.asyncio
@@ -102,7 +106,7 @@ async def test_a_web_page_cannot_set_a_fault(control: str, google: Google) -> No
             f"{control}/faults", data=b"{", headers={"Content-Type": "application/json"}
         ) as response:
             assert response.status == 400
-    assert google.faults() == {}
+    assert pending(google) == {}
 
 
 @pytest.mark.asyncio
@@ -160,7 +164,7 @@ async def test_other_paths_are_not_found(control: str) -> None:
 async def test_a_service_is_changed_while_it_runs(control: str, cloud_run: CloudRun) -> None:
     body: dict[str, Any] = {"endpoint": "cloud-run", "fault": "no-instance", "times": 3}
     assert (await _ask("POST", f"{control}/faults", body))[0] == 204
-    assert cloud_run.fault == (ServiceFault.NO_INSTANCE, 3)
+    assert cloud_run.pending_fault.state() == {"fault": "no-instance", "times": 3}
     changes: dict[str, Any] = {"iap": True, "http2": False, "request_timeout_seconds": 5, "max_requests": 2}
     changes |= {"cold_start_seconds": 1, "audiences": ["greeter"]}
     changes |= {"iap_accessors": [f"serviceAccount:{CALLER}"], "iap_clients": ["1-a.apps.googleusercontent.com"]}
@@ -169,7 +173,7 @@ async def test_a_service_is_changed_while_it_runs(control: str, cloud_run: Cloud
     assert state["services"]["service"].items() >= changes.items()
     assert state["services"]["service"]["fault"] == {"fault": "no-instance", "times": 3}
     assert (await _ask("POST", f"{control}/faults", {"endpoint": "cloud-run", "fault": None}))[0] == 204
-    assert cloud_run.fault is None
+    assert cloud_run.pending_fault.state() is None
 
 
 @pytest.mark.asyncio
@@ -310,7 +314,7 @@ async def test_of_several_services_one_has_to_be_named(google: Google, certifica
         status, answer = await _ask("POST", f"{control}/faults", body)
         assert (status, answer["error"]) == (400, "The service is one of one, two.")
         assert (await _ask("POST", f"{control}/faults", body | {"service": "two"}))[0] == 204
-    assert [service.fault for service in services.services] == [None, (ServiceFault.TIMEOUT, None)]
+    assert [service.pending_fault.fault for service in services.services] == [None, ServiceFault.TIMEOUT]
 
 
 async def _request() -> dict[str, Any]:

@@ -115,15 +115,15 @@ def test_an_account_cannot_impersonate_itself_without_a_grant(google: Google) ->
 
 def test_a_fault_lasts_for_the_given_number_of_requests(google: Google) -> None:
     google.fail("iam", Fault.JUNK, times=2)
-    assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK, Fault.JUNK, None]
-    assert google.next_fault("oauth") is None
+    assert [google.pending_faults["iam"].take() for _ in range(3)] == [Fault.JUNK, Fault.JUNK, None]
+    assert google.pending_faults["oauth"].take() is None
 
 
 def test_a_fault_without_a_number_lasts_until_removed(google: Google) -> None:
     google.fail("iam", Fault.JUNK)
-    assert [google.next_fault("iam") for _ in range(3)] == [Fault.JUNK] * 3
+    assert [google.pending_faults["iam"].take() for _ in range(3)] == [Fault.JUNK] * 3
     google.fail("iam", None)
-    assert google.next_fault("iam") is None
+    assert google.pending_faults["iam"].take() is None
 
 
 def test_issued_tokens_are_recorded(google: Google, clock: Clock) -> None:

@@ -92,7 +92,7 @@ async def test_a_fault_has_its_response_and_ends_after_so_many_requests(
             if fault is not ServiceFault.GO_AWAY:
                 here.cloud_run.fail(fault, times=1)
                 assert (await here.status(), await here.status()) == (status, 200), fault
-                assert here.cloud_run.fault is None
+                assert here.cloud_run.pending_fault.fault is None
         for fault, code in RESETS.items():
             here.cloud_run.fail(fault, times=1)
             with pytest.raises(Reset) as caught:
@@ -133,7 +133,10 @@ async def test_a_websocket_uses_up_no_fault_that_it_cannot_have(google: Google) 
         cloud_run.fail(fault, times=1)
         await cloud_run({**websocket, "state": {}}, receive, send)
         refused = fault in (ServiceFault.DENIED, ServiceFault.REJECTED, ServiceFault.IAP)
-        assert (sent.pop(), cloud_run.fault is None) == ("websocket.close" if refused else "websocket.accept", refused)
+        assert (sent.pop(), cloud_run.pending_fault.fault is None) == (
+            "websocket.close" if refused else "websocket.accept",
+            refused,
+        )
 
 
 async def test_a_dropped_connection_ends_without_goaway(google: Google, certificates: Certificates) -> None:
