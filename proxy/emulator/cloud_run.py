@@ -23,7 +23,7 @@ from h2.errors import ErrorCodes
 from proxy.emulator import front_end, iap
 from proxy.emulator.front_end import Application, Message, Receive, Scope, Send
 from proxy.emulator.google import GCLOUD_CLIENT, Google, is_service_account
-from proxy.emulator.http2 import EXCHANGE, Exchange
+from proxy.emulator.http2 import STREAM_CONTROL, StreamControl
 from proxy.emulator.jwts import Flaw, TokenRefused, check_times, parse
 from proxy.emulator.limits import FIELD_SECTION_OCTETS
 from proxy.emulator.members import includes
@@ -141,7 +141,7 @@ class CloudRun:
         trace = front_end.Trace.of(scope["headers"])
         send = front_end.answering(send, self.now(), trace)
         state = scope.get("state", {})
-        exchange: Exchange | None = state.pop(EXCHANGE, None)
+        stream: StreamControl | None = state.pop(STREAM_CONTROL, None)
         verdict, fields, added, refusal = self._check_front_end(scope), list(scope["headers"]), [], None
         if verdict is Verdict.ACCEPTED and (gate := self._gate()) is not None:
             try:
@@ -166,10 +166,10 @@ class CloudRun:
         fields = front_end.passed_on(fields, trace, scope.get("client")) + added
         if scope["type"] == "websocket":
             await self.app({**scope, "headers": fields}, receive, send)
-        elif fault is None or not await apply_fault(fault, exchange, send, slow_seconds=self._google.slow_seconds):
-            await self._run({**scope, "headers": fields}, receive, send, exchange)
+        elif fault is None or not await apply_fault(fault, stream, send, slow_seconds=self._google.slow_seconds):
+            await self._run({**scope, "headers": fields}, receive, send, stream)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange | None) -> None:
+    async def _run(self, scope: Scope, receive: Receive, send: Send, stream: StreamControl | None) -> None:
         """Pass a request to the container, within the limits of the service."""
         if not self.http2:
             await respond(send, *RESPONSES[ServiceFault.PROTOCOL_ERROR])
@@ -197,8 +197,8 @@ class CloudRun:
                 raise
             if not started:
                 await respond(send, *RESPONSES[ServiceFault.TIMEOUT])
-            elif exchange is not None:
-                await exchange.reset(ErrorCodes.INTERNAL_ERROR)
+            elif stream is not None:
+                await stream.reset(ErrorCodes.INTERNAL_ERROR)
         finally:
             self._open -= 1
 

@@ -33,7 +33,7 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from proxy.emulator.certificates import Certificates
 from proxy.emulator.cloud_run import CloudRun
 from proxy.emulator.front_end import Application, refusal_of
-from proxy.emulator.http2 import EXCHANGE, MAX_DECODED_OCTETS, Exchange, GoogleHttp2
+from proxy.emulator.http2 import MAX_DECODED_OCTETS, STREAM_CONTROL, GoogleHttp2, StreamControl
 from proxy.emulator.limits import FIELD_SECTION_OCTETS, Limits
 from proxy.emulator.services import Services
 from proxy.emulator.sockets import address, bind, reset_on_close
@@ -243,14 +243,14 @@ class GoogleHttp1(H11Protocol):
 
 
 class _Connection(TCPServer):
-    """A Hypercorn connection with Google's HTTP/2, and an `Exchange` in the state of each request."""
+    """A Hypercorn connection with Google's HTTP/2, and a `StreamControl` in the state of each request."""
 
     def __init__(self, owner: CloudRunServer, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._owner = owner
         self._age: asyncio.TimerHandle | None = None
         self.idle_task: _IdleTimer = _IdleTimer()
-        self.state = {**self.state, EXCHANGE: Exchange(self._reset)}
+        self.state = {**self.state, STREAM_CONTROL: StreamControl(self._reset)}
 
     async def run(self) -> None:
         http2 = self.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
@@ -319,7 +319,7 @@ class _Connection(TCPServer):
     async def _end_idle(self) -> None:
         protocol: object = self.protocol
         if isinstance(protocol, GoogleHttp2):
-            await protocol.say_last()
+            await protocol.send_last_go_away()
         await self._initiate_server_close()
 
 

@@ -117,9 +117,9 @@ class Control:
 
     def __init__(self, google: Google, *services: CloudRun | Services) -> None:
         self._google = google
-        self._groups: Sequence[CloudRun | Services] = services
+        self._applications: Sequence[CloudRun | Services] = services
         self._services = [
-            service for group in services for service in (group.services if isinstance(group, Services) else (group,))
+            service for one in services for service in (one.services if isinstance(one, Services) else (one,))
         ]
         self._changes: dict[str, Callable[[dict[str, Any]], None]] = {
             "/emulator/faults": self._faults,
@@ -164,8 +164,8 @@ class Control:
         google = self._google
         mints = Counter(mint.endpoint for mint in self._google.mints)
         streams: Counter[str] = Counter()
-        for group in self._groups:
-            streams.update({verdict.value: count for verdict, count in group.verdicts.items()})
+        for application in self._applications:
+            streams.update({verdict.value: count for verdict, count in application.verdicts.items()})
         return {
             "calls": {endpoint: self._google.calls[endpoint] for endpoint in ENDPOINTS},
             "mints": {endpoint: mints[endpoint] for endpoint in ENDPOINTS},

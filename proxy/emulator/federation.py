@@ -121,7 +121,7 @@ class OidcProvider:
         self.accepts = accepts or (f"https:{audience}", audience)
         """The allowed values of `aud`."""
         self._clock = clock
-        self._handed_out = issued_secrets
+        self._issued_secrets = issued_secrets
 
     @cached_property
     def key(self) -> Key:
@@ -133,7 +133,7 @@ class OidcProvider:
         now = int(self._clock())
         claims: dict[str, object] = {"iss": self.issuer, "sub": subject, "aud": audience or self.accepts[0]}
         token = self.key.sign({**claims, "iat": now + min(0, lifetime_seconds - 1), "exp": now + lifetime_seconds})
-        self._handed_out.add(token)
+        self._issued_secrets.add(token)
         return token
 
     def subject(self, token_type: str, subject_token: str) -> str:
@@ -179,7 +179,7 @@ class AwsProvider:
     def __init__(self, audience: str, clock: Callable[[], float], issued_secrets: set[str]) -> None:
         self.audience = audience
         self._clock = clock
-        self._handed_out = issued_secrets
+        self._issued_secrets = issued_secrets
         self._keys: dict[str, AwsKey] = {}
         self._role_keys: dict[str, AwsKey] = {}
 
@@ -241,5 +241,5 @@ class AwsProvider:
             expires_at=expires_at,
         )
         self._keys[key.access_key_id] = key
-        self._handed_out |= {secret for secret in (key.secret_access_key, key.session_token) if secret}
+        self._issued_secrets |= {secret for secret in (key.secret_access_key, key.session_token) if secret}
         return key

@@ -285,7 +285,6 @@ class Google:
 
     def id_token(
         self,
-        endpoint: Endpoint,
         email: str,
         audience: str,
         *,

@@ -29,10 +29,10 @@ from proxy.emulator.limits import INITIAL_WINDOW_OCTETS, LARGEST, Limits
 from proxy.emulator.verdicts import Verdict
 from proxy.emulator.windows import ReceiveWindows
 
-__all__ = ["EXCHANGE", "MAX_DECODED_OCTETS", "Exchange", "GoogleHttp2"]
+__all__ = ["MAX_DECODED_OCTETS", "STREAM_CONTROL", "GoogleHttp2", "StreamControl"]
 
-EXCHANGE: Final = "proxy.emulator.exchange"
-"""Key of the `Exchange` in the `state` of an ASGI scope."""
+STREAM_CONTROL: Final = "proxy.emulator.stream_control"
+"""Key of the `StreamControl` in the `state` of an ASGI scope."""
 
 MAX_DECODED_OCTETS: Final = 4 << 20
 """Size of a request's fields that is read. h2's own limit, 64 KiB, would end the connection instead of a 431."""
@@ -42,7 +42,7 @@ PING_OCTETS: Final = b"emulated"
 LAST_PING_OCTETS: Final = b"all-read"
 
 
-class Exchange:
+class StreamControl:
     """The connection of one request, and its stream, for what an ASGI application cannot do.
 
     Over HTTP/1.1 there are no streams: the connection is reset instead.
@@ -196,8 +196,8 @@ class GoogleHttp2(H2Protocol):
                 self.connection.send_data(stream, body, end_stream=True)
             await self._flush()
             return
-        exchange = Exchange(self._reset_connection, self, stream)
-        self.connection_state = ConnectionState({**self._shared_state, EXCHANGE: exchange})
+        control = StreamControl(self._reset_connection, self, stream)
+        self.connection_state = ConnectionState({**self._shared_state, STREAM_CONTROL: control})
         await super()._create_stream(request)
 
     def _refuse(self, stream: int) -> None:
@@ -241,7 +241,7 @@ class GoogleHttp2(H2Protocol):
         await self._write(GoAwayFrame(0, LARGEST, ErrorCodes.NO_ERROR))
         self.task_group.spawn(self._end_after_notice)
 
-    async def say_last(self) -> None:
+    async def send_last_go_away(self) -> None:
         """Send the GOAWAY that names the last stream, unless the connection is closed; later streams are refused."""
         if self.closed:
             return
@@ -250,7 +250,7 @@ class GoogleHttp2(H2Protocol):
 
     async def _end_after_notice(self) -> None:
         await asyncio.sleep(self._limits.notice_seconds)
-        await self.say_last()
+        await self.send_last_go_away()
         await self._end_when_all_is_sent()
 
     async def _write(self, frame: Frame) -> None:
@@ -323,12 +323,12 @@ class _Reading:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any, *more: Any) -> None:
-        exchange: Exchange = scope["state"][EXCHANGE]
+        stream: StreamControl = scope["state"][STREAM_CONTROL]
 
         async def receive_and_reopen() -> Any:
             message = await receive()
             if message["type"] == "http.request" and message["more_body"]:
-                await exchange.read()
+                await stream.read()
             return message
 
         await self._app(scope, receive_and_reopen, send, *more)

@@ -106,7 +106,6 @@ class IamCredentials:
             raise _InvalidArgument("Invalid value at 'audience': it is required")
         email = self._target(access, name, fields.get("delegates", []), Permission.GET_OPEN_ID_TOKEN)
         token, expires = self._google.id_token(
-            "iam",
             email,
             audience,
             claims={"azp": email} if fields.get("useEmailAzp") else None,

@@ -115,7 +115,7 @@ class Gate:
         times = {"iat": now, "exp": now + ASSERTION_SECONDS}
         identity = {"sub": f"accounts.google.com:{number}", "identity_source": "GOOGLE"}
         assertion = self.google.iap_key.sign(names | times | identity)
-        token, _ = self.google.id_token("iam", account_of(self.google), self.url)
+        token, _ = self.google.id_token(account_of(self.google), self.url)
         kept = [(name, value) for name, value in lower if name not in OWN]
         return Admitted(
             fields=[*kept, (b"x-serverless-authorization", b"Bearer " + token.encode())],

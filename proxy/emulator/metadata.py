@@ -177,7 +177,6 @@ class MetadataServer:
         token, expires = self._id_tokens.get(cache_key, ("", 0.0))
         if expired or not self._fresh(expires):
             token, expires = google.id_token(
-                "metadata",
                 email,
                 audience,
                 claims={"google": {"compute_engine": self._instance()}} if machine else None,

@@ -61,7 +61,7 @@ class OAuth:
             raise GrantRefused("invalid_scope", "Invalid OAuth scope or ID token audience provided.")
         if not audience:
             return self._access(email, read_scopes(scope), expired=expired)
-        token, expires = self._google.id_token("oauth", email, audience, expired=expired)
+        token, expires = self._google.id_token(email, audience, expired=expired)
         self._google.record_mint("oauth", email, audience, expires)
         return {"id_token": token}
 
@@ -104,9 +104,7 @@ class OAuth:
         if "openid" in scopes:
             # Its audience is the client. Cloud Run accepts it only if that is the client of gcloud itself.
             claims = {"sub": unique_id(user["email"]), "azp": user["client_id"]}
-            token, expires = self._google.id_token(
-                "oauth", user["email"], user["client_id"], claims=claims, expired=expired
-            )
+            token, expires = self._google.id_token(user["email"], user["client_id"], claims=claims, expired=expired)
             self._google.record_mint("oauth", user["email"], user["client_id"], expires)
             body["id_token"] = token
         return body

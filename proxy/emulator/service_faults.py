@@ -13,7 +13,7 @@ from typing import Final
 from h2.errors import ErrorCodes
 
 from proxy.emulator.front_end import Send
-from proxy.emulator.http2 import Exchange
+from proxy.emulator.http2 import StreamControl
 
 __all__ = ["RESPONSES", "ServiceFault", "apply_fault", "respond"]
 
@@ -78,10 +78,10 @@ async def respond(send: Send, status: int, text: str, kind: str, *fields: tuple[
     await send({"type": "http.response.body", "body": body})
 
 
-async def apply_fault(fault: ServiceFault, exchange: Exchange | None, send: Send, *, slow_seconds: float) -> bool:
+async def apply_fault(fault: ServiceFault, stream: StreamControl | None, send: Send, *, slow_seconds: float) -> bool:
     """Apply a fault to a request. Return False if the service should still send its normal response.
 
-    `DENIED`, `REJECTED` and `IAP` are not applied here. Without an `exchange`, a fault of the connection has no effect.
+    `DENIED`, `REJECTED` and `IAP` are not applied here. Without a `stream`, a fault of the connection has no effect.
     """
     if fault in RESPONSES:
         await respond(send, *RESPONSES[fault])
@@ -90,13 +90,13 @@ async def apply_fault(fault: ServiceFault, exchange: Exchange | None, send: Send
     elif fault is ServiceFault.SLOW:
         await asyncio.sleep(slow_seconds)
         return False
-    elif exchange is None:
+    elif stream is None:
         return False
     elif fault is ServiceFault.GO_AWAY:
-        await exchange.go_away()
+        await stream.go_away()
         return False
     elif fault is ServiceFault.DROP:
-        exchange.reset_connection()
+        stream.reset_connection()
     else:
-        await exchange.reset(RESETS[fault])
+        await stream.reset(RESETS[fault])
     return True

@@ -91,7 +91,7 @@ async def test_the_syntax_of_the_field_is_checked(
 ) -> None:
     values = spoil("Bearer " + google.sign(claims(clock)))
     await call(cloud_run, [(name, value.encode()) for value in values])
-    assert [stream.verdict for stream in cloud_run.streams] == [verdict]
+    assert [record.verdict for record in cloud_run.streams] == [verdict]
 
 
 @pytest.mark.asyncio
@@ -234,7 +234,7 @@ async def test_invokers_may_change_between_requests(cloud_run: CloudRun, google:
     await call(cloud_run, fields)
     cloud_run.invokers.add(CALLER)
     await call(cloud_run, fields)
-    assert [stream.verdict for stream in cloud_run.streams] == [Verdict.NOT_INVOKER, Verdict.ACCEPTED]
+    assert [record.verdict for record in cloud_run.streams] == [Verdict.NOT_INVOKER, Verdict.ACCEPTED]
 
 
 @pytest.mark.asyncio
@@ -251,7 +251,7 @@ async def test_a_websocket_is_also_checked(
     assert await call(cloud_run, [], kind="websocket") == [{"type": "websocket.close"}]
     await call(cloud_run, [(SERVERLESS_AUTHORIZATION, bearer(google.sign(claims(clock))))], kind="websocket")
     assert len(application.scopes) == 1
-    assert [stream.method for stream in cloud_run.streams] == ["WEBSOCKET", "WEBSOCKET"]
+    assert [record.method for record in cloud_run.streams] == ["WEBSOCKET", "WEBSOCKET"]
 
 
 @pytest.mark.asyncio

@@ -34,7 +34,7 @@ def _encoded(fields: Iterable[Field]) -> Fields:
 
 
 def _token(google: Google, url: str) -> Field:
-    return ("x-serverless-authorization", f"Bearer {google.id_token('metadata', CALLER, url)[0]}")
+    return ("x-serverless-authorization", f"Bearer {google.id_token(CALLER, url)[0]}")
 
 
 class Service:

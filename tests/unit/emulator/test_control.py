@@ -288,7 +288,7 @@ async def test_a_number_is_finite_and_not_too_large(control: str, path: str, fie
 async def test_invokers_and_grants_take_effect_after_a_delay(google: Google, cloud_run: CloudRun, clock: Clock) -> None:
     google.propagation_seconds = 60.0
     cloud_run.url = "https://greeter-abc.a.run.app"
-    token, _ = google.id_token("metadata", CALLER, cloud_run.url)
+    token, _ = google.id_token(CALLER, cloud_run.url)
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"authorization", b"Bearer " + token.encode())]}
     cloud_run.set_invokers([CALLER])
     google.allow_impersonation(CALLER, TARGET)

@@ -37,7 +37,7 @@ def _http(*fields: tuple[bytes, bytes]) -> dict[str, Any]:
 
 @pytest.mark.asyncio
 async def test_it_describes_the_request(google: Google) -> None:
-    token = google.id_token("iam", CALLER, AUDIENCE)[0].rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
+    token = google.id_token(CALLER, AUDIENCE)[0].rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
     fields = [(b"authorization", b"Basic Zm9v"), (b"x-serverless-authorization", b"Bearer " + token.encode())]
     start, body = await _run(
         _http(*fields),

@@ -10,7 +10,7 @@ from tests.support.emulated import AUDIENCE, CALLER, TARGET, Clock
 
 
 def test_an_id_token_has_googles_claims(google: Google, clock: Clock) -> None:
-    token, expires = google.id_token("iam", TARGET, AUDIENCE)
+    token, expires = google.id_token(TARGET, AUDIENCE)
     claims = parse(token).verified(google.certificates())
     assert claims == {
         "iss": "https://accounts.google.com",
@@ -32,18 +32,18 @@ def test_a_numeric_id_has_21_digits_and_is_stable() -> None:
 
 
 def test_the_email_is_optional(google: Google) -> None:
-    token, _ = google.id_token("iam", TARGET, AUDIENCE, with_email=False)
+    token, _ = google.id_token(TARGET, AUDIENCE, with_email=False)
     assert parse(token).claims.keys() == {"iss", "aud", "azp", "sub", "iat", "exp"}
 
 
 def test_an_expired_token_expired_an_hour_ago(google: Google, clock: Clock) -> None:
-    _, expires = google.id_token("iam", TARGET, AUDIENCE, expired=True)
+    _, expires = google.id_token(TARGET, AUDIENCE, expired=True)
     assert expires == clock.now - 3600
 
 
 def test_the_lifetime_is_a_setting(clock: Clock) -> None:
     google = Google(clock=clock, token_lifetime_seconds=62)
-    assert google.id_token("iam", TARGET, AUDIENCE)[1] == clock.now + 62
+    assert google.id_token(TARGET, AUDIENCE)[1] == clock.now + 62
     assert google.access_token(CALLER)[1] == clock.now + 62
 
 

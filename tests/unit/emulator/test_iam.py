@@ -97,7 +97,7 @@ async def test_an_expired_access_token_is_refused(client: aiohttp.ClientSession,
 
 @pytest.mark.asyncio
 async def test_an_id_token_is_not_accepted_as_an_access_token(client: aiohttp.ClientSession, google: Google) -> None:
-    token, _ = google.id_token("metadata", CALLER, "https://iamcredentials.googleapis.com")
+    token, _ = google.id_token(CALLER, "https://iamcredentials.googleapis.com")
     assert (await _post(client, ID_TOKEN, {"audience": AUDIENCE}, bearer=token))[0] == 401
 
 

@@ -51,7 +51,7 @@ async def test_a_caller_without_a_token_is_redirected_to_sign_in_and_a_script_in
     cloud_run: CloudRun, google: Google
 ) -> None:
     # Cloud Run's field has no effect: IAP sets it itself.
-    token = bearer(google.id_token("metadata", CALLER, AUDIENCE)[0])
+    token = bearer(google.id_token(CALLER, AUDIENCE)[0])
     for fields in ([], [(SERVERLESS_AUTHORIZATION, token)], [(AUTHORIZATION, b"Basic eDp5")]):
         start, _ = await call(cloud_run, fields)
         assert (start["status"], dict(start["headers"])[b"location"][:28]) == (302, b"https://accounts.google.com/")
@@ -63,26 +63,26 @@ async def test_a_caller_without_a_token_is_redirected_to_sign_in_and_a_script_in
 async def test_a_token_that_iap_does_not_accept_is_refused_with_the_reason(
     cloud_run: CloudRun, google: Google, clock: Clock
 ) -> None:
-    nobody = google.id_token("iam", CALLER, CLIENT, with_email=False)[0]
+    nobody = google.id_token(CALLER, CLIENT, with_email=False)[0]
     wrong_key = sign(google.key_file(TARGET), {"iss": CALLER, "sub": CALLER, "aud": AUDIENCE, **times(clock)})
     for token, reason in (
         ("ya29.emulated", "Unable to parse JWT"),
-        (google.id_token("metadata", CALLER, AUDIENCE)[0], "Invalid bearer token. Invalid JWT audience."),
-        (google.id_token("metadata", CALLER, CLIENT)[0][:-4] + "AAAA", "JWT signature is invalid"),
+        (google.id_token(CALLER, AUDIENCE)[0], "Invalid bearer token. Invalid JWT audience."),
+        (google.id_token(CALLER, CLIENT)[0][:-4] + "AAAA", "JWT signature is invalid"),
         (wrong_key, "JWT signature is invalid"),
         (_signed(google, clock, "https://other.example/*"), "Invalid bearer token. Invalid JWT audience."),
         (_signed(google, clock, AUDIENCE, sub=TARGET), "JWT 'email' claim isn't a string"),
         (nobody, "JWT 'email' claim isn't a string"),
-        (google.id_token("iam", CALLER, CLIENT, expired=True)[0], "Invalid bearer token. it has expired."),
+        (google.id_token(CALLER, CLIENT, expired=True)[0], "Invalid bearer token. it has expired."),
     ):
         refused = await _refused(cloud_run, (AUTHORIZATION, bearer(token)))
         assert refused == (401, f"Invalid IAP credentials: {reason}")
 
 
 async def test_a_caller_without_access_and_a_disabled_one_are_forbidden(cloud_run: CloudRun, google: Google) -> None:
-    stranger = bearer(google.id_token("metadata", TARGET, CLIENT)[0])
+    stranger = bearer(google.id_token(TARGET, CLIENT)[0])
     assert (await _refused(cloud_run, (AUTHORIZATION, stranger)))[0] == 403
-    caller = bearer(google.id_token("metadata", CALLER, CLIENT)[0])
+    caller = bearer(google.id_token(CALLER, CLIENT)[0])
     google.disabled.add(CALLER)
     assert (await _refused(cloud_run, (AUTHORIZATION, caller)))[0] == 403
 
@@ -91,7 +91,7 @@ async def test_a_caller_that_passes_is_named_to_the_container_with_a_signature(
     cloud_run: CloudRun, google: Google, application: Application, clock: Clock
 ) -> None:
     forged = [(b"x-goog-authenticated-user-email", b"admin"), (b"x-goog-iap-jwt-assertion", b"forged")]
-    id_token = bearer(google.id_token("metadata", CALLER, CLIENT)[0])
+    id_token = bearer(google.id_token(CALLER, CLIENT)[0])
     own = [bearer(_signed(google, clock, f"{AUDIENCE}{end}")) for end in ("", "/*", "/invoke", ":8443/*")]
     for token in (id_token, *own):
         await call(cloud_run, [(AUTHORIZATION, token), *forged])
@@ -116,7 +116,7 @@ async def test_a_caller_that_passes_is_named_to_the_container_with_a_signature(
 async def test_a_token_in_proxy_authorization_leaves_authorization_to_the_application(
     cloud_run: CloudRun, google: Google, application: Application
 ) -> None:
-    token = bearer(google.id_token("metadata", CALLER, CLIENT)[0])
+    token = bearer(google.id_token(CALLER, CLIENT)[0])
     await call(cloud_run, [(PROXY_AUTHORIZATION, token), (AUTHORIZATION, b"Bearer of the application")])
     fields = dict(application.scopes[-1]["headers"])
     assert fields[AUTHORIZATION] == b"Bearer of the application"
@@ -128,13 +128,13 @@ async def test_a_token_in_proxy_authorization_leaves_authorization_to_the_applic
 
 async def test_the_account_of_iap_has_to_be_an_invoker(cloud_run: CloudRun, google: Google) -> None:
     cloud_run.invokers = {CALLER}
-    start, _ = await call(cloud_run, [(AUTHORIZATION, bearer(google.id_token("metadata", CALLER, CLIENT)[0]))])
+    start, _ = await call(cloud_run, [(AUTHORIZATION, bearer(google.id_token(CALLER, CLIENT)[0]))])
     assert start["status"] == 403
     assert b"x-goog-iap-generated-response" not in dict(start["headers"])
 
 
 async def test_as_a_fault_nobody_passes(cloud_run: CloudRun, google: Google) -> None:
-    token = bearer(google.id_token("metadata", CALLER, CLIENT)[0])
+    token = bearer(google.id_token(CALLER, CLIENT)[0])
     cloud_run.fail(ServiceFault.IAP, times=2)
     assert (await _refused(cloud_run, (AUTHORIZATION, token)))[0] == 401
     assert (await _refused(cloud_run))[0] == 302

@@ -26,7 +26,7 @@ async def test_a_user_may_call_with_a_token_for_gcloud(
     cloud_run: CloudRun, google: Google, email: str, audience: str, status: int
 ) -> None:
     cloud_run.invokers.add("person@example.com")
-    token, _ = google.id_token("oauth", email, audience)
+    token, _ = google.id_token(email, audience)
     sent = await call(cloud_run, [(AUTHORIZATION, bearer(token))])
     assert sent[0]["status"] == status
 
@@ -35,7 +35,7 @@ async def test_a_user_may_call_with_a_token_for_gcloud(
 async def test_the_id_token_of_a_disabled_account_is_refused_unless_set_otherwise(
     cloud_run: CloudRun, google: Google
 ) -> None:
-    token, _ = google.id_token("metadata", CALLER, AUDIENCE)
+    token, _ = google.id_token(CALLER, AUDIENCE)
     google.disabled.add(CALLER)
     assert (await call(cloud_run, [(AUTHORIZATION, bearer(token))]))[0]["status"] == 401
     assert cloud_run.streams[-1].verdict is Verdict.DISABLED
@@ -64,7 +64,7 @@ async def test_invokers_are_members_as_in_iam(
 ) -> None:
     google.groups["team@example.com"] = {"person@example.com"}
     cloud_run.invokers = {invoker}
-    token = None if email is None else google.id_token("oauth", email, AUDIENCE)[0]
+    token = None if email is None else google.id_token(email, AUDIENCE)[0]
     sent = await call(cloud_run, [] if token is None else [(AUTHORIZATION, bearer(token))])
     assert sent[0]["status"] == status
 

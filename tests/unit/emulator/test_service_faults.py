@@ -44,7 +44,7 @@ class Container:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             raise NotImplementedError
-        assert "proxy.emulator.exchange" not in scope["state"]
+        assert "proxy.emulator.stream_control" not in scope["state"]
         self.arrived.set()
         if scope["path"] == "/begin":
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -79,7 +79,7 @@ async def _setup(google: Google, certificates: Certificates, **more: Any) -> Asy
         host, _, port = authority.rpartition(":")
         tls = trusting(certificates.ca_file, "h2")
         async with client(host, int(port), tls=tls, scheme="https", authority=authority) as peer:
-            token, _ = google.id_token("metadata", CALLER, server.url)
+            token, _ = google.id_token(CALLER, server.url)
             yield Setup(cloud_run, container, peer, token.encode())
 
 

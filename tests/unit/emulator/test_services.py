@@ -73,7 +73,7 @@ async def test_each_service_has_its_names_its_audiences_and_a_certificate(
                 (OTHER, OTHER, "other"),
                 (OTHER, NUMBERED, 401),
             ):
-                token, _ = google.id_token("metadata", CALLER, audience)
+                token, _ = google.id_token(CALLER, audience)
                 async with session.get(f"{url}/", headers={"Authorization": f"Bearer {token}"}) as answer:
                     got = await answer.text() if answer.status == 200 else answer.status
                 assert got == expected, (url, audience)
