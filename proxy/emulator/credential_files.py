@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from proxy.emulator.certificates import write_secret
-from proxy.emulator.clouds import ROLE, SUBJECT
-from proxy.emulator.federation import Provider
+from proxy.emulator.clouds import REGION, ROLE, SUBJECT
+from proxy.emulator.federation import AWS_TYPE, ID_TOKEN_TYPE, JWT_TYPE, Provider
 from proxy.emulator.google import TOKEN_ENDPOINT, WORKFORCE_ENDPOINT, Google
 from proxy.emulator.google_server import GoogleServer
 
@@ -19,11 +19,12 @@ __all__ = ["CredentialFiles", "CredentialKind", "GeneratedCredentials"]
 
 TOKEN_EXCHANGE: Final = "https://sts.googleapis.com/v1/token"  # noqa: S105 – an address
 IAM: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts"
+PERSON: Final = "person@example.com"
+WORKFORCE_MEMBER: Final = (
+    "principal://iam.googleapis.com/locations/global/workforcePools/emulated/subject/member@example.com"
+)
 POD: Final = "system:serviceaccount:default:pod"
 POD_SECONDS: Final = 24 * 3600
-JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
-ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105 – a name
-AWS: Final = "urn:ietf:params:aws:token-type:aws4_request"
 VERIFICATION_URL: Final = "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15"
 
 CredentialKind = str
@@ -50,20 +51,6 @@ class CredentialFiles:
     cluster's subject token is valid for a day.
     """
 
-    KINDS: Final[tuple[CredentialKind, ...]] = (
-        "service-account-key",
-        "authorized-user",
-        "external-account-file",
-        "external-account-url",
-        "external-account-executable",
-        "external-account-aws-metadata",
-        "external-account-aws-keys",
-        "external-account-impersonating",
-        "external-account-authorized-user",
-        "impersonated-service-account",
-    )
-    """All kinds; `write` takes one."""
-
     def __init__(
         self, folder: Path, google: Google, server: GoogleServer, *, account: str, by_name: bool = False
     ) -> None:
@@ -82,36 +69,26 @@ class CredentialFiles:
         impersonate `account`, and get the role for it.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        if kind == "service-account-key":
-            return self._write(kind, self._google.key_file(self._account, self._token_uri), self._account)
-        if kind == "authorized-user":
-            return self._write(kind, self._google.user_file("person@example.com"), "person@example.com")
-        if kind == "external-account-authorized-user":
-            member = (
-                "principal://iam.googleapis.com/locations/global/workforcePools/emulated/subject/member@example.com"
-            )
-            return self._write(kind, self._google.workforce_file(member, self._workforce_url), member)
-        if kind == "impersonated-service-account":
-            user = self._google.user_file("person@example.com")
-            self._google.allow_impersonation("person@example.com", self._account)
-            info: dict[str, object] = {
-                "type": "impersonated_service_account",
-                "source_credentials": user,
-                "delegates": [],
-            }
-            return self._write(kind, info | self._impersonating(), self._account)
-        return {
-            "external-account-file": self._file,
-            "external-account-url": self._url,
-            "external-account-executable": self._executable,
-            "external-account-aws-metadata": self._aws_metadata,
-            "external-account-aws-keys": self._aws_keys,
-            "external-account-impersonating": self._federated_impersonating,
-        }[kind](kind)
+        return self._WRITERS[kind](self, kind)
+
+    def _service_account_key(self, kind: CredentialKind) -> GeneratedCredentials:
+        return self._write(kind, self._google.key_file(self._account, self._token_uri), self._account)
+
+    def _authorized_user(self, kind: CredentialKind) -> GeneratedCredentials:
+        return self._write(kind, self._google.user_file(PERSON), PERSON)
+
+    def _workforce_user(self, kind: CredentialKind) -> GeneratedCredentials:
+        return self._write(kind, self._google.workforce_file(WORKFORCE_MEMBER, self._workforce_url), WORKFORCE_MEMBER)
+
+    def _impersonated(self, kind: CredentialKind) -> GeneratedCredentials:
+        user = self._google.user_file(PERSON)
+        self._google.allow_impersonation(PERSON, self._account)
+        info: dict[str, object] = {"type": "impersonated_service_account", "source_credentials": user, "delegates": []}
+        return self._write(kind, info | self._impersonating(), self._account)
 
     def _file(self, kind: CredentialKind, **more: object) -> GeneratedCredentials:
         source = {"file": str(self._pod_token()), "format": {"type": "text"}}
-        return self._federated(kind, self._google.federation.cluster, POD, JWT, source, **more)
+        return self._federated(kind, self._google.federation.cluster, POD, JWT_TYPE, source, **more)
 
     def _federated_impersonating(self, kind: CredentialKind) -> GeneratedCredentials:
         written = self._file(kind, **self._impersonating())
@@ -125,17 +102,17 @@ class CredentialFiles:
             "headers": {"Metadata": "true"},
             "format": {"type": "json", "subject_token_field_name": "access_token"},
         }
-        return self._federated(kind, azure, SUBJECT, JWT, source)
+        return self._federated(kind, azure, SUBJECT, JWT_TYPE, source)
 
     def _executable(self, kind: CredentialKind) -> GeneratedCredentials:
         script = self._folder / "subject-token.sh"
-        answer = f'{{"version": 1, "success": true, "token_type": "{ID_TOKEN}", "id_token": "%s"}}'
+        answer = f'{{"version": 1, "success": true, "token_type": "{ID_TOKEN_TYPE}", "id_token": "%s"}}'
         write_secret(
             script, f"#!/bin/sh\nprintf '{answer}' \"$(cat {shlex.quote(str(self._pod_token()))})\"\n".encode()
         )
         script.chmod(0o700)
         source = {"executable": {"command": shlex.quote(str(script)), "timeout_millis": 5000}}
-        written = self._federated(kind, self._google.federation.cluster, POD, ID_TOKEN, source)
+        written = self._federated(kind, self._google.federation.cluster, POD, ID_TOKEN_TYPE, source)
         return replace(written, environment={"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES": "1"})
 
     def _aws_metadata(self, kind: CredentialKind) -> GeneratedCredentials:
@@ -147,15 +124,15 @@ class CredentialFiles:
             "imdsv2_session_token_url": f"{self._plain}/latest/api/token",
             "regional_cred_verification_url": VERIFICATION_URL,
         }
-        return self._federated(kind, aws, aws.role_arn(ROLE), AWS, source)
+        return self._federated(kind, aws, aws.role_arn(ROLE), AWS_TYPE, source)
 
     def _aws_keys(self, kind: CredentialKind) -> GeneratedCredentials:
         aws = self._google.federation.aws
         key = aws.user_key("developer")
         source = {"environment_id": "aws1", "regional_cred_verification_url": VERIFICATION_URL}
-        written = self._federated(kind, aws, key.arn, AWS, source)
+        written = self._federated(kind, aws, key.arn, AWS_TYPE, source)
         environment = {
-            "AWS_REGION": "eu-west-1",
+            "AWS_REGION": REGION,
             "AWS_ACCESS_KEY_ID": key.access_key_id,
             "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
         }
@@ -193,3 +170,18 @@ class CredentialFiles:
         file = self._folder / f"{kind}.json"
         write_secret(file, json.dumps(info, indent=2).encode())
         return GeneratedCredentials(file=file, principal=principal)
+
+    _WRITERS: Final[Mapping[CredentialKind, Callable[[CredentialFiles, CredentialKind], GeneratedCredentials]]] = {
+        "service-account-key": _service_account_key,
+        "authorized-user": _authorized_user,
+        "external-account-file": _file,
+        "external-account-url": _url,
+        "external-account-executable": _executable,
+        "external-account-aws-metadata": _aws_metadata,
+        "external-account-aws-keys": _aws_keys,
+        "external-account-impersonating": _federated_impersonating,
+        "external-account-authorized-user": _workforce_user,
+        "impersonated-service-account": _impersonated,
+    }
+    KINDS: Final[tuple[CredentialKind, ...]] = tuple(_WRITERS)
+    """All kinds; `write` takes one."""

@@ -31,8 +31,13 @@ POOL_PROJECT_NUMBER: Final = "123456789012"
 """Number of the project that the workload identity pool belongs to."""
 
 POOL: Final = f"projects/{POOL_PROJECT_NUMBER}/locations/global/workloadIdentityPools/emulated"
-JWT_TYPES: Final = frozenset({"urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"})
+JWT_TYPE: Final = "urn:ietf:params:oauth:token-type:jwt"
+ID_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105 – a name
 AWS_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
+JWT_TYPES: Final = frozenset({JWT_TYPE, ID_TOKEN_TYPE})
+SUBJECT_TYPES: Final = JWT_TYPES | {AWS_TYPE}
+"""All types of subject tokens."""
+
 MAX_LIFETIME_SECONDS: Final = 24 * 3600
 SKEW_SECONDS: Final = 60
 MAX_SIGNATURE_AGE_SECONDS: Final = 15 * 60

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from proxy.emulator.federation import SubjectRefused, UnknownProvider
+from proxy.emulator.federation import SUBJECT_TYPES, SubjectRefused, UnknownProvider
 from proxy.emulator.google import Google
 from proxy.emulator.grants import GrantRefused, access_token_body, client_credentials, read_form, read_scopes
 from proxy.emulator.model import SCOPE
@@ -20,13 +20,6 @@ __all__ = ["TokenExchange"]
 
 GRANT: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 – a name
-SUBJECT_TYPES: Final = frozenset(
-    {
-        "urn:ietf:params:oauth:token-type:jwt",
-        "urn:ietf:params:oauth:token-type:id_token",
-        "urn:ietf:params:aws:token-type:aws4_request",
-    }
-)
 REQUIRED: Final = ("audience", "scope", "subject_token")
 KNOWN: Final = frozenset(
     {
