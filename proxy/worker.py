@@ -183,6 +183,8 @@ class Worker:
             connect_timeout_seconds=settings.connect_timeout,
         )
         change_listener(self.listener, settings)
+        if self._admin is not None:
+            self._admin.allowed_hosts = frozenset(settings.allowed_hosts)
         self._stalls.seconds = settings.stall_timeout
         if self._tls is not None and (files := tls_files(settings)) is not None:
             self._tls.change(files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, cast
 
 from aiohttp import web
@@ -26,12 +26,11 @@ _MOST_UNANSWERED_OCTETS: Final = 32 << 10
 """How much a client may send beyond the requests that were taken: twice the greatest head."""
 
 
-def host_check(allowed: Iterable[str]) -> Middleware:
+def host_check(allowed: Callable[[], frozenset[str]]) -> Middleware:
     """Return a middleware that refuses requests of web pages that reach a loopback address by DNS rebinding.
 
-    The rules are those of the listener for HTTP/1.1 (`proxy.downstream.hosts`). `allowed` are more names.
+    The rules are those of the listener for HTTP/1.1 (`proxy.downstream.hosts`). `allowed` returns more names.
     """
-    names = frozenset(allowed)
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -42,7 +41,7 @@ def host_check(allowed: Iterable[str]) -> Middleware:
                 name, _ = parse_authority(host.encode("latin-1", "replace"))
             except ValueError as exc:
                 return web.Response(status=400, text=f"the field host {exc}\n")
-            if not HostRules((server[0], server[1]), names).allows(name):
+            if not HostRules((server[0], server[1]), allowed()).allows(name):
                 return web.Response(
                     status=403,
                     text="this name may belong to a web page; call 127.0.0.1 or localhost, or list the name in "

@@ -111,7 +111,8 @@ class AdminPlane:
         self._state = WorkerState(metrics, routes_health, live, self.history)
         """The same for other workers."""
         self._peers: Peers | None = None
-        self._allowed_hosts = tuple(allowed_hosts)
+        self.allowed_hosts = frozenset(allowed_hosts)
+        """It may be changed."""
         self._deadlines = deadlines or Deadlines()
         self._bound = bound
         self._unix_access = unix_access
@@ -194,7 +195,11 @@ class AdminPlane:
 
     def _application(self) -> web.Application:
         application = web.Application(
-            middlewares=[self._connections.middleware, self._deadlines.middleware, host_check(self._allowed_hosts)]
+            middlewares=[
+                self._connections.middleware,
+                self._deadlines.middleware,
+                host_check(lambda: self.allowed_hosts),
+            ]
         )
         application.router.add_get("/", self._page)
         application.router.add_get("/livez", self._livez)

@@ -108,6 +108,29 @@ async def test_a_worker_answers_and_drains(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.asyncio
+async def test_a_reload_allows_a_host_name_at_the_listener_and_at_the_admin_port(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def look(worker: Worker, port: int) -> None:
+        async def statuses() -> list[int]:
+            assert worker._admin is not None
+            found = []
+            for address in (f"{HOST}:{port}", worker._admin.address):
+                async with http.get(f"http://{address}/livez", headers={"host": "yours.example"}) as response:
+                    found.append(response.status)
+            return found
+
+        async with aiohttp.ClientSession() as http, client(HOST, port) as near:
+            assert (await near.head(near.open("/nowhere", end=True)))[b":status"] == b"404"  # it has started
+            assert await statuses() == [403, 403]
+            worker.apply(settings(allowed_hosts=("yours.example",)))
+            assert await statuses() == [404, 200]
+        worker.ending.on_ending_signal()
+
+    await running(settings(), look, capsys)
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_second_signal_aborts_live_streams(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     async with server() as far:  # a Cloud Run that never answers
