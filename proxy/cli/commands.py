@@ -6,7 +6,6 @@ may run every few seconds, neither for `serve`.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from proxy import __version__
 from proxy.cli.failures import CommandFailed, UsageFailed
 from proxy.cli.parsing import Mistakes
 from proxy.cli.redaction import redact
+from proxy.settings.layers import did_you_mean
 
 __all__ = ["commands"]
 
@@ -78,8 +78,7 @@ class _OnDemand(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            near = get_close_matches(name, _COMMANDS, 1)
-            ctx.fail(f"There is no command {name!r}{f'; did you mean {near[0]}?' if near else ''}")
+            ctx.fail(f"There is no command {name!r}{did_you_mean(name, _COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
