@@ -10,7 +10,7 @@ import structlog
 
 from proxy.settings.plain import PlainSettings
 
-__all__ = ["GO_WITH", "RELOADABLE", "Changes", "log_refused", "log_reloaded"]
+__all__ = ["RELOADABLE", "STAYS_WITH", "Changes", "log_refused", "log_reloaded"]
 
 _log: Final = structlog.get_logger("settings")
 
@@ -58,7 +58,7 @@ RELOADABLE: Final = frozenset(
 _TLS_ADDRESSES: Final = frozenset({"tls_listen", "unsafe_listen"})
 _ADDRESSES: Final = _TLS_ADDRESSES | {"listen", "socket_mode", "socket_user", "socket_group"}
 
-GO_WITH: Final = {
+STAYS_WITH: Final = {
     "tls_certificate": _TLS_ADDRESSES,
     "tls_key": _TLS_ADDRESSES,
     "tls_client_ca": _TLS_ADDRESSES,
@@ -66,9 +66,9 @@ GO_WITH: Final = {
     "allowed_hosts": _ADDRESSES | {"admin"},
     "queued_octets": frozenset({"stream_window"}),
 }
-"""Settings that a reload changes only together with these, which need a restart.
+"""Settings that a reload does not change while one of these, which need a restart, waits for it.
 
-A value that is valid with the new addresses could open the old ones, which stay in force, to everybody.
+A value that is right for the new addresses could open the old ones, which stay in force, to everybody.
 """
 
 _ORIGIN: Final = {"config", "config_state"}
@@ -99,7 +99,9 @@ class Changes:
         names = [field.name for field in fields(PlainSettings) if field.name not in _ORIGIN | {"routes"}]
         differing = [name for name in names if getattr(running, name) != getattr(read, name)]
         stay = {name for name in differing if name not in RELOADABLE}
-        need_restart = tuple(name for name in differing if name in stay or not stay.isdisjoint(GO_WITH.get(name, ())))
+        need_restart = tuple(
+            name for name in differing if name in stay or not stay.isdisjoint(STAYS_WITH.get(name, ()))
+        )
         return cls(
             routes_added=tuple(name for name in after if name not in before),
             routes_changed=tuple(name for name in after if before.get(name, after[name]) != after[name]),

@@ -6,7 +6,7 @@ waits without using the processor, and costs some 20 KiB.
 * Changes in quick succession are one: the file must have been left alone for `_QUIET_SECONDS`.
 * A file that is missing or closed to us is no change, for `_MISSING_SECONDS`: editors and mounts replace files. After
   that it is reported, once.
-* If the reading failed, and not the settings are at fault (its process was killed, there was no descriptor), they are
+* If the reading failed and the settings are not at fault (its process was killed, there was no descriptor), they are
   read again after `_AGAIN_SECONDS`.
 * What is read is what is applied: the settings carry the state of the file that they were read from. If the file is in
   another state by then, it is read again before anything is reported.
@@ -73,8 +73,8 @@ class Refused:
 
     problems: tuple[str, ...]
     """A sentence each."""
-    passing: bool = False
-    """Whether the same settings may be taken another time: what failed was their reading."""
+    transient: bool = False
+    """True if the reading failed, and not the settings: the same ones may be taken another time."""
 
 
 class Reloader:
@@ -232,7 +232,7 @@ class Reloader:
         self._missing_since = self._again_at = math.inf
         if isinstance(outcome, PlainSettings):
             self._read_before = outcome
-        elif outcome is not None and outcome.passing:
+        elif outcome is not None and outcome.transient:
             self._state, self._again_at = _NOT_READ, time.monotonic() + _AGAIN_SECONDS
         if outcome is not None:
             self._deliver(outcome, requested)
@@ -252,9 +252,9 @@ class Reloader:
                 return Refused((f"{missing}: there is no such file; put it back, or restart without it",))
             return settings
         except SettingsNotRead as exc:
-            return Refused(_problems(exc), passing=exc.exit_code == ExitCode.FAILED)
+            return Refused(_problems(exc), transient=exc.exit_code == ExitCode.FAILED)
         except OSError as exc:  # EMFILE, ENFILE, ENOMEM
-            return Refused((f"the settings cannot be read: {exc.strerror}",), passing=True)
+            return Refused((f"the settings cannot be read: {exc.strerror}",), transient=True)
         finally:
             with self._lock:
                 self._reading = None

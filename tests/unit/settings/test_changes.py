@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from proxy.routes import Route, parse_upstream
-from proxy.settings.changes import GO_WITH, RELOADABLE, Changes, log_refused, log_reloaded
+from proxy.settings.changes import RELOADABLE, STAYS_WITH, Changes, log_refused, log_reloaded
 from proxy.settings.plain import PlainSettings
 from tests.support.settings import plain_settings
 
@@ -81,8 +81,8 @@ def test_the_memory_for_one_window_stays_with_the_window() -> None:
 
 
 def test_what_goes_with_a_setting_that_needs_a_restart_can_change_by_itself() -> None:
-    assert GO_WITH.keys() <= RELOADABLE
-    assert not RELOADABLE & frozenset().union(*GO_WITH.values())
+    assert STAYS_WITH.keys() <= RELOADABLE
+    assert not RELOADABLE & frozenset().union(*STAYS_WITH.values())
 
 
 def test_every_reloadable_name_is_a_setting() -> None:
