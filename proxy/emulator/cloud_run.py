@@ -139,7 +139,7 @@ class CloudRun:
             await self.app(scope, receive, send)
             return
         trace = front_end.Trace.of(scope["headers"])
-        send = front_end.answering(send, self.now(), trace)
+        send = front_end.with_own_fields(send, self.now(), trace)
         state = scope.get("state", {})
         stream: StreamControl | None = state.pop(STREAM_CONTROL, None)
         verdict, fields, added, refusal = self._check_front_end(scope), list(scope["headers"]), [], None

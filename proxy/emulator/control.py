@@ -62,16 +62,16 @@ RECENT_REQUESTS: Final = 20
 _Check = Callable[[Any], bool]
 
 
-def _or_none(right: _Check) -> _Check:
-    return lambda value: value is None or right(value)
+def _or_none(is_valid: _Check) -> _Check:
+    return lambda value: value is None or is_valid(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _list_of(right: _Check) -> _Check:
-    return lambda value: isinstance(value, list) and all(_is_text(entry) and right(entry) for entry in value)
+def _list_of(is_valid: _Check) -> _Check:
+    return lambda value: isinstance(value, list) and all(_is_text(entry) and is_valid(entry) for entry in value)
 
 
 MEMBERS: Final = (_list_of(is_member), "a list of members, such as user:a@example.com, group:a@example.com or allUsers")
@@ -283,8 +283,8 @@ def _listed(value: Any) -> Any:
 
 def _check(changes: Mapping[str, Any], fields: Mapping[str, tuple[_Check, str]]) -> None:
     for name, value in changes.items():
-        right, form = fields[name]
-        if not right(value):
+        is_valid, form = fields[name]
+        if not is_valid(value):
             raise _Invalid(f"The field {name} is {form}.")
 
 

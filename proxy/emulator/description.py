@@ -186,24 +186,24 @@ class _Table:
         """Return the value as it is in the file, and mark the key as known."""
         return self._rest.pop(key, default)
 
-    def get(self, key: str, default: Any, right: Callable[[Any], bool], form: str) -> Any:
-        """Return the value; the default if the key is missing or its value is not `right`."""
+    def get(self, key: str, default: Any, is_valid: Callable[[Any], bool], form: str) -> Any:
+        """Return the value; the default if the key is missing or its value is not valid."""
         value = self._rest.pop(key, default)
-        if value is default or right(value):
+        if value is default or is_valid(value):
             return value
         self.problem(key, f"has to be {form}")
         return default
 
-    def texts(self, key: str, right: Callable[[str], bool], form: str) -> tuple[str, ...]:
+    def texts(self, key: str, is_valid: Callable[[str], bool], form: str) -> tuple[str, ...]:
         """Return a list of texts as a tuple; empty if the key is missing."""
         values = self._rest.pop(key, [])
         if not isinstance(values, list):
             self.problem(key, f"has to be a list, each entry {form}")
             return ()
         for index, value in enumerate(values):
-            if not isinstance(value, str) or not right(value):
+            if not isinstance(value, str) or not is_valid(value):
                 self.problem(f"{key}[{index}]", f"has to be {form}")
-        return tuple(value for value in values if isinstance(value, str) and right(value))
+        return tuple(value for value in values if isinstance(value, str) and is_valid(value))
 
     def end(self) -> None:
         """Report the keys that nobody asked for."""
@@ -382,7 +382,7 @@ POSITIVE_DURATION: Final = (
 def whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
     """Return what checks a whole number in this range, and its form in words."""
 
-    def right(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
-    return right, f"a whole number from {least:,} to {most:,}"
+    return is_valid, f"a whole number from {least:,} to {most:,}"

@@ -26,13 +26,13 @@ __all__ = [
     "Scope",
     "Send",
     "Trace",
-    "answering",
     "check",
     "host_of",
     "host_of_url",
     "passed_on",
     "refusal_of",
     "refuse",
+    "with_own_fields",
 ]
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -116,7 +116,7 @@ def passed_on(
     return [*kept, *((name.encode(), value.encode()) for name, value in own.items())]
 
 
-def answering(send: Send, now: float, trace: Trace) -> Send:
+def with_own_fields(send: Send, now: float, trace: Trace) -> Send:
     """Return a `send` that adds the front end's fields to a response; `now` is the time in seconds since the epoch."""
 
     async def send_with_fields(message: Message) -> None:

@@ -66,7 +66,7 @@ class Services:
         if service is not None:
             await service(scope, receive, send)
             return
-        send = front_end.answering(send, self.now(), front_end.Trace.of(scope["headers"]))
+        send = front_end.with_own_fields(send, self.now(), front_end.Trace.of(scope["headers"]))
         verdict = front_end.check(scope, self.field_section_octets)
         verdict = verdict if verdict in (Verdict.TOO_LARGE, Verdict.METHOD) else Verdict.UNKNOWN_HOST
         self.record(scope.get("method", "WEBSOCKET"), scope["path"], verdict)

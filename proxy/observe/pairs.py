@@ -1,4 +1,4 @@
-"""Keys and values of a mapping that may change while they are read in slices."""
+"""Iterates over a mapping that may change between two steps, because it is read in slices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _Value = TypeVar("_Value")
 
 
 def pairs(mapping: Mapping[_Key, _Value]) -> Iterator[tuple[_Key, _Value]]:
-    """Yield what the mapping has now, without what is removed meanwhile.
+    """Yield the keys that the mapping has now, with their values, and leave out those that are removed meanwhile.
 
-    Only the keys are copied: of thousands of pairs at once, the garbage collector looks at each, and then, because they
-    are many, at all that there is.
+    Only the keys are copied: thousands of new pairs would make the garbage collector run, and look at the whole heap.
     """
     for key in list(mapping):
         if key in mapping:

@@ -9,7 +9,7 @@ __all__ = ["Throttle"]
 
 
 _OTHERS: Final = object()
-"""The kind of lines of which there are too many kinds."""
+"""The kind of all lines beyond `most_kinds`."""
 
 
 class Throttle:
@@ -30,7 +30,7 @@ class Throttle:
 
         `repeats_dropped` is added where such lines were dropped since the last one. `now` is in seconds, of any clock.
         """
-        kind = self._told_apart(kind, now)
+        kind = self._counted_as(kind, now)
         if now < self._quiet_until.get(kind, now):
             self._dropped[kind] = self._dropped.get(kind, 0) + 1
             return None
@@ -38,7 +38,7 @@ class Throttle:
         dropped = self._dropped.pop(kind, 0)
         return {"repeats_dropped": dropped} if dropped else {}
 
-    def _told_apart(self, kind: Hashable, now: float) -> Hashable:
+    def _counted_as(self, kind: Hashable, now: float) -> Hashable:
         """Return `kind`, or `_OTHERS` if there are too many; forget those whose interval is over first."""
         if kind in self._quiet_until or len(self._quiet_until) < self._most_kinds:
             return kind

@@ -1,7 +1,7 @@
-"""Limits how many calls run at a time, and to half of these those for discoveries, so that others never wait for them.
+"""Limits how many calls run at a time. Discoveries get half of the places, so that other requests never wait for them.
 
-A discovery wants a new token each time, so a client that asks for discoveries of many services would otherwise have
-every call to Google, and the tokens of all others would wait behind it.
+A discovery wants a new token each time. Without this, a client that asks for discoveries of many services would occupy
+all calls to Google, and the tokens of all others would wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ mints_for_discovery: Final = ContextVar("mints_for_discovery", default=False)
 
 
 class Gate:
-    """Has `places`, two at least. Discoveries get half of them; whoever waits is served in the order of arrival."""
+    """Lets `places` calls run at a time, two at least, and at most half as many of them for discoveries.
+
+    Waiting calls get a place in the order of their arrival.
+    """
 
     def __init__(self, places: int) -> None:
         self._places = asyncio.Semaphore(places)
@@ -27,7 +30,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and have it for the time of a `with`."""
+        """Wait for a place, and hold it for the time of a `with`."""
         if not mints_for_discovery.get():
             async with self._places:
                 yield
