@@ -6,19 +6,25 @@ What each credential can do (Application Default Credentials; tests/e2e/test_cre
 credential                                        ID token for itself         source of impersonation, with
                                                                               delegates or without
 ================================================  ==========================  =================================
-metadata server (Compute Engine, GKE, Cloud Run)  yes                         yes
-`service_account` key file                        yes                         yes
-`impersonated_service_account`                    yes, of its target          yes, its target is the source
-`external_account` from file, url, executable¹,   no: three remedies          yes; through the account that
-AWS (environment's keys, or metadata: IMDSv2)                                 the file names, if it names one
-`authorized_user`                                 no: three remedies          yes
-`external_account_authorized_user`                no: three remedies          yes
+metadata server (Compute Engine, GKE, Cloud Run)  yes: `identity`             yes: `token`
+`service_account` key file                        yes: signed assertion at    yes: signed assertion at
+                                                  `token_uri`                 `token_uri`
+`impersonated_service_account`                    yes, of its target:         yes, its target is the source:
+                                                  `generateIdToken`           `generateAccessToken`
+`external_account` from file, url, executable¹,   no: `AmbientUnsupported`    yes: exchange at the STS; through
+AWS (environment's keys, or metadata: IMDSv2)                                 the account that the file names,
+                                                                              if it names one
+`authorized_user`                                 no: `AmbientUnsupported`    yes: refresh grant
+`external_account_authorized_user`                no: `AmbientUnsupported`    yes: refresh grant at the STS
 `external_account` with an X.509 certificate      refused, with a sentence    refused
 `gdch_service_account`                            refused, with a sentence    refused
 anything of another universe                      refused, with a sentence    refused
 ================================================  ==========================  =================================
 
 ¹ where `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES` is 1; it has the time that its file says (5 to 120 s).
+
+With a source's access token, `generateIdToken` mints for the account that a route impersonates. `AmbientUnsupported`
+names three remedies.
 
 The way of a token: `relay` reads a route's `slot`; without a token in it, `source` asks its `cache` and starts a mint
 (`minter`); `google` mints with one of `credentials`, over `http_client`.

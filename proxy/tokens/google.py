@@ -1,14 +1,4 @@
-"""Mints ID tokens with Google's credentials.
-
-==================================  ==================================  ==========================================
-source                              ID token for itself                 impersonation on top (`generateIdToken`)
-==================================  ==================================  ==========================================
-metadata server                     its `identity`                      its `token`
-service-account key file            signed assertion → `token_uri`      signed assertion → `token_uri`
-`impersonated_service_account`      `generateIdToken` on its target     `generateAccessToken` on its target
-user credentials                    AmbientUnsupported                  refresh grant
-workload, workforce federation      AmbientUnsupported                  exchange at the STS
-==================================  ==================================  ==========================================
+"""Mints ID tokens with Google's credentials; the table in `proxy.tokens` says what each can do, and how.
 
 Nothing is read, imported or contacted before the first mint. The lookup is repeated at every mint, and by polling in
 between (`check_for_change`), so that a change takes effect within seconds; `credentials.active` says what a change is.
