@@ -248,10 +248,7 @@ def _from_options(
         google.add_account(account)
     for caller, target, role in grants:
         google.allow_impersonation(caller, target, role)
-    octets = limits["field_section_octets"]
-    cloud_run = CloudRun(
-        app, google, url=url, custom_audiences=audiences, invokers=members, field_section_octets=octets
-    )
+    cloud_run = CloudRun(app, google, url=url, custom_audiences=audiences, invokers=members)
     keys = tuple(dict.fromkeys((*(accounts if invokers else ()), *callers)))
     return google, cloud_run, keys, users, Limits(**limits)  # type: ignore[arg-type]  # only those of `limit_option`
 

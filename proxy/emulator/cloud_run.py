@@ -69,8 +69,8 @@ class CloudRun:
     `url` and `other_urls` are the service's URLs; `tags` are names of traffic tags, each of which has a host of its own
     for every URL; `domains` are custom domains. A token's audience has to be exactly one of the URLs or of
     `custom_audiences`, or for a user the OAuth client of gcloud. `invokers` are the e-mails of accounts and users with
-    `roles/run.invoker`. `field_section_octets` limits the fields of a request. The other arguments are attributes,
-    which can be changed between requests. Lifespan events are passed on.
+    `roles/run.invoker`. The other arguments are attributes, which can be changed between requests. Lifespan events are
+    passed on.
     """
 
     def __init__(
@@ -84,7 +84,6 @@ class CloudRun:
         domains: Sequence[str] = (),
         custom_audiences: Sequence[str] = (),
         invokers: Collection[str],
-        field_section_octets: int = FIELD_SECTION_OCTETS,
         name: str = "service",
         http2: bool = True,
         iap: bool = False,
@@ -120,7 +119,8 @@ class CloudRun:
         self.invokers = set(invokers)
         """Who may call, as in IAM policies: e-mails with or without `user:`, `serviceAccount:` or `group:`,
         `domain:…`, `allUsers`, `allAuthenticatedUsers`; can be changed between requests."""
-        self.field_section_octets = field_section_octets
+        self.field_section_octets = FIELD_SECTION_OCTETS
+        """Size of a request's fields; a larger request gets 431. `CloudRunServer` sets it to its own limit."""
         self.hosts: frozenset[str] = frozenset()
         """Hosts besides `names` that are accepted, without port; empty: every host. Set by `CloudRunServer`."""
         self.streams: list[RequestRecord] = []

@@ -34,7 +34,7 @@ from proxy.emulator.certificates import Certificates
 from proxy.emulator.cloud_run import CloudRun
 from proxy.emulator.front_end import Application, refusal_of
 from proxy.emulator.http2 import MAX_DECODED_OCTETS, STREAM_CONTROL, GoogleHttp2, StreamControl
-from proxy.emulator.limits import FIELD_SECTION_OCTETS, Limits
+from proxy.emulator.limits import Limits
 from proxy.emulator.services import Services
 from proxy.emulator.sockets import address, bind, reset_on_close
 from proxy.emulator.verdicts import Verdict
@@ -76,8 +76,7 @@ class CloudRunServer:
         self._app = app
         self._host = host
         self._port = port
-        octets = app.field_section_octets if isinstance(app, CloudRun | Services) else FIELD_SECTION_OCTETS
-        self.limits = limits or Limits(field_section_octets=octets)
+        self.limits = limits or Limits()
         """The limits of each HTTP/2 connection."""
         self._config = _config(alpn_protocols, self.limits)
         self._certificates = certificates
@@ -100,6 +99,8 @@ class CloudRunServer:
             if isinstance(self._app, CloudRun):
                 self._app.url = self._app.url or self.url
                 self._app.hosts = self._hosts
+            if isinstance(self._app, CloudRun | Services):
+                self._app.field_section_octets = self.limits.field_section_octets
             self._lifespan = Lifespan(self._wrapped, self._config, loop, self._state)
             self._lifespan_task = loop.create_task(self._lifespan.handle_lifespan())
             stack.push_async_callback(self._end_lifespan)

@@ -82,7 +82,6 @@ def _service(
         domains=described.domains,
         custom_audiences=described.audiences,
         invokers=[description.metadata_account] if described.invokers is None else described.invokers,
-        field_section_octets=description.front_end.field_section_octets,
         http2=described.http2,
         iap=described.iap,
         iap_accessors=described.iap_accessors,

@@ -38,8 +38,13 @@ class Services:
 
     @property
     def field_section_octets(self) -> int:
-        """The smallest limit of the services for the fields of a request."""
-        return min(service.field_section_octets for service in self.services)
+        """Size of a request's fields, the same for all services."""
+        return self.services[0].field_section_octets
+
+    @field_section_octets.setter
+    def field_section_octets(self, octets: int) -> None:
+        for service in self.services:
+            service.field_section_octets = octets
 
     @property
     def verdicts(self) -> Counter[Verdict]:

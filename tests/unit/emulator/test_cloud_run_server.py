@@ -9,7 +9,16 @@ import aiohttp
 import pytest
 from hypercorn.config import Config
 
-from proxy.emulator import CannotListen, Certificates, CloudRun, CloudRunServer, Google, Verdict, cloud_run_server
+from proxy.emulator import (
+    CannotListen,
+    Certificates,
+    CloudRun,
+    CloudRunServer,
+    Google,
+    Limits,
+    Verdict,
+    cloud_run_server,
+)
 from tests.support.emulated import CALLER, trusting
 from tests.support.peers.sockets import Fields, Peer, Response, client
 
@@ -138,8 +147,8 @@ async def test_a_client_of_http11_gets_no_http2_whatever_it_asks_for(
 async def test_requests_of_http11_are_refused_by_the_front_end_and_its_limits(
     google: Google, certificates: Certificates, request_: bytes, status: bytes
 ) -> None:
-    cloud_run = CloudRun(Service(), google, invokers=[CALLER], field_section_octets=131_072)
-    async with CloudRunServer(cloud_run, certificates) as server:
+    cloud_run = CloudRun(Service(), google, invokers=[CALLER])
+    async with CloudRunServer(cloud_run, certificates, limits=Limits(field_section_octets=131_072)) as server:
         host, _, port = server.url.removeprefix("https://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting(certificates.ca_file, "http/1.1"))
         writer.write(request_)
@@ -193,8 +202,8 @@ async def test_fields_over_the_advertised_limit_are_refused_and_keep_the_connect
             http1.get(server.url, headers=dict([token, *large]), ssl=trusting(certificates.ca_file)) as response,
         ):
             assert response.status == 431
-    cloud_run = CloudRun(Service(), google, invokers=[CALLER], field_section_octets=65_536)
-    async with CloudRunServer(cloud_run, certificates) as server, _http2(server, certificates) as peer:
+    cloud_run, limits = CloudRun(Service(), google, invokers=[CALLER]), Limits(field_section_octets=65_536)
+    async with CloudRunServer(cloud_run, certificates, limits=limits) as server, _http2(server, certificates) as peer:
         accepted = await _get(peer, "/early", _token(google, server.url), *large)
         assert peer.h2.remote_settings.max_header_list_size == 65_536
         assert accepted.status == 200
