@@ -12,16 +12,12 @@ from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from zlib import crc32
 
 from proxy.http2.engine import EngineName
 from proxy.routes import AllowLists, Origin, Route, RouteTable
 
-__all__ = ["FORMAT_VERSION", "PlainSettings"]
-
-FORMAT_VERSION: Final = 6
-"""Version of the JSON form. It changes when a field is added, removed, renamed or gets another type: after an upgrade
-on disk, a running sidecar must not take what a newer program wrote for its own.
-"""
+__all__ = ["PlainSettings", "format_version"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +79,8 @@ class PlainSettings:
     """The state (`file_state`) of that file when it was read; empty if it is not a regular file."""
 
     def to_json(self) -> str:
-        """Return all values and `FORMAT_VERSION` as JSON; in ASCII, because paths need not be UTF-8 (PEP 383)."""
-        return json.dumps({"version": FORMAT_VERSION, "settings": _encode(self)})
+        """Return all values and `format_version` as JSON; in ASCII, because paths need not be UTF-8 (PEP 383)."""
+        return json.dumps({"version": format_version(), "settings": _encode(self)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> PlainSettings:
@@ -93,8 +89,8 @@ class PlainSettings:
         Types are checked, the rules of the model are not. No value is quoted in the error.
         """
         document = json.loads(text)
-        if not isinstance(document, dict) or document.get("version") != FORMAT_VERSION:
-            raise ValueError(f"they are not in version {FORMAT_VERSION} of the format")
+        if not isinstance(document, dict) or document.get("version") != format_version():
+            raise ValueError(f"they are not in version {format_version()} of the format")
         settings = _decode(cls, document.get("settings"), "settings")
         assert isinstance(settings, cls)  # noqa: S101 - tells the type checker
         return settings
@@ -102,6 +98,19 @@ class PlainSettings:
     def route_table(self) -> RouteTable:
         """Return the routes for lookup, named and open."""
         return RouteTable(self.routes, self.deployments)
+
+
+_KINDS: Final = (PlainSettings, AllowLists, Route, Origin)
+"""What the JSON form has as objects."""
+
+
+@cache
+def format_version(kinds: tuple[Any, ...] = _KINDS) -> int:
+    """Return a number for the JSON form, another one if a field is added, removed, renamed or gets another type.
+
+    After an upgrade on disk, a running sidecar must not take what a newer program wrote for its own.
+    """
+    return crc32(repr([_hints(kind) for kind in kinds]).encode())
 
 
 def _encode(value: Any) -> Any:
@@ -116,7 +125,7 @@ def _encode(value: Any) -> Any:
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Return `value`, of JSON, as the type `kind`; ValueError that names `where` if it is of another type."""
-    if kind in (PlainSettings, AllowLists, Route, Origin):
+    if kind in _KINDS:
         hints = _hints(kind)
         if not isinstance(value, dict) or value.keys() != hints.keys():
             raise ValueError(f"{where} has other fields than {', '.join(hints)}")

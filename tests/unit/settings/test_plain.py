@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,7 +14,7 @@ import pytest
 from proxy.routes import AllowLists, Origin, Route
 from proxy.settings.groups import TABLES
 from proxy.settings.model import DeploymentSettings, RouteSettings, Settings
-from proxy.settings.plain import FORMAT_VERSION, PlainSettings
+from proxy.settings.plain import PlainSettings, format_version
 from tests.unit.settings.given import ACCOUNT, KEY, URL, upstream
 
 
@@ -118,8 +120,8 @@ def broken(change: Callable[[dict[str, Any]], object]) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda document: document.update(version=FORMAT_VERSION + 1), f"not in version {FORMAT_VERSION} "),
-        (lambda document: document.pop("version"), f"not in version {FORMAT_VERSION} "),
+        (lambda document: document.update(version=format_version() + 1), f"not in version {format_version()} "),
+        (lambda document: document.pop("version"), f"not in version {format_version()} "),
         (lambda document: document["settings"].pop("workers"), "settings has other fields than "),
         (lambda document: document["settings"].update(new=1), "settings has other fields than "),
         (lambda document: document["settings"].update(workers="s3cret"), "settings.workers has the wrong type: str"),
@@ -138,6 +140,17 @@ def test_another_version_field_or_type_is_refused_without_quoting_values(
     with pytest.raises(ValueError, match=said) as refused:
         PlainSettings.from_json(broken(change))
     assert "s3cret" not in str(refused.value)
+
+
+def test_the_version_changes_with_names_and_types_of_fields_and_not_from_process_to_process() -> None:
+    fields: list[list[tuple[str, Any]]] = [[("a", int)], [("b", int)], [("a", int | None)], [("a", int), ("b", int)]]
+    kinds = [dataclasses.make_dataclass("Kind", given) for given in fields]
+    assert len({format_version((kind,)) for kind in kinds}) == len(kinds)
+    code = "from proxy.settings.plain import format_version; print(format_version())"
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, text=True)
+        assert int(ran.stdout) == format_version()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
