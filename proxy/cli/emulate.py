@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, Final, TypeAlias
 import click
 
 from proxy.cli.emulate_options import (
-    DESCRIBED,
     PORT,
     PORT_OPTIONS,
     WholeNumber,
@@ -155,7 +154,7 @@ def emulate(
     with mistakes:
         check_host(host, unsafe_listen)
     with mistakes:
-        emulated = _described(context, config) if config else _from_options(**described)
+        emulated = _from_file(context, config, described) if config else _from_options(**described)
     mistakes.raise_found()
     google, services, accounts, users, limits = emulated
     # Created last before signals are handled, so that it is removed however the command ends.
@@ -188,13 +187,13 @@ _Emulated: TypeAlias = tuple[Google, CloudRun | Services, tuple[str, ...], tuple
 """The state, the services, the accounts that get keys, the users, and the limits of the front end."""
 
 
-def _described(context: click.Context, config: Path) -> _Emulated:
-    """Return what a file describes."""
+def _from_file(context: click.Context, config: Path, options: Collection[str]) -> _Emulated:
+    """Return what a file describes in the place of these options."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name in DESCRIBED
-        and context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
+        if parameter.name in options
+        and context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
     ]
     mistakes = Gathered()
     with mistakes:

@@ -19,7 +19,6 @@ from proxy.routes import parse_upstream
 from proxy.routes.locality import is_loopback
 
 __all__ = [
-    "DESCRIBED",
     "PORT",
     "PORT_OPTIONS",
     "WholeNumber",
@@ -45,12 +44,6 @@ PORT: Final = WholeNumber(0, 65535)
 """A port; 0 is a free one."""
 PORT_OPTIONS: Final = ("--cloud-run-port", "--metadata-port", "--tls-port")
 """The options that take a port."""
-_LIMITS: Final = ("concurrent_streams", "field_section_octets", "stream_window_octets", "connection_window_octets")
-DESCRIBED: Final = (
-    *("application", "url", "audiences", "invokers", "grants", "users", "pod", "token_lifetime"),
-    *_LIMITS,
-)
-"""Parameters that `--config` replaces."""
 
 
 def read_grants(
