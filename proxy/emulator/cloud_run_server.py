@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final, cast
 
 import h11
@@ -199,8 +200,8 @@ def _abort(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
-class _IdleTimer(AsyncioSingleTask):
-    """The timer of an idle connection. It is not started on a connection that ends, where Hypercorn's would raise."""
+class _Timer(AsyncioSingleTask):
+    """A timer of a connection. It is not started on a connection that ends, where Hypercorn's would raise."""
 
     _over = False
 
@@ -249,8 +250,8 @@ class _Connection(TCPServer):
     def __init__(self, owner: CloudRunServer, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._owner = owner
-        self._age: asyncio.TimerHandle | None = None
-        self.idle_task: _IdleTimer = _IdleTimer()
+        self._age = _Timer()
+        self.idle_task: _Timer = _Timer()
         self.state = {**self.state, STREAM_CONTROL: StreamControl(self._reset)}
 
     async def run(self) -> None:
@@ -264,10 +265,12 @@ class _Connection(TCPServer):
                     self.app, self.config, self.context, tasks, ConnectionState(self.state), True, peer, own,
                     self.protocol_send,
                 )  # fmt: skip
-                protocol = self._http2(tasks, given) if http2 else GoogleHttp1(*given, clock=self._owner.now)
+                protocol = self._http2(given) if http2 else GoogleHttp1(*given, clock=self._owner.now)
                 self.protocol = cast(Any, protocol)
                 try:
                     await protocol.initiate()
+                    if isinstance(protocol, GoogleHttp2):
+                        await self._age.restart(tasks, partial(self._grow_old, protocol))
                     await self.idle_task.restart(tasks, self._idle_timeout)
                     await self._read_data()
                 except BaseException:
@@ -279,20 +282,21 @@ class _Connection(TCPServer):
         except OSError:
             pass
         finally:
-            if self._age is not None:
-                self._age.cancel()
             await self._close()
 
-    def _http2(self, tasks: TaskGroup, given: tuple[Any, ...]) -> GoogleHttp2:
-        limits = self._owner.limits
-        protocol = GoogleHttp2(
-            *given, limits=limits, reset_connection=self._reset, on_refusal=self._owner.refused, clock=self._owner.now
+    def _http2(self, given: tuple[Any, ...]) -> GoogleHttp2:
+        owner = self._owner
+        return GoogleHttp2(
+            *given, limits=owner.limits, reset_connection=self._reset, on_refusal=owner.refused, clock=owner.now
         )
-        self._age = self.loop.call_later(limits.age_seconds, lambda: tasks.spawn(protocol.go_away))
-        return protocol
+
+    async def _grow_old(self, protocol: GoogleHttp2) -> None:
+        await asyncio.sleep(self._owner.limits.age_seconds)
+        await protocol.go_away()
 
     async def _read_data(self) -> None:
         await super()._read_data()
+        await self._age.end()
         await self.idle_task.end()
 
     async def _close(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hyperframe.frame import DataFrame
 
 from proxy.emulator import Certificates, CloudRunServer, Limits
+from proxy.emulator.cloud_run_server import ABORT_SECONDS, GRACE_SECONDS
 from tests.support.emulated import trusting
 from tests.support.peers.sockets import Peer, Reset, client
 
@@ -23,12 +24,14 @@ pytestmark = pytest.mark.asyncio
 
 WINDOW = 65_535
 PARTS = 4
+LINGERS_SECONDS = 0.8 * ABORT_SECONDS / 2
 
 
 class Service:
     """Responds to `/open` when it is told to, to all else at once with ten octets; of `/read`, it reads before.
 
-    `/large` has large parts before them. `/fails` and `/returns` end after a part, as their names say.
+    `/large` has large parts before them. `/fails` and `/returns` end after a part, as their names say. `/lingers`
+    ends a little after it was cancelled.
     """
 
     def __init__(self) -> None:
@@ -42,6 +45,11 @@ class Service:
             raise NotImplementedError
         await send({"type": "http.response.start", "status": 200, "headers": []})
         self.started.set()
+        if scope["path"] == "/lingers":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(LINGERS_SECONDS)
         if scope["path"] in ("/open", "/read"):
             await self.end.wait()
         while scope["path"] == "/read" and (await receive())["more_body"]:
@@ -372,3 +380,13 @@ async def test_a_client_that_leaves_between_the_two_goaways_is_no_failure(
         await peer.closed
         await asyncio.sleep(0.1)  # the second GOAWAY is due
     assert not [record for record in caplog.records if "failed" in record.message]
+
+
+async def test_a_connection_does_not_grow_old_while_its_server_ends(certificates: Certificates) -> None:
+    raised: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
+    cancelled_after = GRACE_SECONDS + ABORT_SECONDS / 2
+    async with _connected(certificates, Limits(age_seconds=cancelled_after + LINGERS_SECONDS / 2)) as (peer, service):
+        peer.open("/lingers", end=True)
+        await service.started.wait()
+    assert not raised
