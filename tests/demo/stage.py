@@ -18,7 +18,8 @@ from tests.support.sidecar import Sidecar, sidecar
 
 __all__ = ["PortTaken", "Ports", "Stage", "emulated_google", "greeter_sidecar"]
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
+"""Under an emulated processor the emulator takes half a minute. A program that ends is noticed at once."""
 
 
 class PortTaken(Exception):

@@ -21,7 +21,7 @@ from tests.support.restate_server import RestateServer
 __all__ = ["StepFailed", "next_commands", "set_up", "show"]
 
 APP_CREDENTIAL = "Bearer what-the-application-itself-expects"
-SEEN_SECONDS = 5.0
+SEEN_SECONDS = 30.0
 
 
 class StepFailed(Exception):
