@@ -22,10 +22,12 @@ from proxy.cli.emulate_options import (
     PORT,
     PORT_OPTIONS,
     WholeNumber,
+    accounts_among,
     check_descriptors,
     check_host,
     check_names,
     check_ports,
+    is_account,
     limit_option,
     read_grants,
     read_https,
@@ -204,7 +206,7 @@ def _from_file(context: click.Context, config: Path, options: Collection[str]) -
     mistakes.raise_found()
     apps = {service.name: echo if service.app is None else _load(service.app) for service in found.services}
     google, services = project.build(found, apps)
-    callers = (grant.caller for grant in found.grants if _is_account(grant.caller))
+    callers = (grant.caller for grant in found.grants if is_account(grant.caller))
     return google, services, tuple(dict.fromkeys((*found.accounts, *callers))), found.users, found.front_end
 
 
@@ -236,8 +238,8 @@ def _from_options(
     google = Google(token_lifetime_seconds=token_lifetime)
     google.pod = pod
     members = invokers or (google.metadata_account,)
-    accounts = [member for member in members if "@" in member and ":" not in member]
-    callers = [grant.caller for grant in grants if _is_account(grant.caller)]
+    accounts = accounts_among(members)
+    callers = [grant.caller for grant in grants if is_account(grant.caller)]
     with mistakes:
         app = echo if application is None else _load(application)
     with mistakes:
@@ -333,9 +335,10 @@ def _write_users(plan: _Plan) -> dict[str, Path]:
 
 
 def _write_credentials(plan: _Plan, endpoints: GoogleServer) -> Mapping[str, GeneratedCredentials]:
-    """Write a credential file of each kind, and allow each to impersonate the accounts; return the files by kind."""
+    """Write a credential file of each kind, and allow each to impersonate the invokers; return the files by kind."""
     google = plan.google
-    targets = plan.accounts or (google.metadata_account,)
+    invokers = (invoker for service in plan.each for invoker in sorted(accounts_among(service.invokers)))
+    targets = tuple(dict.fromkeys((*invokers, *plan.accounts))) or (google.metadata_account,)
     files = CredentialFiles(
         plan.directory / "credentials", google, endpoints, account=targets[0], by_name=plan.tls_port == HTTPS
     )
@@ -344,11 +347,6 @@ def _write_credentials(plan: _Plan, endpoints: GoogleServer) -> Mapping[str, Gen
         for target in targets:
             google.allow_impersonation(caller, target)
     return written
-
-
-def _is_account(caller: str) -> bool:
-    """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
-    return "@" in caller and not caller.startswith(("principal://", "principalSet://"))
 
 
 def _with_remedy(error: CannotListen, plan: _Plan) -> str:

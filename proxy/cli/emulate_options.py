@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -22,10 +22,12 @@ __all__ = [
     "PORT",
     "PORT_OPTIONS",
     "WholeNumber",
+    "accounts_among",
     "check_descriptors",
     "check_host",
     "check_names",
     "check_ports",
+    "is_account",
     "limit_option",
     "read_grants",
     "read_https",
@@ -148,3 +150,14 @@ def temporary_directory() -> tempfile.TemporaryDirectory[str]:
             "no temporary directory can be made on this machine; name one that can be written to with --directory, or "
             "mount a writable one at /tmp"
         ) from exc
+
+
+def accounts_among(members: Iterable[str]) -> list[str]:
+    """Return those of the members of a policy that may be accounts: e-mails, with or without `serviceAccount:`."""
+    emails = (member.removeprefix("serviceAccount:") for member in members)
+    return [email for email in emails if "@" in email and ":" not in email]
+
+
+def is_account(caller: str) -> bool:
+    """True if a caller is an account with an e-mail, which may have a key; federated principals may not."""
+    return "@" in caller and not caller.startswith(("principal://", "principalSet://"))
