@@ -90,7 +90,7 @@ def chromium() -> None:
 @needs_chromium
 @pytest.mark.asyncio
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 640, 390])
 async def test_a_browser_shows_every_route_within_its_width(tmp_path: Path, width: int, dark: bool) -> None:
     async with stage() as plane, page(tmp_path) as browser:
         await loaded(browser, plane.address, width=width, dark=dark)
@@ -181,6 +181,9 @@ async def test_several_workers_have_a_row_each_and_everything_is_of_all_of_them(
             return each.offsetHeight;
         })).size"""
         assert await browser.evaluate(high) == 1, "a part of a row breaks into two lines"
+        lines = """new Set([...document.querySelectorAll("#workers .row:first-child > span")].map(each =>
+            Math.round(each.getBoundingClientRect().top))).size"""
+        assert width < 600 or await browser.evaluate(lines) == 1, "a row breaks into two lines where there is room"
         for row in await texts(browser, "#workers .row"):
             assert row.startswith("process ")
             assert "ready" in row
